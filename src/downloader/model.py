@@ -1,0 +1,270 @@
+"""What the service talks about: jobs, tasks, attempts, outcomes, callbacks. Values only, no I/O.
+
+A *job* is what a client asked for (`JobSpec`, immutable). The work on it is one or two *tasks*: its
+download, then its callback. A task belongs to a *group* that bounds how many run at once: a download's
+group is its aggregation, a callback's the destination it goes to. A task is *leased* to one instance
+at a time, and every lease has a new *generation*, so that a late holder changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ID_LENGTH = 14
+"""Characters of a job id: 83 bits, so that two ids never meet."""
+
+POISON_CRASHES = 5
+"""A job whose worker died this many times is failed instead of being tried again."""
+
+CALLBACK_LOG_LENGTH = 5
+"""How many of a callback's last attempts are kept for people to read."""
+
+
+class Kind(StrEnum):
+    """The two kinds of leased work."""
+
+    DOWNLOAD = "download"
+    CALLBACK = "callback"
+
+
+class State(StrEnum):
+    """States of a task; `docs/state-machine.md` draws the transitions."""
+
+    PENDING = "pending"
+    """Waits until it is due and its group has room."""
+    RUNNING = "running"
+    """Leased to an instance."""
+    SUCCEEDED = "succeeded"
+    """Terminal: the file is stored, or the callback delivered."""
+    FAILED = "failed"
+    """Terminal: attempts are used up, or the failure is final."""
+    CANCELLED = "cancelled"
+    """Terminal, downloads only: somebody asked for it."""
+
+
+class ErrorCode(StrEnum):
+    """`error_code` of the callback; the contract's table, section 4."""
+
+    NONE = ""
+    HTTP_STATUS = "http_status"
+    TLS = "tls"
+    MIME_TYPE = "mime_type"
+    EGRESS = "egress"
+    CONNECT = "connect"
+    DNS = "dns"
+    TIMEOUT = "timeout"
+    TRUNCATED = "truncated"
+    TOO_LARGE = "too_large"
+    REDIRECTS = "redirects"
+    PROTOCOL = "protocol"
+    STORAGE = "storage"
+    CANCELLED = "cancelled"
+    POISON = "poison"
+
+
+class Verdict(StrEnum):
+    """What becomes of a task after an attempt."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    RETRY = "retry"
+    """Another attempt later; this one counts."""
+    RELEASE = "release"
+    """Our own fault or a stop: handed back, and this attempt does not count."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What the client asked for, checked and normalised; never changes once accepted."""
+
+    id: str
+    aggr_id: str
+    aggr_limit: int
+    url: str
+    """As the client wrote it, byte for byte; echoed as `resource_url`."""
+    aggr_proxy: str = ""
+    callback_type: str = ""
+    callback_dst: str = ""
+    callback_error_type: str = ""
+    """Already defaulted to the pair above where the client gave none."""
+    callback_error_dst: str = ""
+    extra: str = ""
+    mime_type: str = ""
+    max_retries: int | None = None
+    """`None`: the configured default."""
+    extract_image_size: bool = False
+    download_timeout: int | None = None
+    """Seconds for a whole attempt; `None`: no bound of the job's own."""
+    request_headers: Mapping[str, str] = field(default_factory=dict)
+    user_agent: str = ""
+    s3_bucket: str = ""
+    s3_region: str = ""
+    subpath: str = ""
+    created_ms: int = 0
+    """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that a newer version stored; carried along untouched."""
+
+    def to_json(self) -> str:
+        """The stored form: compact JSON without the id and without fields at their default."""
+        body = dict(self.unknown)
+        for name, default in _SPEC_DEFAULTS.items():
+            value = getattr(self, name)
+            if value != default:
+                body[name] = value
+        return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, job_id: str, text: str | bytes) -> Self:
+        """Inverse of `to_json`; fields this version does not know are kept in `unknown`."""
+        body: dict[str, Any] = json.loads(text)
+        known = {name: body.pop(name) for name in _SPEC_DEFAULTS if name in body}
+        return cls(id=job_id, unknown=body, **known)
+
+    def callback(self, *, success: bool) -> tuple[str, str]:
+        """`(type, destination)` of the callback for this result; `("", "")` when there is none."""
+        if success:
+            return self.callback_type, self.callback_dst
+        return self.callback_error_type, self.callback_error_dst
+
+    @property
+    def storage_key(self) -> str:
+        """Path of the file under the storage root; made from our id, never from the client's URL."""
+        path = f"{self.id[:3]}/{self.id}"
+        return f"{self.subpath}/{path}" if self.subpath else path
+
+
+_SPEC_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("aggr_id", "aggr_limit", "url")),
+    **{
+        f.name: (f.default_factory() if callable(f.default_factory) else f.default)
+        for f in fields(JobSpec)
+        if f.name not in ("id", "unknown", "aggr_id", "aggr_limit", "url")
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFacts:
+    """What is known of a stored file; the empty value means there is none."""
+
+    size: int = 0
+    sha256: str = ""
+    """Lower-case hexadecimal."""
+    mime_type: str = ""
+    image_size: str = ""
+    """`"WxH"` in pixels, or empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one attempt at a download ended."""
+
+    verdict: Verdict
+    error: str = ""
+    """One line for the callback; empty exactly when `verdict` is `SUCCEEDED`. No secrets."""
+    error_code: ErrorCode = ErrorCode.NONE
+    response_code: int = 0
+    """The last response's status; 0 where none came."""
+    retry_after_s: float | None = None
+    """The origin's `Retry-After`, or the computed delay, for `RETRY` and `RELEASE`."""
+    file: FileFacts = field(default_factory=FileFacts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How one attempt at a callback ended."""
+
+    verdict: Verdict
+    error: str = ""
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One task in the hands of one instance."""
+
+    kind: Kind
+    spec: JobSpec
+    group: str
+    generation: int
+    attempts: int
+    """Attempts that ended before this one and count against the retries."""
+    crashes: int
+    """Earlier leases of this task whose holder died."""
+    limit: int
+    """How many of the group may run at once over the fleet, as of this lease."""
+    proxy: str = ""
+    """The aggregation's proxy; downloads only."""
+    result: Outcome | None = None
+    """The download's end; callbacks only."""
+    result_attempts: int = 0
+    """Attempts the download took; callbacks only."""
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.spec.id
+
+
+def new_id(shard: int, shards: int) -> str:
+    """A random job id whose last character tells its shard (see `shard_of`)."""
+    head = "".join(secrets.choice(ID_ALPHABET) for _ in range(ID_LENGTH - 1))
+    return head + secrets.choice(ID_ALPHABET[shard::shards])
+
+
+def shard_of(job_id: str, shards: int) -> int:
+    """The shard that holds a job.
+
+    Raises:
+        ValueError: the text cannot be a job id.
+    """
+    if len(job_id) != ID_LENGTH or not job_id.isascii() or not job_id.isalnum():
+        raise ValueError(f"not a job id: {job_id!r}")
+    return ID_ALPHABET.index(job_id[-1]) % shards
+
+
+def callback_group(callback_type: str, destination: str) -> str:
+    """The group that bounds callbacks to one destination: for URLs their origin, else the destination.
+
+    So a dead host holds up its own callbacks only, whatever paths they go to.
+    """
+    if "://" in destination:
+        parts = urlsplit(destination)
+        destination = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+    return f"{callback_type} {destination}"[:256]
+
+
+def callback_payload(spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str) -> dict[str, Any]:
+    """The callback's body, the same for every backend; every field is always there."""
+    success = outcome.verdict is Verdict.SUCCEEDED
+    return {
+        "success": success,
+        "error": outcome.error,
+        "extra": spec.extra,
+        "resource_url": spec.url,
+        "download_url": download_url if success else "",
+        "job_id": spec.id,
+        "response_code": outcome.response_code,
+        "delivered": True,
+        "delivery_error": "",
+        "image_size": outcome.file.image_size,
+        "error_code": outcome.error_code.value,
+        "size": outcome.file.size,
+        "sha256": outcome.file.sha256,
+        "mime_type": outcome.file.mime_type,
+        "attempts": attempts,
+    }
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds, for display only: the store's clock decides what is due."""
+    return time.time_ns() // 1_000_000

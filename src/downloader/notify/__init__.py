@@ -1,0 +1,78 @@
+"""What a notifier plugin is; plugins import this module and `downloader.errors`, nothing else.
+
+An entry point of group `downloader.notifiers.v1` names a *factory*: a callable that takes the parsed
+TOML table of its section (`[backends.NAME]`) and gives an async context manager that yields a `Notifier`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from downloader.egress import EgressRefused, connect_tcp
+
+__all__ = [
+    "Delivered",
+    "EgressRefused",
+    "Notifier",
+    "NotifierFactory",
+    "Payload",
+    "Rejected",
+    "Result",
+    "RetryLater",
+    "connect_tcp",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The peer has said that it has the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryLater:
+    """Not delivered now; try again on the schedule."""
+
+    reason: str
+    """One line, no secrets; people read it in `GET /jobs/<id>`."""
+    after_s: float | None = None
+    """Not before this many seconds (a peer's `Retry-After`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Not delivered, and trying again would not help (a peer's 410, a message too large)."""
+
+    reason: str
+
+
+Result = Delivered | RetryLater | Rejected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payload:
+    """One callback."""
+
+    job_id: str
+    """Stable over retries."""
+    aggr_id: str
+    body: bytes
+    """The payload of the contract as UTF-8 JSON; byte-identical over retries."""
+
+
+class Notifier(Protocol):
+    """Delivers callbacks of one type; called from many tasks at once."""
+
+    async def deliver(self, destination: str, payload: Payload) -> Result:
+        """Deliver once, within a bounded time, and tell how it went.
+
+        A cancel leaves it unknown whether the peer has the message; it will be delivered again.
+        Expected failures are answered, not raised: whatever this raises is logged, counted against
+        the backend's health and retried.
+        """
+
+
+NotifierFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Notifier]]
+"""Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""
