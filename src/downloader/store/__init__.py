@@ -7,11 +7,12 @@ All raise `StoreUnavailable` when the store cannot take the call now (it may hav
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
+
+import trio
 
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
 from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, State
@@ -20,9 +21,12 @@ __all__ = [
     "Accepted",
     "AggregationSize",
     "CallbackPlan",
+    "CloseResult",
+    "FinishResult",
     "JobStore",
     "JobView",
     "LeaseBatch",
+    "ReapBatch",
     "Reapable",
     "RetryAnswer",
     "Settled",
@@ -135,6 +139,22 @@ class AggregationSize:
     pending: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReapBatch:
+    """Answer to one reap call."""
+
+    jobs: Sequence[Reapable]
+    next_due_s: float | None
+    """Seconds until the next job is due; `None`: none waits."""
+
+
+FinishResult = tuple[Lease, Outcome, CallbackPlan | None, float]
+"""A finished download, where its callback goes, and for how many seconds it is kept if it has none."""
+
+CloseResult = tuple[Lease, Delivery, float, int]
+"""A closed callback, for how many seconds its job is kept, and the limit of a destination that works."""
+
+
 class JobStore(Protocol):
     """The fleet's shared state."""
 
@@ -150,13 +170,8 @@ class JobStore(Protocol):
     async def renew(self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float) -> Sequence[Lease]:
         """Prolong leases; answers those that are lost."""
 
-    async def finish(
-        self, owner: str, results: Sequence[tuple[Lease, Outcome, CallbackPlan | None]], *, keep_s: float
-    ) -> Sequence[Settled]:
-        """Downloads reach their terminal state, and their callbacks, if any, become pending.
-
-        A job without a callback is kept for `keep_s` seconds, then due to be reaped.
-        """
+    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
+        """Downloads reach their terminal state, and their callbacks, if any, become pending."""
 
     async def retry_later(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
@@ -164,19 +179,17 @@ class JobStore(Protocol):
         """Tasks go back to wait the given seconds; the attempt counts."""
 
     async def release(
-        self, kind: Kind, owner: str, leases: Sequence[tuple[Lease, str, float]]
+        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
     ) -> Sequence[Settled]:
         """Tasks are handed back to wait the given seconds, with a reason; the attempt does not count."""
 
-    async def close_callbacks(
-        self, owner: str, results: Sequence[tuple[Lease, Delivery, float]]
-    ) -> Sequence[Settled]:
-        """Callbacks reach `SUCCEEDED` or `FAILED`; the job is reaped after the given seconds."""
+    async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
+        """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
 
-    async def sweep(self, kind: Kind, count: int = 100) -> int:
-        """Hand back tasks whose lease has ended; answers how many."""
+    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
+        """Hand back at most `count` tasks per shard whose lease has ended; answers their job ids."""
 
-    async def reap(self, count: int, hold_s: float) -> Sequence[Reapable]:
+    async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """Jobs due to be deleted; each is not offered to anyone again for `hold_s` seconds."""
 
     async def remove(self, job_id: str) -> None:
@@ -197,14 +210,23 @@ class JobStore(Protocol):
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """Publish an instance's facts and counters; they vanish after `ttl_s` seconds of silence."""
 
+    async def leave(self, instance: str, role: str) -> None:
+        """Withdraw an instance's report at once."""
+
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
         """The facts of the live instances of a role."""
 
     async def ping(self) -> None:
         """Check that the store is reachable and can be written."""
 
-    def wakes(self, kind: Kind) -> AbstractAsyncContextManager[AsyncIterator[None]]:
-        """Wake-ups: yields once on (re)subscription and whenever a group may have become runnable.
+    async def listen(
+        self,
+        wakes: Mapping[Kind, Callable[[], None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
 
-        Lossy on purpose; whoever listens also leases once in a while by itself.
+        Also once on every (re)subscription. Lossy on purpose: whoever relies on it also looks once in a
+        while by itself.
         """

@@ -1,0 +1,98 @@
+-- Shared by all transitions; loaded in front of each, behind `base` and the key functions.
+--
+-- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
+-- before every comparison. Expected refusals are values, never errors.
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+-- Attempts of a task that people can read back.
+local LOG_LENGTH = 5
+
+-- Kinds whose first ready group this script has added: they are woken when it ends.
+local woken = {}
+
+-- The group joins the end of the line of those that can run now; one that waits already keeps its place.
+local function join_ready(kind, group)
+  local ready = key_ready(kind)
+  if redis.call('ZSCORE', ready, group) then return end
+  local last = redis.call('ZRANGE', ready, -1, -1, 'WITHSCORES')
+  if last[2] then
+    redis.call('ZADD', ready, tonumber(last[2]) + 1, group)
+  else
+    redis.call('ZADD', ready, 1, group)
+    woken[kind] = true
+  end
+end
+
+-- Puts a group where its tasks, its slots and the clock say: ready, timers, neither, or gone with its
+-- last task. Every script that changes a queue, a slot or a limit ends with it.
+local function place(kind, group)
+  local queue = key_queue(kind, group)
+  local pending = redis.call('ZCARD', queue)
+  local running = redis.call('SCARD', key_running(kind, group))
+  local ready, timers = key_ready(kind), key_timers(kind)
+  if pending == 0 and running == 0 then
+    redis.call('DEL', key_group(kind, group))
+    redis.call('ZREM', key_groups(kind), group)
+    redis.call('ZREM', ready, group)
+    redis.call('ZREM', timers, group)
+    return
+  end
+  redis.call('ZADD', key_groups(kind), pending, group)
+  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused')
+  if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
+    redis.call('ZREM', ready, group)
+    redis.call('ZREM', timers, group)
+    return
+  end
+  local due = tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2])
+  if due <= now then
+    redis.call('ZREM', timers, group)
+    join_ready(kind, group)
+  else
+    redis.call('ZREM', ready, group)
+    redis.call('ZADD', timers, due, group)
+  end
+end
+
+-- Whose is the task? 'held': this owner's and generation's lease. 'repeated': this generation has settled
+-- it already, so the caller never heard our answer. 'lost': somebody else's. The group comes second.
+local function claim(kind, id, owner, generation)
+  local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group')
+  if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', task[5] end
+  if task[4] == generation then return 'repeated', task[5] end
+  return 'lost', task[5]
+end
+
+-- The task gives its lease and its slot back. First of all writes, because ZREM and SREM are allowed
+-- when memory is exhausted, and a script that has written may go on writing.
+local function leave(kind, id, group)
+  redis.call('ZREM', key_leases(kind), id)
+  redis.call('SREM', key_running(kind, group), id)
+end
+
+-- A task of which the lease is gone waits again, for `delay` ms.
+local function requeue(kind, id, group, delay)
+  redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', now + delay)
+  redis.call('HDEL', key_task(kind, id), 'owner')
+  redis.call('ZADD', key_queue(kind, group), now + delay, id)
+end
+
+-- Remembers a failed attempt for people to read: lines of `<ms> <error>`, the newest last.
+local function remember(kind, id, text)
+  local task = key_task(kind, id)
+  local log = redis.call('HGET', task, 'log')
+  local lines = {}
+  if log then
+    for line in string.gmatch(log, '[^\n]+') do lines[#lines + 1] = line end
+  end
+  lines[#lines + 1] = now .. ' ' .. string.gsub(text, '%c', ' ')
+  while #lines > LOG_LENGTH do table.remove(lines, 1) end
+  redis.call('HSET', task, 'log', table.concat(lines, '\n'))
+end
+
+-- Called last by every script that places groups.
+local function wake_up()
+  for kind in pairs(woken) do redis.call('PUBLISH', key_wake(kind), '') end
+end

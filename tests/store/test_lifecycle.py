@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from servers.jobs import spec_for
+
+from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
+from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission
+from downloader.store._store import RedisStore
+
+OK = Outcome(
+    verdict=Verdict.SUCCEEDED,
+    response_code=200,
+    file=FileFacts(size=3, sha256="ab", mime_type="image/png", image_size="1x1"),
+)
+PLAN = CallbackPlan(group="http http://c", limit=4)
+
+
+async def submit(store: RedisStore, aggr_id: str = "a", count: int = 1, limit: int = 1) -> list[str]:
+    specs = [spec_for(store, aggr_id, aggr_limit=limit) for _ in range(count)]
+    answers = await store.submit([Submission(spec=spec) for spec in specs])
+    assert [why for why, _ in answers] == [Accepted.NEW] * count
+    return [job_id for _, job_id in answers]
+
+
+async def test_a_job_goes_from_submission_to_removal(store: RedisStore) -> None:
+    [job_id] = await submit(store)
+    view = await store.get(job_id)
+    assert view is not None
+    assert view.download.state is State.PENDING
+    assert view.outcome is None
+    assert view.callback is None
+
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases
+    assert (lease.id, lease.generation, lease.attempts, lease.limit) == (job_id, 1, 0, 1)
+    assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.DONE]
+
+    [callback] = (await store.lease(Kind.CALLBACK, "me", 5, 10)).leases
+    assert callback.result == OK
+    assert callback.result_attempts == 1
+    done = Delivery(verdict=Verdict.SUCCEEDED)
+    assert await store.close_callbacks("me", [(callback, done, 0, 4)]) == [Settled.DONE]
+
+    batch = await store.reap(10, 60)
+    assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(job_id, True)]
+    assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.CONFLICT
+    await store.remove(job_id)
+    assert await store.get(job_id) is None
+
+
+async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: RedisStore) -> None:
+    ids = await submit(store, count=3, limit=2)
+    batch = await store.lease(Kind.DOWNLOAD, "me", 5, 10)
+    assert {lease.id for lease in batch.leases} <= set(ids)
+    assert len(batch.leases) == 2
+    assert batch.next_due_s is None
+    await store.finish("me", [(batch.leases[0], OK, None, 60)])
+    assert len((await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases) == 1
+
+
+async def test_aggregations_take_turns(store: RedisStore) -> None:
+    await submit(store, "big", count=50, limit=50)
+    [late] = await submit(store, "late")
+    first_two = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
+    assert late in [lease.id for lease in first_two]
