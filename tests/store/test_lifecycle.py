@@ -42,7 +42,7 @@ async def test_a_job_goes_from_submission_to_removal(store: RedisStore) -> None:
     batch = await store.reap(10, 60)
     assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(job_id, True)]
     assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.CONFLICT
-    await store.remove(job_id)
+    await store.remove([job_id])
     assert await store.get(job_id) is None
 
 

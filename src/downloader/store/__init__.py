@@ -192,8 +192,8 @@ class JobStore(Protocol):
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """Jobs due to be deleted; each is not offered to anyone again for `hold_s` seconds."""
 
-    async def remove(self, job_id: str) -> None:
-        """Forget a job that `reap` has given; nothing if it has been retried meanwhile."""
+    async def remove(self, job_ids: Sequence[str]) -> None:
+        """Forget jobs that `reap` has given."""
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """Send a failed callback again, or (`download`) run a failed download again from the start.

@@ -217,9 +217,10 @@ class RedisStore:
                 waits.append(next_due_ms / 1000)
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
 
-    async def remove(self, job_id: str) -> None:
+    async def remove(self, job_ids: Sequence[str]) -> None:
         """See `JobStore.remove`."""
-        await self._connection.run("remove", self._shard(job_id), job_id)
+        for shard, ids in self._shards(job_ids, str).items():
+            await self._connection.run("remove", shard, *ids)
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """See `JobStore.retry`."""

@@ -1,13 +1,18 @@
--- remove: a reaped job is forgotten.
+-- remove: reaped jobs are forgotten.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 id
+-- ARGV    ids
 -- from    given to a reaper
 -- to      (no job)
--- answer  1 if it was there
+-- answer  how many there were
 -- repeat  0, nothing changed
 
-local id = ARGV[1]
-if not redis.call('HGET', key_task('download', id), 'reaping') then return 0 end
-redis.call('ZREM', key_reap(), id)
-return redis.call('DEL', key_job(id), key_task('download', id), key_task('callback', id)) > 0 and 1 or 0
+local removed = 0
+for _, id in ipairs(ARGV) do
+  if redis.call('HGET', key_task('download', id), 'reaping') then
+    redis.call('ZREM', key_reap(), id)
+    removed = removed + redis.call('DEL', key_job(id))
+    redis.call('DEL', key_task('download', id), key_task('callback', id))
+  end
+end
+return removed

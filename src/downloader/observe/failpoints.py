@@ -1,0 +1,18 @@
+"""Named points at which a test can kill the process; off unless the environment says otherwise."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+VARIABLE = "DOWNLOADER_FAILPOINT"
+"""Environment variable that holds the name of the one point to die at."""
+
+
+def hit(name: str) -> None:
+    """Kill this process with SIGKILL if `DOWNLOADER_FAILPOINT` names this point; else do nothing.
+
+    Points: `after-lease`, `first-byte`, `before-fsync`, `after-rename`, `before-complete`, `after-complete`.
+    """
+    if os.environ.get(VARIABLE) == name:
+        os.kill(os.getpid(), signal.SIGKILL)

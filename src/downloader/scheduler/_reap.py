@@ -1,0 +1,69 @@
+"""The end of a job: its file is deleted, then its record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+import trio
+
+from downloader.errors import StorageError
+from downloader.scheduler._stop import Stop
+from downloader.store import JobStore, Reapable, StoreUnavailable
+
+log = structlog.get_logger()
+
+REAP_BATCH = 200
+
+HOLD_S = 300.0
+"""How long a job is left alone after a reaper has taken it: until then it has either removed it or died."""
+
+LOOK_S = 5.0
+"""Longest sleep: a job may fall due sooner than the last look knew. Deletion is in no hurry."""
+
+DELETIONS = 8
+"""Deletions at once; they must not compete with downloads for the disk."""
+
+
+async def run_reaper(store: JobStore, delete: Callable[[str], Awaitable[None]], *, stop: Stop) -> None:
+    """Delete what is due until `stop` begins. A crash in between deletes again: that is harmless.
+
+    Args:
+        store: tells what is due.
+        delete: deletes a stored file by its key; may raise `StorageError`, then it is tried again later.
+        stop: ends it; a batch on its way is finished.
+    """
+    while not stop.begun:
+        try:
+            batch = await store.reap(REAP_BATCH, HOLD_S)
+            gone = await _delete(batch.jobs, delete)
+            if gone:
+                await store.remove(gone)
+        except StoreUnavailable as error:
+            log.warning("store.unavailable", reason=str(error))
+            wait_s = LOOK_S
+        else:
+            wait_s = LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
+        with trio.move_on_after(wait_s):
+            await stop.wait()
+
+
+async def _delete(jobs: Sequence[Reapable], delete: Callable[[str], Awaitable[None]]) -> Sequence[str]:
+    gone: list[str] = []
+    limiter = trio.CapacityLimiter(DELETIONS)
+
+    async def one(job: Reapable) -> None:
+        async with limiter:
+            try:
+                if job.has_file:
+                    await delete(job.spec.storage_key)
+                    log.debug("file.deleted", job_id=job.spec.id, aggr_id=job.spec.aggr_id)
+            except StorageError as error:
+                log.warning("file.undeletable", job_id=job.spec.id, reason=str(error))
+            else:
+                gone.append(job.spec.id)
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(one, job)
+    return gone

@@ -1,0 +1,45 @@
+"""The two-phase stop: leasing ends at once, work in flight has until a deadline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+
+class Stop:
+    """One per process; begun once."""
+
+    def __init__(self) -> None:
+        self.deadline = math.inf
+        """Trio time at which work still in flight is handed back; infinite until the stop begins."""
+        self._begun = trio.Event()
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether leasing has ended."""
+        return self._begun.is_set()
+
+    def begin(self, grace_s: float) -> None:
+        """End leasing and give work in flight `grace_s` seconds; a later call changes nothing."""
+        if self.begun:
+            return
+        self.deadline = trio.current_time() + grace_s
+        self._begun.set()
+        for call in self._callbacks:
+            call()
+
+    def on_begin(self, call: Callable[[], None]) -> None:
+        """Have `call` run when the stop begins (a loop that sleeps is woken by it)."""
+        self._callbacks.append(call)
+
+    async def wait(self) -> None:
+        """Return once the stop has begun."""
+        await self._begun.wait()
+
+    async def wait_deadline(self) -> None:
+        """Return once work in flight has had its time."""
+        await self.wait()
+        await trio.sleep_until(self.deadline)
