@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, MutableMapping
 
-import structlog
 import trio
 
 from downloader.model import Kind, Lease
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
 from downloader.store import JobStore, StoreUnavailable
 
-log = structlog.get_logger()
+log = get_logger()
 
 RENEWALS_PER_LEASE = 3
 """So that two renewals in a row may fail before a lease is lost."""
@@ -80,7 +81,7 @@ async def keep_leases(
             try:
                 lost = await store.renew(kind, owner, [tenure.lease for tenure in chunk], lease_s)
             except StoreUnavailable as error:
-                log.warning("lease.not_renewed", kind=kind, count=len(chunk), reason=str(error))
+                log.warning(Event.LEASE_NOT_RENEWED, kind=kind, count=len(chunk), reason=str(error))
                 interval_s = lease_s / 10
                 break
             _apply(chunk, {lease.id for lease in lost}, asked_at, lease_s)

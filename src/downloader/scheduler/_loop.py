@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import structlog
 import trio
 
 from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
+from downloader.observe.events import Event
 from downloader.observe.failpoints import hit
+from downloader.observe.logging import get_logger
 from downloader.scheduler._batch import GroupCommit
 from downloader.scheduler._lease import GroupLimiters, Tenure, keep_leases
 from downloader.scheduler._settle import End, Settler
@@ -25,7 +26,7 @@ from downloader.scheduler._stop import Stop
 from downloader.scheduler._wake import Wake
 from downloader.store import JobStore, Settled, StoreUnavailable
 
-log = structlog.get_logger()
+log = get_logger()
 
 LOOK_S = 5.0
 """Longest sleep without looking: wake-ups are lossy. Jobs do not wait for it unless one was lost."""
@@ -153,7 +154,7 @@ async def _lease(
                 workload.kind, running.owner, min(running.free, LEASE_BATCH), workload.lease_s
             )
         except StoreUnavailable as error:
-            log.warning("store.unavailable", kind=workload.kind, reason=str(error))
+            log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
             await _look_again(running.wake, backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
@@ -193,7 +194,7 @@ async def _run_one(
             settled = await commit.submit((lease, end))
             hit("after-complete")
         if end is None or settled is Settled.LEASE_LOST:
-            log.warning("lease.lost", kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
+            log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
             workload.on_lost(lease)
         else:
             workload.on_end(lease, end, settled, time.monotonic() - started_at)
@@ -216,7 +217,7 @@ async def _settle_patiently(settle: Settler, results: Sequence[tuple[Lease, End]
         try:
             return await settle(results)
         except StoreUnavailable as error:
-            log.warning("store.unavailable", waiting=len(results), reason=str(error))
+            log.warning(Event.STORE_UNAVAILABLE, waiting=len(results), reason=str(error))
             await trio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
@@ -235,7 +236,7 @@ async def _sweep(store: JobStore, workload: Workload) -> None:
         await trio.sleep(interval_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
         try:
             for job_id in await store.sweep(workload.kind):
-                log.warning("sweep.recovered", kind=workload.kind, job_id=job_id)
+                log.warning(Event.SWEEP_RECOVERED, kind=workload.kind, job_id=job_id)
                 workload.on_swept(job_id)
         except StoreUnavailable as error:
-            log.warning("store.unavailable", kind=workload.kind, reason=str(error))
+            log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))

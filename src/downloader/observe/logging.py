@@ -1,0 +1,171 @@
+"""Structured logs on standard error: JSON for programs, aligned lines for people.
+
+Get a logger with `get_logger()`, name the event from `downloader.observe.events`, give the rest as fields:
+`log.info(Event.JOB_FAILED, job=lease.id, aggr=lease.spec.aggr_id, error=outcome.error)`. URLs go through
+`redact_url` first. `bind_contextvars(job=..., aggr=...)` (or `bound_contextvars`) sets fields for all that a
+task and its children log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.contextvars import bind_contextvars, bound_contextvars
+
+from downloader.observe.events import Event
+from downloader.observe.redact import redact_url
+
+__all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger", "redact_url"]
+
+VALUE_LENGTH = 2000
+"""Characters of a field that are printed: clients choose some of them, and a log line has to stay one."""
+
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+"""Control characters, those that reorder or hide text, and lone surrogates."""
+
+_PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
+"""What needs no quotes: printable ASCII without blank, quote, equals sign and backslash."""
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+EventDict = MutableMapping[str, Any]
+
+
+def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:
+    """A logger with these fields; usable before `configure`, which it obeys from then on."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**fields)
+    return logger
+
+
+def configure(
+    *,
+    form: Literal["auto", "console", "json"] = "auto",
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    stream: TextIO | None = None,
+) -> None:
+    """Set up the process's logging, the standard library's and so every other library's included.
+
+    Args:
+        form: `auto` prints for people when `stream` is a terminal, JSON otherwise.
+        level: the least that is printed; other libraries' messages are from `warning` on.
+        stream: where to; default standard error.
+    """
+    out = stream if stream is not None else sys.stderr
+    terminal = out.isatty()
+    console = form == "console" or (form == "auto" and terminal)
+    shape: list[structlog.typing.Processor] = _console(colors=terminal) if console else _json()
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
+    ours: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        stamp,
+    ]
+    structlog.configure(
+        processors=[*ours, structlog.processors.format_exc_info, *shape],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=lambda *_: _Lines(out),
+        cache_logger_on_first_use=False,  # a logger made at import has to follow `configure`
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*ours, structlog.stdlib.add_logger_name],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                _as_library,
+                *shape,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(logging.WARNING, _LEVELS[level]) if level != "debug" else logging.INFO)
+    logging.captureWarnings(capture=True)
+
+
+def escape(value: str, *, limit: int = VALUE_LENGTH) -> str:
+    """The text on one line, harmless to a terminal, cut after `limit` characters."""
+    return _UNPRINTABLE.sub(_escaped, _cut(value, limit))
+
+
+class _Lines:
+    """Writes lines; a full disk or a reader that went away costs log lines, not the service."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = exception = msg
+
+
+def _json() -> list[structlog.typing.Processor]:
+    return [_cut_fields, structlog.processors.JSONRenderer()]
+
+
+def _console(*, colors: bool) -> list[structlog.typing.Processor]:
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colors,
+        timestamp_key="time",
+        exception_formatter=structlog.dev.plain_traceback,
+        pad_event_to=20,
+        sort_keys=False,
+    )
+    return [_quote_fields, renderer]
+
+
+def _as_library(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """A library's sentence is no event's name."""
+    event["message"] = event["event"]
+    event["event"] = Event.LIBRARY.value
+    return event
+
+
+def _cut_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    for key, value in event.items():
+        if isinstance(value, str) and key != "exception":
+            event[key] = _cut(value, VALUE_LENGTH)
+    return event
+
+
+def _quote_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Fields that hold blanks or worse in quotes and escaped, so that none can pose as another."""
+    for key, value in event.items():
+        if key == "exception":
+            event[key] = "\n".join(map(escape, str(value).split("\n")))
+        elif key == "event":
+            event[key] = escape(str(value))
+        elif isinstance(value, str):
+            text = _cut(value, VALUE_LENGTH)
+            event[key] = str(text) if _PLAIN.fullmatch(text) else _Quoted(text)
+    return event
+
+
+class _Quoted:
+    """Text whose `repr`, which the console renderer prints, is quoted and harmless."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text.replace("\\", "\\\\").replace('"', '\\"')
+
+    def __repr__(self) -> str:
+        return f'"{_UNPRINTABLE.sub(_escaped, self._text)}"'
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape", "surrogatepass").decode()
+
+
+def _cut(value: str, limit: int) -> str:
+    return value if len(value) <= limit else f"{value[:limit]}... ({len(value)} characters)"

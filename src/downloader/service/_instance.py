@@ -1,0 +1,353 @@
+"""One process of the service: its resources, its roles, its stop.
+
+Nested by lifetime: asyncio loop > store > storage, backends, connections > roles. A stop ends leasing and the
+API at once; downloads in flight have until a deadline and are then handed back; callbacks drain after them;
+resources close last. A timer outside of the event loop bounds the whole.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import trio
+import trio_asyncio
+
+from downloader.api import ApiDeps, create_app, serve
+from downloader.config import RedisSettings, Settings
+from downloader.egress import EgressPolicy
+from downloader.errors import StoreUnavailable
+from downloader.fetch import Fetcher, open_fetcher
+from downloader.notify import Notifier, use_egress
+from downloader.notify._deliver import BackendHealth
+from downloader.notify._registry import open_notifiers
+from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
+from downloader.scheduler import Stop, Wake, Workload, run_reaper, run_workload
+from downloader.service._disk import DiskGate
+from downloader.service._work import callback_workload, download_workload
+from downloader.storage import Storage
+from downloader.storage._registry import open_storage
+from downloader.store import JobStore
+from downloader.store._embedded import embedded_valkey
+from downloader.store._store import open_store
+
+log = get_logger()
+
+ROLES = ("api", "processor", "notifier")
+
+RESERVE = 0.25
+"""Part of the grace period kept for handing back, callbacks and closing."""
+
+EXIT_MARGIN_S = 0.3
+"""The timer that ends a stop that hangs fires this much before the grace period is over."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Instance:
+    """What the roles of one process share."""
+
+    settings: Settings
+    roles: frozenset[str]
+    store: JobStore
+    storage: Storage
+    owner: str
+    rng: random.Random
+    stop: Stop = field(default_factory=Stop)
+    """Of downloads and the API."""
+    stop_callbacks: Stop = field(default_factory=Stop)
+    """Begins when no more downloads can finish here."""
+    running: dict[str, bool] = field(default_factory=dict)
+    """Per role, whether it runs; for readiness."""
+    started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds from the first signal to the exit."""
+        processor, notifier = self.settings.processor.grace, self.settings.notifier.grace
+        return processor if "processor" in self.roles else notifier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Worker:
+    """A role that works on leases."""
+
+    role: str
+    workload: Workload
+    counters: Counters
+    stop: Stop
+    wake: Wake = field(default_factory=Wake)
+
+
+async def run_instance(
+    settings: Settings,
+    roles: frozenset[str],
+    *,
+    sockets: Sequence[socket.socket],
+    handle_sigint: bool = True,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Run these roles until a signal; `sockets` are the API's, already bound.
+
+    Raises:
+        DownloaderError: what kept it from starting, in one line.
+    """
+    async with trio_asyncio.open_loop(), AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(_redis(settings))
+        store = await stack.enter_async_context(open_store(redis))
+        storage = await stack.enter_async_context(
+            open_storage(settings.storage_name, settings.storage_section)
+        )
+        instance = Instance(
+            settings=settings,
+            roles=roles,
+            store=store,
+            storage=storage,
+            owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            rng=random.Random(),  # noqa: S311  # jitter, not secrets
+        )
+        fetcher = backends = None
+        if "processor" in roles:
+            fetcher = await stack.enter_async_context(_fetcher(instance))
+        if "notifier" in roles:
+            backends = await stack.enter_async_context(_backends(instance))
+        await _run_roles(instance, fetcher, backends, sockets, handle_sigint=handle_sigint, started=started)
+        log.info(Event.SERVICE_STOPPED, instance=instance.owner)
+
+
+@asynccontextmanager
+async def _redis(settings: Settings) -> AsyncIterator[RedisSettings]:
+    if settings.redis.url != "embedded":
+        yield settings.redis
+        return
+    async with embedded_valkey(settings.data_dir) as url:
+        yield settings.redis.model_copy(update={"url": url})
+
+
+@asynccontextmanager
+async def _fetcher(instance: Instance) -> AsyncIterator[Fetcher]:
+    settings = instance.settings
+    lists = settings.egress.downloads
+    async with open_fetcher(
+        settings=settings.processor,
+        policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
+        storage=instance.storage,
+        spool_dir=settings.spool_dir,
+        rng=instance.rng,
+    ) as fetcher:
+        yield fetcher
+
+
+@asynccontextmanager
+async def _backends(instance: Instance) -> AsyncIterator[Mapping[str, Notifier]]:
+    settings = instance.settings
+    lists = settings.egress.callbacks
+    with use_egress(EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")):
+        async with open_notifiers(settings.backends) as backends:
+            yield backends
+
+
+async def _run_roles(
+    instance: Instance,
+    fetcher: Fetcher | None,
+    backends: Mapping[str, Notifier] | None,
+    sockets: Sequence[socket.socket],
+    *,
+    handle_sigint: bool,
+    started: Callable[[], None],
+) -> None:
+    workers: list[_Worker] = []
+    if fetcher is not None:
+        workers.append(_downloads(instance, fetcher))
+    if backends is not None:
+        workers.append(_callbacks(instance, backends))
+    wakes = {worker.workload.kind: worker.wake.set for worker in workers}
+
+    async with trio.open_nursery() as background:
+        await background.start(_signals, instance, handle_sigint, background.cancel_scope)
+        if wakes:
+            await background.start(instance.store.listen, wakes)
+        async with trio.open_nursery() as roles:
+            for worker in workers:
+                await roles.start(_run_worker, instance, worker)
+            if "notifier" in instance.roles:
+                roles.start_soon(_reap, instance)
+            if "api" in instance.roles:
+                await roles.start(_run_api, instance, sockets)
+            if "processor" not in instance.roles:
+                roles.start_soon(_stop_callbacks_with, instance)
+            log.info(
+                Event.SERVICE_STARTED,
+                instance=instance.owner,
+                roles=sorted(instance.roles),
+                version=version("downloader"),
+            )
+            started()
+        background.cancel_scope.cancel()
+
+
+def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
+    settings = instance.settings
+    counters = Counters(PROCESSOR_COUNTERS)
+    workload = download_workload(
+        instance.store,
+        fetcher,
+        settings=settings,
+        owner=instance.owner,
+        counters=counters,
+        may_lease=DiskGate(
+            settings.spool_dir, high=settings.processor.disk_high, low=settings.processor.disk_low
+        ),
+    )
+    return _Worker(role="processor", workload=workload, counters=counters, stop=instance.stop)
+
+
+def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
+    counters = Counters(NOTIFIER_COUNTERS)
+    workload = callback_workload(
+        instance.store,
+        backends,
+        settings=instance.settings,
+        owner=instance.owner,
+        counters=counters,
+        health={name: BackendHealth() for name in backends},
+        rng=instance.rng,
+    )
+    return _Worker(role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks)
+
+
+async def _run_worker(
+    instance: Instance,
+    worker: _Worker,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """A workload and its reports; when downloads have ended here, callbacks are told to end too."""
+    role = worker.role
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_report, instance, role, worker.counters)
+        instance.running[role] = True
+        try:
+            await run_workload(
+                instance.store,
+                worker.workload,
+                owner=instance.owner,
+                wake=worker.wake,
+                stop=worker.stop,
+                in_flight=lambda read: worker.counters.gauge("in_flight", read),
+                task_status=task_status,
+            )
+        finally:
+            instance.running[role] = False
+        nursery.cancel_scope.cancel()
+    if role == "processor":
+        _begin_callbacks_stop(instance)
+    try:
+        await instance.store.leave(instance.owner, role)
+    except StoreUnavailable as error:
+        # Its report then vanishes by its time to live.
+        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+
+
+async def _report(instance: Instance, role: str, counters: Counters) -> None:
+    """Tell the fleet that this instance lives, and its counters, every `stats_interval`."""
+    interval_s = (
+        instance.settings.processor if role == "processor" else instance.settings.notifier
+    ).stats_interval
+    facts = {
+        "instance": instance.owner,
+        "role": role,
+        "host": socket.gethostname(),
+        "version": version("downloader"),
+        "started_ms": instance.started_ms,
+    }
+    while True:
+        try:
+            await instance.store.report(
+                instance.owner, role, facts | {"counters": counters.snapshot()}, 3 * interval_s
+            )
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+        await trio.sleep(interval_s)
+
+
+async def _run_api(
+    instance: Instance,
+    sockets: Sequence[socket.socket],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    settings = instance.settings
+    deps = ApiDeps(
+        store=instance.store,
+        settings=settings.api,
+        backends=frozenset(settings.backends),
+        callback_limit=settings.notifier.per_destination,
+        ready=lambda: dict(instance.running),
+        files=instance.storage.local,
+    )
+    await serve(
+        create_app(deps),
+        sockets=sockets,
+        stop=instance.stop.wait,
+        grace_s=instance.grace_s * (1 - RESERVE),
+        task_status=task_status,
+    )
+
+
+async def _reap(instance: Instance) -> None:
+    await run_reaper(instance.store, instance.storage.delete, stop=instance.stop_callbacks)
+
+
+async def _stop_callbacks_with(instance: Instance) -> None:
+    await instance.stop.wait()
+    _begin_callbacks_stop(instance)
+
+
+def _begin_callbacks_stop(instance: Instance) -> None:
+    """Callbacks get what is left of the grace period, less what it takes to hand back and close."""
+    left_s = instance.stop.deadline + instance.grace_s * RESERVE / 2 - trio.current_time()
+    instance.stop_callbacks.begin(max(0.0, left_s))
+
+
+async def _signals(
+    instance: Instance,
+    handle_sigint: bool,  # noqa: FBT001  # started by a nursery, which passes no keywords
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """First signal: drain. Second: stop at once."""
+    wanted = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
+    with trio.open_signal_receiver(*wanted) as received:
+        task_status.started()
+        async for number in received:
+            if instance.stop.begun:
+                scope.cancel()
+                return
+            grace_s = instance.grace_s
+            log.info(Event.SERVICE_STOPPING, signal=signal.Signals(number).name, grace_s=grace_s)
+            _end_after(grace_s - min(EXIT_MARGIN_S, grace_s / 10))
+            instance.stop.begin(grace_s * (1 - RESERVE))
+
+
+def _end_after(seconds: float) -> None:
+    """End the process then, whatever still hangs in it; what it held is handed back or its lease ends."""
+
+    def end() -> None:
+        log.error(Event.SERVICE_STOPPED, reason="the grace period is over and something still hangs")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,166 @@
+"""The two workloads: what is done with a lease, and what is counted and logged at its end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+
+from downloader.config import Settings
+from downloader.fetch import Fetcher
+from downloader.model import (
+    POISON_CRASHES,
+    Delivery,
+    ErrorCode,
+    Kind,
+    Lease,
+    Outcome,
+    Verdict,
+)
+from downloader.notify import Notifier
+from downloader.notify._deliver import BackendHealth, deliver
+from downloader.observe.counters import Counters
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
+from downloader.scheduler import Workload, callback_settler, download_settler
+from downloader.scheduler._settle import End
+from downloader.store import JobStore, Settled
+
+log = get_logger()
+
+DELIVERY_MARGIN = 0.5
+"""A delivery may take this part of its lease, so that one that hangs is settled and not swept."""
+
+_DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
+    Verdict.SUCCEEDED: (Event.JOB_SUCCEEDED, "downloads_succeeded"),
+    Verdict.FAILED: (Event.JOB_FAILED, "downloads_failed"),
+    Verdict.RETRY: (Event.JOB_RETRY, "downloads_retried"),
+    Verdict.RELEASE: (Event.JOB_RELEASED, "downloads_released"),
+}
+_CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
+    Verdict.SUCCEEDED: (Event.CALLBACK_DELIVERED, "callbacks_delivered"),
+    Verdict.FAILED: (Event.CALLBACK_FAILED, "callbacks_failed"),
+    Verdict.RETRY: (Event.CALLBACK_RETRY, "callbacks_retried"),
+    Verdict.RELEASE: (Event.CALLBACK_RELEASED, "callbacks_released"),
+}
+
+
+def download_workload(
+    store: JobStore,
+    fetcher: Fetcher,
+    *,
+    settings: Settings,
+    owner: str,
+    counters: Counters,
+    may_lease: Callable[[], bool],
+) -> Workload:
+    """Downloads: each lease is one attempt."""
+
+    async def work(lease: Lease, still_ours: Callable[[], bool]) -> End:
+        if lease.crashes >= POISON_CRASHES:
+            return Outcome(
+                verdict=Verdict.FAILED,
+                error=f"its worker died {lease.crashes} times",
+                error_code=ErrorCode.POISON,
+            )
+        return await fetcher.attempt(lease, still_ours=still_ours)
+
+    def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
+        assert isinstance(end, Outcome)
+        event, counter = _DOWNLOADS[end.verdict]
+        counters.add(counter)
+        counters.add("bytes", end.file.size)
+        if end.error_code is ErrorCode.POISON:
+            event = Event.JOB_POISON
+        _log_end(event, lease, end.error, seconds, code=end.error_code.value, status=end.response_code)
+
+    return Workload(
+        kind=Kind.DOWNLOAD,
+        concurrency=settings.processor.concurrency,
+        lease_s=settings.processor.lease,
+        work=work,
+        settle=download_settler(
+            store,
+            owner,
+            callback_limit=settings.notifier.per_destination,
+            keep_s=settings.notifier.failed_retention,
+        ),
+        may_lease=may_lease,
+        on_end=on_end,
+        on_lost=lambda _: counters.add("leases_lost"),
+        on_swept=lambda _: counters.add("leases_recovered"),
+    )
+
+
+def callback_workload(
+    store: JobStore,
+    backends: Mapping[str, Notifier],
+    *,
+    settings: Settings,
+    owner: str,
+    counters: Counters,
+    health: Mapping[str, BackendHealth],
+    rng: random.Random,
+) -> Workload:
+    """Callbacks: each lease is one delivery."""
+    base = download_base(settings)
+    timeout_s = settings.notifier.lease * DELIVERY_MARGIN
+
+    async def work(lease: Lease, _: Callable[[], bool]) -> End:
+        if lease.crashes >= POISON_CRASHES:
+            return Delivery(verdict=Verdict.FAILED, error=f"its worker died {lease.crashes} times")
+        return await deliver(
+            lease,
+            backends=backends,
+            schedule=settings.notifier.retry_schedule,
+            download_url=f"{base}/{lease.spec.storage_key}",
+            timeout_s=timeout_s,
+            rng=rng,
+            health=health,
+        )
+
+    def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
+        event, counter = _CALLBACKS[end.verdict]
+        counters.add(counter)
+        _log_end(event, lease, end.error, seconds)
+
+    return Workload(
+        kind=Kind.CALLBACK,
+        concurrency=settings.notifier.concurrency,
+        lease_s=settings.notifier.lease,
+        work=work,
+        settle=callback_settler(
+            store,
+            owner,
+            callback_limit=settings.notifier.per_destination,
+            deletion_s=settings.notifier.deletion_interval,
+            failed_s=settings.notifier.failed_retention,
+        ),
+        on_end=on_end,
+        on_lost=lambda _: counters.add("leases_lost"),
+        on_swept=lambda _: counters.add("leases_recovered"),
+    )
+
+
+def download_base(settings: Settings) -> str:
+    """What `download_url` begins with: the configured base, or where our own API serves the files."""
+    if settings.processor.download_url:
+        return settings.processor.download_url.rstrip("/")
+    host = settings.api.host
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
+        host = "localhost"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.api.port}/files"
+
+
+def _log_end(event: Event, lease: Lease, error: str, seconds: float, **more: str | int) -> None:
+    facts = {
+        "job_id": lease.id,
+        "aggr_id": lease.spec.aggr_id,
+        "attempt": lease.attempts + 1,
+        "seconds": round(seconds, 3),
+    }
+    if error:
+        log.info(event, **facts, error=error, **more)
+    else:
+        log.debug(event, **facts)

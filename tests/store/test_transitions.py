@@ -1,0 +1,338 @@
+"""Each transition: what it changes, what it refuses, and that its repetition changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import trio
+from servers.jobs import spec_for
+
+from downloader.model import (
+    Delivery,
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    State,
+    Verdict,
+)
+from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission, TaskView
+from downloader.store._store import RedisStore
+
+OK = Outcome(
+    verdict=Verdict.SUCCEEDED,
+    response_code=200,
+    file=FileFacts(size=3, sha256="ab" * 32, mime_type="image/png", image_size="1x1"),
+)
+FAILED = Outcome(
+    verdict=Verdict.FAILED,
+    error="Received Status code 404 Not Found",
+    error_code=ErrorCode.HTTP_STATUS,
+    response_code=404,
+)
+RETRY = dataclasses.replace(FAILED, verdict=Verdict.RETRY, error="Received Status code 500")
+PLAN = CallbackPlan(group="http http://c", limit=4)
+DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
+
+
+async def submitted(store: RedisStore, aggr_id: str = "a", **fields: object) -> JobSpec:
+    spec = spec_for(store, aggr_id, **fields)
+    assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
+    return spec
+
+
+async def leased(store: RedisStore, owner: str = "me", kind: Kind = Kind.DOWNLOAD) -> Lease:
+    [lease] = (await store.lease(kind, owner, 1, 10)).leases
+    return lease
+
+
+async def download(store: RedisStore, job_id: str) -> TaskView:
+    view = await store.get(job_id)
+    assert view is not None
+    return view.download
+
+
+async def callback(store: RedisStore, job_id: str) -> TaskView:
+    view = await store.get(job_id)
+    assert view is not None
+    assert view.callback is not None
+    return view.callback
+
+
+# submit
+
+
+async def test_a_job_is_stored_as_it_was_given(store: RedisStore) -> None:
+    spec = await submitted(store, extra='{"ü": 1}', request_headers={"X-A": "1"}, max_retries=0)
+    view = await store.get(spec.id)
+    assert view is not None
+    assert view.spec == spec
+
+
+async def test_a_repeated_submission_enqueues_nothing(store: RedisStore) -> None:
+    spec = await submitted(store)
+    assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
+    assert [size.pending for size in await store.aggregation_sizes()] == [1]
+
+
+async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> None:
+    first, second, third = (spec_for(store) for _ in range(3))
+    answers = await store.submit(
+        [
+            Submission(spec=first, idempotency_key="k", body_digest="b"),
+            Submission(spec=second, idempotency_key="k", body_digest="b"),
+            Submission(spec=third, idempotency_key="k", body_digest="other"),
+        ]
+    )
+    assert answers == [
+        (Accepted.NEW, first.id),
+        (Accepted.REPEATED, first.id),
+        (Accepted.CONFLICT, first.id),
+    ]
+    assert await store.get(second.id) is None
+    assert [size.pending for size in await store.aggregation_sizes()] == [1]
+
+
+async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: RedisStore) -> None:
+    await submitted(store, aggr_limit=1, aggr_proxy="http://first")
+    await submitted(store, aggr_limit=3, aggr_proxy="http://second")
+    await submitted(store, aggr_limit=2)
+    leases = (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
+    assert len(leases) == 2
+    assert {(lease.limit, lease.proxy) for lease in leases} == {(2, "http://first")}
+
+
+async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
+    spec = spec_for(store, unknown={"from_the_future": [1]})
+    await store.submit([Submission(spec=spec)])
+    assert (await leased(store)).spec.unknown == {"from_the_future": [1]}
+
+
+# lease
+
+
+async def test_a_lost_reply_leases_nothing_twice(store: RedisStore) -> None:
+    await submitted(store, aggr_limit=5)
+    await submitted(store, aggr_limit=5)
+    ask = ("lease", 0, Kind.DOWNLOAD, "me", "request-1", 1, 10_000)
+    _, [first] = await store._connection.run(*ask)
+    _, [again] = await store._connection.run(*ask)
+    assert again == first
+    assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases) == 1
+
+
+async def test_a_lease_tells_when_something_more_is_due(store: RedisStore) -> None:
+    assert (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).next_due_s is None
+    await submitted(store)
+    lease = await leased(store)
+    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 60)])
+    batch = await store.lease(Kind.DOWNLOAD, "me", 1, 10)
+    assert batch.leases == []
+    assert batch.next_due_s == pytest.approx(60, abs=1)
+
+
+async def test_a_full_batch_asks_to_come_back_at_once(store: RedisStore) -> None:
+    for aggregation in "abc":
+        await submitted(store, aggregation)
+    assert (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).next_due_s == 0
+
+
+async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStore) -> None:
+    first = await submitted(store)
+    lease = await leased(store)
+    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 0.02)])
+    second = await submitted(store)
+    assert (await leased(store)).id == second.id
+    await store.finish("me", [(await _again(store, second.id), OK, None, 60)])
+    with trio.fail_after(2):
+        while not (leases := (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases):
+            await trio.sleep(0.005)
+    assert leases[0].id == first.id
+
+
+async def _again(store: RedisStore, job_id: str) -> Lease:
+    """The lease that this owner holds on a job, made up from what the store says of it."""
+    view = await store.get(job_id)
+    assert view is not None
+    return Lease(
+        kind=Kind.DOWNLOAD,
+        spec=view.spec,
+        group=view.spec.aggr_id,
+        generation=view.download.deliveries,
+        attempts=0,
+        crashes=0,
+        limit=1,
+    )
+
+
+# settling
+
+
+async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
+    spec = await submitted(store)
+    await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 0)])
+    await store.release(Kind.DOWNLOAD, "me", [(await leased(store), "our disk is full", 0)])
+    view = await download(store, spec.id)
+    assert (view.state, view.attempts, view.deliveries) == (State.PENDING, 1, 2)
+    assert [entry["error"] for entry in view.log] == [RETRY.error, "our disk is full"]
+    assert (await leased(store)).attempts == 1
+
+
+@pytest.mark.parametrize("transition", ["finish", "retry_later", "release"])
+async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str) -> None:
+    spec = await submitted(store)
+    late = (await store.lease(Kind.DOWNLOAD, "late", 1, 0.001)).leases[0]
+    with trio.fail_after(2):
+        while not await store.sweep(Kind.DOWNLOAD):
+            await trio.sleep(0.001)
+    current = await leased(store, "current")
+    assert current.generation == late.generation + 1
+    assert current.crashes == 1
+
+    match transition:
+        case "finish":
+            answer = await store.finish("late", [(late, FAILED, PLAN, 0)])
+        case "retry_later":
+            answer = await store.retry_later(Kind.DOWNLOAD, "late", [(late, RETRY, 0)])
+        case _:
+            answer = await store.release(Kind.DOWNLOAD, "late", [(late, "", 0)])
+    assert answer == [Settled.LEASE_LOST]
+    assert await store.renew(Kind.DOWNLOAD, "late", [late], 10) == [late]
+    assert (await download(store, spec.id)).state is State.RUNNING
+    assert await store.finish("current", [(current, OK, None, 60)]) == [Settled.DONE]
+
+
+async def test_settling_twice_is_answered_alike_and_done_once(store: RedisStore) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    for _ in range(2):
+        assert await store.finish("me", [(lease, FAILED, PLAN, 0)]) == [Settled.DONE]
+    assert (await download(store, spec.id)).attempts == 1
+    held = await leased(store, kind=Kind.CALLBACK)
+    for _ in range(2):
+        assert await store.close_callbacks("me", [(held, DELIVERED, 60, 4)]) == [Settled.DONE]
+    assert (await callback(store, spec.id)).attempts == 1
+    assert (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases == []
+
+
+async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(store: RedisStore) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+    await leased(store, "other")
+    assert await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)]) == [Settled.DONE]
+    assert (await download(store, spec.id)).state is State.RUNNING
+
+
+async def test_renewed_leases_are_not_swept(store: RedisStore) -> None:
+    await submitted(store)
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 0.2)).leases
+    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == []
+    await trio.sleep(0.21)
+    assert await store.sweep(Kind.DOWNLOAD) == []
+
+
+async def test_a_failing_destination_is_narrowed_until_it_works(store: RedisStore) -> None:
+    for aggregation in "abcd":
+        await submitted(store, aggregation)
+        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    held = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
+    later = Delivery(verdict=Verdict.RETRY, error="refused")
+    await store.retry_later(Kind.CALLBACK, "me", [(lease, later, 0) for lease in held])
+    [alone] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+    await store.close_callbacks("me", [(alone, DELIVERED, 60, 4)])
+    assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 3
+
+
+# the end
+
+
+async def test_a_failed_callback_can_be_sent_again(store: RedisStore) -> None:
+    spec = await submitted(store)
+    await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
+    gone = Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
+    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), gone, 60, 4)])
+    assert (await callback(store, spec.id)).state is State.FAILED
+
+    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.DONE
+    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
+    again = await leased(store, kind=Kind.CALLBACK)
+    assert (again.attempts, again.result) == (0, OK)
+
+
+async def test_a_failed_download_can_be_run_again(store: RedisStore) -> None:
+    spec = await submitted(store, aggr_limit=3, aggr_proxy="http://p")
+    await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
+    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), DELIVERED, 60, 4)])
+    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
+    lease = await leased(store)
+    assert (lease.attempts, lease.limit, lease.proxy) == (0, 3, "http://p")
+    view = await store.get(spec.id)
+    assert view is not None
+    assert view.callback is None
+    assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.DONE]
+    assert (await store.reap(9, 60)).jobs == []
+
+
+@pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])
+async def test_an_unknown_job_is_unknown(store: RedisStore, job_id: str) -> None:
+    assert await store.get(job_id) is None
+    assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.UNKNOWN
+
+
+async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: RedisStore) -> None:
+    spec = await submitted(store)
+    await store.finish("me", [(await leased(store), FAILED, None, 0.01)])
+    with trio.fail_after(2):
+        while not (batch := await store.reap(9, 60)).jobs:
+            assert batch.next_due_s is not None
+            await trio.sleep(batch.next_due_s)
+    assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
+    assert (await store.reap(9, 60)).jobs == []
+    assert await store.retry(spec.id, download=True, limit=1) is RetryAnswer.CONFLICT
+    await store.remove([spec.id])
+    await store.remove([spec.id])
+    assert await store.get(spec.id) is None
+
+
+# instances
+
+
+async def test_reports_of_live_instances_are_listed(store: RedisStore) -> None:
+    await store.report("one", "processor", {"counters": {"x": 1}}, 60)
+    await store.report("two", "processor", {"counters": {"x": 2}}, 60)
+    await store.report("three", "notifier", {"counters": {"x": 4}}, 60)
+    assert sorted(facts["counters"]["x"] for facts in await store.reports("processor")) == [1, 2]
+    await store.leave("one", "processor")
+    assert [facts["counters"]["x"] for facts in await store.reports("processor")] == [2]
+
+
+async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
+    await store.report("one", "processor", {}, 0.02)
+    with trio.fail_after(2):
+        while await store.reports("processor"):
+            await trio.sleep(0.005)
+
+
+# wake-ups
+
+
+async def test_a_submission_wakes_the_listeners(store: RedisStore, nursery: trio.Nursery) -> None:
+    woken = {Kind.DOWNLOAD: trio.Event(), Kind.CALLBACK: trio.Event()}
+    wakes = {kind: lambda kind=kind: woken[kind].set() for kind in woken}
+    await nursery.start(store.listen, wakes)
+    for kind in woken:
+        woken[kind] = trio.Event()
+    await submitted(store)
+    with trio.fail_after(2):
+        await woken[Kind.DOWNLOAD].wait()
+    assert not woken[Kind.CALLBACK].is_set()
+    await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    with trio.fail_after(2):
+        await woken[Kind.CALLBACK].wait()
