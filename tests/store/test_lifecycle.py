@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-from servers.jobs import spec_for
-
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
 from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission
 from downloader.store._store import RedisStore
+from servers.jobs import spec_for
 
 OK = Outcome(
     verdict=Verdict.SUCCEEDED,

@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 import trio
-from servers.jobs import spec_for
 
 from downloader.model import (
     Delivery,
@@ -21,6 +20,7 @@ from downloader.model import (
 )
 from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission, TaskView
 from downloader.store._store import RedisStore
+from servers.jobs import spec_for
 
 OK = Outcome(
     verdict=Verdict.SUCCEEDED,
