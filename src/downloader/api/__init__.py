@@ -1,0 +1,71 @@
+"""The HTTP API: `create_app` makes it, `serve` puts it on sockets.
+
+`POST /download` is answered at the ASGI level (`_download`), everything else by Quart (`_routes`), both
+on a small HTTP/1.1 server of our own (`_server` says why).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from downloader.api._deps import ApiDeps
+from downloader.api._download import PATH, serve_download
+from downloader.api._intake import Intake
+from downloader.api._routes import create_routes
+from downloader.api._server import serve_http
+from downloader.api._shared import Limits, Message, Receive, Send
+
+__all__ = ["Api", "ApiDeps", "Limits", "create_app", "serve"]
+
+
+class Api:
+    """The ASGI application. `POST /download` is answered only while its `intake` runs; `serve` sees to it."""
+
+    def __init__(self, deps: ApiDeps) -> None:
+        self.intake = Intake(deps.store)
+        self._deps = deps
+        self._routes = create_routes(deps)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request; only scopes of type `http` are known."""
+        if scope["path"] == PATH and scope["method"] == "POST":
+            await serve_download(scope, receive, send, deps=self._deps, intake=self.intake)
+        else:
+            await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
+
+
+def create_app(deps: ApiDeps) -> Api:
+    """The API as an ASGI application; opens nothing and starts nothing."""
+    return Api(deps)
+
+
+async def serve(
+    app: Api,
+    *,
+    sockets: Sequence[socket.socket],
+    stop: Callable[[], Awaitable[object]],
+    grace_s: float = 5.0,
+    limits: Limits | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the API until `stop()` returns, then at most `grace_s` seconds more.
+
+    Args:
+        app: from `create_app`.
+        sockets: bound stream sockets (TCP or unix), so that a port in use is the caller's to report;
+            owned and closed by this call.
+        stop: waited for (a `trio.Event`'s `wait`); then no new connection or request is taken and those
+            in flight are answered.
+        grace_s: seconds for them, after which they are cut.
+        limits: what one client may cost.
+        task_status: started when the sockets listen.
+    """
+    async with trio.open_nursery() as background:
+        await background.start(app.intake.run)
+        await serve_http(
+            app, sockets=sockets, stop=stop, grace_s=grace_s, limits=limits, task_status=task_status
+        )
+        background.cancel_scope.cancel()

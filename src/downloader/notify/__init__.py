@@ -2,6 +2,8 @@
 
 An entry point of group `downloader.notifiers.v1` names a *factory*: a callable that takes the parsed
 TOML table of its section (`[backends.NAME]`) and gives an async context manager that yields a `Notifier`.
+One that connects to where clients say does so through `network_backend()`, so that the operator's
+`egress.callbacks` holds for it too.
 """
 
 from __future__ import annotations
@@ -11,18 +13,22 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from downloader.egress import EgressRefused, connect_tcp
+from downloader.egress import EgressRefused, NameNotResolved, TlsFailed
+from downloader.notify._egress import network_backend, use_egress
 
 __all__ = [
     "Delivered",
     "EgressRefused",
+    "NameNotResolved",
     "Notifier",
     "NotifierFactory",
     "Payload",
     "Rejected",
     "Result",
     "RetryLater",
-    "connect_tcp",
+    "TlsFailed",
+    "network_backend",
+    "use_egress",
 ]
 
 

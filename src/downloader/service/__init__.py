@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import trio
@@ -42,10 +42,9 @@ def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1
             port = sockets[0].getsockname()[1]
             settings = settings.model_copy(update={"api": settings.api.model_copy(update={"port": port})})
         if processes > 1:
-            main = partial(run_processes, settings, roles, processes, sockets)
+            _run(partial(run_processes, settings, roles, processes, sockets))
         else:
-            main = partial(run_instance, settings, roles, sockets=sockets)
-        _run(main)
+            _run(partial(run_instance, settings, roles, sockets=sockets))
     finally:
         for listener in sockets:
             listener.close()
@@ -76,7 +75,7 @@ def listen(settings: ApiSettings) -> Sequence[socket.socket]:
     return [listener]
 
 
-def _run(main: partial[object]) -> None:
+def _run(main: Callable[[], Awaitable[None]]) -> None:
     """`trio.run`, with the first of our own errors instead of the group that nurseries make of it."""
     try:
         trio.run(main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 
 from downloader.config import Settings
 from downloader.fetch import Fetcher
@@ -27,8 +27,9 @@ from downloader.store import JobStore, Settled
 
 log = get_logger()
 
-DELIVERY_MARGIN = 0.5
-"""A delivery may take this part of its lease, so that one that hangs is settled and not swept."""
+DELIVERY_LEASES = 2
+"""A backend that has not come back after this many leases hangs: its callback is tried again later.
+Leases are prolonged meanwhile, so this is no bound on them, only longer than any backend's own timeout."""
 
 _DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.SUCCEEDED: (Event.JOB_SUCCEEDED, "downloads_succeeded"),
@@ -98,12 +99,12 @@ def callback_workload(
     settings: Settings,
     owner: str,
     counters: Counters,
-    health: Mapping[str, BackendHealth],
+    health: MutableMapping[str, BackendHealth],
     rng: random.Random,
 ) -> Workload:
     """Callbacks: each lease is one delivery."""
     base = download_base(settings)
-    timeout_s = settings.notifier.lease * DELIVERY_MARGIN
+    timeout_s = settings.notifier.lease * DELIVERY_LEASES
 
     async def work(lease: Lease, _: Callable[[], bool]) -> End:
         if lease.crashes >= POISON_CRASHES:

@@ -1,0 +1,88 @@
+"""Errors as RFC 9457 problem documents; the only place where one is spelled.
+
+A problem names a field or a header, never its value: bodies, headers and secrets are not echoed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+
+CONTENT_TYPE = "application/problem+json"
+
+RETRY_AFTER_S = 2
+"""What a 503 asks a client to wait: a store that restarts or fails over is back within a few seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One error, as the client sees it."""
+
+    status: int
+    code: str
+    """Stable: programs decide by it."""
+    detail: str
+    """One sentence for a person; may change."""
+    field: str = ""
+    """The field of the body, or the header, that is at fault; empty where there is none."""
+    more_headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What the status demands besides (`Allow`, `Content-Range`)."""
+
+    def body(self) -> bytes:
+        """The document, as UTF-8 JSON."""
+        document: dict[str, str | int] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "code": self.code,
+            "detail": self.detail,
+        }
+        if self.field:
+            document["field"] = self.field
+        return json.dumps(document).encode()
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that go with the document, without its length."""
+        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"x-content-type-options", b"nosniff")]
+        if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+        return [*headers, *self.more_headers]
+
+
+class Refused(Exception):
+    """A request ends here, with a problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def bad_request(code: str, detail: str) -> Refused:
+    """400: the request itself is malformed."""
+    return Refused(Problem(status=HTTPStatus.BAD_REQUEST, code=code, detail=detail))
+
+
+def unavailable(code: str, detail: str) -> Problem:
+    """503, with `Retry-After`."""
+    return Problem(status=HTTPStatus.SERVICE_UNAVAILABLE, code=code, detail=detail)
+
+
+STORE_UNAVAILABLE = unavailable("store_unavailable", "The store cannot take requests now; try again.")
+INTERNAL = Problem(
+    status=HTTPStatus.INTERNAL_SERVER_ERROR, code="internal", detail="An error on our side; it is in our log."
+)
+
+
+def too_large(limit: int) -> Problem:
+    """413: a body of more than `limit` bytes."""
+    return Problem(
+        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        code="too_large",
+        detail=f"The body has more than {limit} bytes.",
+    )
+
+
+def unknown_job() -> Problem:
+    """404 for a job id."""
+    return Problem(status=HTTPStatus.NOT_FOUND, code="unknown_job", detail="There is no job with this id.")

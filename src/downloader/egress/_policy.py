@@ -1,0 +1,337 @@
+"""Which addresses may be connected to: pure decisions, no I/O.
+
+The verdict is made from this module's own tables and not from `ipaddress.is_global`: that one passes
+NAT64, multicast, `fec0::/10` and `::127.0.0.1`, and changed its mind between Python 3.11 and 3.13.
+The tables follow the IANA special-purpose registries (RFC 6890 and its updates).
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Self
+
+import idna
+
+from downloader.errors import DownloaderError
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_NOT_PUBLIC_V4 = tuple(
+    IPv4Network(text)
+    for text in (
+        "0.0.0.0/8",  # "this network"; 0.0.0.0 reaches the own machine
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local, home of most metadata services
+        "172.16.0.0/12",
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relays, deprecated by RFC 7526
+        "192.168.0.0/16",
+        "198.18.0.0/15",  # benchmarking
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, with the broadcast address
+    )
+)
+
+_GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")
+"""All that IANA has ever given out; everything outside it is special or unassigned."""
+
+_NOT_PUBLIC_V6 = tuple(
+    IPv6Network(text)
+    for text in (
+        "2001::/23",  # protocol assignments: Teredo, benchmarking, ORCHID
+        "2001:db8::/32",  # documentation
+        "2002::/16",  # 6to4: leads to whatever IPv4 address is embedded
+        "3fff::/20",  # documentation
+    )
+)
+
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_NAT64 = IPv6Network("64:ff9b::/96")
+"""The well-known prefix (RFC 6052): what DNS64 answers for public IPv4 hosts on IPv6-only networks."""
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
+_SIX_TO_FOUR = IPv6Network("2002::/16")
+_TEREDO = IPv6Network("2001::/32")
+_COMPATIBLE = IPv6Network("::/96")
+_TRANSLATED = IPv6Network("::ffff:0:0:0/96")
+_ISATAP_IDS = frozenset({0x00005EFE, 0x02005EFE})
+"""The middle 32 bits of an address that carries an IPv4 address for ISATAP (RFC 5214)."""
+
+METADATA = frozenset(
+    ip_address(text)
+    for text in (
+        "169.254.169.254",  # most clouds
+        "fd00:ec2::254",  # AWS
+        "169.254.170.2",  # AWS ECS task credentials
+        "169.254.170.23",  # AWS EKS pod identity
+        "fd00:ec2::23",  # AWS EKS pod identity
+        "fd20:ce::254",  # Google Cloud
+        "168.63.129.16",  # Azure's wire server; a public address by number
+        "100.100.100.200",  # Alibaba Cloud
+        "192.0.0.192",  # Oracle Cloud
+        "fd00:c1::a9fe:a9fe",  # Oracle Cloud
+        "169.254.42.42",  # Scaleway
+        "fd00:42::42",  # Scaleway
+        "169.254.0.23",  # Tencent Cloud
+        "100.96.0.96",  # Volcano Engine
+        "fe80::a9fe:a9fe",  # OpenStack
+    )
+)
+"""Services that hand credentials to whoever can reach them; only an entry of their own permits them."""
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".localdomain", ".home.arpa")
+"""Names that never belong to a public host (RFC 6761, 6762, 8375, and ICANN's reservation of `internal`)."""
+
+_MAX_PORT = 65535
+
+
+class EgressRefused(DownloaderError):
+    """The operator's egress policy forbids this connection; trying again would not help."""
+
+
+def normal_host(host: str) -> str:
+    """The host in the one form in which names are compared: ASCII, lower case, no brackets, no final dot.
+
+    Raises:
+        ValueError: it has characters that no host name can have.
+    """
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host.isascii():
+        try:
+            host = idna.encode(host, uts46=True).decode("ascii")
+        except idna.IDNAError as exc:
+            raise ValueError(f"not a host name: {host!r}") from exc
+    return host.lower().rstrip(".")
+
+
+def parse_literal(host: str) -> Address | None:
+    """The address that a host spells out, in any spelling a resolver takes; `None` for a name.
+
+    `127.1`, `2130706433`, `0x7f000001` and `0177.0.0.1` are addresses, as `getaddrinfo` reads them.
+    """
+    try:
+        return ip_address(host)
+    except ValueError:
+        pass
+    if not all(_NUMBER.fullmatch(part) for part in host.split(".")):
+        return None
+    try:
+        return IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def is_canonical(host: str) -> bool:
+    """Whether everybody reads this literal alike (`0177.0.0.1` is 127.0.0.1 to some, 177.0.0.1 to others)."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a (normal) name can only mean something inside a private network: a single label is one."""
+    return "." not in host or f".{host}".endswith(_LOCAL_SUFFIXES)
+
+
+@dataclass(frozen=True, slots=True)
+class EgressPolicy:
+    """What the operator permits; by default globally routable unicast addresses only."""
+
+    setting: str
+    """The table this came from, such as `egress.downloads`; refusals name it."""
+    allow_networks: tuple[Network, ...] = ()
+    deny_networks: tuple[Network, ...] = ()
+    allow_hosts: frozenset[str] = frozenset()
+    """Normal names; `*.example.org` stands for every name below, not for `example.org` itself."""
+    deny_hosts: frozenset[str] = frozenset()
+
+    @classmethod
+    def parse(cls, allow: Iterable[str] = (), deny: Iterable[str] = (), *, setting: str) -> Self:
+        """Read the two lists; an entry is a CIDR range, an address, a host name or `*.` and a domain.
+
+        Raises:
+            ValueError: an entry is none of these; the text names the entry and its list.
+        """
+        allow_networks, allow_hosts = _parse_entries(allow, f"{setting}.allow")
+        deny_networks, deny_hosts = _parse_entries(deny, f"{setting}.deny")
+        return cls(setting, allow_networks, deny_networks, allow_hosts, deny_hosts)
+
+    @classmethod
+    def everything(cls, *, setting: str) -> Self:
+        """For a trusted person at the keyboard: private addresses too, metadata services still not."""
+        return cls.parse(["0.0.0.0/0", "::/0"], setting=setting)
+
+    def check(self, host: str, address: str | Address) -> None:
+        """Accept an address that `host` stands for, or refuse it. `deny` wins over `allow`.
+
+        `address` may carry a zone id; so may `host`, and then it is only compared as a name.
+
+        Raises:
+            EgressRefused: the policy forbids it; the text names the setting that would permit it.
+        """
+        parsed = ip_address(address) if isinstance(address, str) else address
+        shown = str(parsed)
+        if host not in ("", shown):
+            shown = f"{shown} ({host})"
+        self.check_name(host)
+        zoned = isinstance(parsed, IPv6Address) and parsed.scope_id is not None
+        plain = _effective(parsed)
+        inner = _embedded(plain)
+        faces = (plain, *inner)
+        if _any_in(faces, self.deny_networks):
+            raise EgressRefused(f"address not allowed: {shown}; it is listed in {self.setting}.deny")
+        if any(face in METADATA for face in faces):
+            if not any(_names_exactly(network, faces) for network in self.allow_networks):
+                raise EgressRefused(
+                    f"address not allowed: {shown} is a metadata service; to permit it add"
+                    f" that very address to {self.setting}.allow"
+                )
+            return
+        if _any_in((plain,), self.allow_networks) or _matches(_try_normal(host), self.allow_hosts):
+            return
+        if plain in _NAT64:
+            # The translator goes on to the inner address, so that one decides.
+            permitted = _is_public(inner[0]) or _any_in(inner, self.allow_networks)
+        else:
+            permitted = _is_public(plain)
+        if zoned or not permitted:
+            raise EgressRefused(f"address not allowed: {shown}; to permit it add it to {self.setting}.allow")
+
+    def check_name(self, host: str) -> None:
+        """Refuse a host that is denied by name, before anything is looked up.
+
+        Raises:
+            EgressRefused: it is listed in `deny`.
+        """
+        if self.deny_hosts and _matches(_try_normal(host), self.deny_hosts):
+            raise EgressRefused(f"address not allowed: {host}; it is listed in {self.setting}.deny")
+
+    def check_port(self, port: int) -> None:
+        """Refuse a port that does not exist.
+
+        Raises:
+            EgressRefused: it is not in 1-65535.
+        """
+        if not 1 <= port <= _MAX_PORT:
+            raise EgressRefused(
+                f"address not allowed: there is no port {port}; {self.setting} cannot permit it"
+            )
+
+    def allows_name(self, host: str) -> bool:
+        """Whether `allow` lists this host by name."""
+        return _matches(_try_normal(host), self.allow_hosts)
+
+
+def _parse_entries(entries: Iterable[str], where: str) -> tuple[tuple[Network, ...], frozenset[str]]:
+    networks: list[Network] = []
+    hosts: set[str] = set()
+    for entry in entries:
+        parsed = _parse_entry(entry, where)
+        if isinstance(parsed, str):
+            hosts.add(parsed)
+        else:
+            networks.append(parsed)
+    return tuple(networks), frozenset(hosts)
+
+
+def _parse_entry(entry: str, where: str) -> Network | str:
+    text = entry.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    try:
+        return _parse_network(text)
+    except ValueError as exc:
+        if "/" in text or ":" in text:
+            raise ValueError(
+                f"{where}: {entry!r} is not a CIDR range, an address or a host name: {exc}"
+            ) from exc
+    try:
+        name = normal_host(text.removeprefix("*."))
+    except ValueError as exc:
+        raise ValueError(f"{where}: {entry!r} is not a CIDR range, an address or a host name") from exc
+    labels = name.split(".")
+    if not all(_LABEL.fullmatch(label) for label in labels) or _NUMBER.fullmatch(labels[-1]):
+        raise ValueError(f"{where}: {entry!r} is not a CIDR range, an address or a host name")
+    return f"*.{name}" if text.startswith("*.") else name
+
+
+def _parse_network(text: str) -> Network:
+    if "%" in text:
+        raise ValueError("a zone id has no meaning here")
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        # A connection to a mapped address is one to the IPv4 address, and is judged as that.
+        return IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
+    return network
+
+
+def _effective(address: Address) -> Address:
+    """The address without its zone id, an IPv4-mapped one as the IPv4 address that it is."""
+    if isinstance(address, IPv4Address):
+        return address
+    plain = IPv6Address(int(address))
+    return IPv4Address(int(plain) & 0xFFFFFFFF) if plain in _MAPPED else plain
+
+
+def _embedded(address: Address) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses to which a translator or tunnel might take this one, if it carries any."""
+    if isinstance(address, IPv4Address):
+        return ()
+    number = int(address)
+    low = IPv4Address(number & 0xFFFFFFFF)
+    if address in _SIX_TO_FOUR:
+        return (IPv4Address(number >> 80 & 0xFFFFFFFF),)
+    if address in _TEREDO:
+        return IPv4Address(~number & 0xFFFFFFFF), IPv4Address(number >> 64 & 0xFFFFFFFF)
+    if address in _NAT64_LOCAL:
+        # RFC 6052, 2.2: behind a prefix of 48 bits the address is split around eight zero bits.
+        split = (number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF
+        return low, IPv4Address(split)
+    carried = any(address in network for network in (_NAT64, _COMPATIBLE, _TRANSLATED))
+    return (low,) if carried or number >> 32 & 0xFFFFFFFF in _ISATAP_IDS else ()
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, IPv4Address):
+        return not _any_in((address,), _NOT_PUBLIC_V4)
+    if address not in _GLOBAL_UNICAST_V6 or _any_in((address,), _NOT_PUBLIC_V6):
+        return False
+    return all(_is_public(inner) for inner in _embedded(address))
+
+
+def _any_in(faces: Iterable[Address], networks: Sequence[Network]) -> bool:
+    return any(face.version == network.version and face in network for face in faces for network in networks)
+
+
+def _names_exactly(network: Network, faces: Iterable[Address]) -> bool:
+    return network.num_addresses == 1 and network.network_address in faces
+
+
+def _try_normal(host: str) -> str:
+    try:
+        return normal_host(host)
+    except ValueError:
+        return host
+
+
+def _matches(host: str, names: frozenset[str]) -> bool:
+    if not names or not host:
+        return False
+    if host in names:
+        return True
+    labels = host.split(".")
+    return any("*." + ".".join(labels[start:]) in names for start in range(1, len(labels)))

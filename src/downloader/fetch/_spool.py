@@ -1,0 +1,148 @@
+"""Where bodies wait until they are complete: one folder for each running instance.
+
+The folder is locked (flock) while its owner lives, so that whoever opens a spool beside it can tell a
+crashed instance's folder, and sweeps it. Files are made through the folder's descriptor, under random
+names, exclusively and never through a symbolic link: what is planted at a path leads nowhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import trio
+
+from downloader.errors import ConfigError
+
+_FOLDER = re.compile(r"spool-[0-9a-f]{16}")
+"""Only folders of this form are ever swept, whatever else lies beside them."""
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_THREADS = 16
+"""More writers at once make no disk faster."""
+
+_CLEANUP_S = 10.0
+"""A disk that needs longer to delete our files is left with them; the next start sweeps."""
+
+
+class Spool:
+    """An open spool folder. Its methods block: call them from threads."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.threads = trio.CapacityLimiter(_THREADS)
+        """For those who write: a disk that hangs is to hold up nobody else's threads."""
+        self._descriptor = descriptor
+
+    def create(self) -> tuple[str, int]:
+        """A new empty file: its name in `path`, and a descriptor to write to, for the caller to close.
+
+        Raises:
+            OSError: the disk does not take it, or somebody has put something in its place.
+        """
+        name = secrets.token_hex(8)
+        return name, os.open(name, _CREATE, 0o600, dir_fd=self._descriptor)
+
+    def remove(self, name: str) -> None:
+        """Delete a file, unless it has been moved away.
+
+        Raises:
+            OSError: the disk does not let us.
+        """
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._descriptor)
+
+    def close(self) -> None:
+        """Delete the folder with what is left in it, and unlock. Never raises."""
+        _remove_folder(self.path, self._descriptor)
+        os.close(self._descriptor)
+
+
+@asynccontextmanager
+async def open_spool(root: Path) -> AsyncIterator[Spool]:
+    """A folder of our own under `root`, which is made if need be; folders of the dead are swept first.
+
+    Raises:
+        ConfigError: `root` cannot be made or written.
+    """
+    try:
+        await trio.to_thread.run_sync(_prepare, root)
+        spool = await trio.to_thread.run_sync(_create_folder, root)
+    except OSError as exc:
+        raise ConfigError(f"cannot write the spool {root}: {exc.strerror or exc}") from exc
+    try:
+        yield spool
+    finally:
+        with trio.move_on_after(_CLEANUP_S, shield=True):
+            await trio.to_thread.run_sync(spool.close)
+
+
+def disk_used_percent(path: Path) -> float:
+    """How full the disk under `path` is for us, 0 to 100, as `df` counts: reserved blocks are not ours.
+
+    Raises:
+        OSError: there is no such path.
+    """
+    disk = os.statvfs(path)
+    used = disk.f_blocks - disk.f_bfree
+    total = used + disk.f_bavail
+    return 100.0 * used / total if total else 0.0
+
+
+def _prepare(root: Path) -> None:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.scandir(root) as entries:
+        names = [e.name for e in entries if _FOLDER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+    for name in names:
+        # A folder that vanishes, or that is not ours to delete, is somebody else's business.
+        with suppress(OSError):
+            _sweep_folder(root / name)
+
+
+def _sweep_folder(path: Path) -> None:
+    descriptor = os.open(path, _OPEN_FOLDER)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove_folder(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _create_folder(root: Path) -> Spool:
+    while True:
+        path = root / f"spool-{secrets.token_hex(8)}"
+        path.mkdir(mode=0o700)
+        descriptor = os.open(path, _OPEN_FOLDER)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return Spool(path, descriptor)
+        except OSError as exc:
+            if exc.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
+                os.close(descriptor)
+                raise
+        # Another instance's sweep came between the folder and its lock: that one is lost.
+        os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    there, ours = path.lstat(), os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _remove_folder(path: Path, descriptor: int) -> None:
+    """Delete the files of a folder and the folder; what does not let itself be deleted stays."""
+    with suppress(OSError):
+        for name in os.listdir(descriptor):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=descriptor)
+        if _is_at(path, descriptor):
+            path.rmdir()

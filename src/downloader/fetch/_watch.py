@@ -1,0 +1,67 @@
+"""The bounds in time of one attempt: one cancel scope whose deadline moves from wait to wait."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+_WINDOW_PARTS = 8
+"""A window of the low-speed watch may start anew after this part of it, so that most chunks cost nothing."""
+
+
+class Watch:
+    """Moves the deadline of `scope`; `reason` says which wait was over when the scope was cancelled.
+
+    `total_s` bounds everything up to the end of the scope; `None` leaves it unbounded.
+    """
+
+    def __init__(self, scope: trio.CancelScope, *, total_s: float | None) -> None:
+        self._scope = scope
+        self._end = math.inf if total_s is None else trio.current_time() + total_s
+        self._total_s = total_s
+        self._phase = ""
+        self._needed = 0.0
+        self._window_s = math.inf
+        self._start = 0.0
+        self._base = 0
+        scope.deadline = self._end
+
+    @property
+    def reason(self) -> str:
+        """What was waited for in vain."""
+        if self._phase and self._scope.deadline < self._end:
+            return self._phase
+        return f"not done within the job's download_timeout of {self._total_s} s"
+
+    def expect(self, what: str, seconds: float) -> None:
+        """From now on wait for `what` only this long."""
+        self._phase = what
+        self._scope.deadline = min(self._end, trio.current_time() + seconds)
+
+    def free(self) -> None:
+        """From now on only the whole is bounded: others mind the time of what comes."""
+        self._phase = ""
+        self._scope.deadline = self._end
+
+    def expect_flow(self, rate: float, seconds: float) -> None:
+        """From now on `rate` bytes per second have to arrive, on average over any `seconds` or so."""
+        self._needed = rate * seconds
+        self._window_s = seconds
+        self._start = trio.current_time()
+        self._base = 0
+        self.expect(f"slower than {rate:g} bytes per second for {seconds:g} s", seconds)
+
+    def flow(self, received: int) -> None:
+        """Take note that `received` bytes have arrived since `expect_flow`."""
+        if received - self._base < self._needed:
+            return
+        now = trio.current_time()
+        if now - self._start >= self._window_s / _WINDOW_PARTS:
+            self._start, self._base = now, received
+            self._scope.deadline = min(self._end, now + self._window_s)
+
+    def excuse(self, seconds: float) -> None:
+        """Our own disk took this long: that was not the peer's slowness."""
+        self._start += seconds
+        self._scope.deadline = min(self._end, self._scope.deadline + seconds)

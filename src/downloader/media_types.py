@@ -1,0 +1,277 @@
+"""Media types: which names mean the same type, and the patterns that a job may ask for.
+
+Values only, no I/O; used where a job is accepted (a malformed pattern is refused there) and where its
+content is judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+MAX_PATTERN_CHARS = 4096
+"""Of a whole list: over a hundred types fit, and matching stays below a millisecond."""
+
+ALIAS_GROUPS: tuple[tuple[str, ...], ...] = (
+    ("application/bzip2", "application/x-bzip2", "application/x-bzip"),
+    ("application/epub+zip", "application/x-epub+zip"),
+    ("application/gzip", "application/x-gzip", "application/gzip-compressed"),
+    ("application/java-vm", "application/x-java-vm", "application/x-java-applet"),
+    (
+        "application/javascript",
+        "text/javascript",
+        "application/x-javascript",
+        "application/ecmascript",
+        "text/ecmascript",
+    ),
+    ("application/json", "text/json", "application/x-json"),
+    ("application/lz4", "application/x-lz4"),
+    ("application/msword", "application/vnd.ms-word", "application/x-msword"),
+    ("application/octet-stream", "binary/octet-stream"),
+    ("application/pdf", "application/x-pdf"),
+    ("application/postscript", "application/ps"),
+    ("application/vnd.apple.mpegurl", "application/x-mpegurl", "audio/mpegurl", "audio/x-mpegurl"),
+    ("application/vnd.debian.binary-package", "application/x-debian-package", "application/x-deb"),
+    ("application/vnd.ms-cab-compressed", "application/x-cab"),
+    ("application/vnd.ms-excel", "application/msexcel", "application/x-msexcel"),
+    ("application/vnd.ms-powerpoint", "application/mspowerpoint", "application/x-mspowerpoint"),
+    (
+        "application/vnd.microsoft.portable-executable",
+        "application/x-dosexec",
+        "application/x-msdownload",
+        "application/x-ms-dos-executable",
+    ),
+    ("application/vnd.rar", "application/x-rar", "application/x-rar-compressed"),
+    ("application/vnd.sqlite3", "application/x-sqlite3"),
+    ("application/x-empty", "inode/x-empty"),
+    ("application/x-7z-compressed", "application/7z"),
+    ("application/x-executable", "application/x-pie-executable"),
+    ("application/x-sharedlib", "application/x-pie-executable"),
+    ("application/x-iso9660-image", "application/vnd.efi.iso"),
+    ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"),
+    ("application/x-ole-storage", "application/cdfv2"),
+    ("application/x-rpm", "application/x-redhat-package-manager"),
+    ("application/x-shockwave-flash", "application/vnd.adobe.flash.movie"),
+    ("application/x-tar", "application/tar"),
+    ("application/x-xz", "application/xz"),
+    ("application/zip", "application/x-zip", "application/x-zip-compressed"),
+    ("application/zstd", "application/x-zstd"),
+    ("audio/aac", "audio/x-aac", "audio/aacp", "audio/x-hx-aac-adts"),
+    ("audio/aiff", "audio/x-aiff"),
+    ("audio/amr", "audio/x-amr"),
+    ("audio/basic", "audio/x-basic"),
+    ("audio/flac", "audio/x-flac"),
+    ("audio/midi", "audio/x-midi", "audio/mid"),
+    ("audio/mp4", "audio/x-m4a", "audio/m4a"),
+    ("audio/mpeg", "audio/mp3", "audio/x-mp3", "audio/x-mpeg", "audio/mpeg3"),
+    ("audio/ogg", "application/ogg", "audio/x-ogg"),
+    ("audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave"),
+    ("font/otf", "application/vnd.ms-opentype", "application/x-font-otf"),
+    ("font/sfnt", "font/ttf", "application/x-font-ttf", "application/font-sfnt"),
+    ("font/woff", "application/font-woff", "application/x-font-woff"),
+    ("font/woff2", "application/font-woff2"),
+    ("image/bmp", "image/x-ms-bmp", "image/x-bmp"),
+    ("image/jpeg", "image/jpg", "image/pjpeg"),
+    ("image/jp2", "image/jpeg2000", "image/x-jp2"),
+    ("image/png", "image/x-png"),
+    ("image/svg+xml", "image/svg"),
+    ("image/tiff", "image/x-tiff"),
+    ("image/vnd.adobe.photoshop", "image/x-photoshop", "application/x-photoshop", "image/psd"),
+    ("image/vnd.zbrush.pcx", "image/x-pcx"),
+    ("image/vnd.microsoft.icon", "image/x-icon", "image/ico"),
+    ("image/x-portable-greymap", "image/x-portable-graymap"),
+    ("image/x-sgi", "image/sgi", "image/x-rgb"),
+    ("text/calendar", "text/x-vcalendar"),
+    ("text/csv", "application/csv", "text/x-csv"),
+    ("text/rtf", "application/rtf"),
+    ("text/markdown", "text/x-markdown"),
+    ("text/vcard", "text/x-vcard"),
+    ("text/xml", "application/xml"),
+    ("video/mp2p", "video/mpeg"),
+    ("video/mp2t", "video/x-mpegts"),
+    ("video/mp4", "video/x-m4v"),
+    ("video/ogg", "application/ogg", "video/x-ogg"),
+    ("video/quicktime", "video/x-quicktime"),
+    ("video/vnd.avi", "video/x-msvideo", "video/avi", "video/msvideo"),
+    ("video/x-flv", "video/flv"),
+    ("video/x-matroska", "video/matroska"),
+    ("video/x-ms-asf", "video/x-ms-wmv", "application/vnd.ms-asf"),
+)
+"""Names in one group mean the same type; the first is the registered or usual one. A name may stand in
+several groups (`application/ogg` holds sound or film); such groups are not joined to one."""
+
+_SAME = {
+    name: frozenset(other for group in ALIAS_GROUPS if name in group for other in group)
+    for name in {name for group in ALIAS_GROUPS for name in group}
+}
+
+
+def same_types(mime: str) -> frozenset[str]:
+    """Every name of a type, in lower case, the given one among them."""
+    name = mime.lower()
+    return _SAME.get(name, frozenset((name,)))
+
+
+@dataclass(frozen=True, slots=True)
+class _CharClass:
+    """`[a-z]` of a glob, or `?` (nothing, negated, and no `/`)."""
+
+    ranges: frozenset[tuple[str, str]]
+    negated: bool
+    slash: bool = True
+
+    def __contains__(self, char: str) -> bool:
+        if char == "/" and not self.slash:
+            return False
+        return any(low <= char <= high for low, high in self.ranges) is not self.negated
+
+
+_ANY_CHAR = _CharClass(frozenset(), negated=True, slash=False)
+_STAR = None
+"""Token of `*`: any run of characters without `/`, also none."""
+
+_Token = str | _CharClass | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Glob:
+    """One pattern."""
+
+    text: str
+    """As the client gave it, without `!` and surrounding blanks; for people."""
+    tokens: tuple[_Token, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises `ValueError`, which names the pattern."""
+        try:
+            return cls(text, tuple(_tokens(text.lower())))
+        except ValueError as error:
+            raise ValueError(f"malformed pattern {text!r}: {error}") from None
+
+    def matches(self, names: Iterable[str]) -> bool:
+        return any(self._matches(name) for name in names)
+
+    def _matches(self, name: str) -> bool:
+        # All places in the name that the tokens so far can lead to: without backtracking no pattern is slow.
+        places = {0}
+        for token in self.tokens:
+            if token is _STAR:
+                places = {end for start in places for end in _run_without_slash(name, start)}
+            else:
+                places = {at + 1 for at in places if at < len(name) and name[at] in token}
+            if not places:
+                return False
+        return len(name) in places
+
+
+def _run_without_slash(name: str, start: int) -> range:
+    slash = name.find("/", start)
+    return range(start, (len(name) if slash < 0 else slash) + 1)
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    chars = iter(text)
+    star = False
+    for char in chars:
+        if char == "*":
+            if not star:
+                yield _STAR
+            star = True
+            continue
+        star = False
+        if char == "?":
+            yield _ANY_CHAR
+        elif char == "[":
+            yield _char_class(chars)
+        elif char == "\\":
+            yield _escaped(chars)
+        else:
+            yield char
+
+
+def _escaped(chars: Iterator[str]) -> str:
+    char = next(chars, None)
+    if char is None:
+        raise ValueError("a backslash at the end escapes nothing")
+    return char
+
+
+def _char_class(chars: Iterator[str]) -> _CharClass:
+    """The rest of a class after its `[`, up to and with its `]`; it must not be empty."""
+    ranges: set[tuple[str, str]] = set()
+    char = next(chars, "")
+    negated = char == "^"
+    if negated:
+        char = next(chars, "")
+    while char != "]" or not ranges:
+        low = high = _class_end(char, chars)
+        char = next(chars, "")
+        if char == "-":
+            high = _class_end(next(chars, ""), chars)
+            char = next(chars, "")
+        ranges.add((low, high))
+    return _CharClass(frozenset(ranges), negated)
+
+
+def _class_end(char: str, chars: Iterator[str]) -> str:
+    """One end of a range: a character, or an escaped one."""
+    if char == "":
+        raise ValueError("a [ is not closed")
+    if char in "-]":
+        raise ValueError(f"a {char} in brackets needs a backslash or a character before it")
+    return _escaped(chars) if char == "\\" else char
+
+
+@dataclass(frozen=True, slots=True)
+class MimePatterns:
+    """What types a job accepts: no negated pattern matches, and one of the others does, if there are others.
+
+    Patterns are globs as of Go's `path.Match`: `*` and `?` stand for anything but `/`, `[a-z]` and `[^a-z]`
+    for one character, a backslash takes the next character as it is. Case does not matter, and a pattern
+    matches a type when it matches any of its names.
+    """
+
+    wanted: tuple[_Glob, ...] = ()
+    unwanted: tuple[_Glob, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a comma-separated list; an empty one checks nothing.
+
+        Blanks round an element and empty elements (a comma too many) do not count.
+
+        Raises:
+            ValueError: one sentence for the client: a pattern is malformed, the list is too long or has
+                control characters, or it has commas and `!` only.
+        """
+        if len(text) > MAX_PATTERN_CHARS:
+            raise ValueError(f"the patterns are longer than {MAX_PATTERN_CHARS} characters")
+        if any(not char.isprintable() for char in text):
+            raise ValueError("the patterns have control or other invisible characters")
+        wanted: list[_Glob] = []
+        unwanted: list[_Glob] = []
+        for element in filter(None, map(str.strip, text.split(","))):
+            negated = element.startswith("!")
+            pattern = element.removeprefix("!").lstrip()
+            if not pattern or pattern.startswith("!"):
+                raise ValueError(f"malformed pattern {element!r}: one ! and then a type is expected")
+            (unwanted if negated else wanted).append(_Glob.parse(pattern))
+        if text.strip() and not (wanted or unwanted):
+            raise ValueError(f"no pattern in {text!r}")
+        return cls(tuple(wanted), tuple(unwanted))
+
+    def mismatch(self, mime: str) -> str | None:
+        """`None` when the type is accepted, else the contract's sentence for the callback.
+
+        It names the negated pattern that matched, or all of the others as they were given.
+        """
+        names = same_types(mime)
+        for glob in self.unwanted:
+            if glob.matches(names):
+                return f"Expected mime-type not to be ({glob.text}), found ({mime})"
+        if self.wanted and not any(glob.matches(names) for glob in self.wanted):
+            expected = ",".join(glob.text for glob in self.wanted)
+            return f"Expected mime-type to be ({expected}), found ({mime})"
+        return None

@@ -1,0 +1,29 @@
+"""When a callback that was not delivered is tried again; pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+_JITTER = 0.2
+"""Each delay is up to this part shorter or longer, so that what fails together comes back scattered."""
+
+
+def next_delay_s(
+    tries: int, schedule: Sequence[float], *, retry_after_s: float | None = None, rng: random.Random
+) -> float | None:
+    """Seconds until the next attempt; `None` when the schedule is used up.
+
+    Args:
+        tries: attempts that have failed, this one included; at least 1.
+        schedule: seconds to wait after the first failure, after the second, and so on.
+        retry_after_s: the peer's wish. It is a floor: the answer is never below it, and exceeds it by
+            the jitter at most where the schedule alone would be shorter.
+        rng: source of the jitter.
+    """
+    if tries > len(schedule):
+        return None
+    delay = schedule[max(tries, 1) - 1] * rng.uniform(1 - _JITTER, 1 + _JITTER)
+    if retry_after_s is not None and delay < retry_after_s:
+        delay = retry_after_s * rng.uniform(1, 1 + _JITTER)
+    return delay

@@ -1,0 +1,237 @@
+"""`downloader fetch`: what goes into and comes out of one run, and where its files go.
+
+The engine, `downloader.service.fetch_files`, takes `FetchRequest`s, tells about them by `FetchProgress` and
+`FetchResult` while it runs, and leaves each file in a storage of its own. `OutputFolder` is that storage's
+place, a hidden folder beside the final names, so that a file appears under its name in one step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mimetypes
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from downloader.errors import ConfigError, StorageError
+
+NAME_BYTES = 200
+"""Bound of a file's name; file systems take 255, and ` (2)` has to fit in too."""
+
+_FORBIDDEN = re.compile(r'[/\\:*?"<>|]')
+"""Separators and what Windows refuses; files get copied there."""
+
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+"""Names of devices on Windows, with any extension."""
+
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories of what does not show or reorders the text round it."""
+
+
+class FetchState(StrEnum):
+    """Where a file is."""
+
+    WAITING = "waiting"
+    """For its host to have room, or for its next attempt."""
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRequest:
+    """One file to fetch."""
+
+    url: str
+    mime_type: str = ""
+    """Patterns as in a job's `mime_type`; empty checks nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchProgress:
+    """How far a file is."""
+
+    index: int
+    """Of the request, from 0."""
+    url: str
+    state: FetchState
+    received_bytes: int = 0
+    total_bytes: int | None = None
+    """`None`: the origin has not said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchResult:
+    """How a file ended."""
+
+    index: int
+    url: str
+    ok: bool
+    error: str = ""
+    error_code: str = ""
+    response_code: int = 0
+    size: int = 0
+    sha256: str = ""
+    mime_type: str = ""
+    path: str = ""
+    """The stored file: from the engine its place in the storage, from `OutputFolder` its final one."""
+    attempts: int = 0
+    seconds: float = 0.0
+    """From its first attempt to its end."""
+
+
+OnEvent = Callable[[FetchProgress | FetchResult], None]
+"""Called by the engine in its own thread, exactly once with each file's `FetchResult`; must not block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputFolder:
+    """Where the files of one run go."""
+
+    folder: Path
+    hidden: Path
+    """On the same file system as `folder`; gone when the run is over."""
+
+    @property
+    def spool_dir(self) -> Path:
+        """For downloads in progress."""
+        return self.hidden / "spool"
+
+    @property
+    def storage_dir(self) -> Path:
+        """For complete files until they get their names."""
+        return self.hidden / "files"
+
+    def place(self, stored: Path, *, url: str, mime_type: str = "") -> Path:
+        """Give a complete file its name, made from the URL; `name (2).ext` if that one is taken.
+
+        An existing file is never overwritten, whoever makes it meanwhile.
+
+        Raises:
+            StorageError: it cannot be placed.
+        """
+        name = file_name(url, mime_type)
+        try:
+            for number in itertools.count(1):
+                target = self.folder / (name if number == 1 else _numbered(name, number))
+                with contextlib.suppress(FileExistsError):
+                    _move_without_overwriting(stored, target)
+                    return target
+        except OSError as error:
+            raise StorageError(f"{name} cannot be placed in {self.folder}: {error.strerror}") from error
+        raise AssertionError("itertools.count ends")
+
+
+@contextlib.contextmanager
+def open_output(folder: Path) -> Iterator[OutputFolder]:
+    """The output folder, made if need be; what is unfinished in it goes when the context ends.
+
+    Raises:
+        ConfigError: it is no folder, or no file can be made in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=".downloader-", dir=folder))
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the folder {str(folder)!r} cannot be written: {reason}") from None
+    try:
+        yield OutputFolder(folder=folder, hidden=hidden)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def file_name(url: str, mime_type: str = "") -> str:
+    """A file's name from its URL: the last segment of the path, made harmless.
+
+    Decoded, without separators, control and invisible characters, leading dots and dashes; not a device of
+    Windows; at most `NAME_BYTES` long with its extension kept. A URL without one gives `index` with the
+    extension of the type.
+    """
+    segment = unquote(urlsplit(url).path.rpartition("/")[2], errors="replace")
+    text = unicodedata.normalize("NFC", segment)
+    text = "".join(char for char in text if unicodedata.category(char) not in _INVISIBLE)
+    text = _FORBIDDEN.sub("_", text).lstrip(".- ").rstrip(". ")
+    if not text:
+        text = f"index{mimetypes.guess_extension(mime_type) or ''}"
+    if _RESERVED.fullmatch(text):
+        text = f"_{text}"
+    stem, extension = _split(text)
+    return _shortened(stem, NAME_BYTES - len(extension.encode())) + extension
+
+
+def check_url(url: str) -> str:
+    """The URL, if it is one that can be fetched.
+
+    Raises:
+        ValueError: it is not an absolute http or https URL; the text says what is wrong.
+    """
+    if any(char.isspace() or not char.isprintable() for char in url):
+        raise ValueError("a URL has no blanks and control characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"not a URL: {error}") from None
+    if parts.scheme.lower() not in ("http", "https"):
+        raise ValueError("a URL begins with http:// or https://")
+    if not parts.hostname or port == 0 or "\\" in parts.netloc:
+        raise ValueError("the URL names no host")
+    return url
+
+
+def group_of(url: str) -> str:
+    """The aggregation of a URL in a one-shot run: its host and port."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
+
+
+def as_json(result: FetchResult) -> dict[str, Any]:
+    """The line that `--json` prints for a file."""
+    fields = ("url", "ok", "path", "size", "sha256", "mime_type", "error", "error_code", "response_code")
+    return {
+        **{name: getattr(result, name) for name in fields},
+        "attempts": result.attempts,
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _move_without_overwriting(source: Path, target: Path) -> None:
+    """Raises `FileExistsError` if there is something called `target`."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: reserve the name, then rename over our own empty file
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            source.replace(target)
+        except OSError:
+            target.unlink(missing_ok=True)
+            raise
+    else:
+        source.unlink(missing_ok=True)
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, extension = _split(name)
+    return f"{stem} ({number}){extension}"
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Stem and extension; `.tar.gz` is one, and what is very long is none."""
+    match = re.search(r"(\.tar)?\.[A-Za-z0-9]{1,10}$", name)
+    return (name[: match.start()], match[0]) if match and match.start() else (name, "")
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text.encode()[:limit].decode(errors="ignore")

@@ -1,0 +1,130 @@
+"""Finding plugins by entry point: each built-in one comes the way a stranger's does.
+
+Only the plugins that a configuration names are imported, so that a broken one harms nobody else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from downloader.errors import PluginError
+
+NOTIFIERS = "downloader.notifiers.v1"
+"""Entry-point group of notifiers; the number is that of the interface."""
+
+STORAGES = "downloader.storages.v1"
+"""Entry-point group of storages."""
+
+KINDS = {NOTIFIERS: "notifier", STORAGES: "storage"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class PluginInfo:
+    """An installed plugin, as known without importing it."""
+
+    kind: str
+    """`notifier` or `storage`."""
+    name: str
+    """What `[backends.NAME]` or `processor.filestorage.type` calls it."""
+    version: str
+    """Of the distribution."""
+    distribution: str
+
+
+def installed(group: str) -> list[PluginInfo]:
+    """The plugins of a group that are installed, by name; imports none of them."""
+    return sorted(
+        PluginInfo(
+            kind=KINDS.get(group, group),
+            name=point.name,
+            version=point.dist.version if point.dist is not None else "",
+            distribution=point.dist.name if point.dist is not None else "",
+        )
+        for point in entry_points(group=group)
+    )
+
+
+def load_factory(group: str, name: str) -> Callable[..., Any]:
+    """Import the plugin's factory.
+
+    Raises:
+        PluginError: no plugin of that name is installed, several are, it cannot be imported, or what
+            the entry point names cannot be called.
+    """
+    kind = KINDS.get(group, group)
+    points = entry_points(group=group, name=name)
+    values = {point.value for point in points}
+    if not values:
+        raise PluginError(_missing(group, kind, name))
+    if len(values) > 1:
+        sources = ", ".join(sorted(_source(point) for point in points))
+        raise PluginError(
+            f"{kind} plugin {name!r} is installed more than once ({sources}): uninstall all but one"
+        )
+    point = next(iter(points))
+    try:
+        factory = point.load()
+    except Exception as error:  # importing a stranger's code can raise anything
+        raise PluginError(
+            f"{kind} plugin {name!r} ({_source(point)}) cannot be imported: {describe(error)}"
+        ) from error
+    if not callable(factory):
+        raise PluginError(
+            f"{kind} plugin {name!r} ({_source(point)}): {point.value} is not a factory: not callable"
+        )
+    checked: Callable[..., Any] = factory
+    return checked
+
+
+def check_interface(obj: object, methods: Iterable[str], name: str) -> None:
+    """Refuse what a plugin opened when one of the coroutine methods is missing or is none.
+
+    Args:
+        obj: what the plugin's context manager gave.
+        methods: names of coroutine methods that it must have.
+        name: how to call the plugin in the message.
+
+    Raises:
+        PluginError: the interface is a different one.
+    """
+    for method in methods:
+        found = getattr(obj, method, None)
+        if found is None or not callable(found):
+            raise PluginError(f"{name} gives a {type(obj).__name__}, which has no method {method}()")
+        function = inspect.unwrap(getattr(found, "__func__", found))
+        if inspect.isfunction(function) and not inspect.iscoroutinefunction(function):
+            raise PluginError(
+                f"{name} gives a {type(obj).__name__}, whose {method}() is no coroutine function"
+            )
+
+
+def describe(error: BaseException) -> str:
+    """An exception of somebody else's code on one line, with its type, which is often all it says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def opening_failed(error: Exception) -> str:
+    """Why a plugin could not be opened, on one line; also when it raised in a nursery of its own."""
+    cause: BaseException = error
+    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
+        cause = cause.exceptions[0]
+    if isinstance(cause, PluginError):
+        return " ".join(str(cause).split())
+    return f"cannot be opened: {describe(cause)}"
+
+
+def _missing(group: str, kind: str, name: str) -> str:
+    names = sorted({plugin.name for plugin in installed(group)})
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"no {kind} plugin {name!r} is installed (installed: {', '.join(names) or 'none'}){hint}"
+
+
+def _source(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value

@@ -1,0 +1,232 @@
+"""The engine of `downloader fetch`: the service's own store, scheduler and fetcher, for one list of URLs."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import trio
+import trio_asyncio
+
+from downloader.config import Settings
+from downloader.egress import EgressPolicy
+from downloader.fetch import Fetcher, open_fetcher
+from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
+from downloader.oneshot import FetchProgress, FetchRequest, FetchResult, FetchState, OnEvent, group_of
+from downloader.scheduler import Stop, Wake, Workload, download_settler, run_workload
+from downloader.scheduler._settle import End
+from downloader.storage._registry import open_storage
+from downloader.store import JobStore, Settled, Submission
+from downloader.store._embedded import embedded_valkey
+from downloader.store._store import open_store
+
+SUBMIT_BATCH = 500
+"""Jobs per call to the store, so that the first downloads begin while the rest of a long list goes in."""
+
+OWN_FAULTS = 3
+"""How often our own disk may be at fault before a file is given up: a service waits for its operator, here
+somebody waits for us."""
+
+KEEP_S = 86400.0
+"""Longer than anything here; the store goes with the run."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    """The state of one run."""
+
+    requests: Sequence[FetchRequest]
+    settings: Settings
+    limit: int
+    on_event: OnEvent
+    indices: dict[str, int] = field(default_factory=dict)
+    """Of requests, by job id."""
+    begun: dict[str, float] = field(default_factory=dict)
+    """Monotonic time of each job's first attempt."""
+    own_faults: dict[str, int] = field(default_factory=dict)
+    results: list[FetchResult] = field(default_factory=list)
+    stop: Stop = field(default_factory=Stop)
+    """Begins with the last result."""
+    wake: Wake = field(default_factory=Wake)
+    signal: signal.Signals | None = None
+    """What ended it early."""
+
+    def progress(self, lease: Lease, state: FetchState, received: int = 0, total: int | None = None) -> None:
+        """Tell of a file that is not at its end."""
+        index = self.indices[lease.id]
+        self.on_event(
+            FetchProgress(
+                index=index, url=lease.spec.url, state=state, received_bytes=received, total_bytes=total
+            )
+        )
+
+    def end(self, lease: Lease, outcome: Outcome) -> None:
+        """Take note of a file's end."""
+        begun = self.begun.get(lease.id, time.monotonic())
+        root = Path(str(self.settings.storage_section.get("rootdir", "")))
+        ok = outcome.verdict is Verdict.SUCCEEDED
+        result = FetchResult(
+            index=self.indices[lease.id],
+            url=lease.spec.url,
+            ok=ok,
+            error=outcome.error,
+            error_code=outcome.error_code.value,
+            response_code=outcome.response_code,
+            size=outcome.file.size,
+            sha256=outcome.file.sha256,
+            mime_type=outcome.file.mime_type,
+            path=str(root / lease.spec.storage_key) if ok else "",
+            attempts=lease.attempts + 1,
+            seconds=time.monotonic() - begun,
+        )
+        self.results.append(result)
+        self.on_event(result)
+        if len(self.results) == len(self.requests):
+            self.stop.begin(0.0)
+
+
+def fetch_files(
+    requests: Iterable[FetchRequest], *, settings: Settings, limit: int, on_event: OnEvent
+) -> list[FetchResult]:
+    """Fetch files and return when each has succeeded or failed, in the order of the requests.
+
+    Files of one host and port are fetched at most `limit` at once. They are left in the filesystem storage
+    of the settings, whose spool, storage and data folder should be the run's own.
+
+    Args:
+        requests: what to fetch.
+        settings: `redis` must be embedded; `backends` and `api` are not used.
+        limit: per host, at least 1.
+        on_event: told of the progress; whatever it raises ends the run.
+
+    Raises:
+        DownloaderError: it could not be started.
+        KeyboardInterrupt: SIGINT came; all is closed by then, and files that were told of are complete.
+        SystemExit: likewise for SIGTERM, with the status that shells expect.
+    """
+    run = _Run(requests=list(requests), settings=settings, limit=limit, on_event=on_event)
+    if run.requests:
+        trio.run(_main, run)
+    if run.signal is signal.SIGINT:
+        raise KeyboardInterrupt
+    if run.signal is not None:
+        raise SystemExit(128 + run.signal)
+    return sorted(run.results, key=lambda result: result.index)
+
+
+async def _main(run: _Run) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_signals, run, nursery.cancel_scope)
+        async with trio_asyncio.open_loop(), AsyncExitStack() as stack:
+            url = await stack.enter_async_context(embedded_valkey(run.settings.data_dir))
+            redis = run.settings.redis.model_copy(update={"url": url})
+            store = await stack.enter_async_context(open_store(redis))
+            fetcher = await stack.enter_async_context(_fetcher(run.settings))
+            await _work(run, store, fetcher)
+        nursery.cancel_scope.cancel()
+
+
+async def _work(run: _Run, store: JobStore, fetcher: Fetcher) -> None:
+    owner = f"fetch-{os.getpid()}-{secrets.token_hex(4)}"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(store.listen, {Kind.DOWNLOAD: run.wake.set})
+        async with trio.open_nursery() as work:
+            workload = _workload(run, store, fetcher, owner)
+
+            async def leased(*, task_status: trio.TaskStatus[None]) -> None:
+                await run_workload(
+                    store, workload, owner=owner, wake=run.wake, stop=run.stop, task_status=task_status
+                )
+
+            await work.start(leased)
+            await _submit(run, store)
+        nursery.cancel_scope.cancel()
+
+
+async def _submit(run: _Run, store: JobStore) -> None:
+    for start in range(0, len(run.requests), SUBMIT_BATCH):
+        submissions: list[Submission] = []
+        for index, request in enumerate(run.requests[start : start + SUBMIT_BATCH], start):
+            group = group_of(request.url)
+            spec = JobSpec(
+                id=store.new_id(group),
+                aggr_id=group,
+                aggr_limit=run.limit,
+                url=request.url,
+                mime_type=request.mime_type,
+                created_ms=time.time_ns() // 1_000_000,
+            )
+            run.indices[spec.id] = index
+            submissions.append(Submission(spec=spec))
+        await store.submit(submissions)
+        run.wake.set()
+
+
+@asynccontextmanager
+async def _fetcher(settings: Settings) -> AsyncIterator[Fetcher]:
+    lists = settings.egress.downloads
+    rng = random.Random()  # noqa: S311 - jitter, not secrets
+    async with (
+        open_storage(settings.storage_name, settings.storage_section) as storage,
+        open_fetcher(
+            settings=settings.processor,
+            policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
+            storage=storage,
+            spool_dir=settings.spool_dir,
+            rng=rng,
+        ) as fetcher,
+    ):
+        yield fetcher
+
+
+def _workload(run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> Workload:
+    async def work(lease: Lease, still_ours: Callable[[], bool]) -> End:
+        run.begun.setdefault(lease.id, time.monotonic())
+        run.progress(lease, FetchState.RUNNING)
+        return _bounded(run, lease, await fetcher.attempt(lease, still_ours=still_ours))
+
+    def on_end(lease: Lease, end: End, _: Settled, __: float) -> None:
+        assert isinstance(end, Outcome)
+        if end.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
+            run.end(lease, end)
+        else:
+            run.progress(lease, FetchState.WAITING)
+
+    return Workload(
+        kind=Kind.DOWNLOAD,
+        concurrency=run.settings.processor.concurrency,
+        lease_s=run.settings.processor.lease,
+        work=work,
+        settle=download_settler(store, owner, callback_limit=1, keep_s=KEEP_S),
+        on_end=on_end,
+    )
+
+
+def _bounded(run: _Run, lease: Lease, outcome: Outcome) -> Outcome:
+    """A full disk fails a file in the end, instead of being waited out."""
+    if outcome.verdict is not Verdict.RELEASE:
+        return outcome
+    faults = run.own_faults[lease.id] = run.own_faults.get(lease.id, 0) + 1
+    return outcome if faults < OWN_FAULTS else replace(outcome, verdict=Verdict.FAILED)
+
+
+async def _signals(
+    run: _Run,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """End the run at the first signal; what it has cost so far is not lost, what is unfinished goes."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+        task_status.started()
+        async for number in received:
+            run.signal = signal.Signals(number)
+            scope.cancel()
+            return

@@ -1,0 +1,67 @@
+"""The API on a loopback socket, in front of a real store."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import pytest
+import trio
+
+from downloader.api import ApiDeps, Limits, create_app, serve
+from downloader.config import ApiSettings
+from downloader.store._store import RedisStore
+from servers.api import Served, Serving
+
+
+@pytest.fixture
+def deps(store: RedisStore) -> ApiDeps:
+    return ApiDeps(
+        store=store,
+        settings=ApiSettings(),
+        backends=frozenset({"http", "sqs"}),
+        callback_limit=16,
+        ready=lambda: {"api": True, "processor": True},
+    )
+
+
+@pytest.fixture
+async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[Serving]:
+    """Serves the API with some of its dependencies changed."""
+    clients: list[httpx2.AsyncClient] = []
+
+    async def start(*, limits: Limits | None = None, grace_s: float = 1.0, **changes: Any) -> Served:
+        app = create_app(replace(deps, **changes))
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        stopping, ended = trio.Event(), trio.Event()
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            await serve(
+                app,
+                sockets=[sock],
+                stop=stopping.wait,
+                grace_s=grace_s,
+                limits=limits,
+                task_status=task_status,
+            )
+            ended.set()
+
+        await nursery.start(run)
+        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        clients.append(client)
+        return Served(port=port, client=client, store=store, stop=stopping.set, ended=ended)
+
+    yield start
+    for client in clients:
+        await client.aclose()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def api(serving: Serving) -> Served:
+    return await serving()

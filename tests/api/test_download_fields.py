@@ -1,0 +1,406 @@
+"""Every field of POST /download: what is taken, what is refused, with which code and field."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
+
+from downloader.api._fields import parse_job
+from downloader.api._problems import Refused
+from downloader.api._urls import check_url
+from downloader.model import JobSpec
+
+JOB: dict[str, Any] = {
+    "aggr_id": "example.org",
+    "aggr_limit": 4,
+    "url": "https://example.org/image.png",
+    "callback_type": "http",
+    "callback_dst": "https://client.example/done",
+}
+ABSENT = ...  # its repr is the same in every test worker
+BUCKET = {"s3_bucket": "my-bucket", "s3_region": "eu-west-2"}
+NO_CALLBACK = {"callback_type": ABSENT, "callback_dst": ABSENT}
+
+
+def body(**changes: Any) -> bytes:
+    job = {name: value for name, value in (JOB | changes).items() if value is not ABSENT}
+    return json.dumps(job).encode()
+
+
+def parse(data: bytes, *, own_buckets: bool = True) -> JobSpec:
+    return parse_job(
+        data, new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs"}), own_buckets=own_buckets
+    )
+
+
+def refusal(data: bytes, *, own_buckets: bool = True) -> tuple[int, str, str]:
+    with pytest.raises(Refused) as caught:
+        parse(data, own_buckets=own_buckets)
+    problem = caught.value.problem
+    return problem.status, problem.code, problem.field
+
+
+def test_the_least_job() -> None:
+    spec = parse(body())
+    assert spec.id == "0" * 14
+    assert (spec.aggr_id, spec.aggr_limit, spec.url) == ("example.org", 4, "https://example.org/image.png")
+    assert spec.callback(success=True) == ("http", "https://client.example/done")
+    assert spec.callback(success=False) == ("http", "https://client.example/done")
+    assert spec.max_retries is None
+    assert spec.created_ms > 0
+
+
+def test_every_field_arrives() -> None:
+    spec = parse(
+        body(
+            aggr_proxy="socks5://user:pass@proxy.example:1080",
+            extra="foobar",
+            mime_type="!image/vnd.adobe.photoshop,image/*",
+            max_retries=0,
+            extract_image_size=True,
+            download_timeout=60,
+            request_headers={"Referer": "https://example.org/", "X-Number": 7},
+            user_agent="agent/1.0",
+            subpath="pictures/2024",
+            callback_error_type="sqs",
+            callback_error_dst="aws.com/sqs/errors",
+            **BUCKET,
+        )
+    )
+    assert spec.aggr_proxy == "socks5://user:pass@proxy.example:1080"
+    assert spec.extra == "foobar"
+    assert spec.mime_type == "!image/vnd.adobe.photoshop,image/*"
+    assert spec.max_retries == 0
+    assert spec.extract_image_size is True
+    assert spec.download_timeout == 60
+    assert spec.request_headers == {"Referer": "https://example.org/", "X-Number": "7"}
+    assert spec.user_agent == "agent/1.0"
+    assert spec.subpath == "pictures/2024"
+    assert spec.callback(success=False) == ("sqs", "aws.com/sqs/errors")
+    assert (spec.s3_bucket, spec.s3_region) == ("my-bucket", "eu-west-2")
+
+
+ACCEPTED = [
+    {"aggr_id": "x" * 128},
+    {"aggr_id": "../x"},
+    {"aggr_id": "<img onerror>"},
+    {"aggr_id": "*"},
+    {"aggr_id": "bücher mit Leerzeichen"},
+    {"aggr_limit": 2**31 - 1},
+    {"aggr_proxy": ""},
+    {"aggr_proxy": "http://proxy.example:3128/"},
+    {"aggr_proxy": "https://proxy.example"},
+    {"url": "HTTP://EXAMPLE.ORG"},
+    {"url": "http://example.org./"},
+    {"url": "http://bücher.example/straße?q=ü#f"},
+    {"url": "http://[::1]:8080/"},
+    {"url": "http://127.0.0.1:9000/a/../b//c?x=%2f@&y=a..b"},
+    {"url": "http://2130706433/"},
+    {"url": "http://under_score.example:65535/"},
+    {"url": "http://example.org?q"},
+    {"url": "http://h/" + "x" * 8183},
+    {"callback_dst": "https://user:pass@client.example/"},
+    {"callback_type": "sqs", "callback_dst": "aws.com/sqs/name"},
+    {"callback_error_type": "", "callback_error_dst": ""},
+    {"callback_url": "http://client.example/", **NO_CALLBACK},
+    {"callback_url": "http://client.example/", "callback_type": "", "callback_dst": ""},
+    {"callback_url": ""},
+    {"extra": ""},
+    {"extra": {"a": [1, {"b": None}]}},
+    {"mime_type": ""},
+    {"mime_type": "image/png,image/webp"},
+    {"max_retries": 1000},
+    {"max_retries": None},
+    {"extract_image_size": False},
+    {"download_timeout": 1},
+    {"request_headers": {}},
+    {"request_headers": {f"X-{n}": n for n in range(32)}},
+    {"request_headers": {"Authorization": "Bearer x", "Accept-Encoding": "gzip", "User-Agent": "x"}},
+    {"request_headers": {"X": ""}},
+    {"user_agent": ""},
+    {"subpath": ""},
+    {"subpath": "a/b c/ü/..c/<img onerror>"},
+    {**BUCKET, **NO_CALLBACK},
+    {"s3_bucket": "", "s3_region": ""},
+    {"unknown": 1, "callback": {"x": []}, "": None},
+]
+
+
+@pytest.mark.parametrize("changes", ACCEPTED, ids=str)
+def test_accepted(changes: dict[str, Any]) -> None:
+    spec = parse(body(**changes))
+    assert JobSpec.from_json(spec.id, spec.to_json()) == spec
+    if "url" in changes:
+        assert spec.url == changes["url"]
+        assert httpx2.URL(spec.url).is_absolute_url
+
+
+URLS = [
+    ("http://user:pass@example.org/", "url_userinfo"),
+    ("http://user@example.org/", "url_userinfo"),
+    ("http://@example.org/", "url_userinfo"),
+    ("http://evil\\@127.0.0.1", "url_host"),
+    ("http://evil.example\\.example.org/", "url_host"),
+    ("http://a%2f@example.org/", "url_userinfo"),
+    ("http://a%2fexample.org/", "url_host"),
+    ("http://example.org:0/", "url_port"),
+    ("http://example.org:22/", "url_port"),
+    ("http://example.org:25/", "url_port"),
+    ("http://example.org:6379/", "url_port"),
+    ("http://example.org:65536/", "url_port"),
+    ("http://example.org:99999/", "url_port"),
+    ("http://example.org:999999/", "url_port"),
+    ("http://example.org:-1/", "url_port"),
+    ("http://example.org:8o/", "url_port"),
+    ("http://example.org:٨٠/", "url_port"),
+    ("http://example.org:80:80/", "url_port"),
+    ("gopher://example.org/", "url_scheme"),
+    ("file:///etc/passwd", "url_scheme"),
+    ("ftp://example.org/", "url_scheme"),
+    ("socks5://example.org/", "url_scheme"),
+    ("http://", "url_host"),
+    ("http:///path", "url_host"),
+    ("http://:80/", "url_host"),
+    ("http://./", "url_host"),
+    ("http://a..b/", "url_host"),
+    ("http://.a/", "url_host"),
+    ("http://a../", "url_host"),
+    ("http://-a.example/", "url_host"),
+    ("http://exa$mple.org/", "url_host"),
+    ("http://" + "a" * 64 + ".example/", "url_host"),
+    ("http://" + "a." * 150 + "example/", "url_host"),
+    ("http://\N{ZERO WIDTH JOINER}.example/", "url_characters"),
+    ("http://\N{EN DASH}\N{GRINNING FACE}.example/", "url_host"),
+    ("http://256.1.1.1/", "url_host"),
+    ("http://01.1.1.1/", "url_host"),
+    ("http://[::1/", "url_host"),
+    ("http://[::g]/", "url_host"),
+    ("http://[fe80::1%25eth0]/", "url_host"),
+    ("http://[::1]x/", "url_host"),
+    ("http://::1/", "url_host"),
+    ("http://example.org/a b", "url_characters"),
+    (" http://example.org/", "url_characters"),
+    ("http://example.org/\r\nX: y", "url_characters"),
+    ("http://example.org/\n", "url_characters"),
+    ("http://example.org/\x00", "url_characters"),
+    ("http://example.org/\x7f", "url_characters"),
+    ("http://example.org/\u202e", "url_characters"),
+    ("http://example.org/\xa0", "url_characters"),
+    ("//example.org/", "url_malformed"),
+    ("example.org", "url_malformed"),
+    ("/path", "url_malformed"),
+    ("http:example.org", "url_malformed"),
+    ("http://h/" + "x" * 8184, "url_too_long"),
+    ("", "required"),
+]
+
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    *(({"url": url}, code, "url") for url, code in URLS),
+    ({"url": ABSENT}, "required", "url"),
+    ({"url": None}, "required", "url"),
+    ({"url": 7}, "wrong_type", "url"),
+    ({"url": ["http://example.org/"]}, "wrong_type", "url"),
+    ({"aggr_id": ABSENT}, "required", "aggr_id"),
+    ({"aggr_id": ""}, "required", "aggr_id"),
+    ({"aggr_id": "x" * 129}, "too_long", "aggr_id"),
+    ({"aggr_id": "x" * 4096}, "too_long", "aggr_id"),
+    ({"aggr_id": "a\x00"}, "characters", "aggr_id"),
+    ({"aggr_id": "a\n"}, "characters", "aggr_id"),
+    ({"aggr_id": "\u202e"}, "characters", "aggr_id"),
+    ({"aggr_id": 5}, "wrong_type", "aggr_id"),
+    ({"aggr_limit": ABSENT}, "required", "aggr_limit"),
+    ({"aggr_limit": 0}, "out_of_range", "aggr_limit"),
+    ({"aggr_limit": -1}, "out_of_range", "aggr_limit"),
+    ({"aggr_limit": 2**31}, "out_of_range", "aggr_limit"),
+    ({"aggr_limit": 10**30}, "out_of_range", "aggr_limit"),
+    ({"aggr_limit": True}, "wrong_type", "aggr_limit"),
+    ({"aggr_limit": 3.0}, "wrong_type", "aggr_limit"),
+    ({"aggr_limit": "3"}, "wrong_type", "aggr_limit"),
+    ({"aggr_proxy": "ftp://proxy.example"}, "url_scheme", "aggr_proxy"),
+    ({"aggr_proxy": "proxy.example:3128"}, "url_malformed", "aggr_proxy"),
+    ({"aggr_proxy": "http://proxy.example/path"}, "url_malformed", "aggr_proxy"),
+    ({"aggr_proxy": "http://proxy.example:0"}, "url_port", "aggr_proxy"),
+    ({"aggr_proxy": "http://a@b@proxy.example"}, "url_userinfo", "aggr_proxy"),
+    ({"aggr_proxy": 1}, "wrong_type", "aggr_proxy"),
+    (NO_CALLBACK, "required", "callback_type"),
+    ({"callback_type": "", "callback_dst": ""}, "required", "callback_type"),
+    ({"callback_type": ABSENT}, "required", "callback_type"),
+    ({"callback_dst": ABSENT}, "required", "callback_dst"),
+    ({"callback_dst": ""}, "required", "callback_dst"),
+    ({"callback_type": "kafka"}, "unknown_backend", "callback_type"),
+    ({"callback_type": "HTTP"}, "unknown_backend", "callback_type"),
+    ({"callback_type": 1}, "wrong_type", "callback_type"),
+    ({"callback_dst": "client.example"}, "url_malformed", "callback_dst"),
+    ({"callback_dst": "http://client.example:25/"}, "url_port", "callback_dst"),
+    ({"callback_type": "sqs", "callback_dst": "a\r\nb"}, "characters", "callback_dst"),
+    ({"callback_type": "sqs", "callback_dst": "x" * 2049}, "too_long", "callback_dst"),
+    ({"callback_url": "nonsense"}, "url_malformed", "callback_url"),
+    ({"callback_url": 1}, "wrong_type", "callback_url"),
+    ({"callback_error_type": "http"}, "required", "callback_error_dst"),
+    ({"callback_error_dst": "http://x/"}, "required", "callback_error_type"),
+    (
+        {"callback_error_type": "kafka", "callback_error_dst": "t"},
+        "unknown_backend",
+        "callback_error_type",
+    ),
+    ({"callback_error_type": "http", "callback_error_dst": "x"}, "url_malformed", "callback_error_dst"),
+    ({"extra": 1}, "wrong_type", "extra"),
+    ({"extra": ["a"]}, "wrong_type", "extra"),
+    ({"extra": True}, "wrong_type", "extra"),
+    ({"mime_type": "[a"}, "mime_pattern", "mime_type"),
+    ({"mime_type": "\\"}, "mime_pattern", "mime_type"),
+    ({"mime_type": 1}, "wrong_type", "mime_type"),
+    ({"max_retries": -1}, "out_of_range", "max_retries"),
+    ({"max_retries": 1001}, "out_of_range", "max_retries"),
+    ({"max_retries": False}, "wrong_type", "max_retries"),
+    ({"max_retries": "1"}, "wrong_type", "max_retries"),
+    ({"extract_image_size": 1}, "wrong_type", "extract_image_size"),
+    ({"extract_image_size": "true"}, "wrong_type", "extract_image_size"),
+    ({"download_timeout": 0}, "out_of_range", "download_timeout"),
+    ({"download_timeout": 1.5}, "wrong_type", "download_timeout"),
+    ({"download_timeout": True}, "wrong_type", "download_timeout"),
+    ({"request_headers": []}, "wrong_type", "request_headers"),
+    ({"request_headers": "X: y"}, "wrong_type", "request_headers"),
+    ({"request_headers": {"X": True}}, "wrong_type", "request_headers"),
+    ({"request_headers": {"X": 1.5}}, "wrong_type", "request_headers"),
+    ({"request_headers": {"X": None}}, "wrong_type", "request_headers"),
+    ({"request_headers": {"X": ["y"]}}, "wrong_type", "request_headers"),
+    ({"request_headers": {f"X-{n}": "" for n in range(33)}}, "too_many_headers", "request_headers"),
+    ({"request_headers": {f"X-{n}": "" for n in range(1000)}}, "too_many_headers", "request_headers"),
+    ({"request_headers": {"X": "y" * 8192}}, "headers_too_large", "request_headers"),
+    ({"request_headers": {"X": "a", "x": "b"}}, "header_name", "request_headers"),
+    *(
+        ({"request_headers": {name: "x"}}, "header_name", "request_headers")
+        for name in ("", "a b", "a:", "ü", "a\r\nb", "a\x00", "(a)")
+    ),
+    *(
+        ({"request_headers": {"X": value}}, "header_value", "request_headers")
+        for value in ("a\r\nHost: b", "a\n", "a\r", "\x00", "\x7f", "ü", "\u202e")
+    ),
+    *(
+        ({"request_headers": {name: "x"}}, "header_forbidden", "request_headers")
+        for name in (
+            *("Host", "content-length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer"),
+            *("Upgrade", "Expect", "Range", "Proxy-Authorization", "proxy-connection", "Proxy-X"),
+        )
+    ),
+    ({"user_agent": "a\r\nb"}, "header_value", "user_agent"),
+    ({"user_agent": "x" * 1025}, "too_long", "user_agent"),
+    ({"user_agent": 1}, "wrong_type", "user_agent"),
+    ({"s3_bucket": "my-bucket"}, "required", "s3_region"),
+    ({"s3_region": "eu-west-2"}, "required", "s3_bucket"),
+    *(
+        ({**BUCKET, "s3_bucket": name}, "malformed", "s3_bucket")
+        for name in ("ab", "a" * 64, "Upper", "a..b", "-ab", "ab-", "1.2.3.4", "a/b", "a_b")
+    ),
+    ({**BUCKET, "s3_region": "eu west"}, "malformed", "s3_region"),
+    *(
+        ({"subpath": path}, "subpath", "subpath")
+        for path in (
+            *("..", "a/../b", "../x", "/etc", "/", "a//b", "a\\b", "a%2f..", "a\x00", "a\nb", "\u202e"),
+            *("./a", ".", "x" * 256),
+        )
+    ),
+    ({"subpath": "x/" * 256 + "x"}, "too_long", "subpath"),
+    ({"subpath": "x" * 4096}, "too_long", "subpath"),
+    ({"subpath": 1}, "wrong_type", "subpath"),
+]
+
+
+@pytest.mark.parametrize(("changes", "code", "field"), REFUSED, ids=lambda value: str(value)[:60])
+def test_refused(changes: dict[str, Any], code: str, field: str) -> None:
+    assert refusal(body(**changes)) == (422, code, field)
+
+
+def test_callback_url_wins() -> None:
+    spec = parse(body(callback_type="sqs", callback_dst="q", callback_url="http://old.example/"))
+    assert spec.callback(success=True) == ("http", "http://old.example/")
+    assert spec.callback(success=False) == ("http", "http://old.example/")
+
+
+def test_a_bucket_of_ones_own_needs_support() -> None:
+    assert refusal(body(**BUCKET), own_buckets=False) == (422, "own_buckets_unavailable", "s3_bucket")
+
+
+def test_a_bucket_makes_the_callback_optional_but_not_half_of_it() -> None:
+    assert parse(body(**BUCKET, **NO_CALLBACK)).callback(success=True) == ("", "")
+    assert refusal(body(**BUCKET, callback_dst=ABSENT)) == (422, "required", "callback_dst")
+
+
+def test_extra_as_an_object_is_its_own_text() -> None:
+    text = '{"b" : 1.0,\n "a":"\\u00fc", "n": 123456789012345678901234567890}'
+    data = body()[:-1] + b', "first": [1, "}"] , "extra":\t' + text.encode() + b' ,"z": 1}'
+    assert parse(data).extra == text
+
+
+def test_a_trailing_slash_of_the_subpath_is_dropped() -> None:
+    assert parse(body(subpath="a/b/")).subpath == "a/b"
+
+
+def test_header_values_lose_surrounding_blanks() -> None:
+    assert parse(body(request_headers={"X": " a b\t"})).request_headers == {"X": "a b"}
+
+
+CANARY = "c4n4ry"
+
+
+@pytest.mark.parametrize("field", [*JOB, "extra", "mime_type", "request_headers", "subpath", "s3_bucket"])
+@pytest.mark.parametrize(
+    "value", [f"\x00{CANARY}[", {CANARY: f"\x00{CANARY}"}, [CANARY]], ids=["text", "object", "array"]
+)
+def test_no_value_is_echoed(field: str, value: object) -> None:
+    data = body(**{field: value})
+    if field == "extra" and not isinstance(value, list):
+        assert CANARY in parse(data).extra
+        return
+    with pytest.raises(Refused) as caught:
+        parse(data)
+    assert CANARY.encode() not in caught.value.problem.body()
+
+
+@pytest.mark.slow
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.text(alphabet="ab.1:@/?#[]%\\ü。-_~", max_size=20))
+def test_whatever_is_taken_the_http_client_can_parse(rest: str) -> None:
+    with suppress(PydanticCustomError):
+        assert httpx2.URL(check_url(f"http://{rest}", "download")).raw_host
+
+
+def test_nesting_at_the_edge_of_what_can_be_parsed() -> None:
+    limit = sys.getrecursionlimit()
+    found = {"taken"}
+    for depth in range(limit - 300, limit + 1):
+        text = '{"\\ud83d\\ude00":' * depth + "1" + "}" * depth
+        data = body()[:-1] + f', "extra": {text}}}'.encode()
+        try:
+            assert parse(data).extra == text
+        except Refused as refused:
+            found.add(refused.problem.code)
+    assert found == {"taken", "too_deep"}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.mark.slow
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # its tables are made at first use
+@given(
+    st.dictionaries(
+        st.sampled_from([*JOB, *BUCKET, "extra", "mime_type", "request_headers", "subpath"]), json_values
+    )
+)
+def test_anything_is_taken_or_refused(changes: dict[str, Any]) -> None:
+    with suppress(Refused):
+        parse(body(**changes))

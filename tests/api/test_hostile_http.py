@@ -1,0 +1,350 @@
+"""Clients that are slow, silent, greedy, or try to be misunderstood; and the end of the server."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from downloader.api import Limits
+from downloader.storage import StoredFile
+from servers.api import JOB, Served, Serving, read_to_end
+
+QUICK = Limits(head_s=0.2, idle_s=0.2, body_grace_s=0.2, send_s=0.2, linger_s=0.2)
+"""So that the tests need not wait as long as people may."""
+
+GET = b"GET /hb HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /download HTTP/1.1\r\nHost: x\r\n"
+
+
+def status(answer: bytes) -> int:
+    match = re.match(rb"HTTP/1\.1 (\d{3}) ", answer)
+    assert match, answer[:80]
+    return int(match[1])
+
+
+def answers(data: bytes) -> int:
+    return len(re.findall(rb"HTTP/1\.1 \d{3} ", data))
+
+
+def code(answer: bytes) -> str:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    assert b"x-content-type-options: nosniff" in head.lower()
+    assert b"connection: close" in head.lower()
+    value: str = json.loads(body)["code"]
+    return value
+
+
+SMUGGLING = [
+    # Two framings, and a proxy may believe the other one.
+    (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET", 400, "bad_framing"),
+    (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 0\r\n\r\n0\r\n\r\n", 400, "bad_framing"),
+    (b"POST /hb HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "bad_framing"),
+    (POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400, "bad_request"),
+    (POST + b"Content-Length: 5, 6\r\n\r\nhello", 400, "bad_request"),
+    (POST + b"Content-Length: +5\r\n\r\nhello", 400, "bad_request"),
+    (POST + b"Content-Length: -1\r\n\r\n", 400, "bad_request"),
+    (POST + b"Content-Length: 0x5\r\n\r\nhello", 400, "bad_request"),
+    (POST + b"Content-Length : 5\r\n\r\nhello", 400, "bad_request"),
+    (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400, "bad_request"),
+    (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
+    (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", 400, "bad_request"),
+    # Line ends that some take for one and some do not.
+    (b"GET /hb HTTP/1.1\nHost: x\n\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: x\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\r\n c: d\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\x00\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\n Host: x\r\n\r\n", 400, "bad_request"),
+    # Other protocols.
+    (
+        GET[:-2]
+        + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQA\r\n\r\n",
+        400,
+        "upgrade_refused",
+    ),
+    (
+        b"GET /hb HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+        400,
+        "upgrade_refused",
+    ),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
+    (b"GET /hb HTTP/3.0\r\nHost: x\r\n\r\n", 505, "http_version"),
+    (b"GET /hb\r\n\r\n", 400, "bad_request"),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "bad_request"),
+    (b"nonsense\r\n\r\n", 400, "bad_request"),
+    # Hosts and targets.
+    (b"GET /hb HTTP/1.1\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, "bad_request"),
+    (b"GET hb HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_request"),
+    (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_request"),
+    (b"GET http:///hb HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_request"),
+]
+
+
+@pytest.mark.parametrize(("data", "expected", "reason"), SMUGGLING, ids=lambda value: repr(value)[:60])
+async def test_one_refusal_and_the_connection_ends(
+    serving: Serving, data: bytes, expected: int, reason: str
+) -> None:
+    api = await serving(limits=QUICK)
+    answer = await api.say(data + GET)
+    assert (status(answer), code(answer)) == (expected, reason)
+    assert answers(answer) == 1
+    assert (await api.client.get("/hb")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"xyz\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"-1\r\n\r\n",
+        b"5\nhello\n0\n\n" + b"x" * 20_000,
+        b"5;" + b"x" * 20_000,
+    ],
+)
+async def test_malformed_chunks(serving: Serving, body: bytes) -> None:
+    api = await serving(limits=QUICK)
+    answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
+    assert status(answer) in (400, 431)
+    assert answers(answer) == 1
+
+
+async def test_nothing_follows_a_chunked_request(api: Served) -> None:
+    """A bare LF ends the trailers for h11 but not for every proxy: what follows must not be a request."""
+    answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\n" + GET)
+    assert status(answer) == 422
+    assert b"connection: close" in answer.lower()
+    assert answers(answer) == 1
+
+
+async def test_a_head_that_is_too_large(api: Served) -> None:
+    answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20_000 + b"\r\n\r\n")
+    assert (status(answer), code(answer)) == (431, "head_too_large")
+    answer = await api.say(b"GET /" + b"x" * 20_000)
+    assert (status(answer), code(answer)) == (431, "head_too_large")
+    many = b"".join(b"X-%d: y\r\n" % number for number in range(200_000))
+    answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n")
+    assert (status(answer), code(answer)) == (431, "head_too_large")
+
+
+async def test_a_body_of_10_mb_reads_its_refusal(api: Served) -> None:
+    for head in (b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n989680\r\n"):
+        answer = await api.say(POST + head + b"x" * 10_000_000)
+        assert (status(answer), code(answer)) == (413, "too_large")
+
+
+async def test_a_body_that_is_announced_too_large_is_not_asked_for(api: Served) -> None:
+    answer = await api.say(POST + b"Expect: 100-continue\r\nContent-Length: 10000000\r\n\r\n")
+    assert status(answer) == 413
+
+
+async def test_100_continue(api: Served) -> None:
+    body = json.dumps(JOB).encode()
+    async with await api.connect() as stream:
+        await stream.send_all(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert await stream.receive_some() == b"HTTP/1.1 100 \r\n\r\n"
+        await stream.send_all(body)
+        assert status(bytes(await stream.receive_some())) == 201
+
+
+async def test_keep_alive_and_pipelining(api: Served) -> None:
+    body = json.dumps(JOB).encode()
+    post = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /hb HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await api.say(b"\r\n" + GET + post + GET + post + last)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"201", b"200", b"201", b"200"]
+
+
+async def test_http_1_0(api: Served) -> None:
+    answer = await api.say(b"GET /hb HTTP/1.0\r\n\r\n")
+    assert status(answer) == 200
+    assert b"connection: close" in answer.lower()
+
+
+async def test_the_absolute_form(api: Served) -> None:
+    answer = await api.say(b"GET HTTP://x/hb?a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert status(answer) == 200
+
+
+async def test_no_headers_that_tell_what_runs_here(api: Served) -> None:
+    answer = await api.client.get("/hb")
+    assert "server" not in answer.headers
+    assert "date" in answer.headers
+
+
+@pytest.mark.slow
+async def test_silence(serving: Serving) -> None:
+    api = await serving(limits=QUICK)
+    assert await api.say(b"") == b""
+    for data in (b"G", b"GET /hb HTTP/1.1\r\nHost:", POST + b"Content-Length: 9\r\n\r\n{"):
+        answer = await api.say(data)
+        assert (status(answer), code(answer)) == (408, "request_timeout")
+    answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhe")
+    assert (status(answer), code(answer)) == (408, "request_timeout")
+    answer = await api.say(b"POST /retry/00000000000000 HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    assert status(answer) in (404, 408)
+    answer = await api.say(GET)
+    assert status(answer) == 200
+
+
+async def drip(stream: trio.SocketStream, data: bytes) -> None:
+    try:
+        for byte in data:
+            await stream.send_all(bytes([byte]))
+            await trio.sleep(0.02)
+    except trio.BrokenResourceError:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("start", "rest"),
+    [
+        (b"GET /hb HTTP/1.1\r\nA: ", b"x" * 500),
+        (POST + b"Content-Length: 1000\r\n\r\n", b"{" * 500),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n" * 100),
+    ],
+    ids=["head", "body", "chunks"],
+)
+async def test_dripping(serving: Serving, start: bytes, rest: bytes) -> None:
+    api = await serving(limits=QUICK)
+    async with await api.connect() as stream:
+        await stream.send_all(start)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drip, stream, rest)
+            answer = await read_to_end(stream)
+            nursery.cancel_scope.cancel()
+    assert (status(answer), code(answer)) == (408, "request_timeout")
+
+
+@pytest.mark.slow
+async def test_a_body_that_comes_slowly_but_steadily(serving: Serving) -> None:
+    api = await serving(limits=Limits(body_grace_s=0.3, body_rate=100))
+    body = json.dumps(JOB).encode()
+    async with await api.connect() as stream:
+        await stream.send_all(POST + b"Content-Length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 20):
+            await stream.send_all(body[start : start + 20])
+            await trio.sleep(0.1)
+        assert status(bytes(await stream.receive_some())) == 201
+
+
+async def read_or_reset(stream: trio.SocketStream) -> bytes:
+    """What arrives until the server closes or resets the connection."""
+    answer = b""
+    with suppress(trio.BrokenResourceError):
+        while data := await stream.receive_some(65536):
+            answer += data
+    return answer
+
+
+@pytest.mark.slow
+async def test_a_reader_that_does_not_read(serving: Serving, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * 50_000_000)
+
+    async def files(_key: str) -> StoredFile:
+        return StoredFile(path=path, size=50_000_000)
+
+    api = await serving(limits=QUICK, files=files)
+    async with await api.connect() as stream:
+        await stream.send_all(b"GET /files/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await trio.sleep(1)
+        assert (await api.client.get("/hb")).status_code == 200
+        assert len(await read_or_reset(stream)) < 50_000_000
+
+
+async def test_clients_that_leave_are_nobody_s_fault(api: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    body = json.dumps(JOB).encode()
+    for data in (
+        *(b"G", GET, POST + b"Content-Length: 9\r\n\r\n{", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n"),
+        *(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body, GET * 100),
+    ):
+        async with await api.connect() as stream:
+            await stream.send_all(data)
+        async with await api.connect() as stream:
+            await stream.send_all(data)
+            await stream.send_eof()
+            await read_or_reset(stream)
+    assert (await api.client.get("/hb")).status_code == 200
+    assert "api.failed" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+async def test_a_thousand_idle_connections(serving: Serving) -> None:
+    api = await serving(limits=Limits(connections=300))
+    streams: list[trio.SocketStream] = []
+
+    async def connect() -> None:
+        streams.append(await api.connect())
+
+    for _ in range(10):
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):
+                nursery.start_soon(connect)
+        assert (await api.client.post("/download", json=JOB)).status_code == 201
+    for stream in streams:
+        await trio.aclose_forcefully(stream)
+
+
+async def test_when_all_connections_are_busy(serving: Serving) -> None:
+    api = await serving(limits=Limits(connections=1, linger_s=0.1))
+    async with await api.connect() as busy:
+        await busy.send_all(GET + b"GET /hb")
+        assert status(bytes(await busy.receive_some())) == 200
+        answer = await api.say(b"")
+        assert (status(answer), code(answer)) == (503, "too_many_connections")
+        assert b"retry-after: " in answer
+
+
+async def test_stop_closes_idle_connections_at_once(serving: Serving) -> None:
+    api = await serving(grace_s=60)
+    async with await api.connect() as idle:
+        await idle.send_all(GET)
+        assert status(bytes(await idle.receive_some())) == 200
+        api.stop()
+        with trio.fail_after(5):
+            assert await idle.receive_some() == b""
+            await api.ended.wait()
+        with pytest.raises(OSError, match=r"refused|all attempts"):
+            await api.connect()
+
+
+async def test_stop_lets_a_request_be_answered(serving: Serving) -> None:
+    api = await serving(grace_s=60)
+    body = json.dumps(JOB).encode()
+    async with await api.connect() as stream:
+        await stream.send_all(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert b"100" in await stream.receive_some()
+        api.stop()
+        await stream.send_all(body)
+        answer = await read_to_end(stream)
+        assert status(answer) == 201
+        assert b"connection: close" in answer.lower()
+    with trio.fail_after(5):
+        await api.ended.wait()
+
+
+@pytest.mark.slow
+async def test_stop_cuts_who_does_not_read_or_finish(serving: Serving, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(b"x" * 50_000_000)
+
+    async def files(_key: str) -> StoredFile:
+        return StoredFile(path=path, size=50_000_000)
+
+    api = await serving(grace_s=0.3, files=files)
+    async with await api.connect() as sending, await api.connect() as reading:
+        await sending.send_all(POST + b"Content-Length: 100\r\n\r\n{")
+        await reading.send_all(b"GET /files/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reading.receive_some(1)
+        api.stop()
+        with trio.fail_after(5):
+            await api.ended.wait()
+        assert len(await read_or_reset(reading)) < 50_000_000

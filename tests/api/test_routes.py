@@ -1,0 +1,278 @@
+"""Every route but POST /download and GET /files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from downloader.config import ApiSettings
+from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict, callback_group
+from downloader.store import CallbackPlan, JobStore
+from downloader.store._store import RedisStore
+from servers.api import JOB, Served, Serving
+
+FAILED = Outcome(
+    verdict=Verdict.FAILED,
+    error="Received Status code 404 Not Found",
+    error_code=ErrorCode.HTTP_STATUS,
+    response_code=404,
+)
+SUCCEEDED = Outcome(
+    verdict=Verdict.SUCCEEDED,
+    response_code=200,
+    file=FileFacts(size=10, sha256="ab" * 32, mime_type="image/png", image_size="1x2"),
+)
+
+
+async def submit(api: Served, **changes: Any) -> str:
+    answer = await api.client.post("/download", json=JOB | changes)
+    assert answer.status_code == 201
+    job_id: str = answer.json()["id"]
+    return job_id
+
+
+async def finish(store: RedisStore, outcome: Outcome) -> None:
+    [lease] = (await store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
+    kind, destination = lease.spec.callback(success=outcome.verdict is Verdict.SUCCEEDED)
+    plan = CallbackPlan(group=callback_group(kind, destination), limit=4)
+    await store.finish("worker", [(lease, outcome, plan, 60.0)])
+
+
+async def fail_callback(store: RedisStore) -> None:
+    [lease] = (await store.lease(Kind.CALLBACK, "worker", 1, 30)).leases
+    delivery = Delivery(verdict=Verdict.FAILED, error="answered 500")
+    await store.close_callbacks("worker", [(lease, delivery, 60.0, 4)])
+
+
+async def test_hb(serving: Serving, tmp_path: Path) -> None:
+    flag = tmp_path / "out-of-service"
+    api = await serving(settings=ApiSettings(heartbeat_path=str(flag)))
+    assert (await api.client.get("/hb")).status_code == 200
+    flag.touch()
+    assert (await api.client.get("/hb")).status_code == 503
+    flag.unlink()
+    assert (await api.client.get("/hb")).status_code == 200
+
+
+async def test_health(api: Served) -> None:
+    assert (await api.client.get("/health/live")).json() == {"status": "ok"}
+    ready = await api.client.get("/health/ready")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ok", "store": True, "roles": {"api": True, "processor": True}}
+
+
+async def test_not_ready_while_a_role_does_not_run(serving: Serving) -> None:
+    api = await serving(ready=lambda: {"api": True, "notifier": False})
+    ready = await api.client.get("/health/ready")
+    assert ready.status_code == 503
+    assert ready.json()["roles"] == {"api": True, "notifier": False}
+
+
+async def test_aggregations_largest_first(api: Served) -> None:
+    assert (await api.client.get("/dashboard/aggregations")).json() == []
+    for aggr_id, count in (("small", 1), ("large", 3), ("middle", 2)):
+        for _ in range(count):
+            await submit(api, aggr_id=aggr_id)
+    assert (await api.client.get("/dashboard/aggregations")).json() == [
+        {"name": "jobs:large", "size": 3},
+        {"name": "jobs:middle", "size": 2},
+        {"name": "jobs:small", "size": 1},
+    ]
+
+
+async def test_stats_are_summed(api: Served) -> None:
+    reports: list[Mapping[str, Any]] = [
+        {"host": "a", "counters": {"succeeded": 2, "seconds": 0.5}},
+        {"host": "b", "counters": {"succeeded": 3, "failed": 1, "up": True, "name": "x"}},
+        {"host": "c"},
+    ]
+    for number, facts in enumerate(reports):
+        await api.store.report(f"i{number}", "processor", facts, 60)
+    answer = await api.client.get("/stats/processor")
+    assert answer.json() == {"failed": 1, "seconds": 0.5, "succeeded": 5}
+    assert (await api.client.get("/stats/notifier")).json() == {}
+    other = await api.client.get("/stats/api")
+    assert (other.status_code, other.json()["code"]) == (404, "not_found")
+
+
+async def test_a_new_job(api: Served) -> None:
+    job_id = await submit(api)
+    answer = await api.client.get(f"/jobs/{job_id}")
+    assert answer.status_code == 200
+    job = answer.json()
+    assert job["id"] == job_id
+    assert job["aggr_id"] == "example.org"
+    assert job["url"] == JOB["url"]
+    assert job["state"] == "pending"
+    assert (job["attempts"], job["file"], job["callback"], job["errors"]) == (0, None, None, [])
+    assert job["created_at"].endswith("Z")
+
+
+async def test_a_downloaded_job(api: Served) -> None:
+    job_id = await submit(api)
+    await finish(api.store, SUCCEEDED)
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert job["state"] == "succeeded"
+    assert job["response_code"] == 200
+    assert job["file"] == {
+        "path": f"{job_id[:3]}/{job_id}",
+        "size": 10,
+        "sha256": "ab" * 32,
+        "mime_type": "image/png",
+        "image_size": "1x2",
+    }
+    callback = job["callback"]
+    assert callback["type"] == "http"
+    assert callback["destination"] == JOB["callback_dst"]
+    assert callback["state"] == "pending"
+
+
+async def test_a_failed_job_whose_callback_failed(api: Served) -> None:
+    job_id = await submit(api)
+    await finish(api.store, FAILED)
+    await fail_callback(api.store)
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert (job["state"], job["error"], job["error_code"]) == ("failed", FAILED.error, "http_status")
+    assert job["file"] is None
+    assert job["callback"]["state"] == "failed"
+    assert [entry["error"] for entry in job["callback"]["errors"]] == ["answered 500"]
+
+
+CANARY = "c4n4ry"
+
+
+async def test_a_job_shows_no_secrets(api: Served) -> None:
+    job_id = await submit(
+        api,
+        url=f"https://example.org/a?X-Amz-Signature={CANARY}&b={CANARY}#{CANARY}",
+        callback_dst=f"https://user:{CANARY}@client.example/done?token={CANARY}",
+        aggr_proxy=f"http://user:{CANARY}@proxy.example",
+        request_headers={"Authorization": CANARY},
+        extra=CANARY,
+    )
+    await finish(api.store, FAILED)
+    answer = await api.client.get(f"/jobs/{job_id}")
+    assert CANARY not in answer.text
+    assert answer.json()["url"].startswith("https://example.org/a?X-Amz-Signature=")
+
+
+@pytest.mark.parametrize(
+    "job_id", ["00000000000000", "x", "a" * 200, "..%2f..", "%00", "ü" * 14, "0000000000000*"]
+)
+@pytest.mark.parametrize(("method", "route"), [("GET", "jobs"), ("POST", "retry")])
+async def test_unknown_jobs(api: Served, method: str, route: str, job_id: str) -> None:
+    answer = await api.client.request(method, f"/{route}/{job_id}")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_a_failed_callback_is_sent_again(api: Served) -> None:
+    job_id = await submit(api)
+    await finish(api.store, SUCCEEDED)
+    await fail_callback(api.store)
+    answer = await api.client.post(f"/retry/{job_id}")
+    assert answer.status_code == 201
+    assert answer.json() == {"id": job_id}
+    assert answer.headers["location"] == f"/jobs/{job_id}"
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert (job["state"], job["callback"]["state"]) == ("succeeded", "pending")
+
+
+async def test_a_failed_download_is_run_again(api: Served) -> None:
+    job_id = await submit(api)
+    await finish(api.store, FAILED)
+    await fail_callback(api.store)
+    assert (await api.client.post(f"/retry/{job_id}?download=1")).status_code == 201
+    assert (await api.client.get(f"/jobs/{job_id}")).json()["state"] == "pending"
+
+
+@pytest.mark.parametrize("query", ["", "?download=1", "?download=0"])
+async def test_what_has_not_failed_is_not_tried_again(api: Served, query: str) -> None:
+    job_id = await submit(api)
+    answer = await api.client.post(f"/retry/{job_id}{query}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_to_be_retried")
+
+
+async def test_a_form_on_another_site_cannot_retry(api: Served) -> None:
+    job_id = await submit(api)
+    answer = await api.client.post(f"/retry/{job_id}", headers={"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "//etc/passwd", 404, "not_found"),
+        ("GET", "/hb/", 404, "not_found"),
+        ("GET", "/download", 405, "method_not_allowed"),
+        ("PUT", "/download", 405, "method_not_allowed"),
+        ("DELETE", "/hb", 405, "method_not_allowed"),
+        ("POST", "/jobs/x", 405, "method_not_allowed"),
+        ("TRACE", "/hb", 405, "method_not_allowed"),
+        ("GET", "/web/none.css", 404, "not_found"),
+    ],
+)
+async def test_errors_are_problem_documents(
+    api: Served, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await api.client.request(method, path)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.json()["code"] == code
+    assert answer.json()["status"] == status
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+async def test_head_and_options(api: Served) -> None:
+    head = await api.client.head("/health/live")
+    assert (head.status_code, head.content) == (200, b"")
+    assert int(head.headers["content-length"]) > 0
+    options = await api.client.options("/download")
+    assert options.status_code == 200
+    assert set(options.headers["allow"].split(", ")) == {"POST", "OPTIONS"}
+    assert not [name for name in options.headers if name.startswith("access-control")]
+    assert (await api.client.options("*")).status_code in (200, 404)
+    assert (await api.client.get("/hb")).status_code == 200
+
+
+async def test_the_page_and_its_policy(api: Served) -> None:
+    page = await api.client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'")
+    assert "POST /download" in page.text
+    assert "<script" not in page.text
+    assert "style=" not in page.text
+    style = await api.client.get("/web/style.css")
+    assert style.status_code == 200
+    assert style.headers["content-type"] == "text/css; charset=utf-8"
+    assert "light dark" in style.text
+
+
+class Broken:
+    """A store with a bug."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.new_id = store.new_id
+
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError(f"secret {CANARY}")
+
+
+@pytest.mark.parametrize("path", ["/jobs/00000000000000", "/dashboard/aggregations", "/stats/processor"])
+async def test_a_bug_of_ours_is_a_500_without_details(
+    serving: Serving, store: RedisStore, path: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    api = await serving(store=Broken(store))
+    answer = await api.client.get(path)
+    assert answer.status_code == 500
+    assert answer.json()["code"] == "internal"
+    assert CANARY not in answer.text
+    assert "api.failed" in "".join(capfd.readouterr())
+    assert (await api.client.get("/hb")).status_code == 200

@@ -1,0 +1,204 @@
+"""The HTTP server with applications that do what the API's own routes do not."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+
+from downloader.api._server import serve_http
+from downloader.api._shared import AsgiApp, Limits, Message, Receive, Send
+from servers.api import read_to_end
+
+GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
+
+
+async def served(app: AsgiApp, nursery: trio.Nursery) -> trio.SocketStream:
+    """A connection to a server of this application, which ends with the nursery."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await serve_http(
+            app,
+            sockets=[sock],
+            stop=trio.sleep_forever,
+            grace_s=0,
+            limits=Limits(linger_s=0.1),
+            task_status=task_status,
+        )
+
+    await nursery.start(run)
+    return await trio.open_tcp_stream("127.0.0.1", port)
+
+
+async def ask(app: AsgiApp, data: bytes) -> bytes:
+    async with trio.open_nursery() as nursery:
+        async with await served(app, nursery) as stream:
+            await stream.send_all(data)
+            answer = await read_to_end(stream)
+        nursery.cancel_scope.cancel()
+    return answer
+
+
+async def stream_pieces(_scope: Message, _receive: Receive, send: Send) -> None:
+    await send(START)
+    for piece in (b"one", b"", b"two"):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body"})
+
+
+async def test_a_body_of_unknown_length_is_chunked() -> None:
+    answer = await ask(stream_pieces, GET)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding: chunked" in head.lower()
+    assert body == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+
+
+async def test_head_has_no_body() -> None:
+    answer = await ask(stream_pieces, GET.replace(b"GET", b"HEAD"))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_http_1_0_gets_a_body_that_the_close_ends() -> None:
+    answer = await ask(stream_pieces, b"GET / HTTP/1.0\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\nonetwo")
+
+
+async def test_what_an_application_is_told() -> None:
+    seen: list[Message] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        seen.append(await receive())
+        await stream_pieces(scope, receive, send)
+
+    await ask(app, GET.replace(b"/path", b"/p%61th%2fx%20%C3%BC"))
+    scope, body = seen
+    assert (scope["type"], scope["method"], scope["http_version"]) == ("http", "GET", "1.1")
+    assert (scope["path"], scope["raw_path"]) == ("/path/x ü", b"/p%61th%2fx%20%C3%BC")
+    assert scope["query_string"] == b"query"
+    assert (b"host", b"x") in scope["headers"]
+    assert scope["client"][0] == "127.0.0.1"
+    assert body == {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def fail(_scope: Message, _receive: Receive, _send: Send) -> None:
+    raise RuntimeError("secret")
+
+
+async def fail_in_a_nursery(_scope: Message, _receive: Receive, _send: Send) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(fail, {}, _receive, _send)
+
+
+async def answer_nothing(_scope: Message, _receive: Receive, _send: Send) -> None:
+    pass
+
+
+async def begin_with_the_body(_scope: Message, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.body", "body": b"x"})
+
+
+@pytest.mark.parametrize("app", [fail, fail_in_a_nursery, answer_nothing, begin_with_the_body])
+async def test_a_failing_application(app: AsgiApp) -> None:
+    answer = await ask(app, GET)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b'"code": "internal"' in answer
+    assert b"secret" not in answer
+
+
+async def fail_midway(_scope: Message, _receive: Receive, send: Send) -> None:
+    await send(START)
+    await send({"type": "http.response.body", "body": b"one", "more_body": True})
+    raise RuntimeError("secret")
+
+
+async def test_an_answer_that_fails_midway_is_cut_off() -> None:
+    answer = await ask(fail_midway, GET)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\n3\r\none\r\n")  # without the last chunk, so the client sees the cut
+
+
+async def test_the_client_s_leaving_is_told() -> None:
+    left = trio.Event()
+    started = trio.Event()
+
+    async def app(_scope: Message, receive: Receive, send: Send) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        started.set()
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"
+        left.set()
+
+    async with trio.open_nursery() as nursery:
+        async with await served(app, nursery) as stream:
+            await stream.send_all(GET)
+            await started.wait()
+        with trio.fail_after(5):
+            await left.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_sending_to_a_client_that_left_raises_an_os_error() -> None:
+    failed = trio.Event()
+
+    async def app(_scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        await receive()
+        await send(START)
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        except OSError:
+            failed.set()
+            raise
+
+    async with trio.open_nursery() as nursery:
+        async with await served(app, nursery) as stream:
+            await stream.send_all(GET)
+        with trio.fail_after(5):
+            await failed.wait()
+        nursery.cancel_scope.cancel()
+
+
+async def test_bodies_arrive_whole() -> None:
+    got: list[bytes] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        data, more = b"", True
+        while more:
+            message = await receive()
+            data, more = data + message["body"], message["more_body"]
+        got.append(data)
+        await stream_pieces(scope, receive, send)
+
+    body = bytes(range(256)) * 1000
+    length = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    chunked = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"3e8\r\n%b\r\n" % body[start : start + 1000] for start in range(0, len(body), 1000))
+    await ask(app, length + body + chunked + chunks + b"0\r\n\r\n")
+    assert got == [body, body]
+
+
+async def test_a_unix_socket(tmp_path: Path, nursery: trio.Nursery) -> None:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(tmp_path / "s"))
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await serve_http(
+            stream_pieces, sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status
+        )
+
+    await nursery.start(run)
+    async with await trio.open_unix_socket(tmp_path / "s") as stream:
+        await stream.send_all(GET)
+        assert (await read_to_end(stream)).startswith(b"HTTP/1.1 200 ")
+    nursery.cancel_scope.cancel()

@@ -1,0 +1,204 @@
+"""What the console script answers to wrong usage and wrong configuration, without any service."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from downloader.cli import main
+from servers.cli import Ran, environment, run_cli
+
+EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line on standard error, of a run in this process, which is much faster than one of its own."""
+    status = main(arguments)
+    captured = capsys.readouterr()
+    assert (status, captured.out) == (2, "")
+    return Ran(status, captured.out, captured.err).complaint
+
+
+@pytest.mark.slow
+def test_version() -> None:
+    ran = run_cli("version")
+    assert (ran.status, ran.out, ran.err) == (0, f"{version('downloader')}\n", "")
+
+
+@pytest.mark.slow
+def test_python_dash_m() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "downloader", "version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    assert done.stdout == f"{version('downloader')}\n"
+
+
+@pytest.mark.slow
+def test_version_and_help_do_not_wait_for_the_network_libraries() -> None:
+    code = (
+        "import sys; from downloader.cli import main; main([sys.argv[1]]);"
+        "sys.exit(' '.join({'trio', 'quart', 'redis', 'pydantic', 'httpx2'} & set(sys.modules)))"
+    )
+    for argument in ("version", "--help"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, argument],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(),
+        )
+        assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "command", ["", "run", "api", "processor", "notifier", "fetch", "plugins", "config", "version"]
+)
+def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*filter(None, [command]), "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.startswith(f"Usage: downloader {command}".rstrip())
+    assert f"  downloader {command}" in out.partition("Example")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["serve"], 'Unknown command "serve".'),
+        (["run", "--prot", "1"], "Unknown option: --prot. Did you mean --port?"),
+        (["run", "--port", "x"], 'Invalid value for --port: unable to convert "x" into int.'),
+        (["run", "--port", "70000"], 'Invalid value "70000" for --port.'),
+        (["run", "--processes", "0"], 'Invalid value "0" for --processes.'),
+        (["run", "extra"], "extra"),
+        (["run", "-c"], "parameter -c requires an argument"),
+        (["run", "--allow", "10.0.0.0/99"], "--allow: "),
+        (["processor", "--port", "1"], "Unknown option: --port."),
+        (["run", "-c", "no-such.toml"], "no-such.toml: cannot be read: No such file or directory"),
+        (["config", "-c", "/"], "/: cannot be read: Is a directory"),
+        (["fetch"], "nothing to fetch"),
+        (["fetch", "--limit", "0", "http://h/"], 'Invalid value "0" for --limit.'),
+        (["fetch", "ftp://h/x"], "'ftp://h/x': a URL begins with http:// or https://"),
+        (["fetch", "http://h/\x1b[31m"], "'http://h/\\x1b[31m': a URL has no blanks and control characters"),
+        (["fetch", "http:///x"], "'http:///x': the URL names no host"),
+        (["fetch", "http://[::1/x"], "'http://[::1/x': not a URL"),
+        (["fetch", "--mime", "[a", "http://h/"], "--mime: malformed pattern '[a'"),
+        (["fetch", "--from-file", "no-such.txt"], "no-such.txt: cannot be read: No such file or directory"),
+        (["fetch", "-o", "/dev/null/x", "http://h/"], "the folder '/dev/null/x' cannot be written: "),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    expected: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expected in complaint(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["run", "api", "processor", "notifier", "config", "plugins"])
+def test_each_command_refuses_a_wrong_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[processor]\nconcurency = 3\n")
+    expected = f"{config}: unknown key processor.concurency; did you mean processor.concurrency?"
+    assert complaint(capsys, command, "-c", str(config)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["serve"], ["run", "-c", "no-such.toml"], ["fetch", "nonsense"]])
+def test_the_real_script_answers_alike(tmp_path: Path, arguments: list[str]) -> None:
+    ran = run_cli(*arguments, cwd=tmp_path)
+    assert (ran.status, ran.out) == (2, "")
+    assert arguments[-1] in ran.complaint
+
+
+@pytest.mark.slow
+def test_a_wrong_variable_is_refused_and_kubernetes_own_is_not() -> None:
+    ran = run_cli("config", environ={"DOWNLOADER_REDIS_URL": "redis://h"})
+    assert (ran.status, ran.complaint) == (
+        2,
+        "unknown environment variable DOWNLOADER_REDIS_URL; did you mean DOWNLOADER_REDIS__URL?",
+    )
+    ran = run_cli("config", environ={"DOWNLOADER_PORT": "tcp://10.0.0.1:80", "DOWNLOADER_FAILPOINT": "x"})
+    assert (ran.status, ran.err) == (0, "")
+
+
+@pytest.mark.slow
+def test_config_prints_what_can_be_loaded_again(tmp_path: Path) -> None:
+    ran = run_cli("config", "-c", EXAMPLE, environ={"DOWNLOADER_API__PORT": "9"})
+    assert (ran.status, ran.err) == (0, "")
+    assert tomllib.loads(ran.out)["api"]["port"] == 9
+    (tmp_path / "again.toml").write_text(ran.out)
+    assert run_cli("config", "-c", tmp_path / "again.toml").out == ran.out
+
+
+@pytest.mark.slow
+def test_config_prints_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('[backends.http]\nsecret = { env = "S" }\n')
+    environ = {"S": "hunter2", "DOWNLOADER_REDIS__URL": "redis://:hunter2@h"}
+    ran = run_cli("config", "-c", tmp_path / "c.toml", environ=environ)
+    assert ran.status == 0
+    assert "hunter2" not in ran.out
+    assert tomllib.loads(ran.out)["redis"]["url"] == "redis://***@h"
+
+
+@pytest.mark.slow
+def test_plugins_lists_what_is_installed_and_what_is_used(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[backends.http]\n")
+    ran = run_cli("plugins", "-c", tmp_path / "c.toml", "--json")
+    assert (ran.status, ran.err) == (0, "")
+    rows = {row["name"]: row for row in json.loads(ran.out)}
+    assert rows["http"] == {
+        "kind": "notifier",
+        "name": "http",
+        "version": version("downloader"),
+        "distribution": "downloader",
+        "configured": True,
+    }
+    assert rows["filesystem"]["configured"]
+    table = run_cli("plugins")
+    assert table.status == 0
+    assert "filesystem" in table.out
+
+
+@pytest.mark.slow
+def test_a_url_file_is_refused_with_the_line_at_fault(tmp_path: Path) -> None:
+    text = "\ufeffhttp://h/a\n\n  # a comment\r\nhttp://h/b#fragment\nnot a url\n"
+    ran = run_cli("fetch", "--from-file", "-", stdin=text, cwd=tmp_path)
+    expected = "standard input, line 5: a URL has no blanks and control characters"
+    assert (ran.status, ran.complaint) == (2, expected)
+    (tmp_path / "urls").write_text(text)
+    ran = run_cli("fetch", "--from-file", "urls", cwd=tmp_path)
+    assert ran.complaint == "urls, line 5: a URL has no blanks and control characters"
+    (tmp_path / "urls").write_bytes(b"\xff\xfe")
+    ran = run_cli("fetch", "--from-file", "urls", cwd=tmp_path)
+    assert (ran.status, ran.complaint) == (2, "urls: not a text file in UTF-8")
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_gets_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "downloader", "config"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,385 @@
+"""Each row of the contract's outcome table (section 4), on real sockets."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from downloader.errors import ConfigError
+from downloader.model import ErrorCode, FileFacts, Verdict
+from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
+from servers.certs import old_tls_server, server_context, write_authority
+from servers.lab import Lab, lease, open_lab
+from servers.origin import PNG, Origin, Then, body_of, open_origin, raw, respond
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_file_is_stored_with_its_facts(lab: Lab, origin: Origin) -> None:
+    origin.on("/a.png", respond(200, PNG))
+    job = lease(origin.url("/a.png"), extract_image_size=True, subpath="some/folder")
+    outcome = await lab.fetcher.attempt(job, still_ours=lambda: True)
+    assert outcome.verdict is Verdict.SUCCEEDED
+    assert (outcome.error, outcome.error_code, outcome.response_code) == ("", ErrorCode.NONE, 200)
+    digest = hashlib.sha256(PNG).hexdigest()
+    assert outcome.file == FileFacts(size=len(PNG), sha256=digest, mime_type="image/png", image_size="2x3")
+    assert lab.files() == [lab.root / "some/folder" / job.id[:3] / job.id]
+    assert lab.stored() == PNG
+
+
+@pytest.mark.parametrize("size", [0, 1, 65536, 65537, 1_048_576, 3_000_001])
+async def test_a_body_of_any_size(lab: Lab, origin: Origin, size: int) -> None:
+    outcome = await lab.fetch(origin.url(f"/bytes/{size}"))
+    assert outcome.verdict is Verdict.SUCCEEDED
+    assert lab.stored() == body_of(size)
+    assert outcome.file.size == size
+    assert outcome.file.sha256 == hashlib.sha256(body_of(size)).hexdigest()
+
+
+@pytest.mark.parametrize("status", [200, 201, 203, 226])
+async def test_other_2xx_are_successes(lab: Lab, origin: Origin, status: int) -> None:
+    outcome = await lab.fetch(origin.on("/x", respond(status, b"body")))
+    assert (outcome.verdict, outcome.response_code) == (Verdict.SUCCEEDED, status)
+    assert lab.stored() == b"body"
+
+
+async def test_204_is_an_empty_file(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(origin.on("/x", raw(b"HTTP/1.1 204 No Content\r\n\r\n", "keep")))
+    assert (outcome.verdict, outcome.response_code) == (Verdict.SUCCEEDED, 204)
+    assert (outcome.file.size, outcome.file.mime_type) == (0, "application/x-empty")
+    assert lab.stored() == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "verdict"),
+    [
+        (500, "500 Internal Server Error", Verdict.RETRY),
+        (503, "503 Service Unavailable", Verdict.RETRY),
+        (599, "599", Verdict.RETRY),
+        (408, "408 Request Timeout", Verdict.RETRY),
+        (425, "425 Too Early", Verdict.RETRY),
+        (429, "429 Too Many Requests", Verdict.RETRY),
+        (404, "404 Not Found", Verdict.FAILED),
+        (403, "403 Forbidden", Verdict.FAILED),
+        (418, None, Verdict.FAILED),
+        (206, "206 Partial Content", Verdict.FAILED),
+        (300, "300 Multiple Choices", Verdict.FAILED),
+        (304, "304 Not Modified", Verdict.FAILED),
+        (999, "999", Verdict.FAILED),
+    ],
+)
+async def test_status(lab: Lab, origin: Origin, status: int, text: str | None, verdict: Verdict) -> None:
+    outcome = await lab.fetch(origin.on("/x", respond(status, b"<h1>reason</h1>")))
+    assert outcome.verdict is verdict
+    assert (outcome.error_code, outcome.response_code) == (ErrorCode.HTTP_STATUS, status)
+    if text is not None:
+        assert outcome.error == f"Received Status code {text}"
+    assert lab.files() == []
+
+
+async def test_the_phrase_is_ours(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(
+        origin.on("/x", raw(b"HTTP/1.1 404 <script>alert(1)\r\nContent-Length: 0\r\n\r\n"))
+    )
+    assert outcome.error == "Received Status code 404 Not Found"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_retry_after_is_obeyed(lab: Lab, origin: Origin, status: int) -> None:
+    outcome = await lab.fetch(origin.url(f"/status/{status}?retry_after=4000"))
+    assert outcome.verdict is Verdict.RETRY
+    assert outcome.retry_after_s == 4000
+
+
+async def test_attempts_are_used_up(lab: Lab, origin: Origin) -> None:
+    url = origin.url("/status/503")
+    assert (await lab.fetch(url, attempts=1)).verdict is Verdict.RETRY
+    assert (await lab.fetch(url, attempts=2)).verdict is Verdict.FAILED
+    assert (await lab.fetch(url, max_retries=0)).verdict is Verdict.FAILED
+    assert (await lab.fetch(url, attempts=8, max_retries=9)).verdict is Verdict.RETRY
+
+
+# TLS
+
+
+async def test_https(tmp_path: Path) -> None:
+    async with (
+        open_origin(server_context()) as origin,
+        open_lab(tmp_path, ca_file=write_authority(tmp_path)) as lab,
+    ):
+        outcome = await lab.fetch(origin.url("/bytes/100"))
+        assert outcome.verdict is Verdict.SUCCEEDED
+        assert (await lab.fetch(origin.url("/bytes/100", host="localhost"))).verdict is Verdict.SUCCEEDED
+
+
+@pytest.mark.parametrize("text", [None, "not a certificate"])
+async def test_a_ca_file_that_cannot_be_used(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"processor\.ca_file"):
+        async with open_lab(tmp_path, ca_file=str(path)):
+            pass
+
+
+def _bad_contexts() -> dict[str, ssl.SSLContext]:
+    return {
+        "another authority": server_context(ca=trustme.CA()),
+        "expired": server_context(expired=True),
+        "wrong host": server_context("elsewhere.example"),
+    }
+
+
+@pytest.mark.parametrize("case", ["another authority", "expired", "wrong host"])
+async def test_tls_failures_are_final(tmp_path: Path, case: str) -> None:
+    async with (
+        open_origin(_bad_contexts()[case]) as origin,
+        open_lab(tmp_path, ca_file=write_authority(tmp_path)) as lab,
+    ):
+        outcome = await lab.fetch(origin.url("/bytes/1"))
+        assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TLS)
+        assert outcome.error.startswith("TLS Error Occured: ")
+        assert outcome.response_code == 0
+        assert origin.requests == []
+
+
+async def test_old_tls_is_refused(lab: Lab) -> None:
+    with old_tls_server() as url:
+        outcome = await lab.fetch(url)
+    assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TLS)
+
+
+async def test_plain_http_behind_https_is_a_tls_failure(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(origin.url("/tls").replace("http://", "https://"))
+    assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TLS)
+
+
+async def test_the_word_tls_in_a_url_means_nothing(lab: Lab) -> None:
+    outcome = await lab.fetch("http://127.0.0.1:1/tls/certificate-verify-failed")
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
+    assert outcome.error == "connection failed: connection refused"
+
+
+# MIME
+
+
+@pytest.mark.parametrize(
+    ("patterns", "error"),
+    [
+        ("image/png", ""),
+        ("image/*", ""),
+        ("!image/jpeg", ""),
+        ("image/jpeg", "Expected mime-type to be (image/jpeg), found (image/png)"),
+        ("!image/png", "Expected mime-type not to be (image/png), found (image/png)"),
+    ],
+)
+async def test_mime_type(lab: Lab, origin: Origin, patterns: str, error: str) -> None:
+    origin.on("/x", respond(200, PNG, [("Content-Type", "image/jpeg")]))
+    outcome = await lab.fetch(origin.url("/x"), mime_type=patterns)
+    assert outcome.error == error
+    if error:
+        assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.MIME_TYPE)
+        assert outcome.response_code == 200
+        assert lab.files() == []
+    else:
+        assert outcome.verdict is Verdict.SUCCEEDED
+
+
+async def test_a_large_file_of_the_wrong_type_is_not_downloaded(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(origin.url("/bytes/4000000000"), mime_type="image/png")
+    assert outcome.error_code is ErrorCode.MIME_TYPE
+
+
+# egress, DNS, connections
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1/", "http://169.254.169.254/", "http://[::1]:9/", "http://0x7f000002/"]
+)
+async def test_egress(lab: Lab, url: str) -> None:
+    outcome = await lab.fetch(url)
+    assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.EGRESS)
+    assert "address not allowed" in outcome.error
+    assert "egress.downloads" in outcome.error
+
+
+@pytest.mark.slow  # however the machine's resolver fails
+async def test_unknown_name(lab: Lab) -> None:
+    outcome = await lab.fetch("http://no-such-host.invalid/")
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.DNS)
+
+
+@pytest.mark.parametrize("then", ["close", "rst"])
+async def test_no_response(lab: Lab, origin: Origin, then: Then) -> None:
+    outcome = await lab.fetch(origin.on("/x", raw(b"", then)))
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
+    assert outcome.response_code == 0
+
+
+@pytest.mark.parametrize("then", ["close", "rst"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        OK + b"Content-Length: 10\r\n\r\nabc",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nab",
+        OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+    ],
+)
+async def test_cut_short(lab: Lab, origin: Origin, data: bytes, then: Then) -> None:
+    outcome = await lab.fetch(origin.on("/x", raw(data, then)))
+    assert outcome.verdict is Verdict.RETRY
+    # A reset may overtake what was sent before it.
+    assert outcome.error_code is ErrorCode.TRUNCATED or (
+        then == "rst" and outcome.error_code is ErrorCode.CONNECT
+    )
+    assert outcome.response_code == (200 if outcome.error_code is ErrorCode.TRUNCATED else 0)
+    assert lab.files() == []
+
+
+async def test_cut_in_the_head(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(origin.on("/x", raw(b"HTTP/1.1 200 OK\r\nContent-Le")))
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TRUNCATED)
+
+
+# too large
+
+
+async def test_too_large(tmp_path: Path, origin: Origin) -> None:
+    async with open_lab(tmp_path, max_size=1000) as lab:
+        declared = await lab.fetch(origin.url("/bytes/1001"))
+        origin.on("/x", raw(OK + b"\r\n" + b"x" * 1001))
+        counted = await lab.fetch(origin.url("/x"))
+        for outcome in (declared, counted):
+            assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TOO_LARGE)
+            assert outcome.response_code == 200
+            assert "max_size" in outcome.error
+        assert (await lab.fetch(origin.url("/bytes/1000"))).verdict is Verdict.SUCCEEDED
+
+
+# our own side
+
+
+class BrokenStorage:
+    """Raises what it is given."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def put(self, key: str, body: Body) -> None:  # noqa: ARG002 - the protocol's
+        raise self.error
+
+    async def delete(self, key: str) -> None:  # noqa: ARG002 - the protocol's
+        raise self.error
+
+    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002 - the protocol's
+        return None
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "text"),
+    [
+        (StorageError("bucket is busy"), Verdict.RELEASE, "bucket is busy"),
+        (StorageRefused("no such bucket"), Verdict.FAILED, "no such bucket"),
+        (OSError(28, "No space left on device"), Verdict.RELEASE, "the storage failed with OSError"),
+        (StorageError("two\nlines" + "x" * 999), Verdict.RELEASE, "two lines" + "x" * 491),
+        (KeyError("secret"), Verdict.RELEASE, "the storage failed with KeyError"),
+    ],
+)
+async def test_storage(tmp_path: Path, origin: Origin, error: Exception, verdict: Verdict, text: str) -> None:
+    async with open_lab(tmp_path, storage=BrokenStorage(error)) as lab:
+        outcome = await lab.fetch(origin.url("/bytes/100000"), attempts=2)
+        assert (outcome.verdict, outcome.error_code, outcome.error) == (verdict, ErrorCode.STORAGE, text)
+        assert outcome.response_code == 200
+        if verdict is Verdict.RELEASE:
+            assert outcome.retry_after_s is not None
+            assert 5 <= outcome.retry_after_s <= 30
+
+
+class KeepingStorage(BrokenStorage):
+    """Remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(StorageError("not this one"))
+        self.bodies: list[Body] = []
+
+    async def put(self, key: str, body: Body) -> None:  # noqa: ARG002 - the protocol's
+        self.bodies.append(body)
+
+
+@pytest.mark.parametrize(
+    ("extra", "metadata"),
+    [
+        (
+            '{"a": "b", "n": 1, "f": 1.50, "big": 12345678901234567890123, "t": true, "z": null, "l": [1]}',
+            {"a": "b", "n": "1", "f": "1.50", "big": "12345678901234567890123"},
+        ),
+        ('{"a": NaN, "b": -Infinity, "c": -1e400}', {"c": "-1e400"}),
+        ("[1]", {}),
+        ('"text"', {}),
+        ("foobar", {}),
+        ("", {}),
+        ("[" * 100_000, {}),
+    ],
+)
+async def test_the_callers_bucket(
+    tmp_path: Path, origin: Origin, extra: str, metadata: dict[str, str]
+) -> None:
+    bucket, asked = KeepingStorage(), []
+
+    async def own_bucket(name: str, region: str) -> Storage:
+        asked.append((name, region))
+        return bucket
+
+    async with open_lab(tmp_path, own_bucket=own_bucket) as lab:
+        outcome = await lab.fetch(origin.url("/bytes/10"), s3_bucket="b", s3_region="eu", extra=extra)
+        assert outcome.verdict is Verdict.SUCCEEDED
+        assert asked == [("b", "eu")]
+        (body,) = bucket.bodies
+        assert (body.data, body.metadata) == (body_of(10), metadata)
+        assert lab.files() == []
+
+
+async def test_the_callers_bucket_is_forbidden(tmp_path: Path, origin: Origin) -> None:
+    async def own_bucket(name: str, region: str) -> Storage:
+        raise StorageRefused(f"bucket {name} in {region} is forbidden")
+
+    async with open_lab(tmp_path, own_bucket=own_bucket) as lab:
+        outcome = await lab.fetch(origin.url("/bytes/10"), s3_bucket="b", s3_region="eu")
+        assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.STORAGE)
+        assert outcome.error == "bucket b in eu is forbidden"
+
+
+async def test_lost_lease_publishes_nothing(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(origin.url("/bytes/10"), still_ours=lambda: False)
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RELEASE, ErrorCode.STORAGE)
+    assert lab.files() == []
+
+
+async def test_own_bucket_needs_a_storage_that_can(lab: Lab, origin: Origin) -> None:
+    outcome = await lab.fetch(origin.url("/bytes/10"), s3_bucket="b", s3_region="eu-west-1")
+    assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.STORAGE)
+    assert "s3_bucket" in outcome.error
+
+
+# time
+
+
+async def test_no_response_in_time(tmp_path: Path, origin: Origin) -> None:
+    async with open_lab(tmp_path, first_byte_timeout=0.1) as lab:
+        outcome = await lab.fetch(origin.url("/hang"))
+        assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TIMEOUT)
+        assert outcome.error == "no response within 0.1 s"
+        assert outcome.response_code == 0
+
+
+@pytest.mark.slow
+async def test_download_timeout(lab: Lab, origin: Origin) -> None:
+    with trio.fail_after(1.9):
+        outcome = await lab.fetch(origin.url("/hang"), download_timeout=1)
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TIMEOUT)
+    assert "download_timeout" in outcome.error

@@ -1,0 +1,522 @@
+"""The filesystem storage on real folders: atomic, durable on return, and never outside of its root."""
+
+import hashlib
+import os
+import re
+import resource
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from downloader.errors import PluginError
+from downloader.storage import Body, Storage, StorageError, StorageRefused
+from downloader_plugins.filesystem import open_filesystem
+
+KEY = "NSb/NSb4FOAs9fVaQw"
+WRITERS = 4
+"""How many batches the storage writes at once; the tests that need all of them busy start this many."""
+
+
+def small(data: bytes, *, still_ours: Callable[[], bool] = lambda: True) -> Body:
+    return Body(
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        mime_type="application/octet-stream",
+        data=data,
+        still_ours=still_ours,
+    )
+
+
+def spooled(path: Path, data: bytes, *, still_ours: Callable[[], bool] = lambda: True) -> Body:
+    path.write_bytes(data)
+    path.chmod(0o600)
+    return Body(
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        mime_type="application/octet-stream",
+        path=path,
+        still_ours=still_ours,
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "files"
+
+
+@pytest.fixture
+async def storage(root: Path) -> AsyncIterator[Storage]:
+    before = open_descriptors()
+    async with open_filesystem({"rootdir": str(root)}) as opened:
+        yield opened
+    assert not list((root / ".tmp").iterdir()), "temporary files were left behind"
+    assert open_descriptors() <= before
+
+
+def open_descriptors() -> int:
+    """Descriptors of files and folders; sockets and pipes belong to Trio and the runner."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            target = str(link.readlink())
+            count += target.startswith("/") and not target.startswith(("/dev/", "/proc/"))
+    return count
+
+
+def names(folder: Path, *, deep: bool = False) -> list[str]:
+    return sorted(path.name for path in (folder.rglob("*") if deep else folder.iterdir()))
+
+
+def umask() -> int:
+    current = os.umask(0o022)
+    os.umask(current)
+    return current
+
+
+async def test_is_found_through_its_entry_point() -> None:
+    (entry,) = entry_points(group="downloader.storages.v1", name="filesystem")
+    assert entry.load() is open_filesystem
+
+
+async def test_stores_under_the_key_and_replaces(storage: Storage, root: Path) -> None:
+    await storage.put(KEY, small(b"old"))
+    await storage.put(KEY, small(b"new, and longer"))
+    assert (root / KEY).read_bytes() == b"new, and longer"
+    assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o644 & ~umask()
+
+
+async def test_stores_an_empty_file_and_deep_folders(storage: Storage, root: Path) -> None:
+    await storage.put(f"a/b/c/{KEY}", small(b""))
+    assert (root / "a/b/c" / KEY).read_bytes() == b""
+
+
+async def test_moves_a_spool_file(storage: Storage, root: Path, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    await storage.put(KEY, spooled(spool, b"x" * 100_000))
+    assert (root / KEY).read_bytes() == b"x" * 100_000
+    assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o644 & ~umask()
+    assert not spool.exists()
+
+
+@pytest.fixture
+def other_device(tmp_path: Path) -> Iterator[Path]:
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second filesystem here")
+    folder = shm / f"downloader-test-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+async def test_copies_from_another_filesystem(storage: Storage, root: Path, other_device: Path) -> None:
+    data = os.urandom(3 * 1024 * 1024 + 17)
+    await storage.put(KEY, spooled(other_device / "spool", data))
+    assert (root / KEY).read_bytes() == data
+    assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o644 & ~umask()
+
+
+@pytest.mark.parametrize("place", ["memory", "spool", "other device"])
+async def test_publishes_nothing_once_the_job_is_anothers(
+    storage: Storage, root: Path, tmp_path: Path, request: pytest.FixtureRequest, place: str
+) -> None:
+    await storage.put(KEY, small(b"the winner's"))
+    if place == "memory":
+        body = small(b"ours", still_ours=lambda: False)
+    else:
+        folder = tmp_path if place == "spool" else request.getfixturevalue("other_device")
+        body = spooled(folder / "spool", b"ours", still_ours=lambda: False)
+    with pytest.raises(StorageError, match="another instance"):
+        await storage.put(KEY, body)
+    assert (root / KEY).read_bytes() == b"the winner's"
+
+
+async def test_refuses_a_spool_file_of_another_size(storage: Storage, root: Path, tmp_path: Path) -> None:
+    body = spooled(tmp_path / "spool", b"complete")
+    (tmp_path / "spool").write_bytes(b"cut")
+    with pytest.raises(StorageError, match="spool"):
+        await storage.put(KEY, body)
+    assert not (root / KEY).exists()
+
+
+@pytest.mark.parametrize("plant", ["link", "fifo"])
+async def test_refuses_what_is_planted_at_the_spool(
+    storage: Storage, root: Path, tmp_path: Path, plant: str
+) -> None:
+    body = spooled(tmp_path / "spool", b"secret")
+    (tmp_path / "spool").rename(tmp_path / "elsewhere")
+    if plant == "link":
+        (tmp_path / "spool").symlink_to(tmp_path / "elsewhere")
+    else:
+        os.mkfifo(tmp_path / "spool")
+    with pytest.raises(StorageError):
+        await storage.put(KEY, body)
+    assert not (root / KEY).exists()
+    assert (tmp_path / "elsewhere").read_bytes() == b"secret"
+
+
+@pytest.mark.parametrize("component", ["a", "a/b", "a/b/NSb"])
+@pytest.mark.parametrize("spool", [False, True])
+async def test_follows_no_link_in_any_folder(
+    storage: Storage, root: Path, tmp_path: Path, component: str, *, spool: bool
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / component).parent.mkdir(parents=True, exist_ok=True)
+    (root / component).symlink_to(outside)
+    body = spooled(tmp_path / "spool", b"data") if spool else small(b"data")
+    with pytest.raises(StorageError, match="stands in the place"):
+        await storage.put(f"a/b/{KEY}", body)
+    for name in ("a", "b", "NSb", KEY.rpartition("/")[2]):
+        (outside / name).mkdir()
+    with pytest.raises(StorageError):
+        await storage.delete(f"a/b/{KEY}")
+    assert await storage.local(f"a/b/{KEY}") is None
+    assert names(outside, deep=True) == ["NSb", KEY.rpartition("/")[2], "a", "b"]
+
+
+async def test_a_link_at_the_final_path_is_replaced_not_followed(
+    storage: Storage, root: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    (root / KEY).parent.mkdir()
+    (root / KEY).symlink_to(outside)
+    assert await storage.local(KEY) is None
+    await storage.put(KEY, small(b"data"))
+    assert outside.read_bytes() == b"precious"
+    assert not (root / KEY).is_symlink()
+    assert (root / KEY).read_bytes() == b"data"
+
+
+async def test_deleting_a_link_leaves_what_it_points_to(storage: Storage, root: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    (root / KEY).parent.mkdir()
+    (root / KEY).symlink_to(outside)
+    await storage.delete(KEY)
+    assert outside.read_bytes() == b"precious"
+
+
+async def test_a_folder_at_the_final_path_is_an_error(storage: Storage, root: Path, tmp_path: Path) -> None:
+    (root / KEY).mkdir(parents=True)
+    with pytest.raises(StorageError, match="directory"):
+        await storage.put(KEY, small(b"data"))
+    with pytest.raises(StorageError, match="directory"):
+        await storage.put(KEY, spooled(tmp_path / "spool", b"data"))
+    with pytest.raises(StorageError):
+        await storage.delete(KEY)
+    assert await storage.local(KEY) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../../x", "/etc/passwd", "", "a//b", "a/./b", "a/", "a\0b", ".tmp/a", "x" * 300]
+)
+async def test_a_key_that_leads_elsewhere_is_refused_for_good(storage: Storage, root: Path, key: str) -> None:
+    with pytest.raises(StorageRefused):
+        await storage.put(key, small(b"data"))
+    assert await storage.local(key) is None
+    assert names(root) == [".tmp"]
+
+
+async def test_finds_a_file(storage: Storage, root: Path) -> None:
+    assert await storage.local(KEY) is None
+    await storage.put(KEY, small(b"data"))
+    found = await storage.local(KEY)
+    assert found is not None
+    assert found.path == root / KEY
+    assert found.size == 4
+    assert await storage.local("NSb") is None
+    assert await storage.local(f"{KEY}/x") is None
+
+
+async def test_deletes_the_file_and_the_folders_it_leaves_empty(storage: Storage, root: Path) -> None:
+    await storage.put(f"kept/a/{KEY}", small(b"1"))
+    await storage.put("kept/other", small(b"2"))
+    await storage.delete(f"kept/a/{KEY}")
+    await storage.delete(f"kept/a/{KEY}")
+    assert names(root, deep=True) == [".tmp", "kept", "other"]
+
+
+@pytest.mark.slow
+async def test_puts_and_deletes_meet_in_one_folder(storage: Storage, root: Path) -> None:
+    async def churn(name: str) -> None:
+        for _ in range(60):
+            await storage.put(f"a/NSb/{name}", small(name.encode()))
+            assert (root / "a/NSb" / name).read_bytes() == name.encode()
+            await storage.delete(f"a/NSb/{name}")
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            for index in range(8):
+                nursery.start_soon(churn, f"NSb{index}")
+    assert names(root) == [".tmp"]
+
+
+@pytest.mark.slow
+async def test_a_reader_sees_one_complete_file_or_the_other(
+    storage: Storage, root: Path, tmp_path: Path
+) -> None:
+    sizes = (10_000, 50_000, 200_000)
+    await storage.put(KEY, small(bytes([1]) * sizes[0]))
+    stop = threading.Event()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            data = (root / KEY).read_bytes()
+            if len(set(data)) != 1 or len(data) not in sizes:
+                seen.append(data)
+
+    async def write(index: int) -> None:
+        for turn in range(30):
+            data = bytes([1 + index]) * sizes[index]
+            spool = tmp_path / f"spool{index}"
+            await storage.put(KEY, spooled(spool, data) if turn % 2 else small(data))
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for index in range(len(sizes)):
+                    nursery.start_soon(write, index)
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert not seen
+
+
+class Gate:
+    """A `still_ours` that holds its thread until opened."""
+
+    def __init__(self, answer: bool = True) -> None:  # noqa: FBT001, FBT002 - a flag is all it is
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+        self.answer = answer
+
+    def __call__(self) -> bool:
+        self.entered.set()
+        assert self.opened.wait(10)
+        return self.answer
+
+    async def reached(self) -> None:
+        assert await trio.to_thread.run_sync(self.entered.wait, 10)
+
+
+@pytest.mark.parametrize("answer", [True, False])
+async def test_a_cancel_waits_for_the_write_in_progress(
+    storage: Storage, root: Path, *, answer: bool
+) -> None:
+    gate = Gate(answer)
+    returned = trio.Event()
+
+    async def put() -> None:
+        try:
+            await storage.put(KEY, small(b"data", still_ours=gate))
+        except StorageError:
+            assert not answer
+        finally:
+            returned.set()
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            await gate.reached()
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+                assert not returned.is_set()
+                gate.opened.set()
+                await returned.wait()
+    assert (root / KEY).exists() is answer
+
+
+async def test_a_put_cancelled_while_it_waits_writes_nothing(storage: Storage, root: Path) -> None:
+    gates = [Gate() for _ in range(WRITERS)]
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for index, gate in enumerate(gates):
+                nursery.start_soon(storage.put, f"busy/{index}", small(b"busy", still_ours=gate))
+                await gate.reached()
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(storage.put, KEY, small(b"data"))
+                await trio.testing.wait_all_tasks_blocked()
+                waiting.cancel_scope.cancel()
+            for gate in gates:
+                gate.opened.set()
+    assert not (root / KEY).exists()
+    assert len(list((root / "busy").iterdir())) == WRITERS
+
+
+async def test_a_failure_in_a_batch_is_its_own_alone(storage: Storage, root: Path) -> None:
+    gates = [Gate() for _ in range(WRITERS)]
+    (root / "bad").symlink_to("/nonexistent")
+    failed: list[str] = []
+
+    def broken() -> bool:
+        raise ZeroDivisionError
+
+    async def put(key: str, body: Body) -> None:
+        try:
+            await storage.put(key, body)
+        except (StorageError, ZeroDivisionError):
+            failed.append(key)
+
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            for index, gate in enumerate(gates):
+                nursery.start_soon(storage.put, f"busy/{index}", small(b"busy", still_ours=gate))
+                await gate.reached()
+            for index in range(40):
+                nursery.start_soon(put, f"good/{index}", small(b"good"))
+            nursery.start_soon(put, "bad/file", small(b"bad"))
+            nursery.start_soon(put, "lost", small(b"lost", still_ours=lambda: False))
+            nursery.start_soon(put, "broken", small(b"broken", still_ours=broken))
+            await trio.testing.wait_all_tasks_blocked()
+            for gate in gates:
+                gate.opened.set()
+    assert sorted(failed) == ["bad/file", "broken", "lost"]
+    assert len(list((root / "good").iterdir())) == 40
+    assert not (root / "lost").exists()
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_write_cut_short_stores_nothing(storage: Storage, root: Path, other_device: Path) -> None:
+    big = spooled(other_device / "spool", b"x" * 100_000)
+    with largest_file(50_000):
+        with pytest.raises(StorageError, match="File too large"):
+            await storage.put(KEY, small(b"x" * 100_000))
+        with pytest.raises(StorageError, match="File too large"):
+            await storage.put(KEY, big)
+    assert not (root / KEY).exists()
+    await storage.put(KEY, small(b"x" * 100_000))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("may not mount here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+async def test_a_full_disk_is_an_error_and_passes(tiny_disk: Path, tmp_path: Path) -> None:
+    async with open_filesystem({"rootdir": str(tiny_disk)}) as storage:
+        await storage.put("first", small(b"x" * 30_000))
+        with pytest.raises(StorageError, match="No space left") as caught:
+            await storage.put(KEY, small(b"x" * 60_000))
+        assert str(tiny_disk) not in str(caught.value)
+        with pytest.raises(StorageError, match="No space left"):
+            await storage.put(KEY, spooled(tmp_path / "spool", b"x" * 60_000))
+        assert not list((tiny_disk / ".tmp").iterdir())
+        await storage.delete("first")
+        await storage.put(KEY, small(b"x" * 30_000))
+
+
+async def test_a_lost_temporary_folder_is_made_again(storage: Storage, root: Path) -> None:
+    (root / ".tmp").rmdir()
+    await storage.put(KEY, small(b"data"))
+    assert (root / KEY).read_bytes() == b"data"
+
+
+async def test_old_leftovers_are_swept_and_young_ones_kept(root: Path) -> None:
+    (root / ".tmp").mkdir(parents=True)
+    for name, age_s in (("old", 7 * 3600), ("young", 60)):
+        (root / ".tmp" / name).write_bytes(b"partial")
+        os.utime(root / ".tmp" / name, (time.time() - age_s,) * 2)
+    async with open_filesystem({"rootdir": str(root)}):
+        assert names(root / ".tmp") == ["young"]
+
+
+PUT_ONE = """
+import sys, trio
+from downloader.storage import Body
+from downloader_plugins.filesystem import open_filesystem
+
+async def main():
+    async with open_filesystem({"rootdir": sys.argv[1], "fsync": sys.argv[2] == "True"}) as storage:
+        await storage.put("a/NSb/file", Body(size=4, sha256="", mime_type="", data=b"data"))
+
+trio.run(main)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsync", [True, False])
+def test_the_file_is_synced_before_it_is_published_and_its_folders_after(
+    root: Path, tmp_path: Path, *, fsync: bool
+) -> None:
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    log = tmp_path / "calls"
+    traced = [strace, "-f", "-y", "-o", str(log), "-e", "trace=fsync,rename,renameat,renameat2"]
+    done = subprocess.run([*traced, sys.executable, "-c", PUT_ONE, str(root), str(fsync)], check=False)
+    if not log.exists() or not log.read_text():
+        pytest.skip("may not trace here")
+    assert done.returncode == 0
+    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if str(root) in line]
+    what = [re.sub(r"\(.*", "", call) + " " + re.sub(r".*<(.*?)>.*", r"\1", call) for call in calls]
+    published = next(index for index, call in enumerate(what) if call.startswith("rename"))
+    if not fsync:
+        assert len(what) == 1
+        return
+    assert [call.startswith(f"fsync {root}/.tmp/") for call in what[:published]] == [True]
+    folders = [f"fsync {root}/a/NSb", f"fsync {root}/a", f"fsync {root}"]
+    assert what[published + 1 :] == folders
+
+
+async def test_without_fsync_it_stores_all_the_same(root: Path, tmp_path: Path) -> None:
+    async with open_filesystem({"rootdir": str(root), "fsync": False}) as storage:
+        await storage.put(KEY, small(b"data"))
+        await storage.put(f"b/{KEY}", spooled(tmp_path / "spool", b"data"))
+    assert (root / KEY).read_bytes() == (root / "b" / KEY).read_bytes() == b"data"
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({}, "rootdir: .*needs"),
+        ({"rootdir": ""}, "rootdir: .*needs"),
+        ({"rootdir": 7}, "rootdir: "),
+        ({"rootdir": "x", "fsnc": True}, r"fsnc: .*no such key; did you mean fsync\?"),
+        ({"rootdir": "x", "fsync": "perhaps"}, "fsync: "),
+        ({"rootdir": "/proc/downloader"}, "rootdir /proc/downloader cannot be written: "),
+        ({"rootdir": "/dev/null"}, "rootdir /dev/null cannot be written: "),
+        ({"rootdir": "a\0b"}, "rootdir .*cannot be written: "),
+    ],
+)
+async def test_a_section_at_fault_is_one_clear_line(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=f"^{message}") as caught:
+        async with open_filesystem(section):
+            pass
+    assert "\n" not in str(caught.value)

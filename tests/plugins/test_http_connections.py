@@ -1,0 +1,196 @@
+"""The `http` notifier's connections: TLS, what is kept, what is dropped, what a cancel leaves behind."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+import trustme
+
+from downloader.notify import Delivered, Notifier, RetryLater
+from downloader_plugins._http_client import Limits
+from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as running:
+        yield running
+
+
+@pytest.fixture
+async def notifier() -> AsyncIterator[Notifier]:
+    async with opened() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+def _server(ca: trustme.CA, name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(name).configure_cert(context)
+    return context
+
+
+async def test_https_with_an_authority_of_our_own(ca: trustme.CA, tmp_path: Path) -> None:
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    async with (
+        receiving(_server(ca, "localhost")) as receiver,
+        opened({"ca_file": str(tmp_path / "ca.pem")}) as notifier,
+    ):
+        for _ in range(2):
+            url = receiver.url(scheme="https", host="localhost")
+            assert await notifier.deliver(url, PAYLOAD) == Delivered()
+        assert receiver.connections == 1
+        result = await notifier.deliver(receiver.url(scheme="https"), PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.reason.startswith("TLS handshake failed: certificate verify failed: IP address mismatch")
+
+
+async def test_an_unknown_authority_is_retried(ca: trustme.CA, notifier: Notifier) -> None:
+    async with receiving(_server(ca, "localhost")) as receiver:
+        result = await notifier.deliver(receiver.url(scheme="https", host="localhost"), PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.reason.startswith("TLS handshake failed: certificate verify failed")
+
+
+async def silence(stream: trio.abc.Stream) -> None:
+    await stream.receive_some(1)
+
+
+async def test_a_connection_is_used_again(receiver: Receiver, notifier: Notifier) -> None:
+    for path in ("/a", "/b", "/a"):
+        assert await notifier.deliver(receiver.url(path), PAYLOAD) == Delivered()
+    assert receiver.connections == 1
+
+
+async def test_at_most_max_connections_to_a_destination(receiver: Receiver) -> None:
+    async with opened({"max_connections": 2}) as notifier, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(notifier.deliver, receiver.url(), PAYLOAD)
+    assert len(receiver.requests) == 20
+    assert receiver.connections <= 2
+
+
+async def test_a_connection_that_the_peer_closed_is_not_used(receiver: Receiver, notifier: Notifier) -> None:
+    async def once(stream: trio.abc.Stream) -> None:
+        await stream.send_all(OK)
+
+    receiver.answer = once
+    for _ in range(3):
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert receiver.connections == 3
+
+
+async def test_a_connection_that_the_peer_gives_up_as_it_is_used_is_replaced(
+    receiver: Receiver, notifier: Notifier
+) -> None:
+    async def fickle(stream: trio.abc.Stream) -> None:
+        await stream.send_all(OK)
+        await stream.receive_some(65536)
+
+    receiver.answer = fickle
+    for _ in range(3):
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+    assert receiver.connections == 3
+
+
+async def test_bytes_after_an_answer_are_not_the_next_one(receiver: Receiver, notifier: Notifier) -> None:
+    receiver.answer = OK + b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"
+    for _ in range(2):
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+    assert receiver.connections == 2
+
+
+async def test_many_destinations_at_once() -> None:
+    async with AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(receiving()) for _ in range(6)]
+        notifier = await stack.enter_async_context(opened(limits=Limits(origins=2)))
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(notifier.deliver, peers[number % 6].url(), PAYLOAD)
+        assert [len(peer.requests) for peer in peers] == [10] * 6
+        assert await notifier.deliver(peers[0].url(), PAYLOAD) == Delivered()
+
+
+async def test_idle_destinations_lose_their_connections(
+    receiver: Receiver,
+) -> None:
+    gone = trio.Event()
+
+    async def keep(stream: trio.abc.Stream) -> None:
+        await stream.send_all(OK)
+        await stream.receive_some(1)
+        gone.set()
+
+    receiver.answer = keep
+    async with opened(limits=Limits(idle_s=0.02)) as notifier:
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+        with trio.fail_after(5):
+            await gone.wait()
+        assert notifier.client.peers == {}  # type: ignore[attr-defined] # ours
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+    assert receiver.connections == 2
+
+
+async def test_the_longest_unused_destination_makes_room() -> None:
+    few = opened(limits=Limits(origins=2))
+    async with receiving() as one, receiving() as two, receiving() as three, few as notifier:
+        for receiver in (one, two, one, three):
+            assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+        kept = [port for _, _, port in notifier.client.peers]  # type: ignore[attr-defined] # ours
+        assert kept == [one.port, three.port]
+
+
+async def test_a_dead_destination_does_not_hold_up_another(receiver: Receiver) -> None:
+    async with (
+        receiving() as dead,
+        opened({"max_connections": 1}) as notifier,
+        trio.open_nursery() as nursery,
+    ):
+        dead.answer = silence
+        for _ in range(5):
+            nursery.start_soon(notifier.deliver, dead.url(), PAYLOAD)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with trio.fail_after(1):
+            assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancel_leaves_nothing_behind(receiver: Receiver) -> None:
+    gone = trio.Event()
+
+    async def wait(stream: trio.abc.Stream) -> None:
+        await stream.receive_some(1)
+        gone.set()
+
+    receiver.answer = wait
+    async with opened() as notifier:
+        with trio.move_on_after(0.05) as scope:
+            await notifier.deliver(receiver.url(), PAYLOAD)
+        assert scope.cancelled_caught
+        with trio.fail_after(5):
+            await gone.wait()
+        (peer,) = notifier.client.peers.values()  # type: ignore[attr-defined] # ours
+        assert peer.users == 0
+        assert peer.kept == []
+        receiver.answer = OK
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+
+async def test_a_cancelled_notifier_closes_its_connections(receiver: Receiver) -> None:
+    with trio.CancelScope() as scope:
+        async with opened() as notifier:
+            assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+            (peer,) = notifier.client.peers.values()  # type: ignore[attr-defined] # ours
+            (connection,) = peer.kept
+            sock = connection.stream.get_extra_info("socket")
+            scope.cancel()
+    assert peer.kept == []
+    assert sock.fileno() == -1

@@ -1,0 +1,423 @@
+"""The `http` notifier against a real server on loopback that behaves in every way that peers do."""
+
+import base64
+import json
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import httpcore2
+import pytest
+import trio
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from downloader.errors import PluginError
+from downloader.notify import Delivered, Notifier, Rejected, RetryLater
+from downloader_plugins._http_client import Limits
+from downloader_plugins.http import open_http
+from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER = "whsec_" + base64.b64encode(b"another-secret-of-32-bytes-long!").decode()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as running:
+        yield running
+
+
+@pytest.fixture
+async def notifier() -> AsyncIterator[Notifier]:
+    async with opened() as running:
+        yield running
+
+
+def test_it_comes_through_its_entry_point() -> None:
+    (point,) = entry_points(group="downloader.notifiers.v1", name="http")
+    assert point.load() is open_http
+
+
+async def test_a_callback_as_the_peer_sees_it(receiver: Receiver, notifier: Notifier) -> None:
+    url = f"http://user%40x:p%3Aw@localhost:{receiver.port}/a%20b?x=1&y=\u00fc#fragment"
+    assert await notifier.deliver(url, PAYLOAD) == Delivered()
+    ((line, headers, body),) = receiver.requests
+    assert line == "POST /a%20b?x=1&y=%C3%BC HTTP/1.1"
+    assert body == PAYLOAD.body
+    assert headers["host"] == f"localhost:{receiver.port}"
+    assert headers["content-type"] == "application/json"
+    assert headers["user-agent"] == "downloader"
+    assert headers["content-length"] == str(len(PAYLOAD.body))
+    assert headers["authorization"] == "Basic " + base64.b64encode(b"user@x:p:w").decode()
+    assert headers["webhook-id"] == PAYLOAD.job_id
+    assert abs(int(headers["webhook-timestamp"]) - time.time()) < 10
+    assert "webhook-signature" not in headers
+    assert "transfer-encoding" not in headers
+
+
+@pytest.mark.parametrize(
+    "status", [b"200 OK", b"201 Created", b"202 Accepted", b"204 No Content", b"299 Odd"]
+)
+async def test_any_2xx_is_delivered(receiver: Receiver, notifier: Notifier, status: bytes) -> None:
+    receiver.answer = (
+        b"HTTP/1.1 " + status + b"\r\n" + (b"" if status[:3] == b"204" else b"Content-Length: 0\r\n")
+    )
+    receiver.answer += b"\r\n"
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [
+        ("500 Oops", RetryLater("Received Status code 500 Internal Server Error")),
+        ("503 <b>", RetryLater("Received Status code 503 Service Unavailable")),
+        ("404 Not Found", RetryLater("Received Status code 404 Not Found")),
+        ("999 Odd", RetryLater("Received Status code 999")),
+        ("410 Gone", Rejected("Received Status code 410 Gone")),
+    ],
+)
+async def test_other_statuses(
+    receiver: Receiver, notifier: Notifier, status: str, result: RetryLater | Rejected
+) -> None:
+    receiver.answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode()
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == result
+
+
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"])
+async def test_redirects_are_failures_and_not_followed(
+    receiver: Receiver, notifier: Notifier, status: str
+) -> None:
+    location = receiver.url("/other")
+    text = f"HTTP/1.1 {status}\r\nLocation: {location}\r\nRetry-After: 9\r\nContent-Length: 0\r\n\r\n"
+    receiver.answer = text.encode()
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater(
+        f"Received Status code {status}: redirects are not followed"
+    )
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("0", None),
+        ("99999999999999999999", 86400.0),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("\u00b2", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2015", None),
+        (format_datetime(datetime.now(UTC) + timedelta(days=30), usegmt=True), 86400.0),
+    ],
+)
+async def test_retry_after(
+    receiver: Receiver, notifier: Notifier, header: str, seconds: float | None
+) -> None:
+    text = f"HTTP/1.1 429 Too Many Requests\r\nRetry-After: {header}\r\nContent-Length: 0\r\n\r\n"
+    receiver.answer = text.encode("latin-1")
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater(
+        "Received Status code 429 Too Many Requests", seconds
+    )
+
+
+async def test_retry_after_as_a_date(receiver: Receiver, notifier: Notifier) -> None:
+    when = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    receiver.answer = f"HTTP/1.1 503 Busy\r\nRetry-After: {when}\r\nContent-Length: 0\r\n\r\n".encode()
+    result = await notifier.deliver(receiver.url(), PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.after_s is not None
+    assert 90 < result.after_s <= 100
+
+
+async def silence(stream: trio.abc.Stream) -> None:
+    await stream.receive_some(1)
+
+
+async def test_silence_meets_the_deadline(receiver: Receiver) -> None:
+    receiver.answer = silence
+    async with opened({"timeout": 0.05}) as notifier:
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater("no answer within 0.05 s")
+
+
+async def test_a_dripped_head_meets_the_deadline(receiver: Receiver) -> None:
+    async def drip(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n")
+        while True:
+            await stream.send_all(b"HTTP/1.1 103 Early Hints\r\n\r\n"[:1])
+            await trio.sleep(0.005)
+
+    receiver.answer = drip
+    async with opened({"timeout": 0.1}) as notifier:
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater("no answer within 0.1 s")
+
+
+async def test_a_flood_of_hints_is_cut_off(receiver: Receiver, notifier: Notifier) -> None:
+    async def flood(stream: trio.abc.Stream) -> None:
+        while True:
+            await stream.send_all(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 20)
+
+    receiver.answer = flood
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater(
+        "bad response: no end of informational responses"
+    )
+
+
+async def test_a_few_hints_do_no_harm(receiver: Receiver, notifier: Notifier) -> None:
+    receiver.answer = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 3 + OK
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+
+async def reset(stream: trio.abc.Stream) -> None:
+    assert isinstance(stream, trio.SocketStream)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await stream.aclose()
+
+
+async def test_a_reset_after_the_body_is_retried(receiver: Receiver, notifier: Notifier) -> None:
+    receiver.answer = reset
+    result = await notifier.deliver(receiver.url(), PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.reason.startswith("connection lost: ")
+    assert receiver.connections == 1
+    assert receiver.requests[0][2] == PAYLOAD.body
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SMTP ready\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000,
+    ],
+    ids=["nothing", "smtp", "length", "upgrade", "head"],
+)
+async def test_what_is_no_answer_is_retried(receiver: Receiver, notifier: Notifier, answer: bytes) -> None:
+    async def speak(stream: trio.abc.Stream) -> None:
+        await stream.send_all(answer)
+
+    receiver.answer = speak
+    result = await notifier.deliver(receiver.url(), PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.reason.startswith("bad response: ")
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_of_a_huge_answer_only_64_kib_are_read(receiver: Receiver, chunked: bool) -> None:  # noqa: FBT001 - a parameter
+    sent = 0
+    gone = trio.Event()
+
+    async def pour(stream: trio.abc.Stream) -> None:
+        nonlocal sent
+        assert isinstance(stream, trio.SocketStream)
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        size = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 10485760"
+        await stream.send_all(b"HTTP/1.1 200 OK\r\n" + size + b"\r\n\r\n")
+        block = bytes(1024)
+        try:
+            for _ in range(10 * 1024):
+                await stream.send_all(b"400\r\n" + block + b"\r\n" if chunked else block)
+                sent += len(block)
+        except trio.BrokenResourceError:
+            gone.set()
+
+    receiver.answer = pour
+    async with opened() as notifier:
+        client = notifier.client  # type: ignore[attr-defined] # ours
+        network = client.network = Counting(client.network)
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+        with trio.fail_after(5):
+            await gone.wait()
+    assert 0 < sum(network.taken) <= 65 * 1024  # the head and the chunks' sizes included
+    assert sent < 10 * 1024 * 1024
+
+
+class Counting(httpcore2.AsyncNetworkBackend):
+    """A network that writes down how much each read took."""
+
+    def __init__(self, inner: httpcore2.AsyncNetworkBackend) -> None:
+        self.inner = inner
+        self.taken: list[int] = []
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        return CountingStream(await self.inner.connect_tcp(*args, **kwargs), self.taken)
+
+
+class CountingStream(httpcore2.AsyncNetworkStream):
+    def __init__(self, inner: httpcore2.AsyncNetworkStream, taken: list[int]) -> None:
+        self.write, self.aclose, self.get_extra_info = inner.write, inner.aclose, inner.get_extra_info  # type: ignore[method-assign] # passed on
+        self.inner, self.taken = inner, taken
+
+    async def read(self, *args: Any, **kwargs: Any) -> bytes:
+        data = await self.inner.read(*args, **kwargs)
+        self.taken.append(len(data))
+        return data
+
+
+async def test_a_dripped_body_does_not_hold_a_delivery_up(
+    receiver: Receiver,
+) -> None:
+    gone = trio.Event()
+
+    async def drip(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        try:
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.005)
+        except trio.BrokenResourceError:
+            gone.set()
+
+    receiver.answer = drip
+    async with opened(limits=Limits(answer_s=0.05)) as notifier:
+        with trio.fail_after(5):
+            assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+            await gone.wait()
+
+
+async def test_a_body_cut_short_after_a_2xx_is_delivered(receiver: Receiver, notifier: Notifier) -> None:
+    async def cut(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")
+
+    receiver.answer = cut
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+
+async def test_nobody_listens(notifier: Notifier) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        result = await notifier.deliver(f"http://u:secret@127.0.0.1:{port}/?token=secret", PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.reason.startswith("not connected: ")
+    assert "secret" not in result.reason
+
+
+async def test_an_unknown_name_is_retried(notifier: Notifier) -> None:
+    result = await notifier.deliver("http://no-such-host.invalid/", PAYLOAD)
+    assert isinstance(result, RetryLater)
+    assert result.reason.startswith("name not resolved: no-such-host.invalid")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "localhost", "[::ffff:127.0.0.1]"])
+async def test_a_refused_address_is_final_and_sees_no_syn(receiver: Receiver, host: str) -> None:
+    async with opened(allow=()) as notifier:
+        result = await notifier.deliver(receiver.url(host=host), PAYLOAD)
+    assert isinstance(result, Rejected)
+    assert result.reason.startswith("address not allowed: ")
+    assert "egress.callbacks.allow" in result.reason
+    assert receiver.connections == 0
+
+
+async def test_without_a_policy_only_public_addresses(receiver: Receiver) -> None:
+    async with open_http({}) as notifier:
+        assert isinstance(await notifier.deliver(receiver.url(), PAYLOAD), Rejected)
+    assert receiver.connections == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "topic",
+        "/path",
+        "ftp://x.test/",
+        "http://",
+        "http:///x",
+        "http://x.test:99999/",
+        "http://x.test:0/",
+        "http://a b/",
+        "http://x.test/\r\nX: y",
+        "http://x.test/\0",
+        "https:x",
+    ],
+)
+async def test_a_bad_url_is_final(notifier: Notifier, url: str) -> None:
+    result = await notifier.deliver(url, PAYLOAD)
+    assert isinstance(result, Rejected)
+    assert url not in result.reason or not url
+
+
+async def test_the_environment_names_no_proxy(
+    receiver: Receiver, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+
+# Signatures
+
+
+async def test_signed_as_standard_webhooks(receiver: Receiver) -> None:
+    async with opened({"secret": SECRET}) as notifier:
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+    _, headers, body = receiver.requests[0]
+    assert Webhook(SECRET).verify(body, headers) == json.loads(PAYLOAD.body)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(OTHER).verify(body, headers)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(SECRET).verify(body + b" ", headers)
+
+
+@pytest.mark.parametrize("section", [{"secrets": [SECRET, OTHER]}, {"secret": OTHER, "secrets": [SECRET]}])
+async def test_rotation_signs_with_each_secret(receiver: Receiver, section: dict[str, Any]) -> None:
+    async with opened(section) as notifier:
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+    _, headers, body = receiver.requests[0]
+    assert len(headers["webhook-signature"].split(" ")) == 2
+    for secret in (SECRET, OTHER):
+        Webhook(secret).verify(body, headers)
+
+
+async def test_the_id_is_stable_over_retries(receiver: Receiver, notifier: Notifier) -> None:
+    receiver.answer = b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
+    await notifier.deliver(receiver.url(), PAYLOAD)
+    receiver.answer = OK
+    await notifier.deliver(receiver.url(), PAYLOAD)
+    first, second = receiver.requests
+    assert first[1]["webhook-id"] == second[1]["webhook-id"] == PAYLOAD.job_id
+    assert first[2] == second[2]
+
+
+# The section
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"timeout": 0}, "timeout: Input should be greater than 0"),
+        ({"timeout": "soon"}, "timeout: Input should be a valid number"),
+        ({"max_connections": 0}, "max_connections: "),
+        ({"timout": 3}, "timout: the http backend has no such key; did you mean timeout?"),
+        ({"colour": 3}, "colour: the http backend has no such key"),
+        ({"secret": "hunter2"}, "secret: a Standard Webhooks secret is whsec_ and base64"),
+        ({"secrets": [SECRET, "whsec_"]}, "secrets.1: a Standard Webhooks secret"),
+        ({"secrets": ["whsec_h\u00fcnter2"]}, "secrets.0: a Standard Webhooks secret"),
+        ({"secrets": "hunter2"}, "secrets: Input should be a valid list"),
+        ({"ca_file": "/no/such/file.pem"}, "ca_file: /no/such/file.pem cannot be used: No such file"),
+    ],
+)
+async def test_a_bad_section_is_refused_by_key(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        async with open_http(section):
+            pass
+    assert str(caught.value).startswith(message)
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_file_without_certificates_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    path.write_text("nothing")
+    with pytest.raises(PluginError, match=r"^ca_file: "):
+        async with open_http({"ca_file": str(path)}):
+            pass

@@ -1,0 +1,116 @@
+"""A fetcher on real sockets and a real disk, and jobs for it."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from downloader.config import ProcessorSettings
+from downloader.egress import EgressPolicy
+from downloader.fetch import BucketOpener, Fetcher, open_fetcher
+from downloader.model import JobSpec, Kind, Lease, Outcome
+from downloader.storage import Storage
+from downloader_plugins.filesystem import open_filesystem
+
+FAST = {
+    "connect_timeout": 2.0,
+    "tls_timeout": 2.0,
+    "first_byte_timeout": 2.0,
+    "stall_timeout": 2.0,
+    "retry_backoff": 120.0,
+}
+
+_ids = itertools.count(1)
+
+
+@dataclass
+class Lab:
+    """A fetcher and everything it leaves traces in."""
+
+    fetcher: Fetcher
+    root: Path
+    spool: Path
+
+    async def fetch(
+        self,
+        url: str,
+        *,
+        proxy: str = "",
+        attempts: int = 0,
+        limit: int = 4,
+        group: str = "g",
+        still_ours: Callable[[], bool] = lambda: True,
+        **spec: Any,
+    ) -> Outcome:
+        """One attempt at this URL."""
+        return await self.fetcher.attempt(
+            lease(url, proxy=proxy, attempts=attempts, limit=limit, group=group, **spec),
+            still_ours=still_ours,
+        )
+
+    def files(self) -> list[Path]:
+        """Everything in the storage."""
+        return [path for path in self.root.rglob("*") if path.is_file()]
+
+    def stored(self) -> bytes:
+        """The one stored file."""
+        (path,) = self.files()
+        return path.read_bytes()
+
+    def spooled(self) -> list[Path]:
+        """Files in any spool folder."""
+        return [path for path in self.spool.rglob("*") if not path.is_dir()]
+
+
+def lease(
+    url: str, *, proxy: str = "", attempts: int = 0, limit: int = 4, group: str = "g", **spec: Any
+) -> Lease:
+    """A lease of a fresh job."""
+    job = JobSpec(id=f"{next(_ids):014d}", aggr_id=group, aggr_limit=limit, url=url, **spec)
+    return Lease(
+        kind=Kind.DOWNLOAD,
+        spec=job,
+        group=group,
+        generation=1,
+        attempts=attempts,
+        crashes=0,
+        limit=limit,
+        proxy=proxy,
+    )
+
+
+@asynccontextmanager
+async def open_lab(
+    tmp_path: Path,
+    *,
+    allow: tuple[str, ...] = ("127.0.0.1", "localhost"),
+    storage: Storage | None = None,
+    idle_s: float = 10.0,
+    own_bucket: BucketOpener | None = None,
+    **settings: Any,
+) -> AsyncIterator[Lab]:
+    """A lab; checks at its end that no attempt has left anything in the spool."""
+    root, spool = tmp_path / "root", tmp_path / "spool"
+    async with AsyncExitStack() as stack:
+        if storage is None:
+            storage = await stack.enter_async_context(open_filesystem({"rootdir": str(root)}))
+        fetcher = await stack.enter_async_context(
+            open_fetcher(
+                settings=ProcessorSettings(**{**FAST, **settings}),
+                policy=EgressPolicy.parse(allow, setting="egress.downloads"),
+                storage=storage,
+                spool_dir=spool,
+                own_bucket=own_bucket,
+                rng=random.Random(7),
+                idle_s=idle_s,
+            )
+        )
+        lab = Lab(fetcher, root, spool)
+        yield lab
+        assert lab.spooled() == []
+    assert list(spool.iterdir()) == []

@@ -1,0 +1,255 @@
+"""One attempt at one callback, whatever the plugin does."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from downloader.model import (
+    Delivery,
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    Verdict,
+)
+from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify._deliver import UNHEALTHY_AFTER, BackendHealth, deliver
+
+SPEC = JobSpec(
+    id="6QEywYsd0jrKAg",
+    aggr_id="example.org",
+    aggr_limit=8,
+    url="https://example.org/image.png?\u00fc",
+    callback_type="http",
+    callback_dst="https://client.test/hook",
+    callback_error_type="other",
+    callback_error_dst="errors",
+    extra="foo\ud800bar",
+)
+FILE = FileFacts(size=10240, sha256="9f86d0", mime_type="image/png", image_size="10x10")
+SUCCESS = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FILE)
+FAILURE = Outcome(
+    verdict=Verdict.FAILED,
+    error="Received Status code 404 Not Found",
+    error_code=ErrorCode.HTTP_STATUS,
+    response_code=404,
+)
+SCHEDULE = [5.0, 60.0]
+URL = "http://localhost/foo/6QE/6QEywYsd0jrKAg"
+
+
+class Scripted:
+    """A backend that does what it was told to, and remembers what it was asked."""
+
+    def __init__(self, act: Callable[[], Any]) -> None:
+        self.act = act
+        self.asked: list[tuple[str, Payload]] = []
+
+    async def deliver(self, destination: str, payload: Payload) -> Result:
+        self.asked.append((destination, payload))
+        await trio.lowlevel.checkpoint()
+        answer: Result = self.act()
+        return answer
+
+
+def raising(exc: BaseException) -> Callable[[], Any]:
+    def act() -> Any:
+        raise exc
+
+    return act
+
+
+def lease(*, attempts: int = 0, result: Outcome = SUCCESS, spec: JobSpec = SPEC) -> Lease:
+    return Lease(
+        kind=Kind.CALLBACK,
+        spec=spec,
+        group="http https://client.test",
+        generation=1,
+        attempts=attempts,
+        crashes=0,
+        limit=16,
+        result=result,
+        result_attempts=3,
+    )
+
+
+async def send(
+    act: Callable[[], Any] | Notifier,
+    given: Lease | None = None,
+    *,
+    schedule: Sequence[float] = SCHEDULE,
+    health: dict[str, BackendHealth] | None = None,
+    timeout_s: float = 5.0,
+) -> Delivery:
+    backend = Scripted(act) if callable(act) else act
+    return await deliver(
+        given or lease(),
+        backends={"http": backend, "other": backend},
+        schedule=schedule,
+        download_url=URL,
+        timeout_s=timeout_s,
+        rng=random.Random(0),
+        health=health,
+    )
+
+
+async def test_the_payload_of_a_success() -> None:
+    backend = Scripted(Delivered)
+    assert await send(backend) == Delivery(verdict=Verdict.SUCCEEDED)
+    ((destination, payload),) = backend.asked
+    assert destination == "https://client.test/hook"
+    assert payload.job_id == SPEC.id
+    assert payload.aggr_id == "example.org"
+    assert json.loads(payload.body.decode("utf-8")) == {
+        "success": True,
+        "error": "",
+        "extra": "foo\ud800bar",
+        "resource_url": "https://example.org/image.png?\u00fc",
+        "download_url": URL,
+        "job_id": SPEC.id,
+        "response_code": 200,
+        "delivered": True,
+        "delivery_error": "",
+        "image_size": "10x10",
+        "error_code": "",
+        "size": 10240,
+        "sha256": "9f86d0",
+        "mime_type": "image/png",
+        "attempts": 3,
+    }
+    assert b": " not in payload.body
+
+
+async def test_the_payload_of_a_failure_goes_where_failures_go() -> None:
+    backend = Scripted(Delivered)
+    assert (await send(backend, lease(result=FAILURE))).verdict is Verdict.SUCCEEDED
+    ((destination, payload),) = backend.asked
+    body = json.loads(payload.body)
+    assert destination == "errors"
+    assert (body["success"], body["download_url"], body["error_code"]) == (False, "", "http_status")
+    assert body["error"] == FAILURE.error
+
+
+async def test_the_body_is_identical_over_retries() -> None:
+    backend = Scripted(Delivered)
+    await send(backend, lease(attempts=0))
+    await send(backend, lease(attempts=1))
+    assert backend.asked[0] == backend.asked[1]
+
+
+async def test_rejected_is_final() -> None:
+    delivery = await send(lambda: Rejected("Received Status code 410 Gone"))
+    assert delivery == Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
+
+
+@pytest.mark.parametrize(("attempts", "near"), [(0, 5.0), (1, 60.0)])
+async def test_retries_follow_the_schedule(attempts: int, near: float) -> None:
+    delivery = await send(lambda: RetryLater("busy"), lease(attempts=attempts))
+    assert (delivery.verdict, delivery.error) == (Verdict.RETRY, "busy")
+    assert delivery.retry_after_s is not None
+    assert 0.8 * near <= delivery.retry_after_s <= 1.2 * near
+
+
+async def test_the_peers_wish_is_a_floor() -> None:
+    delivery = await send(lambda: RetryLater("busy", 1000.0))
+    assert delivery.retry_after_s is not None
+    assert delivery.retry_after_s >= 1000.0
+
+
+@pytest.mark.parametrize("schedule", [[], SCHEDULE])
+async def test_a_schedule_used_up_is_a_failure(schedule: list[float]) -> None:
+    delivery = await send(lambda: RetryLater("busy", 1.0), lease(attempts=len(schedule)), schedule=schedule)
+    assert delivery == Delivery(verdict=Verdict.FAILED, error="busy")
+
+
+async def test_reasons_are_one_bounded_line() -> None:
+    delivery = await send(lambda: RetryLater("a\r\n  b\t" + "x" * 10_000))
+    assert delivery.error.startswith("a b xxx")
+    assert len(delivery.error) == 500
+
+
+async def test_a_backend_that_is_not_configured_is_retried() -> None:
+    delivery = await send(Delivered, lease(spec=replace(SPEC, callback_type="kafka")))
+    assert delivery.verdict is Verdict.RETRY
+    assert delivery.error == "backend kafka is not configured: there is no [backends.kafka]"
+
+
+async def test_a_result_without_a_callback_is_a_failure() -> None:
+    delivery = await send(Delivered, lease(spec=replace(SPEC, callback_type="", callback_dst="")))
+    assert delivery.verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("act", "what"),
+    [
+        (raising(ValueError("secret")), "ValueError"),
+        (raising(ExceptionGroup("two", [ValueError(), KeyError()])), "ExceptionGroup"),
+        (raising(trio.TooSlowError()), "TooSlowError"),
+        (lambda: None, "answered NoneType"),
+        (lambda: Delivered, "answered type"),
+    ],
+)
+async def test_a_plugin_that_fails_is_retried_logged_and_counted(act: Callable[[], Any], what: str) -> None:
+    health: dict[str, BackendHealth] = {}
+    with capture_logs() as logs:
+        delivery = await send(act, health=health)
+    assert delivery.verdict is Verdict.RETRY
+    assert delivery.error == f"backend http failed: {what}"
+    assert delivery.retry_after_s is not None
+    assert health == {"http": BackendHealth(1, delivery.error)}
+    (entry,) = logs
+    assert entry["event"] == "backend.unhealthy"
+    assert entry["log_level"] == "error"
+    assert (entry["backend"], entry["job"], entry["aggr"]) == ("http", SPEC.id, SPEC.aggr_id)
+    assert isinstance(entry["exc_info"], Exception) is not what.startswith("answered")
+
+
+class Hanging:
+    async def deliver(self, destination: str, payload: Payload) -> Result:
+        await trio.sleep_forever()
+        raise AssertionError((destination, payload))
+
+
+async def test_a_plugin_that_hangs_is_retried() -> None:
+    health: dict[str, BackendHealth] = {}
+    with capture_logs():
+        delivery = await send(Hanging(), timeout_s=0.01, health=health)
+    assert delivery.verdict is Verdict.RETRY
+    assert delivery.error == "backend http failed: no answer within 0.01 s"
+    assert health["http"].failures == 1
+
+
+async def test_a_cancel_from_outside_is_no_failure() -> None:
+    health: dict[str, BackendHealth] = {}
+    with trio.move_on_after(0.01) as scope:
+        await send(Hanging(), health=health)
+    assert scope.cancelled_caught
+    assert health == {}
+
+
+async def test_health_is_lost_and_regained() -> None:
+    health: dict[str, BackendHealth] = {}
+    with capture_logs() as logs:
+        for number in range(UNHEALTHY_AFTER):
+            assert health.get("http", BackendHealth()).healthy, number
+            await send(raising(OSError("no")), health=health)
+        assert not health["http"].healthy
+        await send(lambda: RetryLater("the destination is at fault, not the plugin"), health=health)
+    assert health["http"].healthy
+    assert health["http"] == BackendHealth(0, "backend http failed: OSError")
+    assert logs[-1]["event"] == "backend.healthy"
+    assert len(logs) == UNHEALTHY_AFTER + 1
+
+
+async def test_good_deliveries_write_no_health() -> None:
+    health: dict[str, BackendHealth] = {}
+    await send(Delivered, health=health)
+    assert health == {}

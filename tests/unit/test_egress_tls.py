@@ -1,0 +1,187 @@
+"""TLS over guarded connections: what is TLS's fault, what the connection's, and what is left behind."""
+
+import socket
+import ssl
+import struct
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpcore2
+import pytest
+import trio
+import trustme
+
+from downloader.egress import (
+    EgressPolicy,
+    GuardedBackend,
+    TlsFailed,
+)
+from servers.loopback import (
+    client_context,
+    echo,
+    listening,
+    over_tls,
+    server_context,
+    serving,
+    silence,
+)
+
+LOOPBACK = EgressPolicy.parse(["127.0.0.0/8", "::1"], setting="egress.downloads")
+
+
+@pytest.fixture(scope="module")
+def ca() -> trustme.CA:
+    return trustme.CA()
+
+
+async def connect(port: int, *, tls_timeout_s: float | None = None) -> httpcore2.AsyncNetworkStream:
+    backend = GuardedBackend(LOOPBACK, tls_timeout_s=tls_timeout_s)
+    return await backend.connect_tcp("127.0.0.1", port, timeout=5)
+
+
+async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
+    seen: list[str | None] = []
+    context = server_context(ca, "origin.test")
+    context.sni_callback = lambda _, name, __: seen.append(name)
+    async with serving(over_tls(context)) as port:
+        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test.", timeout=5)
+        await stream.write(b"ping")
+        assert await stream.read(10) == b"ping"
+        assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
+        assert stream.get_extra_info("server_addr") == ("127.0.0.1", port)
+        await stream.aclose()
+    assert seen == ["origin.test"]
+
+
+async def test_self_signed_is_tls(ca: trustme.CA) -> None:
+    async with serving(over_tls(server_context(trustme.CA(), "origin.test"))) as port:
+        with pytest.raises(TlsFailed, match=r"^certificate verify failed: "):
+            await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+
+
+async def test_wrong_host_is_tls(ca: trustme.CA) -> None:
+    async with serving(over_tls(server_context(ca, "other.test"))) as port:
+        with pytest.raises(TlsFailed, match=r"Hostname mismatch.*origin\.test"):
+            await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+
+
+@asynccontextmanager
+async def alerting(context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A server that tells its client by an alert why it hangs up, which Trio's does not."""
+
+    def accept_one(listener: socket.socket) -> None:
+        with listener.accept()[0] as sock:
+            sock.settimeout(5)
+            try:
+                with context.wrap_socket(sock, server_side=True) as tls:
+                    tls.recv(1)
+            except OSError:
+                return
+
+    with listening() as listener:
+        listener.settimeout(5)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, accept_one, listener)
+            yield listener.getsockname()[1]
+
+
+async def test_old_version_is_tls(ca: trustme.CA) -> None:
+    context = server_context(ca, "origin.test")
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    client = client_context(ca)
+    client.minimum_version = ssl.TLSVersion.TLSv1_3
+    async with alerting(context) as port:
+        with pytest.raises(TlsFailed, match="protocol version"):
+            await (await connect(port)).start_tls(client, "origin.test", timeout=5)
+
+
+async def test_plain_http_answer_is_tls(ca: trustme.CA) -> None:
+    async def plain(stream: trio.SocketStream) -> None:
+        await stream.receive_some(1)
+        await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with serving(plain) as port:
+        with pytest.raises(TlsFailed, match="wrong version number"):
+            await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+
+
+async def test_a_certificate_wanted_of_us_is_tls(ca: trustme.CA) -> None:
+    context = server_context(ca, "origin.test")
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca.configure_trust(context)
+    async with alerting(context) as port:
+        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+        with pytest.raises(TlsFailed, match="certificate required"):
+            await stream.read(10, timeout=5)
+        await stream.aclose()
+
+
+async def test_a_name_that_sni_cannot_carry_is_tls(ca: trustme.CA) -> None:
+    async with serving(echo) as port:
+        with pytest.raises(TlsFailed, match="no host name to verify"):
+            await (await connect(port)).start_tls(client_context(ca), ".origin.test", timeout=5)
+
+
+async def reset(stream: trio.SocketStream) -> None:
+    await stream.receive_some(1)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+async def hang_up(stream: trio.SocketStream) -> None:
+    await stream.receive_some(65536)
+
+
+@pytest.mark.parametrize("handler", [reset, hang_up])
+async def test_a_broken_connection_in_the_handshake_is_not_tls(
+    ca: trustme.CA, handler: Callable[[trio.SocketStream], Any]
+) -> None:
+    async with serving(handler) as port:
+        with pytest.raises(httpcore2.ConnectError, match="during the TLS handshake"):
+            await (await connect(port)).start_tls(client_context(ca), "tls.test", timeout=5)
+
+
+async def test_silence_in_the_handshake_meets_tls_own_timeout(ca: trustme.CA) -> None:
+    async with serving(silence) as port:
+        with pytest.raises(httpcore2.ConnectTimeout):
+            await (await connect(port, tls_timeout_s=0.05)).start_tls(
+                client_context(ca), "x.test", timeout=30
+            )
+        with pytest.raises(httpcore2.ConnectTimeout):
+            await (await connect(port)).start_tls(client_context(ca), "x.test", timeout=0.05)
+
+
+async def test_a_cancel_in_the_handshake_closes_the_socket(ca: trustme.CA) -> None:
+    async with serving(silence) as port:
+        stream = await connect(port)
+        sock = stream.get_extra_info("socket")
+        with trio.move_on_after(0.02) as scope:
+            await stream.start_tls(client_context(ca), "x.test", timeout=30)
+        assert scope.cancelled_caught
+        assert sock.fileno() == -1
+
+
+async def test_closing_tls_does_not_wait_for_a_peer_that_does_not_read(ca: trustme.CA) -> None:
+    async def deaf(stream: trio.SocketStream) -> None:
+        tls = trio.SSLStream(stream, server_context(ca, "origin.test"), server_side=True)
+        await tls.do_handshake()
+        await trio.sleep_forever()
+
+    async with serving(deaf) as port:
+        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+        sock = stream.get_extra_info("socket")
+        tls = stream._stream  # type: ignore[attr-defined] # ours
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_fill, tls.transport_stream)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            nursery.cancel_scope.cancel()
+        began = time.monotonic()
+        await stream.aclose()
+        assert time.monotonic() - began < 3
+        assert sock.fileno() == -1
+
+
+async def _fill(stream: trio.SocketStream) -> None:
+    while True:
+        await stream.send_all(bytes(65536))

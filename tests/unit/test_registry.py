@@ -1,0 +1,233 @@
+"""Plugins of a stranger, in a distribution of their own that was never built: files on the import path."""
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from downloader.errors import PluginError
+from downloader.notify import Delivered, Payload
+from downloader.notify._registry import open_notifiers
+from downloader.registry import (
+    NOTIFIERS,
+    STORAGES,
+    PluginInfo,
+    check_interface,
+    installed,
+    load_factory,
+    opening_failed,
+)
+from downloader.storage._registry import open_storage
+
+MODULE = """
+    from contextlib import asynccontextmanager
+
+    import trio
+
+    from downloader.errors import PluginError
+    from downloader.notify import Delivered
+
+    log = []
+
+    class Pigeon:
+        def __init__(self, section):
+            self.section = section
+
+        async def deliver(self, destination, payload):
+            log.append((destination, payload.job_id))
+            return Delivered()
+
+    @asynccontextmanager
+    async def open_pigeon(section):
+        async with trio.open_nursery() as nursery:
+            if section.get("coop") == "full":
+                raise PluginError("coop: no room")
+            if section.get("coop") == "burnt":
+                raise OSError("nothing\\nleft")
+            log.append("open")
+            yield Pigeon(section)
+            log.append("closed")
+            nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def open_stone(section):
+        yield object()
+
+    class Sync:
+        def deliver(self, destination, payload):
+            return Delivered()
+
+    @asynccontextmanager
+    async def open_sync(section):
+        yield Sync()
+
+    def open_nothing(section):
+        return None
+
+    no_factory = 3
+"""
+
+ENTRY_POINTS = """
+    [downloader.notifiers.v1]
+    pigeon = strangers_pigeon:open_pigeon
+    stone = strangers_pigeon:open_stone
+    sync = strangers_pigeon:open_sync
+    nothing = strangers_pigeon:open_nothing
+    number = strangers_pigeon:no_factory
+    absent = strangers_pigeon:is_not_there
+    broken = strangers_broken:open_it
+
+    [downloader.storages.v1]
+    attic = strangers_pigeon:open_stone
+"""
+
+
+@pytest.fixture
+def pigeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Installs the stranger's distribution; its module."""
+    (tmp_path / "strangers_pigeon.py").write_text(textwrap.dedent(MODULE))
+    (tmp_path / "strangers_broken.py").write_text("import no_such_library\n")
+    info = tmp_path / "pigeon_post-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pigeon-post\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text(textwrap.dedent(ENTRY_POINTS))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "strangers_pigeon", raising=False)
+    return __import__("importlib").import_module("strangers_pigeon")
+
+
+def payload() -> Payload:
+    return Payload(job_id="J", aggr_id="a", body=b"{}")
+
+
+def test_installed_lists_strangers_beside_our_own_without_importing(pigeon: Any) -> None:
+    plugins = installed(NOTIFIERS)
+    assert PluginInfo(kind="notifier", name="pigeon", version="2.5", distribution="pigeon-post") in plugins
+    assert PluginInfo(kind="notifier", name="broken", version="2.5", distribution="pigeon-post") in plugins
+    assert [plugin for plugin in plugins if plugin.distribution == "downloader" and plugin.name == "http"]
+    assert plugins == sorted(plugins)
+    assert {plugin.name for plugin in installed(STORAGES)} >= {"attic", "filesystem"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "broken",
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'",
+        ),
+        (
+            "absent",
+            "cannot be imported: AttributeError: module 'strangers_pigeon' has no attribute 'is_not_there'",
+        ),
+        (
+            "number",
+            "strangers_pigeon:no_factory is not a factory: not callable",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_is_one_line(pigeon: Any, name: str, expected: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        load_factory(NOTIFIERS, name)
+    message = str(caught.value)
+    assert message.startswith(f"notifier plugin {name!r} (pigeon-post 2.5)")
+    assert message.endswith(expected)
+
+
+def test_a_missing_plugin_is_told_with_those_installed(pigeon: Any) -> None:
+    with pytest.raises(PluginError, match=r"^no notifier plugin 'pigoen' is installed") as caught:
+        load_factory(NOTIFIERS, "pigoen")
+    assert "pigeon" in str(caught.value)
+    assert str(caught.value).endswith("; did you mean 'pigeon'?")
+    with pytest.raises(PluginError, match=r"^no storage plugin 'pigeon' is installed \(installed: attic, "):
+        load_factory(STORAGES, "pigeon")
+
+
+def test_two_distributions_with_one_name_are_refused(pigeon: Any, tmp_path: Path) -> None:
+    info = tmp_path / "other-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[downloader.notifiers.v1]\npigeon = strangers_pigeon:open_stone\n"
+    )
+    with pytest.raises(PluginError, match=r"installed more than once \(other 1, pigeon-post 2\.5\)"):
+        load_factory(NOTIFIERS, "pigeon")
+
+
+async def test_notifiers_are_opened_with_their_section_and_closed(pigeon: Any) -> None:
+    section: Mapping[str, Any] = {"coop": "roof"}
+    async with open_notifiers({"pigeon": section}) as notifiers:
+        assert await notifiers["pigeon"].deliver("home", payload()) == Delivered()
+        assert notifiers["pigeon"].section == section  # type: ignore[attr-defined]
+    assert pigeon.log == ["open", ("home", "J"), "closed"]
+
+
+@pytest.mark.parametrize(
+    ("backends", "expected"),
+    [
+        ({"pigeon": {"coop": "full"}}, "backends.pigeon: coop: no room"),
+        ({"pigeon": {"coop": "burnt"}}, "backends.pigeon: cannot be opened: OSError: nothing left"),
+        ({"nothing": {}}, "backends.nothing: cannot be opened: TypeError: "),
+        ({"stone": {}}, "backends.stone: the plugin gives a object, which has no method deliver()"),
+        ({"sync": {}}, "backends.sync: the plugin gives a Sync, whose deliver() is no coroutine function"),
+        ({"broken": {}}, "backends.broken: notifier plugin 'broken' (pigeon-post 2.5) cannot be imported: "),
+        ({"nope": {}}, "backends.nope: no notifier plugin 'nope' is installed"),
+    ],
+)
+async def test_a_backend_that_cannot_be_opened_is_one_line(
+    pigeon: Any, backends: dict[str, dict[str, Any]], expected: str
+) -> None:
+    with pytest.raises(PluginError) as caught:
+        async with open_notifiers(backends):
+            pytest.fail("it was opened")
+    assert str(caught.value).startswith(expected)
+
+
+async def test_those_already_open_are_closed_when_a_later_one_fails(pigeon: Any) -> None:
+    with pytest.raises(PluginError, match=r"^backends\.stone: "):
+        async with open_notifiers({"pigeon": {}, "stone": {}}):
+            pytest.fail("it was opened")
+    assert pigeon.log == ["open", "closed"]
+    with pytest.raises(PluginError, match=r"^backends\.nope: "):
+        async with open_notifiers({"pigeon": {}, "nope": {}}):
+            pytest.fail("it was opened")
+    assert pigeon.log == ["open", "closed"], "a missing plugin is found out before any is opened"
+
+
+async def test_what_the_body_raises_is_no_plugins_fault(pigeon: Any) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_notifiers({"pigeon": {}}):
+            raise OSError("ours")
+    assert caught.group_contains(OSError, match="ours")
+
+
+async def test_a_storage_of_another_interface_is_one_line(pigeon: Any) -> None:
+    expected = r"^processor\.filestorage: the plugin gives a object, which has no method put\(\)"
+    with pytest.raises(PluginError, match=expected):
+        async with open_storage("attic", {}):
+            pytest.fail("it was opened")
+    with pytest.raises(PluginError, match=r"^here: no storage plugin 'nope' is installed"):
+        async with open_storage("nope", {}, where="here"):
+            pytest.fail("it was opened")
+
+
+def test_check_interface_takes_what_a_subclass_or_wrapper_has() -> None:
+    class Base:
+        async def deliver(self) -> None: ...
+
+    class Derived(Base):
+        pass
+
+    class Callables:
+        deliver = print  # neither function nor coroutine: cannot be judged, so it is let through
+
+    check_interface(Derived(), ["deliver"], "x")
+    check_interface(Callables(), ["deliver"], "x")
+
+
+def test_opening_failed_unwraps_what_nurseries_wrapped() -> None:
+    group = ExceptionGroup("nursery", [ExceptionGroup("nursery", [PluginError("port: taken")])])
+    assert opening_failed(group) == "port: taken"
+    assert opening_failed(KeyError()) == "cannot be opened: KeyError"
