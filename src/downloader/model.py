@@ -21,6 +21,9 @@ ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 14
 """Characters of a job id: 83 bits, so that two ids never meet."""
 
+_ID_BITS = 128
+"""Drawn for an id; more than it has, so that remainders favour no character by anything that counts."""
+
 POISON_CRASHES = 5
 """A job whose worker died this many times is failed instead of being tried again."""
 
@@ -217,8 +220,16 @@ class Lease:
 
 def new_id(shard: int, shards: int) -> str:
     """A random job id whose last character tells its shard (see `shard_of`)."""
-    head = "".join(secrets.choice(ID_ALPHABET) for _ in range(ID_LENGTH - 1))
-    return head + secrets.choice(ID_ALPHABET[shard::shards])
+    number = secrets.randbits(_ID_BITS)
+    # The last character is one of those that stand for the shard.
+    last = ID_ALPHABET[shard::shards]
+    number, index = divmod(number, len(last))
+    characters = [last[index]]
+    for _ in range(ID_LENGTH - 1):
+        number, index = divmod(number, len(ID_ALPHABET))
+        characters.append(ID_ALPHABET[index])
+    characters.reverse()
+    return "".join(characters)
 
 
 def shard_of(job_id: str, shards: int) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
+from functools import cache
 
 import puremagic
+import puremagic.main
 
 from downloader.fetch._json import judge_json
 from downloader.fetch._signatures import LEADING_SIGNATURES, by_signature
@@ -94,7 +96,8 @@ def _judge_text(text: bytes) -> str:
     markup = _judge_markup(text[:_MARKUP_BYTES])
     if markup is not None:
         return markup
-    script = any(pattern.search(text, 0, _SCRIPT_BYTES) for pattern in _SCRIPT)
+    beginning = text[:_SCRIPT_BYTES]
+    script = any(word in beginning and pattern.search(beginning) for word, pattern in _SCRIPT)
     return "application/javascript" if script else _TEXT
 
 
@@ -133,22 +136,25 @@ _HTML = re.compile(
     rb"<(?:!doctype\s+html|(?:html|head|title|script|style|table)[\s>]|a\s+href=)", re.IGNORECASE
 )
 # Between two words of a line libmagic takes any distance; the bound keeps hostile lines from taking seconds.
-_SCRIPT: Sequence[re.Pattern[bytes]] = tuple(
-    re.compile(pattern, re.MULTILINE)
-    for pattern in (
-        rb"""(["'])use strict\1""",
-        rb"""module(?:\.|\[["'])exports.{0,100}=""",
-        rb"^(?:const|var|let)[^=\n]*=.{0,100}require\(",
-        rb"^export (?:function|class|default|const|var|let|async) ",
-        rb"\((?:async )?function[( ]",
-        rb"^(?:import|export).*\x20from\x20",
-        rb"""^(?:import|export) ["']\./""",
-        rb"typeof.{0,100}[!=]==",
+# Each stands behind a word that it needs, because a search for the word costs a hundredth of one for it.
+_SCRIPT: Sequence[tuple[bytes, re.Pattern[bytes]]] = tuple(
+    (word, re.compile(pattern, re.MULTILINE))
+    for word, pattern in (
+        (b"use strict", rb"""(["'])use strict\1"""),
+        (b"exports", rb"""module(?:\.|\[["'])exports.{0,100}="""),
+        (b"require(", rb"^(?:const|var|let)[^=\n]*=.{0,100}require\("),
+        (b"export ", rb"^export (?:function|class|default|const|var|let|async) "),
+        (b"function", rb"\((?:async )?function[( ]"),
+        (b" from ", rb"^(?:import|export).*\x20from\x20"),
+        (b"port ", rb"""^(?:import|export) ["']\./"""),
+        (b"typeof", rb"typeof.{0,100}[!=]=="),
     )
 )
 
 
 def _judge_markup(markup: bytes) -> str | None:
+    if b"<" not in markup:
+        return None
     if _XML.match(markup):
         return _judge_xml(markup)
     if markup.startswith(b"<svg") or (_SVG_DOCTYPE.search(markup) and not _HTML_DOCTYPE.match(markup)):
@@ -182,6 +188,9 @@ def _is_csv(text: bytes) -> bool:
 
 def _rare(head: bytes) -> str:
     """What puremagic says of data without a usual signature."""
+    # It compares all its signatures in Python, 0.25 ms; nearly all data has the beginning of none of them.
+    if not any(head.startswith(beginnings, offset) for offset, beginnings in _rare_beginnings()):
+        return _UNKNOWN
     try:
         matches = puremagic.magic_string(head)
     except puremagic.PureError:
@@ -190,7 +199,21 @@ def _rare(head: bytes) -> str:
         magic = match.byte_match
         # It has but the head, so what it takes for a file's end is none. A signature that the table has and
         # would not be satisfied with alone is not enough here either.
-        strong = len(magic.replace(b"\0", b"")) >= _RARE_MATCH_BYTES and magic not in LEADING_SIGNATURES
+        strong = _strong(magic) and magic not in LEADING_SIGNATURES
         if match.mime_type and match.offset >= 0 and strong:
             return str(match.mime_type)
     return _UNKNOWN
+
+
+@cache
+def _rare_beginnings() -> Sequence[tuple[int, tuple[bytes, ...]]]:
+    """By offset, what the signatures begin with that can lead to a match strong enough for `_rare`."""
+    found: dict[int, set[bytes]] = {}
+    for row in puremagic.main.magic_header_array:
+        if _strong(row.byte_match) or row.byte_match in puremagic.main.multi_part_dict:
+            found.setdefault(row.offset, set()).add(row.byte_match[:_RARE_MATCH_BYTES])
+    return [(offset, tuple(beginnings)) for offset, beginnings in found.items()]
+
+
+def _strong(magic: bytes) -> bool:
+    return len(magic.replace(b"\0", b"")) >= _RARE_MATCH_BYTES
