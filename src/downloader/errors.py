@@ -8,10 +8,11 @@
     ├── StoreError                 Redis or Valkey cannot answer
     │   ├── StoreUnavailable       unreachable, loading, read-only, out of memory: try again later
     │   └── StoreRefused           wrong password, wrong layout: trying again does not help
-    ├── FetchError                 an attempt failed; carries the error code of the contract
-    │   (its subclasses live in ``downloader.fetch``, one for each row of the contract's table)
     └── StorageError               a storage could not take or delete a file
         └── StorageRefused         final: the bucket is missing or forbidden
+
+Those of one part live in it: `EgressRefused`, `NameNotResolved` and `TlsFailed` in `downloader.egress`, and how
+an attempt can fail (an exception for each row of the contract's table) in `downloader.fetch`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
 from downloader_plugins import _tree
 
-_WRITERS = 4
+_WRITERS = 1
 """Batches of small files written at once; more threads take turns at the interpreter lock instead."""
 _BATCH_FILES = 32
 """Small files to a batch, each an open descriptor. Measured on ext4 with 64 puts of 10 KiB in flight: 3,000

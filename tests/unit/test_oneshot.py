@@ -83,6 +83,16 @@ def test_nothing_is_overwritten(tmp_path: Path, stored: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["a (2).png", "a (3).png", "a.png"]
 
 
+def test_many_files_of_one_name(tmp_path: Path) -> None:
+    with open_output(tmp_path) as output:
+        for number in range(300):
+            stored = output.hidden / "stored"
+            stored.write_bytes(str(number).encode())
+            output.place(stored, url="http://h/a.tar.gz")
+    assert len(list(tmp_path.iterdir())) == 300
+    assert (tmp_path / "a (300).tar.gz").read_bytes() == b"299"
+
+
 def test_a_file_system_without_links_will_do(tmp_path: Path, stored: Path) -> None:
     shm = Path("/dev/shm")  # another file system, to which no link can be made
     if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev or not os.access(shm, os.W_OK):

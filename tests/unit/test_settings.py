@@ -1,3 +1,4 @@
+import pickle
 import re
 import tomllib
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pydantic import BaseModel, SecretStr
 
 from downloader.config import Settings, TokenSettings, with_default_backend
 from downloader.errors import ConfigError
+from downloader.redaction import redacted
 from downloader.settings import allow_also, known_keys, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
@@ -346,6 +348,14 @@ def test_storage_dir_alone_keeps_the_files_too_and_is_deprecated(config: Path) -
     )
     [line] = old.deprecations
     assert 'processor.filestorage.rootdir = "s"' in line
+
+
+def test_settings_reach_other_processes_whole(config: Path) -> None:
+    config.write_text('[redis]\nurl = { env = "URL" }\n[backends.http]\n')
+    settings = load(config, {"URL": "redis://h"})
+    again = pickle.loads(pickle.dumps(settings))
+    assert again == settings
+    assert redacted(again)["redis"]["url"] == redacted(settings)["redis"]["url"] == "***"
 
 
 def test_default_backend_is_for_who_has_none(config: Path) -> None:

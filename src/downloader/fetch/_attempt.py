@@ -54,6 +54,9 @@ Raises `StorageError` or `StorageRefused`.
 MAX_ERROR_CHARS = 500
 """Of an outcome's `error`: it is stored, sent and shown."""
 
+OnProgress = Callable[[int, int | None], None]
+"""`(bytes received, bytes declared)`, for somebody who watches; called for each piece of the body."""
+
 _RETRIED_4XX = frozenset({408, 425, 429})
 _PARTIAL_CONTENT = 206
 
@@ -63,6 +66,7 @@ class _Progress:
     """What is known of an attempt however it ends."""
 
     status: int = 0
+    told: OnProgress = lambda *_: None
 
 
 @dataclass(slots=True)
@@ -77,6 +81,7 @@ class _Intake:
     length: int | None
     """As declared."""
     patterns: MimePatterns | None
+    told: OnProgress
     mime: str = ""
     """Once it had to be known."""
 
@@ -88,6 +93,7 @@ class _Intake:
                 failpoints.hit("first-byte")
             sink.add(chunk)
             self.watch.flow(sink.size)
+            self.told(sink.size, self.length)
             if sink.size > self.limit:
                 raise TooLarge(f"more than max_size ({self.limit} bytes)")
             if self.patterns is not None and not self.mime and sink.size >= SNIFF_BYTES:
@@ -110,7 +116,9 @@ class Fetcher:
     own_bucket: BucketOpener | None
     rng: random.Random
 
-    async def attempt(self, lease: Lease, *, still_ours: Callable[[], bool]) -> Outcome:
+    async def attempt(
+        self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress = lambda *_: None
+    ) -> Outcome:
         """Download the job's file and store it; the outcome says what is to become of the job.
 
         Whatever a peer, the disk or a storage does ends in an outcome. A cancel passes through, and
@@ -119,8 +127,9 @@ class Fetcher:
         Args:
             lease: of a download.
             still_ours: asked, from any thread, right before the file is published.
+            on_progress: told how far the body is; must not block.
         """
-        progress = _Progress()
+        progress = _Progress(told=on_progress)
         try:
             facts = await self._download(lease, progress, still_ours)
         except FetchError as exc:
@@ -161,7 +170,9 @@ class Fetcher:
                 watch = Watch(scope, total_s=spec.download_timeout)
                 leased, head = await self._follow(lease, watch, progress)
                 try:
-                    mime = await self._receive(leased, head, sink, patterns, watch)
+                    mime = await self._receive(
+                        leased, head, sink, patterns=patterns, watch=watch, progress=progress
+                    )
                 except BaseException:
                     await leased.connection.aclose()
                     raise
@@ -201,14 +212,21 @@ class Fetcher:
         raise RedirectRefused(f"more than {self.settings.max_redirects} redirects")
 
     async def _receive(
-        self, leased: Leased, head: Head, sink: Sink, patterns: MimePatterns | None, watch: Watch
+        self,
+        leased: Leased,
+        head: Head,
+        sink: Sink,
+        *,
+        patterns: MimePatterns | None,
+        watch: Watch,
+        progress: _Progress,
     ) -> str:
         """Take the body in; answers its type if it had to be known before the end."""
         limit = int(self.settings.max_size)
         if (head.length or 0) > limit:
             raise TooLarge(f"{head.length} bytes declared, more than max_size ({limit} bytes)")
         watch.expect_flow(self.settings.stall_rate, self.settings.stall_timeout)
-        intake = _Intake(leased.connection, sink, watch, limit, head.length, patterns)
+        intake = _Intake(leased.connection, sink, watch, limit, head.length, patterns, progress.told)
         if await intake.run():
             leased.connection.expect_bulk()
             async with sink.writing_behind() as hand_over:

@@ -207,11 +207,11 @@ def _rare(head: bytes) -> str:
 
 @cache
 def _rare_beginnings() -> Sequence[tuple[int, tuple[bytes, ...]]]:
-    """By offset, what the signatures begin with that can lead to a match strong enough for `_rare`."""
+    """By offset, the signatures that can lead to a match strong enough for `_rare`."""
     found: dict[int, set[bytes]] = {}
     for row in puremagic.main.magic_header_array:
         if _strong(row.byte_match) or row.byte_match in puremagic.main.multi_part_dict:
-            found.setdefault(row.offset, set()).add(row.byte_match[:_RARE_MATCH_BYTES])
+            found.setdefault(row.offset, set()).add(row.byte_match)
     return [(offset, tuple(beginnings)) for offset, beginnings in found.items()]
 
 

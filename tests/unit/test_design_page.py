@@ -1,0 +1,45 @@
+"""The design page speaks of the code as it is."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from downloader.model import POISON_CRASHES
+from downloader.scheduler._loop import LOOK_S
+from downloader.service._instance import RESERVE
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/design/index.md").read_text("utf-8")
+
+
+def test_its_layers_are_those_that_lint_checks() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    assert "```text\n" + "\n".join(layers) + "\n```" in PAGE
+
+
+def test_each_part_is_told_and_exists() -> None:
+    package = ROOT / "src/downloader"
+    parts = {
+        path.stem
+        for path in package.iterdir()
+        if not path.name.startswith("_") and (path.is_dir() or path.suffix == ".py")
+    }
+    told = {
+        name
+        for line in PAGE.splitlines()
+        if line.startswith("| `downloader")
+        for name in re.findall(r"`downloader\.(\w+)`", line.split("|")[1])
+    }
+    assert told == parts
+
+
+def test_its_numbers_are_those_of_the_code() -> None:
+    assert POISON_CRASHES == 5
+    assert "after five crashes" in PAGE
+    assert LOOK_S == 5
+    assert "every five seconds" in PAGE
+    assert RESERVE == 0.25
+    assert "three quarters of the grace period" in re.sub(r"\s+", " ", PAGE)
