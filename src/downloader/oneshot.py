@@ -1,6 +1,6 @@
 """`downloader fetch`: what goes into and comes out of one run, and where its files go.
 
-The engine, `downloader.service.fetch_files`, takes `FetchRequest`s, tells about them by `FetchProgress` and
+The engine, `downloader.service.fetch.fetch_files`, takes `FetchRequest`s, tells about them by `FetchProgress` and
 `FetchResult` while it runs, and leaves each file in a storage of its own. `OutputFolder` is that storage's
 place, a hidden folder beside the final names, so that a file appears under its name in one step.
 """
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class OutputFolder:
     folder: Path
     hidden: Path
     """On the same file system as `folder`; gone when the run is over."""
+    taken: dict[str, int] = field(default_factory=dict)
+    """By name, the last number given; only so that many files of one name are not tried anew each time."""
 
     @property
     def spool_dir(self) -> Path:
@@ -121,10 +123,11 @@ class OutputFolder:
         """
         name = file_name(url, mime_type)
         try:
-            for number in itertools.count(1):
+            for number in itertools.count(self.taken.get(name, 0) + 1):
                 target = self.folder / (name if number == 1 else _numbered(name, number))
                 with contextlib.suppress(FileExistsError):
                     _move_without_overwriting(stored, target)
+                    self.taken[name] = number
                     return target
         except OSError as error:
             raise StorageError(f"{name} cannot be placed in {self.folder}: {error.strerror}") from error

@@ -336,3 +336,21 @@ async def test_a_submission_wakes_the_listeners(store: RedisStore, nursery: trio
     await store.finish("me", [(await leased(store), OK, PLAN, 0)])
     with trio.fail_after(2):
         await woken[Kind.CALLBACK].wait()
+
+
+async def test_an_earlier_timer_wakes_the_listeners(store: RedisStore, nursery: trio.Nursery) -> None:
+    """Whoever sleeps until a job's next attempt was told of it when there was none."""
+    for aggregation in "ab":
+        await submitted(store, aggregation)
+    soon, late = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
+    woken: list[trio.Event] = [trio.Event()]
+    await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: woken[0].set()})
+    woken[0] = trio.Event()
+    await store.retry_later(Kind.DOWNLOAD, "me", [(soon, RETRY, 30)])
+    with trio.fail_after(2):
+        await woken[0].wait()
+    woken[0] = trio.Event()
+    await store.retry_later(Kind.DOWNLOAD, "me", [(late, RETRY, 60)])
+    await store.ping()
+    assert not woken[0].is_set()
+    assert (await store.lease(Kind.DOWNLOAD, "other", 1, 10)).next_due_s == pytest.approx(30, abs=1)

@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from downloader.config import Settings
 from downloader.errors import ConfigError, StorageError
+from downloader.model import ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.oneshot import FetchResult, as_json, check_url, file_name, group_of, open_output
+from downloader.service.fetch import _bounded, _Run
 
 
 @pytest.mark.parametrize(
@@ -136,3 +139,15 @@ def test_json_has_the_same_fields_for_every_file() -> None:
     bad = FetchResult(index=1, url="u", ok=False, error="e", error_code="dns")
     assert as_json(good).keys() == as_json(bad).keys()
     assert as_json(good)["seconds"] == 0.123
+
+
+def test_our_own_disk_is_not_waited_for_forever() -> None:
+    run = _Run(requests=[], settings=Settings(), limit=1, on_event=lambda _: None)
+    spec = JobSpec(id="j", aggr_id="a", aggr_limit=1, url="http://h/")
+    lease = Lease(kind=Kind.DOWNLOAD, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1)
+    full = Outcome(verdict=Verdict.RELEASE, error="our own disk: full", error_code=ErrorCode.STORAGE)
+    verdicts = [_bounded(run, lease, full).verdict for _ in range(3)]
+    assert verdicts == [Verdict.RELEASE, Verdict.RELEASE, Verdict.FAILED]
+    assert _bounded(run, lease, full).error == full.error
+    retry = Outcome(verdict=Verdict.RETRY, error="reset", error_code=ErrorCode.CONNECT)
+    assert _bounded(run, lease, retry) is retry

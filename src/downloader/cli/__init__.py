@@ -59,22 +59,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = make_app()(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _complain(f"{error} (see downloader --help)", USAGE)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        sys.stdout = None  # else the interpreter complains while it flushes it
-        return FAILED
-    except (DownloaderError, ExceptionGroup) as error:
-        first = next(_leaves(error))
-        if not all(isinstance(leaf, DownloaderError) for leaf in _leaves(error)):
-            raise
-        return _complain(str(first), USAGE if isinstance(first, ConfigError) else FAILED)
+    except (DownloaderError, BrokenPipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
+        return _failed(error)
     return status if isinstance(status, int) else DONE
 
 
-def _leaves(error: Exception) -> Iterator[Exception]:
+def _failed(error: BaseException) -> int:
+    """The exit status for an error that is expected; raises any other one again."""
+    leaves = list(_leaves(error))
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+        return INTERRUPTED
+    if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+        sys.stdout = None  # else the interpreter complains while it flushes it
+        return FAILED
+    if not all(isinstance(leaf, DownloaderError) for leaf in leaves):
+        raise error
+    return _complain(str(leaves[0]), USAGE if isinstance(leaves[0], ConfigError) else FAILED)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
     """What nurseries have wrapped."""
-    if isinstance(error, ExceptionGroup):
+    if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from _leaves(inner)
     else:

@@ -71,7 +71,10 @@ class Report:
         if rows:
             console.print(_table(rows))
         good = [result for result in self._results if result.ok]
-        console.print(f"{len(good)} fetched, {decimal(sum(r.size for r in good))}; {self.failed} failed")
+        console.print(
+            f"{len(good)} fetched, {decimal(sum(r.size for r in good))}; {self.failed} failed",
+            highlight=False,
+        )
 
     def _show(self, event: FetchProgress) -> None:
         if self._bars is None:
@@ -124,7 +127,7 @@ def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Ite
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         _Amount(),
-        TransferSpeedColumn(),
+        _Speed(),
         TimeRemainingColumn(compact=True),
     ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -141,6 +144,14 @@ class _Amount(ProgressColumn):
     def render(self, task: Task) -> Text:
         """See rich."""
         return self._files.render(task) if task.fields["whole"] else self._bytes.render(task)
+
+
+class _Speed(TransferSpeedColumn):
+    """Of a file; the whole is counted in files."""
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        return Text() if task.fields["whole"] else super().render(task)
 
 
 def _write(line: str) -> None:

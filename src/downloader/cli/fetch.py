@@ -55,7 +55,7 @@ def fetch(
     if not requests:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
     with open_output(output) as folder, tempfile.TemporaryDirectory(prefix="downloader-") as data_dir:
-        from downloader.service._oneshot import fetch_files  # noqa: PLC0415 - after the checks, which need no network
+        from downloader.service.fetch import fetch_files  # noqa: PLC0415 - after the checks, which need no network
 
         configure(form="auto", level="error")
         with open_report(len(requests), folder=folder, as_json_lines=json_) as report:

@@ -79,7 +79,7 @@ def notifier(*, config: Config = None) -> None:
 
 def _serve(settings: Settings, *roles: str, processes: int = 1) -> None:
     """Run until a signal ends it."""
-    from downloader.service import run_service  # noqa: PLC0415 - after the settings: a wrong key needs no network
+    from downloader.service.run import run_service  # noqa: PLC0415 - after the settings: a wrong key needs no network
 
     configure(form=settings.log.format, level=settings.log.level)
     log = get_logger()

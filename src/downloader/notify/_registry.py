@@ -31,7 +31,7 @@ async def open_notifiers(backends: Mapping[str, Mapping[str, Any]]) -> AsyncIter
             try:
                 notifiers[name] = await stack.enter_async_context(factories[name](section))
                 check_interface(notifiers[name], ("deliver",), "the plugin")
-            except Exception as error:  # a stranger's code can raise anything; here it becomes one line
+            except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
                 problem = PluginError(f"backends.{name}: {opening_failed(error)}")
                 problem.__cause__ = error
                 break

@@ -3,7 +3,6 @@
 The same loop runs downloads and callbacks; a `Workload` says what differs.
 """
 
-from downloader.scheduler._batch import GroupCommit
 from downloader.scheduler._loop import Workload, run_workload
 from downloader.scheduler._reap import run_reaper
 from downloader.scheduler._settle import callback_settler, download_settler
@@ -11,7 +10,6 @@ from downloader.scheduler._stop import Stop
 from downloader.scheduler._wake import Wake
 
 __all__ = [
-    "GroupCommit",
     "Stop",
     "Wake",
     "Workload",

@@ -15,11 +15,11 @@ from functools import partial
 
 import trio
 
+from downloader.groupcommit import GroupCommit
 from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
 from downloader.observe.events import Event
 from downloader.observe.failpoints import hit
 from downloader.observe.logging import get_logger
-from downloader.scheduler._batch import GroupCommit
 from downloader.scheduler._lease import GroupLimiters, Tenure, keep_leases
 from downloader.scheduler._settle import End, Settler
 from downloader.scheduler._stop import Stop
@@ -33,6 +33,9 @@ LOOK_S = 5.0
 
 LEASE_BATCH = 64
 """Leases per call, so that one instance takes turns with the others."""
+
+SETTLE_BATCH = 200
+"""Settlements per call, so that one script stays at a few milliseconds."""
 
 BUSY_FROM = 64
 """Tasks in flight from which a call lingers to carry more; below, somebody may be waiting for it."""
@@ -119,7 +122,7 @@ async def run_workload(
     stop.on_begin(wake.set)
     stop.on_begin(running.room.set)
     commit: GroupCommit[tuple[Lease, End], Settled] = GroupCommit(
-        partial(_settle_patiently, workload.settle), linger_s=running.linger_s
+        partial(_settle_patiently, workload.settle), max_batch=SETTLE_BATCH, linger_s=running.linger_s
     )
     async with trio.open_nursery() as services:
         services.start_soon(commit.run)

@@ -7,6 +7,7 @@ resources close last. A timer outside of the event loop bounds the whole.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import random
 import secrets
@@ -17,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 import trio
@@ -78,6 +80,16 @@ class Instance:
         return processor if "processor" in self.roles else notifier
 
 
+@dataclass(slots=True, kw_only=True)
+class _Signals:
+    """What a signal acts on."""
+
+    scope: trio.CancelScope
+    """What a stop at once cancels: all during the start, then the roles; resources still close in order."""
+    instance: Instance | None = None
+    """Once its roles are being started."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Worker:
     """A role that works on leases."""
@@ -102,6 +114,21 @@ async def run_instance(
     Raises:
         DownloaderError: what kept it from starting, in one line.
     """
+    async with trio.open_nursery() as guard:
+        signals = _Signals(scope=guard.cancel_scope)
+        # From the very first, so that a signal leaves no embedded store behind.
+        await guard.start(_heed, signals, handle_sigint)
+        await _run_with(settings, roles, sockets, signals, started)
+        guard.cancel_scope.cancel()
+
+
+async def _run_with(
+    settings: Settings,
+    roles: frozenset[str],
+    sockets: Sequence[socket.socket],
+    signals: _Signals,
+    started: Callable[[], None],
+) -> None:
     async with trio_asyncio.open_loop(), AsyncExitStack() as stack:
         redis = await stack.enter_async_context(_redis(settings))
         store = await stack.enter_async_context(open_store(redis))
@@ -121,7 +148,7 @@ async def run_instance(
             fetcher = await stack.enter_async_context(_fetcher(instance))
         if "notifier" in roles:
             backends = await stack.enter_async_context(_backends(instance))
-        await _run_roles(instance, fetcher, backends, sockets, handle_sigint=handle_sigint, started=started)
+        await _run_roles(instance, fetcher, backends, sockets, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
 
 
@@ -163,7 +190,7 @@ async def _run_roles(
     backends: Mapping[str, Notifier] | None,
     sockets: Sequence[socket.socket],
     *,
-    handle_sigint: bool,
+    signals: _Signals,
     started: Callable[[], None],
 ) -> None:
     workers: list[_Worker] = []
@@ -174,7 +201,7 @@ async def _run_roles(
     wakes = {worker.workload.kind: worker.wake.set for worker in workers}
 
     async with trio.open_nursery() as background:
-        await background.start(_signals, instance, handle_sigint, background.cancel_scope)
+        signals.instance, signals.scope = instance, background.cancel_scope
         if wakes:
             await background.start(instance.store.listen, wakes)
         async with trio.open_nursery() as roles:
@@ -296,13 +323,21 @@ async def _run_api(
         ready=lambda: dict(instance.running),
         files=instance.storage.local,
     )
-    await serve(
-        create_app(deps),
-        sockets=sockets,
-        stop=instance.stop.wait,
-        grace_s=instance.grace_s * (1 - RESERVE),
-        task_status=task_status,
-    )
+    host, port = sockets[0].getsockname()[:2]
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            partial(
+                serve,
+                create_app(deps),
+                sockets=sockets,
+                stop=instance.stop.wait,
+                grace_s=instance.grace_s * (1 - RESERVE),
+            )
+        )
+        log.info(Event.API_LISTENING, host=host, port=port)
+        if not settings.api.tokens and not ipaddress.ip_address(host).is_loopback:
+            log.warning(Event.API_OPEN, host=host, port=port)
+        task_status.started()
 
 
 async def _reap(instance: Instance) -> None:
@@ -320,20 +355,20 @@ def _begin_callbacks_stop(instance: Instance) -> None:
     instance.stop_callbacks.begin(max(0.0, left_s))
 
 
-async def _signals(
-    instance: Instance,
+async def _heed(
+    signals: _Signals,
     handle_sigint: bool,  # noqa: FBT001  # started by a nursery, which passes no keywords
-    scope: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """First signal: drain. Second: stop at once."""
+    """First signal: drain. Second, or one during the start: stop at once."""
     wanted = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
     with trio.open_signal_receiver(*wanted) as received:
         task_status.started()
         async for number in received:
-            if instance.stop.begun:
-                scope.cancel()
+            instance = signals.instance
+            if instance is None or instance.stop.begun:
+                signals.scope.cancel()
                 return
             grace_s = instance.grace_s
             log.info(Event.SERVICE_STOPPING, signal=signal.Signals(number).name, grace_s=grace_s)

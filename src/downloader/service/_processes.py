@@ -10,6 +10,7 @@ import multiprocessing
 import signal
 import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -36,24 +37,19 @@ async def run_processes(
     Raises:
         DownloaderError: the embedded store cannot be started, or a child ended before it had started.
     """
-    if settings.redis.url == "embedded":
-        async with embedded_valkey(settings.data_dir) as url:
-            redis = settings.redis.model_copy(update={"url": url})
-            await _supervise(settings.model_copy(update={"redis": redis}), roles, count, sockets)
-    else:
-        await _supervise(settings, roles, count, sockets)
-
-
-async def _supervise(
-    settings: Settings, roles: frozenset[str], count: int, sockets: Sequence[socket.socket]
-) -> None:
     children: dict[int, SpawnProcess] = {}
     stopping = trio.Event()
-    async with trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        # From the very first, so that a signal leaves no embedded store behind.
         await nursery.start(_pass_signals_on, children, stopping)
+        if settings.redis.url == "embedded":
+            url = await stack.enter_async_context(embedded_valkey(settings.data_dir))
+            redis = settings.redis.model_copy(update={"url": url})
+            settings = settings.model_copy(update={"redis": redis})
         async with trio.open_nursery() as slots:
             for slot in range(count):
                 slots.start_soon(_keep_child, slot, children, stopping, (settings, roles, list(sockets)))
+        await stack.aclose()
         nursery.cancel_scope.cancel()
 
 

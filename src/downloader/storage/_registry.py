@@ -35,7 +35,7 @@ async def open_storage(
             factory = load_factory(STORAGES, name)
             storage: Storage = await stack.enter_async_context(factory(section))
             check_interface(storage, ("put", "delete", "local"), "the plugin")
-        except Exception as error:  # a stranger's code can raise anything; here it becomes one line
+        except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
             problem = PluginError(f"{where}: {opening_failed(error)}")
             problem.__cause__ = error
         else:

@@ -167,7 +167,7 @@ KEYS = (
         type="channel",
         ttl="",
         owner="not stored",
-        holds="published when the first group of a shard becomes ready",
+        holds="published when a shard's first group becomes ready or its first timer earlier",
     ),
 )
 

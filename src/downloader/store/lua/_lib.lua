@@ -9,7 +9,7 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 -- Attempts of a task that people can read back.
 local LOG_LENGTH = 5
 
--- Kinds whose first ready group this script has added: they are woken when it ends.
+-- Kinds of which this script has changed what their sleepers wait for: they are woken when it ends.
 local woken = {}
 
 -- The group joins the end of the line of those that can run now; one that waits already keeps its place.
@@ -52,7 +52,10 @@ local function place(kind, group)
     join_ready(kind, group)
   else
     redis.call('ZREM', ready, group)
+    local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
     redis.call('ZADD', timers, due, group)
+    -- Those who sleep until the first timer have to sleep less.
+    if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
   end
 end
 

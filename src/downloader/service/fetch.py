@@ -166,7 +166,6 @@ async def _submit(run: _Run, store: JobStore) -> None:
             run.indices[spec.id] = index
             submissions.append(Submission(spec=spec))
         await store.submit(submissions)
-        run.wake.set()
 
 
 @asynccontextmanager
@@ -190,7 +189,12 @@ def _workload(run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> Workl
     async def work(lease: Lease, still_ours: Callable[[], bool]) -> End:
         run.begun.setdefault(lease.id, time.monotonic())
         run.progress(lease, FetchState.RUNNING)
-        return _bounded(run, lease, await fetcher.attempt(lease, still_ours=still_ours))
+
+        def told(received: int, total: int | None) -> None:
+            run.progress(lease, FetchState.RUNNING, received, total)
+
+        outcome = await fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
+        return _bounded(run, lease, outcome)
 
     def on_end(lease: Lease, end: End, _: Settled, __: float) -> None:
         assert isinstance(end, Outcome)

@@ -1,0 +1,86 @@
+"""The smallest HTTP/1.1 server that a benchmark can do with: one epoll loop, keep-alive, no framework.
+
+Cheap on purpose: it shares two cores with what is measured. Not fit for anything but the bench's own clients.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+_BACKLOG = 4096
+_READ_BYTES = 65536
+
+Handler = Callable[[bytearray], bytes]
+"""Takes complete requests off the front of the buffer and answers their responses, `b""` for none yet."""
+
+
+class _Connection:
+    __slots__ = ("buffer", "sock", "unsent")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.buffer = bytearray()
+        self.unsent = b""
+
+
+def serve(handle: Handler, *, after_round: Callable[[], None] = lambda: None) -> None:
+    """Listen on a free loopback port, print it, and serve until standard input is closed.
+
+    Args:
+        handle: is called whenever a connection has sent something.
+        after_round: is called after each round of events.
+    """
+    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+    listener.setblocking(False)
+    sys.stdout.buffer.write(b"%d\n" % listener.getsockname()[1])
+    sys.stdout.buffer.flush()
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    poll.register(sys.stdin, select.EPOLLIN)
+    connections: dict[int, _Connection] = {}
+    while True:
+        for fd, event in poll.poll():
+            if fd == listener.fileno():
+                _accept(listener, poll, connections)
+            elif fd == sys.stdin.fileno():
+                if not os.read(fd, 1):
+                    return
+            elif not _advance(connections[fd], event, handle, poll):
+                connections.pop(fd).sock.close()
+        after_round()
+
+
+def _accept(listener: socket.socket, poll: select.epoll, connections: dict[int, _Connection]) -> None:
+    with suppress(BlockingIOError):
+        while True:
+            sock, _ = listener.accept()
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connections[sock.fileno()] = _Connection(sock)
+            poll.register(sock, select.EPOLLIN)
+
+
+def _advance(connection: _Connection, event: int, handle: Handler, poll: select.epoll) -> bool:
+    """Read, handle and write what is possible now; false: the connection is at its end."""
+    try:
+        if event & ~select.EPOLLOUT:
+            data = connection.sock.recv(_READ_BYTES)
+            if not data:
+                return False
+            connection.buffer += data
+            connection.unsent += handle(connection.buffer)
+        if connection.unsent:
+            sent = connection.sock.send(connection.unsent)
+            connection.unsent = connection.unsent[sent:]
+        if connection.unsent or event & select.EPOLLOUT:
+            poll.modify(connection.sock, select.EPOLLIN | (select.EPOLLOUT if connection.unsent else 0))
+    except BlockingIOError:
+        poll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
+    except ConnectionError:
+        return False
+    return True

@@ -1,0 +1,44 @@
+"""The callback sink: answers every POST with 200 and prints when it came, and what.
+
+`python -m bench.sink` prints its port, then one line a callback: `<CLOCK_MONOTONIC in ns> <body>`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+
+from bench._server import serve
+
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+
+
+def main() -> None:
+    lines: list[bytes] = []
+
+    def handle(buffer: bytearray) -> bytes:
+        now = time.monotonic_ns()
+        answers = 0
+        while (head := buffer.find(b"\r\n\r\n")) >= 0:
+            length = _LENGTH.search(buffer, 0, head)
+            end = head + 4 + (int(length[1]) if length else 0)
+            if len(buffer) < end:
+                break
+            lines.append(b"%d %b\n" % (now, bytes(buffer[head + 4 : end]).replace(b"\n", b" ")))
+            del buffer[:end]
+            answers += 1
+        return _RESPONSE * answers
+
+    def flush() -> None:
+        if lines:
+            sys.stdout.buffer.write(b"".join(lines))
+            sys.stdout.buffer.flush()
+            lines.clear()
+
+    serve(handle, after_round=flush)
+
+
+if __name__ == "__main__":
+    main()

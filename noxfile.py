@@ -1,0 +1,84 @@
+"""What a contributor and CI run: `nox` for all that must be green, `nox -l` for the rest."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2026.10"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "typecheck", "tests", "docs"]
+
+PYTHONS = ["3.11", "3.13"]
+"""The oldest and the newest supported; one that is not installed is skipped, except in CI."""
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, group: str | None = None, *options: str) -> None:
+    """Install the project as it stands, and one of its dependency groups."""
+    group_packages = nox.project.dependency_groups(PROJECT, group) if group else ()
+    session.install("-e", ".", *group_packages, *options)
+
+
+def pytest(session: nox.Session, *default: str) -> None:
+    """Run tests on a worker per core; what stands behind `--` replaces the default selection."""
+    spread = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+    session.run("pytest", *spread, *(session.posargs or default))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, the formatter's verdict, and which module may import which."""
+    install(session, "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Strict types, in tests and bench too."""
+    install(session, "typecheck")
+    session.run("mypy")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Every test, on the embedded Valkey or on the server that DOWNLOADER_TEST_SERVER names."""
+    install(session, "test")
+    pytest(session)
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """The tests that run the service as its users do, and those that break it."""
+    install(session, "test")
+    pytest(session, "tests/e2e", "tests/faults")
+
+
+@nox.session(python=PYTHONS[0])
+def minimums(session: nox.Session) -> None:
+    """Every test, with the oldest versions that pyproject.toml allows."""
+    install(session, "test", "--resolution", "lowest-direct")
+    pytest(session)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation; a broken reference is an error."""
+    install(session, "docs")
+    session.run("sphinx-build", "-n", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """How fast it is; `nox -s bench -- --help` tells what can be chosen."""
+    install(session)
+    session.run("python", "-m", "bench", *session.posargs)
+
+
+@nox.session
+def readme(session: nox.Session) -> None:
+    """The README's first five minutes, typed as they stand there, in a copy of the checkout."""
+    session.run("python", "tests/readme.py", *session.posargs)

@@ -1,0 +1,191 @@
+"""`downloader fetch` as its users run it, against a real origin on loopback."""
+
+import hashlib
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from servers.cli import SCRIPT, Ran, environment, run_cli
+from servers.origin import PNG, Origin, open_origin, raw, respond
+
+pytestmark = pytest.mark.slow  # each starts a process and a store
+
+WAIT_S = 40.0
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    async with open_origin() as opened:
+        opened.on("/a.png", respond(200, PNG))
+        opened.on("/text", respond(200, b"hello\n"))
+        opened.on("/none", respond(404))
+        yield opened
+
+
+def launch(
+    *arguments: str | Path, stdin: int | None = None, stdout: int, stderr: int
+) -> "subprocess.Popen[str]":
+    """The console script, running."""
+    return subprocess.Popen(
+        [SCRIPT, "fetch", *arguments],
+        env=environment({"TERM": "xterm"}),
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        text=True,
+    )
+
+
+async def fetch(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> Ran:
+    return await trio.to_thread.run_sync(lambda: run_cli("fetch", *arguments, stdin=stdin, cwd=cwd))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def test_files_get_their_names_and_lines(origin: Origin, tmp_path: Path) -> None:
+    ran = await fetch(origin.url("/a.png?x=1"), origin.url("/text"), cwd=tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    assert names(tmp_path) == ["a.png", "text"]
+    assert (tmp_path / "a.png").read_bytes() == PNG
+    assert sorted(ran.out.splitlines()) == sorted(
+        [
+            f"ok {len(PNG)} a.png {origin.url('/a.png?x=1')}",
+            f"ok 6 text {origin.url('/text')}",
+        ]
+    )
+
+
+async def test_json_and_status_1_when_one_fails(origin: Origin, tmp_path: Path) -> None:
+    ran = await fetch(origin.url("/a.png"), origin.url("/none"), "-o", tmp_path / "out", "--json")
+    assert (ran.status, ran.err) == (1, "")
+    good, bad = sorted(ran.json_lines(), key=lambda row: row["url"])
+    assert good.pop("seconds") >= 0
+    assert good == {
+        "url": origin.url("/a.png"),
+        "ok": True,
+        "path": str(tmp_path / "out" / "a.png"),
+        "size": len(PNG),
+        "sha256": hashlib.sha256(PNG).hexdigest(),
+        "mime_type": "image/png",
+        "error": "",
+        "error_code": "",
+        "response_code": 200,
+        "attempts": 1,
+    }
+    assert (bad["ok"], bad["path"], bad["error_code"], bad["response_code"]) == (
+        False,
+        "",
+        "http_status",
+        404,
+    )
+    assert bad["error"].startswith("Received Status code 404")
+    assert names(tmp_path / "out") == ["a.png"]
+
+
+async def test_urls_of_standard_input_and_types(origin: Origin, tmp_path: Path) -> None:
+    urls = f"# list\n{origin.url('/a.png')}\n\n{origin.url('/text')}\n{origin.url('/a.png')}\n"
+    ran = await fetch("--from-file", "-", "--mime", "image/*", "-o", tmp_path, stdin=urls)
+    assert ran.status == 1
+    assert names(tmp_path) == ["a (2).png", "a.png"]
+    [failed] = [line for line in ran.out.splitlines() if line.startswith("failed")]
+    assert failed == (
+        f"failed mime_type {origin.url('/text')} Expected mime-type to be (image/*), found (text/plain)"
+    )
+
+
+async def test_nothing_is_overwritten(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("mine")
+    ran = await fetch(origin.url("/text"), "-o", tmp_path)
+    assert ran.status == 0
+    assert ((tmp_path / "text").read_text(), (tmp_path / "text (2)").read_text()) == ("mine", "hello\n")
+
+
+async def test_a_host_has_its_limit(origin: Origin, tmp_path: Path) -> None:
+    urls = [origin.url(f"/slow/0.1/1?{number}") for number in range(8)]
+    ran = await fetch(*urls, "--limit", "2", "-o", tmp_path)
+    assert ran.status == 0
+    assert len(names(tmp_path)) == 8
+    assert max(origin.peak.values()) <= 2
+
+
+async def test_what_may_pass_is_tried_again(origin: Origin, tmp_path: Path) -> None:
+    ran = await fetch(origin.url("/flaky/1/503/5?key=k"), "-o", tmp_path, "--json")
+    [row] = ran.json_lines()
+    assert (ran.status, row["attempts"]) == (0, 2)
+    assert row["seconds"] < 4.5, "two at most of backoff: the loop must not wait for its next look"
+
+
+async def test_what_an_origin_says_reaches_no_terminal_raw(origin: Origin, tmp_path: Path) -> None:
+    origin.on("/x%1b%5b31m.txt", raw(b"HTTP/1.1 404 \x1b[31mred\r\nContent-Length: 0\r\n\r\n"))
+    ran = await fetch(origin.url("/x%1b%5b31m.txt"), "-o", tmp_path)
+    assert ran.status == 1
+    assert "\x1b" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_interrupted_it_leaves_nothing_half_written(
+    origin: Origin, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    start = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 1_000_000
+    origin.on("/big", raw(start, then="hang"))
+    urls = [origin.url("/text"), origin.url("/big")]
+    process = launch("-o", tmp_path, *urls, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        with trio.fail_after(WAIT_S):
+            line = await trio.to_thread.run_sync(process.stdout.readline)
+            await origin.wait_until(lambda: bool(origin.asked("/big")), seconds=WAIT_S)
+            process.send_signal(number)
+            out, err = await trio.to_thread.run_sync(process.communicate)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, err) == (status, "", "")
+    assert line == f"ok 6 {tmp_path / 'text'} {origin.url('/text')}\n"
+    assert names(tmp_path) == ["text"]
+
+
+async def test_a_reader_that_goes_away_gets_no_traceback(origin: Origin, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = launch("-o", tmp_path, origin.url("/text"), stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    with trio.fail_after(WAIT_S):
+        _, err = await trio.to_thread.run_sync(process.communicate)
+    assert (process.returncode, err) == (1, "")
+    assert names(tmp_path) == ["text"]
+
+
+async def test_a_terminal_gets_bars_and_a_table(origin: Origin, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    urls = [origin.url("/a.png"), origin.url("/none")]
+    process = launch("-o", tmp_path, *urls, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+
+    def read() -> str:
+        shown = b""
+        while True:
+            try:
+                chunk = os.read(ours, 65536)
+            except OSError:  # how a terminal ends
+                return shown.decode()
+            shown += chunk
+
+    with trio.fail_after(WAIT_S):
+        shown = await trio.to_thread.run_sync(read)
+    os.close(ours)
+    assert process.wait() == 1
+    assert "files" in shown
+    table = shown[shown.rindex("┏") :]
+    assert "a.png" in table
+    assert "Received Status code 404" in table
+    assert "1 fetched" in table
+    assert "1 failed" in table
