@@ -12,7 +12,9 @@ from bench._server import serve
 def content(size: int) -> bytes:
     """What the origin serves: `size` bytes that begin like a PNG, as most files on the web are pictures."""
     ihdr = b"IHDR" + struct.pack(">IIBBBBB", 100, 100, 8, 2, 0, 0, 0)
-    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(ihdr) - 4) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+    head = (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(ihdr) - 4) + ihdr + struct.pack(">I", zlib.crc32(ihdr))
+    )
     return (head + bytes(range(256)) * (size // 256 + 1))[:size]
 
 

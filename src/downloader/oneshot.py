@@ -1,8 +1,8 @@
 """`downloader fetch`: what goes into and comes out of one run, and where its files go.
 
-The engine, `downloader.service.fetch.fetch_files`, takes `FetchRequest`s, tells about them by `FetchProgress` and
-`FetchResult` while it runs, and leaves each file in a storage of its own. `OutputFolder` is that storage's
-place, a hidden folder beside the final names, so that a file appears under its name in one step.
+The engine, `downloader.service.fetch.fetch_files`, takes `FetchRequest`s, tells about them by `FetchProgress`
+and `FetchResult` while it runs, and leaves each file in a storage of its own. `OutputFolder` is that
+storage's place, a hidden folder beside the final names, so that a file appears under its name in one step.
 """
 
 from __future__ import annotations

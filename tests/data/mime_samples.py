@@ -14,6 +14,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -144,7 +145,7 @@ def pictures() -> dict[str, bytes]:
 
 
 def handmade() -> dict[str, bytes]:
-    with sqlite3.connect(":memory:") as database:
+    with closing(sqlite3.connect(":memory:")) as database:
         database.execute("create table a (b)")
         sqlite = database.serialize()
     return {

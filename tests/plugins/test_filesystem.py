@@ -22,11 +22,10 @@ import trio.testing
 
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
+from downloader_plugins.filesystem import _WRITERS as WRITERS
 from downloader_plugins.filesystem import open_filesystem
 
 KEY = "NSb/NSb4FOAs9fVaQw"
-WRITERS = 4
-"""How many batches the storage writes at once; the tests that need all of them busy start this many."""
 
 
 def small(data: bytes, *, still_ours: Callable[[], bool] = lambda: True) -> Body:
@@ -460,6 +459,7 @@ async def test_old_leftovers_are_swept_and_young_ones_kept(root: Path) -> None:
 PUT_ONE = """
 import sys, trio
 from downloader.storage import Body
+from downloader_plugins.filesystem import _WRITERS as WRITERS
 from downloader_plugins.filesystem import open_filesystem
 
 async def main():

@@ -49,6 +49,11 @@ async def leased(store: RedisStore, owner: str = "me", kind: Kind = Kind.DOWNLOA
     return lease
 
 
+async def lapse(store: RedisStore, lease: Lease) -> None:
+    """A lease's time is over, without waiting for it."""
+    await store._connection.command("ZADD", store._keys.key(0, "leases", lease.kind), 1, lease.id)
+
+
 async def download(store: RedisStore, job_id: str) -> TaskView:
     view = await store.get(job_id)
     assert view is not None
@@ -143,29 +148,14 @@ async def test_a_full_batch_asks_to_come_back_at_once(store: RedisStore) -> None
 async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStore) -> None:
     first = await submitted(store)
     lease = await leased(store)
-    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 0.02)])
     second = await submitted(store)
-    assert (await leased(store)).id == second.id
-    await store.finish("me", [(await _again(store, second.id), OK, None, 60)])
-    with trio.fail_after(2):
-        while not (leases := (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases):
-            await trio.sleep(0.005)
-    assert leases[0].id == first.id
-
-
-async def _again(store: RedisStore, job_id: str) -> Lease:
-    """The lease that this owner holds on a job, made up from what the store says of it."""
-    view = await store.get(job_id)
-    assert view is not None
-    return Lease(
-        kind=Kind.DOWNLOAD,
-        spec=view.spec,
-        group=view.spec.aggr_id,
-        generation=view.download.deliveries,
-        attempts=0,
-        crashes=0,
-        limit=1,
-    )
+    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+    queue = store._keys.key(0, "queue", Kind.DOWNLOAD, "a")
+    await store._connection.command("ZADD", queue, 1, second.id, 2, first.id)
+    lease = await leased(store)
+    assert lease.id == second.id
+    await store.finish("me", [(lease, OK, None, 60)])
+    assert (await leased(store)).id == first.id
 
 
 # settling
@@ -184,10 +174,9 @@ async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
 @pytest.mark.parametrize("transition", ["finish", "retry_later", "release"])
 async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str) -> None:
     spec = await submitted(store)
-    late = (await store.lease(Kind.DOWNLOAD, "late", 1, 0.001)).leases[0]
-    with trio.fail_after(2):
-        while not await store.sweep(Kind.DOWNLOAD):
-            await trio.sleep(0.001)
+    late = await leased(store, "late")
+    await lapse(store, late)
+    assert await store.sweep(Kind.DOWNLOAD) == [spec.id]
     current = await leased(store, "current")
     assert current.generation == late.generation + 1
     assert current.crashes == 1
@@ -229,9 +218,9 @@ async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(stor
 
 async def test_renewed_leases_are_not_swept(store: RedisStore) -> None:
     await submitted(store)
-    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 0.2)).leases
+    lease = await leased(store)
+    await lapse(store, lease)
     assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == []
-    await trio.sleep(0.21)
     assert await store.sweep(Kind.DOWNLOAD) == []
 
 
@@ -288,11 +277,12 @@ async def test_an_unknown_job_is_unknown(store: RedisStore, job_id: str) -> None
 
 async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: RedisStore) -> None:
     spec = await submitted(store)
-    await store.finish("me", [(await leased(store), FAILED, None, 0.01)])
-    with trio.fail_after(2):
-        while not (batch := await store.reap(9, 60)).jobs:
-            assert batch.next_due_s is not None
-            await trio.sleep(batch.next_due_s)
+    await store.finish("me", [(await leased(store), FAILED, None, 30)])
+    batch = await store.reap(9, 60)
+    assert batch.jobs == []
+    assert batch.next_due_s == pytest.approx(30, abs=1)
+    await store._connection.command("ZADD", store._keys.key(0, "reap"), 1, spec.id)
+    batch = await store.reap(9, 60)
     assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
     assert (await store.reap(9, 60)).jobs == []
     assert await store.retry(spec.id, download=True, limit=1) is RetryAnswer.CONFLICT
@@ -314,10 +304,11 @@ async def test_reports_of_live_instances_are_listed(store: RedisStore) -> None:
 
 
 async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
-    await store.report("one", "processor", {}, 0.02)
-    with trio.fail_after(2):
-        while await store.reports("processor"):
-            await trio.sleep(0.005)
+    await store.report("one", "processor", {}, 60)
+    for key in (("instance", "processor", "one"), ("instances", "processor")):
+        assert 0 < await store._connection.command("PTTL", store._keys.key(0, *key)) <= 60_000
+    await store._connection.command("DEL", store._keys.key(0, "instance", "processor", "one"))
+    assert await store.reports("processor") == []
 
 
 # wake-ups
@@ -343,14 +334,13 @@ async def test_an_earlier_timer_wakes_the_listeners(store: RedisStore, nursery: 
     for aggregation in "ab":
         await submitted(store, aggregation)
     soon, late = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
-    woken: list[trio.Event] = [trio.Event()]
-    await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: woken[0].set()})
-    woken[0] = trio.Event()
-    await store.retry_later(Kind.DOWNLOAD, "me", [(soon, RETRY, 30)])
+    send, receive = trio.open_memory_channel[str](9)
+    await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: send.send_nowait("wake")})
     with trio.fail_after(2):
-        await woken[0].wait()
-    woken[0] = trio.Event()
+        await receive.receive()  # of the subscription itself
+        await store.retry_later(Kind.DOWNLOAD, "me", [(soon, RETRY, 30)])
+        await receive.receive()
     await store.retry_later(Kind.DOWNLOAD, "me", [(late, RETRY, 60)])
     await store.ping()
-    assert not woken[0].is_set()
+    assert receive.statistics().current_buffer_used == 0
     assert (await store.lease(Kind.DOWNLOAD, "other", 1, 10)).next_due_s == pytest.approx(30, abs=1)

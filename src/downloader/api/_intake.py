@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from downloader.groupcommit import GroupCommit
@@ -22,8 +24,12 @@ class Intake:
 
     def __init__(self, store: JobStore) -> None:
         self._commit: GroupCommit[Submission, tuple[Accepted, str]] = GroupCommit(
-            lambda batch: store.submit(batch), max_batch=MAX_BATCH
+            self._take, max_batch=MAX_BATCH
         )
+        self._store = store
+
+    async def _take(self, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+        return await self._store.submit(batch)
 
     async def submit(self, submission: Submission) -> tuple[Accepted, str]:
         """Hand one job to the store; answers as `JobStore.submit` does for it.
