@@ -97,7 +97,7 @@ class JobSpec:
     callback_type: str = ""
     callback_dst: str = ""
     callback_error_type: str = ""
-    """Already defaulted to the pair above where the client gave none."""
+    """Where failures go; the pair above where the client gave none."""
     callback_error_dst: str = ""
     extra: str = ""
     mime_type: str = ""
@@ -117,12 +117,21 @@ class JobSpec:
     """Fields that a newer version stored; carried along untouched."""
 
     def to_json(self) -> str:
-        """The stored form: compact JSON without the id and without fields at their default."""
+        """The stored form: compact JSON without the id and without fields at their default.
+
+        The destination of failures is left out where it is that of successes, as it nearly always is:
+        millions of jobs wait in memory.
+        """
         body = dict(self.unknown)
         for name, default in _SPEC_DEFAULTS.items():
             value = getattr(self, name)
             if value != default:
                 body[name] = value
+        body.pop("callback_error_type", None)
+        body.pop("callback_error_dst", None)
+        if self.callback(success=False) != self.callback(success=True):
+            body["callback_error_type"] = self.callback_error_type
+            body["callback_error_dst"] = self.callback_error_dst
         return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
@@ -130,6 +139,9 @@ class JobSpec:
         """Inverse of `to_json`; fields this version does not know are kept in `unknown`."""
         body: dict[str, Any] = json.loads(text)
         known = {name: body.pop(name) for name in _SPEC_DEFAULTS if name in body}
+        if "callback_error_type" not in known:
+            known["callback_error_type"] = known.get("callback_type", "")
+            known["callback_error_dst"] = known.get("callback_dst", "")
         return cls(id=job_id, unknown=body, **known)
 
     def callback(self, *, success: bool) -> tuple[str, str]:

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from downloader.model import (
+    ID_LENGTH,
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Outcome,
+    Verdict,
+    callback_group,
+    callback_payload,
+    new_id,
+    shard_of,
+)
+
+SPEC = JobSpec(id="0123456789ABCD", aggr_id="a", aggr_limit=1, url="http://example.org/x")
+
+
+@pytest.mark.parametrize("shards", [1, 16])
+def test_an_id_tells_its_shard(shards: int) -> None:
+    for shard in range(shards):
+        job_id = new_id(shard, shards)
+        assert len(job_id) == ID_LENGTH
+        assert shard_of(job_id, shards) == shard
+
+
+def test_ids_do_not_repeat() -> None:
+    assert len({new_id(0, 1) for _ in range(10_000)}) == 10_000
+
+
+@given(st.text(max_size=20))
+def test_whatever_is_no_id_is_refused(text: str) -> None:
+    if len(text) == ID_LENGTH and text.isascii() and text.isalnum():
+        assert 0 <= shard_of(text, 16) < 16
+    else:
+        with pytest.raises(ValueError, match="not a job id"):
+            shard_of(text, 16)
+
+
+@given(
+    st.builds(
+        JobSpec,
+        id=st.just("0123456789ABCD"),
+        aggr_id=st.text(min_size=1),
+        aggr_limit=st.integers(1, 10),
+        url=st.text(),
+        callback_type=st.sampled_from(["", "http"]),
+        callback_dst=st.sampled_from(["", "http://a", "http://b"]),
+        callback_error_type=st.sampled_from(["", "http", "kafka"]),
+        callback_error_dst=st.sampled_from(["", "http://a", "topic"]),
+        extra=st.text(),
+        max_retries=st.none() | st.integers(0, 3),
+        extract_image_size=st.booleans(),
+        request_headers=st.dictionaries(st.text(), st.text()),
+        unknown=st.dictionaries(st.just("newer"), st.integers()),
+    )
+)
+def test_a_stored_job_is_read_as_it_was(spec: JobSpec) -> None:
+    assert JobSpec.from_json(spec.id, spec.to_json()) == spec
+
+
+def test_a_job_that_says_little_is_stored_in_few_bytes() -> None:
+    assert SPEC.to_json() == '{"aggr_id":"a","aggr_limit":1,"url":"http://example.org/x"}'
+
+
+@pytest.mark.parametrize(("subpath", "key"), [("", "012/0123456789ABCD"), ("a/b", "a/b/012/0123456789ABCD")])
+def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
+    spec = JobSpec(id=SPEC.id, aggr_id="a", aggr_limit=1, url="http://h/../../etc/passwd", subpath=subpath)
+    assert spec.storage_key == key
+
+
+@pytest.mark.parametrize(
+    ("kind", "destination", "group"),
+    [
+        ("http", "http://Host:80/a?b", "http http://host:80"),
+        ("http", "https://user:secret@host/x", "http https://host"),
+        ("kafka", "topic", "kafka topic"),
+        ("sqs", "aws.com/sqs/name", "sqs aws.com/sqs/name"),
+    ],
+)
+def test_callbacks_to_one_host_share_a_group(kind: str, destination: str, group: str) -> None:
+    assert callback_group(kind, destination) == group
+
+
+def test_the_payload_always_has_every_field() -> None:
+    done = Outcome(
+        verdict=Verdict.SUCCEEDED,
+        response_code=200,
+        file=FileFacts(size=3, sha256="ab", mime_type="image/png", image_size="1x2"),
+    )
+    failed = Outcome(verdict=Verdict.FAILED, error="why", error_code=ErrorCode.DNS)
+    good = callback_payload(SPEC, done, attempts=1, download_url="http://d/x")
+    bad = callback_payload(SPEC, failed, attempts=3, download_url="http://d/x")
+    assert good == {
+        "success": True,
+        "error": "",
+        "extra": "",
+        "resource_url": SPEC.url,
+        "download_url": "http://d/x",
+        "job_id": SPEC.id,
+        "response_code": 200,
+        "delivered": True,
+        "delivery_error": "",
+        "image_size": "1x2",
+        "error_code": "",
+        "size": 3,
+        "sha256": "ab",
+        "mime_type": "image/png",
+        "attempts": 1,
+    }
+    assert list(bad) == list(good)
+    assert (bad["success"], bad["error"], bad["error_code"], bad["download_url"], bad["response_code"]) == (
+        False,
+        "why",
+        "dns",
+        "",
+        0,
+    )
