@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from downloader.errors import PluginError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 NOTIFIERS = "downloader.notifiers.v1"
 """Entry-point group of notifiers; the number is that of the interface."""
@@ -128,3 +132,24 @@ def _missing(group: str, kind: str, name: str) -> str:
 
 def _source(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+
+
+def parse_section(model: type[Model], section: Mapping[str, Any]) -> Model:
+    """A plugin's section as its pydantic model, for plugins to use.
+
+    The model should forbid extra keys (`extra="forbid"`) and keep its values out of messages
+    (`hide_input_in_errors=True`), for they may be secrets.
+
+    Raises:
+        PluginError: one line that names the key at fault, and for an unknown one the nearest known.
+    """
+    try:
+        return model.model_validate(dict(section))
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        key = ".".join(str(part) for part in error["loc"])
+        if error["type"] != "extra_forbidden":
+            raise PluginError(f"{key}: {error['msg']}") from exc
+        near = difflib.get_close_matches(key, model.model_fields, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise PluginError(f"{key}: there is no such key{hint}") from exc

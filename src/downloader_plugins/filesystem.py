@@ -6,16 +6,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import trio
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from downloader.errors import PluginError
-from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
+from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile, parse_section
 from downloader_plugins import _tree
 
 _WRITERS = 1
@@ -65,16 +64,7 @@ async def open_filesystem(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
 def _parse(section: Mapping[str, Any]) -> FilesystemSettings:
     if not section.get("rootdir"):
         raise PluginError("rootdir: the filesystem storage needs the path of a folder")
-    try:
-        return FilesystemSettings.model_validate(dict(section))
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        key = ".".join(str(part) for part in error["loc"])
-        if error["type"] != "extra_forbidden":
-            raise PluginError(f"{key}: {error['msg']}") from exc
-        near = get_close_matches(key, FilesystemSettings.model_fields, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise PluginError(f"{key}: the filesystem storage has no such key{hint}") from exc
+    return parse_section(FilesystemSettings, section)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
@@ -19,7 +18,7 @@ from typing import Annotated, Any
 import httpcore2
 import httpx2
 import trio
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from standardwebhooks import Webhook
 
 from downloader.errors import PluginError
@@ -34,6 +33,7 @@ from downloader.notify import (
     RetryLater,
     TlsFailed,
     network_backend,
+    parse_section,
 )
 from downloader_plugins._http_client import (
     READ_BYTES,
@@ -94,7 +94,7 @@ async def open_http(section: Mapping[str, Any], *, limits: Limits | None = None)
     Raises:
         PluginError: the section is at fault.
     """
-    settings = _parse(section)
+    settings = parse_section(HttpSettings, section)
     client = Client(
         network=network_backend(tls_timeout_s=settings.connect_timeout, max_read_bytes=READ_BYTES),
         tls=_tls(settings.ca_file),
@@ -110,19 +110,6 @@ async def open_http(section: Mapping[str, Any], *, limits: Limits | None = None)
         finally:
             nursery.cancel_scope.cancel()
             await client.close()
-
-
-def _parse(section: Mapping[str, Any]) -> HttpSettings:
-    try:
-        return HttpSettings.model_validate(dict(section))
-    except ValidationError as exc:
-        error = exc.errors()[0]
-        key = ".".join(str(part) for part in error["loc"])
-        if error["type"] != "extra_forbidden":
-            raise PluginError(f"{key}: {error['msg']}") from exc
-        near = get_close_matches(key, HttpSettings.model_fields, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise PluginError(f"{key}: the http backend has no such key{hint}") from exc
 
 
 def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from downloader.egress import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify._egress import network_backend, use_egress
+from downloader.registry import parse_section
 
 __all__ = [
     "Delivered",
@@ -28,6 +29,7 @@ __all__ = [
     "RetryLater",
     "TlsFailed",
     "network_backend",
+    "parse_section",
     "use_egress",
 ]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from downloader.errors import StorageError, StorageRefused
+from downloader.registry import parse_section
 
 __all__ = [
     "Body",
@@ -23,6 +24,7 @@ __all__ = [
     "StorageFactory",
     "StorageRefused",
     "StoredFile",
+    "parse_section",
 ]
 
 
