@@ -55,7 +55,8 @@ _NOT_NOW = (
 
 def as_store_error(error: Exception) -> StoreError:
     """What a client error means to us, with its reason and without any secret."""
-    if isinstance(error, _REFUSED):
+    # While it connects, the client wraps what AUTH was answered.
+    if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
         return StoreRefused(f"the store refuses us: {error}")
     if isinstance(error, exceptions.ResponseError) and not isinstance(
         error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError | exceptions.ClusterDownError
@@ -135,19 +136,26 @@ class Connection:
 
     @asynccontextmanager
     async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[Callable[[], Any]]:
-        """Subscribe; yields a coroutine function that waits for the next message and answers its channel."""
+        """Subscribe; yields a coroutine function that waits for what comes next on a channel.
+
+        It answers the channel, and whether it was (again) subscribed to just now: after that, and after each
+        time that the connection was lost, messages may have been missed.
+        """
         pubsub = self._client.pubsub()
         await self.call(lambda: pubsub.subscribe(*channels))
 
-        async def next_message() -> str:
+        async def next_message() -> tuple[str, bool]:
             while True:
-                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
-                if message is not None:
-                    return str(message["channel"])
+                # The client subscribes anew by itself when its connection was lost, and all that tells of
+                # it is the answer to that.
+                message = await pubsub.get_message(timeout=None)
+                if message is not None and message["type"] in ("message", "subscribe"):
+                    return str(message["channel"]), message["type"] == "subscribe"
 
-        async def receive() -> str:
+        async def receive() -> tuple[str, bool]:
             try:
-                return str(await aio_as_trio(next_message)())
+                answer: tuple[str, bool] = await aio_as_trio(next_message)()
+                return answer
             except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
                 raise as_store_error(error) from error
 
@@ -176,7 +184,7 @@ async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
     connection = Connection(client, keys=keys, settings=settings, scripts=load_scripts())
     try:
         try:
-            await _check_layout(connection)
+            await check_layout(connection)
         except StoreUnavailable as error:
             raise StoreUnavailable(
                 f"cannot reach the store at {where(settings)}: {_reason(error)}"
@@ -249,14 +257,20 @@ def _host_port(node: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def _check_layout(connection: Connection) -> None:
-    """Write the layout into a fresh store, compare it with that of a used one."""
+async def check_layout(connection: Connection) -> bool:
+    """Write the layout into a fresh store, compare it with that of a used one; answers whether it was fresh.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        StoreRefused: its layout is of another kind.
+    """
     key = connection.keys.key(0, "layout")
     ours = {"version": LAYOUT_VERSION, "shards": connection.keys.shards}
-    await connection.command("SET", key, json.dumps(ours), "NX")
+    fresh = await connection.command("SET", key, json.dumps(ours), "NX") is not None
     found = json.loads(await connection.command("GET", key))
     if found.get("shards") != ours["shards"]:
         raise StoreRefused(
             f"the store was set up with {found.get('shards')} shards and this instance uses"
             f" {ours['shards']}; is redis.cluster set alike everywhere?"
         )
+    return fresh

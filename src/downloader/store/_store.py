@@ -27,6 +27,8 @@ from downloader.model import (
     new_id,
     shard_of,
 )
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
 from downloader.store import (
     Accepted,
     AggregationSize,
@@ -42,7 +44,9 @@ from downloader.store import (
     Submission,
     TaskView,
 )
-from downloader.store._redis import Connection, open_connection
+from downloader.store._redis import Connection, check_layout, open_connection
+
+log = get_logger()
 
 T = TypeVar("T")
 
@@ -290,18 +294,19 @@ class RedisStore:
             for kind, wake in wakes.items()
             for shard in range(self._keys.shards)
         }
-        started = False
+        first, started = next(iter(by_channel)), False
         while True:
             try:
                 async with self._connection.subscribed(list(by_channel)) as receive:
-                    # Whatever was published before we listened is lost: look once by ourselves.
-                    for wake in wakes.values():
-                        wake()
                     if not started:
                         started = True
                         task_status.started()
                     while True:
-                        by_channel[await receive()]()
+                        channel, again = await receive()
+                        # Whatever was published before we listened is lost: look once by ourselves.
+                        by_channel[channel]()
+                        if again and channel == first and await check_layout(self._connection):
+                            log.error(Event.STORE_EMPTY)
             except StoreUnavailable:
                 await trio.sleep(RESUBSCRIBE_S)
 

@@ -26,7 +26,7 @@ local function join_ready(kind, group)
 end
 
 -- Puts a group where its tasks, its slots and the clock say: ready, timers, neither, or gone with its
--- last task. Every script that changes a queue, a slot or a limit ends with it.
+-- last task.
 local function place(kind, group)
   local queue = key_queue(kind, group)
   local pending = redis.call('ZCARD', queue)
@@ -95,7 +95,19 @@ local function remember(kind, id, text)
   redis.call('HSET', task, 'log', table.concat(lines, '\n'))
 end
 
--- Called last by every script that places groups.
-local function wake_up()
+-- Groups whose queue, slots or limit this script has changed, in the order in which it came to them: a
+-- batch often changes one group many times, and each is placed once.
+local touched, touched_order = {}, {}
+
+local function touch(kind, group)
+  local name = kind .. ' ' .. group
+  if touched[name] then return end
+  touched[name] = true
+  touched_order[#touched_order + 1] = {kind, group}
+end
+
+-- Called last by every script that touches groups.
+local function place_touched()
+  for _, each in ipairs(touched_order) do place(each[1], each[2]) end
   for kind in pairs(woken) do redis.call('PUBLISH', key_wake(kind), '') end
 end

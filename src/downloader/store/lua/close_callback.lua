@@ -22,9 +22,9 @@ for i = 2, #ARGV, 6 do
     -- It answered: a destination that was narrowed after a failure is trusted again.
     if state == 'succeeded' then redis.call('HSET', key_group('callback', group), 'limit', ARGV[i + 5]) end
     redis.call('ZADD', key_reap(), now + tonumber(ARGV[i + 4]), id)
-    place('callback', group)
+    touch('callback', group)
   end
   answers[#answers + 1] = whose == 'lost' and 'lease_lost' or 'done'
 end
-wake_up()
+place_touched()
 return answers

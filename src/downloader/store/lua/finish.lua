@@ -23,17 +23,17 @@ for i = 2, #ARGV, 14 do
     redis.call('HINCRBY', task, 'attempts', tonumber(counts))
     redis.call('HDEL', task, 'owner')
     if error ~= '' then remember('download', id, error) end
-    place('download', group)
+    touch('download', group)
     if callback ~= '' then
       redis.call('HSETNX', key_group('callback', callback), 'limit', ARGV[i + 12])
       redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
       redis.call('ZADD', key_queue('callback', callback), now, id)
-      place('callback', callback)
+      touch('callback', callback)
     else
       redis.call('ZADD', key_reap(), now + tonumber(ARGV[i + 13]), id)
     end
   end
   answers[#answers + 1] = whose == 'lost' and 'lease_lost' or 'done'
 end
-wake_up()
+place_touched()
 return answers

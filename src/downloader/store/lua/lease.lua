@@ -42,8 +42,14 @@ local memo = redis.call('GET', key_memo(kind, owner))
 if memo and string.match(memo, '^%S+') == request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
     local whose, group = claim(kind, id, owner, generation)
-    if whose == 'held' then leases[#leases + 1] = describe(id, group, generation) end
+    if whose == 'held' then
+      -- Whoever asks again counts the lease from then on.
+      redis.call('ZREM', key_leases(kind), id)
+      redis.call('ZADD', key_leases(kind), now + lease_ms, id)
+      leases[#leases + 1] = describe(id, group, generation)
+    end
   end
+  redis.call('PEXPIRE', key_memo(kind, owner), lease_ms)
   return {more(), leases}
 end
 

@@ -11,6 +11,9 @@ local out = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, tonumber(ARGV[1]))) do
   local spec = redis.call('GET', key_job(id))
   if spec then
+    -- Removed first, because a script that has written may go on when memory is exhausted; and who
+    -- would free it, if not the reaper?
+    redis.call('ZREM', key_reap(), id)
     redis.call('ZADD', key_reap(), now + tonumber(ARGV[2]), id)
     redis.call('HSET', key_task('download', id), 'reaping', 1)
     out[#out + 1] = {id, spec, redis.call('HGET', key_task('download', id), 'state')}

@@ -17,9 +17,9 @@ for i = 3, #ARGV, 4 do
     requeue(kind, id, group, delay)
     redis.call('HSET', key_task(kind, id), 'settled', generation)
     if reason ~= '' then remember(kind, id, reason) end
-    place(kind, group)
+    touch(kind, group)
   end
   answers[#answers + 1] = whose == 'lost' and 'lease_lost' or 'done'
 end
-wake_up()
+place_touched()
 return answers

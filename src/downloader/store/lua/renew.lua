@@ -12,6 +12,8 @@ local lost = {}
 for i = 4, #ARGV, 2 do
   local id = ARGV[i]
   if claim(kind, id, owner, ARGV[i + 1]) == 'held' then
+    -- Removed first, because a script that has written may go on when memory is exhausted.
+    redis.call('ZREM', key_leases(kind), id)
     redis.call('ZADD', key_leases(kind), now + lease_ms, id)
   else
     lost[#lost + 1] = id

@@ -8,8 +8,9 @@
 -- repeat  harmless
 
 local ttl = tonumber(ARGV[4])
-redis.call('SET', key_instance(ARGV[1], ARGV[2]), ARGV[3], 'PX', ttl)
+-- First of all writes, because it is allowed when memory is exhausted: whoever looks then wants to see us.
 redis.call('ZREMRANGEBYSCORE', key_instances(ARGV[1]), '-inf', now - ttl)
+redis.call('SET', key_instance(ARGV[1], ARGV[2]), ARGV[3], 'PX', ttl)
 redis.call('ZADD', key_instances(ARGV[1]), now, ARGV[2])
 redis.call('PEXPIRE', key_instances(ARGV[1]), ttl)
 return 1

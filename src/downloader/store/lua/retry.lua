@@ -36,6 +36,6 @@ redis.call('ZREM', key_reap(), id)
 redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes')
 redis.call('HSET', task, 'retried', request)
 requeue(kind, id, group, 0)
-place(kind, group)
-wake_up()
+touch(kind, group)
+place_touched()
 return 'done'

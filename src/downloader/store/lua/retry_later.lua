@@ -24,9 +24,9 @@ for i = 3, #ARGV, 6 do
     redis.call('HINCRBY', task, 'attempts', 1)
     remember(kind, id, ARGV[i + 3])
     if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end
-    place(kind, group)
+    touch(kind, group)
   end
   answers[#answers + 1] = whose == 'lost' and 'lease_lost' or 'done'
 end
-wake_up()
+place_touched()
 return answers

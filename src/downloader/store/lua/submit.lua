@@ -8,7 +8,7 @@
 -- repeat  a known id is answered 'new' and not enqueued again
 
 local IDEMPOTENCY_MS = 24 * 3600 * 1000
-local answers, touched, order = {}, {}, {}
+local answers = {}
 
 for i = 1, #ARGV, 7 do
   local id, group, limit, proxy, spec = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
@@ -37,14 +37,10 @@ for i = 1, #ARGV, 7 do
       redis.call('HSET', record, 'limit', limit)
     end
     redis.call('ZADD', key_queue('download', group), now, id)
-    if not touched[group] then
-      touched[group] = true
-      order[#order + 1] = group
-    end
+    touch('download', group)
   end
   answers[#answers + 1] = {why, id}
 end
 
-for _, group in ipairs(order) do place('download', group) end
-wake_up()
+place_touched()
 return answers

@@ -15,7 +15,7 @@ for _, id in ipairs(ids) do
   requeue(kind, id, group, 0)
   redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
   remember(kind, id, 'the worker died or lost touch')
-  place(kind, group)
+  touch(kind, group)
 end
-wake_up()
+place_touched()
 return ids
