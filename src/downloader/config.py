@@ -177,6 +177,9 @@ class RedisSettings(Section):
     def _rules(self) -> Self:
         if self.sentinel is not None and self.cluster:
             raise ValueError("sentinel and cluster exclude each other")
+        if self.cluster and self.durability != "memory":
+            # WAIT and WAITAOF name no key, so the cluster client cannot tell which node they are for.
+            raise ValueError(f"durability {self.durability!r} is not available together with cluster")
         if self.url != EMBEDDED:
             return self
         if self.sentinel is not None:

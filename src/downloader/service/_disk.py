@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 
-from downloader.fetch import disk_used_percent
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
 
@@ -16,28 +15,43 @@ LOOK_S = 1.0
 
 
 class DiskGate:
-    """Closed from `high` percent used until it is below `low` again."""
+    """Closed from `high` percent used until it is below `low` again.
 
-    def __init__(self, folder: Path, *, high: float, low: float) -> None:
-        self._folder = folder
+    Args:
+        used_percent: reads how full the disk is, in percent.
+        high: closes it.
+        low: opens it again.
+        clock: seconds; a look is good for `LOOK_S` of them.
+    """
+
+    def __init__(
+        self,
+        used_percent: Callable[[], float],
+        *,
+        high: float,
+        low: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._used_percent = used_percent
         self._high = high
         self._low = low
+        self._clock = clock
         self._looked_at = float("-inf")
         self._open = True
 
     def __call__(self) -> bool:
         """Whether a download may begin."""
-        now = time.monotonic()
+        now = self._clock()
         if now - self._looked_at >= LOOK_S:
             self._looked_at = now
             self._look()
         return self._open
 
     def _look(self) -> None:
-        used = disk_used_percent(self._folder)
+        used = self._used_percent()
         if self._open and used >= self._high:
             self._open = False
-            log.error(Event.DISK_FULL, folder=str(self._folder), used_percent=round(used, 1))
+            log.error(Event.DISK_FULL, used_percent=round(used, 1), high=self._high)
         elif not self._open and used < self._low:
             self._open = True
-            log.info(Event.DISK_RESUMED, folder=str(self._folder), used_percent=round(used, 1))
+            log.info(Event.DISK_RESUMED, used_percent=round(used, 1), low=self._low)

@@ -28,7 +28,7 @@ from downloader.api import ApiDeps, create_app, serve
 from downloader.config import RedisSettings, Settings
 from downloader.egress import EgressPolicy
 from downloader.errors import StoreUnavailable
-from downloader.fetch import Fetcher, open_fetcher
+from downloader.fetch import Fetcher, disk_used_percent, open_fetcher
 from downloader.notify import Notifier, use_egress
 from downloader.notify._deliver import BackendHealth
 from downloader.notify._registry import open_notifiers
@@ -233,7 +233,9 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
         owner=instance.owner,
         counters=counters,
         may_lease=DiskGate(
-            settings.spool_dir, high=settings.processor.disk_high, low=settings.processor.disk_low
+            partial(disk_used_percent, settings.spool_dir),
+            high=settings.processor.disk_high,
+            low=settings.processor.disk_low,
         ),
     )
     return _Worker(role="processor", workload=workload, counters=counters, stop=instance.stop)

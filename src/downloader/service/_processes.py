@@ -17,7 +17,7 @@ from typing import Any
 import trio
 
 from downloader.config import Settings
-from downloader.errors import DownloaderError
+from downloader.errors import ConfigError, DownloaderError
 from downloader.observe.events import Event
 from downloader.observe.logging import configure, get_logger
 from downloader.service._instance import run_instance
@@ -71,8 +71,8 @@ async def _keep_child(
         child.join()
         ours.close()
         del children[slot]
-        if isinstance(said, str):
-            raise DownloaderError(said)
+        if isinstance(said, DownloaderError):
+            raise said
         if not stopping.is_set():
             log.error(Event.SERVICE_FAILED, slot=slot, status=child.exitcode)
             with trio.move_on_after(RESTART_S):
@@ -80,7 +80,7 @@ async def _keep_child(
 
 
 def _received(connection: Any) -> object:
-    """`True` once the child has started, a text that says why it has not, `None` if it just died."""
+    """`True` once the child has started, the error that kept it from it, `None` if it just died."""
     try:
         return connection.recv()
     except EOFError:
@@ -120,7 +120,9 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        parent.send(str(error))
+        # Of our own types only the first two matter to the parent: they decide its exit status.
+        kind = ConfigError if isinstance(error, ConfigError) else DownloaderError
+        parent.send(kind(str(error)))
         raise SystemExit(1) from None
 
 

@@ -185,6 +185,7 @@ async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
     try:
         try:
             await check_layout(connection)
+            await _check_durability(connection, settings)
         except StoreUnavailable as error:
             raise StoreUnavailable(
                 f"cannot reach the store at {where(settings)}: {_reason(error)}"
@@ -274,3 +275,13 @@ async def check_layout(connection: Connection) -> bool:
             f" {ours['shards']}; is redis.cluster set alike everywhere?"
         )
     return fresh
+
+
+async def _check_durability(connection: Connection, settings: RedisSettings) -> None:
+    """Have the server say now, and not at the first job, that it cannot keep what is demanded of it."""
+    if settings.durability == "aof":
+        try:
+            await connection.command("WAITAOF", 1, 0, 1)
+        except StoreRefused as error:
+            reason = _reason(error).removeprefix("the store refuses a call: ")
+            raise StoreRefused(f"redis.durability is 'aof', but: {reason}") from error
