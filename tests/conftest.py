@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio_asyncio
-from servers.valkey import Valkey
 
 from downloader.config import RedisSettings
 from downloader.store._store import RedisStore, open_store
+from servers.valkey import Valkey
 
 _prefixes = itertools.count()
 

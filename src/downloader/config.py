@@ -103,6 +103,13 @@ def _node(node: str) -> str:
     return node
 
 
+def _bearer(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
+    return token
+
+
 def _file_name(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not hold a NUL character")
@@ -196,14 +203,14 @@ class TokenSettings(Section):
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
     """Stands in logs and metrics for the token."""
-    token: SecretStr = Field(min_length=16)
+    token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
     """Of at least 16 characters, so that it cannot be guessed."""
     scopes: list[Literal["submit", "read", "admin"]] = Field(min_length=1)
     """`admin` includes the others."""
     aggregations: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of `aggr_id`."""
+    """Glob patterns of `aggr_id`: of jobs to submit, and to see."""
     destinations: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of `callback_dst`."""
+    """Glob patterns of `callback_dst`, `callback_error_dst` and `callback_url`."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `s3_bucket`."""
     proxies: list[str] = Field(default_factory=lambda: ["*"])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -29,6 +30,15 @@ POISON_CRASHES = 5
 
 CALLBACK_LOG_LENGTH = 5
 """How many of a callback's last attempts are kept for people to read."""
+
+
+_RENAMED_PHRASES = {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+"""Names of RFC 9110 that Python has from 3.13 on: our texts do not depend on its version."""
 
 
 class Kind(StrEnum):
@@ -286,6 +296,19 @@ def callback_payload(spec: JobSpec, outcome: Outcome, *, attempts: int, download
         "mime_type": outcome.file.mime_type,
         "attempts": attempts,
     }
+
+
+def status_phrase(status: int) -> str:
+    """The name of an HTTP status as RFC 9110 and IANA's registry have it; empty for an unknown one."""
+    try:
+        return _RENAMED_PHRASES.get(status) or HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def describe_status(status: int) -> str:
+    """`404 Not Found`; never the peer's own phrase, which may say anything."""
+    return f"{status} {status_phrase(status)}".rstrip()
 
 
 def now_ms() -> int:

@@ -32,6 +32,7 @@ from downloader.notify import (
     Result,
     RetryLater,
     TlsFailed,
+    describe_status,
     network_backend,
     parse_section,
 )
@@ -218,10 +219,7 @@ def _result(answer: Answer) -> Result:
     status = answer.status
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Delivered()
-    try:
-        reason = f"Received Status code {status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        reason = f"Received Status code {status}"
+    reason = f"Received Status code {describe_status(status)}"
     if status == HTTPStatus.GONE:
         return Rejected(reason)
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:

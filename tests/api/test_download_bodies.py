@@ -131,7 +131,7 @@ async def test_a_field_at_fault(api: Served) -> None:
     assert problem.pop("detail").startswith("aggr_limit should be")
     assert problem == {
         "type": "about:blank",
-        "title": "Unprocessable Entity",
+        "title": "Unprocessable Content",
         "status": 422,
         "code": "out_of_range",
         "field": "aggr_limit",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import suppress
 from typing import Any
 
@@ -374,17 +373,32 @@ def test_whatever_is_taken_the_http_client_can_parse(rest: str) -> None:
         assert httpx2.URL(check_url(f"http://{rest}", "download")).raw_host
 
 
-def test_nesting_at_the_edge_of_what_can_be_parsed() -> None:
-    limit = sys.getrecursionlimit()
-    found = {"taken"}
-    for depth in range(limit - 300, limit + 1):
-        text = '{"\\ud83d\\ude00":' * depth + "1" + "}" * depth
-        data = body()[:-1] + f', "extra": {text}}}'.encode()
-        try:
-            assert parse(data).extra == text
-        except Refused as refused:
-            found.add(refused.problem.code)
-    assert found == {"taken", "too_deep"}
+def nested(opening: str, depth: int, closing: str) -> tuple[bytes, str]:
+    """A body of this many levels, and the text of its `extra`."""
+    text = '{"\\ud83d\\ude00":' + opening * (depth - 2) + '"]}"' + closing * (depth - 2) + "}"
+    return body()[:-1] + f', "extra": {text}}}'.encode(), text
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"[":', "}"), ('{"a\\"\\\\": ', "}\n")])
+def test_a_hundred_levels_of_nesting(opening: str, closing: str) -> None:
+    data, text = nested(opening, 100, closing)
+    assert parse(data).extra == text
+    data, _ = nested(opening, 101, closing)
+    assert refusal(data) == (400, "too_deep", "")
+    with pytest.raises(Refused, match="more than 100 levels"):
+        parse(data)
+
+
+@pytest.mark.parametrize("extra", ["[" * 1000, '\\"[{' * 1000, {"a": [{"b": []}] * 1000}])
+def test_brackets_that_nest_nothing(extra: object) -> None:
+    assert parse(body(extra=extra)).extra
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"a": "' + b"[" * 1000, b'{"a": "' + b'\\"[' * 1000, b'{"a": "' + b'\\"[' * 1000 + b"\\"]
+)
+def test_brackets_in_a_string_without_end(data: bytes) -> None:
+    assert refusal(data) == (400, "bad_json", "")
 
 
 json_values = st.recursive(

@@ -231,6 +231,8 @@ def test_a_wrong_value_names_the_variable_or_the_command_line(config: Path) -> N
         "[redis]\nurl = 'http://:hunter2@h'",
         "[redis]\nurl = 'redis://:hunter2@h:port'",
         "[[api.tokens]]\nname = 'a'\ntoken = 'hunter2'\nscopes = ['read']",
+        "[[api.tokens]]\nname = 'a'\ntoken = 'hunter2 hunter2 hunter2'\nscopes = ['read']",
+        "[[api.tokens]]\nname = 'a'\ntoken = 'hunter2hunter2hunter2\u00fc'\nscopes = ['read']",
         "[[api.tokens]]\nname = 'hunter2 x'\ntoken = 'hunter2hunter2hunter2'\nscopes = ['hunter2']",
         "[redis.sentinel]\nmaster='m'\nnodes=['h:1']\npassword = ['hunter2']",
         '[processor]\nrequest_headers = {Authorization = "hunter2\\n"}',

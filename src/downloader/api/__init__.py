@@ -1,7 +1,8 @@
 """The HTTP API: `create_app` makes it, `serve` puts it on sockets.
 
 `POST /download` is answered at the ASGI level (`_download`), everything else by Quart (`_routes`), both
-on a small HTTP/1.1 server of our own (`_server` says why).
+on a small HTTP/1.1 server of our own (`_server` says why). With tokens configured both are reached only by
+whoever has one (`_auth`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,21 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from downloader.api._answer import problem_answer, send_answer
+from downloader.api._auth import PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
 from downloader.api._deps import ApiDeps
 from downloader.api._download import PATH, serve_download
 from downloader.api._intake import Intake
-from downloader.api._routes import create_routes
+from downloader.api._problems import Refused
+from downloader.api._routes import CALLER, create_routes
 from downloader.api._server import serve_http
 from downloader.api._shared import Limits, Message, Receive, Send
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
 
 __all__ = ["Api", "ApiDeps", "Limits", "create_app", "serve"]
+
+_log = get_logger()
 
 
 class Api:
@@ -28,13 +36,42 @@ class Api:
         self.intake = Intake(deps.store)
         self._deps = deps
         self._routes = create_routes(deps)
+        self._callers = read_tokens(deps.settings.tokens)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; only scopes of type `http` are known."""
+        """Answer one request; only scopes of type `http` are known.
+
+        Whoever is refused is so before anything of the body is read.
+        """
+        caller = None
+        if self._callers and scope["path"] not in PUBLIC_PATHS:
+            try:
+                caller = self._admit(scope)
+            except Refused as refused:
+                await send_answer(problem_answer(refused.problem), send)
+                return
         if scope["path"] == PATH and scope["method"] == "POST":
-            await serve_download(scope, receive, send, deps=self._deps, intake=self.intake)
+            await serve_download(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
         else:
+            scope[CALLER] = caller
             await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
+
+    def _admit(self, scope: Message) -> Caller:
+        """Who calls, if it may; what is logged of a token is its name.
+
+        Raises:
+            Refused: 401 or 403.
+        """
+        caller: Caller | None = None
+        try:
+            caller = identify(self._callers, scope["headers"])
+            check_scope(caller, scope["method"], scope["path"])
+        except Refused as refused:
+            name = caller.name if caller else None
+            client = scope["client"][0] if scope["client"] else None
+            _log.info(Event.API_REFUSED, reason=refused.problem.code, token=name, client=client)
+            raise
+        return caller
 
 
 def create_app(deps: ApiDeps) -> Api:

@@ -89,8 +89,9 @@ class Connection:
         except* Refused as group:
             failure = _leaf(group).problem
         except* Exception:  # noqa: BLE001  an unforeseen error in a view is one client's 500, not an outage
-            _log.exception(Event.API_FAILED, path=head.path)
-        if gone:
+            if not exchange.gone:
+                _log.exception(Event.API_FAILED, path=head.path)
+        if gone or exchange.gone:
             raise Gone
         return failure
 
@@ -210,6 +211,9 @@ class Exchange:
         """The whole response has been sent."""
         self.body_done = False
         """The whole request has been received."""
+        self.gone = False
+        """The application was told by `send` that the client has left; how it then ends is its own affair
+        (Quart 0.23 makes an exception of its own of `Gone`)."""
         self.head_only = head.method == "HEAD"
         self._connection = connection
         self._chunked = head.chunked
@@ -302,7 +306,11 @@ class Exchange:
         if not more:
             data += connection.h11.send(h11.EndOfMessage()) or b""
         if data:
-            await connection.write(data)
+            try:
+                await connection.write(data)
+            except Gone:
+                self.gone = True
+                raise
         self.finished = not more
 
     def _head(self) -> bytes:

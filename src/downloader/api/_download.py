@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 
+from downloader.api._answer import Answer, problem_answer, send_answer
+from downloader.api._auth import Caller
 from downloader.api._deps import ApiDeps
 from downloader.api._fields import parse_job
 from downloader.api._intake import Intake
@@ -30,22 +31,16 @@ _KEY = re.compile(rb"[\x20-\x7e]{1,255}")
 _log = get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A whole response."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-def read_submission(body: bytes, headers: Mapping[bytes, bytes], deps: ApiDeps) -> Submission:
+def read_submission(
+    body: bytes, headers: Mapping[bytes, bytes], *, deps: ApiDeps, caller: Caller | None = None
+) -> Submission:
     """Check a request and make it a job; pure but for the job's new id and time.
 
     Args:
         body: as received.
         headers: names in lower case.
         deps: of the API.
+        caller: whose token came with it; `None` while the API is open.
 
     Raises:
         Refused: 400, 403 or 422.
@@ -61,9 +56,17 @@ def read_submission(body: bytes, headers: Mapping[bytes, bytes], deps: ApiDeps) 
                 field="Idempotency-Key",
             )
         )
-    spec = parse_job(body, new_id=deps.store.new_id, backends=deps.backends, own_buckets=deps.own_buckets)
+    spec = parse_job(
+        body,
+        new_id=deps.store.new_id,
+        backends=deps.backends,
+        own_buckets=deps.own_buckets,
+        caller=caller,
+    )
     if key is None:
         return Submission(spec=spec)
+    if caller is not None:  # NUL is in no key and no name, so nobody's key looks like another's
+        key = caller.name.encode() + b"\0" + key
     return Submission(
         spec=spec,
         idempotency_key=hashlib.sha256(key).hexdigest(),
@@ -71,20 +74,30 @@ def read_submission(body: bytes, headers: Mapping[bytes, bytes], deps: ApiDeps) 
     )
 
 
-async def accept(body: bytes, headers: Mapping[bytes, bytes], *, deps: ApiDeps, intake: Intake) -> Answer:
+async def accept(
+    body: bytes,
+    headers: Mapping[bytes, bytes],
+    *,
+    deps: ApiDeps,
+    intake: Intake,
+    caller: Caller | None = None,
+) -> Answer:
     """Answer a POST: 201 when the store holds the job.
 
     A cancel leaves it open whether the job is taken in.
     """
     try:
-        submission = read_submission(body, headers, deps)
+        submission = read_submission(body, headers, deps=deps, caller=caller)
         why, job_id = await intake.submit(submission)
     except Refused as refused:
-        return _problem(refused.problem)
+        problem = refused.problem
+        if caller is not None and problem.code == "forbidden":
+            _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
+        return problem_answer(problem)
     except StoreError:
-        return _problem(STORE_UNAVAILABLE)
+        return problem_answer(STORE_UNAVAILABLE)
     if why is Accepted.CONFLICT:
-        return _problem(_CONFLICT)
+        return problem_answer(_CONFLICT)
     _log.debug(
         Event.JOB_ACCEPTED, job=job_id, aggr=submission.spec.aggr_id, repeated=why is Accepted.REPEATED
     )
@@ -102,7 +115,13 @@ async def accept(body: bytes, headers: Mapping[bytes, bytes], *, deps: ApiDeps, 
 
 
 async def serve_download(
-    scope: Message, receive: Receive, send: Send, *, deps: ApiDeps, intake: Intake
+    scope: Message,
+    receive: Receive,
+    send: Send,
+    *,
+    deps: ApiDeps,
+    intake: Intake,
+    caller: Caller | None = None,
 ) -> None:
     """The ASGI application; a body over the limit is answered without being read to its end."""
     headers = dict(scope["headers"])
@@ -120,17 +139,10 @@ async def serve_download(
         if len(body) > limit:
             body = None
     if body is None:
-        answer = _problem(too_large(limit))
+        answer = problem_answer(too_large(limit))
     else:
-        answer = await accept(body, headers, deps=deps, intake=intake)
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
-    await send({"type": "http.response.body", "body": answer.body})
-
-
-def _problem(problem: Problem) -> Answer:
-    body = problem.body()
-    headers = [*problem.headers(), (b"content-length", b"%d" % len(body))]
-    return Answer(status=problem.status, headers=headers, body=body)
+        answer = await accept(body, headers, deps=deps, intake=intake, caller=caller)
+    await send_answer(answer, send)
 
 
 _CONFLICT = Problem(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from downloader.api._auth import Caller, check_job
 from downloader.api._json import member_text, parse_object
 from downloader.api._problems import Problem, Refused
 from downloader.api._urls import check_url
@@ -166,7 +167,12 @@ class DownloadRequest(BaseModel):
 
 
 def parse_job(
-    body: bytes, *, new_id: Callable[[str], str], backends: frozenset[str], own_buckets: bool
+    body: bytes,
+    *,
+    new_id: Callable[[str], str],
+    backends: frozenset[str],
+    own_buckets: bool,
+    caller: Caller | None = None,
 ) -> JobSpec:
     """Read and check one job.
 
@@ -175,9 +181,11 @@ def parse_job(
         new_id: makes the job's id, given its aggregation.
         backends: names of the notifier backends that are configured.
         own_buckets: whether jobs may bring a bucket of their own.
+        caller: whose allow-lists hold; `None` while the API is open.
 
     Raises:
-        Refused: 400 for a body that is no JSON object, 422 with the field at fault.
+        Refused: 400 for a body that is no JSON object, 422 with the field at fault, 403 with the field
+            that the caller's allow-lists do not have.
     """
     given = {name: value for name, value in parse_object(body).items() if value is not None}
     try:
@@ -187,7 +195,7 @@ def parse_job(
     _check_bucket(request, own_buckets=own_buckets)
     kind, destination = _callback(request, backends)
     error_kind, error_destination = _error_callback(request, backends)
-    return JobSpec(
+    spec = JobSpec(
         id=new_id(request.aggr_id),
         aggr_id=request.aggr_id,
         aggr_limit=request.aggr_limit,
@@ -209,6 +217,9 @@ def parse_job(
         subpath=request.subpath,
         created_ms=now_ms(),
     )
+    if caller is not None:
+        check_job(caller, spec, destination_field="callback_url" if request.callback_url else "callback_dst")
+    return spec
 
 
 def _check_bucket(request: DownloadRequest, *, own_buckets: bool) -> None:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NoReturn
 
-from downloader.api._problems import Refused, bad_request
+from downloader.api._problems import bad_request
+
+MAX_DEPTH = 100
+"""Levels of nesting. Python's own bound depends on its version, its stack and how deep it already is."""
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+"""One without end too, so that its every character is looked at once."""
+
+_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_OTHER_BYTES = bytes(set(range(256)) - _STEPS.keys())
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -21,12 +32,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
         text = body.decode("utf-8")
     except UnicodeDecodeError:
         raise bad_request("bad_encoding", "The body is not UTF-8.") from None
+    if _is_deep(body):
+        raise bad_request("too_deep", f"The body has more than {MAX_DEPTH} levels of nesting.")
     try:
         value = _DECODER.decode(text)
         if b"\\ud" in body or b"\\uD" in body:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        raise _too_deep() from None
     except UnicodeEncodeError:
         raise bad_request("bad_encoding", "The body has half of a surrogate pair.") from None
     except ValueError:  # malformed, or an integer of thousands of digits
@@ -42,18 +53,8 @@ def member_text(body: bytes, name: str) -> str:
     Args:
         body: what `parse_object` has taken.
         name: a key of its object.
-
-    Raises:
-        Refused: 400, `too_deep`: it was just short of that before, and is called from deeper now.
     """
     text = body.decode("utf-8")
-    try:
-        return _member_text(text, name)
-    except RecursionError:
-        raise _too_deep() from None
-
-
-def _member_text(text: str, name: str) -> str:
     at = _skip(text, text.index("{") + 1)
     while True:
         key, at = _DECODER.raw_decode(text, at)
@@ -70,8 +71,12 @@ def _skip(text: str, at: int) -> int:
     return at
 
 
-def _too_deep() -> Refused:
-    return bad_request("too_deep", "The body is nested too deeply.")
+def _is_deep(body: bytes) -> bool:
+    """Whether it is nested deeper than `MAX_DEPTH`; what is no JSON may be judged either way."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return False
+    brackets = _STRING.sub(b"", body).translate(None, _OTHER_BYTES)
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0) > MAX_DEPTH
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from downloader.model import status_phrase
+
 CONTENT_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 2
@@ -33,7 +35,7 @@ class Problem:
         """The document, as UTF-8 JSON."""
         document: dict[str, str | int] = {
             "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
+            "title": status_phrase(self.status),
             "status": self.status,
             "code": self.code,
             "detail": self.detail,

@@ -7,21 +7,26 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from downloader.api._auth import Allows, Caller, anything
 from downloader.api._deps import ApiDeps
 from downloader.api._download import PATH
 from downloader.api._files import file_response, is_key
 from downloader.api._origin import SAFE_METHODS, check_origin
 from downloader.api._problems import CONTENT_TYPE, INTERNAL, STORE_UNAVAILABLE, Problem, Refused, unknown_job
 from downloader.api._views import counters, job_view
+from downloader.model import status_phrase
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
-from downloader.store import RetryAnswer, StoreError
+from downloader.store import JobStore, JobView, RetryAnswer, StoreError
+
+CALLER = "downloader.caller"
+"""Key of the ASGI scope: the `Caller`, or `None` while the API is open."""
 
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 _ROLES = ("processor", "notifier")
@@ -72,14 +77,14 @@ def _add_errors(app: QuartTrio) -> None:
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
-        status = HTTPStatus(error.code or 500)
-        code = status.name.lower()
+        status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+        phrase = status_phrase(status)
         allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
         return _problem(
             Problem(
                 status=status,
-                code=code,
-                detail=f"{status.description or status.phrase}.",
+                code=phrase.lower().replace(" ", "_"),
+                detail=f"{HTTPStatus(status).description or phrase}.",
                 more_headers=((b"allow", allowed.encode()),) if allowed else (),
             )
         )
@@ -125,7 +130,7 @@ def _add_health(app: QuartTrio, deps: ApiDeps) -> None:
 def _add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
     @app.get("/jobs/<job_id>")
     async def job(job_id: str) -> dict[str, Any]:
-        view = await deps.store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
+        view = await _visible_job(deps.store, job_id)
         if view is None:
             raise Refused(unknown_job())
         return job_view(view)
@@ -133,7 +138,8 @@ def _add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
     @app.post("/retry/<job_id>")
     async def retry(job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
         answer = RetryAnswer.UNKNOWN
-        if _JOB_ID.fullmatch(job_id):
+        known = _JOB_ID.fullmatch(job_id) is not None
+        if known and (_sees_all() or await _visible_job(deps.store, job_id) is not None):
             again = request.args.get("download", "") not in ("", "0", "false")
             answer = await deps.store.retry(job_id, download=again, limit=deps.callback_limit)
         if answer is RetryAnswer.UNKNOWN:
@@ -145,17 +151,44 @@ def _add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
     @app.get("/dashboard/aggregations")
     async def aggregations() -> list[dict[str, Any]]:
         sizes = await deps.store.aggregation_sizes()
-        return [{"name": f"jobs:{size.aggr_id}", "size": size.pending} for size in sizes]
+        allowed = _aggregations()
+        return [
+            {"name": f"jobs:{size.aggr_id}", "size": size.pending} for size in sizes if allowed(size.aggr_id)
+        ]
 
 
 def _add_files(app: QuartTrio, deps: ApiDeps) -> None:
     @app.get("/files/<path:key>")
     async def files(key: str) -> Response:
-        stored = await deps.files(key) if deps.files is not None and is_key(key) else None
+        stored = None
+        if deps.files is not None and is_key(key) and (_sees_all() or await _is_visible(deps.store, key)):
+            stored = await deps.files(key)
         response = await file_response(stored, request) if stored is not None else None
         if response is None:
             raise _not_found("There is no such file.")
         return response
+
+
+def _aggregations() -> Allows:
+    """Which aggregations the request's caller may see."""
+    caller = cast("Caller | None", request.scope.get(CALLER))
+    return anything if caller is None else caller.aggregations
+
+
+def _sees_all() -> bool:
+    return _aggregations() is anything
+
+
+async def _visible_job(store: JobStore, job_id: str) -> JobView | None:
+    """The job, if there is one with this id that the caller may see."""
+    view = await store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
+    return view if view is not None and _aggregations()(view.spec.aggr_id) else None
+
+
+async def _is_visible(store: JobStore, key: str) -> bool:
+    """Whether the stored file belongs to a job that the caller may see."""
+    view = await _visible_job(store, key.rpartition("/")[2])
+    return view is not None and view.spec.storage_key == key
 
 
 def _add_page(app: QuartTrio) -> None:

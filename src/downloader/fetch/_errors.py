@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import os
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import ClassVar
 
 import h11
@@ -34,7 +33,7 @@ import socksio
 
 from downloader.egress import EgressRefused, NameNotResolved, TlsFailed
 from downloader.errors import DownloaderError
-from downloader.model import ErrorCode
+from downloader.model import ErrorCode, describe_status
 
 
 class Treatment(Enum):
@@ -236,11 +235,3 @@ def _system_reason(exc: BaseException) -> str:
         inner = seen.args[0] if seen.args else None
         seen = seen.__cause__ or (inner if isinstance(inner, BaseException) else None)
     return "connection lost"
-
-
-def describe_status(status: int) -> str:
-    """`404 Not Found`; the phrase is the registry's, not the origin's, which may say anything."""
-    try:
-        return f"{status} {HTTPStatus(status).phrase}"
-    except ValueError:
-        return str(status)

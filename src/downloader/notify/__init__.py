@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from downloader.egress import EgressRefused, NameNotResolved, TlsFailed
+from downloader.model import describe_status
 from downloader.notify._egress import network_backend, use_egress
 from downloader.registry import parse_section
 
@@ -28,6 +29,7 @@ __all__ = [
     "Result",
     "RetryLater",
     "TlsFailed",
+    "describe_status",
     "network_backend",
     "parse_section",
     "use_egress",

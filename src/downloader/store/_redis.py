@@ -32,6 +32,12 @@ RETRIES = 3
 
 RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
+SILENCES = 2
+"""Times `redis.timeout` without a message, after which a subscription is asked whether it lives."""
+
+CALLS = 64
+"""At once, each on a connection of its own; more wait their turn. The client's pool fails beyond 100."""
+
 _REFUSED = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
@@ -78,6 +84,7 @@ class Connection:
         self._timeout_s = settings.timeout
         self._durability = settings.durability
         self._replicas = settings.replicas
+        self._room = trio.Semaphore(CALLS)
         self.keys = keys
 
     async def run(self, name: str, shard: int, *arguments: str | int | bytes, durable: bool = False) -> Any:
@@ -99,7 +106,8 @@ class Connection:
         with trio.CancelScope(shield=True):
             try:
                 with trio.fail_after(self._timeout_s):
-                    return await aio_as_trio(call)()
+                    async with self._room:
+                        return await aio_as_trio(call)()
             except trio.TooSlowError:
                 raise StoreUnavailable(
                     f"the store does not answer: no reply within {self._timeout_s:g} s"
@@ -145,19 +153,28 @@ class Connection:
         await self.call(lambda: pubsub.subscribe(*channels))
 
         async def next_message() -> tuple[str, bool]:
+            asked = False
             while True:
                 # The client subscribes anew by itself when its connection was lost, and all that tells of
                 # it is the answer to that.
-                message = await pubsub.get_message(timeout=None)
-                if message is not None and message["type"] in ("message", "subscribe"):
+                message = await pubsub.get_message(timeout=SILENCES * self._timeout_s)
+                if message is None:
+                    # Nothing to say, or a connection that a firewall has forgotten? That is never told of.
+                    if asked:
+                        raise exceptions.TimeoutError("the subscription has gone silent")
+                    await pubsub.ping()
+                    asked = True
+                    continue
+                asked = False
+                if message["type"] in ("message", "subscribe"):
                     return str(message["channel"]), message["type"] == "subscribe"
 
         async def receive() -> tuple[str, bool]:
             try:
                 answer: tuple[str, bool] = await aio_as_trio(next_message)()
-                return answer
             except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
                 raise as_store_error(error) from error
+            return answer
 
         try:
             yield receive
@@ -268,7 +285,10 @@ async def check_layout(connection: Connection) -> bool:
     key = connection.keys.key(0, "layout")
     ours = {"version": LAYOUT_VERSION, "shards": connection.keys.shards}
     fresh = await connection.command("SET", key, json.dumps(ours), "NX") is not None
-    found = json.loads(await connection.command("GET", key))
+    text = await connection.command("GET", key)
+    if text is None:
+        raise StoreUnavailable("the store lost its data while it was asked")
+    found = json.loads(text)
     if found.get("shards") != ours["shards"]:
         raise StoreRefused(
             f"the store was set up with {found.get('shards')} shards and this instance uses"

@@ -1,0 +1,439 @@
+"""Bearer tokens: who gets in, with which scope, to which aggregations, destinations, buckets and proxies."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import trio
+from pydantic import SecretStr
+
+from downloader.api._auth import destination_globs, text_globs
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import FileFacts, Kind, Outcome, Verdict
+from downloader.storage import StoredFile
+from servers.api import JOB, Served, Serving
+
+CANARY = "c4n4ry"
+
+TOKENS = {
+    "submitter": {"scopes": ["submit"]},
+    "reader": {"scopes": ["read"]},
+    "worker": {"scopes": ["submit", "read"]},
+    "admin": {"scopes": ["admin"]},
+    "shop": {
+        "scopes": ["submit", "read"],
+        "aggregations": ["shop-*", "shared"],
+        "destinations": ["https://*.shop.example/*", "shop-?", "aws.com/sqs/shop*"],
+        "buckets": ["shop-*"],
+        "proxies": ["http://proxy.shop.example:3128"],
+    },
+    "shop-admin": {"scopes": ["admin"], "aggregations": ["shop-*", "shared"]},
+    "nothing": {"scopes": ["admin"], "aggregations": [], "destinations": [], "buckets": [], "proxies": []},
+}
+
+
+def secret(name: str) -> str:
+    return f"{CANARY}-of-{name}-0123456789"
+
+
+def bearer(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret(name)}"}
+
+
+def settings(*names: str) -> ApiSettings:
+    return ApiSettings(
+        tokens=[
+            TokenSettings.model_validate({"name": name, "token": SecretStr(secret(name)), **TOKENS[name]})
+            for name in names or TOKENS
+        ]
+    )
+
+
+@pytest.fixture
+async def api(serving: Serving) -> Served:
+    return await serving(settings=settings(), own_buckets=True)
+
+
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What has been printed since the last call."""
+    return lambda: "".join(capfd.readouterr())
+
+
+async def submit(api: Served, token: str, **changes: Any) -> httpx2.Response:
+    job = {name: value for name, value in (JOB | changes).items() if value is not None}
+    return await api.client.post("/download", json=job, headers=bearer(token))
+
+
+# -- who gets in --------------------------------------------------------------------------------------
+
+ROUTES = [
+    ("GET", "/"),
+    ("GET", "/web/style.css"),
+    ("GET", "/jobs/00000000000000"),
+    ("GET", "/dashboard/aggregations"),
+    ("GET", "/stats/processor"),
+    ("GET", "/files/a/000/00000000000000"),
+    ("GET", "/nothing"),
+    ("GET", "/health/"),
+    ("GET", "//hb"),
+    ("GET", "/hb/"),
+    ("HEAD", "/"),
+    ("OPTIONS", "/download"),
+    ("GET", "/download"),
+    ("POST", "/download"),
+    ("PUT", "/download"),
+    ("POST", "/retry/00000000000000"),
+    ("DELETE", "/jobs/00000000000000"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_every_route_wants_a_token(api: Served, method: str, path: str) -> None:
+    url = httpx2.URL(f"http://127.0.0.1:{api.port}{path}")
+    answer = await api.client.request(method, url, content=json.dumps(JOB) if method == "POST" else None)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    if method != "HEAD":
+        assert answer.json()["code"] == "unauthorized"
+        assert answer.json()["title"] == "Unauthorized"
+
+
+@pytest.mark.parametrize("path", ["/hb", "/health/live", "/health/ready"])
+async def test_what_supervisors_ask_needs_none(api: Served, path: str) -> None:
+    assert (await api.client.get(path)).status_code == 200
+    assert (await api.client.get(path, headers={"Authorization": "Bearer wrong"})).status_code == 200
+
+
+RIGHT = secret("admin").encode()
+
+REFUSED: Sequence[list[bytes]] = [
+    [],
+    [b""],
+    [b"Bearer"],
+    [b"Bearer "],
+    [b"Bearer wrong"],
+    [b"Bearer " + RIGHT[:-1]],
+    [b"Bearer " + RIGHT[:20]],
+    [b"Bearer " + RIGHT + b"0"],
+    [b"Bearer " + RIGHT.upper()],
+    [b"Bearer " + RIGHT + b"," + RIGHT],
+    [b"Bearer " + RIGHT + b" " + RIGHT],
+    [b'Bearer "' + RIGHT + b'"'],
+    [b"Bearer\t" + RIGHT],
+    [b"Bearer \xff\xfe"],
+    [b"Bearer admin"],
+    [b"Bearer " + b"x" * 10_000],
+    [RIGHT],
+    [b"Token " + RIGHT],
+    [b"Basic " + base64.b64encode(b"admin:" + RIGHT)],
+    [b"Bearer " + RIGHT, b"Bearer " + RIGHT],
+    [b"Bearer wrong", b"Bearer " + RIGHT],
+]
+
+
+@pytest.mark.parametrize("values", REFUSED, ids=lambda values: repr(values)[:50])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/download"), ("GET", "/dashboard/aggregations")])
+async def test_what_is_no_token(
+    api: Served, method: str, path: str, values: list[bytes], log: Callable[[], str]
+) -> None:
+    headers = b"".join(b"Authorization: %b\r\n" % value for value in values)
+    answer = await api.say(
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".encode() + headers + b"\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "unauthorized"
+    assert CANARY not in answer.decode()
+    printed = log()
+    assert "api.refused" in printed
+    assert CANARY not in printed
+
+
+@pytest.mark.parametrize("query", ["access_token", "token", "Authorization"])
+async def test_a_token_in_the_query_is_none(api: Served, query: str, log: Callable[[], str]) -> None:
+    for method, path in (("POST", "/download"), ("GET", "/"), ("POST", "/retry/00000000000000")):
+        answer = await api.client.request(method, path, params={query: secret("admin")}, json=JOB)
+        assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+        assert CANARY not in answer.text
+    assert CANARY not in log()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
+async def test_the_scheme_s_case_does_not_matter(api: Served, scheme: str) -> None:
+    answer = await api.client.get("/", headers={"Authorization": f"{scheme} {secret('reader')}"})
+    assert answer.status_code == 200
+
+
+async def test_a_body_is_not_waited_for(api: Served) -> None:
+    head = b"POST /download HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\nExpect: 100-continue\r\n"
+    with trio.fail_after(5):
+        async with await api.connect() as stream:
+            await stream.send_all(head + b"\r\n")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 401 ")
+    too_large = head.replace(b"200000", b"9999999")
+    assert (await api.say(too_large + b"\r\n")).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_without_tokens_the_api_is_open(serving: Serving) -> None:
+    api = await serving(settings=ApiSettings())
+    assert (await api.client.get("/")).status_code == 200
+    answer = await api.client.post("/download", json=JOB, headers={"Authorization": "Bearer whatever"})
+    assert answer.status_code == 201
+
+
+# -- scopes -------------------------------------------------------------------------------------------
+
+UNKNOWN = "00000000000000"
+
+SCOPES = [
+    ("POST", "/download", {"submitter": 201, "reader": 403, "worker": 201, "admin": 201}),
+    ("GET", "/", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
+    ("HEAD", "/", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
+    ("GET", f"/jobs/{UNKNOWN}", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
+    ("GET", "/dashboard/aggregations", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
+    ("GET", "/stats/notifier", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
+    ("GET", "/files/x", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
+    ("GET", "/nothing", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
+    ("POST", f"/retry/{UNKNOWN}", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
+    ("DELETE", f"/jobs/{UNKNOWN}", {"submitter": 403, "reader": 403, "worker": 403, "admin": 405}),
+    ("POST", "/nothing", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "expected"), SCOPES, ids=lambda value: str(value)[:30])
+async def test_scopes(
+    api: Served, method: str, path: str, expected: dict[str, int], log: Callable[[], str]
+) -> None:
+    for name, status in expected.items():
+        content = json.dumps(JOB) if method == "POST" else None
+        answer = await api.client.request(method, path, content=content, headers=bearer(name))
+        assert answer.status_code == status, name
+        printed = log()
+        assert CANARY not in answer.text + printed
+        assert ("api.refused" in printed) is (status == 403)
+        if status == 403:
+            assert re.search(rf"token=\S*{name}", printed)
+            if method != "HEAD":
+                assert answer.json()["code"] == "forbidden"
+                assert "field" not in answer.json()
+
+
+# -- allow-lists --------------------------------------------------------------------------------------
+
+SHOP = {"aggr_id": "shop-1", "callback_dst": "https://a.shop.example/done"}
+BUCKET = {"s3_region": "eu-west-2", "callback_type": None, "callback_dst": None}
+
+LISTS: Sequence[tuple[dict[str, Any], str]] = [
+    ({}, ""),
+    ({"aggr_id": "shared"}, ""),
+    ({"aggr_id": "example.org"}, "aggr_id"),
+    ({"aggr_id": "Shop-1"}, "aggr_id"),
+    ({"aggr_id": "a shop-1"}, "aggr_id"),
+    ({"aggr_id": "shared "}, "aggr_id"),
+    ({"callback_dst": "https://elsewhere.example/done"}, "callback_dst"),
+    ({"callback_dst": "https://evil.example/x.shop.example/done"}, "callback_dst"),
+    ({"callback_dst": "https://evil.example/?.shop.example/done"}, "callback_dst"),
+    ({"callback_dst": "https://evil.example:443/x.shop.example/"}, "callback_dst"),
+    ({"callback_dst": "https://a.shop.example@evil.example/done"}, "callback_dst"),
+    ({"callback_dst": "https://user:pw@a.shop.example/done"}, ""),
+    ({"callback_dst": "HTTPS://A.SHOP.example:443"}, ""),
+    ({"callback_dst": "https://a.shop.example:8443/done"}, "callback_dst"),
+    ({"callback_dst": "http://a.shop.example/done"}, "callback_dst"),
+    ({"callback_url": "https://a.shop.example/old"}, ""),
+    ({"callback_url": "https://evil.example/"}, "callback_url"),
+    ({"callback_url": "https://a.shop.example/", "callback_dst": "https://evil.example/"}, ""),
+    ({"callback_error_type": "sqs", "callback_error_dst": "shop-1"}, ""),
+    ({"callback_error_type": "sqs", "callback_error_dst": "aws.com/sqs/shop"}, ""),
+    ({"callback_error_type": "sqs", "callback_error_dst": "shop-12"}, "callback_error_dst"),
+    ({"callback_error_type": "http", "callback_error_dst": "https://evil.example"}, "callback_error_dst"),
+    ({"aggr_proxy": "http://proxy.shop.example:3128"}, ""),
+    ({"aggr_proxy": "http://user:pw@proxy.shop.example:3128/"}, ""),
+    ({"aggr_proxy": "http://proxy.shop.example"}, "aggr_proxy"),
+    ({"aggr_proxy": "socks5://proxy.shop.example:3128"}, "aggr_proxy"),
+    ({"s3_bucket": "shop-bucket", **BUCKET}, ""),
+    ({"s3_bucket": "other-bucket", **BUCKET}, "s3_bucket"),
+    ({"s3_bucket": "shop-bucket", **BUCKET, "aggr_id": "x"}, "aggr_id"),
+]
+
+
+@pytest.mark.parametrize(("changes", "field"), LISTS, ids=lambda value: str(value)[:70])
+async def test_allow_lists_of_a_job(
+    api: Served, changes: dict[str, Any], field: str, log: Callable[[], str]
+) -> None:
+    answer = await submit(api, "shop", **SHOP | changes)
+    if not field:
+        assert answer.status_code == 201
+        return
+    assert answer.status_code == 403
+    problem = answer.json()
+    assert (problem["code"], problem["field"]) == ("forbidden", field)
+    printed = log()
+    assert "api.refused" in printed
+    assert re.search(r"token=\S*shop", printed)
+    assert field in printed
+    assert CANARY not in printed
+    for value in changes.values():
+        assert str(value) not in problem["detail"]
+
+
+async def test_empty_lists_allow_nothing(api: Served) -> None:
+    answer = await submit(api, "nothing")
+    assert (answer.status_code, answer.json()["field"]) == (403, "aggr_id")
+
+
+async def test_no_list_allows_all(api: Served) -> None:
+    answer = await submit(api, "worker", aggr_proxy="http://proxy.example", callback_dst="https://x.example/")
+    assert answer.status_code == 201
+
+
+async def finish(api: Served) -> None:
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
+    outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3))
+    await api.store.finish("worker", [(lease, outcome, None, 60.0)])
+
+
+async def test_jobs_of_other_aggregations_are_not_there(api: Served) -> None:
+    theirs = (await submit(api, "worker", aggr_id="other")).json()["id"]
+    for name in ("shop", "shop-admin", "nothing"):
+        answer = await api.client.get(f"/jobs/{theirs}", headers=bearer(name))
+        assert (answer.status_code, answer.json()["code"]) == (404, "unknown_job")
+    ours = (await submit(api, "shop", **SHOP)).json()["id"]
+    for name in ("shop", "shop-admin", "reader"):
+        assert (await api.client.get(f"/jobs/{ours}", headers=bearer(name))).status_code == 200
+    retries = {name: await api.client.post(f"/retry/{theirs}", headers=bearer(name)) for name in TOKENS}
+    assert {name: answer.status_code for name, answer in retries.items()} == {
+        **dict.fromkeys(("submitter", "reader", "worker", "shop"), 403),
+        "admin": 409,
+        "shop-admin": 404,
+        "nothing": 404,
+    }
+    assert (await api.client.post(f"/retry/{ours}", headers=bearer("shop-admin"))).status_code == 409
+
+
+async def test_the_dashboard_shows_what_may_be_seen(api: Served) -> None:
+    for aggr_id in ("other", "shop-1", "shared"):
+        await submit(api, "worker", aggr_id=aggr_id)
+    seen = {}
+    for name in ("reader", "shop", "nothing"):
+        sizes = (await api.client.get("/dashboard/aggregations", headers=bearer(name))).json()
+        seen[name] = {size["name"] for size in sizes}
+    assert seen == {
+        "reader": {"jobs:other", "jobs:shop-1", "jobs:shared"},
+        "shop": {"jobs:shop-1", "jobs:shared"},
+        "nothing": set(),
+    }
+
+
+async def test_files_of_other_aggregations_are_not_there(serving: Serving, tmp_path: Path) -> None:
+    async def files(key: str) -> StoredFile | None:
+        path = tmp_path / key
+        return StoredFile(path=path, size=3) if path.is_file() else None
+
+    api = await serving(settings=settings(), files=files)
+    keys = {}
+    for aggr_id in ("shop-1", "other"):
+        job_id = (await submit(api, "worker", aggr_id=aggr_id, subpath="a")).json()["id"]
+        keys[aggr_id] = f"a/{job_id[:3]}/{job_id}"
+        (tmp_path / keys[aggr_id]).parent.mkdir(parents=True)
+        (tmp_path / keys[aggr_id]).write_bytes(b"abc")
+        await finish(api)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / Path(keys["shop-1"]).name).write_bytes(b"xyz")
+
+    async def status(name: str, key: str) -> int:
+        return (await api.client.get(f"/files/{key}", headers=bearer(name))).status_code
+
+    assert [await status("reader", key) for key in keys.values()] == [200, 200]
+    assert [await status("shop", key) for key in keys.values()] == [200, 404]
+    assert await status("submitter", keys["shop-1"]) == 403
+    assert await status("reader", f"b/{Path(keys['shop-1']).name}") == 200
+    assert await status("shop", f"b/{Path(keys['shop-1']).name}") == 404
+
+
+async def test_idempotency_keys_are_each_token_s_own(api: Served, serving: Serving) -> None:
+    async def post(served: Served, headers: dict[str, str]) -> str:
+        answer = await served.client.post(
+            "/download", json=JOB, headers={"Idempotency-Key": "one", **headers}
+        )
+        assert answer.status_code == 201
+        job_id: str = answer.json()["id"]
+        return job_id
+
+    worker = await post(api, bearer("worker"))
+    assert await post(api, bearer("worker")) == worker
+    admin = await post(api, bearer("admin"))
+    opened = await post(await serving(settings=ApiSettings()), {})
+    assert len({worker, admin, opened}) == 3
+
+
+# -- patterns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patterns", "text", "allowed"),
+    [
+        (["*"], "", True),
+        (["a", "*"], "anything", True),
+        ([], "a", False),
+        ([""], "a", False),
+        (["a"], "a", True),
+        (["a"], "a\n", False),
+        (["a"], "A", False),
+        (["a*"], "a/b\nc", True),
+        (["a", "b"], "b", True),
+        (["a.c"], "abc", False),
+        (["a[bc]?"], "acd", True),
+        (["a[!b]"], "ab", False),
+        (["a|b"], "a", False),
+        (["*" * 50 + "x"], "y" * 100, False),
+    ],
+    ids=str,
+)
+def test_text_globs(patterns: list[str], text: str, allowed: bool) -> None:  # noqa: FBT001  a table's column
+    assert text_globs(patterns)(text) is allowed
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "allowed"),
+    [
+        ("*", "https://anything.example/../x", True),
+        ("https://*", "https://h.example", True),
+        ("https://*", "https://h.example/path", False),
+        ("https://*/*", "https://h.example/path?q#f", True),
+        ("*://h.example/*", "http://h.example/x", True),
+        ("https://h.example/*", "https://h.example", True),
+        ("https://h.example", "https://h.example/", True),
+        ("https://h.example:443/*", "https://h.example/x", True),
+        ("https://h.example:*/*", "https://h.example:8443/x", True),
+        ("http://h.example/*", "http://h.example:443/x", False),
+        ("https://H.Example/A*", "https://h.example/Ab", True),
+        ("https://h.example/a*", "https://h.example/Ab", False),
+        ("https://*.example/*", "https://evil.test/h.example/x", False),
+        ("https://*.example/*", "https://evil.test?h.example/x", False),
+        ("https://*.example/*", "https://evil.test#h.example/x", False),
+        ("https://*.example/*", "https://evil.test\\.example/x", False),
+        ("https://*.example/*", "https://a.example:x@evil.test/x", False),
+        ("https://h.example/a/*", "https://h.example/a/../b", False),
+        ("https://h.example/a/*", "https://h.example/a/%2e%2E/b", False),
+        ("https://h.example/a/*", "https://h.example/a/..%2fb", False),
+        ("https://h.example/a/*", "https://h.example/a/b?c=../d", True),
+        ("https://h?.example/*", "https://h1.example/x", True),
+        ("*h.example*", "https://h.example/x", False),
+        ("*.example/*", "evil.example/x", True),
+        ("topic-*", "topic-1", True),
+        ("a/*", "a/b/c", True),
+        ("a/*", "a/../c", False),
+        ("https://sqs.*.amazonaws.com/1/*", "https://sqs.eu-west-2.amazonaws.com/1/q", True),
+    ],
+)
+def test_destination_globs(pattern: str, text: str, allowed: bool) -> None:  # noqa: FBT001  a table's column
+    assert destination_globs([pattern])(text) is allowed
+    assert destination_globs(["nothing", pattern, "https://nothing.example/"])(text) is allowed

@@ -1,0 +1,129 @@
+"""Real servers in groups: a primary with a replica and a Sentinel, and a Cluster of three."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from servers.valkey import Valkey, server_binary
+
+AGREE_S = 20.0
+"""For servers to find each other; a second or two on a machine that is not busy."""
+
+SLOTS = 16384
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Ask servers that tell of nothing by themselves until something is so."""
+    deadline = time.monotonic() + AGREE_S
+    while True:
+        try:
+            if condition():
+                return
+        except redis.RedisError:
+            pass
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what} did not come about in {AGREE_S} s")
+        time.sleep(0.02)
+
+
+@dataclass
+class Watched:
+    """A primary, a replica, and the Sentinel that watches them."""
+
+    nodes: dict[int, Valkey]
+    sentinel_port: int
+
+    @property
+    def sentinel(self) -> redis.Redis:
+        return redis.Redis(port=self.sentinel_port, decode_responses=True)
+
+    def primary_port(self) -> int:
+        """According to the Sentinel."""
+        with self.sentinel as client:
+            return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
+
+    def is_ready(self) -> bool:
+        """Whether the primary has its replica in step and the Sentinel knows both."""
+        port = self.primary_port()
+        with redis.Redis(port=port, decode_responses=True) as client, self.sentinel as sentinel:
+            role = client.execute_command("ROLE")
+            replicas = sentinel.execute_command("SENTINEL", "REPLICAS", "mymaster")
+            info = client.info("replication")
+            up = info.get("slave0", {}).get("state") == "online"
+            return role[0] in ("master", b"master") and up and len(replicas) == 1
+
+    def fail_over(self) -> None:
+        """Have the Sentinel make the replica the primary, while both live."""
+        before = self.primary_port()
+
+        def asked() -> bool:
+            with self.sentinel as client:
+                client.execute_command("SENTINEL", "FAILOVER", "mymaster")
+            return True
+
+        until(asked, "a failover")
+        until(lambda: self.primary_port() != before, "a new primary")
+
+
+@contextmanager
+def watched_by_sentinel(folder: Path) -> Iterator[Watched]:
+    """Two servers and a Sentinel, in step."""
+    ports = free_port(), free_port()
+    fast = ("--repl-diskless-sync-delay", "0", "--protected-mode", "no")
+    primary = Valkey(*fast, port=ports[0])
+    replica = Valkey(*fast, "--replicaof", "127.0.0.1", str(ports[0]), port=ports[1])
+    config = folder / "sentinel.conf"
+    port = free_port()
+    config.write_text(
+        f"port {port}\nbind 127.0.0.1\ndir {folder}\nprotected-mode no\n"
+        f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
+        "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n"
+    )
+    with primary, replica:
+        with (folder / "sentinel.log").open("ab") as log:
+            sentinel = subprocess.Popen([server_binary(), str(config), "--sentinel"], stdout=log, stderr=log)
+        try:
+            watched = Watched({ports[0]: primary, ports[1]: replica}, port)
+            until(watched.is_ready, "replication under a Sentinel")
+            yield watched
+        finally:
+            sentinel.kill()
+            sentinel.wait()
+
+
+@contextmanager
+def cluster_of_three() -> Iterator[list[int]]:
+    """Three servers that share the slots; yields their ports."""
+    ports = [free_port() for _ in range(3)]
+    buses = [free_port() for _ in range(3)]
+    with ExitStack() as stack:
+        for port, bus in zip(ports, buses, strict=True):
+            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--protected-mode", "no")
+            stack.enter_context(Valkey(*options, port=port))
+        clients = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
+        share = -(-SLOTS // 3)
+        for index, client in enumerate(clients):
+            last = min(SLOTS, (index + 1) * share) - 1
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", index * share, last)
+            client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], buses[0])
+
+        def agreed() -> bool:
+            states = [client.execute_command("CLUSTER", "INFO") for client in clients]
+            return all("cluster_state:ok" in text and "cluster_known_nodes:3" in text for text in states)
+
+        until(agreed, "a cluster")
+        yield ports
