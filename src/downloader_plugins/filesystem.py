@@ -18,7 +18,8 @@ from downloader.storage import Body, Storage, StorageError, StorageRefused, Stor
 from downloader_plugins import _tree
 
 _WRITERS = 1
-"""Batches of small files written at once; more threads take turns at the interpreter lock instead."""
+"""Batches of small files written at once. With one, what arrives meanwhile makes the next batch large:
+measured with 16 puts in flight, 0.19 ms of CPU a file, against 0.23 ms with four."""
 _BATCH_FILES = 32
 """Small files to a batch, each an open descriptor. Measured on ext4 with 64 puts of 10 KiB in flight: 3,000
 files/s at 0.2 ms of CPU each, where one thread hop a file takes 0.5 ms; larger batches gain a tenth."""
@@ -29,9 +30,8 @@ T = TypeVar("T")
 
 
 def _absolute(path: Path) -> Path:
-    return (
-        path.expanduser().absolute()
-    )  # what a relative path means must not change with the working directory
+    # What a relative path means must not change with the working directory.
+    return path.expanduser().absolute()
 
 
 class FilesystemSettings(BaseModel):
@@ -125,11 +125,11 @@ class _Filesystem:
                 while not waiting.taken:
                     await self._write_batch()
         finally:
-            if waiting.taken:
+            if not waiting.taken:
+                self._waiting.remove(waiting)
+            elif not waiting.done.is_set():
                 with trio.CancelScope(shield=True):  # bounded by the disk: a thread is at it
                     await waiting.done.wait()
-            else:
-                self._waiting.remove(waiting)
         if waiting.put.error is not None:
             raise waiting.put.error
 
