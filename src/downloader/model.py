@@ -9,6 +9,7 @@ at a time, and every lease has a new *generation*, so that a late holder changes
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 14
@@ -31,6 +31,8 @@ POISON_CRASHES = 5
 CALLBACK_LOG_LENGTH = 5
 """How many of a callback's last attempts are kept for people to read."""
 
+
+_AUTHORITY_END = re.compile(r"[/?#]")
 
 _RENAMED_PHRASES = {
     413: "Content Too Large",
@@ -268,11 +270,13 @@ def shard_of(job_id: str, shards: int) -> int:
 def callback_group(callback_type: str, destination: str) -> str:
     """The group that bounds callbacks to one destination: for URLs their origin, else the destination.
 
-    So a dead host holds up its own callbacks only, whatever paths they go to.
+    So a dead host holds up its own callbacks only, whatever paths they go to. Never raises.
     """
-    if "://" in destination:
-        parts = urlsplit(destination)
-        destination = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+    scheme, mark, rest = destination.partition("://")
+    if mark:
+        # By hand, as `urlsplit` raises for some that can be called, such as a `[` in the password.
+        authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
+        destination = f"{scheme}://{authority.rpartition('@')[2]}".lower()
     return f"{callback_type} {destination}"[:256]
 
 

@@ -22,7 +22,7 @@ Field = tuple[bytes, bytes]
 READ_BYTES = 16 * 1024
 """Of one read, which the network is to be opened with."""
 _ANSWER_BYTES = 64 * 1024 - READ_BYTES
-"""No read is begun beyond this much of an answer, so that 64 KiB is the most that is taken."""
+"""No read is begun beyond this much of an answer, 1xx included, so that 64 KiB is the most that is taken."""
 _HEAD_BYTES = 32 * 1024
 """A head still incomplete after this many bytes is refused; it is part of the answer."""
 _INFORMATIONAL = 16
@@ -30,7 +30,7 @@ _INFORMATIONAL = 16
 
 
 class BadAnswer(Exception):
-    """The peer does not speak HTTP, or hung up instead of answering."""
+    """The peer does not speak HTTP, or hung up instead of answering; the text quotes nothing of it."""
 
 
 class BadRequest(Exception):
@@ -120,8 +120,6 @@ class _Connection:
                 while self._h11.their_state is h11.SEND_BODY:
                     if isinstance(await self._event(), h11.EndOfMessage):
                         break
-                    if self._received > _ANSWER_BYTES:
-                        return False
         except (httpcore2.NetworkError, BadAnswer):
             return False
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
@@ -152,6 +150,7 @@ class _Connection:
         return b"".join(part for part in parts if part)
 
     async def _event(self) -> h11.Event:
+        ended = False
         while True:
             try:
                 event = self._h11.next_event()
@@ -159,15 +158,19 @@ class _Connection:
                     return event
                 if event is h11.PAUSED:
                     raise BadAnswer("it switches to another protocol")
+                if self._received > _ANSWER_BYTES:
+                    raise BadAnswer("more than 64 KiB of it")
                 data = await self.stream.read(READ_BYTES)
                 if not data and not self._received:
                     if self.kept_at is not None:
                         raise _Stale
                     raise BadAnswer("the connection was closed without an answer")
+                ended = not data
                 self._received += len(data)
                 self._h11.receive_data(data)
             except h11.RemoteProtocolError as exc:
-                raise BadAnswer(str(exc)) from exc
+                # h11's words quote the peer's, which may be our own headers, secrets among them.
+                raise BadAnswer("cut short" if ended else "not HTTP") from exc
 
 
 @dataclass(slots=True)
@@ -211,13 +214,15 @@ class Client:
         try:
             await self._make_room()
             async with peer.slots:
-                try:
-                    return await self._exchange(peer, target, headers, body)
-                except _Stale:
-                    for connection in peer.kept:  # older than the one that failed
+                kept = await self._take(peer)
+                if kept is not None:
+                    with suppress(_Stale):
+                        return await self._exchange(peer, kept, target, headers, body)
+                    older, peer.kept = peer.kept, []
+                    for connection in older:
                         await connection.close()
-                    peer.kept.clear()
-                    return await self._exchange(peer, target, headers, body)
+                fresh = _Connection(await self._connect(target))
+                return await self._exchange(peer, fresh, target, headers, body)
         finally:
             peer.users -= 1
             peer.used_at = trio.current_time()
@@ -227,16 +232,20 @@ class Client:
         while True:
             await trio.sleep(self.limits.idle_s / 2)
             horizon = trio.current_time() - self.limits.idle_s
-            for origin in [o for o, peer in self.peers.items() if not peer.users and peer.used_at < horizon]:
-                await self._drop(origin)
+            for origin in list(self.peers):
+                # Closing is a checkpoint: a later one may have come into use since the list was made.
+                peer = self.peers.get(origin)
+                if peer is not None and not peer.users and peer.used_at < horizon:
+                    await self._drop(origin)
 
     async def close(self) -> None:
         """Close all connections that are not in use; requests under way close theirs themselves."""
         for origin in list(self.peers):
             await self._drop(origin)
 
-    async def _exchange(self, peer: _Peer, target: Target, headers: Sequence[Field], body: bytes) -> Answer:
-        connection = await self._take(peer) or _Connection(await self._connect(target))
+    async def _exchange(
+        self, peer: _Peer, connection: _Connection, target: Target, headers: Sequence[Field], body: bytes
+    ) -> Answer:
         keep = False
         try:
             answer = await connection.post(target, headers, body)

@@ -235,7 +235,7 @@ def _retry_after_s(value: bytes | None) -> float | None:
     else:
         try:
             when = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):  # the latter for a number of many digits
             return None
         if when.tzinfo is None:
             when = when.replace(tzinfo=UTC)

@@ -120,6 +120,7 @@ async def test_bad_bytes_in_location(lab: Lab, origin: Origin) -> None:
         "/x", raw(b"HTTP/1.1 302 X\r\nLocation: /bytes/3?seed=\xe9\r\nContent-Length: 0\r\n\r\n", "keep")
     )
     assert (await lab.fetch(origin.url("/x"))).verdict is Verdict.SUCCEEDED
+    assert origin.asked("/bytes/3")[0].target == "/bytes/3?seed=%E9"
 
 
 # what goes along
@@ -211,6 +212,21 @@ async def test_urls_that_the_api_should_have_refused(lab: Lab, url: str) -> None
     assert outcome.response_code == 0
 
 
-async def test_the_target_is_sent_as_written(lab: Lab, origin: Origin) -> None:
-    await lab.fetch(origin.url("/bytes/1") + "?a=%2f%41&b=c+d&e=ü;f")
-    assert origin.requests[0].target == "/bytes/1?a=%2f%41&b=c+d&e=%C3%BC;f"
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/bytes/1?a=%2f%41&b=c+d&e=ü;f", "/bytes/1?a=%2f%41&b=c+d&e=%C3%BC;f"),
+        ("/a/../b/./c//d?e=../f", None),
+        ("/%7E~%2F+;,!$&'()*:@=[]^|?a=b|c&d=[e]&f={g}`^", None),
+        ("/100%?50%&%zz", None),
+        ("/..", None),
+        ("?a=/b", "/?a=/b"),
+        ("#a", "/"),
+        ('/{a}"<>`?"<>', "/%7Ba%7D%22%3C%3E%60?%22%3C%3E"),
+    ],
+)
+async def test_the_target_is_sent_as_written(
+    lab: Lab, origin: Origin, written: str, sent: str | None
+) -> None:
+    await lab.fetch(origin.url("") + written)
+    assert origin.requests[0].target == (written if sent is None else sent)

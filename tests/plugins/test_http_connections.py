@@ -4,7 +4,9 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+import httpcore2
 import pytest
 import trio
 import trustme
@@ -99,6 +101,60 @@ async def test_a_connection_that_the_peer_gives_up_as_it_is_used_is_replaced(
     for _ in range(3):
         assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
     assert receiver.connections == 3
+
+
+class Holding(httpcore2.AsyncNetworkBackend):
+    """A network on which the second close takes until `go`."""
+
+    def __init__(self, inner: httpcore2.AsyncNetworkBackend) -> None:
+        self.inner = inner
+        self.closed = 0
+        self.closing, self.go = trio.Event(), trio.Event()
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        stream = await self.inner.connect_tcp(*args, **kwargs)
+        close = stream.aclose
+
+        async def slowly() -> None:
+            await close()
+            self.closed += 1
+            if self.closed == 2:
+                self.closing.set()
+                with trio.move_on_after(5):
+                    await self.go.wait()
+
+        stream.aclose = slowly  # type: ignore[method-assign] # to be slow
+        return stream
+
+
+async def test_connections_that_are_being_given_up_are_not_used(
+    receiver: Receiver, notifier: Notifier
+) -> None:
+    client = notifier.client  # type: ignore[attr-defined] # ours
+    network = client.network = Holding(client.network)
+    both = trio.Event()
+
+    async def answer(stream: trio.abc.Stream) -> None:
+        if len(receiver.requests) == 2:
+            both.set()
+        await both.wait()
+        await stream.send_all(OK)
+        await stream.receive_some(65536)  # the next request, which gets no answer
+
+    async def deliver() -> None:
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+    receiver.answer = answer
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deliver)
+            nursery.start_soon(deliver)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(deliver)
+            await network.closing.wait()
+            await deliver()
+            network.go.set()
+    assert receiver.connections == 4
 
 
 async def test_bytes_after_an_answer_are_not_the_next_one(receiver: Receiver, notifier: Notifier) -> None:

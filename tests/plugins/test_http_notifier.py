@@ -6,6 +6,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.metadata import entry_points
@@ -115,6 +116,8 @@ async def test_redirects_are_failures_and_not_followed(
         ("\u00b2", None),
         ("Wed, 21 Oct 2015 07:28:00 GMT", None),
         ("Wed, 21 Oct 2015", None),
+        ("Wed, 1 Oct 2015 07:28:00 +99999999999999999999", None),
+        ("Wed, 99999999999999999999 Oct 2015 07:28:00 GMT", None),
         (format_datetime(datetime.now(UTC) + timedelta(days=30), usegmt=True), 86400.0),
     ],
 )
@@ -209,6 +212,45 @@ async def test_what_is_no_answer_is_retried(receiver: Receiver, notifier: Notifi
     result = await notifier.deliver(receiver.url(), PAYLOAD)
     assert isinstance(result, RetryLater)
     assert result.reason.startswith("bad response: ")
+
+
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX\0: "])
+async def test_a_peer_that_sends_our_request_back_tells_nobody(
+    receiver: Receiver, notifier: Notifier, before: bytes
+) -> None:
+    async def echo(stream: trio.abc.Stream) -> None:
+        line, headers, _ = receiver.requests[-1]
+        await stream.send_all(before + f"{line}; {headers['authorization']}\r\n\r\n".encode())
+
+    receiver.answer = echo
+    url = receiver.url("/hook?token=canary", host="us:canary@127.0.0.1")
+    assert await notifier.deliver(url, PAYLOAD) == RetryLater("bad response: not HTTP")
+
+
+@pytest.mark.parametrize("size", [20, 10_000])
+async def test_a_cut_head_is_retried(receiver: Receiver, notifier: Notifier, size: int) -> None:
+    async def cut(stream: trio.abc.Stream) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nX: y"[:size])
+
+    receiver.answer = cut
+    assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater("bad response: cut short")
+
+
+async def test_large_hints_count_as_part_of_the_answer(receiver: Receiver) -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 30_000 + b"\r\n\r\n"
+
+    async def flood(stream: trio.abc.Stream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(hint * 10 + OK)
+
+    receiver.answer = flood
+    async with opened() as notifier:
+        client = notifier.client  # type: ignore[attr-defined] # ours
+        network = client.network = Counting(client.network)
+        assert await notifier.deliver(receiver.url(), PAYLOAD) == RetryLater(
+            "bad response: more than 64 KiB of it"
+        )
+    assert 0 < sum(network.taken) <= 64 * 1024
 
 
 @pytest.mark.parametrize("chunked", [True, False])

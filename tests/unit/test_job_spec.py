@@ -78,6 +78,10 @@ def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
     [
         ("http", "http://Host:80/a?b", "http http://host:80"),
         ("http", "https://user:secret@host/x", "http https://host"),
+        ("http", "http://[u:p@Host/x", "http http://host"),
+        ("http", "http://u:\u2100@Host?x#y", "http http://host"),
+        ("http", "http://u@[::1]:80", "http http://[::1]:80"),
+        ("storage", "a://[b", "storage a://[b"),
         ("kafka", "topic", "kafka topic"),
         ("sqs", "aws.com/sqs/name", "sqs aws.com/sqs/name"),
     ],

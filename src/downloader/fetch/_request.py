@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import httpx2
 
@@ -18,6 +19,13 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """Statuses that send us elsewhere; all keep the method, as it is GET (RFC 9110, 15.4)."""
 
 _PORTS = {"http": 80, "https": 443}
+
+_RESOURCE = re.compile(r"[^:/?#]+://[^/?#]*([^?#]*)(\?[^#]*)?")
+_KEPT_IN_PATH = "!$%&'()*+,/:;=@[\\]^|"
+_KEPT_IN_QUERY = f"{_KEPT_IN_PATH}?`{{}}"
+"""Characters that are not quoted, besides letters, digits and `-._~`; a lone `%` is among them."""
+
+_NOT_ASCII = re.compile(rb"[\x80-\xff]")
 _PORT_END = 65536
 
 _KEPT_ABROAD = frozenset({b"accept", b"accept-encoding", b"user-agent"})
@@ -63,13 +71,15 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """The resource that an absolute URL names.
+    """The resource that an absolute URL names; its path and query are asked for as they are written.
+
+    Only what cannot stand in a URL is quoted. `..` stays: it may be part of an object's name and signature.
 
     Raises:
         BadResponse: it is no http or https URL; the API refuses such jobs, so this is for later finds.
     """
     try:
-        return _target(httpx2.URL(text))
+        return _target(httpx2.URL(text), written=text)
     except (httpx2.InvalidURL, ValueError) as exc:
         raise BadResponse("not a valid http or https URL") from exc
 
@@ -128,7 +138,7 @@ def basic_auth(userinfo: bytes) -> bytes:
     return b"Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))
 
 
-def _target(url: httpx2.URL) -> Target:
+def _target(url: httpx2.URL, *, written: str = "") -> Target:
     scheme, host = url.scheme, url.raw_host.decode("ascii")
     port = _PORTS.get(scheme, 0) if url.port is None else url.port
     if scheme not in _PORTS or not host or not 0 < port < _PORT_END:
@@ -139,9 +149,18 @@ def _target(url: httpx2.URL) -> Target:
         host=host,
         port=port,
         authority=url.netloc,
-        path=url.raw_path,
+        path=_quoted(written) if written else url.raw_path,
         basic=basic_auth(url.userinfo),
     )
+
+
+def _quoted(url: str) -> bytes:
+    """Path and query of an absolute URL, as httpx2 quotes them, which leads `..` and `.` out of it too."""
+    match = _RESOURCE.match(url)
+    if match is None:
+        raise ValueError("not an absolute URL")
+    path, query = match.groups("")
+    return (quote(path or "/", safe=_KEPT_IN_PATH) + quote(query, safe=_KEPT_IN_QUERY)).encode("ascii")
 
 
 def _merge(headers: HeaderMap, more: Mapping[str, str]) -> None:
@@ -156,4 +175,5 @@ def _decode(location: bytes) -> str:
     try:
         return location.decode()
     except UnicodeDecodeError:
-        return location.decode("latin-1")
+        # In no encoding that we know: the same bytes, quoted.
+        return _NOT_ASCII.sub(lambda byte: b"%%%02X" % byte[0][0], location).decode("ascii")

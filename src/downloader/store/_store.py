@@ -214,9 +214,9 @@ class RedisStore:
         waits: list[float] = []
         for shard in range(self._keys.shards):
             next_due_ms, rows = await self._connection.run("reap", shard, count, _ms(hold_s))
-            for job_id, spec, state in rows:
+            for job_id, spec, may_have_file in rows:
                 parsed = JobSpec.from_json(job_id, spec)
-                jobs.append(Reapable(spec=parsed, has_file=state == State.SUCCEEDED and not parsed.s3_bucket))
+                jobs.append(Reapable(spec=parsed, has_file=may_have_file == 1 and not parsed.s3_bucket))
             if next_due_ms >= 0:
                 waits.append(next_due_ms / 1000)
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))

@@ -4,7 +4,7 @@
 -- ARGV    1 how many at the most, 2 ms for which nobody else is given them
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
--- answer  {ms until the next is due (-1: none), {id, spec, state of the download} per job}
+-- answer  {ms until the next is due (-1: none), {id, spec, 1 if there may be a file} per job}
 -- repeat  gives others; the first are given again after the hold
 
 local out = {}
@@ -16,7 +16,10 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT'
     redis.call('ZREM', key_reap(), id)
     redis.call('ZADD', key_reap(), now + tonumber(ARGV[2]), id)
     redis.call('HSET', key_task('download', id), 'reaping', 1)
-    out[#out + 1] = {id, spec, redis.call('HGET', key_task('download', id), 'state')}
+    local task = redis.call('HMGET', key_task('download', id), 'state', 'deliveries', 'attempts')
+    -- A run whose end we were never told of may have stored the file before it died.
+    local unclear = tonumber(task[2] or '0') > tonumber(task[3] or '0')
+    out[#out + 1] = {id, spec, (task[1] == 'succeeded' or unclear) and 1 or 0}
   else
     redis.call('ZREM', key_reap(), id)
   end

@@ -11,11 +11,13 @@ local kind, owner, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local lost = {}
 for i = 4, #ARGV, 2 do
   local id = ARGV[i]
-  if claim(kind, id, owner, ARGV[i + 1]) == 'held' then
+  local whose = claim(kind, id, owner, ARGV[i + 1])
+  if whose == 'held' then
     -- Removed first, because a script that has written may go on when memory is exhausted.
     redis.call('ZREM', key_leases(kind), id)
     redis.call('ZADD', key_leases(kind), now + lease_ms, id)
-  else
+  elseif whose == 'lost' then
+    -- One that this holder has just settled is not lost: it has yet to hear our answer.
     lost[#lost + 1] = id
   end
 end

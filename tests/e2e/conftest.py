@@ -1,0 +1,5 @@
+"""Fixtures of the tests that run the service as its users do."""
+
+from servers.fleet_fixtures import folder, origin, server, sink
+
+__all__ = ["folder", "origin", "server", "sink"]

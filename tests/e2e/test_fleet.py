@@ -1,0 +1,184 @@
+"""Several real processes on one store: limits, crashes, freezes, stops. Acceptance 6, 7 and 8."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import trio
+
+from servers.fleet import GRACE_S, LEASE_S, SWEEP_S, History, Tables, job_for, open_fleet, say
+from servers.origin import Origin, gate, respond
+from servers.processes import origin_process
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = pytest.mark.slow
+
+RECOVERY_S = LEASE_S + SWEEP_S + 1.0
+"""Lease and sweep, and a second for a machine that is shared."""
+
+IDLE_START_S = 1.0
+"""Far below the 5 s after which an instance looks by itself, and enough for a busy machine."""
+
+
+async def test_the_limits_hold_over_the_fleet_and_nothing_is_left(
+    server: Valkey, folder: Path, sink: Sink
+) -> None:
+    limits = {"/slow/0.1/1001": 1, "/slow/0.1/1002": 3, "/slow/0.2/1003": 6}
+    tables: Tables = {
+        "notifier": {"deletion_interval": 3.0},
+        "processor": {"download_url": "http://files.example/x"},
+    }
+    async with origin_process() as origin, open_fleet(folder, server, tables) as fleet:
+        _, _, _, notifier = await fleet.start_all("api", "processor", "processor", "notifier")
+        paths = [path for path in limits for _ in range(20)]
+        jobs = [
+            job_for(f"{origin}{path}?seed={index}", sink.url(), group=f"<{path}>", limit=limits[path])
+            for index, path in enumerate(paths)
+        ]
+        ids = await fleet.post_all(jobs)
+        payloads = [one.payload for one in await sink.heard_of(*ids)]
+        assert all(payload["success"] for payload in payloads), payloads
+        assert payloads[0]["download_url"] == f"http://files.example/x/{ids[0][:3]}/{ids[0]}"
+        assert (await fleet.client.get(f"/files/{ids[0][:3]}/{ids[0]}")).status_code == 200
+
+        peak = (await fleet.client.get(f"{origin}/_stats")).json()["peak"]
+        assert {path: peak[path] for path in limits} == limits, "neither exceeded nor left unused"
+        processors = (await fleet.client.get("/stats/processor")).json()
+        assert processors["downloads_succeeded"] + processors["in_flight"] <= 60
+
+        # Delivered: the files go after `deletion_interval`, then the records.
+        await notifier.event("file.deleted", count=60)
+        assert (await fleet.client.get(f"/files/{ids[0][:3]}/{ids[0]}")).status_code == 404
+        await notifier.stop()
+        assert (await fleet.client.get(f"/jobs/{ids[0]}")).status_code == 404
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            history.check_forgotten()
+
+
+async def test_a_job_on_an_idle_fleet_waits_for_no_poll(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start_all("api", "processor", "notifier")
+        # Everybody has looked, found nothing and gone to sleep.
+        first = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
+        await sink.heard_of(first)
+        spans = []
+        for _ in range(5):
+            began = time.monotonic()
+            job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
+            [callback] = await sink.heard_of(job_id)
+            spans.append(callback.at - began)
+        say(f"POST to callback on an idle fleet: {', '.join(f'{s * 1000:.0f} ms' for s in spans)}")
+        assert max(spans) < IDLE_START_S
+        assert sorted(spans)[2] < IDLE_START_S / 4
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 6
+
+
+async def test_a_killed_processor_loses_nothing(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hold = trio.Event()
+    origin.on("/held", gate(hold, respond(200, b"held")))
+    async with open_fleet(folder, server) as fleet:
+        victim, _ = await fleet.start_all("processor", "notifier")
+        await fleet.start("api")
+        ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
+        await origin.seen("/held", 2)
+        await fleet.start("processor")
+        killed_at = time.monotonic()
+        await victim.kill()
+        await origin.wait_until(lambda: len(origin.asked("/held")) >= 4, seconds=RECOVERY_S + 5)
+        took = time.monotonic() - killed_at
+        say(f"run again {took:.1f} s after the kill; lease {LEASE_S} s, sweep {SWEEP_S:.1f} s")
+        assert took < RECOVERY_S
+        hold.set()
+        await sink.heard_of(*ids)
+        survivor = fleet.running[-1]
+        await survivor.event("job.succeeded", count=4)
+        await fleet.start("processor")  # sweeps the dead one's spool
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 4
+            # A crash of ours uses up no attempt.
+            assert {history.record(job_id).download["attempts"] for job_id in ids} == {"1"}
+            assert sum(int(history.record(job_id).download.get("crashes", 0)) for job_id in ids) == 2
+
+
+async def test_a_frozen_processor_changes_nothing_when_it_wakes(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hold = trio.Event()
+    bodies = iter([b"late", b"winner"])
+    served = []
+
+    async def handler(exchange: object) -> None:
+        body = next(bodies)
+        served.append(body)
+        if body == b"late":
+            await hold.wait()
+        await respond(200, body)(exchange)  # type: ignore[arg-type]
+
+    origin.on("/once", handler)
+    async with open_fleet(folder, server) as fleet:
+        frozen, _, _ = await fleet.start_all("processor", "notifier", "api")
+        job_id = await fleet.post(**job_for(origin.url("/once"), sink.url()))
+        await origin.seen("/once")
+        frozen.send(signal.SIGSTOP)
+        await fleet.start("processor")
+        [callback] = await sink.heard_of(job_id)
+        assert callback.payload["size"] == len(b"winner")
+        # The late body is there when it wakes up.
+        hold.set()
+        await origin.wait_until(lambda: not origin.current["/once"])
+        frozen.send(signal.SIGCONT)
+        await frozen.event("lease.lost", job_id=job_id)
+        stored = fleet.files / job_id[:3] / job_id
+        assert stored.read_bytes() == b"winner"
+        # It works on as if nothing had happened.
+        await fleet.running[-1].stop()
+        other = await fleet.post(**job_for(origin.url("/bytes/5"), sink.url()))
+        await sink.heard_of(other)
+        await fleet.stop_all()
+        assert stored.read_bytes() == b"winner"
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 2
+        assert len(fleet.all_events("job.succeeded", job_id=job_id)) == 1
+
+
+async def test_a_stop_hands_back_within_grace_and_uses_up_no_attempt(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hold = trio.Event()
+    origin.on("/held", gate(hold, respond(200, b"held")))
+    async with open_fleet(folder, server) as fleet:
+        stopped, _ = await fleet.start_all("processor", "api")
+        ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=3) for _ in range(3)])
+        await origin.seen("/held", 3)
+        took = await stopped.stop(within=GRACE_S + 1)
+        assert took < GRACE_S
+        with History(fleet, sink, url=server.url) as history:
+            assert history.leases() == 0
+            assert history.redis.exists("downloader:1:{0}:instances:processor") == 0
+            for job_id in ids:
+                record = history.record(job_id)
+                assert record.state == "pending"
+                assert (record.download.get("attempts", "0"), record.download.get("crashes")) == ("0", None)
+            hold.set()
+            await fleet.start_all("processor", "notifier")
+            await sink.heard_of(*ids)
+            await fleet.stop_all()
+            assert history.check()["succeeded"] == 3
+            assert {history.record(job_id).download["attempts"] for job_id in ids} == {"1"}
+        assert [line["event"] for line in stopped.log if line["event"].startswith("service.")] == [
+            "service.started",
+            "service.stopping",
+            "service.stopped",
+        ]

@@ -1,0 +1,221 @@
+"""Callbacks to hosts that fail, and notifiers that die. Faults F3, F16, F17, F20 and the way back."""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from servers.fleet import GRACE_S, LEASE_S, SWEEP_S, History, Running, Tables, job_for, open_fleet, say
+from servers.origin import Origin, raw
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+
+RECOVERY_S = LEASE_S + SWEEP_S + 1.0
+
+
+DELIVERIES = {"after-lease": 1, "before-complete": 2, "after-complete": 1}
+"""Of a callback whose notifier dies before the POST; after the 200 and before the ack; after the ack."""
+
+
+@pytest.mark.parametrize("point", DELIVERIES)
+async def test_f3_a_notifier_that_dies_gives_one_id(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, point: str
+) -> None:
+    deliveries = DELIVERIES[point]
+    async with open_fleet(folder, server) as fleet:
+        victim: list[Running] = []
+
+        async def start_victim() -> None:
+            victim.append(await fleet.start("notifier", environ={"DOWNLOADER_FAILPOINT": point}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start_victim)
+            nursery.start_soon(fleet.start, "processor")
+            nursery.start_soon(fleet.start, "api")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
+        assert await victim[0].wait() == -signal.SIGKILL
+        died_at = time.monotonic()
+        again = await fleet.start("notifier")
+        if point != "after-complete":
+            await sink.until(lambda: len(sink.received) == deliveries)
+            assert sink.received[-1].at - died_at < RECOVERY_S + 2
+            await again.event("callback.delivered", job_id=job_id)
+        await fleet.stop_all()
+        assert len(sink.received) == deliveries
+        assert len({one.webhook_id for one in sink.received}) == 1
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 1
+            record = history.record(job_id)
+            assert (record.callback["state"], record.callback["attempts"]) == ("succeeded", "1")
+
+
+async def test_f16_each_answer_has_its_consequence(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    # One host name for each, as destinations are told apart by it.
+    paths = {
+        "500": "/status/500",
+        "410": "/status/410",
+        "302": "/redirect",
+        "flaky": "/flaky/2",
+        "busy": "/busy/2",
+        "hang": "/hang",
+    }
+    brief = {"backends.http": {"timeout": 1.0}}
+    async with open_fleet(folder, server, brief) as fleet:
+        run = await fleet.start("run")
+        ids = {
+            name: await fleet.post(
+                **job_for(origin.url(f"/bytes/{i}"), sink.url(path, host=f"127.0.0.{i + 2}"), group=name)
+            )
+            for i, (name, path) in enumerate(paths.items())
+        }
+        for name in ("500", "410", "302", "hang"):
+            await run.event("callback.failed", job_id=ids[name])
+        for name in ("flaky", "busy"):
+            await run.event("callback.delivered", job_id=ids[name])
+        times = {name: [one.at for one in sink.by_job()[job_id]] for name, job_id in ids.items()}
+        assert {name: len(found) for name, found in times.items()} == {
+            "500": 4,
+            "410": 1,
+            "302": 4,
+            "flaky": 3,
+            "busy": 2,
+            "hang": 4,
+        }
+        assert times["busy"][1] - times["busy"][0] >= 2.0
+        assert not [one for one in sink.received if one.path == "/ok/redirected"]
+        job = await fleet.job(ids["500"])
+        assert (job["state"], job["callback"]["state"]) == ("succeeded", "failed")
+        assert "500" in str(job["callback"]), job
+
+        # The way back: a failed callback is sent again, with the same id; a delivered one is not.
+        assert (await fleet.client.post(f"/retry/{ids['flaky']}")).status_code == 409
+        assert (await fleet.client.post("/retry/AAAAAAAAAAAAAA")).status_code == 404
+        assert (await fleet.client.post(f"/retry/{ids['500']}")).status_code == 201
+        await run.event("callback.failed", job_id=ids["500"], count=2)
+        assert len(sink.by_job()[ids["500"]]) == 8
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == len(paths)
+
+
+async def test_a_failed_callback_is_sent_again(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    soon = {"notifier": {"deletion_interval": 1.0}}
+    async with open_fleet(folder, server, soon) as fleet:
+        run = await fleet.start("run")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/broken")))
+        await run.event("callback.failed", job_id=job_id)
+        sink.repaired = True
+        assert (await fleet.client.get(f"/files/{job_id[:3]}/{job_id}")).status_code == 200
+        answer = await fleet.client.post(f"/retry/{job_id}")
+        assert (answer.status_code, answer.headers["location"]) == (201, f"/jobs/{job_id}")
+        await run.event("callback.delivered", job_id=job_id)
+        deliveries = sink.by_job()[job_id]
+        assert len(deliveries) == 5
+        assert len({(one.webhook_id, one.body) for one in deliveries}) == 1
+        # Delivered at last: file and record go.
+        await run.event("file.deleted", job_id=job_id)
+        assert (await fleet.client.get(f"/files/{job_id[:3]}/{job_id}")).status_code == 404
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            history.check_forgotten()
+
+
+async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
+    async with open_fleet(folder, server, {"backends.http": {"timeout": 30.0}}) as fleet:
+        notifier, _, _ = await fleet.start_all("notifier", "processor", "api")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/hang")))
+        await sink.heard_of(job_id)
+        assert await notifier.stop() < GRACE_S
+        assert notifier.events("callback.released", job_id=job_id)
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.leases() == 0
+            record = history.record(job_id)
+            assert (record.callback["state"], record.callback.get("attempts")) == ("pending", None)
+
+
+async def test_f17_a_dead_host_delays_nobody_else(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    slow: Tables = {
+        "backends.http": {"timeout": 10.0},
+        "notifier": {"concurrency": 24, "retry_schedule": [30.0]},
+    }
+    async with open_fleet(folder, server, slow) as fleet:
+        await fleet.start("run")
+
+        async def spans(count: int) -> list[float]:
+            found = []
+            for _ in range(count):
+                began = time.monotonic()
+                job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
+                [callback] = await sink.heard_of(job_id)
+                found.append(callback.at - began)
+            return found
+
+        before = await spans(15)
+        dead = sink.url("/hang", host="127.0.0.7")
+        await fleet.post_all(
+            [job_for(origin.url("/bytes/2"), dead, group="dead", limit=9) for _ in range(60)]
+        )
+        await sink.until(lambda: len([one for one in sink.received if one.path == "/hang"]) >= 16)
+        after = await spans(15)
+        say(f"median {statistics.median(before):.3f} s, beside a dead host {statistics.median(after):.3f} s")
+        assert statistics.median(after) < 2 * statistics.median(before) + 0.05
+        assert max(after) < max(before) + 1.0
+
+
+async def test_f20_origins_that_fail_are_told_of_and_free_their_slot(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    brief = {"processor": {"first_byte_timeout": 0.5, "max_retries": 1, "retry_backoff": 0.1}}
+    origin.on("/rst", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", then="rst"))
+    expected = {
+        "/status/404": ("http_status", 404, 1),
+        "/status/503": ("http_status", 503, 2),
+        "/hang": ("timeout", 0, 2),
+        "/rst": ("truncated", 200, 2),
+        "/redirect/20": ("redirects", 302, 1),
+    }
+    async with open_fleet(folder, server, brief) as fleet:
+        await fleet.start("run")
+        errors: dict[str, Any] = {"callback_error_type": "http", "callback_error_dst": sink.url("/ok/errors")}
+        # All in one aggregation of one slot: a failure frees it for the next.
+        posts = [job_for(origin.url(path), sink.url(), **errors) for path in expected]
+        posts += [job_for(origin.url("/redirect/3"), sink.url(), **errors)]
+        posts += [job_for("http://127.0.0.1:8099/refused", sink.url(), **errors)]
+        posts += [job_for("http://169.254.169.254/meta", sink.url(), **errors)]
+        posts += [job_for(origin.url("/drip/20/1"), sink.url(), download_timeout=1, **errors)]
+        ids = await fleet.post_all(posts)
+        got = await sink.heard_of(*ids, seconds=30)
+        for (code, status, attempts), one in zip(expected.values(), got, strict=False):
+            payload = one.payload
+            assert one.path == "/ok/errors"
+            assert (payload["error_code"], payload["response_code"], payload["attempts"]) == (
+                code,
+                status,
+                attempts,
+            ), payload
+        redirected, refused, egress, late = got[len(expected) :]
+        assert (redirected.path, redirected.payload["success"]) == ("/ok", True)
+        assert [one.payload["error_code"] for one in (refused, egress, late)] == [
+            "connect",
+            "egress",
+            "timeout",
+        ]
+        assert origin.peak["/status"] == 1
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check() == {"failed": 8, "succeeded": 1}

@@ -1,0 +1,183 @@
+"""Processors that are killed, frozen, poisoned and stopped. Faults F1, F2, F5, F6, F7."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from servers.fleet import GRACE_S, LEASE_S, SWEEP_S, Fleet, History, Running, job_for, open_fleet, say
+from servers.origin import Origin
+from servers.processes import origin_process
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(180)]
+
+KILLING_S = float(os.environ.get("DOWNLOADER_TEST_KILLING_S", "10"))
+"""F1 demands 60; a CI run has to be shorter."""
+
+RECOVERY_S = LEASE_S + SWEEP_S + 1.0
+
+
+async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path, sink: Sink) -> None:
+    limits = {"/slow/0.2/2001": 2, "/slow/0.2/2002": 5}
+    rng = random.Random(1)
+    async with origin_process() as origin, open_fleet(folder, server) as fleet:
+        *victims, _, _ = await fleet.start_all("processor", "processor", "processor", "notifier", "api")
+        # As much as the limits let through while it lasts: 5 a second for each slot.
+        jobs = [
+            job_for(f"{origin}{path}?seed={index}", sink.url(), group=path, limit=limit)
+            for path, limit in limits.items()
+            for index in range(int(5 * limit * KILLING_S))
+        ]
+        ids = await fleet.post_all(jobs)
+        kills = 0
+
+        async def replace() -> None:
+            victims.append(await fleet.start("processor"))
+
+        async with trio.open_nursery() as starting:
+            until = time.monotonic() + KILLING_S
+            while time.monotonic() < until:
+                await trio.sleep(rng.uniform(0.3, 1.0))
+                if victims:
+                    await victims.pop(0).kill()
+                    kills += 1
+                    starting.start_soon(replace)
+        last_kill = time.monotonic()
+        await sink.heard_of(*ids, seconds=60)
+        say(f"{kills} kills; all done {time.monotonic() - last_kill:.1f} s after the last")
+        peak = (await fleet.client.get(f"{origin}/_stats")).json()["peak"]
+        await fleet.start("processor")
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == len(jobs)
+            history.check_origin(peak, limits)
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["after-lease", "first-byte", "before-fsync", "after-rename", "before-complete", "after-complete"],
+)
+async def test_f2_killed_at_a_named_point(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, point: str
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        victim: list[Running] = []
+
+        async def start_victim() -> None:
+            victim.append(await fleet.start("processor", environ={"DOWNLOADER_FAILPOINT": point}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start_victim)
+            nursery.start_soon(fleet.start, "api")
+            nursery.start_soon(fleet.start, "notifier")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/1000"), sink.url()))
+        assert await victim[0].wait() == -signal.SIGKILL
+        died_at = time.monotonic()
+        await fleet.start("processor")
+        [callback] = await sink.heard_of(job_id)
+        if point != "after-complete":
+            assert callback.at - died_at < RECOVERY_S + 2
+        await fleet.stop_all()
+        gets = len(origin.asked("/bytes/1000"))
+        asked_before_death = point != "after-lease"
+        assert gets == {"after-lease": 1, "after-complete": 1}.get(point, 2), asked_before_death
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 1
+            assert history.record(job_id).download["attempts"] == "1"
+
+
+async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Path, sink: Sink) -> None:
+    limits = {"/slow/0.3/3001": 6, "/slow/0.3/3002": 6}
+    async with origin_process() as origin, open_fleet(folder, server) as fleet:
+        first, second, third, _, api = await fleet.start_all(
+            "processor", "processor", "processor", "notifier", "api"
+        )
+        ids = await fleet.post_all(
+            [
+                job_for(f"{origin}{path}?seed={index}", sink.url(), group=path, limit=limit)
+                for index in range(90)
+                for path, limit in limits.items()
+            ]
+        )
+        with History(fleet, sink, url=server.url) as history:
+            for old in (first, second, third):
+                new_started = trio.Event()
+
+                async def start(started: trio.Event = new_started) -> None:
+                    await fleet.start("processor")
+                    started.set()
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(start)
+                    took = await old.stop(within=GRACE_S + 1)
+                    assert took < GRACE_S
+            # An API peer that asks and never reads does not hold its process up.
+            port = api.events("api.listening")[0]["port"]
+            async with await trio.open_tcp_stream("127.0.0.1", port) as silent:
+                await silent.send_all(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+                await silent.send_all(b"POST /download HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+                assert await api.stop(within=GRACE_S + 1) < GRACE_S
+            await sink.heard_of(*ids, seconds=60)
+            await fleet.stop_all()
+            assert history.check()["succeeded"] == len(ids)
+            attempts = {history.record(job_id).download["attempts"] for job_id in ids}
+            crashes = {history.record(job_id).download.get("crashes") for job_id in ids}
+            assert (attempts, crashes) == ({"1"}, {None})
+
+
+async def test_f6_a_job_that_kills_its_worker_is_given_up(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    async with open_fleet(folder, server, {"redis": {"timeout": 0.5}, "processor": {"lease": 1.0}}) as fleet:
+        await fleet.start_all("api", "notifier")
+        errors: dict[str, Any] = {"callback_error_type": "http", "callback_error_dst": sink.url("/ok/err")}
+        deadly = await fleet.post(**job_for(origin.url("/bytes/77"), sink.url("/ok/never"), **errors))
+        await _die_five_times(fleet, {"DOWNLOADER_FAILPOINT": "first-byte"})
+        others = await fleet.post_all(
+            [job_for(origin.url(f"/bytes/{n}"), sink.url(), group="fine") for n in range(3)]
+        )
+        await fleet.start("processor")
+        [callback] = await sink.heard_of(deadly)
+        assert callback.path == "/ok/err"
+        assert callback.payload["success"] is False
+        assert callback.payload["error_code"] == "poison"
+        assert callback.payload["error"] == "its worker died 5 times"
+        assert callback.payload["attempts"] == 0
+        await sink.heard_of(*others)
+        assert len(origin.asked("/bytes/77")) == 5
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check() == {"succeeded": 3, "failed": 1}
+
+
+async def _die_five_times(fleet: Fleet, environ: dict[str, str]) -> None:
+    """Each next one is being started while the one before dies."""
+    for _ in range(5):
+        one = await fleet.start("processor", environ=environ, ready=False)
+        assert await one.wait(40) == -signal.SIGKILL
+
+
+async def test_f7_frozen_over_its_lease_with_many_in_flight(server: Valkey, folder: Path, sink: Sink) -> None:
+    async with origin_process() as origin, open_fleet(folder, server) as fleet:
+        frozen, other, _, _ = await fleet.start_all("processor", "processor", "notifier", "api")
+        ids = await fleet.post_all(
+            [job_for(f"{origin}/slow/0.5/4001?seed={n}", sink.url(), limit=8) for n in range(40)]
+        )
+        await other.event("job.succeeded")
+        frozen.send(signal.SIGSTOP)
+        await other.event("sweep.recovered")
+        frozen.send(signal.SIGCONT)
+        await frozen.event("lease.lost")
+        await sink.heard_of(*ids, seconds=60)
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 40

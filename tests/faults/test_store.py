@@ -1,0 +1,381 @@
+"""A store that is lost, frozen, emptied, full or far away. Faults F4, F8, F9, F10, F12."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio_asyncio
+
+from downloader.config import RedisSettings
+from downloader.model import ErrorCode, Kind, Outcome, Verdict
+from downloader.store import Submission
+from downloader.store._scripts import load_scripts
+from downloader.store._store import open_store
+from servers.fault_proxy import FaultProxy, open_fault_proxy
+from servers.fleet import GRACE_S, LEASE_S, SWEEP_S, History, Running, job_for, open_fleet
+from servers.jobs import spec_for
+from servers.origin import Origin, gate, respond
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+
+RESUME_S = 5.0
+"""What F9 allows."""
+
+
+@pytest.fixture
+async def proxy(server: Valkey) -> AsyncIterator[FaultProxy]:
+    """The network between one process and the server."""
+    async with open_fault_proxy(partial(trio.open_unix_socket, str(server.socket))) as opened:
+        yield opened
+
+
+def first_call(*scripts: str) -> Callable[[bytes], bool]:
+    """Requests that run one of these scripts, the first time that each is asked for."""
+    shas = {load_scripts()[name].sha.encode() for name in scripts}
+
+    def lose(request: bytes) -> bool:
+        found = {sha for sha in shas if sha in request}
+        shas.difference_update(found)
+        return bool(found)
+
+    return lose
+
+
+async def test_f4_lost_replies_lease_and_finish_nothing_twice(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        far = {"redis": {"url": proxy.url}}
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(fleet.start, "processor", tables=far))
+            nursery.start_soon(fleet.start, "api")
+            nursery.start_soon(partial(fleet.start, "notifier", tables=far))
+        # Scripts must be known to the server, or the first call of each is answered NOSCRIPT.
+        await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
+        proxy.lose_reply_to = first_call("lease", "finish", "close_callback")
+        ids = await fleet.post_all([job_for(origin.url("/bytes/2"), sink.url(), limit=3) for _ in range(6)])
+        await sink.heard_of(*ids)
+        await proxy.lost_replies(3)
+        await fleet.stop_all()
+        assert len(origin.asked("/bytes/2")) == 6
+        assert len(sink.received) == 7
+        assert fleet.all_events("lease.lost") == fleet.all_events("sweep.recovered") == []
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 7
+
+
+async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(server: Valkey) -> None:
+    """The holder counts from its last question; the store must not count from the first."""
+    async with trio_asyncio.open_loop(), open_store(RedisSettings(url=server.url)) as store:
+        spec = spec_for(store)
+        await store.submit([Submission(spec=spec)])
+        ask = ("lease", 0, Kind.DOWNLOAD, "me", "request-1", 1, 60_000)
+        await store._connection.run(*ask)
+        leases = store._keys.key(0, "leases", Kind.DOWNLOAD)
+        await store._connection.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
+        await store._connection.run(*ask)
+        ends_ms = float(await store._connection.command("ZSCORE", leases, spec.id))
+        now_s, _ = await store._connection.command("TIME")
+        assert ends_ms / 1000 - int(now_s) > 55
+
+
+async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(server: Valkey) -> None:
+    """A renewal on its way while a completion is: its holder must hear of success, not of a lost lease."""
+    done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+    async with trio_asyncio.open_loop(), open_store(RedisSettings(url=server.url)) as store:
+        await store.submit([Submission(spec=spec_for(store))])
+        [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+        await store.finish("me", [(lease, done, None, 60.0)])
+        assert await store.renew(Kind.DOWNLOAD, "me", [lease], 10) == []
+        assert await store.renew(Kind.DOWNLOAD, "other", [replace(lease, generation=9)], 10) != []
+
+
+async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(server: Valkey) -> None:
+    """Killed between storing and completing, and failed in the end: nobody else would delete the file."""
+    failed = Outcome(verdict=Verdict.FAILED, error="x", error_code=ErrorCode.HTTP_STATUS)
+    async with trio_asyncio.open_loop(), open_store(RedisSettings(url=server.url)) as store:
+        died, plain = (spec_for(store, name) for name in "ab")
+        await store.submit([Submission(spec=died)])
+        await store.lease(Kind.DOWNLOAD, "dead", 1, 0.001)
+        await trio.sleep(0.01)
+        assert await store.sweep(Kind.DOWNLOAD) == [died.id]
+        await store.submit([Submission(spec=plain)])
+        leases = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
+        await store.finish("me", [(lease, failed, None, 0.0) for lease in leases])
+        batch = await store.reap(9, 60)
+        assert {job.spec.id: job.has_file for job in batch.jobs} == {died.id: True, plain.id: False}
+
+
+async def test_f8_a_black_hole_ends_work_before_its_lease(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
+) -> None:
+    dropped = trio.Event()
+
+    async def handler(exchange: object) -> None:
+        """The first one is never answered; tells when it is given up."""
+        if len(origin.asked("/long")) > 1:
+            await respond(200, b"second")(exchange)  # type: ignore[arg-type]
+            return
+        await exchange._raw.receive_some(1)  # type: ignore[attr-defined]
+        dropped.set()
+
+    origin.on("/long", handler)
+    async with open_fleet(folder, server) as fleet:
+        cut: list[Running] = []
+
+        async def start_cut() -> None:
+            cut.append(await fleet.start("processor", tables={"redis": {"url": proxy.url}}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start_cut)
+            nursery.start_soon(fleet.start, "api")
+            nursery.start_soon(fleet.start, "notifier")
+        job_id = await fleet.post(**job_for(origin.url("/long"), sink.url()))
+        await origin.seen("/long")
+        proxy.black_hole = True
+        cut_at = time.monotonic()
+        await fleet.start("processor")
+        with trio.fail_after(LEASE_S + 2):
+            await dropped.wait()
+        await sink.heard_of(job_id)
+        # One slot, and never two at it: the first had gone when the second came.
+        assert origin.peak["/long"] == 1
+        await cut[0].event("lease.not_renewed")
+        await cut[0].event("lease.lost", job_id=job_id)
+        await trio.sleep(max(0.0, 2 * LEASE_S - (time.monotonic() - cut_at)))  # two leases, says F8
+        proxy.heal()
+        await fleet.running[-1].stop()
+        # It works on, and is told of jobs, not only by looking.
+        other = await fleet.post(**job_for(origin.url("/bytes/5"), sink.url()))
+        await sink.heard_of(other)
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 2
+
+
+async def test_f8_latency_and_resets_lose_nothing(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        far = {"redis": {"url": proxy.url}}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(fleet.start, "processor", tables=far))
+            nursery.start_soon(fleet.start, "api")
+            nursery.start_soon(partial(fleet.start, "notifier", tables=far))
+        proxy.delay_s = 0.05
+        calls = iter(range(1, 10**9))
+        proxy.lose_reply_to = lambda _: next(calls) % 50 == 0
+        ids = await fleet.post_all(
+            [
+                job_for(origin.url(f"/slow/0.05/{n}"), sink.url(), group=f"g{n % 3}", limit=4)
+                for n in range(90)
+            ]
+        )
+        await sink.heard_of(*ids, seconds=60)
+        assert proxy.lost > 0
+        proxy.delay_s = 0
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["succeeded"] == 90
+
+
+async def test_f8_a_stop_without_the_store_ends_within_grace(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
+) -> None:
+    origin.on("/held", gate(trio.Event(), respond(200)))
+    async with open_fleet(folder, server) as fleet:
+        cut = await fleet.start("run", tables={"redis": {"url": proxy.url}})
+        job_id = await fleet.post(**job_for(origin.url("/held"), sink.url()))
+        await origin.seen("/held")
+        proxy.black_hole = True
+        began = time.monotonic()
+        cut.send(signal.SIGTERM)
+        assert await cut.wait(GRACE_S + 1) == 1
+        assert time.monotonic() - began < GRACE_S
+        assert "still hangs" in cut.events("service.stopped")[0]["reason"]
+        assert cut.noise == []
+        # What it could not hand back, others take when the lease has ended.
+        await fleet.start("run")
+        await origin.seen("/held", 2)
+        assert (await fleet.job(job_id))["state"] == "running"
+
+
+async def test_f9_killed_and_restarted_with_its_append_only_file(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    durable = {"redis": {"durability": "aof"}}
+    async with open_fleet(folder, server, durable) as fleet:
+        processor, notifier, api = await fleet.start_all("processor", "notifier", "api")
+        ids: list[str] = []
+        refused: list[int] = []
+        stop = trio.Event()
+
+        async def client(number: int) -> None:
+            while not stop.is_set():
+                job = job_for(origin.url(f"/slow/0.05/{number}"), sink.url(), group=f"g{number}", limit=2)
+                answer = await fleet.client.post("/download", json=job)
+                if answer.status_code == 201:
+                    fleet.accepted.append(answer.json()["id"])
+                    ids.append(answer.json()["id"])
+                else:
+                    assert answer.status_code == 503
+                    assert answer.headers["retry-after"]
+                    refused.append(answer.status_code)
+
+        async def more(count: int) -> None:
+            wanted = len(sink.received) + count
+            await sink.until(lambda: len(sink.received) >= wanted)
+
+        async with trio.open_nursery() as clients:
+            for number in range(4):
+                clients.start_soon(client, number)
+            for _ in range(3):
+                await more(10)
+                server.kill()
+                await trio.to_thread.run_sync(server.start)
+                back_at = time.monotonic()
+                await more(2)
+                assert time.monotonic() - back_at < RESUME_S
+            stop.set()
+        await sink.heard_of(*ids, seconds=30)
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            # Jobs whose answer was lost may be in the store too: at least those that were accepted are.
+            states = [history.record(job_id).state for job_id in ids]
+            assert set(states) == {"succeeded"}
+            assert history.leases() == 0
+        for one in (processor, notifier, api):
+            assert one.noise == []
+
+
+async def test_f10_a_store_that_comes_back_empty(folder: Path, sink: Sink, origin: Origin) -> None:
+    hold = trio.Event()
+    origin.on("/held", gate(hold, respond(200, b"held")))
+    with Valkey() as server:
+        async with open_fleet(folder, server) as fleet:
+            processor, _, _ = await fleet.start_all("processor", "notifier", "api")
+            await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
+            await origin.seen("/held", 2)
+            server.kill()
+            await trio.to_thread.run_sync(server.start)
+            # Nobody works on what nobody knows of.
+            await processor.event("lease.lost", count=2)
+            hold.set()
+            fleet.accepted.clear()
+            job_id = await fleet.post(**job_for(origin.url("/bytes/3"), sink.url()))
+            await sink.heard_of(job_id)
+            await fleet.stop_all()
+            with History(fleet, sink, url=server.url) as history:
+                assert history.check()["succeeded"] == 1
+                assert history.redis.exists(f"{history.prefix}layout")
+            assert len(fleet.all_events("store.empty")) == 1, "one alarm, by whoever saw it first"
+
+
+async def test_f12_a_full_store_refuses_jobs_and_ends_those_it_has(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hold = trio.Event()
+    origin.on("/held", gate(hold, respond(200, b"held")))
+    brief = {"notifier": {"deletion_interval": 0.5}}
+    async with open_fleet(folder, server, brief) as fleet:
+        _, notifier, _ = await fleet.start_all("processor", "notifier", "api")
+        ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
+        await origin.seen("/held", 2)
+        server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        answer = await fleet.client.post("/download", json=job_for(origin.url("/bytes/1"), sink.url()))
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        assert int(answer.headers["retry-after"]) > 0
+        # Longer than a lease: renewals go on.
+        await trio.sleep(LEASE_S + 2 * SWEEP_S)
+        assert fleet.all_events("lease.lost") == fleet.all_events("lease.not_renewed") == []
+        hold.set()
+        # Finishing, leasing the others, callbacks and deletion all go on: they are what frees memory.
+        await sink.heard_of(*ids)
+        await notifier.event("file.deleted", count=4)
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            history.check_forgotten()
+
+
+async def test_f12_scripts_are_forgotten_by_the_server(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start("run")
+        for _ in range(3):
+            await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
+            server.command("SCRIPT", "FLUSH")
+        await fleet.stop_all()
+        assert fleet.all_events("store.unavailable") == []
+
+
+async def test_a_lost_subscription_is_made_again(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start("run")
+        await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
+        for _ in range(3):
+            server.command("CLIENT", "KILL", "TYPE", "pubsub")
+            # Whether it comes before or after the new subscription, it is not left for the next look.
+            began = time.monotonic()
+            job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
+            [callback] = await sink.heard_of(job_id)
+            assert callback.at - began < 2.0
+        await fleet.stop_all()
+
+
+async def test_a_subscription_with_nothing_to_say_is_left_alone(server: Valkey) -> None:
+    settings = RedisSettings(url=server.url, timeout=0.1)
+    wakes: list[float] = []
+    async with trio_asyncio.open_loop(), open_store(settings) as store, trio.open_nursery() as nursery:
+        await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: wakes.append(trio.current_time())})
+        await trio.sleep(10 * settings.timeout)  # several times as long as it takes to be asked
+        nursery.cancel_scope.cancel()
+    assert len(wakes) == 1
+
+
+async def test_a_silent_subscription_is_made_again(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
+) -> None:
+    """A firewall has forgotten the connection: nothing closes it, and nothing comes any more."""
+    async with open_fleet(folder, server) as fleet:
+        run = await fleet.start("run", tables={"redis": {"url": proxy.url}})
+        await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
+        assert proxy.forget(b"SUBSCRIBE") == 1
+        await proxy.forwarded(b"SUBSCRIBE")
+        spans = []
+        for _ in range(3):
+            began = time.monotonic()
+            [callback] = await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
+            spans.append(callback.at - began)
+        assert max(spans) < 1.5, spans
+        assert run.noise == []
+        await fleet.stop_all()
+
+
+async def test_many_readers_at_once_are_all_answered(server: Valkey, folder: Path, sink: Sink) -> None:
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start("api")
+        job_id = await fleet.post(**job_for("http://127.0.0.1:8099/x", sink.url()))
+        statuses: list[int] = []
+
+        async def look() -> None:
+            statuses.append((await fleet.client.get(f"/jobs/{job_id}")).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(look)
+        assert set(statuses) == {200}
+        await fleet.stop_all()

@@ -1,0 +1,450 @@
+"""The real service as processes of its own: `python -m downloader ROLE -c FILE`, its logs, its end.
+
+A test tells a fleet what to start, waits for log lines (never for time), sends signals, posts jobs through
+the real API, and lets `History` judge what is left when all have stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import httpx2
+import redis
+import trio
+
+from servers.cli import environment
+from servers.origin import Origin
+from servers.sink import Sink
+from servers.valkey import Valkey, command
+
+Tables = Mapping[str, Mapping[str, Any]]
+"""A configuration: tables by their dotted name, `""` for the top level."""
+
+START_S = 30.0
+"""Imports alone cost a second of CPU, and the machine is shared."""
+
+STOP_S = 20.0
+
+LEASE_S = 3.0
+SWEEP_S = LEASE_S / 10
+GRACE_S = 4.0
+
+DEFAULTS: Tables = {
+    "redis": {"timeout": 1.0},
+    "api": {"port": 0},
+    "processor": {
+        "lease": LEASE_S,
+        "grace": GRACE_S,
+        "stats_interval": 1.0,
+        "concurrency": 16,
+        "retry_backoff": 0.2,
+        "first_byte_timeout": 5.0,
+    },
+    "notifier": {
+        "lease": LEASE_S,
+        "grace": GRACE_S,
+        "stats_interval": 1.0,
+        "retry_schedule": [0.2, 0.3, 0.4],
+    },
+    "egress.downloads": {"allow": ["127.0.0.0/8"]},
+    "egress.callbacks": {"allow": ["127.0.0.0/8"]},
+    "log": {"format": "json", "level": "debug"},
+    "backends.http": {"timeout": 5.0},
+}
+"""Short leases, so that recovery is quick, and all that is logged."""
+
+
+def say(text: str) -> None:
+    """A measurement, for whoever runs the tests with `-rP`."""
+    sys.stdout.write(f"{text}\n")
+
+
+def to_toml(tables: Tables) -> str:
+    """A configuration file; keys of `tables` are dotted table names. JSON's values are TOML's."""
+    lines = []
+    for table in sorted(tables):
+        if table:
+            lines.append(f"[{table}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in tables[table].items()]
+    return "\n".join(lines) + "\n"
+
+
+def job_for(url: str, callback: str, *, group: str = "a", limit: int = 1, **more: Any) -> dict[str, Any]:
+    """A body for `POST /download`."""
+    return {
+        "aggr_id": group,
+        "aggr_limit": limit,
+        "url": url,
+        "callback_type": "http",
+        "callback_dst": callback,
+        **more,
+    }
+
+
+@dataclass
+class Running:
+    """One process of the service."""
+
+    name: str
+    process: trio.Process
+    log: list[dict[str, Any]] = field(default_factory=list)
+    noise: list[str] = field(default_factory=list)
+    """Lines on standard error that are no JSON: complaints and tracebacks."""
+    ended: trio.Event = field(default_factory=trio.Event)
+    """Standard error is at its end."""
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
+        """Log lines of this event with these fields, so far."""
+        wanted = {"event": name, **fields}
+        return [line for line in self.log if wanted.items() <= line.items()]
+
+    async def event(
+        self, name: str, *, count: int = 1, seconds: float = START_S, **fields: Any
+    ) -> dict[str, Any]:
+        """Wait for the `count`-th such line."""
+        with trio.move_on_after(seconds):
+            while len(found := self.events(name, **fields)) < count:
+                assert not self.ended.is_set(), f"{self.name} ended without {name}: {self.tail()}"
+                await self._changed.wait()
+            return found[count - 1]
+        raise AssertionError(f"{self.name} did not log {name} {fields} in {seconds} s: {self.tail()}")
+
+    def tail(self) -> str:
+        """What it said last."""
+        return "\n".join([*self.noise[-20:], *(json.dumps(line) for line in self.log[-20:])])
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def send_group(self, number: signal.Signals) -> None:
+        """To the process group, as a terminal does with Ctrl-C."""
+        os.killpg(self.pid, number)
+
+    async def wait(self, seconds: float = STOP_S) -> int:
+        """Its exit status, and its whole log."""
+        try:
+            with trio.fail_after(seconds):
+                status = await self.process.wait()
+                await self.ended.wait()
+        except trio.TooSlowError:
+            raise AssertionError(f"{self.name} still runs after {seconds} s: {self.tail()}") from None
+        return status
+
+    async def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        await self.wait()
+
+    async def stop(self, *, within: float = STOP_S, status: int = 0) -> float:
+        """SIGTERM, and its end; answers how many seconds it took."""
+        began = time.monotonic()
+        self.send(signal.SIGTERM)
+        assert await self.wait(within) == status, self.tail()
+        assert self.noise == [], self.noise
+        return time.monotonic() - began
+
+    async def read(self) -> None:
+        stderr = self.process.stderr
+        assert stderr is not None
+        rest = b""
+        async for chunk in stderr:
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                try:
+                    self.log.append(json.loads(line))
+                except ValueError:
+                    self.noise.append(line.decode(errors="replace"))
+            self._notify()
+        if rest:
+            self.noise.append(rest.decode(errors="replace"))
+        self.ended.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+@dataclass
+class Fleet:
+    """Processes on one store, and the client of their API."""
+
+    folder: Path
+    tables: dict[str, dict[str, Any]]
+    nursery: trio.Nursery
+    running: list[Running] = field(default_factory=list)
+    accepted: list[str] = field(default_factory=list)
+    client: httpx2.AsyncClient = field(
+        default_factory=lambda: httpx2.AsyncClient(
+            timeout=20, trust_env=False, limits=httpx2.Limits(max_connections=None)
+        )
+    )
+
+    @staticmethod
+    def program() -> list[str]:
+        return [sys.executable, "-m", "downloader"]
+
+    @property
+    def files(self) -> Path:
+        return self.folder / "data" / "files"
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "data" / "spool"
+
+    async def start(
+        self,
+        role: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        tables: Tables | None = None,
+        ready: bool = True,
+    ) -> Running:
+        """Start a process; waits until it says `service.started`, unless told otherwise."""
+        config = self.folder / f"{role}-{len(self.running)}.toml"
+        config.write_text(to_toml(merged(self.tables, tables or {})))
+        process = await trio.lowlevel.open_process(
+            [*self.program(), role, "-c", str(config), *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment(environ),
+            start_new_session=True,
+        )
+        one = Running(f"{role}-{len(self.running)}", process)
+        self.running.append(one)
+        self.nursery.start_soon(one.read)
+        if ready:
+            await one.event("service.started")
+        if ready and role in ("api", "run"):
+            port = (await one.event("api.listening"))["port"]
+            self.client.base_url = httpx2.URL(f"http://127.0.0.1:{port}")
+        return one
+
+    async def start_all(self, *roles: str) -> list[Running]:
+        """Start several at once, in order of the answer."""
+        found: dict[int, Running] = {}
+
+        async def one(index: int, role: str) -> None:
+            found[index] = await self.start(role)
+
+        async with trio.open_nursery() as nursery:
+            for index, role in enumerate(roles):
+                nursery.start_soon(one, index, role)
+        return [found[index] for index in range(len(roles))]
+
+    async def post(self, **job: Any) -> str:
+        """Have a job accepted; its id."""
+        answer = await self.client.post("/download", json=job)
+        assert answer.status_code == 201, (answer.status_code, answer.text)
+        job_id: str = answer.json()["id"]
+        self.accepted.append(job_id)
+        return job_id
+
+    async def post_all(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Have jobs accepted, several at a time; their ids in order."""
+        ids = [""] * len(jobs)
+        limiter = trio.CapacityLimiter(8)
+
+        async def one(index: int) -> None:
+            async with limiter:
+                ids[index] = await self.post(**jobs[index])
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(jobs)):
+                nursery.start_soon(one, index)
+        return ids
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """`GET /jobs/<id>`."""
+        answer = await self.client.get(f"/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    async def stop_all(self, *, within: float = STOP_S) -> None:
+        """SIGTERM to those still running; the callbacks of all that has ended are delivered first."""
+        async with trio.open_nursery() as nursery:
+            for one in self.running:
+                if one.process.returncode is None:
+                    nursery.start_soon(partial(one.stop, within=within))
+
+    def all_events(self, name: str, **fields: Any) -> list[dict[str, Any]]:
+        """Log lines of the whole fleet."""
+        return [line for one in self.running for line in one.events(name, **fields)]
+
+
+def merged(tables: Tables, more: Tables) -> dict[str, dict[str, Any]]:
+    """Tables with those of `more` laid over them, key by key; an empty one takes a table away."""
+    return {
+        name: {**tables.get(name, {}), **more.get(name, {})}
+        for name in [*tables, *(name for name in more if name not in tables)]
+        if name not in more or more[name]
+    }
+
+
+@asynccontextmanager
+async def open_fleet(
+    folder: Path, server: Valkey | None, tables: Tables | None = None
+) -> AsyncIterator[Fleet]:
+    """A fleet on this server, or (`None`) on the embedded one; at its end nothing of it runs."""
+    own = {
+        "": {"data_dir": str(folder / "data")},
+        "redis": {"url": server.url if server is not None else "embedded"},
+    }
+    async with trio.open_nursery() as nursery:
+        fleet = Fleet(folder, merged(merged(DEFAULTS, own), tables or {}), nursery)
+        try:
+            yield fleet
+        finally:
+            await _end(fleet)
+            nursery.cancel_scope.cancel()
+
+
+async def _end(fleet: Fleet) -> None:
+    for one in fleet.running:
+        with suppress(ProcessLookupError):
+            os.killpg(one.pid, signal.SIGKILL)
+    with trio.CancelScope(shield=True):
+        for one in fleet.running:
+            await one.process.wait()
+        await fleet.client.aclose()
+    # What a killed `run` has left behind.
+    orphan = fleet.folder / "data" / "valkey" / "valkey.sock"
+    with suppress(OSError):
+        command(str(orphan), "SHUTDOWN", "NOSAVE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the store says of a job's two tasks."""
+
+    download: dict[str, str]
+    callback: dict[str, str]
+
+    @property
+    def state(self) -> str:
+        return self.download.get("state", "pending")
+
+
+class History:
+    """What must hold when all is over, whatever has happened on the way (`RELIABILITY`, "Always")."""
+
+    def __init__(self, fleet: Fleet, sink: Sink, *, url: str, prefix: str = "downloader:1:{0}:") -> None:
+        self.fleet = fleet
+        self.sink = sink
+        self.prefix = prefix
+        self.redis: redis.Redis = redis.Redis.from_url(url, decode_responses=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.redis.close()
+
+    def record(self, job_id: str) -> Record:
+        return Record(download=self._hash("download", job_id), callback=self._hash("callback", job_id))
+
+    def _hash(self, kind: str, job_id: str) -> dict[str, str]:
+        fields = self.redis.hgetall(f"{self.prefix}{kind}:task:{job_id}")
+        return {str(name): str(value) for name, value in fields.items()}
+
+    def leases(self) -> int:
+        """Live leases, of either kind."""
+        kinds = ("download", "callback")
+        return sum(int(self.redis.zcard(f"{self.prefix}{kind}:leases")) for kind in kinds)
+
+    def check(self, *, accepted: Sequence[str] | None = None, queued: int = 0) -> Counter[str]:
+        """Judge a store at rest with `queued` jobs still waiting; answers how many ended in which state."""
+        ids = list(self.fleet.accepted if accepted is None else accepted)
+        records = {job_id: self.record(job_id) for job_id in ids}
+        states = Counter(record.state for record in records.values())
+        self._check_commands()
+        assert self.leases() == 0
+        assert states["pending"] == queued, states
+        assert states["running"] == 0, states
+        assert states.total() == len(set(ids))
+        if not queued:
+            self._check_structures()
+        self._check_notified(records)
+        self._check_files(records)
+        self._check_logs()
+        return states
+
+    def check_forgotten(self) -> None:
+        """Every job has been deleted: what is left has a time to live, or is the layout."""
+        self._check_commands()
+        left = [key for key in self.redis.keys("*") if self.redis.ttl(key) < 0]
+        assert left == [f"{self.prefix}layout"]
+        assert self._stored() == {}
+
+    def check_origin(self, origin: Origin | Mapping[str, int], limits: Mapping[str, int]) -> None:
+        """No path was ever asked for by more at once than its aggregation allows."""
+        peak = origin.peak if isinstance(origin, Origin) else origin
+        for path, limit in limits.items():
+            assert peak[path] <= limit, (path, peak)
+
+    def _check_commands(self) -> None:
+        used = self.redis.info("commandstats")
+        assert not {"cmdstat_keys", "cmdstat_scan", "cmdstat_smembers", "cmdstat_flushall"} & used.keys()
+
+    def _check_structures(self) -> None:
+        for kind in ("download", "callback"):
+            for name in ("groups", "ready", "timers"):
+                assert self.redis.zcard(f"{self.prefix}{kind}:{name}") == 0, (kind, name)
+
+    def _check_notified(self, records: Mapping[str, Record]) -> None:
+        deliveries = self.sink.by_job()
+        for job_id, record in records.items():
+            received = deliveries.get(job_id, [])
+            assert {one.webhook_id for one in received} <= {received[0].webhook_id if received else ""}
+            assert len({one.body for one in received}) <= 1, received
+            if record.callback.get("state") == "succeeded":
+                assert received, job_id
+                assert received[-1].payload["success"] == (record.state == "succeeded")
+                assert received[-1].payload["attempts"] == int(record.download["attempts"])
+            else:
+                assert record.callback.get("state") in (None, "failed"), record
+
+    def _check_files(self, records: Mapping[str, Record]) -> None:
+        expected = {
+            job_id: record.download["sha256"]
+            for job_id, record in records.items()
+            if record.state == "succeeded"
+        }
+        assert self._stored() == expected
+        left = [path for path in self.fleet.spool.rglob("*") if path.is_file()]
+        assert left == []
+
+    def _stored(self) -> dict[str, str]:
+        # What a killed process was writing lies in `.tmp`, under no name of a job, until its time is up.
+        files = [path for path in self.fleet.files.rglob("*") if path.is_file() and ".tmp" not in path.parts]
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    def _check_logs(self) -> None:
+        ends = [
+            line["job_id"]
+            for name in ("job.succeeded", "job.failed", "job.poison", "job.cancelled")
+            for line in self.fleet.all_events(name)
+        ]
+        twice = [job_id for job_id, count in Counter(ends).items() if count > 1]
+        assert twice == []
+        for one in self.fleet.running:
+            assert not [line for line in one.noise if "Traceback" in line], one.noise
+            assert not [line for line in one.log if line.get("exception")], one.tail()
