@@ -10,8 +10,12 @@ import trio
 
 from downloader.config import ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError
+from downloader.observe.events import Event
+from downloader.observe.logging import get_logger
 from downloader.service._instance import run_instance
 from downloader.service._processes import run_processes
+
+log = get_logger()
 
 BACKLOG = 1024
 
@@ -78,7 +82,10 @@ def _run(main: Callable[[], Awaitable[None]]) -> None:
         ours = group.subgroup(DownloaderError)
         others = group.subgroup(lambda error: not isinstance(error, DownloaderError | BaseExceptionGroup))
         if ours is None or others is not None:
-            raise
+            log.exception(Event.SERVICE_FAILED)
+            raise DownloaderError(
+                "ended by an error that nobody expected; the log has its traceback"
+            ) from group
         error: BaseException = ours
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
