@@ -45,9 +45,12 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Every test, on the embedded Valkey or on the server that DOWNLOADER_TEST_SERVER names."""
+    """Every test, on the embedded Valkey or on the server that DOWNLOADER_TEST_SERVER names.
+
+    The faults take minutes, and what they break is the same on every Python: one of them is enough.
+    """
     install(session, "test")
-    pytest(session)
+    pytest(session, *(() if session.python == PYTHONS[0] else ("-m", "not fault")))
 
 
 @nox.session

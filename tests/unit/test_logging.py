@@ -97,7 +97,7 @@ def test_auto_is_console_on_a_terminal_and_json_elsewhere(configured: Configure)
 def test_level_applies_to_loggers_made_before(configured: Configure) -> None:
     log = get_logger()
     lines = configured("json", level="warning")
-    log.info(Event.JOB_STARTED)
+    log.info(Event.JOB_ACCEPTED)
     log.warning(Event.JOB_RETRY)
     assert [json.loads(line)["event"] for line in lines()] == ["job.retry"]
 
@@ -144,14 +144,14 @@ def test_a_stream_that_is_gone_costs_lines_only(configured: Configure) -> None:
     stream = io.StringIO()
     configured("json", stream)
     stream.close()
-    get_logger().info(Event.JOB_STARTED)
+    get_logger().info(Event.JOB_ACCEPTED)
 
 
 def test_default_stream_is_standard_error(configured: Configure, capsys: pytest.CaptureFixture[str]) -> None:
     configure(form="json", stream=sys.stderr)
-    get_logger().info(Event.JOB_STARTED)
+    get_logger().info(Event.JOB_ACCEPTED)
     captured = capsys.readouterr()
-    assert (captured.out, json.loads(captured.err)["event"]) == ("", "job.started")
+    assert (captured.out, json.loads(captured.err)["event"]) == ("", "job.accepted")
 
 
 def test_events_are_named_alike() -> None:
