@@ -6,9 +6,9 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-import trio_asyncio
 
 from downloader.config import RedisSettings
+from downloader.store._loop import asyncio_loop
 from downloader.store._store import RedisStore, open_store
 from servers.valkey import Valkey
 
@@ -31,5 +31,5 @@ def redis_settings(valkey: Valkey) -> RedisSettings:
 @pytest.fixture
 async def store(redis_settings: RedisSettings) -> AsyncIterator[RedisStore]:
     """A fresh store."""
-    async with trio_asyncio.open_loop(), open_store(redis_settings) as opened:
+    async with asyncio_loop(), open_store(redis_settings) as opened:
         yield opened

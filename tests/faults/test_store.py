@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio_asyncio
 
 from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Submission
+from downloader.store._loop import asyncio_loop
 from downloader.store._scripts import load_scripts
 from downloader.store._store import open_store
 from servers.fault_proxy import FaultProxy, open_fault_proxy
@@ -76,7 +76,7 @@ async def test_f4_lost_replies_lease_and_finish_nothing_twice(
 
 async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(server: Valkey) -> None:
     """The holder counts from its last question; the store must not count from the first."""
-    async with trio_asyncio.open_loop(), open_store(RedisSettings(url=server.url)) as store:
+    async with asyncio_loop(), open_store(RedisSettings(url=server.url)) as store:
         spec = spec_for(store)
         await store.submit([Submission(spec=spec)])
         ask = ("lease", 0, Kind.DOWNLOAD, "me", "request-1", 1, 60_000)
@@ -92,7 +92,7 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(server: Va
 async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(server: Valkey) -> None:
     """A renewal on its way while a completion is: its holder must hear of success, not of a lost lease."""
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
-    async with trio_asyncio.open_loop(), open_store(RedisSettings(url=server.url)) as store:
+    async with asyncio_loop(), open_store(RedisSettings(url=server.url)) as store:
         await store.submit([Submission(spec=spec_for(store))])
         [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
         await store.finish("me", [(lease, done, None, 60.0)])
@@ -103,7 +103,7 @@ async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(server: Valkey)
 async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(server: Valkey) -> None:
     """Killed between storing and completing, and failed in the end: nobody else would delete the file."""
     failed = Outcome(verdict=Verdict.FAILED, error="x", error_code=ErrorCode.HTTP_STATUS)
-    async with trio_asyncio.open_loop(), open_store(RedisSettings(url=server.url)) as store:
+    async with asyncio_loop(), open_store(RedisSettings(url=server.url)) as store:
         died, plain = (spec_for(store, name) for name in "ab")
         await store.submit([Submission(spec=died)])
         await store.lease(Kind.DOWNLOAD, "dead", 1, 0.001)
@@ -339,7 +339,7 @@ async def test_a_lost_subscription_is_made_again(
 async def test_a_subscription_with_nothing_to_say_is_left_alone(server: Valkey) -> None:
     settings = RedisSettings(url=server.url, timeout=0.1)
     wakes: list[float] = []
-    async with trio_asyncio.open_loop(), open_store(settings) as store, trio.open_nursery() as nursery:
+    async with asyncio_loop(), open_store(settings) as store, trio.open_nursery() as nursery:
         await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: wakes.append(trio.current_time())})
         await trio.sleep(10 * settings.timeout)  # several times as long as it takes to be asked
         nursery.cancel_scope.cancel()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
-import trio_asyncio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
 from downloader.store import Accepted, Submission
+from downloader.store._loop import asyncio_loop
 from downloader.store._store import open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey, free_port
@@ -17,7 +17,7 @@ from servers.valkey import Valkey, free_port
 async def test_aof_is_refused_at_the_start_by_a_server_without_one() -> None:
     with Valkey() as server:
         redis = RedisSettings(url=server.url, durability="aof")
-        async with trio_asyncio.open_loop():
+        async with asyncio_loop():
             with pytest.raises(StoreRefused, match=r"durability is 'aof', but: .*appendonly is disabled"):
                 async with open_store(redis):
                     pass
@@ -27,7 +27,7 @@ async def test_aof_is_refused_at_the_start_by_a_server_without_one() -> None:
 async def test_a_job_under_aof_survives_the_server_s_death() -> None:
     with Valkey("--appendonly", "yes", "--appendfsync", "everysec") as server:
         redis = RedisSettings(url=server.url, durability="aof")
-        async with trio_asyncio.open_loop():
+        async with asyncio_loop():
             async with open_store(redis) as store:
                 spec = spec_for(store)
                 assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
@@ -41,7 +41,7 @@ async def test_a_job_under_aof_survives_the_server_s_death() -> None:
 async def test_a_job_under_replicated_waits_for_a_replica() -> None:
     with Valkey("--repl-diskless-sync-delay", "0") as primary:
         redis = RedisSettings(url=primary.url, durability="replicated", timeout=0.5)
-        async with trio_asyncio.open_loop(), open_store(redis) as store:
+        async with asyncio_loop(), open_store(redis) as store:
             with pytest.raises(StoreUnavailable, match="on 0 of 1 replicas"):
                 await store.submit([Submission(spec=spec_for(store))])
 
@@ -55,7 +55,7 @@ async def test_a_replica_that_has_it_is_enough() -> None:
     ):
         assert await trio.to_thread.run_sync(primary.command, "WAIT", "1", "4000") == b":1\r\n"
         redis = RedisSettings(url=primary.url, durability="replicated", timeout=3)
-        async with trio_asyncio.open_loop(), open_store(redis) as store:
+        async with asyncio_loop(), open_store(redis) as store:
             spec = spec_for(store)
             assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
             assert b"aggr_id" in replica.command("GET", store._keys.key(0, "job", spec.id))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import pytest
 import trio
-import trio_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from downloader.config import RedisSettings
 from downloader.model import Delivery, ErrorCode, Kind, Lease, Outcome, State, Verdict
 from downloader.store import CallbackPlan, RetryAnswer, Settled, Submission
+from downloader.store._loop import asyncio_loop
 from downloader.store._store import RedisStore, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
@@ -194,7 +194,7 @@ class Model:
 
 async def play(url: str, script: list[tuple[object, ...]], prefix: str) -> None:
     redis = RedisSettings(url=url, key_prefix=prefix)
-    async with trio_asyncio.open_loop(), open_store(redis) as store:
+    async with asyncio_loop(), open_store(redis) as store:
         model = Model(store)
         for name, *arguments in script:
             await getattr(model, str(name))(*arguments)

@@ -23,7 +23,6 @@ from functools import partial
 from importlib.metadata import version
 
 import trio
-import trio_asyncio
 
 from downloader.api import ApiDeps, create_app, serve
 from downloader.config import RedisSettings, Settings
@@ -43,6 +42,7 @@ from downloader.storage import Storage
 from downloader.storage._registry import open_storage
 from downloader.store import JobStore
 from downloader.store._embedded import embedded_valkey
+from downloader.store._loop import asyncio_loop
 from downloader.store._store import open_store
 
 log = get_logger()
@@ -133,7 +133,7 @@ async def _run_with(
     signals: _Signals,
     started: Callable[[], None],
 ) -> None:
-    async with trio_asyncio.open_loop(), AsyncExitStack() as stack:
+    async with asyncio_loop(), AsyncExitStack() as stack:
         redis = await stack.enter_async_context(_redis(settings))
         store = await stack.enter_async_context(open_store(redis))
         storage = await stack.enter_async_context(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
-import trio_asyncio
 
 from downloader.config import Settings
 from downloader.egress import EgressPolicy
@@ -25,6 +24,7 @@ from downloader.scheduler._settle import End
 from downloader.storage._registry import open_storage
 from downloader.store import JobStore, Settled, Submission
 from downloader.store._embedded import embedded_valkey
+from downloader.store._loop import asyncio_loop
 from downloader.store._store import open_store
 
 SUBMIT_BATCH = 500
@@ -124,7 +124,7 @@ def fetch_files(
 async def _main(run: _Run) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_signals, run, nursery.cancel_scope)
-        async with trio_asyncio.open_loop(), AsyncExitStack() as stack:
+        async with asyncio_loop(), AsyncExitStack() as stack:
             url = await stack.enter_async_context(embedded_valkey(run.settings.data_dir))
             redis = run.settings.redis.model_copy(update={"url": url})
             store = await stack.enter_async_context(open_store(redis))

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import logging
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from downloader.store._loop import asyncio_loop
+
+
+async def test_a_socket_closed_while_it_is_watched_ends_nothing() -> None:
+    async with asyncio_loop() as loop:
+        left, right = socket.socketpair()
+        left.setblocking(False)
+        loop.add_writer(left.fileno(), lambda: None)
+        left.close()
+        right.close()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_an_error_that_nobody_catches_ends_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    with caplog.at_level(logging.CRITICAL), pytest.RaisesGroup(ZeroDivisionError, flatten_subgroups=True):
+        async with asyncio_loop() as loop:
+            loop.call_soon(fail)
+            await trio.sleep_forever()
