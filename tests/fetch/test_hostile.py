@@ -144,6 +144,22 @@ async def test_a_body_that_stops_after_a_fast_start(tmp_path: Path, origin: Orig
 
 
 @pytest.mark.slow
+async def test_a_slow_disk_is_not_the_peers_slowness(tmp_path: Path, origin: Origin) -> None:
+    async with open_lab(tmp_path, stall_timeout=0.2) as lab, trio.open_nursery() as nursery:
+        threads = lab.fetcher.spool.threads
+        threads.total_tokens = 1
+        await threads.acquire_on_behalf_of("the disk")
+
+        async def let_go() -> None:
+            await origin.seen("/bytes/9000000")
+            await trio.sleep(0.5)  # how slow the disk is
+            threads.release_on_behalf_of("the disk")
+
+        nursery.start_soon(let_go)
+        assert (await lab.fetch(origin.url("/bytes/9000000"))).verdict is Verdict.SUCCEEDED
+
+
+@pytest.mark.slow
 async def test_slow_but_steady_is_fine(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, stall_timeout=0.2, stall_rate=1000) as lab:
         body = repeat(OK + b"Content-Length: 4000\r\n\r\n", b"x" * 100, interval_s=0.02, count=40)

@@ -142,7 +142,8 @@ async def test_the_environments_proxies_are_ignored(
 
 
 @pytest.mark.parametrize(
-    "proxy", ["ftp://127.0.0.1:1", "nonsense:secret", "http://", "http://127.0.0.1:secret/"]
+    "proxy",
+    ["ftp://127.0.0.1:1", "nonsense:secret", "http://", "http://127.0.0.1:secret/", "http://secret\ud800/"],
 )
 async def test_a_proxy_that_the_api_should_have_refused(lab: Lab, origin: Origin, proxy: str) -> None:
     outcome = await lab.fetch(origin.url("/bytes/1"), proxy=proxy)

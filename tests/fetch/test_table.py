@@ -15,9 +15,12 @@ from downloader.model import ErrorCode, FileFacts, Verdict
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
 from servers.certs import old_tls_server, server_context, write_authority
 from servers.lab import Lab, lease, open_lab
+from servers.loopback import serving
 from servers.origin import PNG, Origin, Then, body_of, open_origin, raw, respond
 
 OK = b"HTTP/1.1 200 OK\r\n"
+LONGEST = ",".join(["image/x-portable-bitmap"] * 170)
+"""A list of types about as long as they may be."""
 
 
 async def test_a_file_is_stored_with_its_facts(lab: Lab, origin: Origin) -> None:
@@ -159,6 +162,18 @@ async def test_plain_http_behind_https_is_a_tls_failure(lab: Lab, origin: Origin
     assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TLS)
 
 
+@pytest.mark.parametrize("said", [b"", b"\x15\x03\x03\x00\x02\x01\x00"], ids=["nothing", "goodbye"])
+async def test_a_close_in_the_tls_handshake_is_a_lost_connection(lab: Lab, said: bytes) -> None:
+    async def close(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(said)
+
+    async with serving(close) as port:
+        outcome = await lab.fetch(f"https://127.0.0.1:{port}/")
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
+    assert outcome.error == "connection failed: closed during the TLS handshake"
+
+
 async def test_the_word_tls_in_a_url_means_nothing(lab: Lab) -> None:
     outcome = await lab.fetch("http://127.0.0.1:1/tls/certificate-verify-failed")
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
@@ -176,6 +191,7 @@ async def test_the_word_tls_in_a_url_means_nothing(lab: Lab) -> None:
         ("!image/jpeg", ""),
         ("image/jpeg", "Expected mime-type to be (image/jpeg), found (image/png)"),
         ("!image/png", "Expected mime-type not to be (image/png), found (image/png)"),
+        (LONGEST, f"Expected mime-type to be ({LONGEST}), found (image/png)"),
     ],
 )
 async def test_mime_type(lab: Lab, origin: Origin, patterns: str, error: str) -> None:

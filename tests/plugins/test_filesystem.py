@@ -396,6 +396,26 @@ async def test_a_failure_in_a_batch_is_its_own_alone(storage: Storage, root: Pat
     assert not (root / "lost").exists()
 
 
+@pytest.mark.slow
+async def test_deep_folders_leave_the_process_descriptors_to_live_on(root: Path) -> None:
+    most = 0
+
+    def count() -> bool:
+        nonlocal most
+        most = max(most, open_descriptors())
+        return True
+
+    deep = "/".join("d" * 250)
+    async with (
+        open_filesystem({"rootdir": str(root), "fsync": False}) as storage,
+        trio.open_nursery() as nursery,
+    ):
+        for index in range(5):
+            nursery.start_soon(storage.put, f"{index}/{deep}/file", small(b"x", still_ours=count))
+    assert len(names(root, deep=True)) >= 5 * 250
+    assert 250 < most < 600
+
+
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -148,6 +148,22 @@ async def test_the_next_address_is_tried_when_one_fails() -> None:
         await stream.aclose()
 
 
+@pytest.mark.parametrize(("before", "found"), [(15, True), (16, False)])
+async def test_a_name_with_very_many_addresses_is_not_called_at_all_of_them(
+    before: int,
+    found: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    async with serving(echo, "127.0.0.2") as port:
+        names = Names(many_test=[[f"127.0.1.{number}" for number in range(before)] + ["127.0.0.2"]])
+        backend = GuardedBackend(LOOPBACK, resolver=names)
+        try:
+            await (await backend.connect_tcp("many.test", port, timeout=5)).aclose()
+        except httpcore2.ConnectError:
+            assert not found
+        else:
+            assert found
+
+
 @pytest.mark.slow
 async def test_a_silent_address_holds_up_the_next_for_a_moment_only() -> None:
     with silent_port() as (port, _):

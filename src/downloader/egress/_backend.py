@@ -26,6 +26,9 @@ RESOLVE_TIMEOUT_S = 5.0
 _TARGET_RESOLVE_S = 2.0
 """Each proxied request waits this long where no name server answers, which a proxy may be there for."""
 
+_MAX_ADDRESSES = 16
+"""How many of a name's addresses are tried; an answer has room for thousands, all refusing at once."""
+
 _STAGGER_S = 0.25
 """The head start of one address before the next is tried beside it; RFC 8305, section 5."""
 
@@ -217,7 +220,7 @@ async def _connect_first(
 
     try:
         async with trio.open_nursery() as nursery:
-            for address in _alternate_families(addresses):
+            for address in _alternate_families(addresses)[:_MAX_ADDRESSES]:
                 failed = trio.Event()
                 nursery.start_soon(attempt, address, failed)
                 with trio.move_on_after(_STAGGER_S):

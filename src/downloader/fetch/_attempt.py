@@ -41,6 +41,7 @@ from downloader.fetch._sink import Sealed, Sink
 from downloader.fetch._spool import Spool
 from downloader.fetch._transport import Leased, Route, Transport
 from downloader.fetch._watch import Watch
+from downloader.media_types import MAX_PATTERN_CHARS
 from downloader.model import FileFacts, JobSpec, Lease, Outcome, Verdict
 from downloader.observe import failpoints
 from downloader.storage import Body, Storage
@@ -51,8 +52,11 @@ BucketOpener = Callable[[str, str], Awaitable[Storage]]
 Raises `StorageError` or `StorageRefused`.
 """
 
-MAX_ERROR_CHARS = 500
-"""Of an outcome's `error`: it is stored, sent and shown."""
+MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
+"""Of an outcome's `error`, which is stored, sent and shown; the sentence on an unexpected type fits in."""
+
+MAX_PLUGIN_CHARS = 500
+"""Of a storage plugin's words, which may have any shape."""
 
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`, for somebody who watches; called for each piece of the body."""
@@ -155,7 +159,7 @@ class Fetcher:
         )
         return Outcome(
             verdict=verdict,
-            error=" ".join(str(error).split())[:MAX_ERROR_CHARS],  # a plugin's text may have any shape
+            error=str(error)[:MAX_ERROR_CHARS],
             error_code=error.code,
             response_code=progress.status,
             retry_after_s=delay,
@@ -232,9 +236,8 @@ class Fetcher:
             async with sink.writing_behind() as hand_over:
                 more = True
                 while more:
-                    began = trio.current_time()
-                    await hand_over()
-                    watch.excuse(trio.current_time() - began)
+                    with watch.excused():
+                        await hand_over()
                     more = await intake.run()
         return intake.mime
 
@@ -258,9 +261,9 @@ class Fetcher:
         except FetchError:
             raise
         except StorageRefused as exc:
-            raise DestinationRefused(str(exc)) from exc
+            raise DestinationRefused(_one_line(exc)) from exc
         except StorageError as exc:
-            raise LocalFault(str(exc)) from exc
+            raise LocalFault(_one_line(exc)) from exc
         except Exception as exc:  # a storage plugin is a stranger's code, and may raise anything
             raise LocalFault(f"the storage failed with {type(exc).__name__}") from exc
         failpoints.hit("after-rename")
@@ -271,6 +274,10 @@ class Fetcher:
         if self.own_bucket is None:
             raise DestinationRefused("this service cannot store in a bucket of the caller's (s3_bucket)")
         return await self.own_bucket(spec.s3_bucket, spec.s3_region)
+
+
+def _one_line(exc: StorageError) -> str:
+    return " ".join(str(exc).split())[:MAX_PLUGIN_CHARS]
 
 
 def _refused(head: Head) -> FetchError:

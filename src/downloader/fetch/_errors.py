@@ -24,6 +24,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from enum import Enum, auto
 from typing import ClassVar
 
@@ -230,6 +231,8 @@ def _system_reason(exc: BaseException) -> str:
     """What the system says of a failed connection; never a peer's words."""
     seen: BaseException | None = exc
     while seen is not None:
+        if isinstance(seen, ssl.SSLError):  # an OSError too, whose number is OpenSSL's
+            return "closed during the TLS handshake"
         if isinstance(seen, OSError) and seen.errno:
             return os.strerror(seen.errno).lower()
         inner = seen.args[0] if seen.args else None

@@ -117,7 +117,7 @@ def parse_proxy(text: str) -> Proxy | None:
         return None
     try:
         url = httpx2.URL(text)
-    except httpx2.InvalidURL as exc:
+    except (httpx2.InvalidURL, ValueError) as exc:
         raise BadResponse(_BAD_PROXY) from exc
     host = url.raw_host.decode("ascii")
     if url.scheme not in _PROXY_PORTS or not host:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -61,7 +63,13 @@ class Watch:
             self._start, self._base = now, received
             self._scope.deadline = min(self._end, now + self._window_s)
 
-    def excuse(self, seconds: float) -> None:
-        """Our own disk took this long: that was not the peer's slowness."""
-        self._start += seconds
-        self._scope.deadline = min(self._end, self._scope.deadline + seconds)
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """Within, our own disk is waited for: that counts as the job's time, not as the peer's slowness."""
+        began = trio.current_time()
+        left = self._scope.deadline - began
+        self._scope.deadline = self._end
+        yield
+        now = trio.current_time()
+        self._start += now - began
+        self._scope.deadline = min(self._end, now + left)
