@@ -116,10 +116,10 @@ class _Connection:
         Nothing that happens here changes what the answer's status has said.
         """
         try:
-            with trio.move_on_after(patience_s):
-                while self._h11.their_state is h11.SEND_BODY:
-                    if isinstance(await self._event(), h11.EndOfMessage):
-                        break
+            if not self._ended():
+                with trio.move_on_after(patience_s):
+                    while not isinstance(await self._event(), h11.EndOfMessage):
+                        pass
         except (httpcore2.NetworkError, BadAnswer):
             return False
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
@@ -128,6 +128,16 @@ class _Connection:
             return False  # nobody asked for it, so the peer has lost count
         self._h11.start_next_cycle()
         self.kept_at = trio.current_time()
+        return True
+
+    def _ended(self) -> bool:
+        """Whether all of the answer has arrived with its head, as most do that have nothing to say."""
+        try:
+            while self._h11.their_state is h11.SEND_BODY:
+                if self._h11.next_event() is h11.NEED_DATA:
+                    return False
+        except h11.RemoteProtocolError as exc:
+            raise BadAnswer("not HTTP") from exc
         return True
 
     def usable(self, keepalive_s: float) -> bool:

@@ -167,7 +167,9 @@ async def _die_five_times(fleet: Fleet, environ: dict[str, str]) -> None:
 
 
 async def test_f7_frozen_over_its_lease_with_many_in_flight(server: Valkey, folder: Path, sink: Sink) -> None:
-    async with origin_process() as origin, open_fleet(folder, server) as fleet:
+    # Neither has room for all that may be in flight, so both have some of it.
+    room = {"processor": {"concurrency": 4}}
+    async with origin_process() as origin, open_fleet(folder, server, room) as fleet:
         frozen, other, _, _ = await fleet.start_all("processor", "processor", "notifier", "api")
         ids = await fleet.post_all(
             [job_for(f"{origin}/slow/0.5/4001?seed={n}", sink.url(), limit=8) for n in range(40)]

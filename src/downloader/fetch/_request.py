@@ -6,6 +6,8 @@ import base64
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypedDict
 from urllib.parse import quote, unquote_to_bytes
 
 import httpx2
@@ -20,7 +22,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _PORTS = {"http": 80, "https": 443}
 
-_RESOURCE = re.compile(r"[^:/?#]+://[^/?#]*([^?#]*)(\?[^#]*)?")
+_RESOURCE = re.compile(r"([^:/?#]+://[^/?#]*)([^?#]*)(\?[^#]*)?")
 _KEPT_IN_PATH = "!$%&'()*+,/:;=@[\\]^|"
 _KEPT_IN_QUERY = f"{_KEPT_IN_PATH}?`{{}}"
 """Characters that are not quoted, besides letters, digits and `-._~`; a lone `%` is among them."""
@@ -51,7 +53,8 @@ _OURS = frozenset(
 class Target:
     """One hop's resource."""
 
-    url: httpx2.URL
+    url: str
+    """The whole, against which a redirect is resolved."""
     scheme: str
     """`http` or `https`."""
     host: str
@@ -78,10 +81,17 @@ def parse_target(text: str) -> Target:
     Raises:
         BadResponse: it is no http or https URL; the API refuses such jobs, so this is for later finds.
     """
+    match = _RESOURCE.match(text)
+    if match is None:
+        raise BadResponse("not an absolute URL")
+    before, path, query = match.groups("")
     try:
-        return _target(httpx2.URL(text), written=text)
+        origin = _origin(before)
+        # As httpx2 quotes them, which leads `..` and `.` out of the path too.
+        resource = quote(path or "/", safe=_KEPT_IN_PATH) + quote(query, safe=_KEPT_IN_QUERY)
     except (httpx2.InvalidURL, ValueError) as exc:
         raise BadResponse("not a valid http or https URL") from exc
+    return Target(url=text, path=resource.encode("ascii"), **origin)
 
 
 def redirect_target(target: Target, location: bytes | None) -> Target:
@@ -93,7 +103,8 @@ def redirect_target(target: Target, location: bytes | None) -> Target:
     if not location:
         raise RedirectRefused("redirect without a location")
     try:
-        following = _target(target.url.join(_decode(location)))
+        url = httpx2.URL(target.url).join(_decode(location))
+        following = Target(url=str(url), path=url.raw_path, **_origin_of(url))
     except (httpx2.InvalidURL, ValueError) as exc:
         raise RedirectRefused("redirect to something that is not an http or https URL") from exc
     if target.scheme == "https" and following.scheme == "http":
@@ -138,29 +149,34 @@ def basic_auth(userinfo: bytes) -> bytes:
     return b"Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password))
 
 
-def _target(url: httpx2.URL, *, written: str = "") -> Target:
+class _Origin(TypedDict):
+    """The fields of a `Target` that do not depend on its path."""
+
+    scheme: str
+    host: str
+    port: int
+    authority: bytes
+    basic: bytes
+
+
+@lru_cache(maxsize=1024)
+def _origin(before_path: str) -> _Origin:
+    # An aggregation's URLs are nearly all of one origin, and to parse it takes longer than all the rest.
+    return _origin_of(httpx2.URL(before_path))
+
+
+def _origin_of(url: httpx2.URL) -> _Origin:
     scheme, host = url.scheme, url.raw_host.decode("ascii")
     port = _PORTS.get(scheme, 0) if url.port is None else url.port
     if scheme not in _PORTS or not host or not 0 < port < _PORT_END:
         raise ValueError("scheme, host or port")
-    return Target(
-        url=url,
-        scheme=scheme,
-        host=host,
-        port=port,
-        authority=url.netloc,
-        path=_quoted(written) if written else url.raw_path,
-        basic=basic_auth(url.userinfo),
-    )
-
-
-def _quoted(url: str) -> bytes:
-    """Path and query of an absolute URL, as httpx2 quotes them, which leads `..` and `.` out of it too."""
-    match = _RESOURCE.match(url)
-    if match is None:
-        raise ValueError("not an absolute URL")
-    path, query = match.groups("")
-    return (quote(path or "/", safe=_KEPT_IN_PATH) + quote(query, safe=_KEPT_IN_QUERY)).encode("ascii")
+    return {
+        "scheme": scheme,
+        "host": host,
+        "port": port,
+        "authority": url.netloc,
+        "basic": basic_auth(url.userinfo),
+    }
 
 
 def _merge(headers: HeaderMap, more: Mapping[str, str]) -> None:

@@ -26,18 +26,15 @@ RENEW_BATCH = 500
 
 
 class Tenure:
-    """One lease in our hands.
+    """One lease in our hands. Its scope ends everything done under the lease when the lease ends."""
 
-    `held` ends everything done under the lease when the lease ends, whatever it waits for. `work`, inside
-    it, ends the work alone, when a stop's grace is over: the lease is then still ours to hand back.
-    """
-
-    __slots__ = ("_ends_at", "held", "lease", "work")
+    __slots__ = ("_ends_at", "handed_back", "lease", "scope")
 
     def __init__(self, lease: Lease, *, taken_at: float, lease_s: float) -> None:
         self.lease = lease
-        self.held = trio.CancelScope()
-        self.work = trio.CancelScope()
+        self.scope = trio.CancelScope()
+        self.handed_back = False
+        """Whether a stop has cut the work short while the lease was ours."""
         self._ends_at = 0.0
         self.prolong(taken_at, lease_s)
 
@@ -47,12 +44,19 @@ class Tenure:
         Counted from before the request was sent: the store's count began later, so ours ends earlier.
         """
         self._ends_at = asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
-        self.held.deadline = trio.current_time() + self._ends_at - time.monotonic()
+        self.scope.deadline = trio.current_time() + self._ends_at - time.monotonic()
 
     def lose(self) -> None:
         """Another instance has it: stop working on it."""
         self._ends_at = 0.0
-        self.held.cancel()
+        self.scope.cancel()
+
+    def hand_back(self) -> None:
+        """End the work, not the lease: a new scope, with what is left of it, is for settling."""
+        if not self.handed_back:
+            self.handed_back = True
+            self.scope.cancel()
+            self.scope = trio.CancelScope(deadline=self.scope.deadline)
 
     def still_ours(self) -> bool:
         """Whether what we do may still be published; may be asked from any thread.

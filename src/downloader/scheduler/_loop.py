@@ -185,17 +185,21 @@ async def _run_one(
     end: End | None = None
     settled = Settled.LEASE_LOST
     try:
-        with tenure.held:
-            if entered:
-                with tenure.work:
-                    end = await workload.work(lease, tenure.still_ours)
-                if end is None:
-                    end = _released(lease, "", 0.0)
-            else:
+        with tenure.scope:
+            if not entered:
                 end = _released(lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
+            elif tenure.handed_back:
+                end = _released(lease, "", 0.0)
+            else:
+                end = await workload.work(lease, tenure.still_ours)
             hit("before-complete")
             settled = await commit.submit((lease, end))
             hit("after-complete")
+        if tenure.handed_back and settled is Settled.LEASE_LOST:
+            # A stop has cut it short: its work, or the settling of a work done, which may be repeated.
+            end = end or _released(lease, "", 0.0)
+            with tenure.scope:
+                settled = await commit.submit((lease, end))
         if end is None or settled is Settled.LEASE_LOST:
             log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
             workload.on_lost(lease)
@@ -229,7 +233,7 @@ async def _hand_back(running: _Running) -> None:
     """At the stop's deadline end the work in flight; each task then releases its lease."""
     await running.stop.wait_deadline()
     for tenure in list(running.tenures):
-        tenure.work.cancel()
+        tenure.hand_back()
 
 
 async def _sweep(store: JobStore, workload: Workload) -> None:
