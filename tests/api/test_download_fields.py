@@ -126,6 +126,8 @@ ACCEPTED = [
     {"request_headers": {"X": ""}},
     {"user_agent": ""},
     {"subpath": ""},
+    {"subpath": "x/" * 31 + "x"},
+    {"subpath": "NSb/other/NSb4FOAs9fVaQw"},
     {"subpath": "a/b c/ü/..c/<img onerror>"},
     {**BUCKET, **NO_CALLBACK},
     {"s3_bucket": "", "s3_region": ""},
@@ -305,10 +307,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         ({"subpath": path}, "subpath", "subpath")
         for path in (
             *("..", "a/../b", "../x", "/etc", "/", "a//b", "a\\b", "a%2f..", "a\x00", "a\nb", "\u202e"),
-            *("./a", ".", "x" * 256),
+            *("./a", ".", "x" * 256, ".tmp", ".spool/a"),
+            *("NSb/NSb4FOAs9fVaQw", "a/NSb/NSb4FOAs9fVaQw/b"),
         )
     ),
     ({"subpath": "x/" * 256 + "x"}, "too_long", "subpath"),
+    ({"subpath": "x/" * 32 + "x"}, "too_long", "subpath"),
     ({"subpath": "x" * 4096}, "too_long", "subpath"),
     ({"subpath": 1}, "wrong_type", "subpath"),
 ]

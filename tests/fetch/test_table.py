@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import resource
 import ssl
 from pathlib import Path
 
@@ -399,3 +401,16 @@ async def test_download_timeout(lab: Lab, origin: Origin) -> None:
         outcome = await lab.fetch(origin.url("/hang"), download_timeout=1)
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TIMEOUT)
     assert "download_timeout" in outcome.error
+
+
+async def test_our_own_lack_of_descriptors_is_no_fault_of_the_origin(lab: Lab, origin: Origin) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        outcome = await lab.fetch(origin.url("/bytes/10"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RELEASE, ErrorCode.STORAGE)
+    assert outcome.error == "our own system: too many open files"

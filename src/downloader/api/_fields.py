@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from http import HTTPStatus
+from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +16,7 @@ from downloader.api._json import member_text, parse_object
 from downloader.api._problems import Problem, Refused
 from downloader.api._urls import check_url
 from downloader.media_types import MimePatterns
-from downloader.model import JobSpec, now_ms
+from downloader.model import ID_LENGTH, JobSpec, now_ms
 
 MAX_INT = 2**31 - 1
 """Of a limit or a timeout: what clients in other languages send to mean "no limit"."""
@@ -32,6 +33,9 @@ MAX_DESTINATION_CHARS = 2048
 
 MAX_SUBPATH_BYTES = 512
 """An S3 key has at most 1024 bytes, with a prefix before the subpath and the file's name behind it."""
+
+MAX_SEGMENTS = 32
+"""Parts of a subpath: each is a folder to open for every file in it."""
 
 MAX_SEGMENT_BYTES = 255
 """A file name's length on common filesystems."""
@@ -107,9 +111,17 @@ def _subpath(text: str) -> str:
         raise PydanticCustomError("subpath", "has control or invisible characters, a backslash or a %")
     if len(path.encode()) > MAX_SUBPATH_BYTES:
         raise PydanticCustomError("too_long", "has more than 512 bytes")
-    for segment in path.split("/") if path else ():
-        if segment in ("", ".", "..") or len(segment.encode()) > MAX_SEGMENT_BYTES:
+    parts = path.split("/") if path else []
+    if len(parts) > MAX_SEGMENTS:
+        raise PydanticCustomError("too_long", "has more than 32 parts")
+    if path.startswith("."):
+        raise PydanticCustomError("subpath", "must not begin with a dot")
+    for part in parts:
+        if part in ("", ".", "..") or len(part.encode()) > MAX_SEGMENT_BYTES:
             raise PydanticCustomError("subpath", "has an empty or too long part, or one that is . or ..")
+    # `abc/abcDEFGHIJKLMN` is where a file may stand, and where a file stands there can be no folder.
+    if any(len(part) == ID_LENGTH and part.startswith(folder) for folder, part in pairwise(parts)):
+        raise PydanticCustomError("subpath", "has a part that could be another job's file")
     return path
 
 

@@ -23,10 +23,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 from enum import Enum, auto
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import h11
 import httpcore2
@@ -216,7 +217,10 @@ def explain(  # noqa: C901, PLR0911 - a table: one row for each exception type
         case socksio.ProtocolError():
             return ConnectFailed("the proxy does not speak SOCKS5")
         case httpcore2.ConnectError():
-            return ConnectFailed(f"connection failed: {_system_reason(exc)}")
+            number = _system_error(exc)
+            if number in _OWN_SHORTAGES:
+                return LocalFault(f"our own system: {os.strerror(number).lower()}")
+            return ConnectFailed(f"connection failed: {_reason(exc, number)}")
         case _:
             return _lost(answered=answered, how="reset")
 
@@ -227,14 +231,31 @@ def _lost(*, answered: bool, how: str) -> FetchError:
     return ConnectFailed(f"connection {how} without a response")
 
 
-def _system_reason(exc: BaseException) -> str:
+_OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
+"""Of descriptors, memory and ports: no origin is to blame that we cannot open a connection."""
+
+
+def _reason(exc: BaseException, number: int) -> str:
     """What the system says of a failed connection; never a peer's words."""
+    if number:
+        return os.strerror(number).lower()
+    return "closed during the TLS handshake" if _caused_by(exc, ssl.SSLError) else "connection lost"
+
+
+def _system_error(exc: BaseException) -> int:
+    """The `errno` behind a failed connection, or 0. OpenSSL's numbers are none."""
+    error = _caused_by(exc, OSError)
+    return 0 if error is None or isinstance(error, ssl.SSLError) else error.errno or 0
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def _caused_by(exc: BaseException, kind: type[E]) -> E | None:
     seen: BaseException | None = exc
     while seen is not None:
-        if isinstance(seen, ssl.SSLError):  # an OSError too, whose number is OpenSSL's
-            return "closed during the TLS handshake"
-        if isinstance(seen, OSError) and seen.errno:
-            return os.strerror(seen.errno).lower()
+        if isinstance(seen, kind):
+            return seen
         inner = seen.args[0] if seen.args else None
         seen = seen.__cause__ or (inner if isinstance(inner, BaseException) else None)
-    return "connection lost"
+    return None
