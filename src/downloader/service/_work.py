@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, MutableMapping
 
+from structlog.typing import FilteringBoundLogger
+
 from downloader.config import Settings
 from downloader.fetch import Fetcher
 from downloader.model import (
@@ -55,6 +57,7 @@ def download_workload(
     may_lease: Callable[[], bool],
 ) -> Workload:
     """Downloads: each lease is one attempt."""
+    bound = log.bind()  # once: to bind for each job costs more than what it then does not print
 
     async def work(lease: Lease, still_ours: Callable[[], bool]) -> End:
         if lease.crashes >= POISON_CRASHES:
@@ -72,7 +75,7 @@ def download_workload(
         counters.add("bytes", end.file.size)
         if end.error_code is ErrorCode.POISON:
             event = Event.JOB_POISON
-        _log_end(event, lease, end.error, seconds, code=end.error_code.value, status=end.response_code)
+        _log_end(bound, event, lease, end.error, seconds, code=end.error_code.value, status=end.response_code)
 
     return Workload(
         kind=Kind.DOWNLOAD,
@@ -103,6 +106,7 @@ def callback_workload(
     rng: random.Random,
 ) -> Workload:
     """Callbacks: each lease is one delivery."""
+    bound = log.bind()
     base = download_base(settings)
     timeout_s = settings.notifier.lease * DELIVERY_LEASES
 
@@ -122,7 +126,7 @@ def callback_workload(
     def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
         event, counter = _CALLBACKS[end.verdict]
         counters.add(counter)
-        _log_end(event, lease, end.error, seconds)
+        _log_end(bound, event, lease, end.error, seconds)
 
     return Workload(
         kind=Kind.CALLBACK,
@@ -154,7 +158,9 @@ def download_base(settings: Settings) -> str:
     return f"http://{host}:{settings.api.port}/files"
 
 
-def _log_end(event: Event, lease: Lease, error: str, seconds: float, **more: str | int) -> None:
+def _log_end(
+    bound: FilteringBoundLogger, event: Event, lease: Lease, error: str, seconds: float, **more: str | int
+) -> None:
     facts = {
         "job_id": lease.id,
         "aggr_id": lease.spec.aggr_id,
@@ -162,6 +168,6 @@ def _log_end(event: Event, lease: Lease, error: str, seconds: float, **more: str
         "seconds": round(seconds, 3),
     }
     if error:
-        log.info(event, **facts, error=error, **more)
+        bound.info(event, **facts, error=error, **more)
     else:
-        log.debug(event, **facts)
+        bound.debug(event, **facts)
