@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 
 import pytest
 import trio
 import trio.testing
+from trio_asyncio import aio_as_trio
 
 from downloader.store._loop import asyncio_loop
 
@@ -18,6 +20,7 @@ async def test_a_socket_closed_while_it_is_watched_ends_nothing() -> None:
         left.close()
         right.close()
         await trio.testing.wait_all_tasks_blocked()
+        assert await aio_as_trio(asyncio.sleep)(0, "goes on") == "goes on"
 
 
 async def test_an_error_that_nobody_catches_ends_the_loop(caplog: pytest.LogCaptureFixture) -> None:
