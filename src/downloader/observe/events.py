@@ -69,4 +69,4 @@ class Event(StrEnum):
     STORE_EMPTY = "store.empty"
     """The store came back without the data that it had acknowledged."""
     LIBRARY = "library"
-    """A message of a library (hypercorn, redis, asyncio), in `message`, with its `logger`."""
+    """A message of a library (quart, redis, asyncio), in `message`, with its `logger`."""

@@ -7,15 +7,13 @@ from collections.abc import Collection, MutableMapping
 
 import trio
 
+from downloader.config import RENEWALS_PER_LEASE
 from downloader.model import Kind, Lease
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
 from downloader.store import JobStore, StoreUnavailable
 
 log = get_logger()
-
-RENEWALS_PER_LEASE = 3
-"""So that two renewals in a row may fail before a lease is lost."""
 
 MARGIN = 0.1
 """Part of a lease at its end in which we no longer count on it: unwinding and publishing take time."""
