@@ -42,6 +42,12 @@ LEASE_S = 3.0
 SWEEP_S = LEASE_S / 10
 GRACE_S = 4.0
 
+SLACK_S = 5.0
+"""What a busy machine may add: who waits for a poll or for nothing at all takes longer still."""
+
+RECOVERY_S = LEASE_S + SWEEP_S + SLACK_S
+"""From a process's death until somebody else has its work."""
+
 DEFAULTS: Tables = {
     "redis": {"timeout": 1.0},
     "api": {"port": 0},
