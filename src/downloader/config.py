@@ -258,6 +258,24 @@ class S3Settings(Section):
 
     endpoint_url: Annotated[str, AfterValidator(_base_url)] = ""
     """Empty: AWS."""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Where a bucket's name goes, the host or the path; `auto`: the path with `endpoint_url`."""
+    ca_file: FileName = ""
+    """PEM file of the certificate authorities to trust instead of botocore's."""
+    connect_timeout: ShortSeconds = 5.0
+    read_timeout: ShortSeconds = 10.0
+    complete_timeout: ShortSeconds = 120.0
+    """Seconds for S3 to put a large file's parts together."""
+    part_size: Size = ByteSize(16 * 1024**2)
+    threads: Count = 16
+    """Requests in flight, of all buckets together."""
+    delete: bool = False
+    """Whether files are deleted in the callers' buckets too, when a job's time is up."""
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """What the plugin's factory gets."""
+        return self.model_dump(exclude={"delete"})
 
 
 class ProcessorSettings(Section):

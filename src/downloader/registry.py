@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -24,7 +25,16 @@ NOTIFIERS = "downloader.notifiers.v1"
 STORAGES = "downloader.storages.v1"
 """Entry-point group of storages."""
 
-KINDS = {NOTIFIERS: "notifier", STORAGES: "storage"}
+BUCKETS = "downloader.buckets.v1"
+"""Entry-point group of what stores in the buckets that jobs bring."""
+
+OPENING_S = 20.0
+"""For a plugin to open; one that takes longer hangs."""
+
+CLOSING_S = 5.0
+"""For a plugin to close; it is then cancelled."""
+
+KINDS = {NOTIFIERS: "notifier", STORAGES: "storage", BUCKETS: "buckets"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -32,33 +42,38 @@ class PluginInfo:
     """An installed plugin, as known without importing it."""
 
     kind: str
-    """`notifier` or `storage`."""
+    """One of `KINDS`."""
     name: str
-    """What `[backends.NAME]` or `processor.filestorage.type` calls it."""
+    """What `[backends.NAME]`, `processor.filestorage.type` or `[processor.NAME]` calls it."""
     version: str
     """Of the distribution."""
     distribution: str
+    """Empty, like the version, where its metadata do not say it."""
 
 
 def installed(group: str) -> list[PluginInfo]:
     """The plugins of a group that are installed, by name; imports none of them."""
-    return sorted(
-        PluginInfo(
-            kind=KINDS.get(group, group),
-            name=point.name,
-            version=point.dist.version if point.dist is not None else "",
-            distribution=point.dist.name if point.dist is not None else "",
-        )
-        for point in entry_points(group=group)
+    return sorted(_info(group, point) for point in entry_points(group=group))
+
+
+def _info(group: str, point: EntryPoint) -> PluginInfo:
+    version = distribution = ""
+    # Of a stranger's distribution the metadata may be missing or no text at all.
+    with suppress(OSError, TypeError, ValueError):
+        if point.dist is not None:
+            metadata = point.dist.metadata
+            fields = {key: metadata[key] for key in ("Name", "Version") if key in metadata}
+            distribution, version = fields.get("Name", ""), fields.get("Version", "")
+    return PluginInfo(
+        kind=KINDS.get(group, group), name=point.name, version=version, distribution=distribution
     )
 
 
-def load_factory(group: str, name: str) -> Callable[..., Any]:
-    """Import the plugin's factory.
+def find(group: str, name: str) -> EntryPoint:
+    """The one plugin of that name; imports nothing.
 
     Raises:
-        PluginError: no plugin of that name is installed, several are, it cannot be imported, or what
-            the entry point names cannot be called.
+        PluginError: none is installed, or several are.
     """
     kind = KINDS.get(group, group)
     points = entry_points(group=group, name=name)
@@ -70,7 +85,18 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
         raise PluginError(
             f"{kind} plugin {name!r} is installed more than once ({sources}): uninstall all but one"
         )
-    point = next(iter(points))
+    return next(iter(points))
+
+
+def load_factory(group: str, name: str) -> Callable[..., Any]:
+    """Import the plugin's factory.
+
+    Raises:
+        PluginError: no plugin of that name is installed, several are, it cannot be imported, or what
+            the entry point names cannot be called.
+    """
+    kind = KINDS.get(group, group)
+    point = find(group, name)
     try:
         factory = point.load()
     except Exception as error:  # importing a stranger's code can raise anything
@@ -85,26 +111,29 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
     return checked
 
 
-def check_interface(obj: object, methods: Iterable[str], name: str) -> None:
-    """Refuse what a plugin opened when one of the coroutine methods is missing or is none.
+def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: Iterable[str] = ()) -> None:
+    """Refuse what a plugin opened when one of the methods is missing, or a coroutine method is none.
 
     Args:
         obj: what the plugin's context manager gave.
         methods: names of coroutine methods that it must have.
         name: how to call the plugin in the message.
+        plain: names of ordinary methods that it must have.
 
     Raises:
         PluginError: the interface is a different one.
     """
-    for method in methods:
+    coroutines = tuple(methods)
+    for method in (*coroutines, *plain):
         found = getattr(obj, method, None)
         if found is None or not callable(found):
             raise PluginError(f"{name} gives a {type(obj).__name__}, which has no method {method}()")
         function = inspect.unwrap(getattr(found, "__func__", found))
-        if inspect.isfunction(function) and not inspect.iscoroutinefunction(function):
-            raise PluginError(
-                f"{name} gives a {type(obj).__name__}, whose {method}() is no coroutine function"
-            )
+        if not inspect.isfunction(function):
+            continue
+        if inspect.iscoroutinefunction(function) != (method in coroutines):
+            wrong = "is no coroutine function" if method in coroutines else "is a coroutine function"
+            raise PluginError(f"{name} gives a {type(obj).__name__}, whose {method}() {wrong}")
 
 
 def describe(error: BaseException) -> str:
@@ -131,7 +160,8 @@ def _missing(group: str, kind: str, name: str) -> str:
 
 
 def _source(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
+    info = _info("", point)
+    return f"{info.distribution} {info.version}".strip() or point.value
 
 
 def parse_section(model: type[Model], section: Mapping[str, Any]) -> Model:

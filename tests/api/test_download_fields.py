@@ -34,15 +34,13 @@ def body(**changes: Any) -> bytes:
     return json.dumps(job).encode()
 
 
-def parse(data: bytes, *, own_buckets: bool = True) -> JobSpec:
-    return parse_job(
-        data, new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs"}), own_buckets=own_buckets
-    )
+def parse(data: bytes) -> JobSpec:
+    return parse_job(data, new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs"}))
 
 
-def refusal(data: bytes, *, own_buckets: bool = True) -> tuple[int, str, str]:
+def refusal(data: bytes) -> tuple[int, str, str]:
     with pytest.raises(Refused) as caught:
-        parse(data, own_buckets=own_buckets)
+        parse(data)
     problem = caught.value.problem
     return problem.status, problem.code, problem.field
 
@@ -327,10 +325,6 @@ def test_callback_url_wins() -> None:
     spec = parse(body(callback_type="sqs", callback_dst="q", callback_url="http://old.example/"))
     assert spec.callback(success=True) == ("http", "http://old.example/")
     assert spec.callback(success=False) == ("http", "http://old.example/")
-
-
-def test_a_bucket_of_ones_own_needs_support() -> None:
-    assert refusal(body(**BUCKET), own_buckets=False) == (422, "own_buckets_unavailable", "s3_bucket")
 
 
 def test_a_bucket_makes_the_callback_optional_but_not_half_of_it() -> None:

@@ -60,7 +60,7 @@ def test_version_and_help_do_not_wait_for_the_network_libraries() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "run", "api", "processor", "notifier", "fetch", "plugins", "config", "version"]
+    "command", ["", "run", "api", "processor", "notifier", "fetch", "doctor", "plugins", "config", "version"]
 )
 def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*filter(None, [command]), "--help"]) == 0
@@ -107,7 +107,7 @@ def test_wrong_usage_is_one_line_and_status_2(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["run", "api", "processor", "notifier", "config", "plugins"])
+@pytest.mark.parametrize("command", ["run", "api", "processor", "notifier", "config", "doctor", "plugins"])
 def test_each_command_refuses_a_wrong_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -155,23 +155,89 @@ def test_config_prints_no_secret(tmp_path: Path) -> None:
     assert tomllib.loads(ran.out)["redis"]["url"] == "redis://***@h"
 
 
-@pytest.mark.slow
-def test_plugins_lists_what_is_installed_and_what_is_used(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text("[backends.http]\n")
-    ran = run_cli("plugins", "-c", tmp_path / "c.toml", "--json")
-    assert (ran.status, ran.err) == (0, "")
-    rows = {row["name"]: row for row in json.loads(ran.out)}
-    assert rows["http"] == {
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[tuple[str, str], dict[str, object]]:
+    """Rows of `plugins --json` by kind and name."""
+    assert main(["plugins", *arguments, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return {(row["kind"], row["name"]): row for row in json.loads(out)}
+
+
+def test_plugins_lists_what_is_installed_and_what_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[backends.http]\n")
+    rows = listed(capsys, "-c", str(config))
+    assert rows["notifier", "http"] == {
         "kind": "notifier",
         "name": "http",
         "version": version("downloader"),
         "distribution": "downloader",
         "configured": True,
+        "problem": "",
     }
-    assert rows["filesystem"]["configured"]
-    table = run_cli("plugins")
-    assert table.status == 0
-    assert "filesystem" in table.out
+    used = {key for key, row in rows.items() if row["configured"]}
+    assert used == {("notifier", "http"), ("storage", "filesystem"), ("buckets", "s3")}
+    assert {
+        ("notifier", "kafka"),
+        ("notifier", "sqs"),
+        ("notifier", "storage"),
+        ("storage", "s3"),
+    } < rows.keys()
+    config.write_text('[processor.filestorage]\ntype = "s3"\n')
+    used = {key for key, row in listed(capsys, "-c", str(config)).items() if row["configured"]}
+    assert used == {("storage", "s3"), ("buckets", "s3")}
+    assert main(["plugins"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"filesystem\tstorage\t{version('downloader')}\tdownloader\tyes" in lines
+    assert f"http\tnotifier\t{version('downloader')}\tdownloader" in lines
+
+
+def test_a_plugin_that_is_configured_and_not_installed_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text("[backends.kafak]\n[backends.http]\n")
+    assert main(["plugins", "-c", str(config)]) == 2
+    captured = capsys.readouterr()
+    assert "kafak\tnotifier\t\t\tyes, but not installed" in captured.out.splitlines()
+    assert Ran(2, captured.out, captured.err).complaint.startswith(
+        "backends.kafak: no notifier plugin 'kafak' is installed (installed: "
+    )
+    assert captured.err.endswith("; did you mean 'kafka'?\n")
+    assert main(["plugins", "-c", str(config), "--json"]) == 2
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows if row["problem"]] == ["kafak"]
+
+
+def test_plugins_that_are_installed_badly_are_listed_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, metadata in {
+        "bare-1": None,
+        "silent-1": "Metadata-Version: 2.1\n",
+        "other-3": "Metadata-Version: 2.1\nName: other\nVersion: 3\n",
+    }.items():
+        info = tmp_path / f"{name}.dist-info"
+        info.mkdir()
+        point = "http" if name == "other-3" else name.partition("-")[0]
+        (info / "entry_points.txt").write_text(
+            f"[downloader.notifiers.v1]\n{point} = strangers_own:factory\n"
+        )
+        if metadata is not None:
+            (info / "METADATA").write_text(metadata)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = listed(capsys)
+    for name in ("bare", "silent"):
+        row = rows["notifier", name]
+        assert (row["version"], row["distribution"], row["problem"]) == ("", "", "")
+    config = tmp_path / "c.toml"
+    config.write_text("[backends.http]\n")
+    assert main(["plugins", "-c", str(config)]) == 2
+    captured = capsys.readouterr()
+    assert "http\tnotifier\t3\tother\tyes, but installed twice" in captured.out.splitlines()
+    assert "is installed more than once (downloader " in captured.err
 
 
 @pytest.mark.slow

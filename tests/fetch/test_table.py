@@ -294,6 +294,9 @@ class BrokenStorage:
     async def delete(self, key: str) -> None:  # noqa: ARG002 - the protocol's
         raise self.error
 
+    def url(self, key: str) -> str:  # noqa: ARG002 - the protocol's
+        return ""
+
     async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002 - the protocol's
         return None
 
@@ -316,6 +319,20 @@ async def test_storage(tmp_path: Path, origin: Origin, error: Exception, verdict
         if verdict is Verdict.RELEASE:
             assert outcome.retry_after_s is not None
             assert 5 <= outcome.retry_after_s <= 30
+
+
+class SilentStorage(BrokenStorage):
+    """Never comes back."""
+
+    async def put(self, key: str, body: Body) -> None:  # noqa: ARG002 - the protocol's
+        await trio.sleep_forever()
+
+
+async def test_a_storage_that_hangs_is_given_up(tmp_path: Path, origin: Origin) -> None:
+    async with open_lab(tmp_path, storage=SilentStorage(StorageError("")), store_s=0.05) as lab:
+        outcome = await lab.fetch(origin.url("/bytes/10"))
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RELEASE, ErrorCode.STORAGE)
+    assert outcome.error == "the storage did not take the file in time"
 
 
 class KeepingStorage(BrokenStorage):

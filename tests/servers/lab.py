@@ -91,6 +91,7 @@ async def open_lab(
     allow: tuple[str, ...] = ("127.0.0.1", "localhost"),
     storage: Storage | None = None,
     idle_s: float = 10.0,
+    store_s: float = 10.0,
     own_bucket: BucketOpener | None = None,
     **settings: Any,
 ) -> AsyncIterator[Lab]:
@@ -108,6 +109,7 @@ async def open_lab(
                 own_bucket=own_bucket,
                 rng=random.Random(7),
                 idle_s=idle_s,
+                store_s=store_s,
             )
         )
         lab = Lab(fetcher, root, spool)

@@ -21,7 +21,8 @@ from downloader.model import (
     Verdict,
 )
 from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
-from downloader.notify._deliver import UNHEALTHY_AFTER, BackendHealth, deliver
+from downloader.notify._deliver import deliver
+from downloader.notify._health import SHORTEST_S, UNHEALTHY_AFTER, HealthBook
 
 SPEC = JobSpec(
     id="6QEywYsd0jrKAg",
@@ -86,7 +87,7 @@ async def send(
     given: Lease | None = None,
     *,
     schedule: Sequence[float] = SCHEDULE,
-    health: dict[str, BackendHealth] | None = None,
+    health: HealthBook | None = None,
     timeout_s: float = 5.0,
 ) -> Delivery:
     backend = Scripted(act) if callable(act) else act
@@ -97,7 +98,7 @@ async def send(
         download_url=URL,
         timeout_s=timeout_s,
         rng=random.Random(0),
-        health=health,
+        health=health or HealthBook(["http", "other"]),
     )
 
 
@@ -198,17 +199,16 @@ async def test_a_result_without_a_callback_is_a_failure() -> None:
     ],
 )
 async def test_a_plugin_that_fails_is_retried_logged_and_counted(act: Callable[[], Any], what: str) -> None:
-    health: dict[str, BackendHealth] = {}
+    health = HealthBook(["http"])
     with capture_logs() as logs:
         delivery = await send(act, health=health)
     assert delivery.verdict is Verdict.RETRY
     assert delivery.error == f"backend http failed: {what}"
     assert delivery.retry_after_s is not None
-    assert health == {"http": BackendHealth(1, delivery.error)}
+    assert (health["http"].failures, health["http"].last_error) == (1, delivery.error)
     (entry,) = logs
-    assert entry["event"] == "backend.unhealthy"
-    assert entry["log_level"] == "error"
-    assert (entry["backend"], entry["job"], entry["aggr"]) == ("http", SPEC.id, SPEC.aggr_id)
+    assert (entry["event"], entry["log_level"]) == ("backend.failed", "warning")
+    assert (entry["backend"], entry["job_id"], entry["aggr_id"]) == ("http", SPEC.id, SPEC.aggr_id)
     assert isinstance(entry["exc_info"], Exception) is not what.startswith("answered")
 
 
@@ -219,7 +219,7 @@ class Hanging:
 
 
 async def test_a_plugin_that_hangs_is_retried() -> None:
-    health: dict[str, BackendHealth] = {}
+    health = HealthBook(["http"])
     with capture_logs():
         delivery = await send(Hanging(), timeout_s=0.01, health=health)
     assert delivery.verdict is Verdict.RETRY
@@ -228,28 +228,50 @@ async def test_a_plugin_that_hangs_is_retried() -> None:
 
 
 async def test_a_cancel_from_outside_is_no_failure() -> None:
-    health: dict[str, BackendHealth] = {}
+    health = HealthBook(["http"])
     with trio.move_on_after(0.01) as scope:
         await send(Hanging(), health=health)
     assert scope.cancelled_caught
-    assert health == {}
+    assert health["http"].failures == 0
+
+
+async def test_a_failure_of_an_unhealthy_plugin_uses_up_no_attempt() -> None:
+    health = HealthBook(["http"])
+    with capture_logs() as logs:
+        deliveries = [
+            await send(raising(OSError("no")), lease(attempts=len(SCHEDULE) - 1), health=health)
+            for _ in range(UNHEALTHY_AFTER + 2)
+        ]
+    verdicts = [delivery.verdict for delivery in deliveries]
+    assert verdicts == [Verdict.RETRY] * (UNHEALTHY_AFTER - 1) + [Verdict.RELEASE] * 3
+    assert deliveries[-1].error == "backend http failed: OSError"
+    assert deliveries[-1].retry_after_s == SHORTEST_S
+    levels = [entry["log_level"] for entry in logs if entry["event"] == "backend.failed"]
+    assert levels == ["warning"] * UNHEALTHY_AFTER + ["debug"] * 2
+    assert len([entry for entry in logs if entry["event"] == "backend.unhealthy"]) == 1
 
 
 async def test_health_is_lost_and_regained() -> None:
-    health: dict[str, BackendHealth] = {}
+    health = HealthBook(["http", "other"])
     with capture_logs() as logs:
         for number in range(UNHEALTHY_AFTER):
-            assert health.get("http", BackendHealth()).healthy, number
+            assert health["http"].healthy, number
             await send(raising(OSError("no")), health=health)
-        assert not health["http"].healthy
+        assert health.healthy() == {"http": False, "other": True}
+        assert health.unhealthy == 1
+        assert logs[-1]["event"] == "backend.unhealthy"
         await send(lambda: RetryLater("the destination is at fault, not the plugin"), health=health)
-    assert health["http"].healthy
-    assert health["http"] == BackendHealth(0, "backend http failed: OSError")
     assert logs[-1]["event"] == "backend.healthy"
-    assert len(logs) == UNHEALTHY_AFTER + 1
+    assert health.facts() == {
+        "http": {"healthy": True, "last_error": "backend http failed: OSError"},
+        "other": {"healthy": True, "last_error": ""},
+    }
+    assert len(logs) == UNHEALTHY_AFTER + 2
 
 
-async def test_good_deliveries_write_no_health() -> None:
-    health: dict[str, BackendHealth] = {}
-    await send(Delivered, health=health)
-    assert health == {}
+async def test_good_deliveries_leave_no_trace_in_the_health() -> None:
+    health = HealthBook(["http"])
+    with capture_logs() as logs:
+        await send(Delivered, health=health)
+    assert health.facts() == {"http": {"healthy": True, "last_error": ""}}
+    assert logs == []

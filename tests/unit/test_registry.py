@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Payload
-from downloader.notify._registry import open_notifiers
+from downloader.notify._registry import PluginHasEnded, open_notifiers
 from downloader.registry import (
+    CLOSING_S,
     NOTIFIERS,
     STORAGES,
     PluginInfo,
@@ -66,6 +70,29 @@ MODULE = """
     def open_nothing(section):
         return None
 
+    @asynccontextmanager
+    async def open_asleep(section):
+        try:
+            if section.get("opens"):
+                yield Pigeon(section)
+            await trio.sleep_forever()
+        finally:
+            log.append("woken")
+
+    @asynccontextmanager
+    async def open_frail(section):
+        async def fall_ill():
+            await trio.sleep(1)
+            if section["ill"].pop():
+                raise OSError("flu")
+            await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fall_ill)
+            log.append("open")
+            yield Pigeon(section)
+            nursery.cancel_scope.cancel()
+
     no_factory = 3
 """
 
@@ -76,11 +103,14 @@ ENTRY_POINTS = """
     sync = strangers_pigeon:open_sync
     nothing = strangers_pigeon:open_nothing
     number = strangers_pigeon:no_factory
+    asleep = strangers_pigeon:open_asleep
+    frail = strangers_pigeon:open_frail
     absent = strangers_pigeon:is_not_there
     broken = strangers_broken:open_it
 
     [downloader.storages.v1]
     attic = strangers_pigeon:open_stone
+    nap = strangers_pigeon:open_asleep
 """
 
 
@@ -201,6 +231,54 @@ async def test_what_the_body_raises_is_no_plugins_fault(pigeon: Any) -> None:
         async with open_notifiers({"pigeon": {}}):
             raise OSError("ours")
     assert caught.group_contains(OSError, match="ours")
+
+
+async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
+    pigeon: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(PluginError, match=r"^backends\.asleep: does not open: it hangs for 7 s$"):
+        async with open_notifiers({"pigeon": {}, "asleep": {}}, opening_s=7):
+            pytest.fail("it was opened")
+    assert pigeon.log == ["open", "woken", "closed"]
+    with pytest.raises(PluginError, match=r"^here: does not open: it hangs for 8 s$"):
+        async with open_storage("nap", {}, where="here", opening_s=8):
+            pytest.fail("it was opened")
+    assert trio.current_time() == pytest.approx(15)
+
+
+async def test_a_plugin_that_hangs_while_it_closes_is_cancelled(
+    pigeon: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with open_notifiers({"pigeon": {}, "asleep": {"opens": True}}):
+        pass
+    assert pigeon.log == ["open", "woken", "closed"]
+    assert trio.current_time() == pytest.approx(CLOSING_S)
+
+
+async def test_a_start_that_is_given_up_does_not_wait_for_plugins(
+    pigeon: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    with trio.move_on_after(1):
+        async with open_notifiers({"asleep": {"opens": True}, "pigeon": {}}):
+            await trio.sleep_forever()
+    assert pigeon.log == ["open", "closed", "woken"]
+    assert trio.current_time() == pytest.approx(1)
+
+
+async def test_a_plugin_that_ends_by_itself_ends_nothing_else_and_is_opened_again(
+    pigeon: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    with capture_logs() as logs:
+        async with open_notifiers({"pigeon": {}, "frail": {"ill": [False, True, True]}}) as notifiers:
+            assert await notifiers["frail"].deliver("home", payload()) == Delivered()
+            await trio.sleep(1.5)
+            with pytest.raises(PluginHasEnded):
+                await notifiers["frail"].deliver("home", payload())
+            assert await notifiers["pigeon"].deliver("home", payload()) == Delivered()
+            await trio.sleep(10)
+            assert await notifiers["frail"].deliver("home", payload()) == Delivered()
+    assert [(entry["event"], entry["backend"]) for entry in logs] == [("backend.failed", "frail")] * 2
+    assert logs[0]["error"].startswith("backends.frail: has ended by itself: ")
 
 
 async def test_a_storage_of_another_interface_is_one_line(pigeon: Any) -> None:

@@ -60,7 +60,6 @@ def read_submission(
         body,
         new_id=deps.store.new_id,
         backends=deps.backends,
-        own_buckets=deps.own_buckets,
         caller=caller,
     )
     if key is None:

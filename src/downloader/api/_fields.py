@@ -183,7 +183,6 @@ def parse_job(
     *,
     new_id: Callable[[str], str],
     backends: frozenset[str],
-    own_buckets: bool,
     caller: Caller | None = None,
 ) -> JobSpec:
     """Read and check one job.
@@ -192,7 +191,6 @@ def parse_job(
         body: UTF-8 JSON.
         new_id: makes the job's id, given its aggregation.
         backends: names of the notifier backends that are configured.
-        own_buckets: whether jobs may bring a bucket of their own.
         caller: whose allow-lists hold; `None` while the API is open.
 
     Raises:
@@ -204,7 +202,7 @@ def parse_job(
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
         raise _refusal(error) from None
-    _check_bucket(request, own_buckets=own_buckets)
+    _check_bucket(request)
     kind, destination = _callback(request, backends)
     error_kind, error_destination = _error_callback(request, backends)
     spec = JobSpec(
@@ -234,15 +232,8 @@ def parse_job(
     return spec
 
 
-def _check_bucket(request: DownloadRequest, *, own_buckets: bool) -> None:
-    if not request.s3_bucket and not request.s3_region:
-        return
-    if not own_buckets:
-        name = "s3_bucket" if request.s3_bucket else "s3_region"
-        _refuse(
-            name, "own_buckets_unavailable", "cannot be used: this service stores in its own storage only"
-        )
-    if not request.s3_bucket or not request.s3_region:
+def _check_bucket(request: DownloadRequest) -> None:
+    if bool(request.s3_bucket) != bool(request.s3_region):
         _refuse(
             "s3_region" if request.s3_bucket else "s3_bucket", "required", "is required with the other one"
         )
@@ -281,6 +272,8 @@ def _check_destination(field: str, kind: str, destination: str) -> None:
     try:
         if kind == "http":
             check_url(destination, "callback")
+        elif kind == "storage":
+            _subpath(destination)
         else:
             _printable(destination)
     except PydanticCustomError as error:

@@ -6,6 +6,8 @@ do not wait for the network libraries; inside those modules, so are the parts th
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -54,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; `None` takes the process's.
     """
+    if os.getpid() == 1:
+        _be_stoppable()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = make_app()(tokens, exit_on_error=False, print_error=False)
@@ -62,6 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DownloaderError, BrokenPipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
         return _failed(error)
     return status if isinstance(status, int) else DONE
+
+
+def _be_stoppable() -> None:
+    """Let SIGTERM end this process, as it ends any other until it has its own handlers.
+
+    The kernel keeps from process 1 of a container every signal that it has no handler for. A stop that comes
+    while modules are being imported would be lost, and the container killed when patience is over.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _failed(error: BaseException) -> int:

@@ -104,6 +104,21 @@ Examples:
   list-urls | downloader fetch --from-file - --limit 8 --json""",
     ),
     Command(
+        name="doctor",
+        place="doctor:doctor",
+        heading="Look",
+        summary="Try all that is configured, and say what is wrong.",
+        usage="[OPTIONS]",
+        epilogue="""\
+Writes to the store and the storage and deletes it again, asks each backend's
+peer, and looks at folders and ports. It may run beside a service.
+Exit status: 1 if any part failed.
+
+Examples:
+  downloader doctor
+  downloader doctor -c config.toml --json""",
+    ),
+    Command(
         name="plugins",
         place="look:plugins",
         heading="Look",

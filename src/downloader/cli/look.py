@@ -16,38 +16,23 @@ from downloader.cli._flags import Config, Json
 def plugins(*, config: Config = None, json_: Json = False) -> None:
     """List the installed backends and storages, and which of them the configuration uses.
 
+    Imports none of them. Exits with 2 if one that is configured is not installed, or more than once.
+
     Args:
         config: Configuration file (TOML).
         json_: Print a JSON array instead of a table.
     """
-    from rich.console import Console  # noqa: PLC0415 - see the top of the module
-    from rich.table import Table  # noqa: PLC0415 - as above
-    from rich.text import Text  # noqa: PLC0415 - as above
-
+    from downloader.cli._plugins import list_plugins, show_plugins  # noqa: PLC0415 - see the top of the module
     from downloader.cli._settings import load  # noqa: PLC0415 - as above
-    from downloader.registry import NOTIFIERS, STORAGES, installed  # noqa: PLC0415 - as above
 
-    settings = load(config)
-    used = {("notifier", name) for name in settings.backends} | {("storage", settings.storage_name)}
-    rows = [
-        {**asdict(plugin), "configured": (plugin.kind, plugin.name) in used}
-        for group in (NOTIFIERS, STORAGES)
-        for plugin in installed(group)
-    ]
+    rows, problem = list_plugins(load(config))
     if json_:
-        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
-        return
-    table = Table("name", "kind", "version", "distribution", "configured")
-    for row in rows:
-        cells = [
-            row["name"],
-            row["kind"],
-            row["version"],
-            row["distribution"],
-            "yes" if row["configured"] else "",
-        ]
-        table.add_row(*(Text(str(cell)) for cell in cells))
-    Console().print(table)
+        sys.stdout.write(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    else:
+        show_plugins(rows)
+    sys.stdout.flush()
+    if problem is not None:
+        raise problem
 
 
 def config(*, config: Config = None) -> None:

@@ -13,7 +13,7 @@ import trio
 from downloader.config import ProcessorSettings
 from downloader.egress import EgressPolicy, GuardedBackend
 from downloader.errors import ConfigError
-from downloader.fetch._attempt import BucketOpener, Fetcher
+from downloader.fetch._attempt import STORE_S, BucketOpener, Fetcher
 from downloader.fetch._open import Dialer
 from downloader.fetch._request import base_headers
 from downloader.fetch._spool import disk_used_percent, open_spool
@@ -36,12 +36,13 @@ async def open_fetcher(
     own_bucket: BucketOpener | None = None,
     rng: random.Random,
     idle_s: float = IDLE_S,
+    store_s: float = STORE_S,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher with its connections and its folder under `spool_dir`; both end with it.
 
-    No attempt may be under way at the end. Unused connections are kept for `idle_s` seconds. It has a
-    nursery, so what is raised inside comes out in an exception group. Folders of crashed instances under
-    `spool_dir` are swept.
+    No attempt may be under way at the end. Unused connections are kept for `idle_s` seconds; to store a file
+    takes at most `store_s` seconds, and a few more if it is large. It has a nursery, so what is raised inside
+    comes out in an exception group. Folders of crashed instances under `spool_dir` are swept.
 
     Raises:
         ConfigError: `ca_file` cannot be used, or `spool_dir` cannot be written.
@@ -66,6 +67,7 @@ async def open_fetcher(
                 storage=storage,
                 own_bucket=own_bucket,
                 rng=rng,
+                store_s=store_s,
             )
         finally:
             nursery.cancel_scope.cancel()

@@ -58,6 +58,12 @@ MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
 MAX_PLUGIN_CHARS = 500
 """Of a storage plugin's words, which may have any shape."""
 
+STORE_S = 120.0
+"""For storing a file of any size; more than a storage's own time-outs, which can say what is wrong."""
+
+STORE_BYTES_PER_S = 64 * 1024
+"""Storing may take a second more for each so many bytes; slower than this, another attempt may do better."""
+
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`, for somebody who watches; called for each piece of the body."""
 
@@ -119,6 +125,8 @@ class Fetcher:
     storage: Storage
     own_bucket: BucketOpener | None
     rng: random.Random
+    store_s: float
+    """See `STORE_S`."""
 
     async def attempt(
         self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress = lambda *_: None
@@ -245,19 +253,20 @@ class Fetcher:
         if sealed.data is not None:
             failpoints.hit("before-fsync")
         try:
-            storage = await self._storage_of(spec)
-            await storage.put(
-                spec.storage_key,
-                Body(
-                    size=sealed.size,
-                    sha256=sealed.sha256,
-                    mime_type=mime,
-                    data=sealed.data,
-                    path=sealed.path,
-                    metadata=_metadata(spec.extra) if spec.s3_bucket else {},
-                    still_ours=still_ours,
-                ),
-            )
+            with trio.move_on_after(self.store_s + sealed.size / STORE_BYTES_PER_S) as bound:
+                storage = await self._storage_of(spec)
+                await storage.put(
+                    spec.storage_key,
+                    Body(
+                        size=sealed.size,
+                        sha256=sealed.sha256,
+                        mime_type=mime,
+                        data=sealed.data,
+                        path=sealed.path,
+                        metadata=_metadata(spec.extra) if spec.s3_bucket else {},
+                        still_ours=still_ours,
+                    ),
+                )
         except FetchError:
             raise
         except StorageRefused as exc:
@@ -266,6 +275,8 @@ class Fetcher:
             raise LocalFault(_one_line(exc)) from exc
         except Exception as exc:  # a storage plugin is a stranger's code, and may raise anything
             raise LocalFault(f"the storage failed with {type(exc).__name__}") from exc
+        if bound.cancelled_caught:
+            raise LocalFault("the storage did not take the file in time")
         failpoints.hit("after-rename")
 
     async def _storage_of(self, spec: JobSpec) -> Storage:

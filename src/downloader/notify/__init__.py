@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from downloader.egress import EgressRefused, NameNotResolved, TlsFailed
 from downloader.model import describe_status
@@ -19,6 +19,7 @@ from downloader.notify._egress import network_backend, use_egress
 from downloader.registry import parse_section
 
 __all__ = [
+    "Checkable",
     "Delivered",
     "EgressRefused",
     "NameNotResolved",
@@ -73,7 +74,10 @@ class Payload:
 
 
 class Notifier(Protocol):
-    """Delivers callbacks of one type; called from many tasks at once."""
+    """Delivers callbacks of one type; called from many tasks at once.
+
+    It may have a second coroutine, `check() -> str` (see `Checkable`).
+    """
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """Deliver once, within a bounded time, and tell how it went.
@@ -81,6 +85,17 @@ class Notifier(Protocol):
         A cancel leaves it unknown whether the peer has the message; it will be delivered again.
         Expected failures are answered, not raised: whatever this raises is logged, counted against
         the backend's health and retried.
+        """
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """What `downloader doctor` asks of a notifier that has it."""
+
+    async def check(self) -> str:
+        """Try the peer without delivering anything, and tell on one line what was found.
+
+        Within a bounded time. Whatever it raises is printed as the reason why the check failed.
         """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -12,38 +12,20 @@ import trio
 
 from downloader.model import Delivery, Lease, Verdict, callback_payload
 from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify._health import SHORTEST_S, HealthBook
 from downloader.notify._schedule import next_delay_s
-from downloader.observe.events import Event
-from downloader.observe.logging import get_logger
-
-UNHEALTHY_AFTER = 3
-"""Failures of a plugin in a row; one or two may be one odd destination's."""
 
 _REASON_CHARS = 500
 """Reasons come from plugins and peers, and are kept in the store."""
 
 
 @dataclass(frozen=True, slots=True)
-class BackendHealth:
-    """How a plugin itself fares, whatever its destinations answer."""
+class _Broken:
+    """The plugin itself failed."""
 
-    failures: int = 0
-    """In a row: it raised, hung, or answered what is no result."""
-    last_error: str = ""
-    """Of the last failure ever; one line."""
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the plugin can be relied on."""
-        return self.failures < UNHEALTHY_AFTER
-
-    def failed(self, error: str) -> BackendHealth:
-        """The health after one more failure."""
-        return BackendHealth(self.failures + 1, error)
-
-    def worked(self) -> BackendHealth:
-        """The health after the plugin did its part, also if the destination did not."""
-        return BackendHealth(0, self.last_error)
+    problem: str
+    """Without anything of its own text, which may hold a secret."""
+    error: Exception | None = None
 
 
 async def deliver(
@@ -54,11 +36,12 @@ async def deliver(
     download_url: str,
     timeout_s: float,
     rng: random.Random,
-    health: MutableMapping[str, BackendHealth] | None = None,
+    health: HealthBook,
 ) -> Delivery:
     """Send the callback once and tell what is to become of it; raises nothing that a plugin raises.
 
-    The body is byte-identical over retries. A cancel leaves it unknown whether the peer has it.
+    The body is byte-identical over retries. A cancel leaves it unknown whether the peer has it. A failure of
+    the plugin itself counts as an attempt only while the plugin is healthy.
 
     Args:
         lease: of a callback, with the download's result in it.
@@ -67,7 +50,7 @@ async def deliver(
         download_url: where the file can be fetched; left out of the body of a failure.
         timeout_s: the plugin's deadline, longer than any that it keeps itself.
         rng: source of the delays' jitter.
-        health: by backend; updated here, read by whoever answers for the instance's readiness.
+        health: of the backends; kept up to date here.
     """
     assert lease.result is not None, "a callback's lease carries the download's result"
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
@@ -75,65 +58,50 @@ async def deliver(
         return Delivery(verdict=Verdict.FAILED, error="the job names no callback for this result")
     backend = backends.get(name)
     if backend is None:
-        result: Result = RetryLater(f"backend {name} is not configured: there is no [backends.{name}]")
+        reason = f"backend {name} is not configured: there is no [backends.{name}]"
+        return _retry(lease, RetryLater(reason), schedule, rng)
+    payload = Payload(job_id=lease.id, aggr_id=lease.spec.aggr_id, body=_body(lease, download_url))
+    begun_at = trio.current_time()
+    result = await _ask(backend, destination, payload, timeout_s=timeout_s)
+    if isinstance(result, _Broken):
+        reason = f"backend {name} failed: {result.problem}"
+        facts = {"job_id": lease.id, "aggr_id": lease.spec.aggr_id}
+        if not health.failed(name, reason, begun_at=begun_at, error=result.error, **facts):
+            return Delivery(verdict=Verdict.RELEASE, error=reason, retry_after_s=SHORTEST_S)
+        result = RetryLater(reason)
     else:
-        payload = Payload(job_id=lease.id, aggr_id=lease.spec.aggr_id, body=_body(lease, download_url))
-        result = await _ask(name, backend, destination, payload, timeout_s=timeout_s, health=health)
+        health.worked(name)
     match result:
         case Delivered():
             return Delivery(verdict=Verdict.SUCCEEDED)
         case Rejected(reason):
             return Delivery(verdict=Verdict.FAILED, error=_one_line(reason))
-        case RetryLater(reason, after_s):
-            delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=after_s, rng=rng)
-            verdict = Verdict.FAILED if delay is None else Verdict.RETRY
-            return Delivery(verdict=verdict, error=_one_line(reason), retry_after_s=delay)
+        case RetryLater():
+            return _retry(lease, result, schedule, rng)
         case _:
             assert_never(result)
 
 
+def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: random.Random) -> Delivery:
+    """Another attempt, or the end of the schedule."""
+    delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=result.after_s, rng=rng)
+    verdict = Verdict.FAILED if delay is None else Verdict.RETRY
+    return Delivery(verdict=verdict, error=_one_line(result.reason), retry_after_s=delay)
+
+
 async def _ask(
-    name: str,
-    backend: Notifier,
-    destination: str,
-    payload: Payload,
-    *,
-    timeout_s: float,
-    health: MutableMapping[str, BackendHealth] | None,
-) -> Result:
-    """The plugin's answer; a failure of the plugin itself becomes a `RetryLater` and counts against it."""
-    problem = f"no answer within {timeout_s:g} s"
-    error: Exception | None = None
+    backend: Notifier, destination: str, payload: Payload, *, timeout_s: float
+) -> Result | _Broken:
+    """The plugin's answer, or what it did instead."""
     try:
         with trio.move_on_after(timeout_s):
             answer: object = await backend.deliver(destination, payload)
             if isinstance(answer, (Delivered, RetryLater, Rejected)):
-                _worked(name, health)
                 return answer
-            problem = f"answered {type(answer).__name__}"
+            return _Broken(f"answered {type(answer).__name__}")
     except Exception as exc:  # noqa: BLE001 - a stranger's code can raise anything, and must not stop the others
-        problem, error = type(exc).__name__, exc
-    reason = f"backend {name} failed: {problem}"
-    get_logger().error(
-        Event.BACKEND_UNHEALTHY,
-        backend=name,
-        job=payload.job_id,
-        aggr=payload.aggr_id,
-        error=reason,
-        exc_info=error,
-    )
-    if health is not None:
-        health[name] = health.get(name, BackendHealth()).failed(reason)
-    return RetryLater(reason)
-
-
-def _worked(name: str, health: MutableMapping[str, BackendHealth] | None) -> None:
-    before = None if health is None else health.get(name)
-    if health is None or before is None or not before.failures:
-        return
-    health[name] = before.worked()
-    if not before.healthy:
-        get_logger().warning(Event.BACKEND_HEALTHY, backend=name)
+        return _Broken(type(exc).__name__, exc)
+    return _Broken(f"no answer within {timeout_s:g} s")
 
 
 def _body(lease: Lease, download_url: str) -> bytes:

@@ -19,10 +19,11 @@ NOTIFIER_COUNTERS: Mapping[str, str] = {
     "callbacks_delivered": "callbacks that their peer has acknowledged",
     "callbacks_failed": "callbacks given up, kept to be sent again",
     "callbacks_retried": "deliveries that failed and are followed by another",
-    "callbacks_released": "callbacks handed back by a stop",
+    "callbacks_released": "callbacks handed back without counting the attempt",
     "leases_lost": "callbacks that another instance has taken over",
     "leases_recovered": "callbacks taken over from instances that died",
     "in_flight": "callbacks in flight now",
+    "backends_unhealthy": "backends that are unhealthy now, counted for each instance",
 }
 
 

@@ -65,6 +65,8 @@ class Workload:
     settle: Settler
     may_lease: Callable[[], bool] = lambda: True
     """False while nothing should be leased (a full disk); asked every `LOOK_S` and on every wake."""
+    looks_once_more: bool = False
+    """Whether a stop that has begun still leases what is due then, one call's worth of it."""
     on_end: Callable[[Lease, End, Settled, float], None] = lambda *_: None
     """Told of each settled lease and how many seconds it took."""
     on_lost: Callable[[Lease], None] = lambda _: None
@@ -151,24 +153,38 @@ async def _lease(
             continue
         if running.free < workload.concurrency // 8 and running.linger_s():
             await trio.sleep(LINGER_S)
-        asked_at = time.monotonic()
         try:
-            batch = await running.store.lease(
-                workload.kind, running.owner, min(running.free, LEASE_BATCH), workload.lease_s
-            )
+            next_due_s = await _take(running, commit, tasks)
         except StoreUnavailable as error:
             log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
             await _look_again(running.wake, backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
         backoff_s = BACKOFF_S
-        for lease in batch.leases:
-            hit("after-lease")
-            tenure = Tenure(lease, taken_at=asked_at, lease_s=workload.lease_s)
-            running.tenures[tenure] = None
-            tasks.start_soon(_run_one, running, commit, tenure)
-        if batch.next_due_s != 0:
-            await _look_again(running.wake, min(batch.next_due_s or math.inf, LOOK_S))
+        if next_due_s != 0:
+            await _look_again(running.wake, min(next_due_s or math.inf, LOOK_S))
+    if workload.looks_once_more and running.free:
+        try:
+            await _take(running, commit, tasks)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
+
+
+async def _take(
+    running: _Running, commit: GroupCommit[tuple[Lease, End], Settled], tasks: trio.Nursery
+) -> float | None:
+    """Lease what there is room for and start on it; answers when to look again, as `LeaseBatch` does."""
+    workload = running.workload
+    asked_at = time.monotonic()
+    batch = await running.store.lease(
+        workload.kind, running.owner, min(running.free, LEASE_BATCH), workload.lease_s
+    )
+    for lease in batch.leases:
+        hit("after-lease")
+        tenure = Tenure(lease, taken_at=asked_at, lease_s=workload.lease_s)
+        running.tenures[tenure] = None
+        tasks.start_soon(_run_one, running, commit, tenure)
+    return batch.next_due_s
 
 
 async def _look_again(wake: Wake, seconds: float) -> None:

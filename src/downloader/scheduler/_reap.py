@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from downloader.errors import StorageError
+from downloader.model import JobSpec
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
 from downloader.scheduler._stop import Stop
@@ -26,12 +27,16 @@ DELETIONS = 8
 """Deletions at once; they must not compete with downloads for the disk."""
 
 
-async def run_reaper(store: JobStore, delete: Callable[[str], Awaitable[None]], *, stop: Stop) -> None:
+DELETION_S = 60.0
+"""Bound of one deletion: a storage is a stranger's code, and what hangs must not stop the others'."""
+
+
+async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
     """Delete what is due until `stop` begins. A crash in between deletes again: that is harmless.
 
     Args:
         store: tells what is due.
-        delete: deletes a stored file by its key; may raise `StorageError`, then it is tried again later.
+        delete: deletes a job's file; what it raises is logged, and it is tried again later.
         stop: ends it; a batch on its way is finished.
     """
     while not stop.begun:
@@ -49,7 +54,7 @@ async def run_reaper(store: JobStore, delete: Callable[[str], Awaitable[None]], 
             await stop.wait()
 
 
-async def _delete(jobs: Sequence[Reapable], delete: Callable[[str], Awaitable[None]]) -> Sequence[str]:
+async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitable[None]]) -> Sequence[str]:
     gone: list[str] = []
     limiter = trio.CapacityLimiter(DELETIONS)
 
@@ -57,10 +62,14 @@ async def _delete(jobs: Sequence[Reapable], delete: Callable[[str], Awaitable[No
         async with limiter:
             try:
                 if job.has_file:
-                    await delete(job.spec.storage_key)
+                    with trio.fail_after(DELETION_S):
+                        await delete(job.spec)
                     log.debug(Event.FILE_DELETED, job_id=job.spec.id, aggr_id=job.spec.aggr_id)
             except StorageError as error:
                 log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=str(error))
+            except Exception as error:  # a storage plugin is a stranger's code
+                reason = f"the storage failed with {type(error).__name__}"
+                log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=reason, exc_info=error)
             else:
                 gone.append(job.spec.id)
 

@@ -16,32 +16,30 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import trio
 
 from downloader.api import ApiDeps, create_app, serve
-from downloader.config import RedisSettings, Settings
-from downloader.egress import EgressPolicy
+from downloader.config import Settings
 from downloader.errors import StoreUnavailable
-from downloader.fetch import Fetcher, disk_used_percent, open_fetcher
-from downloader.notify import Notifier, use_egress
-from downloader.notify._deliver import BackendHealth
-from downloader.notify._registry import open_notifiers
+from downloader.fetch import Fetcher, disk_used_percent
+from downloader.notify import Notifier
+from downloader.notify._health import Gate
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
 from downloader.scheduler import Stop, Wake, Workload, run_reaper, run_workload
 from downloader.service._disk import DiskGate
-from downloader.service._work import callback_workload, download_workload
-from downloader.storage import Storage
-from downloader.storage._registry import open_storage
+from downloader.service._files import Files
+from downloader.service._resources import open_backends, open_downloads, open_files, running_redis
+from downloader.service._work import callback_workload, delivery_timeout_s, download_workload
 from downloader.store import JobStore
-from downloader.store._embedded import embedded_valkey
 from downloader.store._loop import asyncio_loop
 from downloader.store._store import open_store
 
@@ -59,6 +57,10 @@ EXIT_MARGIN_S = 0.3
 """The timer that ends a stop that hangs fires this much before the grace period is over."""
 
 
+LATE_S = 5.0
+"""After a delivery was cancelled for taking too long, until it is told that it does not end."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Instance:
     """What the roles of one process share."""
@@ -66,7 +68,7 @@ class Instance:
     settings: Settings
     roles: frozenset[str]
     store: JobStore
-    storage: Storage
+    files: Files
     owner: str
     rng: random.Random
     stop: Stop = field(default_factory=Stop)
@@ -75,6 +77,8 @@ class Instance:
     """Begins when no more downloads can finish here."""
     running: dict[str, bool] = field(default_factory=dict)
     """Per role, whether it runs; for readiness."""
+    gate: Gate | None = None
+    """To the backends, of a notifier."""
     started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
     @property
@@ -102,7 +106,13 @@ class _Worker:
     workload: Workload
     counters: Counters
     stop: Stop
+    facts: Callable[[], Mapping[str, Any]] = dict
+    """More for its reports."""
     wake: Wake = field(default_factory=Wake)
+
+    def report(self) -> Mapping[str, Any]:
+        """What it tells the fleet now."""
+        return {**self.facts(), "counters": self.counters.snapshot()}
 
 
 async def run_instance(
@@ -134,24 +144,22 @@ async def _run_with(
     started: Callable[[], None],
 ) -> None:
     async with asyncio_loop(), AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(_redis(settings))
+        redis = await stack.enter_async_context(running_redis(settings))
         store = await stack.enter_async_context(open_store(redis))
-        storage = await stack.enter_async_context(
-            open_storage(settings.storage_name, settings.storage_section)
-        )
+        files = await stack.enter_async_context(open_files(settings))
         instance = Instance(
             settings=settings,
             roles=roles,
             store=store,
-            storage=storage,
+            files=files,
             owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             rng=random.Random(),  # noqa: S311  # jitter, not secrets
         )
         fetcher = backends = None
         if "processor" in roles:
-            fetcher = await stack.enter_async_context(_fetcher(instance))
+            fetcher = await stack.enter_async_context(open_downloads(settings, files, instance.rng))
         if "notifier" in roles:
-            backends = await stack.enter_async_context(_backends(instance))
+            backends = await stack.enter_async_context(open_backends(settings, files.storage))
         _spare_the_collector()
         await _run_roles(instance, fetcher, backends, sockets, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
@@ -166,38 +174,6 @@ def _spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-
-
-@asynccontextmanager
-async def _redis(settings: Settings) -> AsyncIterator[RedisSettings]:
-    if settings.redis.url != "embedded":
-        yield settings.redis
-        return
-    async with embedded_valkey(settings.data_dir) as url:
-        yield settings.redis.model_copy(update={"url": url})
-
-
-@asynccontextmanager
-async def _fetcher(instance: Instance) -> AsyncIterator[Fetcher]:
-    settings = instance.settings
-    lists = settings.egress.downloads
-    async with open_fetcher(
-        settings=settings.processor,
-        policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
-        storage=instance.storage,
-        spool_dir=settings.spool_dir,
-        rng=instance.rng,
-    ) as fetcher:
-        yield fetcher
-
-
-@asynccontextmanager
-async def _backends(instance: Instance) -> AsyncIterator[Mapping[str, Notifier]]:
-    settings = instance.settings
-    lists = settings.egress.callbacks
-    with use_egress(EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")):
-        async with open_notifiers(settings.backends) as backends:
-            yield backends
 
 
 async def _run_roles(
@@ -258,17 +234,32 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
 
 
 def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
+    settings = instance.settings
     counters = Counters(NOTIFIER_COUNTERS)
+    gate = Gate(backends, slots=settings.notifier.concurrency, rng=instance.rng)
+    instance.gate = gate
+    counters.gauge("backends_unhealthy", lambda: gate.health.unhealthy)
     workload = callback_workload(
         instance.store,
         backends,
-        settings=instance.settings,
+        settings=settings,
         owner=instance.owner,
         counters=counters,
-        health={name: BackendHealth() for name in backends},
+        gate=gate,
         rng=instance.rng,
+        download_url=instance.files.url,
     )
-    return _Worker(role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks)
+
+    # Downloads that end during the stop have callbacks, which are not to wait for the next start.
+    workload = replace(workload, looks_once_more="processor" in instance.roles)
+
+    def facts() -> Mapping[str, Any]:
+        gate.note_late(delivery_timeout_s(settings) + LATE_S)
+        return {"backends": gate.health.facts()}
+
+    return _Worker(
+        role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks, facts=facts
+    )
 
 
 async def _run_worker(
@@ -280,7 +271,7 @@ async def _run_worker(
     """A workload and its reports; when downloads have ended here, callbacks are told to end too."""
     role = worker.role
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_report, instance, role, worker.counters)
+        nursery.start_soon(_report, instance, role, worker.report)
         instance.running[role] = True
         try:
             await run_workload(
@@ -297,6 +288,10 @@ async def _run_worker(
         nursery.cancel_scope.cancel()
     if role == "processor":
         _begin_callbacks_stop(instance)
+    await _leave(instance, role)
+
+
+async def _leave(instance: Instance, role: str) -> None:
     try:
         await instance.store.leave(instance.owner, role)
     except StoreUnavailable as error:
@@ -304,10 +299,10 @@ async def _run_worker(
         log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
 
 
-async def _report(instance: Instance, role: str, counters: Counters) -> None:
-    """Tell the fleet that this instance lives, and its counters, every `stats_interval`."""
+async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]) -> None:
+    """Tell the fleet every `stats_interval` that this instance lives, and `more` of it."""
     interval_s = (
-        instance.settings.processor if role == "processor" else instance.settings.notifier
+        instance.settings.notifier if role == "notifier" else instance.settings.processor
     ).stats_interval
     facts = {
         "instance": instance.owner,
@@ -318,9 +313,7 @@ async def _report(instance: Instance, role: str, counters: Counters) -> None:
     }
     while True:
         try:
-            await instance.store.report(
-                instance.owner, role, facts | {"counters": counters.snapshot()}, 3 * interval_s
-            )
+            await instance.store.report(instance.owner, role, {**facts, **more()}, 3 * interval_s)
         except StoreUnavailable as error:
             log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
         await trio.sleep(interval_s)
@@ -339,27 +332,32 @@ async def _run_api(
         backends=frozenset(settings.backends),
         callback_limit=settings.notifier.per_destination,
         ready=lambda: dict(instance.running),
-        files=instance.storage.local,
+        healthy=lambda: instance.gate.health.healthy() if instance.gate is not None else {},
+        files=instance.files.storage.local,
     )
     host, port = sockets[0].getsockname()[:2]
-    async with trio.open_nursery() as nursery:
-        await nursery.start(
-            partial(
-                serve,
-                create_app(deps),
-                sockets=sockets,
-                stop=instance.stop.wait,
-                grace_s=instance.grace_s * (1 - RESERVE),
+    async with trio.open_nursery() as background:
+        background.start_soon(_report, instance, "api", dict)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(
+                partial(
+                    serve,
+                    create_app(deps),
+                    sockets=sockets,
+                    stop=instance.stop.wait,
+                    grace_s=instance.grace_s * (1 - RESERVE),
+                )
             )
-        )
-        log.info(Event.API_LISTENING, host=host, port=port)
-        if not settings.api.tokens and not ipaddress.ip_address(host).is_loopback:
-            log.warning(Event.API_OPEN, host=host, port=port)
-        task_status.started()
+            log.info(Event.API_LISTENING, host=host, port=port)
+            if not settings.api.tokens and not ipaddress.ip_address(host).is_loopback:
+                log.warning(Event.API_OPEN, host=host, port=port)
+            task_status.started()
+        background.cancel_scope.cancel()
+    await _leave(instance, "api")
 
 
 async def _reap(instance: Instance) -> None:
-    await run_reaper(instance.store, instance.storage.delete, stop=instance.stop_callbacks)
+    await run_reaper(instance.store, instance.files.delete, stop=instance.stop_callbacks)
 
 
 async def _stop_callbacks_with(instance: Instance) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 
 from structlog.typing import FilteringBoundLogger
 
@@ -13,13 +13,15 @@ from downloader.model import (
     POISON_CRASHES,
     Delivery,
     ErrorCode,
+    JobSpec,
     Kind,
     Lease,
     Outcome,
     Verdict,
 )
 from downloader.notify import Notifier
-from downloader.notify._deliver import BackendHealth, deliver
+from downloader.notify._deliver import deliver
+from downloader.notify._health import Gate, HandBack
 from downloader.observe.counters import Counters
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
@@ -102,26 +104,37 @@ def callback_workload(
     settings: Settings,
     owner: str,
     counters: Counters,
-    health: MutableMapping[str, BackendHealth],
+    gate: Gate,
     rng: random.Random,
+    download_url: Callable[[JobSpec], str],
 ) -> Workload:
-    """Callbacks: each lease is one delivery."""
+    """Callbacks: each lease is one delivery, if the gate lets it through to its backend."""
     bound = log.bind()
-    base = download_base(settings)
-    timeout_s = settings.notifier.lease * DELIVERY_LEASES
 
-    async def work(lease: Lease, _: Callable[[], bool]) -> End:
-        if lease.crashes >= POISON_CRASHES:
-            return Delivery(verdict=Verdict.FAILED, error=f"its worker died {lease.crashes} times")
+    async def send(lease: Lease) -> Delivery:
         return await deliver(
             lease,
             backends=backends,
             schedule=settings.notifier.retry_schedule,
-            download_url=f"{base}/{lease.spec.storage_key}",
-            timeout_s=timeout_s,
+            download_url=download_url(lease.spec),
+            timeout_s=delivery_timeout_s(settings),
             rng=rng,
-            health=health,
+            health=gate.health,
         )
+
+    async def work(lease: Lease, _: Callable[[], bool]) -> End:
+        if lease.crashes >= POISON_CRASHES:
+            return Delivery(verdict=Verdict.FAILED, error=f"its worker died {lease.crashes} times")
+        backend = _backend(lease)
+        if backend not in backends:  # that becomes a failure, which takes no time
+            return await send(lease)
+        passage = await gate.enter(backend)
+        if isinstance(passage, HandBack):
+            return Delivery(verdict=Verdict.RELEASE, retry_after_s=passage.delay_s)
+        try:
+            return await send(lease)
+        finally:
+            gate.leave(passage)
 
     def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
         event, counter = _CALLBACKS[end.verdict]
@@ -146,16 +159,14 @@ def callback_workload(
     )
 
 
-def download_base(settings: Settings) -> str:
-    """What `download_url` begins with: the configured base, or where our own API serves the files."""
-    if settings.processor.download_url:
-        return settings.processor.download_url.rstrip("/")
-    host = settings.api.host
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
-        host = "localhost"
-    if ":" in host:
-        host = f"[{host}]"
-    return f"http://{host}:{settings.api.port}/files"
+def delivery_timeout_s(settings: Settings) -> float:
+    """How long a backend may take for a delivery."""
+    return settings.notifier.lease * DELIVERY_LEASES
+
+
+def _backend(lease: Lease) -> str:
+    assert lease.result is not None, "a callback's lease carries the download's result"
+    return lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)[0]
 
 
 def _log_end(

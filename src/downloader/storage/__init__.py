@@ -4,27 +4,35 @@ An entry point of group `downloader.storages.v1` names a *factory*: a callable t
 TOML table of its section (`[processor.filestorage]` without `type`) and gives an async context manager
 that yields a `Storage`. Opening checks that the storage can be written. The service fills an empty
 `rootdir` in with a folder under its data dir.
+
+Jobs may bring a bucket of their own. An entry point of group `downloader.buckets.v1` names a factory of the
+same shape that yields `Buckets`; it gets the keys of `[processor.NAME]` that are for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from downloader.errors import StorageError, StorageRefused
+from downloader.errors import PluginError, StorageError, StorageRefused
 from downloader.registry import parse_section
 
 __all__ = [
     "Body",
+    "Buckets",
+    "BucketsFactory",
     "Storage",
     "StorageError",
     "StorageFactory",
     "StorageRefused",
     "StoredFile",
+    "file_storage",
     "parse_section",
+    "use_storage",
 ]
 
 
@@ -78,6 +86,59 @@ class Storage(Protocol):
     async def local(self, key: str) -> StoredFile | None:
         """The file for `GET /files/<key>`; `None` if there is none or this storage has no local files."""
 
+    def url(self, key: str) -> str:
+        """Where clients find the file: an absolute URL without credentials, or `""` if only `local` has it.
+
+        No I/O. It becomes `download_url` where the operator has set no `processor.download_url`.
+        """
+
 
 StorageFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Storage]]
 """Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""
+
+
+class Buckets(Protocol):
+    """Gives access to buckets that clients name in their jobs."""
+
+    async def bucket(self, name: str, region: str) -> Storage:
+        """The bucket as a storage, cheap to ask for again; usable until the `Buckets` are closed.
+
+        It may answer for a bucket that is not there: then `put` raises `StorageRefused`.
+
+        Raises:
+            StorageError: it cannot be had now; a later try may succeed.
+            StorageRefused: it never can.
+        """
+
+    def url(self, name: str, region: str, key: str) -> str:
+        """As `Storage.url`, of a key in this bucket."""
+
+
+BucketsFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Buckets]]
+"""As `StorageFactory`; opening may not need any bucket to exist."""
+
+_current: ContextVar[Storage | None] = ContextVar("downloader.storage", default=None)
+
+
+@contextmanager
+def use_storage(storage: Storage) -> Iterator[None]:
+    """For whoever opens notifiers: within, `file_storage` answers this storage."""
+    token = _current.set(storage)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def file_storage() -> Storage:
+    """The service's file storage, for a notifier that keeps something there.
+
+    Call it while the notifier is being opened and keep the answer; the storage outlives the notifier.
+
+    Raises:
+        PluginError: nobody has opened one.
+    """
+    storage = _current.get()
+    if storage is None:
+        raise PluginError("there is no file storage to use")
+    return storage

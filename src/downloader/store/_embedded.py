@@ -36,6 +36,10 @@ SOCKET_PATH_BYTES = 100
 READY = b"Ready to accept connections"
 
 
+class FolderInUse(ConfigError):
+    """Another instance runs its embedded store on this folder."""
+
+
 @asynccontextmanager
 async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
     """Run a Valkey on `data_dir/valkey`; yields its `unix://` URL; stops it at the end.
@@ -50,7 +54,7 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
     except OSError as error:
         raise ConfigError(f"data_dir: {folder} cannot be made: {error.strerror}") from error
     with _locked(folder):
-        path = _socket_path(folder)
+        path = socket_path(folder)
         await trio.to_thread.run_sync(_end_orphan, path)
         process = await trio.lowlevel.open_process(
             _command(folder, path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -120,13 +124,18 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"data_dir: {folder.parent} is in use by another instance") from error
+            raise FolderInUse(f"data_dir: {folder.parent} is in use by another instance") from error
         yield
     finally:
         os.close(descriptor)
 
 
-def _socket_path(folder: Path) -> Path:
+def socket_path(folder: Path) -> Path:
+    """The socket of the server on this folder.
+
+    Raises:
+        ConfigError: there can be none.
+    """
     path = folder.resolve() / "valkey.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
         return path

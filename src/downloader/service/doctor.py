@@ -1,0 +1,229 @@
+"""The engine of `downloader doctor`: tries each configured part for real and tells what it found.
+
+Each part is tried in bounded time, beside the others; whatever goes wrong with one is what is found of it.
+Nothing is left behind but what a peer keeps by itself (a log line, a deletion marker in a versioned bucket).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import trio
+from pydantic import SecretStr
+
+from downloader.config import Settings
+from downloader.errors import DownloaderError, PluginError
+from downloader.observe.redact import HIDDEN
+from downloader.redaction import redacted
+from downloader.registry import describe
+from downloader.service._examine import (
+    OPENING_S,
+    Footprint,
+    Note,
+    examine_api,
+    examine_backend,
+    examine_buckets,
+    examine_egress,
+    examine_spool,
+    examine_storage,
+)
+from downloader.service._examine_store import examine_store
+from downloader.storage import use_storage
+from downloader.storage._registry import open_storage
+from downloader.store._embedded import START_S
+from downloader.store._loop import asyncio_loop
+
+PART_S = 15.0
+"""For one part; an opening that hangs ends before. Somebody waits."""
+
+STORE_S = START_S + PART_S
+"""For an embedded store, which may have a long log to read."""
+
+STUCK_S = 60.0
+"""After which what does not even heed a cancel, such as a plugin stuck in a thread, is left behind."""
+
+_SHORT = 3
+"""Secrets of up to so many characters are not searched for in texts: half of the words would be hidden."""
+
+
+class State(StrEnum):
+    """What was found of a part."""
+
+    OK = "ok"
+    FAILED = "failed"
+    NOTE = "note"
+    """Nothing is broken, but somebody should know."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What was found of one part."""
+
+    part: str
+    """What the configuration calls it: `redis`, `processor.filestorage`, `backends.http` ..."""
+    state: State
+    text: str
+    """One line, without secrets."""
+    seconds: float
+    """It took."""
+
+
+Try = Callable[[], Awaitable[str]]
+"""Tries a part and tells what it found; `Note` and any other exception say how it is not fine."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """One examination."""
+
+    settings: Settings
+    secrets: Sequence[str]
+    show: Callable[[Sequence[Finding]], None]
+    part_s: float
+    findings: dict[str, Finding | None] = field(default_factory=dict)
+    """By part, in the order in which they are shown; `None` while it is being tried."""
+
+    async def examine(self, part: str, attempt: Try, within_s: float) -> None:
+        """Try a part, in bounded time, and note what was found."""
+        began = trio.current_time()
+        state, text = State.FAILED, f"hangs: no end within {within_s:g} s"
+        with trio.move_on_after(within_s):
+            try:
+                text, state = await attempt(), State.OK
+            except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
+                cause = _only(error)
+                state = State.NOTE if isinstance(cause, Note) else State.FAILED
+                text = str(cause) if isinstance(cause, (Note, DownloaderError)) else describe(cause)
+        self.note(part, state, text, trio.current_time() - began)
+
+    def note(self, part: str, state: State, text: str, seconds: float) -> None:
+        """Note what was found of a part."""
+        line = " ".join(text.split())
+        # What a part says of itself need not begin with its own name again.
+        line = line.removeprefix(f"{part}: ")
+        for secret in self.secrets:
+            line = line.replace(secret, HIDDEN)
+        self.findings[part] = Finding(part=part, state=state, text=line, seconds=round(seconds, 3))
+
+    def done(self) -> list[Finding]:
+        """What has been found, in order."""
+        return [finding for finding in self.findings.values() if finding is not None]
+
+    def give_up(self) -> None:
+        """In a thread: tell what was found, and end the process, for something in it cannot be ended."""
+        for part, finding in list(self.findings.items()):
+            if finding is None:
+                self.note(part, State.FAILED, "hangs, and does not heed being cancelled", 0.0)
+        self.show(self.done())
+        os._exit(1)
+
+
+def diagnose(
+    settings: Settings,
+    *,
+    show: Callable[[Sequence[Finding]], None],
+    part_s: float = PART_S,
+    stuck_s: float = STUCK_S,
+) -> Sequence[Finding]:
+    """Try all that is configured.
+
+    Args:
+        settings: the effective configuration.
+        show: prints findings; called in a thread, before the process ends with status 1, should a part hang
+            in a way that nothing can end. Otherwise the findings are the answer.
+        part_s: bound of one part, which then has failed.
+        stuck_s: when such a part is given up.
+    """
+    this = _Round(settings, list(secrets_of(settings)), show, part_s)
+    timer = threading.Timer(stuck_s, this.give_up)
+    timer.daemon = True
+    timer.start()
+    footprint = Footprint.of(settings)
+    try:
+        trio.run(_examine_all, this)
+    except Exception as error:  # noqa: BLE001 - no part may keep the others' findings from being told
+        this.note("doctor", State.FAILED, f"ended early: {describe(_only(error))}", 0.0)
+    finally:
+        timer.cancel()
+        footprint.clear()
+    return this.done()
+
+
+async def _examine_all(this: _Round) -> None:
+    settings = this.settings
+    parts: dict[str, Try] = {
+        "redis": partial(examine_store, settings),
+        "processor.filestorage": partial(examine_storage, settings),
+        "processor.s3": partial(examine_buckets, settings),
+        "spool": partial(examine_spool, settings),
+        "api": partial(examine_api, settings),
+        "egress.downloads": partial(examine_egress, settings.egress.downloads),
+        "egress.callbacks": partial(examine_egress, settings.egress.callbacks),
+    }
+    backends: dict[str, Try] = {
+        f"backends.{name}": partial(examine_backend, settings, name) for name in settings.backends
+    }
+    first = ("redis", "processor.filestorage", "processor.s3")
+    this.findings = dict.fromkeys([*first, *backends, *parts])
+    if not backends:
+        this.note("backends", State.NOTE, "none is configured: a notifier needs one", 0.0)
+    for line in settings.deprecations:
+        this.note("configuration", State.NOTE, line, 0.0)
+    async with asyncio_loop(), trio.open_nursery() as nursery:
+        for part, attempt in parts.items():
+            nursery.start_soon(this.examine, part, attempt, STORE_S if part == "redis" else this.part_s)
+        nursery.start_soon(_examine_backends, this, backends)
+
+
+async def _examine_backends(this: _Round, backends: Mapping[str, Try]) -> None:
+    """With the storage at hand, which they may use; whether it opens is told elsewhere."""
+    settings = this.settings
+    with suppress(DownloaderError):
+        async with AsyncExitStack() as stack:
+            with suppress(PluginError):
+                storage = await stack.enter_async_context(
+                    open_storage(settings.storage_name, settings.storage_section, opening_s=OPENING_S)
+                )
+                stack.enter_context(use_storage(storage))
+            async with trio.open_nursery() as nursery:
+                for part, attempt in backends.items():
+                    nursery.start_soon(this.examine, part, attempt, this.part_s)
+
+
+def secrets_of(settings: Settings) -> Iterator[str]:
+    """The texts in the settings that are secret, the longest first."""
+    found = set(_hidden(settings.model_dump(), redacted(settings)))
+    yield from sorted((text for text in found if len(text) > _SHORT), key=len, reverse=True)
+
+
+def _hidden(values: Any, shown: Any) -> Iterator[str]:
+    """The strings that differ between settings and what may be shown of them."""
+    if isinstance(values, Mapping) and isinstance(shown, Mapping):
+        for key, value in values.items():
+            yield from _hidden(value, shown.get(key))
+    elif isinstance(values, list) and isinstance(shown, list):
+        for value, what in zip(values, shown, strict=False):
+            yield from _hidden(value, what)
+    elif isinstance(values, SecretStr):
+        yield values.get_secret_value()
+    elif isinstance(values, str) and isinstance(shown, str) and values != shown:
+        yield values
+        if "//" in values and (userinfo := urlsplit(values).netloc.rpartition("@")[0]):
+            yield userinfo
+            yield from (unquote(part) for part in userinfo.split(":", 1)[1:])
+            yield from userinfo.split(":", 1)[1:]
+
+
+def _only(error: Exception) -> Exception:
+    """What a nursery has wrapped, if it is one."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,118 @@
+"""What S3's answers, and the lack of one, mean for a file that was to be stored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from botocore import exceptions as aws
+from botocore.exceptions import BotoCoreError, ClientError
+
+from downloader.storage import StorageError, StorageRefused
+
+_SERVER_ERROR = 500
+_PASSING_STATUS = frozenset({408, 425, 429})
+
+_PASSING = frozenset(
+    {
+        *("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "RequestTimeoutException"),
+        *("Throttling", "ThrottlingException", "KMS.ThrottlingException", "RequestLimitExceeded"),
+        *("RequestThrottled", "TooManyRequests", "BandwidthLimitExceeded", "PriorRequestNotComplete"),
+    }
+)
+"""Codes that another request a moment later need not meet."""
+
+_OUR_FAULT = frozenset(
+    {
+        *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed"),
+        *("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "OperationAborted"),
+        *("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "ConditionalRequestConflict"),
+    }
+)
+"""Codes that no bucket is to blame for: our clock, our credentials' age, an upload that was disturbed."""
+
+_FILE_REFUSED = frozenset({"EntityTooLarge", "KeyTooLongError"})
+"""Codes that blame the file or its key: no bucket of this peer takes it, whoever owns it."""
+
+_MEANING = {
+    "NoSuchBucket": "there is no such bucket",
+    "AccessDenied": "access denied",
+    "AllAccessDisabled": "access denied",
+    "403": "access denied",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key",
+    "PermanentRedirect": "the bucket is in another region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region",
+    "IllegalLocationConstraintException": "the bucket is in another region",
+    "RequestTimeTooSkewed": "our clock is wrong",
+    "BadDigest": "the bytes were changed on their way",
+    "EntityTooLarge": "the file is larger than it takes",
+}
+
+_CODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
+
+_LOCAL: tuple[tuple[type[BotoCoreError], str], ...] = (
+    (aws.NoCredentialsError, "no credentials were found"),
+    (aws.PartialCredentialsError, "the credentials are incomplete"),
+    (aws.CredentialRetrievalError, "the credentials could not be had"),
+    (aws.ConnectTimeoutError, "no connection in time"),
+    (aws.ReadTimeoutError, "no answer in time"),
+    (aws.SSLError, "TLS handshake failed"),
+    (aws.ProxyConnectionError, "the proxy cannot be reached"),
+    (aws.ConnectionClosedError, "connection lost"),
+    (aws.EndpointConnectionError, "not connected"),
+    (aws.ResponseStreamingError, "connection lost in its answer"),
+    (aws.HTTPClientError, "connection failed"),
+    (aws.ParamValidationError, "the request cannot be made"),
+)
+"""What botocore says by itself; the first kind that fits gives the reason."""
+
+_RETRIED_AT_ONCE = (aws.ConnectionClosedError, aws.EndpointConnectionError, aws.ResponseStreamingError)
+"""Of these; those that cost a timeout are not worth another one while a file waits."""
+
+
+class PassingError(StorageError):
+    """Worth another request within the same `put`."""
+
+
+def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
+    """The error that an exception of botocore means.
+
+    The text is one line: the bucket, S3's code and status, and never S3's own words, which may hold what
+    the caller put into them.
+
+    Args:
+        exc: a `ClientError`, any other `BotoCoreError`, an `OSError` of the file to be sent.
+        bucket: its name.
+        own: whether the bucket is the service's own, so that trying again is right however it fails;
+            a caller's that is missing, closed to us or unfit is `StorageRefused`.
+    """
+    if isinstance(exc, ClientError):
+        return _answered(exc.response, bucket=bucket, own=own)
+    text = next((text for kind, text in _LOCAL if isinstance(exc, kind)), f"failed with {type(exc).__name__}")
+    if isinstance(exc, OSError) and not isinstance(exc, BotoCoreError):
+        text = f"the file to be sent cannot be read: {exc.strerror or type(exc).__name__}"
+    kind = PassingError if isinstance(exc, _RETRIED_AT_ONCE) else StorageError
+    return kind(f"S3 bucket {bucket}: {text}")
+
+
+def error_code(exc: Exception) -> str:
+    """S3's code, such as `NoSuchUpload`; `""` where S3 has not answered."""
+    if not isinstance(exc, ClientError):
+        return ""
+    return str(exc.response.get("Error", {}).get("Code", ""))
+
+
+def _answered(response: Mapping[str, Any], *, bucket: str, own: bool) -> StorageError:
+    said = str(response.get("Error", {}).get("Code", ""))
+    code = said if _CODE.fullmatch(said) else "an error"
+    meta = response.get("ResponseMetadata", {})
+    status = int(meta.get("HTTPStatusCode", 0))
+    meaning = f": {_MEANING[code]}" if code in _MEANING else ""
+    text = f"S3 bucket {bucket}: {code} ({status}){meaning}"
+    if code in _PASSING or status in _PASSING_STATUS or status >= _SERVER_ERROR:
+        return PassingError(text)
+    if code in _FILE_REFUSED:
+        return StorageRefused(text)
+    return StorageError(text) if own or code in _OUR_FAULT else StorageRefused(text)

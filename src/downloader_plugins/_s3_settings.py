@@ -1,0 +1,139 @@
+"""The S3 plugin's sections of the configuration, and where they say that objects are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+from urllib.parse import quote, urlsplit
+
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+_MIB_BYTES = 1024 * 1024
+_MIN_PART_BYTES = 5 * _MIB_BYTES
+"""S3's, of all parts but the last."""
+
+_SUFFIXES = (
+    ("cn-", "amazonaws.com.cn"),
+    ("us-isob-", "sc2s.sgov.gov"),
+    ("us-isof-", "csp.hci.ic.gov"),
+    ("eu-isoe-", "cloud.adc-e.uk"),
+    ("us-iso-", "c2s.ic.gov"),
+    ("eusc-", "amazonaws.eu"),
+    ("", "amazonaws.com"),
+)
+"""Domains of the AWS partitions, by the beginning of a region's name; the first that fits."""
+
+Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
+AddressingStyle = Literal["auto", "path", "virtual"]
+
+
+def _endpoint(url: str) -> str:
+    if not url:
+        return url
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or parts.query or parts.fragment or "@" in parts.netloc:
+        raise PydanticCustomError("url", "not an absolute http or https URL without user, query and fragment")
+    return url.rstrip("/")
+
+
+def _prefix(text: str) -> str:
+    folder = text.strip("/")
+    if folder and any(part in ("", ".", "..") or not part.isprintable() for part in folder.split("/")):
+        raise PydanticCustomError(
+            "folder", "not a folder: its parts are printable and neither empty nor dots"
+        )
+    return folder
+
+
+class ConnectionSettings(BaseModel):
+    """What both kinds of sections say of connections."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    endpoint_url: Annotated[str, AfterValidator(_endpoint)] = ""
+    """Of an S3 that is not AWS's, such as `http://minio.internal:9000`. Empty: AWS."""
+    addressing_style: AddressingStyle = "auto"
+    """Where the bucket's name goes: `virtual`, into the host; `path`; `auto`, `path` with `endpoint_url`."""
+    ca_file: str = ""
+    """PEM file of the certificate authorities to trust instead of botocore's."""
+    connect_timeout: Seconds = 5.0
+    """Seconds for a connection, and for each block that is sent."""
+    read_timeout: Seconds = 10.0
+    """Seconds without anything of an answer; less than a stop's grace period, which is to outlive a peer's
+    silence."""
+    complete_timeout: Seconds = 120.0
+    """As `read_timeout`, while S3 puts a large file's parts together. A stop does not wait for it."""
+    part_size: ByteSize = Field(
+        default=ByteSize(16 * _MIB_BYTES), ge=_MIN_PART_BYTES, le=5 * 1024 * _MIB_BYTES
+    )
+    """Larger files are sent in parts of this size, several at once; it costs no memory."""
+    threads: int = Field(default=16, ge=1, le=256)
+    """Requests in flight."""
+
+
+class S3StorageSettings(ConnectionSettings):
+    """`[processor.filestorage]` with `type = "s3"`."""
+
+    bucket: str
+    """Its name. It must be there; it is tried at the start."""
+    region: str = ""
+    """Empty: that of the environment or of the profile, else `us-east-1`."""
+    prefix: Annotated[str, AfterValidator(_prefix)] = ""
+    """Folder in the bucket that all keys begin with."""
+    access_key_id: str = Field(default="", repr=False)
+    """With its secret. Without: boto3's usual chain (environment, shared files, roles)."""
+    secret_access_key: str = Field(default="", repr=False)
+    """Goes with `access_key_id`."""
+    session_token: str = Field(default="", repr=False)
+    """Goes with temporary ones."""
+    profile: str = ""
+    """Of the shared AWS configuration files."""
+    server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
+    """Empty: as the bucket says."""
+    kms_key_id: str = ""
+    """With `aws:kms`; empty: the account's default key."""
+    storage_class: str = ""
+    """Such as `STANDARD_IA`. Empty: `STANDARD`."""
+    acl: str = ""
+    """A canned ACL such as `bucket-owner-full-control`, for buckets that still use them."""
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Parameters of each new object."""
+        named = {
+            "ServerSideEncryption": self.server_side_encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+            "StorageClass": self.storage_class,
+            "ACL": self.acl,
+        }
+        return {name: value for name, value in named.items() if value}
+
+
+class BucketsSettings(ConnectionSettings):
+    """`[processor.s3]`, the keys of it that are this plugin's."""
+
+
+def object_url(name: str, region: str, key: str, *, endpoint_url: str, style: AddressingStyle) -> str:
+    """Where an object is, without credentials: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html.
+
+    Args:
+        name: of the bucket.
+        region: of AWS; not looked at with an `endpoint_url`.
+        key: the whole one.
+        endpoint_url: empty for AWS.
+        style: `auto` is `path` with an `endpoint_url` and for names with dots, which no certificate covers.
+    """
+    base = endpoint_url or f"https://s3.{region}.{_suffix(region)}"
+    in_path = bool(endpoint_url) or "." in name if style == "auto" else style == "path"
+    if in_path:
+        return f"{base}/{name}/{quote(key)}"
+    scheme, _, rest = base.partition("://")
+    return f"{scheme}://{name}.{rest}/{quote(key)}"
+
+
+def _suffix(region: str) -> str:
+    return next(suffix for beginning, suffix in _SUFFIXES if region.startswith(beginning))

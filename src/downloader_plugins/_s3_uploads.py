@@ -1,0 +1,39 @@
+"""Which uploads in parts are under way in this process, and so are nobody's leftovers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+
+
+class Uploads:
+    """Shared by all that may upload to the same bucket."""
+
+    def __init__(self) -> None:
+        self._live: set[str] = set()
+        self._turns: dict[str, trio.Lock] = {}
+
+    def __contains__(self, upload: str) -> bool:
+        return upload in self._live
+
+    @contextmanager
+    def live(self, upload: str) -> Iterator[None]:
+        """Within, this upload is under way."""
+        self._live.add(upload)
+        try:
+            yield
+        finally:
+            self._live.discard(upload)
+
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncIterator[None]:
+        """One at a time for each key: between an upload's beginning and `live` it looks like a leftover."""
+        lock = self._turns.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._turns.pop(key, None)

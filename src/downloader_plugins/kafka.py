@@ -1,0 +1,116 @@
+"""Delivers callbacks to Kafka: key is the job's id, value the payload, destination the topic.
+
+Delivered means that the broker has reported it written by all in-sync replicas.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from fnmatch import translate
+from typing import Any
+
+import trio
+from aiokafka.errors import KafkaError
+
+from downloader.errors import PluginError
+from downloader.notify import Notifier, Payload, Rejected, Result, RetryLater
+from downloader_plugins._kafka_link import Link
+from downloader_plugins._kafka_settings import read_section
+
+_CHECK_S = 12.0
+"""For `check`: a start takes two bounded steps of 5 s at worst."""
+
+_TOPIC = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]{1,249}")
+"""What Kafka takes for a topic's name (org.apache.kafka.common.internals.Topic)."""
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+@asynccontextmanager
+async def open_kafka(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+    """Open the notifier. It connects in the background: brokers that are down keep nobody from starting.
+
+    Closing takes a fraction of a second, whatever the brokers do.
+
+    Raises:
+        PluginError: the section is at fault.
+    """
+    settings = read_section(section)
+    link = Link(settings)
+    _quiet(logging.getLogger("aiokafka"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        try:
+            yield _Kafka(
+                link=link, timeout_s=settings.timeout, topics=settings.topics, allows=_allows(settings.topics)
+            )
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+def _quiet(logger: logging.Logger) -> None:
+    """Its failures are ours to tell, once each and as a callback's reason; it repeats them every 100 ms."""
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
+
+
+def _allows(patterns: list[str]) -> Callable[[str], object]:
+    """Match the whole name, case-sensitively, as the lists of `[[api.tokens]]` do; no patterns allow all."""
+    return re.compile("|".join(map(translate, patterns or ["*"]))).match
+
+
+@dataclass(slots=True, kw_only=True)
+class _Kafka:
+    """The notifier."""
+
+    link: Link
+    timeout_s: float
+    topics: list[str]
+    allows: Callable[[str], object]
+
+    async def deliver(self, destination: str, payload: Payload) -> Result:
+        """See `Notifier`. Not delivered within `timeout` may still be delivered: at least once."""
+        if not _TOPIC.fullmatch(destination):
+            return Rejected(
+                "the callback's destination is no Kafka topic:"
+                " 1 to 249 letters, digits, dots, underscores and hyphens"
+            )
+        if not self.allows(destination):
+            return Rejected(f"topic {destination} is not allowed by backends.kafka.topics")
+        with trio.move_on_after(self.timeout_s):
+            session = await self.link.ready()
+            if session is None:
+                return RetryLater(f"not connected to Kafka: {self.link.reason}")
+            return await session.deliver(destination, payload.job_id.encode(), payload.body)
+        return RetryLater(f"no delivery report within {self.timeout_s:g} s")
+
+    async def check(self) -> str:
+        """See `Checkable`: asks for brokers and topics.
+
+        Raises:
+            PluginError: not connected, or a topic of the list is missing.
+        """
+        with trio.move_on_after(_CHECK_S):
+            session = await self.link.ready()
+            if session is None:
+                raise PluginError(f"not connected to Kafka: {self.link.reason}")
+            try:
+                brokers, topics = await session.look()
+            except KafkaError as exc:
+                raise PluginError(f"no broker answers: {type(exc).__name__}") from exc
+            return self._found(brokers, topics)
+        raise PluginError(f"no answer within {_CHECK_S:g} s")
+
+    def _found(self, brokers: int, topics: set[str]) -> str:
+        count = f"{brokers} broker{'s' * (brokers != 1)}"
+        named = [topic for topic in self.topics if not _GLOB.search(topic)]
+        missing = [topic for topic in named if topic not in topics]
+        if missing:
+            raise PluginError(f"{count}, but no topic {', '.join(missing)}")
+        if not named:
+            return f"{count}, {len(topics)} topic{'s' * (len(topics) != 1)}"
+        return f"{count}, topic{'s' * (len(named) != 1)} {', '.join(named)} found"

@@ -1,0 +1,194 @@
+"""Keeps files in S3, or what speaks its protocol: in the service's own bucket, and in those of callers.
+
+Importing this module does not import boto3: services without S3 would pay half a second of CPU for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from downloader.errors import PluginError
+from downloader.storage import Buckets, Storage, StorageError, StorageRefused, parse_section
+from downloader_plugins._s3_settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
+from downloader_plugins._s3_threads import Threads
+from downloader_plugins._s3_uploads import Uploads
+
+if TYPE_CHECKING:  # imported late, with boto3
+    from downloader_plugins._s3_bucket import Bucket
+    from downloader_plugins._s3_client import Clients, Maker
+
+_CLIENTS = 16
+"""Clients kept, one for each region that jobs have named: AWS has more, nobody uses all. Measured: 80 ms of
+CPU and a megabyte each."""
+
+_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
+
+_OTHER_KIND = re.compile(r".*(?:--[a-z]+-s3|\.mrap)")
+"""Names that AWS keeps for other kinds of buckets and aliases, which are at other hosts."""
+
+_REGION = re.compile(r"[a-z0-9-]{1,32}")
+
+
+@asynccontextmanager
+async def open_s3(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
+    """Open the storage, once it is known that its bucket can be written; its files stay when it is closed.
+
+    Meanwhile leftovers of crashed instances are cleaned up in the background. It has a nursery, so what is
+    raised inside comes out in an exception group.
+
+    Raises:
+        PluginError: the section is at fault, or the bucket cannot be written.
+    """
+    settings = _parse_own(section)
+    threads = Threads(settings.threads)
+    try:
+        maker = await threads.run(lambda _: _maker(settings))
+        clients = await threads.run(lambda _: maker.clients(settings.region))
+        region = clients.quick.meta.region_name
+        bucket = _bucket(
+            clients, settings.bucket, settings, region=region, threads=threads, uploads=Uploads()
+        )
+        await bucket.check()
+    except StorageError as exc:
+        raise PluginError(f"cannot be written: {exc}") from exc
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bucket.sweep)
+            try:
+                yield bucket
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        clients.close()
+
+
+@asynccontextmanager
+async def open_buckets(section: Mapping[str, Any]) -> AsyncIterator[Buckets]:
+    """Open access to callers' buckets. Costs nothing until the first is asked for, when boto3 is imported.
+
+    Raises:
+        PluginError: the section is at fault.
+    """
+    buckets = _Buckets(parse_section(BucketsSettings, section))
+    try:
+        yield buckets
+    finally:
+        buckets.close()
+
+
+class _Buckets:
+    """`Buckets` on one session, with a client for each region and the same threads for all."""
+
+    def __init__(self, settings: BucketsSettings) -> None:
+        self._settings = settings
+        self._threads = Threads(settings.threads)
+        self._uploads = Uploads()
+        self._making = trio.Lock()
+        self._maker: Maker | None = None
+        self._regions: frozenset[str] = frozenset()
+        self._clients: OrderedDict[str, Clients] = OrderedDict()
+
+    async def bucket(self, name: str, region: str) -> Storage:
+        """See `Buckets.bucket`."""
+        if not _BUCKET.fullmatch(name) or _OTHER_KIND.fullmatch(name):
+            raise StorageRefused(f"not the name of an S3 bucket: {name!r}")
+        if not _REGION.fullmatch(region):
+            raise StorageRefused(f"not an AWS region: {region!r}")
+        clients = await self._clients_of(region)
+        return _bucket(
+            clients, name, self._settings, region=region, threads=self._threads, uploads=self._uploads
+        )
+
+    def url(self, name: str, region: str, key: str) -> str:
+        """See `Buckets.url`."""
+        settings = self._settings
+        return object_url(
+            name, region, key, endpoint_url=settings.endpoint_url, style=settings.addressing_style
+        )
+
+    def close(self) -> None:
+        """Close all connections; again does nothing."""
+        while self._clients:
+            self._clients.popitem()[1].close()
+
+    async def _clients_of(self, region: str) -> Clients:
+        found = self._clients.get(region)
+        if found is not None:
+            self._clients.move_to_end(region)
+            return found
+        async with self._making:
+            maker = self._maker
+            if maker is None:
+                maker = await self._threads.run(lambda _: _maker(self._settings))
+                self._regions = await self._threads.run(lambda _: maker.regions())
+                self._maker = maker
+            # Elsewhere the region is but signed for; on AWS it names the host, and one that does not exist
+            # looks like a network that is down.
+            if not self._settings.endpoint_url and region not in self._regions:
+                raise StorageRefused(f"there is no AWS region {region} with S3")
+            if region not in self._clients:
+                self._clients[region] = await self._threads.run(lambda _: maker.clients(region))
+                if len(self._clients) > _CLIENTS:
+                    # Not closed: somebody may be using it. Its connections end with it.
+                    self._clients.popitem(last=False)
+            return self._clients[region]
+
+
+def _parse_own(section: Mapping[str, Any]) -> S3StorageSettings:
+    if not section.get("bucket"):
+        raise PluginError("bucket: the s3 storage needs the name of a bucket")
+    settings = parse_section(S3StorageSettings, section)
+    if bool(settings.access_key_id) != bool(settings.secret_access_key):
+        raise PluginError("access_key_id and secret_access_key: neither is of use without the other")
+    if settings.session_token and not settings.access_key_id:
+        raise PluginError("session_token: belongs to an access_key_id")
+    if settings.profile and settings.access_key_id:
+        raise PluginError("profile and access_key_id: only one of them can say who we are")
+    if settings.kms_key_id and not settings.server_side_encryption.startswith("aws:kms"):
+        raise PluginError('kms_key_id: needs server_side_encryption = "aws:kms"')
+    return settings
+
+
+def _maker(settings: ConnectionSettings) -> Maker:
+    from downloader_plugins._s3_client import Maker  # noqa: PLC0415 - see the module's docstring
+
+    return Maker(settings)
+
+
+def _bucket(
+    clients: Clients,
+    name: str,
+    settings: ConnectionSettings,
+    *,
+    region: str,
+    threads: Threads,
+    uploads: Uploads,
+) -> Bucket:
+    from downloader_plugins._s3_bucket import Bucket  # noqa: PLC0415 - see the module's docstring
+
+    own = settings if isinstance(settings, S3StorageSettings) else None
+    return Bucket(
+        clients=clients,
+        name=name,
+        own=own is not None,
+        threads=threads,
+        uploads=uploads,
+        part_bytes=settings.part_size,
+        locate=partial(
+            object_url,
+            name,
+            region,
+            endpoint_url=settings.endpoint_url,
+            style=settings.addressing_style,
+        ),
+        folder=f"{own.prefix}/" if own is not None and own.prefix else "",
+        options=own.options if own is not None else {},
+    )

@@ -1,0 +1,396 @@
+"""Delivers callbacks as messages of Amazon SQS, or of what speaks its protocol."""
+
+from __future__ import annotations
+
+import ssl
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import boto3
+import trio
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError, NoRegionError, ProfileNotFound
+from pydantic import BaseModel, ConfigDict, Field
+
+from downloader.errors import DownloaderError, PluginError
+from downloader.notify import Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader_plugins._sqs_queue import (
+    BadDestination,
+    Endpoints,
+    Queue,
+    aws_hosts,
+    origin_of,
+    parse_destination,
+    permitted,
+)
+from downloader_plugins._sqs_send import (
+    BATCH_BYTES,
+    FAILURES,
+    MESSAGE_BYTES,
+    MESSAGES,
+    Sent,
+    describe,
+    find,
+    is_denied,
+    send,
+    size_of,
+)
+
+if TYPE_CHECKING:  # a package of stubs alone, which only type checking has
+    from types_boto3_sqs import SQSClient
+
+_PARTITIONS = ("aws", "aws-cn", "aws-us-gov")
+"""AWS's: their queues' URLs are accepted."""
+
+_AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
+"""How all host names of these end, also of VPC endpoints, FIPS and IPv6 ones."""
+
+_URLS = 1024
+"""Queues whose URL is kept, so that it is looked up once."""
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SqsSettings(BaseModel):
+    """`[backends.sqs]`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    region: str = ""
+    """AWS region of queues known by name, such as `eu-west-2`; empty: as boto3 finds it, in the environment
+    (`AWS_DEFAULT_REGION`) or the profile."""
+    endpoint_url: str = ""
+    """Where SQS is instead of at AWS: a VPC endpoint, LocalStack, ElasticMQ."""
+    queues: list[str] = Field(default_factory=list)
+    """Glob patterns of the queues that clients may name; empty: all that the credentials may send to. Those
+    with a `/` are of queues' URLs, part by part; others are of the names of queues in our own account."""
+    timeout: Seconds = 10.0
+    """Seconds for a whole delivery."""
+    connect_timeout: Seconds = 5.0
+    """Seconds to reach SQS."""
+    ca_file: str = ""
+    """PEM file of the certificate authorities to trust instead of boto3's."""
+    max_connections: int = Field(default=8, ge=1)
+    """Requests at once, to each region."""
+    profile: str = ""
+    """Of the AWS configuration; it may name a role to assume. Empty: boto3's usual chain of credentials."""
+    access_key_id: str = Field(default="", repr=False)
+    """Credentials, where they are not to come from boto3's usual chain."""
+    secret_access_key: str = Field(default="", repr=False)
+    """Goes with `access_key_id`."""
+    session_token: str = Field(default="", repr=False)
+    """Goes with temporary ones."""
+
+
+@asynccontextmanager
+async def open_sqs(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+    """Open the notifier; nothing is sent until there is something to deliver.
+
+    When it is closed, requests under way are given up at once; their threads end by themselves, within
+    `connect_timeout` and `timeout`.
+
+    Raises:
+        PluginError: the section is at fault, or boto3 finds no region or profile.
+    """
+    settings = _parse(section)
+    regions, endpoints = await trio.to_thread.run_sync(_prepare, settings)
+    async with trio.open_nursery() as nursery:
+        notifier = _Sqs(settings=settings, endpoints=endpoints, regions=regions, nursery=nursery)
+        try:
+            yield notifier
+        finally:
+            nursery.cancel_scope.cancel()
+            regions.close()
+
+
+def _parse(section: Mapping[str, Any]) -> SqsSettings:
+    settings = parse_section(SqsSettings, section)
+    if bool(settings.access_key_id) != bool(settings.secret_access_key):
+        missing = "secret_access_key" if settings.access_key_id else "access_key_id"
+        raise PluginError(f"{missing}: is required with the other one")
+    if settings.session_token and not settings.access_key_id:
+        raise PluginError("access_key_id: is required with session_token")
+    if settings.profile and settings.access_key_id:
+        raise PluginError("profile: cannot be used together with access_key_id")
+    if settings.endpoint_url:
+        try:
+            origin_of(settings.endpoint_url)
+        except ValueError as exc:
+            raise PluginError(f"endpoint_url: {exc}") from None
+    if settings.ca_file:
+        try:
+            ssl.create_default_context(cafile=settings.ca_file)
+        except OSError as exc:  # ssl.SSLError, for a file without certificates, is one
+            raise PluginError(f"ca_file: {settings.ca_file} cannot be used: {exc.strerror or exc}") from exc
+    return settings
+
+
+def _prepare(settings: SqsSettings) -> tuple[_Regions, Endpoints]:
+    """Blocks, for as long as boto3 reads its files; no network."""
+    try:
+        session = boto3.Session(
+            profile_name=settings.profile or None,
+            region_name=settings.region or None,
+            aws_access_key_id=settings.access_key_id or None,
+            aws_secret_access_key=settings.secret_access_key or None,
+            aws_session_token=settings.session_token or None,
+        )
+        regions = _Regions(settings, session)
+        client = regions.connect(session.region_name)
+    except ProfileNotFound as exc:
+        raise PluginError(f"profile: {exc}") from exc
+    except NoRegionError as exc:
+        raise PluginError("region: is required, as boto3 finds none either") from exc
+    except InvalidRegionError as exc:
+        raise PluginError(f"region: {exc}") from exc
+    except (BotoCoreError, ValueError) as exc:
+        raise PluginError(f"boto3 does not take this: {' '.join(str(exc).split())}") from exc
+    known = [
+        region
+        for partition in _PARTITIONS
+        for region in session.get_available_regions("sqs", partition_name=partition)
+    ]
+    return regions, _endpoints(client.meta.region_name, client.meta.endpoint_url, known)
+
+
+def _endpoints(region: str, endpoint_url: str, known: Sequence[str]) -> Endpoints:
+    """What URLs may be, given where the client of queues known by name really goes."""
+    own = aws_hosts([region])
+    try:
+        origin = origin_of(endpoint_url)
+    except ValueError as exc:  # not of our section, then: the environment and profiles may have one too
+        raise PluginError(f"endpoint_url, as boto3 finds it, {exc}") from None
+    host = origin.partition("://")[2]
+    if host in own:
+        return Endpoints(region=region, hosts=aws_hosts(known) | own)
+    # Beside its own URLs a VPC endpoint has the region's, for it serves the same queues.
+    return Endpoints(region=region, origin=origin, hosts=own if host.endswith(_AWS) else {})
+
+
+@dataclass(slots=True)
+class _Region:
+    client: SQSClient
+    threads: trio.CapacityLimiter
+
+
+class _Regions:
+    """A client for each region in use, of those that `Endpoints.hosts` has.
+
+    One that hangs uses up no other's threads.
+    """
+
+    def __init__(self, settings: SqsSettings, session: boto3.Session) -> None:
+        self._settings = settings
+        self._session = session
+        self._open: dict[str, _Region] = {}
+        self._lock = trio.Lock()
+
+    async def get(self, region: str) -> _Region:
+        """The region's client, made at its first use."""
+        if region not in self._open:
+            async with self._lock:  # boto3's sessions make one client at a time
+                if region not in self._open:
+                    await trio.to_thread.run_sync(self.connect, region)
+        return self._open[region]
+
+    def connect(self, region: str | None) -> SQSClient:
+        """Make a client; blocks, without network."""
+        settings = self._settings
+        first = not self._open  # the configured one; of another there is AWS's own endpoint alone
+        options: dict[str, Any] = {
+            "connect_timeout": min(settings.connect_timeout, settings.timeout),
+            "read_timeout": settings.timeout,
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": settings.max_connections,
+            "ignore_configured_endpoint_urls": not first,
+            "user_agent_appid": "downloader",
+        }
+        client = self._session.client(
+            "sqs",
+            region_name=region,
+            endpoint_url=(settings.endpoint_url or None) if first else None,
+            verify=settings.ca_file or None,
+            config=Config(**options),
+        )
+        threads = trio.CapacityLimiter(settings.max_connections)
+        self._open[client.meta.region_name] = _Region(client, threads)
+        return client
+
+    def close(self) -> None:
+        """Close idle connections at once, the others when their thread has done with them."""
+        for region in self._open.values():
+            region.client.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    payload: Payload
+    done: trio.Event = field(default_factory=trio.Event)
+    result: Result | None = None
+    error: Exception | None = None
+
+
+class _Lanes:
+    """Group commit, a lane for each queue: while one request is on its way, the next one's messages gather.
+
+    A lone message goes at once. A lane with nothing in it is gone.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        send_batch: Callable[[Queue, Sequence[Payload]], Awaitable[Sequence[Result]]],
+    ) -> None:
+        self._nursery = nursery
+        self._send_batch = send_batch
+        self._lanes: dict[Queue, dict[_Waiting, None]] = {}
+
+    async def submit(self, queue: Queue, payload: Payload) -> Result:
+        """Have a message sent; a cancel before its request leaves withdraws it."""
+        waiting = _Waiting(payload)
+        lane = self._lanes.get(queue)
+        if lane is None:
+            lane = self._lanes[queue] = {}
+            self._nursery.start_soon(self._run, queue, lane)
+        lane[waiting] = None
+        try:
+            await waiting.done.wait()
+        finally:
+            lane.pop(waiting, None)
+        if waiting.error is not None:
+            raise RuntimeError("the request failed in a way that nobody expected") from waiting.error
+        assert waiting.result is not None, "set before `done`"
+        return waiting.result
+
+    async def _run(self, queue: Queue, lane: dict[_Waiting, None]) -> None:
+        try:
+            while lane:
+                batch = _take(lane)
+                await self._send_all(queue, batch)
+        finally:
+            del self._lanes[queue]
+
+    async def _send_all(self, queue: Queue, batch: Sequence[_Waiting]) -> None:
+        try:
+            results = await self._send_batch(queue, [waiting.payload for waiting in batch])
+        except Exception as exc:  # noqa: BLE001 - belongs to the tasks that wait, not to this one
+            for waiting in batch:
+                waiting.error = exc
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                waiting.result = result
+        for waiting in batch:
+            waiting.done.set()
+
+
+def _take(lane: dict[_Waiting, None]) -> list[_Waiting]:
+    """Take the first ones out, as many as fit into a request."""
+    batch: list[_Waiting] = []
+    room = BATCH_BYTES
+    for waiting in lane:
+        room -= size_of(waiting.payload)
+        if len(batch) == MESSAGES or (batch and room < 0):
+            break
+        batch.append(waiting)
+    for waiting in batch:
+        del lane[waiting]
+    return batch
+
+
+class _Sqs:
+    """The notifier."""
+
+    def __init__(
+        self, *, settings: SqsSettings, endpoints: Endpoints, regions: _Regions, nursery: trio.Nursery
+    ) -> None:
+        self._settings = settings
+        self._endpoints = endpoints
+        self._regions = regions
+        self._urls: OrderedDict[Queue, str] = OrderedDict()
+        self._lanes = _Lanes(nursery, self._send)
+
+    async def deliver(self, destination: str, payload: Payload) -> Result:
+        """See `Notifier`; delivered when SQS has taken this very message."""
+        try:
+            queue = parse_destination(destination, self._endpoints)
+        except BadDestination as exc:
+            return Rejected(str(exc))
+        allowed = permitted(queue, self._settings.queues)
+        if allowed is None:
+            return Rejected(f"queue {queue.name} is not one of backends.sqs.queues")
+        if size_of(payload) > MESSAGE_BYTES:
+            return Rejected(f"the callback has {size_of(payload)} bytes; SQS takes {MESSAGE_BYTES}")
+        with trio.move_on_after(self._settings.timeout):
+            return await self._lanes.submit(allowed, payload)
+        return self._too_late()
+
+    async def check(self) -> str:
+        """Look the queues up that the allow-list names; without such names, ask for any. Sends nothing.
+
+        Raises:
+            DownloaderError: SQS cannot be reached, does not know us, or has no such queue.
+        """
+        names = [name for name in self._settings.queues if not set(name) & set("*?[/")]
+        region = await self._regions.get(self._endpoints.region)
+        with trio.move_on_after(self._settings.timeout):
+            found = await trio.to_thread.run_sync(
+                partial(_look, region.client, names), abandon_on_cancel=True, limiter=region.threads
+            )
+            return f"{region.client.meta.endpoint_url}: {found}"
+        raise DownloaderError(self._too_late().reason)
+
+    async def _send(self, queue: Queue, payloads: Sequence[Payload]) -> Sequence[Result]:
+        region = await self._regions.get(queue.region)
+        call = partial(send, region.client, queue, self._known_url(queue), payloads)
+        sent: Sent | None = None
+        with trio.move_on_after(self._settings.timeout):
+            sent = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=region.threads)
+        if sent is None:
+            return [self._too_late()] * len(payloads)
+        self._keep_url(queue, sent.url)
+        if sent.results:
+            return sent.results
+        return [(await self._send(queue, [payload]))[0] for payload in payloads]
+
+    def _too_late(self) -> RetryLater:
+        return RetryLater(f"SQS gave no answer within {self._settings.timeout:g} s")
+
+    def _known_url(self, queue: Queue) -> str:
+        url = self._urls.get(queue, "")
+        if url:
+            self._urls.move_to_end(queue)
+        return url
+
+    def _keep_url(self, queue: Queue, url: str) -> None:
+        if not url:
+            self._urls.pop(queue, None)
+            return
+        self._urls[queue] = url
+        if len(self._urls) > _URLS:
+            self._urls.popitem(last=False)
+
+
+def _look(client: SQSClient, names: Sequence[str]) -> str:
+    """What `check` finds; blocks."""
+    queue: Queue | None = None
+    try:
+        for name in names:
+            queue = Queue(name=name, region=client.meta.region_name)
+            find(client, queue)
+        some = bool(names) or client.list_queues(MaxResults=1).get("QueueUrls")
+    except FAILURES as exc:
+        if queue is None and is_denied(exc):
+            return "answers; may not list queues (sqs:ListQueues), so none was looked up"
+        raise DownloaderError(f"{describe(exc, queue)}: {_said(exc)}") from exc
+    if names:
+        return f"found {', '.join(names)}"
+    return "answers" if some else "answers, and has no queue"
+
+
+def _said(exc: Exception) -> str:
+    said = exc.response.get("Error", {}).get("Message", "") if isinstance(exc, ClientError) else str(exc)
+    return " ".join(said.split())

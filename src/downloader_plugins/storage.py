@@ -1,0 +1,80 @@
+"""Delivers callbacks as objects in the file storage, so that what watches it can act on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+from pydantic import BaseModel, ConfigDict
+
+from downloader.errors import StorageError
+from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader.storage import Body, Storage, file_storage
+
+_DEADLINE_S = 30.0
+"""For one object of a few kilobytes. Storages have bounds of their own, which this does not rely on."""
+
+_MIME_TYPE = "application/json"
+
+_MAX_FOLDER_BYTES = 512
+"""As of `subpath`: an S3 key has at most 1024 bytes, with a prefix before and the object's name behind it."""
+
+
+class StorageNotifierSettings(BaseModel):
+    """`[backends.storage]`: the table alone switches it on, it has no keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+@asynccontextmanager
+async def open_storage_notifier(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+    """Open the notifier on the service's own file storage, which outlives it.
+
+    Raises:
+        PluginError: the section has keys, or there is no file storage.
+    """
+    parse_section(StorageNotifierSettings, section)
+    yield _StorageNotifier(file_storage())
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageNotifier:
+    """The notifier."""
+
+    storage: Storage
+
+    async def deliver(self, destination: str, payload: Payload) -> Result:
+        """Store the payload as `<destination>/<job id>.json`; see `Notifier`.
+
+        Delivered again, it replaces the object by an identical one. Nothing here deletes it: it is the
+        client's. A storage that refuses is tried again, since it is the operator who has to mend it.
+        """
+        folder = destination.removesuffix("/")
+        if not _is_folder(folder):
+            return Rejected("the callback's destination is no folder in the file storage")
+        body = Body(
+            size=len(payload.body),
+            sha256=hashlib.sha256(payload.body).hexdigest(),
+            mime_type=_MIME_TYPE,
+            data=payload.body,
+        )
+        with trio.move_on_after(_DEADLINE_S):
+            try:
+                await self.storage.put(f"{folder}/{payload.job_id}.json", body)
+            except StorageError as exc:
+                return RetryLater(f"not stored: {exc}")
+            return Delivered()
+        return RetryLater(f"not stored within {_DEADLINE_S:g} s")
+
+
+def _is_folder(path: str) -> bool:
+    """Whether it is relative, stays below the root, and has nothing hidden in it; the API is as strict."""
+    if not path.isprintable() or path.startswith(".") or "\\" in path or "%" in path:
+        return False
+    if len(path.encode()) > _MAX_FOLDER_BYTES:
+        return False
+    return not {"", ".", ".."} & set(path.split("/"))

@@ -1,0 +1,375 @@
+"""`downloader doctor` against real servers, and against dead ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.config import Settings
+from downloader.service.doctor import Finding, State, diagnose, secrets_of
+from servers.aws import CREDENTIALS, REGION, Moto
+from servers.cli import SCRIPT, environment, run_cli
+from servers.fleet import Tables, open_fleet, to_toml
+from servers.kafka import Tansu
+from servers.stranger import install
+from servers.valkey import Valkey, free_port
+from servers.valkey_groups import cluster_of_three, watched_by_sentinel
+
+pytestmark = pytest.mark.slow
+
+PARTS = [
+    *("redis", "processor.filestorage", "processor.s3", "backends.http"),
+    *("spool", "api", "egress.downloads", "egress.callbacks"),
+]
+
+
+def settings(folder: Path, **tables: Any) -> Settings:
+    own = {"data_dir": str(folder / "data"), "api": {"port": 0}, "backends": {"http": {}}}
+    return Settings.model_validate({**own, **tables})
+
+
+def examined(given: Settings, **bounds: float) -> dict[str, Finding]:
+    def never(findings: object) -> None:
+        pytest.fail(f"it was given up: {findings}")
+
+    return {finding.part: finding for finding in diagnose(given, show=never, **bounds)}
+
+
+def on(server: Valkey, **more: Any) -> dict[str, Any]:
+    return {"url": server.url, "timeout": 1.0, **more}
+
+
+def failed(findings: dict[str, Finding]) -> dict[str, str]:
+    return {part: found.text for part, found in findings.items() if found.state is State.FAILED}
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Nothing is left behind in the folder."""
+    before = sorted(folder.rglob("*"))
+    yield
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_all_is_well_and_nothing_is_left(folder: Path, server: Valkey) -> None:
+    with unchanged(folder):
+        findings = examined(settings(folder, redis=on(server, durability="aof")))
+    assert list(findings) == PARTS
+    assert failed(findings) == {}
+    assert findings["redis"].text.startswith(("Valkey ", "Redis "))
+    assert ", waiting for aof" in findings["redis"].text
+    assert "wrote, found and deleted an object" in findings["processor.filestorage"].text
+    assert findings["processor.s3"].state is State.NOTE
+    assert findings["egress.downloads"].text == "may connect to public addresses"
+    assert server.command("DBSIZE") == b":0\r\n"
+
+
+def test_the_fleets_own_data_stay(folder: Path, server: Valkey) -> None:
+    server.command("SET", "downloader:1:{0}:layout", '{"version": 1, "shards": 1}')
+    (folder / "data" / "files" / "abc").mkdir(parents=True)
+    (folder / "data" / "files" / "abc" / "abcdef").write_text("a file")
+    assert failed(examined(settings(folder, redis=on(server)))) == {}
+    assert server.command("DBSIZE") == b":1\r\n"
+    assert (folder / "data" / "files" / "abc" / "abcdef").read_text() == "a file"
+
+
+def test_the_embedded_store_is_started_and_stopped(folder: Path) -> None:
+    with unchanged(folder):
+        found = examined(settings(folder))["redis"]
+    assert (found.state, found.text.split(" ")[0]) == (State.OK, "Valkey")
+    assert f"embedded, in {folder / 'data' / 'valkey'}; a write took" in found.text
+
+
+async def test_beside_a_service_that_runs(folder: Path) -> None:
+    async with open_fleet(folder, None, {"api": {"port": free_port()}}) as fleet:
+        run = await fleet.start("run")
+        ran = await trio.to_thread.run_sync(run_cli, "doctor", "-c", folder / "run-0.toml", "--json")
+        assert (ran.status, ran.err) == (0, "")
+        findings = {found["part"]: found for found in json.loads(ran.out)}
+        assert "embedded in a service that runs" in findings["redis"]["text"]
+        assert "is served by a downloader that runs" in findings["api"]["text"]
+        await run.stop()
+
+
+def test_a_store_that_refuses_us(folder: Path) -> None:
+    with Valkey("--requirepass", "right") as guarded:
+        url = f"unix://:hunter2@{guarded.socket}"
+        findings = examined(settings(folder, redis={"url": url, "timeout": 1.0}))
+    assert list(failed(findings)) == ["redis"]
+    assert findings["redis"].text.startswith(f"{guarded.socket}: the store refuses us: ")
+    assert "hunter2" not in str(findings)
+
+
+@pytest.mark.parametrize("peer", ["closed", "silent"])
+def test_a_store_that_does_not_answer(folder: Path, peer: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        if peer == "closed":
+            listener.close()
+        began = time.monotonic()
+        findings = examined(settings(folder, redis={"url": f"redis://127.0.0.1:{port}", "timeout": 1.0}))
+    assert time.monotonic() - began < 10
+    assert list(failed(findings)) == ["redis"], "the others are tried nevertheless"
+    assert findings["redis"].text.startswith(f"cannot reach the store at 127.0.0.1:{port}: ")
+
+
+def test_a_store_of_another_shape_or_durability(folder: Path) -> None:
+    with Valkey() as plain:
+        found = examined(settings(folder, redis=on(plain)))["redis"]
+        assert found.state is State.NOTE
+        assert found.text.endswith("it has no append-only file, so a restart of it may lose jobs")
+        found = examined(settings(folder, redis=on(plain, durability="aof")))["redis"]
+        assert found.state is State.FAILED
+        assert "redis.durability is 'aof', but: " in found.text
+        found = examined(settings(folder, redis=on(plain, durability="replicated")))["redis"]
+        assert found.state is State.FAILED
+        assert found.text == "the store does not answer: on 0 of 1 replicas"
+        plain.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        found = examined(settings(folder, redis=on(plain)))["redis"]
+        assert (found.state, "it has to be noeviction" in found.text) == (State.NOTE, True)
+        plain.command("SET", "downloader:1:{0}:layout", '{"version": 1, "shards": 16}')
+        found = examined(settings(folder, redis=on(plain)))["redis"]
+        assert (found.state, "16 shards" in found.text) == (State.FAILED, True)
+        assert plain.command("DBSIZE") == b":1\r\n"
+
+
+@pytest.mark.timeout(120)
+def test_a_cluster_and_a_sentinel(folder: Path) -> None:
+    def store(**tables: Any) -> dict[str, Any]:
+        ran = run_cli("doctor", "-c", configured(folder, tables), "--json")
+        assert ran.err == ""
+        found: dict[str, Any] = json.loads(ran.out)[0]
+        return found
+
+    with cluster_of_three() as ports:
+        found = store(redis={"url": f"redis://127.0.0.1:{ports[0]}", "cluster": True})
+        assert found["state"] == "note"
+        assert found["text"].startswith(("Valkey ", "Redis "))
+        assert found["text"].endswith("it has no append-only file, so a restart of it may lose jobs")
+    with watched_by_sentinel(folder) as watched:
+        sentinel = {"master": "mymaster", "nodes": [f"127.0.0.1:{watched.sentinel_port}"]}
+        found = store(redis={"durability": "replicated"}, **{"redis.sentinel": sentinel})
+        assert found["state"] == "ok"
+        assert "Sentinel mymaster" in found["text"]
+        assert found["text"].endswith(", waiting for replicated")
+        found = store(**{"redis.sentinel": {**sentinel, "master": "another"}})
+        assert found["state"] == "failed"
+
+
+def test_folders_that_cannot_be_written(folder: Path, server: Valkey) -> None:
+    (folder / "file").touch()
+    wrong = settings(
+        folder,
+        redis=on(server),
+        processor={
+            "storage_dir": str(folder / "file" / "spool"),
+            "filestorage": {"type": "filesystem", "rootdir": "/proc/none"},
+        },
+    )
+    findings = examined(wrong)
+    assert failed(findings).keys() == {"processor.filestorage", "spool"}
+    assert findings["processor.filestorage"].text.startswith("rootdir /proc/none cannot be written: ")
+    assert str(folder / "file") in findings["spool"].text
+    embedded = examined(Settings.model_validate({"data_dir": "/proc/none"}))
+    assert failed(embedded).keys() == {"redis", "processor.filestorage", "spool"}
+
+
+def test_a_disk_that_is_too_full(folder: Path, server: Valkey) -> None:
+    full = {"disk_high": 0.0001, "disk_low": 0.0001}
+    found = examined(settings(folder, redis=on(server), processor=full))["spool"]
+    assert found.state is State.FAILED
+    assert "on nothing is downloaded" in found.text
+    soon = {"disk_high": 100, "disk_low": 0.0001}
+    assert examined(settings(folder, redis=on(server), processor=soon))["spool"].state is State.NOTE
+
+
+def test_a_port_of_somebody_else_and_one_that_is_open_to_all(folder: Path, server: Valkey) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        found = examined(settings(folder, redis=on(server), api={"port": port}))["api"]
+    assert found.state is State.FAILED
+    assert found.text.endswith("Address already in use; who has it is no downloader")
+    found = examined(settings(folder, redis=on(server), api={"host": "0.0.0.0", "port": 0}))["api"]
+    assert (found.state, "whoever reaches it may do everything" in found.text) == (State.NOTE, True)
+
+
+@pytest.fixture
+def stranger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A section of the stranger's backend, which is installed."""
+    install(folder / "stranger")
+    monkeypatch.syspath_prepend(str(folder / "stranger"))
+    monkeypatch.delitem(sys.modules, "strangers_bad", raising=False)
+    return {"mode": "raises", "cure": str(folder / "cure"), "diary": str(folder / "diary")}
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "expected"),
+    [
+        ("bad", {"open": "refuses"}, "loft: there is no room for it"),
+        ("bad", {"open": "raises"}, "cannot be opened: OSError: the loft is shut"),
+        ("bad", {"open": "hangs"}, "hangs: no end within 2 s"),
+        ("bad", {}, "OSError: *** is not to be printed"),
+        ("bad", {"mode": "hangs"}, "hangs: no end within 2 s"),
+        ("bad", {"mode": "clings"}, "hangs: no end within 2 s"),
+        ("broken", {}, "notifier plugin 'broken' (stranger 2.5) cannot be imported: ModuleNotFoundError: "),
+        ("pigeon", {}, "no notifier plugin 'pigeon' is installed (installed: absent, bad, broken, "),
+    ],
+)
+def test_a_backend_that_fails_is_told_beside_one_that_does_not(
+    folder: Path, stranger: dict[str, str], name: str, section: dict[str, str], expected: str
+) -> None:
+    backends = {name: {**stranger, "password": "hunter2", **section}, "http": {}}
+    findings = examined(settings(folder, backends=backends), part_s=2)
+    assert list(failed(findings)) == [f"backends.{name}"]
+    assert findings[f"backends.{name}"].text.startswith(expected)
+    assert "hunter2" not in str(findings)
+    assert findings["backends.http"].state is State.OK
+    assert not (folder / "diary").exists(), "nothing is delivered"
+
+
+def test_a_backend_says_what_it_has_found(folder: Path, server: Valkey, stranger: dict[str, str]) -> None:
+    Path(stranger["cure"]).touch()
+    findings = examined(settings(folder, redis=on(server), backends={"bad": stranger}))
+    assert (findings["backends.bad"].state, findings["backends.bad"].text) == (State.OK, "the loft is open")
+
+
+def test_a_backend_stuck_in_a_thread_is_left_behind(folder: Path, server: Valkey) -> None:
+    section = {"mode": "blocks", "cure": str(folder / "cure"), "diary": str(folder / "diary")}
+    code = (
+        "import json, sys; from downloader.config import Settings; from downloader.service.doctor import *\n"
+        "given = Settings.model_validate(json.loads(sys.argv[1]))\n"
+        "def show(findings):\n"
+        "    print(*(f'{f.state} {f.part}: {f.text}' for f in findings), sep='\\n', flush=True)\n"
+        "diagnose(given, show=show, part_s=1, stuck_s=4)\n"
+    )
+    given = {"data_dir": str(folder / "data"), "redis": on(server), "backends": {"bad": section}}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(given)],
+        env=environment(install(folder / "stranger")),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=40,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = done.stdout.splitlines()
+    assert "failed backends.bad: hangs, and does not heed being cancelled" in lines
+    assert "ok egress.downloads: may connect to public addresses" in lines
+
+
+@pytest.mark.timeout(120)
+def test_buckets_and_queues_that_are_not_there(
+    folder: Path, server: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with Moto() as moto:
+        s3 = {"type": "s3", "bucket": "files", "region": REGION, "endpoint_url": moto.url}
+        sqs = {"region": REGION, "endpoint_url": moto.url, "queues": ["jobs"]}
+        given = settings(
+            folder, redis=on(server), processor={"filestorage": s3}, backends={"sqs": sqs, "storage": {}}
+        )
+        findings = examined(given)
+        assert {"processor.filestorage", "backends.sqs"} <= failed(findings).keys()
+        assert "files" in findings["processor.filestorage"].text
+        assert "jobs" in findings["backends.sqs"].text
+        moto.s3.create_bucket(Bucket="files", CreateBucketConfiguration={"LocationConstraint": "eu-west-2"})
+        moto.sqs.create_queue(QueueName="jobs")
+        findings = examined(given)
+        assert failed(findings) == {}
+        assert "wrote and deleted an object" in findings["processor.filestorage"].text
+        assert moto.s3.list_objects_v2(Bucket="files")["KeyCount"] == 0
+        assert findings["backends.storage"].state is State.OK
+    findings = examined(given)
+    assert {"processor.filestorage", "backends.sqs"} <= failed(findings).keys()
+
+
+def test_kafka_that_is_there_and_that_is_not(folder: Path, server: Valkey) -> None:
+    with Tansu() as tansu:
+        kafka = {"bootstrap_servers": tansu.servers}
+        given = settings(folder, redis=on(server), backends={"kafka": kafka})
+        found = examined(given)["backends.kafka"]
+        assert (found.state, found.text.split(",")[0]) == (State.OK, "1 broker")
+    found = examined(given)["backends.kafka"]
+    assert (found.state, tansu.servers in found.text) == (State.FAILED, True)
+
+
+def test_secrets_are_found_wherever_they_stand() -> None:
+    given = Settings.model_validate(
+        {
+            "redis": {"url": "redis://user:p%40ss-word@h/0"},
+            "api": {"tokens": [{"name": "n", "token": "0123456789abcdef", "scopes": ["read"]}]},
+            "processor": {"request_headers": {"Authorization": "Bearer xyz"}},
+            "backends": {"kafka": {"sasl_plain_password": "hunter2", "nested": {"secret_key": ["one-1"]}}},
+        }
+    )
+    found = set(secrets_of(given))
+    assert {"p@ss-word", "p%40ss-word", "0123456789abcdef", "Bearer xyz", "hunter2", "one-1"} <= found
+    assert "h" not in found
+
+
+def configured(folder: Path, tables: Tables) -> Path:
+    config = folder / "config.toml"
+    own: Tables = {
+        "": {"data_dir": str(folder / "data")},
+        "api": {"port": 0},
+        "backends.http": {"timeout": 1},
+    }
+    config.write_text(to_toml({**own, **tables}))
+    return config
+
+
+def test_what_it_prints(folder: Path, server: Valkey) -> None:
+    config = configured(folder, {"redis": {"url": server.url}})
+    ran = run_cli("doctor", "-c", config)
+    assert (ran.status, ran.err) == (0, "")
+    lines = ran.out.splitlines()
+    assert [line.split(":")[0].split(" ")[-1] for line in lines] == PARTS
+    assert all(line.startswith(("ok     ", "note   ")) for line in lines)
+    found = json.loads(run_cli("doctor", "-c", config, "--json").out)
+    assert [row["part"] for row in found] == PARTS
+    assert {*found[0]} == {"part", "state", "text", "seconds"}
+
+
+def test_its_status_says_whether_something_failed(folder: Path) -> None:
+    config = configured(folder, {"redis": {"url": "redis://127.0.0.1:1", "timeout": 1.0}})
+    ran = run_cli("doctor", "-c", config)
+    assert (ran.status, ran.err) == (1, "")
+    assert ran.out.startswith("failed redis: cannot reach the store at 127.0.0.1:1: ")
+    config.write_text("[redis]\nurrl = 1\n")
+    ran = run_cli("doctor", "-c", config)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.complaint.endswith("unknown key redis.urrl; did you mean redis.url?")
+
+
+def test_on_a_terminal_it_is_a_table_as_wide_as_that(folder: Path) -> None:
+    config = configured(folder, {"redis": {"url": "redis://127.0.0.1:1", "timeout": 1.0}})
+    parent, child = pty.openpty()
+    with subprocess.Popen(
+        [SCRIPT, "doctor", "-c", config], stdout=child, stderr=child, env=environment({"COLUMNS": "80"})
+    ) as process:
+        os.close(child)
+        said = b""
+        try:
+            while data := os.read(parent, 65536):
+                said += data
+        except OSError:  # how Linux tells of the end of a terminal
+            pass
+        finally:
+            os.close(parent)
+        assert process.wait() == 1
+    lines = said.decode().splitlines()
+    assert "1 of 8 parts failed" in lines[-1]
+    assert any("failed" in line and "redis" in line and "\x1b[" in line for line in lines)

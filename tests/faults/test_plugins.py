@@ -1,0 +1,230 @@
+"""A stranger's backend that cannot be started, raises, hangs or falls apart. Fault F19."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from servers.cli import run_cli
+from servers.fleet import DEFAULTS, GRACE_S, LEASE_S, Fleet, Tables, job_for, merged, open_fleet, say, to_toml
+from servers.origin import Origin
+from servers.sink import Sink
+from servers.stranger import install
+from servers.valkey import Valkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+
+WAITING = 200
+"""Callbacks for the bad backend, each to a destination of its own: no limit of one destination helps."""
+
+SLOTS = 24
+
+CANNOT_IMPORT = "backends.{0}: notifier plugin '{0}' (stranger 2.5) cannot be imported: {1}"
+
+
+def bad(folder: Path, mode: str, **section: str) -> Tables:
+    """A configuration with the bad backend beside `http`."""
+    return {
+        "notifier": {"concurrency": SLOTS, "retry_schedule": [0.2, 0.3, 30.0]},
+        "backends.bad": {
+            "mode": mode,
+            "cure": str(folder / "cure"),
+            "diary": str(folder / "diary"),
+            **section,
+        },
+    }
+
+
+def for_bad(origin: Origin, number: int, **more: Any) -> dict[str, Any]:
+    job = job_for(origin.url("/bytes/2"), f"loft-{number}", group="bad", limit=9)
+    return {**job, "callback_type": "bad", **more}
+
+
+async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[float]:
+    """Seconds from the POST to the callback over `http`, one job after the other; sorted."""
+    found = []
+    for _ in range(count):
+        began = time.monotonic()
+        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
+        [callback] = await sink.heard_of(job_id)
+        found.append(callback.at - began)
+    return sorted(found)
+
+
+def diary(folder: Path) -> list[tuple[str, bool]]:
+    """Deliveries of the bad backend: job, and whether it was cured."""
+    path = folder / "diary"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(line.split()[0], line.split()[1] == "True") for line in lines]
+
+
+async def asked(folder: Path, count: int) -> None:
+    """Wait until the bad backend, which is another process, has been given this many callbacks."""
+    with trio.fail_after(20):
+        while len(diary(folder)) < count:  # noqa: ASYNC110  # the file is all that it tells
+            await trio.sleep(0.05)
+
+
+async def ready(fleet: Fleet) -> dict[str, Any]:
+    answer = await fleet.client.get("/health/ready")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def until(fleet: Fleet, what: str, value: object) -> None:
+    """Wait for a counter of the notifier; reports come once a second."""
+    with trio.fail_after(10):
+        while (found := (await fleet.client.get("/stats/notifier")).json()).get(what) != value:
+            assert what in found, found
+            await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize("mode", ["raises", "hangs", "answers", "clings"])
+async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, mode: str
+) -> None:
+    environ = install(folder / "stranger")
+    async with open_fleet(folder, server, bad(folder, mode)) as fleet:
+        run = await fleet.start("run", environ=environ)
+        assert (await ready(fleet))["backends"] == {"bad": True, "http": True}
+        before = await spans(fleet, origin, sink, 30)
+        ids = await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
+        await asked(folder, 3)
+        during = await spans(fleet, origin, sink, 100)
+        say(f"{mode}: median {before[15]:.3f} s, p99 {before[-1]:.3f} s without it")
+        say(f"{mode}: median {during[50]:.3f} s, p99 {during[98]:.3f} s beside it")
+        assert during[50] < 2 * before[15] + 0.05
+        assert during[98] < before[-1] + 0.3
+
+        # It says so: once in the log, in readiness (which stays), in the counters, in the report.
+        unhealthy = await run.event("backend.unhealthy", backend="bad")
+        reason = {
+            "raises": "OSError",
+            "answers": "answered str",
+            "hangs": f"no answer within {2 * LEASE_S:g} s",
+            "clings": f"no answer within {2 * LEASE_S:g} s",
+        }[mode]
+        assert unhealthy["error"] == f"backend bad failed: {reason}"
+        assert (await ready(fleet))["backends"] == {"bad": False, "http": True}
+        await until(fleet, "backends_unhealthy", 1)
+        after = await spans(fleet, origin, sink, 20)
+        assert after[10] < 2 * before[15] + 0.05
+
+        # It gets well, and nothing of the outage is held against the jobs.
+        tried = len(diary(folder))
+        (folder / "cure").touch()
+        await run.event("backend.healthy", backend="bad", seconds=45)
+        healthy_at = time.monotonic()
+        for job_id in ids:
+            await run.event("callback.delivered", job_id=job_id, seconds=45)
+        say(f"{mode}: {tried} deliveries failed, all delivered {time.monotonic() - healthy_at:.1f} s after")
+        await until(fleet, "backends_unhealthy", 0)
+        assert len(run.events("backend.unhealthy")) == len(run.events("backend.healthy")) == 1
+        jobs = [await fleet.job(job_id) for job_id in ids]
+        attempts = [job["callback"]["attempts"] for job in jobs]
+        assert sum(attempts) - len(ids) <= 2, "beyond the first failures none counts as an attempt"
+        assert all("hunter2" not in str(job) for job in jobs)
+        assert await run.stop() < GRACE_S
+
+
+@pytest.mark.parametrize("mode", ["hangs", "clings", "blocks"])
+async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, mode: str
+) -> None:
+    environ = install(folder / "stranger")
+    async with open_fleet(folder, server, bad(folder, mode)) as fleet:
+        run = await fleet.start("run", environ=environ)
+        await fleet.post_all([for_bad(origin, number) for number in range(3)])
+        await asked(folder, 3)
+        began = time.monotonic()
+        run.send(signal.SIGTERM)
+        status = await run.wait()
+        assert time.monotonic() - began < GRACE_S
+        # What is stuck in a thread can only be left behind, and its lease runs out.
+        assert status == (1 if mode == "blocks" else 0)
+        assert len(run.events("callback.released")) == (0 if mode == "blocks" else 3)
+
+
+async def test_f19_a_backend_stuck_in_threads_is_found(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    environ = install(folder / "stranger")
+    async with open_fleet(folder, server, bad(folder, "blocks")) as fleet:
+        run = await fleet.start("run", environ=environ)
+        await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
+        unhealthy = await run.event("backend.unhealthy", backend="bad")
+        assert unhealthy["error"] == "backend bad failed: does not end when it is cancelled"
+        assert (await spans(fleet, origin, sink, 20))[-1] < 1.0
+
+
+async def test_f19_a_backend_whose_background_raises_is_opened_again(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    environ = install(folder / "stranger")
+    (folder / "cure").touch()
+    async with open_fleet(folder, server, bad(folder, "raises", dies=str(folder / "die"))) as fleet:
+        run = await fleet.start("run", environ=environ)
+        (folder / "die").touch()
+        ended = await run.event("backend.failed", backend="bad")
+        assert ended["error"].startswith("backends.bad: has ended by itself: ")
+        job_id = await fleet.post(**for_bad(origin, 1))
+        await run.event("callback.delivered", job_id=job_id)
+        assert len(await spans(fleet, origin, sink, 1)) == 1
+        assert await run.stop() < GRACE_S
+
+
+@pytest.mark.parametrize(
+    ("backend", "section", "expected"),
+    [
+        ("bad", {"open": "refuses"}, "backends.bad: loft: there is no room for it"),
+        ("bad", {"open": "raises"}, "backends.bad: cannot be opened: OSError: the loft is shut"),
+        ("bad", {"open": "wrong"}, "backends.bad: the plugin gives a object, which has no method deliver()"),
+        ("bad", {}, "backends.bad: cannot be opened: KeyError: 'mode'"),
+        (
+            "broken",
+            {},
+            CANNOT_IMPORT.format("broken", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ),
+        (
+            "absent",
+            {},
+            CANNOT_IMPORT.format(
+                "absent", "AttributeError: module 'strangers_bad' has no attribute 'is_not_there'"
+            ),
+        ),
+        ("bad", {"open": "hangs"}, "backends.bad: does not open: it hangs for 20 s"),
+    ],
+)
+def test_f19_a_backend_that_cannot_be_started_is_one_line(
+    folder: Path, server: Valkey, backend: str, section: dict[str, str], expected: str
+) -> None:
+    own: Tables = {"": {"data_dir": str(folder / "data")}, "redis": {"url": server.url, "timeout": 1.0}}
+    config = folder / "config.toml"
+    section = {"note": "hunter2", **section}
+    config.write_text(to_toml(merged(merged(DEFAULTS, own), {f"backends.{backend}": section})))
+    ran = run_cli("notifier", "-c", config, environ=install(folder / "stranger"))
+    assert (ran.status, ran.complaint) == (2, expected)
+
+
+async def test_f19_what_is_not_configured_is_not_imported(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    environ = install(folder / "stranger")
+    async with open_fleet(folder, server) as fleet:
+        run = await fleet.start("run", environ=environ)
+        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
+        await run.event("callback.delivered", job_id=job_id)
+        refused = await fleet.client.post("/download", json=for_bad(origin, 1))
+        assert (refused.status_code, refused.json()["code"]) == (422, "unknown_backend")
+        await run.stop()
+    assert not (folder / "stranger" / "imported").exists()
+    broken = run_cli("plugins", "--json", environ=environ)
+    assert broken.status == 0
+    assert '"broken"' in broken.out
+    assert not (folder / "stranger" / "imported").exists(), "listing imports nothing either"
