@@ -11,7 +11,7 @@ import httpx2
 import pytest
 import trio
 
-from downloader.api import ApiDeps, Limits, create_app, serve
+from downloader.api import ApiDeps, Limits, Pace, create_app, serve
 from downloader.config import ApiSettings
 from downloader.store._store import RedisStore
 from servers.api import Served, Serving
@@ -33,8 +33,10 @@ async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> As
     """Serves the API with some of its dependencies changed."""
     clients: list[httpx2.AsyncClient] = []
 
-    async def start(*, limits: Limits | None = None, grace_s: float = 1.0, **changes: Any) -> Served:
-        app = create_app(replace(deps, **changes))
+    async def start(
+        *, limits: Limits | None = None, pace: Pace | None = None, grace_s: float = 1.0, **changes: Any
+    ) -> Served:
+        app = create_app(replace(deps, **changes), pace=pace)
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

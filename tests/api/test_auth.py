@@ -58,7 +58,7 @@ def settings(*names: str) -> ApiSettings:
 
 @pytest.fixture
 async def api(serving: Serving) -> Served:
-    return await serving(settings=settings(), own_buckets=True)
+    return await serving(settings=settings())
 
 
 @pytest.fixture
@@ -77,6 +77,9 @@ async def submit(api: Served, token: str, **changes: Any) -> httpx2.Response:
 ROUTES = [
     ("GET", "/"),
     ("GET", "/web/style.css"),
+    ("GET", "/web/page.js"),
+    ("GET", "/events"),
+    ("HEAD", "/events"),
     ("GET", "/jobs/00000000000000"),
     ("GET", "/dashboard/aggregations"),
     ("GET", "/stats/processor"),

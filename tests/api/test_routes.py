@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,14 @@ async def test_health(api: Served) -> None:
     ready = await api.client.get("/health/ready")
     assert ready.status_code == 200
     assert ready.json() == {"status": "ok", "store": True, "roles": {"api": True, "processor": True}}
+
+
+async def test_a_backend_that_is_unhealthy_shows_and_takes_nothing_out_of_service(serving: Serving) -> None:
+    api = await serving(healthy=lambda: {"http": True, "kafka": False})
+    ready = await api.client.get("/health/ready")
+    assert ready.status_code == 200
+    assert ready.json()["status"] == "ok"
+    assert ready.json()["backends"] == {"http": True, "kafka": False}
 
 
 async def test_not_ready_while_a_role_does_not_run(serving: Serving) -> None:
@@ -245,14 +254,33 @@ async def test_the_page_and_its_policy(api: Served) -> None:
     page = await api.client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
-    assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src 'self'")
+    assert page.headers["content-security-policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    assert page.headers["cache-control"] == "no-cache"
     assert "POST /download" in page.text
-    assert "<script" not in page.text
-    assert "style=" not in page.text
-    style = await api.client.get("/web/style.css")
-    assert style.status_code == 200
-    assert style.headers["content-type"] == "text/css; charset=utf-8"
-    assert "light dark" in style.text
+    assert not re.search(
+        r"\bstyle=|\bon[a-z]+=|javascript:|<style|<script(?! type=\"module\" src=)", page.text
+    )
+    for name in re.findall(r'(?:src|href)="web/([^"]+)"', page.text):
+        assert (await api.client.get(f"/web/{name}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("style.css", "text/css; charset=utf-8"),
+        ("page.js", "text/javascript; charset=utf-8"),
+        ("icon.svg", "image/svg+xml"),
+    ],
+)
+async def test_what_the_page_loads(api: Served, name: str, kind: str) -> None:
+    answer = await api.client.get(f"/web/{name}")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == kind
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-security-policy"].startswith("default-src 'none';")
 
 
 class Broken:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import pytest
@@ -167,6 +167,20 @@ class Model:
                 pending[view.spec.aggr_id] += expected is State.PENDING
         sizes = {size.aggr_id: size.pending for size in await self.store.aggregation_sizes()}
         assert sizes == pending
+        await self.check_load(pending)
+
+    async def check_load(self, pending: dict[str, int]) -> None:
+        """What people are shown is what there is."""
+        kinds = [lease.kind for lease, _ in self.held]
+        load = await self.store.load(9)
+        assert (load.total, load.downloads, load.callbacks) == (
+            len(pending),
+            kinds.count(Kind.DOWNLOAD),
+            kinds.count(Kind.CALLBACK),
+        )
+        running = Counter(lease.spec.aggr_id for lease, _ in self.held if lease.kind is Kind.DOWNLOAD)
+        shown = {one.aggr_id: (one.pending, one.in_flight, one.limit) for one in load.aggregations}
+        assert shown == {name: (count, running[name], self.limits[name]) for name, count in pending.items()}
 
     async def drain(self) -> None:
         """Do all the work that is left; nothing may be stuck."""

@@ -18,7 +18,17 @@ from downloader.model import (
     State,
     Verdict,
 )
-from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission, TaskView
+from downloader.store import (
+    Accepted,
+    AggregationLoad,
+    CallbackPlan,
+    Load,
+    RetryAnswer,
+    Settled,
+    Submission,
+    TaskView,
+)
+from downloader.store._load import counts, merged
 from downloader.store._store import RedisStore
 from servers.jobs import spec_for
 
@@ -309,6 +319,54 @@ async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
         assert 0 < await store._connection.command("PTTL", store._keys.key(0, *key)) <= 60_000
     await store._connection.command("DEL", store._keys.key(0, "instance", "processor", "one"))
     assert await store.reports("processor") == []
+
+
+# what goes on
+
+
+async def test_the_busiest_aggregations_come_first(store: RedisStore) -> None:
+    for aggregation, jobs in {"few": 1, "runs": 3, "waits": 2}.items():
+        for _ in range(jobs):
+            await submitted(store, aggregation, aggr_limit=3)
+    batch = await store.lease(Kind.DOWNLOAD, "me", 6, 10)
+    waiting = [lease for lease in batch.leases if lease.group == "waits"]
+    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 60) for lease in waiting])
+    load = await store.load(2)
+    assert [(one.aggr_id, one.pending, one.in_flight, one.limit) for one in load.aggregations] == [
+        ("runs", 0, 3, 3),
+        ("waits", 2, 0, 3),
+    ]
+    assert (load.total, load.downloads, load.callbacks) == (3, 4, 0)
+    assert not any(one.paused for one in load.aggregations)
+    assert [(size.aggr_id, size.pending) for size in await store.aggregation_sizes()] == [
+        ("waits", 2),
+        ("runs", 0),
+        ("few", 0),
+    ]
+
+
+async def test_an_empty_fleet_does_nothing(store: RedisStore) -> None:
+    assert await store.load(9) == Load(aggregations=[], total=0, downloads=0, callbacks=0)
+
+
+def test_shards_are_one_fleet() -> None:
+    load = merged([[5, 1, 0, [["a", "1.000001", "2", 0]]], [2, 0, 3, [["b", "3", "1", 1]]]], 1)
+    busiest = AggregationLoad(aggr_id="b", pending=3, in_flight=0, limit=1, paused=True)
+    assert load == Load(aggregations=[busiest], total=7, downloads=1, callbacks=3)
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ("5.000002", (3, 2)),
+        ("1.000001", (0, 1)),
+        ("123456789.000256", (123456533, 256)),
+        (1000000.999999, (1, 999999)),
+        ("7", (7, 0)),  # as the version before this layout's wrote it
+    ],
+)
+def test_a_score_tells_pending_and_running(score: str | float, expected: tuple[int, int]) -> None:
+    assert counts(score) == expected
 
 
 # wake-ups

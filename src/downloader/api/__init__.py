@@ -1,8 +1,8 @@
 """The HTTP API: `create_app` makes it, `serve` puts it on sockets.
 
-`POST /download` is answered at the ASGI level (`_download`), everything else by Quart (`_routes`), both
-on a small HTTP/1.1 server of our own (`_server` says why). With tokens configured both are reached only by
-whoever has one (`_auth`).
+`POST /download` (`_download`) and `GET /events` (`_events`) are answered at the ASGI level, everything else
+by Quart (`_routes`), all on a small HTTP/1.1 server of our own (`_server` says why). With tokens configured
+they are reached only by whoever has one (`_auth`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from downloader.api._answer import problem_answer, send_answer
 from downloader.api._auth import PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
 from downloader.api._deps import ApiDeps
 from downloader.api._download import PATH, serve_download
+from downloader.api._events import METHODS as EVENTS_METHODS
+from downloader.api._events import PATH as EVENTS_PATH
+from downloader.api._events import Events, Pace
 from downloader.api._intake import Intake
 from downloader.api._problems import Refused
 from downloader.api._routes import CALLER, create_routes
@@ -24,16 +27,21 @@ from downloader.api._shared import Limits, Message, Receive, Send
 from downloader.observe.events import Event
 from downloader.observe.logging import get_logger
 
-__all__ = ["Api", "ApiDeps", "Limits", "create_app", "serve"]
+__all__ = ["Api", "ApiDeps", "Limits", "Pace", "create_app", "serve"]
 
 _log = get_logger()
 
 
 class Api:
-    """The ASGI application. `POST /download` is answered only while its `intake` runs; `serve` sees to it."""
+    """The ASGI application.
 
-    def __init__(self, deps: ApiDeps) -> None:
+    `POST /download` is answered only while its `intake` runs, and `GET /events` has something to tell only
+    while its `events` do; `serve` sees to both.
+    """
+
+    def __init__(self, deps: ApiDeps, pace: Pace | None = None) -> None:
         self.intake = Intake(deps.store)
+        self.events = Events(deps.store, pace)
         self._deps = deps
         self._routes = create_routes(deps)
         self._callers = read_tokens(deps.settings.tokens)
@@ -52,6 +60,8 @@ class Api:
                 return
         if scope["path"] == PATH and scope["method"] == "POST":
             await serve_download(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
+        elif scope["path"] == EVENTS_PATH and scope["method"] in EVENTS_METHODS:
+            await self.events.serve(scope, receive, send, caller=caller)
         else:
             scope[CALLER] = caller
             await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
@@ -74,9 +84,9 @@ class Api:
         return caller
 
 
-def create_app(deps: ApiDeps) -> Api:
+def create_app(deps: ApiDeps, *, pace: Pace | None = None) -> Api:
     """The API as an ASGI application; opens nothing and starts nothing."""
-    return Api(deps)
+    return Api(deps, pace)
 
 
 async def serve(
@@ -95,14 +105,20 @@ async def serve(
         sockets: bound stream sockets (TCP or unix), so that a port in use is the caller's to report;
             owned and closed by this call.
         stop: waited for (a `trio.Event`'s `wait`); then no new connection or request is taken and those
-            in flight are answered.
+            in flight are answered; streams of events end at once.
         grace_s: seconds for them, after which they are cut.
         limits: what one client may cost.
         task_status: started when the sockets listen.
     """
+
+    async def stopping() -> None:
+        await stop()
+        app.events.stop()
+
     async with trio.open_nursery() as background:
         await background.start(app.intake.run)
+        background.start_soon(app.events.run)
         await serve_http(
-            app, sockets=sockets, stop=stop, grace_s=grace_s, limits=limits, task_status=task_status
+            app, sockets=sockets, stop=stopping, grace_s=grace_s, limits=limits, task_status=task_status
         )
         background.cancel_scope.cancel()

@@ -22,7 +22,7 @@ class ApiDeps:
     """How many callbacks may be in flight to one destination over the fleet."""
     ready: Callable[[], Mapping[str, bool]]
     """Role names, and whether each runs; for `/health/ready`."""
+    healthy: Callable[[], Mapping[str, bool]] = dict
+    """Backends of a notifier in this process, and whether each is healthy; for `/health/ready`."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None
     """`Storage.local` of the file storage; `None` where this process cannot reach it."""
-    own_buckets: bool = False
-    """Whether jobs may bring a bucket of their own."""

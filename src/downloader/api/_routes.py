@@ -1,4 +1,4 @@
-"""Every route but `POST /download`, on Quart."""
+"""Every route but `POST /download` and `GET /events`, on Quart."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from downloader.api._auth import Allows, Caller, anything
 from downloader.api._deps import ApiDeps
 from downloader.api._download import PATH
+from downloader.api._events import PATH as EVENTS_PATH
 from downloader.api._files import file_response, is_key
 from downloader.api._origin import SAFE_METHODS, check_origin
 from downloader.api._problems import CONTENT_TYPE, INTERNAL, STORE_UNAVAILABLE, Problem, Refused, unknown_job
@@ -31,9 +32,15 @@ CALLER = "downloader.caller"
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 _ROLES = ("processor", "notifier")
 _PAGE_POLICY = (
-    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_TYPES = {"index.html": "text/html; charset=utf-8", "style.css": "text/css; charset=utf-8"}
+_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
 
 _log = get_logger()
 
@@ -52,6 +59,7 @@ def create_routes(deps: ApiDeps) -> QuartTrio:
     _add_page(app)
     # Answered before Quart is asked; known to it, so that other methods get 405 and OPTIONS an answer.
     app.add_url_rule(PATH, "download", methods=["POST", "OPTIONS"], provide_automatic_options=True)
+    app.add_url_rule(EVENTS_PATH, "events", methods=["GET", "OPTIONS"], provide_automatic_options=True)
 
     @app.before_request
     async def refuse_other_sites() -> None:
@@ -118,7 +126,12 @@ def _add_health(app: QuartTrio, deps: ApiDeps) -> None:
             store = False
         good = store and all(roles.values())
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-        return {"status": "ok" if good else "not ready", "store": store, "roles": roles}, status
+        answer: dict[str, Any] = {"status": "ok" if good else "not ready", "store": store, "roles": roles}
+        # A backend that is unhealthy takes no instance out of service: the others go on, and it would not
+        # get better elsewhere.
+        if backends := deps.healthy():
+            answer["backends"] = dict(backends)
+        return answer, status
 
     @app.get("/stats/<role>")
     async def stats(role: str) -> Mapping[str, Any]:
@@ -196,7 +209,12 @@ def _add_page(app: QuartTrio) -> None:
     pages = {name: (web / name).read_bytes() for name in _TYPES}
 
     def page(name: str) -> Response:
-        headers = {"Content-Type": _TYPES[name], "Content-Security-Policy": _PAGE_POLICY}
+        headers = {
+            "Content-Type": _TYPES[name],
+            "Content-Security-Policy": _PAGE_POLICY,
+            "Cache-Control": "no-cache",  # after an upgrade the page and its script must be of one version
+            "Referrer-Policy": "no-referrer",
+        }
         return Response(pages[name], headers=headers)
 
     @app.get("/")

@@ -19,6 +19,7 @@ from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, State
 
 __all__ = [
     "Accepted",
+    "AggregationLoad",
     "AggregationSize",
     "CallbackPlan",
     "CloseResult",
@@ -26,6 +27,7 @@ __all__ = [
     "JobStore",
     "JobView",
     "LeaseBatch",
+    "Load",
     "ReapBatch",
     "Reapable",
     "RetryAnswer",
@@ -101,6 +103,7 @@ class Reapable:
 
     spec: JobSpec
     has_file: bool
+    """Whether one may have been stored, in our own storage or in the caller's bucket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,32 @@ class AggregationSize:
 
     aggr_id: str
     pending: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationLoad:
+    """What an aggregation is doing."""
+
+    aggr_id: str
+    pending: int
+    in_flight: int
+    """Downloads leased now, over the fleet."""
+    limit: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the fleet is doing: the busiest aggregations, and how much there is in all."""
+
+    aggregations: Sequence[AggregationLoad]
+    """By number of pending and running downloads, the most first."""
+    total: int
+    """Aggregations with work, those left out included."""
+    downloads: int
+    """In flight, of all aggregations."""
+    callbacks: int
+    """In flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +235,12 @@ class JobStore(Protocol):
 
     async def aggregation_sizes(self) -> Sequence[AggregationSize]:
         """Aggregations that have work, largest backlog first."""
+
+    async def load(self, count: int) -> Load:
+        """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
+
+        Its cost grows with `count` alone. Asked of one shard after the other: no picture of one moment.
+        """
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """Publish an instance's facts and counters; they vanish after `ttl_s` seconds of silence."""

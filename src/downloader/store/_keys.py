@@ -87,7 +87,10 @@ KEYS = (
         type="zset",
         ttl="",
         owner="a member goes with its group",
-        holds="groups with work, by number of pending tasks",
+        holds=(
+            "groups with work, by number of tasks pending or running; behind the point, in millionths,"
+            " those running"
+        ),
     ),
     Key(
         name="ready",

@@ -37,6 +37,7 @@ from downloader.store import (
     FinishResult,
     JobView,
     LeaseBatch,
+    Load,
     Reapable,
     ReapBatch,
     RetryAnswer,
@@ -44,6 +45,7 @@ from downloader.store import (
     Submission,
     TaskView,
 )
+from downloader.store._load import counts, merged
 from downloader.store._redis import Connection, check_layout, open_connection
 
 log = get_logger()
@@ -216,7 +218,7 @@ class RedisStore:
             next_due_ms, rows = await self._connection.run("reap", shard, count, _ms(hold_s))
             for job_id, spec, may_have_file in rows:
                 parsed = JobSpec.from_json(job_id, spec)
-                jobs.append(Reapable(spec=parsed, has_file=may_have_file == 1 and not parsed.s3_bucket))
+                jobs.append(Reapable(spec=parsed, has_file=may_have_file == 1))
             if next_due_ms >= 0:
                 waits.append(next_due_ms / 1000)
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
@@ -259,8 +261,13 @@ class RedisStore:
                 if rows and isinstance(rows[0], list | tuple)
                 else zip(rows[::2], rows[1::2], strict=True)
             )
-            sizes += (AggregationSize(aggr_id=name, pending=int(float(size))) for name, size in pairs)
+            sizes += (AggregationSize(aggr_id=name, pending=counts(score)[0]) for name, score in pairs)
         return sorted(sizes, key=lambda size: -size.pending)
+
+    async def load(self, count: int) -> Load:
+        """See `JobStore.load`."""
+        shards = range(self._keys.shards)
+        return merged([await self._connection.run("busiest", shard, count) for shard in shards], count)
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """See `JobStore.report`."""

@@ -39,7 +39,8 @@ local function place(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
-  redis.call('ZADD', key_groups(kind), pending, group)
+  -- All of its tasks, and behind the point those that run: who asks for the busiest needs no other key.
+  redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused')
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
     redis.call('ZREM', ready, group)

@@ -1,0 +1,104 @@
+"""A real Chromium that looks at a page, and what it has to complain about.
+
+Playwright's plain interface runs in a thread of its own; what the test wants to happen meanwhile it does in
+Trio's, through `trio.from_thread.run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+from playwright.sync_api import Page, Request, sync_playwright
+
+T = TypeVar("T")
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+
+SEE_MS = 10_000.0
+"""To wait for something to show; the machine is shared."""
+
+_NOTE_VIOLATIONS = """
+window.violations = [];
+addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective + e.blockedURI));
+"""
+
+
+@dataclass
+class Seen:
+    """A page, and all that went wrong in it."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    """Errors and warnings of the console, exceptions, dialogs."""
+    strangers: list[str] = field(default_factory=list)
+    """What was requested from elsewhere."""
+
+    def watch(self) -> None:
+        self.page.add_init_script(_NOTE_VIOLATIONS)
+        self.page.on(
+            "console",
+            lambda message: (
+                self.complaints.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+        self.page.on("request", self._note_request)
+
+    def _note_request(self, request: Request) -> None:
+        if urlsplit(request.url).netloc != urlsplit(self.url).netloc:
+            self.strangers.append(request.url)
+
+    def open(self) -> None:
+        self.page.goto(self.url)
+
+    def live(self) -> None:
+        """Wait for the stream's first word."""
+        self.page.wait_for_selector("#link.live")
+
+    def check(self) -> None:
+        """Nothing has gone wrong."""
+        assert self.complaints == []
+        assert self.strangers == []
+        assert self.page.evaluate("window.violations ?? []") == []
+
+
+@contextmanager
+def _plain_asyncio() -> Iterator[None]:
+    """Have asyncio's own loops in this thread: trio-asyncio makes one of its own for whoever asks."""
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(None)
+
+
+def _browse(url: str, look: Callable[[Seen], T], context: dict[str, Any]) -> T:
+    with _plain_asyncio(), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_context(**context).new_page()
+            page.set_default_timeout(SEE_MS)
+            seen = Seen(page, url)
+            seen.watch()
+            return look(seen)
+        finally:
+            browser.close()
+
+
+async def browse(url: str, look: Callable[[Seen], T], **context: Any) -> T:
+    """Have `look`, which runs in a thread, look at the page; `context` is of the browser (`color_scheme`)."""
+    return await trio.to_thread.run_sync(_browse, url, look, context)
+
+
+def meanwhile(call: Callable[[], Awaitable[T]]) -> T:
+    """From within `look`: what happens in the service."""
+    return trio.from_thread.run(call)

@@ -1,0 +1,40 @@
+"""What the tests that look at the web page share."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from downloader.api import ApiDeps, create_app, serve
+from downloader.config import ApiSettings
+from downloader.store._store import RedisStore
+from servers.fleet_fixtures import folder, origin, server, sink
+
+__all__ = ["folder", "origin", "server", "sink"]
+
+
+@pytest.fixture
+async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[str]:
+    """The page of an API alone, which shows nothing but what the test has put into `store`."""
+    deps = ApiDeps(
+        store=store,
+        settings=ApiSettings(),
+        backends=frozenset({"http"}),
+        callback_limit=16,
+        ready=lambda: {"api": True},
+    )
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{sock.getsockname()[1]}/"
+
+    async def run(task_status: trio.TaskStatus[None]) -> None:
+        await serve(
+            create_app(deps), sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status
+        )
+
+    await nursery.start(run)
+    yield url
+    nursery.cancel_scope.cancel()

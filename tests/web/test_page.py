@@ -1,0 +1,301 @@
+"""The web page in a real Chromium, in front of a real service."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from playwright.sync_api import expect
+
+from downloader.model import Kind
+from downloader.store import Submission
+from downloader.store._store import RedisStore
+from servers.browser import SEE_MS, Seen, browse, meanwhile
+from servers.fleet import job_for, open_fleet
+from servers.jobs import spec_for
+from servers.origin import Origin, gate, respond
+from servers.sink import Sink
+from servers.valkey import Valkey, free_port
+
+pytestmark = pytest.mark.slow
+
+expect.set_options(timeout=SEE_MS)
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+PHONE = {"viewport": {"width": 360, "height": 740}}
+LONG = "archive.example.com/a/name/that/goes/on/and/on/" + "x" * 80
+
+
+async def submit(store: RedisStore, name: str, *, jobs: int = 1, limit: int = 4) -> None:
+    await store.submit(
+        [Submission(spec=spec_for(store, name, aggr_limit=limit)) for _ in range(jobs)],
+    )
+
+
+async def report(store: RedisStore, role: str, instance: str, **facts: Any) -> None:
+    known = {
+        "instance": instance,
+        "role": role,
+        "host": "worker-with-a-long-name.eu-west-2.compute.internal",
+        "version": "1.2.3",
+        "started_ms": 1_790_000_000_000,
+        "counters": {"in_flight": 3, "bytes": 5 * 2**30, "downloads_succeeded": 1_234_567},
+    }
+    await store.report(instance, role, known | facts, 60)
+
+
+async def fill(store: RedisStore) -> None:
+    """Some of everything that the page can show."""
+    await submit(store, "full", jobs=3, limit=1)
+    await submit(store, LONG, jobs=1200, limit=40)
+    await submit(store, HOSTILE)
+    await store.lease(Kind.DOWNLOAD, "me", 5, 60)
+    key = store._keys.key(0, "group", "download", "full")
+    await store._connection.command("HSET", key, "paused", 1)
+    await report(store, "processor", "worker-1-a")
+    sick = {"kafka": {"healthy": False, "last_error": f"no broker {HOSTILE}"}}
+    await report(store, "notifier", "worker-2-b", backends=sick, counters={"callbacks_failed": 3})
+
+
+async def test_a_running_job_appears_and_disappears(
+    folder: Path, server: Valkey, origin: Origin, sink: Sink
+) -> None:
+    hold = trio.Event()
+    url = origin.on("/held", gate(hold, respond(200, b"held")))
+
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start("run")
+
+        def look(seen: Seen) -> None:
+            page = seen.page
+            seen.open()
+            seen.live()
+            expect(page.locator("#first")).to_contain_text("No jobs yet")
+            expect(page.locator("#first code")).to_contain_text(f"{seen.url}download")
+            expect(page.locator("#instances .tag")).to_have_text(["api", "notifier", "processor"])
+            page.evaluate("window.here = true")
+            page.locator("summary").focus()
+
+            meanwhile(partial(fleet.post, **job_for(url, sink.url(), group="pictures", limit=1)))
+            row = page.locator("#aggregations tbody tr")
+            expect(row).to_have_count(1)
+            expect(row.locator("bdi")).to_have_text("pictures")
+            expect(row.locator("td")).to_have_text(["1", "1", "0"])
+            expect(page.locator("#downloads-now")).to_have_text("1")
+            expect(page.locator("#first")).to_be_hidden()
+            first = row.element_handle()
+
+            meanwhile(partial(fleet.post, **job_for(url, sink.url(), group="pictures", limit=1)))
+            expect(row.locator("td")).to_have_text(["1", "1", "1"])
+            # Patched, not made anew, and whoever is somewhere on the page stays there.
+            assert page.evaluate("row => row.isConnected", first)
+            assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
+
+            trio.from_thread.run_sync(hold.set)
+            expect(row).to_have_count(0)
+            expect(page.locator("#quiet")).to_contain_text("All quiet")
+            expect(page.locator("#downloads-counters dd").first).to_have_text("2")
+            assert page.evaluate("window.here")
+            seen.check()
+
+        await browse(f"{fleet.client.base_url}/", look)
+        assert await fleet.running[0].stop() < 5
+
+
+async def test_hostile_names_are_text(page_url: str, store: RedisStore) -> None:
+    names = [HOSTILE, "abc\u202egpj.exe", "__proto__", "a\u200bb", "constructor", "  x  y"]
+    for name in names:
+        await submit(store, name)
+    sick = {HOSTILE: {"healthy": False, "last_error": f"no\u202e {HOSTILE}"}}
+    await report(store, "notifier", HOSTILE, host=HOSTILE, version=HOSTILE, backends=sick)
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        seen.live()
+        shown = seen.page.locator("#aggregations tbody bdi").all_text_contents()
+        assert sorted(shown) == sorted(
+            name.replace("\u202e", "U+202E").replace("\u200b", "U+200B") for name in names
+        )
+        assert seen.page.locator("#live img, #notes img").count() == 0
+        assert f"noU+202E {HOSTILE}" in seen.page.locator("#notes").inner_text()
+        assert HOSTILE in seen.page.locator("#instances tbody").inner_text()
+        seen.check()
+
+    await browse(page_url, look)
+
+
+async def test_a_restarted_service_is_found_again(folder: Path, server: Valkey) -> None:
+    port = str(free_port())
+    async with open_fleet(folder, server) as fleet:
+        first = await fleet.start("run", "--port", port)
+
+        def look(seen: Seen) -> None:
+            page = seen.page
+            seen.open()
+            seen.live()
+            expect(page.locator("#state")).to_have_text("Live")
+            # The open page does not hold the stop up.
+            assert meanwhile(first.stop) < 3
+            expect(page.locator("#state")).to_have_text("Reconnecting…")
+            expect(page.locator("#heard")).to_contain_text("numbers from")
+            meanwhile(partial(fleet.start, "run", "--port", port))
+            expect(page.locator("#state")).to_have_text("Live", timeout=20_000)
+            expect(page.locator("#instances .tag")).to_have_text(["api", "notifier", "processor"])
+            refused = [text for text in seen.complaints if "ERR_CONNECTION_REFUSED" not in text]
+            assert refused == []
+            assert seen.strangers == []
+
+        await browse(f"http://127.0.0.1:{port}/", look)
+
+
+async def test_a_store_that_is_away_is_told_of(folder: Path, server: Valkey) -> None:
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start("api")
+
+        def look(seen: Seen) -> None:
+            seen.open()
+            seen.live()
+            expect(seen.page.locator("#nobody")).to_contain_text("Nobody works")
+            server.kill()
+            expect(seen.page.locator("#notes")).to_contain_text("The store does not answer.")
+            server.start()
+            expect(seen.page.locator("#notes")).to_be_empty(timeout=20_000)
+            seen.check()
+
+        await browse(f"{fleet.client.base_url}/", look)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_colours_and_contrast(page_url: str, store: RedisStore, scheme: str) -> None:
+    """WCAG 2.2, 1.4.3: every text that shows has a contrast of 4.5 to what is behind it."""
+    await fill(store)
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        seen.live()
+        seen.page.locator("summary").click()
+        expect(seen.page.locator("#notes .note")).to_have_count(1)
+        expect(seen.page.locator("#aggregations .tag")).to_have_count(3)
+        found = seen.page.evaluate(CONTRASTS)
+        seen.page.evaluate("document.querySelector('#link').className = 'link lost'")
+        found += seen.page.evaluate(CONTRASTS)
+        assert len(found) > 100
+        assert [text for text, contrast in found if contrast < 4.5] == []
+        ground = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(channels(ground)) > 384) == (scheme == "light")
+        seen.check()
+
+    await browse(page_url, look, color_scheme=scheme, reduced_motion="reduce")
+
+
+def channels(colour: str) -> list[float]:
+    """Of `rgb(1, 2, 3)`."""
+    return [float(part) for part in colour.partition("(")[2].rstrip(")").split(",")[:3]]
+
+
+CONTRASTS = """
+() => {
+  const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.map((c) => linear(c / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (element) => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = parse(getComputedStyle(e).backgroundColor);
+      if (colour.length === 3 || colour[3] === 1) return colour.slice(0, 3);
+    }
+    throw new Error("no ground");
+  };
+  const found = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let node = texts.nextNode(); node; node = texts.nextNode()) {
+    const element = node.parentElement;
+    if (!node.data.trim() || !element.checkVisibility()) continue;
+    const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(ground(element))];
+    found.push([node.data.trim(), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)]);
+  }
+  return found;
+}
+"""
+
+
+async def test_a_phone_shows_it_without_scrolling_sideways(page_url: str, store: RedisStore) -> None:
+
+    def look(seen: Seen) -> None:
+        width = "document.documentElement.scrollWidth"
+        seen.open()
+        seen.live()
+        assert seen.page.evaluate(width) == 360  # with nothing to show
+        meanwhile(partial(fill, store))
+        expect(seen.page.locator("#aggregations tbody tr")).to_have_count(3)
+        expect(seen.page.locator("#instances tbody tr")).to_have_count(2)
+        seen.page.locator("summary").click()
+        assert seen.page.evaluate(width) == 360
+        for cell in seen.page.locator("#aggregations td:last-child, #instances td:last-child").all():
+            box = cell.bounding_box()
+            assert box is not None
+            assert box["x"] + box["width"] <= 360
+        seen.check()
+
+    await browse(page_url, look, **PHONE)
+
+
+async def test_without_a_script_it_says_where_the_numbers_are(page_url: str) -> None:
+    def look(seen: Seen) -> None:
+        seen.open()
+        expect(seen.page.locator("noscript p")).to_contain_text("With JavaScript")
+        expect(seen.page.locator("#live")).to_be_hidden()
+        seen.page.locator("summary").click()
+        expect(seen.page.get_by_text("POST /download").first).to_be_visible()
+        assert seen.strangers == []
+
+    await browse(page_url, look, java_script_enabled=False)
+
+
+async def test_the_keyboard_reaches_everything(page_url: str) -> None:
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        seen.live()
+        reached = []
+        for _ in range(12):
+            page.keyboard.press("Tab")
+            name = page.evaluate(
+                "document.activeElement.getAttribute('href') ?? document.activeElement.tagName"
+            )
+            if name == "SUMMARY" and name not in reached:
+                assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+                page.keyboard.press("Enter")
+            reached.append(name)
+        assert reached[:3] == ["PRE", "SUMMARY", "dashboard/aggregations"]
+        assert {"stats/notifier", "health/ready", "hb"} < set(reached)
+        seen.check()
+
+    await browse(page_url, look)
+
+
+async def test_a_tab_that_nobody_sees_listens_to_nothing(page_url: str, store: RedisStore) -> None:
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.page.clock.install()
+        seen.open()
+        seen.live()
+        hide = "(hidden) => {{ Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}});"
+        hide += " document.dispatchEvent(new Event('visibilitychange')); }}"
+        page.evaluate(hide.format("true"))
+        page.clock.run_for(6_000)
+        meanwhile(partial(submit, store, "unseen"))
+        page.wait_for_timeout(1_000)
+        assert page.locator("#aggregations tbody tr").count() == 0
+        page.evaluate(hide.format("false"))
+        expect(page.locator("#aggregations tbody tr")).to_have_count(1)
+        seen.check()
+
+    await browse(page_url, look)
