@@ -85,3 +85,9 @@ def bench(session: nox.Session) -> None:
 def readme(session: nox.Session) -> None:
     """The README's first five minutes, typed as they stand there, in a copy of the checkout."""
     session.run("python", "tests/readme.py", *session.posargs)
+
+
+@nox.session
+def image(session: nox.Session) -> None:
+    """The Containerfile's image and compose.yaml, built and run; as root, with container tools of Debian."""
+    session.run("python", "tests/image.py", *session.posargs)
