@@ -1,0 +1,230 @@
+"""SQS that fails: the half of fault F18 that is not Kafka's."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from servers.aws import CREDENTIALS, REGION, Moto
+from servers.fleet import GRACE_S, Fleet, Tables, job_for, open_fleet, say
+from servers.origin import Origin
+from servers.sink import Sink
+from servers.sqs_gate import Answer, Asked, Rule, SqsGate, always, error, hang, open_sqs_gate, response
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+
+MISSING = "AWS.SimpleQueueService.NonExistentQueue"
+ATTEMPTS = 4
+"""The first one, and one for each delay of the tests' schedule."""
+
+
+@pytest.fixture
+def moto() -> Iterator[Moto]:
+    with Moto() as running:
+        running.sqs.create_queue(QueueName="jobs")
+        yield running
+
+
+@pytest.fixture
+async def gate(moto: Moto) -> AsyncIterator[SqsGate]:
+    async with open_sqs_gate(moto) as running:
+        yield running
+
+
+def tables_for(server: Moto | SqsGate, *, timeout: float = 1.0, **notifier: Any) -> Tables:
+    section = {"region": REGION, "endpoint_url": server.url, "timeout": timeout}
+    return {"backends.sqs": section, **({"notifier": notifier} if notifier else {})}
+
+
+def bodies(moto: Moto, name: str = "jobs") -> list[dict[str, Any]]:
+    """What a consumer of the queue gets."""
+    url = moto.sqs.get_queue_url(QueueName=name)["QueueUrl"]
+    answer = moto.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)
+    return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
+
+
+FAULTS: dict[str, tuple[str, Rule, str]] = {
+    "500": (
+        "SendMessageBatch",
+        always(response(500, b"oops", kind="text/html")),
+        "SQS answered 500",
+    ),
+    "throttled": (
+        "SendMessageBatch",
+        always(error(400, "RequestThrottled")),
+        "SQS answered 400 RequestThrottled",
+    ),
+    "missing": (
+        "GetQueueUrl",
+        always(error(400, MISSING)),
+        f"queue jobs does not exist, or is closed to us ({MISSING})",
+    ),
+    "forbidden": (
+        "SendMessageBatch",
+        always(error(403, "AccessDeniedException")),
+        "SQS answered 403 AccessDeniedException",
+    ),
+    "hang": ("SendMessageBatch", hang, "SQS gave no answer"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_f18_what_does_not_pass_is_a_failed_callback_with_a_reason(
+    folder: Path, origin: Origin, moto: Moto, gate: SqsGate, fault: str
+) -> None:
+    operation, rule, reason = FAULTS[fault]
+    gate.on[operation] = rule
+    async with open_fleet(folder, None, tables_for(gate)) as fleet:
+        run = await fleet.start("run", environ=CREDENTIALS)
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
+        await run.event("callback.failed", job_id=job_id)
+        assert gate.count()[operation] == ATTEMPTS
+        job = await fleet.job(job_id)
+        assert (job["state"], job["callback"]["state"]) == ("succeeded", "failed")
+        assert reason in json.dumps(job["callback"]), job
+        assert not run.events("backend.unhealthy"), "the peer is at fault, not the plugin"
+
+        # Kept, and sent again by hand when SQS is well again.
+        gate.on.clear()
+        assert (await fleet.client.post(f"/retry/{job_id}")).status_code == 201
+        await run.event("callback.delivered", job_id=job_id)
+        assert [one["job_id"] for one in bodies(moto)] == [job_id]
+        await fleet.stop_all()
+
+
+async def test_f18_a_queue_that_is_made_later_gets_its_messages(
+    folder: Path, origin: Origin, moto: Moto
+) -> None:
+    async with open_fleet(folder, None, tables_for(moto, retry_schedule=[0.3] * 20)) as fleet:
+        run = await fleet.start("run", environ=CREDENTIALS)
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "later", callback_type="sqs"))
+        line = await run.event("callback.retry", job_id=job_id)
+        assert line["error"] == f"queue later does not exist, or is closed to us ({MISSING})"
+        moto.sqs.create_queue(QueueName="later")
+        await run.event("callback.delivered", job_id=job_id)
+        assert [one["job_id"] for one in bodies(moto, "later")] == [job_id]
+        await fleet.stop_all()
+
+
+@pytest.mark.parametrize("end", ["killed", "frozen"])
+async def test_f18_an_sqs_that_comes_back_gets_what_it_missed(
+    folder: Path, origin: Origin, moto: Moto, end: str
+) -> None:
+    async with open_fleet(folder, None, tables_for(moto, retry_schedule=[0.3] * 60)) as fleet:
+        run = await fleet.start("run", environ=CREDENTIALS)
+        first = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
+        await run.event("callback.delivered", job_id=first)
+        if end == "killed":
+            moto.kill()
+        else:
+            moto.freeze()
+        ids = await fleet.post_all(
+            [job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs", limit=3) for _ in range(3)]
+        )
+        await run.event("callback.retry")
+        assert len(run.events("callback.delivered")) == 1
+        if end == "killed":
+            await trio.to_thread.run_sync(moto.start)
+            moto.sqs.create_queue(QueueName="jobs")
+        else:
+            moto.thaw()
+        for job_id in ids:
+            await run.event("callback.delivered", job_id=job_id)
+        # At least once: what was sent while it was frozen has arrived as well.
+        found = await trio.to_thread.run_sync(all_bodies, moto)
+        assert {one["job_id"] for one in found} >= set(ids)
+        await fleet.stop_all()
+
+
+def all_bodies(moto: Moto) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while batch := bodies(moto):
+        found += batch
+    return found
+
+
+async def test_f18_a_silent_sqs_delays_no_other_backend(
+    folder: Path, origin: Origin, sink: Sink, gate: SqsGate
+) -> None:
+    gate.on["*"] = hang
+    # More callbacks to SQS than there are places for callbacks.
+    tables = tables_for(gate, timeout=10.0, concurrency=24, retry_schedule=[30.0])
+    async with open_fleet(folder, None, tables) as fleet:
+        await fleet.start("run", environ=CREDENTIALS)
+
+        before = await spans(fleet, origin, sink, 15)
+        await fleet.post_all(
+            [
+                job_for(origin.url("/bytes/2"), "jobs", callback_type="sqs", group="sqs", limit=9)
+                for _ in range(60)
+            ]
+        )
+        await gate.seen("GetQueueUrl")
+        after = await spans(fleet, origin, sink, 15)
+        say(f"median {statistics.median(before):.3f} s, beside a silent SQS {statistics.median(after):.3f} s")
+        assert statistics.median(after) < 2 * statistics.median(before) + 0.05
+        assert max(after) < max(before) + 1.0
+
+
+async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[float]:
+    """How long it takes from the POST of a job to its callback over HTTP."""
+    found = []
+    for _ in range(count):
+        began = time.monotonic()
+        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
+        [callback] = await sink.heard_of(job_id)
+        found.append(callback.at - began)
+    return found
+
+
+async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origin, gate: SqsGate) -> None:
+    gate.on["*"] = hang
+    async with open_fleet(folder, None, tables_for(gate, timeout=30.0)) as fleet:
+        run = await fleet.start("run", environ=CREDENTIALS)
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
+        await gate.seen("GetQueueUrl")
+        assert await run.stop() < GRACE_S
+        assert run.events("callback.released", job_id=job_id)
+
+        # Handed back, and delivered by the next one, without an attempt used up.
+        gate.on.clear()
+        again = await fleet.start("run", environ=CREDENTIALS)
+        line = await again.event("callback.delivered", job_id=job_id)
+        assert line["attempt"] == 1
+        await fleet.stop_all()
+
+
+async def test_f18_one_message_refused_spoils_no_other(
+    folder: Path, origin: Origin, moto: Moto, gate: SqsGate
+) -> None:
+    hold = trio.Event()
+
+    async def rule(_: Asked) -> Answer:
+        await hold.wait()
+        return None
+
+    moto.sqs.create_queue(QueueName="small", Attributes={"MaximumMessageSize": "2048"})
+    gate.on["SendMessageBatch"] = rule
+    async with open_fleet(folder, None, tables_for(gate, timeout=10.0)) as fleet:
+        run = await fleet.start("run", environ=CREDENTIALS)
+        jobs = [
+            job_for(origin.url("/bytes/1"), "small", callback_type="sqs", limit=9, extra="x" * size)
+            for size in (1, 2, 5000, 3)
+        ]
+        first = await fleet.post(**jobs[0])
+        await gate.seen("SendMessageBatch")
+        ids = await fleet.post_all(jobs[1:])
+        await run.event("job.succeeded", count=4)
+        hold.set()
+        line = await run.event("callback.failed", job_id=ids[1])
+        assert line["error"] == "SQS answered 400 InvalidParameterValue"
+        for job_id in (first, ids[0], ids[2]):
+            await run.event("callback.delivered", job_id=job_id)
+        await fleet.stop_all()

@@ -1,0 +1,104 @@
+"""The public contract suite on the `sqs` notifier, with moto's server behind it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.notify import Notifier
+from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader_plugins.sqs import open_sqs
+from servers.aws import REGION, Moto
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+
+
+@dataclass
+class SqsPeer(NotifierPeer):
+    moto: Moto
+    gate: Gate
+    suffix: str = ""
+    hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 1.0})
+    secrets: Sequence[str] = (SECRET,)
+    found: dict[str, list[bytes]] = field(default_factory=dict)
+
+    @property
+    def section(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return {
+            "region": REGION,
+            "endpoint_url": f"http://127.0.0.1:{self.gate.port}",
+            "timeout": 6.0,
+            "access_key_id": "testing",
+            "secret_access_key": SECRET,
+        }
+
+    @property
+    def bad_section(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return {**self.section, "endpoint_url": f"https://user:{SECRET}@sqs.test"}
+
+    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
+        return open_sqs(section)
+
+    def destination(self) -> str:
+        name = f"contract-{secrets.token_hex(8)}{self.suffix}"
+        attributes: dict[Any, str] = {"FifoQueue": "true"} if self.suffix else {}
+        self.moto.sqs.create_queue(QueueName=name, Attributes=attributes)
+        return name
+
+    def rejected_destination(self) -> str:
+        return f"https://sqs.test/123456789012/{SECRET}"
+
+    @asynccontextmanager
+    async def failing(self, fault: Fault) -> AsyncIterator[str]:
+        destination = self.destination()
+        with self.gate.fault(fault):
+            yield destination
+
+    async def received(self, destination: str) -> Sequence[bytes]:
+        return await trio.to_thread.run_sync(self._received, destination)
+
+    def _received(self, destination: str) -> list[bytes]:
+        url = self.moto.sqs.get_queue_url(QueueName=destination)["QueueUrl"]
+        found = self.found.setdefault(destination, [])
+        while True:
+            answer = self.moto.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)
+            messages = answer.get("Messages", [])
+            found += [message["Body"].encode() for message in messages]
+            for message in messages:
+                self.moto.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+            if not messages:
+                return found
+
+
+class _Contract(NotifierContract):
+    moto: Moto
+    suffix = ""
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def server(cls) -> Iterator[None]:
+        with Moto() as cls.moto:
+            yield
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[NotifierPeer]:
+        async with open_gate(self.moto.port) as gate:
+            yield SqsPeer(self.moto, gate, self.suffix)
+
+
+@pytest.mark.slow
+class TestSqs(_Contract):
+    """Standard queues."""
+
+
+@pytest.mark.slow
+class TestSqsFifo(_Contract):
+    """FIFO queues."""
+
+    suffix = ".fifo"

@@ -1,0 +1,579 @@
+"""The `sqs` notifier against moto's server, and against one that answers as a test says."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from downloader.errors import DownloaderError, PluginError
+from downloader.notify import Checkable, Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader_plugins.sqs import open_sqs
+from servers.aws import ACCOUNT, CREDENTIALS, REGION, Moto
+from servers.sqs_gate import Answer, Asked, SqsGate, always, error, hang, open_sqs_gate, response
+
+pytestmark = pytest.mark.slow
+
+KEYS = {"access_key_id": "testing", "secret_access_key": "a-secret-of-tests"}
+PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
+MISSING = "AWS.SimpleQueueService.NonExistentQueue"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Moto]:
+    with Moto() as running:
+        yield running
+
+
+@pytest.fixture
+def moto(server: Moto) -> Moto:
+    server.reset()
+    return server
+
+
+@pytest.fixture
+async def gate(moto: Moto) -> AsyncIterator[SqsGate]:
+    async with open_sqs_gate(moto) as running:
+        yield running
+
+
+@asynccontextmanager
+async def opened(server: Moto | SqsGate, **more: Any) -> AsyncIterator[Notifier]:
+    async with open_sqs({"region": REGION, "endpoint_url": server.url, **KEYS, **more}) as notifier:
+        yield notifier
+
+
+def payload(number: int, *, group: str = "a", size: int = 0) -> Payload:
+    body = json.dumps({"success": True, "number": number, "extra": "x" * size}).encode()
+    return Payload(job_id=f"job{number:011}", aggr_id=group, body=body)
+
+
+def create(moto: Moto, name: str = "jobs", **attributes: str) -> str:
+    """A queue; its URL."""
+    given: Any = {**attributes, **({"FifoQueue": "true"} if name.endswith(".fifo") else {})}
+    return moto.sqs.create_queue(QueueName=name, Attributes=given)["QueueUrl"]
+
+
+def messages(moto: Moto, name: str = "jobs") -> list[dict[str, Any]]:
+    """All that a consumer gets, in its order."""
+    url = moto.sqs.get_queue_url(QueueName=name)["QueueUrl"]
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = moto.sqs.receive_message(
+            QueueUrl=url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"]
+        )
+        batch: list[dict[str, Any]] = [dict(message) for message in answer.get("Messages", [])]
+        found += batch
+        for message in batch:
+            moto.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
+        if not batch:
+            return found
+
+
+def bodies(moto: Moto, name: str = "jobs") -> list[bytes]:
+    return [message["Body"].encode() for message in messages(moto, name)]
+
+
+async def deliver_all(
+    notifier: Notifier, payloads: list[Payload], *, destination: str = "jobs"
+) -> list[Result]:
+    """At once; their results in order."""
+    results: dict[int, Result] = {}
+
+    async def one(index: int) -> None:
+        results[index] = await notifier.deliver(destination, payloads[index])
+
+    async with trio.open_nursery() as nursery:
+        for index in range(len(payloads)):
+            nursery.start_soon(one, index)
+    return [results[index] for index in range(len(payloads))]
+
+
+def hold(gate: SqsGate, operation: str) -> trio.Event:
+    """The first request of this kind waits until the event is set."""
+    go = trio.Event()
+
+    async def rule(_: Asked) -> Answer:
+        await go.wait()
+        return None
+
+    gate.on[operation] = rule
+    return go
+
+
+def test_it_comes_through_its_entry_point() -> None:
+    (point,) = entry_points(group="downloader.notifiers.v1", name="sqs")
+    assert point.load() is open_sqs
+
+
+# -- destinations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["jobs", "aws.com/sqs/jobs", "https://aws.com/sqs/jobs", "URL"])
+async def test_every_form_of_a_destination(moto: Moto, form: str) -> None:
+    url = create(moto)
+    async with opened(moto) as notifier:
+        assert await notifier.deliver(url if form == "URL" else form, PAYLOAD) == Delivered()
+    [message] = messages(moto)
+    assert message["Body"].encode() == PAYLOAD.body
+    assert "MessageGroupId" not in message["Attributes"]
+
+
+async def test_a_url_of_another_host_gets_no_request(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(moto) as notifier:
+        answer = await notifier.deliver(f"{gate.url}/{ACCOUNT}/jobs", PAYLOAD)
+    assert answer == Rejected("the callback's destination is a URL of another host than the configured SQS")
+    assert gate.asked == []
+
+
+async def test_a_fifo_queue_gets_group_and_deduplication(moto: Moto) -> None:
+    create(moto, "jobs.fifo")
+    failed = Payload(job_id="second", aggr_id="b\u00fccher & co", body=b'{"success":false}')
+    async with opened(moto) as notifier:
+        for one in (PAYLOAD, PAYLOAD, failed):
+            assert await notifier.deliver("jobs.fifo", one) == Delivered()
+    first, second = messages(moto, "jobs.fifo")
+    assert first["Attributes"]["MessageGroupId"] == "example.org"
+    assert first["Attributes"]["MessageDeduplicationId"] == PAYLOAD.job_id
+    assert second["Attributes"]["MessageGroupId"] == "b%C3%BCcher%20&%20co"
+    assert second["Attributes"]["MessageDeduplicationId"].startswith("second-")
+
+
+async def test_a_name_is_looked_up_once(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(gate) as notifier:
+        for number in range(3):
+            assert await notifier.deliver("jobs", payload(number)) == Delivered()
+    assert gate.count() == {"GetQueueUrl": 1, "SendMessageBatch": 3}
+
+
+async def test_a_url_is_not_looked_up(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(gate) as notifier:
+        assert await notifier.deliver(f"{gate.url}/{ACCOUNT}/jobs", PAYLOAD) == Delivered()
+    assert gate.count() == {"SendMessageBatch": 1}
+
+
+async def test_a_missing_queue_is_missing_only_until_it_is_there(moto: Moto) -> None:
+    missing = RetryLater(f"queue jobs does not exist, or is closed to us ({MISSING})")
+    async with opened(moto) as notifier:
+        assert await notifier.deliver("jobs", payload(1)) == missing
+        assert await notifier.deliver(f"{moto.url}/{ACCOUNT}/jobs", payload(1)) == missing
+        create(moto)
+        assert await notifier.deliver("jobs", payload(2)) == Delivered()
+        assert await notifier.deliver(f"{moto.url}/{ACCOUNT}/jobs", payload(3)) == Delivered()
+        moto.reset()
+        assert await notifier.deliver("jobs", payload(4)) == missing
+        create(moto)
+        assert await notifier.deliver("jobs", payload(5)) == Delivered()
+    assert bodies(moto) == [payload(5).body]
+
+
+# -- the allow-list -----------------------------------------------------------------------------------
+
+
+async def test_only_listed_queues(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    create(moto, "secret")
+    async with opened(gate, queues=["jo*", "other"]) as notifier:
+        assert await notifier.deliver("jobs", payload(1)) == Delivered()
+        assert await notifier.deliver("aws.com/sqs/jobs", payload(2)) == Delivered()
+        asked = len(gate.asked)
+        for destination in ("secret", f"{gate.url}/{ACCOUNT}/secret", "JOBS", "jobs/../secret"):
+            assert isinstance(await notifier.deliver(destination, payload(3)), Rejected), destination
+        assert await notifier.deliver("secret", payload(3)) == Rejected(
+            "queue secret is not one of backends.sqs.queues"
+        )
+        assert len(gate.asked) == asked
+    assert bodies(moto, "secret") == []
+
+
+async def test_a_listed_name_is_that_of_our_own_account(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(gate, queues=["jobs"]) as notifier:
+        foreign = f"{gate.url}/999999999999/jobs"
+        answer = await notifier.deliver(foreign, payload(1))
+        assert answer == Rejected(f"{foreign} is not the queue jobs of this account")
+        assert await notifier.deliver(f"{gate.url}/{ACCOUNT}/jobs", payload(2)) == Delivered()
+    assert bodies(moto) == [payload(2).body]
+
+
+async def test_a_listed_url_may_be_of_another_account(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(gate, queues=[f"{gate.url}/999999999999/*"]) as notifier:
+        foreign = f"{gate.url}/999999999999/jobs"
+        await notifier.deliver(foreign, payload(1))
+        assert isinstance(await notifier.deliver("jobs", payload(2)), Rejected)
+    [asked] = gate.asked
+    assert asked.body["QueueUrl"] == foreign
+
+
+# -- batches ------------------------------------------------------------------------------------------
+
+
+async def test_what_waits_together_travels_together(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(gate) as notifier:
+        go = hold(gate, "SendMessageBatch")
+        async with trio.open_nursery() as nursery:
+            results: list[Result] = []
+
+            async def send(payloads: list[Payload]) -> None:
+                results.extend(await deliver_all(notifier, payloads))
+
+            nursery.start_soon(send, [payload(0)])
+            await gate.seen("SendMessageBatch")
+            nursery.start_soon(send, [payload(number) for number in range(1, 25)])
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            go.set()
+        assert results == [Delivered()] * 25
+    # The lone one has gone at once; the others are as many as fit.
+    assert [len(batch) for batch in gate.batches()] == [1, 10, 10, 4]
+    assert sorted(bodies(moto)) == sorted(payload(number).body for number in range(25))
+
+
+async def test_batches_stay_below_what_every_sqs_takes(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    sizes = [100_000, 100_000, 100_000, 300_000, 10, 200_000]
+    payloads = [payload(number, size=size) for number, size in enumerate(sizes)]
+    async with opened(gate) as notifier:
+        assert await deliver_all(notifier, payloads) == [Delivered()] * len(sizes)
+    totals = [sum(len(entry["MessageBody"]) for entry in batch) for batch in gate.batches()]
+    assert all(total <= 256 * 1024 for total, batch in zip(totals, gate.batches(), strict=True) if batch[1:])
+    assert sorted(bodies(moto)) == sorted(one.body for one in payloads)
+
+
+async def test_queues_do_not_wait_for_each_other(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    create(moto, "other")
+
+    async def only_other(asked: Asked) -> Answer:
+        return await hang(asked) if asked.body["QueueUrl"].endswith("/jobs") else None
+
+    gate.on["SendMessageBatch"] = only_other
+    async with opened(gate) as notifier, trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.deliver, "jobs", payload(1))
+        await gate.seen("SendMessageBatch")
+        assert await notifier.deliver("other", payload(2)) == Delivered()
+        nursery.cancel_scope.cancel()
+
+
+async def test_each_message_is_judged_by_itself(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    body = {
+        "Successful": [{"Id": "0", "MessageId": "m", "MD5OfMessageBody": "x"}],
+        "Failed": [
+            {"Id": "1", "Code": "InternalError", "SenderFault": False},
+            {"Id": "2", "Code": "InvalidMessageContents", "SenderFault": True, "Message": "secret"},
+        ],
+    }
+    gate.on["SendMessageBatch"] = always(response(200, json.dumps(body).encode()))
+    async with opened(gate) as notifier:
+        results = await deliver_all(notifier, [payload(number) for number in range(4)])
+    assert sorted(results, key=str) == sorted(
+        [
+            Delivered(),
+            RetryLater("SQS refused the message: InternalError"),
+            Rejected("SQS refused the message: InvalidMessageContents"),
+            RetryLater("SQS did not say what became of the message"),
+        ],
+        key=str,
+    )
+
+
+async def test_one_message_too_large_for_the_queue_spoils_no_other(moto: Moto) -> None:
+    create(moto, MaximumMessageSize="2048")
+    payloads = [payload(1), payload(2, size=5000), payload(3)]
+    async with opened(moto) as notifier:
+        results = await deliver_all(notifier, payloads)
+    assert results == [Delivered(), Rejected("SQS answered 400 InvalidParameterValue"), Delivered()]
+    assert sorted(bodies(moto)) == [payloads[0].body, payloads[2].body]
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1024 * 1024, True), (1024 * 1024 + 1, False)])
+async def test_the_largest_message(moto: Moto, gate: SqsGate, size: int, taken: bool) -> None:  # noqa: FBT001 - of a table
+    create(moto, MaximumMessageSize="1048576")
+    body = b'"' + b"x" * (size - 2) + b'"'
+    async with opened(gate) as notifier:
+        answer = await notifier.deliver("jobs", Payload(job_id="a", aggr_id="a", body=body))
+    assert answer == (Delivered() if taken else Rejected("the callback has 1048577 bytes; SQS takes 1048576"))
+    assert bool(gate.asked) == taken
+
+
+async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, gate: SqsGate) -> None:
+    create(moto, "jobs.fifo")
+    payloads = [payload(number, group="ab"[number % 2]) for number in range(23)]
+    async with opened(gate) as notifier:
+        results = [trio.Event() for _ in payloads]
+
+        async def one(index: int) -> None:
+            assert await notifier.deliver("jobs.fifo", payloads[index]) == Delivered()
+            results[index].set()
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(payloads)):
+                nursery.start_soon(one, index)
+                await trio.testing.wait_all_tasks_blocked()
+    sent = [entry["MessageBody"].encode() for batch in gate.batches() for entry in batch]
+    assert sent == [one.body for one in payloads]
+    groups = {entry["MessageGroupId"] for batch in gate.batches() for entry in batch}
+    assert groups == {"a", "b"}
+
+
+# -- failures -----------------------------------------------------------------------------------------
+
+
+MAY_PASS = [
+    (error(400, "RequestThrottled"), "SQS answered 400 RequestThrottled"),
+    (error(400, "ThrottlingException"), "SQS answered 400 ThrottlingException"),
+    (error(403, "AccessDeniedException"), "SQS answered 403 AccessDeniedException"),
+    (error(403, "InvalidClientTokenId"), "SQS answered 403 InvalidClientTokenId"),
+    (error(400, "KmsThrottled"), "SQS answered 400 KmsThrottled"),
+    (error(500, "InternalFailure"), "SQS answered 500 InternalFailure"),
+    (error(400, MISSING), f"queue jobs does not exist, or is closed to us ({MISSING})"),
+    (response(500, b"oops", kind="text/html"), "SQS answered 500"),
+    (response(503, b"", kind="text/plain"), "SQS answered 503"),
+    (response(301, b"", "Location: http://127.0.0.1:1/"), "SQS answered 301"),
+    (response(200, b"{}"), "SQS did not say what became of the message"),
+    (response(200, b'{"Successful":[{"Id":"7"}]}'), "SQS did not say what became of the message"),
+    (response(200, b"<html>", kind="text/html"), "SQS did not say what became of the message"),
+    (response(200, b"[]"), "SQS gave an answer that is none"),
+    (response(200, b"null"), "SQS gave an answer that is none"),
+    (response(200, b'{"Successful":5,"QueueUrl":5}'), "SQS gave an answer that is none"),
+    (response(200, b'{"Successful":[5]}'), "SQS gave an answer that is none"),
+    (b"garbage\r\n\r\n", "SQS not reached: connection lost"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "SQS did not say what became of the message"),
+    (b"", "SQS not reached: connection lost"),
+]
+"""Answers, and what is made of them."""
+
+
+@pytest.mark.parametrize("operation", ["SendMessageBatch", "GetQueueUrl"])
+async def test_what_may_pass_is_tried_again(moto: Moto, gate: SqsGate, operation: str) -> None:
+    create(moto)
+    async with opened(gate) as notifier:
+        for answer, reason in MAY_PASS:
+            gate.asked.clear()
+            gate.on[operation] = always(answer)
+            found = await notifier.deliver("jobs", PAYLOAD)
+            if operation == "SendMessageBatch" or not answer.startswith(b"HTTP/1.1 200"):
+                assert found == RetryLater(reason), answer
+            else:
+                assert found == RetryLater("SQS gave an answer that is none"), answer
+            assert gate.count()[operation] == 1, "boto3 repeats nothing by itself"
+            # What had been looked up does not hide the next failure to look it up.
+            assert await notifier.deliver("jobs", PAYLOAD) == found
+        gate.on.clear()
+        assert await notifier.deliver("jobs", PAYLOAD) == Delivered()
+    assert bodies(moto) == [PAYLOAD.body]
+
+
+async def test_nobody_listens(moto: Moto) -> None:
+    async with open_sqs({"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}) as notifier:
+        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS not reached: not connected")
+
+
+async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    async with open_sqs({"region": REGION, "endpoint_url": moto.url}) as notifier:
+        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("no AWS credentials found")
+
+
+async def test_a_silent_sqs_is_given_up(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    gate.on["*"] = hang
+    async with opened(gate, timeout=0.4) as notifier:
+        began = trio.current_time()
+        results = await deliver_all(notifier, [payload(number) for number in range(12)])
+        assert trio.current_time() - began < 2
+        for answer in results:
+            assert isinstance(answer, RetryLater)
+            assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS gave no answer in time")
+        gate.on.clear()
+        with trio.fail_after(10):
+            while await notifier.deliver("jobs", PAYLOAD) != Delivered():
+                pass
+
+
+async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, gate: SqsGate) -> None:
+    for name in ("one", "two", "three"):
+        create(moto, name)
+    gate.on["*"] = hang
+    manager = opened(gate, timeout=2.0, max_connections=2)
+    notifier = await manager.__aenter__()
+    async with trio.open_nursery() as nursery:
+        for name in ("one", "two", "three"):
+            nursery.start_soon(notifier.deliver, name, PAYLOAD)
+        await gate.seen("GetQueueUrl", 2)
+        began = time.monotonic()
+        nursery.cancel_scope.cancel()
+    await manager.__aexit__(None, None, None)
+    assert time.monotonic() - began < 0.5
+    assert len(gate.asked) == 2, "no more threads than max_connections"
+
+
+async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, gate: SqsGate) -> None:
+    create(moto)
+    async with opened(gate) as notifier:
+        go = hold(gate, "SendMessageBatch")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notifier.deliver, "jobs", payload(1))
+            await gate.seen("SendMessageBatch")
+            with trio.move_on_after(0.02):
+                await notifier.deliver("jobs", payload(2))
+            go.set()
+        assert await notifier.deliver("jobs", payload(3)) == Delivered()
+    assert bodies(moto) == [payload(1).body, payload(3).body]
+
+
+# -- the section --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"reigon": "x"}, r"reigon: there is no such key; did you mean region\?"),
+        ({"region": 7}, "region: "),
+        ({"region": "x y"}, "region: Provided region_name 'x y'"),
+        ({"timeout": 0}, "timeout: "),
+        ({"timeout": "inf"}, "timeout: "),
+        ({"queues": "jobs"}, "queues: "),
+        ({"max_connections": 0}, "max_connections: "),
+        ({"endpoint_url": "localhost:4566"}, "endpoint_url: must be an http or https URL"),
+        ({"endpoint_url": "http://user:canary@x"}, "endpoint_url: must be an http or https URL"),
+        ({"access_key_id": "canary"}, "secret_access_key: is required with the other one"),
+        ({"secret_access_key": "canary"}, "access_key_id: is required with the other one"),
+        ({"session_token": "canary"}, "access_key_id: is required with session_token"),
+        ({"profile": "p", **KEYS}, "profile: cannot be used together with access_key_id"),
+        ({"ca_file": "/nowhere.pem"}, "ca_file: /nowhere.pem cannot be used: "),
+        ({"profile": "nobody"}, r"profile: The config profile \(nobody\) could not be found"),
+    ],
+)
+async def test_a_section_at_fault_is_one_clear_line(section: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(PluginError, match=f"^{message}") as caught:
+        async with open_sqs({"region": REGION, **section}):
+            pass
+    assert "\n" not in str(caught.value)
+    assert "canary" not in str(caught.value)
+
+
+async def test_a_region_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    with pytest.raises(PluginError, match=r"^region: is required, as boto3 finds none either$"):
+        async with open_sqs({}):
+            pass
+
+
+async def test_an_endpoint_of_the_environment_is_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://user:canary@127.0.0.1:9")
+    with pytest.raises(PluginError, match=r"^endpoint_url, as boto3 finds it, must be") as caught:
+        async with open_sqs({"region": REGION}):
+            pass
+    assert "canary" not in str(caught.value)
+
+
+async def test_region_and_credentials_come_as_boto3_finds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gate: SqsGate, moto: Moto
+) -> None:
+    create(moto)
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile ours]\nregion = ap-south-1\naws_access_key_id = OURS\naws_secret_access_key = x\n"
+        f"endpoint_url = {gate.url}\n"
+    )
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    async with open_sqs({"endpoint_url": gate.url}) as notifier:
+        await notifier.deliver("jobs", PAYLOAD)
+    assert "Credential=testing/" in gate.asked[-1].head
+    assert "/eu-north-1/sqs/" in gate.asked[-1].head
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION"):  # they win over a profile
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    async with open_sqs({"profile": "ours"}) as notifier:
+        await notifier.deliver("jobs", PAYLOAD)
+    assert "Credential=OURS/" in gate.asked[-1].head
+    assert "/ap-south-1/sqs/" in gate.asked[-1].head
+
+
+async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with open_sqs({"region": REGION}) as notifier:
+        endpoints = notifier._endpoints  # type: ignore[attr-defined]
+        regions = notifier._regions  # type: ignore[attr-defined]
+        assert (endpoints.region, endpoints.origin) == (REGION, "")
+        assert endpoints.hosts[f"sqs.{REGION}.amazonaws.com"] == REGION
+        assert endpoints.hosts["queue.amazonaws.com"] == "us-east-1"
+        # The environment may redirect the configured region, not another one.
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        for region, host in {
+            REGION: f"sqs.{REGION}.amazonaws.com",
+            "us-gov-west-1": "sqs.us-gov-west-1.amazonaws.com",
+            "cn-north-1": "sqs.cn-north-1.amazonaws.com.cn",
+        }.items():
+            opened_region = await regions.get(region)
+            assert opened_region.client.meta.endpoint_url == f"https://{host}"
+            assert endpoints.hosts[host] == region
+
+
+async def test_a_vpc_endpoint_serves_the_queues_of_its_region() -> None:
+    endpoint = "https://vpce-1-abc.sqs.eu-west-2.vpce.amazonaws.com"
+    async with open_sqs({"region": REGION, "endpoint_url": endpoint, **KEYS}) as notifier:
+        endpoints = notifier._endpoints  # type: ignore[attr-defined]
+        assert endpoints.origin == endpoint
+        assert set(endpoints.hosts) == {f"sqs.{REGION}.amazonaws.com", f"{REGION}.queue.amazonaws.com"}
+
+
+# -- the check ----------------------------------------------------------------------------------------
+
+
+async def test_the_check_finds_what_the_list_names(moto: Moto) -> None:
+    create(moto)
+    async with opened(moto, queues=["jobs", "more-*"]) as notifier:
+        assert await check(notifier) == f"{moto.url}: found jobs"
+    async with opened(moto, queues=["jobs", "absent"]) as notifier:
+        with pytest.raises(DownloaderError, match=f"queue absent does not exist.*{MISSING}"):
+            await check(notifier)
+    assert bodies(moto) == []
+
+
+async def test_the_check_without_names(moto: Moto, gate: SqsGate) -> None:
+    async with opened(gate) as notifier:
+        assert await check(notifier) == f"{gate.url}: answers, and has no queue"
+        create(moto)
+        assert await check(notifier) == f"{gate.url}: answers"
+        gate.on["ListQueues"] = always(error(403, "AccessDeniedException"))
+        assert "sqs:ListQueues" in await check(notifier)
+        gate.on["ListQueues"] = always(error(403, "InvalidClientTokenId", "no such key"))
+        with pytest.raises(DownloaderError, match=r"^SQS answered 403 InvalidClientTokenId: no such key$"):
+            await check(notifier)
+
+
+async def test_the_check_is_bounded(gate: SqsGate) -> None:
+    gate.on["*"] = hang
+    async with opened(gate, timeout=0.1) as notifier:
+        with pytest.raises(DownloaderError, match="SQS gave no answer"):
+            await check(notifier)
+    async with open_sqs({"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}) as notifier:
+        with pytest.raises(DownloaderError, match=r"^SQS not reached: not connected"):
+            await check(notifier)
+
+
+async def check(notifier: Notifier) -> str:
+    assert isinstance(notifier, Checkable)
+    return await notifier.check()

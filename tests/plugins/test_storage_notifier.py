@@ -1,0 +1,267 @@
+"""The `storage` notifier, on a folder and on S3: the payload as an object beside the files."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.errors import PluginError
+from downloader.notify import Delivered, Notifier, Payload, Rejected, RetryLater
+from downloader.storage import Body, Storage, StorageRefused, StoredFile, use_storage
+from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader_plugins.filesystem import open_filesystem
+from downloader_plugins.s3 import open_s3
+from downloader_plugins.storage import open_storage_notifier
+from servers.aws import REGION, Moto
+from servers.s3 import new_bucket
+
+PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
+
+
+@asynccontextmanager
+async def notifier_on(storage: Storage, section: Mapping[str, Any] | None = None) -> AsyncIterator[Notifier]:
+    """As the service opens it: the storage is known while it is being opened, and no longer."""
+    manager = open_storage_notifier(section or {})
+    with use_storage(storage):
+        notifier = await manager.__aenter__()
+    try:
+        yield notifier
+    finally:
+        await manager.__aexit__(None, None, None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "files"
+
+
+@pytest.fixture
+async def notifier(root: Path) -> AsyncIterator[Notifier]:
+    async with open_filesystem({"rootdir": str(root)}) as storage, notifier_on(storage) as opened:
+        yield opened
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_it_comes_through_its_entry_point() -> None:
+    (point,) = entry_points(group="downloader.notifiers.v1", name="storage")
+    assert point.load() is open_storage_notifier
+
+
+@pytest.mark.parametrize("destination", ["done", "done/", "a/b c/d\u00fc", "2026-11-24/x.y"])
+async def test_the_payload_stands_under_the_jobs_id(notifier: Notifier, root: Path, destination: str) -> None:
+    assert await notifier.deliver(destination, PAYLOAD) == Delivered()
+    assert files(root) == {f"{destination.rstrip('/')}/6QEywYsd0jrKAg.json": PAYLOAD.body}
+
+
+async def test_delivered_again_it_is_the_same_object(notifier: Notifier, root: Path) -> None:
+    for _ in range(2):
+        assert await notifier.deliver("done", PAYLOAD) == Delivered()
+    assert files(root) == {"done/6QEywYsd0jrKAg.json": PAYLOAD.body}
+
+
+@pytest.mark.parametrize(
+    "destination",
+    [
+        *("", "/", "//", "/etc", "..", "../x", "a/../../x", "a/..", ".", "./a", "a/./b", "a//b", "a//"),
+        *(".tmp", ".hidden/x", "a\nb", "a\0b", "a\\b", "a%2f..", "\u202ea", "a" * 513, "\u00fc" * 257),
+    ],
+)
+async def test_what_is_no_folder_is_rejected(notifier: Notifier, root: Path, destination: str) -> None:
+    answer = await notifier.deliver(destination, PAYLOAD)
+    assert answer == Rejected("the callback's destination is no folder in the file storage")
+    assert files(root.parent) == {}
+
+
+async def test_what_stands_in_the_way_is_tried_again(notifier: Notifier, root: Path) -> None:
+    (root / "done").write_bytes(b"a file")
+    answer = await notifier.deliver("done", PAYLOAD)
+    assert isinstance(answer, RetryLater)
+    assert answer.reason.startswith("not stored: ")
+    (root / "done").unlink()
+    assert await notifier.deliver("done", PAYLOAD) == Delivered()
+
+
+class Odd:
+    """A storage that takes note of what it gets, refuses, or hangs."""
+
+    def __init__(self, error: Exception | None = None, *, hangs: bool = False) -> None:
+        self.error = error
+        self.hangs = hangs
+        self.got: list[tuple[str, Body]] = []
+
+    async def put(self, key: str, body: Body) -> None:
+        self.got.append((key, body))
+        if self.hangs:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+
+    async def delete(self, key: str) -> None:
+        raise AssertionError(key)
+
+    async def local(self, key: str) -> StoredFile | None:
+        raise AssertionError(key)
+
+    def url(self, key: str) -> str:
+        raise AssertionError(key)
+
+
+async def test_the_object_says_what_it_is() -> None:
+    storage = Odd()
+    async with notifier_on(storage) as notifier:
+        assert await notifier.deliver("done", PAYLOAD) == Delivered()
+    [(key, body)] = storage.got
+    assert key == "done/6QEywYsd0jrKAg.json"
+    assert (body.data, body.path, body.size) == (PAYLOAD.body, None, len(PAYLOAD.body))
+    assert body.mime_type == "application/json"
+    assert body.sha256 == "c955e57777ec0d73639dca6748560d00aa5eb8e12f13ebb2ed9656add3908f97"
+    assert body.still_ours()
+
+
+async def test_our_own_bucket_that_is_missing_is_the_operators_to_mend() -> None:
+    async with notifier_on(Odd(StorageRefused("bucket files does not exist"))) as notifier:
+        answer = await notifier.deliver("done", PAYLOAD)
+    assert answer == RetryLater("not stored: bucket files does not exist")
+
+
+async def test_a_storage_that_hangs_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
+    async with notifier_on(Odd(hangs=True)) as notifier:
+        assert await notifier.deliver("done", PAYLOAD) == RetryLater("not stored within 30 s")
+    assert trio.current_time() == 30
+
+
+async def test_a_section_has_no_keys() -> None:
+    with pytest.raises(PluginError, match=r"^bucket: there is no such key$"):
+        async with notifier_on(Odd(), {"bucket": "x"}):
+            pass
+
+
+async def test_without_a_storage_it_cannot_be_opened() -> None:
+    with pytest.raises(PluginError, match=r"^there is no file storage to use$"):
+        async with open_storage_notifier({}):
+            pass
+
+
+@dataclass
+class FolderPeer(NotifierPeer):
+    root: Path
+    storage: Storage
+    section: Mapping[str, Any]
+    bad_section: Mapping[str, Any]
+    faults = (Fault.AWAY,)
+
+    @asynccontextmanager
+    async def open(self, section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+        async with notifier_on(self.storage, section) as notifier:
+            yield notifier
+
+    def destination(self) -> str:
+        return f"callbacks/{secrets.token_hex(4)}"
+
+    def rejected_destination(self) -> str:
+        return "../elsewhere"
+
+    @asynccontextmanager
+    async def failing(self, fault: Fault) -> AsyncIterator[str]:  # noqa: ARG002 - the suite's signature
+        """Its disk is not mounted: a file stands in the place of the folder."""
+        aside = self.root.with_name("aside")
+        self.root.rename(aside)
+        self.root.touch()
+        try:
+            yield self.destination()
+        finally:
+            self.root.unlink()
+            aside.rename(self.root)
+
+    async def received(self, destination: str) -> Sequence[bytes]:
+        return [path.read_bytes() for path in (self.root / destination).glob("*.json")]
+
+
+@pytest.mark.slow
+class TestStorageNotifier(NotifierContract):
+    root: Path
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path: Path) -> None:
+        self.root = tmp_path / "files"
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[NotifierPeer]:
+        async with open_filesystem({"rootdir": str(self.root)}) as storage:
+            yield FolderPeer(self.root, storage, {}, {"bucket": "x"})
+
+
+@dataclass
+class S3Peer(NotifierPeer):
+    moto: Moto
+    gate: Gate
+    bucket: str
+    storage: Storage
+    section: Mapping[str, Any]
+    bad_section: Mapping[str, Any]
+
+    @asynccontextmanager
+    async def open(self, section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+        async with notifier_on(self.storage, section) as notifier:
+            yield notifier
+
+    def destination(self) -> str:
+        return f"callbacks/{secrets.token_hex(4)}"
+
+    def rejected_destination(self) -> str:
+        return "../elsewhere"
+
+    @asynccontextmanager
+    async def failing(self, fault: Fault) -> AsyncIterator[str]:
+        with self.gate.fault(fault):
+            yield self.destination()
+
+    async def received(self, destination: str) -> Sequence[bytes]:
+        return await trio.to_thread.run_sync(self._received, destination)
+
+    def _received(self, destination: str) -> list[bytes]:
+        prefix = f"files/{destination}/"
+        found = self.moto.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix).get("Contents", [])
+        objects = [self.moto.s3.get_object(Bucket=self.bucket, Key=one["Key"]) for one in found]
+        assert {one["ContentType"] for one in objects} <= {"application/json"}
+        return [one["Body"].read() for one in objects]
+
+
+@pytest.mark.slow
+class TestStorageNotifierOnS3(NotifierContract):
+    moto: Moto
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def server(cls) -> Iterator[None]:
+        with Moto() as cls.moto:
+            yield
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[NotifierPeer]:
+        bucket = new_bucket(self.moto)
+        async with open_gate(self.moto.port) as gate:
+            section = {
+                "bucket": bucket,
+                "prefix": "files",
+                "region": REGION,
+                "endpoint_url": f"http://127.0.0.1:{gate.port}",
+                "connect_timeout": 1.0,
+                "read_timeout": 1.0,
+                "access_key_id": "testing",
+                "secret_access_key": "testing",
+            }
+            async with open_s3(section) as storage:
+                yield S3Peer(self.moto, gate, bucket, storage, {}, {"bucket": "x"})

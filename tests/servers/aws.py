@@ -1,0 +1,139 @@
+"""AWS on loopback: moto's server as a process of its own, which can be frozen, killed and started again.
+
+What it holds is lost when it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Self
+
+import boto3
+from botocore.config import Config
+
+from servers.cli import environment
+from servers.valkey import free_port
+
+if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
+    from types_boto3_s3 import S3Client
+    from types_boto3_sqs import SQSClient
+
+START_S = 30.0
+"""Imports alone cost a second or two of CPU, and the machine is shared."""
+
+REGION = "eu-west-2"
+
+ACCOUNT = "123456789012"
+"""Moto's."""
+
+CREDENTIALS: Mapping[str, str] = MappingProxyType(
+    {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }
+)
+"""The environment of whoever talks to it: credentials, and nothing of the machine's own."""
+
+_PLAIN = Config(
+    connect_timeout=5,
+    read_timeout=20,
+    retries={"total_max_attempts": 1},
+    s3={"addressing_style": "path"},
+    request_checksum_calculation="when_required",
+    response_checksum_validation="when_required",
+)
+
+
+class Moto:
+    """The server; a context manager. `kill` and `start` again keep its port."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        with tempfile.NamedTemporaryFile(prefix="dlm-", delete=False) as log:
+            self._log = Path(log.name)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment(CREDENTIALS))
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                    return
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(self._log.read_text()) from None
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        """Also while it is frozen."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def freeze(self) -> None:
+        """Connections are taken by the kernel, and nothing answers, until `thaw`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def reset(self) -> None:
+        """Forget all buckets, queues and messages."""
+        request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            answer.read()
+
+    @cached_property
+    def s3(self) -> S3Client:
+        """To look at what is there; blocks, but for loopback."""
+        return self._session.client("s3", endpoint_url=self.url, config=_PLAIN)
+
+    @cached_property
+    def sqs(self) -> SQSClient:
+        """To look at what is there; blocks, but for loopback."""
+        return self._session.client("sqs", endpoint_url=self.url, config=_PLAIN)
+
+    @cached_property
+    def _session(self) -> boto3.Session:
+        return boto3.Session(
+            aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+            region_name=REGION,
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in ("s3", "sqs"):
+            if name in self.__dict__:
+                getattr(self, name).close()
+        self.kill()
+        self._log.unlink()
