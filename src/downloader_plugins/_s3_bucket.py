@@ -187,7 +187,7 @@ class Bucket:
         """
         now = datetime.now(UTC)
         after: dict[str, str] = {}
-        with suppress(StorageError):
+        with suppress(StorageError, KeyError):  # the latter for an answer that lacks what S3's has
             for _ in range(_SWEEP_PAGES):
                 page = await self._run(partial(self._list_uploads, self.folder, after))
                 for upload in page.get("Uploads", []):

@@ -1,0 +1,205 @@
+"""F14: S3 answers errors, loses connections, hangs; a processor dies in mid-upload."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from servers import s3
+from servers.aws import CREDENTIALS, REGION, Moto
+from servers.fleet import GRACE_S, LEASE_S, Fleet, History, Running, job_for, open_fleet
+from servers.origin import Origin, respond
+from servers.s3 import Front, Rule, open_front
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+
+RELEASED_S = 45.0
+"""A job whose file our own storage did not take waits for up to 30 s."""
+
+LARGE = os.urandom(12_000_000)
+SMALL = os.urandom(1000)
+
+TRANSIENT: Mapping[str, tuple[str, Rule]] = {
+    "small-500": ("PutObject", s3.answer(s3.error(500, "InternalError"))),
+    "small-slow": ("PutObject", s3.answer(s3.error(503, "SlowDown"))),
+    "small-hang": ("PutObject", s3.hang),
+    "small-lost": ("PutObject", s3.lose_answer),
+    "begin-500": ("CreateMultipartUpload", s3.answer(s3.error(500, "InternalError"))),
+    "begin-lost": ("CreateMultipartUpload", s3.lose_answer),
+    "part-500": ("UploadPart", s3.answer(s3.error(500, "InternalError"))),
+    "part-slow": ("UploadPart", s3.answer(s3.error(503, "SlowDown"))),
+    "part-cut": ("UploadPart", s3.cut),
+    "part-hang": ("UploadPart", s3.hang),
+    "part-deaf": ("UploadPart", s3.deaf),
+    "part-flip": ("UploadPart", s3.flip),
+    "part-lost": ("UploadPart", s3.lose_answer),
+    "end-500": ("CompleteMultipartUpload", s3.answer(s3.error(500, "InternalError"))),
+    "end-lost": ("CompleteMultipartUpload", s3.lose_answer),
+    "end-hang": ("CompleteMultipartUpload", s3.hang),
+    "end-200": (
+        "CompleteMultipartUpload",
+        s3.answer(s3.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>")),
+    ),
+}
+"""By the job's subpath: what fails, and how. Nobody's bucket is to blame, so all are tried again."""
+
+BUCKETS: Mapping[str, tuple[str, Rule]] = {
+    "small-403": ("PutObject", s3.answer(s3.error(403, "AccessDenied"))),
+    "small-404": ("PutObject", s3.answer(s3.error(404, "NoSuchBucket"))),
+    "part-403": ("UploadPart", s3.answer(s3.error(403, "AccessDenied"))),
+    "part-404": ("UploadPart", s3.answer(s3.error(404, "NoSuchBucket"))),
+}
+"""These are tried again if the bucket is our own, and final if it is a caller's."""
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Moto]:
+    with Moto() as running:
+        yield running
+
+
+@pytest.fixture
+async def front(moto: Moto) -> AsyncIterator[Front]:
+    async with open_front(moto) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(moto: Moto) -> str:
+    return s3.new_bucket(moto)
+
+
+class S3History(History):
+    """Files are where S3 has them."""
+
+    def __init__(self, fleet: Fleet, sink: Sink, *, url: str, moto: Moto, bucket: str) -> None:
+        super().__init__(fleet, sink, url=url)
+        self.moto, self.bucket = moto, bucket
+
+    def _stored(self) -> dict[str, str]:
+        assert s3.uploads(self.moto, self.bucket) == []
+        found = s3.keys(self.moto, self.bucket)
+        return {key.rpartition("/")[2]: s3.digest(self.moto, self.bucket, key) for key in found}
+
+
+def tables(bucket: str, url: str, **more: Any) -> dict[str, dict[str, Any]]:
+    short = {
+        "endpoint_url": url,
+        "connect_timeout": 1.0,
+        "read_timeout": 1.0,
+        "complete_timeout": 3.0,
+        "part_size": "5MiB",
+        **more,
+    }
+    own = {"type": "s3", "bucket": bucket, "region": REGION, **short}
+    return {"processor.filestorage": own, "processor.s3": short, "processor": {"concurrency": 32}}
+
+
+async def start_all(fleet: Fleet) -> Running:
+    """Processor, notifier, API; the processor is answered."""
+    found: list[Running] = []
+
+    async def start(role: str) -> None:
+        one = await fleet.start(role, environ=CREDENTIALS)
+        if role == "processor":
+            found.append(one)
+
+    async with trio.open_nursery() as nursery:
+        for role in ("processor", "notifier", "api"):
+            nursery.start_soon(start, role)
+    return found[0]
+
+
+async def post(fleet: Fleet, origin: Origin, sink: Sink, subpath: str, **more: Any) -> str:
+    origin.on("/small", respond(200, SMALL))
+    origin.on("/large", respond(200, LARGE))
+    url = origin.url("/small" if subpath.startswith("small") else "/large")
+    return await fleet.post(**job_for(url, sink.url(), limit=32, subpath=subpath, max_retries=0, **more))
+
+
+@pytest.mark.parametrize("whose", ["ours", "theirs"])
+async def test_f14_s3_fails(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, whose: str
+) -> None:
+    bucket = s3.new_bucket(front.moto)
+    faults = {**TRANSIENT, **BUCKETS}
+    final = BUCKETS.keys() if whose == "theirs" else set()
+    place = {"s3_bucket": bucket, "s3_region": REGION} if whose == "theirs" else {}
+    own = s3.new_bucket(front.moto) if whose == "theirs" else bucket
+    async with open_fleet(folder, server, tables(own, front.url)) as fleet:
+        processor = await start_all(fleet)
+        ids: dict[str, str] = {}
+        for subpath, (operation, rule) in faults.items():
+            front.on(operation, rule, folder=subpath)
+            ids[subpath] = await post(fleet, origin, sink, subpath, **place)
+        async with trio.open_nursery() as nursery:
+            for subpath, job_id in ids.items():
+                event = "job.failed" if subpath in final else "job.released"
+                nursery.start_soon(partial(processor.event, event, job_id=job_id))
+        front.heal()
+        for subpath, callback in zip(
+            ids, await sink.heard_of(*ids.values(), seconds=RELEASED_S), strict=True
+        ):
+            said = callback.payload
+            assert said["attempts"] == 1
+            assert said["success"] == (subpath not in final), (subpath, said)
+            assert said["error_code"] == ("storage" if subpath in final else "")
+        await fleet.stop_all()
+        with S3History(fleet, sink, url=server.url, moto=front.moto, bucket=bucket) as history:
+            states = history.check()
+            assert (states["succeeded"], states["failed"]) == (len(ids) - len(final), len(final))
+    digests = {hashlib.sha256(data).hexdigest() for data in (SMALL, LARGE)}
+    assert {s3.digest(front.moto, bucket, key) for key in s3.keys(front.moto, bucket)} == digests
+
+
+@pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+async def test_f14_killed_in_mid_upload(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, operation: str
+) -> None:
+    bucket = s3.new_bucket(front.moto)
+    async with open_fleet(folder, server, tables(bucket, front.url)) as fleet:
+        victim = await start_all(fleet)
+        front.on(operation, s3.hang, skip=int(operation == "UploadPart"), times=9)
+        job_id = await post(fleet, origin, sink, "large")
+        await front.seen(operation, 2 if operation == "UploadPart" else 1)
+        await victim.kill()
+        assert s3.uploads(front.moto, bucket) == [f"large/{job_id[:3]}/{job_id}"]
+        front.heal()
+        await fleet.start("processor", environ=CREDENTIALS)
+        [callback] = await sink.heard_of(job_id, seconds=LEASE_S * 5)
+        assert (callback.payload["success"], callback.payload["attempts"]) == (True, 1)
+        await fleet.stop_all()
+        with S3History(fleet, sink, url=server.url, moto=front.moto, bucket=bucket) as history:
+            assert history.check() == {"succeeded": 1}
+
+
+@pytest.mark.parametrize("subpath", ["small", "large"])
+async def test_f14_a_stop_does_not_wait_for_s3(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, subpath: str
+) -> None:
+    bucket = s3.new_bucket(front.moto)
+    slow = {"read_timeout": 60.0, "connect_timeout": 60.0}
+    async with open_fleet(folder, server, tables(bucket, front.url, **slow)) as fleet:
+        processor = await start_all(fleet)
+        front.on("PutObject", s3.hang)
+        front.on("UploadPart", s3.deaf)
+        job_id = await post(fleet, origin, sink, subpath)
+        await front.seen("PutObject" if subpath == "small" else "UploadPart")
+        assert await processor.stop(within=GRACE_S + 1) < GRACE_S
+        assert s3.uploads(front.moto, bucket) == []
+        front.heal()
+        await fleet.start("processor", environ=CREDENTIALS)
+        [callback] = await sink.heard_of(job_id)
+        assert (callback.payload["success"], callback.payload["attempts"]) == (True, 1)
+        await fleet.stop_all()
+        with S3History(fleet, sink, url=server.url, moto=front.moto, bucket=bucket) as history:
+            assert history.check() == {"succeeded": 1}

@@ -1,0 +1,95 @@
+"""The public contract suite on the `s3` storage, with moto's server behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.storage import Storage
+from downloader.testing import Fault, Gate, StorageContract, StoragePeer, open_gate
+from downloader_plugins.s3 import open_s3
+from servers.aws import REGION, Moto
+from servers.s3 import new_bucket, uploads
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+PREFIX = "some/folder"
+
+
+@dataclass
+class S3Peer(StoragePeer):
+    moto: Moto
+    gate: Gate
+    bucket: str
+    hasty: Mapping[str, Any] = field(
+        default_factory=lambda: {"connect_timeout": 1.0, "read_timeout": 2.0, "complete_timeout": 2.0}
+    )
+    secrets: Sequence[str] = (SECRET,)
+
+    @property
+    def section(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return {
+            "bucket": self.bucket,
+            "prefix": PREFIX,
+            "region": REGION,
+            "endpoint_url": f"http://127.0.0.1:{self.gate.port}",
+            "connect_timeout": 4.0,
+            "read_timeout": 8.0,
+            "complete_timeout": 8.0,
+            "part_size": "5MiB",
+            "access_key_id": "testing",
+            "secret_access_key": SECRET,
+        }
+
+    @property
+    def bad_section(self) -> Mapping[str, Any]:  # type: ignore[override]
+        return {**self.section, "endpoint_url": f"https://user:{SECRET}@s3.test"}
+
+    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Storage]:
+        return open_s3(section)
+
+    @asynccontextmanager
+    async def broken(self, fault: Fault) -> AsyncIterator[None]:
+        with self.gate.fault(fault):
+            yield
+
+    async def read(self, key: str) -> bytes | None:
+        return await trio.to_thread.run_sync(self._read, key)
+
+    async def keys(self) -> Collection[str]:
+        return await trio.to_thread.run_sync(self._keys)
+
+    def _read(self, key: str) -> bytes | None:
+        try:
+            found = self.moto.s3.get_object(Bucket=self.bucket, Key=f"{PREFIX}/{key}")
+        except self.moto.s3.exceptions.NoSuchKey:
+            return None
+        return found["Body"].read()
+
+    def _keys(self) -> list[str]:
+        objects = self.moto.s3.list_objects_v2(Bucket=self.bucket).get("Contents", [])
+        unfinished = [f"an upload of {key}" for key in uploads(self.moto, self.bucket)]
+        return [one["Key"].removeprefix(f"{PREFIX}/") for one in objects] + unfinished
+
+
+@pytest.mark.slow
+class TestS3(StorageContract):
+    """A prefix, and parts of the least size, so that large files have two."""
+
+    moto: Moto
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def server(cls) -> Iterator[None]:
+        with Moto() as cls.moto:
+            yield
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[StoragePeer]:
+        bucket = new_bucket(self.moto)
+        async with open_gate(self.moto.port) as gate:
+            yield S3Peer(self.moto, gate, bucket)

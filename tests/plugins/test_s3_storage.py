@@ -1,0 +1,504 @@
+"""The `s3` storage against moto's server, and a front before it that fails."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.errors import PluginError
+from downloader.storage import Body, Storage, StorageError, StorageRefused
+from downloader_plugins._s3_bucket import Bucket
+from downloader_plugins.s3 import open_buckets, open_s3
+from servers import s3
+from servers.aws import CREDENTIALS, REGION, Moto
+from servers.s3 import Front, open_front
+
+pytestmark = pytest.mark.slow
+
+KEY = "NSb/NSb4FOAs9fVaQw"
+MIB_BYTES = 1024 * 1024
+LARGE_BYTES = 12 * MIB_BYTES + 1
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[Moto]:
+    with Moto() as running:
+        yield running
+
+
+@pytest.fixture
+async def front(moto: Moto) -> AsyncIterator[Front]:
+    async with open_front(moto) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(moto: Moto) -> str:
+    return s3.new_bucket(moto)
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+def section(bucket: str, url: str, **more: Any) -> dict[str, Any]:
+    short = {"connect_timeout": 0.5, "read_timeout": 1.0, "complete_timeout": 1.0, "part_size": "5MiB"}
+    return {"bucket": bucket, "region": REGION, "endpoint_url": url, **short, **more}
+
+
+@asynccontextmanager
+async def callers(bucket: str, url: str, **more: Any) -> AsyncIterator[Storage]:
+    """The same bucket as a caller's."""
+    keys = section(bucket, url, **more)
+    async with open_buckets({key: keys[key] for key in keys if key not in ("bucket", "region")}) as buckets:
+        yield await buckets.bucket(bucket, REGION)
+
+
+def small(data: bytes = b"small", **more: Any) -> Body:
+    return Body(
+        size=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        mime_type="text/plain",
+        data=data,
+        **more,
+    )
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Body:
+    """Three parts."""
+    return spooled(tmp_path, LARGE_BYTES)
+
+
+def spooled(folder: Path, size: int, **more: Any) -> Body:
+    data = os.urandom(size)
+    path = folder / hashlib.sha256(data).hexdigest()
+    path.write_bytes(data)
+    return Body(size=size, sha256=path.name, mime_type="image/png", path=path, **more)
+
+
+METADATA = {"Album": "Łódź", "track": "07", "bad": "a\nb"}
+
+
+async def test_an_object_has_its_facts(moto: Moto, bucket: str, large: Body, tmp_path: Path) -> None:
+    options = {"server_side_encryption": "AES256", "storage_class": "STANDARD_IA", "prefix": "/a/b/"}
+    bodies = {
+        "one/" + KEY: small(metadata=METADATA),
+        "two/" + KEY: spooled(tmp_path, 100_000, metadata=METADATA),
+        "three/" + KEY: Body(
+            size=large.size, sha256=large.sha256, mime_type="x/y", path=large.path, metadata=METADATA
+        ),
+    }
+    async with open_s3(section(bucket, moto.url, **options)) as storage:
+        for key, body in bodies.items():
+            await storage.put(key, body)
+            found = moto.s3.head_object(Bucket=bucket, Key=f"a/b/{key}")
+            assert (found["ContentType"], found["ContentLength"]) == (body.mime_type, body.size)
+            assert found["Metadata"] == {"album": "=?utf-8?b?xYHDs2TFug==?=", "track": "07"}
+            assert (found["ServerSideEncryption"], found["StorageClass"]) == ("AES256", "STANDARD_IA")
+            assert s3.digest(moto, bucket, f"a/b/{key}") == body.sha256
+            assert storage.url(key) == f"{moto.url}/{bucket}/a/b/{key}"
+            assert await storage.local(key) is None
+    assert s3.uploads(moto, bucket) == []
+
+
+async def test_encryption_with_a_key_of_ones_own(moto: Moto, bucket: str) -> None:
+    options = {"server_side_encryption": "aws:kms", "kms_key_id": "alias/ours"}
+    async with open_s3(section(bucket, moto.url, **options)) as storage:
+        await storage.put(KEY, small())
+    found = moto.s3.head_object(Bucket=bucket, Key=KEY)
+    assert (found["ServerSideEncryption"], found["SSEKMSKeyId"]) == ("aws:kms", "alias/ours")
+
+
+async def test_opening_leaves_nothing_in_the_bucket(moto: Moto, bucket: str, front: Front) -> None:
+    async with open_s3(section(bucket, front.url)):
+        await front.seen("AbortMultipartUpload")
+    assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "said"),
+    [
+        ("CreateMultipartUpload", s3.error(403, "AccessDenied"), "AccessDenied (403): access denied"),
+        (
+            "CreateMultipartUpload",
+            s3.error(404, "NoSuchBucket"),
+            "NoSuchBucket (404): there is no such bucket",
+        ),
+        ("CreateMultipartUpload", s3.error(301, "PermanentRedirect"), "the bucket is in another region"),
+        ("CreateMultipartUpload", s3.error(503, "SlowDown"), "SlowDown (503)"),
+        ("CreateMultipartUpload", s3.response(200, b"<html>hello</html>"), "its answer names no upload"),
+        ("AbortMultipartUpload", s3.error(403, "AccessDenied"), "AccessDenied (403): access denied"),
+    ],
+)
+async def test_a_bucket_that_cannot_be_written_is_one_line(
+    bucket: str, front: Front, operation: str, answer: bytes, said: str
+) -> None:
+    front.on(operation, s3.answer(answer))
+    with pytest.raises(PluginError) as caught:
+        async with open_s3(section(bucket, front.url)):
+            pass
+    assert str(caught.value).startswith(f"cannot be written: S3 bucket {bucket}: ")
+    assert said in str(caught.value)
+
+
+async def test_a_bucket_out_of_reach_is_one_line(bucket: str, front: Front) -> None:
+    front.on("CreateMultipartUpload", s3.hang)
+    with pytest.raises(PluginError, match="no answer in time"):
+        async with open_s3(section(bucket, front.url)):
+            pass
+    with pytest.raises(PluginError, match="not connected"):
+        async with open_s3(section(bucket, "http://127.0.0.1:1")):
+            pass
+
+
+async def test_a_file_in_parts_takes_up_no_memory(moto: Moto, bucket: str, tmp_path: Path) -> None:
+    def resident_bytes() -> int:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(96 * MIB_BYTES)
+    body = Body(size=96 * MIB_BYTES, sha256="", mime_type="x/y", path=path)
+    peak = 0
+    async with open_s3(section(bucket, moto.url, part_size="16MiB", complete_timeout=20)) as storage:
+        await storage.put(KEY, small())
+        before = resident_bytes()
+
+        async def watch() -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, resident_bytes())
+                await trio.sleep(0.005)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await storage.put(KEY, body)
+            nursery.cancel_scope.cancel()
+    assert peak - before < 12 * MIB_BYTES
+    assert moto.s3.head_object(Bucket=bucket, Key=KEY)["ContentLength"] == body.size
+
+
+async def test_what_is_sent_can_be_checked_and_has_no_trailers(
+    bucket: str, front: Front, large: Body, tmp_path: Path
+) -> None:
+    async with open_s3(section(bucket, front.url)) as storage:
+        for body in (small(), spooled(tmp_path, 70_000), large):
+            await storage.put(KEY, body)
+    sent = [one for one in front.asked if one.operation in ("PutObject", "UploadPart")]
+    assert len(sent) == 2 + 3
+    for one in sent:
+        assert "content-md5" in one.headers
+        assert "x-amz-trailer" not in one.headers
+        assert "aws-chunked" not in one.headers.get("content-encoding", "")
+
+
+async def test_a_changed_bit_is_no_success(moto: Moto, bucket: str, front: Front, large: Body) -> None:
+    async with open_s3(section(bucket, front.url)) as storage:
+        front.on("PutObject", s3.flip)
+        with pytest.raises(StorageError, match="BadDigest"):
+            await storage.put(KEY, small())
+        front.on("UploadPart", s3.flip, skip=1, times=1)
+        with pytest.raises(StorageError, match="BadDigest"):
+            await storage.put(KEY, large)
+    assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
+
+
+async def test_a_server_that_says_yes_to_all_has_stored_nothing(
+    bucket: str, front: Front, large: Body
+) -> None:
+    yes = s3.answer(s3.response(200))
+    async with open_s3(section(bucket, front.url)) as storage:
+        for operation, body in (
+            ("PutObject", small()),
+            ("CreateMultipartUpload", large),
+            ("UploadPart", large),
+            ("CompleteMultipartUpload", large),
+        ):
+            front.on(operation, yes)
+            with pytest.raises(StorageError):
+                await storage.put(KEY, body)
+            front.heal()
+
+
+PARTS_MISSING = (
+    b'<?xml version="1.0"?><CompleteMultipartUploadResult><Bucket>b</Bucket><Key>k</Key>'
+    b"<ETag>&quot;00000000000000000000000000000000-2&quot;</ETag></CompleteMultipartUploadResult>"
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (
+            s3.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"),
+            "InternalError",
+        ),
+        (s3.response(200, b"<?xml version='1.0'?><CompleteMultipartUploadResult><ETag>"), "S3 bucket"),
+        (s3.response(200, PARTS_MISSING), "has put together 2 of 3 parts"),
+        (s3.error(400, "InvalidPart"), "InvalidPart"),
+        (s3.error(400, "EntityTooSmall"), "EntityTooSmall"),
+    ],
+)
+async def test_an_upload_is_complete_when_s3_says_so(
+    bucket: str, front: Front, large: Body, answer: bytes, said: str
+) -> None:
+    async with open_s3(section(bucket, front.url)) as storage:
+        front.on("CompleteMultipartUpload", s3.answer(answer))
+        with pytest.raises(StorageError, match=said):
+            await storage.put(KEY, large)
+        assert s3.keys(front.moto, bucket) == s3.uploads(front.moto, bucket) == []
+
+
+async def test_whose_job_it_is_is_asked_last(moto: Moto, bucket: str, front: Front, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def ours() -> bool:
+        asked.append(front.counts["UploadPart"])
+        return len(asked) < 2
+
+    async with open_s3(section(bucket, front.url)) as storage:
+        with pytest.raises(StorageError, match="another instance"):
+            await storage.put(KEY, spooled(tmp_path, LARGE_BYTES, still_ours=ours))
+        assert asked == [0, 3]
+        assert front.counts["CompleteMultipartUpload"] == 0
+        with pytest.raises(StorageError, match="another instance"):
+            await storage.put(KEY, small(still_ours=lambda: False))
+        assert front.counts["PutObject"] == 0
+    assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
+
+
+async def test_s3_may_stumble(moto: Moto, bucket: str, front: Front, large: Body) -> None:
+    async with open_s3(section(bucket, front.url)) as storage:
+        front.on("UploadPart", s3.answer(s3.error(503, "SlowDown")), skip=1, times=2)
+        front.on("CompleteMultipartUpload", s3.answer(s3.error(500, "InternalError")), times=1)
+        await storage.put(KEY, large)
+        assert s3.digest(moto, bucket, KEY) == large.sha256
+        front.on("PutObject", s3.cut, times=1)
+        await storage.put(KEY, small())
+        assert s3.digest(moto, bucket, KEY) == small().sha256
+    assert s3.uploads(moto, bucket) == []
+
+
+LEFT = {"PutObject": s3.hang, "CreateMultipartUpload": s3.lose_answer, "UploadPart": s3.deaf}
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload", "UploadPart"])
+async def test_a_cancel_ends_it_and_aborts(
+    moto: Moto, bucket: str, front: Front, large: Body, operation: str
+) -> None:
+    async with open_s3(section(bucket, front.url, read_timeout=5, connect_timeout=5)) as storage:
+        front.on(operation, LEFT[operation])
+        before = front.counts[operation]
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storage.put, KEY, small() if operation == "PutObject" else large)
+            await front.seen(operation, before + 1)
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began < 4.5
+        assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
+
+
+async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front, tmp_path: Path) -> None:
+    begun, cancelled, over = trio.Event(), trio.Event(), trio.Event()
+    received = 0
+
+    async def slowly(exchange: s3.Exchange) -> None:
+        nonlocal received
+        await exchange.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+        received += len(await exchange.stream.receive_some(1000))
+        begun.set()
+        await cancelled.wait()
+        while block := await exchange.stream.receive_some(s3.BLOCK_BYTES):
+            received += len(block)
+        over.set()
+
+    body = spooled(tmp_path, 60 * MIB_BYTES)
+    async with open_s3(section(bucket, front.url, connect_timeout=9, part_size="64MiB")) as storage:
+        front.on("PutObject", slowly)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storage.put, KEY, body)
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        cancelled.set()
+        with trio.fail_after(5):
+            await over.wait()
+        assert received < body.size
+    assert s3.keys(front.moto, bucket) == []
+
+
+async def test_what_a_crash_left_is_aborted_before_the_next_upload(
+    moto: Moto, bucket: str, front: Front, large: Body
+) -> None:
+    key = "of-a-shape/that-the-start-leaves-alone"  # moto's uploads are all from 2010
+    for left in (key, key, f"{key}x", "other"):
+        moto.s3.create_multipart_upload(Bucket=bucket, Key=left)
+    async with open_s3(section(bucket, front.url)) as storage:
+        begun = len(front.asked)
+        await storage.put(key, large)
+        said = [one.operation for one in front.asked[begun:] if one.key == key]
+        assert said[:3] == ["AbortMultipartUpload", "AbortMultipartUpload", "CreateMultipartUpload"]
+        assert sorted(s3.uploads(moto, bucket)) == [f"{key}x", "other"]
+        await storage.delete(f"{key}x")
+        assert s3.uploads(moto, bucket) == ["other"]
+
+
+async def test_whoever_may_not_list_uploads_stores_all_the_same(
+    moto: Moto, bucket: str, front: Front, large: Body
+) -> None:
+    front.on("ListMultipartUploads", s3.answer(s3.error(403, "AccessDenied")))
+    async with open_s3(section(bucket, front.url)) as storage:
+        await storage.put(KEY, large)
+        assert s3.digest(moto, bucket, KEY) == large.sha256
+        await storage.delete(KEY)
+    assert s3.keys(moto, bucket) == []
+
+
+def _listing(*uploads: tuple[str, timedelta], more: bool = False) -> bytes:
+    now = datetime.now(UTC)
+    rows = "".join(
+        f"<Upload><Key>{key}</Key><UploadId>{number}</UploadId>"
+        f"<Initiated>{(now - age).isoformat()}</Initiated></Upload>"
+        for number, (key, age) in enumerate(uploads)
+    )
+    rest = "<NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>" if more else ""
+    body = f"<ListMultipartUploadsResult><IsTruncated>{str(more).lower()}</IsTruncated>{rest}{rows}"
+    return s3.response(200, f"<?xml version='1.0'?>{body}</ListMultipartUploadsResult>".encode())
+
+
+async def test_old_leftovers_of_ours_are_aborted_at_the_start(bucket: str, front: Front) -> None:
+    old, young = timedelta(days=2), timedelta(hours=20)
+    front.on(
+        "ListMultipartUploads",
+        s3.answer(
+            _listing(
+                (f"p/{KEY}", old),
+                (f"p/deep/er/{KEY}", old),
+                (f"p/young/{KEY}", young),
+                ("p/somebody's.zip", old),
+                (f"p/wrong{KEY[3:]}", old),
+            )
+        ),
+    )
+    async with open_s3(section(bucket, front.url, prefix="p")):
+        await front.seen("AbortMultipartUpload", 3)  # the first is that of the check
+    listed = await front.seen("ListMultipartUploads")
+    assert listed.query["prefix"] == "p/"
+    aborted = [one.key for one in front.asked if one.operation == "AbortMultipartUpload"]
+    assert aborted[1:] == [f"p/{KEY}", f"p/deep/er/{KEY}"]
+
+
+async def test_all_pages_of_leftovers_are_looked_at(bucket: str, front: Front) -> None:
+    front.on("ListMultipartUploads", s3.answer(_listing(more=True)), times=2)
+    async with open_s3(section(bucket, front.url)):
+        third = await front.seen("ListMultipartUploads", 3)
+    assert (third.query["key-marker"], third.query["upload-id-marker"]) == ("k", "u")
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/./b", "a/", "a\0b", "x" * 1022])
+async def test_keys_that_nothing_is_stored_under(bucket: str, front: Front, key: str) -> None:
+    async with open_s3(section(bucket, front.url, prefix="abc")) as storage:
+        with pytest.raises(StorageRefused):
+            await storage.put(key, small())
+        with pytest.raises(StorageRefused):
+            await storage.delete(key)
+    assert front.counts["PutObject"] == front.counts["DeleteObject"] == 0
+
+
+async def test_a_spool_file_that_is_gone_or_shorter_is_no_success(
+    moto: Moto, bucket: str, large: Body, tmp_path: Path
+) -> None:
+    assert large.path is not None
+    async with open_s3(section(bucket, moto.url)) as storage:
+        os.truncate(large.path, LARGE_BYTES - 1)
+        with pytest.raises(StorageError, match="shorter"):
+            await storage.put(KEY, large)
+        large.path.unlink()
+        with pytest.raises(StorageError, match="cannot be read: No such file"):
+            await storage.put(KEY, large)
+        gone = spooled(tmp_path, 70_000)
+        assert gone.path is not None
+        gone.path.unlink()
+        with pytest.raises(StorageError, match="cannot be read: No such file"):
+            await storage.put(KEY, gone)
+    assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
+
+
+async def test_callers_buckets_share_their_clients(moto: Moto) -> None:
+    names = [s3.new_bucket(moto) for _ in range(3)]
+    async with open_buckets({"endpoint_url": moto.url}) as buckets:
+        found: list[Bucket] = []
+        for name in names:
+            one = await buckets.bucket(name, REGION)
+            await one.put(KEY, small(metadata=METADATA))
+            assert s3.digest(moto, name, KEY) == small().sha256
+            assert one.url(KEY) == buckets.url(name, REGION, KEY) == f"{moto.url}/{name}/{KEY}"
+            assert isinstance(one, Bucket)
+            found.append(one)
+        assert len({id(one.clients) for one in found}) == 1
+        assert len({id(one.threads) for one in found}) == 1
+
+
+async def test_clients_are_bounded_and_those_in_use_go_on(moto: Moto, bucket: str) -> None:
+    async with open_buckets({"endpoint_url": moto.url}) as buckets:
+        first = await buckets.bucket(bucket, "region-0")
+        for number in range(1, 20):
+            await buckets.bucket(bucket, f"region-{number}")
+        again = await buckets.bucket(bucket, "region-0")
+        assert isinstance(first, Bucket)
+        assert isinstance(again, Bucket)
+        assert first.clients is not again.clients
+        await first.put(KEY, small())
+        assert len(buckets._clients) == 16  # type: ignore[attr-defined]
+
+
+async def test_many_that_ask_at_once_have_one_client(moto: Moto, bucket: str) -> None:
+    found: list[object] = []
+    async with open_buckets({"endpoint_url": moto.url}) as buckets:
+
+        async def ask() -> None:
+            one = await buckets.bucket(bucket, REGION)
+            assert isinstance(one, Bucket)
+            found.append(one.clients)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(ask)
+    assert len(set(map(id, found))) == 1
+
+
+REFUSALS: Mapping[str, bytes] = {
+    "NoSuchBucket": s3.error(404, "NoSuchBucket"),
+    "AccessDenied": s3.error(403, "AccessDenied"),
+    "PermanentRedirect": s3.response(
+        301,
+        b"<Error><Code>PermanentRedirect</Code></Error>",
+        x_amz_bucket_region="us-east-1",
+    ),
+    "InvalidAccessKeyId": s3.error(403, "InvalidAccessKeyId"),
+}
+
+
+@pytest.mark.parametrize("code", list(REFUSALS))
+async def test_only_a_callers_bucket_is_given_up(bucket: str, front: Front, large: Body, code: str) -> None:
+    async with open_s3(section(bucket, front.url)) as own, callers(bucket, front.url) as other:
+        for operation, body in (("PutObject", small()), ("CreateMultipartUpload", large)):
+            front.on(operation, s3.answer(REFUSALS[code]))
+            before = front.counts[operation]
+            with pytest.raises(StorageError, match=code) as mine:
+                await own.put(KEY, body)
+            assert not isinstance(mine.value, StorageRefused)
+            with pytest.raises(StorageRefused, match=code):
+                await other.put(KEY, body)
+            assert front.counts[operation] == before + 2
