@@ -27,10 +27,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import _processes, scenarios
+from bench import _processes, kafka, scenarios
 from bench._check import FILE_BYTES
 
-SCENARIOS = ("floor", "S1", "S2")
+SCENARIOS = ("floor", "S1", "S2", "S10")
 _PROBE_FILES = 200
 _SMALL_RUN_JOBS = 1000
 """Below this many jobs the run is a check that the bench works; S1 takes fewer samples too."""
@@ -44,6 +44,8 @@ TARGETS: dict[tuple[str, str, int], tuple[str, float]] = {
     ("S2", "cpu_ms_per_job", 2): ("<=", 1.0),
     ("S2", "of_floor", 1): (">=", 0.6),
     ("S2", "of_floor", 2): (">=", 0.6),
+    ("S10", "deliveries_per_s", 1): (">=", 5000),
+    ("S10", "callbacks_per_s", 1): (">=", 5000),
 }
 
 
@@ -69,7 +71,9 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the service.")
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    parser.add_argument("--jobs", type=int, default=20_000, help="jobs of S2 and the floor (default 20000)")
+    parser.add_argument(
+        "--jobs", type=int, default=20_000, help="jobs of S2, S10 and the floor (default 20000)"
+    )
     parser.add_argument("--aggregations", type=int, default=100)
     parser.add_argument("--samples", type=int, help="samples of S1 (default 200; fewer in a small run)")
     parser.add_argument("--processes", type=int, nargs="+", help="for S2 and the floor (default 1 2)")
@@ -141,6 +145,9 @@ def _run(folder: Path, options: argparse.Namespace, console: Console) -> Iterato
                     floor = sum(each.measures.get("jobs_per_s", 0.0) for each in floors) / len(floors)
                     result.measures["of_floor"] = result.measures["jobs_per_s"] / floor if floor else 0.0
                 yield result
+        if "S10" in options.scenario:
+            console.print(f"S10: {options.jobs} callbacks to Kafka ...")
+            yield kafka.s10(setup, jobs=options.jobs)
 
 
 def _verdict(result: scenarios.Result, measure: str) -> tuple[str, bool] | None:

@@ -57,7 +57,7 @@ DEFAULTS: Tables = {
         "stats_interval": 1.0,
         "concurrency": 16,
         "retry_backoff": 0.2,
-        "first_byte_timeout": 5.0,
+        "first_byte_timeout": 30.0,
     },
     "notifier": {
         "lease": LEASE_S,
@@ -70,7 +70,7 @@ DEFAULTS: Tables = {
     "log": {"format": "json", "level": "debug"},
     "backends.http": {"timeout": 5.0},
 }
-"""Short leases, so that recovery is quick, and all that is logged."""
+"""Short leases, so that recovery is quick, and all that is logged; held responses wait for slow machines."""
 
 
 def say(text: str) -> None:
