@@ -77,7 +77,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """How fast it is; `nox -s bench -- --help` tells what can be chosen."""
-    install(session)
+    install(session, "bench")
     session.run("python", "-m", "bench", *session.posargs)
 
 

@@ -322,7 +322,8 @@ class NotifierSettings(Section):
 
     concurrency: Count = 64
     per_destination: Count = 16
-    """Callbacks in flight to one destination over the fleet; one while it is failing."""
+    """Callbacks in flight to one destination over the fleet; one while it is failing. No bound on what works
+    of `kafka` and `sqs`: brokers are made for many, and their plugins send in batches."""
     deletion_interval: SecondsOrZero = 10800.0
     """Seconds after which the file of a delivered job is deleted."""
     failed_retention: SecondsOrZero = 604800.0

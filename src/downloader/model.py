@@ -28,6 +28,10 @@ _ID_BITS = 128
 POISON_CRASHES = 5
 """A job whose worker died this many times is failed instead of being tried again."""
 
+_BROKERS = frozenset({"kafka", "sqs"})
+_BROKER_LIMIT = 4096
+"""Beyond what the processes of a fleet have in flight each (`notifier.concurrency`)."""
+
 CALLBACK_LOG_LENGTH = 5
 """How many of a callback's last attempts are kept for people to read."""
 
@@ -278,6 +282,15 @@ def callback_group(callback_type: str, destination: str) -> str:
         authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
         destination = f"{scheme}://{authority.rpartition('@')[2]}".lower()
     return f"{callback_type} {destination}"[:256]
+
+
+def callback_limit(group: str, per_destination: int) -> int:
+    """How many callbacks of a group that works may be in flight over the fleet.
+
+    `per_destination` spares hosts that serve others too. A broker's topics and queues are made for any number
+    of senders, and its plugins send in batches, which need many in flight.
+    """
+    return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in _BROKERS else per_destination
 
 
 def callback_payload(spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str) -> dict[str, Any]:

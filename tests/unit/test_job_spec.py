@@ -12,6 +12,7 @@ from downloader.model import (
     Outcome,
     Verdict,
     callback_group,
+    callback_limit,
     callback_payload,
     new_id,
     shard_of,
@@ -124,3 +125,15 @@ def test_the_payload_always_has_every_field() -> None:
         "",
         0,
     )
+
+
+@pytest.mark.parametrize(
+    ("group", "limit"),
+    [("http https://a.example", 16), ("storage done", 16), ("pigeon kafka", 16), ("kafka jobs", 4096)],
+)
+def test_brokers_are_made_for_many_callbacks_at_once(group: str, limit: int) -> None:
+    assert callback_limit(group, 16) == limit
+
+
+def test_a_broker_has_at_least_what_the_operator_gives_to_all() -> None:
+    assert callback_limit("sqs jobs", 9999) == 9999

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from downloader.model import Delivery, Kind, Lease, Outcome, Verdict, callback_group
+from downloader.model import Delivery, Kind, Lease, Outcome, Verdict, callback_group, callback_limit
 from downloader.store import CallbackPlan, CloseResult, FinishResult, JobStore, Settled
 
 End = Outcome | Delivery
@@ -16,8 +16,8 @@ RELEASE_DELAY_S = 0.0
 """Work handed back by a stop waits for nobody."""
 
 
-def download_settler(store: JobStore, owner: str, *, callback_limit: int, keep_s: float) -> Settler:
-    """Settles downloads; callbacks to a new destination run at most `callback_limit` at once.
+def download_settler(store: JobStore, owner: str, *, per_destination: int, keep_s: float) -> Settler:
+    """Settles downloads; a new destination of callbacks has the limit of `callback_limit`.
 
     Jobs without a callback are kept for `keep_s` seconds.
     """
@@ -27,9 +27,10 @@ def download_settler(store: JobStore, owner: str, *, callback_limit: int, keep_s
         for lease, end in results:
             assert isinstance(end, Outcome)
             kind, destination = lease.spec.callback(success=end.verdict is Verdict.SUCCEEDED)
-            plan = (
-                CallbackPlan(group=callback_group(kind, destination), limit=callback_limit) if kind else None
-            )
+            plan = None
+            if kind:
+                group = callback_group(kind, destination)
+                plan = CallbackPlan(group=group, limit=callback_limit(group, per_destination))
             rows.append((lease, end, plan, keep_s))
         return await store.finish(owner, rows)
 
@@ -37,7 +38,7 @@ def download_settler(store: JobStore, owner: str, *, callback_limit: int, keep_s
 
 
 def callback_settler(
-    store: JobStore, owner: str, *, callback_limit: int, deletion_s: float, failed_s: float
+    store: JobStore, owner: str, *, per_destination: int, deletion_s: float, failed_s: float
 ) -> Settler:
     """Settles callbacks; files go `deletion_s` after a delivery, records of failed ones after `failed_s`."""
 
@@ -46,7 +47,7 @@ def callback_settler(
         for lease, end in results:
             assert isinstance(end, Delivery)
             keep_s = deletion_s if end.verdict is Verdict.SUCCEEDED else failed_s
-            rows.append((lease, end, keep_s, callback_limit))
+            rows.append((lease, end, keep_s, callback_limit(lease.group, per_destination)))
         return await store.close_callbacks(owner, rows)
 
     return _settler(store, owner, Kind.CALLBACK, final)

@@ -87,7 +87,7 @@ def download_workload(
         settle=download_settler(
             store,
             owner,
-            callback_limit=settings.notifier.per_destination,
+            per_destination=settings.notifier.per_destination,
             keep_s=settings.notifier.failed_retention,
         ),
         may_lease=may_lease,
@@ -149,7 +149,7 @@ def callback_workload(
         settle=callback_settler(
             store,
             owner,
-            callback_limit=settings.notifier.per_destination,
+            per_destination=settings.notifier.per_destination,
             deletion_s=settings.notifier.deletion_interval,
             failed_s=settings.notifier.failed_retention,
         ),

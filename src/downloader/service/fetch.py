@@ -208,7 +208,7 @@ def _workload(run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> Workl
         concurrency=run.settings.processor.concurrency,
         lease_s=run.settings.processor.lease,
         work=work,
-        settle=download_settler(store, owner, callback_limit=1, keep_s=KEEP_S),
+        settle=download_settler(store, owner, per_destination=1, keep_s=KEEP_S),
         on_end=on_end,
     )
 

