@@ -1,0 +1,105 @@
+"""What the suites run in: nothing hangs it up, everything is told plainly, and it needs no pytest."""
+
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.errors import PluginError
+from downloader.testing._stage import Stage, Times, check_line, only_cause, play
+
+TIMES = Times(answer_s=0.2, cancel_s=0.1, recover_s=0.2, settle_s=0.2, limit_s=20.0)
+
+
+def peer(closed: list[bool]) -> AbstractAsyncContextManager[Any]:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[object]:
+        try:
+            yield object()
+        finally:
+            closed.append(True)
+
+    return opened()
+
+
+@pytest.mark.slow
+def test_a_scenario_that_does_not_end_is_given_up_and_cleaned_up() -> None:
+    closed: list[bool] = []
+
+    async def scenario(stage: Stage[Any]) -> None:
+        await trio.sleep_forever()
+
+    with pytest.raises(AssertionError, match=r"not over after 0\.5 s"):
+        play(scenario, partial(peer, closed), replace(TIMES, limit_s=0.5))
+    assert closed == [True]
+
+
+@pytest.mark.slow
+def test_a_blocked_loop_is_given_up_and_told_where() -> None:
+    async def scenario(stage: Stage[Any]) -> None:
+        with stage.watched(0.1, "the call"):
+            time.sleep(0.4)  # noqa: ASYNC251 - the fault that is looked for
+
+    with pytest.raises(AssertionError, match=r"the call has not come to an end within 0\.1 s"):
+        play(scenario, partial(peer, []), TIMES)
+
+    async def unwatched(stage: Stage[Any]) -> None:
+        time.sleep(2.5)  # noqa: ASYNC251 - as above
+
+    with pytest.raises(AssertionError, match=r"(?s)not over.*it is at\n.*time\.sleep\(2\.5\)"):
+        play(unwatched, partial(peer, []), replace(TIMES, limit_s=1.0))
+
+
+def test_what_a_scenario_raises_is_raised() -> None:
+    async def scenario(stage: Stage[Any]) -> None:
+        async with trio.open_nursery():
+            raise LookupError("x")
+
+    with pytest.raises(LookupError, match="x"):
+        play(scenario, partial(peer, []), TIMES)
+
+
+def test_the_only_cause_is_found() -> None:
+    broken, other = AssertionError("promise"), ValueError("x")
+    group = ExceptionGroup("a", [ExceptionGroup("b", [broken]), other])
+    assert only_cause(group) is broken
+    assert only_cause(ExceptionGroup("a", [ExceptionGroup("b", [other])])) is other
+    both = ExceptionGroup("a", [other, LookupError()])
+    assert only_cause(both) is both
+    assert only_cause(other) is other
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (None, "not a text"),
+        (" ", "empty"),
+        ("a\nb", "more than one line"),
+        ("a\u2028b", "more than one line"),
+        ("x" * 501, "longer"),
+        ("hunter2!", "secret"),
+    ],
+)
+def test_a_line_for_people_is_judged(text: object, complaint: str) -> None:
+    with pytest.raises(AssertionError, match=complaint):
+        check_line(text, ["hunter2"], "it")
+
+
+def test_a_plugin_error_is_told_from_others() -> None:
+    stage: Stage[Any] = Stage(peer=None, times=TIMES, hang=lambda _: None)
+    assert stage.plugin_error(ExceptionGroup("a", [PluginError("key: x")])) == "key: x"
+    with pytest.raises(AssertionError, match="which is no PluginError"):
+        stage.plugin_error(ValueError("key"))
+
+
+@pytest.mark.slow
+def test_it_is_imported_without_pytest() -> None:
+    code = "import sys, downloader.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,419 @@
+"""The storages' contract suite: a sound plugin passes, and each test fails a plugin with that flaw."""
+
+import itertools
+import threading
+import time
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import trio
+
+from downloader.errors import PluginError
+from downloader.storage import Body, Storage, StorageError, StoredFile
+from downloader.testing import Fault, StorageContract, StoragePeer
+
+SECRET = "correct-horse"
+LONG_S = 20.0
+"""What leaks outlasts every test."""
+PART_BYTES = 1 << 18
+
+
+class Remote:
+    """What is behind the storages: entries, and faults in reaching them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, bytes | bytearray] = {}
+        self.fault: Fault | None = None
+
+    async def reach(self) -> None:
+        await trio.sleep(0.001)
+        if self.fault is Fault.AWAY:
+            raise ConnectionError("refused")
+        if self.fault is Fault.SILENT:
+            await trio.sleep_forever()
+
+    async def answer(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.fault is Fault.CUT:
+            raise ConnectionError("cut")
+
+
+class Sound:
+    """A storage that keeps all promises; the flawed ones change one thing."""
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self.remote: Remote = section["remote"]
+        self.timeout: float = section["timeout"]
+        self.numbers = itertools.count()
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, section: Mapping[str, Any]) -> AsyncIterator[Storage]:
+        if section.get("size") == SECRET:
+            raise cls.complaint()
+        storage = cls(section)
+        storage.begin()
+        try:
+            yield storage
+        finally:
+            storage.end()
+
+    @classmethod
+    def complaint(cls) -> Exception:
+        return PluginError("size: must be a number")
+
+    def begin(self) -> None:
+        """For flaws."""
+
+    def end(self) -> None:
+        """For flaws."""
+
+    async def put(self, key: str, body: Body) -> None:
+        with self.errors():
+            await self.upload(self.name(key), self.part(key), body)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        try:
+            with trio.fail_after(self.timeout + 8):
+                yield
+        except (OSError, trio.TooSlowError) as error:
+            raise StorageError("not stored") from error
+
+    def name(self, key: str) -> str:
+        return key
+
+    def part(self, key: str) -> str:  # noqa: ARG002 - the protocol's
+        return f".part-{id(self)}-{next(self.numbers)}"
+
+    async def upload(self, key: str, part: str, body: Body) -> None:
+        data = body.data if body.path is None else await trio.Path(body.path).read_bytes()
+        assert data is not None
+        entries = self.remote.entries
+        buffer = entries[part] = bytearray()
+        try:
+            for start in range(0, max(1, len(data)), PART_BYTES):
+                with trio.fail_after(self.timeout):
+                    await self.remote.reach()
+                buffer += data[start : start + PART_BYTES]
+            self.ask(body)
+            self.publish(part, key)
+        finally:
+            self.tidy(part)
+        await self.remote.answer()
+
+    def ask(self, body: Body) -> None:
+        if not body.still_ours():
+            raise StorageError("the job is another's")
+
+    def publish(self, part: str, key: str) -> None:
+        self.remote.entries[key] = bytes(self.remote.entries[part])
+
+    def tidy(self, part: str) -> None:
+        self.remote.entries.pop(part, None)
+
+    async def delete(self, key: str) -> None:
+        with self.errors(), trio.fail_after(self.timeout):
+            await self.remote.reach()
+            self.remote.entries.pop(self.name(key), None)
+            await self.remote.answer()
+
+    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    def url(self, key: str) -> str:
+        return f"https://files.example/{quote(key)}"
+
+
+class CutsLargeFiles(Sound):
+    def publish(self, part: str, key: str) -> None:
+        self.remote.entries[key] = self.remote.entries[part][: 16 * PART_BYTES]
+
+
+class KeepsTheFirst(Sound):
+    def publish(self, part: str, key: str) -> None:
+        self.remote.entries.setdefault(key, self.remote.entries[part])
+
+
+class WantsToFindWhatItDeletes(Sound):
+    async def delete(self, key: str) -> None:
+        if key not in self.remote.entries:
+            raise StorageError("no such file")
+        await super().delete(key)
+
+
+class DeletesByPrefix(Sound):
+    async def delete(self, key: str) -> None:
+        for other in [other for other in self.remote.entries if other.startswith(key)]:
+            await super().delete(other)
+
+
+class PublishesAnyway(Sound):
+    def ask(self, body: Body) -> None:
+        body.still_ours()
+
+
+class LeavesPartsOfTheLost(Sound):
+    def ask(self, body: Body) -> None:
+        if not body.still_ours():
+            self.remote.entries["left"] = b""
+        super().ask(body)
+
+
+class AsksForSmallFilesOnly(Sound):
+    def ask(self, body: Body) -> None:
+        if body.path is None:
+            super().ask(body)
+
+
+class WritesInPlace(Sound):
+    def part(self, key: str) -> str:
+        return key
+
+    def tidy(self, part: str) -> None:
+        pass
+
+
+class SharesOnePart(Sound):
+    def part(self, key: str) -> str:  # noqa: ARG002 - the protocol's
+        return ".part"
+
+
+class SharesAPartOfAKey(Sound):
+    def part(self, key: str) -> str:
+        return f".part-{key}"
+
+
+class IgnoresCancels(Sound):
+    async def put(self, key: str, body: Body) -> None:
+        with trio.CancelScope(shield=True):
+            await super().put(key, body)
+            await trio.sleep(1.5 if body.path is not None else 0)
+
+
+class UnquotesKeys(Sound):
+    def name(self, key: str) -> str:
+        return key.replace("%20", " ")
+
+
+class IsWrongAboutSizes(Sound):
+    async def local(self, key: str) -> StoredFile | None:
+        entry = self.remote.entries.get(key)
+        return None if entry is None else StoredFile(path=Path("/dev/null"), size=len(entry) + 1)
+
+
+class FindsOtherFiles(Sound):
+    async def local(self, key: str) -> StoredFile | None:
+        entry = self.remote.entries.get(key)
+        return None if entry is None else StoredFile(path=Path("/dev/null"), size=len(entry))
+
+
+class HasNoUrls(Sound):
+    def url(self, key: str) -> str:  # noqa: ARG002 - the protocol's
+        return ""
+
+
+class DoesNotEncode(Sound):
+    def url(self, key: str) -> str:
+        return f"https://files.example/{key}"
+
+
+class GivesRelativeUrls(Sound):
+    def url(self, key: str) -> str:
+        return f"/files/{quote(key)}"
+
+
+class TellsSecretUrls(Sound):
+    def url(self, key: str) -> str:
+        return f"https://me:{SECRET}@files.example/{quote(key)}"
+
+
+class TakesErrorsForSuccess(Sound):
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        with suppress(StorageError), super().errors():
+            yield
+
+
+class Raises(Sound):
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        yield
+
+
+class Waits(Sound):
+    async def put(self, key: str, body: Body) -> None:
+        while True:
+            try:
+                await super().put(key, body)
+            except StorageError:
+                await trio.sleep(0.01)
+            else:
+                return
+
+
+class DeletesInGoodFaith(Sound):
+    async def delete(self, key: str) -> None:
+        with suppress(StorageError):
+            await super().delete(key)
+
+
+class DeletesBeforeItWrites(Sound):
+    async def put(self, key: str, body: Body) -> None:
+        self.remote.entries.pop(key, None)
+        await super().put(key, body)
+
+
+class TidiesUpAtTheEnd(Sound):
+    def end(self) -> None:
+        self.remote.entries.clear()
+
+
+class SweepsAtTheStart(Sound):
+    def begin(self) -> None:
+        for key in [key for key in self.remote.entries if key.startswith(".part-")]:
+            del self.remote.entries[key]
+
+
+class LeavesParts(Sound):
+    def tidy(self, part: str) -> None:
+        if len(self.remote.entries[part]) % PART_BYTES == 0:
+            return
+        super().tidy(part)
+
+
+class LeaksAThread(Sound):
+    def begin(self) -> None:
+        threading.Thread(target=time.sleep, args=[LONG_S], name="leaked", daemon=True).start()
+
+
+class Swallows(Sound):
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, section: Mapping[str, Any]) -> AsyncIterator[Storage]:
+        with suppress(LookupError):
+            yield cls(section)
+
+
+class RefusesInItsOwnWay(Sound):
+    @classmethod
+    def complaint(cls) -> Exception:
+        return ValueError("size")
+
+
+class RepeatsTheValue(Sound):
+    @classmethod
+    def complaint(cls) -> Exception:
+        return PluginError(f"size: not {SECRET}")
+
+
+@dataclass
+class RemotePeer(StoragePeer):
+    plugin: type[Sound]
+    remote: Remote
+    section: Mapping[str, Any]
+    bad_section: Mapping[str, Any]
+    hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 0.3})
+    secrets: Sequence[str] = (SECRET,)
+
+    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Storage]:
+        return self.plugin.open(section)
+
+    @asynccontextmanager
+    async def broken(self, fault: Fault) -> AsyncIterator[None]:
+        self.remote.fault = fault
+        try:
+            yield
+        finally:
+            self.remote.fault = None
+
+    async def read(self, key: str) -> bytes | None:
+        entry = self.remote.entries.get(key)
+        return None if entry is None else bytes(entry)
+
+    async def keys(self) -> Collection[str]:
+        return list(self.remote.entries)
+
+
+class RemoteContract(StorageContract):
+    plugin: type[Sound]
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[StoragePeer]:
+        remote = Remote()
+        section = {"remote": remote, "timeout": 10}
+        yield RemotePeer(self.plugin, remote, section, {**section, "size": SECRET})
+
+
+@pytest.mark.slow
+class TestSound(RemoteContract):
+    """The sound one passes."""
+
+    plugin = Sound
+
+
+class Flawed(RemoteContract):
+    """Impatient: its plugins fail anyway."""
+
+    answer_s = 3.0
+    cancel_s = 0.5
+    recover_s = 0.5
+    settle_s = 0.5
+
+    def __init__(self, plugin: type[Sound]) -> None:
+        self.plugin = plugin
+
+
+FLAWS: list[tuple[str, type[Sound], str]] = [
+    ("a_stored_file_is_complete", CutsLargeFiles, "were put"),
+    ("a_file_replaces_an_older_one", KeepsTheFirst, "were put"),
+    ("a_deleted_file_is_gone", WantsToFindWhatItDeletes, "no such file"),
+    ("a_deleted_file_is_gone", DeletesByPrefix, "stands nothing"),
+    ("a_job_that_is_anothers_publishes_nothing", PublishesAnyway, "another's reported success"),
+    ("a_job_that_is_anothers_publishes_nothing", LeavesPartsOfTheLost, "left over: .*left"),
+    ("it_asks_whose_the_job_is", AsksForSmallFilesOnly, "without asking"),
+    ("a_cancel_leaves_the_old_file_or_the_new", WritesInPlace, "a cancelled put has left"),
+    ("a_cancel_leaves_the_old_file_or_the_new", IgnoresCancels, "has not come to an end"),
+    ("many_are_stored_at_once", SharesOnePart, "were put|KeyError|part"),
+    ("rivals_leave_one_complete_file", SharesAPartOfAKey, "none of those|KeyError|part"),
+    ("keys_are_taken_as_they_are", UnquotesKeys, "stands"),
+    ("local_is_the_stored_file", IsWrongAboutSizes, r"local\(\) says"),
+    ("local_is_the_stored_file", FindsOtherFiles, "another file"),
+    ("a_file_can_be_found", HasNoUrls, "neither"),
+    ("a_file_can_be_found", DoesNotEncode, "not encoded"),
+    ("a_file_can_be_found", GivesRelativeUrls, "no http or https URL"),
+    ("a_file_can_be_found", TellsSecretUrls, "credentials"),
+    ("while_it_is_away_nothing_succeeds", TakesErrorsForSuccess, "reported success"),
+    ("while_it_is_away_nothing_succeeds", Raises, "raised ConnectionError"),
+    ("while_it_is_away_nothing_succeeds", DeletesInGoodFaith, "the file is there"),
+    ("while_it_is_away_nothing_succeeds", DeletesBeforeItWrites, "have left nothing"),
+    ("while_it_is_silent_nothing_succeeds", TakesErrorsForSuccess, "reported success"),
+    ("while_it_is_silent_nothing_succeeds", Waits, "had not returned"),
+    ("a_lost_answer_is_no_success", TakesErrorsForSuccess, "reported success"),
+    ("files_outlive_the_storage", TidiesUpAtTheEnd, "stands nothing"),
+    ("two_may_be_open_at_once", SweepsAtTheStart, "part"),
+    ("a_stop_in_mid_put_closes_it", LeavesParts, "left over"),
+    ("it_leaves_nothing_behind", LeaksAThread, "the thread leaked"),
+    ("what_is_raised_while_it_is_open_passes_through", Swallows, "swallowed"),
+    ("a_bad_section_is_one_line_that_names_the_key", RefusesInItsOwnWay, "no PluginError"),
+    ("a_bad_section_is_one_line_that_names_the_key", RepeatsTheValue, "holds a secret"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("test", "plugin", "message"), FLAWS, ids=[plugin.__name__ for _, plugin, _ in FLAWS]
+)
+def test_a_flawed_storage_fails(test: str, plugin: type[Sound], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        getattr(Flawed(plugin), f"test_{test}")()
+
+
+def test_each_promise_is_broken_by_some_storage() -> None:
+    promises = {name for name in vars(StorageContract) if name.startswith("test_")}
+    assert promises == {f"test_{test}" for test, _, _ in FLAWS}
