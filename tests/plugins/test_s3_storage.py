@@ -15,8 +15,8 @@ import trio
 
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
-from downloader_plugins._s3_bucket import Bucket
 from downloader_plugins.s3 import open_buckets, open_s3
+from downloader_plugins.s3._bucket import Bucket
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.s3 import Front, open_front

@@ -15,10 +15,10 @@ import pytest
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from downloader_plugins._kafka_settings import KafkaSettings
-from downloader_plugins._s3_settings import BucketsSettings, S3StorageSettings
 from downloader_plugins.filesystem import FilesystemSettings
 from downloader_plugins.http import HttpSettings
+from downloader_plugins.kafka._settings import KafkaSettings
+from downloader_plugins.s3._settings import BucketsSettings, S3StorageSettings
 from downloader_plugins.sqs import SqsSettings
 from downloader_plugins.storage import StorageNotifierSettings
 

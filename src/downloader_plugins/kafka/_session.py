@@ -28,8 +28,8 @@ from aiokafka.errors import (
 from aiokafka.partitioner import DefaultPartitioner
 
 from downloader.notify import Delivered, Rejected, Result, RetryLater
-from downloader_plugins._kafka_reasons import TOO_LARGE, failure
-from downloader_plugins._kafka_settings import KafkaSettings
+from downloader_plugins.kafka._reasons import TOO_LARGE, failure
+from downloader_plugins.kafka._settings import KafkaSettings
 
 T = TypeVar("T")
 

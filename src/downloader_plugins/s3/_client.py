@@ -9,7 +9,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
 from downloader.storage import StorageError
-from downloader_plugins._s3_settings import ConnectionSettings, S3StorageSettings
+from downloader_plugins.s3._settings import ConnectionSettings, S3StorageSettings
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3 import S3Client

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile, parse_section
-from downloader_plugins import _tree
+from downloader_plugins.filesystem import _tree
 
 _WRITERS = 1
 """Batches of small files written at once. With one, what arrives meanwhile makes the next batch large:

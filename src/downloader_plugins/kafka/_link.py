@@ -20,9 +20,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 
-from downloader_plugins._kafka_reasons import NotConnected, connect_reason
-from downloader_plugins._kafka_session import Session
-from downloader_plugins._kafka_settings import KafkaSettings, split_server, ssl_context
+from downloader_plugins.kafka._reasons import NotConnected, connect_reason
+from downloader_plugins.kafka._session import Session
+from downloader_plugins.kafka._settings import KafkaSettings, split_server, ssl_context
 
 T = TypeVar("T")
 

@@ -21,11 +21,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
-from downloader_plugins._s3_client import Clients
-from downloader_plugins._s3_errors import PassingError, error_code, explain
-from downloader_plugins._s3_facts import user_metadata
-from downloader_plugins._s3_threads import Call, Threads
-from downloader_plugins._s3_uploads import Uploads
+from downloader_plugins.s3._client import Clients
+from downloader_plugins.s3._errors import PassingError, error_code, explain
+from downloader_plugins.s3._facts import user_metadata
+from downloader_plugins.s3._threads import Call, Threads
+from downloader_plugins.s3._uploads import Uploads
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef

@@ -21,7 +21,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from downloader.notify import Delivered, Payload, Rejected, Result, RetryLater
-from downloader_plugins._sqs_queue import Queue, deduplication_id, group_id, same_queue
+from downloader_plugins.sqs._queue import Queue, deduplication_id, group_id, same_queue
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_sqs import SQSClient
