@@ -8,7 +8,6 @@ resources close last. A timer outside of the event loop bounds the whole.
 from __future__ import annotations
 
 import gc
-import ipaddress
 import os
 import random
 import secrets
@@ -16,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +24,6 @@ from typing import Any
 
 import trio
 
-from downloader.api import ApiDeps, create_app, serve
 from downloader.config import Settings
 from downloader.errors import StoreUnavailable
 from downloader.fetch import Fetcher, disk_used_percent
@@ -56,6 +54,8 @@ RESERVE = 0.25
 EXIT_MARGIN_S = 0.3
 """The timer that ends a stop that hangs fires this much before the grace period is over."""
 
+Serve = Callable[..., Awaitable[None]]
+"""`serve_api` with all but its `task_status`."""
 
 LATE_S = 5.0
 """After a delivery was cancelled for taking too long, until it is told that it does not end."""
@@ -160,8 +160,9 @@ async def _run_with(
             fetcher = await stack.enter_async_context(open_downloads(settings, files, instance.rng))
         if "notifier" in roles:
             backends = await stack.enter_async_context(open_backends(settings, files.storage))
+        serve = _api_server(instance, sockets) if "api" in roles else None
         _spare_the_collector()
-        await _run_roles(instance, fetcher, backends, sockets, signals=signals, started=started)
+        await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
 
 
@@ -180,7 +181,7 @@ async def _run_roles(
     instance: Instance,
     fetcher: Fetcher | None,
     backends: Mapping[str, Notifier] | None,
-    sockets: Sequence[socket.socket],
+    serve: Serve | None,
     *,
     signals: _Signals,
     started: Callable[[], None],
@@ -201,8 +202,8 @@ async def _run_roles(
                 await roles.start(_run_worker, instance, worker)
             if "notifier" in instance.roles:
                 roles.start_soon(_reap, instance)
-            if "api" in instance.roles:
-                await roles.start(_run_api, instance, sockets)
+            if serve is not None:
+                await roles.start(_run_api, instance, serve)
             if "processor" not in instance.roles:
                 roles.start_soon(_stop_callbacks_with, instance)
             log.info(
@@ -319,39 +320,28 @@ async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str,
         await trio.sleep(interval_s)
 
 
-async def _run_api(
-    instance: Instance,
-    sockets: Sequence[socket.socket],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    settings = instance.settings
-    deps = ApiDeps(
+def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
+    from downloader.service._serve import serve_api  # noqa: PLC0415 - see that module's docstring
+
+    return partial(
+        serve_api,
+        sockets,
+        settings=instance.settings,
         store=instance.store,
-        settings=settings.api,
-        backends=frozenset(settings.backends),
-        callback_limit=settings.notifier.per_destination,
+        storage=instance.files.storage,
         ready=lambda: dict(instance.running),
         healthy=lambda: instance.gate.health.healthy() if instance.gate is not None else {},
-        files=instance.files.storage.local,
+        stop=instance.stop.wait,
+        grace_s=instance.grace_s * (1 - RESERVE),
     )
-    host, port = sockets[0].getsockname()[:2]
+
+
+async def _run_api(
+    instance: Instance, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     async with trio.open_nursery() as background:
         background.start_soon(_report, instance, "api", dict)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(
-                partial(
-                    serve,
-                    create_app(deps),
-                    sockets=sockets,
-                    stop=instance.stop.wait,
-                    grace_s=instance.grace_s * (1 - RESERVE),
-                )
-            )
-            log.info(Event.API_LISTENING, host=host, port=port)
-            if not settings.api.tokens and not ipaddress.ip_address(host).is_loopback:
-                log.warning(Event.API_OPEN, host=host, port=port)
-            task_status.started()
+        await serve(task_status=task_status)
         background.cancel_scope.cancel()
     await _leave(instance, "api")
 

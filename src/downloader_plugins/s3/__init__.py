@@ -53,7 +53,7 @@ async def open_s3(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
         maker = await threads.run(lambda _: _maker(settings))
         clients = await threads.run(lambda _: maker.clients(settings.region))
         region = clients.quick.meta.region_name
-        bucket = _bucket(
+        bucket = _as_storage(
             clients, settings.bucket, settings, region=region, threads=threads, uploads=Uploads()
         )
         await bucket.check()
@@ -103,7 +103,7 @@ class _Buckets:
         if not _REGION.fullmatch(region):
             raise StorageRefused(f"not an AWS region: {region!r}")
         clients = await self._clients_of(region)
-        return _bucket(
+        return _as_storage(
             clients, name, self._settings, region=region, threads=self._threads, uploads=self._uploads
         )
 
@@ -163,7 +163,7 @@ def _maker(settings: ConnectionSettings) -> Maker:
     return Maker(settings)
 
 
-def _bucket(
+def _as_storage(
     clients: Clients,
     name: str,
     settings: ConnectionSettings,
