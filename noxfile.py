@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import nox
 
 nox.needs_version = ">=2026.10"
@@ -22,8 +24,9 @@ def install(session: nox.Session, group: str | None = None, *options: str) -> No
 
 
 def pytest(session: nox.Session, *default: str) -> None:
-    """Run tests on a worker per core; what stands behind `--` replaces the default selection."""
-    spread = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")
+    """Run tests on more workers than cores, as many tests wait; `--` replaces the default selection."""
+    workers = min(8, (os.cpu_count() or 1) * 3 // 2)
+    spread = ("-n", str(max(2, workers)), "--dist", "worksteal")
     session.run("pytest", *spread, *(session.posargs or default))
 
 
@@ -47,10 +50,11 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test, on the embedded Valkey or on the server that DOWNLOADER_TEST_SERVER names.
 
-    The faults take minutes, and what they break is the same on every Python: one of them is enough.
+    The faults, and what runs the service for a plugin's sake, take minutes and break alike on every Python:
+    one of them is enough.
     """
     install(session, "test")
-    pytest(session, *(() if session.python == PYTHONS[0] else ("-m", "not fault")))
+    pytest(session, *(() if session.python == PYTHONS[0] else ("-m", "not fault and not plugin")))
 
 
 @nox.session

@@ -26,7 +26,7 @@ EXAMPLE = ROOT / "examples" / "downloader-redis-streams"
 VERSION = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 # Its dependencies come from a package index.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

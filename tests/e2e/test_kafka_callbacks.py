@@ -15,7 +15,7 @@ from servers.origin import Origin
 from servers.sink import Sink
 from servers.valkey import Valkey
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.plugin]
 
 FIELDS = {
     *("success", "error", "extra", "resource_url", "download_url", "job_id", "response_code", "delivered"),

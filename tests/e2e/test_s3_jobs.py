@@ -25,7 +25,7 @@ from servers.s3 import Front, open_front
 from servers.s3_disk import disk_process
 from servers.sink import Sink
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.plugin]
 
 MIB_BYTES = 1024 * 1024
 SHORT = {"connect_timeout": 1.0, "read_timeout": 1.0, "complete_timeout": 10.0, "part_size": "5MiB"}

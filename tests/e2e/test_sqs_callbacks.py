@@ -18,7 +18,7 @@ from servers.fleet import Fleet, job_for, open_fleet
 from servers.origin import Origin
 from servers.sink import Sink
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(120)]
 
 
 @pytest.fixture

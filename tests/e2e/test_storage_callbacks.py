@@ -14,7 +14,7 @@ from servers.origin import Origin
 from servers.s3 import keys, new_bucket
 from servers.sink import Sink
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(120)]
 
 TABLES: Tables = {"notifier": {"deletion_interval": 0.2}}
 STORAGE = {"DOWNLOADER_BACKENDS__STORAGE": "{}"}

@@ -20,7 +20,7 @@ from servers.origin import Origin
 from servers.sink import Sink
 from servers.valkey import Valkey
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
 KAFKA_TIMEOUT_S = 1.0
 

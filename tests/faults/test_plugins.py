@@ -17,7 +17,7 @@ from servers.sink import Sink
 from servers.stranger import install
 from servers.valkey import Valkey
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
 WAITING = 200
 """Callbacks for the bad backend, each to a destination of its own: no limit of one destination helps."""
@@ -138,7 +138,9 @@ async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, mode: str
 ) -> None:
     environ = install(folder / "stranger")
-    async with open_fleet(folder, server, bad(folder, mode)) as fleet:
+    # Deliveries have two leases' time, which is to be longer than the stop.
+    patient = merged(bad(folder, mode), {"notifier": {"lease": GRACE_S}})
+    async with open_fleet(folder, server, patient) as fleet:
         run = await fleet.start("run", environ=environ)
         await fleet.post_all([for_bad(origin, number) for number in range(3)])
         await asked(folder, 3)

@@ -20,7 +20,7 @@ from servers.s3 import Front, Rule, open_front
 from servers.sink import Sink
 from servers.valkey import Valkey
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
 RELEASED_S = 45.0
 """A job whose file our own storage did not take waits for up to 30 s."""

@@ -18,7 +18,7 @@ from servers.origin import Origin
 from servers.sink import Sink
 from servers.sqs_gate import Answer, Asked, Rule, SqsGate, always, error, hang, open_sqs_gate, response
 
-pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
 MISSING = "AWS.SimpleQueueService.NonExistentQueue"
 ATTEMPTS = 4

@@ -73,7 +73,7 @@ class Moto:
 
     def start(self) -> None:
         """Returns when it answers."""
-        words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        words = [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(self.port)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment(CREDENTIALS))
         deadline = time.monotonic() + START_S

@@ -40,7 +40,8 @@ STOP_S = 20.0
 
 LEASE_S = 3.0
 SWEEP_S = LEASE_S / 10
-GRACE_S = 4.0
+GRACE_S = 7.0
+"""An eighth of it is for handing back, less what the exit needs: half a second, for a busy machine."""
 
 SLACK_S = 5.0
 """What a busy machine may add: who waits for a poll or for nothing at all takes longer still."""
