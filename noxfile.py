@@ -50,11 +50,11 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test, on the embedded Valkey or on the server that DOWNLOADER_TEST_SERVER names.
 
-    The faults, and what runs the service for a plugin's sake, take minutes and break alike on every Python:
-    one of them is enough.
+    The slow ones, which start processes, break alike on every Python: one of them is enough here, and CI has
+    another run those that need a store.
     """
     install(session, "test")
-    pytest(session, *(() if session.python == PYTHONS[0] else ("-m", "not fault and not plugin")))
+    pytest(session, *(() if session.python == PYTHONS[0] else ("-m", "not slow")))
 
 
 @nox.session

@@ -17,7 +17,7 @@ from servers.valkey_groups import cluster_of_three
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-IDLE_START_S = 1.0
+IDLE_START_S = 2.0
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from servers.valkey import Valkey
 
 pytestmark = pytest.mark.slow
 
-IDLE_START_S = 1.0
+IDLE_START_S = 2.0
 """Far below the 5 s after which an instance looks by itself, and enough for a busy machine."""
 
 

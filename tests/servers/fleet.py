@@ -40,11 +40,15 @@ STOP_S = 20.0
 
 LEASE_S = 3.0
 SWEEP_S = LEASE_S / 10
-GRACE_S = 7.0
+GRACE_S = 6.0
 """An eighth of it is for handing back, less what the exit needs: half a second, for a busy machine."""
 
 SLACK_S = 5.0
 """What a busy machine may add: who waits for a poll or for nothing at all takes longer still."""
+
+ASIDE_S, ASIDE_MAX_S = 0.5, 2.0
+"""How much later callbacks may come, in the middle and at the most, beside a destination that is in trouble:
+those that wait for it are held for seconds. The numbers themselves are printed."""
 
 RECOVERY_S = LEASE_S + SWEEP_S + SLACK_S
 """From a process's death until somebody else has its work."""
