@@ -10,9 +10,39 @@ import pytest
 from downloader.config import RedisSettings
 from downloader.store._loop import asyncio_loop
 from downloader.store._store import RedisStore, open_store
+from servers.aws import Moto
+from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey
 
 _prefixes = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def aws() -> Iterator[Moto]:
+    """The test worker's AWS."""
+    with Moto() as server:
+        yield server
+
+
+@pytest.fixture
+def moto(aws: Moto) -> Iterator[Moto]:
+    """It, without anything in it; a test may do to it what it likes."""
+    aws.reset()
+    yield aws
+    aws.revive()
+
+
+@pytest.fixture
+async def front(moto: Moto) -> AsyncIterator[Front]:
+    """A front before it that does what a test says."""
+    async with open_front(moto) as running:
+        yield running
+
+
+@pytest.fixture
+def bucket(moto: Moto) -> str:
+    """An empty bucket there."""
+    return new_bucket(moto)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.fleet import Fleet, Running, job_for, open_fleet, say
 from servers.origin import Exchange, Origin, respond
-from servers.s3 import Front, open_front
+from servers.s3 import Front
 from servers.s3_disk import disk_process
 from servers.sink import Sink
 
@@ -29,18 +28,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.plugin]
 
 MIB_BYTES = 1024 * 1024
 SHORT = {"connect_timeout": 1.0, "read_timeout": 1.0, "complete_timeout": 10.0, "part_size": "5MiB"}
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Moto]:
-    with Moto() as running:
-        yield running
-
-
-@pytest.fixture
-async def front(moto: Moto) -> AsyncIterator[Front]:
-    async with open_front(moto) as running:
-        yield running
 
 
 def own_bucket(name: str, url: str, **more: Any) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,6 @@ from servers.origin import Origin
 from servers.sink import Sink
 
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(120)]
-
-
-@pytest.fixture
-def moto() -> Iterator[Moto]:
-    with Moto() as running:
-        yield running
 
 
 @asynccontextmanager

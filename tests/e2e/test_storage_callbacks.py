@@ -49,20 +49,19 @@ async def test_the_payload_stands_beside_the_files(folder: Path, origin: Origin)
         assert found == {f"callbacks/done/{good}.json", f"callbacks/failed/{bad}.json"}
 
 
-async def test_the_payload_stands_in_the_bucket(folder: Path, origin: Origin) -> None:
-    with Moto() as moto:
-        bucket = new_bucket(moto)
-        own = {"type": "s3", "bucket": bucket, "prefix": "p", "region": REGION, "endpoint_url": moto.url}
-        async with open_fleet(folder, None, {"processor.filestorage": own}) as fleet:
-            run = await fleet.start("run", environ={**CREDENTIALS, **STORAGE})
-            job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "done", callback_type="storage"))
-            await run.event("callback.delivered", job_id=job_id)
-            found = moto.s3.get_object(Bucket=bucket, Key=f"p/done/{job_id}.json")
-            payload = json.loads(found["Body"].read())
-            assert found["ContentType"] == "application/json"
-            assert (payload["job_id"], payload["success"], payload["size"]) == (job_id, True, 10)
-            assert sorted(keys(moto, bucket)) == sorted([f"p/done/{job_id}.json", f"p/{job_id[:3]}/{job_id}"])
-            await fleet.stop_all()
+async def test_the_payload_stands_in_the_bucket(folder: Path, origin: Origin, moto: Moto) -> None:
+    bucket = new_bucket(moto)
+    own = {"type": "s3", "bucket": bucket, "prefix": "p", "region": REGION, "endpoint_url": moto.url}
+    async with open_fleet(folder, None, {"processor.filestorage": own}) as fleet:
+        run = await fleet.start("run", environ={**CREDENTIALS, **STORAGE})
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "done", callback_type="storage"))
+        await run.event("callback.delivered", job_id=job_id)
+        found = moto.s3.get_object(Bucket=bucket, Key=f"p/done/{job_id}.json")
+        payload = json.loads(found["Body"].read())
+        assert found["ContentType"] == "application/json"
+        assert (payload["job_id"], payload["success"], payload["size"]) == (job_id, True, 10)
+        assert sorted(keys(moto, bucket)) == sorted([f"p/done/{job_id}.json", f"p/{job_id[:3]}/{job_id}"])
+        await fleet.stop_all()
 
 
 async def test_failures_alone_may_go_to_the_storage(folder: Path, origin: Origin, sink: Sink) -> None:

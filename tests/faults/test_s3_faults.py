@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.fleet import GRACE_S, LEASE_S, Fleet, History, Running, job_for, open_fleet
 from servers.origin import Origin, respond
-from servers.s3 import Front, Rule, open_front
+from servers.s3 import Front, Rule
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -59,23 +59,6 @@ BUCKETS: Mapping[str, tuple[str, Rule]] = {
     "part-404": ("UploadPart", s3.answer(s3.error(404, "NoSuchBucket"))),
 }
 """These are tried again if the bucket is our own, and final if it is a caller's."""
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Moto]:
-    with Moto() as running:
-        yield running
-
-
-@pytest.fixture
-async def front(moto: Moto) -> AsyncIterator[Front]:
-    async with open_front(moto) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(moto: Moto) -> str:
-    return s3.new_bucket(moto)
 
 
 class S3History(History):

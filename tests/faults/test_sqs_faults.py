@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,9 @@ ATTEMPTS = 4
 """The first one, and one for each delay of the tests' schedule."""
 
 
-@pytest.fixture
-def moto() -> Iterator[Moto]:
-    with Moto() as running:
-        running.sqs.create_queue(QueueName="jobs")
-        yield running
+@pytest.fixture(autouse=True)
+def queue(moto: Moto) -> None:
+    moto.sqs.create_queue(QueueName="jobs")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,11 +82,9 @@ class TestS3(StorageContract):
 
     moto: Moto
 
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def server(cls) -> Iterator[None]:
-        with Moto() as cls.moto:
-            yield
+    @pytest.fixture(autouse=True)
+    def _server(self, moto: Moto) -> None:
+        self.moto = moto
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[StoragePeer]:

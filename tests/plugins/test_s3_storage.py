@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,30 +19,13 @@ from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3._bucket import Bucket
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
-from servers.s3 import Front, open_front
+from servers.s3 import Front
 
 pytestmark = pytest.mark.slow
 
 KEY = "NSb/NSb4FOAs9fVaQw"
 MIB_BYTES = 1024 * 1024
 LARGE_BYTES = 12 * MIB_BYTES + 1
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[Moto]:
-    with Moto() as running:
-        yield running
-
-
-@pytest.fixture
-async def front(moto: Moto) -> AsyncIterator[Front]:
-    async with open_front(moto) as running:
-        yield running
-
-
-@pytest.fixture
-def bucket(moto: Moto) -> str:
-    return s3.new_bucket(moto)
 
 
 @pytest.fixture(autouse=True)

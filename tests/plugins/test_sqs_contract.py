@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,11 +80,9 @@ class _Contract(NotifierContract):
     moto: Moto
     suffix = ""
 
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def server(cls) -> Iterator[None]:
-        with Moto() as cls.moto:
-            yield
+    @pytest.fixture(autouse=True)
+    def _server(self, moto: Moto) -> None:
+        self.moto = moto
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:

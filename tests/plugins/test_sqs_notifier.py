@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -25,18 +25,6 @@ pytestmark = pytest.mark.slow
 KEYS = {"access_key_id": "testing", "secret_access_key": "a-secret-of-tests"}
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
 MISSING = "AWS.SimpleQueueService.NonExistentQueue"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Moto]:
-    with Moto() as running:
-        yield running
-
-
-@pytest.fixture
-def moto(server: Moto) -> Moto:
-    server.reset()
-    return server
 
 
 @pytest.fixture

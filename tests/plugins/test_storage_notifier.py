@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -243,11 +243,9 @@ class S3Peer(NotifierPeer):
 class TestStorageNotifierOnS3(NotifierContract):
     moto: Moto
 
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def server(cls) -> Iterator[None]:
-        with Moto() as cls.moto:
-            yield
+    @pytest.fixture(autouse=True)
+    def _server(self, moto: Moto) -> None:
+        self.moto = moto
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:

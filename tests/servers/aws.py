@@ -101,6 +101,13 @@ class Moto:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
+    def revive(self) -> None:
+        """Have it answer, whatever has been done to it."""
+        self.thaw()
+        assert self.process is not None
+        if self.process.poll() is not None:
+            self.start()
+
     def reset(self) -> None:
         """Forget all buckets, queues and messages."""
         request = urllib.request.Request(f"{self.url}/moto-api/reset", method="POST")
