@@ -274,10 +274,11 @@ def shard_of(job_id: str, shards: int) -> int:
 def callback_group(callback_type: str, destination: str) -> str:
     """The group that bounds callbacks to one destination: for URLs their origin, else the destination.
 
-    So a dead host holds up its own callbacks only, whatever paths they go to. Never raises.
+    So a dead host holds up its own callbacks only, whatever paths they go to. All queues of a broker have one
+    host: one that is missing must not hold up the others. Never raises.
     """
     scheme, mark, rest = destination.partition("://")
-    if mark:
+    if mark and callback_type not in _BROKERS:
         # By hand, as `urlsplit` raises for some that can be called, such as a `[` in the password.
         authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
         destination = f"{scheme}://{authority.rpartition('@')[2]}".lower()
