@@ -278,10 +278,11 @@ def callback_group(callback_type: str, destination: str) -> str:
     host: one that is missing must not hold up the others. Never raises.
     """
     scheme, mark, rest = destination.partition("://")
-    if mark and callback_type not in _BROKERS:
+    if mark:
         # By hand, as `urlsplit` raises for some that can be called, such as a `[` in the password.
         authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
-        destination = f"{scheme}://{authority.rpartition('@')[2]}".lower()
+        queue = rest[len(authority) :] if callback_type in _BROKERS else ""
+        destination = f"{scheme}://{authority.rpartition('@')[2]}".lower() + queue
     return f"{callback_type} {destination}"[:256]
 
 

@@ -85,7 +85,7 @@ def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
         ("storage", "a://[b", "storage a://[b"),
         ("kafka", "topic", "kafka topic"),
         ("sqs", "aws.com/sqs/name", "sqs aws.com/sqs/name"),
-        ("sqs", "https://sqs.test/1/name", "sqs https://sqs.test/1/name"),
+        ("sqs", "https://u:p@SQS.test/1/Name", "sqs https://sqs.test/1/Name"),
     ],
 )
 def test_callbacks_to_one_host_share_a_group(kind: str, destination: str, group: str) -> None:
