@@ -8,7 +8,7 @@ import math
 import os
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -43,8 +43,8 @@ _PAUSES_S = (0.2, 1.0)
 """Before the second and third try at one request: S3 is known to answer 500 or 503 now and then, and a large
 file should not be fetched again for it. With jitter."""
 
-_CLEANUP_S = 0.5
-"""How long a failure or a cancel waits for its upload to be aborted: a stop has no more. The request goes on
+_CLEANUP_S, _HURRIED_CLEANUP_S = 10.0, 0.5
+"""How long a failure, and a cancel, wait for an upload to be aborted: a stop has no more. The request goes on
 in its thread; and what is left after all is found by its key when the job is tried again."""
 
 _READ_BYTES = 256 * 1024
@@ -111,6 +111,19 @@ class _Slice:
 
 def _md5(data: bytes = b"") -> Any:
     return hashlib.md5(data, usedforsecurity=False)  # against damage on the way, as S3 defines it
+
+
+async def _clean_up(abort: Callable[[], Awaitable[None]]) -> None:
+    """Abort what was begun, patiently after a failure, and in haste once there is a cancel."""
+    hurried = True
+    try:
+        with trio.move_on_after(_CLEANUP_S):
+            await abort()
+        hurried = False
+    finally:
+        if hurried:
+            with trio.move_on_after(_HURRIED_CLEANUP_S, shield=True):
+                await abort()
 
 
 class _Part(NamedTuple):
@@ -231,8 +244,7 @@ class Bucket:
                 etags = await self._send_parts(key, upload, body.size, path)
                 await self._tried(lambda _: self._complete(key, upload, etags, body))
             except BaseException:
-                with trio.move_on_after(_CLEANUP_S, shield=True):
-                    await self._abort_upload(key, upload)
+                await _clean_up(partial(self._abort_upload, key, upload))
                 raise
 
     async def _begun(self, key: str, facts: Mapping[str, Any]) -> str:
@@ -240,8 +252,7 @@ class Bucket:
             return await self._tried(lambda _: self._begin(key, facts))
         except BaseException:
             # Begun perhaps, and its answer lost.
-            with trio.move_on_after(_CLEANUP_S, shield=True):
-                await self._abort_uploads_of(key)
+            await _clean_up(partial(self._abort_uploads_of, key))
             raise
 
     async def _send_parts(self, key: str, upload: str, size: int, path: Path) -> list[str]:
