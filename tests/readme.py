@@ -123,6 +123,8 @@ def walk(folder: Path, logs: Path) -> None:
 
 
 def main() -> None:
+    # A shell that starts us in the background has it ignored, and what we start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="downloader-readme-") as name:
         folder, logs = Path(name, "clone"), Path(name, "logs")
         logs.mkdir()
