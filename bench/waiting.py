@@ -18,10 +18,7 @@ from bench._check import FILE_BYTES
 from bench.origin import content
 from downloader.config import RedisSettings
 from downloader.model import FileFacts, JobSpec, Kind, Outcome, Verdict, callback_group
-from downloader.store import CallbackPlan, JobStore, Submission
-from downloader.store._embedded import embedded_valkey
-from downloader.store._loop import asyncio_loop
-from downloader.store._store import open_store
+from downloader.store import CallbackPlan, JobStore, Submission, asyncio_loop, embedded_valkey, open_store
 
 _BATCH = 64
 _LEASE_S = 60.0

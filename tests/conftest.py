@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from downloader.config import RedisSettings
-from downloader.store._loop import asyncio_loop
-from downloader.store._store import RedisStore, open_store
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import RedisStore, open_store
 from servers.aws import Moto
 from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey

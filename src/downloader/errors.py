@@ -11,7 +11,7 @@
     └── StorageError               a storage could not take or delete a file
         └── StorageRefused         final: the bucket is missing or forbidden
 
-Those of one part live in it: `EgressRefused`, `NameNotResolved` and `TlsFailed` in `downloader.egress`, and
+Those of one part live in it: `EgressRefused`, `NameNotResolved` and `TlsFailed` in `downloader.net`, and
 how an attempt can fail (an exception for each row of the contract's table) in `downloader.fetch`.
 """
 

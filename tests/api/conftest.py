@@ -11,9 +11,11 @@ import httpx2
 import pytest
 import trio
 
-from downloader.api import ApiDeps, Limits, Pace, create_app, serve
+from downloader.api import ApiDeps, create_app, serve
+from downloader.api.events import Pace
+from downloader.api.shared import Limits
 from downloader.config import ApiSettings
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving
 
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from pydantic import SecretStr
 
-from downloader.api._auth import destination_globs, text_globs
+from downloader.api.auth import destination_globs, text_globs
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile

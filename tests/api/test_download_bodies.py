@@ -11,11 +11,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from downloader.api._intake import MAX_BATCH, MAX_WAITING, Intake
+from downloader.api.intake import MAX_BATCH, MAX_WAITING, Intake
 from downloader.config import RedisSettings
 from downloader.model import JobSpec, State
 from downloader.store import Accepted, StoreUnavailable, Submission
-from downloader.store._store import RedisStore, open_store
+from downloader.store.redis_store import RedisStore, open_store
 from servers.api import JOB, Served, Serving
 from servers.valkey import Valkey
 

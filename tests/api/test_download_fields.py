@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
-from downloader.api._fields import parse_job
-from downloader.api._problems import Refused
-from downloader.api._urls import check_url
+from downloader.api.fields import parse_job
+from downloader.api.problems import Refused
+from downloader.api.urls import check_url
 from downloader.model import JobSpec
 
 JOB: dict[str, Any] = {

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import trio
 
-from downloader.api import Limits, Pace
+from downloader.api.events import Pace
+from downloader.api.shared import Limits
 from downloader.config import ApiSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Outcome, Verdict
 from downloader.store import Load, Submission
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving, read_to_end
 from servers.jobs import spec_for
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from downloader.api import Limits
+from downloader.api.shared import Limits
 from downloader.storage import StoredFile
 from servers.api import JOB, Served, Serving, read_to_end
 

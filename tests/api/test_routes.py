@@ -12,7 +12,7 @@ import pytest
 from downloader.config import ApiSettings
 from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict, callback_group
 from downloader.store import CallbackPlan, JobStore
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.api import JOB, Served, Serving
 
 FAILED = Outcome(

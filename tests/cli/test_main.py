@@ -3,7 +3,7 @@
 import pytest
 
 from downloader.cli import _failed, make_app
-from downloader.cli._help import COMMANDS
+from downloader.cli.help import COMMANDS
 from downloader.errors import ConfigError, PluginError, StoreUnavailable
 
 

@@ -15,9 +15,9 @@ import trio
 from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Submission
-from downloader.store._loop import asyncio_loop
-from downloader.store._scripts import load_scripts
-from downloader.store._store import open_store
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import open_store
+from downloader.store.scripts import load_scripts
 from servers.fault_proxy import FaultProxy, open_fault_proxy
 from servers.fleet import GRACE_S, LEASE_S, SWEEP_S, History, Running, job_for, open_fleet
 from servers.jobs import spec_for

@@ -18,7 +18,7 @@ import trio
 
 from downloader.errors import ConfigError
 from downloader.fetch import disk_used_percent
-from downloader.fetch._spool import open_spool
+from downloader.fetch.spool import open_spool
 from downloader.model import ErrorCode, Verdict
 from servers.lab import Lab, open_lab
 from servers.origin import Origin, body_of
@@ -62,7 +62,7 @@ async def test_the_folder_of_a_crashed_instance_is_swept_and_a_living_ones_is_no
     script = f"""
 import os, signal, trio
 from pathlib import Path
-from downloader.fetch._spool import open_spool
+from downloader.fetch.spool import open_spool
 async def main():
     async with open_spool(Path({str(tmp_path)!r})) as spool:
         for _ in range(3):
@@ -192,7 +192,7 @@ FETCH = """
 import random, sys, trio
 from pathlib import Path
 from downloader.config import ProcessorSettings
-from downloader.egress import EgressPolicy
+from downloader.net import EgressPolicy
 from downloader.fetch import open_fetcher
 from downloader.model import JobSpec, Kind, Lease
 from downloader_plugins.filesystem import open_filesystem

@@ -12,7 +12,7 @@ import trio
 import trustme
 
 from downloader.notify import Delivered, Notifier, RetryLater
-from downloader_plugins.http._client import Limits
+from downloader_plugins.http.client import Limits
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
 
 

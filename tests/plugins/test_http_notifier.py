@@ -21,7 +21,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Notifier, Rejected, RetryLater
 from downloader_plugins.http import open_http
-from downloader_plugins.http._client import Limits
+from downloader_plugins.http.client import Limits
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -14,7 +14,7 @@ import trustme
 
 from downloader.errors import PluginError
 from downloader_plugins.kafka import open_kafka
-from downloader_plugins.kafka._settings import KafkaSettings, read_section, split_server, ssl_context
+from downloader_plugins.kafka.settings import KafkaSettings, read_section, split_server, ssl_context
 
 SERVERS = {"bootstrap_servers": "127.0.0.1:9092"}
 SECRET = "hunter2-hunter2"

@@ -16,7 +16,7 @@ import trio
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
-from downloader_plugins.s3._bucket import Bucket
+from downloader_plugins.s3.bucket import Bucket
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.s3 import Front

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from downloader.errors import PluginError
 from downloader.storage import StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
-from downloader_plugins.s3._errors import PassingError, explain
-from downloader_plugins.s3._facts import MAX_METADATA_BYTES, user_metadata
-from downloader_plugins.s3._settings import AddressingStyle, object_url
+from downloader_plugins.s3.errors import PassingError, explain
+from downloader_plugins.s3.facts import MAX_METADATA_BYTES, user_metadata
+from downloader_plugins.s3.settings import AddressingStyle, object_url
 
 
 def test_services_without_s3_do_not_import_boto3() -> None:

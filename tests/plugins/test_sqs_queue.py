@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downloader_plugins.sqs._queue import (
+from downloader_plugins.sqs.queue import (
     BadDestination,
     Endpoints,
     Queue,

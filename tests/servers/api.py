@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import trio
 
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 
 JOB: dict[str, Any] = {
     "aggr_id": "example.org",

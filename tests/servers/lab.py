@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from downloader.config import ProcessorSettings
-from downloader.egress import EgressPolicy
-from downloader.fetch import BucketOpener, Fetcher, open_fetcher
+from downloader.fetch import Fetcher, open_fetcher
+from downloader.fetch.attempt import BucketOpener
 from downloader.model import JobSpec, Kind, Lease, Outcome
+from downloader.net import EgressPolicy
 from downloader.storage import Storage
 from downloader_plugins.filesystem import open_filesystem
 

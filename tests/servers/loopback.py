@@ -11,7 +11,7 @@ import pytest
 import trio
 import trustme
 
-from downloader.egress import (
+from downloader.net import (
     NameNotResolved,
 )
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import trio
 
-from downloader.egress import EgressPolicy
+from downloader.net import EgressPolicy
 from downloader.notify import Notifier, Payload, use_egress
 from downloader_plugins.http import open_http
-from downloader_plugins.http._client import Limits
+from downloader_plugins.http.client import Limits
 
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true,"extra":"\\u00fc"}')
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from downloader.model import State
-from downloader.store._keys import KEYS, LAYOUT_VERSION, Key, Keys, lua_key_functions
-from downloader.store._scripts import Script, load_scripts
+from downloader.store.keys import KEYS, LAYOUT_VERSION, Key, Keys, lua_key_functions
+from downloader.store.scripts import Script, load_scripts
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = load_scripts()

@@ -8,8 +8,8 @@ import trio
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
 from downloader.store import Accepted, Submission
-from downloader.store._loop import asyncio_loop
-from downloader.store._store import open_store
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey, free_port
 

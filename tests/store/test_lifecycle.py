@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
 from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.jobs import spec_for
 
 OK = Outcome(

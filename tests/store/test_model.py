@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from downloader.config import RedisSettings
 from downloader.model import Delivery, ErrorCode, Kind, Lease, Outcome, State, Verdict
 from downloader.store import CallbackPlan, RetryAnswer, Settled, Submission
-from downloader.store._loop import asyncio_loop
-from downloader.store._store import RedisStore, open_store
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
 

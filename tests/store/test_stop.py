@@ -10,9 +10,9 @@ import trio
 
 from downloader.model import FileFacts, Kind, Lease, Outcome, Verdict
 from downloader.scheduler import Stop, Wake, Workload, download_settler, run_workload
-from downloader.scheduler._settle import End
+from downloader.scheduler.settle import End
 from downloader.store import Submission
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.jobs import spec_for
 
 

@@ -28,8 +28,8 @@ from downloader.store import (
     Submission,
     TaskView,
 )
-from downloader.store._load import counts, merged
-from downloader.store._store import RedisStore
+from downloader.store.load import counts, merged
+from downloader.store.redis_store import RedisStore
 from servers.jobs import spec_for
 
 OK = Outcome(

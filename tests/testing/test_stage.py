@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from downloader.errors import PluginError
-from downloader.testing._stage import Stage, Times, check_line, only_cause, play
+from downloader.testing.stage import Stage, Times, check_line, only_cause, play
 
 TIMES = Times(answer_s=0.2, cancel_s=0.1, recover_s=0.2, settle_s=0.2, limit_s=20.0)
 

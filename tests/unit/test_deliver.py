@@ -21,8 +21,8 @@ from downloader.model import (
     Verdict,
 )
 from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
-from downloader.notify._deliver import deliver
-from downloader.notify._health import SHORTEST_S, UNHEALTHY_AFTER, HealthBook
+from downloader.notify.delivery import deliver
+from downloader.notify.health import SHORTEST_S, UNHEALTHY_AFTER, HealthBook
 
 SPEC = JobSpec(
     id="6QEywYsd0jrKAg",

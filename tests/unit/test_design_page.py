@@ -7,8 +7,8 @@ import tomllib
 from pathlib import Path
 
 from downloader.model import POISON_CRASHES
-from downloader.scheduler._loop import LOOK_S
-from downloader.service._instance import RESERVE
+from downloader.scheduler.loop import LOOK_S
+from downloader.service.instance import RESERVE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/design/index.md").read_text("utf-8")

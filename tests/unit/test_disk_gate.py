@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from downloader.service._disk import LOOK_S, DiskGate
+from downloader.service.disk import LOOK_S, DiskGate
 
 
 class Disk:

@@ -11,7 +11,7 @@ import httpcore2
 import pytest
 import trio
 
-from downloader.egress import (
+from downloader.net import (
     EgressPolicy,
     EgressRefused,
     GuardedBackend,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downloader.egress import EgressPolicy, EgressRefused
-from downloader.egress._policy import METADATA, is_canonical, is_local_name, normal_host, parse_literal
+from downloader.net import EgressPolicy, EgressRefused
+from downloader.net.policy import METADATA, is_canonical, is_local_name, normal_host, parse_literal
 
 PUBLIC_ONLY = EgressPolicy.parse(setting="egress.downloads")
 

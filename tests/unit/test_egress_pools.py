@@ -9,7 +9,7 @@ import pytest
 import trio
 import trustme
 
-from downloader.egress import (
+from downloader.net import (
     EgressPolicy,
     EgressRefused,
     GuardedBackend,

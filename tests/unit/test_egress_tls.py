@@ -13,7 +13,7 @@ import pytest
 import trio
 import trustme
 
-from downloader.egress import (
+from downloader.net import (
     EgressPolicy,
     GuardedBackend,
     TlsFailed,

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from downloader.notify._health import (
+from downloader.notify.health import (
     JITTER,
     LONGEST_S,
     SHORTEST_S,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from downloader.fetch._content import image_size, sniff_mime
+from downloader.content import image_size, sniff_mime
 
 SIZES = [(1, 1), (2, 3), (70, 45), (255, 256), (300, 1), (1, 300)]
 

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data.mime_samples import samples
-from downloader.fetch._content import SNIFF_BYTES, sniff_mime
-from downloader.fetch._signatures import by_signature
-from downloader.media_types import same_types
+from downloader.content import SNIFF_BYTES, sniff_mime
+from downloader.content.media_types import same_types
+from downloader.content.signatures import by_signature
 
 DEVIATIONS = {
     "ppt": ("application/vnd.ms-powerpoint", "libmagic wants the summary stream that this small file lacks"),

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from downloader.api import _fields
-from downloader.cli._help import COMMANDS
+from downloader.api import fields
+from downloader.cli.help import COMMANDS
+from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.events import Event
-from downloader.settings import known_keys
 
 ROOT = Path(__file__).parents[2]
-API = Path(_fields.__file__).parent
+API = Path(fields.__file__).parent
 
 CODE = re.compile(
     r"(?:code=|PydanticCustomError\(\s*|bad_request\(|unavailable\("
@@ -29,7 +29,7 @@ def page(name: str) -> str:
 
 
 def problem_codes() -> set[str]:
-    found = set(_fields._CODES.values())
+    found = set(fields._CODES.values())
     for module in API.glob("*.py"):
         found.update(CODE.findall(module.read_text("utf-8")))
     return found
@@ -46,7 +46,7 @@ def test_each_problem_code_is_on_the_api_page(code: str) -> None:
     assert f"`{code}`" in page("api.md")
 
 
-@pytest.mark.parametrize("field", _fields.DownloadRequest.model_fields)
+@pytest.mark.parametrize("field", fields.DownloadRequest.model_fields)
 def test_each_field_of_a_job_is_on_the_api_page(field: str) -> None:
     assert re.search(rf"^\|.*`{field}`.*\|.*\|$", page("api.md"), re.MULTILINE)
 

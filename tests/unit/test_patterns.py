@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from downloader.media_types import ALIAS_GROUPS, MAX_PATTERN_CHARS, MimePatterns, same_types
+from downloader.content.media_types import ALIAS_GROUPS, MAX_PATTERN_CHARS, MimePatterns, same_types
 
 
 def accepts(patterns: str, mime: str) -> bool:

@@ -17,8 +17,8 @@ from pydantic.fields import FieldInfo
 
 from downloader_plugins.filesystem import FilesystemSettings
 from downloader_plugins.http import HttpSettings
-from downloader_plugins.kafka._settings import KafkaSettings
-from downloader_plugins.s3._settings import BucketsSettings, S3StorageSettings
+from downloader_plugins.kafka.settings import KafkaSettings
+from downloader_plugins.s3.settings import BucketsSettings, S3StorageSettings
 from downloader_plugins.sqs import SqsSettings
 from downloader_plugins.storage import StorageNotifierSettings
 

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from downloader.config import load_settings, redacted
 from downloader.observe.redact import redact_url
-from downloader.redaction import redacted
-from downloader.settings import load_settings
 
 CANARY = "hunter2hunter2hunter2"
 

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Payload
-from downloader.notify._registry import PluginHasEnded, open_notifiers
-from downloader.registry import (
+from downloader.notify.opening import PluginHasEnded, open_notifiers
+from downloader.plugins import (
     CLOSING_S,
     NOTIFIERS,
     STORAGES,
@@ -23,7 +23,7 @@ from downloader.registry import (
     load_factory,
     opening_failed,
 )
-from downloader.storage._registry import open_storage
+from downloader.storage.opening import open_storage
 
 MODULE = """
     from contextlib import asynccontextmanager

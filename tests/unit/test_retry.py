@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downloader.fetch._errors import Treatment
-from downloader.fetch._retry import (
+from downloader.fetch.errors import Treatment
+from downloader.fetch.retry import (
     MAX_BACKOFF_S,
     MAX_RETRY_AFTER_S,
     RELEASE_MAX_S,

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretStr
 
-from downloader.config import Settings, TokenSettings, with_default_backend
+from downloader.config import (
+    Settings,
+    TokenSettings,
+    allow_also,
+    load_settings,
+    redacted,
+    with_default_backend,
+)
+from downloader.config.read import known_keys
 from downloader.errors import ConfigError
-from downloader.redaction import redacted
-from downloader.settings import allow_also, known_keys, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
 

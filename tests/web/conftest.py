@@ -10,7 +10,7 @@ import trio
 
 from downloader.api import ApiDeps, create_app, serve
 from downloader.config import ApiSettings
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.fleet_fixtures import folder, origin, server, sink
 
 __all__ = ["folder", "origin", "server", "sink"]

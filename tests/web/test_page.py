@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from downloader.model import Kind
 from downloader.store import Submission
-from downloader.store._store import RedisStore
+from downloader.store.redis_store import RedisStore
 from servers.browser import SEE_MS, Seen, browse, meanwhile
 from servers.fleet import job_for, open_fleet
 from servers.jobs import spec_for

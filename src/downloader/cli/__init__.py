@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from downloader.cli._help import COMMANDS, EPILOGUE, SUMMARY
+from downloader.cli.help import COMMANDS, EPILOGUE, SUMMARY
 from downloader.errors import ConfigError, DownloaderError
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from downloader.cli._flags import Config, Json
-from downloader.cli._settings import load
+from downloader.cli.flags import Config, Json
+from downloader.cli.settings import load
 from downloader.config import with_default_backend
-from downloader.observe.logging import configure, escape
-from downloader.service.doctor import Finding, State, diagnose
+from downloader.observe import configure, escape
+from downloader.service import Finding, State, diagnose
 
 _STYLES = {State.OK: "green", State.FAILED: "bold red", State.NOTE: "yellow"}
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli._flags import Json
-from downloader.cli._report import open_report
+from downloader.cli.flags import Json
+from downloader.cli.report import open_report
 from downloader.config import Settings
+from downloader.content import MimePatterns
 from downloader.errors import ConfigError
-from downloader.media_types import MimePatterns
-from downloader.observe.logging import configure
+from downloader.observe import configure
 from downloader.oneshot import FetchRequest, OutputFolder, check_url, open_output
 
 LIMIT = 4
@@ -55,7 +55,7 @@ def fetch(
     if not requests:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
     with open_output(output) as folder, tempfile.TemporaryDirectory(prefix="downloader-") as data_dir:
-        from downloader.service.fetch import fetch_files  # noqa: PLC0415 - after the checks, which need no network
+        from downloader.service import fetch_files  # noqa: PLC0415 - after the checks, which need no network
 
         configure(form="auto", level="error")
         with open_report(len(requests), folder=folder, as_json_lines=json_) as report:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 
-from downloader.cli._flags import Config, Json
+from downloader.cli.flags import Config, Json
 
 # The settings bring pydantic and trio along, rich takes its time too: neither is for `version` to wait for,
 # so the commands import them.
@@ -22,8 +22,8 @@ def plugins(*, config: Config = None, json_: Json = False) -> None:
         config: Configuration file (TOML).
         json_: Print a JSON array instead of a table.
     """
-    from downloader.cli._plugins import list_plugins, show_plugins  # noqa: PLC0415 - see the top of the module
-    from downloader.cli._settings import load  # noqa: PLC0415 - as above
+    from downloader.cli.plugin_list import list_plugins, show_plugins  # noqa: PLC0415 - see the top of the module
+    from downloader.cli.settings import load  # noqa: PLC0415 - as above
 
     rows, problem = list_plugins(load(config))
     if json_:
@@ -43,8 +43,8 @@ def config(*, config: Config = None) -> None:
     """
     import tomli_w  # noqa: PLC0415 - see the top of the module
 
-    from downloader.cli._settings import load  # noqa: PLC0415 - as above
-    from downloader.redaction import redacted  # noqa: PLC0415 - as above
+    from downloader.cli.settings import load  # noqa: PLC0415 - as above
+    from downloader.config import redacted  # noqa: PLC0415 - as above
 
     sys.stdout.write(tomli_w.dumps(redacted(load(config))))
 

@@ -8,12 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli._flags import Config, Host, Port
-from downloader.cli._settings import load
-from downloader.config import Settings, with_default_backend
-from downloader.observe.events import Event
-from downloader.observe.logging import configure, get_logger
-from downloader.settings import allow_also
+from downloader.cli.flags import Config, Host, Port
+from downloader.cli.settings import load
+from downloader.config import Settings, allow_also, with_default_backend
+from downloader.observe import Event, configure, get_logger
 
 
 def run(
@@ -79,7 +77,7 @@ def notifier(*, config: Config = None) -> None:
 
 def _serve(settings: Settings, *roles: str, processes: int = 1) -> None:
     """Run until a signal ends it."""
-    from downloader.service.run import run_service  # noqa: PLC0415 - after the settings: a wrong key needs no network
+    from downloader.service import run_service  # noqa: PLC0415 - after the settings: a wrong key needs no network
 
     configure(form=settings.log.format, level=settings.log.level)
     log = get_logger()

@@ -1,0 +1,22 @@
+"""What operators see: the names of log events, the log itself, the counters; and the failpoints of tests."""
+
+from __future__ import annotations
+
+from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
+from downloader.observe.events import Event
+from downloader.observe.failpoints import failpoint
+from downloader.observe.logging import configure, escape, get_logger
+from downloader.observe.redact import HIDDEN, redact_url
+
+__all__ = [
+    "HIDDEN",
+    "NOTIFIER_COUNTERS",
+    "PROCESSOR_COUNTERS",
+    "Counters",
+    "Event",
+    "configure",
+    "escape",
+    "failpoint",
+    "get_logger",
+    "redact_url",
+]

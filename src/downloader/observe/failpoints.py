@@ -10,7 +10,7 @@ VARIABLE = "DOWNLOADER_FAILPOINT"
 """Environment variable that holds the name of the one point to die at."""
 
 
-def hit(name: str) -> None:
+def failpoint(name: str) -> None:
     """Kill this process with SIGKILL if `DOWNLOADER_FAILPOINT` names this point; else do nothing.
 
     Points: `after-lease`, `first-byte`, `before-fsync`, `after-rename`, `before-complete`, `after-complete`.

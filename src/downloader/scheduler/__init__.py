@@ -3,13 +3,16 @@
 The same loop runs downloads and callbacks; a `Workload` says what differs.
 """
 
-from downloader.scheduler._loop import Workload, run_workload
-from downloader.scheduler._reap import run_reaper
-from downloader.scheduler._settle import callback_settler, download_settler
-from downloader.scheduler._stop import Stop
-from downloader.scheduler._wake import Wake
+from __future__ import annotations
+
+from downloader.scheduler.loop import Workload, run_workload
+from downloader.scheduler.reaper import run_reaper
+from downloader.scheduler.settle import End, callback_settler, download_settler
+from downloader.scheduler.stop import Stop
+from downloader.scheduler.wake import Wake
 
 __all__ = [
+    "End",
     "Stop",
     "Wake",
     "Workload",

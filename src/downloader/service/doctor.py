@@ -19,12 +19,11 @@ from urllib.parse import unquote, urlsplit
 import trio
 from pydantic import SecretStr
 
-from downloader.config import Settings
+from downloader.config import Settings, redacted
 from downloader.errors import DownloaderError, PluginError
-from downloader.observe.redact import HIDDEN
-from downloader.redaction import redacted
-from downloader.registry import describe
-from downloader.service._examine import (
+from downloader.observe import HIDDEN
+from downloader.plugins import describe
+from downloader.service.examine import (
     OPENING_S,
     Footprint,
     Note,
@@ -35,11 +34,9 @@ from downloader.service._examine import (
     examine_spool,
     examine_storage,
 )
-from downloader.service._examine_store import examine_store
-from downloader.storage import use_storage
-from downloader.storage._registry import open_storage
-from downloader.store._embedded import START_S
-from downloader.store._loop import asyncio_loop
+from downloader.service.examine_store import examine_store
+from downloader.storage import open_storage, use_storage
+from downloader.store import START_S, asyncio_loop
 
 PART_S = 15.0
 """For one part; an opening that hangs ends before. Somebody waits."""

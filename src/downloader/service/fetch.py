@@ -15,17 +15,13 @@ from pathlib import Path
 import trio
 
 from downloader.config import Settings
-from downloader.egress import EgressPolicy
 from downloader.fetch import Fetcher, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
+from downloader.net import EgressPolicy
 from downloader.oneshot import FetchProgress, FetchRequest, FetchResult, FetchState, OnEvent, group_of
-from downloader.scheduler import Stop, Wake, Workload, download_settler, run_workload
-from downloader.scheduler._settle import End
-from downloader.storage._registry import open_storage
-from downloader.store import JobStore, Settled, Submission
-from downloader.store._embedded import embedded_valkey
-from downloader.store._loop import asyncio_loop
-from downloader.store._store import open_store
+from downloader.scheduler import End, Stop, Wake, Workload, download_settler, run_workload
+from downloader.storage import open_storage
+from downloader.store import JobStore, Settled, Submission, asyncio_loop, embedded_valkey, open_store
 
 SUBMIT_BATCH = 500
 """Jobs per call to the store, so that the first downloads begin while the rest of a long list goes in."""

@@ -10,10 +10,9 @@ import trio
 
 from downloader.config import ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError
-from downloader.observe.events import Event
-from downloader.observe.logging import get_logger
-from downloader.service._instance import run_instance
-from downloader.service._processes import run_processes
+from downloader.observe import Event, get_logger
+from downloader.service.instance import run_instance
+from downloader.service.processes import run_processes
 
 log = get_logger()
 

@@ -1,27 +1,23 @@
-"""What a storage plugin is; plugins import this module and `downloader.errors`, nothing else.
-
-An entry point of group `downloader.storages.v1` names a *factory*: a callable that takes the parsed
-TOML table of its section (`[processor.filestorage]` without `type`) and gives an async context manager
-that yields a `Storage`. Opening checks that the storage can be written. The service fills an empty
-`rootdir` in with a folder under its data dir.
-
-Jobs may bring a bucket of their own. An entry point of group `downloader.buckets.v1` names a factory of the
-same shape that yields `Buckets`; it gets the keys of `[processor.NAME]` that are for it.
-"""
+"""File storages: what a storage plugin is, and how the service opens them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
-
-from downloader.errors import PluginError, StorageError, StorageRefused
-from downloader.registry import parse_section
+from downloader.errors import StorageError, StorageRefused
+from downloader.plugins import parse_section
+from downloader.storage.opening import OWN_BUCKETS, open_buckets, open_storage
+from downloader.storage.protocol import (
+    Body,
+    Buckets,
+    BucketsFactory,
+    Storage,
+    StorageFactory,
+    StoredFile,
+    file_storage,
+    use_storage,
+)
 
 __all__ = [
+    "OWN_BUCKETS",
     "Body",
     "Buckets",
     "BucketsFactory",
@@ -31,114 +27,8 @@ __all__ = [
     "StorageRefused",
     "StoredFile",
     "file_storage",
+    "open_buckets",
+    "open_storage",
     "parse_section",
     "use_storage",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Body:
-    """A complete file that waits to be stored: either small, in memory, or a spool file on disk."""
-
-    size: int
-    """Bytes."""
-    sha256: str
-    """Lower-case hexadecimal digest of the bytes."""
-    mime_type: str
-    data: bytes | None = None
-    path: Path | None = None
-    """A closed file, already fsynced, that the storage may move away or leave; exactly one of
-    `data` and `path` is given."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    still_ours: Callable[[], bool] = lambda: True
-    """Safe to call from any thread; a storage asks it right before the step that publishes, and raises
-    `StorageError` without publishing when it answers false: another instance has taken the job."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile:
-    """Where a stored file can be read by this process."""
-
-    path: Path
-    size: int
-
-
-class Storage(Protocol):
-    """Keeps files under keys such as `folder/NSb/NSb4FOAs9fVaQw` (relative, `/`-separated, no `..`)."""
-
-    async def put(self, key: str, body: Body) -> None:
-        """Store the file; on return it is complete and durable under `key`, replacing an older one.
-
-        When it raises or is cancelled, `key` holds what it held before, or the complete new file.
-
-        Raises:
-            StorageError: it could not be stored; a later try may succeed.
-            StorageRefused: the destination itself is at fault; final.
-        """
-
-    async def delete(self, key: str) -> None:
-        """Delete the file; one that is not there is no error.
-
-        Raises:
-            StorageError: it could not be deleted; a later try may succeed.
-        """
-
-    async def local(self, key: str) -> StoredFile | None:
-        """The file for `GET /files/<key>`; `None` if there is none or this storage has no local files."""
-
-    def url(self, key: str) -> str:
-        """Where clients find the file: an absolute URL without credentials, or `""` if only `local` has it.
-
-        No I/O. It becomes `download_url` where the operator has set no `processor.download_url`.
-        """
-
-
-StorageFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Storage]]
-"""Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""
-
-
-class Buckets(Protocol):
-    """Gives access to buckets that clients name in their jobs."""
-
-    async def bucket(self, name: str, region: str) -> Storage:
-        """The bucket as a storage, cheap to ask for again; usable until the `Buckets` are closed.
-
-        It may answer for a bucket that is not there: then `put` raises `StorageRefused`.
-
-        Raises:
-            StorageError: it cannot be had now; a later try may succeed.
-            StorageRefused: it never can.
-        """
-
-    def url(self, name: str, region: str, key: str) -> str:
-        """As `Storage.url`, of a key in this bucket."""
-
-
-BucketsFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Buckets]]
-"""As `StorageFactory`; opening may not need any bucket to exist."""
-
-_current: ContextVar[Storage | None] = ContextVar("downloader.storage", default=None)
-
-
-@contextmanager
-def use_storage(storage: Storage) -> Iterator[None]:
-    """For whoever opens notifiers: within, `file_storage` answers this storage."""
-    token = _current.set(storage)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def file_storage() -> Storage:
-    """The service's file storage, for a notifier that keeps something there.
-
-    Call it while the notifier is being opened and keep the answer; the storage outlives the notifier.
-
-    Raises:
-        PluginError: nobody has opened one.
-    """
-    storage = _current.get()
-    if storage is None:
-        raise PluginError("there is no file storage to use")
-    return storage

@@ -11,18 +11,10 @@ This package does not import pytest.
 
 from __future__ import annotations
 
-from downloader.testing._deliveries import NotifierPeer
-from downloader.testing._gate import Fault, Gate, open_gate
-from downloader.testing._notifier import NotifierContract
-from downloader.testing._puts import StoragePeer
-from downloader.testing._storage import StorageContract
+from downloader.testing.deliveries import NotifierPeer
+from downloader.testing.gate import Fault, Gate, open_gate
+from downloader.testing.notifier import NotifierContract
+from downloader.testing.puts import StoragePeer
+from downloader.testing.storage import StorageContract
 
-__all__ = [
-    "Fault",
-    "Gate",
-    "NotifierContract",
-    "NotifierPeer",
-    "StorageContract",
-    "StoragePeer",
-    "open_gate",
-]
+__all__ = ["Fault", "Gate", "NotifierContract", "NotifierPeer", "StorageContract", "StoragePeer", "open_gate"]

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile, parse_section
-from downloader_plugins.filesystem import _tree
+from downloader_plugins.filesystem import tree
 
 _WRITERS = 1
 """Batches of small files written at once. With one, what arrives meanwhile makes the next batch large:
@@ -57,7 +57,7 @@ async def open_filesystem(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
     """
     settings = _parse(section)
     try:
-        mode = await trio.to_thread.run_sync(_tree.prepare, settings.rootdir)
+        mode = await trio.to_thread.run_sync(tree.prepare, settings.rootdir)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = getattr(exc, "strerror", None) or str(exc)
         raise PluginError(f"rootdir {settings.rootdir} cannot be written: {reason}") from exc
@@ -72,7 +72,7 @@ def _parse(section: Mapping[str, Any]) -> FilesystemSettings:
 
 @dataclass(slots=True)
 class _Waiting:
-    put: _tree.Put
+    put: tree.Put
     taken: bool = False
     """A batch has it: from here on it is written whatever becomes of its task."""
     done: trio.Event = field(default_factory=trio.Event)
@@ -100,26 +100,26 @@ class _Filesystem:
         A cancel is heeded until the file's writing begins, and then again when it has ended: nothing is
         written after this returns or raises.
         """
-        parts = _tree.split_key(key)
+        parts = tree.split_key(key)
         if body.data is not None:
-            await self._put_small(_Waiting(_tree.Put(key=key, parts=parts, body=body, data=body.data)))
+            await self._put_small(_Waiting(tree.Put(key=key, parts=parts, body=body, data=body.data)))
         elif body.path is not None:
-            move = partial(_tree.move, body=body, source=body.path, mode=self._mode, fsync=self._fsync)
+            move = partial(tree.move, body=body, source=body.path, mode=self._mode, fsync=self._fsync)
             await self._in_thread(key, partial(move, self._root, key, parts))
         else:
             raise ValueError("a Body has either data or a path")
 
     async def delete(self, key: str) -> None:
         """Delete a file; see `Storage.delete`. Not fsynced: a power failure may bring it back."""
-        await self._in_thread(key, partial(_tree.delete, self._root, _tree.split_key(key)))
+        await self._in_thread(key, partial(tree.delete, self._root, tree.split_key(key)))
 
     async def local(self, key: str) -> StoredFile | None:
         """Find a file; see `Storage.local`. `None` for a key that no file can have."""
         try:
-            parts = _tree.split_key(key)
+            parts = tree.split_key(key)
         except StorageRefused:
             return None
-        return await self._in_thread(key, partial(_tree.find, self._root, parts))
+        return await self._in_thread(key, partial(tree.find, self._root, parts))
 
     def url(self, key: str) -> str:  # noqa: ARG002  # the protocol's
         """See `Storage.url`: our API serves the files."""
@@ -150,7 +150,7 @@ class _Filesystem:
         puts = [waiting.put for waiting in batch]
         for waiting in batch:
             waiting.taken = True
-        write = partial(_tree.write_all, self._root, puts, fsync=self._fsync)
+        write = partial(tree.write_all, self._root, puts, fsync=self._fsync)
         try:
             with trio.CancelScope(shield=True):  # others' files are in it; bounded by the disk
                 await trio.to_thread.run_sync(write, limiter=self._writer_threads)
@@ -166,4 +166,4 @@ class _Filesystem:
         try:
             return await trio.to_thread.run_sync(call, limiter=self._other_threads)
         except OSError as exc:
-            raise _tree.storage_error(key, exc) from exc
+            raise tree.storage_error(key, exc) from exc

@@ -36,7 +36,7 @@ from downloader.notify import (
     network_backend,
     parse_section,
 )
-from downloader_plugins.http._client import (
+from downloader_plugins.http.client import (
     READ_BYTES,
     Answer,
     BadAnswer,

@@ -18,8 +18,8 @@ from aiokafka.errors import KafkaError
 
 from downloader.errors import PluginError
 from downloader.notify import Notifier, Payload, Rejected, Result, RetryLater
-from downloader_plugins.kafka._link import Link
-from downloader_plugins.kafka._settings import read_section
+from downloader_plugins.kafka.link import Link
+from downloader_plugins.kafka.settings import read_section
 
 _CHECK_S = 12.0
 """For `check`: a start takes two bounded steps of 5 s at worst."""

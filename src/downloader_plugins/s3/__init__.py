@@ -16,13 +16,13 @@ import trio
 
 from downloader.errors import PluginError
 from downloader.storage import Buckets, Storage, StorageError, StorageRefused, parse_section
-from downloader_plugins.s3._settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
-from downloader_plugins.s3._threads import Threads
-from downloader_plugins.s3._uploads import Uploads
+from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
+from downloader_plugins.s3.threads import Threads
+from downloader_plugins.s3.uploads import Uploads
 
 if TYPE_CHECKING:  # imported late, with boto3
-    from downloader_plugins.s3._bucket import Bucket
-    from downloader_plugins.s3._client import Clients, Maker
+    from downloader_plugins.s3.bucket import Bucket
+    from downloader_plugins.s3.client import Clients, Maker
 
 _CLIENTS = 16
 """Clients kept, one for each region that jobs have named: AWS has more, nobody uses all. Measured: 80 ms of
@@ -158,7 +158,7 @@ def _parse_own(section: Mapping[str, Any]) -> S3StorageSettings:
 
 
 def _maker(settings: ConnectionSettings) -> Maker:
-    from downloader_plugins.s3._client import Maker  # noqa: PLC0415 - see the module's docstring
+    from downloader_plugins.s3.client import Maker  # noqa: PLC0415 - see the module's docstring
 
     return Maker(settings)
 
@@ -172,7 +172,7 @@ def _as_storage(
     threads: Threads,
     uploads: Uploads,
 ) -> Bucket:
-    from downloader_plugins.s3._bucket import Bucket  # noqa: PLC0415 - see the module's docstring
+    from downloader_plugins.s3.bucket import Bucket  # noqa: PLC0415 - see the module's docstring
 
     own = settings if isinstance(settings, S3StorageSettings) else None
     return Bucket(

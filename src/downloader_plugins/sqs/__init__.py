@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from downloader.errors import DownloaderError, PluginError
 from downloader.notify import Notifier, Payload, Rejected, Result, RetryLater, parse_section
-from downloader_plugins.sqs._queue import (
+from downloader_plugins.sqs.queue import (
     BadDestination,
     Endpoints,
     Queue,
@@ -27,7 +27,7 @@ from downloader_plugins.sqs._queue import (
     parse_destination,
     permitted,
 )
-from downloader_plugins.sqs._send import (
+from downloader_plugins.sqs.send import (
     BATCH_BYTES,
     FAILURES,
     MESSAGE_BYTES,

@@ -1,0 +1,304 @@
+"""The body of `POST /download`: every field with its type, bounds and rules, and the rules between fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from itertools import pairwise
+from typing import Annotated, Any, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from downloader.api.auth import Caller, check_job
+from downloader.api.json import member_text, parse_object
+from downloader.api.problems import Problem, Refused
+from downloader.api.urls import check_url
+from downloader.content import MimePatterns
+from downloader.model import ID_LENGTH, JobSpec, now_ms
+
+MAX_INT = 2**31 - 1
+"""Of a limit or a timeout: what clients in other languages send to mean "no limit"."""
+
+MAX_RETRIES = 1000
+"""Attempts at one download: at the default backoff, months."""
+
+MAX_HEADERS = 32
+MAX_HEADER_BYTES = 8 * 1024
+"""Names and values of `request_headers` together; what origins commonly accept."""
+
+MAX_DESTINATION_CHARS = 2048
+"""Of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
+
+MAX_SUBPATH_BYTES = 512
+"""An S3 key has at most 1024 bytes, with a prefix before the subpath and the file's name behind it."""
+
+MAX_SEGMENTS = 32
+"""Parts of a subpath: each is a folder to open for every file in it."""
+
+MAX_SEGMENT_BYTES = 255
+"""A file name's length on common filesystems."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""RFC 9110, 5.6.2."""
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
+"""RFC 9110, 5.5, without obsolete text: nothing that ends a line, nothing that needs an encoding."""
+
+FORBIDDEN_HEADERS = frozenset(
+    {
+        *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
+        *("upgrade", "expect", "range"),
+    }
+)
+"""Framing and routing, which the HTTP client writes, and what makes a whole file impossible (`Range`);
+and every name that begins with `proxy-`."""
+
+_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
+_REGION = re.compile(r"[a-z0-9-]{1,32}")
+
+_CODES = {
+    "missing": "required",
+    "string_type": "wrong_type",
+    "int_type": "wrong_type",
+    "bool_type": "wrong_type",
+    "dict_type": "wrong_type",
+    "string_too_short": "required",
+    "string_too_long": "too_long",
+    "greater_than_equal": "out_of_range",
+    "less_than_equal": "out_of_range",
+}
+"""Pydantic's error types as codes of this API; the other codes are raised by the rules below."""
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise PydanticCustomError("characters", "has control or invisible characters")
+    return text
+
+
+def _header_value(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise PydanticCustomError("wrong_type", "must have strings or integers as values")
+    text = str(value).strip(" \t")
+    if not _VALUE.fullmatch(text):
+        raise PydanticCustomError("header_value", "has a value with characters that no header can hold")
+    return text
+
+
+def _request_headers(headers: dict[str, Any]) -> dict[str, str]:
+    if len(headers) > MAX_HEADERS:
+        raise PydanticCustomError("too_many_headers", "has more than 32 headers")
+    if len({name.lower() for name in headers}) != len(headers):
+        raise PydanticCustomError("header_name", "has a name twice")
+    for name in headers:
+        if not _TOKEN.fullmatch(name):
+            raise PydanticCustomError("header_name", "has a name that is no token (RFC 9110)")
+        if name.lower() in FORBIDDEN_HEADERS or name.lower().startswith("proxy-"):
+            raise PydanticCustomError("header_forbidden", "has a header that the downloader sets itself")
+    result = {name: _header_value(value) for name, value in headers.items()}
+    if sum(len(name) + len(value) for name, value in result.items()) > MAX_HEADER_BYTES:
+        raise PydanticCustomError("headers_too_large", "has more than 8 KiB of names and values")
+    return result
+
+
+def _subpath(text: str) -> str:
+    path = text.removesuffix("/")
+    if text.startswith("/"):
+        raise PydanticCustomError("subpath", "must not be an absolute path")
+    if not path.isprintable() or "\\" in path or "%" in path:
+        raise PydanticCustomError("subpath", "has control or invisible characters, a backslash or a %")
+    if len(path.encode()) > MAX_SUBPATH_BYTES:
+        raise PydanticCustomError("too_long", "has more than 512 bytes")
+    parts = path.split("/") if path else []
+    if len(parts) > MAX_SEGMENTS:
+        raise PydanticCustomError("too_long", "has more than 32 parts")
+    if path.startswith("."):
+        raise PydanticCustomError("subpath", "must not begin with a dot")
+    for part in parts:
+        if part in ("", ".", "..") or len(part.encode()) > MAX_SEGMENT_BYTES:
+            raise PydanticCustomError("subpath", "has an empty or too long part, or one that is . or ..")
+    # `abc/abcDEFGHIJKLMN` is where a file may stand, and where a file stands there can be no folder.
+    if any(len(part) == ID_LENGTH and part.startswith(folder) for folder, part in pairwise(parts)):
+        raise PydanticCustomError("subpath", "has a part that could be another job's file")
+    return path
+
+
+def _mime_type(text: str) -> str:
+    try:
+        MimePatterns.parse(text)
+    except ValueError:
+        raise PydanticCustomError("mime_pattern", "has a malformed pattern") from None
+    return text
+
+
+def _matches(pattern: re.Pattern[str]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text and not pattern.fullmatch(text):
+            raise PydanticCustomError("malformed", "is malformed")
+        return text
+
+    return check
+
+
+def _url(use: Any) -> AfterValidator:
+    return AfterValidator(lambda url: check_url(url, use) if url else url)
+
+
+def _required_url(url: str) -> str:
+    if not url:
+        raise PydanticCustomError("required", "is required")
+    return check_url(url, "download")
+
+
+class DownloadRequest(BaseModel):
+    """The fields of the contract, section 3. Unknown ones are ignored, null means absent."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+
+    aggr_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
+    aggr_limit: Annotated[int, Field(ge=1, le=MAX_INT)]
+    aggr_proxy: Annotated[str, _url("proxy")] = ""
+    url: Annotated[str, AfterValidator(_required_url)]
+    callback_type: str = ""
+    callback_dst: str = ""
+    callback_url: str = ""
+    callback_error_type: str = ""
+    callback_error_dst: str = ""
+    extra: str | dict[str, Any] = ""
+    mime_type: Annotated[str, AfterValidator(_mime_type)] = ""
+    max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] | None = None
+    extract_image_size: bool = False
+    download_timeout: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    request_headers: Annotated[dict[str, Any], AfterValidator(_request_headers)] = {}
+    user_agent: Annotated[str, Field(max_length=1024), AfterValidator(_header_value)] = ""
+    s3_bucket: Annotated[str, AfterValidator(_matches(_BUCKET))] = ""
+    s3_region: Annotated[str, AfterValidator(_matches(_REGION))] = ""
+    subpath: Annotated[str, AfterValidator(_subpath)] = ""
+
+
+def parse_job(
+    body: bytes,
+    *,
+    new_id: Callable[[str], str],
+    backends: frozenset[str],
+    caller: Caller | None = None,
+) -> JobSpec:
+    """Read and check one job.
+
+    Args:
+        body: UTF-8 JSON.
+        new_id: makes the job's id, given its aggregation.
+        backends: names of the notifier backends that are configured.
+        caller: whose allow-lists hold; `None` while the API is open.
+
+    Raises:
+        Refused: 400 for a body that is no JSON object, 422 with the field at fault, 403 with the field
+            that the caller's allow-lists do not have.
+    """
+    given = {name: value for name, value in parse_object(body).items() if value is not None}
+    try:
+        request = DownloadRequest.model_validate(given)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    _check_bucket(request)
+    kind, destination = _callback(request, backends)
+    error_kind, error_destination = _error_callback(request, backends)
+    spec = JobSpec(
+        id=new_id(request.aggr_id),
+        aggr_id=request.aggr_id,
+        aggr_limit=request.aggr_limit,
+        url=request.url,
+        aggr_proxy=request.aggr_proxy,
+        callback_type=kind,
+        callback_dst=destination,
+        callback_error_type=error_kind or kind,
+        callback_error_dst=error_destination or destination,
+        extra=request.extra if isinstance(request.extra, str) else member_text(body, "extra"),
+        mime_type=request.mime_type,
+        max_retries=request.max_retries,
+        extract_image_size=request.extract_image_size,
+        download_timeout=request.download_timeout,
+        request_headers=request.request_headers,
+        user_agent=request.user_agent,
+        s3_bucket=request.s3_bucket,
+        s3_region=request.s3_region,
+        subpath=request.subpath,
+        created_ms=now_ms(),
+    )
+    if caller is not None:
+        check_job(caller, spec, destination_field="callback_url" if request.callback_url else "callback_dst")
+    return spec
+
+
+def _check_bucket(request: DownloadRequest) -> None:
+    if bool(request.s3_bucket) != bool(request.s3_region):
+        _refuse(
+            "s3_region" if request.s3_bucket else "s3_bucket", "required", "is required with the other one"
+        )
+
+
+def _callback(request: DownloadRequest, backends: frozenset[str]) -> tuple[str, str]:
+    if request.callback_url:
+        if "http" not in backends:
+            _refuse("callback_url", "unknown_backend", "needs the http backend, which is not configured here")
+        _check_destination("callback_url", "http", request.callback_url)
+        return "http", request.callback_url
+    kind, destination = request.callback_type, request.callback_dst
+    if not kind and not destination and request.s3_bucket:
+        return "", ""
+    _check_pair(("callback_type", kind), ("callback_dst", destination), backends)
+    return kind, destination
+
+
+def _error_callback(request: DownloadRequest, backends: frozenset[str]) -> tuple[str, str]:
+    kind, destination = request.callback_error_type, request.callback_error_dst
+    if kind or destination:
+        _check_pair(("callback_error_type", kind), ("callback_error_dst", destination), backends)
+    return kind, destination
+
+
+def _check_pair(kind: tuple[str, str], destination: tuple[str, str], backends: frozenset[str]) -> None:
+    for name, value in (kind, destination):
+        if not value:
+            _refuse(name, "required", "is required")
+    if kind[1] not in backends:
+        _refuse(kind[0], "unknown_backend", "is not a backend that is configured here")
+    _check_destination(destination[0], kind[1], destination[1])
+
+
+def _check_destination(field: str, kind: str, destination: str) -> None:
+    try:
+        if kind == "http":
+            check_url(destination, "callback")
+        elif kind == "storage":
+            _subpath(destination)
+        else:
+            _printable(destination)
+    except PydanticCustomError as error:
+        _refuse(field, error.type, error.message())
+    if kind != "http" and len(destination) > MAX_DESTINATION_CHARS:
+        _refuse(field, "too_long", "has more than 2048 characters")
+
+
+def _refusal(error: ValidationError) -> Refused:
+    """The first fault that pydantic found, without the value it was found in."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    code = _CODES.get(first["type"], first["type"])
+    detail = (
+        "is required"
+        if code == "required"
+        else first["msg"].replace("Input ", "").replace("dictionary", "object")
+    )
+    return _problem(str(first["loc"][0]), code, detail)
+
+
+def _refuse(field: str, code: str, detail: str) -> NoReturn:
+    raise _problem(field, code, detail)
+
+
+def _problem(field: str, code: str, detail: str) -> Refused:
+    return Refused(
+        Problem(status=HTTPStatus.UNPROCESSABLE_ENTITY, code=code, detail=f"{field} {detail}.", field=field)
+    )

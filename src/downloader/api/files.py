@@ -1,0 +1,94 @@
+"""`GET /files/<path>`: a stored file as an attachment that no browser will run."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from urllib.parse import quote
+
+import trio
+from quart import Request, Response
+from quart_trio.wrappers.response import TrioFileBody
+from werkzeug.http import parse_range_header
+
+from downloader.api.problems import Problem, Refused
+from downloader.storage import StoredFile
+
+_READ_BYTES = 1024 * 1024
+"""Per hop to a thread; at Quart's 8 KiB the hops are all one measures."""
+
+_PLAIN_NAME = re.compile(r"[0-9A-Za-z._-]+")
+
+_HEADERS = {
+    "Accept-Ranges": "bytes",
+    "Cache-Control": "private, no-cache",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "Content-Type": "application/octet-stream",
+}
+
+
+def is_key(key: str) -> bool:
+    """Whether the text can be a stored file's key: printable, relative, no empty part, no `.` or `..`."""
+    return (
+        key.isprintable() and "\\" not in key and all(part not in ("", ".", "..") for part in key.split("/"))
+    )
+
+
+async def file_response(stored: StoredFile, request: Request) -> Response | None:
+    """The file, or the part of it that is asked for; `None` if it is gone by now.
+
+    RFC 9110: one `Range` is answered 206, several as the whole file (14.2 allows it), one past the end 416;
+    `If-Range` and `If-None-Match` are compared with the entity tag, which stands for time and size.
+
+    Raises:
+        Refused: 416.
+    """
+    try:
+        facts = await trio.Path(stored.path).stat()
+    except FileNotFoundError:
+        return None
+    size = facts.st_size
+    etag = f'"{facts.st_mtime_ns:x}-{size:x}"'
+    headers = _HEADERS | {"ETag": etag, "Content-Disposition": _disposition(stored.path.name)}
+    if etag in request.headers.get("If-None-Match", ""):
+        return Response(b"", HTTPStatus.NOT_MODIFIED, headers)
+    part = _part(request, size) if request.headers.get("If-Range", etag) == etag else None
+    start, stop = part or (0, size)
+    if part:
+        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+    response = Response(b"", HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK, headers)
+    if request.method != "HEAD":
+        body = TrioFileBody(stored.path, buffer_size=_READ_BYTES)
+        body.begin, body.end = start, stop
+        response.response = body
+    response.content_length = stop - start
+    return response
+
+
+def _part(request: Request, size: int) -> tuple[int, int] | None:
+    """The range that is asked for, as offsets of its first byte and behind its last; `None` for all.
+
+    Raises:
+        Refused: 416.
+    """
+    wanted = parse_range_header(request.headers.get("Range"))
+    if wanted is None or wanted.units != "bytes" or len(wanted.ranges) != 1:
+        return None
+    first, end = wanted.ranges[0]
+    start = max(0, size + first) if first < 0 else first
+    if start >= size:
+        raise Refused(
+            Problem(
+                status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                code="range_not_satisfiable",
+                detail="The range begins behind the file's end.",
+                more_headers=((b"content-range", b"bytes */%d" % size),),
+            )
+        )
+    return start, size if end is None else min(end, size)
+
+
+def _disposition(name: str) -> str:
+    if _PLAIN_NAME.fullmatch(name):
+        return f"attachment; filename={name}"
+    return f"attachment; filename*=UTF-8''{quote(name, safe='')}"  # RFC 8187

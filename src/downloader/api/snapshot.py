@@ -1,0 +1,113 @@
+"""What one event of `GET /events` says: the fleet at a moment, as JSON of bounded size. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from downloader.api.auth import Allows, anything
+from downloader.api.views import counters
+from downloader.store import Load
+
+ROLES = ("api", "processor", "notifier")
+
+COUNTED_ROLES = ("processor", "notifier")
+
+SAMPLED = 500
+"""Aggregations looked at: more than are shown, so that a token that may see few of them finds its own."""
+
+SHOWN = 100
+"""Aggregations in an event; a page with more is no easier to read."""
+
+INSTANCES = 200
+"""In an event."""
+
+ERROR_CHARACTERS = 300
+"""Of a backend's last error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The fleet at a moment. Two that say the same are equal."""
+
+    store: bool
+    """The store answers; else the rest is what it said last."""
+    reports: Mapping[str, Iterable[Mapping[str, Any]]]
+    """By role."""
+    load: Load | None
+    """`None`: the store has not been heard of yet."""
+
+
+NOTHING_KNOWN = Snapshot(store=False, reports={}, load=None)
+
+
+def encode(snapshot: Snapshot, allows: Allows) -> bytes:
+    """The event's data for a caller who may see these aggregations: one line of JSON, in ASCII.
+
+    How many aggregations are left out is told exactly to who may see all of them, and to others as far as
+    they were looked at.
+    """
+    found = snapshot.load.aggregations if snapshot.load else []
+    visible = [load for load in found if allows(load.aggr_id)]
+    total = snapshot.load.total if snapshot.load and allows is anything else len(visible)
+    instances = sorted(
+        (_instance(role, report) for role, reports in snapshot.reports.items() for report in reports),
+        key=lambda one: (one["host"], one["started_ms"], one["instance"], one["role"]),
+    )
+    document = {
+        "store": snapshot.store,
+        "instances": instances[:INSTANCES],
+        "more_instances": max(0, len(instances) - INSTANCES),
+        "aggregations": [
+            {
+                "aggr_id": load.aggr_id,
+                "pending": load.pending,
+                "in_flight": load.in_flight,
+                "limit": load.limit,
+                "paused": load.paused,
+            }
+            for load in visible[:SHOWN]
+        ],
+        "more_aggregations": max(0, total - min(len(visible), SHOWN)),
+        "in_flight": {
+            "downloads": snapshot.load.downloads if snapshot.load else 0,
+            "callbacks": snapshot.load.callbacks if snapshot.load else 0,
+        },
+        "counters": {role: counters(snapshot.reports.get(role, ())) for role in COUNTED_ROLES},
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """One row; a report may come from another version, so nothing in it is taken for granted."""
+    found = report.get("counters")
+    in_flight = found.get("in_flight") if isinstance(found, Mapping) else None
+    return {
+        "instance": _text(report.get("instance")),
+        "role": role,
+        "host": _text(report.get("host")),
+        "version": _text(report.get("version")),
+        "started_ms": _number(report.get("started_ms")),
+        "in_flight": None if in_flight is None else _number(in_flight),
+        "unhealthy": _unhealthy(report.get("backends")),
+    }
+
+
+def _unhealthy(backends: object) -> list[dict[str, str]]:
+    if not isinstance(backends, Mapping):
+        return []
+    return [
+        {"backend": str(name), "error": _text(health.get("last_error"))[:ERROR_CHARACTERS]}
+        for name, health in sorted(backends.items())
+        if isinstance(health, Mapping) and health.get("healthy") is False
+    ]
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _number(value: object) -> int:
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0

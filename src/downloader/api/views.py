@@ -1,0 +1,75 @@
+"""JSON shapes of what is read from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from downloader.model import State
+from downloader.observe import redact_url
+from downloader.store import JobView, TaskView
+
+
+def job_view(view: JobView) -> dict[str, Any]:
+    """`GET /jobs/<id>`. No headers, no `extra`, no proxy; URLs without passwords and query values."""
+    spec, outcome = view.spec, view.outcome
+    has_file = view.download.state is State.SUCCEEDED and outcome is not None
+    return {
+        "id": spec.id,
+        "aggr_id": spec.aggr_id,
+        "url": redact_url(spec.url),
+        "created_at": _time(spec.created_ms),
+        **_task(view.download),
+        "crashes": view.download.crashes,
+        "error": outcome.error if outcome else "",
+        "error_code": outcome.error_code.value if outcome else "",
+        "response_code": outcome.response_code if outcome else 0,
+        "file": {
+            "path": spec.storage_key,
+            "size": outcome.file.size,
+            "sha256": outcome.file.sha256,
+            "mime_type": outcome.file.mime_type,
+            "image_size": outcome.file.image_size,
+        }
+        if has_file and outcome
+        else None,
+        "callback": _callback(view),
+    }
+
+
+def _callback(view: JobView) -> dict[str, Any] | None:
+    if view.callback is None:
+        return None
+    kind, destination = view.spec.callback(success=view.download.state is State.SUCCEEDED)
+    return {"type": kind, "destination": redact_url(destination), **_task(view.callback)}
+
+
+def _task(task: TaskView) -> dict[str, Any]:
+    return {
+        "state": task.state.value,
+        "attempts": task.attempts,
+        "deliveries": task.deliveries,
+        "due_at": _time(task.due_ms),
+        "started_at": _time(task.started_ms),
+        "finished_at": _time(task.finished_ms),
+        "errors": [{"at": _time(entry.get("at_ms")), "error": entry.get("error", "")} for entry in task.log],
+    }
+
+
+def _time(ms: int | None) -> str | None:
+    """RFC 3339 in UTC, to the millisecond."""
+    if not ms:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def counters(reports: Iterable[Mapping[str, Any]]) -> dict[str, int | float]:
+    """`GET /stats/<role>`: the instances' counters, summed; what is no number is left out."""
+    sums: dict[str, int | float] = {}
+    for report in reports:
+        found = report.get("counters")
+        for name, value in found.items() if isinstance(found, Mapping) else ():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                sums[name] = sums.get(name, 0) + value
+    return dict(sorted(sums.items()))

@@ -1,0 +1,180 @@
+"""What `downloader fetch` shows: bars and a table on a terminal, a line for each file elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from downloader.errors import StorageError
+from downloader.observe import escape
+from downloader.oneshot import FetchProgress, FetchResult, FetchState, OutputFolder, as_json, file_name
+
+BARS = 12
+"""Files shown at once: a screenful; the total counts them all."""
+
+ROWS = 40
+"""Rows of the table at the end; beyond it only failures are listed."""
+
+LABEL_CHARS = 32
+
+
+class Report:
+    """Takes the engine's events, names the files, and shows how it goes."""
+
+    def __init__(
+        self, count: int, *, folder: OutputFolder, as_json_lines: bool, bars: Progress | None
+    ) -> None:
+        self.failed = 0
+        self._folder = folder
+        self._json = as_json_lines
+        self._bars = bars
+        self._tasks: dict[int, TaskID] = {}
+        self._results: list[FetchResult] = []
+        self._total = bars.add_task("files", total=count, whole=True) if bars is not None else None
+
+    def event(self, event: FetchProgress | FetchResult) -> None:
+        """The engine's `on_event`."""
+        if isinstance(event, FetchProgress):
+            self._show(event)
+        else:
+            self._end(event)
+
+    def summary(self) -> None:
+        """The table at the end, on a terminal."""
+        if self._json or not sys.stdout.isatty():
+            return
+        rows = sorted(self._results, key=lambda result: result.index)
+        if len(rows) > ROWS:
+            rows = [result for result in rows if not result.ok][:ROWS]
+        console = Console()
+        if rows:
+            console.print(_table(rows))
+        good = [result for result in self._results if result.ok]
+        console.print(
+            f"{len(good)} fetched, {decimal(sum(r.size for r in good))}; {self.failed} failed",
+            highlight=False,
+        )
+
+    def _show(self, event: FetchProgress) -> None:
+        if self._bars is None:
+            return
+        task = self._tasks.get(event.index)
+        if event.state is not FetchState.RUNNING:
+            if task is not None:
+                self._bars.remove_task(self._tasks.pop(event.index))
+        elif task is not None:
+            self._bars.update(task, completed=event.received_bytes, total=event.total_bytes)
+        elif len(self._tasks) < BARS:
+            label = file_name(event.url)[:LABEL_CHARS]
+            self._tasks[event.index] = self._bars.add_task(
+                label, completed=event.received_bytes, total=event.total_bytes, whole=False
+            )
+
+    def _end(self, result: FetchResult) -> None:
+        if self._bars is not None and self._total is not None:
+            if result.index in self._tasks:
+                self._bars.remove_task(self._tasks.pop(result.index))
+            self._bars.advance(self._total)
+        placed = self._place(result)
+        self.failed += not placed.ok
+        self._results.append(placed)
+        if self._json:
+            _write(json.dumps(as_json(placed)))
+        elif not sys.stdout.isatty():
+            _write(_line(placed))
+
+    def _place(self, result: FetchResult) -> FetchResult:
+        if not result.ok:
+            return replace(result, path="")
+        try:
+            path = self._folder.place(Path(result.path), url=result.url, mime_type=result.mime_type)
+        except StorageError as error:
+            return replace(result, ok=False, error=str(error), error_code="storage", path="")
+        return replace(result, path=str(path))
+
+
+@contextlib.contextmanager
+def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Iterator[Report]:
+    """A report on `count` files; its bars, if standard error is a terminal, go when the context ends.
+
+    Lines that go to a terminal themselves (`--json`) leave no room for bars.
+    """
+    if not sys.stderr.isatty() or (as_json_lines and sys.stdout.isatty()):
+        yield Report(count, folder=folder, as_json_lines=as_json_lines, bars=None)
+        return
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        _Amount(),
+        _Speed(),
+        TimeRemainingColumn(compact=True),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield Report(count, folder=folder, as_json_lines=as_json_lines, bars=bars)
+
+
+class _Amount(ProgressColumn):
+    """Bytes of a file, files of the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._files, self._bytes = MofNCompleteColumn(), DownloadColumn()
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        return self._files.render(task) if task.fields["whole"] else self._bytes.render(task)
+
+
+class _Speed(TransferSpeedColumn):
+    """Of a file; the whole is counted in files."""
+
+    def render(self, task: Task) -> Text:
+        """See rich."""
+        return Text() if task.fields["whole"] else super().render(task)
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _line(result: FetchResult) -> str:
+    if result.ok:
+        return f"ok {result.size} {escape(result.path)} {escape(result.url)}"
+    return f"failed {result.error_code} {escape(result.url)} {escape(result.error)}"
+
+
+def _table(results: list[FetchResult]) -> Table:
+    table = Table("file", "size", "type", "seconds", "result")
+    for result in results:
+        shown = result.path if result.ok else result.url
+        outcome = Text("ok", style="green") if result.ok else Text(escape(result.error), style="red")
+        table.add_row(
+            Text(escape(shown), overflow="fold"),
+            Text(decimal(result.size) if result.ok else "", justify="right"),
+            Text(escape(result.mime_type)),
+            Text(f"{result.seconds:.1f}", justify="right"),
+            outcome,
+        )
+    return table

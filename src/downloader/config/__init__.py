@@ -1,0 +1,32 @@
+"""The settings: what they are, how they are read from file, environment and flags, how they are printed."""
+
+from __future__ import annotations
+
+from downloader.config.models import (
+    EMBEDDED,
+    RENEWALS_PER_LEASE,
+    ApiSettings,
+    EgressList,
+    ProcessorSettings,
+    RedisSettings,
+    Settings,
+    TokenSettings,
+    with_default_backend,
+)
+from downloader.config.read import allow_also, load_settings
+from downloader.config.redact import redacted
+
+__all__ = [
+    "EMBEDDED",
+    "RENEWALS_PER_LEASE",
+    "ApiSettings",
+    "EgressList",
+    "ProcessorSettings",
+    "RedisSettings",
+    "Settings",
+    "TokenSettings",
+    "allow_also",
+    "load_settings",
+    "redacted",
+    "with_default_backend",
+]

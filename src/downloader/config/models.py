@@ -1,0 +1,429 @@
+"""Settings: every key with its type, default and bounds, and every rule that spans keys.
+
+Values only, as pydantic models; `downloader.config` reads them from TOML, the environment and flags.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    model_validator,
+)
+
+from downloader.net import EgressPolicy
+
+EMBEDDED = "embedded"
+"""`redis.url` for the Valkey that the service starts by itself."""
+
+RENEWALS_PER_LEASE = 3
+"""A lease is renewed each time this fraction of it has passed, so that two renewals may fail."""
+
+LONGEST_S = 3600.0
+"""Bound of leases and grace periods: what takes longer than an hour is a typing error."""
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""RFC 9110 section 5.6.2 `token`."""
+
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+"""RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
+
+_OWN_HEADERS = frozenset(
+    {
+        *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
+        *("upgrade", "expect", "range", "proxy-authorization", "proxy-connection"),
+    }
+)
+"""Headers of the message framing, which the HTTP client writes; one from outside would break it."""
+
+
+def _no_bool(value: object) -> object:
+    """Pydantic takes `true` for 1; in a file of settings it is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a header name")
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"{name} is set by the downloader itself")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(f"the value of {name} has characters that a header cannot hold")
+    return headers
+
+
+def _base_url(url: str) -> str:
+    if not url:
+        return url
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("must be an absolute http or https URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an absolute http or https URL")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must be a URL without user, query and fragment: every callback shows it")
+    return url
+
+
+def _redis_url(url: str) -> str:
+    if url == EMBEDDED:
+        return url
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme == "unix" and parts.path:
+        return url
+    if parts.scheme in ("redis", "rediss"):
+        return url
+    raise ValueError("must be 'embedded', or a redis://, rediss:// or unix:// URL")
+
+
+def _node(node: str) -> str:
+    host, _, port = node.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - TCP's
+        raise ValueError(f"{node!r} is not host:port")
+    return node
+
+
+def _bearer(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
+    return token
+
+
+def _file_name(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError:
+        raise ValueError("begins with ~ and a user that does not exist") from None
+
+
+def _folder(value: object) -> object:
+    if value == "":
+        raise ValueError("must not be empty")
+    return _file_name(value) if isinstance(value, str) else value
+
+
+Number = BeforeValidator(_no_bool)
+Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+ShortSeconds = Annotated[float, Number, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
+Percent = Annotated[float, Number, Field(gt=0, le=100)]
+Count = Annotated[int, Number, Field(ge=1)]
+CountOrZero = Annotated[int, Number, Field(ge=0)]
+Size = Annotated[ByteSize, Number, Field(gt=0)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+HostPort = Annotated[str, AfterValidator(_node)]
+
+
+class Section(BaseModel):
+    """A table of the configuration; unknown keys are refused, and no message repeats a value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
+
+
+class SentinelSettings(Section):
+    """`[redis.sentinel]`: the primary is asked for by name."""
+
+    master: str = Field(min_length=1)
+    nodes: list[HostPort] = Field(min_length=1)
+    """`host:port` of each Sentinel."""
+    password: SecretStr | None = None
+    """Of the Sentinels themselves; the primary's stands in `redis.url`."""
+
+
+class RedisSettings(Section):
+    """`[redis]`: where the fleet's state lives."""
+
+    url: Annotated[str, AfterValidator(_redis_url)] = EMBEDDED
+    """`embedded`, or a redis://, rediss:// or unix:// URL; may hold a password, so it is a secret.
+
+    With Sentinel its host is not used, only scheme, user, password and database; left out, it is
+    `redis://` then.
+    """
+    sentinel: SentinelSettings | None = None
+    cluster: bool = False
+    key_prefix: str = Field(default="downloader", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    durability: Literal["memory", "aof", "replicated"] = "memory"
+    """What a 201 waits for."""
+    replicas: Count = 1
+    """How many replicas must have it under `replicated`."""
+    timeout: ShortSeconds = 5.0
+    """Seconds that one call may take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _url_of_sentinel(cls, values: Any) -> Any:
+        """Whoever gives a Sentinel does not mean the embedded store."""
+        if isinstance(values, dict) and values.get("sentinel") is not None and "url" not in values:
+            return {**values, "url": "redis://"}
+        return values
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if self.sentinel is not None and self.cluster:
+            raise ValueError("sentinel and cluster exclude each other")
+        if self.cluster and self.durability != "memory":
+            # WAIT and WAITAOF name no key, so the cluster client cannot tell which node they are for.
+            raise ValueError(f"durability {self.durability!r} is not available together with cluster")
+        if self.url != EMBEDDED:
+            return self
+        if self.sentinel is not None:
+            raise ValueError("url must not be 'embedded' together with sentinel")
+        if self.cluster:
+            raise ValueError("url must not be 'embedded' together with cluster")
+        if self.durability == "replicated":
+            raise ValueError("durability 'replicated' needs a url other than 'embedded': it has no replicas")
+        return self
+
+
+class TokenSettings(Section):
+    """`[[api.tokens]]`: who may call the API, and for what. A list of `["*"]` allows all of its kind."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
+    """Stands in logs and metrics for the token."""
+    token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
+    """Of at least 16 characters, so that it cannot be guessed."""
+    scopes: list[Literal["submit", "read", "admin"]] = Field(min_length=1)
+    """`admin` includes the others."""
+    aggregations: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `aggr_id`: of jobs to submit, and to see."""
+    destinations: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `callback_dst`, `callback_error_dst` and `callback_url`."""
+    buckets: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `s3_bucket`."""
+    proxies: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `aggr_proxy`."""
+
+
+class ApiSettings(Section):
+    """`[api]`: the HTTP API."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: Annotated[int, Number, Field(ge=0, le=65535)] = 8000
+    """0: any free one."""
+    heartbeat_path: FileName = ""
+    """`GET /hb` answers 503 while this file exists; empty: never."""
+    max_body: Size = ByteSize(256 * 1024)
+    tokens: list[TokenSettings] = Field(default_factory=list)
+    """Empty: whoever reaches the port may do everything."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        for what, values in (
+            ("name", [token.name for token in self.tokens]),
+            ("token", [token.token.get_secret_value() for token in self.tokens]),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"tokens must not share a {what}")
+        return self
+
+
+class FileStorageSettings(BaseModel):
+    """`[processor.filestorage]`: `type` names the plugin, the rest is the plugin's own section."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    type: str = Field(default="filesystem", min_length=1)
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """What the plugin's factory gets."""
+        return dict(self.model_extra or {})
+
+
+class S3Settings(Section):
+    """`[processor.s3]`: for jobs that bring their own bucket; credentials come from boto3's usual chain."""
+
+    endpoint_url: Annotated[str, AfterValidator(_base_url)] = ""
+    """Empty: AWS."""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    """Where a bucket's name goes, the host or the path; `auto`: the path with `endpoint_url`."""
+    ca_file: FileName = ""
+    """PEM file of the certificate authorities to trust instead of botocore's."""
+    connect_timeout: ShortSeconds = 5.0
+    read_timeout: ShortSeconds = 10.0
+    complete_timeout: ShortSeconds = 120.0
+    """Seconds for S3 to put a large file's parts together."""
+    part_size: Size = ByteSize(16 * 1024**2)
+    threads: Count = 16
+    """Requests in flight, of all buckets together."""
+    delete: bool = False
+    """Whether files are deleted in the callers' buckets too, when a job's time is up."""
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """What the plugin's factory gets."""
+        return self.model_dump(exclude={"delete"})
+
+
+class ProcessorSettings(Section):
+    """`[processor]`: downloads."""
+
+    storage_dir: FileName = ""
+    """Spool for downloads in progress; empty: a folder under `data_dir`."""
+    download_url: Annotated[str, AfterValidator(_base_url)] = ""
+    """Base of `download_url` in callbacks; empty: the API serves the files itself."""
+    concurrency: Count = 256
+    request_headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
+        default_factory=lambda: {"Accept": "*/*", "User-Agent": "downloader"}
+    )
+    max_retries: CountOrZero = 2
+    retry_backoff: Seconds = 120.0
+    max_size: Size = ByteSize(10 * 1024**3)
+    lease: ShortSeconds = 30.0
+    grace: ShortSeconds = 20.0
+    stats_interval: ShortSeconds = 5.0
+    disk_high: Percent = 95.0
+    disk_low: Percent = 90.0
+    connect_timeout: ShortSeconds = 5.0
+    tls_timeout: ShortSeconds = 5.0
+    first_byte_timeout: ShortSeconds = 30.0
+    stall_timeout: ShortSeconds = 30.0
+    """Seconds below `stall_rate` after which an attempt is given up."""
+    stall_rate: Size = ByteSize(1024)
+    """Bytes per second."""
+    max_redirects: Annotated[int, Number, Field(ge=0, le=50)] = 10
+    ca_file: FileName = ""
+    """PEM file of the certificate authorities to trust instead of the system's."""
+    filestorage: FileStorageSettings | None = None
+    s3: S3Settings = Field(default_factory=S3Settings)
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        if self.disk_low > self.disk_high:
+            raise ValueError("disk_low must not be above disk_high")
+        return self
+
+
+class NotifierSettings(Section):
+    """`[notifier]`: callbacks and the deletion of what has been delivered."""
+
+    concurrency: Count = 64
+    per_destination: Count = 16
+    """Callbacks in flight to one destination over the fleet; one while it is failing. No bound on what works
+    of `kafka` and `sqs`: brokers are made for many, and their plugins send in batches."""
+    deletion_interval: SecondsOrZero = 10800.0
+    """Seconds after which the file of a delivered job is deleted."""
+    failed_retention: SecondsOrZero = 604800.0
+    """Seconds to keep the records of failed callbacks and of jobs without a callback."""
+    retry_schedule: list[Seconds] = Field(default_factory=lambda: [5.0, 60.0, 600.0, 3600.0, 21600.0])
+    """Seconds before each further attempt; empty: a callback is tried once."""
+    lease: ShortSeconds = 60.0
+    grace: ShortSeconds = 20.0
+    stats_interval: ShortSeconds = 5.0
+
+
+class EgressList(Section):
+    """Addresses to allow (CIDR or host name) beyond public ones, and to deny."""
+
+    allow: list[str] = Field(default_factory=list)
+    deny: list[str] = Field(default_factory=list)
+
+
+class EgressSettings(Section):
+    """`[egress]`: what this service may connect to on behalf of clients."""
+
+    downloads: EgressList = Field(default_factory=EgressList)
+    callbacks: EgressList = Field(default_factory=EgressList)
+
+
+class LogSettings(Section):
+    """`[log]`."""
+
+    format: Literal["auto", "console", "json"] = "auto"
+    """`auto`: console on a terminal, JSON elsewhere."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    data_dir: Annotated[Path, BeforeValidator(_folder)] = Path("downloader-data")
+    """Embedded store, spool and files when nothing else is set; relative to the working directory."""
+    redis: RedisSettings = Field(default_factory=RedisSettings)
+    api: ApiSettings = Field(default_factory=ApiSettings)
+    processor: ProcessorSettings = Field(default_factory=ProcessorSettings)
+    notifier: NotifierSettings = Field(default_factory=NotifierSettings)
+    egress: EgressSettings = Field(default_factory=EgressSettings)
+    backends: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """`[backends.NAME]`: one notifier plugin each, with the plugin's own section."""
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    _secret_paths: frozenset[tuple[str | int, ...]] = PrivateAttr(default=frozenset())
+    """Where `{ env = ... }` and `{ file = ... }` stood; never printed."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        for name, lease in (("processor", self.processor.lease), ("notifier", self.notifier.lease)):
+            if lease / RENEWALS_PER_LEASE + self.redis.timeout >= lease:
+                raise ValueError(
+                    f"{name}.lease must be more than 1.5 times redis.timeout,"
+                    " or a slow renewal would come after the lease has ended"
+                )
+        for name, lists in (("downloads", self.egress.downloads), ("callbacks", self.egress.callbacks)):
+            EgressPolicy.parse(lists.allow, lists.deny, setting=f"egress.{name}")
+        return self
+
+    @property
+    def storage_name(self) -> str:
+        """The storage plugin of the service's own files."""
+        configured = self.processor.filestorage
+        return configured.type if configured is not None else "filesystem"
+
+    @property
+    def storage_section(self) -> dict[str, Any]:
+        """What that plugin's factory gets; `filesystem` always has a `rootdir`."""
+        configured = self.processor.filestorage
+        if configured is None and self.processor.storage_dir:
+            return {"rootdir": self.processor.storage_dir}
+        section = configured.section if configured is not None else {}
+        if self.storage_name == "filesystem" and not section.get("rootdir"):
+            section["rootdir"] = str(self.data_dir / "files")
+        return section
+
+    @property
+    def spool_dir(self) -> Path:
+        """Folder of downloads in progress; one of its own where `storage_dir` holds the files too."""
+        if not self.processor.storage_dir:
+            return self.data_dir / "spool"
+        folder = Path(self.processor.storage_dir)
+        shared = Path(str(self.storage_section.get("rootdir", ""))) == folder
+        return folder / ".spool" if shared else folder
+
+    @property
+    def deprecations(self) -> list[str]:
+        """One line for each old way of saying something that this configuration uses."""
+        folder = self.processor.storage_dir
+        if self.processor.filestorage is not None or not folder:
+            return []
+        instead = f'set processor.filestorage.rootdir = "{folder}"'
+        return [f"processor.storage_dir without [processor.filestorage] is deprecated: {instead}"]
+
+
+def with_default_backend(settings: Settings) -> Settings:
+    """What `downloader run` without a configuration does: as if `[backends.http]` were given."""
+    if settings.backends:
+        return settings
+    return settings.model_copy(update={"backends": {"http": {}}})

@@ -1,0 +1,364 @@
+"""Reading the settings: a TOML file, over it the environment, over both the flags of the command line.
+
+Every failure is a `ConfigError` of one line that names the file (or variable, or flag), the key and what was
+expected, and never repeats a value, which may be a secret.
+
+Environment: `DOWNLOADER_` and the key in capitals, `__` between tables: `DOWNLOADER_REDIS__URL`. Lists,
+tables and secret references are given as JSON. In the plugins' tables, whose keys have no known type,
+whatever reads as JSON is taken as such, and all else as a string. Tables are merged key by key, everything
+else (`processor.request_headers` too) is replaced.
+
+Other variables beginning with `DOWNLOADER_` are handled thus: one with `__` has to be a known key; one
+without is refused when it is a known key but for its underscores (`DOWNLOADER_REDIS_URL`,
+`DOWNLOADER_DATADIR`) or nearly a key of the top level, and left alone otherwise. So the variables that
+Kubernetes makes of a service named `downloader` or `downloader-api` (`DOWNLOADER_PORT=tcp://...`,
+`DOWNLOADER_SERVICE_HOST`) break no start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from downloader.config.models import FileStorageSettings, Section, Settings
+from downloader.errors import ConfigError
+
+PREFIX = "DOWNLOADER_"
+"""Of the environment variables that are settings."""
+
+OTHER_VARIABLES = frozenset({"DOWNLOADER_FAILPOINT"})
+"""Variables that are ours and no settings."""
+
+SECRET_BYTES = 64 * 1024
+"""The most that is read of a secret's file; a wrong path may name a device that never ends."""
+
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
+"""How the variables end that Kubernetes sets for each service."""
+
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+"""What its `..._PORT` variable holds, unlike anybody's port."""
+
+_FREE = object()
+"""Stands for a table whose keys a plugin knows, and we do not."""
+
+Path_ = tuple[str | int, ...]
+
+
+@dataclass(slots=True)
+class _Layers:
+    """Values gathered from all sources, and where each came from."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Path_, str] = field(default_factory=dict)
+    secrets: set[Path_] = field(default_factory=set)
+
+    def origin(self, path: Path_) -> str:
+        """The source of the value at `path`, or of the innermost table round it."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
+        return "configuration"
+
+
+def load_settings(path: Path | None, *, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> Settings:
+    """The effective settings.
+
+    Args:
+        path: the TOML file; `None` for none at all.
+        environ: the environment; also where `{ env = "NAME" }` looks.
+        overrides: values of flags by dotted key (`{"api.port": 8000}`); `None` means not given.
+
+    Raises:
+        ConfigError: anything is wrong; see the module.
+    """
+    layers = _Layers()
+    if path is not None:
+        layers.origins[()] = str(path)
+        _add(layers, _read_toml(path), source=str(path))
+    for name, value in _variables(environ):
+        _add(layers, _nest(tuple(name.removeprefix(PREFIX).lower().split("__")), value, name), source=name)
+    for key, value in overrides.items():
+        if value is not None:
+            _add(layers, _nested(tuple(key.split(".")), value), source="command line")
+    values = _resolve(layers.values, (), layers, environ)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, layers)) from None
+    settings._secret_paths = frozenset(layers.secrets)  # noqa: SLF001 - this module is the one that fills it
+    return settings
+
+
+def allow_also(settings: Settings, entries: Iterable[str]) -> Settings:
+    """The settings with addresses or hosts added to both egress lists (`downloader run --allow`).
+
+    Raises:
+        ConfigError: an entry is neither a CIDR range, an address nor a host name.
+    """
+    more = tuple(entries)
+    egress = settings.egress
+    values = {
+        **{name: getattr(settings, name) for name in type(settings).model_fields},
+        "egress": {
+            "downloads": {"allow": [*egress.downloads.allow, *more], "deny": egress.downloads.deny},
+            "callbacks": {"allow": [*egress.callbacks.allow, *more], "deny": egress.callbacks.deny},
+        },
+    }
+    try:
+        changed = Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, _Layers(origins={(): "--allow"}))) from None
+    changed._secret_paths = settings._secret_paths  # noqa: SLF001 - as above
+    return changed
+
+
+def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a file may have, tables included, the plugins' own excluded."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        inner = _inner(info.annotation)
+        if isinstance(inner, type):
+            yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {_one_line(str(error))}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
+
+
+def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The variables that are settings; refuses those that were meant to be."""
+    keys = [*known_keys()]
+    names = {PREFIX + key.replace(".", "__").upper() for key in keys}
+    flat = {_letters(name): name for name in sorted(names)}
+    top = [name for name in sorted(names) if "__" not in name]
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or name == PREFIX or name in OTHER_VARIABLES:
+            continue
+        if "__" in name or name in names:
+            yield name, environ[name]
+        elif not _is_service_link(name, environ[name]):
+            meant = flat.get(_letters(name)) or next(iter(difflib.get_close_matches(name, top, 1, 0.9)), "")
+            if meant:
+                raise ConfigError(f"unknown environment variable {name}; did you mean {meant}?")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    if name.endswith("_PORT") and _SERVICE_URL.match(value):
+        return True
+    return _SERVICE_LINK.search(name) is not None
+
+
+def _nest(path: tuple[str, ...], text: str, name: str) -> dict[str, Any]:
+    """A variable as the piece of a configuration that it stands for."""
+    annotation: Any = Settings
+    for part in path:
+        inner = _inner(annotation)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            annotation = inner
+            continue
+        info = inner.model_fields.get(part)
+        annotation = (
+            info.annotation if info is not None else (_FREE if inner is FileStorageSettings else None)
+        )
+    value: Any = text
+    wants_json = _inner(annotation) is not None or get_origin(annotation) in (dict, list)
+    if wants_json or text.lstrip().startswith("{"):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            if wants_json and annotation is not _FREE:
+                raise ConfigError(f"{name} must be JSON") from None
+        except RecursionError:
+            raise ConfigError(f"{name} must be JSON that is not nested so deeply") from None
+    return _nested(path, value)
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for part in reversed(path):
+        value = {part: value}
+    return dict(value)
+
+
+def _inner(annotation: Any) -> Any:
+    """The model behind a table's annotation, `_FREE` for a plugin's table, `None` for anything else."""
+    if annotation is _FREE:
+        return _FREE
+    if isinstance(annotation, type) and issubclass(annotation, (Section, FileStorageSettings)):
+        return annotation
+    if annotation == dict[str, dict[str, Any]]:
+        return _FREE
+    if get_origin(annotation) in (Union, UnionType, list):
+        return next((inner for arg in get_args(annotation) if (inner := _inner(arg))), None)
+    return None
+
+
+def _add(layers: _Layers, values: dict[str, Any], *, source: str) -> None:
+    """Lay one source's values over those before it."""
+    _refuse_unknown(values, Settings, (), source)
+    _merge(layers.values, values, (), layers.origins, source)
+
+
+def _merge(
+    into: dict[str, Any], new: Mapping[str, Any], at: Path_, origins: dict[Path_, str], source: str
+) -> None:
+    for key, value in new.items():
+        path = (*at, key)
+        old = into.get(key)
+        if isinstance(value, dict) and not _is_reference(value) and path != ("processor", "request_headers"):
+            if not isinstance(old, dict) or _is_reference(old):
+                old = into[key] = {}
+            _merge(old, value, path, origins, source)
+        else:
+            into[key] = value
+            origins[path] = source
+
+
+def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], at: Path_, source: str) -> None:
+    for key, value in values.items():
+        path = (*at, key)
+        info = model.model_fields.get(key)
+        if info is None:
+            if model is FileStorageSettings:
+                continue
+            raise ConfigError(_unknown(path, source))
+        inner = _inner(info.annotation)
+        if not isinstance(inner, type):
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict) and not _is_reference(item):
+                _refuse_unknown(item, inner, path, source)
+
+
+def _unknown(path: Path_, source: str) -> str:
+    of_variable = source.startswith(PREFIX)
+    key = source.removeprefix(PREFIX).lower().replace("__", ".") if of_variable else _dotted(path)
+    known = list(known_keys())
+    same_name = [
+        other for other in known if "." in other and other.rpartition(".")[2] == key.rpartition(".")[2]
+    ]
+    same_letters = [other for other in known if _letters(other) == _letters(key)]
+    close = same_letters or difflib.get_close_matches(key, known, 1, 0.7) or same_name
+    if of_variable:
+        hint = f"; did you mean {PREFIX}{close[0].replace('.', '__').upper()}?" if close else ""
+        return f"unknown environment variable {source}{hint}"
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{source}: unknown key {key}{hint}"
+
+
+def _letters(key: str) -> str:
+    return key.replace("_", "").replace(".", "")
+
+
+def _is_reference(value: Any) -> bool:
+    """Whether a value is `{ env = "NAME" }` or `{ file = "PATH" }`."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    [(key, name)] = value.items()
+    return key in ("env", "file") and isinstance(name, str)
+
+
+def _resolve(value: Any, at: Path_, layers: _Layers, environ: Mapping[str, str]) -> Any:
+    """The value with each reference replaced by the secret that it names."""
+    if _is_reference(value) and at:
+        layers.secrets.add(at)
+        where = f"{layers.origin(at)}: {_dotted(at)}"
+        if "env" in value:
+            return _secret_of_variable(value["env"], where, environ)
+        return _secret_of_file(value["file"], where)
+    if isinstance(value, dict):
+        return {key: _resolve(item, (*at, key), layers, environ) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(item, (*at, index), layers, environ) for index, item in enumerate(value)]
+    return value
+
+
+def _secret_of_variable(name: str, where: str, environ: Mapping[str, str]) -> str:
+    secret = environ.get(name, "")
+    if not secret:
+        raise ConfigError(f"{where}: the environment variable {name!r} is not set or empty")
+    return secret
+
+
+def _secret_of_file(name: str, where: str) -> str:
+    try:
+        with Path(name).expanduser().open("rb") as file:
+            secret = file.read(SECRET_BYTES).decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: the file {name!r} is not text in UTF-8") from None
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; no such user in ~name
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{where}: the file {name!r} cannot be read: {reason}") from None
+    if not secret:
+        raise ConfigError(f"{where}: the file {name!r} is empty")
+    return secret
+
+
+def _dotted(path: Path_) -> str:
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if text else part
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+_EXPECTED = {
+    "dict_type": "must be a table",
+    "model_type": "must be a table",
+    "list_type": "must be a list",
+    "missing": "is missing",
+    "byte_size": 'must be a size in bytes, or like "64MiB"',
+    "byte_size_unit": 'must be a size in bytes, or like "64MiB"',
+    "path_type": "must be the path of a folder",
+}
+"""What pydantic words for programmers, by its type of error."""
+
+
+def _explain(error: ValidationError, layers: _Layers) -> str:
+    """The first of pydantic's errors as one line, and how many more there are."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    first: ErrorDetails = details[0]
+    path = first["loc"]
+    origin = layers.origin(path)
+    expected = _EXPECTED.get(first["type"], _one_line(first["msg"]))
+    expected = (
+        expected.removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("String should", "must")
+    )
+    if not path:
+        what = expected
+    elif expected.startswith(("must ", "is ")):
+        what = f"{_dotted(path)} {expected}"
+    else:
+        what = f"{_dotted(path)}: {expected}"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{origin}: {what}{more}"

@@ -1,0 +1,65 @@
+"""The effective settings as people may see them (`downloader config`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from downloader.config.models import Settings
+from downloader.observe import HIDDEN, redact_url
+
+_SECRET_NAME = re.compile(r"passw|passphrase|secret|token|key|credential|auth", re.IGNORECASE)
+"""Keys of a plugin's table that probably hold a secret; better one too many."""
+
+_SECRET_HEADER = re.compile(r"(proxy-)?authorization|cookie", re.IGNORECASE)
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """The settings as plain TOML values, each secret replaced by `***`.
+
+    Secrets are: keys made for one, whatever came from `{ env = ... }` or `{ file = ... }`, user and password
+    and the query in any URL, in plugins' tables the keys whose name says so, and the headers that
+    authenticate (`Authorization`, `Cookie`, and those whose name says so).
+    """
+    paths = settings._secret_paths  # noqa: SLF001 - kept there for this module
+    return {key: _table(value, (key,), paths) for key, value in settings.model_dump().items()}
+
+
+def _table(value: Any, path: tuple[str | int, ...], paths: frozenset[tuple[str | int, ...]]) -> Any:
+    if path in paths or isinstance(value, SecretStr):
+        return HIDDEN
+    if isinstance(value, Mapping):
+        return {
+            key: _table(item, (*path, key), paths)
+            if not (_names_secret((*path, str(key))) and _may_be_secret(item))
+            else _hidden(item)
+            for key, item in value.items()
+            if item is not None
+        }
+    if isinstance(value, list | tuple):
+        return [_table(item, (*path, index), paths) for index, item in enumerate(value)]
+    if isinstance(value, str) and "//" in value:
+        return redact_url(value, userinfo=HIDDEN)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _names_secret(path: tuple[str | int, ...]) -> bool:
+    """Whether a key's name in a plugin's table, or a header's, says that its value is a secret."""
+    name = str(path[-1])
+    if path[:2] == ("processor", "request_headers"):
+        return _SECRET_HEADER.fullmatch(name) is not None or _SECRET_NAME.search(name) is not None
+    in_plugin = (path[0] == "backends" and len(path) > 2) or path[:2] == ("processor", "filestorage")  # noqa: PLR2004 - below NAME
+    return in_plugin and _SECRET_NAME.search(name) is not None
+
+
+def _may_be_secret(value: Any) -> bool:
+    return not isinstance(value, bool) and value not in ("", None)
+
+
+def _hidden(value: Any) -> Any:
+    """`***`, in as many places as a list had, so that one can see how many there are."""
+    return [HIDDEN for _ in value] if isinstance(value, list) else HIDDEN

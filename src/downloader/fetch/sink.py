@@ -1,0 +1,187 @@
+"""Where a body goes as it arrives: memory while it is small, a spool file from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import trio
+
+from downloader.fetch.errors import FetchError
+from downloader.fetch.spool import Spool
+from downloader.observe import failpoint
+
+SMALL_BYTES = 64 * 1024
+"""Up to here a body stays in memory and is stored in one step; most files of the web are smaller."""
+
+BUFFER_BYTES = 1024 * 1024
+"""Of one hop to a thread for writing: hops of 64 KiB were measured to take three times as long."""
+
+_SCRAP_BYTES = 8 * 1024
+"""Chunks below this size are put together: a buffer is to be a few hundred chunks at most."""
+
+_IOV_MAX = 256
+"""Chunks for one write; every system takes at least this many in practice (POSIX wants 16)."""
+
+_CLEANUP_S = 10.0
+"""For deleting a spool file after a cancel; a disk that takes longer is swept at the next start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sealed:
+    """A complete body; exactly one of `data` and `path` is given."""
+
+    size: int
+    sha256: str
+    data: bytes | None = None
+    path: Path | None = None
+
+
+class Sink:
+    """Takes one body; at most two buffers of it are in memory, whatever its length.
+
+    Args:
+        spool: for bodies that are not small.
+        head_bytes: how many of the first bytes to keep in `head`.
+    """
+
+    def __init__(self, spool: Spool, *, head_bytes: int) -> None:
+        self._spool = spool
+        self._head_bytes = head_bytes
+        self._head = b""
+        self._chunks: list[bytes | bytearray] = []
+        self._buffered = 0
+        self._sha256 = hashlib.sha256()
+        self._name = ""
+        self._descriptor = -1
+        self.size = 0
+
+    @property
+    def head(self) -> bytes:
+        """The first bytes, up to `head_bytes`."""
+        if self._flushed:
+            return self._head
+        return b"".join(self._chunks)[: self._head_bytes]
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to hand over what is in memory."""
+        return self._buffered >= BUFFER_BYTES
+
+    @property
+    def _flushed(self) -> bool:
+        return self.size > self._buffered
+
+    def add(self, chunk: bytes | bytearray) -> None:
+        """Take the next bytes, in memory."""
+        self._buffered += len(chunk)
+        self.size += len(chunk)
+        if len(chunk) >= _SCRAP_BYTES:
+            self._chunks.append(chunk)
+            return
+        # A million chunks of one byte would take a hundred times their bytes.
+        last = self._chunks[-1] if self._chunks else None
+        if isinstance(last, bytearray) and len(last) < SMALL_BYTES:
+            last += chunk
+        else:
+            self._chunks.append(bytearray(chunk))
+
+    @asynccontextmanager
+    async def writing_behind(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Write to the spool file while more arrives.
+
+        Yields a coroutine that hands over what is in memory, as soon as the buffer before has been
+        written. A `FetchError` inside comes out as it is.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        sender, receiver = trio.open_memory_channel[list[bytes | bytearray]](0)
+        failure: Exception | None = None
+
+        async def write() -> None:
+            nonlocal failure
+            try:
+                async with receiver:
+                    async for chunks in receiver:
+                        await trio.to_thread.run_sync(self._write, chunks, limiter=self._spool.threads)
+            except OSError as exc:
+                failure = exc
+
+        async def hand_over() -> None:
+            await sender.send(self._take())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            try:
+                async with sender:
+                    yield hand_over
+            except trio.BrokenResourceError:
+                pass  # the writer's failure says more
+            except FetchError as exc:
+                failure = exc
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def seal(self) -> Sealed:
+        """The body is complete; a spool file is on disk for good, and closed.
+
+        Raises:
+            OSError: the disk does not take it.
+        """
+        if self.size <= SMALL_BYTES:
+            data = b"".join(self._chunks)
+            self._sha256.update(data)
+            return Sealed(size=self.size, sha256=self._sha256.hexdigest(), data=data)
+        await trio.to_thread.run_sync(self._finish, self._take(), limiter=self._spool.threads)
+        return Sealed(size=self.size, sha256=self._sha256.hexdigest(), path=self._spool.path / self._name)
+
+    async def discard(self) -> None:
+        """Delete the spool file, unless it has been moved away; also when cancelled. Never raises."""
+        self._chunks = []
+        if self._name:
+            with trio.move_on_after(_CLEANUP_S, shield=True):
+                await trio.to_thread.run_sync(self._remove, abandon_on_cancel=True)
+
+    def _take(self) -> list[bytes | bytearray]:
+        if not self._flushed:
+            self._head = self.head
+        chunks, self._chunks, self._buffered = self._chunks, [], 0
+        return chunks
+
+    def _write(self, chunks: list[bytes | bytearray]) -> None:
+        if self._descriptor < 0:
+            self._name, self._descriptor = self._spool.create()
+        for chunk in chunks:
+            self._sha256.update(chunk)
+        views = deque(memoryview(chunk) for chunk in chunks)
+        while views:
+            written = os.writev(self._descriptor, tuple(islice(views, _IOV_MAX)))
+            while views and written >= len(views[0]):
+                written -= len(views.popleft())
+            if written:
+                views[0] = views[0][written:]
+
+    def _finish(self, chunks: list[bytes | bytearray]) -> None:
+        self._write(chunks)
+        failpoint("before-fsync")
+        os.fsync(self._descriptor)
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+    def _remove(self) -> None:
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+        try:
+            self._spool.remove(self._name)
+        except OSError:
+            # The folder is swept when this instance ends, or when the next one starts.
+            return

@@ -1,0 +1,117 @@
+"""One attempt at one callback: from the lease to what the store is told."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import trio
+
+from downloader.model import Delivery, Lease, Verdict, callback_payload
+from downloader.notify.health import SHORTEST_S, HealthBook
+from downloader.notify.protocol import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify.schedule import next_delay_s
+
+_REASON_CHARS = 500
+"""Reasons come from plugins and peers, and are kept in the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    """The plugin itself failed."""
+
+    problem: str
+    """Without anything of its own text, which may hold a secret."""
+    error: Exception | None = None
+
+
+async def deliver(
+    lease: Lease,
+    *,
+    backends: Mapping[str, Notifier],
+    schedule: Sequence[float],
+    download_url: str,
+    timeout_s: float,
+    rng: random.Random,
+    health: HealthBook,
+) -> Delivery:
+    """Send the callback once and tell what is to become of it; raises nothing that a plugin raises.
+
+    The body is byte-identical over retries. A cancel leaves it unknown whether the peer has it. A failure of
+    the plugin itself counts as an attempt only while the plugin is healthy.
+
+    Args:
+        lease: of a callback, with the download's result in it.
+        backends: the open plugins by name.
+        schedule: `notifier.retry_schedule`; used up, the callback is `FAILED`.
+        download_url: where the file can be fetched; left out of the body of a failure.
+        timeout_s: the plugin's deadline, longer than any that it keeps itself.
+        rng: source of the delays' jitter.
+        health: of the backends; kept up to date here.
+    """
+    assert lease.result is not None, "a callback's lease carries the download's result"
+    name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
+    if not name:
+        return Delivery(verdict=Verdict.FAILED, error="the job names no callback for this result")
+    backend = backends.get(name)
+    if backend is None:
+        reason = f"backend {name} is not configured: there is no [backends.{name}]"
+        return _retry(lease, RetryLater(reason), schedule, rng)
+    payload = Payload(job_id=lease.id, aggr_id=lease.spec.aggr_id, body=_body(lease, download_url))
+    begun_at = trio.current_time()
+    result = await _ask(backend, destination, payload, timeout_s=timeout_s)
+    if isinstance(result, _Broken):
+        reason = f"backend {name} failed: {result.problem}"
+        facts = {"job_id": lease.id, "aggr_id": lease.spec.aggr_id}
+        if not health.failed(name, reason, begun_at=begun_at, error=result.error, **facts):
+            return Delivery(verdict=Verdict.RELEASE, error=reason, retry_after_s=SHORTEST_S)
+        result = RetryLater(reason)
+    else:
+        health.worked(name)
+    match result:
+        case Delivered():
+            return Delivery(verdict=Verdict.SUCCEEDED)
+        case Rejected(reason):
+            return Delivery(verdict=Verdict.FAILED, error=_one_line(reason))
+        case RetryLater():
+            return _retry(lease, result, schedule, rng)
+        case _:
+            assert_never(result)
+
+
+def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: random.Random) -> Delivery:
+    """Another attempt, or the end of the schedule."""
+    delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=result.after_s, rng=rng)
+    verdict = Verdict.FAILED if delay is None else Verdict.RETRY
+    return Delivery(verdict=verdict, error=_one_line(result.reason), retry_after_s=delay)
+
+
+async def _ask(
+    backend: Notifier, destination: str, payload: Payload, *, timeout_s: float
+) -> Result | _Broken:
+    """The plugin's answer, or what it did instead."""
+    try:
+        with trio.move_on_after(timeout_s):
+            answer: object = await backend.deliver(destination, payload)
+            if isinstance(answer, (Delivered, RetryLater, Rejected)):
+                return answer
+            return _Broken(f"answered {type(answer).__name__}")
+    except Exception as exc:  # noqa: BLE001 - a stranger's code can raise anything, and must not stop the others
+        return _Broken(type(exc).__name__, exc)
+    return _Broken(f"no answer within {timeout_s:g} s")
+
+
+def _body(lease: Lease, download_url: str) -> bytes:
+    assert lease.result is not None
+    payload = callback_payload(
+        lease.spec, lease.result, attempts=lease.result_attempts, download_url=download_url
+    )
+    # ASCII, as a client's `extra` may hold a lone surrogate, for which UTF-8 has no form.
+    return json.dumps(payload, separators=(",", ":")).encode("ascii")
+
+
+def _one_line(reason: str) -> str:
+    return " ".join(str(reason).split())[:_REASON_CHARS]

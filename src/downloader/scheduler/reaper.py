@@ -1,0 +1,78 @@
+"""The end of a job: its file is deleted, then its record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from downloader.errors import StorageError
+from downloader.model import JobSpec
+from downloader.observe import Event, get_logger
+from downloader.scheduler.stop import Stop
+from downloader.store import JobStore, Reapable, StoreUnavailable
+
+log = get_logger()
+
+REAP_BATCH = 200
+
+HOLD_S = 300.0
+"""How long a job is left alone after a reaper has taken it: until then it has either removed it or died."""
+
+LOOK_S = 5.0
+"""Longest sleep: a job may fall due sooner than the last look knew. Deletion is in no hurry."""
+
+DELETIONS = 8
+"""Deletions at once; they must not compete with downloads for the disk."""
+
+
+DELETION_S = 60.0
+"""Bound of one deletion: a storage is a stranger's code, and what hangs must not stop the others'."""
+
+
+async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
+    """Delete what is due until `stop` begins. A crash in between deletes again: that is harmless.
+
+    Args:
+        store: tells what is due.
+        delete: deletes a job's file; what it raises is logged, and it is tried again later.
+        stop: ends it; a batch on its way is finished.
+    """
+    while not stop.begun:
+        try:
+            batch = await store.reap(REAP_BATCH, HOLD_S)
+            gone = await _delete(batch.jobs, delete)
+            if gone:
+                await store.remove(gone)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+            wait_s = LOOK_S
+        else:
+            wait_s = LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
+        with trio.move_on_after(wait_s):
+            await stop.wait()
+
+
+async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitable[None]]) -> Sequence[str]:
+    gone: list[str] = []
+    limiter = trio.CapacityLimiter(DELETIONS)
+
+    async def one(job: Reapable) -> None:
+        async with limiter:
+            try:
+                if job.has_file:
+                    with trio.fail_after(DELETION_S):
+                        await delete(job.spec)
+                    log.debug(Event.FILE_DELETED, job_id=job.spec.id, aggr_id=job.spec.aggr_id)
+            except StorageError as error:
+                log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=str(error))
+            except Exception as error:  # a storage plugin is a stranger's code
+                reason = f"the storage failed with {type(error).__name__}"
+                log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=reason, exc_info=error)
+            else:
+                gone.append(job.spec.id)
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(one, job)
+    return gone

@@ -1,0 +1,56 @@
+"""The high-water mark: no download is begun while the spool's disk is too full."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from downloader.observe import Event, get_logger
+
+log = get_logger()
+
+LOOK_S = 1.0
+"""A disk does not fill faster than this matters; statvfs on each lease call would be waste."""
+
+
+class DiskGate:
+    """Closed from `high` percent used until it is below `low` again.
+
+    Args:
+        used_percent: reads how full the disk is, in percent.
+        high: closes it.
+        low: opens it again.
+        clock: seconds; a look is good for `LOOK_S` of them.
+    """
+
+    def __init__(
+        self,
+        used_percent: Callable[[], float],
+        *,
+        high: float,
+        low: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._used_percent = used_percent
+        self._high = high
+        self._low = low
+        self._clock = clock
+        self._looked_at = float("-inf")
+        self._open = True
+
+    def __call__(self) -> bool:
+        """Whether a download may begin."""
+        now = self._clock()
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._look()
+        return self._open
+
+    def _look(self) -> None:
+        used = self._used_percent()
+        if self._open and used >= self._high:
+            self._open = False
+            log.error(Event.DISK_FULL, used_percent=round(used, 1), high=self._high)
+        elif not self._open and used < self._low:
+            self._open = True
+            log.info(Event.DISK_RESUMED, used_percent=round(used, 1), low=self._low)

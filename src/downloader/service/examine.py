@@ -1,0 +1,198 @@
+"""How each part but the store is tried; each answers one line, or raises what is not fine about it."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+from rich.filesize import decimal
+
+from downloader.config import ApiSettings, EgressList, Settings
+from downloader.errors import ConfigError, StorageError
+from downloader.fetch import disk_used_percent
+from downloader.net import EgressPolicy
+from downloader.notify import Checkable, open_notifiers, use_egress
+from downloader.service.run import listen
+from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
+
+OPENING_S = 10.0
+"""For a plugin to open: somebody waits."""
+
+ASK_S = 3.0
+"""For whoever holds our port to say who it is."""
+
+TEXT = b"downloader doctor was here; this object may be deleted\n"
+
+
+class Note(Exception):
+    """Nothing is broken, but somebody should know; the text says what."""
+
+
+async def examine_storage(settings: Settings) -> str:
+    """Store a small object under a key that no job has, look at it, delete it."""
+    key = f"doctor/{secrets.token_hex(8)}"
+    name, digest = settings.storage_name, hashlib.sha256(TEXT).hexdigest()
+    body = Body(size=len(TEXT), sha256=digest, mime_type="text/plain", data=TEXT)
+    began = trio.current_time()
+    async with open_storage(name, settings.storage_section, opening_s=OPENING_S) as storage:
+        try:
+            await storage.put(key, body)
+            stored = await storage.local(key)
+            if stored is not None and stored.size != len(TEXT):
+                raise StorageError(f"stored {len(TEXT)} bytes, and found {stored.size}")
+        finally:
+            await storage.delete(key)
+        if await storage.local(key) is not None:
+            raise StorageError("deleted an object, which is still there")
+        did = "wrote, found and deleted" if stored is not None else "wrote and deleted"
+        return f"{name}: {did} an object{_where(storage.url(key), settings)} in {_ms(began)}"
+
+
+def _where(url: str, settings: Settings) -> str:
+    if url:
+        return f" ({url})"
+    root = settings.storage_section.get("rootdir")
+    return f" in {root}" if root else ""
+
+
+async def examine_buckets(settings: Settings) -> str:
+    """Open what serves the buckets of jobs; there is no bucket to try before a job names one."""
+    async with open_buckets(OWN_BUCKETS, settings.processor.s3.section):
+        where = settings.processor.s3.endpoint_url or "AWS"
+        raise Note(f"jobs' own buckets, at {where}: nothing to try until a job brings one")
+
+
+async def examine_backend(settings: Settings, name: str) -> str:
+    """Open one backend and have it try its peer, if it can."""
+    lists = settings.egress.callbacks
+    policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
+    with use_egress(policy):
+        async with open_notifiers({name: settings.backends[name]}, opening_s=OPENING_S) as notifiers:
+            notifier = notifiers[name]
+            if not isinstance(notifier, Checkable):
+                return "opens; nothing to try until there is a callback"
+            return str(await notifier.check())
+
+
+async def examine_spool(settings: Settings) -> str:
+    """Write where downloads in progress go, and look how full that disk is."""
+    folder = settings.spool_dir
+    text, used = await trio.to_thread.run_sync(_try_folder, folder, abandon_on_cancel=True)
+    if used >= settings.processor.disk_high:
+        raise StorageError(
+            f"{text}; from disk_high = {settings.processor.disk_high:g}% on nothing is downloaded"
+        )
+    if used >= settings.processor.disk_low:
+        raise Note(f"{text}; at disk_high = {settings.processor.disk_high:g}% downloads pause")
+    return text
+
+
+def _try_folder(folder: Path) -> tuple[str, float]:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(TEXT)
+            file.flush()
+            os.fsync(file.fileno())
+        used, disk = disk_used_percent(there), os.statvfs(there)
+    except OSError as error:
+        raise ConfigError(f"{there} cannot be written: {error.strerror or error}") from error
+    what = "can be written" if there == folder else "can be made"
+    return (
+        f"{folder} {what}; the disk is {used:.0f}% full, {decimal(disk.f_bavail * disk.f_frsize)} free",
+        used,
+    )
+
+
+async def examine_api(settings: Settings) -> str:
+    """Take the API's port for a moment, or find one of our own on it."""
+    api = settings.api
+    where = f"{api.host}:{api.port}"
+    try:
+        [listener] = await trio.to_thread.run_sync(listen, api, abandon_on_cancel=True)
+    except ConfigError as error:
+        ask = partial(_is_ours, api)
+        if not await trio.to_thread.run_sync(ask, abandon_on_cancel=True):
+            raise ConfigError(f"{str(error).partition(': ')[2]}; who has it is no downloader") from None
+        text = f"{where} is served by a downloader that runs"
+    else:
+        loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
+        listener.close()
+        text = f"{where} is free"
+        if not api.tokens and not loopback:
+            raise Note(f"{text}; there are no [[api.tokens]]: whoever reaches it may do everything")
+    if api.heartbeat_path and await trio.Path(api.heartbeat_path).exists():
+        raise Note(f"{text}; {api.heartbeat_path} exists, which takes it out of rotation")
+    tokens = len(api.tokens)
+    return (
+        f"{text}; {f'{tokens} tokens' if tokens != 1 else '1 token'}"
+        if tokens
+        else f"{text}; open to all who reach it"
+    )
+
+
+def _is_ours(api: ApiSettings) -> bool:
+    """Whether a downloader answers there; what it answers to everybody."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)  # noqa: S104  # connected to
+    connection = http.client.HTTPConnection(host, api.port, timeout=ASK_S)
+    try:
+        connection.request("GET", "/health/ready")
+        answer = json.loads(connection.getresponse().read(10_000))
+    except (OSError, ValueError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+    return isinstance(answer, dict) and {"store", "roles"} <= answer.keys()
+
+
+async def examine_egress(lists: EgressList) -> str:
+    """What may be connected to; nothing is."""
+    await trio.lowlevel.checkpoint()
+    allowed = ["public addresses", *lists.allow]
+    text = f"may connect to {', '.join(allowed)}"
+    return f"{text}; never to {', '.join(lists.deny)}" if lists.deny else text
+
+
+def _ms(began: float) -> str:
+    return f"{(trio.current_time() - began) * 1000:.0f} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Folders that are not there yet, and that trying things makes."""
+
+    folders: Sequence[Path]
+    """The innermost first."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Footprint:
+        """Look which of the service's folders are missing."""
+        made = [settings.data_dir]
+        root = settings.storage_section.get("rootdir")
+        if isinstance(root, str) and "\0" not in root:
+            made.append(Path(root).expanduser() / ".tmp")
+        missing = {path for leaf in made for path in (leaf, *leaf.absolute().parents) if not _exists(path)}
+        return cls(sorted(missing, key=lambda path: -len(path.absolute().parts)))
+
+    def clear(self) -> None:
+        """Remove those that are there now, and empty."""
+        for folder in self.folders:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True

@@ -1,0 +1,143 @@
+"""How the store is tried: a script is run and waited for as a job's is, under keys of the doctor's own."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from downloader.config import EMBEDDED, RedisSettings, Settings
+from downloader.errors import ConfigError, StoreError, StoreRefused
+from downloader.service.examine import Note
+from downloader.store import (
+    LAYOUT_VERSION,
+    Connection,
+    FolderInUse,
+    Keys,
+    embedded_valkey,
+    open_connection,
+    socket_path,
+    where,
+)
+
+WRITES = 5
+"""To tell the usual time of one from an odd one."""
+
+PREFIX_CHARS = 44
+"""Of the configured prefix in the doctor's own, which begins alike for the server's ACLs."""
+
+KEPT_MS = 10_000
+"""Until what was written goes by itself, should we not come to delete it."""
+
+
+async def examine_store(settings: Settings) -> str:
+    """Connect, write as durably as configured, look what the server is; raises what is wrong with it."""
+    if settings.redis.url != EMBEDDED:
+        return await _examine(settings.redis, f"at {where(settings.redis)}")
+    folder = settings.data_dir / "valkey"
+    try:
+        async with _embedded(settings.data_dir) as url:
+            redis = settings.redis.model_copy(update={"url": url})
+            return await _examine(redis, f"embedded, in {folder}")
+    except FolderInUse:
+        redis = settings.redis.model_copy(update={"url": f"unix://{socket_path(folder)}"})
+        return await _examine(redis, f"embedded in a service that runs, in {folder}")
+
+
+@asynccontextmanager
+async def _embedded(data_dir: Path) -> AsyncIterator[str]:
+    """The embedded server on its own data, or where it has none yet on a folder beside, which goes again."""
+    if await trio.Path(data_dir / "valkey").exists():
+        async with embedded_valkey(data_dir) as url:
+            yield url
+        return
+    try:
+        beside = await trio.to_thread.run_sync(_folder_in, data_dir)
+    except OSError as error:
+        raise ConfigError(f"data_dir: {data_dir} cannot be written: {error.strerror}") from error
+    with beside as folder:
+        async with embedded_valkey(Path(folder)) as url:
+            yield url
+
+
+def _folder_in(data_dir: Path) -> tempfile.TemporaryDirectory[str]:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".doctor-", dir=data_dir, ignore_cleanup_errors=True)
+
+
+async def _examine(redis: RedisSettings, place: str) -> str:
+    fleets = redis.key_prefix
+    prefix = f"{fleets[:PREFIX_CHARS]}:doctor-{secrets.token_hex(4)}"
+    redis = redis.model_copy(update={"key_prefix": prefix})
+    # Another connection for what has to be done whatever the first thinks of the server's durability.
+    async with open_connection(redis.model_copy(update={"durability": "memory"})) as broom:
+        try:
+            async with open_connection(redis) as connection:
+                took_ms = [await _write(connection) for _ in range(WRITES)]
+                await _check_layout(connection, fleets)
+                facts = await _facts(connection)
+        finally:
+            await broom.run("leave", 0, "doctor", "doctor")
+            await broom.command("DEL", broom.keys.key(0, "layout"))
+    text = f"{_server(facts)} {place}; a write took {statistics.median(took_ms):.1f} ms"
+    if redis.durability != "memory":
+        text += f", waiting for {redis.durability}"
+    if note := _misfit(redis, facts):
+        raise Note(f"{text}; {note}")
+    return text
+
+
+async def _write(connection: Connection) -> float:
+    """One write by script, which leaves nothing; milliseconds."""
+    began = trio.current_time()
+    await connection.run("report", 0, "doctor", "doctor", "{}", KEPT_MS, durable=True)
+    took_ms = (trio.current_time() - began) * 1000
+    await connection.run("leave", 0, "doctor", "doctor")
+    return took_ms
+
+
+async def _check_layout(connection: Connection, prefix: str) -> None:
+    """Whether the fleet's own data, if there are some, are of a shape that this version knows."""
+    keys = Keys(prefix=prefix, shards=connection.keys.shards)
+    text = await connection.command("GET", keys.key(0, "layout"))
+    found = json.loads(text) if text else {"version": LAYOUT_VERSION, "shards": keys.shards}
+    if found.get("shards") != keys.shards:
+        raise StoreRefused(
+            f"it was set up with {found.get('shards')} shards and this instance uses {keys.shards};"
+            " is redis.cluster set alike everywhere?"
+        )
+
+
+async def _facts(connection: Connection) -> Mapping[str, Any]:
+    """`INFO` of one server; empty where we are not allowed to ask."""
+    try:
+        answer = await connection.command("INFO")
+    except StoreError:
+        return {}
+    if isinstance(answer, Mapping) and answer and all(isinstance(one, Mapping) for one in answer.values()):
+        # A cluster's client asks each node.
+        answer = next(iter(answer.values()))
+    return answer if isinstance(answer, Mapping) else {}
+
+
+def _server(facts: Mapping[str, Any]) -> str:
+    if version := facts.get("valkey_version"):
+        return f"Valkey {version}"
+    return f"Redis {facts['redis_version']}" if "redis_version" in facts else "a server"
+
+
+def _misfit(redis: RedisSettings, facts: Mapping[str, Any]) -> str:
+    """What about the server may cost jobs."""
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        return f"maxmemory-policy is {policy}, which may throw jobs away: it has to be noeviction"
+    if redis.durability == "memory" and facts.get("aof_enabled") == 0:
+        return "it has no append-only file, so a restart of it may lose jobs"
+    return ""

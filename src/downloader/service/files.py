@@ -1,0 +1,66 @@
+"""Where files are: the service's own storage, and the buckets that jobs bring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from downloader.config import Settings
+from downloader.errors import StorageRefused
+from downloader.model import JobSpec
+from downloader.observe import Event, get_logger
+from downloader.storage import Buckets, Storage
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The stored files of all jobs."""
+
+    settings: Settings
+    storage: Storage
+    buckets: Buckets
+
+    async def delete(self, spec: JobSpec) -> None:
+        """Delete a job's file; in a caller's bucket only if the operator has said so.
+
+        A caller's bucket that is gone or closed to us keeps no job: that is logged and taken for done.
+
+        Raises:
+            StorageError: it could not be deleted; a later try may succeed.
+        """
+        if not spec.s3_bucket:
+            await self.storage.delete(spec.storage_key)
+            return
+        if not self.settings.processor.s3.delete:
+            return
+        try:
+            bucket = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)
+            await bucket.delete(spec.storage_key)
+        except StorageRefused as error:
+            log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=str(error))
+
+    def url(self, spec: JobSpec) -> str:
+        """`download_url` of a job's file.
+
+        In a caller's bucket: the object's. Else below the configured base; with none, where the storage
+        says, or where our own API serves the files.
+        """
+        key = spec.storage_key
+        if spec.s3_bucket:
+            return self.buckets.url(spec.s3_bucket, spec.s3_region, key)
+        base = self.settings.processor.download_url
+        if not base and (url := self.storage.url(key)):
+            return url
+        return f"{(base or own_base(self.settings)).rstrip('/')}/{quote(key)}"
+
+
+def own_base(settings: Settings) -> str:
+    """Where our own API serves the files."""
+    host = settings.api.host
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
+        host = "localhost"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{settings.api.port}/files"

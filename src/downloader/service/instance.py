@@ -1,0 +1,389 @@
+"""One process of the service: its resources, its roles, its stop.
+
+Nested by lifetime: asyncio loop > store > storage, backends, connections > roles. A stop ends leasing and the
+API at once; downloads in flight have until a deadline and are then handed back; callbacks drain after them;
+resources close last. A timer outside of the event loop bounds the whole.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from typing import Any
+
+import trio
+
+from downloader.config import Settings
+from downloader.errors import StoreUnavailable
+from downloader.fetch import Fetcher, disk_used_percent
+from downloader.notify import Gate, Notifier
+from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
+from downloader.scheduler import Stop, Wake, Workload, run_reaper, run_workload
+from downloader.service.disk import DiskGate
+from downloader.service.files import Files
+from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
+from downloader.service.work import callback_workload, delivery_timeout_s, download_workload
+from downloader.store import JobStore, asyncio_loop, open_store
+
+log = get_logger()
+
+ROLES = ("api", "processor", "notifier")
+
+GC_THRESHOLDS = (10_000, 20, 50)
+"""Instead of 700, 10, 10: a few megabytes of cycles may wait."""
+
+RESERVE = 0.25
+"""Part of the grace period kept for handing back, callbacks and closing."""
+
+EXIT_MARGIN_S = 0.3
+"""The timer that ends a stop that hangs fires this much before the grace period is over."""
+
+Serve = Callable[..., Awaitable[None]]
+"""`serve_api` with all but its `task_status`."""
+
+LATE_S = 5.0
+"""After a delivery was cancelled for taking too long, until it is told that it does not end."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Instance:
+    """What the roles of one process share."""
+
+    settings: Settings
+    roles: frozenset[str]
+    store: JobStore
+    files: Files
+    owner: str
+    rng: random.Random
+    stop: Stop = field(default_factory=Stop)
+    """Of downloads and the API."""
+    stop_callbacks: Stop = field(default_factory=Stop)
+    """Begins when no more downloads can finish here."""
+    running: dict[str, bool] = field(default_factory=dict)
+    """Per role, whether it runs; for readiness."""
+    gate: Gate | None = None
+    """To the backends, of a notifier."""
+    started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds from the first signal to the exit."""
+        processor, notifier = self.settings.processor.grace, self.settings.notifier.grace
+        return processor if "processor" in self.roles else notifier
+
+
+@dataclass(slots=True, kw_only=True)
+class _Signals:
+    """What a signal acts on."""
+
+    scope: trio.CancelScope
+    """What a stop at once cancels: all during the start, then the roles; resources still close in order."""
+    instance: Instance | None = None
+    """Once its roles are being started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Worker:
+    """A role that works on leases."""
+
+    role: str
+    workload: Workload
+    counters: Counters
+    stop: Stop
+    facts: Callable[[], Mapping[str, Any]] = dict
+    """More for its reports."""
+    wake: Wake = field(default_factory=Wake)
+
+    def report(self) -> Mapping[str, Any]:
+        """What it tells the fleet now."""
+        return {**self.facts(), "counters": self.counters.snapshot()}
+
+
+async def run_instance(
+    settings: Settings,
+    roles: frozenset[str],
+    *,
+    sockets: Sequence[socket.socket],
+    handle_sigint: bool = True,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Run these roles until a signal; `sockets` are the API's, already bound.
+
+    Raises:
+        DownloaderError: what kept it from starting, in one line.
+    """
+    async with trio.open_nursery() as guard:
+        signals = _Signals(scope=guard.cancel_scope)
+        # From the very first, so that a signal leaves no embedded store behind.
+        await guard.start(_heed, signals, handle_sigint)
+        await _run_with(settings, roles, sockets, signals, started)
+        guard.cancel_scope.cancel()
+
+
+async def _run_with(
+    settings: Settings,
+    roles: frozenset[str],
+    sockets: Sequence[socket.socket],
+    signals: _Signals,
+    started: Callable[[], None],
+) -> None:
+    async with asyncio_loop(), AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(running_redis(settings))
+        store = await stack.enter_async_context(open_store(redis))
+        files = await stack.enter_async_context(open_files(settings))
+        instance = Instance(
+            settings=settings,
+            roles=roles,
+            store=store,
+            files=files,
+            owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            rng=random.Random(),  # noqa: S311  # jitter, not secrets
+        )
+        fetcher = backends = None
+        if "processor" in roles:
+            fetcher = await stack.enter_async_context(open_downloads(settings, files, instance.rng))
+        if "notifier" in roles:
+            backends = await stack.enter_async_context(open_backends(settings, files.storage))
+        serve = _api_server(instance, sockets) if "api" in roles else None
+        _spare_the_collector()
+        await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
+        log.info(Event.SERVICE_STOPPED, instance=instance.owner)
+
+
+def _spare_the_collector() -> None:
+    """Keep the garbage collector from looking at what stays: all that has been imported, again and again.
+
+    Measured with the default thresholds under load: 8% of the process's CPU. What a job leaves behind goes by
+    reference counts; cycles are rare (exceptions with their tracebacks), so it may look less often too.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def _run_roles(
+    instance: Instance,
+    fetcher: Fetcher | None,
+    backends: Mapping[str, Notifier] | None,
+    serve: Serve | None,
+    *,
+    signals: _Signals,
+    started: Callable[[], None],
+) -> None:
+    workers: list[_Worker] = []
+    if fetcher is not None:
+        workers.append(_downloads(instance, fetcher))
+    if backends is not None:
+        workers.append(_callbacks(instance, backends))
+    wakes = {worker.workload.kind: worker.wake.set for worker in workers}
+
+    async with trio.open_nursery() as background:
+        signals.instance, signals.scope = instance, background.cancel_scope
+        if wakes:
+            await background.start(instance.store.listen, wakes)
+        async with trio.open_nursery() as roles:
+            for worker in workers:
+                await roles.start(_run_worker, instance, worker)
+            if "notifier" in instance.roles:
+                roles.start_soon(_reap, instance)
+            if serve is not None:
+                await roles.start(_run_api, instance, serve)
+            if "processor" not in instance.roles:
+                roles.start_soon(_stop_callbacks_with, instance)
+            log.info(
+                Event.SERVICE_STARTED,
+                instance=instance.owner,
+                roles=sorted(instance.roles),
+                version=version("downloader"),
+            )
+            started()
+        background.cancel_scope.cancel()
+
+
+def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
+    settings = instance.settings
+    counters = Counters(PROCESSOR_COUNTERS)
+    workload = download_workload(
+        instance.store,
+        fetcher,
+        settings=settings,
+        owner=instance.owner,
+        counters=counters,
+        may_lease=DiskGate(
+            partial(disk_used_percent, settings.spool_dir),
+            high=settings.processor.disk_high,
+            low=settings.processor.disk_low,
+        ),
+    )
+    return _Worker(role="processor", workload=workload, counters=counters, stop=instance.stop)
+
+
+def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
+    settings = instance.settings
+    counters = Counters(NOTIFIER_COUNTERS)
+    gate = Gate(backends, slots=settings.notifier.concurrency, rng=instance.rng)
+    instance.gate = gate
+    counters.gauge("backends_unhealthy", lambda: gate.health.unhealthy)
+    workload = callback_workload(
+        instance.store,
+        backends,
+        settings=settings,
+        owner=instance.owner,
+        counters=counters,
+        gate=gate,
+        rng=instance.rng,
+        download_url=instance.files.url,
+    )
+
+    # Downloads that end during the stop have callbacks, which are not to wait for the next start.
+    workload = replace(workload, looks_once_more="processor" in instance.roles)
+
+    def facts() -> Mapping[str, Any]:
+        gate.note_late(delivery_timeout_s(settings) + LATE_S)
+        return {"backends": gate.health.facts()}
+
+    return _Worker(
+        role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks, facts=facts
+    )
+
+
+async def _run_worker(
+    instance: Instance,
+    worker: _Worker,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """A workload and its reports; when downloads have ended here, callbacks are told to end too."""
+    role = worker.role
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_report, instance, role, worker.report)
+        instance.running[role] = True
+        try:
+            await run_workload(
+                instance.store,
+                worker.workload,
+                owner=instance.owner,
+                wake=worker.wake,
+                stop=worker.stop,
+                in_flight=lambda read: worker.counters.gauge("in_flight", read),
+                task_status=task_status,
+            )
+        finally:
+            instance.running[role] = False
+        nursery.cancel_scope.cancel()
+    if role == "processor":
+        _begin_callbacks_stop(instance)
+    await _leave(instance, role)
+
+
+async def _leave(instance: Instance, role: str) -> None:
+    try:
+        await instance.store.leave(instance.owner, role)
+    except StoreUnavailable as error:
+        # Its report then vanishes by its time to live.
+        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+
+
+async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]) -> None:
+    """Tell the fleet every `stats_interval` that this instance lives, and `more` of it."""
+    interval_s = (
+        instance.settings.notifier if role == "notifier" else instance.settings.processor
+    ).stats_interval
+    facts = {
+        "instance": instance.owner,
+        "role": role,
+        "host": socket.gethostname(),
+        "version": version("downloader"),
+        "started_ms": instance.started_ms,
+    }
+    while True:
+        try:
+            await instance.store.report(instance.owner, role, {**facts, **more()}, 3 * interval_s)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+        await trio.sleep(interval_s)
+
+
+def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
+    from downloader.service.serve import serve_api  # noqa: PLC0415 - see that module's docstring
+
+    return partial(
+        serve_api,
+        sockets,
+        settings=instance.settings,
+        store=instance.store,
+        storage=instance.files.storage,
+        ready=lambda: dict(instance.running),
+        healthy=lambda: instance.gate.health.healthy() if instance.gate is not None else {},
+        stop=instance.stop.wait,
+        grace_s=instance.grace_s * (1 - RESERVE),
+    )
+
+
+async def _run_api(
+    instance: Instance, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async with trio.open_nursery() as background:
+        background.start_soon(_report, instance, "api", dict)
+        await serve(task_status=task_status)
+        background.cancel_scope.cancel()
+    await _leave(instance, "api")
+
+
+async def _reap(instance: Instance) -> None:
+    await run_reaper(instance.store, instance.files.delete, stop=instance.stop_callbacks)
+
+
+async def _stop_callbacks_with(instance: Instance) -> None:
+    await instance.stop.wait()
+    _begin_callbacks_stop(instance)
+
+
+def _begin_callbacks_stop(instance: Instance) -> None:
+    """Callbacks get what is left of the grace period, less what it takes to hand back and close."""
+    left_s = instance.stop.deadline + instance.grace_s * RESERVE / 2 - trio.current_time()
+    instance.stop_callbacks.begin(max(0.0, left_s))
+
+
+async def _heed(
+    signals: _Signals,
+    handle_sigint: bool,  # noqa: FBT001  # started by a nursery, which passes no keywords
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """First signal: drain. Second, or one during the start: stop at once."""
+    wanted = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
+    with trio.open_signal_receiver(*wanted) as received:
+        task_status.started()
+        async for number in received:
+            instance = signals.instance
+            if instance is None or instance.stop.begun:
+                signals.scope.cancel()
+                return
+            grace_s = instance.grace_s
+            log.info(Event.SERVICE_STOPPING, signal=signal.Signals(number).name, grace_s=grace_s)
+            _end_after(grace_s - min(EXIT_MARGIN_S, grace_s / 10))
+            instance.stop.begin(grace_s * (1 - RESERVE))
+
+
+def _end_after(seconds: float) -> None:
+    """End the process then, whatever still hangs in it; what it held is handed back or its lease ends."""
+
+    def end() -> None:
+        log.error(Event.SERVICE_STOPPED, reason="the grace period is over and something still hangs")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -1,0 +1,76 @@
+"""Opening what the roles work with: the store's server, the files, the fetcher, the backends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from downloader.config import EMBEDDED, RedisSettings, Settings
+from downloader.fetch import Fetcher, open_fetcher
+from downloader.net import EgressPolicy
+from downloader.notify import Notifier, open_notifiers, use_egress
+from downloader.service.files import Files
+from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage, use_storage
+from downloader.store import embedded_valkey
+
+
+@asynccontextmanager
+async def running_redis(settings: Settings) -> AsyncIterator[RedisSettings]:
+    """Where the store is; the embedded one runs as long as the context lasts.
+
+    Raises:
+        ConfigError, StoreUnavailable: see `embedded_valkey`.
+    """
+    if settings.redis.url != EMBEDDED:
+        yield settings.redis
+        return
+    async with embedded_valkey(settings.data_dir) as url:
+        yield settings.redis.model_copy(update={"url": url})
+
+
+@asynccontextmanager
+async def open_files(settings: Settings) -> AsyncIterator[Files]:
+    """The file storage and the buckets of jobs.
+
+    Raises:
+        PluginError: one of them cannot be opened.
+    """
+    async with (
+        open_storage(settings.storage_name, settings.storage_section) as storage,
+        open_buckets(OWN_BUCKETS, settings.processor.s3.section) as buckets,
+    ):
+        yield Files(settings=settings, storage=storage, buckets=buckets)
+
+
+@asynccontextmanager
+async def open_downloads(settings: Settings, files: Files, rng: random.Random) -> AsyncIterator[Fetcher]:
+    """What downloads, into these files.
+
+    Raises:
+        ConfigError: the spool folder cannot be written, or a certificate file not read.
+    """
+    lists = settings.egress.downloads
+    async with open_fetcher(
+        settings=settings.processor,
+        policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
+        storage=files.storage,
+        own_bucket=files.buckets.bucket,
+        spool_dir=settings.spool_dir,
+        rng=rng,
+    ) as fetcher:
+        yield fetcher
+
+
+@asynccontextmanager
+async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[Mapping[str, Notifier]]:
+    """The configured notifiers, which may keep something in the storage.
+
+    Raises:
+        PluginError: one of them cannot be opened.
+    """
+    lists = settings.egress.callbacks
+    policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
+    with use_egress(policy), use_storage(storage):
+        async with open_notifiers(settings.backends) as backends:
+            yield backends

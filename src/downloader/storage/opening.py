@@ -1,0 +1,86 @@
+"""Opening the storage that the configuration names, and what gives access to the buckets of jobs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import trio
+
+from downloader.errors import PluginError
+from downloader.plugins import (
+    BUCKETS,
+    CLOSING_S,
+    OPENING_S,
+    STORAGES,
+    check_interface,
+    load_factory,
+    opening_failed,
+)
+from downloader.storage.protocol import Buckets, Storage
+
+_WHERE = "processor.filestorage"
+
+OWN_BUCKETS = "s3"
+"""The plugin that serves the buckets of jobs; the contract's `s3_bucket` says which kind they are."""
+
+
+@asynccontextmanager
+async def open_storage(
+    name: str, section: Mapping[str, Any], *, where: str = _WHERE, opening_s: float = OPENING_S
+) -> AsyncIterator[Storage]:
+    """Open the storage plugin `name` with its section, and close it at the end.
+
+    Args:
+        name: of the plugin.
+        section: what its factory gets.
+        where: the configuration's table, for messages.
+        opening_s: how long it may take to open.
+
+    Raises:
+        PluginError: on entering, the plugin is missing, cannot be imported, refuses its section, hangs or
+            yields something that is no storage; the text begins with `where`.
+    """
+    async with _opened(STORAGES, name, section, where, opening_s) as storage:
+        yield storage
+
+
+@asynccontextmanager
+async def open_buckets(name: str, section: Mapping[str, Any]) -> AsyncIterator[Buckets]:
+    """Open what gives access to the buckets of jobs; like `open_storage`.
+
+    Raises:
+        PluginError: on entering, as `open_storage` does; the text begins with `processor.NAME`.
+    """
+    async with _opened(BUCKETS, name, section, f"processor.{name}", OPENING_S) as buckets:
+        yield buckets
+
+
+_COROUTINES = {STORAGES: ("put", "delete", "local"), BUCKETS: ("bucket",)}
+
+
+@asynccontextmanager
+async def _opened(
+    group: str, name: str, section: Mapping[str, Any], where: str, opening_s: float
+) -> AsyncIterator[Any]:
+    # Raised only when it is closed: on its way through the plugin's nursery it would become a group.
+    problem: PluginError | None = PluginError(f"{where}: does not open: it hangs for {opening_s:g} s")
+    # Round the plugin's whole life, as scopes and nurseries nest; it bounds opening and closing.
+    with trio.CancelScope(deadline=trio.current_time() + opening_s) as scope:
+        async with AsyncExitStack() as stack:
+            try:
+                plugin = await stack.enter_async_context(load_factory(group, name)(section))
+                check_interface(plugin, _COROUTINES[group], "the plugin", plain=("url",))
+            except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
+                problem = PluginError(f"{where}: {opening_failed(error)}")
+                problem.__cause__ = error
+            else:
+                problem, scope.deadline = None, math.inf
+                try:
+                    yield plugin
+                finally:
+                    scope.deadline = trio.current_time() + CLOSING_S
+    if problem is not None:
+        raise problem

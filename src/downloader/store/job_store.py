@@ -1,0 +1,244 @@
+"""What the rest of the service knows of the store: `JobStore`, its answers, and nothing of Redis.
+
+Every method is one atomic transition (`docs/state-machine.md`), safe to repeat, and bounded in time.
+All raise `StoreUnavailable` when the store cannot take the call now (it may have been applied), and
+`StoreRefused` when it never will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+import trio
+
+from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A job on its way into the store."""
+
+    spec: JobSpec
+    """With an id from `JobStore.new_id`."""
+    idempotency_key: str = ""
+    """Digest of the client's `Idempotency-Key` (and of who it is); empty when it sent none."""
+    body_digest: str = ""
+    """Digest of the request body, compared when the key is known."""
+
+
+class Accepted(StrEnum):
+    """Why a submission was answered as it was."""
+
+    NEW = "new"
+    REPEATED = "repeated"
+    """The idempotency key is known with the same body; the answer has the first job's id."""
+    CONFLICT = "conflict"
+    """The idempotency key is known with another body; nothing was enqueued."""
+
+
+class Settled(StrEnum):
+    """Whether the store took a holder's word for a task it had leased."""
+
+    DONE = "done"
+    """Applied; also when this very call had been applied before."""
+    LEASE_LOST = "lease_lost"
+    """Another generation holds or has finished the task; nothing was changed."""
+
+
+class RetryAnswer(StrEnum):
+    """Answer to `POST /retry/<id>`."""
+
+    DONE = "done"
+    UNKNOWN = "unknown"
+    CONFLICT = "conflict"
+    """Not in a state to be retried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseBatch:
+    """Answer to one lease call."""
+
+    leases: Sequence[Lease]
+    next_due_s: float | None
+    """Seconds until something more can run (0: at once, the batch was full), `None`: nothing known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallbackPlan:
+    """Where the callback of a finished download goes."""
+
+    group: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reapable:
+    """A job whose file and record are due to be deleted."""
+
+    spec: JobSpec
+    has_file: bool
+    """Whether one may have been stored, in our own storage or in the caller's bucket."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskView:
+    """A task as `GET /jobs/<id>` shows it."""
+
+    state: State
+    attempts: int
+    deliveries: int
+    """How often it was leased."""
+    crashes: int
+    due_ms: int | None
+    started_ms: int | None
+    finished_ms: int | None
+    log: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    """Failed attempts, the newest last, at most five: `{"at_ms", "error"}`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobView:
+    """Everything about one job that people may see."""
+
+    spec: JobSpec
+    download: TaskView
+    outcome: Outcome | None
+    """Of the last attempt; `None` before the first has ended."""
+    callback: TaskView | None
+    """`None` while there is none (download not finished, or the job wants none)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationSize:
+    """An aggregation and how many of its jobs wait."""
+
+    aggr_id: str
+    pending: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationLoad:
+    """What an aggregation is doing."""
+
+    aggr_id: str
+    pending: int
+    in_flight: int
+    """Downloads leased now, over the fleet."""
+    limit: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the fleet is doing: the busiest aggregations, and how much there is in all."""
+
+    aggregations: Sequence[AggregationLoad]
+    """By number of pending and running downloads, the most first."""
+    total: int
+    """Aggregations with work, those left out included."""
+    downloads: int
+    """In flight, of all aggregations."""
+    callbacks: int
+    """In flight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReapBatch:
+    """Answer to one reap call."""
+
+    jobs: Sequence[Reapable]
+    next_due_s: float | None
+    """Seconds until the next job is due; `None`: none waits."""
+
+
+FinishResult = tuple[Lease, Outcome, CallbackPlan | None, float]
+"""A finished download, where its callback goes, and for how many seconds it is kept if it has none."""
+
+CloseResult = tuple[Lease, Delivery, float, int]
+"""A closed callback, for how many seconds its job is kept, and the limit of a destination that works."""
+
+
+class JobStore(Protocol):
+    """The fleet's shared state."""
+
+    def new_id(self, aggr_id: str) -> str:
+        """A fresh job id for a job of this aggregation (its last character tells the shard)."""
+
+    async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+        """Take jobs in, each atomically, in one round trip; answers `(why, job id)` in order."""
+
+    async def lease(self, kind: Kind, owner: str, count: int, lease_s: float) -> LeaseBatch:
+        """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds."""
+
+    async def renew(self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float) -> Sequence[Lease]:
+        """Prolong leases; answers those that are lost."""
+
+    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
+        """Downloads reach their terminal state, and their callbacks, if any, become pending."""
+
+    async def retry_later(
+        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
+    ) -> Sequence[Settled]:
+        """Tasks go back to wait the given seconds; the attempt counts."""
+
+    async def release(
+        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
+    ) -> Sequence[Settled]:
+        """Tasks are handed back to wait the given seconds, with a reason; the attempt does not count."""
+
+    async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
+        """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
+
+    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
+        """Hand back at most `count` tasks per shard whose lease has ended; answers their job ids."""
+
+    async def reap(self, count: int, hold_s: float) -> ReapBatch:
+        """Jobs due to be deleted; each is not offered to anyone again for `hold_s` seconds."""
+
+    async def remove(self, job_ids: Sequence[str]) -> None:
+        """Forget jobs that `reap` has given."""
+
+    async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
+        """Send a failed callback again, or (`download`) run a failed download again from the start.
+
+        `limit`: of the callback's group, should it have no record.
+        """
+
+    async def get(self, job_id: str) -> JobView | None:
+        """One job, or `None`."""
+
+    async def aggregation_sizes(self) -> Sequence[AggregationSize]:
+        """Aggregations that have work, largest backlog first."""
+
+    async def load(self, count: int) -> Load:
+        """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
+
+        Its cost grows with `count` alone. Asked of one shard after the other: no picture of one moment.
+        """
+
+    async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
+        """Publish an instance's facts and counters; they vanish after `ttl_s` seconds of silence."""
+
+    async def leave(self, instance: str, role: str) -> None:
+        """Withdraw an instance's report at once."""
+
+    async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
+        """The facts of the live instances of a role."""
+
+    async def ping(self) -> None:
+        """Check that the store is reachable and can be written."""
+
+    async def listen(
+        self,
+        wakes: Mapping[Kind, Callable[[], None]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
+
+        Also once on every (re)subscription. Lossy on purpose: whoever relies on it also looks once in a
+        while by itself.
+        """

@@ -1,0 +1,307 @@
+"""Redis and Valkey: clients, and their errors as ours. The only core module that imports redis.
+
+The client is asyncio's, so every call crosses from Trio into the asyncio loop that the service has opened
+around everything (`trio_asyncio.open_loop`). A call is never cancelled half-way, because each cancel costs a
+connection and leaves unknown whether it was applied; it is shielded and bounded instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis.asyncio as aioredis
+import trio
+from redis import exceptions
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ExponentialWithJitterBackoff
+from trio_asyncio import aio_as_trio
+
+from downloader.config import RedisSettings
+from downloader.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
+from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
+from downloader.store.scripts import Script, load_scripts
+
+RETRIES = 3
+"""Every script may be repeated, so a lost reply or connection is tried again, at most this often."""
+
+RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
+
+SILENCES = 2
+"""Times `redis.timeout` without a message, after which a subscription is asked whether it lives."""
+
+CALLS = 64
+"""At once, each on a connection of its own; more wait their turn. The client's pool fails beyond 100."""
+
+_REFUSED = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.NoPermissionError,
+    exceptions.DataError,
+)
+_NOT_NOW = (
+    "OOM",
+    "LOADING",
+    "READONLY",
+    "MISCONF",
+    "NOREPLICAS",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "BUSY",
+    "UNKILLABLE",
+)
+"""First words of error replies after which a later try may succeed (the server's own error codes)."""
+
+
+def as_store_error(error: Exception) -> StoreError:
+    """What a client error means to us, with its reason and without any secret."""
+    # While it connects, the client wraps what AUTH was answered.
+    if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
+        return StoreRefused(f"the store refuses us: {error}")
+    if isinstance(error, exceptions.ResponseError) and not isinstance(
+        error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError | exceptions.ClusterDownError
+    ):
+        text = str(error)
+        if text.split(" ", 1)[0] not in _NOT_NOW:
+            return StoreRefused(f"the store refuses a call: {text}")
+    return StoreUnavailable(f"the store does not answer: {str(error) or type(error).__name__}")
+
+
+class Connection:
+    """A client, the scripts, and the fleet's layout."""
+
+    def __init__(
+        self, client: Any, *, keys: Keys, settings: RedisSettings, scripts: Mapping[str, Script]
+    ) -> None:
+        self._client = client
+        self._scripts = scripts
+        self._timeout_s = settings.timeout
+        self._durability = settings.durability
+        self._replicas = settings.replicas
+        self._room = trio.Semaphore(CALLS)
+        self.keys = keys
+
+    async def run(self, name: str, shard: int, *arguments: str | int | bytes, durable: bool = False) -> Any:
+        """Run one transition on one shard; `durable` also waits for what the configuration demands.
+
+        Raises:
+            StoreUnavailable: not carried out, or carried out without our hearing of it.
+            StoreRefused: the store will never carry it out.
+        """
+        script = self._scripts[name]
+        base = self.keys.base(shard)
+        if durable and self._durability != "memory":
+            return await self.call(lambda: self._run_durably(script, base, arguments))
+        return await self.call(lambda: self._run(script, base, arguments))
+
+    async def call(self, call: Callable[[], Any]) -> Any:
+        """Make one asyncio call on the client, bounded, not cancelled, its errors mapped."""
+        # Shielded: see the module's docstring. The bound keeps a stop from waiting on a dead server.
+        with trio.CancelScope(shield=True):
+            try:
+                with trio.fail_after(self._timeout_s):
+                    async with self._room:
+                        return await aio_as_trio(call)()
+            except trio.TooSlowError:
+                raise StoreUnavailable(
+                    f"the store does not answer: no reply within {self._timeout_s:g} s"
+                ) from None
+            except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+                raise as_store_error(error) from error
+
+    async def command(self, *words: str | int) -> Any:
+        """Run a plain command."""
+        return await self.call(lambda: self._client.execute_command(*words))
+
+    async def _run(self, script: Script, base: str, arguments: Sequence[str | int | bytes]) -> Any:
+        try:
+            return await self._client.evalsha(script.sha, 1, base, *arguments)
+        except exceptions.NoScriptError:
+            return await self._client.eval(script.text, 1, base, *arguments)
+
+    async def _run_durably(self, script: Script, base: str, arguments: Sequence[str | int | bytes]) -> Any:
+        # WAIT and WAITAOF speak of the writes of their own connection, so both go down the same one.
+        wait_ms = int(self._timeout_s * 1000 * 0.8)
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.execute_command("EVAL", script.text, 1, base, *arguments)
+        if self._durability == "aof":
+            pipeline.execute_command("WAITAOF", 1, 0, wait_ms)
+        else:
+            pipeline.execute_command("WAIT", self._replicas, wait_ms)
+        answer, reached = await pipeline.execute()
+        if self._durability == "aof":
+            if reached[0] < 1:
+                raise exceptions.TimeoutError("not yet in the append-only file")
+        elif reached < self._replicas:
+            raise exceptions.TimeoutError(f"on {reached} of {self._replicas} replicas")
+        return answer
+
+    @asynccontextmanager
+    async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[Callable[[], Any]]:
+        """Subscribe; yields a coroutine function that waits for what comes next on a channel.
+
+        It answers the channel, and whether it was (again) subscribed to just now: after that, and after each
+        time that the connection was lost, messages may have been missed.
+        """
+        pubsub = self._client.pubsub()
+        await self.call(lambda: pubsub.subscribe(*channels))
+
+        async def next_message() -> tuple[str, bool]:
+            asked = False
+            while True:
+                # The client subscribes anew by itself when its connection was lost, and all that tells of
+                # it is the answer to that.
+                message = await pubsub.get_message(timeout=SILENCES * self._timeout_s)
+                if message is None:
+                    # Nothing to say, or a connection that a firewall has forgotten? That is never told of.
+                    if asked:
+                        raise exceptions.TimeoutError("the subscription has gone silent")
+                    await pubsub.ping()
+                    asked = True
+                    continue
+                asked = False
+                if message["type"] in ("message", "subscribe"):
+                    return str(message["channel"]), message["type"] == "subscribe"
+
+        async def receive() -> tuple[str, bool]:
+            try:
+                answer: tuple[str, bool] = await aio_as_trio(next_message)()
+            except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+                raise as_store_error(error) from error
+            return answer
+
+        try:
+            yield receive
+        finally:
+            await self.call(pubsub.aclose)
+
+
+@asynccontextmanager
+async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
+    """Connect, check the server and the layout; closes the client at the end.
+
+    Needs a `trio_asyncio` loop around it.
+
+    Raises:
+        ConfigError: the URL cannot be read.
+        StoreUnavailable: not reachable.
+        StoreRefused: it refuses us, or its layout is of another version or kind.
+    """
+    try:
+        client = _client(settings)
+    except (ValueError, exceptions.RedisError) as error:
+        raise ConfigError(f"redis.url: {error}") from error
+    keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
+    connection = Connection(client, keys=keys, settings=settings, scripts=load_scripts())
+    try:
+        try:
+            await check_layout(connection)
+            await _check_durability(connection, settings)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"cannot reach the store at {where(settings)}: {_reason(error)}"
+            ) from error
+        except StoreRefused as error:
+            raise StoreRefused(f"{where(settings)}: {error}") from error
+        yield connection
+    finally:
+        with trio.move_on_after(settings.timeout, shield=True):
+            await aio_as_trio(client.aclose)()
+
+
+def where(settings: RedisSettings) -> str:
+    """The store's address for people: no password."""
+    if settings.sentinel is not None:
+        return f"Sentinel {settings.sentinel.master} of {', '.join(settings.sentinel.nodes)}"
+    parts = urlsplit(settings.url)
+    if parts.scheme == "unix":
+        return parts.path
+    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).removeprefix("the store does not answer: ")
+
+
+def _client(settings: RedisSettings) -> Any:
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        # The deadline round each call bounds it; a timer of the client's own per read and write costs CPU.
+        "socket_timeout": None,
+        "socket_connect_timeout": settings.timeout,
+        "retry": Retry(ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S), RETRIES),
+        # Nothing here needs RESP3, and its maintenance notifications cost a round trip per connection.
+        "protocol": 2,
+    }
+    if settings.sentinel is not None:
+        nodes = [_host_port(node) for node in settings.sentinel.nodes]
+        password = settings.sentinel.password
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has not annotated it
+            nodes,
+            sentinel_kwargs={
+                "password": password.get_secret_value() if password else None,
+                "socket_connect_timeout": settings.timeout,
+                "socket_timeout": settings.timeout,
+            },
+            **(_url_options(settings.url) | options),
+        )
+        return sentinel.master_for(settings.sentinel.master)
+    if settings.cluster:
+        return RedisCluster.from_url(settings.url, **options)
+    return aioredis.Redis.from_url(settings.url, **options)
+
+
+def _url_options(url: str) -> dict[str, Any]:
+    """User, password, database and TLS of the URL, for a primary whose address Sentinel knows."""
+    if not url.startswith(("redis://", "rediss://")):
+        return {}
+    options: dict[str, Any] = dict(aioredis.ConnectionPool.from_url(url).connection_kwargs)
+    kept: dict[str, Any] = {name: options[name] for name in ("username", "password", "db") if name in options}
+    if url.startswith("rediss://"):
+        kept["ssl"] = True
+    return kept
+
+
+def _host_port(node: str) -> tuple[str, int]:
+    host, colon, port = node.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ConfigError(f"redis.sentinel.nodes: {node!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+async def check_layout(connection: Connection) -> bool:
+    """Write the layout into a fresh store, compare it with that of a used one; answers whether it was fresh.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        StoreRefused: its layout is of another kind.
+    """
+    key = connection.keys.key(0, "layout")
+    ours = {"version": LAYOUT_VERSION, "shards": connection.keys.shards}
+    fresh = await connection.command("SET", key, json.dumps(ours), "NX") is not None
+    text = await connection.command("GET", key)
+    if text is None:
+        raise StoreUnavailable("the store lost its data while it was asked")
+    found = json.loads(text)
+    if found.get("shards") != ours["shards"]:
+        raise StoreRefused(
+            f"the store was set up with {found.get('shards')} shards and this instance uses"
+            f" {ours['shards']}; is redis.cluster set alike everywhere?"
+        )
+    return fresh
+
+
+async def _check_durability(connection: Connection, settings: RedisSettings) -> None:
+    """Have the server say now, and not at the first job, that it cannot keep what is demanded of it."""
+    if settings.durability == "aof":
+        try:
+            await connection.command("WAITAOF", 1, 0, 1)
+        except StoreRefused as error:
+            reason = _reason(error).removeprefix("the store refuses a call: ")
+            raise StoreRefused(f"redis.durability is 'aof', but: {reason}") from error

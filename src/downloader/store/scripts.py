@@ -1,0 +1,79 @@
+"""The transitions as Lua: their text, their headers, and one call that runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from downloader.store.keys import lua_key_functions
+
+_LUA = resources.files("downloader.store").joinpath("lua")
+_HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """One transition."""
+
+    name: str
+    summary: str
+    header: Mapping[str, str]
+    """The fields of its header comment: `KEYS`, `ARGV`, `from`, `to`, `answer`, `repeat`."""
+    text: str
+    """What the server runs: the shared library, then the transition."""
+    sha: str
+    """Its name for EVALSHA."""
+
+
+def load_scripts() -> Mapping[str, Script]:
+    """All transitions by name, read from the package's `lua` folder.
+
+    Raises:
+        ValueError: a file's header is not as it must be.
+    """
+    library = f"local base = KEYS[1]\n{lua_key_functions()}{_LUA.joinpath('_lib.lua').read_text('utf-8')}"
+    scripts = {}
+    for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name):
+        name, _, ending = entry.name.partition(".")
+        if ending != "lua" or name.startswith("_"):
+            continue
+        source = entry.read_text("utf-8")
+        text = f"{library}\n{source}"
+        summary, header = _parse_header(name, source)
+        scripts[name] = Script(
+            name=name,
+            summary=summary,
+            header=header,
+            text=text,
+            sha=hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(),
+        )
+    return scripts
+
+
+def _parse_header(name: str, source: str) -> tuple[str, Mapping[str, str]]:
+    lines = []
+    for line in source.splitlines():
+        if not line.startswith("--"):
+            break
+        lines.append(line[3:])
+    title, _, summary = lines[0].partition(": ")
+    if title != name:
+        raise ValueError(f"{name}.lua: the first line must begin with {name!r}")
+    header: dict[str, str] = {}
+    field = ""
+    for line in lines[2:]:
+        found = re.match(r"(\w+) {2,}(.*)|(\w+) (.*)", line)
+        if found and (found[1] or found[3]) in _HEADER_FIELDS:
+            field = found[1] or found[3]
+            header[field] = (found[2] if found[1] else found[4]).strip()
+        elif line.startswith(" ") and field:
+            header[field] += " " + line.strip()
+        else:
+            field = ""
+    missing = [f for f in _HEADER_FIELDS if f not in header]
+    if missing:
+        raise ValueError(f"{name}.lua: the header lacks {', '.join(missing)}")
+    return summary, header

@@ -1,0 +1,353 @@
+"""Where a scenario of a contract suite is played: a Trio run of its own that nothing can hang up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import re
+import stat
+import sys
+import threading
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Generic, Protocol, TypeVar
+
+import trio
+import trio_asyncio
+
+from downloader.errors import PluginError
+from downloader.net import EgressPolicy
+from downloader.notify import use_egress
+from downloader.store import asyncio_loop
+
+LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
+
+_IDLE_WORKER = re.compile(r"Trio thread \d+")
+"""The name of a thread that Trio keeps for a while and that does nothing; a busy one has another name."""
+
+_CLEANUP_S = 5.0
+"""For peers to end after a scenario was given up; what hangs then is left behind."""
+
+_LONGEST_REASON = 500
+"""Characters that the service keeps of a reason."""
+
+T = TypeVar("T")
+Plugin_co = TypeVar("Plugin_co", covariant=True)
+Hang = Callable[[str], None]
+
+
+class Peer(Protocol[Plugin_co]):
+    """What every kind of peer has."""
+
+    @property
+    def section(self) -> Mapping[str, Any]:
+        """A good section."""
+
+    @property
+    def bad_section(self) -> Mapping[str, Any]:
+        """One that is refused."""
+
+    @property
+    def hasty(self) -> Mapping[str, Any]:
+        """Laid over `section` where the peer is about to fail."""
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """What no text may hold."""
+
+    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Plugin_co]:
+        """Open the plugin."""
+
+
+P = TypeVar("P", bound="Peer[Any]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """The bounds of a suite, in seconds."""
+
+    answer_s: float
+    cancel_s: float
+    recover_s: float
+    settle_s: float
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What this process holds at one moment."""
+
+    tasks: frozenset[trio.lowlevel.Task]
+    aio_tasks: frozenset[asyncio.Task[Any]]
+    threads: frozenset[threading.Thread]
+    descriptors: frozenset[tuple[int, int, int, str]]
+    """Descriptor, device, inode, kind."""
+
+    def beyond(self, before: Holdings) -> str:
+        """What has been added since `before`, for a message; empty: nothing."""
+        added = [f"the task {task.name}" for task in self.tasks - before.tasks]
+        added += [f"the asyncio task {task.get_name()}" for task in self.aio_tasks - before.aio_tasks]
+        added += [f"the thread {thread.name}" for thread in self.threads - before.threads]
+        added += [f"the {kind} of descriptor {fd}" for fd, *_, kind in self.descriptors - before.descriptors]
+        return ", ".join(sorted(added))
+
+
+def holdings() -> Holdings:
+    """Take stock, from within a Trio run."""
+    threads = (thread for thread in threading.enumerate() if not _IDLE_WORKER.fullmatch(thread.name))
+    return Holdings(
+        tasks=frozenset(_tasks()),
+        aio_tasks=frozenset(
+            task for task in asyncio.all_tasks(trio_asyncio.current_loop.get()) if not task.done()
+        ),
+        threads=frozenset(threads),
+        descriptors=frozenset(_descriptors()),
+    )
+
+
+def _tasks() -> list[trio.lowlevel.Task]:
+    root = trio.lowlevel.current_root_task()
+    found = [root] if root is not None else []
+    for task in found:
+        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return found
+
+
+def _descriptors() -> list[tuple[int, int, int, str]]:
+    found = []
+    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names; Linux and macOS have it
+        try:
+            facts = os.fstat(int(name))
+        except OSError:  # the listing's own
+            continue
+        kinds = {stat.S_IFSOCK: "socket", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
+        kind = kinds.get(stat.S_IFMT(facts.st_mode), "something")
+        found.append((int(name), facts.st_dev, facts.st_ino, kind))
+    return found
+
+
+def check_line(text: object, secrets: Sequence[str], what: str) -> None:
+    """Text for people: one line, not empty, not too long, no secret in it."""
+    assert isinstance(text, str), f"{what} is {text!r}, not a text"
+    assert text.strip(), f"{what} is empty"
+    assert len(text.splitlines()) == 1, f"{what} is more than one line: {text!r}"
+    assert len(text) <= _LONGEST_REASON, f"{what} is longer than {_LONGEST_REASON} characters: {text!r}"
+    assert not [secret for secret in secrets if secret in text], f"{what} holds a secret"
+
+
+def only_cause(error: BaseException) -> BaseException:
+    """What nurseries have wrapped: the one exception inside, or the first broken promise, or the group."""
+    while isinstance(error, BaseExceptionGroup):
+        broken = error.subgroup(AssertionError)
+        if len(error.exceptions) > 1 and (broken is None or broken is error):
+            inner = [only_cause(one) for one in error.exceptions]
+            return next((one for one in inner if isinstance(one, AssertionError)), error)
+        error = (broken if len(error.exceptions) > 1 and broken is not None else error).exceptions[0]
+    return error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Generic[P]):
+    """What a scenario works with."""
+
+    peer: P
+    times: Times
+    hang: Hang
+    """Fails the test now, from whatever hangs here."""
+
+    @contextmanager
+    def watched(self, seconds: float, what: str) -> Iterator[None]:
+        """Fail the test, whatever hangs inside, when it takes longer than this."""
+        timer = threading.Timer(seconds, self.hang, [f"{what} has not come to an end within {seconds:g} s"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    async def bounded(self, call: Callable[[], Awaitable[T]], seconds: float, what: str) -> T:
+        """Make a call that has to return in time by itself."""
+        with self.watched(seconds + self.times.cancel_s, f"{what}, cancelled after {seconds:g} s,"):
+            with trio.move_on_after(seconds):
+                return await call()
+        raise AssertionError(f"{what} had not returned after {seconds:g} s")
+
+    async def cancelled(self, call: Callable[[], Awaitable[T]], *, after_s: float, what: str) -> T | None:
+        """Make a call and cancel it; what it returned if it was faster, else `None`."""
+        with self.watched(after_s + self.times.cancel_s, f"{what}, cancelled after {after_s:g} s,"):
+            with trio.move_on_after(after_s):
+                return await call()
+        return None
+
+    @asynccontextmanager
+    async def opened(
+        self, section: Mapping[str, Any] | None = None, *, hasty: bool = False
+    ) -> AsyncIterator[Any]:
+        """The open plugin; opening and closing have to come to an end.
+
+        Args:
+            section: by default the peer's.
+            hasty: whether with the peer's short time-outs.
+        """
+        more = self.peer.hasty if hasty else {}
+        manager = self.peer.open({**(self.peer.section if section is None else section), **more})
+        with self.watched(self.times.answer_s, "opening the plugin"):
+            plugin = await manager.__aenter__()
+        try:
+            yield plugin
+        except BaseException as error:
+            with self.watched(self.times.answer_s, "closing the plugin"):
+                swallowed = await manager.__aexit__(type(error), error, error.__traceback__)
+            if swallowed:
+                raise AssertionError(
+                    f"the plugin swallowed what was raised while it was open: {error!r}"
+                ) from error
+            raise
+        else:
+            with self.watched(self.times.answer_s, "closing the plugin"):
+                await manager.__aexit__(None, None, None)
+
+    async def gone(self, before: Holdings) -> None:
+        """Wait until nothing is held that was not held before.
+
+        Raises:
+            AssertionError: something stays; the message names it.
+        """
+        more = ""
+        with trio.move_on_after(self.times.settle_s):
+            while more := holdings().beyond(before):  # noqa: ASYNC110 - nothing tells of the end of a thread
+                await trio.sleep(0.01)
+        assert not more, f"{self.times.settle_s:g} s after the plugin was closed it had left behind: {more}"
+
+    def plugin_error(self, error: Exception) -> str:
+        """The text of the `PluginError` that opening has to raise when it cannot."""
+        cause = only_cause(error)
+        if isinstance(cause, AssertionError):
+            raise cause
+        assert isinstance(cause, PluginError), f"opening raised {cause!r}, which is no PluginError"
+        return str(cause)
+
+    async def refuses_the_bad_section(self) -> None:
+        """Open it with the peer's bad section, and judge what it says."""
+        good, bad = self.peer.section, self.peer.bad_section
+        keys = {key for key in {*good, *bad} if good.get(key) != bad.get(key)}
+        assert keys, "bad_section is the same as section"
+        try:
+            async with self.opened(bad):
+                accepted = True
+        except Exception as error:  # noqa: BLE001 - judged here
+            accepted = False
+            text = self.plugin_error(error)
+        assert not accepted, f"the bad section was accepted: {sorted(keys)}"
+        check_line(text, self.peer.secrets, "the PluginError")
+        assert [key for key in keys if key in text], f"none of {sorted(keys)} is named in {text!r}"
+
+    async def passes_errors_through(self) -> None:
+        """Raise something while it is open."""
+        ours = LookupError("raised while the plugin was open")
+        seen: BaseException | None = None
+        try:
+            async with self.opened():
+                raise ours  # noqa: TRY301 - through the plugin's context manager is the point
+        except Exception as error:  # noqa: BLE001 - judged here
+            seen = only_cause(error)
+        if isinstance(seen, AssertionError):
+            raise seen
+        assert seen is ours, f"what was raised while the plugin was open became {seen!r}"
+
+
+def play(
+    scenario: Callable[[Stage[P]], Awaitable[None]],
+    peer: Callable[[], AbstractAsyncContextManager[P]],
+    times: Times,
+) -> None:
+    """Run a scenario with a peer; raises what it raises, and gives it up when it takes too long.
+
+    It runs in a thread of its own, so that a plugin that ignores a cancel or blocks the loop fails this test
+    and not the whole run. Such a thread is left behind; all else is cancelled and awaited.
+    """
+    __tracebackhide__ = True
+    ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    stop: list[Callable[[], None]] = []
+
+    def hang(what: str) -> None:
+        ends.put(AssertionError(what))
+
+    async def main() -> None:
+        policy = EgressPolicy.parse(LOOPBACK, setting="egress.callbacks")
+        with use_egress(policy), trio.CancelScope() as scope:
+            token = trio.lowlevel.current_trio_token()
+            stop.append(lambda: token.run_sync_soon(scope.cancel))
+            async with asyncio_loop(), peer() as opened:
+                await scenario(Stage(peer=opened, times=times, hang=hang))
+
+    def body() -> None:
+        try:
+            trio.run(main)
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's thread
+            ends.put(error)
+        else:
+            ends.put(None)
+
+    thread = threading.Thread(target=body, name="contract", daemon=True)
+    thread.start()
+    try:
+        error = ends.get(timeout=times.limit_s)
+    except queue.Empty:
+        frame = sys._current_frames().get(thread.ident or 0)  # noqa: SLF001 - the only way there
+        where = "".join(traceback.format_stack(frame, limit=3)) if frame is not None else ""
+        error = AssertionError(f"the test is not over after {times.limit_s:g} s; it is at\n{where}")
+    finally:
+        # Also for Ctrl-C: the peers' processes and files are to go.
+        if thread.is_alive() and stop:
+            with suppress(trio.RunFinishedError):
+                stop[0]()
+        thread.join(_CLEANUP_S)
+    if error is not None:
+        raise only_cause(error)
+
+
+class Contract(ABC, Generic[P]):
+    """What the suites have in common: the peer, and bounds that a subclass may move."""
+
+    answer_s: float = 10.0
+    """Seconds in which a call, opening and closing end by themselves, whatever the peer does."""
+    cancel_s: float = 5.0
+    """Seconds in which a cancelled call returns."""
+    recover_s: float = 15.0
+    """Seconds after an outage in which the plugin works again."""
+    settle_s: float = 10.0
+    """Seconds after closing in which the last thread and socket are gone."""
+    limit_s: float = 55.0
+    """Seconds for a whole test."""
+
+    @abstractmethod
+    def peer(self) -> AbstractAsyncContextManager[P]:
+        """A running peer; each test opens one of its own."""
+
+
+C = TypeVar("C", bound=Contract[Any])
+
+
+def promise(scenario: Callable[[C, Stage[Any]], Awaitable[None]]) -> Callable[[C], None]:
+    """Make a scenario a test method that needs nothing of the test runner."""
+
+    def test(self: C) -> None:
+        __tracebackhide__ = True  # from pytest, for which this frame tells nothing
+        times = Times(**{field.name: getattr(self, field.name) for field in fields(Times)})
+        try:
+            play(partial(scenario, self), self.peer, times)
+        except Exception as error:
+            error.add_note(f"The promise: {' '.join((scenario.__doc__ or '').split())}")
+            raise
+
+    # Not functools.wraps: pytest would look for a fixture for each parameter of what is wrapped.
+    test.__name__, test.__qualname__ = scenario.__name__, scenario.__qualname__
+    test.__module__, test.__doc__ = scenario.__module__, scenario.__doc__
+    return test

@@ -1,0 +1,238 @@
+"""The connection to Kafka: aiokafka's producer in an asyncio loop of its own, and what keeps it connected.
+
+The loop is not the service's: what goes wrong in aiokafka's own tasks comes to the loop's exception handler,
+and the service's ends the process. Here it costs the connection at most, which is then opened anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import trio
+import trio_asyncio
+from aiokafka import AIOKafkaProducer
+from aiokafka.conn import create_conn
+from aiokafka.errors import KafkaError
+
+from downloader_plugins.kafka.reasons import NotConnected, connect_reason
+from downloader_plugins.kafka.session import Session
+from downloader_plugins.kafka.settings import KafkaSettings, split_server, ssl_context
+
+T = TypeVar("T")
+
+logger = logging.getLogger("downloader_plugins.kafka")
+
+_CONNECT_S = 5.0
+"""To reach one broker and be let in; and again for the producer to start. A live one takes milliseconds."""
+
+_BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
+"""Pauses between attempts to connect; the longest is what a broker's return costs at most."""
+
+_FLUSH_S, _END_S = 0.05, 0.1
+"""At the end of a connection: for what is on its way to a live broker, though nobody waits for it any more,
+and for tasks to heed their cancel. A stop has a fraction of its grace period left by then."""
+
+_LOOKUPS = 4
+"""Threads that look names up: one cannot be cancelled, so a dead resolver may hold so many, and no more."""
+
+
+class Link:
+    """Keeps a `Session` open; `run` is to be started once and cancelled at the end."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        """Raises PluginError: the TLS files cannot be used."""
+        self._settings = settings
+        self._security = _security(settings)
+        self.session: Session | None = None
+        """The open one; `None`: not connected now."""
+        self.reason = ""
+        """Why there is none."""
+        self._tried = trio.Event()
+        """Set when it is known how the first attempt to connect ended: at the start, and after a loss."""
+
+    async def ready(self) -> Session | None:
+        """The open session, waiting for a first attempt to connect that is going on.
+
+        `None`: there is none, and `reason` tells why; attempts go on.
+        """
+        while self.session is None and not self._tried.is_set():
+            await self._tried.wait()
+        return self.session
+
+    async def run(self) -> None:
+        """Connect, again and again, until cancelled; raises nothing that aiokafka raises."""
+        backoff_s = _BACKOFF_S
+        while True:
+            was_open = False
+            try:
+                async with trio_asyncio.open_loop() as loop:
+                    await self._live(loop)
+                    was_open = True
+            except* NotConnected as group:
+                self._fail(str(_first(group)))
+            except* Exception as group:  # noqa: BLE001 - a bug in aiokafka costs the connection, not the service
+                error = _first(group)
+                self._fail(f"the Kafka client failed: {type(error).__name__}")
+            if was_open:
+                backoff_s = _BACKOFF_S
+                continue
+            await trio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+
+    async def _live(self, loop: Any) -> None:
+        """One connection, until it is given up."""
+        async with (
+            _open_producer(loop, self._settings, self._security) as producer,
+            trio.open_nursery() as nursery,
+        ):
+            session = Session(self._settings, producer, loop, nursery)
+            if self.reason:
+                logger.warning("connected to Kafka again")
+            self.session, self.reason = session, ""
+            self._tried.set()
+            try:
+                await session.lost.wait()
+                logger.warning("the connection to Kafka is opened anew: %s", session.lost_reason)
+            finally:
+                self.session, self._tried = None, trio.Event()
+                nursery.cancel_scope.cancel()
+
+    def _fail(self, reason: str) -> None:
+        if reason != self.reason:
+            logger.warning("not connected to Kafka: %s", reason)
+        self.reason = reason
+        self._tried.set()
+
+
+def _first(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def _security(settings: KafkaSettings) -> dict[str, Any]:
+    """What connections need besides host and port."""
+    return {
+        "client_id": settings.client_id,
+        "security_protocol": settings.security_protocol,
+        "ssl_context": ssl_context(settings),
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_plain_username or None,
+        "sasl_plain_password": settings.sasl_plain_password or None,
+        "sasl_kerberos_service_name": settings.sasl_kerberos_service_name,
+        "sasl_kerberos_domain_name": settings.sasl_kerberos_domain_name or None,
+    }
+
+
+@asynccontextmanager
+async def _open_producer(
+    loop: Any, settings: KafkaSettings, security: dict[str, Any]
+) -> AsyncIterator[AIOKafkaProducer]:
+    """A started producer in this loop. At the end nothing of it is left there, whatever the brokers do.
+
+    Raises:
+        NotConnected: no broker can be reached, or none lets us in.
+    """
+    loop.set_exception_handler(_on_error)
+    loop.set_default_executor(_Lookups(limiter=trio.CapacityLimiter(_LOOKUPS)))
+    transports = _tracked(loop)
+    made: list[AIOKafkaProducer] = []
+    try:
+        yield await loop.run_aio_coroutine(_start(settings, security, made.append))
+    finally:
+        with trio.CancelScope(shield=True):  # bounded by itself
+            await loop.run_aio_coroutine(_end(made, transports))
+
+
+async def _start(
+    settings: KafkaSettings, security: dict[str, Any], made: Callable[[AIOKafkaProducer], None]
+) -> AIOKafkaProducer:
+    """In asyncio: a producer, connected. `made` is told of it before it is."""
+    server = await _reachable(settings, security)
+    producer = AIOKafkaProducer(
+        # The producer itself would tell only the log why a broker does not let it in, and asks in any order.
+        bootstrap_servers=[server],
+        acks=settings.acks,
+        compression_type=None if settings.compression_type == "none" else settings.compression_type,
+        max_batch_size=min(settings.max_batch_size, settings.max_request_size),
+        max_request_size=settings.max_request_size,
+        request_timeout_ms=settings.request_ms,
+        retry_backoff_ms=settings.retry_backoff_ms,
+        metadata_max_age_ms=settings.metadata_max_age_ms,
+        connections_max_idle_ms=settings.connections_max_idle_ms,
+        enable_idempotence=settings.enable_idempotence,
+        **security,
+    )
+    made(producer)
+    try:
+        async with asyncio.timeout(_CONNECT_S):
+            await producer.start()
+    except (KafkaError, OSError) as exc:  # TimeoutError is one
+        hint = " (enable_idempotence needs brokers that speak it)" if settings.enable_idempotence else ""
+        raise NotConnected(f"{server}: {connect_reason(exc)}{hint}") from exc
+    return producer
+
+
+async def _reachable(settings: KafkaSettings, security: dict[str, Any]) -> str:
+    """In asyncio: one of the brokers that lets us in."""
+    problems = []
+    for server in random.sample(settings.bootstrap_servers, len(settings.bootstrap_servers)):
+        host, port = split_server(server)
+        connect_ms = min(settings.request_ms, int(_CONNECT_S * 1000))
+        try:
+            connection = await create_conn(host, port, request_timeout_ms=connect_ms, **security)
+        except Exception as exc:  # noqa: BLE001 - what a peer that is no Kafka broker says can fail in any way
+            problems.append(f"{server}: {connect_reason(exc)}")
+            continue
+        connection.close()
+        return server
+    raise NotConnected("; ".join(sorted(problems)))
+
+
+async def _end(made: list[AIOKafkaProducer], transports: weakref.WeakSet[asyncio.BaseTransport]) -> None:
+    """In asyncio: end everything in the loop, which is ours alone."""
+    for producer in made:
+        with suppress(TimeoutError, KafkaError, OSError):
+            async with asyncio.timeout(_FLUSH_S):
+                await producer.stop()
+    others = asyncio.all_tasks(asyncio.get_running_loop()) - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_END_S)
+    # Closing alone would wait for a frozen broker to take what has been written to it.
+    for transport in list(transports):
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.abort()
+
+
+def _tracked(loop: Any) -> weakref.WeakSet[asyncio.BaseTransport]:
+    """All connections that are made in this loop from now on."""
+    transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
+    connect: Callable[..., Coroutine[Any, Any, tuple[Any, Any]]] = loop.create_connection
+
+    async def create_connection(*args: Any, **options: Any) -> tuple[Any, Any]:
+        transport, protocol = await connect(*args, **options)
+        transports.add(transport)
+        return transport, protocol
+
+    loop.create_connection = create_connection
+    return transports
+
+
+class _Lookups(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # the library has no types
+    """Runs the resolver in threads that a cancel does not wait for."""
+
+    async def submit(self, function: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=True)
+
+
+def _on_error(_loop: Any, context: dict[str, Any]) -> None:
+    """What nobody in the loop has caught; what matters of it fails deliveries, and these tell."""
+    logger.debug("%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,0 +1,401 @@
+"""Files as objects of one S3 bucket. Importing this module imports botocore."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+import random
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import trio
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from downloader.storage import Body, StorageError, StorageRefused, StoredFile
+from downloader_plugins.s3.client import Clients
+from downloader_plugins.s3.errors import PassingError, error_code, explain
+from downloader_plugins.s3.facts import user_metadata
+from downloader_plugins.s3.threads import Call, Threads
+from downloader_plugins.s3.uploads import Uploads
+
+if TYPE_CHECKING:  # stubs, which only type checking has
+    from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef
+
+MAX_KEY_BYTES = 1024
+"""S3's."""
+
+MAX_PARTS = 10_000
+"""S3's, of one upload."""
+
+_PARTS_IN_FLIGHT = 4
+"""Of one upload: enough to fill a link, few enough to leave threads to others."""
+
+_PAUSES_S = (0.2, 1.0)
+"""Before the second and third try at one request: S3 is known to answer 500 or 503 now and then, and a large
+file should not be fetched again for it. With jitter."""
+
+_CLEANUP_S, _HURRIED_CLEANUP_S = 10.0, 0.5
+"""How long a failure, and a cancel, wait for an upload to be aborted: a stop has no more. The request goes on
+in its thread; and what is left after all is found by its key when the job is tried again."""
+
+_READ_BYTES = 256 * 1024
+"""Of the file for its digest."""
+
+_LEFTOVER_AGE = timedelta(days=1)
+"""Uploads that began earlier are taken for leftovers of a crash."""
+
+_OUR_KEY = re.compile(r"(?:.*/)?(?P<folder>[0-9A-Za-z_-]{3})/(?P=folder)[0-9A-Za-z_-]{11}")
+"""The shape of keys that this service makes."""
+
+_SWEEP_PAGES = 100
+"""Of a thousand uploads: more is left to the next start."""
+
+CHECK_KEY = ".downloader-check"
+"""An upload under this key is begun and aborted to see whether the bucket can be written."""
+
+_MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
+
+T = TypeVar("T")
+
+
+class _Slice:
+    """A part of a file, for botocore to read, and to read again; opened when it is used, as `open` does."""
+
+    def __init__(self, path: Path, offset: int, size: int, call: Call) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._offset = offset
+        self._size = size
+        self._at = 0
+        self._call = call
+
+    def read(self, count: int | None = -1) -> bytes:
+        self._call.check()
+        left = self._size - self._at
+        data = os.pread(
+            self._file.fileno(),
+            left if count is None or count < 0 else min(count, left),
+            self._offset + self._at,
+        )
+        self._at += len(data)
+        return data
+
+    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
+        self._at = to + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        self._file.close()
+
+    def md5(self) -> str:
+        """Of all its bytes, as `Content-MD5` wants it; goes back to the start."""
+        digest = _md5()
+        while data := self.read(_READ_BYTES):
+            digest.update(data)
+        if self._at < self._size:
+            raise StorageError("the file to be sent is shorter than it was")
+        self.seek(0)
+        return base64.b64encode(digest.digest()).decode()
+
+
+def _md5(data: bytes = b"") -> Any:
+    return hashlib.md5(data, usedforsecurity=False)  # against damage on the way, as S3 defines it
+
+
+async def _clean_up(abort: Callable[[], Awaitable[None]]) -> None:
+    """Abort what was begun, patiently after a failure, and in haste once there is a cancel."""
+    hurried = True
+    try:
+        with trio.move_on_after(_CLEANUP_S):
+            await abort()
+        hurried = False
+    finally:
+        if hurried:
+            with trio.move_on_after(_HURRIED_CLEANUP_S, shield=True):
+                await abort()
+
+
+class _Part(NamedTuple):
+    """A part to be sent."""
+
+    key: str
+    upload: str
+    number: int
+    path: Path
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """`Storage` in a bucket; any number may share a client and threads."""
+
+    clients: Clients
+    name: str
+    own: bool
+    """Whether it is the service's; see `explain`."""
+    threads: Threads
+    uploads: Uploads
+    """Those of this process."""
+    part_bytes: int
+    locate: Callable[[str], str]
+    """The URL of an object, by its full key."""
+    folder: str = ""
+    """Before every key; empty, or ends with `/`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of each new object: encryption, storage class."""
+
+    async def put(self, key: str, body: Body) -> None:
+        """Store a file; see `Storage.put`. Up to `part_bytes` in one request, above in parts.
+
+        On a cancel what is being sent breaks off, and an upload in parts is aborted. A request that was
+        sent whole, and whose answer is not waited for any more, may still be carried out.
+        """
+        full = self._full(key)
+        if body.path is None or body.size <= self.part_bytes:
+            await self._tried(partial(self._put_whole, full, body))
+        else:
+            await self._put_parts(full, body, body.path)
+
+    async def delete(self, key: str) -> None:
+        """Delete a file, and what an upload under its key has left; see `Storage.delete`."""
+        full = self._full(key)
+        await self._tried(lambda _: self._delete_object(full))
+        await self._abort_uploads_of(full)
+
+    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002  # the protocol's
+        """See `Storage.local`: there are no local files."""
+        return None
+
+    def url(self, key: str) -> str:
+        """See `Storage.url`; the object itself, which need not be public."""
+        return self.locate(self.folder + key)
+
+    async def check(self) -> None:
+        """Find out whether the bucket can be written: begins an upload and aborts it, which leaves nothing.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        full = self.folder + CHECK_KEY
+        upload = await self._run(lambda _: self._begin(full, self.options))
+        await self._run(lambda _: self._abort(full, upload))
+
+    async def sweep(self) -> None:
+        """Abort the uploads of crashed instances, which cost money and show nowhere.
+
+        Only old ones of ours, by the shape of their keys. Whoever may not list uploads, or cannot now, leaves
+        them to the next start.
+        """
+        now = datetime.now(UTC)
+        after: dict[str, str] = {}
+        with suppress(StorageError, KeyError):  # the latter for an answer that lacks what S3's has
+            for _ in range(_SWEEP_PAGES):
+                page = await self._run(partial(self._list_uploads, self.folder, after))
+                for upload in page.get("Uploads", []):
+                    age = now - upload.get("Initiated", now)  # not all servers tell
+                    if age > _LEFTOVER_AGE and self._is_ours(upload["Key"]):
+                        await self._abort_leftover(upload["Key"], upload["UploadId"])
+                after = {
+                    "KeyMarker": page.get("NextKeyMarker", ""),
+                    "UploadIdMarker": page.get("NextUploadIdMarker", ""),
+                }
+                if not page.get("IsTruncated") or not after["KeyMarker"]:
+                    return
+
+    async def _abort_leftover(self, key: str, upload: str) -> None:
+        async with self.uploads.turn(key):  # not all servers tell the time right
+            if upload not in self.uploads:
+                await self._abort_upload(key, upload)
+
+    def _is_ours(self, key: str) -> bool:
+        short = key.removeprefix(self.folder)
+        return short == CHECK_KEY or _OUR_KEY.fullmatch(short) is not None
+
+    def _full(self, key: str) -> str:
+        full = self.folder + key
+        if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+            raise StorageRefused(f"not a key that can be stored under: {key!r}")
+        if len(full.encode()) > MAX_KEY_BYTES:
+            raise StorageRefused(f"S3 bucket {self.name}: the key has more than {MAX_KEY_BYTES} bytes")
+        return full
+
+    async def _put_parts(self, key: str, body: Body, path: Path) -> None:
+        facts = self._facts(body)
+        async with AsyncExitStack() as live:
+            async with self.uploads.turn(key):
+                # A run of this job that died has left its parts; one that is late loses them by this.
+                _check_ours(body)
+                await self._abort_uploads_of(key)
+                upload = await self._begun(key, facts)
+                live.enter_context(self.uploads.live(upload))
+            try:
+                etags = await self._send_parts(key, upload, body.size, path)
+                await self._tried(lambda _: self._complete(key, upload, etags, body))
+            except BaseException:
+                await _clean_up(partial(self._abort_upload, key, upload))
+                raise
+
+    async def _begun(self, key: str, facts: Mapping[str, Any]) -> str:
+        try:
+            return await self._tried(lambda _: self._begin(key, facts))
+        except BaseException:
+            # Begun perhaps, and its answer lost.
+            await _clean_up(partial(self._abort_uploads_of, key))
+            raise
+
+    async def _send_parts(self, key: str, upload: str, size: int, path: Path) -> list[str]:
+        """Send all parts, some at a time; their ETags in order."""
+        step = max(self.part_bytes, math.ceil(size / MAX_PARTS))
+        offsets = range(0, size, step)
+        etags = [""] * len(offsets)
+        waiting = iter(enumerate(offsets))
+        problem: StorageError | None = None
+
+        async def send() -> None:
+            nonlocal problem
+            for index, offset in waiting:
+                part = _Part(key, upload, index + 1, path, offset, min(step, size - offset))
+                try:
+                    etags[index] = await self._tried(partial(self._send_part, part))
+                except StorageError as exc:
+                    problem = problem or exc
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_PARTS_IN_FLIGHT, len(etags))):
+                nursery.start_soon(send)
+        if problem is not None:
+            raise problem
+        return etags
+
+    async def _abort_uploads_of(self, key: str) -> None:
+        """Abort the uploads under exactly this key; never raises: a lifecycle rule may do it as well.
+
+        Keys are a job's own, so they are nobody else's; those of this process are left alone.
+        """
+        with suppress(StorageError):
+            page = await self._run(partial(self._list_uploads, key, {}))
+            for upload in page.get("Uploads", []):
+                if upload["Key"] == key and upload["UploadId"] not in self.uploads:
+                    await self._abort_upload(key, upload["UploadId"])
+
+    async def _abort_upload(self, key: str, upload: str) -> None:
+        with suppress(StorageError):
+            await self._tried(lambda _: self._abort(key, upload))
+
+    async def _tried(self, work: Callable[[Call], T]) -> T:
+        """As `_run`, and again where S3 says, or a lost connection, that a moment later it may go well."""
+        for pause_s in _PAUSES_S:
+            try:
+                return await self._run(work)
+            except PassingError:
+                await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not secrets
+        return await self._run(work)
+
+    async def _run(self, work: Callable[[Call], T]) -> T:
+        try:
+            return await self.threads.run(work)
+        except (BotoCoreError, ClientError, ResponseParserError, OSError) as exc:
+            raise explain(exc, bucket=self.name, own=self.own) from exc
+
+    # One request each; in threads.
+
+    def _put_whole(self, key: str, body: Body, call: Call) -> None:
+        if body.path is None:
+            data = body.data or b""
+            digest = base64.b64encode(_md5(data).digest()).decode()
+            self._put_object(key, body, data, digest)
+            return
+        with closing(_Slice(body.path, 0, body.size, call)) as source:
+            self._put_object(key, body, source, source.md5())
+
+    def _put_object(self, key: str, body: Body, source: Any, md5: str) -> None:
+        facts = self._facts(body)
+        _check_ours(body)
+        answer = self.clients.quick.put_object(
+            Bucket=self.name, Key=key, Body=source, ContentLength=body.size, ContentMD5=md5, **facts
+        )
+        self._confirmed(answer)
+
+    def _begin(self, key: str, facts: Mapping[str, Any]) -> str:
+        answer = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **facts)
+        if not answer.get("UploadId"):
+            raise StorageError(f"S3 bucket {self.name}: its answer names no upload")
+        return answer["UploadId"]
+
+    def _send_part(self, part: _Part, call: Call) -> str:
+        with closing(_Slice(part.path, part.offset, part.size, call)) as source:
+            answer = self.clients.quick.upload_part(
+                Bucket=self.name,
+                Key=part.key,
+                UploadId=part.upload,
+                PartNumber=part.number,
+                Body=source,  # type: ignore[arg-type]  # botocore needs no more than read, seek and tell
+                ContentLength=part.size,
+                ContentMD5=source.md5(),
+            )
+        return self._confirmed(answer)
+
+    def _complete(self, key: str, upload: str, etags: Sequence[str], body: Body) -> None:
+        parts: list[CompletedPartTypeDef] = [
+            {"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)
+        ]
+        _check_ours(body)
+        answer = self.clients.patient.complete_multipart_upload(
+            Bucket=self.name, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+        )
+        found = _MULTIPART_ETAG.fullmatch(self._confirmed(answer))
+        if found is not None and int(found["parts"]) != len(parts):
+            raise StorageError(
+                f"S3 bucket {self.name}: it has put together {found['parts']} of {len(parts)} parts"
+            )
+
+    def _abort(self, key: str, upload: str) -> None:
+        try:
+            self.clients.quick.abort_multipart_upload(Bucket=self.name, Key=key, UploadId=upload)
+        except ClientError as exc:
+            if error_code(exc) != "NoSuchUpload":
+                raise
+
+    def _list_uploads(
+        self, prefix: str, after: Mapping[str, Any], _: Call
+    ) -> ListMultipartUploadsOutputTypeDef:
+        return self.clients.quick.list_multipart_uploads(Bucket=self.name, Prefix=prefix, **after)
+
+    def _delete_object(self, key: str) -> None:
+        try:
+            self.clients.quick.delete_object(Bucket=self.name, Key=key)
+        except ClientError as exc:
+            if error_code(exc) != "NoSuchKey":
+                raise
+
+    def _facts(self, body: Body) -> dict[str, Any]:
+        return {
+            **self.options,
+            "ContentType": body.mime_type,
+            "Metadata": user_metadata(body.metadata),
+        }
+
+    def _confirmed(self, answer: Mapping[str, Any]) -> str:
+        """The ETag, with which S3 says what it has: whatever else answers 200 has stored nothing."""
+        etag = str(answer.get("ETag") or "")
+        if not etag:
+            raise StorageError(f"S3 bucket {self.name}: its answer confirms nothing")
+        return etag
+
+
+def _check_ours(body: Body) -> None:
+    if not body.still_ours():
+        raise StorageError("another instance has taken the job")

@@ -1,0 +1,118 @@
+"""Making boto3 clients. Importing this module imports boto3, which takes half a second of CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError
+
+from downloader.storage import StorageError
+from downloader_plugins.s3.settings import ConnectionSettings, S3StorageSettings
+
+if TYPE_CHECKING:  # stubs, which only type checking has
+    from types_boto3_s3 import S3Client
+
+
+class Clients(NamedTuple):
+    """Of one region; safe to share between threads."""
+
+    quick: S3Client
+    patient: S3Client
+    """For `CompleteMultipartUpload`: not every S3 sends blanks while it is at it, as AWS does."""
+
+    def close(self) -> None:
+        """Close the connections that nobody is using."""
+        self.quick.close()
+        self.patient.close()
+
+
+class Maker:
+    """Makes clients of one session, one at a time: a session is not safe to share between threads.
+
+    Raises:
+        StorageError: there is no such profile, or it is malformed.
+    """
+
+    def __init__(self, settings: ConnectionSettings) -> None:
+        self._settings = settings
+        try:
+            self._session = _session(settings)
+        except BotoCoreError as exc:
+            raise StorageError(f"S3 cannot be used: {_words(exc)}") from exc
+
+    def regions(self) -> frozenset[str]:
+        """Where S3 is offered, as far as this version of botocore knows."""
+        session = self._session
+        return frozenset(
+            region
+            for partition in session.get_available_partitions()
+            for region in session.get_available_regions("s3", partition)
+        )
+
+    def clients(self, region: str) -> Clients:
+        """Clients for a region; empty: that of the environment or the profile, else S3's default.
+
+        Raises:
+            StorageError: the settings or the machine's AWS configuration are at fault.
+        """
+        settings = self._settings
+        return Clients(
+            quick=self._client(region, read_timeout_s=settings.read_timeout),
+            patient=self._client(region, read_timeout_s=settings.complete_timeout),
+        )
+
+    def _client(self, region: str, *, read_timeout_s: float) -> S3Client:
+        settings = self._settings
+        style = settings.addressing_style
+        if style == "auto" and settings.endpoint_url:
+            style = "path"
+        config = Config(
+            connect_timeout=settings.connect_timeout,
+            read_timeout=read_timeout_s,
+            max_pool_connections=settings.threads,
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            s3={"addressing_style": style},
+            signature_version="s3v4",
+            # Other makers' S3 chokes on checksums in trailers. Content-MD5 guards the bytes, and all
+            # know it.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # The address is the configuration's alone: download_url is made from it too.
+            ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs do not know it
+            tcp_keepalive=True,
+            user_agent_extra="downloader",
+        )
+        try:
+            client: S3Client = self._session.client(
+                "s3",
+                region_name=region or None,
+                endpoint_url=settings.endpoint_url or None,
+                verify=settings.ca_file or None,
+                config=config,
+            )
+        except (BotoCoreError, ValueError) as exc:
+            raise StorageError(f"S3 cannot be used: {_words(exc)}") from exc
+        client.meta.events.register_last("before-parameter-build.s3", _stay)
+        return client
+
+
+def _session(settings: ConnectionSettings) -> boto3.session.Session:
+    if not isinstance(settings, S3StorageSettings):
+        return boto3.session.Session()
+    return boto3.session.Session(
+        aws_access_key_id=settings.access_key_id or None,
+        aws_secret_access_key=settings.secret_access_key or None,
+        aws_session_token=settings.session_token or None,
+        profile_name=settings.profile or None,
+    )
+
+
+def _stay(context: dict[str, Any], **_: object) -> None:
+    """Have botocore follow no redirect to another region: the file's URL would be wrong."""
+    context.get("s3_redirect", {})["redirected"] = True
+
+
+def _words(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {' '.join(str(exc).split())}"

@@ -1,0 +1,198 @@
+"""Talking to SQS with boto3. Blocks: for threads only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from downloader.notify import Delivered, Payload, Rejected, Result, RetryLater
+from downloader_plugins.sqs.queue import Queue, deduplication_id, group_id, same_queue
+
+if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
+    from types_boto3_sqs import SQSClient
+    from types_boto3_sqs.type_defs import (
+        SendMessageBatchRequestEntryTypeDef,
+        SendMessageBatchResultTypeDef,
+    )
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MESSAGES = 10
+"""In one request: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html"""
+
+MESSAGE_BYTES = 1024 * 1024
+"""The largest message that SQS takes (256 KiB until 2025); a queue may have been given a lower bound."""
+
+BATCH_BYTES = 256 * 1024
+"""Of several messages together: what every version of SQS takes, and those who imitate it. A larger message
+goes alone."""
+
+_MISSING = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
+"""AWS says so too where it does not want to tell us whether there is such a queue."""
+
+_FAULTS_OF_THE_MESSAGE = frozenset(
+    {
+        "InvalidMessageContents",
+        "InvalidParameterValue",
+        "BatchRequestTooLong",
+        "AWS.SimpleQueueService.BatchRequestTooLong",
+    }
+)
+"""Nothing in our requests but the body can be invalid: too large for this queue, or of characters that SQS
+does not take."""
+
+
+class _NoAnswer(Exception):
+    """An answer that botocore cannot take apart, or one without what was asked for."""
+
+
+FAILURES = (ClientError, BotoCoreError, ResponseParserError, _NoAnswer)
+"""All that `describe` has words for."""
+
+
+_UNREACHED: dict[type[Exception], str] = {
+    ConnectTimeoutError: "SQS not reached: no connection in time",
+    ReadTimeoutError: "SQS gave no answer in time",
+    SSLError: "SQS not reached: TLS handshake failed",
+    ProxyConnectionError: "SQS not reached: not connected to the proxy",
+    EndpointConnectionError: "SQS not reached: not connected",
+    ConnectionClosedError: "SQS not reached: connection lost",
+    NoCredentialsError: "no AWS credentials found",
+    ResponseParserError: "SQS gave an answer that is none",
+    _NoAnswer: "SQS gave an answer that is none",
+}
+"""The first kind that fits gives the reason; botocore's texts have URLs in them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """How a request ended."""
+
+    results: Sequence[Result] = ()
+    """One for each message; none if one message's fault has kept all from being taken, so that each is
+    to be sent alone."""
+    url: str = ""
+    """Of the queue; empty if it is to be looked up again."""
+
+
+def size_of(payload: Payload) -> int:
+    """What counts towards SQS's bounds, in bytes: there are no attributes."""
+    return len(payload.body)
+
+
+def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Payload]) -> Sent:
+    """Send up to `MESSAGES` messages, of `BATCH_BYTES` together if they are several.
+
+    Raises nothing that botocore raises.
+
+    Args:
+        client: of the queue's region.
+        queue: where to.
+        known_url: from an earlier `Sent`; empty: look it up if need be.
+        payloads: in their order.
+    """
+    try:
+        url = known_url or find(client, queue)
+    except FAILURES as exc:
+        return _all(payloads, RetryLater(describe(exc, queue)))
+    if not url:
+        return _all(payloads, Rejected(f"{queue.url} is not the queue {queue.name} of this account"))
+    try:
+        answer = _asked(client.send_message_batch, QueueUrl=url, Entries=_entries(queue, payloads))
+    except FAILURES as exc:
+        if not isinstance(exc, ClientError) or _code(exc) not in _FAULTS_OF_THE_MESSAGE:
+            return _all(payloads, RetryLater(describe(exc, queue)))
+        if len(payloads) > 1:
+            return Sent(url=url)
+        return _all(payloads, Rejected(describe(exc, queue)), url)
+    return Sent(results=_results(answer, len(payloads)), url=url)
+
+
+def describe(exc: Exception, queue: Queue | None = None) -> str:
+    """What went wrong, without anything that SQS or botocore has to say beyond its code."""
+    if isinstance(exc, ClientError):
+        code = _code(exc)
+        if code in _MISSING and queue is not None:
+            return f"queue {queue.name} does not exist, or is closed to us ({code})"
+        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return f"SQS answered {status} {code}" if code != str(status) else f"SQS answered {status}"
+    known = (reason for kind, reason in _UNREACHED.items() if isinstance(exc, kind))
+    return next(known, f"SQS not reached: {type(exc).__name__}")
+
+
+def is_denied(exc: Exception) -> bool:
+    """Whether SQS knows who we are, and does not let us."""
+    return isinstance(exc, ClientError) and _code(exc) in ("AccessDenied", "AccessDeniedException")
+
+
+def _asked(operation: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    try:
+        return operation(*arguments, **keywords)
+    except (AttributeError, TypeError) as exc:  # what its parser does with JSON of another shape
+        raise _NoAnswer from exc
+
+
+def find(client: SQSClient, queue: Queue) -> str:
+    """The queue's URL; empty if its name is another one's than its URL's.
+
+    Raises:
+        Exception: one of `FAILURES`.
+    """
+    if not queue.look_up:
+        return queue.url
+    found: object = _asked(client.get_queue_url, QueueName=queue.name).get("QueueUrl")
+    if not isinstance(found, str) or not found:
+        raise _NoAnswer
+    return found if not queue.url or same_queue(found, queue.url) else ""
+
+
+def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatchRequestEntryTypeDef]:
+    entries: list[SendMessageBatchRequestEntryTypeDef] = []
+    for index, payload in enumerate(payloads):
+        entry: SendMessageBatchRequestEntryTypeDef = {
+            "Id": str(index),
+            "MessageBody": payload.body.decode("utf-8"),
+        }
+        if queue.fifo:
+            entry["MessageGroupId"] = group_id(payload.aggr_id)
+            entry["MessageDeduplicationId"] = deduplication_id(payload.job_id, payload.body)
+        entries.append(entry)
+    return entries
+
+
+def _results(answer: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
+    """Entry by entry: a 200 says nothing of a single message."""
+    told: dict[str, Result] = {taken.get("Id", ""): Delivered() for taken in answer.get("Successful") or ()}
+    for failed in answer.get("Failed") or ():
+        code = failed.get("Code", "")
+        reason = f"SQS refused the message: {code}"
+        told[failed.get("Id", "")] = (
+            Rejected(reason) if code in _FAULTS_OF_THE_MESSAGE else RetryLater(reason)
+        )
+    unknown = RetryLater("SQS did not say what became of the message")
+    return [told.get(str(index), unknown) for index in range(count)]
+
+
+def _all(payloads: Sequence[Payload], result: Result, url: str = "") -> Sent:
+    return Sent(results=[result] * len(payloads), url=url)
+
+
+def _code(exc: ClientError) -> str:
+    error = exc.response.get("Error", {})
+    return error.get("Code", "") or str(HTTPStatus.INTERNAL_SERVER_ERROR.value)
