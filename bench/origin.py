@@ -6,7 +6,7 @@ import struct
 import sys
 import zlib
 
-from bench._server import serve
+from bench.server import serve
 
 
 def content(size: int) -> bytes:

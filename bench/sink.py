@@ -9,7 +9,7 @@ import re
 import sys
 import time
 
-from bench._server import serve
+from bench.server import serve
 
 _RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")

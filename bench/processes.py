@@ -1,26 +1,32 @@
-"""Starting and watching the bench's processes: helpers, sink, and the service as its users start it."""
+"""Starting the bench's helper processes, and reading from /proc what a process tree has used."""
 
 from __future__ import annotations
 
-import http.client
+import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-_READY_S = 30.0
-_STOP_S = 30.0
-_POLL_S = 0.02
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STORES = ("valkey-server", "redis-server")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helper:
+    """A running process of the bench's own; it ends when its input closes."""
+
+    pid: int
+    first: str
+    """The first line it printed: its port or address, which says that it is ready."""
+    lines: IO[bytes]
+    """What it prints after that."""
 
 
 @dataclass(slots=True)
@@ -59,97 +65,38 @@ def python(module: str, *args: object) -> list[str]:
 
 
 @contextmanager
-def server(module: str, *args: object) -> Iterator[tuple[int, IO[bytes]]]:
-    """`(port, standard output)` of a helper that listens; ends when its input closes."""
+def helper(module: str, *args: object) -> Iterator[Helper]:
+    """One of the bench's modules, ready."""
     with subprocess.Popen(python(module, *args), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        yield int(process.stdout.readline()), process.stdout
+        first = process.stdout.readline().decode().strip()
+        yield Helper(pid=process.pid, first=first, lines=process.stdout)
         process.stdin.close()
+
+
+def answer_of(module: str, *args: object) -> dict[str, Any]:
+    """The JSON object that a helper prints at its end."""
+    output = subprocess.run(python(module, *args), stdout=subprocess.PIPE, check=True).stdout
+    answer: dict[str, Any] = json.loads(output)
+    return answer
 
 
 @contextmanager
 def sink() -> Iterator[Sink]:
     """A running callback sink."""
-    with server("sink") as (port, lines):
-        found = Sink(port)
-        reader = threading.Thread(target=found.read, args=(lines,), daemon=True)
+    with helper("sink") as running:
+        found = Sink(int(running.first))
+        reader = threading.Thread(target=found.read, args=(running.lines,), daemon=True)
         reader.start()
         yield found
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
+    """A loopback port that was free a moment ago, for programs that do not tell which one they took."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A running `downloader run`."""
-
-    pid: int
-    port: int
-    files: Path
-    """Root of its file storage."""
-
-
-class ServiceFailed(Exception):
-    """The service did not start or did not stop; the text has its log's end."""
-
-
-CONFIG = """\
-[processor.filestorage]
-type = "filesystem"
-rootdir = "{files}"
-[backends.http]
-timeout = 30
-[log]
-level = "warning"
-"""
-
-
-@contextmanager
-def service(folder: Path, *, processes: int) -> Iterator[Service]:
-    """`downloader run` on an embedded store, from its being ready to its having stopped."""
-    folder.mkdir()
-    files, log, port = folder / "files", folder / "log", free_port()
-    (folder / "bench.toml").write_text(CONFIG.format(files=files))
-    command = [sys.executable, "-m", "downloader", "run", "-c", str(folder / "bench.toml")]
-    command += ["--data-dir", str(folder / "data"), "--port", str(port), "--allow", "127.0.0.1"]
-    if processes > 1:
-        command += ["--processes", str(processes)]
-    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
-        try:
-            _await_ready(process, port, log)
-            yield Service(pid=process.pid, port=port, files=files)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise ServiceFailed(f"the service had to be killed: {_tail(log)}") from None
-
-
-def _await_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServiceFailed(f"the service ended with status {process.returncode}: {_tail(log)}")
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
-        with suppress(OSError):
-            connection.request("GET", "/health/ready")
-            if connection.getresponse().status == 200:
-                return
-        connection.close()
-        time.sleep(_POLL_S)  # from outside there is nothing else to wait on
-    raise ServiceFailed(f"the service was not ready after {_READY_S} s: {_tail(log)}")
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(errors="replace")[-2000:]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,10 +118,10 @@ class Usage:
         )
 
 
-def usage(pid: int) -> Usage:
-    """Of a process and its descendants, from /proc: the store counted apart, ended children included."""
+def usage(*pids: int) -> Usage:
+    """Of processes and their descendants, from /proc: the store counted apart, ended children included."""
     facts = {int(path.name): stat for path in Path("/proc").glob("[0-9]*") if (stat := _stat(path))}
-    tree, cpu, store, pages = {pid}, 0.0, 0.0, 0
+    tree, cpu, store, pages = set(pids), 0.0, 0.0, 0
     for child in sorted(facts):  # parents before children, barring a wrapped pid counter
         if facts[child][1] in tree:
             tree.add(child)

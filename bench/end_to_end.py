@@ -1,0 +1,127 @@
+"""S1 and S2: from POST to callback; and the reference, which does the same work without queue and states."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import time
+
+from bench import client
+from bench.check import callback_faults, file_faults
+from bench.processes import answer_of, usage
+from bench.result import LIMIT, SILENCE_S, Result, Setup
+from bench.service import CONCURRENCY, Build, service
+
+CONNECTIONS = {"client": 16, "stream": 4}
+"""Connections over which each client sends."""
+_WARM_UP = 10
+"""POSTs before S1 counts: the first ones pay for imports and connections, not for the work."""
+_MISSING = (404, 405)
+
+
+def s1(setup: Setup, build: Build, *, samples: int) -> Result:
+    """An idle service, a cold aggregation each time: from POST to callback received."""
+    times: list[float] = []
+    faults: list[str] = []
+    setup.sink.clear()
+    with service(setup.new_folder(), build) as running:
+        for number in range(_WARM_UP + samples):
+            body = client.job(
+                aggr_id=f"cold-{number}",
+                limit=LIMIT,
+                url=f"http://127.0.0.1:{setup.origin}/file/{number}.png",
+                callback=f"http://127.0.0.1:{setup.sink.port}/callback",
+            )
+            sent = _post(running.port, body)
+            if not setup.sink.wait(number + 1, silence_s=SILENCE_S):
+                faults.append(f"no callback for sample {number} in {SILENCE_S} s")
+                break
+            if number >= _WARM_UP:
+                times.append((setup.sink.records[number][0] - sent) / 1e6)
+    faults += callback_faults(body for _, body in setup.sink.records)
+    times.sort()
+    if not times:
+        return Result(name="S1", build=build.label, measures={}, faults=faults)
+    measures = {
+        "p50_ms": statistics.median(times),
+        "p99_ms": times[min(len(times) - 1, len(times) * 99 // 100)],
+        "max_ms": times[-1],
+        "samples": len(times),
+    }
+    return Result(name="S1", build=build.label, measures=measures, faults=faults)
+
+
+def _post(port: int, body: bytes) -> int:
+    """POST over a connection of its own; CLOCK_MONOTONIC in ns right before it was sent."""
+    buffer = bytearray()
+    with socket.create_connection(("127.0.0.1", port), timeout=SILENCE_S) as sock:
+        sent = time.monotonic_ns()
+        sock.sendall(client.request(body, port))
+        while (answer := client.take_answer(buffer)) is None:
+            data = sock.recv(65536)
+            if not data:
+                raise ConnectionError("the API closed the connection")
+            buffer += data
+    if answer[0] != 201:
+        raise ConnectionError(f"the API answered {answer[0]} {answer[1]!r}")
+    return sent
+
+
+def floor(setup: Setup, module: str, *, jobs: int, aggregations: int) -> Result:
+    """S2's work in one process without API, queue and states: `floor` is the reference, `net_floor` ours."""
+    setup.sink.clear()
+    root = setup.new_folder()
+    ports = (setup.origin, setup.sink.port)
+    answer = answer_of(module, *ports, jobs, aggregations, LIMIT, CONCURRENCY, 0, 1, root)
+    complete = setup.sink.wait(jobs, silence_s=SILENCE_S)
+    measures = {
+        "jobs": jobs,
+        "jobs_per_s": jobs / ((answer["last_ns"] - answer["first_ns"]) / 1e9),
+        "cpu_ms_per_job": 1000 * answer["cpu_s"] / jobs,
+    }
+    faults = callback_faults(body for _, body in setup.sink.records) + file_faults(root, count=jobs)
+    faults += [] if complete else [f"only {len(setup.sink.records)} of {jobs} callbacks came"]
+    return Result(name=module, measures=measures, faults=faults)
+
+
+def s2(
+    setup: Setup, build: Build, *, name: str, by: str, jobs: int, aggregations: int, processes: int
+) -> Result | None:
+    """From the first job sent to the last callback, and the CPU that it took.
+
+    Args:
+        setup: as ever.
+        build: which version.
+        name: the scenario's.
+        by: the client: `client` sends single POSTs, `stream` NDJSON.
+        jobs: how many.
+        aggregations: among how many they take turns.
+        processes: of the service.
+
+    Returns:
+        `None`: this version has no such route.
+    """
+    setup.sink.clear()
+    with service(setup.new_folder(), build, processes=processes) as running:
+        before = usage(running.pid)
+        ports = (running.port, setup.origin, setup.sink.port)
+        posted = answer_of(by, *ports, jobs, aggregations, LIMIT, CONNECTIONS[by])
+        if posted.get("status") in _MISSING:
+            return None
+        complete = setup.sink.wait(len(posted["ids"]), silence_s=SILENCE_S)
+        used = usage(running.pid).since(before)
+        faults = [f"{posted['error_count']} jobs not taken: {posted['errors']}"] * bool(posted["error_count"])
+        if not complete:
+            faults.append(f"only {len(setup.sink.records)} of {jobs} callbacks came")
+        faults += callback_faults((body for _, body in setup.sink.records), ids=set(posted["ids"]))
+        faults += file_faults(running.files, count=jobs)
+    last = max((at for at, _ in setup.sink.records), default=posted["last_ns"])
+    measures = {
+        "jobs": jobs,
+        "jobs_per_s": jobs / ((last - posted["first_ns"]) / 1e9),
+        "taken_per_s": jobs / ((posted["last_ns"] - posted["first_ns"]) / 1e9),
+        "cpu_ms_per_job": 1000 * used.cpu_s / jobs,
+        "store_cpu_ms_per_job": 1000 * used.store_cpu_s / jobs,
+        "rss_mib": used.rss_bytes / 2**20,
+    }
+    return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)

@@ -1,0 +1,53 @@
+"""Jobs straight into a store, without the API, by the store's own transitions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from bench.check import FILE_BYTES
+from bench.client import URL_LENGTH
+from bench.origin import content
+from downloader.model import FileFacts, JobSpec, Outcome, Verdict
+from downloader.store import JobStore, Submission
+
+BATCH = 256
+"""Jobs in one call."""
+
+LEASE_S = 600.0
+"""Longer than any scenario."""
+
+STORED = Outcome(
+    verdict=Verdict.SUCCEEDED,
+    response_code=200,
+    file=FileFacts(
+        size=FILE_BYTES, sha256=hashlib.sha256(content(FILE_BYTES)).hexdigest(), mime_type="image/png"
+    ),
+)
+"""The outcome of a download of the bench's file."""
+
+
+def specs(
+    store: JobStore, *, count: int, aggregations: int, limit: int, kind: str, to: str
+) -> Iterator[JobSpec]:
+    """Jobs that take turns among the aggregations, with callbacks of this backend to this destination."""
+    for number in range(count):
+        aggr_id = f"bench-{number % aggregations}"
+        yield JobSpec(
+            id=store.new_id(aggr_id),
+            aggr_id=aggr_id,
+            aggr_limit=limit,
+            url=f"http://127.0.0.1:8000/file/{number:08}.png?".ljust(URL_LENGTH, "x"),
+            callback_type=kind,
+            callback_dst=to,
+            callback_error_type=kind,
+            callback_error_dst=to,
+        )
+
+
+async def submit(store: JobStore, jobs: Iterator[JobSpec]) -> list[str]:
+    """Submit all; their ids."""
+    ids: list[str] = []
+    while batch := [Submission(spec=spec) for _, spec in zip(range(BATCH), jobs, strict=False)]:
+        ids += [job_id for _, job_id in await store.submit(batch)]
+    return ids

@@ -1,0 +1,129 @@
+"""From runs to a table: medians over the rounds, and whether the targets are met."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from bench.result import Result
+
+Case = tuple[str, int]
+"""A scenario and its number of processes."""
+
+TARGETS: dict[tuple[str, int, str], tuple[str, float]] = {
+    ("S1", 1, "p50_ms"): ("<=", 15),
+    ("S1", 1, "p99_ms"): ("<=", 50),
+    ("S2", 1, "cpu_of_reference"): ("<=", 1.1),
+    ("S2", 2, "cpu_of_reference"): ("<=", 1.1),
+    ("S2", 2, "jobs_of_reference"): (">=", 1.2),
+    ("S2b", 1, "cpu_of_reference"): ("<=", 0.75),
+    ("S2b", 2, "cpu_of_reference"): ("<=", 0.75),
+    ("S2b", 2, "jobs_of_reference"): (">=", 1.5),
+    ("S3", 1, "post_jobs_per_s"): (">=", 2000),
+    ("S3", 1, "stream_jobs_per_s"): (">=", 20_000),
+    ("S4", 1, "of_smallest"): ("<=", 1.3),
+    ("S5", 1, "percent_of_core"): ("<=", 1),
+    ("S7", 1, "bytes_per_job"): ("<=", 400),
+    ("S8", 1, "rss_mib"): ("<=", 350e6 / 2**20),
+    ("S8", 1, "percent_of_core"): ("<=", 3),
+    ("S10", 1, "deliveries_per_s"): (">=", 5000),
+    ("S10", 1, "callbacks_per_s"): (">=", 5000),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measure of one case, over all rounds."""
+
+    case: Case
+    measure: str
+    values: dict[str, float]
+    """The median by build; key `""` where no build ran."""
+    target: tuple[str, float] | None
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the last build meets the target; `None`: there is none."""
+        if self.target is None:
+            return None
+        relation, bound = self.target
+        value = list(self.values.values())[-1]
+        return value <= bound if relation == "<=" else value >= bound
+
+
+def rows(results: Sequence[Result]) -> Iterator[Row]:
+    """The cases in the order in which they first ran, each measure once."""
+    found: dict[tuple[Case, str], dict[str, list[float]]] = {}
+    for result in results:
+        for measure, value in result.measures.items():
+            builds = found.setdefault(((result.name, result.processes), measure), {})
+            builds.setdefault(result.build, []).append(value)
+    for case in dict.fromkeys(case for case, _ in found):
+        for (its_case, measure), builds in found.items():
+            if its_case == case:
+                values = {build: statistics.median(each) for build, each in builds.items()}
+                target = TARGETS.get((case[0].split()[0], case[1], measure))
+                yield Row(case=case, measure=measure, values=values, target=target)
+
+
+def table(results: Sequence[Result], builds: Sequence[str]) -> Table:
+    """A column a build, and with two or more the last one's share of the first one's value."""
+    compared = len(builds) > 1
+    shown = Table("scenario", "measure", *builds, *(["ratio"] if compared else []), "to reach", "met")
+    for column in shown.columns[2 : 2 + len(builds) + compared]:
+        column.justify = "right"
+    last: Case | None = None
+    for row in rows(results):
+        name, processes = row.case
+        if last is not None and row.case != last:
+            shown.add_section()
+        title = f"{name}, {processes} processes" if processes > 1 else name
+        values = [row.values.get(build) for build in builds]
+        if row.values.keys() == {""}:
+            values = [*[None] * (len(builds) - 1), row.values[""]]
+        ratio = _number(values[-1] / values[0]) if compared and values[0] and values[-1] else ""
+        shown.add_row(
+            title if row.case != last else "",
+            row.measure,
+            *("" if value is None else _number(value) for value in values),
+            *([ratio] if compared else []),
+            f"{row.target[0]} {row.target[1]:g}" if row.target else "",
+            {None: "", True: "met", False: "NO"}[row.met],
+        )
+        last = row.case
+    return shown
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or float(value).is_integer() else f"{value:.2f}"
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """Every run, and the medians with their verdicts."""
+    return {
+        "medians": [
+            {
+                "scenario": row.case[0],
+                "processes": row.case[1],
+                "measure": row.measure,
+                "values": row.values,
+                "target": f"{row.target[0]} {row.target[1]:g}" if row.target else None,
+                "met": row.met,
+            }
+            for row in rows(results)
+        ],
+        "runs": [
+            {
+                "scenario": result.name,
+                "build": result.build,
+                "processes": result.processes,
+                "measures": result.measures,
+                "faults": result.faults,
+            }
+            for result in results
+        ],
+    }

@@ -1,0 +1,112 @@
+"""The order of a run: versions take turns, and the reference runs between them.
+
+A machine's speed drifts by half within minutes, so what is compared runs close together: each version's
+result is divided by the mean of the reference's before and after. The medians of these ratios are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from bench import end_to_end, full_store, idle, intake, kafka
+from bench.result import Result, Setup
+from bench.service import Build
+
+CLIENTS = {"S2": "client", "S2b": "stream"}
+SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10")
+"""S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
+
+REFERENCE = "floor"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to run."""
+
+    scenarios: frozenset[str]
+    builds: Sequence[Build]
+    rounds: int
+    processes: Sequence[int]
+    jobs: int
+    aggregations: int
+    samples: int
+    """Of S1."""
+    waiting: int
+    """Downloads in flight in S8."""
+    at_limit: int
+    """Aggregations of S5."""
+    watched_s: float
+    """How long S5 and S8 watch."""
+    largest_store: int
+    """Most jobs pending in S4."""
+
+
+def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
+    """Every scenario of the plan; those of the service once a round and version."""
+    for number in range(plan.rounds):
+        say(f"round {number + 1} of {plan.rounds}")
+        if "S1" in plan.scenarios:
+            for build in plan.builds:
+                say(f"S1 {build.label}: {plan.samples} samples ...")
+                yield end_to_end.s1(setup, build, samples=plan.samples)
+        yield from _beside_reference(setup, plan, say)
+        for build in plan.builds:
+            yield from _one_build(setup, plan, build, say)
+    if "S4" in plan.scenarios:
+        say(f"S4: up to {plan.largest_store} jobs pending ...")
+        yield from full_store.s4(setup, largest=plan.largest_store)
+    if "S10" in plan.scenarios:
+        say(f"S10: {plan.jobs} callbacks to Kafka ...")
+        yield kafka.s10(setup, jobs=plan.jobs)
+
+
+def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]:
+    if "S3" in plan.scenarios:
+        say(f"S3 {build.label}: intake alone ...")
+        yield from intake.s3_s7(setup, build, jobs=plan.jobs, aggregations=plan.aggregations)
+    if "S5" in plan.scenarios:
+        say(f"S5 {build.label}: {plan.at_limit} aggregations at their limit ...")
+        yield idle.s5(setup, build, aggregations=plan.at_limit, watched_s=plan.watched_s)
+    if "S8" in plan.scenarios:
+        say(f"S8 {build.label}: {plan.waiting} downloads from a silent origin ...")
+        yield idle.s8(setup, build, downloads=plan.waiting, watched_s=plan.watched_s)
+
+
+def _beside_reference(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
+    """S2 and S2b with one reference run before, between and after."""
+    legs = [(name, count) for count in plan.processes for name in CLIENTS if name in plan.scenarios]
+    if not legs:
+        return
+    size = {"jobs": plan.jobs, "aggregations": plan.aggregations}
+    say(f"reference: {plan.jobs} jobs ...")
+    before = end_to_end.floor(setup, REFERENCE, **size)
+    yield before
+    for name, processes in legs:
+        ran: list[Result] = []
+        for build in plan.builds:
+            say(f"{name} {build.label}: {plan.jobs} jobs, processes: {processes} ...")
+            result = end_to_end.s2(setup, build, name=name, by=CLIENTS[name], processes=processes, **size)
+            if result is None and build is plan.builds[-1]:
+                yield Result(name=name, build=build.label, measures={}, faults=["there is no such route"])
+            elif result is not None:
+                ran.append(result)
+        say("reference again ...")
+        after = end_to_end.floor(setup, REFERENCE, **size)
+        yield after
+        yield from (_with_ratios(result, before, after) for result in ran)
+        before = after
+
+
+def _with_ratios(result: Result, before: Result, after: Result) -> Result:
+    """The result with its share of what the reference needed and did around it."""
+    ratios = {
+        ratio: 2 * result.measures[measure] / (before.measures[measure] + after.measures[measure])
+        for ratio, measure in (
+            ("cpu_of_reference", "cpu_ms_per_job"),
+            ("jobs_of_reference", "jobs_per_s"),
+        )
+    }
+    return replace(result, measures={**result.measures, **ratios})
