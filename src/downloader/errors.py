@@ -17,6 +17,8 @@ how an attempt can fail (an exception for each row of the contract's table) in `
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 
 class DownloaderError(Exception):
     """Base of everything below; ``str()`` is one line fit for a person."""
@@ -48,3 +50,17 @@ class StorageError(DownloaderError):
 
 class StorageRefused(StorageError):
     """The destination itself is at fault (missing or forbidden bucket); final."""
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors that nurseries have wrapped in groups, in order; of a lone error, itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """The first of the errors in a group, or the error itself."""
+    return next(leaves(error))

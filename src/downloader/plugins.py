@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from downloader.errors import PluginError
+from downloader.errors import PluginError, first_leaf
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -144,9 +144,7 @@ def describe(error: BaseException) -> str:
 
 def opening_failed(error: Exception) -> str:
     """Why a plugin could not be opened, on one line; also when it raised in a nursery of its own."""
-    cause: BaseException = error
-    while isinstance(cause, BaseExceptionGroup) and len(cause.exceptions) == 1:
-        cause = cause.exceptions[0]
+    cause = first_leaf(error)
     if isinstance(cause, PluginError):
         return " ".join(str(cause).split())
     return f"cannot be opened: {describe(cause)}"

@@ -18,7 +18,8 @@ import pytest
 import trio
 
 from downloader.config import Settings
-from downloader.service.doctor import Finding, State, diagnose, secrets_of
+from downloader.service.doctor import Finding, FindingState, diagnose
+from downloader.service.doctor.diagnose import secrets_of
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.cli import SCRIPT, environment, run_cli
 from servers.fleet import Tables, open_fleet, to_toml
@@ -52,7 +53,7 @@ def on(server: Valkey, **more: Any) -> dict[str, Any]:
 
 
 def failed(findings: dict[str, Finding]) -> dict[str, str]:
-    return {part: found.text for part, found in findings.items() if found.state is State.FAILED}
+    return {part: found.text for part, found in findings.items() if found.state is FindingState.FAILED}
 
 
 @contextmanager
@@ -71,7 +72,7 @@ def test_all_is_well_and_nothing_is_left(folder: Path, server: Valkey) -> None:
     assert findings["redis"].text.startswith(("Valkey ", "Redis "))
     assert ", waiting for aof" in findings["redis"].text
     assert "wrote, found and deleted an object" in findings["processor.filestorage"].text
-    assert findings["processor.s3"].state is State.NOTE
+    assert findings["processor.s3"].state is FindingState.NOTE
     assert findings["egress.downloads"].text == "may connect to public addresses"
     assert server.command("DBSIZE") == b":0\r\n"
 
@@ -88,7 +89,7 @@ def test_the_fleets_own_data_stay(folder: Path, server: Valkey) -> None:
 def test_the_embedded_store_is_started_and_stopped(folder: Path) -> None:
     with unchanged(folder):
         found = examined(settings(folder))["redis"]
-    assert (found.state, found.text.split(" ")[0]) == (State.OK, "Valkey")
+    assert (found.state, found.text.split(" ")[0]) == (FindingState.OK, "Valkey")
     assert f"embedded, in {folder / 'data' / 'valkey'}; a write took" in found.text
 
 
@@ -128,20 +129,20 @@ def test_a_store_that_does_not_answer(folder: Path, peer: str) -> None:
 def test_a_store_of_another_shape_or_durability(folder: Path) -> None:
     with Valkey() as plain:
         found = examined(settings(folder, redis=on(plain)))["redis"]
-        assert found.state is State.NOTE
+        assert found.state is FindingState.NOTE
         assert found.text.endswith("it has no append-only file, so a restart of it may lose jobs")
         found = examined(settings(folder, redis=on(plain, durability="aof")))["redis"]
-        assert found.state is State.FAILED
+        assert found.state is FindingState.FAILED
         assert "redis.durability is 'aof', but: " in found.text
         found = examined(settings(folder, redis=on(plain, durability="replicated")))["redis"]
-        assert found.state is State.FAILED
+        assert found.state is FindingState.FAILED
         assert found.text == "the store does not answer: on 0 of 1 replicas"
         plain.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
         found = examined(settings(folder, redis=on(plain)))["redis"]
-        assert (found.state, "it has to be noeviction" in found.text) == (State.NOTE, True)
+        assert (found.state, "it has to be noeviction" in found.text) == (FindingState.NOTE, True)
         plain.command("SET", "downloader:1:{0}:layout", '{"version": 1, "shards": 16}')
         found = examined(settings(folder, redis=on(plain)))["redis"]
-        assert (found.state, "16 shards" in found.text) == (State.FAILED, True)
+        assert (found.state, "16 shards" in found.text) == (FindingState.FAILED, True)
         assert plain.command("DBSIZE") == b":1\r\n"
 
 
@@ -189,20 +190,20 @@ def test_folders_that_cannot_be_written(folder: Path, server: Valkey) -> None:
 def test_a_disk_that_is_too_full(folder: Path, server: Valkey) -> None:
     full = {"disk_high": 0.0001, "disk_low": 0.0001}
     found = examined(settings(folder, redis=on(server), processor=full))["spool"]
-    assert found.state is State.FAILED
+    assert found.state is FindingState.FAILED
     assert "on nothing is downloaded" in found.text
     soon = {"disk_high": 100, "disk_low": 0.0001}
-    assert examined(settings(folder, redis=on(server), processor=soon))["spool"].state is State.NOTE
+    assert examined(settings(folder, redis=on(server), processor=soon))["spool"].state is FindingState.NOTE
 
 
 def test_a_port_of_somebody_else_and_one_that_is_open_to_all(folder: Path, server: Valkey) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         found = examined(settings(folder, redis=on(server), api={"port": port}))["api"]
-    assert found.state is State.FAILED
+    assert found.state is FindingState.FAILED
     assert found.text.endswith("Address already in use; who has it is no downloader")
     found = examined(settings(folder, redis=on(server), api={"host": "0.0.0.0", "port": 0}))["api"]
-    assert (found.state, "whoever reaches it may do everything" in found.text) == (State.NOTE, True)
+    assert (found.state, "whoever reaches it may do everything" in found.text) == (FindingState.NOTE, True)
 
 
 @pytest.fixture
@@ -235,20 +236,24 @@ def test_a_backend_that_fails_is_told_beside_one_that_does_not(
     assert list(failed(findings)) == [f"backends.{name}"]
     assert findings[f"backends.{name}"].text.startswith(expected)
     assert "hunter2" not in str(findings)
-    assert findings["backends.http"].state is State.OK
+    assert findings["backends.http"].state is FindingState.OK
     assert not (folder / "diary").exists(), "nothing is delivered"
 
 
 def test_a_backend_says_what_it_has_found(folder: Path, server: Valkey, stranger: dict[str, str]) -> None:
     Path(stranger["cure"]).touch()
     findings = examined(settings(folder, redis=on(server), backends={"bad": stranger}))
-    assert (findings["backends.bad"].state, findings["backends.bad"].text) == (State.OK, "the loft is open")
+    assert (findings["backends.bad"].state, findings["backends.bad"].text) == (
+        FindingState.OK,
+        "the loft is open",
+    )
 
 
 def test_a_backend_stuck_in_a_thread_is_left_behind(folder: Path, server: Valkey) -> None:
     section = {"mode": "blocks", "cure": str(folder / "cure"), "diary": str(folder / "diary")}
     code = (
-        "import json, sys; from downloader.config import Settings; from downloader.service.doctor import *\n"
+        "import json, sys; from downloader.config import Settings\n"
+        "from downloader.service.doctor.diagnose import *\n"
         "given = Settings.model_validate(json.loads(sys.argv[1]))\n"
         "def show(findings):\n"
         "    print(*(f'{f.state} {f.part}: {f.text}' for f in findings), sep='\\n', flush=True)\n"
@@ -291,7 +296,7 @@ def test_buckets_and_queues_that_are_not_there(
         assert failed(findings) == {}
         assert "wrote and deleted an object" in findings["processor.filestorage"].text
         assert moto.s3.list_objects_v2(Bucket="files")["KeyCount"] == 0
-        assert findings["backends.storage"].state is State.OK
+        assert findings["backends.storage"].state is FindingState.OK
     findings = examined(given)
     assert {"processor.filestorage", "backends.sqs"} <= failed(findings).keys()
 
@@ -301,9 +306,9 @@ def test_kafka_that_is_there_and_that_is_not(folder: Path, server: Valkey) -> No
         kafka = {"bootstrap_servers": tansu.servers}
         given = settings(folder, redis=on(server), backends={"kafka": kafka})
         found = examined(given)["backends.kafka"]
-        assert (found.state, found.text.split(",")[0]) == (State.OK, "1 broker")
+        assert (found.state, found.text.split(",")[0]) == (FindingState.OK, "1 broker")
     found = examined(given)["backends.kafka"]
-    assert (found.state, tansu.servers in found.text) == (State.FAILED, True)
+    assert (found.state, tansu.servers in found.text) == (FindingState.FAILED, True)
 
 
 def test_secrets_are_found_wherever_they_stand() -> None:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from downloader.cli import _failed, make_app
-from downloader.cli.help import COMMANDS
+from downloader.cli import _failed
 from downloader.errors import ConfigError, PluginError, StoreUnavailable
 
 
@@ -33,9 +32,3 @@ def test_a_bug_is_no_expected_error(error: BaseException) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         _failed(error)
     assert caught.value is error
-
-
-def test_every_command_can_be_loaded() -> None:
-    app = make_app()
-    for command in COMMANDS:
-        assert callable(app[command.name].default_command)

@@ -67,7 +67,7 @@ def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert err == ""
     assert out.startswith(f"Usage: downloader {command}".rstrip())
-    assert f"  downloader {command}" in out.partition("Example")[2]
+    assert f"  downloader {command}" in out.partition("For example:")[2]
 
 
 @pytest.mark.parametrize(

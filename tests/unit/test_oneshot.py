@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
+from downloader.cli.fetch_folder import file_name, open_output
+from downloader.cli.fetch_report import result_fields
 from downloader.config import Settings
 from downloader.errors import ConfigError, StorageError
 from downloader.model import ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
-from downloader.oneshot import FetchResult, as_json, check_url, file_name, group_of, open_output
-from downloader.service.fetch import _bounded, _Run
+from downloader.service.oneshot import FetchResult, _bounded, _Run, check_url, group_of
 
 
 @pytest.mark.parametrize(
@@ -137,8 +138,8 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_json_has_the_same_fields_for_every_file() -> None:
     good = FetchResult(index=0, url="u", ok=True, path="p", size=3, seconds=0.12345)
     bad = FetchResult(index=1, url="u", ok=False, error="e", error_code="dns")
-    assert as_json(good).keys() == as_json(bad).keys()
-    assert as_json(good)["seconds"] == 0.123
+    assert result_fields(good).keys() == result_fields(bad).keys()
+    assert result_fields(good)["seconds"] == 0.123
 
 
 def test_our_own_disk_is_not_waited_for_forever() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from downloader.api import fields
-from downloader.cli.help import COMMANDS
+from downloader.cli import COMMANDS
 from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
@@ -61,9 +62,9 @@ def test_each_state_is_on_the_api_page(state: str) -> None:
     assert f"`{state}`" in page("api.md")
 
 
-@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
-def test_each_command_is_on_the_cli_page(command: str) -> None:
-    assert f"| `downloader {command}` |" in page("cli.md")
+@pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
+def test_each_command_is_on_the_cli_page(command: Callable[..., object]) -> None:
+    assert f"| `downloader {command.__name__}` |" in page("cli.md")
 
 
 @pytest.mark.parametrize("counters", [PROCESSOR_COUNTERS, NOTIFIER_COUNTERS], ids=["processor", "notifier"])

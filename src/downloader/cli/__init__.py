@@ -1,7 +1,7 @@
-"""The command line: `main`, and which module holds which command.
+"""The command line: one module per command, or group of commands, and `main`.
 
-A command's module is imported only when it is asked for, so that `downloader version` and shell completion
-do not wait for the network libraries; inside those modules, so are the parts that only some commands need.
+These modules import little: `downloader version`, `--help` and shell completion must not wait for the network
+libraries. Each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -9,15 +9,39 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
-from downloader.cli.help import COMMANDS, EPILOGUE, SUMMARY
-from downloader.errors import ConfigError, DownloaderError
+from downloader.cli.config import config, version
+from downloader.cli.doctor import doctor
+from downloader.cli.fetch import fetch
+from downloader.cli.plugins import plugins
+from downloader.cli.serve import api, notifier, processor, run
+from downloader.errors import ConfigError, DownloaderError, leaves
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses: 130 is what shells expect of a program ended by Ctrl-C."""
+
+COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
+    "Serve": (run, api, processor, notifier),
+    "Download now": (fetch,),
+    "Look": (doctor, plugins, config, version),
+}
+"""The commands under the headings of `downloader --help`; a function's name is the command's, its docstring
+the help."""
+
+SUMMARY = """\
+Download files politely: jobs over HTTP, limits per group over a whole fleet,
+callbacks when done."""
+
+EPILOGUE = """\
+For example:
+  downloader fetch https://example.org/a.png https://example.org/b.png -o pics
+  downloader run
+  downloader COMMAND --help
+
+Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
 
 def make_app() -> App:
@@ -32,20 +56,10 @@ def make_app() -> App:
         suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
-    headings = {
-        name: Group(name, sort_key=place)
-        for place, name in enumerate(dict.fromkeys(command.heading for command in COMMANDS))
-    }
-    for place, command in enumerate(COMMANDS):
-        app.command(
-            f"downloader.cli.{command.place}",
-            name=command.name,
-            help=command.summary,
-            usage=f"Usage: downloader {command.name} {command.usage}".rstrip(),
-            help_epilogue=command.epilogue,
-            group=headings[command.heading],
-            sort_key=place,
-        )
+    for place, (heading, commands) in enumerate(COMMANDS.items()):
+        group = Group(heading, sort_key=place)
+        for number, command in enumerate(commands):
+            app.command(command, group=group, sort_key=number, help_epilogue="")
     app["--help"].show = False
     return app
 
@@ -57,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; `None` takes the process's.
     """
     if os.getpid() == 1:
-        _be_stoppable()
+        _end_at_sigterm()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = make_app()(tokens, exit_on_error=False, print_error=False)
@@ -68,35 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status if isinstance(status, int) else DONE
 
 
-def _be_stoppable() -> None:
+def _end_at_sigterm() -> None:
     """Let SIGTERM end this process, as it ends any other until it has its own handlers.
 
-    The kernel keeps from process 1 of a container every signal that it has no handler for. A stop that comes
-    while modules are being imported would be lost, and the container killed when patience is over.
+    The kernel keeps from process 1 of a container every signal that it has no handler for: a SIGTERM that
+    comes while modules are being imported would be lost, and the container killed after its grace period.
     """
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _failed(error: BaseException) -> int:
     """The exit status for an error that is expected; raises any other one again."""
-    leaves = list(_leaves(error))
-    if any(isinstance(leaf, KeyboardInterrupt) for leaf in leaves):
+    found = list(leaves(error))
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
         return INTERRUPTED
-    if all(isinstance(leaf, BrokenPipeError) for leaf in leaves):
+    if all(isinstance(leaf, BrokenPipeError) for leaf in found):
         sys.stdout = None  # else the interpreter complains while it flushes it
         return FAILED
-    if not all(isinstance(leaf, DownloaderError) for leaf in leaves):
+    if not all(isinstance(leaf, DownloaderError) for leaf in found):
         raise error
-    return _complain(str(leaves[0]), USAGE if isinstance(leaves[0], ConfigError) else FAILED)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """What nurseries have wrapped."""
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
+    return _complain(str(found[0]), USAGE if isinstance(found[0], ConfigError) else FAILED)
 
 
 def _complain(message: str, status: int) -> int:

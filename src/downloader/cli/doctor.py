@@ -8,44 +8,53 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from downloader.cli.options import Config, Json, load
 
-from downloader.cli.flags import Config, Json
-from downloader.cli.settings import load
-from downloader.config import with_default_backend
-from downloader.observe import configure, escape
-from downloader.service import Finding, State, diagnose
+if TYPE_CHECKING:
+    from downloader.service import Finding
 
-_STYLES = {State.OK: "green", State.FAILED: "bold red", State.NOTE: "yellow"}
+_STYLES = {"ok": "green", "failed": "bold red", "note": "yellow"}
+"""By a finding's state."""
 
 
 def doctor(*, config: Config = None, json_: Json = False) -> int:
     """Try all that is configured, and say what is wrong.
 
-    Each part is tried for real and in bounded time: the store, the storage, each backend, the spool folder,
-    the API's port. Nothing is left behind. Exits with 1 if any part failed.
+    Writes to the store and to the storage and deletes it again, asks the peer of
+    each backend, and looks at folders and ports. It may run beside a service.
+    The exit status is 1 if any part failed.
+
+    For example:
+      downloader doctor
+      downloader doctor -c config.toml --json
 
     Args:
         config: Configuration file (TOML). Without one: defaults, and HTTP callbacks.
-        json_: Write a JSON array.
+        json_: Print a JSON array.
     """
+    from downloader.config import with_default_backend
+    from downloader.observe import configure
+
     settings = load(config)
     if config is None:
         settings = with_default_backend(settings)
-    # What is found is told; what the parts log on their way is not.
+    from downloader.service import diagnose
+
+    # The findings say it all: what the parts log meanwhile is not shown.
     configure(form="json", level="error", stream=io.StringIO())
     show = _show_json if json_ else _show_table if sys.stdout.isatty() else _show_lines
-    with _busy():
+    with _progress():
         findings = diagnose(settings, show=show)
     show(findings)
-    return 1 if any(finding.state is State.FAILED for finding in findings) else 0
+    return 1 if any(finding.state == "failed" for finding in findings) else 0
 
 
 @contextlib.contextmanager
-def _busy() -> Iterator[None]:
+def _progress() -> Iterator[None]:
+    from rich.console import Console
+
     console = Console(stderr=True)
     if not console.is_terminal:
         yield
@@ -60,12 +69,20 @@ def _show_json(findings: Sequence[Finding]) -> None:
 
 
 def _show_lines(findings: Sequence[Finding]) -> None:
+    from downloader.observe import escape
+
     for finding in findings:
         sys.stdout.write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}\n")
     sys.stdout.flush()
 
 
 def _show_table(findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from downloader.observe import escape
+
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -75,11 +92,8 @@ def _show_table(findings: Sequence[Finding]) -> None:
         table.add_row(mark, Text(finding.part, style="bold"), Text(escape(finding.text)))
     console = Console()
     console.print(table)
-    failed = sum(finding.state is State.FAILED for finding in findings)
-    parts = len(findings)
-    last = (
-        Text(f"{failed} of {parts} parts failed", "bold red")
-        if failed
-        else Text(f"all {parts} parts are fine", "green")
-    )
-    console.print(last)
+    failed = sum(finding.state == "failed" for finding in findings)
+    if failed:
+        console.print(Text(f"{failed} of {len(findings)} parts failed", "bold red"))
+    else:
+        console.print(Text(f"none of {len(findings)} parts failed", "green"))

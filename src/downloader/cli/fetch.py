@@ -6,18 +6,18 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.flags import Json
-from downloader.cli.report import open_report
-from downloader.config import Settings
-from downloader.content import MimePatterns
+from downloader.cli.fetch_folder import OutputFolder, open_output
+from downloader.cli.options import Json
 from downloader.errors import ConfigError
-from downloader.observe import configure
-from downloader.oneshot import FetchRequest, OutputFolder, check_url, open_output
+
+if TYPE_CHECKING:
+    from downloader.config import Settings
+    from downloader.service import FetchRequest
 
 LIMIT = 4
 """Downloads of one host at once, unless the user says otherwise: quick, and no burden to anyone."""
@@ -39,9 +39,16 @@ def fetch(
 ) -> int:
     """Fetch URLs into a folder, without a service.
 
-    Each host has its own limit of downloads at once. A file is named after its URL, `name (2).ext` if that
-    is taken; nothing is overwritten, and what is not complete never has a name. On a terminal it shows
-    progress and a table at the end; to a pipe it writes a line for each file. Exits with 1 if any failed.
+    Each host has its own limit of downloads at once. A file is named after its
+    URL, or "name (2).ext" if that name is taken: nothing is overwritten. A file
+    gets its name when it is complete. A terminal shows progress bars and a table,
+    a pipe gets a line for each file. Private addresses are allowed.
+    The exit status is 1 if any file failed, and 130 after Ctrl-C.
+
+    For example:
+      downloader fetch https://example.org/a.png https://example.org/b.png
+      downloader fetch --from-file urls.txt -o pictures --mime "image/*"
+      list-urls | downloader fetch --from-file - --limit 8 --json
 
     Args:
         urls: What to fetch.
@@ -51,11 +58,19 @@ def fetch(
         mime: Keep only files of these types, such as "image/*" or "!text/html".
         json_: Write a JSON object for each file, when it is done.
     """
-    requests = list(_requests(urls, from_file, _checked_mime(mime)))
+    from downloader.content import MimePatterns
+
+    try:
+        MimePatterns.parse(mime)
+    except ValueError as error:
+        raise ConfigError(f"--mime: {error}") from None
+    requests = list(_requests(urls, from_file, mime))
     if not requests:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
     with open_output(output) as folder, tempfile.TemporaryDirectory(prefix="downloader-") as data_dir:
-        from downloader.service import fetch_files  # noqa: PLC0415 - after the checks, which need no network
+        from downloader.cli.fetch_report import open_report
+        from downloader.observe import configure
+        from downloader.service import fetch_files
 
         configure(form="auto", level="error")
         with open_report(len(requests), folder=folder, as_json_lines=json_) as report:
@@ -66,15 +81,9 @@ def fetch(
         return 1 if report.failed else 0
 
 
-def _checked_mime(mime: str) -> str:
-    try:
-        MimePatterns.parse(mime)
-    except ValueError as error:
-        raise ConfigError(f"--mime: {error}") from None
-    return mime
-
-
 def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchRequest]:
+    from downloader.service import FetchRequest, check_url
+
     for url in urls:
         try:
             yield FetchRequest(url=check_url(url), mime_type=mime)
@@ -105,7 +114,9 @@ def _lines(from_file: str, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _settings(folder: OutputFolder, data_dir: Path) -> Settings:
-    """Of the one-shot service. The person at the keyboard is trusted: private addresses are allowed."""
+    """Of the service for one run. The person at the keyboard is trusted: private addresses are allowed."""
+    from downloader.config import Settings
+
     values: dict[str, Any] = {
         "data_dir": data_dir,
         "egress": {"downloads": {"allow": ["0.0.0.0/0", "::/0"]}},

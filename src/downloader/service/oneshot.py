@@ -10,7 +10,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import trio
 
@@ -18,7 +20,6 @@ from downloader.config import Settings
 from downloader.fetch import Fetcher, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.net import EgressPolicy
-from downloader.oneshot import FetchProgress, FetchRequest, FetchResult, FetchState, OnEvent, group_of
 from downloader.scheduler import End, Stop, Wake, Workload, download_settler, run_workload
 from downloader.storage import open_storage
 from downloader.store import JobStore, Settled, Submission, asyncio_loop, embedded_valkey, open_store
@@ -32,6 +33,62 @@ somebody waits for us."""
 
 KEEP_S = 86400.0
 """Longer than anything here; the store goes with the run."""
+
+
+class FetchState(StrEnum):
+    """Where a file is."""
+
+    WAITING = "waiting"
+    """For its host to have room, or for its next attempt."""
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRequest:
+    """One file to fetch."""
+
+    url: str
+    mime_type: str = ""
+    """Patterns as in a job's `mime_type`; empty checks nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchProgress:
+    """How far a file is."""
+
+    index: int
+    """Of the request, from 0."""
+    url: str
+    state: FetchState
+    received_bytes: int = 0
+    total_bytes: int | None = None
+    """`None`: the origin has not said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchResult:
+    """How a file ended."""
+
+    index: int
+    url: str
+    ok: bool
+    error: str = ""
+    error_code: str = ""
+    response_code: int = 0
+    size: int = 0
+    sha256: str = ""
+    mime_type: str = ""
+    path: str = ""
+    """The stored file: from the engine its place in the storage; the command line then gives it its name."""
+    attempts: int = 0
+    seconds: float = 0.0
+    """From its first attempt to its end."""
+
+
+OnEvent = Callable[[FetchProgress | FetchResult], None]
+"""Called by the engine in its own thread, exactly once with each file's `FetchResult`; must not block."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,6 +172,32 @@ def fetch_files(
     if run.signal is not None:
         raise SystemExit(128 + run.signal)
     return sorted(run.results, key=lambda result: result.index)
+
+
+def check_url(url: str) -> str:
+    """The URL, if it is one that can be fetched.
+
+    Raises:
+        ValueError: it is not an absolute http or https URL; the text says what is wrong.
+    """
+    if any(char.isspace() or not char.isprintable() for char in url):
+        raise ValueError("a URL has no blanks and control characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"not a URL: {error}") from None
+    if parts.scheme.lower() not in ("http", "https"):
+        raise ValueError("a URL begins with http:// or https://")
+    if not parts.hostname or port == 0 or "\\" in parts.netloc:
+        raise ValueError("the URL names no host")
+    return url
+
+
+def group_of(url: str) -> str:
+    """The aggregation of a URL in a one-shot run: its host and port."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
 
 
 async def _main(run: _Run) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.flags import Config, Host, Port
-from downloader.cli.settings import load
-from downloader.config import Settings, allow_also, with_default_backend
-from downloader.observe import Event, configure, get_logger
+from downloader.cli.options import Config, Host, Port, load
+
+if TYPE_CHECKING:
+    from downloader.config import Settings
 
 
 def run(
@@ -27,8 +27,14 @@ def run(
 ) -> None:
     """Run everything: API, processor and notifier.
 
-    With no configuration and no Redis it starts its embedded Valkey under the data folder. SIGTERM and
-    Ctrl-C let downloads in flight finish for a while; a second one stops at once.
+    Without a configuration and without Redis it starts its embedded Valkey
+    under the data folder. Ctrl-C or SIGTERM lets downloads in flight finish for
+    a while; a second one stops at once.
+
+    For example:
+      downloader run
+      downloader run --port 9000 --allow 10.0.0.0/8 media.internal
+      downloader run -c config.toml --processes 4
 
     Args:
         config: Configuration file (TOML). Without one: defaults, and HTTP callbacks.
@@ -38,6 +44,8 @@ def run(
         processes: How many processes share the work.
         allow: Addresses (CIDR) or hosts, beyond public ones, that downloads and callbacks may reach.
     """
+    from downloader.config import allow_also, with_default_backend
+
     settings = load(config, {"api.host": host, "api.port": port, "data_dir": data_dir})
     if allow:
         settings = allow_also(settings, allow)
@@ -47,7 +55,13 @@ def run(
 
 
 def api(*, config: Config = None, host: Host = None, port: Port = None) -> None:
-    """Run the HTTP API alone; several may run against one Redis.
+    """Run the HTTP API alone.
+
+    Several may run against one Redis. It needs processors and notifiers beside
+    it.
+
+    For example:
+      downloader api -c config.toml --host 0.0.0.0
 
     Args:
         config: Configuration file (TOML).
@@ -58,7 +72,12 @@ def api(*, config: Config = None, host: Host = None, port: Port = None) -> None:
 
 
 def processor(*, config: Config = None) -> None:
-    """Run a processor alone: it downloads. Several may run against one Redis.
+    """Run a processor alone: it downloads.
+
+    Several may run against one Redis; the limits hold over all of them.
+
+    For example:
+      downloader processor -c config.toml
 
     Args:
         config: Configuration file (TOML).
@@ -67,7 +86,14 @@ def processor(*, config: Config = None) -> None:
 
 
 def notifier(*, config: Config = None) -> None:
-    """Run a notifier alone: it delivers callbacks and deletes delivered files. Several may run.
+    """Run a notifier alone: it delivers callbacks.
+
+    The configuration needs a section [backends.NAME] for each backend. A
+    notifier also deletes the files of delivered jobs when their time is up.
+    Several may run against one Redis.
+
+    For example:
+      downloader notifier -c config.toml
 
     Args:
         config: Configuration file (TOML), with a section for each backend.
@@ -77,7 +103,8 @@ def notifier(*, config: Config = None) -> None:
 
 def _serve(settings: Settings, *roles: str, processes: int = 1) -> None:
     """Run until a signal ends it."""
-    from downloader.service import run_service  # noqa: PLC0415 - after the settings: a wrong key needs no network
+    from downloader.observe import Event, configure, get_logger
+    from downloader.service import run_service
 
     configure(form=settings.log.format, level=settings.log.level)
     log = get_logger()

@@ -1,8 +1,7 @@
-"""`downloader fetch`: what goes into and comes out of one run, and where its files go.
+"""Where the files of `downloader fetch` go, and how they are named.
 
-The engine, `downloader.service.fetch.fetch_files`, takes `FetchRequest`s, tells about them by `FetchProgress`
-and `FetchResult` while it runs, and leaves each file in a storage of its own. `OutputFolder` is that
-storage's place, a hidden folder beside the final names, so that a file appears under its name in one step.
+The engine leaves each complete file in a storage of its own, a hidden folder beside the final names, where
+renaming it is one step.
 """
 
 from __future__ import annotations
@@ -15,11 +14,9 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from downloader.errors import ConfigError, StorageError
@@ -35,62 +32,6 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of what does not show or reorders the text round it."""
-
-
-class FetchState(StrEnum):
-    """Where a file is."""
-
-    WAITING = "waiting"
-    """For its host to have room, or for its next attempt."""
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchRequest:
-    """One file to fetch."""
-
-    url: str
-    mime_type: str = ""
-    """Patterns as in a job's `mime_type`; empty checks nothing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchProgress:
-    """How far a file is."""
-
-    index: int
-    """Of the request, from 0."""
-    url: str
-    state: FetchState
-    received_bytes: int = 0
-    total_bytes: int | None = None
-    """`None`: the origin has not said."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FetchResult:
-    """How a file ended."""
-
-    index: int
-    url: str
-    ok: bool
-    error: str = ""
-    error_code: str = ""
-    response_code: int = 0
-    size: int = 0
-    sha256: str = ""
-    mime_type: str = ""
-    path: str = ""
-    """The stored file: from the engine its place in the storage, from `OutputFolder` its final one."""
-    attempts: int = 0
-    seconds: float = 0.0
-    """From its first attempt to its end."""
-
-
-OnEvent = Callable[[FetchProgress | FetchResult], None]
-"""Called by the engine in its own thread, exactly once with each file's `FetchResult`; must not block."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,42 +111,6 @@ def file_name(url: str, mime_type: str = "") -> str:
         text = f"_{text}"
     stem, extension = _split(text)
     return _shortened(stem, NAME_BYTES - len(extension.encode())) + extension
-
-
-def check_url(url: str) -> str:
-    """The URL, if it is one that can be fetched.
-
-    Raises:
-        ValueError: it is not an absolute http or https URL; the text says what is wrong.
-    """
-    if any(char.isspace() or not char.isprintable() for char in url):
-        raise ValueError("a URL has no blanks and control characters")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"not a URL: {error}") from None
-    if parts.scheme.lower() not in ("http", "https"):
-        raise ValueError("a URL begins with http:// or https://")
-    if not parts.hostname or port == 0 or "\\" in parts.netloc:
-        raise ValueError("the URL names no host")
-    return url
-
-
-def group_of(url: str) -> str:
-    """The aggregation of a URL in a one-shot run: its host and port."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
-
-
-def as_json(result: FetchResult) -> dict[str, Any]:
-    """The line that `--json` prints for a file."""
-    fields = ("url", "ok", "path", "size", "sha256", "mime_type", "error", "error_code", "response_code")
-    return {
-        **{name: getattr(result, name) for name in fields},
-        "attempts": result.attempts,
-        "seconds": round(result.seconds, 3),
-    }
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:

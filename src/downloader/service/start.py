@@ -1,7 +1,8 @@
-"""`run --processes N`: the parent holds the embedded store and the listening socket, children do the work.
+"""Starting the service: `run_service`, in this process or in several.
 
-Each child runs all roles; the kernel spreads connections over them. A child that dies is started again after
-a pause; its leases end and others take its jobs over. A signal is passed on once, a second one too.
+With `--processes N` the parent holds the embedded store and the listening socket. Its children do the work,
+each with all roles; the kernel spreads connections over them. A child that dies is started again after a
+pause; its leases end, and others take over its jobs. The parent passes each signal on.
 """
 
 from __future__ import annotations
@@ -9,26 +10,96 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 import trio
 
-from downloader.config import Settings
-from downloader.errors import ConfigError, DownloaderError
+from downloader.config import EMBEDDED, ApiSettings, Settings
+from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
 from downloader.observe import Event, configure, get_logger
 from downloader.service.instance import run_instance
 from downloader.store import embedded_valkey
 
 log = get_logger()
 
+BACKLOG = 1024
+"""Connections that the kernel holds until we accept them."""
+
 RESTART_S = 1.0
 """Pause before a child is started again, so that one that cannot run does not spin."""
 
 
-async def run_processes(
+def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1) -> None:
+    """Run until a signal ends it.
+
+    Args:
+        settings: the effective configuration.
+        roles: some of `api`, `processor`, `notifier`.
+        processes: how many processes share the work; each runs all the roles.
+
+    Raises:
+        ConfigError: the configuration keeps it from starting (a used port, a folder, a plugin).
+        DownloaderError: it could not start, or had to end, for another reason.
+    """
+    if "notifier" in roles and not settings.backends:
+        raise ConfigError("a notifier needs at least one section under [backends], e.g. [backends.http]")
+    sockets = listen(settings.api) if "api" in roles else []
+    try:
+        if sockets:
+            # Port 0 took a free one, which download URLs have to name.
+            port = sockets[0].getsockname()[1]
+            settings = settings.model_copy(update={"api": settings.api.model_copy(update={"port": port})})
+        if processes > 1:
+            _run(partial(_run_processes, settings, roles, processes, sockets))
+        else:
+            _run(partial(run_instance, settings, roles, sockets=sockets))
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def listen(settings: ApiSettings) -> Sequence[socket.socket]:
+    """The API's socket, bound.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    where = f"{settings.host}:{settings.port}"
+    try:
+        [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"api.host: cannot listen on {where}: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # Listening now, so that a port in use shows before anything is started.
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"api.port: cannot listen on {where}: {error.strerror}") from error
+    return [listener]
+
+
+def _run(main: Callable[[], Awaitable[None]]) -> None:
+    """`trio.run`, which raises the first of our own errors instead of the group that nurseries make of it."""
+    try:
+        trio.run(main)
+    except BaseExceptionGroup as group:
+        found = list(leaves(group))
+        if all(isinstance(error, DownloaderError) for error in found):
+            raise found[0] from None
+        log.exception(Event.SERVICE_FAILED)
+        raise DownloaderError("ended by an error that nobody expected; the log has its traceback") from group
+
+
+async def _run_processes(
     settings: Settings, roles: frozenset[str], count: int, sockets: Sequence[socket.socket]
 ) -> None:
     """Run `count` children until a signal, and see them to their end.
@@ -41,7 +112,7 @@ async def run_processes(
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
         # From the very first, so that a signal leaves no embedded store behind.
         await nursery.start(_pass_signals_on, children, stopping)
-        if settings.redis.url == "embedded":
+        if settings.redis.url == EMBEDDED:
             url = await stack.enter_async_context(embedded_valkey(settings.data_dir))
             redis = settings.redis.model_copy(update={"url": url})
             settings = settings.model_copy(update={"redis": redis})
@@ -116,9 +187,7 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
     try:
         trio.run(main)
     except* DownloaderError as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_leaf(group)
         # Of our own types only the first two matter to the parent: they decide its exit status.
         kind = ConfigError if isinstance(error, ConfigError) else DownloaderError
         parent.send(kind(str(error)))

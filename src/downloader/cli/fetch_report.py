@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -26,9 +27,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from downloader.cli.fetch_folder import OutputFolder, file_name
 from downloader.errors import StorageError
 from downloader.observe import escape
-from downloader.oneshot import FetchProgress, FetchResult, FetchState, OutputFolder, as_json, file_name
+from downloader.service import FetchProgress, FetchResult, FetchState
 
 BARS = 12
 """Files shown at once: a screenful; the total counts them all."""
@@ -100,7 +102,7 @@ class Report:
         self.failed += not placed.ok
         self._results.append(placed)
         if self._json:
-            _write(json.dumps(as_json(placed)))
+            _write(json.dumps(result_fields(placed)))
         elif not sys.stdout.isatty():
             _write(_line(placed))
 
@@ -152,6 +154,16 @@ class _Speed(TransferSpeedColumn):
     def render(self, task: Task) -> Text:
         """See rich."""
         return Text() if task.fields["whole"] else super().render(task)
+
+
+def result_fields(result: FetchResult) -> dict[str, Any]:
+    """What `--json` prints of a file."""
+    fields = ("url", "ok", "path", "size", "sha256", "mime_type", "error", "error_code", "response_code")
+    return {
+        **{name: getattr(result, name) for name in fields},
+        "attempts": result.attempts,
+        "seconds": round(result.seconds, 3),
+    }
 
 
 def _write(line: str) -> None:

@@ -20,10 +20,10 @@ import trio
 from pydantic import SecretStr
 
 from downloader.config import Settings, redacted
-from downloader.errors import DownloaderError, PluginError
+from downloader.errors import DownloaderError, PluginError, first_leaf
 from downloader.observe import HIDDEN
 from downloader.plugins import describe
-from downloader.service.examine import (
+from downloader.service.doctor.parts import (
     OPENING_S,
     Footprint,
     Note,
@@ -34,7 +34,7 @@ from downloader.service.examine import (
     examine_spool,
     examine_storage,
 )
-from downloader.service.examine_store import examine_store
+from downloader.service.doctor.store import examine_store
 from downloader.storage import open_storage, use_storage
 from downloader.store import START_S, asyncio_loop
 
@@ -51,7 +51,7 @@ _SHORT = 3
 """Secrets of up to so many characters are not searched for in texts: half of the words would be hidden."""
 
 
-class State(StrEnum):
+class FindingState(StrEnum):
     """What was found of a part."""
 
     OK = "ok"
@@ -66,7 +66,7 @@ class Finding:
 
     part: str
     """What the configuration calls it: `redis`, `processor.filestorage`, `backends.http` ..."""
-    state: State
+    state: FindingState
     text: str
     """One line, without secrets."""
     seconds: float
@@ -91,17 +91,17 @@ class _Round:
     async def examine(self, part: str, attempt: Try, within_s: float) -> None:
         """Try a part, in bounded time, and note what was found."""
         began = trio.current_time()
-        state, text = State.FAILED, f"hangs: no end within {within_s:g} s"
+        state, text = FindingState.FAILED, f"hangs: no end within {within_s:g} s"
         with trio.move_on_after(within_s):
             try:
-                text, state = await attempt(), State.OK
+                text, state = await attempt(), FindingState.OK
             except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
-                cause = _only(error)
-                state = State.NOTE if isinstance(cause, Note) else State.FAILED
+                cause = first_leaf(error)
+                state = FindingState.NOTE if isinstance(cause, Note) else FindingState.FAILED
                 text = str(cause) if isinstance(cause, (Note, DownloaderError)) else describe(cause)
         self.note(part, state, text, trio.current_time() - began)
 
-    def note(self, part: str, state: State, text: str, seconds: float) -> None:
+    def note(self, part: str, state: FindingState, text: str, seconds: float) -> None:
         """Note what was found of a part."""
         line = " ".join(text.split())
         # What a part says of itself need not begin with its own name again.
@@ -118,7 +118,7 @@ class _Round:
         """In a thread: tell what was found, and end the process, for something in it cannot be ended."""
         for part, finding in list(self.findings.items()):
             if finding is None:
-                self.note(part, State.FAILED, "hangs, and does not heed being cancelled", 0.0)
+                self.note(part, FindingState.FAILED, "hangs, and does not heed being cancelled", 0.0)
         self.show(self.done())
         os._exit(1)
 
@@ -147,7 +147,7 @@ def diagnose(
     try:
         trio.run(_examine_all, this)
     except Exception as error:  # noqa: BLE001 - no part may keep the others' findings from being told
-        this.note("doctor", State.FAILED, f"ended early: {describe(_only(error))}", 0.0)
+        this.note("doctor", FindingState.FAILED, f"ended early: {describe(first_leaf(error))}", 0.0)
     finally:
         timer.cancel()
         footprint.clear()
@@ -171,9 +171,9 @@ async def _examine_all(this: _Round) -> None:
     first = ("redis", "processor.filestorage", "processor.s3")
     this.findings = dict.fromkeys([*first, *backends, *parts])
     if not backends:
-        this.note("backends", State.NOTE, "none is configured: a notifier needs one", 0.0)
+        this.note("backends", FindingState.NOTE, "none is configured: a notifier needs one", 0.0)
     for line in settings.deprecations:
-        this.note("configuration", State.NOTE, line, 0.0)
+        this.note("configuration", FindingState.NOTE, line, 0.0)
     async with asyncio_loop(), trio.open_nursery() as nursery:
         for part, attempt in parts.items():
             nursery.start_soon(this.examine, part, attempt, STORE_S if part == "redis" else this.part_s)
@@ -217,10 +217,3 @@ def _hidden(values: Any, shown: Any) -> Iterator[str]:
             yield userinfo
             yield from (unquote(part) for part in userinfo.split(":", 1)[1:])
             yield from userinfo.split(":", 1)[1:]
-
-
-def _only(error: Exception) -> Exception:
-    """What a nursery has wrapped, if it is one."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

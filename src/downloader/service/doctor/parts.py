@@ -22,7 +22,7 @@ from downloader.errors import ConfigError, StorageError
 from downloader.fetch import disk_used_percent
 from downloader.net import EgressPolicy
 from downloader.notify import Checkable, open_notifiers, use_egress
-from downloader.service.run import listen
+from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
 
 OPENING_S = 10.0

@@ -15,7 +15,7 @@ import trio
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.errors import ConfigError, StoreError, StoreRefused
-from downloader.service.examine import Note
+from downloader.service.doctor.parts import Note
 from downloader.store import (
     LAYOUT_VERSION,
     Connection,
@@ -77,15 +77,15 @@ async def _examine(redis: RedisSettings, place: str) -> str:
     prefix = f"{fleets[:PREFIX_CHARS]}:doctor-{secrets.token_hex(4)}"
     redis = redis.model_copy(update={"key_prefix": prefix})
     # Another connection for what has to be done whatever the first thinks of the server's durability.
-    async with open_connection(redis.model_copy(update={"durability": "memory"})) as broom:
+    async with open_connection(redis.model_copy(update={"durability": "memory"})) as cleaner:
         try:
             async with open_connection(redis) as connection:
                 took_ms = [await _write(connection) for _ in range(WRITES)]
                 await _check_layout(connection, fleets)
                 facts = await _facts(connection)
         finally:
-            await broom.run("leave", 0, "doctor", "doctor")
-            await broom.command("DEL", broom.keys.key(0, "layout"))
+            await cleaner.run("leave", 0, "doctor", "doctor")
+            await cleaner.command("DEL", cleaner.keys.key(0, "layout"))
     text = f"{_server(facts)} {place}; a write took {statistics.median(took_ms):.1f} ms"
     if redis.durability != "memory":
         text += f", waiting for {redis.durability}"
