@@ -20,7 +20,7 @@ import httpcore2
 import trio
 
 from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload, new_id
-from downloader.storage import Body, Storage
+from downloader.storage import Body, Storage, StorageHost
 from downloader_plugins.filesystem import open_filesystem
 
 
@@ -59,7 +59,7 @@ async def _run(
     *, origin: int, sink: int, jobs: range, aggregations: int, limit: int, tasks: int, root: str
 ) -> None:
     async with AsyncExitStack() as stack:
-        storage = await stack.enter_async_context(open_filesystem({"rootdir": root}))
+        storage = await stack.enter_async_context(open_filesystem({"rootdir": root}, StorageHost()))
         groups = [
             _Aggregation(
                 name=f"bench-{number}",

@@ -17,6 +17,7 @@ import trio
 from aiokafka import AIOKafkaProducer
 
 from downloader.notify import Delivered, Payload
+from downloader.testing import open_host
 from downloader_plugins.kafka import open_kafka
 
 BODY_BYTES = 450
@@ -52,7 +53,7 @@ async def notifier(servers: str, topic: str, count: int, concurrency: int, clock
         for number in numbers:
             await deliver(number)
 
-    async with open_kafka({"bootstrap_servers": servers}) as kafka:
+    async with open_host() as host, open_kafka({"bootstrap_servers": servers}, host) as kafka:
         await deliver(count)
         clock.start()
         async with trio.open_nursery() as nursery:

@@ -12,8 +12,8 @@ import trio
 from pydantic import BaseModel, ConfigDict
 
 from downloader.errors import StorageError
-from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater, parse_section
-from downloader.storage import Body, Storage, file_storage
+from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader.storage import Body, Storage
 
 _DEADLINE_S = 30.0
 """For one object of a few kilobytes. Storages have bounds of their own, which this does not rely on."""
@@ -31,14 +31,14 @@ class StorageNotifierSettings(BaseModel):
 
 
 @asynccontextmanager
-async def open_storage_notifier(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
-    """Open the notifier on the service's own file storage, which outlives it.
+async def open_storage_notifier(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
+    """Open the notifier on the service's own file storage.
 
     Raises:
-        PluginError: the section has keys, or there is no file storage.
+        PluginError: the section has keys.
     """
     parse_section(StorageNotifierSettings, section)
-    yield _StorageNotifier(file_storage())
+    yield _StorageNotifier(host.storage)
 
 
 @dataclass(frozen=True, slots=True)

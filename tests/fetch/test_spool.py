@@ -198,7 +198,7 @@ from downloader.model import JobSpec, Kind, Lease
 from downloader_plugins.filesystem import open_filesystem
 
 async def main(url, root, spool):
-    async with open_filesystem({"rootdir": root}) as storage, open_fetcher(
+    async with opened_storage(open_filesystem, {"rootdir": root}) as storage, open_fetcher(
         settings=ProcessorSettings(), policy=EgressPolicy.parse(["127.0.0.1"], setting="x"),
         storage=storage, spool_dir=Path(spool), rng=random.Random(),
     ) as fetcher:

@@ -24,6 +24,7 @@ from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.filesystem import _WRITERS as WRITERS
 from downloader_plugins.filesystem import open_filesystem
+from servers.plugins import opened_storage
 
 KEY = "NSb/NSb4FOAs9fVaQw"
 
@@ -58,7 +59,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 async def storage(root: Path) -> AsyncIterator[Storage]:
     before = open_descriptors()
-    async with open_filesystem({"rootdir": str(root)}) as opened:
+    async with opened_storage(open_filesystem, {"rootdir": str(root)}) as opened:
         yield opened
     assert not list((root / ".tmp").iterdir()), "temporary files were left behind"
     assert open_descriptors() <= before
@@ -407,7 +408,7 @@ async def test_deep_folders_leave_the_process_descriptors_to_live_on(root: Path)
 
     deep = "/".join("d" * 250)
     async with (
-        open_filesystem({"rootdir": str(root), "fsync": False}) as storage,
+        opened_storage(open_filesystem, {"rootdir": str(root), "fsync": False}) as storage,
         trio.open_nursery() as nursery,
     ):
         for index in range(5):
@@ -449,7 +450,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def test_a_full_disk_is_an_error_and_passes(tiny_disk: Path, tmp_path: Path) -> None:
-    async with open_filesystem({"rootdir": str(tiny_disk)}) as storage:
+    async with opened_storage(open_filesystem, {"rootdir": str(tiny_disk)}) as storage:
         await storage.put("first", small(b"x" * 30_000))
         with pytest.raises(StorageError, match="No space left") as caught:
             await storage.put(KEY, small(b"x" * 60_000))
@@ -472,18 +473,19 @@ async def test_old_leftovers_are_swept_and_young_ones_kept(root: Path) -> None:
     for name, age_s in (("old", 7 * 3600), ("young", 60)):
         (root / ".tmp" / name).write_bytes(b"partial")
         os.utime(root / ".tmp" / name, (time.time() - age_s,) * 2)
-    async with open_filesystem({"rootdir": str(root)}):
+    async with opened_storage(open_filesystem, {"rootdir": str(root)}):
         assert names(root / ".tmp") == ["young"]
 
 
 PUT_ONE = """
 import sys, trio
-from downloader.storage import Body
+from downloader.storage import Body, StorageHost
 from downloader_plugins.filesystem import _WRITERS as WRITERS
 from downloader_plugins.filesystem import open_filesystem
 
 async def main():
-    async with open_filesystem({"rootdir": sys.argv[1], "fsync": sys.argv[2] == "True"}) as storage:
+    section = {"rootdir": sys.argv[1], "fsync": sys.argv[2] == "True"}
+    async with open_filesystem(section, StorageHost()) as storage:
         await storage.put("a/NSb/file", Body(size=4, sha256="", mime_type="", data=b"data"))
 
 trio.run(main)
@@ -516,7 +518,7 @@ def test_the_file_is_synced_before_it_is_published_and_its_folders_after(
 
 
 async def test_without_fsync_it_stores_all_the_same(root: Path, tmp_path: Path) -> None:
-    async with open_filesystem({"rootdir": str(root), "fsync": False}) as storage:
+    async with opened_storage(open_filesystem, {"rootdir": str(root), "fsync": False}) as storage:
         await storage.put(KEY, small(b"data"))
         await storage.put(f"b/{KEY}", spooled(tmp_path / "spool", b"data"))
     assert (root / KEY).read_bytes() == (root / "b" / KEY).read_bytes() == b"data"
@@ -537,6 +539,6 @@ async def test_without_fsync_it_stores_all_the_same(root: Path, tmp_path: Path) 
 )
 async def test_a_section_at_fault_is_one_clear_line(section: dict[str, Any], message: str) -> None:
     with pytest.raises(PluginError, match=f"^{message}") as caught:
-        async with open_filesystem(section):
+        async with opened_storage(open_filesystem, section):
             pass
     assert "\n" not in str(caught.value)

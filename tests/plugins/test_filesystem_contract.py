@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from downloader.storage import Storage
+from downloader.storage import Storage, StorageHost
 from downloader.testing import Fault, StorageContract, StoragePeer
 from downloader_plugins.filesystem import open_filesystem
 
@@ -20,8 +20,8 @@ class FolderPeer(StoragePeer):
     bad_section: Mapping[str, Any]
     faults = (Fault.AWAY,)
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Storage]:
-        return open_filesystem(section)
+    def open(self, section: Mapping[str, Any], host: StorageHost) -> AbstractAsyncContextManager[Storage]:
+        return open_filesystem(section, host)
 
     @asynccontextmanager
     async def broken(self, fault: Fault) -> AsyncIterator[None]:  # noqa: ARG002 - there is but one

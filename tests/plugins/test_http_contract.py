@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from downloader.notify import Notifier
+from downloader.notify import Host, Notifier
 from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
 from downloader_plugins.http import open_http
 from servers.webhooks import Receiver, receiving
@@ -28,8 +28,8 @@ class HttpPeer(NotifierPeer):
     secrets: Sequence[str] = (SECRET, PASSWORD)
     numbers: Any = field(default_factory=itertools.count)
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
-        return open_http(section)
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        return open_http(section, host)
 
     def destination(self) -> str:
         return f"http://user:{PASSWORD}@127.0.0.1:{self.gate.port}/hook/{next(self.numbers)}"

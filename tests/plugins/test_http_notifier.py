@@ -22,6 +22,7 @@ from downloader.errors import PluginError
 from downloader.notify import Delivered, Notifier, Rejected, RetryLater
 from downloader_plugins.http import open_http
 from downloader_plugins.http.client import Limits
+from servers.plugins import opened_notifier
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -360,12 +361,6 @@ async def test_a_refused_address_is_final_and_sees_no_syn(receiver: Receiver, ho
     assert receiver.connections == 0
 
 
-async def test_without_a_policy_only_public_addresses(receiver: Receiver) -> None:
-    async with open_http({}) as notifier:
-        assert isinstance(await notifier.deliver(receiver.url(), PAYLOAD), Rejected)
-    assert receiver.connections == 0
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -451,7 +446,7 @@ async def test_the_id_is_stable_over_retries(receiver: Receiver, notifier: Notif
 )
 async def test_a_bad_section_is_refused_by_key(section: dict[str, Any], message: str) -> None:
     with pytest.raises(PluginError) as caught:
-        async with open_http(section):
+        async with opened_notifier(open_http, section):
             pass
     assert str(caught.value).startswith(message)
     assert "hunter2" not in str(caught.value)
@@ -461,5 +456,5 @@ async def test_a_file_without_certificates_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ca.pem"
     path.write_text("nothing")
     with pytest.raises(PluginError, match=r"^ca_file: "):
-        async with open_http({"ca_file": str(path)}):
+        async with opened_notifier(open_http, {"ca_file": str(path)}):
             pass

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from downloader.notify import Notifier
+from downloader.notify import Host, Notifier
 from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
 from downloader_plugins.kafka import open_kafka
 from servers.kafka import Tansu, read_topic
@@ -31,8 +31,8 @@ class Peer(NotifierPeer):
         self.hasty = {"timeout": 1.5}
         self.bad_section: Mapping[str, Any] = {**self.section, "acks": 1}
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
-        return open_kafka(section)
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        return open_kafka(section, host)
 
     def destination(self) -> str:
         return f"jobs-{next(self._names)}"

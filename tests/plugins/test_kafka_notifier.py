@@ -18,6 +18,7 @@ from servers.certs import server_context, write_authority
 from servers.kafka import Tansu, create_topic, mock_cluster, read_topic
 from servers.kafka_notifier import payload, proxied, topic
 from servers.kafka_proxy import MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS, TOPIC_AUTHORIZATION_FAILED
+from servers.plugins import opened_notifier
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[str]:
 
 async def test_a_callback_arrives_with_the_jobs_id_as_key(servers: str) -> None:
     name, body = topic(), payload("h\u00e9llo \U0001f642")
-    async with open_kafka({"bootstrap.servers": servers}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": servers}) as notifier:
         assert await notifier.deliver(name, body) == Delivered()
         [record] = await read_topic(servers, name)
         assert (record.key, record.value) == (b"6QEywYsd0jrKAg", body.body)
@@ -52,7 +53,7 @@ async def test_many_at_once_arrive_once_each_and_by_key(servers: str) -> None:
         body = payload(str(number), job_id=f"job{number % 50:011}")
         results.append(await notifier.deliver(names[number % 3], body))
 
-    async with open_kafka({"bootstrap.servers": servers}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": servers}) as notifier:
         async with trio.open_nursery() as nursery:
             for number in range(600):
                 nursery.start_soon(deliver, notifier, number)
@@ -75,7 +76,7 @@ async def test_the_partition_is_that_of_other_clients(tansu: Tansu) -> None:
     from aiokafka.partitioner import murmur2  # noqa: PLC0415 - only here
 
     name, key = topic(), b"6QEywYsd0jrKAg"
-    async with open_kafka({"bootstrap.servers": tansu.servers}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": tansu.servers}) as notifier:
         await notifier.deliver(name, payload())
     [record] = await read_topic(tansu.servers, name)
     assert record.partition == (murmur2(key) & 0x7FFFFFFF) % 4
@@ -86,9 +87,9 @@ async def test_compression(servers: str, kind: str) -> None:
     name, section = topic(), {"bootstrap.servers": servers, "compression.type": kind}
     if kind not in ("none", "gzip") and find_spec("cramjam") is None:
         with pytest.raises(PluginError, match=f"compression.type: {kind} needs the package cramjam"):
-            await open_kafka(section).__aenter__()
+            await opened_notifier(open_kafka, section).__aenter__()
         return
-    async with open_kafka(section) as notifier:
+    async with opened_notifier(open_kafka, section) as notifier:
         assert await notifier.deliver(name, payload("x" * 10_000)) == Delivered()
     [record] = await read_topic(servers, name)
     assert json.loads(record.value) == {"extra": "x" * 10_000}
@@ -109,7 +110,7 @@ async def test_lingering_gathers_more(tansu: Tansu) -> None:
     "name", ["", ".", "..", "a b", "a/b", "h\u00e9", "x" * 250, "a\n", "http://x/", "a\0"]
 )
 async def test_what_is_no_topic_is_rejected(tansu: Tansu, name: str) -> None:
-    async with open_kafka({"bootstrap.servers": tansu.servers}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": tansu.servers}) as notifier:
         result = await notifier.deliver(name, payload())
     assert isinstance(result, Rejected)
     assert result.reason.startswith("the callback's destination is no Kafka topic")
@@ -117,7 +118,7 @@ async def test_what_is_no_topic_is_rejected(tansu: Tansu, name: str) -> None:
 
 async def test_the_longest_name_and_every_character(tansu: Tansu) -> None:
     name = "A.z_0-9".ljust(249, "x")
-    async with open_kafka({"bootstrap.servers": tansu.servers}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": tansu.servers}) as notifier:
         assert await notifier.deliver(name, payload()) == Delivered()
 
 
@@ -135,7 +136,9 @@ async def test_the_longest_name_and_every_character(tansu: Tansu) -> None:
     ],
 )
 async def test_only_listed_topics(tansu: Tansu, patterns: list[str], name: str, allowed: bool) -> None:  # noqa: FBT001
-    async with open_kafka({"bootstrap.servers": tansu.servers, "topics": patterns}) as notifier:
+    async with opened_notifier(
+        open_kafka, {"bootstrap.servers": tansu.servers, "topics": patterns}
+    ) as notifier:
         expected = (
             Delivered() if allowed else Rejected(f"topic {name} is not allowed by backends.kafka.topics")
         )
@@ -153,7 +156,7 @@ async def test_a_callback_too_large_for_a_request_is_rejected_unsent() -> None:
 
 async def test_a_callback_larger_than_a_batch_goes_alone(servers: str) -> None:
     name = topic()
-    async with open_kafka({"bootstrap.servers": servers, "batch.size": 1000}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": servers, "batch.size": 1000}) as notifier:
         for size in (5000, 10):
             assert await notifier.deliver(name, payload("x" * size)) == Delivered()
     assert len(await read_topic(servers, name)) == 2
@@ -257,7 +260,9 @@ async def test_sasl(mechanism: str) -> None:
 
 async def test_idempotence_is_for_brokers_that_speak_it() -> None:
     with mock_cluster() as servers:
-        async with open_kafka({"bootstrap.servers": servers, "enable.idempotence": True}) as notifier:
+        async with opened_notifier(
+            open_kafka, {"bootstrap.servers": servers, "enable.idempotence": True}
+        ) as notifier:
             assert await notifier.deliver("jobs", payload()) == Delivered()
         assert len(await read_topic(servers, "jobs")) == 1
 
@@ -269,23 +274,25 @@ async def check(notifier: Notifier) -> str:
 
 async def test_the_check_tells_of_brokers_and_topics() -> None:
     with mock_cluster() as servers:
-        async with open_kafka({"bootstrap.servers": servers}) as notifier:
+        async with opened_notifier(open_kafka, {"bootstrap.servers": servers}) as notifier:
             assert await check(notifier) == "3 brokers, 0 topics"
             await notifier.deliver("jobs", payload())
             await notifier.deliver("errors", payload())
             assert await check(notifier) == "3 brokers, 2 topics"
-        async with open_kafka(
-            {"bootstrap.servers": servers, "topics": ["jobs", "errors", "x-*"]}
+        async with opened_notifier(
+            open_kafka, {"bootstrap.servers": servers, "topics": ["jobs", "errors", "x-*"]}
         ) as notifier:
             assert await check(notifier) == "3 brokers, topics jobs, errors found"
-        async with open_kafka({"bootstrap.servers": servers, "topics": ["jobs", "other"]}) as notifier:
+        async with opened_notifier(
+            open_kafka, {"bootstrap.servers": servers, "topics": ["jobs", "other"]}
+        ) as notifier:
             with pytest.raises(PluginError, match="3 brokers, but no topic other"):
                 await check(notifier)
 
 
 async def test_a_cancelled_delivery_returns_at_once_and_may_be_repeated(servers: str) -> None:
     name = topic()
-    async with open_kafka({"bootstrap.servers": servers}) as notifier:
+    async with opened_notifier(open_kafka, {"bootstrap.servers": servers}) as notifier:
         for wait_s in (0.0, 0.0001, 0.001, 0.01):
             with trio.fail_after(1), trio.move_on_after(wait_s):
                 await notifier.deliver(name, payload("cancelled"))

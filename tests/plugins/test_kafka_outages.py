@@ -21,6 +21,7 @@ from servers.kafka import Tansu, create_topic, read_topic
 from servers.kafka_notifier import payload, proxied
 from servers.kafka_proxy import METADATA, NOT_LEADER, PRODUCE, KafkaProxy, open_kafka_proxy
 from servers.loopback import refused_port, serving, silence
+from servers.plugins import opened_notifier
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ CLOSING_S = 1.0
 async def opened(section: dict[str, Any]) -> AsyncIterator[Notifier]:
     """A notifier that has to open and close at once, and to leave nothing behind."""
     began = time.monotonic()
-    manager = open_kafka({**BRIEF, **section})
+    manager = opened_notifier(open_kafka, {**BRIEF, **section})
     notifier = await manager.__aenter__()
     assert time.monotonic() - began < 0.2
     try:

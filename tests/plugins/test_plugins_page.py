@@ -61,7 +61,7 @@ def line_of(log: Path, beginning: str) -> str:
 
 def test_the_page_teaches_to_write_a_notifier_and_a_storage(tmp_path: Path) -> None:
     (tmp_path / "downloader").symlink_to(ROOT)
-    folder, logs = tmp_path / "downloader-lines", tmp_path / "logs"
+    folder, logs = tmp_path / "downloader-hook", tmp_path / "logs"
     folder.mkdir()
     logs.mkdir()
     notifier, storage = PAGE.split("\n## Write a storage\n")
@@ -70,7 +70,7 @@ def test_the_page_teaches_to_write_a_notifier_and_a_storage(tmp_path: Path) -> N
     write(folder, notifier)
     sh(install, folder)
     assert re.search(r"^\d+ passed", sh(test, folder), re.MULTILINE)
-    assert re.search(r"\blines\b.*\bnotifier\b", sh(plugins, folder))
+    assert re.search(r"\bhook\b.*\bnotifier\b", sh(plugins, folder))
     with ExitStack() as stack:
         for name, command, port in (
             ("run", run, 8123),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from downloader.storage import Storage
+from downloader.storage import Storage, StorageHost
 from downloader.testing import Fault, Gate, StorageContract, StoragePeer, open_gate
 from downloader_plugins.s3 import open_s3
 from servers.aws import REGION, Moto
@@ -49,8 +49,8 @@ class S3Peer(StoragePeer):
     def bad_section(self) -> Mapping[str, Any]:  # type: ignore[override]
         return {**self.section, "endpoint_url": f"https://user:{SECRET}@s3.test"}
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Storage]:
-        return open_s3(section)
+    def open(self, section: Mapping[str, Any], host: StorageHost) -> AbstractAsyncContextManager[Storage]:
+        return open_s3(section, host)
 
     @asynccontextmanager
     async def broken(self, fault: Fault) -> AsyncIterator[None]:

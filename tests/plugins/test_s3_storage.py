@@ -19,6 +19,7 @@ from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3.bucket import Bucket
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
+from servers.plugins import opened_storage
 from servers.s3 import Front
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,9 @@ def section(bucket: str, url: str, **more: Any) -> dict[str, Any]:
 async def callers(bucket: str, url: str, **more: Any) -> AsyncIterator[Storage]:
     """The same bucket as a caller's."""
     keys = section(bucket, url, **more)
-    async with open_buckets({key: keys[key] for key in keys if key not in ("bucket", "region")}) as buckets:
+    async with opened_storage(
+        open_buckets, {key: keys[key] for key in keys if key not in ("bucket", "region")}
+    ) as buckets:
         yield await buckets.bucket(bucket, REGION)
 
 
@@ -82,7 +85,7 @@ async def test_an_object_has_its_facts(moto: Moto, bucket: str, large: Body, tmp
             size=large.size, sha256=large.sha256, mime_type="x/y", path=large.path, metadata=METADATA
         ),
     }
-    async with open_s3(section(bucket, moto.url, **options)) as storage:
+    async with opened_storage(open_s3, section(bucket, moto.url, **options)) as storage:
         for key, body in bodies.items():
             await storage.put(key, body)
             found = moto.s3.head_object(Bucket=bucket, Key=f"a/b/{key}")
@@ -97,14 +100,14 @@ async def test_an_object_has_its_facts(moto: Moto, bucket: str, large: Body, tmp
 
 async def test_encryption_with_a_key_of_ones_own(moto: Moto, bucket: str) -> None:
     options = {"server_side_encryption": "aws:kms", "kms_key_id": "alias/ours"}
-    async with open_s3(section(bucket, moto.url, **options)) as storage:
+    async with opened_storage(open_s3, section(bucket, moto.url, **options)) as storage:
         await storage.put(KEY, small())
     found = moto.s3.head_object(Bucket=bucket, Key=KEY)
     assert (found["ServerSideEncryption"], found["SSEKMSKeyId"]) == ("aws:kms", "alias/ours")
 
 
 async def test_opening_leaves_nothing_in_the_bucket(moto: Moto, bucket: str, front: Front) -> None:
-    async with open_s3(section(bucket, front.url)):
+    async with opened_storage(open_s3, section(bucket, front.url)):
         await front.seen("AbortMultipartUpload")
     assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
 
@@ -129,7 +132,7 @@ async def test_a_bucket_that_cannot_be_written_is_one_line(
 ) -> None:
     front.on(operation, s3.answer(answer))
     with pytest.raises(PluginError) as caught:
-        async with open_s3(section(bucket, front.url)):
+        async with opened_storage(open_s3, section(bucket, front.url)):
             pass
     assert str(caught.value).startswith(f"cannot be written: S3 bucket {bucket}: ")
     assert said in str(caught.value)
@@ -138,10 +141,10 @@ async def test_a_bucket_that_cannot_be_written_is_one_line(
 async def test_a_bucket_out_of_reach_is_one_line(bucket: str, front: Front) -> None:
     front.on("CreateMultipartUpload", s3.hang)
     with pytest.raises(PluginError, match="no answer in time"):
-        async with open_s3(section(bucket, front.url)):
+        async with opened_storage(open_s3, section(bucket, front.url)):
             pass
     with pytest.raises(PluginError, match="not connected"):
-        async with open_s3(section(bucket, "http://127.0.0.1:1")):
+        async with opened_storage(open_s3, section(bucket, "http://127.0.0.1:1")):
             pass
 
 
@@ -155,7 +158,9 @@ async def test_a_file_in_parts_takes_up_no_memory(moto: Moto, bucket: str, tmp_p
         file.truncate(96 * MIB_BYTES)
     body = Body(size=96 * MIB_BYTES, sha256="", mime_type="x/y", path=path)
     peak = 0
-    async with open_s3(section(bucket, moto.url, part_size="16MiB", complete_timeout=20)) as storage:
+    async with opened_storage(
+        open_s3, section(bucket, moto.url, part_size="16MiB", complete_timeout=20)
+    ) as storage:
         await storage.put(KEY, small())
         before = resident_bytes()
 
@@ -176,7 +181,7 @@ async def test_a_file_in_parts_takes_up_no_memory(moto: Moto, bucket: str, tmp_p
 async def test_what_is_sent_can_be_checked_and_has_no_trailers(
     bucket: str, front: Front, large: Body, tmp_path: Path
 ) -> None:
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         for body in (small(), spooled(tmp_path, 70_000), large):
             await storage.put(KEY, body)
     sent = [one for one in front.asked if one.operation in ("PutObject", "UploadPart")]
@@ -188,7 +193,7 @@ async def test_what_is_sent_can_be_checked_and_has_no_trailers(
 
 
 async def test_a_changed_bit_is_no_success(moto: Moto, bucket: str, front: Front, large: Body) -> None:
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         front.on("PutObject", s3.flip)
         with pytest.raises(StorageError, match="BadDigest"):
             await storage.put(KEY, small())
@@ -202,7 +207,7 @@ async def test_a_server_that_says_yes_to_all_has_stored_nothing(
     bucket: str, front: Front, large: Body
 ) -> None:
     yes = s3.answer(s3.response(200))
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         for operation, body in (
             ("PutObject", small()),
             ("CreateMultipartUpload", large),
@@ -237,7 +242,7 @@ PARTS_MISSING = (
 async def test_an_upload_is_complete_when_s3_says_so(
     bucket: str, front: Front, large: Body, answer: bytes, said: str
 ) -> None:
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         front.on("CompleteMultipartUpload", s3.answer(answer))
         with pytest.raises(StorageError, match=said):
             await storage.put(KEY, large)
@@ -251,7 +256,7 @@ async def test_whose_job_it_is_is_asked_last(moto: Moto, bucket: str, front: Fro
         asked.append(front.counts["UploadPart"])
         return len(asked) < 2
 
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         with pytest.raises(StorageError, match="another instance"):
             await storage.put(KEY, spooled(tmp_path, LARGE_BYTES, still_ours=ours))
         assert asked == [0, 3]
@@ -263,7 +268,7 @@ async def test_whose_job_it_is_is_asked_last(moto: Moto, bucket: str, front: Fro
 
 
 async def test_s3_may_stumble(moto: Moto, bucket: str, front: Front, large: Body) -> None:
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         front.on("UploadPart", s3.answer(s3.error(503, "SlowDown")), skip=1, times=2)
         front.on("CompleteMultipartUpload", s3.answer(s3.error(500, "InternalError")), times=1)
         await storage.put(KEY, large)
@@ -281,7 +286,9 @@ LEFT = {"PutObject": s3.hang, "CreateMultipartUpload": s3.lose_answer, "UploadPa
 async def test_a_cancel_ends_it_and_aborts(
     moto: Moto, bucket: str, front: Front, large: Body, operation: str
 ) -> None:
-    async with open_s3(section(bucket, front.url, read_timeout=5, connect_timeout=5)) as storage:
+    async with opened_storage(
+        open_s3, section(bucket, front.url, read_timeout=5, connect_timeout=5)
+    ) as storage:
         front.on(operation, LEFT[operation])
         before = front.counts[operation]
         began = trio.current_time()
@@ -308,7 +315,9 @@ async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front,
         over.set()
 
     body = spooled(tmp_path, 60 * MIB_BYTES)
-    async with open_s3(section(bucket, front.url, connect_timeout=9, part_size="64MiB")) as storage:
+    async with opened_storage(
+        open_s3, section(bucket, front.url, connect_timeout=9, part_size="64MiB")
+    ) as storage:
         front.on("PutObject", slowly)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(storage.put, KEY, body)
@@ -327,7 +336,7 @@ async def test_what_a_crash_left_is_aborted_before_the_next_upload(
     key = "a/key"
     for left in (key, key, f"{key}x", "other"):
         moto.s3.create_multipart_upload(Bucket=bucket, Key=left)
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         begun = len(front.asked)
         await storage.put(key, large)
         said = [one.operation for one in front.asked[begun:] if one.key == key]
@@ -341,7 +350,7 @@ async def test_whoever_may_not_list_uploads_stores_all_the_same(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
     front.on("ListMultipartUploads", s3.answer(s3.error(403, "AccessDenied")))
-    async with open_s3(section(bucket, front.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         await storage.put(KEY, large)
         assert s3.digest(moto, bucket, KEY) == large.sha256
         await storage.delete(KEY)
@@ -374,7 +383,7 @@ async def test_old_leftovers_of_ours_are_aborted_at_the_start(bucket: str, front
             )
         ),
     )
-    async with open_s3(section(bucket, front.url, prefix="p")):
+    async with opened_storage(open_s3, section(bucket, front.url, prefix="p")):
         await front.seen("AbortMultipartUpload", 3)  # the first is that of the check
     listed = await front.seen("ListMultipartUploads")
     assert listed.query["prefix"] == "p/"
@@ -384,14 +393,14 @@ async def test_old_leftovers_of_ours_are_aborted_at_the_start(bucket: str, front
 
 async def test_all_pages_of_leftovers_are_looked_at(bucket: str, front: Front) -> None:
     front.on("ListMultipartUploads", s3.answer(_listing(more=True)), times=2)
-    async with open_s3(section(bucket, front.url)):
+    async with opened_storage(open_s3, section(bucket, front.url)):
         third = await front.seen("ListMultipartUploads", 3)
     assert (third.query["key-marker"], third.query["upload-id-marker"]) == ("k", "u")
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/./b", "a/", "a\0b", "x" * 1022])
 async def test_keys_that_nothing_is_stored_under(bucket: str, front: Front, key: str) -> None:
-    async with open_s3(section(bucket, front.url, prefix="abc")) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url, prefix="abc")) as storage:
         with pytest.raises(StorageRefused):
             await storage.put(key, small())
         with pytest.raises(StorageRefused):
@@ -403,7 +412,7 @@ async def test_a_spool_file_that_is_gone_or_shorter_is_no_success(
     moto: Moto, bucket: str, large: Body, tmp_path: Path
 ) -> None:
     assert large.path is not None
-    async with open_s3(section(bucket, moto.url)) as storage:
+    async with opened_storage(open_s3, section(bucket, moto.url)) as storage:
         os.truncate(large.path, LARGE_BYTES - 1)
         with pytest.raises(StorageError, match="shorter"):
             await storage.put(KEY, large)
@@ -420,7 +429,7 @@ async def test_a_spool_file_that_is_gone_or_shorter_is_no_success(
 
 async def test_callers_buckets_share_their_clients(moto: Moto) -> None:
     names = [s3.new_bucket(moto) for _ in range(3)]
-    async with open_buckets({"endpoint_url": moto.url}) as buckets:
+    async with opened_storage(open_buckets, {"endpoint_url": moto.url}) as buckets:
         found: list[Bucket] = []
         for name in names:
             one = await buckets.bucket(name, REGION)
@@ -434,7 +443,7 @@ async def test_callers_buckets_share_their_clients(moto: Moto) -> None:
 
 
 async def test_clients_are_bounded_and_those_in_use_go_on(moto: Moto, bucket: str) -> None:
-    async with open_buckets({"endpoint_url": moto.url}) as buckets:
+    async with opened_storage(open_buckets, {"endpoint_url": moto.url}) as buckets:
         first = await buckets.bucket(bucket, "region-0")
         for number in range(1, 20):
             await buckets.bucket(bucket, f"region-{number}")
@@ -448,7 +457,7 @@ async def test_clients_are_bounded_and_those_in_use_go_on(moto: Moto, bucket: st
 
 async def test_many_that_ask_at_once_have_one_client(moto: Moto, bucket: str) -> None:
     found: list[object] = []
-    async with open_buckets({"endpoint_url": moto.url}) as buckets:
+    async with opened_storage(open_buckets, {"endpoint_url": moto.url}) as buckets:
 
         async def ask() -> None:
             one = await buckets.bucket(bucket, REGION)
@@ -475,7 +484,10 @@ REFUSALS: Mapping[str, bytes] = {
 
 @pytest.mark.parametrize("code", list(REFUSALS))
 async def test_only_a_callers_bucket_is_given_up(bucket: str, front: Front, large: Body, code: str) -> None:
-    async with open_s3(section(bucket, front.url)) as own, callers(bucket, front.url) as other:
+    async with (
+        opened_storage(open_s3, section(bucket, front.url)) as own,
+        callers(bucket, front.url) as other,
+    ):
         for operation, body in (("PutObject", small()), ("CreateMultipartUpload", large)):
             front.on(operation, s3.answer(REFUSALS[code]))
             before = front.counts[operation]

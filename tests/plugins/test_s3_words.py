@@ -19,6 +19,7 @@ from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3.errors import PassingError, explain
 from downloader_plugins.s3.facts import MAX_METADATA_BYTES, user_metadata
 from downloader_plugins.s3.settings import AddressingStyle, object_url
+from servers.plugins import opened_storage
 
 
 def test_services_without_s3_do_not_import_boto3() -> None:
@@ -62,7 +63,7 @@ def test_services_without_s3_do_not_import_boto3() -> None:
 async def test_a_section_that_is_at_fault_is_one_line(section: dict[str, Any], said: str) -> None:
     section = {"region": "eu-west-2", **section}
     with pytest.raises(PluginError) as caught:
-        async with open_s3(section):
+        async with opened_storage(open_s3, section):
             pass
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
@@ -70,7 +71,7 @@ async def test_a_section_that_is_at_fault_is_one_line(section: dict[str, Any], s
 
 async def test_the_section_of_callers_buckets_is_checked() -> None:
     with pytest.raises(PluginError, match="endpoint_ur: there is no such key; did you mean endpoint_url"):
-        async with open_buckets({"endpoint_ur": "http://s3.test"}):
+        async with opened_storage(open_buckets, {"endpoint_ur": "http://s3.test"}):
             pass
 
 
@@ -92,7 +93,7 @@ async def test_the_section_of_callers_buckets_is_checked() -> None:
     ],
 )
 async def test_no_name_of_a_bucket_leads_elsewhere(name: str) -> None:
-    async with open_buckets({}) as buckets:
+    async with opened_storage(open_buckets, {}) as buckets:
         with pytest.raises(StorageRefused):
             await buckets.bucket(name, "eu-west-2")
 
@@ -102,7 +103,7 @@ async def test_no_name_of_a_bucket_leads_elsewhere(name: str) -> None:
     "region", ["", "eu-west-2.evil.test", "EU-WEST-2", "a/b", "eu-west-17", "aws-global"]
 )
 async def test_only_regions_of_aws_are_asked(region: str) -> None:
-    async with open_buckets({}) as buckets:
+    async with opened_storage(open_buckets, {}) as buckets:
         with pytest.raises(StorageRefused):
             await buckets.bucket("bucket", region)
 

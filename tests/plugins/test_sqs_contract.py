@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from downloader.notify import Notifier
+from downloader.notify import Host, Notifier
 from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
 from downloader_plugins.sqs import open_sqs
 from servers.aws import REGION, Moto
@@ -42,8 +42,8 @@ class SqsPeer(NotifierPeer):
     def bad_section(self) -> Mapping[str, Any]:  # type: ignore[override]
         return {**self.section, "endpoint_url": f"https://user:{SECRET}@sqs.test"}
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
-        return open_sqs(section)
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        return open_sqs(section, host)
 
     def destination(self) -> str:
         name = f"contract-{secrets.token_hex(8)}{self.suffix}"

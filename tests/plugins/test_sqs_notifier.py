@@ -18,6 +18,7 @@ from downloader.errors import DownloaderError, PluginError
 from downloader.notify import Checkable, Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader_plugins.sqs import open_sqs
 from servers.aws import ACCOUNT, CREDENTIALS, REGION, Moto
+from servers.plugins import opened_notifier
 from servers.sqs_gate import Answer, Asked, SqsGate, always, error, hang, open_sqs_gate, response
 
 pytestmark = pytest.mark.slow
@@ -35,7 +36,9 @@ async def gate(moto: Moto) -> AsyncIterator[SqsGate]:
 
 @asynccontextmanager
 async def opened(server: Moto | SqsGate, **more: Any) -> AsyncIterator[Notifier]:
-    async with open_sqs({"region": REGION, "endpoint_url": server.url, **KEYS, **more}) as notifier:
+    async with opened_notifier(
+        open_sqs, {"region": REGION, "endpoint_url": server.url, **KEYS, **more}
+    ) as notifier:
         yield notifier
 
 
@@ -366,7 +369,9 @@ async def test_what_may_pass_is_tried_again(moto: Moto, gate: SqsGate, operation
 
 
 async def test_nobody_listens(moto: Moto) -> None:
-    async with open_sqs({"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}) as notifier:
+    async with opened_notifier(
+        open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
+    ) as notifier:
         assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS not reached: not connected")
 
 
@@ -374,7 +379,7 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> No
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    async with open_sqs({"region": REGION, "endpoint_url": moto.url}) as notifier:
+    async with opened_notifier(open_sqs, {"region": REGION, "endpoint_url": moto.url}) as notifier:
         assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("no AWS credentials found")
 
 
@@ -450,7 +455,7 @@ async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, gate
 )
 async def test_a_section_at_fault_is_one_clear_line(section: Mapping[str, Any], message: str) -> None:
     with pytest.raises(PluginError, match=f"^{message}") as caught:
-        async with open_sqs({"region": REGION, **section}):
+        async with opened_notifier(open_sqs, {"region": REGION, **section}):
             pass
     assert "\n" not in str(caught.value)
     assert "canary" not in str(caught.value)
@@ -461,14 +466,14 @@ async def test_a_region_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
     with pytest.raises(PluginError, match=r"^region: is required, as boto3 finds none either$"):
-        async with open_sqs({}):
+        async with opened_notifier(open_sqs, {}):
             pass
 
 
 async def test_an_endpoint_of_the_environment_is_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://user:canary@127.0.0.1:9")
     with pytest.raises(PluginError, match=r"^endpoint_url, as boto3 finds it, must be") as caught:
-        async with open_sqs({"region": REGION}):
+        async with opened_notifier(open_sqs, {"region": REGION}):
             pass
     assert "canary" not in str(caught.value)
 
@@ -485,14 +490,14 @@ async def test_region_and_credentials_come_as_boto3_finds_them(
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
-    async with open_sqs({"endpoint_url": gate.url}) as notifier:
+    async with opened_notifier(open_sqs, {"endpoint_url": gate.url}) as notifier:
         await notifier.deliver("jobs", PAYLOAD)
     assert "Credential=testing/" in gate.asked[-1].head
     assert "/eu-north-1/sqs/" in gate.asked[-1].head
     for name in ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION"):  # they win over a profile
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
-    async with open_sqs({"profile": "ours"}) as notifier:
+    async with opened_notifier(open_sqs, {"profile": "ours"}) as notifier:
         await notifier.deliver("jobs", PAYLOAD)
     assert "Credential=OURS/" in gate.asked[-1].head
     assert "/ap-south-1/sqs/" in gate.asked[-1].head
@@ -501,7 +506,7 @@ async def test_region_and_credentials_come_as_boto3_finds_them(
 async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    async with open_sqs({"region": REGION}) as notifier:
+    async with opened_notifier(open_sqs, {"region": REGION}) as notifier:
         endpoints = notifier._endpoints  # type: ignore[attr-defined]
         regions = notifier._regions  # type: ignore[attr-defined]
         assert (endpoints.region, endpoints.origin) == (REGION, "")
@@ -521,7 +526,7 @@ async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytes
 
 async def test_a_vpc_endpoint_serves_the_queues_of_its_region() -> None:
     endpoint = "https://vpce-1-abc.sqs.eu-west-2.vpce.amazonaws.com"
-    async with open_sqs({"region": REGION, "endpoint_url": endpoint, **KEYS}) as notifier:
+    async with opened_notifier(open_sqs, {"region": REGION, "endpoint_url": endpoint, **KEYS}) as notifier:
         endpoints = notifier._endpoints  # type: ignore[attr-defined]
         assert endpoints.origin == endpoint
         assert set(endpoints.hosts) == {f"sqs.{REGION}.amazonaws.com", f"{REGION}.queue.amazonaws.com"}
@@ -557,7 +562,9 @@ async def test_the_check_is_bounded(gate: SqsGate) -> None:
     async with opened(gate, timeout=0.1) as notifier:
         with pytest.raises(DownloaderError, match="SQS gave no answer"):
             await check(notifier)
-    async with open_sqs({"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}) as notifier:
+    async with opened_notifier(
+        open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
+    ) as notifier:
         with pytest.raises(DownloaderError, match=r"^SQS not reached: not connected"):
             await check(notifier)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ import pytest
 import trio
 
 from downloader.errors import PluginError
-from downloader.notify import Delivered, Notifier, Payload, Rejected, RetryLater
-from downloader.storage import Body, Storage, StorageRefused, StoredFile, use_storage
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, RetryLater
+from downloader.storage import Body, Storage, StorageRefused, StoredFile
+from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate, open_host
 from downloader_plugins.filesystem import open_filesystem
 from downloader_plugins.s3 import open_s3
 from downloader_plugins.storage import open_storage_notifier
 from servers.aws import REGION, Moto
+from servers.plugins import opened_storage
 from servers.s3 import new_bucket
 
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
@@ -28,14 +29,12 @@ PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"succe
 
 @asynccontextmanager
 async def notifier_on(storage: Storage, section: Mapping[str, Any] | None = None) -> AsyncIterator[Notifier]:
-    """As the service opens it: the storage is known while it is being opened, and no longer."""
-    manager = open_storage_notifier(section or {})
-    with use_storage(storage):
-        notifier = await manager.__aenter__()
-    try:
+    """On a storage of the test's choice."""
+    async with (
+        open_host() as host,
+        open_storage_notifier(section or {}, replace(host, storage=storage)) as notifier,
+    ):
         yield notifier
-    finally:
-        await manager.__aexit__(None, None, None)
 
 
 @pytest.fixture
@@ -45,7 +44,10 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def notifier(root: Path) -> AsyncIterator[Notifier]:
-    async with open_filesystem({"rootdir": str(root)}) as storage, notifier_on(storage) as opened:
+    async with (
+        opened_storage(open_filesystem, {"rootdir": str(root)}) as storage,
+        notifier_on(storage) as opened,
+    ):
         yield opened
 
 
@@ -148,12 +150,6 @@ async def test_a_section_has_no_keys() -> None:
             pass
 
 
-async def test_without_a_storage_it_cannot_be_opened() -> None:
-    with pytest.raises(PluginError, match=r"^there is no file storage to use$"):
-        async with open_storage_notifier({}):
-            pass
-
-
 @dataclass
 class FolderPeer(NotifierPeer):
     root: Path
@@ -162,10 +158,8 @@ class FolderPeer(NotifierPeer):
     bad_section: Mapping[str, Any]
     faults = (Fault.AWAY,)
 
-    @asynccontextmanager
-    async def open(self, section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
-        async with notifier_on(self.storage, section) as notifier:
-            yield notifier
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        return open_storage_notifier(section, replace(host, storage=self.storage))
 
     def destination(self) -> str:
         return f"callbacks/{secrets.token_hex(4)}"
@@ -199,7 +193,7 @@ class TestStorageNotifier(NotifierContract):
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:
-        async with open_filesystem({"rootdir": str(self.root)}) as storage:
+        async with opened_storage(open_filesystem, {"rootdir": str(self.root)}) as storage:
             yield FolderPeer(self.root, storage, {}, {"bucket": "x"})
 
 
@@ -212,10 +206,8 @@ class S3Peer(NotifierPeer):
     section: Mapping[str, Any]
     bad_section: Mapping[str, Any]
 
-    @asynccontextmanager
-    async def open(self, section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
-        async with notifier_on(self.storage, section) as notifier:
-            yield notifier
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        return open_storage_notifier(section, replace(host, storage=self.storage))
 
     def destination(self) -> str:
         return f"callbacks/{secrets.token_hex(4)}"
@@ -261,5 +253,5 @@ class TestStorageNotifierOnS3(NotifierContract):
                 "access_key_id": "testing",
                 "secret_access_key": "testing",
             }
-            async with open_s3(section) as storage:
+            async with opened_storage(open_s3, section) as storage:
                 yield S3Peer(self.moto, gate, bucket, storage, {}, {"bucket": "x"})

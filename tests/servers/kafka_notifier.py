@@ -12,6 +12,7 @@ from downloader.notify import Notifier, Payload
 from downloader_plugins.kafka import open_kafka
 from servers.kafka import Tansu
 from servers.kafka_proxy import KafkaProxy, open_kafka_proxy
+from servers.plugins import opened_notifier
 
 _names = count()
 
@@ -35,5 +36,7 @@ async def proxied(
     async with open_kafka_proxy(broker.port, **options) as proxy:
         broker.advertised = proxy.port
         with broker:
-            async with open_kafka({"bootstrap_servers": proxy.servers, **section}) as notifier:
+            async with opened_notifier(
+                open_kafka, {"bootstrap_servers": proxy.servers, **section}
+            ) as notifier:
                 yield proxy, broker, notifier

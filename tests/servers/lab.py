@@ -17,6 +17,7 @@ from downloader.model import JobSpec, Kind, Lease, Outcome
 from downloader.net import EgressPolicy
 from downloader.storage import Storage
 from downloader_plugins.filesystem import open_filesystem
+from servers.plugins import opened_storage
 
 FAST = {
     "connect_timeout": 2.0,
@@ -100,7 +101,7 @@ async def open_lab(
     root, spool = tmp_path / "root", tmp_path / "spool"
     async with AsyncExitStack() as stack:
         if storage is None:
-            storage = await stack.enter_async_context(open_filesystem({"rootdir": str(root)}))
+            storage = await stack.enter_async_context(opened_storage(open_filesystem, {"rootdir": str(root)}))
         fetcher = await stack.enter_async_context(
             open_fetcher(
                 settings=ProcessorSettings(**{**FAST, **settings}),

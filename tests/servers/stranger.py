@@ -61,7 +61,7 @@ MODULE = '''
 
 
     @asynccontextmanager
-    async def open_bad(section):
+    async def open_bad(section, host):
         match section.get("open"):
             case "refuses":
                 raise PluginError("loft: there is no room for it")

@@ -3,14 +3,15 @@
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import trio
 
 from downloader.net import EgressPolicy
-from downloader.notify import Notifier, Payload, use_egress
+from downloader.notify import Notifier, Payload, guarded_client
+from downloader.testing import open_host
 from downloader_plugins.http import open_http
 from downloader_plugins.http.client import Limits
 
@@ -84,10 +85,7 @@ async def opened(
     limits: Limits | None = None,
 ) -> AsyncIterator[Notifier]:
     policy = EgressPolicy.parse(allow, setting="egress.callbacks")
-    with use_egress(policy):
-        manager = open_http(section or {}, limits=limits)
-        notifier = await manager.__aenter__()
-    try:
-        yield notifier
-    finally:
-        await manager.__aexit__(None, None, None)
+    async with guarded_client(policy) as client, open_host() as host:
+        lent = replace(host, client=client, egress=policy)
+        async with open_http(section or {}, lent, limits=limits) as notifier:
+            yield notifier

@@ -18,7 +18,7 @@ import trio
 import trio_asyncio
 
 from downloader.errors import PluginError
-from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
 
 SECRET = "correct-horse"
@@ -411,7 +411,7 @@ class BoardPeer(NotifierPeer):
     secrets: Sequence[str] = (SECRET,)
     numbers: Any = field(default_factory=itertools.count)
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:  # noqa: ARG002
         return self.plugin.open(section)
 
     def destination(self) -> str:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ def test_a_scenario_that_does_not_end_is_given_up_and_cleaned_up() -> None:
         await trio.sleep_forever()
 
     with pytest.raises(AssertionError, match=r"not over after 0\.5 s"):
-        play(scenario, partial(peer, closed), replace(TIMES, limit_s=0.5))
+        play(scenario, partial(peer, closed), nullcontext, replace(TIMES, limit_s=0.5))
     assert closed == [True]
 
 
@@ -48,13 +48,13 @@ def test_a_blocked_loop_is_given_up_and_told_where() -> None:
             time.sleep(0.4)  # noqa: ASYNC251 - the fault that is looked for
 
     with pytest.raises(AssertionError, match=r"the call has not come to an end within 0\.1 s"):
-        play(scenario, partial(peer, []), TIMES)
+        play(scenario, partial(peer, []), nullcontext, TIMES)
 
     async def unwatched(stage: Stage[Any]) -> None:
         time.sleep(2.5)  # noqa: ASYNC251 - as above
 
     with pytest.raises(AssertionError, match=r"(?s)not over.*it is at\n.*time\.sleep\(2\.5\)"):
-        play(unwatched, partial(peer, []), replace(TIMES, limit_s=1.0))
+        play(unwatched, partial(peer, []), nullcontext, replace(TIMES, limit_s=1.0))
 
 
 def test_what_a_scenario_raises_is_raised() -> None:
@@ -63,7 +63,7 @@ def test_what_a_scenario_raises_is_raised() -> None:
             raise LookupError("x")
 
     with pytest.raises(LookupError, match="x"):
-        play(scenario, partial(peer, []), TIMES)
+        play(scenario, partial(peer, []), nullcontext, TIMES)
 
 
 def test_the_only_cause_is_found() -> None:
@@ -93,7 +93,7 @@ def test_a_line_for_people_is_judged(text: object, complaint: str) -> None:
 
 
 def test_a_plugin_error_is_told_from_others() -> None:
-    stage: Stage[Any] = Stage(peer=None, times=TIMES, hang=lambda _: None)
+    stage: Stage[Any] = Stage(peer=None, host=None, times=TIMES, hang=lambda _: None)
     assert stage.plugin_error(ExceptionGroup("a", [PluginError("key: x")])) == "key: x"
     with pytest.raises(AssertionError, match="which is no PluginError"):
         stage.plugin_error(ValueError("key"))

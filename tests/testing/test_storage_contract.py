@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from downloader.errors import PluginError
-from downloader.storage import Body, Storage, StorageError, StoredFile
+from downloader.storage import Body, Storage, StorageError, StorageHost, StoredFile
 from downloader.testing import Fault, StorageContract, StoragePeer
 
 SECRET = "correct-horse"
@@ -321,7 +321,7 @@ class RemotePeer(StoragePeer):
     hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 0.3})
     secrets: Sequence[str] = (SECRET,)
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Storage]:
+    def open(self, section: Mapping[str, Any], host: StorageHost) -> AbstractAsyncContextManager[Storage]:  # noqa: ARG002
         return self.plugin.open(section)
 
     @asynccontextmanager

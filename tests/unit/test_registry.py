@@ -11,7 +11,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
-from downloader.notify import Delivered, Payload
+from downloader.notify import Delivered, Host, Payload
 from downloader.notify.opening import PluginHasEnded, open_notifiers
 from downloader.plugins import (
     CLOSING_S,
@@ -44,7 +44,7 @@ MODULE = """
             return Delivered()
 
     @asynccontextmanager
-    async def open_pigeon(section):
+    async def open_pigeon(section, host):
         async with trio.open_nursery() as nursery:
             if section.get("coop") == "full":
                 raise PluginError("coop: no room")
@@ -56,7 +56,7 @@ MODULE = """
             nursery.cancel_scope.cancel()
 
     @asynccontextmanager
-    async def open_stone(section):
+    async def open_stone(section, host):
         yield object()
 
     class Sync:
@@ -64,14 +64,14 @@ MODULE = """
             return Delivered()
 
     @asynccontextmanager
-    async def open_sync(section):
+    async def open_sync(section, host):
         yield Sync()
 
-    def open_nothing(section):
+    def open_nothing(section, host):
         return None
 
     @asynccontextmanager
-    async def open_asleep(section):
+    async def open_asleep(section, host):
         try:
             if section.get("opens"):
                 yield Pigeon(section)
@@ -80,7 +80,7 @@ MODULE = """
             log.append("woken")
 
     @asynccontextmanager
-    async def open_frail(section):
+    async def open_frail(section, host):
         async def fall_ill():
             await trio.sleep(1)
             if section["ill"].pop():
@@ -126,6 +126,13 @@ def pigeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(__import__("sys").modules, "strangers_pigeon", raising=False)
     return __import__("importlib").import_module("strangers_pigeon")
+
+
+@pytest.fixture
+def host() -> Host:
+    """Nothing here uses what is lent."""
+    nothing: Any = None
+    return Host(client=nothing, storage=nothing, egress=nothing)
 
 
 def payload() -> Payload:
@@ -186,9 +193,9 @@ def test_two_distributions_with_one_name_are_refused(pigeon: Any, tmp_path: Path
         load_factory(NOTIFIERS, "pigeon")
 
 
-async def test_notifiers_are_opened_with_their_section_and_closed(pigeon: Any) -> None:
+async def test_notifiers_are_opened_with_their_section_and_closed(pigeon: Any, host: Host) -> None:
     section: Mapping[str, Any] = {"coop": "roof"}
-    async with open_notifiers({"pigeon": section}) as notifiers:
+    async with open_notifiers({"pigeon": section}, host) as notifiers:
         assert await notifiers["pigeon"].deliver("home", payload()) == Delivered()
         assert notifiers["pigeon"].section == section  # type: ignore[attr-defined]
     assert pigeon.log == ["open", ("home", "J"), "closed"]
@@ -207,37 +214,37 @@ async def test_notifiers_are_opened_with_their_section_and_closed(pigeon: Any) -
     ],
 )
 async def test_a_backend_that_cannot_be_opened_is_one_line(
-    pigeon: Any, backends: dict[str, dict[str, Any]], expected: str
+    pigeon: Any, host: Host, backends: dict[str, dict[str, Any]], expected: str
 ) -> None:
     with pytest.raises(PluginError) as caught:
-        async with open_notifiers(backends):
+        async with open_notifiers(backends, host):
             pytest.fail("it was opened")
     assert str(caught.value).startswith(expected)
 
 
-async def test_those_already_open_are_closed_when_a_later_one_fails(pigeon: Any) -> None:
+async def test_those_already_open_are_closed_when_a_later_one_fails(pigeon: Any, host: Host) -> None:
     with pytest.raises(PluginError, match=r"^backends\.stone: "):
-        async with open_notifiers({"pigeon": {}, "stone": {}}):
+        async with open_notifiers({"pigeon": {}, "stone": {}}, host):
             pytest.fail("it was opened")
     assert pigeon.log == ["open", "closed"]
     with pytest.raises(PluginError, match=r"^backends\.nope: "):
-        async with open_notifiers({"pigeon": {}, "nope": {}}):
+        async with open_notifiers({"pigeon": {}, "nope": {}}, host):
             pytest.fail("it was opened")
     assert pigeon.log == ["open", "closed"], "a missing plugin is found out before any is opened"
 
 
-async def test_what_the_body_raises_is_no_plugins_fault(pigeon: Any) -> None:
+async def test_what_the_body_raises_is_no_plugins_fault(pigeon: Any, host: Host) -> None:
     with pytest.raises(ExceptionGroup) as caught:
-        async with open_notifiers({"pigeon": {}}):
+        async with open_notifiers({"pigeon": {}}, host):
             raise OSError("ours")
     assert caught.group_contains(OSError, match="ours")
 
 
 async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
-    pigeon: Any, autojump_clock: trio.testing.MockClock
+    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
 ) -> None:
     with pytest.raises(PluginError, match=r"^backends\.asleep: does not open: it hangs for 7 s$"):
-        async with open_notifiers({"pigeon": {}, "asleep": {}}, opening_s=7):
+        async with open_notifiers({"pigeon": {}, "asleep": {}}, host, opening_s=7):
             pytest.fail("it was opened")
     assert pigeon.log == ["open", "woken", "closed"]
     with pytest.raises(PluginError, match=r"^here: does not open: it hangs for 8 s$"):
@@ -247,29 +254,29 @@ async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
 
 
 async def test_a_plugin_that_hangs_while_it_closes_is_cancelled(
-    pigeon: Any, autojump_clock: trio.testing.MockClock
+    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with open_notifiers({"pigeon": {}, "asleep": {"opens": True}}):
+    async with open_notifiers({"pigeon": {}, "asleep": {"opens": True}}, host):
         pass
     assert pigeon.log == ["open", "woken", "closed"]
     assert trio.current_time() == pytest.approx(CLOSING_S)
 
 
 async def test_a_start_that_is_given_up_does_not_wait_for_plugins(
-    pigeon: Any, autojump_clock: trio.testing.MockClock
+    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
 ) -> None:
     with trio.move_on_after(1):
-        async with open_notifiers({"asleep": {"opens": True}, "pigeon": {}}):
+        async with open_notifiers({"asleep": {"opens": True}, "pigeon": {}}, host):
             await trio.sleep_forever()
     assert pigeon.log == ["open", "closed", "woken"]
     assert trio.current_time() == pytest.approx(1)
 
 
 async def test_a_plugin_that_ends_by_itself_ends_nothing_else_and_is_opened_again(
-    pigeon: Any, autojump_clock: trio.testing.MockClock
+    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
 ) -> None:
     with capture_logs() as logs:
-        async with open_notifiers({"pigeon": {}, "frail": {"ill": [False, True, True]}}) as notifiers:
+        async with open_notifiers({"pigeon": {}, "frail": {"ill": [False, True, True]}}, host) as notifiers:
             assert await notifiers["frail"].deliver("home", payload()) == Delivered()
             await trio.sleep(1.5)
             with pytest.raises(PluginHasEnded):

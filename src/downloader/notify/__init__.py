@@ -5,12 +5,12 @@ from __future__ import annotations
 from downloader.model import describe_status
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify.delivery import deliver
-from downloader.notify.egress import network_backend, use_egress
 from downloader.notify.health import Gate, HandBack
-from downloader.notify.opening import open_notifiers
+from downloader.notify.opening import guarded_client, open_notifiers
 from downloader.notify.protocol import (
     Checkable,
     Delivered,
+    Host,
     Notifier,
     NotifierFactory,
     Payload,
@@ -26,6 +26,7 @@ __all__ = [
     "EgressRefused",
     "Gate",
     "HandBack",
+    "Host",
     "NameNotResolved",
     "Notifier",
     "NotifierFactory",
@@ -36,8 +37,7 @@ __all__ = [
     "TlsFailed",
     "deliver",
     "describe_status",
-    "network_backend",
+    "guarded_client",
     "open_notifiers",
     "parse_section",
-    "use_egress",
 ]

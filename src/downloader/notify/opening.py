@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
+import httpcore2
+import httpx2
 import trio
 
 from downloader.errors import PluginError
-from downloader.notify.protocol import Notifier, NotifierFactory, Payload
+from downloader.net import EgressPolicy, GuardedBackend
+from downloader.notify.protocol import Host, Notifier, NotifierFactory, Payload
 from downloader.observe import Event, get_logger
 from downloader.plugins import (
     CLOSING_S,
@@ -30,8 +34,17 @@ REOPEN_S, MAX_REOPEN_S = 1.0, 30.0
 
 
 @asynccontextmanager
+async def guarded_client(policy: EgressPolicy) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client whose every connection this policy has allowed; for `Host.client`."""
+    transport = httpx2.AsyncHTTPTransport(trust_env=False)
+    transport._pool = httpcore2.AsyncConnectionPool(network_backend=GuardedBackend(policy))  # noqa: SLF001
+    async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
+        yield client
+
+
+@asynccontextmanager
 async def open_notifiers(
-    backends: Mapping[str, Mapping[str, Any]], *, opening_s: float = OPENING_S
+    backends: Mapping[str, Mapping[str, Any]], host: Host, *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Mapping[str, Notifier]]:
     """Open each backend with its section; all that were opened are closed, in reverse, whatever happens.
 
@@ -40,6 +53,7 @@ async def open_notifiers(
 
     Args:
         backends: the sections by name, from `[backends]`.
+        host: lent to all of them, with a logger for each.
         opening_s: how long each may take to open.
 
     Raises:
@@ -53,7 +67,8 @@ async def open_notifiers(
     async with trio.open_nursery() as nursery:
         try:
             for name, section in backends.items():
-                keeper = _Keeper(name, factories[name], section, notifiers, opening_s)
+                lent = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
+                keeper = _Keeper(name, factories[name], section, lent, notifiers, opening_s)
                 problem = await nursery.start(keeper.run)
                 if problem is not None:
                     break
@@ -61,7 +76,7 @@ async def open_notifiers(
             else:
                 yield notifiers
         finally:
-            # Who has been cancelled is in no mood to wait.
+            # After a cancel, plugins get no time to close.
             within_s = 0.0 if trio.current_effective_deadline() == -math.inf else CLOSING_S
             with trio.CancelScope(shield=True):
                 for keeper in reversed(keepers):
@@ -78,6 +93,7 @@ class _Keeper:
     name: str
     factory: NotifierFactory
     section: Mapping[str, Any]
+    host: Host
     notifiers: MutableMapping[str, Notifier]
     """Has the notifier while it is open."""
     opening_s: float
@@ -118,7 +134,7 @@ class _Keeper:
         cause: Exception | None = None
         try:
             with self._scope:
-                async with self.factory(self.section) as notifier:
+                async with self.factory(self.section, self.host) as notifier:
                     check_interface(notifier, ("deliver",), "the plugin")
                     self.notifiers[self.name] = notifier
                     is_open, text = True, "has ended by itself"

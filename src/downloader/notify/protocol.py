@@ -1,17 +1,23 @@
-"""What a notifier plugin is; plugins import this module and `downloader.errors`, nothing else.
+"""What a notifier plugin is, and what the service lends it.
 
-An entry point of group `downloader.notifiers.v1` names a *factory*: a callable that takes the parsed
-TOML table of its section (`[backends.NAME]`) and gives an async context manager that yields a `Notifier`.
-One that connects to where clients say does so through `network_backend()`, so that the operator's
-`egress.callbacks` holds for it too.
+An entry point of group `downloader.notifiers.v1` names a *factory*, `open_x(section, host)`: a callable that
+takes the parsed TOML table of its section (`[backends.NAME]`) and a `Host`, and gives an async context
+manager that yields a `Notifier`.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+
+import httpx2
+
+from downloader.net import EgressPolicy
+from downloader.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,5 +82,23 @@ class Checkable(Protocol):
         """
 
 
-NotifierFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Notifier]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """What the service lends a notifier; all of it outlives the notifier, which closes none of it."""
+
+    client: httpx2.AsyncClient
+    """Sends requests only to addresses that the operator's `egress.callbacks` allows; shared by all plugins.
+    It follows no redirect, keeps no cookies and ignores the environment's proxies. Besides httpx2's
+    exceptions it raises `EgressRefused`, which is final."""
+    storage: Storage
+    """The service's own file storage. A notifier may keep something there; nobody else deletes that."""
+    egress: EgressPolicy
+    """`egress.callbacks` itself."""
+    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.notify"))
+    """Writes to the service's log, from `WARNING` on; texts may hold no secrets."""
+    clock: Callable[[], float] = time.time
+    """Seconds since 1970. Not for measuring a duration: `trio.current_time()` is."""
+
+
+NotifierFactory = Callable[[Mapping[str, Any], Host], AbstractAsyncContextManager[Notifier]]
 """Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.fetch import Fetcher, open_fetcher
 from downloader.net import EgressPolicy
-from downloader.notify import Notifier, open_notifiers, use_egress
+from downloader.notify import Host, Notifier, guarded_client, open_notifiers
 from downloader.service.files import Files
-from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage, use_storage
+from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage
 from downloader.store import embedded_valkey
 
 
@@ -69,8 +69,14 @@ async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[M
     Raises:
         PluginError: one of them cannot be opened.
     """
+    async with open_host(settings, storage) as host, open_notifiers(settings.backends, host) as backends:
+        yield backends
+
+
+@asynccontextmanager
+async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]:
+    """What is lent to notifiers: a client under `egress.callbacks`, and this storage."""
     lists = settings.egress.callbacks
     policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
-    with use_egress(policy), use_storage(storage):
-        async with open_notifiers(settings.backends) as backends:
-            yield backends
+    async with guarded_client(policy) as client:
+        yield Host(client=client, storage=storage, egress=policy)

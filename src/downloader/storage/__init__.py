@@ -11,9 +11,8 @@ from downloader.storage.protocol import (
     BucketsFactory,
     Storage,
     StorageFactory,
+    StorageHost,
     StoredFile,
-    file_storage,
-    use_storage,
 )
 
 __all__ = [
@@ -24,11 +23,10 @@ __all__ = [
     "Storage",
     "StorageError",
     "StorageFactory",
+    "StorageHost",
     "StorageRefused",
     "StoredFile",
-    "file_storage",
     "open_buckets",
     "open_storage",
     "parse_section",
-    "use_storage",
 ]

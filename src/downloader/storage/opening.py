@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,7 +20,7 @@ from downloader.plugins import (
     load_factory,
     opening_failed,
 )
-from downloader.storage.protocol import Buckets, Storage
+from downloader.storage.protocol import Buckets, Storage, StorageHost
 
 _WHERE = "processor.filestorage"
 
@@ -65,13 +66,14 @@ _COROUTINES = {STORAGES: ("put", "delete", "local"), BUCKETS: ("bucket",)}
 async def _opened(
     group: str, name: str, section: Mapping[str, Any], where: str, opening_s: float
 ) -> AsyncIterator[Any]:
+    host = StorageHost(logger=logging.getLogger(f"downloader.{where}"))
     # Raised only when it is closed: on its way through the plugin's nursery it would become a group.
     problem: PluginError | None = PluginError(f"{where}: does not open: it hangs for {opening_s:g} s")
     # Round the plugin's whole life, as scopes and nurseries nest; it bounds opening and closing.
     with trio.CancelScope(deadline=trio.current_time() + opening_s) as scope:
         async with AsyncExitStack() as stack:
             try:
-                plugin = await stack.enter_async_context(load_factory(group, name)(section))
+                plugin = await stack.enter_async_context(load_factory(group, name)(section, host))
                 check_interface(plugin, _COROUTINES[group], "the plugin", plain=("url",))
             except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
                 problem = PluginError(f"{where}: {opening_failed(error)}")

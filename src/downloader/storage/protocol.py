@@ -1,9 +1,9 @@
-"""What a storage plugin is; plugins import this module and `downloader.errors`, nothing else.
+"""What a storage plugin is, and what the service lends it.
 
-An entry point of group `downloader.storages.v1` names a *factory*: a callable that takes the parsed
-TOML table of its section (`[processor.filestorage]` without `type`) and gives an async context manager
-that yields a `Storage`. Opening checks that the storage can be written. The service fills an empty
-`rootdir` in with a folder under its data dir.
+An entry point of group `downloader.storages.v1` names a *factory*, `open_x(section, host)`: a callable that
+takes the parsed TOML table of its section (`[processor.filestorage]` without `type`) and a `StorageHost`, and
+gives an async context manager that yields a `Storage`. Opening checks that the storage can be written. The
+service fills an empty `rootdir` in with a folder under its data dir.
 
 Jobs may bring a bucket of their own. An entry point of group `downloader.buckets.v1` names a factory of the
 same shape that yields `Buckets`; it gets the keys of `[processor.NAME]` that are for it.
@@ -11,14 +11,12 @@ same shape that yields `Buckets`; it gets the keys of `[processor.NAME]` that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
-from contextvars import ContextVar
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
-
-from downloader.errors import PluginError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +76,15 @@ class Storage(Protocol):
         """
 
 
-StorageFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Storage]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageHost:
+    """What the service lends a storage, and what gives access to buckets."""
+
+    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.storage"))
+    """Writes to the service's log, from `WARNING` on; texts may hold no secrets."""
+
+
+StorageFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Storage]]
 """Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""
 
 
@@ -99,31 +105,5 @@ class Buckets(Protocol):
         """As `Storage.url`, of a key in this bucket."""
 
 
-BucketsFactory = Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Buckets]]
+BucketsFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Buckets]]
 """As `StorageFactory`; opening may not need any bucket to exist."""
-
-_current: ContextVar[Storage | None] = ContextVar("downloader.storage", default=None)
-
-
-@contextmanager
-def use_storage(storage: Storage) -> Iterator[None]:
-    """For whoever opens notifiers: within, `file_storage` answers this storage."""
-    token = _current.set(storage)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def file_storage() -> Storage:
-    """The service's file storage, for a notifier that keeps something there.
-
-    Call it while the notifier is being opened and keep the answer; the storage outlives the notifier.
-
-    Raises:
-        PluginError: nobody has opened one.
-    """
-    storage = _current.get()
-    if storage is None:
-        raise PluginError("there is no file storage to use")
-    return storage

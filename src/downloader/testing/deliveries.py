@@ -16,6 +16,7 @@ import trio
 
 from downloader.notify import (
     Delivered,
+    Host,
     Notifier,
     Payload,
     Rejected,
@@ -41,8 +42,8 @@ class NotifierPeer(ABC):
     """The ways to fail that `failing` can bring about."""
 
     @abstractmethod
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Notifier]:
-        """The plugin's own context manager: its factory, called with this section."""
+    def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
+        """The plugin's own context manager: its factory, called with these."""
 
     @abstractmethod
     def destination(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import trio
 from downloader.notify import (
     Checkable,
     Delivered,
+    Host,
     Notifier,
     Payload,
     Rejected,
@@ -26,6 +28,7 @@ from downloader.testing.deliveries import (
     works,
 )
 from downloader.testing.gate import Fault
+from downloader.testing.host import open_host
 from downloader.testing.stage import Contract, Stage, check_line, holdings, promise
 
 _MANY = 50
@@ -51,6 +54,10 @@ class NotifierContract(Contract[NotifierPeer]):
         async def peer(self) -> AsyncIterator[NotifierPeer]:
             ...
     """
+
+    def lend(self) -> AbstractAsyncContextManager[Host]:
+        """See `open_host`."""
+        return open_host()
 
     @promise
     async def test_delivered_means_that_the_peer_has_exactly_these_bytes(

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from downloader.storage import Body, Storage, StorageError
+from downloader.storage import Body, Storage, StorageError, StorageHost
 from downloader.testing.gate import Fault
 from downloader.testing.stage import Stage, check_line
 
@@ -35,8 +35,8 @@ class StoragePeer(ABC):
     """The ways to fail that `broken` can bring about; for what is not on a network `AWAY` alone."""
 
     @abstractmethod
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Storage]:
-        """The plugin's own context manager: its factory, called with this section."""
+    def open(self, section: Mapping[str, Any], host: StorageHost) -> AbstractAsyncContextManager[Storage]:
+        """The plugin's own context manager: its factory, called with these."""
 
     @abstractmethod
     def broken(self, fault: Fault) -> AbstractAsyncContextManager[None]:

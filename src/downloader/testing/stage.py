@@ -21,11 +21,7 @@ import trio
 import trio_asyncio
 
 from downloader.errors import PluginError
-from downloader.net import EgressPolicy
-from downloader.notify import use_egress
 from downloader.store import asyncio_loop
-
-LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
 
 _IDLE_WORKER = re.compile(r"Trio thread \d+")
 """The name of a thread that Trio keeps for a while and that does nothing; a busy one has another name."""
@@ -60,8 +56,9 @@ class Peer(Protocol[Plugin_co]):
     def secrets(self) -> Sequence[str]:
         """What no text may hold."""
 
-    def open(self, section: Mapping[str, Any]) -> AbstractAsyncContextManager[Plugin_co]:
-        """Open the plugin."""
+    @property
+    def open(self) -> Callable[[Mapping[str, Any], Any], AbstractAsyncContextManager[Plugin_co]]:
+        """Opens the plugin with a section and a host."""
 
 
 P = TypeVar("P", bound="Peer[Any]")
@@ -156,6 +153,8 @@ class Stage(Generic[P]):
     """What a scenario works with."""
 
     peer: P
+    host: Any
+    """What the service would lend."""
     times: Times
     hang: Hang
     """Fails the test now, from whatever hangs here."""
@@ -196,7 +195,7 @@ class Stage(Generic[P]):
             hasty: whether with the peer's short time-outs.
         """
         more = self.peer.hasty if hasty else {}
-        manager = self.peer.open({**(self.peer.section if section is None else section), **more})
+        manager = self.peer.open({**(self.peer.section if section is None else section), **more}, self.host)
         with self.watched(self.times.answer_s, "opening the plugin"):
             plugin = await manager.__aenter__()
         try:
@@ -265,6 +264,7 @@ class Stage(Generic[P]):
 def play(
     scenario: Callable[[Stage[P]], Awaitable[None]],
     peer: Callable[[], AbstractAsyncContextManager[P]],
+    lend: Callable[[], AbstractAsyncContextManager[Any]],
     times: Times,
 ) -> None:
     """Run a scenario with a peer; raises what it raises, and gives it up when it takes too long.
@@ -280,12 +280,11 @@ def play(
         ends.put(AssertionError(what))
 
     async def main() -> None:
-        policy = EgressPolicy.parse(LOOPBACK, setting="egress.callbacks")
-        with use_egress(policy), trio.CancelScope() as scope:
+        with trio.CancelScope() as scope:
             token = trio.lowlevel.current_trio_token()
             stop.append(lambda: token.run_sync_soon(scope.cancel))
-            async with asyncio_loop(), peer() as opened:
-                await scenario(Stage(peer=opened, times=times, hang=hang))
+            async with asyncio_loop(), lend() as host, peer() as opened:
+                await scenario(Stage(peer=opened, host=host, times=times, hang=hang))
 
     def body() -> None:
         try:
@@ -331,6 +330,10 @@ class Contract(ABC, Generic[P]):
     def peer(self) -> AbstractAsyncContextManager[P]:
         """A running peer; each test opens one of its own."""
 
+    @abstractmethod
+    def lend(self) -> AbstractAsyncContextManager[Any]:
+        """What the factory gets beside its section; the suites have it."""
+
 
 C = TypeVar("C", bound=Contract[Any])
 
@@ -342,7 +345,7 @@ def promise(scenario: Callable[[C, Stage[Any]], Awaitable[None]]) -> Callable[[C
         __tracebackhide__ = True  # from pytest, for which this frame tells nothing
         times = Times(**{field.name: getattr(self, field.name) for field in fields(Times)})
         try:
-            play(partial(scenario, self), self.peer, times)
+            play(partial(scenario, self), self.peer, self.lend, times)
         except Exception as error:
             error.add_note(f"The promise: {' '.join((scenario.__doc__ or '').split())}")
             raise

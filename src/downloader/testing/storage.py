@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from urllib.parse import urlsplit
 
 import trio
 
-from downloader.storage import Body, Storage, StorageError
+from downloader.storage import Body, Storage, StorageError, StorageHost
 from downloader.testing.gate import Fault
 from downloader.testing.puts import StoragePeer, a_body, delete, fails, holds, only, put, short
 from downloader.testing.stage import Contract, Stage, check_line, holdings, promise
@@ -40,6 +41,10 @@ class StorageContract(Contract[StoragePeer]):
 
     large_bytes: int = 6 * 1024 * 1024 + 17
     """Size of a large file; more than one part, for a storage that uploads in parts."""
+
+    def lend(self) -> AbstractAsyncContextManager[StorageHost]:
+        """A host like the service's."""
+        return nullcontext(StorageHost())
 
     @promise
     async def test_a_stored_file_is_complete(self, stage: Stage[StoragePeer]) -> None:

@@ -14,7 +14,15 @@ import trio
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from downloader.errors import PluginError
-from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile, parse_section
+from downloader.storage import (
+    Body,
+    Storage,
+    StorageError,
+    StorageHost,
+    StorageRefused,
+    StoredFile,
+    parse_section,
+)
 from downloader_plugins.filesystem import tree
 
 _WRITERS = 1
@@ -49,7 +57,7 @@ class FilesystemSettings(BaseModel):
 
 
 @asynccontextmanager
-async def open_filesystem(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
+async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # nothing of it is needed
     """Open the storage; its files stay when it is closed.
 
     Raises:

@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from standardwebhooks import Webhook
 
 from downloader.errors import PluginError
+from downloader.net import GuardedBackend
 from downloader.notify import (
     Delivered,
     EgressRefused,
+    Host,
     NameNotResolved,
     Notifier,
     Payload,
@@ -33,7 +35,6 @@ from downloader.notify import (
     RetryLater,
     TlsFailed,
     describe_status,
-    network_backend,
     parse_section,
 )
 from downloader_plugins.http.client import (
@@ -89,7 +90,9 @@ class HttpSettings(BaseModel):
 
 
 @asynccontextmanager
-async def open_http(section: Mapping[str, Any], *, limits: Limits | None = None) -> AsyncIterator[Notifier]:
+async def open_http(
+    section: Mapping[str, Any], host: Host, *, limits: Limits | None = None
+) -> AsyncIterator[Notifier]:
     """Open the notifier; its connections are closed when it is.
 
     Raises:
@@ -97,7 +100,9 @@ async def open_http(section: Mapping[str, Any], *, limits: Limits | None = None)
     """
     settings = parse_section(HttpSettings, section)
     client = Client(
-        network=network_backend(tls_timeout_s=settings.connect_timeout, max_read_bytes=READ_BYTES),
+        network=GuardedBackend(
+            host.egress, tls_timeout_s=settings.connect_timeout, max_read_bytes=READ_BYTES
+        ),
         tls=_tls(settings.ca_file),
         connect_s=settings.connect_timeout,
         max_connections=settings.max_connections,

@@ -17,7 +17,7 @@ import trio
 from aiokafka.errors import KafkaError
 
 from downloader.errors import PluginError
-from downloader.notify import Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify import Host, Notifier, Payload, Rejected, Result, RetryLater
 from downloader_plugins.kafka.link import Link
 from downloader_plugins.kafka.settings import read_section
 
@@ -31,7 +31,7 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 @asynccontextmanager
-async def open_kafka(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
     """Open the notifier. It connects in the background: brokers that are down keep nobody from starting.
 
     Closing takes a fraction of a second, whatever the brokers do.
@@ -40,7 +40,7 @@ async def open_kafka(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
         PluginError: the section is at fault.
     """
     settings = read_section(section)
-    link = Link(settings)
+    link = Link(settings, host.logger)
     _quiet(logging.getLogger("aiokafka"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)

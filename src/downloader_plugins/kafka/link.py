@@ -12,6 +12,7 @@ import random
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -25,8 +26,6 @@ from downloader_plugins.kafka.session import Session
 from downloader_plugins.kafka.settings import KafkaSettings, split_server, ssl_context
 
 T = TypeVar("T")
-
-logger = logging.getLogger("downloader_plugins.kafka")
 
 _CONNECT_S = 5.0
 """To reach one broker and be let in; and again for the producer to start. A live one takes milliseconds."""
@@ -45,9 +44,10 @@ _LOOKUPS = 4
 class Link:
     """Keeps a `Session` open; `run` is to be started once and cancelled at the end."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, logger: logging.Logger) -> None:
         """Raises PluginError: the TLS files cannot be used."""
         self._settings = settings
+        self._logger = logger
         self._security = _security(settings)
         self.session: Session | None = None
         """The open one; `None`: not connected now."""
@@ -88,24 +88,24 @@ class Link:
     async def _live(self, loop: Any) -> None:
         """One connection, until it is given up."""
         async with (
-            _open_producer(loop, self._settings, self._security) as producer,
+            _open_producer(loop, self._settings, self._security, self._logger) as producer,
             trio.open_nursery() as nursery,
         ):
             session = Session(self._settings, producer, loop, nursery)
             if self.reason:
-                logger.warning("connected to Kafka again")
+                self._logger.warning("connected to Kafka again")
             self.session, self.reason = session, ""
             self._tried.set()
             try:
                 await session.lost.wait()
-                logger.warning("the connection to Kafka is opened anew: %s", session.lost_reason)
+                self._logger.warning("the connection to Kafka is opened anew: %s", session.lost_reason)
             finally:
                 self.session, self._tried = None, trio.Event()
                 nursery.cancel_scope.cancel()
 
     def _fail(self, reason: str) -> None:
         if reason != self.reason:
-            logger.warning("not connected to Kafka: %s", reason)
+            self._logger.warning("not connected to Kafka: %s", reason)
         self.reason = reason
         self._tried.set()
 
@@ -132,14 +132,14 @@ def _security(settings: KafkaSettings) -> dict[str, Any]:
 
 @asynccontextmanager
 async def _open_producer(
-    loop: Any, settings: KafkaSettings, security: dict[str, Any]
+    loop: Any, settings: KafkaSettings, security: dict[str, Any], logger: logging.Logger
 ) -> AsyncIterator[AIOKafkaProducer]:
     """A started producer in this loop. At the end nothing of it is left there, whatever the brokers do.
 
     Raises:
         NotConnected: no broker can be reached, or none lets us in.
     """
-    loop.set_exception_handler(_on_error)
+    loop.set_exception_handler(partial(_on_error, logger))
     loop.set_default_executor(_Lookups(limiter=trio.CapacityLimiter(_LOOKUPS)))
     transports = _tracked(loop)
     made: list[AIOKafkaProducer] = []
@@ -233,6 +233,6 @@ class _Lookups(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # the library 
         return await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=True)
 
 
-def _on_error(_loop: Any, context: dict[str, Any]) -> None:
+def _on_error(logger: logging.Logger, _loop: Any, context: dict[str, Any]) -> None:
     """What nobody in the loop has caught; what matters of it fails deliveries, and these tell."""
     logger.debug("%s", context.get("message"), exc_info=context.get("exception"))

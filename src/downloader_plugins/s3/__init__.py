@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from downloader.errors import PluginError
-from downloader.storage import Buckets, Storage, StorageError, StorageRefused, parse_section
+from downloader.storage import Buckets, Storage, StorageError, StorageHost, StorageRefused, parse_section
 from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
 from downloader_plugins.s3.threads import Threads
 from downloader_plugins.s3.uploads import Uploads
@@ -38,7 +38,7 @@ _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 
 @asynccontextmanager
-async def open_s3(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
+async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # nothing of it is needed
     """Open the storage, once it is known that its bucket can be written; its files stay when it is closed.
 
     Meanwhile leftovers of crashed instances are cleaned up in the background. It has a nursery, so what is
@@ -71,7 +71,7 @@ async def open_s3(section: Mapping[str, Any]) -> AsyncIterator[Storage]:
 
 
 @asynccontextmanager
-async def open_buckets(section: Mapping[str, Any]) -> AsyncIterator[Buckets]:
+async def open_buckets(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Buckets]:  # noqa: ARG001  # nothing of it is needed
     """Open access to callers' buckets. Costs nothing until the first is asked for, when boto3 is imported.
 
     Raises:

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError, 
 from pydantic import BaseModel, ConfigDict, Field
 
 from downloader.errors import DownloaderError, PluginError
-from downloader.notify import Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader.notify import Host, Notifier, Payload, Rejected, Result, RetryLater, parse_section
 from downloader_plugins.sqs.queue import (
     BadDestination,
     Endpoints,
@@ -87,7 +87,7 @@ class SqsSettings(BaseModel):
 
 
 @asynccontextmanager
-async def open_sqs(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:  # noqa: ARG001  # nothing of it is needed
     """Open the notifier; nothing is sent until there is something to deliver.
 
     When it is closed, requests under way are given up at once; their threads end by themselves, within

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import trio
-from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater, parse_section
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -53,7 +53,7 @@ class Settings(BaseModel):
 
 
 @asynccontextmanager
-async def open_redis_streams(section: Mapping[str, Any]) -> AsyncIterator[Notifier]:
+async def open_redis_streams(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
     """Open the notifier; it connects when there is something to deliver, and disconnects when it is closed.
 
     Raises:

@@ -26,6 +26,7 @@ from downloader.plugins import describe
 from downloader.service.doctor.parts import (
     OPENING_S,
     Footprint,
+    NoStorage,
     Note,
     examine_api,
     examine_backend,
@@ -35,7 +36,7 @@ from downloader.service.doctor.parts import (
     examine_storage,
 )
 from downloader.service.doctor.store import examine_store
-from downloader.storage import open_storage, use_storage
+from downloader.storage import Storage, open_storage
 from downloader.store import START_S, asyncio_loop
 
 PART_S = 15.0
@@ -165,9 +166,7 @@ async def _examine_all(this: _Round) -> None:
         "egress.downloads": partial(examine_egress, settings.egress.downloads),
         "egress.callbacks": partial(examine_egress, settings.egress.callbacks),
     }
-    backends: dict[str, Try] = {
-        f"backends.{name}": partial(examine_backend, settings, name) for name in settings.backends
-    }
+    backends = [f"backends.{name}" for name in settings.backends]
     first = ("redis", "processor.filestorage", "processor.s3")
     this.findings = dict.fromkeys([*first, *backends, *parts])
     if not backends:
@@ -177,22 +176,23 @@ async def _examine_all(this: _Round) -> None:
     async with asyncio_loop(), trio.open_nursery() as nursery:
         for part, attempt in parts.items():
             nursery.start_soon(this.examine, part, attempt, STORE_S if part == "redis" else this.part_s)
-        nursery.start_soon(_examine_backends, this, backends)
+        nursery.start_soon(_examine_backends, this)
 
 
-async def _examine_backends(this: _Round, backends: Mapping[str, Try]) -> None:
+async def _examine_backends(this: _Round) -> None:
     """With the storage at hand, which they may use; whether it opens is told elsewhere."""
     settings = this.settings
     with suppress(DownloaderError):
         async with AsyncExitStack() as stack:
+            storage: Storage = NoStorage()
             with suppress(PluginError):
                 storage = await stack.enter_async_context(
                     open_storage(settings.storage_name, settings.storage_section, opening_s=OPENING_S)
                 )
-                stack.enter_context(use_storage(storage))
             async with trio.open_nursery() as nursery:
-                for part, attempt in backends.items():
-                    nursery.start_soon(this.examine, part, attempt, this.part_s)
+                for name in settings.backends:
+                    attempt = partial(examine_backend, settings, name, storage)
+                    nursery.start_soon(this.examine, f"backends.{name}", attempt, this.part_s)
 
 
 def secrets_of(settings: Settings) -> Iterator[str]:

@@ -20,10 +20,10 @@ from rich.filesize import decimal
 from downloader.config import ApiSettings, EgressList, Settings
 from downloader.errors import ConfigError, StorageError
 from downloader.fetch import disk_used_percent
-from downloader.net import EgressPolicy
-from downloader.notify import Checkable, open_notifiers, use_egress
+from downloader.notify import Checkable, open_notifiers
+from downloader.service.resources import open_host
 from downloader.service.start import listen
-from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
+from downloader.storage import OWN_BUCKETS, Body, Storage, StoredFile, open_buckets, open_storage
 
 OPENING_S = 10.0
 """For a plugin to open: somebody waits."""
@@ -72,16 +72,37 @@ async def examine_buckets(settings: Settings) -> str:
         raise Note(f"jobs' own buckets, at {where}: nothing to try until a job brings one")
 
 
-async def examine_backend(settings: Settings, name: str) -> str:
+async def examine_backend(settings: Settings, name: str, storage: Storage) -> str:
     """Open one backend and have it try its peer, if it can."""
-    lists = settings.egress.callbacks
-    policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
-    with use_egress(policy):
-        async with open_notifiers({name: settings.backends[name]}, opening_s=OPENING_S) as notifiers:
-            notifier = notifiers[name]
-            if not isinstance(notifier, Checkable):
-                return "opens; nothing to try until there is a callback"
-            return str(await notifier.check())
+    section = {name: settings.backends[name]}
+    async with (
+        open_host(settings, storage) as host,
+        open_notifiers(section, host, opening_s=OPENING_S) as notifiers,
+    ):
+        notifier = notifiers[name]
+        if not isinstance(notifier, Checkable):
+            return "opens; nothing to try until there is a callback"
+        return str(await notifier.check())
+
+
+class NoStorage:
+    """In place of a file storage that does not open, which is reported by itself."""
+
+    async def put(self, key: str, body: Body) -> None:  # noqa: ARG002  # the protocol's
+        """Raises StorageError."""
+        raise StorageError("the file storage does not open")
+
+    async def delete(self, key: str) -> None:  # noqa: ARG002  # the protocol's
+        """Raises StorageError."""
+        raise StorageError("the file storage does not open")
+
+    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002  # the protocol's
+        """`None`."""
+        return None
+
+    def url(self, key: str) -> str:  # noqa: ARG002  # the protocol's
+        """Nowhere."""
+        return ""
 
 
 async def examine_spool(settings: Settings) -> str:

@@ -1,0 +1,25 @@
+"""What the suites lend to plugins, in place of the service."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from downloader.net import EgressPolicy
+from downloader.notify import Host, guarded_client
+from downloader.storage import open_storage
+
+_LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
+
+
+@asynccontextmanager
+async def open_host() -> AsyncIterator[Host]:
+    """A `Host` as the service lends one: its client reaches loopback, its storage is a temporary folder."""
+    policy = EgressPolicy.parse(_LOOPBACK, setting="egress.callbacks")
+    with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
+        async with (
+            guarded_client(policy) as client,
+            open_storage("filesystem", {"rootdir": folder, "fsync": False}) as storage,
+        ):
+            yield Host(client=client, storage=storage, egress=policy)
