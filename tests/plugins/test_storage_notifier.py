@@ -16,25 +16,22 @@ import trio
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, RetryLater
 from downloader.storage import Body, Storage, StorageRefused, StoredFile
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate, open_host
+from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
 from downloader_plugins.filesystem import open_filesystem
 from downloader_plugins.s3 import open_s3
 from downloader_plugins.storage import open_storage_notifier
 from servers.aws import REGION, Moto
-from servers.plugins import opened_storage
+from servers.plugins import bare_host, opened_storage
 from servers.s3 import new_bucket
 
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
 
 
-@asynccontextmanager
-async def notifier_on(storage: Storage, section: Mapping[str, Any] | None = None) -> AsyncIterator[Notifier]:
+def notifier_on(
+    storage: Storage, section: Mapping[str, Any] | None = None
+) -> AbstractAsyncContextManager[Notifier]:
     """On a storage of the test's choice."""
-    async with (
-        open_host() as host,
-        open_storage_notifier(section or {}, replace(host, storage=storage)) as notifier,
-    ):
-        yield notifier
+    return open_storage_notifier(section or {}, bare_host(storage=storage))
 
 
 @pytest.fixture

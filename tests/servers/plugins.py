@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from downloader.notify import Host, Notifier
 from downloader.storage import StorageHost
-from downloader.testing import open_host
 
 T = TypeVar("T")
 
 
-@asynccontextmanager
-async def opened_notifier(
+def bare_host(**lent: Any) -> Host:
+    """A host that lends only this, for plugins that need nothing else; `open_host` lends everything."""
+    return Host(**{"client": None, "storage": None, "egress": None, **lent})
+
+
+def opened_notifier(
     factory: Callable[[Mapping[str, Any], Host], AbstractAsyncContextManager[Notifier]],
     section: Mapping[str, Any],
-) -> AsyncIterator[Notifier]:
-    """A notifier that may connect to loopback."""
-    async with open_host() as host, factory(section, host) as notifier:
-        yield notifier
+) -> AbstractAsyncContextManager[Notifier]:
+    """A notifier that needs no client and no storage."""
+    return factory(section, bare_host())
 
 
 def opened_storage(

@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,9 @@ import trio
 
 from downloader.net import EgressPolicy
 from downloader.notify import Notifier, Payload, guarded_client
-from downloader.testing import open_host
 from downloader_plugins.http import open_http
 from downloader_plugins.http.client import Limits
+from servers.plugins import bare_host
 
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true,"extra":"\\u00fc"}')
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -85,7 +85,7 @@ async def opened(
     limits: Limits | None = None,
 ) -> AsyncIterator[Notifier]:
     policy = EgressPolicy.parse(allow, setting="egress.callbacks")
-    async with guarded_client(policy) as client, open_host() as host:
-        lent = replace(host, client=client, egress=policy)
-        async with open_http(section or {}, lent, limits=limits) as notifier:
+    async with guarded_client(policy) as client:
+        host = bare_host(client=client, egress=policy)
+        async with open_http(section or {}, host, limits=limits) as notifier:
             yield notifier

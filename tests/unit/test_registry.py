@@ -24,6 +24,7 @@ from downloader.plugins import (
     opening_failed,
 )
 from downloader.storage.opening import open_storage
+from servers.plugins import bare_host
 
 MODULE = """
     from contextlib import asynccontextmanager
@@ -130,9 +131,7 @@ def pigeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def host() -> Host:
-    """Nothing here uses what is lent."""
-    nothing: Any = None
-    return Host(client=nothing, storage=nothing, egress=nothing)
+    return bare_host()
 
 
 def payload() -> Payload:
