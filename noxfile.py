@@ -64,6 +64,13 @@ def e2e(session: nox.Session) -> None:
     pytest(session, "tests/e2e", "tests/faults")
 
 
+@nox.session
+def rows(session: nox.Session) -> None:
+    """The tests that hold the rows of docs/guarantees.md, with a line for each row; without one it fails."""
+    install(session, "test")
+    pytest(session, "--rows", "-q")
+
+
 @nox.session(python=PYTHONS[0])
 def minimums(session: nox.Session) -> None:
     """Every test, with the oldest versions that pyproject.toml allows."""

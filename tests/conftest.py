@@ -14,6 +14,8 @@ from servers.aws import Moto
 from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey
 
+pytest_plugins = ["rows"]
+
 _prefixes = itertools.count()
 
 

@@ -99,6 +99,7 @@ ROUTES = [
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.row("H19")
 async def test_every_route_wants_a_token(api: Served, method: str, path: str) -> None:
     url = httpx2.URL(f"http://127.0.0.1:{api.port}{path}")
     answer = await api.client.request(method, url, content=json.dumps(JOB) if method == "POST" else None)
@@ -145,6 +146,7 @@ REFUSED: Sequence[list[bytes]] = [
 
 @pytest.mark.parametrize("values", REFUSED, ids=lambda values: repr(values)[:50])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/download"), ("GET", "/dashboard/aggregations")])
+@pytest.mark.row("H19")
 async def test_what_is_no_token(
     api: Served, method: str, path: str, values: list[bytes], log: Callable[[], str]
 ) -> None:
@@ -161,6 +163,7 @@ async def test_what_is_no_token(
 
 
 @pytest.mark.parametrize("query", ["access_token", "token", "Authorization"])
+@pytest.mark.row("H19")
 async def test_a_token_in_the_query_is_none(api: Served, query: str, log: Callable[[], str]) -> None:
     for method, path in (("POST", "/download"), ("GET", "/"), ("POST", "/retry/00000000000000")):
         answer = await api.client.request(method, path, params={query: secret("admin")}, json=JOB)

@@ -105,6 +105,7 @@ BODIES: Sequence[tuple[bytes, str]] = [
 
 
 @pytest.mark.parametrize(("data", "code"), BODIES, ids=lambda value: repr(value)[:30])
+@pytest.mark.row("H16")
 async def test_bodies_that_are_no_json_object(api: Served, data: bytes, code: str) -> None:
     answer = await api.post(data)
     assert answer.status_code == 400
@@ -173,6 +174,7 @@ async def test_a_large_chunked_body(api: Served) -> None:
     ],
     ids=str,
 )
+@pytest.mark.row("H18")
 async def test_other_sites_are_refused(api: Served, headers: dict[str, str], status: int) -> None:
     answer = await api.post(body(), {"Host": "service.example:8000"} | headers)
     assert answer.status_code == status

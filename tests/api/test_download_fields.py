@@ -317,6 +317,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("changes", "code", "field"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.row("H7", "H8", "H14")
 def test_refused(changes: dict[str, Any], code: str, field: str) -> None:
     assert refusal(body(**changes)) == (422, code, field)
 
@@ -353,6 +354,7 @@ CANARY = "c4n4ry"
 @pytest.mark.parametrize(
     "value", [f"\x00{CANARY}[", {CANARY: f"\x00{CANARY}"}, [CANARY]], ids=["text", "object", "array"]
 )
+@pytest.mark.row("H20")
 def test_no_value_is_echoed(field: str, value: object) -> None:
     data = body(**{field: value})
     if field == "extra" and not isinstance(value, list):

@@ -191,6 +191,7 @@ async def test_head_and_other_methods(api: Served) -> None:
     assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
 
 
+@pytest.mark.row("H18")
 async def test_another_site_s_page_may_not_listen(api: Served) -> None:
     answer = await api.client.get("/events", headers={"Sec-Fetch-Site": "cross-site"})
     assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")

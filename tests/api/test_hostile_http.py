@@ -88,6 +88,7 @@ SMUGGLING = [
 
 
 @pytest.mark.parametrize(("data", "expected", "reason"), SMUGGLING, ids=lambda value: repr(value)[:60])
+@pytest.mark.row("H17")
 async def test_one_refusal_and_the_connection_ends(
     serving: Serving, data: bytes, expected: int, reason: str
 ) -> None:
@@ -108,6 +109,7 @@ async def test_one_refusal_and_the_connection_ends(
         b"5;" + b"x" * 20_000,
     ],
 )
+@pytest.mark.row("H17")
 async def test_malformed_chunks(serving: Serving, body: bytes) -> None:
     api = await serving(limits=QUICK)
     answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
@@ -115,6 +117,7 @@ async def test_malformed_chunks(serving: Serving, body: bytes) -> None:
     assert answers(answer) == 1
 
 
+@pytest.mark.row("H17")
 async def test_nothing_follows_a_chunked_request(api: Served) -> None:
     """A bare LF ends the trailers for h11 but not for every proxy: what follows must not be a request."""
     answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\n" + GET)
@@ -123,6 +126,7 @@ async def test_nothing_follows_a_chunked_request(api: Served) -> None:
     assert answers(answer) == 1
 
 
+@pytest.mark.row("H16")
 async def test_a_head_that_is_too_large(api: Served) -> None:
     answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20_000 + b"\r\n\r\n")
     assert (status(answer), code(answer)) == (431, "head_too_large")
@@ -133,6 +137,7 @@ async def test_a_head_that_is_too_large(api: Served) -> None:
     assert (status(answer), code(answer)) == (431, "head_too_large")
 
 
+@pytest.mark.row("H16")
 async def test_a_body_of_10_mb_reads_its_refusal(api: Served) -> None:
     for head in (b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n989680\r\n"):
         answer = await api.say(POST + head + b"x" * 10_000_000)
@@ -179,6 +184,7 @@ async def test_no_headers_that_tell_what_runs_here(api: Served) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H16")
 async def test_silence(serving: Serving) -> None:
     api = await serving(limits=QUICK)
     assert await api.say(b"") == b""
@@ -212,6 +218,7 @@ async def drip(stream: trio.SocketStream, data: bytes) -> None:
     ],
     ids=["head", "body", "chunks"],
 )
+@pytest.mark.row("H16")
 async def test_dripping(serving: Serving, start: bytes, rest: bytes) -> None:
     api = await serving(limits=QUICK)
     async with await api.connect() as stream:
@@ -245,6 +252,7 @@ async def read_or_reset(stream: trio.SocketStream) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H16")
 async def test_a_reader_that_does_not_read(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(b"x" * 50_000_000)
@@ -277,6 +285,7 @@ async def test_clients_that_leave_are_nobody_s_fault(api: Served, capfd: pytest.
 
 
 @pytest.mark.slow
+@pytest.mark.row("H16")
 async def test_a_thousand_idle_connections(serving: Serving) -> None:
     api = await serving(limits=Limits(connections=300))
     streams: list[trio.SocketStream] = []

@@ -153,6 +153,7 @@ async def test_a_failed_job_whose_callback_failed(api: Served) -> None:
 CANARY = "c4n4ry"
 
 
+@pytest.mark.row("H20")
 async def test_a_job_shows_no_secrets(api: Served) -> None:
     job_id = await submit(
         api,
@@ -205,6 +206,7 @@ async def test_what_has_not_failed_is_not_tried_again(api: Served, query: str) -
     assert (answer.status_code, answer.json()["code"]) == (409, "not_to_be_retried")
 
 
+@pytest.mark.row("H18")
 async def test_a_form_on_another_site_cannot_retry(api: Served) -> None:
     job_id = await submit(api)
     answer = await api.client.post(f"/retry/{job_id}", headers={"Sec-Fetch-Site": "cross-site"})

@@ -311,6 +311,7 @@ def test_kafka_that_is_there_and_that_is_not(folder: Path, server: Valkey) -> No
     assert (found.state, tansu.servers in found.text) == (FindingState.FAILED, True)
 
 
+@pytest.mark.row("H20")
 def test_secrets_are_found_wherever_they_stand() -> None:
     given = Settings.model_validate(
         {

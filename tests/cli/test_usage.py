@@ -146,6 +146,7 @@ def test_config_prints_what_can_be_loaded_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H20")
 def test_config_prints_no_secret(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[backends.http]\nsecret = { env = "S" }\n')
     environ = {"S": "hunter2", "DOWNLOADER_REDIS__URL": "redis://:hunter2@h"}

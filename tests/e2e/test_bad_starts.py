@@ -107,6 +107,7 @@ def test_a_redis_that_accepts_and_stays_silent(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("password", ["wrong", ""])
+@pytest.mark.row("F12")
 def test_a_wrong_password(folder: Path, password: str) -> None:
     with Valkey("--requirepass", "right") as server:
         url = f"unix://:{password}@{server.socket}" if password else server.url

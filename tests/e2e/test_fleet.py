@@ -21,6 +21,7 @@ IDLE_START_S = 2.0
 """Far below the 5 s after which an instance looks by itself, and enough for a busy machine."""
 
 
+@pytest.mark.row("F21")
 async def test_the_limits_hold_over_the_fleet_and_nothing_is_left(
     server: Valkey, folder: Path, sink: Sink
 ) -> None:
@@ -79,6 +80,7 @@ async def test_a_job_on_an_idle_fleet_waits_for_no_poll(
             assert history.check()["succeeded"] == 6
 
 
+@pytest.mark.row("F1")
 async def test_a_killed_processor_loses_nothing(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -109,6 +111,7 @@ async def test_a_killed_processor_loses_nothing(
             assert sum(int(history.record(job_id).download.get("crashes", 0)) for job_id in ids) == 2
 
 
+@pytest.mark.row("F7")
 async def test_a_frozen_processor_changes_nothing_when_it_wakes(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -150,6 +153,7 @@ async def test_a_frozen_processor_changes_nothing_when_it_wakes(
         assert len(fleet.all_events("job.succeeded", job_id=job_id)) == 1
 
 
+@pytest.mark.row("F5")
 async def test_a_stop_hands_back_within_grace_and_uses_up_no_attempt(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:

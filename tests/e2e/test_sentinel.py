@@ -23,6 +23,7 @@ def watched(folder: Path) -> Iterator[Watched]:
         yield servers
 
 
+@pytest.mark.row("F11")
 async def test_jobs_survive_failovers(watched: Watched, folder: Path, sink: Sink, origin: Origin) -> None:
     tables: Tables = {
         "redis": {"url": "redis://", "durability": "replicated", "timeout": 1.0},

@@ -35,6 +35,7 @@ DELIVERIES = {"after-lease": 1, "before-complete": 2, "after-complete": 1}
 
 
 @pytest.mark.parametrize("point", DELIVERIES)
+@pytest.mark.row("F3")
 async def test_f3_a_notifier_that_dies_gives_one_id(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, point: str
 ) -> None:
@@ -66,6 +67,7 @@ async def test_f3_a_notifier_that_dies_gives_one_id(
             assert (record.callback["state"], record.callback["attempts"]) == ("succeeded", "1")
 
 
+@pytest.mark.row("F16")
 async def test_f16_each_answer_has_its_consequence(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -117,6 +119,7 @@ async def test_f16_each_answer_has_its_consequence(
             assert history.check()["succeeded"] == len(paths)
 
 
+@pytest.mark.row("F16")
 async def test_a_failed_callback_is_sent_again(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -141,6 +144,7 @@ async def test_a_failed_callback_is_sent_again(
             history.check_forgotten()
 
 
+@pytest.mark.row("F5")
 async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
     async with open_fleet(folder, server, {"backends.http": {"timeout": 30.0}}) as fleet:
         notifier, _, _ = await fleet.start_all("notifier", "processor", "api")
@@ -155,6 +159,7 @@ async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: 
             assert (record.callback["state"], record.callback.get("attempts")) == ("pending", None)
 
 
+@pytest.mark.row("F17")
 async def test_f17_a_dead_host_delays_nobody_else(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -186,6 +191,7 @@ async def test_f17_a_dead_host_delays_nobody_else(
         assert max(after) < max(before) + ASIDE_MAX_S
 
 
+@pytest.mark.row("F20")
 async def test_f20_origins_that_fail_are_told_of_and_free_their_slot(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:

@@ -70,6 +70,7 @@ async def failed_callbacks(run: Running, fleet: Fleet, ids: list[str], *, second
     return reasons
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_frozen_broker_delays_nobody_else(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -108,6 +109,7 @@ async def test_f18_a_frozen_broker_delays_nobody_else(
             assert await run.stop() < GRACE_S
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_stop_while_the_broker_is_frozen(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -134,6 +136,7 @@ async def test_f18_a_stop_while_the_broker_is_frozen(
             assert await again.stop() < GRACE_S
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_dead_broker_keeps_nothing_from_starting(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -157,6 +160,7 @@ async def test_f18_a_dead_broker_keeps_nothing_from_starting(
         assert await run.stop() < GRACE_S
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_restarted_broker_costs_no_callback(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -184,6 +188,7 @@ async def test_f18_a_restarted_broker_costs_no_callback(
         assert await run.stop() < GRACE_S
 
 
+@pytest.mark.row("F18")
 async def test_f18_unknown_topics_and_large_messages_say_so(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:

@@ -99,6 +99,7 @@ async def until(fleet: Fleet, what: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("mode", ["raises", "hangs", "answers", "clings"])
+@pytest.mark.row("F19")
 async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, mode: str
 ) -> None:
@@ -147,6 +148,7 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
 
 
 @pytest.mark.parametrize("mode", ["hangs", "clings", "blocks"])
+@pytest.mark.row("F19")
 async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, mode: str
 ) -> None:
@@ -166,6 +168,7 @@ async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
         assert len(run.events("callback.released")) == (0 if mode == "blocks" else 3)
 
 
+@pytest.mark.row("F19")
 async def test_f19_a_backend_stuck_in_threads_is_found(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -178,6 +181,7 @@ async def test_f19_a_backend_stuck_in_threads_is_found(
         assert (await spans(fleet, origin, sink, 20))[-1] < ASIDE_MAX_S
 
 
+@pytest.mark.row("F19")
 async def test_f19_a_backend_whose_background_raises_is_opened_again(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -216,6 +220,7 @@ async def test_f19_a_backend_whose_background_raises_is_opened_again(
         ("bad", {"open": "hangs"}, "backends.bad: does not open: it hangs for 20 s"),
     ],
 )
+@pytest.mark.row("F19")
 def test_f19_a_backend_that_cannot_be_started_is_one_line(
     folder: Path, server: Valkey, backend: str, section: dict[str, str], expected: str
 ) -> None:
@@ -227,6 +232,7 @@ def test_f19_a_backend_that_cannot_be_started_is_one_line(
     assert (ran.status, ran.complaint) == (2, expected)
 
 
+@pytest.mark.row("F19")
 async def test_f19_what_is_not_configured_is_not_imported(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:

@@ -24,6 +24,7 @@ KILLING_S = float(os.environ.get("DOWNLOADER_TEST_KILLING_S", "10"))
 """F1 demands 60; a CI run has to be shorter."""
 
 
+@pytest.mark.row("F1")
 async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path, sink: Sink) -> None:
     limits = {"/slow/0.2/2001": 2, "/slow/0.2/2002": 5}
     rng = random.Random(1)
@@ -64,6 +65,7 @@ async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path
     "point",
     ["after-lease", "first-byte", "before-fsync", "after-rename", "before-complete", "after-complete"],
 )
+@pytest.mark.row("F2")
 async def test_f2_killed_at_a_named_point(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, point: str
 ) -> None:
@@ -93,6 +95,7 @@ async def test_f2_killed_at_a_named_point(
             assert history.record(job_id).download["attempts"] == "1"
 
 
+@pytest.mark.row("F5")
 async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Path, sink: Sink) -> None:
     limits = {"/slow/0.3/3001": 6, "/slow/0.3/3002": 6}
     async with origin_process() as origin, open_fleet(folder, server) as fleet:
@@ -132,6 +135,7 @@ async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Pat
             assert (attempts, crashes) == ({"1"}, {None})
 
 
+@pytest.mark.row("F6")
 async def test_f6_a_job_that_kills_its_worker_is_given_up(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -164,6 +168,7 @@ async def _die_five_times(fleet: Fleet, environ: dict[str, str]) -> None:
         assert await one.wait(40) == -signal.SIGKILL
 
 
+@pytest.mark.row("F7")
 async def test_f7_frozen_over_its_lease_with_many_in_flight(server: Valkey, folder: Path, sink: Sink) -> None:
     # Neither has room for all that may be in flight, so both have some of it.
     room = {"processor": {"concurrency": 4}}

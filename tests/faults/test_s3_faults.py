@@ -110,6 +110,7 @@ async def post(fleet: Fleet, origin: Origin, sink: Sink, subpath: str, **more: A
 
 
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
+@pytest.mark.row("F14")
 async def test_f14_s3_fails(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, whose: str
 ) -> None:
@@ -145,6 +146,7 @@ async def test_f14_s3_fails(
 
 
 @pytest.mark.parametrize("operation", ["UploadPart", "CompleteMultipartUpload"])
+@pytest.mark.row("F14")
 async def test_f14_killed_in_mid_upload(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, operation: str
 ) -> None:
@@ -166,6 +168,7 @@ async def test_f14_killed_in_mid_upload(
 
 
 @pytest.mark.parametrize("subpath", ["small", "large"])
+@pytest.mark.row("F14")
 async def test_f14_a_stop_does_not_wait_for_s3(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, subpath: str
 ) -> None:

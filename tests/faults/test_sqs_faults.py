@@ -74,6 +74,7 @@ FAULTS: dict[str, tuple[str, Rule, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.row("F18")
 async def test_f18_what_does_not_pass_is_a_failed_callback_with_a_reason(
     folder: Path, origin: Origin, moto: Moto, gate: SqsGate, fault: str
 ) -> None:
@@ -97,6 +98,7 @@ async def test_f18_what_does_not_pass_is_a_failed_callback_with_a_reason(
         await fleet.stop_all()
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_queue_that_is_made_later_gets_its_messages(
     folder: Path, origin: Origin, moto: Moto
 ) -> None:
@@ -112,6 +114,7 @@ async def test_f18_a_queue_that_is_made_later_gets_its_messages(
 
 
 @pytest.mark.parametrize("end", ["killed", "frozen"])
+@pytest.mark.row("F18")
 async def test_f18_an_sqs_that_comes_back_gets_what_it_missed(
     folder: Path, origin: Origin, moto: Moto, end: str
 ) -> None:
@@ -148,6 +151,7 @@ def all_bodies(moto: Moto) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_silent_sqs_delays_no_other_backend(
     folder: Path, origin: Origin, sink: Sink, gate: SqsGate
 ) -> None:
@@ -182,6 +186,7 @@ async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[fl
     return found
 
 
+@pytest.mark.row("F18")
 async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origin, gate: SqsGate) -> None:
     gate.on["*"] = hang
     async with open_fleet(folder, None, tables_for(gate, timeout=30.0)) as fleet:
@@ -199,6 +204,7 @@ async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origi
         await fleet.stop_all()
 
 
+@pytest.mark.row("F18")
 async def test_f18_one_message_refused_spoils_no_other(
     folder: Path, origin: Origin, moto: Moto, gate: SqsGate
 ) -> None:

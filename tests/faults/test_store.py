@@ -53,6 +53,7 @@ def first_call(*scripts: str) -> Callable[[bytes], bool]:
     return lose
 
 
+@pytest.mark.row("F4")
 async def test_f4_lost_replies_lease_and_finish_nothing_twice(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
@@ -77,6 +78,7 @@ async def test_f4_lost_replies_lease_and_finish_nothing_twice(
             assert history.check()["succeeded"] == 7
 
 
+@pytest.mark.row("F4")
 async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(server: Valkey) -> None:
     """The holder counts from its last question; the store must not count from the first."""
     async with asyncio_loop(), open_store(RedisSettings(url=server.url)) as store:
@@ -92,6 +94,7 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(server: Va
         assert ends_ms / 1000 - int(now_s) > 55
 
 
+@pytest.mark.row("F4")
 async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(server: Valkey) -> None:
     """A renewal on its way while a completion is: its holder must hear of success, not of a lost lease."""
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
@@ -103,6 +106,7 @@ async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(server: Valkey)
         assert await store.renew(Kind.DOWNLOAD, "other", [replace(lease, generation=9)], 10) != []
 
 
+@pytest.mark.row("F15")
 async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(server: Valkey) -> None:
     """Killed between storing and completing, and failed in the end: nobody else would delete the file."""
     failed = Outcome(verdict=Verdict.FAILED, error="x", error_code=ErrorCode.HTTP_STATUS)
@@ -119,6 +123,7 @@ async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(serv
         assert {job.spec.id: job.has_file for job in batch.jobs} == {died.id: True, plain.id: False}
 
 
+@pytest.mark.row("F8")
 async def test_f8_a_black_hole_ends_work_before_its_lease(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
@@ -166,6 +171,7 @@ async def test_f8_a_black_hole_ends_work_before_its_lease(
             assert history.check()["succeeded"] == 2
 
 
+@pytest.mark.row("F8")
 async def test_f8_latency_and_resets_lose_nothing(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
@@ -192,6 +198,7 @@ async def test_f8_latency_and_resets_lose_nothing(
             assert history.check()["succeeded"] == 90
 
 
+@pytest.mark.row("F8")
 async def test_f8_a_stop_without_the_store_ends_within_grace(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
@@ -213,6 +220,7 @@ async def test_f8_a_stop_without_the_store_ends_within_grace(
         assert (await fleet.job(job_id))["state"] == "running"
 
 
+@pytest.mark.row("F9")
 async def test_f9_killed_and_restarted_with_its_append_only_file(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -261,6 +269,7 @@ async def test_f9_killed_and_restarted_with_its_append_only_file(
             assert one.noise == []
 
 
+@pytest.mark.row("F10")
 async def test_f10_a_store_that_comes_back_empty(folder: Path, sink: Sink, origin: Origin) -> None:
     hold = trio.Event()
     origin.on("/held", gate(hold, respond(200, b"held")))
@@ -284,6 +293,7 @@ async def test_f10_a_store_that_comes_back_empty(folder: Path, sink: Sink, origi
             assert len(fleet.all_events("store.empty")) == 1, "one alarm, by whoever saw it first"
 
 
+@pytest.mark.row("F12")
 async def test_f12_a_full_store_refuses_jobs_and_ends_those_it_has(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
@@ -311,6 +321,7 @@ async def test_f12_a_full_store_refuses_jobs_and_ends_those_it_has(
             history.check_forgotten()
 
 
+@pytest.mark.row("F12")
 async def test_f12_scripts_are_forgotten_by_the_server(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:

@@ -45,6 +45,7 @@ TIMEOUT = (Verdict.RETRY, ErrorCode.TIMEOUT)
         CHUNKED + b"f" * 30 + b"\r\nabc",
     ],
 )
+@pytest.mark.row("H11")
 async def test_contradictory_framing_is_final(lab: Lab, origin: Origin, data: bytes) -> None:
     assert end(await lab.fetch(origin.on("/x", raw(data)))) == FINAL
     assert lab.files() == []
@@ -62,6 +63,7 @@ async def test_contradictory_framing_is_final(lab: Lab, origin: Origin, data: by
         b"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc",
     ],
 )
+@pytest.mark.row("H11")
 async def test_unusual_framing_is_understood(lab: Lab, origin: Origin, data: bytes) -> None:
     outcome = await lab.fetch(origin.on("/x", raw(data)))
     assert (outcome.verdict, outcome.file.size) == (Verdict.SUCCEEDED, 3)
@@ -69,6 +71,7 @@ async def test_unusual_framing_is_understood(lab: Lab, origin: Origin, data: byt
 
 
 @pytest.mark.parametrize("late", [False, True])
+@pytest.mark.row("H11")
 async def test_bytes_behind_the_end_spoil_no_other_job(lab: Lab, origin: Origin, late: bool) -> None:  # noqa: FBT001
     extra = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
     sent = trio.Event()
@@ -89,16 +92,19 @@ async def test_bytes_behind_the_end_spoil_no_other_job(lab: Lab, origin: Origin,
 # Floods, drips and bombs of H12.
 
 
+@pytest.mark.row("H12")
 async def test_a_huge_head(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.on("/x", repeat(OK + b"X: ", b"a" * BLOCK_BYTES, count=160)))
     assert end(outcome) == FINAL
 
 
+@pytest.mark.row("H12")
 async def test_many_headers(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.on("/x", repeat(OK, b"X: a\r\n" * 1000, count=200)))
     assert end(outcome) == FINAL
 
 
+@pytest.mark.row("H12")
 async def test_a_flood_of_103(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(
         origin.on("/x", repeat(b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" * 10))
@@ -115,6 +121,7 @@ async def test_a_flood_of_103(lab: Lab, origin: Origin) -> None:
         repeat(b"", b"\r\n", interval_s=0.05),
     ],
 )
+@pytest.mark.row("H12")
 async def test_a_dripped_head_is_bounded_as_a_whole(tmp_path: Path, origin: Origin, handler: Handler) -> None:
     async with open_lab(tmp_path, first_byte_timeout=0.2) as lab:
         with trio.fail_after(2):
@@ -125,6 +132,7 @@ async def test_a_dripped_head_is_bounded_as_a_whole(tmp_path: Path, origin: Orig
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [OK + b"\r\n", OK + b"Content-Length: 1000\r\n\r\n", CHUNKED])
+@pytest.mark.row("H12")
 async def test_a_dripped_body(tmp_path: Path, origin: Origin, start: bytes) -> None:
     unit = b"1\r\nx\r\n" if start is CHUNKED else b"x"
     async with open_lab(tmp_path, stall_timeout=0.3, stall_rate=1000) as lab:
@@ -166,6 +174,7 @@ async def test_slow_but_steady_is_fine(tmp_path: Path, origin: Origin) -> None:
         assert (await lab.fetch(origin.on("/x", body))).verdict is Verdict.SUCCEEDED
 
 
+@pytest.mark.row("H12")
 async def test_endless_chunks_end_at_max_size(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, max_size="4MiB") as lab:
         unit = b"10000\r\n" + b"x" * 65536 + b"\r\n"
@@ -174,6 +183,7 @@ async def test_endless_chunks_end_at_max_size(tmp_path: Path, origin: Origin) ->
 
 
 @pytest.mark.slow
+@pytest.mark.row("H12")
 async def test_endless_crumbs_are_refused_before_they_cost_much(lab: Lab, origin: Origin) -> None:
     turns = 0
 
@@ -201,6 +211,7 @@ async def test_endless_trailers(lab: Lab, origin: Origin) -> None:
     assert end(await lab.fetch(origin.on("/x", repeat(start, b"X: a\r\n" * 1000)))) == FINAL
 
 
+@pytest.mark.row("H12")
 async def test_compressed_bodies_are_stored_as_sent(lab: Lab, origin: Origin) -> None:
     bomb = gzip.compress(bytes(10_000_000))
     outcome = await lab.fetch(origin.on("/x", respond(200, bomb, [("Content-Encoding", "gzip")])))
@@ -230,6 +241,7 @@ async def test_compressed_bodies_are_stored_as_sent(lab: Lab, origin: Origin) ->
         b"\x15\x03\x03\x00\x02\x02\x28",
     ],
 )
+@pytest.mark.row("H13")
 async def test_garbage(lab: Lab, origin: Origin, data: bytes) -> None:
     outcome = await lab.fetch(origin.on("/x", raw(data)))
     assert end(outcome) == FINAL

@@ -119,6 +119,7 @@ async def test_a_silent_proxy(tmp_path: Path, kind: Kind, origin: Origin) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.row("H9")
 async def test_the_proxys_address_is_checked(lab: Lab, origin: Origin, kind: Kind) -> None:
     outcome = await lab.fetch(origin.url("/bytes/1"), proxy=f"{kind}://10.0.0.1:3128")
     assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.EGRESS)
@@ -126,6 +127,7 @@ async def test_the_proxys_address_is_checked(lab: Lab, origin: Origin, kind: Kin
 
 @pytest.mark.parametrize("kind", ["http", "socks5"])
 @pytest.mark.parametrize("url", ["http://10.0.0.1/", "https://169.254.169.254/", "http://intranet/"])
+@pytest.mark.row("H9")
 async def test_the_target_behind_a_proxy_is_checked(lab: Lab, kind: Kind, url: str) -> None:
     async with open_proxy(kind) as proxy:
         outcome = await lab.fetch(url, proxy=proxy.url())
@@ -133,6 +135,7 @@ async def test_the_target_behind_a_proxy_is_checked(lab: Lab, kind: Kind, url: s
         assert proxy.log == []
 
 
+@pytest.mark.row("H9")
 async def test_the_environments_proxies_are_ignored(
     lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +148,7 @@ async def test_the_environments_proxies_are_ignored(
     "proxy",
     ["ftp://127.0.0.1:1", "nonsense:secret", "http://", "http://127.0.0.1:secret/", "http://secret\ud800/"],
 )
+@pytest.mark.row("H7")
 async def test_a_proxy_that_the_api_should_have_refused(lab: Lab, origin: Origin, proxy: str) -> None:
     outcome = await lab.fetch(origin.url("/bytes/1"), proxy=proxy)
     assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.PROTOCOL)

@@ -44,6 +44,7 @@ async def test_followed(lab: Lab, origin: Origin, status: int) -> None:
     assert origin.connections == 1
 
 
+@pytest.mark.row("H5")
 async def test_as_many_as_configured(lab: Lab, origin: Origin) -> None:
     assert (await lab.fetch(origin.url("/redirect/10"))).verdict is Verdict.SUCCEEDED
     outcome = await lab.fetch(origin.url("/redirect/11"))
@@ -52,6 +53,7 @@ async def test_as_many_as_configured(lab: Lab, origin: Origin) -> None:
     assert outcome.response_code == 302
 
 
+@pytest.mark.row("H5")
 async def test_loop(lab: Lab, origin: Origin) -> None:
     origin.on("/x", respond(302, b"", [("Location", "/x")]))
     assert refused(await lab.fetch(origin.url("/x")))
@@ -70,6 +72,7 @@ async def test_loop(lab: Lab, origin: Origin) -> None:
         "",
     ],
 )
+@pytest.mark.row("H5")
 async def test_to_something_unusable(lab: Lab, origin: Origin, location: str) -> None:
     origin.on("/x", respond(302, b"", [("Location", location)]))
     outcome = await lab.fetch(origin.url("/x"))
@@ -77,6 +80,7 @@ async def test_to_something_unusable(lab: Lab, origin: Origin, location: str) ->
     assert outcome.response_code == 302
 
 
+@pytest.mark.row("H5")
 async def test_without_location(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.on("/x", respond(302)))
     assert refused(outcome)
@@ -86,6 +90,7 @@ async def test_without_location(lab: Lab, origin: Origin) -> None:
 @pytest.mark.parametrize(
     "location", ["http://169.254.169.254/latest", "//10.1.2.3/", "http://[::ffff:10.0.0.1]/"]
 )
+@pytest.mark.row("H5")
 async def test_to_a_forbidden_address(lab: Lab, origin: Origin, location: str) -> None:
     origin.on("/x", respond(302, b"", [("Location", location)]))
     outcome = await lab.fetch(origin.url("/x"))
@@ -93,6 +98,7 @@ async def test_to_a_forbidden_address(lab: Lab, origin: Origin, location: str) -
     assert outcome.response_code == 302
 
 
+@pytest.mark.row("H5")
 async def test_from_https_to_http(tmp_path: Path, origin: Origin) -> None:
     async with (
         open_origin(server_context()) as secure,
@@ -106,6 +112,7 @@ async def test_from_https_to_http(tmp_path: Path, origin: Origin) -> None:
         assert (await lab.fetch(origin.url("/up"))).verdict is Verdict.SUCCEEDED
 
 
+@pytest.mark.row("H5")
 async def test_a_large_redirect_body_is_not_read(lab: Lab, origin: Origin) -> None:
     head = b"HTTP/1.1 302 Found\r\nLocation: /bytes/3\r\nContent-Length: 30000000\r\n\r\n"
     origin.on("/x", repeat(head, b"x" * 65536))
@@ -126,6 +133,7 @@ async def test_bad_bytes_in_location(lab: Lab, origin: Origin) -> None:
 # what goes along
 
 
+@pytest.mark.row("H6")
 async def test_secrets_stay_with_their_origin(lab: Lab, origin: Origin, other: Origin) -> None:
     origin.on("/x", respond(302, b"", [("Location", "/y")]))
     origin.on("/y", respond(302, b"", [("Location", other.url("/z"))]))
@@ -179,6 +187,7 @@ async def test_the_job_wins_over_user_agent_over_configuration(tmp_path: Path, o
     assert all(origin.requests[2].raw.lower().count(name) == 1 for name in (b"user-agent:", b"x-a:"))
 
 
+@pytest.mark.row("H8")
 async def test_framing_and_routing_headers_are_ours(lab: Lab, origin: Origin) -> None:
     bad = {
         "Host": "evil",
@@ -197,6 +206,7 @@ async def test_framing_and_routing_headers_are_ours(lab: Lab, origin: Origin) ->
     assert not {name.lower() for name in bad if name != "Host"} & sent.keys()
 
 
+@pytest.mark.row("H8")
 async def test_a_header_that_cannot_be_sent(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.url("/bytes/1"), request_headers={"X": "a\r\nInjected: b"})
     assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.PROTOCOL)
@@ -206,6 +216,7 @@ async def test_a_header_that_cannot_be_sent(lab: Lab, origin: Origin) -> None:
 @pytest.mark.parametrize(
     "url", ["nonsense", "ftp://127.0.0.1/", "http:///x", "http://127.0.0.1:0/", "http://a..b/"]
 )
+@pytest.mark.row("H7")
 async def test_urls_that_the_api_should_have_refused(lab: Lab, url: str) -> None:
     outcome = await lab.fetch(url)
     assert outcome.verdict is not Verdict.SUCCEEDED

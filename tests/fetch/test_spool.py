@@ -104,6 +104,7 @@ async def test_the_sweep_follows_and_touches_nothing_else(tmp_path: Path) -> Non
         assert not (dead / "link").is_symlink()
 
 
+@pytest.mark.row("H15")
 async def test_a_planted_symlink_leads_nowhere(tmp_path: Path, origin: Origin) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -143,6 +144,7 @@ def small_files() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("size", [1_700_000, 9_000_000])
+@pytest.mark.row("F13")
 async def test_a_disk_that_is_full(lab: Lab, origin: Origin, small_files: None, size: int) -> None:
     outcome = await lab.fetch(origin.url(f"/bytes/{size}"))
     assert (outcome.verdict, outcome.error_code) == (Verdict.RELEASE, ErrorCode.STORAGE)
@@ -169,6 +171,7 @@ async def _peak(lab: Lab, url: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H12")
 async def test_memory_is_flat(lab: Lab) -> None:
     async with origin_process() as base:
         await _peak(lab, f"{base}/bytes/{MIB}")
@@ -179,6 +182,7 @@ async def test_memory_is_flat(lab: Lab) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H12")
 async def test_many_chunks_of_a_byte_take_no_more_memory(lab: Lab) -> None:
     async with origin_process() as base:
         assert await _peak(lab, f"{base}/crumbs/50000") < MIB

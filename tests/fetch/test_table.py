@@ -53,6 +53,7 @@ async def test_other_2xx_are_successes(lab: Lab, origin: Origin, status: int) ->
     assert lab.stored() == b"body"
 
 
+@pytest.mark.row("H13")
 async def test_204_is_an_empty_file(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.on("/x", raw(b"HTTP/1.1 204 No Content\r\n\r\n", "keep")))
     assert (outcome.verdict, outcome.response_code) == (Verdict.SUCCEEDED, 204)
@@ -78,6 +79,7 @@ async def test_204_is_an_empty_file(lab: Lab, origin: Origin) -> None:
         (999, "999", Verdict.FAILED),
     ],
 )
+@pytest.mark.row("H13")
 async def test_status(lab: Lab, origin: Origin, status: int, text: str | None, verdict: Verdict) -> None:
     outcome = await lab.fetch(origin.on("/x", respond(status, b"<h1>reason</h1>")))
     assert outcome.verdict is verdict
@@ -141,6 +143,7 @@ def _bad_contexts() -> dict[str, ssl.SSLContext]:
 
 
 @pytest.mark.parametrize("case", ["another authority", "expired", "wrong host"])
+@pytest.mark.row("H10")
 async def test_tls_failures_are_final(tmp_path: Path, case: str) -> None:
     async with (
         open_origin(_bad_contexts()[case]) as origin,
@@ -153,6 +156,7 @@ async def test_tls_failures_are_final(tmp_path: Path, case: str) -> None:
         assert origin.requests == []
 
 
+@pytest.mark.row("H10")
 async def test_old_tls_is_refused(lab: Lab) -> None:
     with old_tls_server() as url:
         outcome = await lab.fetch(url)
@@ -176,6 +180,7 @@ async def test_a_close_in_the_tls_handshake_is_a_lost_connection(lab: Lab, said:
     assert outcome.error == "connection failed: closed during the TLS handshake"
 
 
+@pytest.mark.row("H10")
 async def test_the_word_tls_in_a_url_means_nothing(lab: Lab) -> None:
     outcome = await lab.fetch("http://127.0.0.1:1/tls/certificate-verify-failed")
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
@@ -227,12 +232,14 @@ async def test_egress(lab: Lab, url: str) -> None:
 
 
 @pytest.mark.slow  # however the machine's resolver fails
+@pytest.mark.row("F20")
 async def test_unknown_name(lab: Lab) -> None:
     outcome = await lab.fetch("http://no-such-host.invalid/")
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.DNS)
 
 
 @pytest.mark.parametrize("then", ["close", "rst"])
+@pytest.mark.row("F20")
 async def test_no_response(lab: Lab, origin: Origin, then: Then) -> None:
     outcome = await lab.fetch(origin.on("/x", raw(b"", then)))
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
@@ -248,6 +255,7 @@ async def test_no_response(lab: Lab, origin: Origin, then: Then) -> None:
         OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
     ],
 )
+@pytest.mark.row("H11")
 async def test_cut_short(lab: Lab, origin: Origin, data: bytes, then: Then) -> None:
     outcome = await lab.fetch(origin.on("/x", raw(data, then)))
     assert outcome.verdict is Verdict.RETRY
@@ -267,6 +275,7 @@ async def test_cut_in_the_head(lab: Lab, origin: Origin) -> None:
 # too large
 
 
+@pytest.mark.row("H12")
 async def test_too_large(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, max_size=1000) as lab:
         declared = await lab.fetch(origin.url("/bytes/1001"))
@@ -311,6 +320,7 @@ class BrokenStorage:
         (KeyError("secret"), Verdict.RELEASE, "the storage failed with KeyError"),
     ],
 )
+@pytest.mark.row("F13")
 async def test_storage(tmp_path: Path, origin: Origin, error: Exception, verdict: Verdict, text: str) -> None:
     async with open_lab(tmp_path, storage=BrokenStorage(error)) as lab:
         outcome = await lab.fetch(origin.url("/bytes/100000"), attempts=2)
@@ -389,6 +399,7 @@ async def test_the_callers_bucket_is_forbidden(tmp_path: Path, origin: Origin) -
         assert outcome.error == "bucket b in eu is forbidden"
 
 
+@pytest.mark.row("F15")
 async def test_lost_lease_publishes_nothing(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.url("/bytes/10"), still_ours=lambda: False)
     assert (outcome.verdict, outcome.error_code) == (Verdict.RELEASE, ErrorCode.STORAGE)
@@ -404,6 +415,7 @@ async def test_own_bucket_needs_a_storage_that_can(lab: Lab, origin: Origin) -> 
 # time
 
 
+@pytest.mark.row("F20")
 async def test_no_response_in_time(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, first_byte_timeout=0.1) as lab:
         outcome = await lab.fetch(origin.url("/hang"))

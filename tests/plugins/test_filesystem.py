@@ -131,6 +131,7 @@ async def test_copies_from_another_filesystem(storage: Storage, root: Path, othe
 
 
 @pytest.mark.parametrize("place", ["memory", "spool", "other device"])
+@pytest.mark.row("F15")
 async def test_publishes_nothing_once_the_job_is_anothers(
     storage: Storage, root: Path, tmp_path: Path, request: pytest.FixtureRequest, place: str
 ) -> None:
@@ -154,6 +155,7 @@ async def test_refuses_a_spool_file_of_another_size(storage: Storage, root: Path
 
 
 @pytest.mark.parametrize("plant", ["link", "fifo"])
+@pytest.mark.row("H15")
 async def test_refuses_what_is_planted_at_the_spool(
     storage: Storage, root: Path, tmp_path: Path, plant: str
 ) -> None:
@@ -171,6 +173,7 @@ async def test_refuses_what_is_planted_at_the_spool(
 
 @pytest.mark.parametrize("component", ["a", "a/b", "a/b/NSb"])
 @pytest.mark.parametrize("spool", [False, True])
+@pytest.mark.row("H15")
 async def test_follows_no_link_in_any_folder(
     storage: Storage, root: Path, tmp_path: Path, component: str, *, spool: bool
 ) -> None:
@@ -189,6 +192,7 @@ async def test_follows_no_link_in_any_folder(
     assert names(outside, deep=True) == ["NSb", KEY.rpartition("/")[2], "a", "b"]
 
 
+@pytest.mark.row("H15")
 async def test_a_link_at_the_final_path_is_replaced_not_followed(
     storage: Storage, root: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +216,7 @@ async def test_deleting_a_link_leaves_what_it_points_to(storage: Storage, root: 
     assert outside.read_bytes() == b"precious"
 
 
+@pytest.mark.row("H15")
 async def test_a_folder_at_the_final_path_is_an_error(storage: Storage, root: Path, tmp_path: Path) -> None:
     (root / KEY).mkdir(parents=True)
     with pytest.raises(StorageError, match="directory"):
@@ -268,6 +273,7 @@ async def test_puts_and_deletes_meet_in_one_folder(storage: Storage, root: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.row("F15")
 async def test_a_reader_sees_one_complete_file_or_the_other(
     storage: Storage, root: Path, tmp_path: Path
 ) -> None:
@@ -449,6 +455,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.row("F13")
 async def test_a_full_disk_is_an_error_and_passes(tiny_disk: Path, tmp_path: Path) -> None:
     async with opened_storage(open_filesystem, {"rootdir": str(tiny_disk)}) as storage:
         await storage.put("first", small(b"x" * 30_000))

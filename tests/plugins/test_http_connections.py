@@ -157,6 +157,7 @@ async def test_connections_that_are_being_given_up_are_not_used(
     assert receiver.connections == 4
 
 
+@pytest.mark.row("H11")
 async def test_bytes_after_an_answer_are_not_the_next_one(receiver: Receiver, notifier: Notifier) -> None:
     receiver.answer = OK + b"HTTP/1.1 410 Gone\r\nContent-Length: 0\r\n\r\n"
     for _ in range(2):
@@ -204,6 +205,7 @@ async def test_the_longest_unused_destination_makes_room() -> None:
         assert kept == [one.port, three.port]
 
 
+@pytest.mark.row("F17")
 async def test_a_dead_destination_does_not_hold_up_another(receiver: Receiver) -> None:
     async with (
         receiving() as dead,

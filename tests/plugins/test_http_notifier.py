@@ -84,6 +84,7 @@ async def test_any_2xx_is_delivered(receiver: Receiver, notifier: Notifier, stat
         ("410 Gone", Rejected("Received Status code 410 Gone")),
     ],
 )
+@pytest.mark.row("F16")
 async def test_other_statuses(
     receiver: Receiver, notifier: Notifier, status: str, result: RetryLater | Rejected
 ) -> None:
@@ -92,6 +93,7 @@ async def test_other_statuses(
 
 
 @pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"])
+@pytest.mark.row("F16")
 async def test_redirects_are_failures_and_not_followed(
     receiver: Receiver, notifier: Notifier, status: str
 ) -> None:
@@ -122,6 +124,7 @@ async def test_redirects_are_failures_and_not_followed(
         ("Thu, 24 Dec 2099 12:00:00 GMT", 86400.0),
     ],
 )
+@pytest.mark.row("F16")
 async def test_retry_after(
     receiver: Receiver, notifier: Notifier, header: str, seconds: float | None
 ) -> None:
@@ -145,6 +148,7 @@ async def silence(stream: trio.abc.Stream) -> None:
     await stream.receive_some(1)
 
 
+@pytest.mark.row("F16")
 async def test_silence_meets_the_deadline(receiver: Receiver) -> None:
     receiver.answer = silence
     async with opened({"timeout": 0.05}) as notifier:
@@ -185,6 +189,7 @@ async def reset(stream: trio.abc.Stream) -> None:
     await stream.aclose()
 
 
+@pytest.mark.row("F16")
 async def test_a_reset_after_the_body_is_retried(receiver: Receiver, notifier: Notifier) -> None:
     receiver.answer = reset
     result = await notifier.deliver(receiver.url(), PAYLOAD)
@@ -255,6 +260,7 @@ async def test_large_hints_count_as_part_of_the_answer(receiver: Receiver) -> No
 
 
 @pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.row("F16")
 async def test_of_a_huge_answer_only_64_kib_are_read(receiver: Receiver, chunked: bool) -> None:  # noqa: FBT001 - a parameter
     sent = 0
     gone = trio.Event()
@@ -352,6 +358,7 @@ async def test_an_unknown_name_is_retried(notifier: Notifier) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "localhost", "[::ffff:127.0.0.1]"])
+@pytest.mark.row("H9")
 async def test_a_refused_address_is_final_and_sees_no_syn(receiver: Receiver, host: str) -> None:
     async with opened(allow=()) as notifier:
         result = await notifier.deliver(receiver.url(host=host), PAYLOAD)
@@ -378,12 +385,14 @@ async def test_a_refused_address_is_final_and_sees_no_syn(receiver: Receiver, ho
         "https:x",
     ],
 )
+@pytest.mark.row("H7")
 async def test_a_bad_url_is_final(notifier: Notifier, url: str) -> None:
     result = await notifier.deliver(url, PAYLOAD)
     assert isinstance(result, Rejected)
     assert url not in result.reason or not url
 
 
+@pytest.mark.row("H9")
 async def test_the_environment_names_no_proxy(
     receiver: Receiver, notifier: Notifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,6 +425,7 @@ async def test_rotation_signs_with_each_secret(receiver: Receiver, section: dict
         Webhook(secret).verify(body, headers)
 
 
+@pytest.mark.row("F3")
 async def test_the_id_is_stable_over_retries(receiver: Receiver, notifier: Notifier) -> None:
     receiver.answer = b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
     await notifier.deliver(receiver.url(), PAYLOAD)

@@ -162,6 +162,7 @@ async def test_a_callback_larger_than_a_batch_goes_alone(servers: str) -> None:
     assert len(await read_topic(servers, name)) == 2
 
 
+@pytest.mark.row("F18")
 async def test_one_too_large_for_the_topic_does_not_take_others_with_it() -> None:
     async with proxied({}) as (proxy, broker, notifier):
         await create_topic(broker, "one", partitions=1)

@@ -96,6 +96,7 @@ async def test_one_dead_broker_of_several_at_the_start() -> None:
                 assert await notifier.deliver("jobs", payload()) == Delivered()
 
 
+@pytest.mark.row("F18")
 async def test_a_broker_that_freezes_holds_nothing_up() -> None:
     with Tansu() as broker:
         async with opened({"bootstrap.servers": broker.servers}) as notifier:
@@ -127,6 +128,7 @@ async def test_closing_in_the_midst_of_deliveries_to_a_frozen_broker() -> None:
                 nursery.cancel_scope.cancel()
 
 
+@pytest.mark.row("F18")
 async def test_a_restart_is_survived_by_a_delivery() -> None:
     async with proxied({"timeout": 20}) as (proxy, broker, notifier):
         assert await notifier.deliver("jobs", payload("before")) == Delivered()
@@ -177,6 +179,7 @@ async def test_a_leader_that_moves_is_looked_for() -> None:
         assert proxy.asked[PRODUCE] == 4
 
 
+@pytest.mark.row("F18")
 async def test_a_lost_report_is_no_delivery() -> None:
     async with proxied({**BRIEF}) as (proxy, _, notifier):
         assert await notifier.deliver("jobs", payload()) == Delivered()
@@ -186,6 +189,7 @@ async def test_a_lost_report_is_no_delivery() -> None:
         await eventually_delivered(notifier)
 
 
+@pytest.mark.row("F18")
 async def test_an_unknown_topic_is_told_from_a_silent_broker() -> None:
     async with proxied({"timeout": 2}) as (proxy, broker, notifier):
         proxy.no_new_topics = True

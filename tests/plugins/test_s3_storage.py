@@ -192,6 +192,7 @@ async def test_what_is_sent_can_be_checked_and_has_no_trailers(
         assert "aws-chunked" not in one.headers.get("content-encoding", "")
 
 
+@pytest.mark.row("F14")
 async def test_a_changed_bit_is_no_success(moto: Moto, bucket: str, front: Front, large: Body) -> None:
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         front.on("PutObject", s3.flip)
@@ -267,6 +268,7 @@ async def test_whose_job_it_is_is_asked_last(moto: Moto, bucket: str, front: Fro
     assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
 
 
+@pytest.mark.row("F14")
 async def test_s3_may_stumble(moto: Moto, bucket: str, front: Front, large: Body) -> None:
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         front.on("UploadPart", s3.answer(s3.error(503, "SlowDown")), skip=1, times=2)
@@ -330,6 +332,7 @@ async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front,
     assert s3.keys(front.moto, bucket) == []
 
 
+@pytest.mark.row("F14")
 async def test_what_a_crash_left_is_aborted_before_the_next_upload(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
@@ -483,6 +486,7 @@ REFUSALS: Mapping[str, bytes] = {
 
 
 @pytest.mark.parametrize("code", list(REFUSALS))
+@pytest.mark.row("F14")
 async def test_only_a_callers_bucket_is_given_up(bucket: str, front: Front, large: Body, code: str) -> None:
     async with (
         opened_storage(open_s3, section(bucket, front.url)) as own,

@@ -208,6 +208,7 @@ def said(code: str, status: int) -> ClientError:
         (OSError(5, "Input/output error", "/secret"), StorageError, StorageError),
     ],
 )
+@pytest.mark.row("F14")
 def test_what_is_final_depends_on_whose_bucket_it_is(
     exc: Exception, callers: type[StorageError], own: type[StorageError]
 ) -> None:

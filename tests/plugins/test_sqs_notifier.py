@@ -154,6 +154,7 @@ async def test_a_url_is_not_looked_up(moto: Moto, gate: SqsGate) -> None:
     assert gate.count() == {"SendMessageBatch": 1}
 
 
+@pytest.mark.row("F18")
 async def test_a_missing_queue_is_missing_only_until_it_is_there(moto: Moto) -> None:
     missing = RetryLater(f"queue jobs does not exist, or is closed to us ({MISSING})")
     async with opened(moto) as notifier:
@@ -349,6 +350,7 @@ MAY_PASS = [
 
 
 @pytest.mark.parametrize("operation", ["SendMessageBatch", "GetQueueUrl"])
+@pytest.mark.row("F18")
 async def test_what_may_pass_is_tried_again(moto: Moto, gate: SqsGate, operation: str) -> None:
     create(moto)
     async with opened(gate) as notifier:
@@ -383,6 +385,7 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> No
         assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("no AWS credentials found")
 
 
+@pytest.mark.row("F18")
 async def test_a_silent_sqs_is_given_up(moto: Moto, gate: SqsGate) -> None:
     create(moto)
     gate.on["*"] = hang

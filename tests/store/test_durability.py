@@ -24,6 +24,7 @@ async def test_aof_is_refused_at_the_start_by_a_server_without_one() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("F9")
 async def test_a_job_under_aof_survives_the_server_s_death() -> None:
     with Valkey("--appendonly", "yes", "--appendfsync", "everysec") as server:
         redis = RedisSettings(url=server.url, durability="aof")
@@ -38,6 +39,7 @@ async def test_a_job_under_aof_survives_the_server_s_death() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("F11")
 async def test_a_job_under_replicated_waits_for_a_replica() -> None:
     with Valkey("--repl-diskless-sync-delay", "0") as primary:
         # Of the call's time WAIT gets four fifths; what remains must do for its answer on a busy machine.

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
 from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission
 from downloader.store.redis_store import RedisStore
@@ -55,6 +57,7 @@ async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: Red
     assert len((await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases) == 1
 
 
+@pytest.mark.row("F21")
 async def test_aggregations_take_turns(store: RedisStore) -> None:
     await submit(store, "big", count=50, limit=50)
     [late] = await submit(store, "late")

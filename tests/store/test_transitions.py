@@ -120,6 +120,7 @@ async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: RedisSt
     assert {(lease.limit, lease.proxy) for lease in leases} == {(2, "http://first")}
 
 
+@pytest.mark.row("F24")
 async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
     spec = spec_for(store, unknown={"from_the_future": [1]})
     await store.submit([Submission(spec=spec)])
@@ -129,6 +130,7 @@ async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
 # lease
 
 
+@pytest.mark.row("F4")
 async def test_a_lost_reply_leases_nothing_twice(store: RedisStore) -> None:
     await submitted(store, aggr_limit=5)
     await submitted(store, aggr_limit=5)
@@ -171,6 +173,7 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStor
 # settling
 
 
+@pytest.mark.row("F13")
 async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
     spec = await submitted(store)
     await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 0)])
@@ -182,6 +185,7 @@ async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
 
 
 @pytest.mark.parametrize("transition", ["finish", "retry_later", "release"])
+@pytest.mark.row("F7")
 async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str) -> None:
     spec = await submitted(store)
     late = await leased(store, "late")
@@ -204,6 +208,7 @@ async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str)
     assert await store.finish("current", [(current, OK, None, 60)]) == [Settled.DONE]
 
 
+@pytest.mark.row("F4")
 async def test_settling_twice_is_answered_alike_and_done_once(store: RedisStore) -> None:
     spec = await submitted(store)
     lease = await leased(store)

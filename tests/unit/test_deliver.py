@@ -198,6 +198,7 @@ async def test_a_result_without_a_callback_is_a_failure() -> None:
         (lambda: Delivered, "answered type"),
     ],
 )
+@pytest.mark.row("F23")
 async def test_a_plugin_that_fails_is_retried_logged_and_counted(act: Callable[[], Any], what: str) -> None:
     health = HealthBook(["http"])
     with capture_logs() as logs:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from downloader.service.disk import LOOK_S, DiskGate
 
 
@@ -20,6 +22,7 @@ class Disk:
         self.now += LOOK_S
 
 
+@pytest.mark.row("F13")
 def test_it_closes_at_the_high_mark_and_opens_below_the_low_one() -> None:
     disk = Disk()
     gate = DiskGate(disk.read, high=95, low=90, clock=lambda: disk.now)

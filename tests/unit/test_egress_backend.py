@@ -47,6 +47,7 @@ LOCAL_SPELLINGS += ["::ffff:127.0.0.1", "[::ffff:7f00:1]", "::127.0.0.1", "64:ff
 
 
 @pytest.mark.parametrize("host", LOCAL_SPELLINGS)
+@pytest.mark.row("H1")
 async def test_loopback_in_every_spelling_is_refused_without_a_syn(host: str) -> None:
     with listening() as sock:
         with pytest.raises(EgressRefused, match="address not allowed"):
@@ -55,6 +56,7 @@ async def test_loopback_in_every_spelling_is_refused_without_a_syn(host: str) ->
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]", "::", "::1%lo"])
+@pytest.mark.row("H1")
 async def test_ipv6_loopback_is_refused_without_a_syn(host: str) -> None:
     with listening("::1") as sock:
         with pytest.raises(EgressRefused, match="address not allowed"):
@@ -91,6 +93,7 @@ async def test_addresses_are_never_looked_up() -> None:
     assert names.asked == []
 
 
+@pytest.mark.row("H4")
 async def test_one_private_answer_poisons_the_name() -> None:
     with listening() as sock:
         names = Names(mixed_test=[["93.184.216.34", "127.0.0.1"]])
@@ -99,6 +102,7 @@ async def test_one_private_answer_poisons_the_name() -> None:
         assert nobody_came(sock)
 
 
+@pytest.mark.row("H4")
 async def test_rebinding_meets_one_look_up_and_one_verdict_per_connection() -> None:
     async with serving(echo, "127.0.0.2") as port:
         names = Names(rebind_test=[["127.0.0.2"], ["127.0.0.1"]])

@@ -101,12 +101,14 @@ def test_public_addresses_pass(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", NOT_PUBLIC)
+@pytest.mark.row("H2")
 def test_everything_else_is_refused(address: str) -> None:
     with pytest.raises(EgressRefused, match="address not allowed"):
         PUBLIC_ONLY.check("origin.test", address)
 
 
 @pytest.mark.parametrize("address", sorted(map(str, METADATA)))
+@pytest.mark.row("H3")
 def test_metadata_is_refused_even_under_wide_ranges(address: str) -> None:
     wide = EgressPolicy.parse(
         ["0.0.0.0/0", "::/0", "169.254.0.0/16", "fd00::/8", "evil.test", "*.evil.test"],
@@ -132,6 +134,7 @@ def test_metadata_is_refused_even_under_wide_ranges(address: str) -> None:
         "fd00:ec2::254%eth0",
     ],
 )
+@pytest.mark.row("H3")
 def test_metadata_is_refused_in_disguise_too(address: str) -> None:
     with pytest.raises(EgressRefused, match="metadata"):
         EgressPolicy.everything(setting="egress").check("evil.test", address)
@@ -296,6 +299,7 @@ def test_a_denied_name_is_refused_before_any_look_up() -> None:
         ("", None),
     ],
 )
+@pytest.mark.row("H1")
 def test_literals_are_read_as_resolvers_read_them(text: str, address: str | None) -> None:
     parsed = parse_literal(text)
     assert (None if parsed is None else str(parsed)) == address
@@ -358,6 +362,7 @@ def _spellings(v4: int) -> list[str]:
 
 
 @given(_BAD_V4)
+@pytest.mark.row("H1")
 def test_no_spelling_of_a_private_ipv4_address_passes(v4: int) -> None:
     for text in _spellings(v4):
         literal = parse_literal(text)

@@ -55,12 +55,14 @@ async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
     assert seen == ["origin.test"]
 
 
+@pytest.mark.row("H10")
 async def test_self_signed_is_tls(ca: trustme.CA) -> None:
     async with serving(over_tls(server_context(trustme.CA(), "origin.test"))) as port:
         with pytest.raises(TlsFailed, match=r"^certificate verify failed: "):
             await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
 
 
+@pytest.mark.row("H10")
 async def test_wrong_host_is_tls(ca: trustme.CA) -> None:
     async with serving(over_tls(server_context(ca, "other.test"))) as port:
         with pytest.raises(TlsFailed, match=r"Hostname mismatch.*origin\.test"):
@@ -87,6 +89,7 @@ async def alerting(context: ssl.SSLContext) -> AsyncIterator[int]:
             yield listener.getsockname()[1]
 
 
+@pytest.mark.row("H10")
 async def test_old_version_is_tls(ca: trustme.CA) -> None:
     context = server_context(ca, "origin.test")
     context.maximum_version = ssl.TLSVersion.TLSv1_2

@@ -63,6 +63,7 @@ def test_json_has_event_level_time_and_fields(configured: Configure) -> None:
     }
 
 
+@pytest.mark.row("H14")
 def test_console_escapes_what_a_client_sent(configured: Configure) -> None:
     lines = configured("console")
     log = get_logger()

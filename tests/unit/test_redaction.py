@@ -9,6 +9,7 @@ from downloader.observe.redact import redact_url
 CANARY = "hunter2hunter2hunter2"
 
 
+@pytest.mark.row("H20")
 def test_no_secret_is_printed_and_all_else_is(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text(
@@ -86,5 +87,6 @@ def test_no_secret_is_printed_and_all_else_is(tmp_path: Path) -> None:
         ("https://h/\n?a=\nb", "https://h/\n?a=***"),
     ],
 )
+@pytest.mark.row("H20")
 def test_redact_url(url: str, shown: str) -> None:
     assert redact_url(url) == shown

@@ -66,6 +66,7 @@ def test_delays_stay_in_their_bounds(seed: int, attempts: int) -> None:
     assert 0 <= delay <= min(120.0 * 2.0 ** min(attempts, 50), MAX_BACKOFF_S)
 
 
+@pytest.mark.row("F20")
 def test_jitter_is_full_and_grows() -> None:
     first = [_decide(Treatment.RETRY, 0, seed=seed)[1] or 0.0 for seed in range(200)]
     second = [_decide(Treatment.RETRY, 1, seed=seed)[1] or 0.0 for seed in range(200)]
@@ -97,6 +98,7 @@ def test_retry_after_is_a_floor() -> None:
 
 
 @given(seed=st.integers(0, 2**32))
+@pytest.mark.row("F13")
 def test_our_own_faults_never_use_up_attempts(seed: int) -> None:
     verdict, delay = _decide(Treatment.RELEASE, attempts=99, max_retries=0, seed=seed)
     assert verdict is Verdict.RELEASE

@@ -245,6 +245,7 @@ def test_a_wrong_value_names_the_variable_or_the_command_line(config: Path) -> N
         "[api]\nport = 'hunter2'",
     ],
 )
+@pytest.mark.row("H20")
 def test_no_message_repeats_a_secret(config: Path, text: str) -> None:
     assert "hunter2" not in refused(config, text)
 

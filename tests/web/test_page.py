@@ -105,6 +105,7 @@ async def test_a_running_job_appears_and_disappears(
         assert await fleet.running[0].stop() < 5
 
 
+@pytest.mark.row("H14")
 async def test_hostile_names_are_text(page_url: str, store: RedisStore) -> None:
     names = [HOSTILE, "abc\u202egpj.exe", "__proto__", "a\u200bb", "constructor", "  x  y"]
     for name in names:
