@@ -1,25 +1,74 @@
-"""Which addresses this service may connect to on a client's behalf, and the one way to connect to them.
-
-`GuardedBackend` is the `network_backend` of every httpcore2 pool in the project: it resolves a name once,
-asks the `EgressPolicy` about every answer, and connects to the very address that was asked about. So
-redirects, DNS rebinding and every spelling of an address are covered at one place.
-"""
+"""HTTP that leaves: the URLs, the addresses that may be connected to, and the one way to connect and ask."""
 
 from __future__ import annotations
 
-from downloader.net.dial import GuardedBackend, check_target
-from downloader.net.policy import EgressPolicy, EgressRefused
-from downloader.net.resolve import NameNotResolved, Resolver, SystemResolver
-from downloader.net.stream import GuardedStream, TlsFailed
+from downloader.net.backend import GuardedBackend, check_target
+from downloader.net.backend_stream import GuardedStream
+from downloader.net.errors import (
+    BadRequest,
+    BadResponse,
+    ConnectFailed,
+    ConnectionLost,
+    CutShort,
+    EgressRefused,
+    NameNotResolved,
+    NetError,
+    ProxyRefused,
+    TimedOut,
+    TlsFailed,
+)
+from downloader.net.fields import FORBIDDEN_FIELDS, is_forbidden, parse_retry_after
+from downloader.net.policy import EgressPolicy
+from downloader.net.resolve import Resolver, SystemResolver
+from downloader.net.transport import (
+    ROUTE,
+    Limits,
+    ResponseBody,
+    Route,
+    Transport,
+    Watch,
+    build_request,
+    guarded_client,
+    open_transport,
+    tls_context,
+)
+from downloader.net.url import HIDDEN, Origin, Url, UrlError, Use, redact_url
 
 __all__ = [
+    "FORBIDDEN_FIELDS",
+    "HIDDEN",
+    "ROUTE",
+    "BadRequest",
+    "BadResponse",
+    "ConnectFailed",
+    "ConnectionLost",
+    "CutShort",
     "EgressPolicy",
     "EgressRefused",
     "GuardedBackend",
     "GuardedStream",
+    "Limits",
     "NameNotResolved",
+    "NetError",
+    "Origin",
+    "ProxyRefused",
     "Resolver",
+    "ResponseBody",
+    "Route",
     "SystemResolver",
+    "TimedOut",
     "TlsFailed",
+    "Transport",
+    "Url",
+    "UrlError",
+    "Use",
+    "Watch",
+    "build_request",
     "check_target",
+    "guarded_client",
+    "is_forbidden",
+    "open_transport",
+    "parse_retry_after",
+    "redact_url",
+    "tls_context",
 ]

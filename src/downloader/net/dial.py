@@ -1,27 +1,24 @@
-"""The only way out: resolve once, check every answer, connect to what was checked."""
+"""The only way to open a connection: resolve once, check every answer, connect to what was checked."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
-import httpcore2
 import trio
 
+from downloader.net.errors import ConnectFailed, EgressRefused, NameNotResolved, TimedOut
 from downloader.net.policy import (
     EgressPolicy,
-    EgressRefused,
     is_canonical,
     is_local_name,
     normal_host,
     parse_literal,
 )
-from downloader.net.resolve import NameNotResolved, Resolver, SystemResolver
-from downloader.net.stream import GuardedStream
-
-RESOLVE_TIMEOUT_S = 5.0
-"""As for a connection: a name server that is worth waiting for longer is rare."""
+from downloader.net.resolve import Resolver, SystemResolver
+from downloader.net.stream import Stream
 
 _TARGET_RESOLVE_S = 2.0
 """Each proxied request waits this long where no name server answers, which a proxy may be there for."""
@@ -33,85 +30,81 @@ _STAGGER_S = 0.25
 """The head start of one address before the next is tried beside it; RFC 8305, section 5."""
 
 
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    """The `network_backend` of every connection made on a client's behalf.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialer:
+    """Connects to what the policy allows.
 
-    It has no Unix sockets. One may serve any number of pools; `resolver` is asked once per connection
-    and not at all for addresses. SNI and `Host` are the caller's and stay the name. Its streams are
-    `GuardedStream`s, which get `tls_timeout_s` and `max_read_bytes`.
+    `resolver` is asked once for each connection, and not at all for addresses. SNI and `Host` are the
+    caller's and stay the name.
     """
 
-    def __init__(
-        self,
-        policy: EgressPolicy,
-        *,
-        resolve_timeout_s: float = RESOLVE_TIMEOUT_S,
-        tls_timeout_s: float | None = None,
-        max_read_bytes: int | None = None,
-        resolver: Resolver | None = None,
-    ) -> None:
-        self.policy = policy
-        self._resolve_timeout_s = resolve_timeout_s
-        self._tls_timeout_s = tls_timeout_s
-        self._max_read_bytes = max_read_bytes
-        self._resolver = SystemResolver() if resolver is None else resolver
+    policy: EgressPolicy
+    within_s: float
+    """For the look-up, and for look-up and connecting together."""
+    resolver: Resolver = field(default_factory=SystemResolver)
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - httpcore2's interface
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Connect to the host if the policy allows it; `timeout` bounds the look-up and the connecting.
+    async def connect(self, host: str, port: int) -> Stream:
+        """Connect to the host if the policy allows it.
 
-        Nothing is sent, not even a SYN, unless every address of the host is allowed. A cancel leaves
-        no socket behind. httpcore2's pools pass the first two exceptions on unchanged.
+        Nothing is sent, not even a SYN, unless every address of the host is allowed. A cancel leaves no
+        socket behind.
 
         Raises:
-            EgressRefused: the policy forbids it; final.
-            NameNotResolved: no address, or none in time (`timed_out`).
-            httpcore2.ConnectError: refused, reset, unreachable; its one argument is the `OSError`
-                (the pools drop `__cause__`).
-            httpcore2.ConnectTimeout: no answer in time.
+            EgressRefused: the policy forbids it.
+            NameNotResolved: no address, or none in time.
+            ConnectFailed: refused, reset, unreachable.
+            TimedOut: no answer in time.
         """
-        deadline = math.inf if timeout is None else trio.current_time() + timeout
+        deadline = trio.current_time() + self.within_s
         self.policy.check_port(port)
         addresses = await self._addresses(host, port, deadline)
         try:
             with trio.fail_at(deadline):
-                sock = await _connect_first(addresses, port, local_address)
+                sock = await _connect_first(addresses, port)
         except trio.TooSlowError as exc:
-            raise httpcore2.ConnectTimeout(f"no connection within {timeout:g} s") from exc
+            raise TimedOut(f"no connection within {self.within_s:g} s") from exc
         except OSError as exc:
-            raise httpcore2.ConnectError(exc) from exc
-        stream = trio.SocketStream(sock)  # sets TCP_NODELAY
-        try:
-            for option in socket_options or ():
-                sock.setsockopt(*option)
-        except OSError as exc:
-            sock.close()
-            raise httpcore2.ConnectError(exc) from exc
-        return GuardedStream(stream, tls_timeout_s=self._tls_timeout_s, max_read_bytes=self._max_read_bytes)
+            raise _failed(exc) from exc
+        return Stream(trio.SocketStream(sock))  # which sets TCP_NODELAY
 
     async def check_target(self, host: str) -> None:
-        """`check_target` with this backend's policy, look-ups included.
+        """Check the target of a request that goes through a proxy, which resolves the name by itself.
+
+        Addresses must be allowed, and spelled as everybody reads them. A name that only a private network
+        can know (`localhost`, `*.internal`, a single label) must be allowed by name. Any other name is
+        looked up here too, and refused if it has a forbidden address; one that cannot be looked up is let
+        through, as proxies often know names that we do not. What the proxy itself makes of a name later is
+        beyond us: a proxy inside the network needs rules of its own.
 
         Raises:
             EgressRefused: the policy forbids it.
             NameNotResolved: the text cannot be a host.
         """
-        await check_target(
-            self.policy,
-            host,
-            resolver=self._resolver,
-            resolve_timeout_s=min(self._resolve_timeout_s, _TARGET_RESOLVE_S),
-        )
-
-    async def sleep(self, seconds: float) -> None:
-        """For httpcore2's own retries."""
-        await trio.sleep(seconds)
+        name = _name_of(host)
+        literal = parse_literal(name)
+        if literal is not None:
+            self.policy.check(name, literal)
+            if not is_canonical(name):
+                raise EgressRefused(
+                    f"address not allowed: {name} does not mean the same address to every proxy;"
+                    f" write {literal}"
+                )
+            return
+        self.policy.check_name(name)
+        if self.policy.allows_name(name):
+            return
+        if is_local_name(name):
+            raise EgressRefused(
+                f"address not allowed: {name} is a name of a private network;"
+                f" to permit it add it to {self.policy.setting}.allow"
+            )
+        deadline = trio.current_time() + min(self.within_s, _TARGET_RESOLVE_S)
+        try:
+            addresses = await _resolve(self.resolver, name, 0, deadline)
+        except NameNotResolved:
+            return
+        for address in addresses:
+            self.policy.check(name, address)
 
     async def _addresses(self, host: str, port: int, deadline: float) -> Sequence[str]:
         """The host's addresses, at least one, all of them allowed."""
@@ -121,58 +114,15 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
             self.policy.check(name, literal)
             return [str(literal)]
         self.policy.check_name(name)
-        addresses = await _resolve(
-            self._resolver, name, port, min(deadline, trio.current_time() + self._resolve_timeout_s)
-        )
+        addresses = await _resolve(self.resolver, name, port, deadline)
         for address in addresses:
             self.policy.check(name, address)
         return addresses
 
 
-async def check_target(
-    policy: EgressPolicy,
-    host: str,
-    *,
-    resolver: Resolver | None = None,
-    resolve_timeout_s: float = _TARGET_RESOLVE_S,
-) -> None:
-    """Check the target of a request that goes through a proxy, which resolves the name by itself.
-
-    Addresses must be allowed, and spelled as everybody reads them. A name that only a private network
-    can know (`localhost`, `*.internal`, a single label) must be allowed by name. With a `resolver` any
-    other name is looked up here too, and refused if it has a forbidden address; one that cannot be
-    looked up is let through, as proxies often know names that we do not. What the proxy itself makes
-    of a name later is beyond us: a proxy inside the network needs rules of its own.
-
-    Raises:
-        EgressRefused: the policy forbids it.
-        NameNotResolved: the text cannot be a host.
-    """
-    name = _name_of(host)
-    literal = parse_literal(name)
-    if literal is not None:
-        policy.check(name, literal)
-        if not is_canonical(name):
-            raise EgressRefused(
-                f"address not allowed: {name} does not mean the same address to every proxy; write {literal}"
-            )
-        return
-    policy.check_name(name)
-    if policy.allows_name(name):
-        return
-    if is_local_name(name):
-        raise EgressRefused(
-            f"address not allowed: {name} is a name of a private network;"
-            f" to permit it add it to {policy.setting}.allow"
-        )
-    if resolver is None:
-        return
-    try:
-        addresses = await _resolve(resolver, name, 0, trio.current_time() + resolve_timeout_s)
-    except NameNotResolved:
-        return
-    for address in addresses:
-        policy.check(name, address)
+def _failed(exc: OSError) -> ConnectFailed:
+    reason = os.strerror(exc.errno).lower() if exc.errno else "connection lost"
+    return ConnectFailed(reason, errno=exc.errno or 0)
 
 
 def _name_of(host: str) -> str:
@@ -195,19 +145,17 @@ async def _resolve(resolver: Resolver, name: str, port: int, deadline: float) ->
     raise NameNotResolved(name, "no answer from the name servers in time", timed_out=True)
 
 
-async def _connect_first(
-    addresses: Sequence[str], port: int, local_address: str | None
-) -> trio.socket.SocketType:
+async def _connect_first(addresses: Sequence[str], port: int) -> trio.socket.SocketType:
     """The first connection that stands, each address with a head start before the next (RFC 8305)."""
     if len(addresses) == 1:
-        return await _connect(addresses[0], port, local_address)
+        return await _connect(addresses[0], port)
     errors: list[OSError] = []
     winner: trio.socket.SocketType | None = None
 
     async def attempt(address: str, failed: trio.Event) -> None:
         nonlocal winner
         try:
-            sock = await _connect(address, port, local_address)
+            sock = await _connect(address, port)
         except OSError as exc:
             errors.append(exc)
             failed.set()
@@ -234,12 +182,10 @@ async def _connect_first(
     return winner
 
 
-async def _connect(address: str, port: int, local_address: str | None) -> trio.socket.SocketType:
+async def _connect(address: str, port: int) -> trio.socket.SocketType:
     family = trio.socket.AF_INET if ip_address(address).version == 4 else trio.socket.AF_INET6  # noqa: PLR2004 - IPv4
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     try:
-        if local_address is not None:
-            await sock.bind((local_address, 0))
         await sock.connect((address, port))
     except BaseException:
         sock.close()

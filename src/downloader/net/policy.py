@@ -16,7 +16,7 @@ from typing import Self
 
 import idna
 
-from downloader.errors import DownloaderError
+from downloader.net.errors import EgressRefused
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -94,10 +94,6 @@ _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".localdomain", ".home.a
 """Names that never belong to a public host (RFC 6761, 6762, 8375, and ICANN's reservation of `internal`)."""
 
 _MAX_PORT = 65535
-
-
-class EgressRefused(DownloaderError):
-    """The operator's egress policy forbids this connection; trying again would not help."""
 
 
 def normal_host(host: str) -> str:

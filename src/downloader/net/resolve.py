@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
-from downloader.errors import DownloaderError
+from downloader.net.errors import NameNotResolved
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """`(name, port)` to addresses in the order in which to try them, link-local ones with their zone id.
@@ -18,16 +18,6 @@ Raises `NameNotResolved`. Called once per connection, never for a host that is a
 MAX_LOOKUPS = 128
 """Threads that may wait for name servers at once. A look-up that nobody waits for any more keeps its
 thread until the C library gives up (10 s or so), so there have to be spare ones."""
-
-
-class NameNotResolved(DownloaderError):
-    """The host's name has no address, or the name servers did not answer in time."""
-
-    def __init__(self, host: str, reason: str, *, timed_out: bool = False) -> None:
-        super().__init__(f"name not resolved: {host}: {reason}")
-        self.host = host
-        self.timed_out = timed_out
-        """Whether it was for want of an answer and not because of one."""
 
 
 class SystemResolver:

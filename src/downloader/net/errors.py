@@ -1,0 +1,83 @@
+"""Why a request did not get its response.
+
+::
+
+    NetError                 also an `httpx2.TransportError`
+    ├── EgressRefused        the operator's policy forbids the address                    final
+    ├── NameNotResolved      no address for the name, or none in time
+    ├── ConnectFailed        refused, reset, unreachable; `errno` is the system's
+    ├── ProxyRefused         the proxy did not connect us
+    ├── TlsFailed            certificate, version, alert                                  final
+    ├── TimedOut             a bounded wait is over
+    ├── ConnectionLost       closed or reset before a byte of the response
+    ├── CutShort             closed or reset inside the response
+    ├── BadResponse          the peer does not speak HTTP/1.1 as it should                final
+    └── BadRequest           the request cannot be put into HTTP                          final
+
+Each is the httpx2 exception that a caller of an `AsyncClient` expects, too. The texts are one line, hold no
+secret and quote no peer.
+"""
+
+from __future__ import annotations
+
+import httpx2
+
+from downloader.errors import DownloaderError
+
+
+class NetError(DownloaderError, httpx2.TransportError):
+    """Base of everything below."""
+
+
+class EgressRefused(NetError, httpx2.ConnectError):
+    """The operator's egress policy forbids this connection; trying again would not help."""
+
+
+class NameNotResolved(NetError, httpx2.ConnectError):
+    """The host's name has no address, or the name servers did not answer in time."""
+
+    def __init__(self, host: str, reason: str, *, timed_out: bool = False) -> None:
+        super().__init__(f"name not resolved: {host}: {reason}")
+        self.host = host
+        self.timed_out = timed_out
+        """Whether it was for want of an answer and not because of one."""
+
+
+class ConnectFailed(NetError, httpx2.ConnectError):
+    """No connection: refused, reset, unreachable, or lost in the TLS handshake."""
+
+    def __init__(self, reason: str, *, errno: int = 0) -> None:
+        super().__init__(f"connection failed: {reason}")
+        self.errno = errno
+        """The system's number, or 0."""
+
+
+class ProxyRefused(NetError, httpx2.ProxyError):
+    """The proxy did not connect us."""
+
+
+class TlsFailed(NetError, httpx2.ConnectError):
+    """The TLS handshake failed for a reason of TLS's own: certificate, version, an alert.
+
+    A connection that merely broke during the handshake is a `ConnectFailed`.
+    """
+
+
+class TimedOut(NetError, httpx2.TimeoutException):
+    """A bounded wait is over; the text says which."""
+
+
+class ConnectionLost(NetError, httpx2.NetworkError):
+    """The connection was closed or reset before a byte of the response came."""
+
+
+class CutShort(NetError, httpx2.RemoteProtocolError):
+    """The connection was closed or reset inside the response."""
+
+
+class BadResponse(NetError, httpx2.RemoteProtocolError):
+    """The peer does not speak HTTP/1.1 as it should."""
+
+
+class BadRequest(NetError, httpx2.LocalProtocolError):
+    """The request cannot be put into HTTP: its target or a header is malformed."""

@@ -1,0 +1,409 @@
+"""The way out for HTTP: an `httpx2.AsyncBaseTransport` over guarded connections that are kept for a while."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Protocol
+
+import httpx2
+import trio
+
+from downloader.net.connection import Connection, Field
+from downloader.net.dial import Dialer
+from downloader.net.errors import BadRequest, ConnectionLost, TimedOut
+from downloader.net.policy import EgressPolicy
+from downloader.net.proxy import connect_socks, connect_tunnel
+from downloader.net.resolve import Resolver, SystemResolver
+from downloader.net.stream import Stream
+from downloader.net.url import Origin, Url, UrlError
+
+ROUTE = "downloader.route"
+"""The key in `httpx2.Request.extensions` of the request's `Route`."""
+
+KEEP = 8
+"""Idle connections to one origin, where a request does not say how many are worth keeping."""
+
+_CLOSE_S = 2.0
+"""For closing idle connections at the end; a socket's close waits for nobody, TLS may."""
+
+_BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
+"""They announce a length even if there is no body (RFC 9110, 8.6)."""
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long to wait, in seconds; constants of the service, which tests make small."""
+
+    connect_s: float = 5.0
+    """To resolve and connect; again for a proxy's answer."""
+    tls_s: float = 5.0
+    response_s: float = 30.0
+    """For the whole head of a response, 1xx included."""
+    idle_s: float = 10.0
+    """How long an unused connection is kept. Servers close theirs after 5 to 75 s; an aggregation with work
+    needs the next one within milliseconds."""
+
+
+class Watch(Protocol):
+    """Whoever bounds the waits of one attempt with a cancel scope of its own."""
+
+    def expect(self, what: str, seconds: float) -> None:
+        """From now on wait for `what` ("no response within 30 s" when in vain) only this long."""
+
+    def free(self) -> None:
+        """From now on only the whole is bounded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """What a request needs beyond httpx's model; in its `extensions` under `ROUTE`.
+
+    A request without one is a stranger's: its URL is checked as a callback's, and httpx's read timeout
+    bounds the wait for the head and for each piece of the body.
+    """
+
+    url: Url
+    """What is asked for; the request's own URL is only its origin, since httpx2 normalises paths."""
+    aggregation: str = ""
+    """Connections are never shared between aggregations."""
+    proxy: Url | None = None
+    keep: int = KEEP
+    """How many idle connections to one origin are worth keeping: as many as may be in flight."""
+    answer_bytes: int | None = None
+    """No more than this is read of the response, head and 1xx included; beyond it is a `BadResponse`."""
+    tls: ssl.SSLContext | None = None
+    """Instead of the transport's."""
+    watch: Watch | None = None
+    """Bounds the waits instead of httpx's timeouts."""
+
+
+def build_request(method: str, route: Route, fields: Sequence[Field], content: bytes = b"") -> httpx2.Request:
+    """A request for the route's URL; `Host`, framing and the URL's credentials are added.
+
+    The credentials are used unless `fields` have an `Authorization`.
+    """
+    url = route.url
+    headers = [(b"Host", url.origin.authority), *fields]
+    if url.basic and not any(name.lower() == b"authorization" for name, _ in fields):
+        headers.append((b"Authorization", url.basic))
+    if content or method in _BODY_METHODS:
+        headers.append((b"Content-Length", b"%d" % len(content)))
+    return httpx2.Request(
+        method, url.httpx, headers=headers, stream=httpx2.ByteStream(content), extensions={ROUTE: route}
+    )
+
+
+_Key = tuple[str, str, Origin, ssl.SSLContext]
+"""Aggregation, proxy, origin, authorities."""
+
+
+@dataclass(slots=True)
+class _Use:
+    """A connection with a request on it."""
+
+    connection: Connection
+    key: _Key
+    keep: int
+
+
+class ResponseBody(httpx2.AsyncByteStream):
+    """The body of a response as it is sent; gives its connection back at the end."""
+
+    def __init__(self, transport: Transport, use: _Use, *, length: int | None, piece_s: float | None) -> None:
+        self.length = length
+        """Declared bytes, or `None`."""
+        self._transport = transport
+        self._use: _Use | None = use
+        self._piece_s = piece_s
+
+    async def read(self) -> bytes | None:
+        """The next bytes, `None` at the end. After an exception, a cancel included, it is closed.
+
+        Raises:
+            CutShort, BadResponse: the body does not come to its end.
+            TimedOut: httpx's read timeout.
+        """
+        use = self._use
+        if use is None:
+            return None
+        try:
+            if self._piece_s is None:
+                data = await use.connection.read()
+            else:
+                with trio.fail_after(self._piece_s):
+                    data = await use.connection.read()
+        except BaseException as exc:
+            self._use = None
+            await use.connection.aclose()
+            if isinstance(exc, trio.TooSlowError):
+                raise TimedOut(f"no more of the response within {self._piece_s:g} s") from exc
+            raise
+        if data is None:
+            await self.aclose()
+        return data
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.read()
+        if data is None:
+            raise StopAsyncIteration
+        return data
+
+    async def aclose(self) -> None:
+        """Give the connection back; what has not been read ends it, unless it is all here already."""
+        use, self._use = self._use, None
+        if use is not None:
+            await self._transport.give_back(use.connection, use.key, use.keep)
+
+
+class Transport(httpx2.AsyncBaseTransport):
+    """Sends requests over connections that it opens, and keeps for a while; see `open_transport`.
+
+    How many are in use is the callers' to bound; idle ones are bounded in total, the oldest going first.
+    """
+
+    def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: Limits, max_idle: int) -> None:
+        self._dialer = dialer
+        self._tls = tls
+        self._limits = limits
+        self._max_idle = max_idle
+        self._no_response = f"no response within {limits.response_s:g} s"
+        self._by_key: dict[_Key, list[Connection]] = {}
+        self._idle: dict[Connection, tuple[float, _Key]] = {}
+        """To the time at which it expires; in this order, the oldest first."""
+        self._filled = trio.Event()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; the response's body is a `ResponseBody`, to be read or closed.
+
+        A kept connection that the peer turns out to have closed is replaced once: nothing has come back on
+        it, so the request can be sent again (RFC 9112, 9.3.1). That is so for any method, since a peer that
+        closes an idle connection has not looked at what came after. Redirects are not followed. A cancel
+        leaves no connection behind.
+
+        Raises:
+            NetError: there is no response.
+        """
+        route = request.extensions.get(ROUTE)
+        if route is None:
+            request, route = await _as_ours(request)
+        key = (
+            route.aggregation,
+            "" if route.proxy is None else route.proxy.text,
+            route.url.origin,
+            route.tls or self._tls,
+        )
+        kept = await self._take(key)
+        if kept is not None:
+            try:
+                return await self._ask(_Use(kept, key, route.keep), request, route)
+            except ConnectionLost:
+                pass
+        if route.watch is not None:
+            route.watch.free()
+        opened = await self._open(route)
+        return await self._ask(_Use(opened, key, route.keep), request, route)
+
+    async def give_back(self, connection: Connection, key: _Key, keep: int) -> None:
+        """Keep a connection after its response if it can be used again, else close it."""
+        if keep <= 0 or not connection.reusable:
+            await connection.aclose()
+            return
+        alike = self._by_key.setdefault(key, [])
+        alike.append(connection)
+        self._idle[connection] = (trio.current_time() + self._limits.idle_s, key)
+        self._filled.set()
+        if len(alike) > keep:
+            await self._drop(alike[0])
+        elif len(self._idle) > self._max_idle:
+            await self._drop(next(iter(self._idle)))
+
+    async def close_idle(self) -> None:
+        """Close the idle connections."""
+        for connection in list(self._idle):
+            if connection in self._idle:
+                await self._drop(connection)
+
+    async def sweep(self) -> None:
+        """Close connections as they expire; runs until cancelled, and asleep while there is none."""
+        while True:
+            while not self._idle:
+                self._filled = trio.Event()
+                await self._filled.wait()
+            connection, (expires, _) = next(iter(self._idle.items()))
+            left = expires - trio.current_time()
+            if left > 0:
+                await trio.sleep(left)
+            else:
+                await self._drop(connection)
+
+    async def _ask(self, use: _Use, request: httpx2.Request, route: Route) -> httpx2.Response:
+        connection = use.connection
+        stream = request.stream
+        assert isinstance(stream, httpx2.ByteStream)
+        target, fields, content = route.url.target, request.headers.raw, b"".join(stream)
+        piece_s: float | None = None
+        try:
+            if route.watch is not None:
+                route.watch.expect(self._no_response, self._limits.response_s)
+                head = await connection.ask(
+                    request.method.encode(), target, fields, content, limit=route.answer_bytes
+                )
+            else:
+                piece_s = request.extensions.get("timeout", {}).get("read") or self._limits.response_s
+                with trio.fail_after(piece_s):
+                    head = await connection.ask(
+                        request.method.encode(), target, fields, content, limit=route.answer_bytes
+                    )
+        except BaseException as exc:
+            await connection.aclose()
+            if isinstance(exc, trio.TooSlowError):
+                raise TimedOut(f"no response within {piece_s:g} s") from exc
+            raise
+        body = ResponseBody(self, use, length=head.length, piece_s=piece_s)
+        return httpx2.Response(head.status, headers=list(head.fields), stream=body)
+
+    async def _open(self, route: Route) -> Connection:
+        url, proxy, tls = route.url, route.proxy, route.tls or self._tls
+        prefix, fields = b"", list[Field]()
+        if proxy is None:
+            stream = await self._dialer.connect(url.origin.host, url.origin.port)
+        else:
+            await self._dialer.check_target(url.origin.host)
+            stream = await self._connect_proxy(url, proxy, tls)
+            if url.origin.scheme == "http" and proxy.origin.scheme != "socks5":
+                prefix = b"http://" + url.origin.authority
+                fields = [(b"Proxy-Authorization", proxy.basic)] if proxy.basic else []
+        if url.origin.scheme == "https":
+            stream = await stream.start_tls(tls, url.origin.host, within_s=self._limits.tls_s)
+        return Connection(stream, prefix=prefix, extra=fields)
+
+    async def _connect_proxy(self, url: Url, proxy: Url, tls: ssl.SSLContext) -> Stream:
+        stream = await self._dialer.connect(proxy.origin.host, proxy.origin.port)
+        if proxy.origin.scheme == "https":
+            stream = await stream.start_tls(tls, proxy.origin.host, within_s=self._limits.tls_s)
+        try:
+            with trio.fail_after(self._limits.connect_s):
+                if proxy.origin.scheme == "socks5":
+                    await connect_socks(stream, url.origin, proxy)
+                elif url.origin.scheme == "https":
+                    await connect_tunnel(stream, url.origin, proxy)
+        except BaseException as exc:
+            await stream.aclose()
+            if isinstance(exc, trio.TooSlowError):
+                raise TimedOut(f"no answer of the proxy within {self._limits.connect_s:g} s") from exc
+            raise
+        return stream
+
+    async def _take(self, key: _Key) -> Connection | None:
+        alike = self._by_key.get(key)
+        while alike:
+            connection = alike[-1]
+            self._forget(connection)
+            if not connection.is_stale():
+                return connection
+            await connection.aclose()
+            alike = self._by_key.get(key)
+        return None
+
+    async def _drop(self, connection: Connection) -> None:
+        self._forget(connection)
+        await connection.aclose()
+
+    def _forget(self, connection: Connection) -> None:
+        _, key = self._idle.pop(connection)
+        alike = self._by_key[key]
+        alike.remove(connection)
+        if not alike:
+            del self._by_key[key]
+
+
+@asynccontextmanager
+async def open_transport(
+    policy: EgressPolicy,
+    *,
+    tls: ssl.SSLContext,
+    limits: Limits | None = None,
+    max_idle: int = 256,
+    resolver: Resolver | None = None,
+) -> AsyncIterator[Transport]:
+    """A transport whose connections obey `policy`; they are closed with it.
+
+    No request may be under way at the end. What is raised inside comes out as it is.
+
+    Args:
+        policy: what may be connected to, proxies included.
+        tls: for all https origins and proxies; see `tls_context`.
+        limits: how long to wait.
+        max_idle: unused connections that are kept.
+        resolver: looks names up.
+    """
+    limits = limits or Limits()
+    dialer = Dialer(policy=policy, within_s=limits.connect_s, resolver=resolver or SystemResolver())
+    transport = Transport(dialer, tls=tls, limits=limits, max_idle=max_idle)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(transport.sweep)
+        try:
+            yield transport
+        except Exception as exc:  # noqa: BLE001 - raised below: on its way through a nursery it becomes a group
+            failure = exc
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(_CLOSE_S, shield=True):
+                await transport.close_idle()
+    if failure is not None:
+        raise failure
+
+
+def guarded_client(transport: Transport, *, timeout_s: float = 30.0) -> httpx2.AsyncClient:
+    """A client for strangers' plugins: no redirects, no proxies of the environment, no cookies kept.
+
+    To close it leaves the transport open. Besides httpx2's exceptions it raises `NetError`s, which are some.
+    """
+    return httpx2.AsyncClient(
+        transport=transport,
+        timeout=timeout_s,
+        follow_redirects=False,
+        trust_env=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+        headers={"User-Agent": "downloader", "Accept-Encoding": "identity"},
+    )
+
+
+def tls_context(ca_file: str = "") -> ssl.SSLContext:
+    """A client's context: TLS 1.2 or later, HTTP/1.1, the system's authorities unless a PEM file is given.
+
+    To build one takes milliseconds: build one and share it.
+
+    Raises:
+        OSError: the file cannot be used.
+    """
+    context = ssl.create_default_context(cafile=ca_file or None)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+async def _as_ours(request: httpx2.Request) -> tuple[httpx2.Request, Route]:
+    """A stranger's request, its body in memory, its URL checked."""
+    try:
+        url = Url.parse(str(request.url), "callback")
+    except UrlError as exc:
+        raise BadRequest(f"the URL {exc.detail}") from exc
+    fields = [
+        (name, value)
+        for name, value in request.headers.raw
+        if name.lower() not in _FRAMING and name.lower() != b"host"
+    ]
+    ours = build_request(request.method, Route(url=url), fields, await request.aread())
+    ours.extensions.update(request.extensions)
+    return ours, ours.extensions[ROUTE]

@@ -1,0 +1,287 @@
+"""The one type for URLs: of jobs, of redirects, of callbacks and of proxies; form only, no I/O.
+
+What a URL's host resolves to is judged where the connection is made.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Literal, Self
+from urllib.parse import quote, unquote_to_bytes, urljoin
+
+import httpx2
+import idna
+
+Use = Literal["download", "callback", "proxy"]
+
+MAX_URL_CHARS = 8192
+"""What servers commonly accept as a request line; presigned URLs have up to 2,000."""
+
+HIDDEN = "***"
+"""Stands where a secret stood."""
+
+_MAX_HOST_CHARS = 253
+"""RFC 1035, 2.3.4, without the final dot."""
+
+_MAX_PORT = 65535
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""C0, DEL, C1, and surrogates, which no encoding can carry."""
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_IPV4 = re.compile(r"[0-9]+(\.[0-9]+){3}")
+_PORT = re.compile(r"[0-9]{0,5}")
+
+_QUOTED = re.compile(r"[^!#-;=?-\[\]_a-z~\\]")
+"""Characters of a path or query that are percent-encoded; a stray `%` is not."""
+_KEPT = "!#$%&'()*+,/:;=?@[\\]~"
+
+_SCHEMES: Mapping[Use, Mapping[str, int]] = {
+    "download": {"http": 80, "https": 443},
+    "callback": {"http": 80, "https": 443},
+    "proxy": {"http": 80, "https": 443, "socks5": 1080},
+}
+"""Allowed schemes with their ports."""
+
+REFUSED_PORTS = frozenset(
+    {
+        # Other protocols' ports, which an HTTP request must not be made to talk to: the Fetch standard's
+        # bad ports (https://fetch.spec.whatwg.org/#port-blocking) ...
+        *(0, 1, 7, 9, 11, 13, 15, 17, 19, 20, 21, 22, 23, 25, 37, 42, 43, 53, 69, 77, 79, 87, 95, 101, 102),
+        *(103, 104, 109, 110, 111, 113, 115, 117, 119, 123, 135, 137, 139, 143, 161, 179, 389, 427, 465),
+        *(512, 513, 514, 515, 526, 530, 531, 532, 540, 548, 554, 556, 563, 587, 601, 636, 989, 990, 993),
+        *(995, 1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668),
+        *(6669, 6679, 6697, 10080),
+        # ... and SMB, SQL Server, Oracle, MySQL, RDP, PostgreSQL, VNC, Redis, Cassandra, memcached, MongoDB.
+        *(445, 1433, 1521, 3306, 3389, 5432, 5900, 6379, 6380, 9042, 11211, 27017),
+    }
+)
+
+_ORIGINS = 1024
+"""Parsed authorities that are kept: the URLs of an aggregation are nearly all of one origin."""
+
+
+class UrlError(ValueError):
+    """A text is no URL fit for its use; `str()` does not repeat it."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+        """`url_too_long`, `url_characters`, `url_malformed`, `url_scheme`, `url_userinfo`, `url_host` or
+        `url_port`."""
+        self.detail = detail
+        """Continues a sentence that begins with the field's name: "has a port that does not exist"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a connection leads to (RFC 6454); equal if scheme, host and port are."""
+
+    scheme: str
+    host: str
+    """ASCII (IDNA), lower case, without brackets."""
+    port: int
+    authority: bytes = field(compare=False)
+    """For `Host`: brackets round IPv6, the port unless it is the scheme's own."""
+
+    @property
+    def host_port(self) -> bytes:
+        """For CONNECT: the port always."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Authority:
+    origin: Origin
+    user: bytes = field(repr=False)
+    password: bytes = field(repr=False)
+    basic: bytes = field(repr=False)
+    url: httpx2.URL
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """An absolute URL whose form has been checked. Its `repr` shows no user, password or query."""
+
+    text: str = field(repr=False)
+    """As given, surrounding blanks dropped."""
+    target: bytes = field(repr=False)
+    """Path and query, percent-encoded; `..` stays, as it may be part of a name that is signed."""
+    _authority: _Authority
+
+    @classmethod
+    def parse(cls, text: str, use: Use = "download") -> Self:
+        """Read a URL as a browser would (WHATWG), or refuse it.
+
+        Surrounding blanks are dropped; blanks, `"<>^|{}`, backtick and what is not ASCII are
+        percent-encoded in path and query; a backslash in the path means `/`. Refused are: more than 8192
+        characters, control characters, other schemes than http and https (and socks5 for a proxy), a host
+        that is neither a name nor an address, a port that does not exist or is another protocol's (any
+        port will do for a proxy), and for a proxy a path.
+
+        Raises:
+            UrlError: see its `code`.
+        """
+        text = text.strip(" ")
+        if len(text) > MAX_URL_CHARS:
+            raise UrlError("url_too_long", "has more than 8192 characters")
+        if _CONTROL.search(text):
+            raise UrlError("url_characters", "has control characters")
+        match = _URL.fullmatch(text)
+        if match is None:
+            raise UrlError("url_malformed", "is not an absolute URL")
+        scheme, authority, path, query = match.groups("")
+        if use == "proxy" and (path not in ("", "/") or query):
+            raise UrlError("url_malformed", "of a proxy must not have a path")
+        if "\\" in path:
+            path = path.replace("\\", "/")
+        return cls(text, _quoted((path or "/") + query), _authority(scheme, authority, use))
+
+    @property
+    def origin(self) -> Origin:
+        """Scheme, host and port."""
+        return self._authority.origin
+
+    @property
+    def basic(self) -> bytes:
+        """Value of an `Authorization` field made of user and password (RFC 7617), or empty."""
+        return self._authority.basic
+
+    @property
+    def user(self) -> bytes:
+        """Percent-decoded, or empty."""
+        return self._authority.user
+
+    @property
+    def password(self) -> bytes:
+        """Percent-decoded, or empty."""
+        return self._authority.password
+
+    @property
+    def httpx(self) -> httpx2.URL:
+        """For an `httpx2.Request`: the origin alone; httpx2 would normalise the path."""
+        return self._authority.url
+
+    def join(self, location: bytes) -> Self:
+        """Where a redirect from here leads (RFC 9110, 10.2.2), by the same rules as a download's URL.
+
+        Bytes that are no UTF-8 are percent-encoded.
+
+        Raises:
+            UrlError: nowhere that may be followed.
+        """
+        try:
+            there = location.decode()
+        except UnicodeDecodeError:
+            there = quote(location, safe=bytes(range(0x80)))
+        if _CONTROL.search(there):
+            raise UrlError("url_characters", "has control characters")
+        there, origin = there.strip(" "), self.origin
+        if there.startswith("//"):
+            there = f"{origin.scheme}:{there}"
+        elif not _SCHEME.match(there):
+            there = urljoin(f"{origin.scheme}://{origin.authority.decode()}{self.target.decode()}", there)
+        return self.parse(there)
+
+
+@lru_cache(maxsize=_ORIGINS)
+def _authority(scheme: str, text: str, use: Use) -> _Authority:
+    scheme = scheme.lower()
+    ports = _SCHEMES[use]
+    if scheme not in ports:
+        raise UrlError(
+            "url_scheme", f"must begin with {'http, https or socks5' if use == 'proxy' else 'http or https'}"
+        )
+    if "\\" in text:
+        raise UrlError("url_host", "has a backslash before its path")
+    userinfo, _, host_port = text.rpartition("@")
+    if "@" in userinfo:
+        raise UrlError("url_userinfo", "has more than one @ before its path")
+    host, digits = _host_and_port(host_port)
+    if not _PORT.fullmatch(digits) or (digits and not 1 <= int(digits) <= _MAX_PORT):
+        raise UrlError("url_port", "has a port that does not exist")
+    port = int(digits) if digits else ports[scheme]
+    if use != "proxy" and port in REFUSED_PORTS:
+        raise UrlError("url_port", "has the port of another protocol than HTTP")
+    shown = f"[{host}]" if ":" in host else host
+    netloc = shown if port == ports[scheme] else f"{shown}:{port}"
+    user, _, password = (unquote_to_bytes(part) for part in userinfo.partition(":"))
+    return _Authority(
+        origin=Origin(scheme, host, port, netloc.encode()),
+        user=user,
+        password=password,
+        basic=b"Basic " + base64.b64encode(user + b":" + password) if userinfo else b"",
+        url=httpx2.URL(f"{scheme}://{netloc}/"),
+    )
+
+
+def _host_and_port(text: str) -> tuple[str, str]:
+    """The host in its normal form and the digits of the port."""
+    if text.startswith("["):
+        address, bracket, rest = text[1:].partition("]")
+        try:
+            IPv6Address(address)
+        except AddressValueError:
+            bracket = ""
+        if not bracket or "%" in address or (rest and not rest.startswith(":")):
+            raise UrlError("url_host", "has a malformed IPv6 address")
+        return address.lower(), rest[1:]
+    host, _, port = text.partition(":")
+    if not host.isascii():
+        try:
+            host = idna.encode(host, uts46=True).decode("ascii")
+        except idna.IDNAError:
+            raise UrlError("url_host", "has a malformed international host name") from None
+    host = host.lower()
+    if len(host) > _MAX_HOST_CHARS + host.endswith("."):
+        raise UrlError("url_host", "has a host of more than 253 characters")
+    if _IPV4.fullmatch(host):
+        try:
+            IPv4Address(host)
+        except AddressValueError:
+            raise UrlError("url_host", "has a malformed IPv4 address") from None
+    if not all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
+        raise UrlError("url_host", "has no host, or a malformed one")
+    return host, port
+
+
+def _quoted(resource: str) -> bytes:
+    return (quote(resource, safe=_KEPT) if _QUOTED.search(resource) else resource).encode("ascii")
+
+
+_SHOWN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:)?//(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")
+_VALUE = re.compile(r"=[^&;]*")
+
+
+def redact_url(url: str, *, userinfo: str = "") -> str:
+    """The URL without user and password, its query's values and fragment replaced by `***`.
+
+    A presigned URL's query is as good as a password; the parameters' names stay, to be recognised by.
+    Works on the text, since what is logged need not be a valid URL.
+
+    Args:
+        url: any text; one without `//` is answered with only its query redacted.
+        userinfo: put in place of a user and password, where there are some.
+    """
+    match = _SHOWN.fullmatch(url)
+    scheme, authority, rest = match.group("scheme", "authority", "rest") if match else ("", "", url)
+    if "@" in authority:
+        host = authority.rpartition("@")[2]
+        authority = f"{userinfo}@{host}" if userinfo else host
+    elif not _HOST_AND_PORT.fullmatch(authority):  # a password with "/", "?" or "#" in it, left unquoted
+        authority, rest = HIDDEN, ""
+    rest, hash_sign, fragment = rest.partition("#")
+    path, question, query = rest.partition("?")
+    if query:
+        query = _VALUE.sub(f"={HIDDEN}", query) if "=" in query else HIDDEN
+    start = f"{scheme or ''}//" if match else ""
+    return f"{start}{authority}{path}{question}{query}{hash_sign}{HIDDEN if fragment else ''}"
