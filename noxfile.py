@@ -9,10 +9,10 @@ import nox
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-nox.options.sessions = ["lint", "typecheck", "tests", "docs"]
-
 PYTHONS = ["3.11", "3.13"]
-"""The oldest and the newest supported; one that is not installed is skipped, except in CI."""
+"""The oldest supported, on which a contributor runs the tests, and the newest, which CI adds."""
+
+nox.options.sessions = ["lint", "typecheck", f"tests-{PYTHONS[0]}", "docs"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 
@@ -48,20 +48,16 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Every test, on the embedded Valkey or on the server that DOWNLOADER_TEST_SERVER names.
-
-    The slow ones, which start processes, break alike on every Python: one of them is enough here, and CI has
-    another run those that need a store.
-    """
+    """The tests but for `faults`, on the embedded Valkey or the server that DOWNLOADER_TEST_SERVER names."""
     install(session, "test")
-    pytest(session, *(() if session.python == PYTHONS[0] else ("-m", "not slow")))
+    pytest(session, "-m", "not fault")
 
 
-@nox.session
-def e2e(session: nox.Session) -> None:
-    """The tests that run the service as its users do, and those that break it."""
+@nox.session(python=PYTHONS[0])
+def faults(session: nox.Session) -> None:
+    """The tests that kill, freeze or flood the service, build wheels, or move a gigabyte."""
     install(session, "test")
-    pytest(session, "tests/e2e", "tests/faults")
+    pytest(session, "-m", "fault")
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -17,6 +18,15 @@ from servers.valkey import Valkey
 pytest_plugins = ["rows"]
 
 _prefixes = itertools.count()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, which has all that tests may ask of a machine, a skipped test is one that was forgotten."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.ensure_newline()
+        reporter.write_line("CI: a skipped test counts as a failed one", red=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from servers.cli import SCRIPT, environment
+from servers.cli import TIMEOUT_S
+from servers.forked import fork
 from servers.valkey import Valkey
 
 pytestmark = pytest.mark.slow
@@ -35,25 +37,23 @@ def start_and_ask(
         '[log]\nformat = "json"\nlevel = "debug"\n[backends.http]\n'
     )
     log: list[dict[str, Any]] = []
-    with subprocess.Popen(
-        [SCRIPT, "api", "-c", config], stderr=subprocess.PIPE, text=True, env=environment({"READER": TOKEN})
-    ) as process:
-        assert process.stderr is not None
-        try:
-            while not log or log[-1]["event"] != "service.started":
-                log.append(json.loads(process.stderr.readline()))
-            port = next(line["port"] for line in log if line["event"] == "api.listening")
-            bearer = {"Authorization": f"Bearer {TOKEN}"}
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-                statuses = {
-                    "without": client.get("/").status_code,
-                    "with": client.get("/", headers=bearer).status_code,
-                    "post": client.post("/download", json={}, headers=bearer).status_code,
-                }
-        finally:
-            process.terminate()
-        log += map(json.loads, process.stderr)
-    assert process.returncode == 0
+    read, write = os.pipe()
+    process = fork(["api", "-c", str(config)], stderr=write, environ={"READER": TOKEN})
+    os.close(write)
+    with os.fdopen(read) as stderr:
+        while not log or log[-1]["event"] != "service.started":
+            log.append(json.loads(stderr.readline()))
+        port = next(line["port"] for line in log if line["event"] == "api.listening")
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            statuses = {
+                "without": client.get("/").status_code,
+                "with": client.get("/", headers=bearer).status_code,
+                "post": client.post("/download", json={}, headers=bearer).status_code,
+            }
+        process.send_signal(signal.SIGTERM)
+        log += map(json.loads, stderr)
+    assert process.join(TIMEOUT_S) == 0
     return log, statuses
 
 

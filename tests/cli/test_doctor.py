@@ -21,11 +21,13 @@ from downloader.config import Settings
 from downloader.service.doctor import Finding, FindingState, diagnose
 from downloader.service.doctor.diagnose import secrets_of
 from servers.aws import CREDENTIALS, REGION, Moto
-from servers.cli import SCRIPT, environment, run_cli
+from servers.cli import TIMEOUT_S, run_cli
 from servers.fleet import Tables, open_fleet, to_toml
+from servers.forked import environment, fork
 from servers.kafka import Tansu
+from servers.ports import spare_port
 from servers.stranger import install
-from servers.valkey import Valkey, free_port
+from servers.valkey import Valkey
 from servers.valkey_groups import cluster_of_three, watched_by_sentinel
 
 pytestmark = pytest.mark.slow
@@ -94,7 +96,7 @@ def test_the_embedded_store_is_started_and_stopped(folder: Path) -> None:
 
 
 async def test_beside_a_service_that_runs(folder: Path) -> None:
-    async with open_fleet(folder, None, {"api": {"port": free_port()}}) as fleet:
+    async with open_fleet(folder, None, {"api": {"port": spare_port()}}) as fleet:
         run = await fleet.start("run")
         ran = await trio.to_thread.run_sync(run_cli, "doctor", "-c", folder / "run-0.toml", "--json")
         assert (ran.status, ran.err) == (0, "")
@@ -363,19 +365,17 @@ def test_its_status_says_whether_something_failed(folder: Path) -> None:
 def test_on_a_terminal_it_is_a_table_as_wide_as_that(folder: Path) -> None:
     config = configured(folder, {"redis": {"url": "redis://127.0.0.1:1", "timeout": 1.0}})
     parent, child = pty.openpty()
-    with subprocess.Popen(
-        [SCRIPT, "doctor", "-c", config], stdout=child, stderr=child, env=environment({"COLUMNS": "80"})
-    ) as process:
-        os.close(child)
-        said = b""
-        try:
-            while data := os.read(parent, 65536):
-                said += data
-        except OSError:  # how Linux tells of the end of a terminal
-            pass
-        finally:
-            os.close(parent)
-        assert process.wait() == 1
+    process = fork(["doctor", "-c", str(config)], stdout=child, stderr=child, environ={"COLUMNS": "80"})
+    os.close(child)
+    said = b""
+    try:
+        while data := os.read(parent, 65536):
+            said += data
+    except OSError:  # how Linux tells of the end of a terminal
+        pass
+    finally:
+        os.close(parent)
+    assert process.join(TIMEOUT_S) == 1
     lines = said.decode().splitlines()
     assert "1 of 8 parts failed" in lines[-1]
     assert any("failed" in line and "redis" in line and "\x1b[" in line for line in lines)

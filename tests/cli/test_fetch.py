@@ -4,14 +4,15 @@ import hashlib
 import os
 import pty
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 import trio
 
-from servers.cli import SCRIPT, Ran, environment, run_cli
+from servers.cli import Ran, run_cli
+from servers.forked import Forked, fork
 from servers.origin import PNG, Origin, open_origin, raw, respond
 
 pytestmark = pytest.mark.slow  # each starts a process and a store
@@ -28,18 +29,10 @@ async def origin() -> AsyncIterator[Origin]:
         yield opened
 
 
-def launch(
-    *arguments: str | Path, stdin: int | None = None, stdout: int, stderr: int
-) -> "subprocess.Popen[str]":
-    """The console script, running."""
-    return subprocess.Popen(
-        [SCRIPT, "fetch", *arguments],
-        env=environment({"TERM": "xterm"}),
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        text=True,
-    )
+def launch(*arguments: str | Path, stdin: int | None = None, stdout: int, stderr: int) -> Forked:
+    """`downloader fetch`, running."""
+    words = ["fetch", *map(str, arguments)]
+    return fork(words, stdin=stdin, stdout=stdout, stderr=stderr, environ={"TERM": "xterm"})
 
 
 async def fetch(*arguments: str | Path, stdin: str = "", cwd: Path | None = None) -> Ran:
@@ -137,18 +130,18 @@ async def test_interrupted_it_leaves_nothing_half_written(
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 1_000_000
     origin.on("/big", raw(start, then="hang"))
     urls = [origin.url("/text"), origin.url("/big")]
-    process = launch("-o", tmp_path, *urls, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
+    read, write = os.pipe()
+    with TemporaryFile("w+") as err, os.fdopen(read) as out:
+        process = launch("-o", tmp_path, *urls, stdout=write, stderr=err.fileno())
+        os.close(write)
         with trio.fail_after(WAIT_S):
-            line = await trio.to_thread.run_sync(process.stdout.readline)
+            line = await trio.to_thread.run_sync(out.readline)
             await origin.wait_until(lambda: bool(origin.asked("/big")), seconds=WAIT_S)
             process.send_signal(number)
-            out, err = await trio.to_thread.run_sync(process.communicate)
-    finally:
-        process.kill()
-        process.wait()
-    assert (process.returncode, out, err) == (status, "", "")
+            rest = await trio.to_thread.run_sync(out.read)
+            assert await process.wait() == status
+        err.seek(0)
+        assert (rest, err.read()) == ("", "")
     assert line == f"ok 6 {tmp_path / 'text'} {origin.url('/text')}\n"
     assert names(tmp_path) == ["text"]
 
@@ -156,11 +149,13 @@ async def test_interrupted_it_leaves_nothing_half_written(
 async def test_a_reader_that_goes_away_gets_no_traceback(origin: Origin, tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    process = launch("-o", tmp_path, origin.url("/text"), stdout=write, stderr=subprocess.PIPE)
-    os.close(write)
-    with trio.fail_after(WAIT_S):
-        _, err = await trio.to_thread.run_sync(process.communicate)
-    assert (process.returncode, err) == (1, "")
+    with TemporaryFile("w+") as err:
+        process = launch("-o", tmp_path, origin.url("/text"), stdout=write, stderr=err.fileno())
+        os.close(write)
+        with trio.fail_after(WAIT_S):
+            assert await process.wait() == 1
+        err.seek(0)
+        assert err.read() == ""
     assert names(tmp_path) == ["text"]
 
 
@@ -182,7 +177,7 @@ async def test_a_terminal_gets_bars_and_a_table(origin: Origin, tmp_path: Path) 
     with trio.fail_after(WAIT_S):
         shown = await trio.to_thread.run_sync(read)
     os.close(ours)
-    assert process.wait() == 1
+    assert await process.wait() == 1
     assert "files" in shown
     table = shown[shown.rindex("┏") :]
     assert "a.png" in table

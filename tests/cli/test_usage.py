@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from downloader.cli import main
-from servers.cli import Ran, environment, run_cli
+from servers.cli import Ran, run_cli, run_script
+from servers.forked import environment
 
 EXAMPLE = Path(__file__).parents[2] / "config.toml.example"
 
@@ -26,7 +27,7 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 @pytest.mark.slow
 def test_version() -> None:
-    ran = run_cli("version")
+    ran = run_script("version")
     assert (ran.status, ran.out, ran.err) == (0, f"{version('downloader')}\n", "")
 
 
@@ -119,8 +120,8 @@ def test_each_command_refuses_a_wrong_configuration(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["serve"], ["run", "-c", "no-such.toml"], ["fetch", "nonsense"]])
-def test_the_real_script_answers_alike(tmp_path: Path, arguments: list[str]) -> None:
-    ran = run_cli(*arguments, cwd=tmp_path)
+def test_the_real_script_answers_alike(arguments: list[str]) -> None:
+    ran = run_script(*arguments)
     assert (ran.status, ran.out) == (2, "")
     assert arguments[-1] in ran.complaint
 

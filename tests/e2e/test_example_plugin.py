@@ -15,8 +15,8 @@ import pytest
 import trio
 from redis import Redis
 
-from servers.cli import environment
 from servers.fleet import DEFAULTS, Running, merged, to_toml
+from servers.forked import environment
 from servers.origin import Origin
 from servers.valkey import Valkey
 from servers.wheels import build_wheel, fresh_environment, install, run
@@ -26,7 +26,7 @@ EXAMPLE = ROOT / "examples" / "downloader-redis-streams"
 VERSION = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 # Its dependencies come from a package index.
-pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -106,6 +106,7 @@ async def test_delivered_files_are_deleted_in_our_bucket(
         await service.stop()
 
 
+@pytest.mark.fault
 @pytest.mark.timeout(240)
 async def test_1_gib_costs_no_more_memory_than_1_mib(
     folder: Path, sink: Sink, origin: Origin, tmp_path: Path

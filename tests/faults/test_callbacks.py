@@ -14,7 +14,6 @@ import trio
 from servers.fleet import (
     ASIDE_MAX_S,
     ASIDE_S,
-    GRACE_S,
     RECOVERY_S,
     History,
     Running,
@@ -24,6 +23,7 @@ from servers.fleet import (
     say,
 )
 from servers.origin import Origin, raw
+from servers.ports import spare_port
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -119,46 +119,6 @@ async def test_f16_each_answer_has_its_consequence(
             assert history.check()["succeeded"] == len(paths)
 
 
-@pytest.mark.row("F16")
-async def test_a_failed_callback_is_sent_again(
-    server: Valkey, folder: Path, sink: Sink, origin: Origin
-) -> None:
-    soon = {"notifier": {"deletion_interval": 1.0}}
-    async with open_fleet(folder, server, soon) as fleet:
-        run = await fleet.start("run")
-        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/broken")))
-        await run.event("callback.failed", job_id=job_id)
-        sink.repaired = True
-        assert (await fleet.client.get(f"/files/{job_id[:3]}/{job_id}")).status_code == 200
-        answer = await fleet.client.post(f"/retry/{job_id}")
-        assert (answer.status_code, answer.headers["location"]) == (201, f"/jobs/{job_id}")
-        await run.event("callback.delivered", job_id=job_id)
-        deliveries = sink.by_job()[job_id]
-        assert len(deliveries) == 5
-        assert len({(one.webhook_id, one.body) for one in deliveries}) == 1
-        # Delivered at last: file and record go.
-        await run.event("file.deleted", job_id=job_id)
-        assert (await fleet.client.get(f"/files/{job_id[:3]}/{job_id}")).status_code == 404
-        await fleet.stop_all()
-        with History(fleet, sink, url=server.url) as history:
-            history.check_forgotten()
-
-
-@pytest.mark.row("F5")
-async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
-    async with open_fleet(folder, server, {"backends.http": {"timeout": 30.0}}) as fleet:
-        notifier, _, _ = await fleet.start_all("notifier", "processor", "api")
-        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/hang")))
-        await sink.heard_of(job_id)
-        assert await notifier.stop() < GRACE_S
-        assert notifier.events("callback.released", job_id=job_id)
-        await fleet.stop_all()
-        with History(fleet, sink, url=server.url) as history:
-            assert history.leases() == 0
-            record = history.record(job_id)
-            assert (record.callback["state"], record.callback.get("attempts")) == ("pending", None)
-
-
 @pytest.mark.row("F17")
 async def test_f17_a_dead_host_delays_nobody_else(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
@@ -210,7 +170,7 @@ async def test_f20_origins_that_fail_are_told_of_and_free_their_slot(
         # All in one aggregation of one slot: a failure frees it for the next.
         posts = [job_for(origin.url(path), sink.url(), **errors) for path in expected]
         posts += [job_for(origin.url("/redirect/3"), sink.url(), **errors)]
-        posts += [job_for("http://127.0.0.1:8099/refused", sink.url(), **errors)]
+        posts += [job_for(f"http://127.0.0.1:{spare_port()}/refused", sink.url(), **errors)]
         posts += [job_for("http://169.254.169.254/meta", sink.url(), **errors)]
         posts += [job_for(origin.url("/drip/20/1"), sink.url(), download_timeout=1, **errors)]
         ids = await fleet.post_all(posts)

@@ -15,8 +15,8 @@ import trio
 from servers.fleet import ASIDE_MAX_S, ASIDE_S, GRACE_S, Fleet, Running, Tables, job_for, open_fleet, say
 from servers.kafka import Tansu, create_topic, read_topic, wait_for_records
 from servers.kafka_proxy import KafkaProxy, open_kafka_proxy
-from servers.loopback import refused_port
 from servers.origin import Origin
+from servers.ports import spare_port
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -176,7 +176,7 @@ async def test_f18_a_restarted_broker_costs_no_callback(
         for job_id in ids:
             await run.event("job.succeeded", job_id=job_id)
         # tansu acknowledges what is sent to a topic that it does not know: it comes back with its topics.
-        proxy.upstream = refused_port()
+        proxy.upstream = spare_port()
         broker.start()
         await create_topic(broker, "jobs", partitions=2)
         proxy.upstream = broker.port

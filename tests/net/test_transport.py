@@ -30,8 +30,9 @@ from downloader.net import (
     tls_context,
 )
 from servers.certs import server_context, write_authority
-from servers.loopback import Names, listening, nobody_came, refused_port
+from servers.loopback import Names, listening, nobody_came
 from servers.origin import Exchange, Handler, Origin, open_origin, raw, respond
+from servers.ports import spare_port
 from servers.proxies import open_proxy
 
 LOOPBACK = EgressPolicy.parse(["127.0.0.1", "localhost"], setting="egress.callbacks")
@@ -136,7 +137,7 @@ async def test_what_goes_wrong_has_a_type(origin: Origin) -> None:
         with pytest.raises(NameNotResolved):
             await get(transport, "http://unknown.test/")
         with pytest.raises(ConnectFailed, match="connection refused") as caught:
-            await get(transport, f"http://127.0.0.1:{refused_port()}/")
+            await get(transport, f"http://127.0.0.1:{spare_port()}/")
         assert caught.value.errno
         with pytest.raises(ConnectionLost):
             await get(transport, origin.on("/x", raw(b"")))

@@ -20,8 +20,9 @@ from downloader_plugins.kafka import open_kafka
 from servers.kafka import Tansu, create_topic, read_topic
 from servers.kafka_notifier import payload, proxied
 from servers.kafka_proxy import METADATA, NOT_LEADER, PRODUCE, KafkaProxy, open_kafka_proxy
-from servers.loopback import refused_port, serving, silence
+from servers.loopback import serving, silence
 from servers.plugins import opened_notifier
+from servers.ports import spare_port
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +91,7 @@ async def test_a_frozen_broker_at_the_start() -> None:
 
 async def test_one_dead_broker_of_several_at_the_start() -> None:
     with Tansu() as broker:
-        servers = f"127.0.0.1:{refused_port()},{broker.servers},nowhere.invalid:9092"
+        servers = f"127.0.0.1:{spare_port()},{broker.servers},nowhere.invalid:9092"
         for _ in range(3):  # they are asked in any order
             async with opened({"bootstrap.servers": servers, "timeout": 10}) as notifier:
                 assert await notifier.deliver("jobs", payload()) == Delivered()
@@ -149,7 +150,7 @@ async def test_a_restart_is_survived_by_a_delivery() -> None:
 
 async def restart(broker: Tansu, proxy: KafkaProxy) -> None:
     """Start it again with its topics: tansu acknowledges what is sent to one that it does not know."""
-    proxy.upstream = refused_port()
+    proxy.upstream = spare_port()
     broker.start()
     await create_topic(broker, "jobs", partitions=4)
     proxy.upstream = broker.port
@@ -274,7 +275,7 @@ async def test_idempotence_with_a_broker_that_does_not_speak_it() -> None:
 
 
 async def test_the_check_of_a_dead_broker_says_so() -> None:
-    port = refused_port()
+    port = spare_port()
     async with opened({"bootstrap.servers": f"127.0.0.1:{port}"}) as notifier:
         assert isinstance(notifier, Checkable)
         with pytest.raises(

@@ -23,7 +23,7 @@ INSTALL_S = 240.0
 ANSWER_S = 20.0
 
 # It installs from a package index, with pip, as it says.
-pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(600)]
 
 
 def sh(command: str, folder: Path, *, seconds: float = INSTALL_S) -> str:

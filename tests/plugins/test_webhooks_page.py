@@ -15,7 +15,7 @@ import trio
 from downloader.model import JobSpec, Outcome, Verdict, callback_payload
 from downloader.notify import Delivered, Payload, RetryLater
 from downloader.webhooks import WebhookError
-from servers.cli import environment
+from servers.forked import environment
 from servers.webhooks import opened
 
 PAGE = (Path(__file__).parents[2] / "docs/webhooks.md").read_text("utf-8")

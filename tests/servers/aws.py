@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Self
 import boto3
 from botocore.config import Config
 
-from servers.cli import environment
-from servers.valkey import free_port
+from servers.forked import environment
+from servers.ports import spare_port
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_s3 import S3Client
@@ -62,7 +62,7 @@ class Moto:
     """The server; a context manager. `kill` and `start` again keep its port."""
 
     def __init__(self, port: int = 0) -> None:
-        self.port = port or free_port()
+        self.port = port or spare_port()
         self.process: subprocess.Popen[bytes] | None = None
         with tempfile.NamedTemporaryFile(prefix="dlm-", delete=False) as log:
             self._log = Path(log.name)

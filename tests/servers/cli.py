@@ -1,15 +1,17 @@
-"""Runs the real console script in a process of its own."""
+"""Runs the command line in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+
+from servers.forked import environment, fork
 
 TIMEOUT_S = 50.0
 """Below the test's own, so that the process and what it said are reported."""
@@ -38,26 +40,38 @@ class Ran:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without settings in it, and `extra`."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("DOWNLOADER_")}
-    return {**clean, "COLUMNS": "100", **(extra or {})}
-
-
 def run_cli(
     *arguments: str | Path,
     stdin: str = "",
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Ran:
-    """Run `downloader ARGUMENTS` to its end; from a Trio test through `trio.to_thread.run_sync`."""
+    """Run `downloader ARGUMENTS` to its end, forked; from a Trio test through `trio.to_thread.run_sync`."""
+    with TemporaryFile("w+") as given, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        given.write(stdin)
+        given.seek(0)
+        process = fork(
+            [str(word) for word in arguments],
+            stdin=given.fileno(),
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+            environ=environ,
+            cwd=cwd,
+        )
+        status = process.join(TIMEOUT_S)
+        out.seek(0)
+        err.seek(0)
+        return Ran(status, out.read(), err.read())
+
+
+def run_script(*arguments: str | Path) -> Ran:
+    """Run the console script itself to its end, which imports what it needs as its users have it do."""
     done = subprocess.run(
         [SCRIPT, *arguments],
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        env=environment(environ),
-        cwd=cwd,
+        env=environment(),
         timeout=TIMEOUT_S,
         check=False,
     )

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -25,7 +24,7 @@ import httpx2
 import redis
 import trio
 
-from servers.cli import environment
+from servers.forked import Forked, start
 from servers.origin import Origin
 from servers.sink import Sink
 from servers.valkey import Valkey, command
@@ -110,7 +109,7 @@ class Running:
     """One process of the service."""
 
     name: str
-    process: trio.Process
+    process: trio.Process | Forked
     log: list[dict[str, Any]] = field(default_factory=list)
     noise: list[str] = field(default_factory=list)
     """Lines on standard error that are no JSON: complaints and tracebacks."""
@@ -208,10 +207,6 @@ class Fleet:
         )
     )
 
-    @staticmethod
-    def program() -> list[str]:
-        return [sys.executable, "-m", "downloader"]
-
     @property
     def files(self) -> Path:
         return self.folder / "data" / "files"
@@ -231,13 +226,7 @@ class Fleet:
         """Start a process; waits until it says `service.started`, unless told otherwise."""
         config = self.folder / f"{role}-{len(self.running)}.toml"
         config.write_text(to_toml(merged(self.tables, tables or {})))
-        process = await trio.lowlevel.open_process(
-            [*self.program(), role, "-c", str(config), *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=environment(environ),
-            start_new_session=True,
-        )
+        process = await start([role, "-c", str(config), *arguments], environ=environ)
         one = Running(f"{role}-{len(self.running)}", process)
         self.running.append(one)
         self.nursery.start_soon(one.read)

@@ -23,7 +23,7 @@ from typing import Any, Self
 import trio
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from servers.valkey import free_port
+from servers.ports import spare_port
 
 START_S = 10.0
 READ_S = 10.0
@@ -54,7 +54,7 @@ class Tansu:
     """One broker, its topics in memory; a context manager. After `kill` it can `start` again, empty."""
 
     def __init__(self) -> None:
-        self.port = free_port()
+        self.port = spare_port()
         self.advertised = self.port
         """The port at which clients are told to connect, such as a proxy's; to be set before `start`."""
         self.process: subprocess.Popen[bytes] | None = None

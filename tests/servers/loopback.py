@@ -52,12 +52,6 @@ def nobody_came(sock: socket.socket) -> bool:
     return False
 
 
-def refused_port() -> int:
-    with listening() as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
 @asynccontextmanager
 async def serving(handler: Handler, host: str = "127.0.0.1") -> AsyncIterator[int]:
     async def closing(stream: trio.SocketStream) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import trio
 
-from servers.cli import environment
+from servers.forked import environment
 
 START_S = 20.0
 BLOCK_BYTES = 1024 * 1024

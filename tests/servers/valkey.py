@@ -28,12 +28,6 @@ def server_binary() -> str:
     return found
 
 
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 def command(path: str, *words: str) -> bytes:
     """One command over a fresh connection; the first read of the reply."""
     with socket.socket(socket.AF_UNIX) as connection:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,18 +11,13 @@ from pathlib import Path
 
 import redis
 
+from servers.ports import spare_ports
 from servers.valkey import Valkey, server_binary
 
 AGREE_S = 20.0
 """For servers to find each other; a second or two on a machine that is not busy."""
 
 SLOTS = 16384
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def until(condition: Callable[[], object], what: str) -> None:
@@ -82,12 +76,11 @@ class Watched:
 @contextmanager
 def watched_by_sentinel(folder: Path) -> Iterator[Watched]:
     """Two servers and a Sentinel, in step."""
-    ports = free_port(), free_port()
+    *ports, port = spare_ports(3)
     fast = ("--repl-diskless-sync-delay", "0", "--protected-mode", "no")
     primary = Valkey(*fast, port=ports[0])
     replica = Valkey(*fast, "--replicaof", "127.0.0.1", str(ports[0]), port=ports[1])
     config = folder / "sentinel.conf"
-    port = free_port()
     config.write_text(
         f"port {port}\nbind 127.0.0.1\ndir {folder}\nprotected-mode no\n"
         f"sentinel monitor mymaster 127.0.0.1 {ports[0]} 1\n"
@@ -108,8 +101,8 @@ def watched_by_sentinel(folder: Path) -> Iterator[Watched]:
 @contextmanager
 def cluster_of_three() -> Iterator[list[int]]:
     """Three servers that share the slots; yields their ports."""
-    ports = [free_port() for _ in range(3)]
-    buses = [free_port() for _ in range(3)]
+    spare = spare_ports(6)
+    ports, buses = spare[:3], spare[3:]
     with ExitStack() as stack:
         for port, bus in zip(ports, buses, strict=True):
             options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--protected-mode", "no")

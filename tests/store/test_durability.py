@@ -11,7 +11,8 @@ from downloader.store import Accepted, Submission
 from downloader.store.loop import asyncio_loop
 from downloader.store.redis_store import open_store
 from servers.jobs import spec_for
-from servers.valkey import Valkey, free_port
+from servers.ports import spare_port
+from servers.valkey import Valkey
 
 
 async def test_aof_is_refused_at_the_start_by_a_server_without_one() -> None:
@@ -51,7 +52,7 @@ async def test_a_job_under_replicated_waits_for_a_replica() -> None:
 
 @pytest.mark.slow
 async def test_a_replica_that_has_it_is_enough() -> None:
-    port = free_port()
+    port = spare_port()
     with (
         Valkey("--repl-diskless-sync-delay", "0", port=port) as primary,
         Valkey("--replicaof", "127.0.0.1", str(port)) as replica,

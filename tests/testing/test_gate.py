@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from downloader.testing import Fault, open_gate
-from servers.loopback import refused_port, serving
+from servers.loopback import serving
+from servers.ports import spare_port
 
 ANSWER_S = 5.0
 SILENCE_S = 0.1
@@ -113,6 +114,6 @@ async def test_cut_passes_on_the_request_and_no_answer() -> None:
 
 
 async def test_with_nobody_behind_it_connections_end() -> None:
-    async with open_gate(refused_port()) as gate, connected(gate.port) as stream:
+    async with open_gate(spare_port()) as gate, connected(gate.port) as stream:
         with trio.fail_after(ANSWER_S):
             assert await stream.receive_some() == b""

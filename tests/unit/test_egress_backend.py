@@ -23,11 +23,11 @@ from servers.loopback import (
     echo,
     listening,
     nobody_came,
-    refused_port,
     serving,
     silence,
     silent_port,
 )
+from servers.ports import spare_port
 
 PUBLIC_ONLY = EgressPolicy.parse(setting="egress.downloads")
 LOOPBACK = EgressPolicy.parse(["127.0.0.0/8", "::1"], setting="egress.downloads")
@@ -196,7 +196,7 @@ async def test_no_answer_is_a_connect_timeout() -> None:
 
 async def test_refused_is_a_connect_error_with_its_cause() -> None:
     with pytest.raises(httpcore2.ConnectError) as caught:
-        await GuardedBackend(LOOPBACK).connect_tcp("127.0.0.1", refused_port(), timeout=5)
+        await GuardedBackend(LOOPBACK).connect_tcp("127.0.0.1", spare_port(), timeout=5)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ECONNREFUSED
     assert caught.value.args == (caught.value.__cause__,)
@@ -205,7 +205,7 @@ async def test_refused_is_a_connect_error_with_its_cause() -> None:
 async def test_all_addresses_refused_is_a_connect_error() -> None:
     names = Names(two_test=[["127.0.0.1", "127.0.0.2"]])
     with pytest.raises(httpcore2.ConnectError, match="refused"):
-        await GuardedBackend(LOOPBACK, resolver=names).connect_tcp("two.test", refused_port(), timeout=5)
+        await GuardedBackend(LOOPBACK, resolver=names).connect_tcp("two.test", spare_port(), timeout=5)
 
 
 async def test_a_slow_name_server_is_bounded_and_told_apart() -> None:

@@ -24,10 +24,10 @@ from servers.loopback import (
     listening,
     nobody_came,
     over_tls,
-    refused_port,
     server_context,
     serving,
 )
+from servers.ports import spare_port
 
 PUBLIC_ONLY = EgressPolicy.parse(setting="egress.downloads")
 LOOPBACK = EgressPolicy.parse(["127.0.0.0/8", "::1"], setting="egress.downloads")
@@ -54,7 +54,7 @@ async def test_the_pool_passes_our_exceptions_on_unchanged(ca: trustme.CA) -> No
         with pytest.raises(TlsFailed):
             await pool.request("GET", f"https://untrusted.test:{port}/")
         with pytest.raises(httpcore2.ConnectError) as caught:
-            await pool.request("GET", f"http://127.0.0.2:{refused_port()}/")
+            await pool.request("GET", f"http://127.0.0.2:{spare_port()}/")
         assert isinstance(caught.value.args[0], OSError)
 
 

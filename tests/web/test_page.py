@@ -17,8 +17,9 @@ from servers.browser import SEE_MS, Seen, browse, meanwhile
 from servers.fleet import job_for, open_fleet
 from servers.jobs import spec_for
 from servers.origin import Origin, gate, respond
+from servers.ports import spare_port
 from servers.sink import Sink
-from servers.valkey import Valkey, free_port
+from servers.valkey import Valkey
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +130,7 @@ async def test_hostile_names_are_text(page_url: str, store: RedisStore) -> None:
 
 
 async def test_a_restarted_service_is_found_again(folder: Path, server: Valkey) -> None:
-    port = str(free_port())
+    port = str(spare_port())
     async with open_fleet(folder, server) as fleet:
         first = await fleet.start("run", "--port", port)
 

@@ -1,0 +1,54 @@
+"""Callbacks over HTTP that were not delivered: sent again by hand, and handed back by a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from servers.fleet import GRACE_S, History, job_for, open_fleet
+from servers.origin import Origin
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.row("F16")
+async def test_a_failed_callback_is_sent_again(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    soon = {"notifier": {"deletion_interval": 1.0}}
+    async with open_fleet(folder, server, soon) as fleet:
+        run = await fleet.start("run")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/broken")))
+        await run.event("callback.failed", job_id=job_id)
+        sink.repaired = True
+        assert (await fleet.client.get(f"/files/{job_id[:3]}/{job_id}")).status_code == 200
+        answer = await fleet.client.post(f"/retry/{job_id}")
+        assert (answer.status_code, answer.headers["location"]) == (201, f"/jobs/{job_id}")
+        await run.event("callback.delivered", job_id=job_id)
+        deliveries = sink.by_job()[job_id]
+        assert len(deliveries) == 5
+        assert len({(one.webhook_id, one.body) for one in deliveries}) == 1
+        # Delivered at last: file and record go.
+        await run.event("file.deleted", job_id=job_id)
+        assert (await fleet.client.get(f"/files/{job_id[:3]}/{job_id}")).status_code == 404
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            history.check_forgotten()
+
+
+@pytest.mark.row("F5")
+async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
+    async with open_fleet(folder, server, {"backends.http": {"timeout": 30.0}}) as fleet:
+        notifier, _, _ = await fleet.start_all("notifier", "processor", "api")
+        job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/hang")))
+        await sink.heard_of(job_id)
+        assert await notifier.stop() < GRACE_S
+        assert notifier.events("callback.released", job_id=job_id)
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.leases() == 0
+            record = history.record(job_id)
+            assert (record.callback["state"], record.callback.get("attempts")) == ("pending", None)
