@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import trio
 
 from downloader.api import ApiDeps, create_app, serve
 from downloader.api.events import Pace
-from downloader.api.shared import Limits
+from downloader.api.places import Limits
 from downloader.config import ApiSettings
 from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving
@@ -36,7 +37,12 @@ async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> As
     clients: list[httpx2.AsyncClient] = []
 
     async def start(
-        *, limits: Limits | None = None, pace: Pace | None = None, grace_s: float = 1.0, **changes: Any
+        *,
+        limits: Limits | None = None,
+        pace: Pace | None = None,
+        tls: ssl.SSLContext | None = None,
+        grace_s: float = 1.0,
+        **changes: Any,
     ) -> Served:
         app = create_app(replace(deps, **changes), pace=pace)
         sock = socket.socket()
@@ -51,6 +57,7 @@ async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> As
                 stop=stopping.wait,
                 grace_s=grace_s,
                 limits=limits,
+                tls=tls,
                 task_status=task_status,
             )
             ended.set()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from downloader.api.shared import Limits
+from downloader.api.places import Limits
 from downloader.storage import StoredFile
 from servers.api import JOB, Served, Serving, read_to_end
 
@@ -18,6 +18,7 @@ QUICK = Limits(head_s=0.2, idle_s=0.2, body_grace_s=0.2, send_s=0.2, linger_s=0.
 """So that the tests need not wait as long as people may."""
 
 GET = b"GET /hb HTTP/1.1\r\nHost: x\r\n\r\n"
+CLOSING_GET = b"GET /hb HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 POST = b"POST /download HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -62,18 +63,7 @@ SMUGGLING = [
     (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\x00\r\n\r\n", 400, "bad_request"),
     (b"GET /hb HTTP/1.1\r\n Host: x\r\n\r\n", 400, "bad_request"),
     # Other protocols.
-    (
-        GET[:-2]
-        + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQA\r\n\r\n",
-        400,
-        "upgrade_refused",
-    ),
-    (
-        b"GET /hb HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
-        400,
-        "upgrade_refused",
-    ),
-    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
+    (b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
     (b"GET /hb HTTP/3.0\r\nHost: x\r\n\r\n", 505, "http_version"),
     (b"GET /hb\r\n\r\n", 400, "bad_request"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "bad_request"),
@@ -147,6 +137,20 @@ async def test_a_body_of_10_mb_reads_its_refusal(api: Served) -> None:
 async def test_a_body_that_is_announced_too_large_is_not_asked_for(api: Served) -> None:
     answer = await api.say(POST + b"Expect: 100-continue\r\nContent-Length: 10000000\r\n\r\n")
     assert status(answer) == 413
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+        b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: {}\r\n",
+    ],
+)
+async def test_an_upgrade_that_is_not_understood_is_ignored(api: Served, upgrade: bytes) -> None:
+    answer = await api.say(GET[:-2] + upgrade + b"\r\n" + CLOSING_GET)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"200"]
 
 
 async def test_100_continue(api: Served) -> None:
@@ -302,12 +306,26 @@ async def test_a_thousand_idle_connections(serving: Serving) -> None:
         await trio.aclose_forcefully(stream)
 
 
+async def test_a_crowded_server_closes_what_waits_for_its_client(serving: Serving) -> None:
+    api = await serving(limits=Limits(connections=2, linger_s=0.1))
+    for sent in (b"", b"GET /hb", POST + b"Content-Length: 9\r\n\r\n{"):
+        async with await api.connect() as oldest:
+            await oldest.send_all(sent)
+            async with await api.connect() as other:
+                await other.send_all(b"G")
+                assert status(await api.say(CLOSING_GET)) == 200
+                assert await read_or_reset(oldest) == b""
+
+
 async def test_when_all_connections_are_busy(serving: Serving) -> None:
+    """Health is answered on the reserve; everything else is refused."""
     api = await serving(limits=Limits(connections=1, linger_s=0.1))
     async with await api.connect() as busy:
-        await busy.send_all(GET + b"GET /hb")
+        await busy.send_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
         assert status(bytes(await busy.receive_some())) == 200
-        answer = await api.say(b"")
+        for path in (b"/hb", b"/health/live", b"/health/ready"):
+            assert status(await api.say(CLOSING_GET.replace(b"/hb", path))) == 200
+        answer = await api.say(CLOSING_GET.replace(b"/hb", b"/jobs/00000000000000"))
         assert (status(answer), code(answer)) == (503, "too_many_connections")
         assert b"retry-after: " in answer
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from downloader.api.asgi import AsgiApp, Message, Receive, Send
+from downloader.api.places import Limits
 from downloader.api.server import serve_http
-from downloader.api.shared import AsgiApp, Limits, Message, Receive, Send
 from servers.api import read_to_end
 
 GET = b"GET /path?query HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -1,30 +1,50 @@
-"""The HTTP API: `create_app` makes it, `serve` puts it on sockets.
+"""The API as one ASGI application, and on sockets.
 
-`POST /download` (`_download`) and `GET /events` (`_events`) are answered at the ASGI level, everything else
-by Quart (`_routes`), all on a small HTTP/1.1 server of our own (`_server` says why). With tokens configured
-they are reached only by whoever has one (`_auth`).
+Every request passes here: who may call, which sites a browser may call from, how large a body may be, and how
+an error becomes a problem document are decided once, for all routes. The routes are Quart's, but for those
+that take jobs in (`downloader.api.submit`): `docs/design/http.md` has the measurements.
 """
 
 from __future__ import annotations
 
-import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from socket import socket
 
 import trio
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
 
-from downloader.api.answer import problem_answer, send_answer
-from downloader.api.auth import PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
+from downloader.api.asgi import Message, Receive, Send, send_problem
+from downloader.api.auth import CALLER, PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
 from downloader.api.deps import ApiDeps
-from downloader.api.download import PATH, serve_download
-from downloader.api.events import METHODS as EVENTS_METHODS
 from downloader.api.events import PATH as EVENTS_PATH
-from downloader.api.events import Events, Pace
+from downloader.api.events import Events, Pace, add_events
+from downloader.api.exchange import RESERVED
+from downloader.api.files import add_files
+from downloader.api.health import add_health
 from downloader.api.intake import Intake
-from downloader.api.problems import Refused
-from downloader.api.routes import CALLER, create_routes
+from downloader.api.jobs import add_jobs
+from downloader.api.origin import SAFE_METHODS, check_origin
+from downloader.api.page import add_page
+from downloader.api.places import Limits
+from downloader.api.problems import (
+    CONTENT_TYPE,
+    INTERNAL,
+    STORE_UNAVAILABLE,
+    Problem,
+    Refused,
+    not_found,
+    too_large,
+    unavailable,
+)
 from downloader.api.server import serve_http
-from downloader.api.shared import Limits, Message, Receive, Send
+from downloader.api.submit import PATH, serve_download
+from downloader.model import status_phrase
 from downloader.observe import Event, get_logger
+from downloader.store import StoreError
 
 _log = get_logger()
 
@@ -32,15 +52,15 @@ _log = get_logger()
 class Api:
     """The ASGI application.
 
-    `POST /download` is answered only while its `intake` runs, and `GET /events` has something to tell only
-    while its `events` do; `serve` sees to both.
+    Jobs are taken in only while its `intake` runs, and `GET /events` has something to tell only while its
+    `events` do; `serve` sees to both.
     """
 
     def __init__(self, deps: ApiDeps, pace: Pace | None = None) -> None:
         self.intake = Intake(deps.store)
         self.events = Events(deps.store, pace)
         self._deps = deps
-        self._routes = create_routes(deps)
+        self._routes = create_routes(deps, self.events)
         self._callers = read_tokens(deps.settings.tokens)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -48,23 +68,41 @@ class Api:
 
         Whoever is refused is so before anything of the body is read.
         """
-        caller = None
-        if self._callers and scope["path"] not in PUBLIC_PATHS:
-            try:
-                caller = self._admit(scope)
-            except Refused as refused:
-                await send_answer(problem_answer(refused.problem), send)
-                return
-        if scope["path"] == PATH and scope["method"] == "POST":
-            await serve_download(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
-        elif scope["path"] == EVENTS_PATH and scope["method"] in EVENTS_METHODS:
-            await self.events.serve(scope, receive, send, caller=caller)
-        else:
-            scope[CALLER] = caller
-            await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
+        try:
+            caller = self._admit(scope)
+            if scope["path"] == PATH and scope["method"] == "POST":
+                await serve_download(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
+            else:
+                scope[CALLER] = caller
+                await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
+        except (Refused, StoreError) as error:
+            await send_problem(send, as_problem(error))
 
-    def _admit(self, scope: Message) -> Caller:
-        """Who calls, if it may; what is logged of a token is its name.
+    def _admit(self, scope: Message) -> Caller | None:
+        """Who calls, `None` while the API is open.
+
+        Raises:
+            Refused: whatever the route, the request is not for it.
+        """
+        path, method, headers = scope["path"], scope["method"], dict(scope["headers"])
+        caller = None
+        if path not in PUBLIC_PATHS:
+            if scope.get(RESERVED):
+                raise Refused(_CROWDED)
+            if self._callers:
+                caller = self._identify(scope)
+            # A page of another site could hold streams open.
+            if method not in SAFE_METHODS or path == EVENTS_PATH:
+                check_origin(headers)
+        if path.startswith("//"):  # for URL parsers, what follows is a host
+            raise not_found("There is no such route.")
+        limit = self._deps.settings.max_body
+        if int(headers.get(b"content-length", 0)) > limit:
+            raise Refused(too_large(limit))
+        return caller
+
+    def _identify(self, scope: Message) -> Caller:
+        """Whose token it is; what is logged of a token is its name.
 
         Raises:
             Refused: 401 or 403.
@@ -81,6 +119,59 @@ class Api:
         return caller
 
 
+def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
+    """The Quart application; it owns no task and no resource."""
+    app = QuartTrio("downloader.api", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = int(deps.settings.max_body)
+    app.config["BODY_TIMEOUT"] = app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each wait
+    app.url_map.merge_slashes = False  # `/files//x` is no other spelling of a route
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
+    add_health(app, deps)
+    add_jobs(app, deps)
+    add_files(app, deps)
+    add_page(app)
+    add_events(app, events)
+    # Answered before Quart is asked; known to it, so that other methods get 405 and OPTIONS an answer.
+    app.add_url_rule(PATH, "download", methods=["POST", "OPTIONS"], provide_automatic_options=True)
+
+    @app.errorhandler(Exception)
+    async def answer_error(error: Exception) -> Response:
+        problem = as_problem(error)
+        if problem is INTERNAL:
+            _log.exception(Event.API_FAILED, path=request.path)
+        headers = {name.decode(): value.decode() for name, value in problem.headers()}
+        return Response(problem.body(), problem.status, headers, content_type=CONTENT_TYPE)
+
+    @app.after_request
+    async def protect(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    return app
+
+
+def as_problem(error: Exception) -> Problem:
+    """What to answer when a route raises this."""
+    if isinstance(error, Refused):
+        return error.problem
+    if isinstance(error, StoreError):
+        return STORE_UNAVAILABLE
+    if not isinstance(error, HTTPException):
+        return INTERNAL
+    status = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    phrase = status_phrase(status)
+    allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+    return Problem(
+        status=status,
+        code=phrase.lower().replace(" ", "_"),
+        detail=f"{HTTPStatus(status).description or phrase}.",
+        more_headers=((b"allow", allowed.encode()),) if allowed else (),
+    )
+
+
+_CROWDED = unavailable("too_many_connections", "Too many clients are connected; try again.")
+
+
 def create_app(deps: ApiDeps, *, pace: Pace | None = None) -> Api:
     """The API as an ASGI application; opens nothing and starts nothing."""
     return Api(deps, pace)
@@ -89,10 +180,11 @@ def create_app(deps: ApiDeps, *, pace: Pace | None = None) -> Api:
 async def serve(
     app: Api,
     *,
-    sockets: Sequence[socket.socket],
+    sockets: Sequence[socket],
     stop: Callable[[], Awaitable[object]],
     grace_s: float = 5.0,
     limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the API until `stop()` returns, then at most `grace_s` seconds more.
@@ -105,6 +197,7 @@ async def serve(
             in flight are answered; streams of events end at once.
         grace_s: seconds for them, after which they are cut.
         limits: what one client may cost.
+        tls: from `tls_context`; `None` for plain TCP.
         task_status: started when the sockets listen.
     """
 
@@ -116,6 +209,12 @@ async def serve(
         await background.start(app.intake.run)
         background.start_soon(app.events.run)
         await serve_http(
-            app, sockets=sockets, stop=stopping, grace_s=grace_s, limits=limits, task_status=task_status
+            app,
+            sockets=sockets,
+            stop=stopping,
+            grace_s=grace_s,
+            limits=limits,
+            tls=tls,
+            task_status=task_status,
         )
         background.cancel_scope.cancel()

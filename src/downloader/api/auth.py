@@ -19,6 +19,9 @@ from downloader.api.problems import Problem, Refused
 from downloader.config import TokenSettings
 from downloader.model import JobSpec
 
+CALLER = "downloader.caller"
+"""Key of the ASGI scope: the request's `Caller`, or `None` while the API is open."""
+
 PUBLIC_PATHS = frozenset({"/hb", "/health/live", "/health/ready"})
 """What load balancers and supervisors ask, which have no token."""
 

@@ -8,21 +8,22 @@ no memory, and one that does not read at all is cut off by the server as for any
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from http import HTTPStatus
+from typing import Self
 
 import trio
+from quart import Response, request
+from quart.wrappers.response import ResponseBody
+from quart_trio import QuartTrio
 
-from downloader.api.answer import problem_answer, send_answer
-from downloader.api.auth import Allows, Caller, anything
-from downloader.api.origin import check_origin
+from downloader.api.auth import Allows, anything
+from downloader.api.jobs import visible_aggregations
+from downloader.api.places import client_address
 from downloader.api.problems import Refused, unavailable
-from downloader.api.shared import Message, Receive, Send
 from downloader.api.snapshot import NOTHING_KNOWN, ROLES, SAMPLED, Snapshot, encode
 from downloader.observe import Event, get_logger
 from downloader.store import JobStore, StoreError
 
 PATH = "/events"
-METHODS = frozenset({"GET", "HEAD"})
 
 RETRY_MS = 2000
 """After which a browser whose stream has ended asks again: a restart takes about as long."""
@@ -33,15 +34,11 @@ PAUSE_FACTOR = 9
 PAUSE_MAX_S = 2.0
 """The longest such pause: a look that only waited for a store that is away has cost nothing."""
 
-END_S = 0.5
-"""For a stream to end properly when the API stops; then it is cut."""
-
-_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # nginx would hold events back
-    (b"x-content-type-options", b"nosniff"),
-)
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",  # nginx would hold events back
+}
 
 # A comment keeps proxies from closing a silent stream; the event tells scripts, which see no comments.
 _ALIVE = b": alive\nevent: alive\ndata: {}\n\n"
@@ -55,6 +52,8 @@ class Pace:
 
     listeners: int = 64
     """At once, in one process; more are answered 503."""
+    per_address: int = 16
+    """Of them from one address, so that one client does not keep the others from listening."""
     sample_s: float = 0.5
     """At the least between two looks: what changes shows within about a second."""
     alive_s: float = 15.0
@@ -62,12 +61,12 @@ class Pace:
 
 
 class Events:
-    """The listeners of one process and their sampler. `run` samples; `serve` is the route."""
+    """The listeners of one process and their sampler. `run` samples; `add_events` adds the route."""
 
     def __init__(self, store: JobStore, pace: Pace | None = None) -> None:
         self._store = store
-        self._pace = pace or Pace()
-        self._listening: set[trio.CancelScope] = set()
+        self.pace = pace or Pace()
+        self._listening: set[Listener] = set()
         self._somebody = trio.Event()
         self._stopped = False
         self._snapshot: Snapshot | None = None
@@ -84,71 +83,47 @@ class Events:
                 started = trio.current_time()
                 await self._look()
                 took = trio.current_time() - started
-                await trio.sleep(max(self._pace.sample_s, min(PAUSE_FACTOR * took, PAUSE_MAX_S)))
+                await trio.sleep(max(self.pace.sample_s, min(PAUSE_FACTOR * took, PAUSE_MAX_S)))
             self._somebody = trio.Event()
             self._snapshot = None  # the next listener wants no old news
 
     def stop(self) -> None:
-        """End all streams, at once or after `END_S`, and begin no more."""
+        """End all streams and begin no more."""
         self._stopped = True
         self._notify()
-        deadline = trio.current_time() + END_S
-        for scope in self._listening:
-            scope.deadline = deadline
 
-    async def serve(self, scope: Message, receive: Receive, send: Send, *, caller: Caller | None) -> None:
-        """Answer one request; returns when the client leaves or the API stops.
+    def listener(self, allows: Allows, address: str) -> Listener:
+        """A stream for a caller who may see these aggregations.
 
         Raises:
-            Gone: the client has left or does not read.
+            Refused: 503, too many listen, in all or from this address.
         """
-        try:
-            self._check(scope)
-        except Refused as refused:
-            await send_answer(problem_answer(refused.problem), send)
-            return
-        head: Message = {"type": "http.response.start", "status": HTTPStatus.OK, "headers": list(_HEADERS)}
-        if scope["method"] == "HEAD":
-            await send(head)
-            await send({"type": "http.response.body", "body": b""})
-            return
-        with trio.CancelScope() as listening:
-            self._listening.add(listening)
-            self._somebody.set()
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_watch, receive, nursery.cancel_scope)
-                    await send(head)
-                    await self._stream(anything if caller is None else caller.aggregations, send)
-                    nursery.cancel_scope.cancel()
-            finally:
-                self._listening.discard(listening)
-
-    def _check(self, scope: Message) -> None:
-        """Raise `Refused`: 403 for another site's page, whose browser would let it hold streams; 503."""
-        check_origin(dict(scope["headers"]))
-        if self._stopped or len(self._listening) >= self._pace.listeners:
+        from_here = sum(listener.address == address for listener in self._listening)
+        if self._stopped or len(self._listening) >= self.pace.listeners or from_here >= self.pace.per_address:
             raise Refused(_TOO_MANY)
+        return Listener(self, allows, address)
 
-    async def _stream(self, allows: Allows, send: Send) -> None:
-        async def say(data: bytes, *, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+    def begin(self, listener: Listener) -> None:
+        """Count the listener and have somebody look at the store."""
+        self._listening.add(listener)
+        self._somebody.set()
 
-        await say(b"retry: %d\n\n" % RETRY_MS)
-        told, silent_at = b"", trio.current_time() + self._pace.alive_s
-        while not self._stopped:
-            changed = self._changed
-            data = self._encoded(allows)
-            if data != told:
-                told = data
-                await say(b"event: snapshot\ndata: " + data + b"\n\n")
-                silent_at = trio.current_time() + self._pace.alive_s
-            with trio.move_on_at(silent_at) as silence:
-                await changed.wait()
-            if silence.cancelled_caught:
-                await say(_ALIVE)
-                silent_at = trio.current_time() + self._pace.alive_s
-        await say(b"", more=False)
+    def end(self, listener: Listener) -> None:
+        """The listener has left."""
+        self._listening.discard(listener)
+
+    async def next(self, allows: Allows, told: bytes, until: float) -> bytes | None:
+        """What is new for somebody who was told this, waiting for it as long as that.
+
+        Returns:
+            The newest snapshot; `told` again when nothing has changed by then; `None` when the API stops.
+        """
+        with trio.move_on_at(until):
+            while not self._stopped and self._encoded(allows) in (b"", told):
+                await self._changed.wait()
+        if self._stopped:
+            return None
+        return self._encoded(allows) or told
 
     def _encoded(self, allows: Allows) -> bytes:
         """The newest snapshot as this caller may see it; empty while there is none."""
@@ -180,11 +155,53 @@ class Events:
         self._changed = trio.Event()
 
 
-async def _watch(receive: Receive, scope: trio.CancelScope) -> None:
-    """Cancel the scope when the client leaves."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
+class Listener(ResponseBody):
+    """One stream: a response's body that waits for what is new."""
+
+    def __init__(self, events: Events, allows: Allows, address: str) -> None:
+        self.address = address
+        self._events = events
+        self._allows = allows
+        self._told = b""
+        self._begun = False
+
+    async def __aenter__(self) -> Self:
+        self._events.begin(self)
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._events.end(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._begun:
+            self._begun = True
+            return b"retry: %d\n\n" % RETRY_MS
+        until = trio.current_time() + self._events.pace.alive_s
+        found = await self._events.next(self._allows, self._told, until)
+        if found is None:
+            raise StopAsyncIteration
+        if found == self._told:
+            return _ALIVE
+        self._told = found
+        return b"event: snapshot\ndata: " + found + b"\n\n"
+
+
+def add_events(app: QuartTrio, events: Events) -> None:
+    """`GET /events`."""
+
+    @app.get(PATH)
+    async def listen() -> Response:
+        client = request.scope["client"]
+        address = client_address(client[0]) if client else ""
+        body = events.listener(visible_aggregations(), address)
+        response = Response(b"", headers=_HEADERS)
+        if request.method != "HEAD":
+            response.response = body
+            del response.headers["Content-Length"]
+        return response
 
 
 _TOO_MANY = unavailable("too_many_listeners", "Too many listen already; try again.")

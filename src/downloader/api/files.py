@@ -7,15 +7,19 @@ from http import HTTPStatus
 from urllib.parse import quote
 
 import trio
-from quart import Request, Response
+from quart import Request, Response, request
+from quart_trio import QuartTrio
 from quart_trio.wrappers.response import TrioFileBody
 from werkzeug.http import parse_range_header
 
-from downloader.api.problems import Problem, Refused
+from downloader.api.deps import ApiDeps
+from downloader.api.jobs import sees_all, visible_job
+from downloader.api.problems import Problem, Refused, not_found
 from downloader.storage import StoredFile
+from downloader.store import JobStore
 
-_READ_BYTES = 1024 * 1024
-"""Per hop to a thread; at Quart's 8 KiB the hops are all one measures."""
+_READ_BYTES = 256 * 1024
+"""Per hop to a thread; at Quart's 8 KiB the hops are all one measures. A slow reader holds as much."""
 
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z._-]+")
 
@@ -27,6 +31,26 @@ _HEADERS = {
 }
 
 
+def add_files(app: QuartTrio, deps: ApiDeps) -> None:
+    """`GET /files/<path>`."""
+
+    @app.get("/files/<path:key>")
+    async def files(key: str) -> Response:
+        stored = None
+        if deps.files is not None and is_key(key) and (sees_all() or await _is_visible(deps.store, key)):
+            stored = await deps.files(key)
+        response = await file_response(stored, request) if stored is not None else None
+        if response is None:
+            raise not_found("There is no such file.")
+        return response
+
+
+async def _is_visible(store: JobStore, key: str) -> bool:
+    """Whether the stored file belongs to a job that the caller may see."""
+    view = await visible_job(store, key.rpartition("/")[2])
+    return view is not None and view.spec.storage_key == key
+
+
 def is_key(key: str) -> bool:
     """Whether the text can be a stored file's key: printable, relative, no empty part, no `.` or `..`."""
     return (
@@ -34,7 +58,7 @@ def is_key(key: str) -> bool:
     )
 
 
-async def file_response(stored: StoredFile, request: Request) -> Response | None:
+async def file_response(stored: StoredFile, asked: Request) -> Response | None:
     """The file, or the part of it that is asked for; `None` if it is gone by now.
 
     RFC 9110: one `Range` is answered 206, several as the whole file (14.2 allows it), one past the end 416;
@@ -50,14 +74,14 @@ async def file_response(stored: StoredFile, request: Request) -> Response | None
     size = facts.st_size
     etag = f'"{facts.st_mtime_ns:x}-{size:x}"'
     headers = _HEADERS | {"ETag": etag, "Content-Disposition": _disposition(stored.path.name)}
-    if etag in request.headers.get("If-None-Match", ""):
+    if etag in asked.headers.get("If-None-Match", ""):
         return Response(b"", HTTPStatus.NOT_MODIFIED, headers)
-    part = _part(request, size) if request.headers.get("If-Range", etag) == etag else None
+    part = _part(asked, size) if asked.headers.get("If-Range", etag) == etag else None
     start, stop = part or (0, size)
     if part:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     response = Response(b"", HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK, headers)
-    if request.method != "HEAD":
+    if asked.method != "HEAD":
         body = TrioFileBody(stored.path, buffer_size=_READ_BYTES)
         body.begin, body.end = start, stop
         response.response = body
@@ -65,13 +89,13 @@ async def file_response(stored: StoredFile, request: Request) -> Response | None
     return response
 
 
-def _part(request: Request, size: int) -> tuple[int, int] | None:
+def _part(asked: Request, size: int) -> tuple[int, int] | None:
     """The range that is asked for, as offsets of its first byte and behind its last; `None` for all.
 
     Raises:
         Refused: 416.
     """
-    wanted = parse_range_header(request.headers.get("Range"))
+    wanted = parse_range_header(asked.headers.get("Range"))
     if wanted is None or wanted.units != "bytes" or len(wanted.ranges) != 1:
         return None
     first, end = wanted.ranges[0]

@@ -85,6 +85,11 @@ def too_large(limit: int) -> Problem:
     )
 
 
+def not_found(detail: str) -> Refused:
+    """404."""
+    return Refused(Problem(status=HTTPStatus.NOT_FOUND, code="not_found", detail=detail))
+
+
 def unknown_job() -> Problem:
     """404 for a job id."""
     return Problem(status=HTTPStatus.NOT_FOUND, code="unknown_job", detail="There is no job with this id.")

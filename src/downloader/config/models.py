@@ -226,6 +226,10 @@ class ApiSettings(Section):
     heartbeat_path: FileName = ""
     """`GET /hb` answers 503 while this file exists; empty: never."""
     max_body: Size = ByteSize(256 * 1024)
+    certfile: FileName = ""
+    """PEM file of the certificate and its chain, for TLS; empty: no TLS."""
+    keyfile: FileName = ""
+    """PEM file of its key, without a password."""
     tokens: list[TokenSettings] = Field(default_factory=list)
     """Empty: whoever reaches the port may do everything."""
 
@@ -237,6 +241,8 @@ class ApiSettings(Section):
         ):
             if len(set(values)) < len(values):
                 raise ValueError(f"tokens must not share a {what}")
+        if bool(self.certfile) != bool(self.keyfile):
+            raise ValueError("certfile and keyfile go together")
         return self
 
 

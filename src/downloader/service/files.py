@@ -63,4 +63,5 @@ def own_base(settings: Settings) -> str:
         host = "localhost"
     if ":" in host:
         host = f"[{host}]"
-    return f"http://{host}:{settings.api.port}/files"
+    scheme = "https" if settings.api.certfile else "http"
+    return f"{scheme}://{host}:{settings.api.port}/files"

@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from downloader.api import ApiDeps, create_app, serve
+from downloader.api import ApiDeps, create_app, serve, tls_context
 from downloader.config import Settings
 from downloader.observe import Event, get_logger
 from downloader.storage import Storage
@@ -33,6 +33,9 @@ async def serve_api(
     """Serve until `stop()` returns and requests in flight are answered; warns of an API that is open to all.
 
     The keywords are those of `ApiDeps` and `downloader.api.serve`.
+
+    Raises:
+        ConfigError: the certificate or its key cannot be used.
     """
     deps = ApiDeps(
         store=store,
@@ -43,9 +46,13 @@ async def serve_api(
         healthy=healthy,
         files=storage.local,
     )
+    api = settings.api
+    tls = tls_context(api.certfile, api.keyfile) if api.certfile else None
     host, port = sockets[0].getsockname()[:2]
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, create_app(deps), sockets=sockets, stop=stop, grace_s=grace_s))
+        await nursery.start(
+            partial(serve, create_app(deps), sockets=sockets, stop=stop, grace_s=grace_s, tls=tls)
+        )
         log.info(Event.API_LISTENING, host=host, port=port)
         if not settings.api.tokens and not ipaddress.ip_address(host).is_loopback:
             log.warning(Event.API_OPEN, host=host, port=port)

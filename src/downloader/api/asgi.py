@@ -1,0 +1,31 @@
+"""The words of ASGI that the API's modules share, and whole answers at its level."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from downloader.api.problems import Problem
+
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Message, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+"""Names in lower case."""
+
+
+class Gone(OSError):
+    """The client has left, or does not read; ASGI asks for an `OSError`."""
+
+
+async def send_answer(send: Send, *, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole answer and its length; raises what `send` raises when the client has left."""
+    headers = [*headers, (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_problem(send: Send, problem: Problem) -> None:
+    """Send a problem document; raises what `send` raises when the client has left."""
+    await send_answer(send, status=problem.status, headers=problem.headers(), body=problem.body())

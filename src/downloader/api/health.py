@@ -1,0 +1,55 @@
+"""Routes that load balancers, supervisors and dashboards ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from quart_trio import QuartTrio
+
+from downloader.api.deps import ApiDeps
+from downloader.api.problems import not_found
+from downloader.api.views import counters
+from downloader.store import StoreError
+
+_ROLES = ("processor", "notifier")
+
+
+def add_health(app: QuartTrio, deps: ApiDeps) -> None:
+    """`GET /hb`, `/health/live`, `/health/ready`, `/stats/<role>`."""
+    heartbeat = deps.settings.heartbeat_path
+
+    @app.get("/hb")
+    async def hb() -> tuple[dict[str, Any], int]:
+        if heartbeat and Path(heartbeat).exists():  # noqa: ASYNC240  one stat of a local path, as quick as a hop
+            return {"status": "out of service"}, HTTPStatus.SERVICE_UNAVAILABLE
+        return {"status": "ok"}, HTTPStatus.OK
+
+    @app.get("/health/live")
+    async def live() -> dict[str, Any]:
+        return {"status": "ok"}
+
+    @app.get("/health/ready")
+    async def ready() -> tuple[dict[str, Any], int]:
+        roles = dict(deps.ready())
+        try:
+            await deps.store.ping()
+            store = True
+        except StoreError:
+            store = False
+        good = store and all(roles.values())
+        status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
+        answer: dict[str, Any] = {"status": "ok" if good else "not ready", "store": store, "roles": roles}
+        # A backend that is unhealthy takes no instance out of service: the others go on, and it would not
+        # get better elsewhere.
+        if backends := deps.healthy():
+            answer["backends"] = dict(backends)
+        return answer, status
+
+    @app.get("/stats/<role>")
+    async def stats(role: str) -> Mapping[str, Any]:
+        if role not in _ROLES:
+            raise not_found("There are statistics of processor and notifier only.")
+        return counters(await deps.store.reports(role))

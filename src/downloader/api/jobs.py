@@ -1,0 +1,74 @@
+"""Routes about jobs that are in: to look at one, and to have its callback or download tried again."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Any, cast
+
+from quart import request
+from quart_trio import QuartTrio
+
+from downloader.api.auth import CALLER, Allows, Caller, anything
+from downloader.api.deps import ApiDeps
+from downloader.api.problems import Problem, Refused, unknown_job
+from downloader.api.views import job_view
+from downloader.store import JobStore, JobView, RetryAnswer
+
+_JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
+
+
+def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
+    """`GET /jobs/<id>`, `POST /retry/<id>`, `GET /dashboard/aggregations`."""
+
+    @app.get("/jobs/<job_id>")
+    async def job(job_id: str) -> dict[str, Any]:
+        view = await visible_job(deps.store, job_id)
+        if view is None:
+            raise Refused(unknown_job())
+        return job_view(view)
+
+    @app.post("/retry/<job_id>")
+    async def retry(job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
+        answer = RetryAnswer.UNKNOWN
+        known = _JOB_ID.fullmatch(job_id) is not None
+        if known and (sees_all() or await visible_job(deps.store, job_id) is not None):
+            again = request.args.get("download", "") not in ("", "0", "false")
+            answer = await deps.store.retry(job_id, download=again, limit=deps.callback_limit)
+        if answer is RetryAnswer.UNKNOWN:
+            raise Refused(unknown_job())
+        if answer is RetryAnswer.CONFLICT:
+            raise Refused(_NOT_TO_BE_RETRIED)
+        return {"id": job_id}, HTTPStatus.CREATED, {"Location": f"/jobs/{job_id}"}
+
+    @app.get("/dashboard/aggregations")
+    async def aggregations() -> list[dict[str, Any]]:
+        sizes = await deps.store.aggregation_sizes()
+        allowed = visible_aggregations()
+        return [
+            {"name": f"jobs:{size.aggr_id}", "size": size.pending} for size in sizes if allowed(size.aggr_id)
+        ]
+
+
+def visible_aggregations() -> Allows:
+    """Which aggregations the request's caller may see."""
+    caller = cast("Caller | None", request.scope.get(CALLER))
+    return anything if caller is None else caller.aggregations
+
+
+def sees_all() -> bool:
+    """Whether the request's caller may see every aggregation."""
+    return visible_aggregations() is anything
+
+
+async def visible_job(store: JobStore, job_id: str) -> JobView | None:
+    """The job, if there is one with this id that the request's caller may see."""
+    view = await store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
+    return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
+
+
+_NOT_TO_BE_RETRIED = Problem(
+    status=HTTPStatus.CONFLICT,
+    code="not_to_be_retried",
+    detail="Only what has failed is tried again: its callback, or with ?download=1 its download.",
+)

@@ -1,0 +1,46 @@
+"""The web page and what it loads."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from quart import Response
+from quart_trio import QuartTrio
+
+from downloader.api.problems import not_found
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_TYPES = {
+    "index.html": "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+def add_page(app: QuartTrio) -> None:
+    """`GET /` and `/web/<name>`."""
+    web = resources.files("downloader.web")
+    pages = {name: (web / name).read_bytes() for name in _TYPES}
+
+    def page(name: str) -> Response:
+        headers = {
+            "Content-Type": _TYPES[name],
+            "Content-Security-Policy": _POLICY,
+            "Cache-Control": "no-cache",  # after an upgrade the page and its script must be of one version
+            "Referrer-Policy": "no-referrer",
+        }
+        return Response(pages[name], headers=headers)
+
+    @app.get("/")
+    async def index() -> Response:
+        return page("index.html")
+
+    @app.get("/web/<name>")
+    async def asset(name: str) -> Response:
+        if name not in pages:
+            raise not_found("There is no such page.")
+        return page(name)

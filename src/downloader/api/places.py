@@ -1,0 +1,128 @@
+"""What clients may cost, and which of their connections have a place in a crowded server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Protocol
+
+PIECE_BYTES = 64 * 1024
+"""Read at once, sent under one deadline, and kept of a body that its application does not read."""
+
+IPV6_SITE_BITS = 64
+"""Of an IPv6 address, what one client cannot change by itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may cost; the defaults suit people on phones as well as fleets on a LAN."""
+
+    head_bytes: int = 16 * 1024
+    """Of request line and headers together, as in node.js; more is answered 431."""
+    head_s: float = 10.0
+    """To the end of a head, from its first byte (or from connecting, for the first one, TLS included)."""
+    idle_s: float = 60.0
+    """Between two requests: longer than the 30 s for which pooling clients commonly keep a connection."""
+    body_grace_s: float = 10.0
+    """Waiting for a body that is not charged against `body_rate`; one that drips slower gets 408."""
+    body_rate: int = 1024
+    """Bytes per second."""
+    send_s: float = 30.0
+    """For a client to take the next 64 KiB of an answer; else it is cut off."""
+    stop_send_s: float = 2.0
+    """The same once the server stops: who does not read does not hold the stop."""
+    linger_s: float = 2.0
+    """For a client to read an answer while it still sends a body that nobody wants: closing at once
+    would reset the connection and destroy the answer on its way."""
+    linger_bytes: int = 16 * 1024**2
+    connections: int = 4096
+    """Or half of the descriptors that the process may open, if that is less."""
+    per_address: int = 1024
+    """From one IPv4 address or IPv6 /64; at most half of all. Those of unix sockets are not counted."""
+    reserve: int = 32
+    """Connections beyond `connections`, on which health is answered and everything else refused."""
+    reserve_head_s: float = 2.0
+    """To the end of a head on such a connection."""
+    streams: int = 100
+    """Requests at once on one HTTP/2 connection."""
+
+
+class Client(Protocol):
+    """A connection, as `Places` sees it."""
+
+    address: str
+    reserved: bool
+
+    def cut(self) -> None:
+        """Close it, whatever it is doing."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Places:
+    """The connections that are open.
+
+    A new one that finds no place, in all or for its address, takes that of the oldest that waits for its
+    client: for a request, or for the rest of one. Where none waits, it gets a place of the reserve.
+    """
+
+    most: int
+    per_address: int
+    reserve: int
+    taken: int = 0
+    """By connections not of the reserve."""
+    reserved: int = 0
+    _addresses: Counter[str] = field(default_factory=Counter)
+    _waiting: dict[Client, None] = field(default_factory=dict)
+    """Those that may be closed, the longest waiting first."""
+
+    def enter(self, client: Client) -> bool:
+        """Give a new connection a place, and mark one of the reserve; false when that is full too."""
+        crowded = client.address != "" and self._addresses[client.address] >= self.per_address
+        if (crowded or self.taken >= self.most) and not self._cut_one(client.address if crowded else ""):
+            if self.reserved >= self.reserve and not self._cut_one("", reserved=True):
+                return False
+            client.reserved = True
+        if client.reserved:
+            self.reserved += 1
+        else:
+            self.taken += 1
+            self._addresses[client.address] += 1
+        self._waiting[client] = None
+        return True
+
+    def leave(self, client: Client) -> None:
+        """The connection is closed."""
+        self._waiting.pop(client, None)
+        if client.reserved:
+            self.reserved -= 1
+            return
+        self.taken -= 1
+        self._addresses[client.address] -= 1
+        if not self._addresses[client.address]:
+            del self._addresses[client.address]
+
+    def waits(self, client: Client, *, waits: bool) -> None:
+        """Whether the connection now waits for its client, so that it may be closed for another."""
+        if waits:
+            self._waiting.setdefault(client)
+        else:
+            self._waiting.pop(client, None)
+
+    def _cut_one(self, address: str, *, reserved: bool = False) -> bool:
+        """Close the longest waiting connection, of this address if one is given; false when there is none."""
+        for client in self._waiting:
+            if client.reserved is reserved and address in ("", client.address):
+                del self._waiting[client]
+                client.cut()
+                return True
+        return False
+
+
+def client_address(host: str) -> str:
+    """What counts as one client: an IPv4 address, an IPv6 /64; empty for a unix socket."""
+    if ":" not in host:
+        return host
+    address = ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped) if mapped else f"{int(address) >> (128 - IPV6_SITE_BITS):x}"

@@ -1,0 +1,121 @@
+"""HTTP/1.1, HTTP/2 with and without an upgrade, and TLS: the same API, asked by curl and httpx2."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+import trustme
+
+from downloader.api.server import tls_context
+from downloader.errors import ConfigError
+from servers.api import JOB, Served, Serving
+
+pytestmark = pytest.mark.slow
+
+
+async def curl(*words: str) -> tuple[str, str, str]:
+    """`curl`'s answer as protocol, status and body."""
+    out = "\n%{http_version} %{http_code}"
+    done = await trio.run_process(
+        ["curl", "-sS", "--max-time", "10", "--noproxy", "*", "-w", out, *words], capture_stdout=True
+    )
+    text, _, last = done.stdout.decode().rpartition("\n")
+    version, _, status = last.partition(" ")
+    return version, status, text
+
+
+@pytest.mark.parametrize(
+    ("words", "get_version", "post_version"),
+    [
+        ((), "1.1", "1.1"),
+        (("--http1.0",), "1.1", "1.1"),
+        (("--http2",), "2", "1.1"),  # a body comes before the upgrade could
+        (("--http2-prior-knowledge",), "2", "2"),
+    ],
+)
+async def test_curl(api: Served, words: tuple[str, ...], get_version: str, post_version: str) -> None:
+    url = f"http://127.0.0.1:{api.port}"
+    version, status, body = await curl(*words, "-d", json.dumps(JOB), f"{url}/download")
+    assert (version, status) == (post_version, "201")
+    job_id = json.loads(body)["id"]
+    version, status, body = await curl(*words, f"{url}/jobs/{job_id}")
+    assert (version, status) == (get_version, "200")
+    assert json.loads(body)["id"] == job_id
+
+
+async def test_what_java_sends(api: Served) -> None:
+    """`java.net.http.HttpClient` asks for h2c with each request, and keeps the connection."""
+    body = json.dumps(JOB).encode()
+    head = (
+        b"POST /download HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nContent-Length: %d\r\n"
+        b"Host: 127.0.0.1:%d\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+        b"Upgrade: h2c\r\nUser-Agent: Java-http-client/17.0.19\r\n\r\n" % (len(body), api.port)
+    )
+    async with await api.connect() as stream:
+        for _ in range(2):
+            await stream.send_all(head + body)
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 201 ")
+
+
+async def test_http2_carries_many_requests_at_once(api: Served) -> None:
+    async with httpx2.AsyncClient(
+        http1=False, http2=True, base_url=f"http://127.0.0.1:{api.port}", trust_env=False
+    ) as client:
+        answers: list[httpx2.Response] = []
+
+        async def post(number: int) -> None:
+            job = JOB | {"extra": "x" * 1000 * number}
+            answers.append(await client.post("/download", json=job))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(post, number)
+        assert {(answer.status_code, answer.http_version) for answer in answers} == {(201, "HTTP/2")}
+        refused = await client.post("/download", content=b"x" * 2_000_000)
+        assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
+        assert (await client.get("/nothing")).json()["code"] == "not_found"
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, str, ssl.SSLContext]:
+    """Files of a certificate for 127.0.0.1 and its key, and a client's context that trusts it."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), client
+
+
+async def test_tls(serving: Serving, certificate: tuple[str, str, ssl.SSLContext]) -> None:
+    cert, key, trusting = certificate
+    api = await serving(tls=tls_context(cert, key))
+    url = f"https://127.0.0.1:{api.port}"
+    for http2, version in ((True, "HTTP/2"), (False, "HTTP/1.1")):
+        async with httpx2.AsyncClient(http2=http2, verify=trusting, base_url=url, trust_env=False) as client:
+            answer = await client.post("/download", json=JOB)
+            assert (answer.status_code, answer.http_version) == (201, version)
+            large = await client.post("/download", content=b"x" * 1_000_000)
+            assert large.status_code == 413
+            assert (await client.get("/hb")).status_code == 200
+
+
+def test_files_that_are_no_certificate(tmp_path: Path, certificate: tuple[str, str, ssl.SSLContext]) -> None:
+    cert, key, _ = certificate
+    other = tmp_path / "other.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_pem.write_to_path(str(other))
+    for files, words in (
+        ((str(tmp_path / "none"), key), "api.certfile: cannot read"),
+        ((cert, str(tmp_path)), "api.keyfile: cannot read"),
+        ((key, cert), "are no certificate and its key"),
+        ((cert, str(other)), "are no certificate and its key"),
+    ):
+        with pytest.raises(ConfigError, match=words) as caught:
+            tls_context(*files)
+        assert "\n" not in str(caught.value)
