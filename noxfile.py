@@ -67,6 +67,13 @@ def rows(session: nox.Session) -> None:
     pytest(session, "--rows", "-q")
 
 
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """A fleet broken at random under load, and judged: `nox -s chaos -- --minutes 60 --seed 7`."""
+    install(session, "test")
+    session.run("python", "-m", "chaos", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
 @nox.session(python=PYTHONS[0])
 def minimums(session: nox.Session) -> None:
     """Every test, with the oldest versions that pyproject.toml allows."""

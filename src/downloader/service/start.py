@@ -105,7 +105,7 @@ async def _run_processes(
     """Run `count` children until a signal, and see them to their end.
 
     Raises:
-        DownloaderError: the embedded store cannot be started, or a child ended before it had started.
+        DownloaderError: the embedded store cannot be started, or a slot's first child ended before it had.
     """
     children: dict[int, SpawnProcess] = {}
     stopping = trio.Event()
@@ -126,7 +126,13 @@ async def _run_processes(
 async def _keep_child(
     slot: int, children: dict[int, SpawnProcess], stopping: trio.Event, arguments: tuple[Any, ...]
 ) -> None:
+    """Start a slot's child, and another whenever it has ended, until `stopping`.
+
+    Raises:
+        DownloaderError: what kept the slot's first child from starting.
+    """
     context = multiprocessing.get_context("spawn")
+    has_run = False
     while not stopping.is_set():
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=_child, args=(theirs, *arguments), name=f"downloader-{slot}")
@@ -141,10 +147,13 @@ async def _keep_child(
         child.join()
         ours.close()
         del children[slot]
-        if isinstance(said, DownloaderError):
+        has_run = has_run or said is True
+        reason = str(said) if isinstance(said, DownloaderError) else ""
+        if isinstance(said, DownloaderError) and not has_run:
             raise said
+        # What keeps a later child from starting may pass (the store is away): the other children go on.
         if not stopping.is_set():
-            log.error(Event.SERVICE_FAILED, slot=slot, status=child.exitcode)
+            log.error(Event.SERVICE_FAILED, slot=slot, status=child.exitcode, reason=reason)
             with trio.move_on_after(RESTART_S):
                 await stopping.wait()
 

@@ -1,0 +1,47 @@
+"""`nox -s chaos -- --minutes 60 --seed 7`: break a fleet for as long as that, and say what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from chaos.driver import run_chaos
+from servers.fleet import say
+
+
+def main() -> int:
+    """Exit status 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(prog="nox -s chaos --", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults go on")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats a schedule of faults")
+    parser.add_argument("--pace", type=float, default=1.2, help="seconds from one fault to the next")
+    chosen = parser.parse_args()
+    # A short path, as it has unix sockets in it.
+    folder = Path(tempfile.mkdtemp(prefix="dlx-"))
+    try:
+        report = trio.run(
+            partial(
+                run_chaos,
+                folder,
+                seed=chosen.seed,
+                seconds=60 * chosen.minutes,
+                say=say,
+                pace_s=chosen.pace,
+            )
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    for line in report.lines():
+        say(line)
+    return bool(report.violations)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,475 @@
+"""Breaks a real fleet under load, in the order that a seed gives, and judges what is left."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import redis
+import trio
+
+from chaos.history import Delivery, File, History, Record, Violation, judge, losses
+from chaos.load import LIMITS, Load
+from chaos.schedule import STORE, Fault, Kind, make_schedule
+from servers.fault_proxy import FaultProxy, open_fault_proxy
+from servers.fleet import GRACE_S, LEASE_S, SLACK_S, SWEEP_S, Fleet, Running, open_fleet
+from servers.origin import open_origin
+from servers.sink import open_sink
+from servers.valkey import Valkey
+
+PREFIX = "downloader:1:{0}:"
+LATE_S = SWEEP_S + SLACK_S
+"""After a lease's end, until somebody else has its task."""
+
+SETTLE_S = 60.0
+"""When the faults are over: for all jobs to end and be told of."""
+
+STOP_S = GRACE_S + 3.0
+"""A stop takes at most the grace period; the rest is the busy machine's."""
+
+_LOOK_S = 0.2
+_RESTART_S = 0.2
+_START_S = 40.0
+_CLIENTS = 4
+
+TABLES: dict[str, dict[str, Any]] = {
+    "redis": {"durability": "aof"},
+    # As many as the origin's limits let through fit into each process, and none into one alone.
+    "processor": {"concurrency": 8, "download_url": "http://files.test"},
+    # The receiver is always there; what is slow is this machine.
+    "notifier": {"retry_schedule": [0.2] * 20, "concurrency": 16},
+}
+
+_OWNED = frozenset({"job", "task", "reap", "layout"})
+"""Keys without a time to live that may be left when every job has ended: the jobs' own, and the layout."""
+
+
+@dataclass
+class Member:
+    """One place in the fleet: a process, and the one that takes its place."""
+
+    name: str
+    role: str
+    arguments: tuple[str, ...]
+    proxy: FaultProxy
+    running: Running | None = None
+    frozen: bool = False
+    meant: bool = False
+    """Its end is our doing."""
+    pause_s: float = _RESTART_S
+
+    @property
+    def works(self) -> bool:
+        """Whether it has started, and neither it nor its link is in trouble."""
+        return (
+            self.running is not None
+            and bool(self.running.events("service.started"))
+            and not (self.frozen or self.proxy.black_hole)
+        )
+
+    def ports(self) -> list[int]:
+        """Where its API listens."""
+        return sorted({line["port"] for line in self.running.events("api.listening")}) if self.running else []
+
+    def children(self) -> list[int]:
+        """Processes of the service below it, none for a single one."""
+        if self.running is None:
+            return []
+        with suppress(OSError):
+            tasks = Path(f"/proc/{self.running.pid}/task").glob("*/children")
+            pids = [int(word) for task in tasks for word in task.read_text().split()]
+            return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run came to."""
+
+    seed: int
+    seconds: float
+    schedule: list[Fault]
+    done: Counter[str]
+    """Faults that were carried out, by kind."""
+    history: History
+    violations: list[Violation]
+    repeated_gets: int
+    repeated_deliveries: int
+    refused: Counter[str]
+    worst_s: float
+    """From a lease's end until somebody else took its task over, at worst."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        states = Counter(record.state for record in self.history.records.values())
+        kills = sum(self.done[kind] for kind in (Kind.KILL, Kind.KILL_CHILD, Kind.STORE_KILL))
+        freezes = sum(self.done[kind] for kind in (Kind.FREEZE, Kind.STORE_FREEZE))
+        return [
+            f"seed {self.seed}, {self.seconds:g} s",
+            f"jobs {len(self.history.jobs)}: " + ", ".join(f"{n} {state}" for state, n in states.items()),
+            f"kills {kills}, freezes {freezes}, all faults {self.done.total()}: "
+            + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
+            f"duplicates: {self.repeated_gets} downloads, {self.repeated_deliveries} callbacks (allowed)",
+            f"submissions repeated: {self.refused.total()} ({dict(self.refused)})",
+            f"recovery: {LEASE_S:g} s (the lease) and {self.worst_s:.2f} s until it was taken over, at worst",
+            f"losses {losses(self.violations)}, broken promises {len(self.violations)}",
+            *(f"  {one}" for one in self.violations),
+        ]
+
+
+@dataclass
+class Chaos:
+    """One run."""
+
+    server: Valkey
+    fleet: Fleet
+    load: Load
+    members: dict[str, Member]
+    say: Callable[[str], None]
+    history: History
+    done: Counter[str] = field(default_factory=Counter)
+    store_up: bool = True
+    over: bool = False
+    """No member is to be started again."""
+    watching: bool = True
+    late: dict[str, float] = field(default_factory=dict)
+    """Of each lease that was over: for how many seconds somebody should have taken its task over."""
+    starting: trio.Lock = field(default_factory=trio.Lock)
+
+    async def keep(self, member: Member) -> None:
+        """Start the member, and again whenever it has ended."""
+        while not self.over:
+            member.meant = not self.store_up  # without its store it may refuse to start
+            tables = {"redis": {"url": member.proxy.url}}
+            async with self.starting:  # the fleet names processes by their number
+                running = await self.fleet.start(member.role, *member.arguments, tables=tables, ready=False)
+            member.running = running
+            status = await running.process.wait()
+            member.running, member.frozen = None, False
+            if not (member.meant or self.over):
+                self.history.complaints.append(f"{running.name} ended with {status}: {running.tail()}")
+            await trio.sleep(member.pause_s)
+            member.pause_s = _RESTART_S
+
+    async def play(self, schedule: Iterable[Fault]) -> None:
+        """Carry the faults out, each at its time; returns when all are over."""
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for fault in schedule:
+                await trio.sleep_until(began + fault.at_s)
+                nursery.start_soon(self._carry_out, fault)
+
+    async def _carry_out(self, fault: Fault) -> None:
+        if fault.target == STORE:
+            await self._to_store(fault)
+        else:
+            member = self.members[fault.target]
+            if member.running is None:
+                self.say(f"{fault}: not there")
+                return
+            await self._to_member(fault, member, member.running)
+        self.done[fault.kind] += 1
+
+    async def _to_store(self, fault: Fault) -> None:
+        process = self.server.process
+        assert process is not None
+        match fault.kind:
+            case Kind.SCRIPT_FLUSH:
+                with suppress(OSError):
+                    await trio.to_thread.run_sync(self.server.command, "SCRIPT", "FLUSH")
+                return
+            case Kind.STORE_KILL:
+                self._store_is(up=False)
+                self.server.kill()
+                await trio.sleep(fault.for_s)
+                await trio.to_thread.run_sync(self.server.start)
+            case _:
+                self._store_is(up=False)
+                process.send_signal(signal.SIGSTOP)
+                await trio.sleep(fault.for_s)
+                process.send_signal(signal.SIGCONT)
+        self._store_is(up=True)
+
+    def _store_is(self, *, up: bool) -> None:
+        self.store_up = up
+        for member in self.members.values():
+            if member.running and not member.running.events("service.started"):
+                member.meant = True
+
+    async def _to_member(self, fault: Fault, member: Member, running: Running) -> None:
+        proxy = member.proxy
+        match fault.kind:
+            case Kind.KILL:
+                member.meant, member.pause_s = True, fault.for_s
+                _signal(running, signal.SIGKILL)
+            case Kind.KILL_CHILD:
+                if pids := member.children():
+                    with suppress(ProcessLookupError):
+                        os.kill(pids[0], signal.SIGKILL)
+            case Kind.FREEZE:
+                member.frozen = True
+                _signal(running, signal.SIGSTOP)
+                await trio.sleep(fault.for_s)
+                _signal(running, signal.SIGCONT)
+                member.frozen = False
+            case Kind.STOP:
+                member.meant, member.pause_s = True, fault.for_s
+                await self._stop(running)
+            case Kind.CUT:
+                member.meant = not running.events("service.started") or member.meant
+                proxy.black_hole = True
+                await trio.sleep(fault.for_s)
+                proxy.heal()
+            case Kind.DELAY:
+                proxy.delay_s = 0.1
+                await trio.sleep(fault.for_s)
+                proxy.delay_s = 0.0
+            case Kind.RESET:
+                proxy.reset_all()
+            case Kind.LOSE:
+                rng = random.Random(fault.at_s)
+                proxy.lose_reply_to = lambda _: rng.random() < 0.05
+                await trio.sleep(fault.for_s)
+                proxy.lose_reply_to = lambda _: False
+            case _:
+                raise AssertionError(fault)
+
+    async def _stop(self, running: Running) -> None:
+        """SIGTERM; the end has to come within the grace period, whatever else is broken."""
+        with suppress(ProcessLookupError):
+            running.send(signal.SIGTERM)
+        with trio.move_on_after(STOP_S):
+            await running.process.wait()
+            return
+        self.history.complaints.append(
+            f"{running.name} still ran {STOP_S:g} s after SIGTERM: {running.tail()}"
+        )
+        _signal(running, signal.SIGKILL)
+
+    async def watch_leases(self) -> None:
+        """Measure how long leases that are over stay, while there is an instance that could sweep them."""
+        able_since: dict[str, float] = {}
+        roles = {"download": ("processor", "run"), "callback": ("notifier", "run")}
+        with redis.Redis.from_url(self.server.url, socket_timeout=1.0, decode_responses=True) as client:
+            while self.watching:
+                await trio.sleep(_LOOK_S)
+                for kind, able in roles.items():
+                    if self.store_up and any(m.works and m.role in able for m in self.members.values()):
+                        able_since.setdefault(kind, time.monotonic())
+                    else:
+                        able_since.pop(kind, None)
+                with suppress(redis.RedisError):
+                    found = await trio.to_thread.run_sync(partial(_overdue, client))
+                    for kind, lease, seconds in found:
+                        since = able_since.get(kind)
+                        if since is not None:
+                            late_s = min(seconds, time.monotonic() - since)
+                            self.late[lease] = max(late_s, self.late.get(lease, 0.0))
+
+    async def settle(self) -> None:
+        """Wait until every accepted job has ended and its callback is delivered; not for ever."""
+        waiting = set(self.load.accepted)
+        with trio.move_on_after(SETTLE_S):
+            async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+                while waiting:
+                    for job_id in list(waiting):
+                        found = await self._look(client, job_id)
+                        if found is not None and found.callback in ("succeeded", "failed"):
+                            waiting.discard(job_id)
+                    await trio.sleep(_LOOK_S)
+
+    async def read_records(self) -> None:
+        """Ask the API for every job that the store has."""
+        with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
+            ids = [str(key).rpartition(":")[2] for key in client.scan_iter(f"{PREFIX}job:*", count=1000)]
+        async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+            for job_id in ids:
+                if (record := await self._look(client, job_id)) is not None:
+                    self.history.records[job_id] = record
+
+    async def _look(self, client: httpx2.AsyncClient, job_id: str) -> Record | None:
+        await _until(lambda: bool(self.apis()))
+        try:
+            answer = await client.get(f"http://127.0.0.1:{self.apis()[0]}/jobs/{job_id}")
+        except httpx2.TransportError:
+            return None
+        if answer.status_code != 200:
+            return None
+        job = answer.json()
+        file, callback = job["file"], job["callback"]
+        return Record(
+            state=job["state"],
+            attempts=job["attempts"],
+            size=file["size"] if file else None,
+            sha256=file["sha256"] if file else None,
+            callback=callback["state"] if callback else None,
+        )
+
+    def apis(self) -> list[int]:
+        """Ports that should answer now."""
+        return _ports(self.members)
+
+    def read_rest(self) -> None:
+        """Everything that can be seen when no process runs any more."""
+        history = self.history
+        with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
+            for key in map(str, client.scan_iter("*", count=1000)):
+                words = key.removeprefix(PREFIX).split(":")
+                if client.ttl(key) >= 0 or not _OWNED.isdisjoint(words[:2]):
+                    continue
+                if "leases" in words[:2]:
+                    history.leases += [f"{words[0]} {lease}" for lease in client.zrange(key, 0, -1)]
+                else:
+                    history.tokens.append(key)
+        files = [path for path in self.fleet.files.rglob("*") if path.is_file() and ".tmp" not in path.parts]
+        for path in files:
+            data = path.read_bytes()
+            history.files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        history.spool += [str(path) for path in self.fleet.spool.rglob("*") if path.is_file()]
+        for job_id, received in self.load.sink.by_job().items():
+            history.deliveries[job_id] = [
+                Delivery(webhook_id=one.webhook_id, body=one.body, success=one.payload["success"])
+                for one in received
+            ]
+        for running in self.fleet.running:
+            for name in ("job.succeeded", "job.failed", "job.poison", "job.cancelled"):
+                history.ends.update(line["job_id"] for line in running.events(name))
+            if tracebacks := [line for line in running.noise if "Traceback" in line]:
+                history.complaints.append(f"{running.name}: {len(tracebacks)} tracebacks: {running.tail()}")
+            if failed := [line for line in running.log if line.get("exception")]:
+                history.complaints.append(f"{running.name}: {failed[0]}")
+        history.jobs = dict(self.load.accepted)
+        history.limits = dict(LIMITS)
+        history.peaks = dict(self.load.slots.peak)
+        history.late, history.late_s = list(self.late.items()), LATE_S
+        history.complaints += self.load.complaints
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while True:
+        if condition():
+            return
+        await trio.sleep(_LOOK_S)
+
+
+def _ports(members: Mapping[str, Member]) -> list[int]:
+    return [port for member in members.values() if member.works for port in member.ports()]
+
+
+def _signal(running: Running, number: signal.Signals) -> None:
+    """To the process and all below it."""
+    with suppress(ProcessLookupError):
+        running.send_group(number)
+
+
+def _overdue(client: redis.Redis) -> list[tuple[str, str, float]]:
+    """Leases whose time is over, with their kind and for how many seconds, by the store's clock."""
+    seconds, micros = (int(part) for part in client.time())
+    now_ms = seconds * 1000 + micros // 1000
+    found = []
+    for kind in ("download", "callback"):
+        key = f"{PREFIX}{kind}:leases"
+        over: Any = client.zrange(key, 0, now_ms, byscore=True, withscores=True)
+        found += [(kind, f"{kind} {lease}@{int(end)}", (now_ms - end) / 1000) for lease, end in over]
+    return found
+
+
+async def run_chaos(
+    folder: Path, *, seed: int, seconds: float, say: Callable[[str], None], pace_s: float = 1.2
+) -> Report:
+    """Break a fleet for so many seconds, let it recover, stop it, and judge.
+
+    The fleet: an API, two processors, a notifier, and `run --processes 2`, which has all roles twice.
+    """
+    layout = {
+        "api": ("api", ()),
+        "processor-a": ("processor", ()),
+        "processor-b": ("processor", ()),
+        "notifier": ("notifier", ()),
+        "run": ("run", ("--processes", "2")),
+    }
+    schedule = make_schedule(
+        seed, seconds=seconds, members={name: bool(more) for name, (_, more) in layout.items()}, pace_s=pace_s
+    )
+    say(f"seed {seed}: {len(schedule)} faults")
+    for fault in schedule:
+        say(str(fault))
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(Valkey("--appendonly", "yes"))
+        origin = await stack.enter_async_context(open_origin())
+        origin.record = False
+        sink = await stack.enter_async_context(open_sink())
+        upstream = partial(trio.open_unix_socket, str(server.socket))
+        members = {
+            name: Member(name, role, more, await stack.enter_async_context(open_fault_proxy(upstream)))
+            for name, (role, more) in layout.items()
+        }
+        fleet = await stack.enter_async_context(open_fleet(folder, server, TABLES))
+        chaos = Chaos(
+            server,
+            fleet,
+            Load(origin, sink, random.Random(seed), partial(_ports, members)),
+            members,
+            say,
+            History(),
+        )
+        await _run(chaos, schedule)
+        chaos.read_rest()
+    return Report(
+        seed=seed,
+        seconds=seconds,
+        schedule=schedule,
+        done=chaos.done,
+        history=chaos.history,
+        violations=judge(chaos.history),
+        repeated_gets=chaos.load.repeated_gets(),
+        repeated_deliveries=_repeated(chaos),
+        refused=chaos.load.refused,
+        worst_s=max(chaos.late.values(), default=0.0),
+    )
+
+
+def _repeated(chaos: Chaos) -> int:
+    """Callbacks delivered beyond those that each job needs; `/flaky/1` asks for two."""
+    return sum(
+        len(received) - (2 if received[0].path.startswith("/flaky") else 1)
+        for received in chaos.load.sink.by_job().values()
+    )
+
+
+async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
+    """From the first start to the last stop."""
+    async with trio.open_nursery() as keeping:
+        for member in chaos.members.values():
+            keeping.start_soon(chaos.keep, member)
+        with trio.fail_after(_START_S):
+            await _until(lambda: all(member.works for member in chaos.members.values()))
+        keeping.start_soon(chaos.watch_leases)
+        async with trio.open_nursery() as loading:
+            loading.start_soon(chaos.load.run, _CLIENTS)
+            await chaos.play(schedule)
+            chaos.load.stopping = True
+        with trio.move_on_after(_START_S):
+            await _until(lambda: all(member.works for member in chaos.members.values()))
+        await chaos.settle()
+        await chaos.read_records()
+        chaos.watching, chaos.over = False, True
+        # Whose start clears away what the killed have left.
+        fresh = await chaos.fleet.start("processor")
+        async with trio.open_nursery() as stopping:
+            stopping.start_soon(chaos._stop, fresh)
+            for member in chaos.members.values():
+                if member.running is not None:
+                    stopping.start_soon(chaos._stop, member.running)
+        keeping.cancel_scope.cancel()

@@ -1,0 +1,250 @@
+"""What must hold when all is over, whatever has happened on the way; a pure judgement over what was seen.
+
+The rules are those under "Always" in `docs/guarantees.md`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+ENDS = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """An accepted job, and how it has to end: its origin is ours."""
+
+    id: str
+    group: str
+    succeeds: bool
+    size: int = 0
+    sha256: str = ""
+    attempts: int = 1
+    """The most that it may use up; crashes use up none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What the service says of a job at the end."""
+
+    state: str
+    attempts: int
+    size: int | None = None
+    """`None` without a file."""
+    sha256: str | None = None
+    callback: str | None = None
+    """State of the callback; `None` if there is none yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A stored file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A callback that arrived."""
+
+    webhook_id: str
+    body: bytes
+    success: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class History:
+    """Everything that was seen."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """Those answered 201, by id."""
+    records: dict[str, Record] = field(default_factory=dict)
+    """Of every job in the store, whoever submitted it."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """How often an instance said that it had ended a job, by id."""
+    files: dict[str, File] = field(default_factory=dict)
+    """By name, which is the job's id."""
+    spool: list[str] = field(default_factory=list)
+    leases: list[str] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    """Slots of groups that somebody still sits in, and keys that nobody owns any more."""
+    deliveries: dict[str, list[Delivery]] = field(default_factory=dict)
+    """By job."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """Of aggregations."""
+    peaks: dict[str, int] = field(default_factory=dict)
+    """Requests that the origin saw at once, by aggregation."""
+    late: list[tuple[str, float]] = field(default_factory=list)
+    """Leases that nobody took over for so many seconds after their end, with somebody there to do it."""
+    late_s: float = 0.0
+    """How late that may be."""
+    complaints: list[str] = field(default_factory=list)
+    """What no process should have done: ended by itself, told a traceback, stopped too late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken promise."""
+
+    rule: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.what}"
+
+
+def judge(history: History) -> list[Violation]:
+    """All that does not hold; empty when everything does."""
+    return [
+        Violation(rule.__name__.removeprefix("_").replace("_", " "), what)
+        for rule in RULES
+        for what in rule(history)
+    ]
+
+
+def losses(violations: Sequence[Violation]) -> int:
+    """How many accepted jobs have not ended."""
+    return sum(one.rule in ("lost", "still queued") for one in violations)
+
+
+def _lost(history: History) -> Iterator[str]:
+    yield from (job_id for job_id in history.jobs if job_id not in history.records)
+
+
+def _accepted_twice(history: History) -> Iterator[str]:
+    # Each was submitted under one Idempotency-Key until it was accepted: no other may be there.
+    yield from (job_id for job_id in history.records if job_id not in history.jobs)
+
+
+def _still_queued(history: History) -> Iterator[str]:
+    for job_id, record in history.records.items():
+        if record.state not in ENDS:
+            yield f"{job_id} is {record.state}"
+
+
+def _ended_twice(history: History) -> Iterator[str]:
+    yield from (f"{job_id} {count} times" for job_id, count in history.ends.items() if count > 1)
+
+
+def _wrong_outcome(history: History) -> Iterator[str]:
+    for job, record in _pairs(history):
+        expected = "succeeded" if job.succeeds else "failed"
+        if record.state in ENDS and record.state != expected:
+            yield f"{job.id} {record.state}, and should have {expected}"
+
+
+def _attempts_used_up_by_us(history: History) -> Iterator[str]:
+    for job, record in _pairs(history):
+        if record.attempts > job.attempts:
+            yield f"{job.id} has {record.attempts} attempts of {job.attempts}"
+
+
+def _lease_left(history: History) -> Iterator[str]:
+    yield from history.leases
+
+
+def _token_left(history: History) -> Iterator[str]:
+    yield from history.tokens
+
+
+def _spool_file_left(history: History) -> Iterator[str]:
+    yield from history.spool
+
+
+def _file_missing(history: History) -> Iterator[str]:
+    for job_id, record in history.records.items():
+        if record.state == "succeeded" and job_id not in history.files:
+            yield job_id
+
+
+def _file_of_nobody(history: History) -> Iterator[str]:
+    for name in history.files:
+        record = history.records.get(name)
+        if record is None or record.state != "succeeded":
+            yield f"{name} ({record.state if record else 'no such job'})"
+
+
+def _wrong_content(history: History) -> Iterator[str]:
+    for job, record in _pairs(history):
+        found = history.files.get(job.id)
+        if record.state != "succeeded" or found is None:
+            continue
+        for where, size, sha256 in (
+            ("file", found.size, found.sha256),
+            ("record", record.size, record.sha256),
+        ):
+            if (size, sha256) != (job.size, job.sha256):
+                yield f"{job.id}: {size} bytes in the {where}, {job.size} at the origin"
+
+
+def _limit_exceeded(history: History) -> Iterator[str]:
+    for group, limit in history.limits.items():
+        if (peak := history.peaks.get(group, 0)) > limit:
+            yield f"{group}: {peak} at once, {limit} allowed"
+
+
+def _not_notified(history: History) -> Iterator[str]:
+    for job_id, record in history.records.items():
+        if record.callback != "succeeded" or not history.deliveries.get(job_id):
+            count = len(history.deliveries.get(job_id, ()))
+            yield f"{job_id}: callback {record.callback}, {count} deliveries"
+
+
+def _several_ids(history: History) -> Iterator[str]:
+    by_id = defaultdict(set)
+    for job_id, received in history.deliveries.items():
+        for one in received:
+            by_id[one.webhook_id].add(job_id)
+        ids = {one.webhook_id for one in received}
+        if len(ids) > 1 or "" in ids:
+            yield f"{job_id}: {sorted(ids)}"
+    yield from (f"{one} for {sorted(jobs)}" for one, jobs in by_id.items() if len(jobs) > 1)
+
+
+def _several_outcomes(history: History) -> Iterator[str]:
+    for job_id, received in history.deliveries.items():
+        if len({one.body for one in received}) > 1:
+            yield f"{job_id}: {len({one.body for one in received})} different bodies"
+        record = history.records.get(job_id)
+        if record and {one.success for one in received} - {record.state == "succeeded"}:
+            yield f"{job_id}: told another outcome than {record.state}"
+
+
+def _recovered_late(history: History) -> Iterator[str]:
+    for lease, seconds in history.late:
+        if seconds > history.late_s:
+            yield f"{lease}: {seconds:.1f} s after its end"
+
+
+def _misbehaved(history: History) -> Iterator[str]:
+    yield from history.complaints
+
+
+def _pairs(history: History) -> Iterable[tuple[Job, Record]]:
+    records: Mapping[str, Record] = history.records
+    return [(job, records[job_id]) for job_id, job in history.jobs.items() if job_id in records]
+
+
+RULES = (
+    _lost,
+    _accepted_twice,
+    _still_queued,
+    _ended_twice,
+    _wrong_outcome,
+    _attempts_used_up_by_us,
+    _lease_left,
+    _token_left,
+    _spool_file_left,
+    _file_missing,
+    _file_of_nobody,
+    _wrong_content,
+    _limit_exceeded,
+    _not_notified,
+    _several_ids,
+    _several_outcomes,
+    _recovered_late,
+    _misbehaved,
+)

@@ -1,0 +1,202 @@
+"""Jobs for a fleet that is being broken: an origin of known answers, and clients that do not give up."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx2
+import trio
+
+from chaos.history import Job
+from servers.fleet import job_for
+from servers.origin import Exchange, Origin, Then, body_of
+from servers.sink import Sink
+
+LIMITS = {"g1": 1, "g2": 2, "g3": 4, "g4": 8}
+"""Of the aggregations; each is the first segment of its jobs' paths, so that the origin counts by it."""
+
+HOSTS = 8
+"""Destinations of callbacks: 127.0.0.2 and the following."""
+
+_HELD_S = 0.6
+"""The longest that the origin takes: far below a lease, so that a dead process's request ends before it."""
+
+_BODY_BYTES = 300_000
+_AGAIN_S = 0.1
+_REQUEST_S = 5.0
+
+
+@dataclass
+class Slots:
+    """How many requests of each aggregation are being answered, and were at most.
+
+    A request counts until the moment before its last byte leaves: once the peer has that, it may begin
+    another before this process gets to look.
+    """
+
+    now: Counter[str] = field(default_factory=Counter)
+    peak: Counter[str] = field(default_factory=Counter)
+
+    def enter(self, group: str) -> None:
+        self.now[group] += 1
+        self.peak[group] = max(self.peak[group], self.now[group])
+
+    def leave(self, group: str) -> None:
+        self.now[group] -= 1
+
+
+@dataclass
+class Load:
+    """Submits jobs until it is told to stop, and knows how each has to end."""
+
+    origin: Origin
+    sink: Sink
+    rng: random.Random
+    apis: Callable[[], list[int]]
+    """Ports of the APIs that should answer now."""
+    backlog: int = 60
+    """Jobs under way at most; more would only wait."""
+    accepted: dict[str, Job] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    """Submissions that had to be repeated, by reason."""
+    complaints: list[str] = field(default_factory=list)
+    slots: Slots = field(default_factory=Slots)
+    gets: Counter[str] = field(default_factory=Counter)
+    """Requests for a job's URL, by its path."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """Path by job id."""
+    stopping: bool = False
+    _told: set[str] = field(default_factory=set)
+    _read: int = 0
+    """Deliveries that are in it already."""
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+
+    async def run(self, clients: int) -> None:
+        """Submit from several clients at once until `stopping`; what was begun is accepted first."""
+        async with (
+            httpx2.AsyncClient(timeout=_REQUEST_S, trust_env=False) as client,
+            trio.open_nursery() as nursery,
+        ):
+            for _ in range(clients):
+                nursery.start_soon(self._client, client)
+
+    @property
+    def waiting(self) -> int:
+        """Accepted jobs that nobody has been told of."""
+        received = self.sink.received
+        self._told.update(one.job_id for one in received[self._read :])
+        self._read = len(received)
+        return len(self.accepted.keys() - self._told)
+
+    async def _client(self, client: httpx2.AsyncClient) -> None:
+        while not self.stopping:
+            if self.waiting < self.backlog:
+                await self._submit(client)
+            else:
+                await trio.sleep(_AGAIN_S)
+
+    async def _submit(self, client: httpx2.AsyncClient) -> None:
+        number = next(self._numbers)
+        group = self.rng.choice(list(LIMITS))
+        path, job = self._offer(group, number)
+        callback = self.rng.choice(["/ok", "/ok", "/flaky/1", "/slow/0.1"])
+        body = job_for(
+            self.origin.url(path),
+            self.sink.url(callback, host=f"127.0.0.{2 + number % HOSTS}"),
+            group=group,
+            limit=LIMITS[group],
+        )
+        while True:
+            ports = self.apis()
+            if ports and (job_id := await self._post(client, self.rng.choice(ports), body, f"k{number}")):
+                self.accepted[job_id] = Job(
+                    id=job_id,
+                    group=group,
+                    succeeds=job.succeeds,
+                    size=job.size,
+                    sha256=job.sha256,
+                    attempts=job.attempts,
+                )
+                self.paths[job_id] = path
+                return
+            await trio.sleep(_AGAIN_S)
+
+    async def _post(self, client: httpx2.AsyncClient, port: int, body: dict[str, object], key: str) -> str:
+        """The job's id, or `""` if it has to be asked for again."""
+        try:
+            answer = await client.post(
+                f"http://127.0.0.1:{port}/download", json=body, headers={"Idempotency-Key": key}
+            )
+        except httpx2.TransportError as exc:
+            self.refused[type(exc).__name__] += 1
+            return ""
+        if answer.status_code == 201:
+            job_id: str = answer.json()["id"]
+            return job_id
+        self.refused[str(answer.status_code)] += 1
+        if answer.status_code != 503 or "retry-after" not in answer.headers:
+            self.complaints.append(f"POST /download: {answer.status_code} {answer.text[:200]}")
+        return ""
+
+    def _offer(self, group: str, number: int) -> tuple[str, Job]:
+        """Put a file, or a failure, at a path of its own; the job that asks for it has no id yet."""
+        path = f"/{group}/{number}"
+        body = body_of(self.rng.choice([0, 1, 1000, 70_000, _BODY_BYTES]), path)
+        pause_s = self.rng.uniform(0, _HELD_S)
+        kind = self.rng.choices(["whole", "halting", "busy", "cut", "moved", "missing"], [6, 3, 2, 2, 1, 1])[
+            0
+        ]
+        failures = 1 if kind in ("busy", "cut") else 0
+
+        async def answer(exchange: Exchange) -> None:
+            here = exchange.request.path
+            self.gets[here] += 1
+            first = _response(200, body)
+            then: Then = "keep"
+            match kind:
+                case "busy" if self.gets[here] == 1:
+                    first = _response(500, b"no")
+                case "cut" if self.gets[here] == 1:
+                    first, then = _response(200, body, length=len(body) + 1), "rst"
+                case "moved" if here == path:
+                    first = _response(302, b"", f"Location: {path}/there\r\n")
+                case "missing":
+                    first = _response(404, b"no")
+                case _:
+                    pass
+            self.slots.enter(group)
+            try:
+                if kind == "halting":
+                    await exchange.send(first[: len(first) // 2])
+                    first = first[len(first) // 2 :]
+                await trio.sleep(pause_s)
+                await exchange.send(first[:-1])
+            finally:
+                self.slots.leave(group)
+            await exchange.send(first[-1:])
+            await exchange.end(then)
+
+        self.origin.on(path, answer)
+        self.origin.on(f"{path}/there", answer)
+        digest = hashlib.sha256(body).hexdigest()
+        if kind == "missing":
+            return path, Job(id="", group=group, succeeds=False)
+        return path, Job(
+            id="", group=group, succeeds=True, size=len(body), sha256=digest, attempts=1 + failures
+        )
+
+    def repeated_gets(self) -> int:
+        """Requests beyond those that each job needs: allowed, as downloads run at least once."""
+        return sum(
+            max(0, self.gets[path] - self.accepted[job_id].attempts) for job_id, path in self.paths.items()
+        )
+
+
+def _response(status: int, body: bytes, more: str = "", *, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {size}\r\n{more}\r\n".encode() + body

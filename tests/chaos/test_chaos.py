@@ -1,0 +1,30 @@
+"""A real fleet under load, broken at random from a seed; longer with `nox -s chaos -- --minutes 60`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from chaos.driver import run_chaos
+from servers.fleet import say
+from servers.fleet_fixtures import folder
+
+__all__ = ["folder"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(300)]
+
+SEED = 352
+"""Of the first hundreds the one that has each kind of fault within so short a time."""
+SECONDS = 20.0
+"""Of faults; starting, recovering and stopping come on top."""
+
+
+@pytest.mark.row("F1", "F5", "F7", "F8", "F9")
+async def test_nothing_is_lost_whatever_breaks(folder: Path) -> None:
+    report = await run_chaos(folder, seed=SEED, seconds=SECONDS, say=say)
+    for line in report.lines():
+        say(line)
+    assert report.violations == []
+    assert len(report.history.jobs) > 50
+    assert report.done.total() > 8

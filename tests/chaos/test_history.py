@@ -1,0 +1,142 @@
+"""The checker finds each kind of broken promise, and the schedule is what its seed says."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from chaos.history import RULES, Delivery, File, History, Job, Record, judge, losses
+from chaos.schedule import STORE, Kind, make_schedule
+
+
+def good() -> History:
+    """Two jobs, one of which failed, and all as it should be."""
+    return History(
+        jobs={
+            "a": Job(id="a", group="g", succeeds=True, size=3, sha256="aa", attempts=2),
+            "b": Job(id="b", group="g", succeeds=False),
+        },
+        records={
+            "a": Record(state="succeeded", attempts=2, size=3, sha256="aa", callback="succeeded"),
+            "b": Record(state="failed", attempts=1, callback="succeeded"),
+        },
+        ends=Counter({"a": 1}),  # whoever ended b was killed before it could say so
+        files={"a": File(size=3, sha256="aa")},
+        deliveries={
+            "a": [Delivery(webhook_id="a", body=b"1", success=True)] * 2,
+            "b": [Delivery(webhook_id="b", body=b"2", success=False)],
+        },
+        limits={"g": 2},
+        peaks={"g": 2},
+        late=[("a", 0.9)],
+        late_s=1.0,
+    )
+
+
+def record(history: History, job_id: str, **changes: Any) -> History:
+    history.records[job_id] = dataclasses.replace(history.records[job_id], **changes)
+    return history
+
+
+def test_nothing_is_said_of_a_good_history() -> None:
+    assert judge(good()) == []
+
+
+BREAKS: dict[str, tuple[Callable[[History], object], set[str]]] = {
+    "a lost job": (lambda h: h.records.pop("b"), {"lost"}),
+    "a lost job and its file": (lambda h: h.records.pop("a"), {"lost", "file of nobody"}),
+    "a job accepted twice": (lambda h: h.jobs.pop("b"), {"accepted twice"}),
+    "a job that waits": (
+        lambda h: record(h, "b", state="pending", callback=None),
+        {"still queued", "not notified"},
+    ),
+    "a job that runs": (
+        lambda h: record(h, "b", state="running", callback=None),
+        {"still queued", "not notified"},
+    ),
+    "a double terminal": (lambda h: h.ends.update("a"), {"ended twice"}),
+    "another outcome": (
+        lambda h: record(h, "a", state="failed").files.clear(),
+        {"wrong outcome", "several outcomes"},
+    ),
+    "an attempt for a crash": (lambda h: record(h, "a", attempts=3), {"attempts used up by us"}),
+    "a lease": (lambda h: h.leases.append("a"), {"lease left"}),
+    "a token": (lambda h: h.tokens.append("running:g"), {"token left"}),
+    "a spool file": (lambda h: h.spool.append("x/y"), {"spool file left"}),
+    "a lost file": (lambda h: h.files.clear(), {"file missing"}),
+    "a file of a failed job": (
+        lambda h: h.files.update(b=File(size=0, sha256="")),
+        {"file of nobody"},
+    ),
+    "a truncated file": (lambda h: h.files.update(a=File(size=2, sha256="a")), {"wrong content"}),
+    "a changed file": (lambda h: h.files.update(a=File(size=3, sha256="ab")), {"wrong content"}),
+    "a record of other content": (lambda h: record(h, "a", size=2), {"wrong content"}),
+    "an exceeded limit": (lambda h: h.peaks.update(g=3), {"limit exceeded"}),
+    "no callback": (lambda h: h.deliveries.pop("b"), {"not notified"}),
+    "a callback that failed": (lambda h: record(h, "b", callback="failed"), {"not notified"}),
+    "two ids": (
+        lambda h: h.deliveries["a"].append(Delivery(webhook_id="c", body=b"1", success=True)),
+        {"several ids"},
+    ),
+    "no id": (
+        lambda h: h.deliveries.update(a=[Delivery(webhook_id="", body=b"1", success=True)]),
+        {"several ids"},
+    ),
+    "one id for two jobs": (
+        lambda h: h.deliveries.update(b=[Delivery(webhook_id="a", body=b"2", success=False)]),
+        {"several ids"},
+    ),
+    "two bodies": (
+        lambda h: h.deliveries["a"].append(Delivery(webhook_id="a", body=b"3", success=True)),
+        {"several outcomes"},
+    ),
+    "a false success": (
+        lambda h: h.deliveries.update(b=[Delivery(webhook_id="b", body=b"2", success=True)]),
+        {"several outcomes"},
+    ),
+    "a late recovery": (lambda h: h.late.append(("b", 1.1)), {"recovered late"}),
+    "a traceback": (lambda h: h.complaints.append("processor-1: Traceback"), {"misbehaved"}),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_broken_promise_is_found(name: str) -> None:
+    history = good()
+    spoil, rules = BREAKS[name]
+    spoil(history)
+    violations = judge(history)
+    assert {one.rule for one in violations} == rules
+    assert losses(violations) == len(rules & {"lost", "still queued"})
+
+
+def test_each_rule_is_broken_by_some_history() -> None:
+    found = set().union(*(rules for _, rules in BREAKS.values()))
+    for name in ("lost", "ended twice", "wrong content", "limit exceeded", "not notified", "recovered late"):
+        assert name in found
+    rules = {rule.__name__.removeprefix("_").replace("_", " ") for rule in RULES}
+    assert found == rules
+
+
+MEMBERS = {"processor-a": False, "run-b": True}
+
+
+def test_a_seed_makes_one_schedule() -> None:
+    first, again, other = (make_schedule(seed, seconds=60, members=MEMBERS) for seed in (7, 7, 8))
+    assert first == again
+    assert first != other
+    longer = make_schedule(7, seconds=600, members=MEMBERS)
+    assert longer[: len(first)] == first
+    assert {fault.kind for fault in longer} == set(Kind)
+
+
+def test_no_target_is_hit_twice_at_once() -> None:
+    faults = make_schedule(3, seconds=600, members=MEMBERS)
+    for name in (*MEMBERS, STORE):
+        own = [fault for fault in faults if fault.target == name]
+        assert all(one.at_s + one.for_s < after.at_s for one, after in itertools.pairwise(own))
+    assert all(fault.kind is not Kind.KILL_CHILD for fault in faults if fault.target == "processor-a")

@@ -1,0 +1,42 @@
+"""`run --processes`: what befalls one child is not the end of the others."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+
+from servers.fleet import job_for, open_fleet
+from servers.origin import Origin
+from servers.sink import Sink
+from servers.valkey import Valkey
+
+pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
+
+
+def workers(parent: int) -> list[int]:
+    """The children that run the service."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    pids = [int(pid) for task in tasks for pid in task.read_text().split()]
+    return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.row("F9")
+async def test_a_child_that_cannot_start_while_the_store_is_away_is_started_again(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        run = await fleet.start("run", "--processes", "2")
+        await run.event("service.started", count=2)
+        first = workers(run.pid)[0]
+        server.kill()
+        os.kill(first, signal.SIGKILL)
+        # The one in its place finds no store, and that ends it alone.
+        await run.event("service.failed", status=1)
+        await trio.to_thread.run_sync(server.start)
+        await run.event("service.started", count=3)
+        await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/9"), sink.url())))
+        await run.stop()
