@@ -147,6 +147,56 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
         assert await run.stop() < GRACE_S
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        ("defers", "answered RetryLater with an after_s that is no number of seconds"),
+        ("answers", "answered str"),
+        ("exits", "SystemExit"),
+    ],
+)
+@pytest.mark.row("F23")
+async def test_f23_nonsense_of_a_backend_is_a_retry_with_a_reason(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, nonsense: tuple[str, str]
+) -> None:
+    mode, reason = nonsense
+    environ = install(folder / "stranger")
+    async with open_fleet(folder, server, bad(folder, mode)) as fleet:
+        run = await fleet.start("run", environ=environ)
+        job_id = await fleet.post(**for_bad(origin, 1))
+        again = await run.event("callback.retry", job_id=job_id)
+        assert again["error"] == f"backend bad failed: {reason}"
+        (folder / "cure").touch()
+        await run.event("callback.delivered", job_id=job_id)
+        assert len(await spans(fleet, origin, sink, 1)) == 1
+        assert await run.stop() < GRACE_S
+
+
+@pytest.mark.row("F26")
+async def test_f26_a_callback_is_left_to_the_notifier_that_has_its_backend(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    environ = install(folder / "stranger")
+    (folder / "cure").touch()
+    async with open_fleet(folder, server, bad(folder, "answers")) as fleet:
+        await fleet.start("api", environ=environ)
+        await fleet.start("processor")
+        without = await fleet.start("notifier", tables={"backends.bad": {}})
+        ids = await fleet.post_all([for_bad(origin, number) for number in range(20)])
+        released = await without.event("callback.released", job_id=ids[0])
+        assert released["error"] == "backend bad is not configured here: there is no [backends.bad]"
+        # Other callbacks go on beside it.
+        assert len(await spans(fleet, origin, sink, 5)) == 5
+
+        within = await fleet.start("notifier", environ=environ)
+        for job_id in ids:
+            await within.event("callback.delivered", job_id=job_id, seconds=30)
+        assert sorted(job for job, _ in diary(folder)) == sorted(ids)
+        assert {(await fleet.job(job_id))["callback"]["attempts"] for job_id in ids} == {1}
+        assert without.events("callback.retry") == without.events("callback.failed") == []
+        assert len(without.events("backend.failed", backend="bad")) == 1
+
+
 @pytest.mark.parametrize("mode", ["hangs", "clings", "blocks"])
 @pytest.mark.row("F19")
 async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(

@@ -28,8 +28,7 @@ MODULE = '''
             with self.diary.open("a") as diary:
                 diary.write(f"{payload.job_id} {cured}\\n")
             if not cured:
-                await getattr(self, self.mode)()
-                return "nonsense"
+                return await getattr(self, self.mode)() or "nonsense"
             return Delivered()
 
         async def check(self):
@@ -45,6 +44,12 @@ MODULE = '''
 
         async def answers(self):
             pass
+
+        async def defers(self):
+            return RetryLater("never", float("inf"))
+
+        async def exits(self):
+            raise SystemExit(3)
 
         async def clings(self):
             """Heeds a cancel late."""

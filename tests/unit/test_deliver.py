@@ -1,9 +1,12 @@
 """One attempt at one callback, whatever the plugin does."""
 
+import asyncio
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,8 +24,10 @@ from downloader.model import (
     Verdict,
 )
 from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.delivery import deliver
-from downloader.notify.health import SHORTEST_S, UNHEALTHY_AFTER, HealthBook
+from downloader.notify.health import UNHEALTHY_AFTER, Breakers
+from downloader.storage.checked import CheckedStorage
 
 SPEC = JobSpec(
     id="6QEywYsd0jrKAg",
@@ -43,6 +48,7 @@ FAILURE = Outcome(
     error_code=ErrorCode.HTTP_STATUS,
     response_code=404,
 )
+NO_SECONDS = "answered RetryLater with an after_s that is no number of seconds"
 SCHEDULE = [5.0, 60.0]
 URL = "http://localhost/foo/6QE/6QEywYsd0jrKAg"
 
@@ -87,18 +93,19 @@ async def send(
     given: Lease | None = None,
     *,
     schedule: Sequence[float] = SCHEDULE,
-    health: HealthBook | None = None,
+    health: Breakers | None = None,
     timeout_s: float = 5.0,
+    download_url: Callable[[JobSpec], str] = lambda _: URL,
 ) -> Delivery:
     backend = Scripted(act) if callable(act) else act
     return await deliver(
         given or lease(),
         backends={"http": backend, "other": backend},
         schedule=schedule,
-        download_url=URL,
+        download_url=download_url,
         timeout_s=timeout_s,
         rng=random.Random(0),
-        health=health or HealthBook(["http", "other"]),
+        health=health or Breakers(["http", "other"]),
     )
 
 
@@ -177,12 +184,6 @@ async def test_reasons_are_one_bounded_line() -> None:
     assert len(delivery.error) == 500
 
 
-async def test_a_backend_that_is_not_configured_is_retried() -> None:
-    delivery = await send(Delivered, lease(spec=replace(SPEC, callback_type="kafka")))
-    assert delivery.verdict is Verdict.RETRY
-    assert delivery.error == "backend kafka is not configured: there is no [backends.kafka]"
-
-
 async def test_a_result_without_a_callback_is_a_failure() -> None:
     delivery = await send(Delivered, lease(spec=replace(SPEC, callback_type="", callback_dst="")))
     assert delivery.verdict is Verdict.FAILED
@@ -194,13 +195,32 @@ async def test_a_result_without_a_callback_is_a_failure() -> None:
         (raising(ValueError("secret")), "ValueError"),
         (raising(ExceptionGroup("two", [ValueError(), KeyError()])), "ExceptionGroup"),
         (raising(trio.TooSlowError()), "TooSlowError"),
+        (raising(SystemExit(0)), "SystemExit"),
+        (raising(asyncio.CancelledError()), "CancelledError"),
+        (raising(BaseExceptionGroup("two", [SystemExit(), KeyError()])), "BaseExceptionGroup"),
+        (
+            lambda: RetryLater("x", math.inf),
+            NO_SECONDS,
+        ),
+        (
+            lambda: RetryLater("x", math.nan),
+            NO_SECONDS,
+        ),
+        (lambda: RetryLater("x", -1), NO_SECONDS),
+        (
+            lambda: RetryLater("x", after_s="5"),  # type: ignore[arg-type]
+            NO_SECONDS,
+        ),
+        (lambda: RetryLater(None), "answered RetryLater with a reason that is no text"),  # type: ignore[arg-type]
+        (lambda: Rejected(b"x"), "answered Rejected with a reason that is no text"),  # type: ignore[arg-type]
+        (lambda: "delivered", "answered str"),
         (lambda: None, "answered NoneType"),
         (lambda: Delivered, "answered type"),
     ],
 )
 @pytest.mark.row("F23")
 async def test_a_plugin_that_fails_is_retried_logged_and_counted(act: Callable[[], Any], what: str) -> None:
-    health = HealthBook(["http"])
+    health = Breakers(["http"])
     with capture_logs() as logs:
         delivery = await send(act, health=health)
     assert delivery.verdict is Verdict.RETRY
@@ -210,7 +230,57 @@ async def test_a_plugin_that_fails_is_retried_logged_and_counted(act: Callable[[
     (entry,) = logs
     assert (entry["event"], entry["log_level"]) == ("backend.failed", "warning")
     assert (entry["backend"], entry["job_id"], entry["aggr_id"]) == ("http", SPEC.id, SPEC.aggr_id)
-    assert isinstance(entry["exc_info"], Exception) is not what.startswith("answered")
+    assert isinstance(entry["exc_info"], BaseException) is not what.startswith("answered")
+
+
+async def test_a_cancel_in_a_group_of_the_plugins_is_still_a_cancel() -> None:
+    """A plugin's nursery in which something else fails while everything is cancelled."""
+
+    class Nursed:
+        async def deliver(self, destination: str, payload: Payload) -> Result:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.fails)
+                await trio.sleep_forever()
+            raise AssertionError((destination, payload))
+
+        async def fails(self) -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise OSError("on its way out")
+
+    with capture_logs(), trio.move_on_after(0.01) as scope:
+        await send(Nursed())
+        await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+
+
+async def test_a_wish_for_eternity_is_a_day() -> None:
+    delivery = await send(lambda: RetryLater("x", 1e300))
+    assert delivery.retry_after_s is not None
+    assert 86400 <= delivery.retry_after_s < 1.3 * 86400
+
+
+async def test_a_reason_that_the_store_cannot_keep_is_changed() -> None:
+    assert (await send(lambda: RetryLater("h\ud800"))).error == "h?"
+
+
+@pytest.mark.parametrize(
+    ("act", "what"),
+    [
+        (raising(ValueError("secret")), "raised ValueError"),
+        (raising(SystemExit()), "raised SystemExit"),
+        (lambda: None, "answered NoneType"),
+    ],
+)
+async def test_a_storage_that_cannot_say_where_a_file_is(act: Callable[[], Any], what: str) -> None:
+    plugin: Any = SimpleNamespace(url=lambda _: act())
+    storage = CheckedStorage(plugin)
+    backend = Scripted(Delivered)
+    delivery = await send(backend, download_url=lambda spec: storage.url(spec.id))
+    assert (delivery.verdict, delivery.error) == (Verdict.RETRY, f"the storage failed: url() {what}")
+    assert delivery.retry_after_s is not None
+    assert backend.asked == []
 
 
 class Hanging:
@@ -220,7 +290,7 @@ class Hanging:
 
 
 async def test_a_plugin_that_hangs_is_retried() -> None:
-    health = HealthBook(["http"])
+    health = Breakers(["http"])
     with capture_logs():
         delivery = await send(Hanging(), timeout_s=0.01, health=health)
     assert delivery.verdict is Verdict.RETRY
@@ -229,7 +299,7 @@ async def test_a_plugin_that_hangs_is_retried() -> None:
 
 
 async def test_a_cancel_from_outside_is_no_failure() -> None:
-    health = HealthBook(["http"])
+    health = Breakers(["http"])
     with trio.move_on_after(0.01) as scope:
         await send(Hanging(), health=health)
     assert scope.cancelled_caught
@@ -237,7 +307,7 @@ async def test_a_cancel_from_outside_is_no_failure() -> None:
 
 
 async def test_a_failure_of_an_unhealthy_plugin_uses_up_no_attempt() -> None:
-    health = HealthBook(["http"])
+    health = Breakers(["http"])
     with capture_logs() as logs:
         deliveries = [
             await send(raising(OSError("no")), lease(attempts=len(SCHEDULE) - 1), health=health)
@@ -253,7 +323,7 @@ async def test_a_failure_of_an_unhealthy_plugin_uses_up_no_attempt() -> None:
 
 
 async def test_health_is_lost_and_regained() -> None:
-    health = HealthBook(["http", "other"])
+    health = Breakers(["http", "other"])
     with capture_logs() as logs:
         for number in range(UNHEALTHY_AFTER):
             assert health["http"].healthy, number
@@ -271,7 +341,7 @@ async def test_health_is_lost_and_regained() -> None:
 
 
 async def test_good_deliveries_leave_no_trace_in_the_health() -> None:
-    health = HealthBook(["http"])
+    health = Breakers(["http"])
     with capture_logs() as logs:
         await send(Delivered, health=health)
     assert health.facts() == {"http": {"healthy": True, "last_error": ""}}

@@ -10,22 +10,22 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from downloader.notify.health import (
+from downloader.notify.bulkhead import (
     JITTER,
     LONGEST_S,
+    MISSING_PER_S,
     SHORTEST_S,
     STALL_S,
-    UNHEALTHY_AFTER,
     Admission,
-    BackendHealth,
+    Bulkhead,
+    Deferred,
     Deliver,
-    Gate,
-    HandBack,
-    Passage,
+    Slot,
     Wait,
     admit,
     share,
 )
+from downloader.notify.health import UNHEALTHY_AFTER, BackendHealth
 
 NOW = 1000.0
 GOOD = BackendHealth()
@@ -74,19 +74,19 @@ def test_a_healthy_backend_goes_on_up_to_its_share() -> None:
     ("quiet", "delay"), [(STALL_S, SHORTEST_S), (7.0, 7.0), (1000.0, LONGEST_S)], ids=["new", "old", "ages"]
 )
 def test_a_full_backend_that_ends_nothing_is_given_no_more(quiet: float, delay: float) -> None:
-    assert asked(in_flight=8, moved_at=NOW - quiet) == HandBack(delay)
+    assert asked(in_flight=8, moved_at=NOW - quiet) == Deferred(delay)
 
 
 @pytest.mark.parametrize(
     ("lost", "begun", "expected"),
     [
-        (0.1, 5.0, HandBack(SHORTEST_S)),  # not yet
+        (0.1, 5.0, Deferred(SHORTEST_S)),  # not yet
         (1.0, 5.0, Deliver()),  # the first probe
-        (1.5, 0.5, HandBack(SHORTEST_S)),
+        (1.5, 0.5, Deferred(SHORTEST_S)),
         (2.0, 1.0, Deliver()),  # the second
-        (8.0, 3.5, HandBack(4.5)),  # its pause is as long as it has lasted
+        (8.0, 3.5, Deferred(4.5)),  # its pause is as long as it has lasted
         (9.0, 4.5, Deliver()),
-        (3600.0, 29.0, HandBack(LONGEST_S)),
+        (3600.0, 29.0, Deferred(LONGEST_S)),
         (3600.0, 30.0, Deliver()),
     ],
 )
@@ -97,87 +97,87 @@ def test_an_unhealthy_backend_is_probed_at_growing_pauses(
 
 
 def test_probes_that_hang_are_bounded_too() -> None:
-    assert asked(bad(for_s=3600), begun_at=NOW - 60, in_flight=8) == HandBack(LONGEST_S)
+    assert asked(bad(for_s=3600), begun_at=NOW - 60, in_flight=8) == Deferred(LONGEST_S)
 
 
-def gate(*names: str, slots: int = 8) -> Gate:
-    return Gate(names, slots=slots, rng=random.Random(0))
+def bulkhead(*names: str, slots: int = 8) -> Bulkhead:
+    return Bulkhead(names, slots=slots, rng=random.Random(0))
 
 
-async def entered(opened: Gate, backend: str) -> Passage:
-    passage = await opened.enter(backend)
-    assert isinstance(passage, Passage), passage
-    return passage
+async def acquired(opened: Bulkhead, backend: str) -> Slot:
+    slot = await opened.acquire(backend)
+    assert isinstance(slot, Slot), slot
+    return slot
 
 
 async def test_a_backend_alone_has_all_slots(autojump_clock: trio.testing.MockClock) -> None:
-    opened = gate("a")
-    passages = [await entered(opened, "a") for _ in range(8)]
-    for passage in passages:
-        opened.leave(passage)
+    opened = bulkhead("a")
+    slots = [await acquired(opened, "a") for _ in range(8)]
+    for slot in slots:
+        opened.release(slot)
 
 
 async def test_what_waits_for_a_full_backend_goes_on_when_one_ends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    opened = gate("a", "b")
-    held = [await entered(opened, "a") for _ in range(6)]
-    later: list[Passage | HandBack] = []
+    opened = bulkhead("a", "b")
+    held = [await acquired(opened, "a") for _ in range(6)]
+    later: list[Slot | Deferred] = []
 
     async def enter() -> None:
-        later.append(await opened.enter("a"))
+        later.append(await opened.acquire("a"))
 
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(enter)
         await trio.testing.wait_all_tasks_blocked()
         assert later == []
-        assert isinstance(await opened.enter("b"), Passage)
-        opened.leave(held.pop())
+        assert isinstance(await opened.acquire("b"), Slot)
+        opened.release(held.pop())
         await trio.testing.wait_all_tasks_blocked()
         # The other backend's slot has made the share smaller: 6 of 8, then 5 of 7.
         assert later == []
-        opened.leave(held.pop())
+        opened.release(held.pop())
         await trio.testing.wait_all_tasks_blocked()
-        assert [type(one) for one in later] == [Passage]
-    assert [type(one) for one in later] == [Passage, HandBack]
+        assert [type(one) for one in later] == [Slot]
+    assert [type(one) for one in later] == [Slot, Deferred]
 
 
 async def test_a_stalled_backend_leaves_room_and_keeps_nobody_waiting(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    opened = gate("a", "b")
-    held = [await entered(opened, "a") for _ in range(6)]
-    first = await opened.enter("a")
+    opened = bulkhead("a", "b")
+    held = [await acquired(opened, "a") for _ in range(6)]
+    first = await opened.acquire("a")
     assert trio.current_time() == pytest.approx(STALL_S)
-    assert isinstance(first, HandBack)
+    assert isinstance(first, Deferred)
     began = trio.current_time()
-    second = await opened.enter("a")
-    assert isinstance(second, HandBack)
+    second = await opened.acquire("a")
+    assert isinstance(second, Deferred)
     assert trio.current_time() == began
     await trio.sleep(10)
-    third = await opened.enter("a")
-    assert isinstance(third, HandBack)
+    third = await opened.acquire("a")
+    assert isinstance(third, Deferred)
     assert abs(third.delay_s - 10.5) <= 10.5 * JITTER
-    opened.leave(await entered(opened, "b"))
-    for passage in held:
-        opened.leave(passage)
-    await entered(opened, "a")
+    opened.release(await acquired(opened, "b"))
+    for slot in held:
+        opened.release(slot)
+    await acquired(opened, "a")
 
 
 async def test_an_unhealthy_backend_gets_one_callback_at_a_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    opened = gate("a", "b")
+    opened = bulkhead("a", "b")
     with capture_logs() as logs:
         for _ in range(UNHEALTHY_AFTER):
             opened.health.failed("a", "it raises", begun_at=trio.current_time())
-        assert isinstance(await opened.enter("a"), HandBack)
+        assert isinstance(await opened.acquire("a"), Deferred)
         await trio.sleep(SHORTEST_S)
-        probe = await entered(opened, "a")
-        assert isinstance(await opened.enter("a"), HandBack)
-        opened.leave(await entered(opened, "b"))
-        opened.leave(probe)
+        probe = await acquired(opened, "a")
+        assert isinstance(await opened.acquire("a"), Deferred)
+        opened.release(await acquired(opened, "b"))
+        opened.release(probe)
         opened.health.worked("a")
     assert [entry["event"] for entry in logs] == [
         *["backend.failed"] * UNHEALTHY_AFTER,
@@ -185,13 +185,13 @@ async def test_an_unhealthy_backend_gets_one_callback_at_a_time(
         "backend.healthy",
     ]
     for _ in range(2):
-        await entered(opened, "a")
+        await acquired(opened, "a")
 
 
 async def test_what_began_before_a_recovery_says_nothing_of_now(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    health = gate("a", "b").health
+    health = bulkhead("a", "b").health
     began = trio.current_time()
     await trio.sleep(5)
     for number in range(UNHEALTHY_AFTER):
@@ -205,27 +205,27 @@ async def test_what_began_before_a_recovery_says_nothing_of_now(
 
 
 async def test_probes_of_an_hour_are_few(autojump_clock: trio.testing.MockClock) -> None:
-    opened = gate("a", "b")
+    opened = bulkhead("a", "b")
     for _ in range(UNHEALTHY_AFTER):
         opened.health.failed("a", "it raises", begun_at=trio.current_time())
     probes = 0
     while trio.current_time() < 3600:
-        answer = await opened.enter("a")
-        if isinstance(answer, HandBack):
+        answer = await opened.acquire("a")
+        if isinstance(answer, Deferred):
             assert answer.delay_s <= LONGEST_S * (1 + JITTER)
         else:
             probes += 1
             opened.health.failed("a", "it raises", begun_at=trio.current_time())
-            opened.leave(answer)
+            opened.release(answer)
         await trio.sleep(0.5)
     assert 100 < probes < 130
 
 
 async def test_one_that_does_not_heed_a_cancel_is_found(autojump_clock: trio.testing.MockClock) -> None:
-    opened = gate("a", "b", slots=16)
+    opened = bulkhead("a", "b", slots=16)
     for _ in range(UNHEALTHY_AFTER):
-        await entered(opened, "a")
-    opened.leave(await entered(opened, "a"))
+        await acquired(opened, "a")
+    opened.release(await acquired(opened, "a"))
     await trio.sleep(9)
     opened.note_late(10)
     assert opened.health.unhealthy == 0
@@ -237,3 +237,20 @@ async def test_one_that_does_not_heed_a_cancel_is_found(autojump_clock: trio.tes
         "healthy": False,
         "last_error": "backend a failed: does not end when it is cancelled",
     }
+
+
+async def test_a_backend_that_is_not_configured_is_left_to_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    opened = bulkhead("a")
+    with capture_logs() as logs:
+        answers = [await opened.acquire("kafka") for _ in range(10_000)]
+    delays = []
+    for answer in answers:
+        assert isinstance(answer, Deferred)
+        assert answer.reason == "backend kafka is not configured here: there is no [backends.kafka]"
+        delays.append(answer.delay_s)
+    for index, delay_s in ((0, SHORTEST_S), (500, SHORTEST_S + 500 / MISSING_PER_S), (9_999, LONGEST_S)):
+        assert abs(delays[index] - delay_s) <= delay_s * JITTER
+    assert [(entry["event"], entry["backend"]) for entry in logs] == [("backend.failed", "kafka")]
+    assert isinstance(await opened.acquire("a"), Slot)

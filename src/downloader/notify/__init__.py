@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from downloader.model import describe_status
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
+from downloader.notify.bulkhead import Bulkhead, Deferred
 from downloader.notify.delivery import deliver
-from downloader.notify.health import Gate, HandBack
-from downloader.notify.opening import guarded_client, open_notifiers
-from downloader.notify.protocol import (
+from downloader.notify.notifier import (
     Checkable,
     Delivered,
     Host,
@@ -18,14 +17,15 @@ from downloader.notify.protocol import (
     Result,
     RetryLater,
 )
+from downloader.notify.supervisor import guarded_client, open_notifiers
 from downloader.plugins import parse_section
 
 __all__ = [
+    "Bulkhead",
     "Checkable",
+    "Deferred",
     "Delivered",
     "EgressRefused",
-    "Gate",
-    "HandBack",
     "Host",
     "NameNotResolved",
     "Notifier",

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 import trio
 
-from downloader.model import Delivery, Lease, Verdict, callback_payload
-from downloader.notify.health import SHORTEST_S, HealthBook
-from downloader.notify.protocol import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.errors import StorageError
+from downloader.model import Delivery, JobSpec, Lease, Verdict, callback_payload
+from downloader.notify.bulkhead import SHORTEST_S
+from downloader.notify.health import Breakers
+from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.notify.schedule import next_delay_s
 
 _REASON_CHARS = 500
 """Reasons come from plugins and peers, and are kept in the store."""
+
+_MAX_AFTER_S = 86400.0
+"""A day: neither a peer nor a plugin may put a callback off for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class _Broken:
 
     problem: str
     """Without anything of its own text, which may hold a secret."""
-    error: Exception | None = None
+    error: BaseException | None = None
 
 
 async def deliver(
@@ -33,10 +39,10 @@ async def deliver(
     *,
     backends: Mapping[str, Notifier],
     schedule: Sequence[float],
-    download_url: str,
+    download_url: Callable[[JobSpec], str],
     timeout_s: float,
     rng: random.Random,
-    health: HealthBook,
+    health: Breakers,
 ) -> Delivery:
     """Send the callback once and tell what is to become of it; raises nothing that a plugin raises.
 
@@ -45,9 +51,9 @@ async def deliver(
 
     Args:
         lease: of a callback, with the download's result in it.
-        backends: the open plugins by name.
+        backends: the open plugins by name; the job's is one of them.
         schedule: `notifier.retry_schedule`; used up, the callback is `FAILED`.
-        download_url: where the file can be fetched; left out of the body of a failure.
+        download_url: tells where the file can be fetched; raises StorageError if the storage cannot say.
         timeout_s: the plugin's deadline, longer than any that it keeps itself.
         rng: source of the delays' jitter.
         health: of the backends; kept up to date here.
@@ -56,13 +62,13 @@ async def deliver(
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
     if not name:
         return Delivery(verdict=Verdict.FAILED, error="the job names no callback for this result")
-    backend = backends.get(name)
-    if backend is None:
-        reason = f"backend {name} is not configured: there is no [backends.{name}]"
-        return _retry(lease, RetryLater(reason), schedule, rng)
-    payload = Payload(job_id=lease.id, aggr_id=lease.spec.aggr_id, body=_body(lease, download_url))
+    try:
+        body = _body(lease, download_url(lease.spec))
+    except StorageError as exc:
+        return _retry(lease, RetryLater(str(exc)), schedule, rng)
+    payload = Payload(job_id=lease.id, aggr_id=lease.spec.aggr_id, body=body)
     begun_at = trio.current_time()
-    result = await _ask(backend, destination, payload, timeout_s=timeout_s)
+    result = await _ask(backends[name], destination, payload, timeout_s=timeout_s)
     if isinstance(result, _Broken):
         reason = f"backend {name} failed: {result.problem}"
         facts = {"job_id": lease.id, "aggr_id": lease.spec.aggr_id}
@@ -84,7 +90,8 @@ async def deliver(
 
 def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: random.Random) -> Delivery:
     """Another attempt, or the end of the schedule."""
-    delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=result.after_s, rng=rng)
+    after_s = None if result.after_s is None else min(result.after_s, _MAX_AFTER_S)
+    delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=after_s, rng=rng)
     verdict = Verdict.FAILED if delay is None else Verdict.RETRY
     return Delivery(verdict=verdict, error=_one_line(result.reason), retry_after_s=delay)
 
@@ -92,16 +99,32 @@ def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: ran
 async def _ask(
     backend: Notifier, destination: str, payload: Payload, *, timeout_s: float
 ) -> Result | _Broken:
-    """The plugin's answer, or what it did instead."""
+    """The plugin's answer, or what it did instead: the one place where answers come in."""
     try:
         with trio.move_on_after(timeout_s):
-            answer: object = await backend.deliver(destination, payload)
-            if isinstance(answer, (Delivered, RetryLater, Rejected)):
-                return answer
-            return _Broken(f"answered {type(answer).__name__}")
-    except Exception as exc:  # noqa: BLE001 - a stranger's code can raise anything, and must not stop the others
+            return _checked(await backend.deliver(destination, payload))
+    except (trio.Cancelled, KeyboardInterrupt):
+        raise
+    # A stranger's code can raise anything, SystemExit and groups with a Cancelled in them too. After a cancel
+    # from outside, the next checkpoint raises it again.
+    except BaseException as exc:  # noqa: BLE001
         return _Broken(type(exc).__name__, exc)
     return _Broken(f"no answer within {timeout_s:g} s")
+
+
+def _checked(answer: object) -> Result | _Broken:
+    """The answer, if it is one."""
+    match answer:
+        case Delivered() | RetryLater(str(), None) | Rejected(str()):
+            return answer
+        case RetryLater(str(), float() | int() as after_s) if math.isfinite(after_s) and after_s >= 0:
+            return answer
+        case RetryLater(str()):
+            return _Broken("answered RetryLater with an after_s that is no number of seconds")
+        case RetryLater() | Rejected():
+            return _Broken(f"answered {type(answer).__name__} with a reason that is no text")
+        case _:
+            return _Broken(f"answered {type(answer).__name__}")
 
 
 def _body(lease: Lease, download_url: str) -> bytes:
@@ -114,4 +137,5 @@ def _body(lease: Lease, download_url: str) -> bytes:
 
 
 def _one_line(reason: str) -> str:
-    return " ".join(str(reason).split())[:_REASON_CHARS]
+    # Half a surrogate pair, which the store cannot keep, becomes a question mark.
+    return " ".join(reason.split())[:_REASON_CHARS].encode("utf-8", "replace").decode()

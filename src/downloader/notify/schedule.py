@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 _JITTER = 0.2
-"""Each delay is up to this part shorter or longer, so that what fails together comes back scattered."""
+"""Each delay is up to this part shorter or longer, so that what fails together does not return together."""
 
 
 def next_delay_s(
@@ -17,8 +17,8 @@ def next_delay_s(
     Args:
         tries: attempts that have failed, this one included; at least 1.
         schedule: seconds to wait after the first failure, after the second, and so on.
-        retry_after_s: the peer's wish. It is a floor: the answer is never below it, and exceeds it by
-            the jitter at most where the schedule alone would be shorter.
+        retry_after_s: what the peer asked for. The answer is never below it. Where the schedule alone
+            would be shorter, the answer exceeds it by the jitter at most.
         rng: source of the jitter.
     """
     if tries > len(schedule):

@@ -27,7 +27,7 @@ import trio
 from downloader.config import Settings
 from downloader.errors import StoreUnavailable
 from downloader.fetch import Fetcher, disk_used_percent
-from downloader.notify import Gate, Notifier
+from downloader.notify import Bulkhead, Notifier
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
 from downloader.scheduler import Stop, Wake, Workload, run_reaper, run_workload
 from downloader.service.disk import DiskGate
@@ -72,7 +72,7 @@ class Instance:
     """Begins when no more downloads can finish here."""
     running: dict[str, bool] = field(default_factory=dict)
     """Per role, whether it runs; for readiness."""
-    gate: Gate | None = None
+    bulkhead: Bulkhead | None = None
     """To the backends, of a notifier."""
     started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
 
@@ -232,16 +232,16 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
 def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     settings = instance.settings
     counters = Counters(NOTIFIER_COUNTERS)
-    gate = Gate(backends, slots=settings.notifier.concurrency, rng=instance.rng)
-    instance.gate = gate
-    counters.gauge("backends_unhealthy", lambda: gate.health.unhealthy)
+    bulkhead = Bulkhead(backends, slots=settings.notifier.concurrency, rng=instance.rng)
+    instance.bulkhead = bulkhead
+    counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
     workload = callback_workload(
         instance.store,
         backends,
         settings=settings,
         owner=instance.owner,
         counters=counters,
-        gate=gate,
+        bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
     )
@@ -250,8 +250,8 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     workload = replace(workload, looks_once_more="processor" in instance.roles)
 
     def facts() -> Mapping[str, Any]:
-        gate.note_late(delivery_timeout_s(settings) + LATE_S)
-        return {"backends": gate.health.facts()}
+        bulkhead.note_late(delivery_timeout_s(settings) + LATE_S)
+        return {"backends": bulkhead.health.facts()}
 
     return _Worker(
         role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks, facts=facts
@@ -325,7 +325,7 @@ def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
         store=instance.store,
         storage=instance.files.storage,
         ready=lambda: dict(instance.running),
-        healthy=lambda: instance.gate.health.healthy() if instance.gate is not None else {},
+        healthy=lambda: instance.bulkhead.health.healthy() if instance.bulkhead is not None else {},
         stop=instance.stop.wait,
         grace_s=instance.grace_s * (1 - RESERVE),
     )

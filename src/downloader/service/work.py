@@ -19,7 +19,7 @@ from downloader.model import (
     Outcome,
     Verdict,
 )
-from downloader.notify import Gate, HandBack, Notifier, deliver
+from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import End, Workload, callback_settler, download_settler
 from downloader.store import JobStore, Settled
@@ -99,11 +99,11 @@ def callback_workload(
     settings: Settings,
     owner: str,
     counters: Counters,
-    gate: Gate,
+    bulkhead: Bulkhead,
     rng: random.Random,
     download_url: Callable[[JobSpec], str],
 ) -> Workload:
-    """Callbacks: each lease is one delivery, if the gate lets it through to its backend."""
+    """Callbacks: each lease is one delivery, if its backend has a slot for it."""
     bound = log.bind()
 
     async def send(lease: Lease) -> Delivery:
@@ -111,25 +111,25 @@ def callback_workload(
             lease,
             backends=backends,
             schedule=settings.notifier.retry_schedule,
-            download_url=download_url(lease.spec),
+            download_url=download_url,
             timeout_s=delivery_timeout_s(settings),
             rng=rng,
-            health=gate.health,
+            health=bulkhead.health,
         )
 
     async def work(lease: Lease, _: Callable[[], bool]) -> End:
         if lease.crashes >= POISON_CRASHES:
             return Delivery(verdict=Verdict.FAILED, error=f"its worker died {lease.crashes} times")
         backend = _backend(lease)
-        if backend not in backends:  # that becomes a failure, which takes no time
+        if not backend:  # that becomes a failure, which takes no time
             return await send(lease)
-        passage = await gate.enter(backend)
-        if isinstance(passage, HandBack):
-            return Delivery(verdict=Verdict.RELEASE, retry_after_s=passage.delay_s)
+        slot = await bulkhead.acquire(backend)
+        if isinstance(slot, Deferred):
+            return Delivery(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
         try:
             return await send(lease)
         finally:
-            gate.leave(passage)
+            bulkhead.release(slot)
 
     def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
         event, counter = _CALLBACKS[end.verdict]

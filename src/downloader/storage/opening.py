@@ -20,6 +20,7 @@ from downloader.plugins import (
     load_factory,
     opening_failed,
 )
+from downloader.storage.checked import CheckedBuckets, CheckedStorage
 from downloader.storage.protocol import Buckets, Storage, StorageHost
 
 _WHERE = "processor.filestorage"
@@ -45,7 +46,7 @@ async def open_storage(
             yields something that is no storage; the text begins with `where`.
     """
     async with _opened(STORAGES, name, section, where, opening_s) as storage:
-        yield storage
+        yield CheckedStorage(storage)
 
 
 @asynccontextmanager
@@ -56,7 +57,7 @@ async def open_buckets(name: str, section: Mapping[str, Any]) -> AsyncIterator[B
         PluginError: on entering, as `open_storage` does; the text begins with `processor.NAME`.
     """
     async with _opened(BUCKETS, name, section, f"processor.{name}", OPENING_S) as buckets:
-        yield buckets
+        yield CheckedBuckets(buckets)
 
 
 _COROUTINES = {STORAGES: ("put", "delete", "local"), BUCKETS: ("bucket",)}

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Payload
-from downloader.notify.opening import PluginHasEnded, open_notifiers
+from downloader.notify.supervisor import PluginHasEnded, open_notifiers
 from downloader.plugins import (
     CLOSING_S,
     NOTIFIERS,

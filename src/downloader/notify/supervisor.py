@@ -15,7 +15,7 @@ import trio
 
 from downloader.errors import PluginError
 from downloader.net import EgressPolicy, GuardedBackend
-from downloader.notify.protocol import Host, Notifier, NotifierFactory, Payload
+from downloader.notify.notifier import Host, Notifier, NotifierFactory, Payload
 from downloader.observe import Event, get_logger
 from downloader.plugins import (
     CLOSING_S,
@@ -62,32 +62,32 @@ async def open_notifiers(
     """
     factories = {name: _factory(name) for name in backends}
     notifiers: dict[str, Notifier] = {}
-    keepers: list[_Keeper] = []
+    supervisors: list[_Supervisor] = []
     problem: PluginError | None = None
     async with trio.open_nursery() as nursery:
         try:
             for name, section in backends.items():
                 lent = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
-                keeper = _Keeper(name, factories[name], section, lent, notifiers, opening_s)
-                problem = await nursery.start(keeper.run)
+                supervisor = _Supervisor(name, factories[name], section, lent, notifiers, opening_s)
+                problem = await nursery.start(supervisor.run)
                 if problem is not None:
                     break
-                keepers.append(keeper)
+                supervisors.append(supervisor)
             else:
                 yield notifiers
         finally:
             # After a cancel, plugins get no time to close.
             within_s = 0.0 if trio.current_effective_deadline() == -math.inf else CLOSING_S
             with trio.CancelScope(shield=True):
-                for keeper in reversed(keepers):
-                    await keeper.close(within_s)
+                for supervisor in reversed(supervisors):
+                    await supervisor.close(within_s)
     # Raised only when all are closed: on its way through a nursery it would become a group.
     if problem is not None:
         raise problem
 
 
 @dataclass(slots=True)
-class _Keeper:
+class _Supervisor:
     """Keeps one plugin open, in its own task."""
 
     name: str
@@ -111,7 +111,7 @@ class _Keeper:
             pause_s = REOPEN_S
             while problem is not None:
                 _log.warning(Event.BACKEND_FAILED, backend=self.name, error=str(problem), exc_info=problem)
-                self.notifiers[self.name] = _Gone()
+                self.notifiers[self.name] = _Ended()
                 with trio.CancelScope(shield=True), trio.move_on_after(pause_s):
                     await self._closing.wait()
                     return
@@ -158,7 +158,7 @@ class PluginHasEnded(PluginError):
     """The notifier has ended by itself and is not open again yet."""
 
 
-class _Gone:
+class _Ended:
     """In place of a notifier that has ended by itself."""
 
     async def deliver(self, destination: str, payload: Payload) -> NoReturn:

@@ -1,0 +1,81 @@
+"""Storages as the service uses them: what a plugin raises or answers wrongly becomes a `StorageError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from downloader.errors import StorageError
+from downloader.storage.protocol import Body, Buckets, Storage, StoredFile
+
+
+@contextmanager
+def _checked(call: str) -> Iterator[None]:
+    try:
+        yield
+    except (StorageError, trio.Cancelled, KeyboardInterrupt):
+        raise
+    # A stranger's code can raise anything, SystemExit and groups with a Cancelled in them too. The text may
+    # hold a secret, so only the type is told.
+    except BaseException as exc:
+        raise StorageError(f"the storage failed: {call}() raised {type(exc).__name__}") from exc
+
+
+def _wrong(call: str, answer: object) -> StorageError:
+    return StorageError(f"the storage failed: {call}() answered {type(answer).__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedStorage:
+    """`Storage`; `local` and `url` raise StorageError too."""
+
+    plugin: Storage
+
+    async def put(self, key: str, body: Body) -> None:
+        """See `Storage.put`."""
+        with _checked("put"):
+            await self.plugin.put(key, body)
+
+    async def delete(self, key: str) -> None:
+        """See `Storage.delete`."""
+        with _checked("delete"):
+            await self.plugin.delete(key)
+
+    async def local(self, key: str) -> StoredFile | None:
+        """See `Storage.local`."""
+        with _checked("local"):
+            found: object = await self.plugin.local(key)
+        if found is not None and not isinstance(found, StoredFile):
+            raise _wrong("local", found)
+        return found
+
+    def url(self, key: str) -> str:
+        """See `Storage.url`."""
+        with _checked("url"):
+            url: object = self.plugin.url(key)
+        if not isinstance(url, str):
+            raise _wrong("url", url)
+        return url
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedBuckets:
+    """`Buckets`; `url` raises StorageError too."""
+
+    plugin: Buckets
+
+    async def bucket(self, name: str, region: str) -> Storage:
+        """See `Buckets.bucket`."""
+        with _checked("bucket"):
+            return CheckedStorage(await self.plugin.bucket(name, region))
+
+    def url(self, name: str, region: str, key: str) -> str:
+        """See `Buckets.url`."""
+        with _checked("url"):
+            url: object = self.plugin.url(name, region, key)
+        if not isinstance(url, str):
+            raise _wrong("url", url)
+        return url
