@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from downloader.net import EgressPolicy
-from downloader.notify import Notifier, Payload, guarded_client
+from downloader.notify import Notifier, Payload, open_client
 from downloader_plugins.http import open_http
 from downloader_plugins.http.client import Limits
 from servers.plugins import bare_host
@@ -85,7 +85,7 @@ async def opened(
     limits: Limits | None = None,
 ) -> AsyncIterator[Notifier]:
     policy = EgressPolicy.parse(allow, setting="egress.callbacks")
-    async with guarded_client(policy) as client:
+    async with open_client(policy) as client:
         host = bare_host(client=client, egress=policy)
         async with open_http(section or {}, host, limits=limits) as notifier:
             yield notifier

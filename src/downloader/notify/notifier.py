@@ -88,8 +88,8 @@ class Host:
 
     client: httpx2.AsyncClient
     """Sends requests only to addresses that the operator's `egress.callbacks` allows; shared by all plugins.
-    It follows no redirect, keeps no cookies and ignores the environment's proxies. Besides httpx2's
-    exceptions it raises `EgressRefused`, which is final."""
+    It follows no redirect, keeps no cookies and ignores the environment's proxies. It raises httpx2's
+    exceptions, of which `EgressRefused` is final."""
     storage: Storage
     """The service's own file storage. A notifier may keep something there; nobody else deletes that."""
     egress: EgressPolicy

@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-import httpcore2
 import httpx2
 import trio
 
 from downloader.errors import PluginError
-from downloader.net import EgressPolicy, GuardedBackend
+from downloader.net import EgressPolicy, guarded_client, open_transport, tls_context
 from downloader.notify.notifier import Host, Notifier, NotifierFactory, Payload
 from downloader.observe import Event, get_logger
 from downloader.plugins import (
@@ -34,12 +33,10 @@ REOPEN_S, MAX_REOPEN_S = 1.0, 30.0
 
 
 @asynccontextmanager
-async def guarded_client(policy: EgressPolicy) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client whose every connection this policy has allowed; for `Host.client`."""
-    transport = httpx2.AsyncHTTPTransport(trust_env=False)
-    transport._pool = httpcore2.AsyncConnectionPool(network_backend=GuardedBackend(policy))  # noqa: SLF001
-    async with httpx2.AsyncClient(transport=transport, trust_env=False) as client:
-        yield client
+async def open_client(policy: EgressPolicy) -> AsyncIterator[httpx2.AsyncClient]:
+    """For `Host.client`: a client that connects only to what this policy allows."""
+    async with open_transport(policy, tls=tls_context()) as transport:
+        yield guarded_client(transport)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.fetch import Fetcher, open_fetcher
 from downloader.net import EgressPolicy
-from downloader.notify import Host, Notifier, guarded_client, open_notifiers
+from downloader.notify import Host, Notifier, open_client, open_notifiers
 from downloader.service.files import Files
 from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage
 from downloader.store import embedded_valkey
@@ -78,5 +78,5 @@ async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]
     """What is lent to notifiers: a client under `egress.callbacks`, and this storage."""
     lists = settings.egress.callbacks
     policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
-    async with guarded_client(policy) as client:
+    async with open_client(policy) as client:
         yield Host(client=client, storage=storage, egress=policy)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from downloader.net import EgressPolicy
-from downloader.notify import Host, guarded_client
+from downloader.notify import Host, open_client
 from downloader.storage import open_storage
 
 _LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
@@ -19,7 +19,7 @@ async def open_host() -> AsyncIterator[Host]:
     policy = EgressPolicy.parse(_LOOPBACK, setting="egress.callbacks")
     with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
         async with (
-            guarded_client(policy) as client,
+            open_client(policy) as client,
             open_storage("filesystem", {"rootdir": folder, "fsync": False}) as storage,
         ):
             yield Host(client=client, storage=storage, egress=policy)
