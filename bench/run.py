@@ -17,7 +17,7 @@ CLIENTS = {"S2": "client", "S2b": "stream"}
 SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10")
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
 
-REFERENCE = "floor"
+REFERENCE, NET_FLOOR = "floor", "net_floor"
 
 Say = Callable[[str], None]
 
@@ -84,8 +84,8 @@ def _beside_reference(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
     say(f"reference: {plan.jobs} jobs ...")
     before = end_to_end.floor(setup, REFERENCE, **size)
     yield before
+    ran = [end_to_end.floor(setup, NET_FLOOR, **size)]
     for name, processes in legs:
-        ran: list[Result] = []
         for build in plan.builds:
             say(f"{name} {build.label}: {plan.jobs} jobs, processes: {processes} ...")
             result = end_to_end.s2(setup, build, name=name, by=CLIENTS[name], processes=processes, **size)
@@ -97,7 +97,7 @@ def _beside_reference(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
         after = end_to_end.floor(setup, REFERENCE, **size)
         yield after
         yield from (_with_ratios(result, before, after) for result in ran)
-        before = after
+        before, ran = after, []
 
 
 def _with_ratios(result: Result, before: Result, after: Result) -> Result:

@@ -62,7 +62,7 @@ data_dir = "{folder}/data"
 url = "{store}"
 [processor]
 concurrency = {concurrency}
-grace = 2
+grace = 10
 [processor.filestorage]
 type = "filesystem"
 rootdir = "{folder}/files"
@@ -118,7 +118,7 @@ def stop(process: subprocess.Popen[bytes], log: Path) -> None:
     """SIGTERM, and wait for the end.
 
     Raises:
-        ServiceFailed: it had to be killed.
+        ServiceFailed: it had to be killed, or ended with another status than 0.
     """
     process.send_signal(signal.SIGTERM)
     try:
@@ -126,6 +126,8 @@ def stop(process: subprocess.Popen[bytes], log: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         raise ServiceFailed(f"the service had to be killed: {_tail(log)}") from None
+    if process.returncode:
+        raise ServiceFailed(f"the service ended with status {process.returncode}: {_tail(log)}")
 
 
 def _await_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
