@@ -1,7 +1,7 @@
 """The least that S2's work can cost here: our own HTTP client and storage, without queue and states.
 
-`python -m bench.net_floor ORIGIN_PORT SINK_PORT JOBS AGGREGATIONS LIMIT CONCURRENCY FIRST STEP ROOTDIR` does,
-like `bench.floor`, every STEP-th job from FIRST on and prints one JSON object: `first_ns`, `last_ns`, `cpu_s`.
+`python -m bench.net_floor ORIGIN_PORT SINK_PORT JOBS AGGREGATIONS LIMIT CONCURRENCY FIRST STEP ROOTDIR` does
+every STEP-th job from FIRST on, like `bench.floor`, and prints the same JSON object.
 """
 
 from __future__ import annotations

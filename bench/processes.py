@@ -70,9 +70,12 @@ def helper(module: str, *args: object) -> Iterator[Helper]:
     with subprocess.Popen(python(module, *args), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        first = process.stdout.readline().decode().strip()
-        yield Helper(pid=process.pid, first=first, lines=process.stdout)
-        process.stdin.close()
+        try:
+            first = process.stdout.readline().decode().strip()
+            yield Helper(pid=process.pid, first=first, lines=process.stdout)
+        finally:
+            process.stdin.close()  # before its output is closed, which a thread may be reading
+            process.wait()
 
 
 def answer_of(module: str, *args: object) -> dict[str, Any]:

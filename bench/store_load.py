@@ -22,6 +22,7 @@ _BATCH = 64
 """Leased in one call, as by a processor, and completed in one."""
 
 _KEEP_S = 3600.0
+_LOOK_S = 0.1
 
 
 async def run(url: str, pending: int, aggregations: int, count: int) -> None:
@@ -36,6 +37,7 @@ async def run(url: str, pending: int, aggregations: int, count: int) -> None:
                     store, count=more, aggregations=aggregations, limit=_BATCH, kind="http", to=destination
                 )
                 await fill.submit(store, jobs)
+                _settled(database)
                 before, store_before = time.process_time(), _store_cpu_s(database)
                 done += await _drain(store, share)
                 cpu_s += time.process_time() - before
@@ -51,6 +53,12 @@ async def _drain(store: JobStore, count: int) -> int:
         await store.finish("bench", [(lease, fill.STORED, None, _KEEP_S) for lease in batch.leases])
         done += len(batch.leases)
     return done
+
+
+def _settled(database: redis.Redis) -> None:
+    """Wait until the append-only file is not being rewritten, which makes the server copy what it changes."""
+    while database.info("persistence")["aof_rewrite_in_progress"]:
+        time.sleep(_LOOK_S)
 
 
 def _store_cpu_s(database: redis.Redis) -> float:
