@@ -155,7 +155,7 @@ async def test_f17_a_dead_host_delays_nobody_else(
 async def test_f20_origins_that_fail_are_told_of_and_free_their_slot(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
-    brief = {"processor": {"first_byte_timeout": 0.5, "max_retries": 1, "retry_backoff": 0.1}}
+    brief = {"processor": {"download_timeout": 1, "max_retries": 1, "retry_backoff": 0.1}}
     origin.on("/rst", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", then="rst"))
     expected = {
         "/status/404": ("http_status", 404, 1),

@@ -13,7 +13,7 @@ import trio
 
 from downloader.model import ErrorCode, Verdict
 from servers.certs import server_context, write_authority
-from servers.lab import Lab, open_lab
+from servers.lab import Lab, open_lab, small
 from servers.origin import Origin, body_of, open_origin
 from servers.proxies import Kind, open_proxy
 
@@ -111,7 +111,7 @@ async def test_a_tls_failure_behind_a_proxy_holds_up_nothing(tmp_path: Path) -> 
 async def test_a_silent_proxy(tmp_path: Path, kind: Kind, origin: Origin) -> None:
     async with (
         open_proxy(kind) as proxy,
-        open_lab(tmp_path, connect_timeout=0.1, first_byte_timeout=0.1) as lab,
+        open_lab(tmp_path, limits=small(connect_s=0.1, response_s=0.1)) as lab,
     ):
         proxy.silent = True
         outcome = await lab.fetch(origin.url("/bytes/1"), proxy=proxy.url())
@@ -188,14 +188,14 @@ async def scripted_proxy(*answers: bytes) -> AsyncIterator[int]:
 )
 async def test_odd_answers_to_connect(lab: Lab, answers: list[bytes], error: str) -> None:
     async with scripted_proxy(*answers) as port:
-        outcome = await lab.fetch("https://127.0.0.1:9/", proxy=f"http://127.0.0.1:{port}")
+        outcome = await lab.fetch("https://127.0.0.1:8443/", proxy=f"http://127.0.0.1:{port}")
         assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
         assert (outcome.error, outcome.response_code) == (error, 0)
 
 
 async def test_garbage_for_an_answer_to_connect(lab: Lab) -> None:
     async with scripted_proxy(b"garbage\r\n\r\n") as port:
-        outcome = await lab.fetch("https://127.0.0.1:9/", proxy=f"http://127.0.0.1:{port}")
+        outcome = await lab.fetch("https://127.0.0.1:8443/", proxy=f"http://127.0.0.1:{port}")
         assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.PROTOCOL)
 
 
@@ -224,12 +224,12 @@ async def test_garbage_for_an_answer_to_connect(lab: Lab) -> None:
 )
 async def test_odd_answers_in_socks(lab: Lab, answers: list[bytes], error: str) -> None:
     async with scripted_proxy(*answers) as port:
-        outcome = await lab.fetch("http://127.0.0.1:9/", proxy=f"socks5://127.0.0.1:{port}")
+        outcome = await lab.fetch("http://127.0.0.1:8080/", proxy=f"socks5://127.0.0.1:{port}")
         assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
         assert (outcome.error, outcome.response_code) == (error, 0)
 
 
 async def test_credentials_that_do_not_fit_into_socks(lab: Lab) -> None:
     async with scripted_proxy(b"\x05\x02") as port:
-        outcome = await lab.fetch("http://127.0.0.1:9/", proxy=f"socks5://u:{'p' * 256}@127.0.0.1:{port}")
+        outcome = await lab.fetch("http://127.0.0.1:8080/", proxy=f"socks5://u:{'p' * 256}@127.0.0.1:{port}")
         assert outcome.error == "user or password too long for a SOCKS5 proxy"

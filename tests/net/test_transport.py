@@ -17,8 +17,8 @@ from downloader.net import (
     CutShort,
     EgressPolicy,
     EgressRefused,
-    Limits,
     NameNotResolved,
+    NetLimits,
     Route,
     TimedOut,
     TlsFailed,
@@ -83,7 +83,7 @@ async def test_idle_connections_are_bounded_and_expire(origin: Origin) -> None:
         for number in range(6):
             await get(transport, origin.url("/bytes/1"), aggregation=str(number))
         await origin.wait_until(lambda: origin.open_connections == 3)
-    async with opened(limits=Limits(idle_s=0.01)) as transport:
+    async with opened(limits=NetLimits(idle_s=0.01)) as transport:
         await get(transport, origin.url("/bytes/1"))
         await origin.wait_until(lambda: origin.open_connections == 0)
 
@@ -131,7 +131,7 @@ async def test_a_cancel_leaves_no_connection(origin: Origin) -> None:
 
 async def test_what_goes_wrong_has_a_type(origin: Origin) -> None:
     names = Names(private_test=[["10.0.0.1"]])
-    async with opened(resolver=names, limits=Limits(response_s=0.05)) as transport:
+    async with opened(resolver=names, limits=NetLimits(response_s=0.05)) as transport:
         with pytest.raises(EgressRefused):
             await get(transport, "http://private.test/")
         with pytest.raises(NameNotResolved):

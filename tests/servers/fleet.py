@@ -61,7 +61,6 @@ DEFAULTS: Tables = {
         "stats_interval": 1.0,
         "concurrency": 16,
         "retry_backoff": 0.2,
-        "first_byte_timeout": 30.0,
     },
     "notifier": {
         "lease": LEASE_S,

@@ -11,21 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from downloader.config import ProcessorSettings
-from downloader.fetch import Fetcher, open_fetcher
+from downloader.fetch import Fetcher, FetchLimits, open_fetcher
 from downloader.fetch.attempt import BucketOpener
 from downloader.model import JobSpec, Kind, Lease, Outcome
-from downloader.net import EgressPolicy
+from downloader.net import EgressPolicy, NetLimits
 from downloader.storage import Storage
 from downloader_plugins.filesystem import open_filesystem
 from servers.plugins import opened_storage
 
-FAST = {
-    "connect_timeout": 2.0,
-    "tls_timeout": 2.0,
-    "first_byte_timeout": 2.0,
-    "stall_timeout": 2.0,
-    "retry_backoff": 120.0,
-}
+
+def small(
+    *,
+    connect_s: float = 2.0,
+    tls_s: float = 2.0,
+    response_s: float = 2.0,
+    idle_s: float = 10.0,
+    stall_s: float = 2.0,
+    stall_bytes_per_s: int = 1024,
+    store_s: float = 10.0,
+) -> FetchLimits:
+    """Limits that a test can wait for."""
+    return FetchLimits(
+        net=NetLimits(connect_s=connect_s, tls_s=tls_s, response_s=response_s, idle_s=idle_s),
+        stall_s=stall_s,
+        stall_bytes_per_s=stall_bytes_per_s,
+        store_s=store_s,
+    )
+
 
 _ids = itertools.count(1)
 
@@ -92,8 +104,7 @@ async def open_lab(
     *,
     allow: tuple[str, ...] = ("127.0.0.1", "localhost"),
     storage: Storage | None = None,
-    idle_s: float = 10.0,
-    store_s: float = 10.0,
+    limits: FetchLimits | None = None,
     own_bucket: BucketOpener | None = None,
     **settings: Any,
 ) -> AsyncIterator[Lab]:
@@ -104,14 +115,13 @@ async def open_lab(
             storage = await stack.enter_async_context(opened_storage(open_filesystem, {"rootdir": str(root)}))
         fetcher = await stack.enter_async_context(
             open_fetcher(
-                settings=ProcessorSettings(**{**FAST, **settings}),
+                settings=ProcessorSettings(**settings),
                 policy=EgressPolicy.parse(allow, setting="egress.downloads"),
                 storage=storage,
                 spool_dir=spool,
                 own_bucket=own_bucket,
                 rng=random.Random(7),
-                idle_s=idle_s,
-                store_s=store_s,
+                limits=limits or small(),
             )
         )
         lab = Lab(fetcher, root, spool)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from downloader.fetch.errors import Treatment
 from downloader.fetch.retry import (
     MAX_BACKOFF_S,
-    MAX_RETRY_AFTER_S,
     RELEASE_MAX_S,
     RELEASE_MIN_S,
     decide,
-    parse_retry_after,
 )
 from downloader.model import Verdict
+from downloader.net import parse_retry_after
+from downloader.net.fields import MAX_RETRY_AFTER_S
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
@@ -132,7 +132,7 @@ def test_our_own_faults_never_use_up_attempts(seed: int) -> None:
     ],
 )
 def test_retry_after(value: bytes, seconds: float | None) -> None:
-    assert parse_retry_after(value, NOW) == seconds
+    assert parse_retry_after(value.decode("latin-1"), NOW) == seconds
 
 
 _SCRAPS = st.sampled_from(
@@ -142,5 +142,5 @@ _SCRAPS = st.sampled_from(
 
 @given(st.binary(max_size=100) | st.lists(_SCRAPS).map(b"".join))
 def test_retry_after_never_raises(value: bytes) -> None:
-    seconds = parse_retry_after(value, NOW)
+    seconds = parse_retry_after(value.decode("latin-1"), NOW)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_S

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from downloader.net import EgressPolicy
+from downloader.net import EgressPolicy, is_forbidden
 
 EMBEDDED = "embedded"
 """`redis.url` for the Valkey that the service starts by itself."""
@@ -39,14 +39,6 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
 
-_OWN_HEADERS = frozenset(
-    {
-        *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
-        *("upgrade", "expect", "range", "proxy-authorization", "proxy-connection"),
-    }
-)
-"""Headers of the message framing, which the HTTP client writes; one from outside would break it."""
-
 
 def _no_bool(value: object) -> object:
     """Pydantic takes `true` for 1; in a file of settings it is a mistake."""
@@ -59,7 +51,7 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a header name")
-        if name.lower() in _OWN_HEADERS:
+        if is_forbidden(name):
             raise ValueError(f"{name} is set by the downloader itself")
         if not _HEADER_VALUE.fullmatch(value):
             raise ValueError(f"the value of {name} has characters that a header cannot hold")
@@ -298,19 +290,15 @@ class ProcessorSettings(Section):
     max_retries: CountOrZero = 2
     retry_backoff: Seconds = 120.0
     max_size: Size = ByteSize(10 * 1024**3)
+    download_timeout: Seconds = 3600.0
+    """Seconds for a whole attempt, storing included, where the job names none."""
+    max_download_timeout: Seconds = 86400.0
+    """What a job may name at most."""
     lease: ShortSeconds = 30.0
     grace: ShortSeconds = 20.0
     stats_interval: ShortSeconds = 5.0
     disk_high: Percent = 95.0
     disk_low: Percent = 90.0
-    connect_timeout: ShortSeconds = 5.0
-    tls_timeout: ShortSeconds = 5.0
-    first_byte_timeout: ShortSeconds = 30.0
-    stall_timeout: ShortSeconds = 30.0
-    """Seconds below `stall_rate` after which an attempt is given up."""
-    stall_rate: Size = ByteSize(1024)
-    """Bytes per second."""
-    max_redirects: Annotated[int, Number, Field(ge=0, le=50)] = 10
     ca_file: FileName = ""
     """PEM file of the certificate authorities to trust instead of the system's."""
     filestorage: FileStorageSettings | None = None
@@ -320,6 +308,8 @@ class ProcessorSettings(Section):
     def _rules(self) -> Self:
         if self.disk_low > self.disk_high:
             raise ValueError("disk_low must not be above disk_high")
+        if self.download_timeout > self.max_download_timeout:
+            raise ValueError("download_timeout must not be above max_download_timeout")
         return self
 
 

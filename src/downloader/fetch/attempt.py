@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,33 +15,32 @@ import trio
 from downloader.config import ProcessorSettings
 from downloader.content import MAX_PATTERN_CHARS, SNIFF_BYTES, MimePatterns, image_size, sniff_mime
 from downloader.errors import StorageError, StorageRefused
-from downloader.fetch.connection import Connection, Head
-from downloader.fetch.errors import (
-    DestinationRefused,
-    FetchError,
-    LocalFault,
-    RedirectRefused,
-    StatusForNow,
-    StatusRefused,
-    TimedOut,
-    TooLarge,
-    WrongMimeType,
-)
-from downloader.fetch.request import (
-    REDIRECTS,
+from downloader.fetch.errors import FetchError, Treatment, bad_status, explain, own_fault
+from downloader.fetch.gunzip import Gunzip, Read
+from downloader.fetch.headers import (
     HeaderMap,
-    abroad,
+    asks_for_gzip,
     job_headers,
-    parse_target,
-    redirect_target,
-    wire_headers,
+    may_keep,
+    with_credentials,
+    without_secrets,
 )
-from downloader.fetch.retry import decide, parse_retry_after
+from downloader.fetch.retry import decide
 from downloader.fetch.sink import Sealed, Sink
 from downloader.fetch.spool import Spool
-from downloader.fetch.transport import Leased, Route, Transport
 from downloader.fetch.watch import Watch
-from downloader.model import FileFacts, JobSpec, Lease, Outcome, Verdict
+from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, Outcome, Verdict
+from downloader.net import (
+    NetError,
+    NetLimits,
+    ResponseBody,
+    Route,
+    Transport,
+    Url,
+    UrlError,
+    build_request,
+    parse_retry_after,
+)
 from downloader.observe import failpoint
 from downloader.storage import Body, Storage
 
@@ -57,17 +56,32 @@ MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
 MAX_PLUGIN_CHARS = 500
 """Of a storage plugin's words, which may have any shape."""
 
-STORE_S = 120.0
-"""For storing a file of any size; more than a storage's own time-outs, which can say what is wrong."""
-
 STORE_BYTES_PER_S = 64 * 1024
 """Storing may take a second more for each so many bytes; slower than this, another attempt may do better."""
+
+Field = tuple[bytes, bytes]
 
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`, for somebody who watches; called for each piece of the body."""
 
-_RETRIED_4XX = frozenset({408, 425, 429})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""Statuses that send us elsewhere; all keep the method, as it is GET (RFC 9110, 15.4)."""
+
 _PARTIAL_CONTENT = 206
+_GZIP = frozenset({b"gzip", b"x-gzip"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLimits:
+    """Bounds of an attempt; constants of the service, which tests make small."""
+
+    net: NetLimits = field(default_factory=NetLimits)
+    stall_s: float = 30.0
+    """Seconds below `stall_bytes_per_s` after which an attempt is given up."""
+    stall_bytes_per_s: int = 1024
+    redirects: int = 10
+    store_s: float = 120.0
+    """For storing a file of any size; more than a storage's own time-outs, which can say what is wrong."""
 
 
 @dataclass(slots=True)
@@ -79,16 +93,25 @@ class _Progress:
 
 
 @dataclass(slots=True)
-class _Intake:
-    """A body on its way from a connection into a sink."""
+class _Answer:
+    """A successful response, its body on its way into a sink."""
 
-    connection: Connection
+    body: ResponseBody
+    read: Read
+    """The body's bytes as they are to be stored."""
+    length: int | None
+    """Of what `read` gives, as declared."""
+
+
+@dataclass(slots=True)
+class _Intake:
+    """A body on its way from a response into a sink."""
+
+    answer: _Answer
     sink: Sink
     watch: Watch
     limit: int
     """Bytes."""
-    length: int | None
-    """As declared."""
     patterns: MimePatterns | None
     told: OnProgress
     mime: str = ""
@@ -96,17 +119,17 @@ class _Intake:
 
     async def run(self) -> bool:
         """Take bytes in until the sink is full (true) or the body ends (false)."""
-        sink = self.sink
-        while (chunk := await self.connection.read()) is not None:
+        sink, read, length = self.sink, self.answer.read, self.answer.length
+        while (chunk := await read()) is not None:
             if not sink.size:
                 failpoint("first-byte")
             sink.add(chunk)
             self.watch.flow(sink.size)
-            self.told(sink.size, self.length)
+            self.told(sink.size, length)
             if sink.size > self.limit:
-                raise TooLarge(f"more than max_size ({self.limit} bytes)")
+                raise FetchError(f"more than max_size ({self.limit} bytes)", ErrorCode.TOO_LARGE)
             if self.patterns is not None and not self.mime and sink.size >= SNIFF_BYTES:
-                self.mime = _checked_mime(sink.head, self.length, self.patterns)
+                self.mime = _checked_mime(sink.head, length, self.patterns)
             if sink.full:
                 return True
         return False
@@ -124,8 +147,7 @@ class Fetcher:
     storage: Storage
     own_bucket: BucketOpener | None
     rng: random.Random
-    store_s: float
-    """See `STORE_S`."""
+    limits: FetchLimits
 
     async def attempt(
         self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress = lambda *_: None
@@ -146,13 +168,9 @@ class Fetcher:
         except FetchError as exc:
             return self._failure(lease, exc, progress)
         except OSError as exc:
-            fault = LocalFault(f"our own disk: {os.strerror(exc.errno) if exc.errno else exc}")
+            fault = own_fault(f"our own disk: {os.strerror(exc.errno) if exc.errno else exc}")
             return self._failure(lease, fault, progress)
         return Outcome(verdict=Verdict.SUCCEEDED, response_code=progress.status, file=facts)
-
-    async def close_idle(self, group: str) -> None:
-        """Close the connections that are kept for an aggregation; for one that has no more work."""
-        await self.transport.close_idle(group)
 
     def _failure(self, lease: Lease, error: FetchError, progress: _Progress) -> Outcome:
         own = lease.spec.max_retries
@@ -178,54 +196,59 @@ class Fetcher:
         sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
         try:
             with trio.CancelScope() as scope:
-                watch = Watch(scope, total_s=spec.download_timeout)
-                leased, head = await self._follow(lease, watch, progress)
+                watch = Watch(scope, total_s=self._total_s(spec))
+                answer = await self._follow(lease, watch, progress)
                 try:
                     mime = await self._receive(
-                        leased, head, sink, patterns=patterns, watch=watch, progress=progress
+                        answer, sink, patterns=patterns, watch=watch, progress=progress
                     )
-                except BaseException:
-                    await leased.connection.aclose()
-                    raise
-            if scope.cancelled_caught:
-                raise TimedOut(watch.reason)
-            await self.transport.release(leased)
-            sealed = await sink.seal()
-            mime = mime or _checked_mime(sink.head, sealed.size, patterns)
-            pixels = await _pixels(mime, sealed) if spec.extract_image_size else ""
-            await self._store(spec, sealed, mime, still_ours)
+                finally:
+                    await answer.body.aclose()
+                watch.free()
+                sealed = await sink.seal()
+                mime = mime or _checked_mime(sink.head, sealed.size, patterns)
+                pixels = await _pixels(mime, sealed) if spec.extract_image_size else ""
+                await self._store(spec, sealed, mime, still_ours)
+                return FileFacts(size=sealed.size, sha256=sealed.sha256, mime_type=mime, image_size=pixels)
+        except NetError as exc:
+            raise explain(exc) from exc
         finally:
             await sink.discard()
-        return FileFacts(size=sealed.size, sha256=sealed.sha256, mime_type=mime, image_size=pixels)
+        raise FetchError(watch.reason, ErrorCode.TIMEOUT, Treatment.RETRY)
 
-    async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> tuple[Leased, Head]:
+    def _total_s(self, spec: JobSpec) -> float:
+        wanted = spec.download_timeout or self.settings.download_timeout
+        return min(wanted, self.settings.max_download_timeout)
+
+    async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> _Answer:
         """Ask, and go where redirects lead; answers with a response that is a success."""
         spec = lease.spec
-        route = Route(group=lease.group, proxy=lease.proxy, keep=lease.limit)
-        target = parse_target(spec.url)
+        url = _url(spec.url)
+        proxy = _proxy(lease.proxy) if lease.proxy else None
         headers = job_headers(self.base, user_agent=spec.user_agent, headers=spec.request_headers)
-        basic = target.basic
-        for _ in range(self.settings.max_redirects + 1):
-            leased, head = await self.transport.get(
-                route, target, wire_headers(target, headers, basic), watch=watch
+        basic = url.basic
+        for _ in range(self.limits.redirects + 1):
+            route = Route(url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, watch=watch)
+            response = await self.transport.handle_async_request(
+                build_request("GET", route, with_credentials(headers, basic))
             )
-            progress.status = head.status
-            if head.status in range(200, 300) and head.status != _PARTIAL_CONTENT:
-                return leased, head
-            leased.connection.skip_body()
-            await self.transport.release(leased)
-            if head.status not in REDIRECTS:
-                raise _refused(head)
-            following = redirect_target(target, head.get(b"location"))
-            if following.origin != target.origin:
-                headers, basic = abroad(headers), b""
-            target, basic = following, following.basic or basic
-        raise RedirectRefused(f"more than {self.settings.max_redirects} redirects")
+            status = progress.status = response.status_code
+            fields, body = response.headers.raw, response.stream
+            assert isinstance(body, ResponseBody)
+            if status in range(200, 300) and status != _PARTIAL_CONTENT:
+                return _answer(body, fields, asked=asks_for_gzip(headers))
+            await body.aclose()
+            if status not in REDIRECTS:
+                raise _refused(status, fields)
+            following = _redirect(url, _field(fields, b"location"))
+            if not may_keep(url.origin, following.origin):
+                headers, basic = without_secrets(headers), b""
+            url, basic = following, following.basic or basic
+        raise FetchError(f"more than {self.limits.redirects} redirects", ErrorCode.REDIRECTS)
 
     async def _receive(
         self,
-        leased: Leased,
-        head: Head,
+        answer: _Answer,
         sink: Sink,
         *,
         patterns: MimePatterns | None,
@@ -234,12 +257,13 @@ class Fetcher:
     ) -> str:
         """Take the body in; answers its type if it had to be known before the end."""
         limit = int(self.settings.max_size)
-        if (head.length or 0) > limit:
-            raise TooLarge(f"{head.length} bytes declared, more than max_size ({limit} bytes)")
-        watch.expect_flow(self.settings.stall_rate, self.settings.stall_timeout)
-        intake = _Intake(leased.connection, sink, watch, limit, head.length, patterns, progress.told)
+        if (answer.length or 0) > limit:
+            raise FetchError(
+                f"{answer.length} bytes declared, more than max_size ({limit} bytes)", ErrorCode.TOO_LARGE
+            )
+        watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s)
+        intake = _Intake(answer, sink, watch, limit, patterns, progress.told)
         if await intake.run():
-            leased.connection.expect_bulk()
             async with sink.writing_behind() as hand_over:
                 more = True
                 while more:
@@ -252,7 +276,7 @@ class Fetcher:
         if sealed.data is not None:
             failpoint("before-fsync")
         try:
-            with trio.move_on_after(self.store_s + sealed.size / STORE_BYTES_PER_S) as bound:
+            with trio.move_on_after(self.limits.store_s + sealed.size / STORE_BYTES_PER_S) as bound:
                 storage = await self._storage_of(spec)
                 await storage.put(
                     spec.storage_key,
@@ -269,20 +293,22 @@ class Fetcher:
         except FetchError:
             raise
         except StorageRefused as exc:
-            raise DestinationRefused(_one_line(exc)) from exc
+            raise FetchError(_one_line(exc), ErrorCode.STORAGE) from exc
         except StorageError as exc:
-            raise LocalFault(_one_line(exc)) from exc
+            raise own_fault(_one_line(exc)) from exc
         except Exception as exc:  # a storage plugin is a stranger's code, and may raise anything
-            raise LocalFault(f"the storage failed with {type(exc).__name__}") from exc
+            raise own_fault(f"the storage failed with {type(exc).__name__}") from exc
         if bound.cancelled_caught:
-            raise LocalFault("the storage did not take the file in time")
+            raise own_fault("the storage did not take the file in time")
         failpoint("after-rename")
 
     async def _storage_of(self, spec: JobSpec) -> Storage:
         if not spec.s3_bucket:
             return self.storage
         if self.own_bucket is None:
-            raise DestinationRefused("this service cannot store in a bucket of the caller's (s3_bucket)")
+            raise FetchError(
+                "this service cannot store in a bucket of the caller's (s3_bucket)", ErrorCode.STORAGE
+            )
         return await self.own_bucket(spec.s3_bucket, spec.s3_region)
 
 
@@ -290,14 +316,51 @@ def _one_line(exc: StorageError) -> str:
     return " ".join(str(exc).split())[:MAX_PLUGIN_CHARS]
 
 
-def _refused(head: Head) -> FetchError:
-    status = head.status
-    if status not in _RETRIED_4XX and status not in range(500, 600):
-        return StatusRefused(status)
-    wish = head.get(b"retry-after")
-    return StatusForNow(
-        status, retry_after_s=None if wish is None else parse_retry_after(wish, datetime.now(UTC))
+def _url(text: str) -> Url:
+    try:
+        return Url.parse(text)
+    except UrlError as exc:  # the API refuses such jobs; this is for later finds
+        raise FetchError(f"the job's URL {exc.detail}", ErrorCode.PROTOCOL) from exc
+
+
+def _proxy(text: str) -> Url:
+    try:
+        return Url.parse(text, "proxy")
+    except UrlError as exc:
+        raise FetchError(f"the URL of the aggregation's proxy {exc.detail}", ErrorCode.PROTOCOL) from exc
+
+
+def _redirect(url: Url, location: bytes | None) -> Url:
+    """Where a redirect leads."""
+    if not location:
+        raise FetchError("redirect without a location", ErrorCode.REDIRECTS)
+    try:
+        following = url.join(location)
+    except UrlError as exc:
+        raise FetchError(f"redirect to a URL that {exc.detail}", ErrorCode.REDIRECTS) from exc
+    if url.origin.scheme == "https" and following.origin.scheme == "http":
+        raise FetchError("redirect from https to http", ErrorCode.REDIRECTS)
+    return following
+
+
+def _answer(body: ResponseBody, fields: Sequence[Field], *, asked: bool) -> _Answer:
+    """A response to store: as it was sent, unless it is in gzip that nobody asked for."""
+    if asked or (_field(fields, b"content-encoding") or b"").strip().lower() not in _GZIP:
+        return _Answer(body, body.read, body.length)
+    return _Answer(body, Gunzip(body.read).read, None)
+
+
+def _refused(status: int, fields: Sequence[Field]) -> FetchError:
+    wish = _field(fields, b"retry-after")
+    return bad_status(
+        status,
+        retry_after_s=None if wish is None else parse_retry_after(wish.decode("latin-1"), datetime.now(UTC)),
     )
+
+
+def _field(fields: Sequence[Field], name: bytes) -> bytes | None:
+    """The first field of that (lower-case) name; httpx2's own look-up decodes all of them."""
+    return next((value for field_name, value in fields if field_name.lower() == name), None)
 
 
 def _patterns(text: str) -> MimePatterns | None:
@@ -306,14 +369,14 @@ def _patterns(text: str) -> MimePatterns | None:
     try:
         return MimePatterns.parse(text)
     except ValueError as exc:
-        raise WrongMimeType("the job's mime_type is malformed") from exc
+        raise FetchError("the job's mime_type is malformed", ErrorCode.MIME_TYPE) from exc
 
 
 def _checked_mime(head: bytes, size: int | None, patterns: MimePatterns | None) -> str:
     mime = sniff_mime(head, size=size)
     mismatch = None if patterns is None else patterns.mismatch(mime)
     if mismatch is not None:
-        raise WrongMimeType(mismatch)
+        raise FetchError(mismatch, ErrorCode.MIME_TYPE)
     return mime
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import random
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 from downloader.fetch.errors import Treatment
 from downloader.model import Verdict
@@ -13,18 +10,12 @@ from downloader.model import Verdict
 MAX_BACKOFF_S = 3600.0
 """Where exponential growth ends: a job with many retries still gets tried every hour or so."""
 
-MAX_RETRY_AFTER_S = 86400.0
-"""An origin may hold a job back for a day, not for good."""
-
 RELEASE_MIN_S = 5.0
 RELEASE_MAX_S = 30.0
 """How long a job waits after a fault of our own: spread out, since all jobs here have it at once."""
 
 _MAX_DOUBLINGS = 32
 """Beyond any cap, and far from the overflow of a float."""
-
-_DELTA_DIGITS = 12
-"""More digits of seconds than this are no delay but an attack on `int()`."""
 
 
 def decide(
@@ -58,22 +49,3 @@ def decide(
     if retry_after_s is not None:
         delay = max(delay, retry_after_s)
     return Verdict.RETRY, delay
-
-
-def parse_retry_after(value: bytes, now: datetime) -> float | None:
-    """Seconds that a `Retry-After` field asks for: delta-seconds or an HTTP-date (RFC 9110, 10.2.3).
-
-    Never negative, at most a day; `None` for anything else.
-    """
-    text = value.decode("latin-1").strip()
-    if text.isascii() and text.isdigit():
-        if len(text) > _DELTA_DIGITS:
-            return MAX_RETRY_AFTER_S
-        return min(float(text), MAX_RETRY_AFTER_S)
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # the latter for an offset of many digits
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)  # "-0000", which RFC 9110 has no other meaning for
-    return min(max(math.ceil((moment - now).total_seconds()), 0.0), MAX_RETRY_AFTER_S)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from downloader.fetch.errors import FetchError
+from downloader.errors import DownloaderError
 from downloader.fetch.spool import Spool
 from downloader.observe import failpoint
 
@@ -97,7 +97,7 @@ class Sink:
         """Write to the spool file while more arrives.
 
         Yields a coroutine that hands over what is in memory, as soon as the buffer before has been
-        written. A `FetchError` inside comes out as it is.
+        written. A `DownloaderError` inside comes out as it is.
 
         Raises:
             OSError: the disk does not take it.
@@ -124,7 +124,7 @@ class Sink:
                     yield hand_over
             except trio.BrokenResourceError:
                 pass  # the writer's failure says more
-            except FetchError as exc:
+            except DownloaderError as exc:
                 failure = exc
                 nursery.cancel_scope.cancel()
         if failure is not None:

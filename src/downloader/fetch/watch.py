@@ -15,12 +15,12 @@ _WINDOW_PARTS = 8
 class Watch:
     """Moves the deadline of `scope`; `reason` says which wait was over when the scope was cancelled.
 
-    `total_s` bounds everything up to the end of the scope; `None` leaves it unbounded.
+    `total_s` bounds everything up to the end of the scope.
     """
 
-    def __init__(self, scope: trio.CancelScope, *, total_s: float | None) -> None:
+    def __init__(self, scope: trio.CancelScope, *, total_s: float) -> None:
         self._scope = scope
-        self._end = math.inf if total_s is None else trio.current_time() + total_s
+        self._end = trio.current_time() + total_s
         self._total_s = total_s
         self._phase = ""
         self._needed = 0.0
@@ -34,7 +34,7 @@ class Watch:
         """What was waited for in vain."""
         if self._phase and self._scope.deadline < self._end:
             return self._phase
-        return f"not done within the job's download_timeout of {self._total_s} s"
+        return f"not done within the job's download_timeout of {self._total_s:g} s"
 
     def expect(self, what: str, seconds: float) -> None:
         """From now on wait for `what` only this long."""

@@ -22,7 +22,7 @@ from downloader.net.policy import EgressPolicy
 from downloader.net.resolve import Resolver, SystemResolver
 from downloader.net.transport import (
     ROUTE,
-    Limits,
+    NetLimits,
     ResponseBody,
     Route,
     Transport,
@@ -47,9 +47,9 @@ __all__ = [
     "EgressRefused",
     "GuardedBackend",
     "GuardedStream",
-    "Limits",
     "NameNotResolved",
     "NetError",
+    "NetLimits",
     "Origin",
     "ProxyRefused",
     "Resolver",

@@ -127,7 +127,7 @@ class Connection:
                 raise BadResponse(f"response head of more than {MAX_HEAD_BYTES // 1024} KiB")
         return response.head()
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> bytes | bytearray | None:
         """The next bytes of the body as they were sent, `None` at its end.
 
         Raises:
@@ -135,7 +135,7 @@ class Connection:
             BadResponse: it is malformed, or out of bounds.
         """
         response = self._response
-        while not response.pieces:
+        while not response.body:
             if response.done:
                 return None
             data = await self._receive()
@@ -145,8 +145,7 @@ class Connection:
                 response.end()
                 return None
             response.feed(data)
-        pieces, response.pieces = response.pieces, []
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        data, response.body = response.body, b""
         self._seen += len(data)
         return data
 
@@ -207,12 +206,12 @@ class _Response:
         "_parser",
         "_status",
         "behind",
+        "body",
         "chunked",
         "done",
         "head_done",
         "informational",
         "keep",
-        "pieces",
         "until_close",
     )
 
@@ -225,8 +224,8 @@ class _Response:
         self._status = 0
         self.head_done = False
         self.informational = 0
-        self.pieces: list[bytes] = []
-        """Of the body."""
+        self.body: bytes | bytearray = b""
+        """What has come of it and has not been taken."""
         self.done = False
         self.keep = False
         """Whether the peer keeps the connection."""
@@ -317,8 +316,12 @@ class _Response:
     def on_body(self, piece: bytes) -> None:
         if self.done:
             self.behind = True
+        elif not self.body:
+            self.body = piece
         else:
-            self.pieces.append(piece)
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += piece
 
     def on_message_complete(self) -> None:
         if self.head_done:

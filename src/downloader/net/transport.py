@@ -37,7 +37,7 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class NetLimits:
     """How long to wait, in seconds; constants of the service, which tests make small."""
 
     connect_s: float = 5.0
@@ -122,7 +122,7 @@ class ResponseBody(httpx2.AsyncByteStream):
         self._use: _Use | None = use
         self._piece_s = piece_s
 
-    async def read(self) -> bytes | None:
+    async def read(self) -> bytes | bytearray | None:
         """The next bytes, `None` at the end. After an exception, a cancel included, it is closed.
 
         Raises:
@@ -155,7 +155,7 @@ class ResponseBody(httpx2.AsyncByteStream):
         data = await self.read()
         if data is None:
             raise StopAsyncIteration
-        return data
+        return bytes(data)
 
     async def aclose(self) -> None:
         """Give the connection back; what has not been read ends it, unless it is all here already."""
@@ -170,7 +170,7 @@ class Transport(httpx2.AsyncBaseTransport):
     How many are in use is the callers' to bound; idle ones are bounded in total, the oldest going first.
     """
 
-    def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: Limits, max_idle: int) -> None:
+    def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: NetLimits, max_idle: int) -> None:
         self._dialer = dialer
         self._tls = tls
         self._limits = limits
@@ -331,7 +331,7 @@ async def open_transport(
     policy: EgressPolicy,
     *,
     tls: ssl.SSLContext,
-    limits: Limits | None = None,
+    limits: NetLimits | None = None,
     max_idle: int = 256,
     resolver: Resolver | None = None,
 ) -> AsyncIterator[Transport]:
@@ -346,7 +346,7 @@ async def open_transport(
         max_idle: unused connections that are kept.
         resolver: looks names up.
     """
-    limits = limits or Limits()
+    limits = limits or NetLimits()
     dialer = Dialer(policy=policy, within_s=limits.connect_s, resolver=resolver or SystemResolver())
     transport = Transport(dialer, tls=tls, limits=limits, max_idle=max_idle)
     failure: Exception | None = None

@@ -1,0 +1,68 @@
+"""The request headers of a download: whose win, and what another origin may see. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from downloader.net import Origin, is_forbidden
+
+HeaderMap = dict[bytes, tuple[bytes, bytes]]
+"""Lower-case name to `(name, value)` as they are sent."""
+
+_KEPT = frozenset({b"accept", b"accept-encoding", b"user-agent"})
+"""Headers that another origin may see: none of them is a secret or means anything to one origin only."""
+
+
+def base_headers(configured: Mapping[str, str]) -> HeaderMap:
+    """The configured request headers, encoded, with `Accept-Encoding: identity` unless they say otherwise."""
+    headers: HeaderMap = {b"accept-encoding": (b"Accept-Encoding", b"identity")}
+    _merge(headers, configured)
+    return headers
+
+
+def job_headers(base: HeaderMap, *, user_agent: str, headers: Mapping[str, str]) -> HeaderMap:
+    """The headers of a job's first request: base, `user_agent`, the job's own; the later one wins.
+
+    An empty `User-Agent` means to send none.
+    """
+    merged = dict(base)
+    if user_agent:
+        merged[b"user-agent"] = (b"User-Agent", user_agent.encode())
+    _merge(merged, headers)
+    if b"user-agent" in merged and not merged[b"user-agent"][1]:
+        del merged[b"user-agent"]
+    return merged
+
+
+def may_keep(origin: Origin, following: Origin) -> bool:
+    """Whether credentials and the job's own headers go along with a redirect.
+
+    They do within an origin, and from http to https on one host.
+    """
+    if following == origin:
+        return True
+    return following.host == origin.host and (origin.scheme, following.scheme) == ("http", "https")
+
+
+def without_secrets(headers: HeaderMap) -> HeaderMap:
+    """What may be told to another origin than the job's."""
+    return {name: pair for name, pair in headers.items() if name in _KEPT}
+
+
+def with_credentials(headers: HeaderMap, basic: bytes) -> Sequence[tuple[bytes, bytes]]:
+    """The fields to send; the URL's credentials are used unless there is an `Authorization`."""
+    if basic and b"authorization" not in headers:
+        return [*headers.values(), (b"Authorization", basic)]
+    return [*headers.values()]
+
+
+def asks_for_gzip(headers: HeaderMap) -> bool:
+    """Whether the request accepts gzip, so that it is to be stored as it comes."""
+    return b"gzip" in headers.get(b"accept-encoding", (b"", b""))[1].lower()
+
+
+def _merge(headers: HeaderMap, more: Mapping[str, str]) -> None:
+    for name, value in more.items():
+        if not is_forbidden(name):
+            raw = name.encode()
+            headers[raw.lower()] = (raw, str(value).encode())
