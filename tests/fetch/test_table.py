@@ -18,8 +18,9 @@ from downloader.model import ErrorCode, FileFacts, Verdict
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
 from servers.certs import old_tls_server, server_context, write_authority
 from servers.lab import Lab, lease, open_lab, small
-from servers.loopback import refused_port, serving
+from servers.loopback import serving
 from servers.origin import PNG, Origin, Then, body_of, open_origin, raw, respond
+from servers.ports import spare_port
 
 OK = b"HTTP/1.1 200 OK\r\n"
 LONGEST = ",".join(["image/x-portable-bitmap"] * 170)
@@ -183,7 +184,7 @@ async def test_a_close_in_the_tls_handshake_is_a_lost_connection(lab: Lab, said:
 
 @pytest.mark.row("H10")
 async def test_the_word_tls_in_a_url_means_nothing(lab: Lab) -> None:
-    outcome = await lab.fetch(f"http://127.0.0.1:{refused_port()}/tls/certificate-verify-failed")
+    outcome = await lab.fetch(f"http://127.0.0.1:{spare_port()}/tls/certificate-verify-failed")
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.CONNECT)
     assert outcome.error == "connection failed: connection refused"
 
