@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from downloader.config import RedisSettings
 from downloader.store.loop import asyncio_loop
@@ -16,6 +17,10 @@ from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey
 
 pytest_plugins = ["rows"]
+
+# A busy machine may take long over any example; the test's own timeout bounds them all.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 _prefixes = itertools.count()
 

@@ -348,7 +348,7 @@ async def test_files_of_other_aggregations_are_not_there(serving: Serving, tmp_p
     for aggr_id in ("shop-1", "other"):
         job_id = (await submit(api, "worker", aggr_id=aggr_id, subpath="a")).json()["id"]
         keys[aggr_id] = f"a/{job_id[:3]}/{job_id}"
-        (tmp_path / keys[aggr_id]).parent.mkdir(parents=True)
+        (tmp_path / keys[aggr_id]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / keys[aggr_id]).write_bytes(b"abc")
         await finish(api)
     (tmp_path / "b").mkdir()

@@ -19,7 +19,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-def end(outcome: Outcome) -> tuple[Verdict, ErrorCode]:
+def end(outcome: Outcome) -> tuple[Verdict, str]:
     return outcome.verdict, outcome.error_code
 
 

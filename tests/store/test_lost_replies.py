@@ -9,7 +9,7 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import Submission
+from downloader.store import Settled, Submission
 from downloader.store.loop import asyncio_loop
 from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
@@ -20,11 +20,12 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: Red
     """The holder counts from its last question; the store must not count from the first."""
     spec = spec_for(store)
     await store.submit([Submission(spec=spec)])
-    ask = ("lease", 0, Kind.DOWNLOAD, "me", "request-1", 1, 60_000)
-    await store._connection.run(*ask)
+    ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
+    ask |= {"last": [], "never": [], "unproven": 0}
+    await store._connection.run("lease", 0, ask)
     leases = store._keys.key(0, "leases", Kind.DOWNLOAD)
     await store._connection.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
-    await store._connection.run(*ask)
+    await store._connection.run("lease", 0, ask)
     ends_ms = float(await store._connection.command("ZSCORE", leases, spec.id))
     now_s, _ = await store._connection.command("TIME")
     assert ends_ms / 1000 - int(now_s) > 55
@@ -37,8 +38,9 @@ async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(store: RedisSto
     await store.submit([Submission(spec=spec_for(store))])
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     await store.finish("me", [(lease, done, None, 60.0)])
-    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 10) == []
-    assert await store.renew(Kind.DOWNLOAD, "other", [replace(lease, generation=9)], 10) != []
+    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 10) == [Settled.DONE]
+    other = await store.renew(Kind.DOWNLOAD, "other", [replace(lease, generation=9)], 10)
+    assert other == [Settled.LEASE_LOST]
 
 
 @pytest.mark.row("F15")

@@ -28,7 +28,8 @@ from downloader.store import (
     Submission,
     TaskView,
 )
-from downloader.store.load import counts, merged
+from downloader.store.records import counts, fields
+from downloader.store.records import load as load_of
 from downloader.store.redis_store import RedisStore
 from servers.jobs import spec_for
 
@@ -134,9 +135,10 @@ async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
 async def test_a_lost_reply_leases_nothing_twice(store: RedisStore) -> None:
     await submitted(store, aggr_limit=5)
     await submitted(store, aggr_limit=5)
-    ask = ("lease", 0, Kind.DOWNLOAD, "me", "request-1", 1, 10_000)
-    _, [first] = await store._connection.run(*ask)
-    _, [again] = await store._connection.run(*ask)
+    ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
+    ask |= {"last": [], "never": [], "unproven": 0}
+    [first] = fields(await store._connection.run("lease", 0, ask))["leases"]
+    [again] = fields(await store._connection.run("lease", 0, ask))["leases"]
     assert again == first
     assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases) == 1
 
@@ -203,7 +205,7 @@ async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str)
         case _:
             answer = await store.release(Kind.DOWNLOAD, "late", [(late, "", 0)])
     assert answer == [Settled.LEASE_LOST]
-    assert await store.renew(Kind.DOWNLOAD, "late", [late], 10) == [late]
+    assert await store.renew(Kind.DOWNLOAD, "late", [late], 10) == [Settled.LEASE_LOST]
     assert (await download(store, spec.id)).state is State.RUNNING
     assert await store.finish("current", [(current, OK, None, 60)]) == [Settled.DONE]
 
@@ -235,7 +237,7 @@ async def test_renewed_leases_are_not_swept(store: RedisStore) -> None:
     await submitted(store)
     lease = await leased(store)
     await lapse(store, lease)
-    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == []
+    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == [Settled.DONE]
     assert await store.sweep(Kind.DOWNLOAD) == []
 
 
@@ -354,9 +356,16 @@ async def test_an_empty_fleet_does_nothing(store: RedisStore) -> None:
     assert await store.load(9) == Load(aggregations=[], total=0, downloads=0, callbacks=0)
 
 
+def busiest_answer(name: str, score: str, total: int, downloads: int, callbacks: int) -> list[object]:
+    """What `busiest.lua` answers for a shard."""
+    aggregation = ["name", name, "score", score, "limit", "2", "paused", "1" if name == "b" else ""]
+    counted = ["total", total, "downloads", downloads, "callbacks", callbacks]
+    return [*counted, "aggregations", [aggregation]]
+
+
 def test_shards_are_one_fleet() -> None:
-    load = merged([[5, 1, 0, [["a", "1.000001", "2", 0]]], [2, 0, 3, [["b", "3", "1", 1]]]], 1)
-    busiest = AggregationLoad(aggr_id="b", pending=3, in_flight=0, limit=1, paused=True)
+    load = load_of([busiest_answer("a", "1.000001", 5, 1, 0), busiest_answer("b", "3", 2, 0, 3)], 1)
+    busiest = AggregationLoad(aggr_id="b", pending=3, in_flight=0, limit=2, paused=True)
     assert load == Load(aggregations=[busiest], total=7, downloads=1, callbacks=3)
 
 

@@ -6,8 +6,11 @@ from hypothesis import strategies as st
 
 from downloader.model import (
     ID_LENGTH,
+    ID_PREFIX_LENGTH,
+    ID_PREFIX_S,
     ErrorCode,
     FileFacts,
+    JobIds,
     JobSpec,
     Outcome,
     Verdict,
@@ -31,6 +34,18 @@ def test_an_id_tells_its_shard(shards: int) -> None:
 
 def test_ids_do_not_repeat() -> None:
     assert len({new_id(0, 1) for _ in range(10_000)}) == 10_000
+
+
+def test_ids_of_the_same_seconds_share_their_first_characters_alone() -> None:
+    """So the files of a batch share a folder; what follows is random for each."""
+    now = 0.0
+    ids = JobIds(lambda: now)
+    first = [ids.new(shard, 16) for shard in range(16) for _ in range(100)]
+    assert len({job_id[:ID_PREFIX_LENGTH] for job_id in first}) == 1
+    assert len({job_id[ID_PREFIX_LENGTH:-1] for job_id in first}) == len(first)
+    assert [shard_of(job_id, 16) for job_id in first] == [shard for shard in range(16) for _ in range(100)]
+    now = ID_PREFIX_S
+    assert ids.new(0, 1)[:ID_PREFIX_LENGTH] != first[0][:ID_PREFIX_LENGTH]
 
 
 @given(st.text(max_size=20))
@@ -77,12 +92,12 @@ def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "destination", "group"),
     [
-        ("http", "http://Host:80/a?b", "http http://host:80"),
-        ("http", "https://user:secret@host/x", "http https://host"),
-        ("http", "http://[u:p@Host/x", "http http://host"),
-        ("http", "http://u:\u2100@Host?x#y", "http http://host"),
-        ("http", "http://u@[::1]:80", "http http://[::1]:80"),
-        ("storage", "a://[b", "storage a://[b"),
+        ("http", "http://Host:80/a?b", "http host"),
+        ("http", "https://user:secret@host/x", "http host"),
+        ("http", "http://[u:p@Host/x", "http host"),
+        ("http", "http://u:\u2100@Host?x#y", "http host"),
+        ("http", "http://u@[::1]:80", "http [::1]"),
+        ("storage", "a://[b", "storage [b"),
         ("kafka", "topic", "kafka topic"),
         ("sqs", "aws.com/sqs/name", "sqs aws.com/sqs/name"),
         ("sqs", "https://u:p@SQS.test/1/Name", "sqs https://sqs.test/1/Name"),

@@ -23,7 +23,7 @@ def job_view(view: JobView) -> dict[str, Any]:
         **_task(view.download),
         "crashes": view.download.crashes,
         "error": outcome.error if outcome else "",
-        "error_code": outcome.error_code.value if outcome else "",
+        "error_code": str(outcome.error_code) if outcome else "",
         "response_code": outcome.response_code if outcome else 0,
         "file": {
             "path": spec.storage_key,
@@ -47,7 +47,7 @@ def _callback(view: JobView) -> dict[str, Any] | None:
 
 def _task(task: TaskView) -> dict[str, Any]:
     return {
-        "state": task.state.value,
+        "state": str(task.state),
         "attempts": task.attempts,
         "deliveries": task.deliveries,
         "due_at": _time(task.due_ms),

@@ -5,19 +5,19 @@ The same loop runs downloads and callbacks; a `Workload` says what differs.
 
 from __future__ import annotations
 
-from downloader.scheduler.loop import Workload, run_workload
+from downloader.scheduler.loop import Wake, Workload, run_workload
 from downloader.scheduler.reaper import run_reaper
-from downloader.scheduler.settle import End, callback_settler, download_settler
+from downloader.scheduler.settle import End, Ended, settle_callbacks, settle_downloads
 from downloader.scheduler.stop import Stop
-from downloader.scheduler.wake import Wake
 
 __all__ = [
     "End",
+    "Ended",
     "Stop",
     "Wake",
     "Workload",
-    "callback_settler",
-    "download_settler",
     "run_reaper",
     "run_workload",
+    "settle_callbacks",
+    "settle_downloads",
 ]

@@ -1,132 +1,122 @@
-"""Leases in our hands: how long each is ours, and the task that prolongs them."""
+"""Leases that this process holds: how long it may count on each, and the task that renews them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, MutableMapping
+from collections.abc import Callable, Collection, Sequence
 
 import trio
 
 from downloader.config import RENEWALS_PER_LEASE
 from downloader.model import Kind, Lease
 from downloader.observe import Event, get_logger
-from downloader.store import JobStore, StoreUnavailable
+from downloader.store import JobStore, Settled
 
 log = get_logger()
 
 MARGIN = 0.1
-"""Part of a lease at its end in which we no longer count on it: unwinding and publishing take time."""
+"""Part of a lease at its end in which its holder does not count on it: unwinding and publishing take time."""
 
 MAX_MARGIN_S = 2.0
 
 RENEW_BATCH = 500
 
+RETRIES_PER_LEASE = 10
+"""How often renewing is tried while the store does not answer."""
 
-class Tenure:
-    """One lease in our hands. Its scope ends everything done under the lease when the lease ends."""
+Clock = Callable[[], float]
+"""Seconds since some moment, the same for all threads; never stands still."""
 
-    __slots__ = ("_ends_at", "handed_back", "lease", "scope")
 
-    def __init__(self, lease: Lease, *, taken_at: float, lease_s: float) -> None:
+def boottime() -> float:
+    """Seconds since the host started, those that it was suspended included, where the system tells.
+
+    `time.monotonic` stands still during a suspend on Linux, while the store's clock goes on.
+    """
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
+class HeldLease:
+    """A lease and the scopes of what is done under it.
+
+    `scope` is the outer one: all that is done under the lease, settling included; it ends with the lease.
+    `work` is the inner one: the work alone; when it is cancelled, the lease is handed back.
+    """
+
+    __slots__ = ("_clock", "_ends_at", "lease", "scope", "work")
+
+    def __init__(self, lease: Lease, *, asked_at: float, lease_s: float, clock: Clock) -> None:
         self.lease = lease
         self.scope = trio.CancelScope()
-        self.handed_back = False
-        """Whether a stop has cut the work short while the lease was ours."""
+        self.work = trio.CancelScope()
+        self._clock = clock
         self._ends_at = 0.0
-        self.prolong(taken_at, lease_s)
+        self.prolong(asked_at, lease_s)
 
     def prolong(self, asked_at: float, lease_s: float) -> None:
-        """The lease holds for `lease_s` seconds from `asked_at`, by `time.monotonic`.
+        """Count on the lease until shortly before `lease_s` seconds after `asked_at` have passed.
 
-        Counted from before the request was sent: the store's count began later, so ours ends earlier.
+        Args:
+            asked_at: by the clock, when the request was about to be sent. The store counts from when it
+                answers, which is later, so the lease ends here before it ends there.
+            lease_s: what the store was asked for.
         """
         self._ends_at = asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
-        self.scope.deadline = trio.current_time() + self._ends_at - time.monotonic()
+        self.scope.deadline = trio.current_time() + self._ends_at - self._clock()
 
     def lose(self) -> None:
-        """Another instance has it: stop working on it."""
+        """Another instance has it: stop all that is done under it."""
         self._ends_at = 0.0
         self.scope.cancel()
 
-    def hand_back(self) -> None:
-        """End the work, not the lease: a new scope, with what is left of it, is for settling."""
-        if not self.handed_back:
-            self.handed_back = True
-            self.scope.cancel()
-            self.scope = trio.CancelScope(deadline=self.scope.deadline)
-
     def still_ours(self) -> bool:
-        """Whether what we do may still be published; may be asked from any thread.
+        """Whether what is done may still be published; may be asked from any thread.
 
-        A frozen process that wakes up sees the clock before it does anything else.
+        A process that was frozen, or whose host was suspended, sees the clock before it does anything else.
         """
-        return time.monotonic() < self._ends_at
+        return self._clock() < self._ends_at
 
 
 async def keep_leases(
-    store: JobStore, kind: Kind, owner: str, tenures: Collection[Tenure], lease_s: float
+    store: JobStore,
+    kind: Kind,
+    owner: str,
+    held: Collection[HeldLease],
+    lease_s: float,
+    *,
+    clock: Clock,
 ) -> None:
-    """Prolong all leases in `tenures` (a live view) in time, and lose those that are lost. Until cancelled.
+    """Renew all leases in `held` (a live view) in time, and lose those that are lost. Until cancelled.
 
-    While the store does not answer, it tries again soon; leases that end meanwhile end their work by their
-    own deadline.
+    While the store does not answer for some of them, it tries again sooner; what has not been renewed ends
+    with its own deadline.
     """
-    interval_s = lease_s / RENEWALS_PER_LEASE
     while True:
-        await trio.sleep(interval_s)
-        held = list(tenures)
-        interval_s = lease_s / RENEWALS_PER_LEASE
-        for start in range(0, len(held), RENEW_BATCH):
-            chunk = held[start : start + RENEW_BATCH]
-            asked_at = time.monotonic()
-            try:
-                lost = await store.renew(kind, owner, [tenure.lease for tenure in chunk], lease_s)
-            except StoreUnavailable as error:
-                log.warning(Event.LEASE_NOT_RENEWED, kind=kind, count=len(chunk), reason=str(error))
-                interval_s = lease_s / 10
-                break
-            _apply(chunk, {lease.id for lease in lost}, asked_at, lease_s)
+        await trio.sleep(lease_s / RENEWALS_PER_LEASE)
+        unknown = await _renew(store, kind, owner, list(held), lease_s, clock=clock)
+        while unknown:
+            log.warning(Event.LEASE_NOT_RENEWED, kind=kind, count=len(unknown))
+            await trio.sleep(lease_s / RETRIES_PER_LEASE)
+            # All of them again, as meanwhile the time of the others may have come too.
+            unknown = await _renew(store, kind, owner, list(held), lease_s, clock=clock)
 
 
-def _apply(chunk: Collection[Tenure], lost: Collection[str], asked_at: float, lease_s: float) -> None:
-    for tenure in chunk:
-        if tenure.lease.id in lost:
-            tenure.lose()
-        else:
-            tenure.prolong(asked_at, lease_s)
-
-
-class GroupLimiters:
-    """A `trio.CapacityLimiter` per group: this process's own guard of the limit; idle ones are dropped.
-
-    The store grants no lease beyond the limit. This holds even when a lease that ended here is granted
-    anew before its old work has unwound.
-    """
-
-    def __init__(self) -> None:
-        self._limiters: MutableMapping[str, trio.CapacityLimiter] = {}
-
-    def __len__(self) -> int:
-        return len(self._limiters)
-
-    def enter(self, tenure: Tenure) -> bool:
-        """Take a slot of the lease's group; false if this process has none free."""
-        lease = tenure.lease
-        limiter = self._limiters.get(lease.group)
-        if limiter is None:
-            limiter = self._limiters[lease.group] = trio.CapacityLimiter(lease.limit)
-        elif limiter.total_tokens != lease.limit:
-            limiter.total_tokens = lease.limit
-        try:
-            limiter.acquire_on_behalf_of_nowait(tenure)
-        except trio.WouldBlock:
-            return False
-        return True
-
-    def leave(self, tenure: Tenure) -> None:
-        """Give the slot back."""
-        group = tenure.lease.group
-        limiter = self._limiters[group]
-        limiter.release_on_behalf_of(tenure)
-        if limiter.borrowed_tokens == 0:
-            del self._limiters[group]
+async def _renew(
+    store: JobStore, kind: Kind, owner: str, held: Sequence[HeldLease], lease_s: float, *, clock: Clock
+) -> Sequence[HeldLease]:
+    """Renew once; answers those for which the store did not answer."""
+    unknown: list[HeldLease] = []
+    for start in range(0, len(held), RENEW_BATCH):
+        chunk = held[start : start + RENEW_BATCH]
+        asked_at = clock()
+        answers = await store.renew(kind, owner, [each.lease for each in chunk], lease_s)
+        for each, answer in zip(chunk, answers, strict=True):
+            if answer is Settled.DONE:
+                each.prolong(asked_at, lease_s)
+            elif answer is Settled.LEASE_LOST:
+                each.lose()
+            else:
+                unknown.append(each)
+    return unknown

@@ -1,33 +1,36 @@
 """The loop: room first, leases second, so that a leased job never queues.
 
 Ownership: `run_workload` owns the tasks that do the work, and around them, because they serve these to
-their end, the tasks that prolong leases, commit results and sweep after the dead.
+their end, the tasks that renew leases, commit results and sweep.
 """
 
 from __future__ import annotations
 
 import math
 import random
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import trio
 
 from downloader.groupcommit import GroupCommit
 from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
 from downloader.observe import Event, failpoint, get_logger
-from downloader.scheduler.leases import GroupLimiters, Tenure, keep_leases
-from downloader.scheduler.settle import End, Settler
+from downloader.scheduler.leases import Clock, HeldLease, boottime, keep_leases
+from downloader.scheduler.limits import Limits
+from downloader.scheduler.settle import End, Ended
 from downloader.scheduler.stop import Stop
-from downloader.scheduler.wake import Wake
 from downloader.store import JobStore, Settled, StoreUnavailable
 
 log = get_logger()
 
 LOOK_S = 5.0
 """Longest sleep without looking: wake-ups are lossy. Jobs do not wait for it unless one was lost."""
+
+SHARE_LOOK_S = 0.5
+"""How often a process that one aggregation fills, or that holds one to its share, looks whether others
+wait: no wake-up tells it, as the line of those that can run is not empty."""
 
 LEASE_BATCH = 64
 """Leases per call, so that one instance takes turns with the others."""
@@ -46,31 +49,70 @@ SWEEPS_PER_LEASE = 10
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
 """Pauses between calls to a store that does not answer."""
 
+HAND_BACK_S = 2.0
+"""How long after a stop's deadline a store that does not answer is asked to take leases back."""
+
 OCCUPIED_DELAY_S = 0.05
 """How long a task waits whose slot in this process is still being cleared by its former work."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """One kind of leased work and how much of it a process does."""
+class Wake:
+    """A wake-up: set before the wait, the wait returns at once; set often, it counts once. One waiter."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """Wake the waiter, now or when it comes."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Return once after one or more `set`; a cancelled wait has consumed nothing."""
+        await self._event.wait()
+        self._event = trio.Event()
+
+
+class Workload(ABC):
+    """One kind of leased work, and what is told of its course."""
 
     kind: Kind
     concurrency: int
+    """Leases that a process holds at the most."""
     lease_s: float
-    work: Callable[[Lease, Callable[[], bool]], Awaitable[End]]
-    """Does a lease's work; its second argument tells, from any thread, whether the lease still holds.
-    It is cancelled when the lease is lost or a stop's grace is over; expected failures are its answer."""
-    settle: Settler
-    may_lease: Callable[[], bool] = lambda: True
-    """False while nothing should be leased (a full disk); asked every `LOOK_S` and on every wake."""
-    looks_once_more: bool = False
+    leases_at_stop: bool = False
     """Whether a stop that has begun still leases what is due then, one call's worth of it."""
-    on_end: Callable[[Lease, End, Settled, float], None] = lambda *_: None
-    """Told of each settled lease and how many seconds it took."""
-    on_lost: Callable[[Lease], None] = lambda _: None
-    """Told of each lease that ended before its work."""
-    on_swept: Callable[[str], None] = lambda _: None
-    """Told of the id of each task taken from a dead instance."""
+
+    @abstractmethod
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+        """Do a lease's work. Expected failures are its answer; what it raises ends the process.
+
+        It is cancelled when the lease is lost, and when it is to be handed back: at a stop's deadline, or
+        because others wait for the slot.
+
+        Args:
+            lease: what to work on.
+            still_ours: tells, from any thread, whether the lease still holds.
+        """
+
+    @abstractmethod
+    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        """Have the store take note of how work ended; answers in order."""
+
+    @abstractmethod
+    def ended(self, lease: Lease, end: End, seconds: float) -> None:
+        """Told of each settled lease, how its work ended, and how long it took."""
+
+    def may_lease(self) -> bool:
+        """False while nothing should be leased (a full disk); asked every `LOOK_S` and on every wake."""
+        return True
+
+    def lost(self) -> None:
+        """Told of each lease that ended before its work was settled."""
+        return
+
+    def swept(self, count: int) -> None:
+        """Told how many tasks a sweep has taken from dead instances."""
+        del count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,16 +124,16 @@ class _Running:
     owner: str
     wake: Wake
     stop: Stop
+    clock: Clock
+    limits: Limits
+    commit: GroupCommit[Ended, Settled]
     room: Wake = field(default_factory=Wake)
-    limiters: GroupLimiters = field(default_factory=GroupLimiters)
-    tenures: dict[Tenure, None] = field(default_factory=dict)
+    held: dict[HeldLease, None] = field(default_factory=dict)
+    """The oldest first."""
 
     @property
     def free(self) -> int:
-        return self.workload.concurrency - len(self.tenures)
-
-    def linger_s(self) -> float:
-        return LINGER_S if len(self.tenures) >= BUSY_FROM else 0.0
+        return self.workload.concurrency - len(self.held)
 
 
 async def run_workload(
@@ -102,6 +144,7 @@ async def run_workload(
     wake: Wake,
     stop: Stop,
     in_flight: Callable[[Callable[[], int]], None] = lambda _: None,
+    clock: Clock = boottime,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Lease and work until `stop` begins, then see work in flight to its end or hand it back.
@@ -113,76 +156,121 @@ async def run_workload(
         wake: set whenever something may have become runnable.
         stop: ends leasing when it begins, and the work at its deadline.
         in_flight: given a function that tells how many leases are held.
+        clock: by which leases end.
         task_status: told when leasing begins.
 
     A cancel abandons the work in flight: its leases end by themselves and other instances take over.
     """
-    running = _Running(store=store, workload=workload, owner=owner, wake=wake, stop=stop)
-    in_flight(lambda: len(running.tenures))
+    held: dict[HeldLease, None] = {}
+    commit: GroupCommit[Ended, Settled] = GroupCommit(
+        workload.settle,
+        max_batch=SETTLE_BATCH,
+        linger_s=lambda: LINGER_S if len(held) >= BUSY_FROM else 0.0,
+    )
+    running = _Running(
+        store=store,
+        workload=workload,
+        owner=owner,
+        wake=wake,
+        stop=stop,
+        clock=clock,
+        limits=Limits(workload.kind, workload.concurrency),
+        commit=commit,
+        held=held,
+    )
+    in_flight(held.__len__)
     stop.on_begin(wake.set)
     stop.on_begin(running.room.set)
-    commit: GroupCommit[tuple[Lease, End], Settled] = GroupCommit(
-        partial(_settle_patiently, workload.settle), max_batch=SETTLE_BATCH, linger_s=running.linger_s
-    )
     async with trio.open_nursery() as services:
+
+        async def renew() -> None:
+            await keep_leases(store, workload.kind, owner, held.keys(), workload.lease_s, clock=clock)
+
         services.start_soon(commit.run)
-        services.start_soon(
-            keep_leases, store, workload.kind, owner, running.tenures.keys(), workload.lease_s
-        )
+        services.start_soon(renew)
         services.start_soon(_sweep, store, workload)
-        services.start_soon(_hand_back, running)
         async with trio.open_nursery() as tasks:
             task_status.started()
-            await _lease(running, commit, tasks)
+            await _lease(running, tasks)
         services.cancel_scope.cancel()
 
 
-async def _lease(
-    running: _Running, commit: GroupCommit[tuple[Lease, End], Settled], tasks: trio.Nursery
-) -> None:
-    workload, stop = running.workload, running.stop
+async def _lease(running: _Running, tasks: trio.Nursery) -> None:
+    """Lease until the stop begins, and leave nothing leased of which this process never heard."""
+    workload = running.workload
     backoff_s = BACKOFF_S
-    while not stop.begun:
+    heard = True
+    while not running.stop.begun:
         if running.free < 1:
-            await running.room.wait()
+            await _wait_for_room(running)
             continue
         if not workload.may_lease():
             await _look_again(running.wake, LOOK_S)
             continue
-        if running.free < workload.concurrency // 8 and running.linger_s():
+        if running.free < workload.concurrency // 8 and len(running.held) >= BUSY_FROM:
             await trio.sleep(LINGER_S)
-        try:
-            next_due_s = await _take(running, commit, tasks)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
-            await _look_again(running.wake, backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
+        heard, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
+        if not heard:
+            await _look_again(running.wake, _jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
         backoff_s = BACKOFF_S
         if next_due_s != 0:
-            await _look_again(running.wake, min(next_due_s or math.inf, LOOK_S))
-    if workload.looks_once_more and running.free:
-        try:
-            await _take(running, commit, tasks)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
+            held_back = running.limits.shares(trio.current_time()).never
+            longest_s = SHARE_LOOK_S if held_back else LOOK_S
+            due_s = math.inf if next_due_s is None else next_due_s
+            await _look_again(running.wake, min(due_s, longest_s))
+    if workload.leases_at_stop and running.free > 0:
+        heard, _ = await _take(running, tasks, min(running.free, LEASE_BATCH))
+    while not heard:
+        heard, _ = await _take(running, tasks, 0)
+        if running.stop.over:
+            break
+        await trio.sleep(_jittered(backoff_s))
 
 
-async def _take(
-    running: _Running, commit: GroupCommit[tuple[Lease, End], Settled], tasks: trio.Nursery
-) -> float | None:
-    """Lease what there is room for and start on it; answers when to look again, as `LeaseBatch` does."""
+async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[bool, float | None]:
+    """Lease what there is room for and start on it.
+
+    Answers whether the store answered, and when to look again, as `LeaseBatch` does.
+    """
     workload = running.workload
-    asked_at = time.monotonic()
-    batch = await running.store.lease(
-        workload.kind, running.owner, min(running.free, LEASE_BATCH), workload.lease_s
-    )
+    shares = running.limits.shares(trio.current_time())
+    asked_at = running.clock()
+    try:
+        batch = await running.store.lease(
+            workload.kind, running.owner, count, workload.lease_s, shares=shares
+        )
+    except StoreUnavailable as error:
+        log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
+        return False, None
     for lease in batch.leases:
         failpoint("after-lease")
-        tenure = Tenure(lease, taken_at=asked_at, lease_s=workload.lease_s)
-        running.tenures[tenure] = None
-        tasks.start_soon(_run_one, running, commit, tenure)
-    return batch.next_due_s
+        held = HeldLease(lease, asked_at=asked_at, lease_s=workload.lease_s, clock=running.clock)
+        running.held[held] = None
+        tasks.start_soon(_run_one, running, held, running.limits.enter(held))
+    return True, batch.next_due_s
+
+
+async def _wait_for_room(running: _Running) -> None:
+    """Wait for a free slot; if one aggregation has more than its share while others wait, it gives way."""
+    if running.limits.too_large() is None:
+        await running.room.wait()
+        return
+    with trio.move_on_after(_jittered(SHARE_LOOK_S)):
+        await running.room.wait()
+        return
+    group = running.limits.too_large()
+    if group is None or running.free > 0:
+        return
+    try:
+        others = await running.store.waiting(running.workload.kind, without=[group])
+    except StoreUnavailable as error:
+        log.warning(Event.STORE_UNAVAILABLE, kind=running.workload.kind, reason=str(error))
+        return
+    if others and not running.stop.begun:
+        for held in running.limits.give_way(group, others, running.held, trio.current_time()):
+            held.work.cancel()
 
 
 async def _look_again(wake: Wake, seconds: float) -> None:
@@ -190,39 +278,32 @@ async def _look_again(wake: Wake, seconds: float) -> None:
         await wake.wait()
 
 
-async def _run_one(
-    running: _Running, commit: GroupCommit[tuple[Lease, End], Settled], tenure: Tenure
-) -> None:
-    workload, lease = running.workload, tenure.lease
-    started_at = time.monotonic()
-    entered = running.limiters.enter(tenure)
+async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  # noqa: FBT001  # start_soon
+    """Work on one lease and settle it; `entered`: whether it has a slot of its group."""
+    workload, lease = running.workload, held.lease
+    started_at = trio.current_time()
     end: End | None = None
     settled = Settled.LEASE_LOST
     try:
-        with tenure.scope:
+        with held.scope:
             if not entered:
                 end = _released(lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
-            elif tenure.handed_back:
-                end = _released(lease, "", 0.0)
-            else:
-                end = await workload.work(lease, tenure.still_ours)
-            failpoint("before-complete")
-            settled = await commit.submit((lease, end))
-            failpoint("after-complete")
-        if tenure.handed_back and settled is Settled.LEASE_LOST:
-            # A stop has cut it short: its work, or the settling of a work done, which may be repeated.
+            elif not running.stop.over:
+                with running.stop.bounding(held.work):
+                    end = await workload.work(lease, held.still_ours)
             end = end or _released(lease, "", 0.0)
-            with tenure.scope:
-                settled = await commit.submit((lease, end))
-        if end is None or settled is Settled.LEASE_LOST:
+            failpoint("before-complete")
+            settled = await _settle(running, (lease, end))
+            failpoint("after-complete")
+        if end is None or settled is not Settled.DONE:
             log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
-            workload.on_lost(lease)
+            workload.lost()
         else:
-            workload.on_end(lease, end, settled, time.monotonic() - started_at)
+            workload.ended(lease, end, trio.current_time() - started_at)
     finally:
-        if entered:
-            running.limiters.leave(tenure)
-        del running.tenures[tenure]
+        del running.held[held]
+        if entered and running.limits.leave(held):
+            running.wake.set()
         running.room.set()
 
 
@@ -231,33 +312,35 @@ def _released(lease: Lease, reason: str, delay_s: float) -> End:
     return kind(verdict=Verdict.RELEASE, error=reason, retry_after_s=delay_s)
 
 
-async def _settle_patiently(settle: Settler, results: Sequence[tuple[Lease, End]]) -> Sequence[Settled]:
-    """Settle as soon as the store answers. Those whose lease has ended meanwhile are refused by it."""
+async def _settle(running: _Running, result: Ended) -> Settled:
+    """Settle as soon as the store answers; `UNKNOWN` if a stop cannot wait for that.
+
+    The end of the lease ends it from outside: the store would refuse it then.
+    """
     backoff_s = BACKOFF_S
     while True:
-        try:
-            return await settle(results)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, waiting=len(results), reason=str(error))
-            await trio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
-            backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-
-
-async def _hand_back(running: _Running) -> None:
-    """At the stop's deadline end the work in flight; each task then releases its lease."""
-    await running.stop.wait_deadline()
-    for tenure in list(running.tenures):
-        tenure.hand_back()
+        settled = await running.commit.submit(result)
+        if settled is not Settled.UNKNOWN:
+            return settled
+        if trio.current_time() >= running.stop.deadline + HAND_BACK_S:
+            return settled
+        await trio.sleep(_jittered(backoff_s))
+        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 
 
 async def _sweep(store: JobStore, workload: Workload) -> None:
-    interval_s = workload.lease_s / SWEEPS_PER_LEASE
     while True:
         # Jitter keeps a fleet that was started at once from sweeping at once.
-        await trio.sleep(interval_s * random.uniform(0.5, 1))  # noqa: S311  # jitter, not a secret
+        await trio.sleep(_jittered(workload.lease_s / SWEEPS_PER_LEASE))
         try:
-            for job_id in await store.sweep(workload.kind):
-                log.warning(Event.SWEEP_RECOVERED, kind=workload.kind, job_id=job_id)
-                workload.on_swept(job_id)
+            swept = await store.sweep(workload.kind)
         except StoreUnavailable as error:
             log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
+            continue
+        for job_id in swept:
+            log.warning(Event.SWEEP_RECOVERED, kind=workload.kind, job_id=job_id)
+        workload.swept(len(swept))
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.5, 1)  # noqa: S311  # jitter, not a secret

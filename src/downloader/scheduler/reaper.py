@@ -25,32 +25,40 @@ LOOK_S = 5.0
 DELETIONS = 8
 """Deletions at once; they must not compete with downloads for the disk."""
 
-
 DELETION_S = 60.0
-"""Bound of one deletion: a storage is a stranger's code, and what hangs must not stop the others'."""
+"""Bound of one deletion: a storage plugin that hangs must not stop the deletions of other jobs."""
 
 
 async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
-    """Delete what is due until `stop` begins. A crash in between deletes again: that is harmless.
+    """Delete what is due until `stop` begins; a batch in hand then has until its deadline.
+
+    What is not deleted by then, or deleted and not yet removed, is given to some reaper again after `HOLD_S`:
+    to delete a file twice is harmless.
 
     Args:
         store: tells what is due.
         delete: deletes a job's file; what it raises is logged, and it is tried again later.
-        stop: ends it; a batch on its way is finished.
+        stop: ends it.
     """
     while not stop.begun:
-        try:
-            batch = await store.reap(REAP_BATCH, HOLD_S)
-            gone = await _delete(batch.jobs, delete)
-            if gone:
-                await store.remove(gone)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
-            wait_s = LOOK_S
-        else:
-            wait_s = LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
+        wait_s = LOOK_S
+        with stop.bounding(trio.CancelScope()):
+            wait_s = await _reap(store, delete)
         with trio.move_on_after(wait_s):
             await stop.wait()
+
+
+async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -> float:
+    """Delete one batch; answers when to look again, in seconds."""
+    try:
+        batch = await store.reap(REAP_BATCH, HOLD_S)
+        gone = await _delete(batch.jobs, delete)
+        if gone:
+            await store.remove(gone)
+    except StoreUnavailable as error:
+        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+        return LOOK_S
+    return LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
 
 
 async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitable[None]]) -> Sequence[str]:

@@ -10,68 +10,91 @@ from downloader.store import CallbackPlan, CloseResult, FinishResult, JobStore, 
 End = Outcome | Delivery
 """How a lease's work ended."""
 
-Settler = Callable[[Sequence[tuple[Lease, End]]], Awaitable[Sequence[Settled]]]
-
-RELEASE_DELAY_S = 0.0
-"""Work handed back by a stop waits for nobody."""
+Ended = tuple[Lease, End]
+"""A lease and how its work ended."""
 
 
-def download_settler(store: JobStore, owner: str, *, per_destination: int, keep_s: float) -> Settler:
-    """Settles downloads; a new destination of callbacks has the limit of `callback_limit`.
+async def settle_downloads(
+    store: JobStore, owner: str, results: Sequence[Ended], *, per_destination: int, keep_s: float
+) -> Sequence[Settled]:
+    """Settle downloads; answers in order.
 
-    Jobs without a callback are kept for `keep_s` seconds.
+    Args:
+        store: which holds the leases.
+        owner: of the leases.
+        results: how the work ended.
+        per_destination: limit of a new destination of callbacks, see `callback_limit`.
+        keep_s: how many seconds jobs without a callback are kept.
     """
 
-    async def final(results: Sequence[tuple[Lease, End]]) -> Sequence[Settled]:
-        rows: list[FinishResult] = []
-        for lease, end in results:
-            assert isinstance(end, Outcome)
-            kind, destination = lease.spec.callback(success=end.verdict is Verdict.SUCCEEDED)
-            plan = None
-            if kind:
-                group = callback_group(kind, destination)
-                plan = CallbackPlan(group=group, limit=callback_limit(group, per_destination))
-            rows.append((lease, end, plan, keep_s))
-        return await store.finish(owner, rows)
+    def row(lease: Lease, end: End) -> FinishResult:
+        assert isinstance(end, Outcome)
+        kind, destination = lease.spec.callback(success=end.verdict is Verdict.SUCCEEDED)
+        plan = None
+        if kind:
+            group = callback_group(kind, destination)
+            plan = CallbackPlan(group=group, limit=callback_limit(group, per_destination))
+        return lease, end, plan, keep_s
 
-    return _settler(store, owner, Kind.DOWNLOAD, final)
+    async def finish(ended: Sequence[Ended]) -> Sequence[Settled]:
+        return await store.finish(owner, [row(lease, end) for lease, end in ended])
 
-
-def callback_settler(
-    store: JobStore, owner: str, *, per_destination: int, deletion_s: float, failed_s: float
-) -> Settler:
-    """Settles callbacks; files go `deletion_s` after a delivery, records of failed ones after `failed_s`."""
-
-    async def final(results: Sequence[tuple[Lease, End]]) -> Sequence[Settled]:
-        rows: list[CloseResult] = []
-        for lease, end in results:
-            assert isinstance(end, Delivery)
-            keep_s = deletion_s if end.verdict is Verdict.SUCCEEDED else failed_s
-            rows.append((lease, end, keep_s, callback_limit(lease.group, per_destination)))
-        return await store.close_callbacks(owner, rows)
-
-    return _settler(store, owner, Kind.CALLBACK, final)
+    return await _settle(store, owner, Kind.DOWNLOAD, results, finish)
 
 
-def _settler(store: JobStore, owner: str, kind: Kind, final: Settler) -> Settler:
-    async def settle(results: Sequence[tuple[Lease, End]]) -> Sequence[Settled]:
-        answers: dict[str, Settled] = {}
+async def settle_callbacks(
+    store: JobStore,
+    owner: str,
+    results: Sequence[Ended],
+    *,
+    per_destination: int,
+    deletion_s: float,
+    failed_s: float,
+) -> Sequence[Settled]:
+    """Settle callbacks; answers in order.
 
-        def note(chunk: Sequence[tuple[Lease, End]], settled: Sequence[Settled]) -> None:
-            for (lease, _), answer in zip(chunk, settled, strict=True):
-                answers[lease.id] = answer
+    Args:
+        store: which holds the leases.
+        owner: of the leases.
+        results: how the work ended.
+        per_destination: limit of a destination that works, see `callback_limit`.
+        deletion_s: how many seconds after a delivery the job is kept.
+        failed_s: how many seconds the job of a failed callback is kept.
+    """
 
-        released = [result for result in results if result[1].verdict is Verdict.RELEASE]
-        retried = [result for result in results if result[1].verdict is Verdict.RETRY]
-        ended = [result for result in results if result[1].verdict in (Verdict.SUCCEEDED, Verdict.FAILED)]
-        if ended:
-            note(ended, await final(ended))
-        if retried:
-            delayed = [(lease, end, end.retry_after_s or 0.0) for lease, end in retried]
-            note(retried, await store.retry_later(kind, owner, delayed))
-        if released:
-            handed = [(lease, end.error, end.retry_after_s or RELEASE_DELAY_S) for lease, end in released]
-            note(released, await store.release(kind, owner, handed))
-        return [answers[lease.id] for lease, _ in results]
+    def row(lease: Lease, end: End) -> CloseResult:
+        assert isinstance(end, Delivery)
+        keep_s = deletion_s if end.verdict is Verdict.SUCCEEDED else failed_s
+        return lease, end, keep_s, callback_limit(lease.group, per_destination)
 
-    return settle
+    async def close(ended: Sequence[Ended]) -> Sequence[Settled]:
+        return await store.close_callbacks(owner, [row(lease, end) for lease, end in ended])
+
+    return await _settle(store, owner, Kind.CALLBACK, results, close)
+
+
+async def _settle(
+    store: JobStore,
+    owner: str,
+    kind: Kind,
+    results: Sequence[Ended],
+    finish: Callable[[Sequence[Ended]], Awaitable[Sequence[Settled]]],
+) -> Sequence[Settled]:
+    """Group the results by what becomes of their tasks, one transition for each group."""
+    answers: dict[int, Settled] = {}
+
+    def those(*verdicts: Verdict) -> list[Ended]:
+        return [result for result in results if result[1].verdict in verdicts]
+
+    def note(ended: Sequence[Ended], settled: Sequence[Settled]) -> None:
+        answers.update(zip((id(lease) for lease, _ in ended), settled, strict=True))
+
+    if ended := those(Verdict.SUCCEEDED, Verdict.FAILED):
+        note(ended, await finish(ended))
+    if ended := those(Verdict.RETRY):
+        rows = [(lease, end, end.retry_after_s or 0.0) for lease, end in ended]
+        note(ended, await store.retry_later(kind, owner, rows))
+    if ended := those(Verdict.RELEASE):
+        handed = [(lease, end.error, end.retry_after_s or 0.0) for lease, end in ended]
+        note(ended, await store.release(kind, owner, handed))
+    return [answers[id(lease)] for lease, _ in results]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -16,11 +17,17 @@ class Stop:
         """Trio time at which work still in flight is handed back; infinite until the stop begins."""
         self._begun = trio.Event()
         self._callbacks: list[Callable[[], None]] = []
+        self._scopes: dict[trio.CancelScope, None] = {}
 
     @property
     def begun(self) -> bool:
         """Whether leasing has ended."""
         return self._begun.is_set()
+
+    @property
+    def over(self) -> bool:
+        """Whether the deadline has passed."""
+        return trio.current_time() >= self.deadline
 
     def begin(self, grace_s: float) -> None:
         """End leasing and give work in flight `grace_s` seconds; a later call changes nothing."""
@@ -28,6 +35,8 @@ class Stop:
             return
         self.deadline = trio.current_time() + grace_s
         self._begun.set()
+        for scope in self._scopes:
+            scope.deadline = min(scope.deadline, self.deadline)
         for call in self._callbacks:
             call()
 
@@ -35,11 +44,17 @@ class Stop:
         """Have `call` run when the stop begins (a loop that sleeps is woken by it)."""
         self._callbacks.append(call)
 
+    @contextmanager
+    def bounding(self, scope: trio.CancelScope) -> Iterator[None]:
+        """Enter `scope` and have it end at the stop's deadline, also if the stop begins later."""
+        scope.deadline = min(scope.deadline, self.deadline)
+        self._scopes[scope] = None
+        try:
+            with scope:
+                yield
+        finally:
+            del self._scopes[scope]
+
     async def wait(self) -> None:
         """Return once the stop has begun."""
         await self._begun.wait()
-
-    async def wait_deadline(self) -> None:
-        """Return once work in flight has had its time."""
-        await self.wait()
-        await trio.sleep_until(self.deadline)

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -33,7 +33,7 @@ from downloader.scheduler import Stop, Wake, Workload, run_reaper, run_workload
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
 from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
-from downloader.service.work import callback_workload, delivery_timeout_s, download_workload
+from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
 from downloader.store import JobStore, asyncio_loop, open_store
 
 log = get_logger()
@@ -214,7 +214,7 @@ async def _run_roles(
 def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
     settings = instance.settings
     counters = Counters(PROCESSOR_COUNTERS)
-    workload = download_workload(
+    workload = DownloadWork(
         instance.store,
         fetcher,
         settings=settings,
@@ -235,7 +235,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     bulkhead = Bulkhead(backends, slots=settings.notifier.concurrency, rng=instance.rng)
     instance.bulkhead = bulkhead
     counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
-    workload = callback_workload(
+    workload = CallbackWork(
         instance.store,
         backends,
         settings=settings,
@@ -244,10 +244,9 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
         bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
+        # Downloads that end during the stop have callbacks, which are not to wait for the next start.
+        leases_at_stop="processor" in instance.roles,
     )
-
-    # Downloads that end during the stop have callbacks, which are not to wait for the next start.
-    workload = replace(workload, looks_once_more="processor" in instance.roles)
 
     def facts() -> Mapping[str, Any]:
         bulkhead.note_late(delivery_timeout_s(settings) + LATE_S)

@@ -20,7 +20,7 @@ from downloader.config import Settings
 from downloader.fetch import Fetcher, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.net import EgressPolicy
-from downloader.scheduler import End, Stop, Wake, Workload, download_settler, run_workload
+from downloader.scheduler import End, Ended, Stop, Wake, Workload, run_workload, settle_downloads
 from downloader.storage import open_storage
 from downloader.store import JobStore, Settled, Submission, asyncio_loop, embedded_valkey, open_store
 
@@ -130,7 +130,7 @@ class _Run:
             url=lease.spec.url,
             ok=ok,
             error=outcome.error,
-            error_code=outcome.error_code.value,
+            error_code=str(outcome.error_code),
             response_code=outcome.response_code,
             size=outcome.file.size,
             sha256=outcome.file.sha256,
@@ -217,7 +217,7 @@ async def _work(run: _Run, store: JobStore, fetcher: Fetcher) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(store.listen, {Kind.DOWNLOAD: run.wake.set})
         async with trio.open_nursery() as work:
-            workload = _workload(run, store, fetcher, owner)
+            workload = _FetchWork(run, store, fetcher, owner)
 
             async def leased(*, task_status: trio.TaskStatus[None]) -> None:
                 await run_workload(
@@ -264,32 +264,41 @@ async def _fetcher(settings: Settings) -> AsyncIterator[Fetcher]:
         yield fetcher
 
 
-def _workload(run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> Workload:
-    async def work(lease: Lease, still_ours: Callable[[], bool]) -> End:
+class _FetchWork(Workload):
+    """Downloads of one run; tells of each what the person at the keyboard wants to see."""
+
+    def __init__(self, run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> None:
+        self.kind = Kind.DOWNLOAD
+        self.concurrency = run.settings.processor.concurrency
+        self.lease_s = run.settings.processor.lease
+        self._run = run
+        self._store = store
+        self._fetcher = fetcher
+        self._owner = owner
+
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+        """Attempt the download, with progress."""
+        run = self._run
         run.begun.setdefault(lease.id, time.monotonic())
         run.progress(lease, FetchState.RUNNING)
 
         def told(received: int, total: int | None) -> None:
             run.progress(lease, FetchState.RUNNING, received, total)
 
-        outcome = await fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
+        outcome = await self._fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
         return _bounded(run, lease, outcome)
 
-    def on_end(lease: Lease, end: End, _: Settled, __: float) -> None:
+    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        """See `settle_downloads`."""
+        return await settle_downloads(self._store, self._owner, results, per_destination=1, keep_s=KEEP_S)
+
+    def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # `run` counts them all
+        """Tell of a file's end, or that it waits for another attempt."""
         assert isinstance(end, Outcome)
         if end.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
-            run.end(lease, end)
+            self._run.end(lease, end)
         else:
-            run.progress(lease, FetchState.WAITING)
-
-    return Workload(
-        kind=Kind.DOWNLOAD,
-        concurrency=run.settings.processor.concurrency,
-        lease_s=run.settings.processor.lease,
-        work=work,
-        settle=download_settler(store, owner, per_destination=1, keep_s=KEEP_S),
-        on_end=on_end,
-    )
+            self._run.progress(lease, FetchState.WAITING)
 
 
 def _bounded(run: _Run, lease: Lease, outcome: Outcome) -> Outcome:

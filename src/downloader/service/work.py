@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from structlog.typing import FilteringBoundLogger
 
@@ -21,7 +21,7 @@ from downloader.model import (
 )
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, get_logger
-from downloader.scheduler import End, Workload, callback_settler, download_settler
+from downloader.scheduler import End, Ended, Workload, settle_callbacks, settle_downloads
 from downloader.store import JobStore, Settled
 
 log = get_logger()
@@ -44,119 +44,161 @@ _CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
 }
 
 
-def download_workload(
-    store: JobStore,
-    fetcher: Fetcher,
-    *,
-    settings: Settings,
-    owner: str,
-    counters: Counters,
-    may_lease: Callable[[], bool],
-) -> Workload:
+class DownloadWork(Workload):
     """Downloads: each lease is one attempt."""
-    bound = log.bind()  # once: to bind for each job costs more than what it then does not print
 
-    async def work(lease: Lease, still_ours: Callable[[], bool]) -> End:
+    def __init__(
+        self,
+        store: JobStore,
+        fetcher: Fetcher,
+        *,
+        settings: Settings,
+        owner: str,
+        counters: Counters,
+        may_lease: Callable[[], bool],
+    ) -> None:
+        self.kind = Kind.DOWNLOAD
+        self.concurrency = settings.processor.concurrency
+        self.lease_s = settings.processor.lease
+        self._store = store
+        self._fetcher = fetcher
+        self._settings = settings
+        self._owner = owner
+        self._counters = counters
+        self._may_lease = may_lease
+        self._log = log.bind()  # once: to bind for each job costs more than what it then does not print
+
+    def may_lease(self) -> bool:
+        """Whether the disk has room."""
+        return self._may_lease()
+
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+        """Attempt the download, unless the job has killed its workers."""
         if lease.crashes >= POISON_CRASHES:
-            return Outcome(
-                verdict=Verdict.FAILED,
-                error=f"its worker died {lease.crashes} times",
-                error_code=ErrorCode.POISON,
-            )
-        return await fetcher.attempt(lease, still_ours=still_ours)
+            return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
+        return await self._fetcher.attempt(lease, still_ours=still_ours)
 
-    def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
-        assert isinstance(end, Outcome)
-        event, counter = _DOWNLOADS[end.verdict]
-        counters.add(counter)
-        counters.add("bytes", end.file.size)
-        if end.error_code is ErrorCode.POISON:
-            event = Event.JOB_POISON
-        _log_end(bound, event, lease, end.error, seconds, code=end.error_code.value, status=end.response_code)
-
-    return Workload(
-        kind=Kind.DOWNLOAD,
-        concurrency=settings.processor.concurrency,
-        lease_s=settings.processor.lease,
-        work=work,
-        settle=download_settler(
-            store,
-            owner,
-            per_destination=settings.notifier.per_destination,
-            keep_s=settings.notifier.failed_retention,
-        ),
-        may_lease=may_lease,
-        on_end=on_end,
-        on_lost=lambda _: counters.add("leases_lost"),
-        on_swept=lambda _: counters.add("leases_recovered"),
-    )
-
-
-def callback_workload(
-    store: JobStore,
-    backends: Mapping[str, Notifier],
-    *,
-    settings: Settings,
-    owner: str,
-    counters: Counters,
-    bulkhead: Bulkhead,
-    rng: random.Random,
-    download_url: Callable[[JobSpec], str],
-) -> Workload:
-    """Callbacks: each lease is one delivery, if its backend has a slot for it."""
-    bound = log.bind()
-
-    async def send(lease: Lease) -> Delivery:
-        return await deliver(
-            lease,
-            backends=backends,
-            schedule=settings.notifier.retry_schedule,
-            download_url=download_url,
-            timeout_s=delivery_timeout_s(settings),
-            rng=rng,
-            health=bulkhead.health,
+    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        """See `settle_downloads`."""
+        return await settle_downloads(
+            self._store,
+            self._owner,
+            results,
+            per_destination=self._settings.notifier.per_destination,
+            keep_s=self._settings.notifier.failed_retention,
         )
 
-    async def work(lease: Lease, _: Callable[[], bool]) -> End:
+    def ended(self, lease: Lease, end: End, seconds: float) -> None:
+        """Count and log an attempt."""
+        assert isinstance(end, Outcome)
+        event, counter = _DOWNLOADS[end.verdict]
+        self._counters.add(counter)
+        self._counters.add("bytes", end.file.size)
+        if end.error_code is ErrorCode.POISON:
+            event = Event.JOB_POISON
+        _log_end(
+            self._log, event, lease, end.error, seconds, code=str(end.error_code), status=end.response_code
+        )
+
+    def lost(self) -> None:
+        """Count a lease that ended before its work."""
+        self._counters.add("leases_lost")
+
+    def swept(self, count: int) -> None:
+        """Count tasks taken from dead instances."""
+        self._counters.add("leases_recovered", count)
+
+
+class CallbackWork(Workload):
+    """Callbacks: each lease is one delivery, if its backend has a slot for it."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        backends: Mapping[str, Notifier],
+        *,
+        settings: Settings,
+        owner: str,
+        counters: Counters,
+        bulkhead: Bulkhead,
+        rng: random.Random,
+        download_url: Callable[[JobSpec], str],
+        leases_at_stop: bool,
+    ) -> None:
+        self.kind = Kind.CALLBACK
+        self.concurrency = settings.notifier.concurrency
+        self.lease_s = settings.notifier.lease
+        self.leases_at_stop = leases_at_stop
+        self._store = store
+        self._backends = backends
+        self._settings = settings
+        self._owner = owner
+        self._counters = counters
+        self._bulkhead = bulkhead
+        self._rng = rng
+        self._download_url = download_url
+        self._log = log.bind()
+
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:  # noqa: ARG002  # none to ask
+        """Deliver the callback, or hand it back for a while where its backend has no slot for it."""
         if lease.crashes >= POISON_CRASHES:
-            return Delivery(verdict=Verdict.FAILED, error=f"its worker died {lease.crashes} times")
+            return Delivery(verdict=Verdict.FAILED, error=_poisoned(lease))
         backend = _backend(lease)
         if not backend:  # that becomes a failure, which takes no time
-            return await send(lease)
-        slot = await bulkhead.acquire(backend)
+            return await self._deliver(lease)
+        slot = await self._bulkhead.acquire(backend)
         if isinstance(slot, Deferred):
             return Delivery(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
         try:
-            return await send(lease)
+            return await self._deliver(lease)
         finally:
-            bulkhead.release(slot)
+            self._bulkhead.release(slot)
 
-    def on_end(lease: Lease, end: End, _: Settled, seconds: float) -> None:
+    async def _deliver(self, lease: Lease) -> Delivery:
+        return await deliver(
+            lease,
+            backends=self._backends,
+            schedule=self._settings.notifier.retry_schedule,
+            download_url=self._download_url,
+            timeout_s=delivery_timeout_s(self._settings),
+            rng=self._rng,
+            health=self._bulkhead.health,
+        )
+
+    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        """See `settle_callbacks`."""
+        notifier = self._settings.notifier
+        return await settle_callbacks(
+            self._store,
+            self._owner,
+            results,
+            per_destination=notifier.per_destination,
+            deletion_s=notifier.deletion_interval,
+            failed_s=notifier.failed_retention,
+        )
+
+    def ended(self, lease: Lease, end: End, seconds: float) -> None:
+        """Count and log a delivery."""
         event, counter = _CALLBACKS[end.verdict]
-        counters.add(counter)
-        _log_end(bound, event, lease, end.error, seconds)
+        self._counters.add(counter)
+        _log_end(self._log, event, lease, end.error, seconds)
 
-    return Workload(
-        kind=Kind.CALLBACK,
-        concurrency=settings.notifier.concurrency,
-        lease_s=settings.notifier.lease,
-        work=work,
-        settle=callback_settler(
-            store,
-            owner,
-            per_destination=settings.notifier.per_destination,
-            deletion_s=settings.notifier.deletion_interval,
-            failed_s=settings.notifier.failed_retention,
-        ),
-        on_end=on_end,
-        on_lost=lambda _: counters.add("leases_lost"),
-        on_swept=lambda _: counters.add("leases_recovered"),
-    )
+    def lost(self) -> None:
+        """Count a lease that ended before its work."""
+        self._counters.add("leases_lost")
+
+    def swept(self, count: int) -> None:
+        """Count tasks taken from dead instances."""
+        self._counters.add("leases_recovered", count)
 
 
 def delivery_timeout_s(settings: Settings) -> float:
     """How long a backend may take for a delivery."""
     return settings.notifier.lease * DELIVERY_LEASES
+
+
+def _poisoned(lease: Lease) -> str:
+    return f"its worker died {lease.crashes} times"
 
 
 def _backend(lease: Lease) -> str:

@@ -19,6 +19,7 @@ from downloader.store.job_store import (
     ReapBatch,
     RetryAnswer,
     Settled,
+    Shares,
     Submission,
     TaskView,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Reapable",
     "RetryAnswer",
     "Settled",
+    "Shares",
     "StoreError",
     "StoreUnavailable",
     "Submission",

@@ -1,8 +1,10 @@
 """What the rest of the service knows of the store: `JobStore`, its answers, and nothing of Redis.
 
-Every method is one atomic transition (`docs/state-machine.md`), safe to repeat, and bounded in time.
-All raise `StoreUnavailable` when the store cannot take the call now (it may have been applied), and
-`StoreRefused` when it never will.
+Every method is one atomic transition (`docs/state-machine.md`) in each shard that it concerns, safe to
+repeat, and bounded in time. A store has one shard, or several where it is a Cluster. Unless a method says
+otherwise it raises `StoreUnavailable` when no shard that it concerns can take the call now (it may have been
+applied), and `StoreRefused` when the store never will. What a single one of several shards cannot take
+concerns its own items only: the others are answered.
 """
 
 from __future__ import annotations
@@ -37,15 +39,19 @@ class Accepted(StrEnum):
     """The idempotency key is known with the same body; the answer has the first job's id."""
     CONFLICT = "conflict"
     """The idempotency key is known with another body; nothing was enqueued."""
+    UNAVAILABLE = "unavailable"
+    """Its shard cannot take it now, or did not answer; then it may have been enqueued."""
 
 
 class Settled(StrEnum):
-    """Whether the store took a holder's word for a task it had leased."""
+    """What became of a holder's call for a task that it has leased."""
 
     DONE = "done"
     """Applied; also when this very call had been applied before."""
     LEASE_LOST = "lease_lost"
     """Another generation holds or has finished the task; nothing was changed."""
+    UNKNOWN = "unknown"
+    """Its shard did not answer: it may have been applied. To be asked again."""
 
 
 class RetryAnswer(StrEnum):
@@ -58,6 +64,18 @@ class RetryAnswer(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """Which tasks a lease call may give to an instance, as far as that depends on what it has in flight."""
+
+    last: Sequence[str] = ()
+    """Groups that give tasks only if no other group can."""
+    never: Sequence[str] = ()
+    """Groups that give none."""
+    unproven: int = 1_000_000
+    """How many callbacks at the most may go to destinations that have not answered lately."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseBatch:
     """Answer to one lease call."""
 
@@ -66,9 +84,13 @@ class LeaseBatch:
     """Seconds until something more can run (0: at once, the batch was full), `None`: nothing known."""
 
 
+ALL_SHARES = Shares()
+"""Any task."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackPlan:
-    """Where the callback of a finished download goes."""
+    """The callback of a finished download."""
 
     group: str
     limit: int
@@ -87,7 +109,8 @@ class Reapable:
 class TaskView:
     """A task as `GET /jobs/<id>` shows it."""
 
-    state: State
+    state: State | str
+    """A text where a newer version has stored a state that this one does not know."""
     attempts: int
     deliveries: int
     """How often it was leased."""
@@ -168,16 +191,37 @@ class JobStore(Protocol):
         """A fresh job id for a job of this aggregation (its last character tells the shard)."""
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
-        """Take jobs in, each atomically, in one round trip; answers `(why, job id)` in order."""
+        """Take jobs in, each atomically, in one round trip per shard; answers `(why, job id)` in order.
 
-    async def lease(self, kind: Kind, owner: str, count: int, lease_s: float) -> LeaseBatch:
-        """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds."""
+        Raises:
+            StoreUnavailable: none of them could be taken, or they were and we did not hear of it.
+        """
 
-    async def renew(self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float) -> Sequence[Lease]:
-        """Prolong leases; answers those that are lost."""
+    async def lease(
+        self, kind: Kind, owner: str, count: int, lease_s: float, *, shares: Shares = ALL_SHARES
+    ) -> LeaseBatch:
+        """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds.
+
+        What a shard has given without our hearing of it is given again by the next call. With a `count` of 0
+        nothing else is given.
+
+        Raises:
+            StoreUnavailable: no shard answered; after that a call with a `count` of 0 tells what was given.
+        """
+
+    async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
+        """How many groups other than these have a due task and a free slot in the fleet."""
+
+    async def renew(
+        self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
+    ) -> Sequence[Settled]:
+        """Prolong leases to `lease_s` seconds from now; answers in order. Raises `StoreRefused` only."""
 
     async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
-        """Downloads reach their terminal state, and their callbacks, if any, become pending."""
+        """Downloads reach their terminal state, and their callbacks, if any, become pending.
+
+        Like all that settle, it answers in order, and raises `StoreRefused` only.
+        """
 
     async def retry_later(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
@@ -196,10 +240,10 @@ class JobStore(Protocol):
         """Hand back at most `count` tasks per shard whose lease has ended; answers their job ids."""
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
-        """Jobs due to be deleted; each is not offered to anyone again for `hold_s` seconds."""
+        """At most `count` jobs per shard that are due to be deleted; no other call gets them for `hold_s`."""
 
     async def remove(self, job_ids: Sequence[str]) -> None:
-        """Forget jobs that `reap` has given."""
+        """Forget jobs that `reap` has given; those whose shard does not answer are given again later."""
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
@@ -216,7 +260,7 @@ class JobStore(Protocol):
     async def load(self, count: int) -> Load:
         """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
 
-        Its cost grows with `count` alone. Asked of one shard after the other: no picture of one moment.
+        Its cost grows with `count` alone. Several shards are not asked at the same moment.
         """
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
@@ -229,7 +273,7 @@ class JobStore(Protocol):
         """The facts of the live instances of a role."""
 
     async def ping(self) -> None:
-        """Check that the store is reachable and can be written."""
+        """Check that the store, or at least one of its shards, answers."""
 
     async def listen(
         self,

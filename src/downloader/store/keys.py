@@ -71,7 +71,7 @@ KEYS = (
         type="set",
         ttl="",
         owner="empties as leases end; sweep ends those of the dead",
-        holds="leased tasks of a group: its slots and who sits in them",
+        holds="leased tasks of a group, each in one of its slots",
     ),
     Key(
         name="group",
@@ -98,7 +98,23 @@ KEYS = (
         type="zset",
         ttl="",
         owner="a member goes when its group is leased from, full, paused or gone",
-        holds="groups that can run now, by turn",
+        holds="groups that can run now, by turn; of callbacks those whose destination has answered lately",
+    ),
+    Key(
+        name="unproven",
+        parameters=(),
+        type="zset",
+        ttl="",
+        owner="a member goes when its group is leased from, full, proven or gone",
+        holds="callback groups that can run now and whose destination has not answered lately, by turn",
+    ),
+    Key(
+        name="proven",
+        parameters=("group",),
+        type="string",
+        ttl="10 min",
+        owner="",
+        holds="that a callback destination has taken a callback lately",
     ),
     Key(
         name="timers",

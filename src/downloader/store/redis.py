@@ -8,8 +8,8 @@ connection and leaves unknown whether it was applied; it is shielded and bounded
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,6 +38,11 @@ SILENCES = 2
 CALLS = 64
 """At once, each on a connection of its own; more wait their turn. The client's pool fails beyond 100."""
 
+REVIVE_S = 0.5
+"""Pause between looks at shards that do not answer."""
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 _REFUSED = (
     exceptions.AuthenticationError,
     exceptions.AuthorizationError,
@@ -59,22 +64,30 @@ _NOT_NOW = (
 """First words of error replies after which a later try may succeed (the server's own error codes)."""
 
 
+class NoAnswer(StoreUnavailable):
+    """Nothing came back in time, or no connection was to be had: the next call may take as long."""
+
+
 def as_store_error(error: Exception) -> StoreError:
     """What a client error means to us, with its reason and without any secret."""
     # While it connects, the client wraps what AUTH was answered.
     if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
         return StoreRefused(f"the store refuses us: {error}")
-    if isinstance(error, exceptions.ResponseError) and not isinstance(
-        error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError | exceptions.ClusterDownError
-    ):
+    if isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.ClusterDownError):
         text = str(error)
-        if text.split(" ", 1)[0] not in _NOT_NOW:
-            return StoreRefused(f"the store refuses a call: {text}")
-    return StoreUnavailable(f"the store does not answer: {str(error) or type(error).__name__}")
+        passing = isinstance(error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError)
+        if passing or text.split(" ", 1)[0] in _NOT_NOW:
+            return StoreUnavailable(f"the store cannot answer: {text}")
+        return StoreRefused(f"the store refuses a call: {text}")
+    return NoAnswer(f"the store does not answer: {str(error) or type(error).__name__}")
 
 
 class Connection:
-    """A client, the scripts, and the fleet's layout."""
+    """A client, the scripts, and the fleet's layout.
+
+    A shard of a Cluster that did not answer is not asked again before `revive` has had an answer from it: its
+    calls fail at once, and those that concern other shards too do not wait for it.
+    """
 
     def __init__(
         self, client: Any, *, keys: Keys, settings: RedisSettings, scripts: Mapping[str, Script]
@@ -85,10 +98,27 @@ class Connection:
         self._durability = settings.durability
         self._replicas = settings.replicas
         self._room = trio.Semaphore(CALLS)
+        self._silent: set[int] = set()
+        self._fell_silent = trio.Event()
         self.keys = keys
 
-    async def run(self, name: str, shard: int, *arguments: str | int | bytes, durable: bool = False) -> Any:
-        """Run one transition on one shard; `durable` also waits for what the configuration demands.
+    async def run(
+        self,
+        name: str,
+        shard: int,
+        call: Mapping[str, Any],
+        items: Iterable[Mapping[str, Any]] = (),
+        *,
+        durable: bool = False,
+    ) -> Any:
+        """Run one transition on one shard.
+
+        Args:
+            name: of the script.
+            shard: whose keys it gets.
+            call: its arguments by name, for all items.
+            items: the arguments by name of each item.
+            durable: whether to wait for the durability that is configured, too.
 
         Raises:
             StoreUnavailable: not carried out, or carried out without our hearing of it.
@@ -96,9 +126,45 @@ class Connection:
         """
         script = self._scripts[name]
         base = self.keys.base(shard)
-        if durable and self._durability != "memory":
-            return await self.call(lambda: self._run_durably(script, base, arguments))
-        return await self.call(lambda: self._run(script, base, arguments))
+        arguments = [_encode(call), *map(_encode, items)]
+        run = self._run_durably if durable and self._durability != "memory" else self._run
+        return await self._call_shard(shard, lambda: run(script, base, arguments))
+
+    async def command(self, *words: str | int, shard: int = 0) -> Any:
+        """Run a plain command; `shard` is that of its keys."""
+        return await self._call_shard(shard, lambda: self._client.execute_command(*words))
+
+    async def ping(self, shard: int) -> None:
+        """Have one shard answer something."""
+        await self.command("EXISTS", self.keys.key(shard, "layout"), shard=shard)
+
+    async def _call_shard(self, shard: int, call: Callable[[], Any]) -> Any:
+        if shard in self._silent:
+            raise StoreUnavailable(f"the store does not answer: shard {shard} has not answered lately")
+        try:
+            return await self.call(call)
+        except NoAnswer:
+            if self.keys.shards > 1:
+                self._silent.add(shard)
+                self._fell_silent.set()
+            raise
+
+    async def revive(self) -> None:
+        """Ask the shards again that did not answer, until cancelled."""
+        while True:
+            await self._fell_silent.wait()
+            self._fell_silent = trio.Event()
+            while self._silent:
+                await trio.sleep(REVIVE_S)
+                async with trio.open_nursery() as nursery:
+                    for shard in self._silent:
+                        nursery.start_soon(self._look_at, shard)
+
+    async def _look_at(self, shard: int) -> None:
+        with suppress(StoreError):
+            key = self.keys.key(shard, "layout")
+            await self.call(lambda: self._client.execute_command("EXISTS", key))
+            self._silent.discard(shard)
 
     async def call(self, call: Callable[[], Any]) -> Any:
         """Make one asyncio call on the client, bounded, not cancelled, its errors mapped."""
@@ -109,23 +175,17 @@ class Connection:
                     async with self._room:
                         return await aio_as_trio(call)()
             except trio.TooSlowError:
-                raise StoreUnavailable(
-                    f"the store does not answer: no reply within {self._timeout_s:g} s"
-                ) from None
+                raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s") from None
             except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
                 raise as_store_error(error) from error
 
-    async def command(self, *words: str | int) -> Any:
-        """Run a plain command."""
-        return await self.call(lambda: self._client.execute_command(*words))
-
-    async def _run(self, script: Script, base: str, arguments: Sequence[str | int | bytes]) -> Any:
+    async def _run(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
         try:
             return await self._client.evalsha(script.sha, 1, base, *arguments)
         except exceptions.NoScriptError:
             return await self._client.eval(script.text, 1, base, *arguments)
 
-    async def _run_durably(self, script: Script, base: str, arguments: Sequence[str | int | bytes]) -> Any:
+    async def _run_durably(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
         # WAIT and WAITAOF speak of the writes of their own connection, so both go down the same one.
         wait_ms = int(self._timeout_s * 1000 * 0.8)
         pipeline = self._client.pipeline(transaction=False)
@@ -209,7 +269,13 @@ async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
             ) from error
         except StoreRefused as error:
             raise StoreRefused(f"{where(settings)}: {error}") from error
-        yield connection
+        if keys.shards == 1:
+            yield connection
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connection.revive)
+                yield connection
+                nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(settings.timeout, shield=True):
             await aio_as_trio(client.aclose)()
@@ -226,7 +292,7 @@ def where(settings: RedisSettings) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).removeprefix("the store does not answer: ")
+    return str(error).removeprefix("the store does not answer: ").removeprefix("the store cannot answer: ")
 
 
 def _client(settings: RedisSettings) -> Any:

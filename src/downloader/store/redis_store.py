@@ -1,4 +1,4 @@
-"""`RedisStore`: a typed wrapper per transition; what Lua answers becomes values of the model."""
+"""`RedisStore`: a typed wrapper per transition; each asks the shards that it concerns."""
 
 from __future__ import annotations
 
@@ -6,29 +6,19 @@ import itertools
 import json
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import trio
 
 from downloader.config import RedisSettings
-from downloader.errors import StoreUnavailable
-from downloader.model import (
-    Delivery,
-    ErrorCode,
-    FileFacts,
-    JobSpec,
-    Kind,
-    Lease,
-    Outcome,
-    State,
-    Verdict,
-    new_id,
-    shard_of,
-)
+from downloader.errors import StoreError, StoreRefused, StoreUnavailable
+from downloader.model import Delivery, ErrorCode, JobIds, Kind, Lease, Outcome, State, Verdict, shard_of
 from downloader.observe import Event, get_logger
+from downloader.store import records
 from downloader.store.job_store import (
+    ALL_SHARES,
     Accepted,
     AggregationSize,
     CallbackPlan,
@@ -37,22 +27,24 @@ from downloader.store.job_store import (
     JobView,
     LeaseBatch,
     Load,
-    Reapable,
     ReapBatch,
     RetryAnswer,
     Settled,
+    Shares,
     Submission,
-    TaskView,
 )
-from downloader.store.load import counts, merged
 from downloader.store.redis import Connection, check_layout, open_connection
 
 log = get_logger()
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 RESUBSCRIBE_S = 0.5
 """Pause before listening again after the store was lost; jobs wait at most this much longer for it."""
+
+PROVEN_S = 600.0
+"""How long a callback destination counts as one that answers after it has taken a callback."""
 
 
 @asynccontextmanager
@@ -72,6 +64,7 @@ class RedisStore:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._keys = connection.keys
+        self._ids = JobIds()
         self._requests = itertools.count()
         self._session = secrets.token_hex(4)
         # Where the next lease call begins, so that no shard is always asked last.
@@ -82,199 +75,239 @@ class RedisStore:
 
     def new_id(self, aggr_id: str) -> str:
         """A fresh job id for a job of this aggregation."""
-        return new_id(self._keys.aggregation_shard(aggr_id), self._keys.shards)
+        return self._ids.new(self._keys.aggregation_shard(aggr_id), self._keys.shards)
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         """See `JobStore.submit`."""
 
-        async def one_shard(shard: int, items: Sequence[Submission]) -> list[tuple[Accepted, str]]:
-            arguments: list[str | int] = []
-            for item in items:
-                spec = item.spec
-                arguments += (spec.id, spec.aggr_id, spec.aggr_limit, spec.aggr_proxy, spec.to_json())
-                arguments += (item.idempotency_key, item.body_digest)
-            answers = await self._connection.run("submit", shard, *arguments, durable=True)
+        async def ask(shard: int, items: Sequence[Submission]) -> list[tuple[Accepted, str]]:
+            rows = [
+                {
+                    "id": item.spec.id,
+                    "group": item.spec.aggr_id,
+                    "limit": str(item.spec.aggr_limit),
+                    "proxy": item.spec.aggr_proxy,
+                    "spec": item.spec.to_json(),
+                    "idempotency": item.idempotency_key,
+                    "body": item.body_digest,
+                }
+                for item in items
+            ]
+            answers = await self._connection.run("submit", shard, {}, rows, durable=True)
             return [(Accepted(why), job_id) for why, job_id in answers]
 
-        return await self._by_shard(submissions, lambda item: item.spec.id, one_shard)
+        return await self._per_item(
+            submissions, _submission_id, ask, lambda item: (Accepted.UNAVAILABLE, item.spec.id)
+        )
 
     # Leased work
 
-    async def lease(self, kind: Kind, owner: str, count: int, lease_s: float) -> LeaseBatch:
+    async def lease(
+        self, kind: Kind, owner: str, count: int, lease_s: float, *, shares: Shares = ALL_SHARES
+    ) -> LeaseBatch:
         """See `JobStore.lease`."""
+        first = self._next_shard
+        shards = [(first + offset) % self._keys.shards for offset in range(self._keys.shards)]
+        if count == 0:
+            shards = [shard for shard in shards if (kind, shard) in self._unanswered]
+        self._next_shard = (first + 1) % self._keys.shards
         leases: list[Lease] = []
         waits: list[float] = []
-        first = self._next_shard
-        self._next_shard = (first + 1) % self._keys.shards
-        for offset in range(self._keys.shards):
-            shard = (first + offset) % self._keys.shards
-            if len(leases) >= count:
-                waits.append(0)
-                break
-            next_due_ms, rows = await self._lease_from(shard, kind, owner, count - len(leases), lease_s)
-            leases += (_lease(kind, row) for row in rows)
-            if next_due_ms >= 0:
-                waits.append(next_due_ms / 1000)
+        unproven = shares.unproven
+        while shards and (count == 0 or len(leases) < count):
+            # As many at once as can be promised one lease each: no more are granted than there is room for.
+            room = count - len(leases)
+            asked, shards = (shards[:room], shards[room:]) if count else (shards, [])
+            rooms = dict(zip(asked, _split(room, len(asked)), strict=True))
+            unprovens = dict(zip(asked, _split(unproven, len(asked)), strict=True))
+
+            async def ask(
+                shard: int,
+                rooms: Mapping[int, int] = rooms,
+                unprovens: Mapping[int, int] = unprovens,
+            ) -> dict[str, Any]:
+                return await self._lease_from(
+                    shard,
+                    {
+                        "kind": kind,
+                        "owner": owner,
+                        "count": rooms[shard],
+                        "lease_ms": _ms(lease_s),
+                        "last": list(shares.last),
+                        "never": list(shares.never),
+                        "unproven": unprovens[shard],
+                    },
+                )
+
+            answers = await self._ask(asked, ask, some=bool(leases or waits))
+            for answer in answers.values():
+                granted = [records.lease(kind, flat) for flat in answer["leases"]]
+                unproven -= sum(not lease.proven for lease in granted)
+                leases += granted
+                if answer["due_ms"] >= 0:
+                    waits.append(answer["due_ms"] / 1000)
+        if shards:
+            waits.append(0)
         return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
 
-    async def _lease_from(self, shard: int, kind: Kind, owner: str, count: int, lease_s: float) -> Any:
+    async def _lease_from(self, shard: int, call: dict[str, Any]) -> dict[str, Any]:
         # A call that failed may have been applied: its request is asked again, and what it had been
         # given is given again, instead of lying leased to nobody until the lease ends.
-        request = self._unanswered.setdefault((kind, shard), f"{self._session}-{next(self._requests)}")
-        answer = await self._connection.run("lease", shard, kind, owner, request, count, _ms(lease_s))
-        del self._unanswered[kind, shard]
-        return answer
+        key = call["kind"], shard
+        call["request"] = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
+        answer = await self._connection.run("lease", shard, call)
+        del self._unanswered[key]
+        return records.fields(answer)
 
-    async def renew(self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float) -> Sequence[Lease]:
+    async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
+        """See `JobStore.waiting`."""
+        call = {"kind": kind, "without": list(without)}
+        return sum((await self._ask(self._all, lambda s: self._connection.run("waiting", s, call))).values())
+
+    async def renew(
+        self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
+    ) -> Sequence[Settled]:
         """See `JobStore.renew`."""
-
-        async def one_shard(shard: int, items: Sequence[Lease]) -> list[Lease]:
-            arguments = [word for item in items for word in (item.id, item.generation)]
-            lost = set(await self._connection.run("renew", shard, kind, owner, _ms(lease_s), *arguments))
-            return [item for item in items if item.id in lost]
-
-        lost: list[Lease] = []
-        for shard, items in self._shards(leases, lambda lease: lease.id).items():
-            lost += await one_shard(shard, items)
-        return lost
+        call = {"kind": kind, "owner": owner, "lease_ms": _ms(lease_s)}
+        return await self._settle("renew", call, leases, lambda lease: lease, lambda _: {})
 
     async def release(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
     ) -> Sequence[Settled]:
         """See `JobStore.release`."""
-        return await self._settle(
-            "release",
-            (kind, owner),
-            results,
-            lambda result: (result[0].id, result[0].generation, result[1], _ms(result[2])),
-        )
+
+        def row(result: tuple[Lease, str, float]) -> dict[str, Any]:
+            _, reason, delay_s = result
+            return {"error": reason, "delay_ms": _ms(delay_s)}
+
+        return await self._settle("release", {"kind": kind, "owner": owner}, results, _first, row)
 
     async def retry_later(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
     ) -> Sequence[Settled]:
         """See `JobStore.retry_later`."""
 
-        def words(result: tuple[Lease, Outcome | Delivery, float]) -> tuple[str | int, ...]:
-            lease, end, delay_s = result
-            head = (lease.id, lease.generation, _ms(delay_s), end.error)
-            if isinstance(end, Outcome):
-                return (*head, end.error_code, end.response_code)
-            return (*head, "", 0)
+        def row(result: tuple[Lease, Outcome | Delivery, float]) -> dict[str, Any]:
+            _, end, delay_s = result
+            code, status = (end.error_code, end.response_code) if isinstance(end, Outcome) else ("", 0)
+            return {"error": end.error, "code": code, "status": str(status), "delay_ms": _ms(delay_s)}
 
-        return await self._settle("retry_later", (kind, owner), results, words)
+        return await self._settle("retry_later", {"kind": kind, "owner": owner}, results, _first, row)
 
     async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
         """See `JobStore.finish`."""
 
-        def words(result: FinishResult) -> tuple[str | int, ...]:
-            lease, outcome, plan, keep_s = result
+        def row(result: FinishResult) -> dict[str, Any]:
+            _, outcome, plan, keep_s = result
             plan = plan or CallbackPlan(group="", limit=0)
             file = outcome.file
-            return (
-                lease.id,
-                lease.generation,
-                _terminal_state(outcome),
-                # An attempt that never was (poison, cancelled before it began) does not count.
-                0 if outcome.error_code in (ErrorCode.POISON, ErrorCode.CANCELLED) else 1,
-                outcome.error,
-                outcome.error_code,
-                outcome.response_code,
-                file.size,
-                file.sha256,
-                file.mime_type,
-                file.image_size,
-                plan.group,
-                plan.limit,
-                _ms(keep_s),
-            )
+            # An attempt that never was (poison, cancelled before it began) does not count.
+            counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.CANCELLED)
+            return {
+                "state": records.terminal_state(outcome),
+                "attempts": "1" if counts else "0",
+                "error": outcome.error,
+                "code": outcome.error_code,
+                "status": str(outcome.response_code),
+                "size": str(file.size),
+                "sha256": file.sha256,
+                "mime": file.mime_type,
+                "image": file.image_size,
+                "callback": plan.group,
+                "limit": str(plan.limit),
+                "keep_ms": _ms(keep_s),
+            }
 
-        return await self._settle("finish", (owner,), results, words)
+        return await self._settle("finish", {"owner": owner}, results, _first, row)
 
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
         """See `JobStore.close_callbacks`."""
 
-        def words(result: CloseResult) -> tuple[str | int, ...]:
-            lease, delivery, keep_s, limit = result
+        def row(result: CloseResult) -> dict[str, Any]:
+            _, delivery, keep_s, limit = result
             state = State.SUCCEEDED if delivery.verdict is Verdict.SUCCEEDED else State.FAILED
-            return (lease.id, lease.generation, state, delivery.error, _ms(keep_s), limit)
+            return {"state": state, "error": delivery.error, "keep_ms": _ms(keep_s), "limit": str(limit)}
 
-        return await self._settle("close_callback", (owner,), results, words)
+        call = {"owner": owner, "proven_ms": _ms(PROVEN_S)}
+        return await self._settle("close_callback", call, results, _first, row)
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         """See `JobStore.sweep`."""
-        ids: list[str] = []
-        for shard in range(self._keys.shards):
-            ids += await self._connection.run("sweep", shard, kind, count)
-        return ids
+        call = {"kind": kind, "count": count}
+        answers = await self._ask(self._all, lambda shard: self._connection.run("sweep", shard, call))
+        return [job_id for ids in answers.values() for job_id in ids]
 
     # The end of a job
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """See `JobStore.reap`."""
-        jobs: list[Reapable] = []
-        waits: list[float] = []
-        for shard in range(self._keys.shards):
-            next_due_ms, rows = await self._connection.run("reap", shard, count, _ms(hold_s))
-            for job_id, spec, may_have_file in rows:
-                parsed = JobSpec.from_json(job_id, spec)
-                jobs.append(Reapable(spec=parsed, has_file=may_have_file == 1))
-            if next_due_ms >= 0:
-                waits.append(next_due_ms / 1000)
+        call = {"count": count, "hold_ms": _ms(hold_s)}
+        answers = await self._ask(self._all, lambda shard: self._connection.run("reap", shard, call))
+        found = [records.fields(answer) for answer in answers.values()]
+        waits = [each["due_ms"] / 1000 for each in found if each["due_ms"] >= 0]
+        jobs = [records.reapable(flat) for each in found for flat in each["jobs"]]
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
 
     async def remove(self, job_ids: Sequence[str]) -> None:
         """See `JobStore.remove`."""
-        for shard, ids in self._shards(job_ids, str).items():
-            await self._connection.run("remove", shard, *ids)
+
+        async def ask(shard: int, ids: Sequence[str]) -> Sequence[None]:
+            await self._connection.run("remove", shard, {}, [{"id": job_id} for job_id in ids])
+            return [None] * len(ids)
+
+        await self._per_item(job_ids, str, ask, lambda _: None)
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """See `JobStore.retry`."""
         try:
-            shard = self._shard(job_id)
+            shard = shard_of(job_id, self._keys.shards)
         except ValueError:
             return RetryAnswer.UNKNOWN
-        request = f"{self._session}-{next(self._requests)}"
-        return RetryAnswer(
-            await self._connection.run("retry", shard, job_id, "1" if download else "", request, limit)
-        )
+        call = {
+            "id": job_id,
+            "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
+            "request": f"{self._session}-{next(self._requests)}",
+            "limit": str(limit),
+        }
+        return RetryAnswer(await self._connection.run("retry", shard, call))
 
     # Looking
 
     async def get(self, job_id: str) -> JobView | None:
         """See `JobStore.get`."""
         try:
-            shard = self._shard(job_id)
+            shard = shard_of(job_id, self._keys.shards)
         except ValueError:
             return None
-        answer = await self._connection.run("get", shard, job_id)
-        return _view(job_id, *answer) if answer else None
+        answer = await self._connection.run("get", shard, {"id": job_id})
+        return records.job_view(job_id, answer) if answer else None
 
     async def aggregation_sizes(self) -> Sequence[AggregationSize]:
         """See `JobStore.aggregation_sizes`."""
-        sizes: list[AggregationSize] = []
-        for shard in range(self._keys.shards):
+
+        async def ask(shard: int) -> list[AggregationSize]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
-            rows = await self._connection.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES")
-            pairs = (
-                rows
-                if rows and isinstance(rows[0], list | tuple)
-                else zip(rows[::2], rows[1::2], strict=True)
-            )
-            sizes += (AggregationSize(aggr_id=name, pending=counts(score)[0]) for name, score in pairs)
+            flat = await self._connection.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
+            pairs = flat if flat and isinstance(flat[0], list | tuple) else records.fields(flat).items()
+            return [AggregationSize(aggr_id=name, pending=records.counts(score)[0]) for name, score in pairs]
+
+        sizes = [size for answer in (await self._ask(self._all, ask)).values() for size in answer]
         return sorted(sizes, key=lambda size: -size.pending)
 
     async def load(self, count: int) -> Load:
         """See `JobStore.load`."""
-        shards = range(self._keys.shards)
-        return merged([await self._connection.run("busiest", shard, count) for shard in shards], count)
+        call = {"count": count}
+        answers = await self._ask(self._all, lambda shard: self._connection.run("busiest", shard, call))
+        return records.load(answers.values(), count)
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """See `JobStore.report`."""
-        await self._connection.run("report", 0, role, instance, json.dumps(facts), _ms(ttl_s))
+        call = {"role": role, "instance": instance, "facts": json.dumps(facts), "ttl_ms": _ms(ttl_s)}
+        await self._connection.run("report", 0, call)
 
     async def leave(self, instance: str, role: str) -> None:
         """See `JobStore.leave`."""
-        await self._connection.run("leave", 0, role, instance)
+        await self._connection.run("leave", 0, {"role": role, "instance": instance})
 
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
         """See `JobStore.reports`."""
@@ -286,7 +319,7 @@ class RedisStore:
 
     async def ping(self) -> None:
         """See `JobStore.ping`."""
-        await self._connection.command("GET", self._keys.key(0, "layout"))
+        await self._ask(self._all, self._connection.ping)
 
     async def listen(
         self,
@@ -318,119 +351,98 @@ class RedisStore:
 
     # Shards
 
-    def _shard(self, job_id: str) -> int:
-        return shard_of(job_id, self._keys.shards)
-
-    def _shards(self, items: Sequence[T], job_id: Callable[[T], str]) -> Mapping[int, Sequence[T]]:
-        if self._keys.shards == 1:
-            return {0: items}
-        shards = defaultdict(list)
-        for item in items:
-            shards[self._shard(job_id(item))].append(item)
-        return shards
-
-    async def _by_shard(self, items: Sequence[T], job_id: Callable[[T], str], call: Any) -> list[Any]:
-        """Call once per shard and put the answers back into the order of `items`."""
-        if self._keys.shards == 1:
-            return list(await call(0, items))
-        indexed = list(enumerate(items))
-        answers: list[Any] = [None] * len(indexed)
-        for shard, chunk in self._shards(indexed, lambda pair: job_id(pair[1])).items():
-            for (index, _), answer in zip(chunk, await call(shard, [item for _, item in chunk]), strict=True):
-                answers[index] = answer
-        return answers
+    @property
+    def _all(self) -> range:
+        return range(self._keys.shards)
 
     async def _settle(
         self,
         script: str,
-        head: tuple[str, ...],
-        results: Sequence[T],
-        words: Callable[[T], tuple[str | int, ...]],
+        call: Mapping[str, Any],
+        items: Sequence[T],
+        lease: Callable[[T], Lease],
+        row: Callable[[T], dict[str, Any]],
     ) -> Sequence[Settled]:
-        async def one_shard(shard: int, items: Sequence[T]) -> list[Settled]:
-            arguments = [word for item in items for word in words(item)]
-            return [
-                Settled(answer) for answer in await self._connection.run(script, shard, *head, *arguments)
-            ]
+        """Run a transition on leased tasks; `row` gives an item's arguments besides the lease."""
 
-        return await self._by_shard(results, lambda result: result[0].id, one_shard)  # type: ignore[index]
+        async def ask(shard: int, items: Sequence[T]) -> Sequence[Settled]:
+            rows = []
+            for item in items:
+                held = lease(item)
+                rows.append({"id": held.id, "generation": str(held.generation), **row(item)})
+            return [Settled(answer) for answer in await self._connection.run(script, shard, call, rows)]
+
+        try:
+            return await self._per_item(items, lambda item: lease(item).id, ask, lambda _: Settled.UNKNOWN)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, call=script, count=len(items), reason=str(error))
+            return [Settled.UNKNOWN] * len(items)
+
+    async def _per_item(
+        self,
+        items: Sequence[T],
+        job_id: Callable[[T], str],
+        ask: Callable[[int, Sequence[T]], Awaitable[Sequence[A]]],
+        missing: Callable[[T], A],
+    ) -> list[A]:
+        """Ask each item's shard, once for all of its items; answers in order, `missing` where none came.
+
+        Raises:
+            StoreUnavailable: no shard answered.
+        """
+        places: defaultdict[int, list[int]] = defaultdict(list)
+        for place, item in enumerate(items):
+            places[shard_of(job_id(item), self._keys.shards)].append(place)
+        answers = [missing(item) for item in items]
+        found = await self._ask(places, lambda shard: ask(shard, [items[place] for place in places[shard]]))
+        for shard, of_shard in found.items():
+            for place, answer in zip(places[shard], of_shard, strict=True):
+                answers[place] = answer
+        return answers
+
+    async def _ask(
+        self, shards: Collection[int], ask: Callable[[int], Awaitable[A]], *, some: bool = False
+    ) -> dict[int, A]:
+        """Ask shards at the same time; answers what those answer that do, and logs why others do not.
+
+        Raises:
+            StoreUnavailable: none answered, unless `some` have answered before.
+        """
+        if self._keys.shards == 1:
+            return {shard: await ask(shard) for shard in shards}
+        answers: dict[int, A] = {}
+        errors: dict[int, StoreError] = {}
+
+        async def one(shard: int) -> None:
+            try:
+                answers[shard] = await ask(shard)
+            except StoreRefused as error:
+                errors[shard] = StoreUnavailable(f"shard {shard}: {error}")
+            except StoreUnavailable as error:
+                errors[shard] = error
+
+        async with trio.open_nursery() as nursery:
+            for shard in shards:
+                nursery.start_soon(one, shard)
+        if errors and not answers and not some:
+            raise next(iter(errors.values()))
+        for shard, error in errors.items():
+            log.warning(Event.STORE_UNAVAILABLE, shard=shard, reason=str(error))
+        return answers
+
+
+def _submission_id(item: Submission) -> str:
+    return item.spec.id
+
+
+def _first(result: tuple[Lease, *tuple[Any, ...]]) -> Lease:
+    return result[0]
+
+
+def _split(total: int, parts: int) -> Iterable[int]:
+    """`total` in as equal parts as whole numbers allow."""
+    return (total // parts + (part < total % parts) for part in range(parts))
 
 
 def _ms(seconds: float) -> int:
     return int(seconds * 1000)
-
-
-def _terminal_state(outcome: Outcome) -> State:
-    if outcome.verdict is Verdict.SUCCEEDED:
-        return State.SUCCEEDED
-    return State.CANCELLED if outcome.error_code is ErrorCode.CANCELLED else State.FAILED
-
-
-def _lease(kind: Kind, row: Sequence[str]) -> Lease:
-    job_id, group, generation, attempts, crashes, limit, proxy, spec, *result = row
-    return Lease(
-        kind=kind,
-        spec=JobSpec.from_json(job_id, spec),
-        group=group,
-        generation=int(generation),
-        attempts=int(attempts),
-        crashes=int(crashes),
-        limit=int(limit),
-        proxy=proxy,
-        result=_outcome(dict(zip(_RESULT_FIELDS, result, strict=True))) if result else None,
-        result_attempts=int(result[1] or 0) if result else 0,
-    )
-
-
-_RESULT_FIELDS = ("state", "attempts", "error", "code", "status", "size", "sha256", "mime", "image")
-
-
-def _outcome(fields: Mapping[str, str]) -> Outcome:
-    verdict = {
-        State.SUCCEEDED: Verdict.SUCCEEDED,
-        State.FAILED: Verdict.FAILED,
-        State.CANCELLED: Verdict.FAILED,
-    }.get(State(fields.get("state") or State.PENDING), Verdict.RETRY)
-    return Outcome(
-        verdict=verdict,
-        error=fields.get("error", ""),
-        error_code=ErrorCode(fields.get("code", "")),
-        response_code=int(fields.get("status") or 0),
-        file=FileFacts(
-            size=int(fields.get("size") or 0),
-            sha256=fields.get("sha256", ""),
-            mime_type=fields.get("mime", ""),
-            image_size=fields.get("image", ""),
-        ),
-    )
-
-
-def _view(job_id: str, spec: str, download: Sequence[str], callback: Sequence[str]) -> JobView:
-    parsed = JobSpec.from_json(job_id, spec)
-    facts = _fields(download)
-    return JobView(
-        spec=parsed,
-        download=_task(facts, due_ms=parsed.created_ms),
-        outcome=_outcome(facts) if "code" in facts else None,
-        callback=_task(_fields(callback), due_ms=None) if callback else None,
-    )
-
-
-def _fields(flat: Sequence[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _task(fields: Mapping[str, str], *, due_ms: int | None) -> TaskView:
-    state = State(fields.get("state", State.PENDING))
-    log = [line.partition(" ") for line in fields.get("log", "").splitlines()]
-    due = fields.get("due") or due_ms
-    return TaskView(
-        state=state,
-        attempts=int(fields.get("attempts", 0)),
-        deliveries=int(fields.get("deliveries", 0)),
-        crashes=int(fields.get("crashes", 0)),
-        due_ms=int(due) if due is not None and state is State.PENDING else None,
-        started_ms=int(fields["started"]) if "started" in fields else None,
-        finished_ms=int(fields["finished"]) if "finished" in fields else None,
-        log=tuple({"at_ms": int(at), "error": error} for at, _, error in log),
-    )

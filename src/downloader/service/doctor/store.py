@@ -36,6 +36,8 @@ PREFIX_CHARS = 44
 KEPT_MS = 10_000
 """Until what was written goes by itself, should we not come to delete it."""
 
+_WHO = {"role": "doctor", "instance": "doctor"}
+
 
 async def examine_store(settings: Settings) -> str:
     """Connect, write as durably as configured, look what the server is; raises what is wrong with it."""
@@ -84,7 +86,7 @@ async def _examine(redis: RedisSettings, place: str) -> str:
                 await _check_layout(connection, fleets)
                 facts = await _facts(connection)
         finally:
-            await cleaner.run("leave", 0, "doctor", "doctor")
+            await cleaner.run("leave", 0, _WHO)
             await cleaner.command("DEL", cleaner.keys.key(0, "layout"))
     text = f"{_server(facts)} {place}; a write took {statistics.median(took_ms):.1f} ms"
     if redis.durability != "memory":
@@ -97,9 +99,9 @@ async def _examine(redis: RedisSettings, place: str) -> str:
 async def _write(connection: Connection) -> float:
     """One write by script, which leaves nothing; milliseconds."""
     began = trio.current_time()
-    await connection.run("report", 0, "doctor", "doctor", "{}", KEPT_MS, durable=True)
+    await connection.run("report", 0, {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS}, durable=True)
     took_ms = (trio.current_time() - began) * 1000
-    await connection.run("leave", 0, "doctor", "doctor")
+    await connection.run("leave", 0, _WHO)
     return took_ms
 
 

@@ -2,9 +2,24 @@
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
+--
+-- Arguments are JSON objects: the first holds what concerns the whole call, each further one is an item.
+-- What is stored or compared is a string in them, because cjson reads every number as a double; durations
+-- (names that end in `_ms`) and counts are numbers. Answers are lists of names and values, as of HGETALL.
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+
+local call = cjson.decode(ARGV[1])
+
+-- Iterates over the call's items.
+local function items()
+  local index = 1
+  return function()
+    index = index + 1
+    if ARGV[index] then return cjson.decode(ARGV[index]) end
+  end
+end
 
 -- Attempts of a task that people can read back.
 local LOG_LENGTH = 5
@@ -12,30 +27,43 @@ local LOG_LENGTH = 5
 -- Kinds of which this script has changed what their sleepers wait for: they are woken when it ends.
 local woken = {}
 
--- The group joins the end of the line of those that can run now; one that waits already keeps its place.
-local function join_ready(kind, group)
-  local ready = key_ready(kind)
-  if redis.call('ZSCORE', ready, group) then return end
-  local last = redis.call('ZRANGE', ready, -1, -1, 'WITHSCORES')
+-- The line in which a group waits that can run now. Callback destinations that have not answered lately
+-- have one of their own, so that an instance can bound how many of its slots they take together.
+local function line_of(kind, group)
+  if kind == 'callback' and redis.call('EXISTS', key_proven(group)) == 0 then return key_unproven() end
+  return key_ready(kind)
+end
+
+local function leave_lines(kind, group)
+  redis.call('ZREM', key_ready(kind), group)
+  if kind == 'callback' then redis.call('ZREM', key_unproven(), group) end
+end
+
+-- The group joins the end of its line; one that waits already keeps its place.
+local function join_line(kind, group)
+  local line = line_of(kind, group)
+  if redis.call('ZSCORE', line, group) then return end
+  if kind == 'callback' then leave_lines(kind, group) end
+  local last = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')
   if last[2] then
-    redis.call('ZADD', ready, tonumber(last[2]) + 1, group)
+    redis.call('ZADD', line, tonumber(last[2]) + 1, group)
   else
-    redis.call('ZADD', ready, 1, group)
+    redis.call('ZADD', line, 1, group)
     woken[kind] = true
   end
 end
 
--- Puts a group where its tasks, its slots and the clock say: ready, timers, neither, or gone with its
+-- Puts a group where its tasks, its slots and the clock say: a line, timers, neither, or gone with its
 -- last task.
 local function place(kind, group)
   local queue = key_queue(kind, group)
   local pending = redis.call('ZCARD', queue)
   local running = redis.call('SCARD', key_running(kind, group))
-  local ready, timers = key_ready(kind), key_timers(kind)
+  local timers = key_timers(kind)
   if pending == 0 and running == 0 then
     redis.call('DEL', key_group(kind, group))
     redis.call('ZREM', key_groups(kind), group)
-    redis.call('ZREM', ready, group)
+    leave_lines(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
@@ -43,25 +71,26 @@ local function place(kind, group)
   redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused')
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
-    redis.call('ZREM', ready, group)
+    leave_lines(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
   local due = tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2])
   if due <= now then
     redis.call('ZREM', timers, group)
-    join_ready(kind, group)
+    join_line(kind, group)
   else
-    redis.call('ZREM', ready, group)
+    leave_lines(kind, group)
     local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
     redis.call('ZADD', timers, due, group)
-    -- Those who sleep until the first timer have to sleep less.
+    -- Instances that sleep until the first timer have to sleep less.
     if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
   end
 end
 
--- Whose is the task? 'held': this owner's and generation's lease. 'repeated': this generation has settled
--- it already, so the caller never heard our answer. 'lost': somebody else's. The group comes second.
+-- Who holds the task? 'held': this owner, by a lease of this generation (a string). 'repeated': this
+-- generation has settled it already, and the caller never got the answer. 'lost': anything else. The group
+-- comes second.
 local function claim(kind, id, owner, generation)
   local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group')
   if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', task[5] end
@@ -69,14 +98,14 @@ local function claim(kind, id, owner, generation)
   return 'lost', task[5]
 end
 
--- The task gives its lease and its slot back. First of all writes, because ZREM and SREM are allowed
--- when memory is exhausted, and a script that has written may go on writing.
+-- The task gives its lease and its slot back. This comes before all other writes: the server allows ZREM
+-- and SREM when its memory is exhausted, and a script that has written once may go on writing.
 local function leave(kind, id, group)
   redis.call('ZREM', key_leases(kind), id)
   redis.call('SREM', key_running(kind, group), id)
 end
 
--- A task of which the lease is gone waits again, for `delay` ms.
+-- A task whose lease is gone waits again, for `delay` ms.
 local function requeue(kind, id, group, delay)
   redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', now + delay)
   redis.call('HDEL', key_task(kind, id), 'owner')

@@ -1,39 +1,38 @@
 -- finish: running downloads reach their terminal state, and their callbacks become pending.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 owner, then per result: id, generation, state, 1 if the attempt counts, error, code, status,
---         size, sha256, mime, image, callback group or '', its limit, ms to keep a job without callback
+-- ARGV    1 {owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
+--         code, status, size, sha256, mime, image, callback: its group or '', limit: of that group,
+--         keep_ms: how long a job without a callback is kept}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed | cancelled, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost'
 -- repeat  'done' again, nothing changed
 
-local owner = ARGV[1]
 local answers = {}
-for i = 2, #ARGV, 14 do
-  local id, generation, state, counts = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
-  local error, callback = ARGV[i + 4], ARGV[i + 11]
-  local whose, group = claim('download', id, owner, generation)
-  if whose == 'held' then
+for item in items() do
+  local id = item.id
+  local holder, group = claim('download', id, call.owner, item.generation)
+  if holder == 'held' then
     leave('download', id, group)
     local task = key_task('download', id)
-    redis.call('HSET', task, 'state', state, 'finished', now, 'settled', generation,
-      'error', error, 'code', ARGV[i + 5], 'status', ARGV[i + 6], 'size', ARGV[i + 7],
-      'sha256', ARGV[i + 8], 'mime', ARGV[i + 9], 'image', ARGV[i + 10])
-    redis.call('HINCRBY', task, 'attempts', tonumber(counts))
+    redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', item.generation,
+      'error', item.error, 'code', item.code, 'status', item.status, 'size', item.size,
+      'sha256', item.sha256, 'mime', item.mime, 'image', item.image)
+    redis.call('HINCRBY', task, 'attempts', item.attempts)
     redis.call('HDEL', task, 'owner')
-    if error ~= '' then remember('download', id, error) end
+    if item.error ~= '' then remember('download', id, item.error) end
     touch('download', group)
-    if callback ~= '' then
-      redis.call('HSETNX', key_group('callback', callback), 'limit', ARGV[i + 12])
-      redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
-      redis.call('ZADD', key_queue('callback', callback), now, id)
-      touch('callback', callback)
+    if item.callback ~= '' then
+      redis.call('HSETNX', key_group('callback', item.callback), 'limit', item.limit)
+      redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', item.callback)
+      redis.call('ZADD', key_queue('callback', item.callback), now, id)
+      touch('callback', item.callback)
     else
-      redis.call('ZADD', key_reap(), now + tonumber(ARGV[i + 13]), id)
+      redis.call('ZADD', key_reap(), now + item.keep_ms, id)
     end
   end
-  answers[#answers + 1] = whose == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
 end
 place_touched()
 return answers

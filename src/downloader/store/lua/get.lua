@@ -1,16 +1,16 @@
 -- get: everything about one job, at one moment.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 id
+-- ARGV    1 {id}
 -- from    any
 -- to      the same
--- answer  {spec, fields of the download's task, fields of the callback's} or {} for no such job
+-- answer  spec, download and callback: the fields of its tasks; nothing for no such job
 -- repeat  harmless
 
-local spec = redis.call('GET', key_job(ARGV[1]))
+local spec = redis.call('GET', key_job(call.id))
 if not spec then return {} end
 return {
-  spec,
-  redis.call('HGETALL', key_task('download', ARGV[1])),
-  redis.call('HGETALL', key_task('callback', ARGV[1])),
+  'spec', spec,
+  'download', redis.call('HGETALL', key_task('download', call.id)),
+  'callback', redis.call('HGETALL', key_task('callback', call.id)),
 }

@@ -1,37 +1,71 @@
 -- lease: due tasks become running, in the hands of one instance for a bounded time.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 kind, 2 owner, 3 request, 4 how many, 5 lease in ms
+-- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
+--         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
+--         destinations that have not answered lately}
 -- from    pending
 -- to      running, with a new generation
--- answer  {ms until more can run (0: at once, -1: nothing known), leases}; a lease is {id, group,
---         generation, attempts, crashes, limit, proxy, spec, and for callbacks the download's state,
---         attempts, error, code, status, size, sha256, mime, image}
+-- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
+--         attempts, crashes, limit, proxy, spec, proven ('1' or ''), result of each; a callback's result is
+--         the state, attempts, error, code, status, size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
--- Groups take turns: the one at the head of the line gives one task and goes to its end.
+-- Groups take turns: the first of the line gives one task and goes to its end.
 
-local kind, owner, request = ARGV[1], ARGV[2], ARGV[3]
-local count, lease_ms = tonumber(ARGV[4]), tonumber(ARGV[5])
-local ready, timers = key_ready(kind), key_timers(kind)
+local kind, owner = call.kind, call.owner
+local timers = key_timers(kind)
+local unproven = kind == 'callback' and call.unproven or 0
 
-local function describe(id, group, generation)
+local function describe(id, group, generation, proven)
   local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
-  local lease = {
-    id, group, generation, task[1] or '0', task[2] or '0', record[1] or '1', record[2] or '',
-    redis.call('GET', key_job(id)),
-  }
+  local result = {}
   if kind == 'callback' then
-    local result = redis.call('HMGET', key_task('download', id), 'state', 'attempts', 'error', 'code',
-      'status', 'size', 'sha256', 'mime', 'image')
-    for field = 1, 9 do lease[8 + field] = result[field] or '' end
+    local names = {'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image'}
+    for i, value in ipairs(redis.call('HMGET', key_task('download', id), unpack(names))) do
+      result[2 * i - 1], result[2 * i] = names[i], value or ''
+    end
   end
-  return lease
+  return {
+    'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
+    'crashes', task[2] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
+    'spec', redis.call('GET', key_job(id)), 'proven', proven and '1' or '', 'result', result,
+  }
 end
 
-local function more()
-  if redis.call('ZCARD', ready) > 0 then return 0 end
+local excepted = {}
+for _, group in ipairs(call.last) do excepted[group] = 'last' end
+for _, group in ipairs(call.never) do excepted[group] = 'never' end
+
+-- The group whose turn it is in the line of proven ones, with its line.
+local function first_ready()
+  local ready = key_ready(kind)
+  local last
+  for _, group in ipairs(redis.call('ZRANGE', ready, 0, #call.last + #call.never)) do
+    if not excepted[group] then return group, ready end
+    if excepted[group] == 'last' then last = last or group end
+  end
+  return last, ready
+end
+
+local function first_unproven()
+  if unproven < 1 then return nil end
+  return redis.call('ZRANGE', key_unproven(), 0, 0)[1], key_unproven()
+end
+
+-- The two lines take turns too, so that neither keeps the other waiting.
+local turns = 0
+local function next_group()
+  local first, second = first_ready, first_unproven
+  if turns % 2 == 1 then first, second = second, first end
+  local group, line = first()
+  if not group then group, line = second() end
+  return group, line
+end
+
+local function due_ms()
+  if next_group() then return 0 end
   local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
   if not first[2] then return -1 end
   return math.max(0, tonumber(first[2]) - now)
@@ -39,32 +73,32 @@ end
 
 local leases = {}
 local memo = redis.call('GET', key_memo(kind, owner))
-if memo and string.match(memo, '^%S+') == request then
+if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
-    local whose, group = claim(kind, id, owner, generation)
-    if whose == 'held' then
-      -- Whoever asks again counts the lease from then on.
+    local holder, group = claim(kind, id, owner, generation)
+    if holder == 'held' then
+      -- Its time begins anew, as the holder counts it from this request.
       redis.call('ZREM', key_leases(kind), id)
-      redis.call('ZADD', key_leases(kind), now + lease_ms, id)
-      leases[#leases + 1] = describe(id, group, generation)
+      redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
+      leases[#leases + 1] = describe(id, group, generation, line_of(kind, group) == key_ready(kind))
     end
   end
-  redis.call('PEXPIRE', key_memo(kind, owner), lease_ms)
-  return {more(), leases}
+  redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
+  return {'due_ms', due_ms(), 'leases', leases}
 end
 
 -- Bounded, so that a call stays short however many fall due at once; the answer 0 asks for another.
-for _, group in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT', 0, count + 64)) do
+for _, group in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT', 0, call.count + 64)) do
   redis.call('ZREM', timers, group)
-  join_ready(kind, group)
+  join_line(kind, group)
 end
 
-local granted = {request}
-local turns = 2 * count + 16
-while #leases < count and turns > 0 do
-  turns = turns - 1
-  local group = redis.call('ZPOPMIN', ready)[1]
+local granted = {call.request}
+while #leases < call.count and turns < 2 * call.count + 16 do
+  local group, line = next_group()
   if not group then break end
+  turns = turns + 1
+  redis.call('ZREM', line, group)
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   local limit = tonumber(redis.call('HGET', key_group(kind, group), 'limit') or '1')
@@ -78,8 +112,10 @@ while #leases < count and turns > 0 do
       redis.call('HINCRBY', task, 'deliveries', 1)
       redis.call('HDEL', task, 'due')
       redis.call('SADD', running, id)
-      redis.call('ZADD', key_leases(kind), now + lease_ms, id)
-      leases[#leases + 1] = describe(id, group, generation)
+      redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
+      local proven = line == key_ready(kind)
+      if not proven then unproven = unproven - 1 end
+      leases[#leases + 1] = describe(id, group, generation, proven)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end
@@ -87,8 +123,8 @@ while #leases < count and turns > 0 do
 end
 
 if #leases > 0 then
-  redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', lease_ms)
+  redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)
 end
--- Nobody is woken: whoever is asked to come back (0) does so, and the others sleep because they saw
--- an empty line, which only a script that publishes can fill.
-return {more(), leases}
+-- Nobody is woken. An instance that got 0 asks again, and one that sleeps has seen an empty line, which only
+-- a script that publishes can fill.
+return {'due_ms', due_ms(), 'leases', leases}

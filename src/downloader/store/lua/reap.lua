@@ -1,28 +1,26 @@
 -- reap: finished jobs whose time is up are given to one reaper for a while.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 how many at the most, 2 ms for which nobody else is given them
+-- ARGV    1 {count: how many at the most, hold_ms: how long nobody else is given them}
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
--- answer  {ms until the next is due (-1: none), {id, spec, 1 if there may be a file} per job}
+-- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
 -- repeat  gives others; the first are given again after the hold
 
-local out = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, tonumber(ARGV[1]))) do
+local jobs = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
+  -- Removed before all other writes, which an exhausted memory would refuse: the reaper is what frees it.
+  redis.call('ZREM', key_reap(), id)
   local spec = redis.call('GET', key_job(id))
   if spec then
-    -- Removed first, because a script that has written may go on when memory is exhausted; and who
-    -- would free it, if not the reaper?
-    redis.call('ZREM', key_reap(), id)
-    redis.call('ZADD', key_reap(), now + tonumber(ARGV[2]), id)
+    redis.call('ZADD', key_reap(), now + call.hold_ms, id)
     redis.call('HSET', key_task('download', id), 'reaping', 1)
     local task = redis.call('HMGET', key_task('download', id), 'state', 'deliveries', 'attempts')
     -- A run whose end we were never told of may have stored the file before it died.
     local unclear = tonumber(task[2] or '0') > tonumber(task[3] or '0')
-    out[#out + 1] = {id, spec, (task[1] == 'succeeded' or unclear) and 1 or 0}
-  else
-    redis.call('ZREM', key_reap(), id)
+    local file = (task[1] == 'succeeded' or unclear) and '1' or ''
+    jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file}
   end
 end
 local first = redis.call('ZRANGE', key_reap(), 0, 0, 'WITHSCORES')
-return {first[2] and math.max(0, tonumber(first[2]) - now) or -1, out}
+return {'due_ms', first[2] and math.max(0, tonumber(first[2]) - now) or -1, 'jobs', jobs}

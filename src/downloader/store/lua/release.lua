@@ -1,25 +1,24 @@
 -- release: running tasks are handed back; the attempt does not count.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 kind, 2 owner, then per lease: id, generation, reason or '', delay in ms
+-- ARGV    1 {kind, owner}, then per lease {id, generation, error: the reason or '', delay_ms}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost'
 -- repeat  'done' again, nothing changed
 
-local kind, owner = ARGV[1], ARGV[2]
+local kind = call.kind
 local answers = {}
-for i = 3, #ARGV, 4 do
-  local id, generation, reason, delay = ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3])
-  local whose, group = claim(kind, id, owner, generation)
-  if whose == 'held' then
-    leave(kind, id, group)
-    requeue(kind, id, group, delay)
-    redis.call('HSET', key_task(kind, id), 'settled', generation)
-    if reason ~= '' then remember(kind, id, reason) end
+for item in items() do
+  local holder, group = claim(kind, item.id, call.owner, item.generation)
+  if holder == 'held' then
+    leave(kind, item.id, group)
+    requeue(kind, item.id, group, item.delay_ms)
+    redis.call('HSET', key_task(kind, item.id), 'settled', item.generation)
+    if item.error ~= '' then remember(kind, item.id, item.error) end
     touch(kind, group)
   end
-  answers[#answers + 1] = whose == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
 end
 place_touched()
 return answers

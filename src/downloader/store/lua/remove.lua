@@ -1,14 +1,16 @@
 -- remove: reaped jobs are forgotten.
 --
 -- KEYS    1 base of the shard
--- ARGV    ids
+-- ARGV    1 {}, then per job {id}
 -- from    given to a reaper
 -- to      (no job)
 -- answer  how many there were
 -- repeat  0, nothing changed
 
 local removed = 0
-for _, id in ipairs(ARGV) do
+for item in items() do
+  local id = item.id
+  -- One that `reap` has not given may have been submitted or retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
     removed = removed + redis.call('DEL', key_job(id))

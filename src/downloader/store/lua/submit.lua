@@ -1,7 +1,8 @@
 -- submit: new jobs enter as pending downloads.
 --
 -- KEYS    1 base of the shard
--- ARGV    per job: id, aggregation, limit, proxy, spec, idempotency digest or '', body digest
+-- ARGV    1 {}, then per job {id, group: its aggregation, limit, proxy, spec, idempotency: digest or '',
+--         body: its digest}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id}
@@ -10,31 +11,30 @@
 local IDEMPOTENCY_MS = 24 * 3600 * 1000
 local answers = {}
 
-for i = 1, #ARGV, 7 do
-  local id, group, limit, proxy, spec = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4]
-  local digest, body = ARGV[i + 5], ARGV[i + 6]
+for item in items() do
+  local id, group = item.id, item.group
   local why = 'new'
-  if digest ~= '' then
-    local seen = redis.call('GET', key_idempotency(digest))
+  if item.idempotency ~= '' then
+    local seen = redis.call('GET', key_idempotency(item.idempotency))
     if seen then
       local seen_id, seen_body = string.match(seen, '^(%S+) (.*)$')
       if seen_id ~= id then
-        why = seen_body == body and 'repeated' or 'conflict'
+        why = seen_body == item.body and 'repeated' or 'conflict'
         id = seen_id
       end
     end
   end
   if why == 'new' and redis.call('EXISTS', key_job(id)) == 0 then
-    redis.call('SET', key_job(id), spec)
-    if digest ~= '' then
-      redis.call('SET', key_idempotency(digest), id .. ' ' .. body, 'PX', IDEMPOTENCY_MS)
+    redis.call('SET', key_job(id), item.spec)
+    if item.idempotency ~= '' then
+      redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.body, 'PX', IDEMPOTENCY_MS)
     end
     local record = key_group('download', group)
     -- The proxy is fixed when the aggregation is first seen; the newest job's limit applies.
     if redis.call('EXISTS', record) == 0 then
-      redis.call('HSET', record, 'limit', limit, 'proxy', proxy)
+      redis.call('HSET', record, 'limit', item.limit, 'proxy', item.proxy)
     else
-      redis.call('HSET', record, 'limit', limit)
+      redis.call('HSET', record, 'limit', item.limit)
     end
     redis.call('ZADD', key_queue('download', group), now, id)
     touch('download', group)

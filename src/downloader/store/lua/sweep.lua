@@ -1,14 +1,14 @@
 -- sweep: tasks whose lease has ended wait again; their holder has died or lost touch.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 kind, 2 how many at the most
+-- ARGV    1 {kind, count: how many at the most}
 -- from    running, lease ended
 -- to      pending, with one more crash
 -- answer  ids
 -- repeat  finds the next ones
 
-local kind = ARGV[1]
-local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
+local kind = call.kind
+local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, call.count)
 for _, id in ipairs(ids) do
   local group = redis.call('HGET', key_task(kind, id), 'group')
   leave(kind, id, group)

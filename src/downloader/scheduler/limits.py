@@ -1,0 +1,99 @@
+"""What this process may have in flight: a limiter per group, and no group more than its share.
+
+While others wait, a group (an aggregation) has no more than half of the slots, and callbacks to destinations
+that have not answered lately have no more than half together. `docs/design/scheduler.md` says where each of
+these is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, MutableMapping, Sequence
+
+import trio
+
+from downloader.model import Kind
+from downloader.scheduler.leases import HeldLease
+from downloader.store import Shares
+
+HOLD_S = 30.0
+"""How long a group that had to hand leases back gets none beyond its share, whoever waits. Otherwise the next
+job of another group would end one of its downloads again, at the cost of its origin."""
+
+
+class Limits:
+    """The slots of one process and who has them.
+
+    The store grants no lease beyond a group's limit. Its limiter here holds also when a lease that ended is
+    granted anew before its old work has unwound.
+    """
+
+    def __init__(self, kind: Kind, slots: int) -> None:
+        self._kind = kind
+        self._slots = slots
+        self._share = max(1, slots // 2)
+        self._limiters: MutableMapping[str, trio.CapacityLimiter] = {}
+        self._large: dict[str, None] = {}
+        self._held_until: dict[str, float] = {}
+        self._unproven = 0
+
+    def __len__(self) -> int:
+        return len(self._limiters)
+
+    def enter(self, held: HeldLease) -> bool:
+        """Take a slot of the lease's group; false if this process has none free."""
+        lease = held.lease
+        limiter = self._limiters.get(lease.group)
+        if limiter is None:
+            limiter = self._limiters[lease.group] = trio.CapacityLimiter(lease.limit)
+        elif limiter.total_tokens != lease.limit:
+            limiter.total_tokens = lease.limit
+        try:
+            limiter.acquire_on_behalf_of_nowait(held)
+        except trio.WouldBlock:
+            return False
+        self._unproven += not lease.proven
+        if limiter.borrowed_tokens >= self._share:
+            self._large[lease.group] = None
+        return True
+
+    def leave(self, held: HeldLease) -> bool:
+        """Give the slot back; answers whether a lease may be had now that was not to be had before."""
+        before = self._bounds()
+        group = held.lease.group
+        limiter = self._limiters[group]
+        limiter.release_on_behalf_of(held)
+        self._unproven -= not held.lease.proven
+        if limiter.borrowed_tokens < self._share:
+            self._large.pop(group, None)
+        if limiter.borrowed_tokens == 0:
+            del self._limiters[group]
+        return before != self._bounds()
+
+    def _bounds(self) -> tuple[bool, int]:
+        return self._unproven >= self._share, len(self._large)
+
+    def shares(self, now: float) -> Shares:
+        """Which leases may be asked for; `now` is Trio time."""
+        if self._kind is Kind.CALLBACK:
+            return Shares(unproven=max(0, self._share - self._unproven))
+        for group in [group for group, until in self._held_until.items() if until <= now]:
+            del self._held_until[group]
+        never = [group for group in self._large if group in self._held_until]
+        return Shares(last=[group for group in self._large if group not in never], never=never)
+
+    def too_large(self) -> str | None:
+        """The aggregation that has more than its share, if one has."""
+        if self._kind is Kind.CALLBACK:
+            return None
+        return next((group for group in self._large if self._beyond(group) > 0), None)
+
+    def give_way(self, group: str, others: int, held: Iterable[HeldLease], now: float) -> Sequence[HeldLease]:
+        """The leases that a group hands back for `others` groups that wait: the newest, down to its share."""
+        count = min(others, self._beyond(group))
+        self._held_until[group] = now + HOLD_S
+        own = [each for each in held if each.lease.group == group and not each.work.cancel_called]
+        return own[len(own) - count :] if count > 0 else []
+
+    def _beyond(self, group: str) -> int:
+        limiter = self._limiters.get(group)
+        return limiter.borrowed_tokens - self._share if limiter else 0

@@ -1,0 +1,151 @@
+"""What the scripts answer and what the store keeps, as values of the model, and back. Pure.
+
+States and error codes that this version does not know were stored by a newer one: they stay the texts they
+are, and are passed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from downloader.model import (
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    State,
+    Verdict,
+)
+from downloader.store.job_store import AggregationLoad, JobView, Load, Reapable, TaskView
+
+E = TypeVar("E", bound=StrEnum)
+
+_VERDICTS: Mapping[str, Verdict] = {
+    "": Verdict.RETRY,
+    State.PENDING: Verdict.RETRY,
+    State.RUNNING: Verdict.RETRY,
+    State.SUCCEEDED: Verdict.SUCCEEDED,
+}
+"""Of a download's last attempt, by the download's state; every other state is the end of a failure."""
+
+
+def fields(flat: Sequence[Any]) -> dict[str, Any]:
+    """Names and values in turn, as Lua and HGETALL answer them, as a mapping."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def terminal_state(outcome: Outcome) -> State:
+    """The state of a download that ended so."""
+    if outcome.verdict is Verdict.SUCCEEDED:
+        return State.SUCCEEDED
+    return State.CANCELLED if outcome.error_code is ErrorCode.CANCELLED else State.FAILED
+
+
+def lease(kind: Kind, flat: Sequence[Any]) -> Lease:
+    """A lease as `lease.lua` describes it."""
+    found = fields(flat)
+    result = fields(found["result"])
+    return Lease(
+        kind=kind,
+        spec=JobSpec.from_json(found["id"], found["spec"]),
+        group=found["group"],
+        generation=int(found["generation"]),
+        attempts=int(found["attempts"]),
+        crashes=int(found["crashes"]),
+        limit=int(found["limit"]),
+        proxy=found["proxy"],
+        result=_outcome(result) if result else None,
+        result_attempts=int(result.get("attempts") or 0),
+        proven=found["proven"] == "1",
+    )
+
+
+def reapable(flat: Sequence[Any]) -> Reapable:
+    """A job as `reap.lua` describes it."""
+    found = fields(flat)
+    return Reapable(spec=JobSpec.from_json(found["id"], found["spec"]), has_file=found["file"] == "1")
+
+
+def job_view(job_id: str, flat: Sequence[Any]) -> JobView:
+    """A job as `get.lua` describes it."""
+    found = fields(flat)
+    spec = JobSpec.from_json(job_id, found["spec"])
+    download, callback = fields(found["download"]), fields(found["callback"])
+    return JobView(
+        spec=spec,
+        download=_task(download, due_ms=spec.created_ms),
+        outcome=_outcome(download) if "code" in download else None,
+        callback=_task(callback, due_ms=None) if callback else None,
+    )
+
+
+def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
+    """What `busiest.lua` answers for each shard as one, at most `count` aggregations."""
+    found = [fields(answer) for answer in answers]
+    aggregations = [_aggregation(fields(flat)) for shard in found for flat in shard["aggregations"]]
+    aggregations.sort(key=lambda each: (-each.pending - each.in_flight, each.aggr_id))
+    return Load(
+        aggregations=aggregations[:count],
+        total=sum(shard["total"] for shard in found),
+        downloads=sum(shard["downloads"] for shard in found),
+        callbacks=sum(shard["callbacks"] for shard in found),
+    )
+
+
+def counts(score: str | float) -> tuple[int, int]:
+    """Pending and running tasks of a group, from its score in `groups`."""
+    tasks, _, running = f"{float(score):.6f}".partition(".")
+    return int(tasks) - int(running), int(running)
+
+
+def _aggregation(found: Mapping[str, str]) -> AggregationLoad:
+    pending, running = counts(found["score"])
+    return AggregationLoad(
+        aggr_id=found["name"],
+        pending=pending,
+        in_flight=running,
+        limit=int(found["limit"]),
+        paused=found["paused"] == "1",
+    )
+
+
+def _outcome(found: Mapping[str, str]) -> Outcome:
+    return Outcome(
+        verdict=_VERDICTS.get(found.get("state", ""), Verdict.FAILED),
+        error=found.get("error", ""),
+        error_code=_known(ErrorCode, found.get("code", "")),
+        response_code=int(found.get("status") or 0),
+        file=FileFacts(
+            size=int(found.get("size") or 0),
+            sha256=found.get("sha256", ""),
+            mime_type=found.get("mime", ""),
+            image_size=found.get("image", ""),
+        ),
+    )
+
+
+def _task(found: Mapping[str, str], *, due_ms: int | None) -> TaskView:
+    state = _known(State, found.get("state", State.PENDING))
+    log = [line.partition(" ") for line in found.get("log", "").splitlines()]
+    due = found.get("due") or due_ms
+    return TaskView(
+        state=state,
+        attempts=int(found.get("attempts", 0)),
+        deliveries=int(found.get("deliveries", 0)),
+        crashes=int(found.get("crashes", 0)),
+        due_ms=int(due) if due is not None and state is State.PENDING else None,
+        started_ms=int(found["started"]) if "started" in found else None,
+        finished_ms=int(found["finished"]) if "finished" in found else None,
+        log=tuple({"at_ms": int(at), "error": error} for at, _, error in log),
+    )
+
+
+def _known(names: type[E], text: str) -> E | str:
+    try:
+        return names(text)
+    except ValueError:
+        return text

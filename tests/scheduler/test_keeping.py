@@ -1,0 +1,155 @@
+"""How long a holder counts on a lease, and what ends its work."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from downloader.model import Verdict
+from downloader.scheduler.leases import MARGIN, MAX_MARGIN_S, boottime
+from servers.fake_store import FakeStore, refuse
+from servers.scheduling import LEASE_S, scheduling
+
+TRUSTED_S = LEASE_S - min(LEASE_S * MARGIN, MAX_MARGIN_S)
+
+
+async def test_a_renewed_lease_is_kept(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await trio.sleep(10 * LEASE_S)
+        assert job_id in process.work.working
+        assert store.renewed[job_id] >= 10
+
+
+async def test_a_holder_that_cannot_renew_stops_before_its_lease_ends(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        began = trio.current_time()
+        still_ours = process.work.working[job_id]
+        await trio.sleep(TRUSTED_S - 0.001)
+        assert still_ours()
+        await trio.sleep(0.002)
+        assert not still_ours()
+        assert process.work.cancelled[job_id] - began == pytest.approx(TRUSTED_S)
+        assert TRUSTED_S <= LEASE_S - 1
+        assert process.work.losses == 1
+        assert store.settled == []
+
+
+async def test_a_lease_counts_from_the_request_and_not_from_the_answer(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """The store begins to count somewhere between the two."""
+
+    async def late() -> None:
+        await trio.sleep(4)
+
+    store.after["lease"] = late
+    store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        await process.settle_down()
+        await trio.sleep(4)  # of its first call, which found nothing
+        [job_id] = process.add("a")
+        began = trio.current_time()
+        await trio.sleep(LEASE_S + 1)
+        assert process.work.cancelled[job_id] - began == pytest.approx(TRUSTED_S)
+
+
+async def test_a_renewal_counts_from_the_request_and_not_from_the_answer(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    asked: list[float] = []
+
+    async def late() -> None:
+        asked.append(trio.current_time())
+        await trio.sleep(4)
+
+    async def stop_then() -> None:
+        store.before["renew"] = refuse
+        del store.after["renew"]
+        await late()
+
+    store.after["renew"] = stop_then
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await trio.sleep(2 * LEASE_S)
+        assert len(asked) == 1
+        assert process.work.cancelled[job_id] - asked[0] == pytest.approx(TRUSTED_S)
+
+
+async def test_renewals_that_failed_are_tried_again_sooner(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await trio.sleep(LEASE_S / 2)
+        assert store.calls["renew"] > 1
+        del store.before["renew"]
+        await trio.sleep(LEASE_S)
+        assert job_id in process.work.working
+
+
+async def test_a_lost_lease_ends_its_work_and_settles_nothing(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store) as process:
+        lost, kept = process.add("a", 2)
+        await process.settle_down()
+        store.lose(lost)
+        await trio.sleep(LEASE_S)
+        assert lost in process.work.cancelled
+        assert kept in process.work.working
+        assert (process.work.losses, process.work.ends, store.settled) == (1, [], [])
+
+
+async def test_work_that_ends_after_its_lease_was_lost_is_not_counted(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        store.lose(job_id)
+        process.work.finish(job_id)
+        await process.settle_down()
+        assert (process.work.losses, process.work.ends) == (1, [])
+
+
+async def test_a_settlement_waits_for_a_store_that_does_not_answer(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["finish"] = refuse
+    async with scheduling(store) as process:
+        slow, other = process.add("a", 2)
+        await process.settle_down()
+        process.work.finish(slow)
+        await trio.sleep(20)
+        assert process.work.ends == []
+        assert store.calls["finish"] > 5
+        del store.before["finish"]
+        process.work.finish(other)
+        await trio.sleep(3)
+        assert process.work.ends == [(other, Verdict.SUCCEEDED), (slow, Verdict.SUCCEEDED)]
+
+
+async def test_a_suspend_counts_against_the_lease(autojump_clock: MockClock, store: FakeStore) -> None:
+    """The host slept: timers did not move, and the store's clock did."""
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        still_ours = process.work.working[job_id]
+        process.skipped_s = LEASE_S
+        assert not still_ours()
+
+
+def test_the_clock_of_leases_counts_suspends_where_there_is_such_a_clock() -> None:
+    number = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    before = time.clock_gettime(number)
+    assert before <= boottime() <= time.clock_gettime(number)

@@ -1,0 +1,169 @@
+"""What the loop leases, and when: room first, turns, shares."""
+
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from downloader.model import Kind, Verdict
+from downloader.scheduler.limits import HOLD_S
+from downloader.scheduler.loop import LOOK_S, SHARE_LOOK_S
+from servers.fake_store import FakeStore, refuse
+from servers.scheduling import scheduling
+
+
+async def test_no_more_is_leased_than_there_is_room_for(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store, concurrency=4) as process:
+        ids = process.add("a", 3) + process.add("b", 3)
+        await process.settle_down()
+        assert len(process.work.working) == len(store.held) == 4
+        calls = store.calls["lease"]
+        await trio.sleep(60)
+        assert store.calls["lease"] == calls, "a full process asks for nothing"
+        process.work.finish(*ids)
+        await process.settle_down()
+        assert {verdict for _, verdict in process.work.ends} == {Verdict.SUCCEEDED}
+        assert len(process.work.ends) == 6
+        assert store.held == {}
+
+
+async def test_a_wake_up_starts_a_job_at_once(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        await process.settle_down()
+        began = trio.current_time()
+        process.add("a")
+        await process.settle_down()
+        assert process.work.working
+        assert trio.current_time() == began
+
+
+async def test_a_lost_wake_up_delays_a_job_by_one_look(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        await process.settle_down()
+        began = trio.current_time()
+        store.add("a")
+        await trio.sleep(LOOK_S)
+        await process.settle_down()
+        assert process.work.working
+        assert trio.current_time() - began == LOOK_S
+
+
+async def test_nothing_is_leased_while_nothing_may_be(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        await process.settle_down()
+        process.work.open = False
+        process.add("a")
+        await trio.sleep(60)
+        assert not store.held
+        process.work.open = True
+        process.wake.set()
+        await process.settle_down()
+        assert store.held
+
+
+async def test_a_group_whose_former_work_still_unwinds_gets_no_second_slot(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """The store took the lease away and grants it anew, before the old work has ended here."""
+    async with scheduling(store) as process:
+        [job_id] = process.add("a", limit=1)
+        await process.settle_down()
+        taken = store.held.pop(job_id)
+        store.pending["a"].append(taken)
+        process.wake.set()
+        await process.settle_down()
+        assert process.work.begun == [job_id]
+        assert ("release", job_id) in store.settled
+
+
+async def test_it_asks_again_soon_after_the_store_did_not_answer(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["lease"] = refuse
+    async with scheduling(store) as process:
+        process.add("a")
+        await trio.sleep(30)
+        assert store.calls["lease"] > 10
+        del store.before["lease"]
+        await trio.sleep(2)
+        assert process.work.working
+
+
+async def test_one_aggregation_has_all_slots_while_nobody_else_waits(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, concurrency=8) as process:
+        process.add("a", 20)
+        await trio.sleep(60)
+        assert store.running("a") == 8
+        assert not process.work.cancelled
+
+
+async def test_an_aggregation_gives_way_to_another_within_a_second(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, concurrency=8) as process:
+        ids = process.add("a", 20)
+        await process.settle_down()
+        oldest = ids[:7]
+        process.add("b")
+        await trio.sleep(2 * SHARE_LOOK_S)
+        await process.settle_down()
+        assert (store.running("a"), store.running("b")) == (7, 1)
+        # The newest of its downloads, which loses least; the attempt does not count.
+        assert set(process.work.working) >= set(oldest)
+        assert store.settled == [("release", ids[7])]
+
+
+async def test_it_keeps_half_however_many_others_wait(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store, concurrency=8) as process:
+        process.add("a", 20)
+        await process.settle_down()
+        for number in range(20):
+            process.add(f"b{number}")
+        await trio.sleep(10)
+        assert store.running("a") == 4
+        assert len(store.held) == 8
+
+
+async def test_it_is_held_to_its_share_for_a_while(autojump_clock: MockClock, store: FakeStore) -> None:
+    """Else each short job of another would cut off one of its downloads, which costs its origin a request."""
+    async with scheduling(store, concurrency=8) as process:
+        process.add("a", 50)
+        await process.settle_down()
+        others = [process.add(f"b{number}")[0] for number in range(4)]
+        await trio.sleep(2 * SHARE_LOOK_S)
+        process.work.finish(*others)
+        await trio.sleep(HOLD_S / 2)
+        assert (store.running("a"), len(store.held)) == (4, 4)
+        [late] = process.add("c")
+        await process.settle_down()
+        assert late in process.work.working
+        process.work.finish(late)
+        await trio.sleep(HOLD_S / 2 + LOOK_S)
+        assert store.running("a") == 8
+        assert len(process.work.cancelled) == 4
+
+
+async def test_destinations_that_have_not_answered_share_half_of_the_slots(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, kind=Kind.CALLBACK, concurrency=8) as process:
+        for number in range(300):
+            process.add(f"silent {number}", proven=False)
+        await process.settle_down()
+        assert len(process.work.working) == 4
+        calls = store.calls["lease"]
+        await trio.sleep(1)
+        assert store.calls["lease"] == calls, "it sleeps, although some could run elsewhere"
+        began = trio.current_time()
+        [innocent] = process.add("answers")
+        await process.settle_down()
+        assert innocent in process.work.working
+        assert trio.current_time() == began
+        # One that ends makes room for the next at once.
+        silent = next(job_id for job_id in process.work.begun if job_id != innocent)
+        process.work.finish(silent)
+        await process.settle_down()
+        assert trio.current_time() == began
+        assert len(process.work.working) == 5

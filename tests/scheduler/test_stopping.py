@@ -1,0 +1,152 @@
+"""The two-phase stop: what ends when, and that nothing stays leased."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from downloader.errors import StorageError
+from downloader.model import JobSpec, Verdict, new_id
+from downloader.scheduler import Stop, run_reaper
+from servers.fake_store import FakeStore, refuse
+from servers.scheduling import LEASE_S, Process, Work, scheduling
+
+GRACE_S = 15.0
+
+
+async def test_a_stop_ends_leasing_at_once(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        process.stop.begin(GRACE_S)
+        process.add("b")
+        await process.settle_down()
+        assert set(process.work.working) == {job_id}
+        process.work.finish(job_id)
+        await process.ended.wait()
+        assert process.work.ends == [(job_id, Verdict.SUCCEEDED)]
+        assert len(store.pending["b"]) == 1
+
+
+async def test_what_is_in_flight_at_the_deadline_is_handed_back(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store) as process:
+        done, cut = process.add("a", 2)
+        await process.settle_down()
+        began = trio.current_time()
+        process.stop.begin(GRACE_S)
+        await trio.sleep(GRACE_S / 2)
+        process.work.finish(done)
+        await process.ended.wait()
+        assert trio.current_time() - began == pytest.approx(GRACE_S)
+        assert store.settled == [("finish", done), ("release", cut)]
+        assert store.held == {}
+
+
+@pytest.mark.parametrize("answered_after_s", [GRACE_S / 2, GRACE_S + 1])
+async def test_a_lease_that_is_answered_late_is_handed_back(
+    autojump_clock: MockClock, store: FakeStore, answered_after_s: float
+) -> None:
+    async def late() -> None:
+        await trio.sleep(answered_after_s)
+
+    async with scheduling(store) as process:
+        await process.settle_down()
+        store.after["lease"] = late
+        [job_id] = process.add("a")
+        await process.settle_down()
+        process.stop.begin(GRACE_S)
+        await process.ended.wait()
+        assert store.held == {}
+        assert store.settled == [("release", job_id)]
+        # One that comes in time is worked on for the rest of it.
+        assert bool(process.work.begun) == (answered_after_s < GRACE_S)
+
+
+async def test_a_lease_whose_answer_was_lost_is_asked_for_and_handed_back(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async def lose_it() -> None:
+        process.stop.begin(GRACE_S)
+        del store.after["lease"]
+        await refuse()
+
+    async with scheduling(store) as process:
+        await process.settle_down()
+        store.after["lease"] = lose_it
+        [job_id] = process.add("a")
+        process.work.finish(job_id)
+        await process.ended.wait()
+        assert store.asked[-1] == 0
+        assert store.held == {}
+
+
+@pytest.mark.parametrize("at_stop", [True, False])
+async def test_what_is_due_at_a_stop_is_taken_along_if_so_wanted(
+    autojump_clock: MockClock, store: FakeStore, *, at_stop: bool
+) -> None:
+    """So the callbacks of a process's last downloads do not wait for its next start."""
+    [job_id] = store.add("a")
+    process = Process(store, Work(store, kind=store.pending["a"][0].kind, concurrency=4))
+    process.work.leases_at_stop = at_stop
+    process.work.finish(job_id)
+    process.stop.begin(GRACE_S)
+    await process.run()
+    assert [ended for ended, _ in process.work.ends] == ([job_id] if at_stop else [])
+
+
+async def test_a_store_that_does_not_answer_does_not_hold_up_a_stop(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store) as process:
+        process.add("a")
+        await process.settle_down()
+        began = trio.current_time()
+        store.before["release"] = refuse
+        process.stop.begin(GRACE_S)
+        await process.ended.wait()
+        assert GRACE_S <= trio.current_time() - began < GRACE_S + 5 < LEASE_S
+
+
+# The reaper
+
+
+def deletable(count: int) -> list[JobSpec]:
+    return [JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/") for _ in range(count)]
+
+
+async def test_the_reaper_deletes_and_removes(autojump_clock: MockClock, store: FakeStore) -> None:
+    specs = store.reapable[:] = deletable(20)
+    stop = Stop()
+    deleted: list[str] = []
+
+    async def delete(spec: JobSpec) -> None:
+        await trio.sleep(1)
+        deleted.append(spec.id)
+        if spec is specs[3]:
+            raise StorageError("busy")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run_reaper(store.typed(), delete, stop=stop))
+        await trio.sleep(10)
+        stop.begin(0)
+    assert len(deleted) == 20
+    assert set(store.removed) == {spec.id for spec in specs} - {specs[3].id}
+
+
+async def test_the_reaper_ends_by_the_stop_s_deadline(autojump_clock: MockClock, store: FakeStore) -> None:
+    """However many slow deletions it has in hand; they are given to another reaper later."""
+    store.reapable[:] = deletable(200)
+    stop = Stop()
+
+    async def delete(_: JobSpec) -> None:
+        await trio.sleep(15)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run_reaper(store.typed(), delete, stop=stop))
+        await trio.sleep(1)
+        began = trio.current_time()
+        stop.begin(GRACE_S + 1)
+    assert trio.current_time() - began == GRACE_S + 1

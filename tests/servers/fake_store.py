@@ -1,0 +1,204 @@
+"""A `JobStore` in memory for the scheduler's tests: as much of it as the scheduler calls."""
+
+# ruff: noqa: ARG002 - it has the parameters of `JobStore`
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+import trio
+
+from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, new_id
+from downloader.store import (
+    CloseResult,
+    FinishResult,
+    JobStore,
+    LeaseBatch,
+    Reapable,
+    ReapBatch,
+    Settled,
+    Shares,
+    StoreUnavailable,
+)
+
+LIMIT = 1000
+ALL_SHARES = Shares()
+
+
+@dataclass
+class FakeStore:
+    """Queues by group; whatever is leased stays with its holder until it is settled or `lose` takes it."""
+
+    pending: defaultdict[str, list[Lease]] = field(default_factory=lambda: defaultdict(list))
+    held: dict[str, Lease] = field(default_factory=dict)
+    """By job id."""
+    renewed: Counter[str] = field(default_factory=Counter)
+    settled: list[tuple[str, str]] = field(default_factory=list)
+    """`(transition, job id)` in order."""
+    asked: list[int] = field(default_factory=list)
+    """The counts of the lease calls."""
+    calls: Counter[str] = field(default_factory=Counter)
+    before: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    """What a call of that name does before it takes effect."""
+    after: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
+    """What it does between its effect and its answer."""
+    reapable: list[JobSpec] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    _unheard: list[Lease] = field(default_factory=list)
+
+    def typed(self) -> JobStore:
+        """It, as what the scheduler wants."""
+        return cast("JobStore", self)
+
+    def add(
+        self,
+        group: str,
+        count: int = 1,
+        *,
+        limit: int = LIMIT,
+        kind: Kind = Kind.DOWNLOAD,
+        proven: bool = True,
+    ) -> list[str]:
+        """Enqueue; answers the ids."""
+        ids = []
+        for _ in range(count):
+            spec = JobSpec(id=new_id(0, 1), aggr_id=group, aggr_limit=limit, url="http://x/")
+            lease = Lease(
+                kind=kind,
+                spec=spec,
+                group=group,
+                generation=0,
+                attempts=0,
+                crashes=0,
+                limit=limit,
+                proven=proven,
+            )
+            self.pending[group].append(lease)
+            ids.append(spec.id)
+        return ids
+
+    def lose(self, job_id: str) -> None:
+        """The sweep has taken it."""
+        del self.held[job_id]
+
+    def running(self, group: str) -> int:
+        return sum(lease.group == group for lease in self.held.values())
+
+    async def lease(
+        self, kind: Kind, owner: str, count: int, lease_s: float, *, shares: Shares = ALL_SHARES
+    ) -> LeaseBatch:
+        self.asked.append(count)
+        await self._meet(self.before, "lease")
+        granted, self._unheard = self._unheard, []
+        unproven = shares.unproven
+        while len(granted) < count:
+            group = self._next_group(shares, unproven)
+            if group is None:
+                break
+            lease = self.pending[group].pop(0)
+            # Turns: a group that gave a task goes to the end.
+            self.pending[group] = self.pending.pop(group)
+            unproven -= not lease.proven
+            lease = replace(lease, generation=lease.generation + 1)
+            self.held[lease.id] = lease
+            granted.append(lease)
+        try:
+            await self._meet(self.after, "lease")
+        except StoreUnavailable:
+            self._unheard = granted
+            raise
+        more = self._next_group(shares, unproven) is not None
+        return LeaseBatch(leases=granted, next_due_s=0 if more else None)
+
+    def _next_group(self, shares: Shares, unproven: int) -> str | None:
+        last = None
+        for group, queue in self.pending.items():
+            if not queue or self.running(group) >= queue[0].limit or group in shares.never:
+                continue
+            if not queue[0].proven and unproven < 1:
+                continue
+            if group not in shares.last:
+                return group
+            last = last or group
+        return last
+
+    async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
+        await self._meet(self.before, "waiting")
+        return sum(bool(queue) for group, queue in self.pending.items() if group not in without)
+
+    async def renew(
+        self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
+    ) -> Sequence[Settled]:
+        try:
+            await self._meet(self.before, "renew")
+            answers = [self._answer(lease) for lease in leases]
+            await self._meet(self.after, "renew")
+        except StoreUnavailable:
+            return [Settled.UNKNOWN] * len(leases)
+        self.renewed.update(
+            lease.id for lease, answer in zip(leases, answers, strict=True) if answer == "done"
+        )
+        return answers
+
+    def _answer(self, lease: Lease) -> Settled:
+        held = self.held.get(lease.id)
+        return Settled.DONE if held and held.generation == lease.generation else Settled.LEASE_LOST
+
+    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
+        return await self._settle("finish", [lease for lease, *_ in results])
+
+    async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
+        return await self._settle("close_callback", [lease for lease, *_ in results])
+
+    async def retry_later(
+        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
+    ) -> Sequence[Settled]:
+        return await self._settle("retry_later", [lease for lease, *_ in results])
+
+    async def release(
+        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
+    ) -> Sequence[Settled]:
+        answers = await self._settle("release", [lease for lease, *_ in results])
+        for (lease, *_), answer in zip(results, answers, strict=True):
+            if answer is Settled.DONE:
+                self.pending[lease.group].append(lease)
+        return answers
+
+    async def _settle(self, name: str, leases: Sequence[Lease]) -> Sequence[Settled]:
+        try:
+            await self._meet(self.before, name)
+        except StoreUnavailable:
+            return [Settled.UNKNOWN] * len(leases)
+        answers = [self._answer(lease) for lease in leases]
+        for lease, answer in zip(leases, answers, strict=True):
+            if answer is Settled.DONE:
+                del self.held[lease.id]
+                self.settled.append((name, lease.id))
+        return answers
+
+    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
+        await self._meet(self.before, "sweep")
+        return []
+
+    async def reap(self, count: int, hold_s: float) -> ReapBatch:
+        await self._meet(self.before, "reap")
+        given, self.reapable = self.reapable[:count], self.reapable[count:]
+        return ReapBatch(jobs=[Reapable(spec=spec, has_file=True) for spec in given], next_due_s=None)
+
+    async def remove(self, job_ids: Sequence[str]) -> None:
+        self.removed += job_ids
+
+    async def _meet(self, hooks: dict[str, Callable[[], Awaitable[None]]], name: str) -> None:
+        if hooks is self.before:
+            self.calls[name] += 1
+        await trio.lowlevel.checkpoint()
+        if name in hooks:
+            await hooks[name]()
+
+
+async def refuse() -> None:
+    """A hook: the store does not answer."""
+    raise StoreUnavailable("the store does not answer")

@@ -1,0 +1,133 @@
+"""The scheduler alone, on a store in memory: work that does as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+import trio.testing
+
+from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
+from downloader.scheduler import (
+    End,
+    Ended,
+    Stop,
+    Wake,
+    Workload,
+    run_workload,
+    settle_callbacks,
+    settle_downloads,
+)
+from downloader.store import Settled
+from servers.fake_store import FakeStore
+
+LEASE_S = 30.0
+
+
+class Work(Workload):
+    """Each job works until it is let go; then it succeeds."""
+
+    def __init__(self, store: FakeStore, kind: Kind, concurrency: int) -> None:
+        self.kind = kind
+        self.concurrency = concurrency
+        self.lease_s = LEASE_S
+        self.store = store
+        self.working: dict[str, Callable[[], bool]] = {}
+        """`still_ours` by job id."""
+        self.begun: list[str] = []
+        self.cancelled: dict[str, float] = {}
+        """Trio time at which the work was cancelled, by job id."""
+        self.let_go: set[str] = set()
+        self.ends: list[tuple[str, Verdict]] = []
+        self.losses = 0
+        self.open = True
+        self._moved = trio.Event()
+
+    def may_lease(self) -> bool:
+        return self.open
+
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+        self.begun.append(lease.id)
+        self.working[lease.id] = still_ours
+        try:
+            while lease.id not in self.let_go:
+                await self._moved.wait()
+        except trio.Cancelled:
+            self.cancelled[lease.id] = trio.current_time()
+            raise
+        finally:
+            del self.working[lease.id]
+        if lease.kind is Kind.DOWNLOAD:
+            return Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+        return Delivery(verdict=Verdict.SUCCEEDED)
+
+    def finish(self, *job_ids: str) -> None:
+        """Let these end."""
+        self.let_go |= set(job_ids)
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        if self.kind is Kind.DOWNLOAD:
+            return await settle_downloads(self.store.typed(), "me", results, per_destination=4, keep_s=60)
+        return await settle_callbacks(
+            self.store.typed(), "me", results, per_destination=4, deletion_s=60, failed_s=60
+        )
+
+    def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # not asked for
+        self.ends.append((lease.id, end.verdict))
+
+    def lost(self) -> None:
+        self.losses += 1
+
+
+@dataclass
+class Process:
+    """A scheduler at work."""
+
+    store: FakeStore
+    work: Work
+    stop: Stop = field(default_factory=Stop)
+    wake: Wake = field(default_factory=Wake)
+    ended: trio.Event = field(default_factory=trio.Event)
+    skipped_s: float = 0.0
+    """How much further the clock of leases is than Trio's."""
+
+    def clock(self) -> float:
+        return trio.current_time() + self.skipped_s
+
+    async def settle_down(self) -> None:
+        """Let everything that can happen now happen."""
+        await trio.testing.wait_all_tasks_blocked()
+
+    def add(self, group: str, count: int = 1, **facts: object) -> list[str]:
+        """Enqueue in the store, which wakes it."""
+        ids = self.store.add(group, count, kind=self.work.kind, **facts)  # type: ignore[arg-type]
+        self.wake.set()
+        return ids
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        await run_workload(
+            self.store.typed(),
+            self.work,
+            owner="me",
+            wake=self.wake,
+            stop=self.stop,
+            clock=self.clock,
+            task_status=task_status,
+        )
+        self.ended.set()
+
+
+@asynccontextmanager
+async def scheduling(
+    store: FakeStore, *, kind: Kind = Kind.DOWNLOAD, concurrency: int = 4
+) -> AsyncIterator[Process]:
+    """A scheduler at work on the store."""
+    process = Process(store, Work(store, kind, concurrency))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        yield process
+        nursery.cancel_scope.cancel()
