@@ -156,8 +156,8 @@ def test_a_cluster_and_a_sentinel(folder: Path) -> None:
         found: dict[str, Any] = json.loads(ran.out)[0]
         return found
 
-    with cluster_of_three() as ports:
-        found = store(redis={"url": f"redis://127.0.0.1:{ports[0]}", "cluster": True})
+    with cluster_of_three() as nodes:
+        found = store(redis={"url": f"redis://127.0.0.1:{nodes[0].port}", "cluster": True})
         assert found["state"] == "note"
         assert found["text"].startswith(("Valkey ", "Redis "))
         assert found["text"].endswith("it has no append-only file, so a restart of it may lose jobs")

@@ -23,7 +23,7 @@ IDLE_START_S = 2.0
 @pytest.fixture
 def ports() -> Iterator[list[int]]:
     with cluster_of_three() as opened:
-        yield opened
+        yield [node.port for node in opened]
 
 
 async def test_jobs_end_to_end(ports: list[int], folder: Path, sink: Sink, origin: Origin) -> None:

@@ -99,14 +99,16 @@ def watched_by_sentinel(folder: Path) -> Iterator[Watched]:
 
 
 @contextmanager
-def cluster_of_three() -> Iterator[list[int]]:
-    """Three servers that share the slots; yields their ports."""
+def cluster_of_three() -> Iterator[list[Valkey]]:
+    """Three servers that share the slots, each serving its own also while another is gone."""
     spare = spare_ports(6)
     ports, buses = spare[:3], spare[3:]
+    nodes: list[Valkey] = []
     with ExitStack() as stack:
         for port, bus in zip(ports, buses, strict=True):
             options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--protected-mode", "no")
-            stack.enter_context(Valkey(*options, port=port))
+            alone = ("--cluster-require-full-coverage", "no")
+            nodes.append(stack.enter_context(Valkey(*options, *alone, port=port)))
         clients = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
         share = -(-SLOTS // 3)
         for index, client in enumerate(clients):
@@ -119,4 +121,4 @@ def cluster_of_three() -> Iterator[list[int]]:
             return all("cluster_state:ok" in text and "cluster_known_nodes:3" in text for text in states)
 
         until(agreed, "a cluster")
-        yield ports
+        yield nodes

@@ -50,7 +50,8 @@ BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
 """Pauses between calls to a store that does not answer."""
 
 HAND_BACK_S = 2.0
-"""How long after a stop's deadline a store that does not answer is asked to take leases back."""
+"""How long a store that does not answer is asked at a stop for leases that it may have given, and after the
+stop's deadline to take leases back."""
 
 OCCUPIED_DELAY_S = 0.05
 """How long a task waits whose slot in this process is still being cleared by its former work."""
@@ -199,7 +200,6 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
     """Lease until the stop begins, and leave nothing leased of which this process never heard."""
     workload = running.workload
     backoff_s = BACKOFF_S
-    heard = True
     while not running.stop.begun:
         if running.free < 1:
             await _wait_for_room(running)
@@ -221,12 +221,14 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             due_s = math.inf if next_due_s is None else next_due_s
             await _look_again(running.wake, min(due_s, longest_s))
     if workload.leases_at_stop and running.free > 0:
-        heard, _ = await _take(running, tasks, min(running.free, LEASE_BATCH))
-    while not heard:
+        await _take(running, tasks, min(running.free, LEASE_BATCH))
+    # What was given and not heard of, if anything, is asked for and handed back.
+    give_up_at = trio.current_time() + HAND_BACK_S
+    heard = False
+    while not heard and trio.current_time() < give_up_at:
         heard, _ = await _take(running, tasks, 0)
-        if running.stop.over:
-            break
-        await trio.sleep(_jittered(backoff_s))
+        if not heard:
+            await trio.sleep(_jittered(BACKOFF_S))
 
 
 async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[bool, float | None]:

@@ -1,0 +1,191 @@
+"""A node of a Cluster is dead or frozen, under load: only its own jobs wait for it (F22)."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+import trio
+
+from downloader.config import RedisSettings
+from downloader.errors import StoreUnavailable
+from downloader.model import FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict, shard_of
+from downloader.store import Accepted, Settled, Submission
+from downloader.store.keys import CLUSTER_SHARDS
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import RedisStore, open_store
+from servers.jobs import spec_for
+from servers.valkey import Valkey
+from servers.valkey_groups import cluster_of_three
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.fault,
+    pytest.mark.row("F22"),
+    pytest.mark.timeout(120),
+    # redis-py drops the streams of a node's connections without closing them when the node dies.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+TIMEOUT_S = 3.0
+DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=1))
+OWNER = "me"
+
+
+@dataclass
+class Cluster:
+    """A store on a Cluster, and a job in each of its shards."""
+
+    nodes: Sequence[Valkey]
+    store: RedisStore
+    settings: RedisSettings
+
+    def specs(self) -> dict[int, JobSpec]:
+        """A job for each shard."""
+        found: dict[int, JobSpec] = {}
+        for number in range(10_000):
+            spec = spec_for(self.store, f"group {number}", aggr_limit=100)
+            found.setdefault(shard_of(spec.id, CLUSTER_SHARDS), spec)
+            if len(found) == CLUSTER_SHARDS:
+                break
+        return found
+
+    async def shards_of(self, node: Valkey) -> set[int]:
+        """The shards whose keys a node holds."""
+        keys = self.store._keys
+        held = set()
+        for shard in range(CLUSTER_SHARDS):
+            found = await trio.to_thread.run_sync(node.command, "EXISTS", keys.key(shard, "layout"))
+            if not found.startswith(b"-MOVED"):
+                held.add(shard)
+        return held
+
+    async def lease_all(self) -> list[Lease]:
+        """Lease until nothing more is due."""
+        leases: list[Lease] = []
+        while True:
+            batch = await self.store.lease(Kind.DOWNLOAD, OWNER, 64, 60)
+            leases += batch.leases
+            if batch.next_due_s != 0:
+                return leases
+
+
+@pytest.fixture
+def nodes() -> Iterator[Sequence[Valkey]]:
+    with cluster_of_three() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def cluster(nodes: Sequence[Valkey]) -> AsyncIterator[Cluster]:
+    settings = RedisSettings(url=f"redis://127.0.0.1:{nodes[0].port}", cluster=True, timeout=TIMEOUT_S)
+    async with asyncio_loop(), open_store(settings) as store:
+        yield Cluster(nodes, store, settings)
+
+
+def halt(node: Valkey, how: str) -> None:
+    assert node.process is not None
+    if how == "killed":
+        node.kill()
+    else:
+        node.process.send_signal(signal.SIGSTOP)
+
+
+def revive(node: Valkey, how: str) -> None:
+    assert node.process is not None
+    if how == "killed":
+        node.start()
+    else:
+        node.process.send_signal(signal.SIGCONT)
+
+
+async def submit_all(store: RedisStore, specs: dict[int, JobSpec]) -> Sequence[tuple[Accepted, str]]:
+    return await store.submit([Submission(spec=spec) for spec in specs.values()])
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+async def test_f22_the_other_shards_go_on(cluster: Cluster, how: str) -> None:
+    store = cluster.store
+    before, during, again = cluster.specs(), cluster.specs(), cluster.specs()
+    await store.submit([Submission(spec=spec) for spec in before.values()])
+    held = await cluster.lease_all()
+    assert {lease.id for lease in held} == {spec.id for spec in before.values()}
+    node = cluster.nodes[1]
+    gone = await cluster.shards_of(node)
+    alive = set(range(CLUSTER_SHARDS)) - gone
+    assert gone
+    assert alive
+
+    halt(node, how)
+    try:
+        # Submissions for live shards are taken, and those of the dead one say so.
+        answers = await store.submit([Submission(spec=spec) for spec in during.values()])
+        told = dict(zip(during, (why for why, _ in answers), strict=True))
+        assert {shard for shard, why in told.items() if why is Accepted.NEW} == alive
+        assert {shard for shard, why in told.items() if why is Accepted.UNAVAILABLE} == gone
+        with pytest.raises(StoreUnavailable):
+            await store.submit([Submission(spec=during[shard]) for shard in gone])
+
+        # It has been silent once: from now on it keeps nobody waiting.
+        began = trio.current_time()
+        leased: list[Lease] = []
+        while len(leased) < len(alive):
+            leased += await cluster.lease_all()
+        assert {lease.id for lease in leased} == {during[shard].id for shard in alive}
+        renewed = await store.renew(Kind.DOWNLOAD, OWNER, held, 60)
+        settled = await store.finish(OWNER, [(lease, DONE, None, 0.0) for lease in held])
+        for answers_of, good in ((renewed, Settled.DONE), (settled, Settled.DONE)):
+            for lease, answer in zip(held, answers_of, strict=True):
+                lost = shard_of(lease.id, CLUSTER_SHARDS) in gone
+                assert answer is (Settled.UNKNOWN if lost else good)
+        released = await store.release(Kind.DOWNLOAD, OWNER, [(lease, "", 0.0) for lease in leased])
+        assert released == [Settled.DONE] * len(leased)
+        assert await store.sweep(Kind.DOWNLOAD) == []
+        reaped = await store.reap(100, 60)
+        assert {job.spec.id for job in reaped.jobs} == {before[shard].id for shard in alive}
+        await store.remove([job.spec.id for job in reaped.jobs])
+        await store.ping()
+        assert trio.current_time() - began < 6 * TIMEOUT_S
+    finally:
+        revive(node, how)
+
+    # When it is back, its jobs go on, and neither an attempt nor a crash has been counted.
+    if how == "killed":
+        return  # it kept nothing in memory
+    with trio.fail_after(30):
+        while any(  # noqa: ASYNC110  # a server that tells of nothing by itself
+            why is Accepted.UNAVAILABLE for why, _ in await submit_all(store, again)
+        ):
+            await trio.sleep(0.1)
+    rest = [lease for lease in held if shard_of(lease.id, CLUSTER_SHARDS) in gone]
+    assert await store.finish(OWNER, [(lease, DONE, None, 60.0) for lease in rest]) == [Settled.DONE] * len(
+        rest
+    )
+    for lease in rest:
+        view = await store.get(lease.id)
+        assert view is not None
+        assert (view.download.state, view.download.attempts, view.download.crashes) == (State.SUCCEEDED, 1, 0)
+
+
+async def test_f22_a_lease_that_a_silent_shard_gave_is_given_again(cluster: Cluster) -> None:
+    """It was granted, and the answer never came: the next call hears of it."""
+    store, node = cluster.store, cluster.nodes[2]
+    gone = await cluster.shards_of(node)
+    specs = cluster.specs()
+    await store.submit([Submission(spec=spec) for spec in specs.values()])
+    halt(node, "frozen")
+    try:
+        leased = await cluster.lease_all()
+        assert {shard_of(lease.id, CLUSTER_SHARDS) for lease in leased} == set(specs) - gone
+    finally:
+        revive(node, "frozen")
+    with trio.fail_after(30):
+        while len(leased) < CLUSTER_SHARDS:
+            with suppress(StoreUnavailable):
+                leased += await cluster.lease_all()
+            await trio.sleep(0.1)
+    assert sorted(lease.id for lease in leased) == sorted(spec.id for spec in specs.values())
+    assert {lease.generation for lease in leased} == {1}
