@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -253,7 +254,7 @@ async def test_jobs_that_arrive_together_travel_together(store: RedisStore, nurs
     answers: list[tuple[Accepted, str]] = []
 
     async def submit(aggr_id: str) -> None:
-        answers.append(await intake.submit(submission(store, aggr_id)))
+        answers.append(await intake.submit(submission(store, aggr_id), size=1))
 
     async with trio.open_nursery() as clients:
         clients.start_soon(submit, "a0")
@@ -274,7 +275,7 @@ async def test_a_batch_is_bounded(store: RedisStore, nursery: trio.Nursery) -> N
     await nursery.start(intake.run)
     async with trio.open_nursery() as clients:
         for _ in range(MAX_BATCH + 2):
-            clients.start_soon(intake.submit, submission(store))
+            clients.start_soon(partial(intake.submit, submission(store), size=1))
         counting.go.set()
     assert max(counting.sizes) == MAX_BATCH
     assert sum(counting.sizes) == MAX_BATCH + 2
@@ -288,12 +289,12 @@ async def test_who_gives_up_before_the_batch_leaves_is_not_in_it(
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
     async with trio.open_nursery() as clients:
-        clients.start_soon(intake.submit, submission(store))
+        clients.start_soon(partial(intake.submit, submission(store), size=1))
         await counting.entered.wait()
         with trio.CancelScope() as impatient:
             impatient.cancel()
-            await intake.submit(submission(store))
-        clients.start_soon(intake.submit, submission(store))
+            await intake.submit(submission(store), size=1)
+        clients.start_soon(partial(intake.submit, submission(store), size=1))
         await wait_all_tasks_blocked()
         counting.go.set()
     assert counting.sizes == [1, 1]
@@ -305,14 +306,14 @@ async def test_too_many_that_wait_are_refused_at_once(store: RedisStore, nursery
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
     async with trio.open_nursery() as clients:
-        clients.start_soon(intake.submit, submission(store))
+        clients.start_soon(partial(intake.submit, submission(store), size=1))
         await counting.entered.wait()
         one = submission(store)
         for _ in range(MAX_WAITING):
-            clients.start_soon(intake.submit, one)
+            clients.start_soon(partial(intake.submit, one, size=1))
         await wait_all_tasks_blocked()
         with pytest.raises(StoreUnavailable):
-            await intake.submit(one)
+            await intake.submit(one, size=1)
         clients.cancel_scope.cancel()
     nursery.cancel_scope.cancel()
 

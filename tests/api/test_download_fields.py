@@ -6,16 +6,15 @@ import json
 from contextlib import suppress
 from typing import Any
 
-import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
-from downloader.api.fields import parse_job
+from downloader.api.fields import check_url, parse_job
 from downloader.api.problems import Refused
-from downloader.api.urls import check_url
 from downloader.model import JobSpec
+from downloader.net import Url
 
 JOB: dict[str, Any] = {
     "aggr_id": "example.org",
@@ -112,6 +111,10 @@ ACCEPTED = [
     {"callback_url": ""},
     {"extra": ""},
     {"extra": {"a": [1, {"b": None}]}},
+    *({"url": f"http://example.org/{text}"} for text in ("a b", "a|b", "^{}`", '"<>"', "%", "\u202e", "ä?ö")),
+    {"url": "  http://example.org/ "},
+    {"url": "http://user:pass@example.org/"},
+    {"url": "http://@example.org/"},
     {"mime_type": ""},
     {"mime_type": "image/png,image/webp"},
     {"max_retries": 1000},
@@ -123,6 +126,8 @@ ACCEPTED = [
     {"request_headers": {"Authorization": "Bearer x", "Accept-Encoding": "gzip", "User-Agent": "x"}},
     {"request_headers": {"X": ""}},
     {"user_agent": ""},
+    {"user_agent": "größer 下载"},
+    {"request_headers": {"User-Agent": "", "X": "größer 下载"}},
     {"subpath": ""},
     {"subpath": "x/" * 31 + "x"},
     {"subpath": "NSb/other/NSb4FOAs9fVaQw"},
@@ -139,16 +144,13 @@ def test_accepted(changes: dict[str, Any]) -> None:
     assert JobSpec.from_json(spec.id, spec.to_json()) == spec
     if "url" in changes:
         assert spec.url == changes["url"]
-        assert httpx2.URL(spec.url).is_absolute_url
+        assert Url.parse(spec.url).target
 
 
 URLS = [
-    ("http://user:pass@example.org/", "url_userinfo"),
-    ("http://user@example.org/", "url_userinfo"),
-    ("http://@example.org/", "url_userinfo"),
+    ("http://a@b@example.org/", "url_userinfo"),
     ("http://evil\\@127.0.0.1", "url_host"),
     ("http://evil.example\\.example.org/", "url_host"),
-    ("http://a%2f@example.org/", "url_userinfo"),
     ("http://a%2fexample.org/", "url_host"),
     ("http://example.org:0/", "url_port"),
     ("http://example.org:22/", "url_port"),
@@ -176,7 +178,7 @@ URLS = [
     ("http://exa$mple.org/", "url_host"),
     ("http://" + "a" * 64 + ".example/", "url_host"),
     ("http://" + "a." * 150 + "example/", "url_host"),
-    ("http://\N{ZERO WIDTH JOINER}.example/", "url_characters"),
+    ("http://\N{ZERO WIDTH JOINER}.example/", "url_host"),
     ("http://\N{EN DASH}\N{GRINNING FACE}.example/", "url_host"),
     ("http://256.1.1.1/", "url_host"),
     ("http://01.1.1.1/", "url_host"),
@@ -185,14 +187,10 @@ URLS = [
     ("http://[fe80::1%25eth0]/", "url_host"),
     ("http://[::1]x/", "url_host"),
     ("http://::1/", "url_host"),
-    ("http://example.org/a b", "url_characters"),
-    (" http://example.org/", "url_characters"),
     ("http://example.org/\r\nX: y", "url_characters"),
     ("http://example.org/\n", "url_characters"),
     ("http://example.org/\x00", "url_characters"),
     ("http://example.org/\x7f", "url_characters"),
-    ("http://example.org/\u202e", "url_characters"),
-    ("http://example.org/\xa0", "url_characters"),
     ("//example.org/", "url_malformed"),
     ("example.org", "url_malformed"),
     ("/path", "url_malformed"),
@@ -221,7 +219,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"aggr_limit": 2**31}, "out_of_range", "aggr_limit"),
     ({"aggr_limit": 10**30}, "out_of_range", "aggr_limit"),
     ({"aggr_limit": True}, "wrong_type", "aggr_limit"),
-    ({"aggr_limit": 3.0}, "wrong_type", "aggr_limit"),
     ({"aggr_limit": "3"}, "wrong_type", "aggr_limit"),
     ({"aggr_proxy": "ftp://proxy.example"}, "url_scheme", "aggr_proxy"),
     ({"aggr_proxy": "proxy.example:3128"}, "url_malformed", "aggr_proxy"),
@@ -251,9 +248,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "callback_error_type",
     ),
     ({"callback_error_type": "http", "callback_error_dst": "x"}, "url_malformed", "callback_error_dst"),
-    ({"extra": 1}, "wrong_type", "extra"),
-    ({"extra": ["a"]}, "wrong_type", "extra"),
-    ({"extra": True}, "wrong_type", "extra"),
     ({"mime_type": "[a"}, "mime_pattern", "mime_type"),
     ({"mime_type": "\\"}, "mime_pattern", "mime_type"),
     ({"mime_type": 1}, "wrong_type", "mime_type"),
@@ -282,7 +276,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     *(
         ({"request_headers": {"X": value}}, "header_value", "request_headers")
-        for value in ("a\r\nHost: b", "a\n", "a\r", "\x00", "\x7f", "ü", "\u202e")
+        for value in ("a\r\nHost: b", "a\n", "a\r", "\x00", "\x7f", "\x85")
     ),
     *(
         ({"request_headers": {name: "x"}}, "header_forbidden", "request_headers")
@@ -333,6 +327,30 @@ def test_a_bucket_makes_the_callback_optional_but_not_half_of_it() -> None:
     assert refusal(body(**BUCKET, callback_dst=ABSENT)) == (422, "required", "callback_dst")
 
 
+@pytest.mark.parametrize("text", ["1", "2.50", "true", "false", '["a",  1]', "-0", "{}", "[]", "1e3"])
+def test_extra_of_any_kind_is_its_own_text(text: str) -> None:
+    assert parse(body()[:-1] + f', "extra": {text}}}'.encode()).extra == text
+
+
+@pytest.mark.parametrize("field", ["aggr_limit", "max_retries", "download_timeout"])
+def test_a_number_is_a_number(field: str) -> None:
+    for text in ("4.0", "4", "0.4e1", "4E0"):
+        job = parse(body(**{field: ABSENT})[:-1] + f', "{field}": {text}}}'.encode())
+        assert repr(getattr(job, field)) == "4"
+    for value in (2.5, 1e300, -1.0, True, "4"):
+        assert refusal(body(**{field: value}))[2] == field
+
+
+def test_whole_numbers_as_header_values() -> None:
+    assert parse(body(request_headers={"X": 4.0, "Y": 5})).request_headers == {"X": "4", "Y": "5"}
+    assert refusal(body(request_headers={"X": 2.5}))[1] == "wrong_type"
+
+
+def test_headers_are_measured_as_they_are_sent() -> None:
+    assert parse(body(request_headers={"X": "ü" * 4095})).request_headers
+    assert refusal(body(request_headers={"X": "ü" * 4096}))[1] == "headers_too_large"
+
+
 def test_extra_as_an_object_is_its_own_text() -> None:
     text = '{"b" : 1.0,\n "a":"\\u00fc", "n": 123456789012345678901234567890}'
     data = body()[:-1] + b', "first": [1, "}"] , "extra":\t' + text.encode() + b' ,"z": 1}'
@@ -357,7 +375,7 @@ CANARY = "c4n4ry"
 @pytest.mark.row("H20")
 def test_no_value_is_echoed(field: str, value: object) -> None:
     data = body(**{field: value})
-    if field == "extra" and not isinstance(value, list):
+    if field == "extra":
         assert CANARY in parse(data).extra
         return
     with pytest.raises(Refused) as caught:
@@ -370,7 +388,7 @@ def test_no_value_is_echoed(field: str, value: object) -> None:
 @given(st.text(alphabet="ab.1:@/?#[]%\\ü。-_~", max_size=20))
 def test_whatever_is_taken_the_http_client_can_parse(rest: str) -> None:
     with suppress(PydanticCustomError):
-        assert httpx2.URL(check_url(f"http://{rest}", "download")).raw_host
+        assert Url.parse(check_url(f"http://{rest}", "download")).httpx.raw_host
 
 
 def nested(opening: str, depth: int, closing: str) -> tuple[bytes, str]:

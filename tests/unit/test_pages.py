@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
 
 CODE = re.compile(
-    r"(?:code=|PydanticCustomError\(\s*|bad_request\(|unavailable\("
+    r"(?:code=|PydanticCustomError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
     r'|_refuse\(\s*[^,"]+, |_refuse\("[a-z_]+", )"([a-z_]+)"'
 )
 """How the API's modules spell a problem's code."""
@@ -31,7 +31,7 @@ def page(name: str) -> str:
 
 def problem_codes() -> set[str]:
     found = set(fields._CODES.values())
-    for module in API.glob("*.py"):
+    for module in (*API.glob("*.py"), API.parent / "net" / "url.py"):
         found.update(CODE.findall(module.read_text("utf-8")))
     return found
 

@@ -19,6 +19,8 @@ from werkzeug.exceptions import HTTPException
 
 from downloader.api.asgi import Message, Receive, Send, send_problem
 from downloader.api.auth import CALLER, PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
+from downloader.api.bulk import PATH as BULK_PATH
+from downloader.api.bulk import serve_downloads
 from downloader.api.deps import ApiDeps
 from downloader.api.events import PATH as EVENTS_PATH
 from downloader.api.events import Events, Pace, add_events
@@ -70,8 +72,9 @@ class Api:
         """
         try:
             caller = self._admit(scope)
-            if scope["path"] == PATH and scope["method"] == "POST":
-                await serve_download(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
+            serve_jobs = _INTAKE.get(scope["path"]) if scope["method"] == "POST" else None
+            if serve_jobs is not None:
+                await serve_jobs(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
             else:
                 scope[CALLER] = caller
                 await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
@@ -97,7 +100,7 @@ class Api:
         if path.startswith("//"):  # for URL parsers, what follows is a host
             raise not_found("There is no such route.")
         limit = self._deps.settings.max_body
-        if int(headers.get(b"content-length", 0)) > limit:
+        if path != BULK_PATH and int(headers.get(b"content-length", 0)) > limit:
             raise Refused(too_large(limit))
         return caller
 
@@ -132,7 +135,8 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     add_page(app)
     add_events(app, events)
     # Answered before Quart is asked; known to it, so that other methods get 405 and OPTIONS an answer.
-    app.add_url_rule(PATH, "download", methods=["POST", "OPTIONS"], provide_automatic_options=True)
+    for path in _INTAKE:
+        app.add_url_rule(path, path, methods=["POST", "OPTIONS"], provide_automatic_options=True)
 
     @app.errorhandler(Exception)
     async def answer_error(error: Exception) -> Response:
@@ -168,6 +172,8 @@ def as_problem(error: Exception) -> Problem:
         more_headers=((b"allow", allowed.encode()),) if allowed else (),
     )
 
+
+_INTAKE = {PATH: serve_download, BULK_PATH: serve_downloads}
 
 _CROWDED = unavailable("too_many_connections", "Too many clients are connected; try again.")
 

@@ -228,14 +228,16 @@ class Exchange(HTTPStream):
 
     async def _wait_for_body(self) -> None:
         """Wait for more of the body; only time spent waiting is charged against the client."""
-        self._patience_s += self._gained / self._shared.limits.body_rate
+        limits = self._shared.limits
+        self._patience_s = min(self._patience_s + self._gained / limits.body_rate, limits.body_grace_s)
         self._gained = 0
         started = trio.current_time()
         await self._protocol.want_body(self.stream_id)
         self._transport.busy -= 1
         self._transport.update()
         try:
-            with trio.move_on_after(self._patience_s) as scope:
+            limit_s = self._shared.limits.idle_s if self.scope.get(STREAMED) else self._patience_s
+            with trio.move_on_after(limit_s) as scope:
                 while not self._pieces and not self.ended and not self.closed and self._failure is None:
                     self._news = trio.Event()
                     await self._news.wait()
@@ -275,6 +277,10 @@ class Exchange(HTTPStream):
         if self.closed and message.get("more_body", False):
             raise Gone
 
+
+STREAMED = "downloader.streamed"
+"""Key of the ASGI scope, set by an application: the client may take its time between two pieces of the body,
+as between two requests."""
 
 RESERVED = "downloader.reserved"
 """Key of the ASGI scope: the connection has a place of the reserve, so only health is answered."""

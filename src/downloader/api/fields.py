@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from itertools import pairwise
 from typing import Annotated, Any, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from downloader.api.auth import Caller, check_job
 from downloader.api.json import member_text, parse_object
 from downloader.api.problems import Problem, Refused
-from downloader.api.urls import check_url
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, now_ms
+from downloader.net import Url, UrlError, Use
 
 MAX_INT = 2**31 - 1
 """Of a limit or a timeout: what clients in other languages send to mean "no limit"."""
@@ -42,8 +42,8 @@ MAX_SEGMENT_BYTES = 255
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, 5.6.2."""
-_VALUE = re.compile(r"[\t\x20-\x7e]*")
-"""RFC 9110, 5.5, without obsolete text: nothing that ends a line, nothing that needs an encoding."""
+_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
+"""RFC 9110, 5.5: nothing that ends a line, no control character; what is not ASCII is sent as UTF-8."""
 
 FORBIDDEN_HEADERS = frozenset(
     {
@@ -72,6 +72,27 @@ _CODES = {
 """Pydantic's error types as codes of this API; the other codes are raised by the rules below."""
 
 
+def _whole(value: object) -> object:
+    """A number without a fraction is an integer, however it is written: JSON has one kind of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+
+
+def check_url(text: str, use: Use) -> str:
+    """The URL as given, when its form is fit for the use.
+
+    Raises:
+        PydanticCustomError: with the code of the `UrlError`.
+    """
+    try:
+        Url.parse(text, use)
+    except UrlError as error:
+        raise PydanticCustomError("url", "{detail}", {"code": error.code, "detail": error.detail}) from None
+    return text
+
+
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise PydanticCustomError("characters", "has control or invisible characters")
@@ -79,6 +100,7 @@ def _printable(text: str) -> str:
 
 
 def _header_value(value: object) -> str:
+    value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise PydanticCustomError("wrong_type", "must have strings or integers as values")
     text = str(value).strip(" \t")
@@ -98,7 +120,7 @@ def _request_headers(headers: dict[str, Any]) -> dict[str, str]:
         if name.lower() in FORBIDDEN_HEADERS or name.lower().startswith("proxy-"):
             raise PydanticCustomError("header_forbidden", "has a header that the downloader sets itself")
     result = {name: _header_value(value) for name, value in headers.items()}
-    if sum(len(name) + len(value) for name, value in result.items()) > MAX_HEADER_BYTES:
+    if sum(len(name) + len(value.encode()) for name, value in result.items()) > MAX_HEADER_BYTES:
         raise PydanticCustomError("headers_too_large", "has more than 8 KiB of names and values")
     return result
 
@@ -142,7 +164,7 @@ def _matches(pattern: re.Pattern[str]) -> Callable[[str], str]:
     return check
 
 
-def _url(use: Any) -> AfterValidator:
+def _url(use: Use) -> AfterValidator:
     return AfterValidator(lambda url: check_url(url, use) if url else url)
 
 
@@ -158,7 +180,7 @@ class DownloadRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
 
     aggr_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
-    aggr_limit: Annotated[int, Field(ge=1, le=MAX_INT)]
+    aggr_limit: Annotated[Integer, Field(ge=1, le=MAX_INT)]
     aggr_proxy: Annotated[str, _url("proxy")] = ""
     url: Annotated[str, AfterValidator(_required_url)]
     callback_type: str = ""
@@ -166,11 +188,11 @@ class DownloadRequest(BaseModel):
     callback_url: str = ""
     callback_error_type: str = ""
     callback_error_dst: str = ""
-    extra: str | dict[str, Any] = ""
+    extra: Any = ""
     mime_type: Annotated[str, AfterValidator(_mime_type)] = ""
-    max_retries: Annotated[int, Field(ge=0, le=MAX_RETRIES)] | None = None
+    max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)] | None = None
     extract_image_size: bool = False
-    download_timeout: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
+    download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
     request_headers: Annotated[dict[str, Any], AfterValidator(_request_headers)] = {}
     user_agent: Annotated[str, Field(max_length=1024), AfterValidator(_header_value)] = ""
     s3_bucket: Annotated[str, AfterValidator(_matches(_BUCKET))] = ""
@@ -184,11 +206,13 @@ def parse_job(
     new_id: Callable[[str], str],
     backends: frozenset[str],
     caller: Caller | None = None,
+    members: dict[str, Any] | None = None,
 ) -> JobSpec:
     """Read and check one job.
 
     Args:
         body: UTF-8 JSON.
+        members: of its object, when `parse_object` has read it already.
         new_id: makes the job's id, given its aggregation.
         backends: names of the notifier backends that are configured.
         caller: whose allow-lists hold; `None` while the API is open.
@@ -197,7 +221,7 @@ def parse_job(
         Refused: 400 for a body that is no JSON object, 422 with the field at fault, 403 with the field
             that the caller's allow-lists do not have.
     """
-    given = {name: value for name, value in parse_object(body).items() if value is not None}
+    given = {name: value for name, value in (members or parse_object(body)).items() if value is not None}
     try:
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
@@ -277,21 +301,26 @@ def _check_destination(field: str, kind: str, destination: str) -> None:
         else:
             _printable(destination)
     except PydanticCustomError as error:
-        _refuse(field, error.type, error.message())
+        _refuse(field, _code(error.type, error.context), error.message())
     if kind != "http" and len(destination) > MAX_DESTINATION_CHARS:
         _refuse(field, "too_long", "has more than 2048 characters")
 
 
 def _refusal(error: ValidationError) -> Refused:
     """The first fault that pydantic found, without the value it was found in."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    code = _CODES.get(first["type"], first["type"])
+    first = error.errors(include_url=False, include_input=False)[0]
+    code = _code(first["type"], first.get("ctx"))
     detail = (
         "is required"
         if code == "required"
         else first["msg"].replace("Input ", "").replace("dictionary", "object")
     )
     return _problem(str(first["loc"][0]), code, detail)
+
+
+def _code(kind: str, context: Mapping[str, Any] | None) -> str:
+    """The code of an error of pydantic's or ours."""
+    return str(context["code"]) if kind == "url" and context else _CODES.get(kind, kind)
 
 
 def _refuse(field: str, code: str, detail: str) -> NoReturn:

@@ -56,6 +56,8 @@ class Http1(H11Protocol):
         self._buffer = bytearray()
         """What was received and has not been given to h11."""
         self._refused = False
+        self._last = False
+        """The connection is closed after the answer."""
         self._head = b""
         """Of the answer, to be sent with its first piece."""
         self._left = 0
@@ -226,7 +228,7 @@ class Http1(H11Protocol):
         if ended:
             await stream.handle(EndBody(stream_id=STREAM_ID))
         if ended and self._chunked:
-            self.closing = True  # see `_head_of_answer`
+            self._last = True  # see `_head_of_answer`
             self._buffer.clear()
         elif self._chunked:
             await trio.lowlevel.checkpoint()
@@ -278,9 +280,9 @@ class Http1(H11Protocol):
             and not self._chunked
             and self.connection.their_state not in (h11.MUST_CLOSE, h11.CLOSED, h11.ERROR)
         )
-        self.closing = self.closing or not whole or self._shared.stopping or self._transport.reserved
+        self._last = self._last or not whole or self._shared.stopping or self._transport.reserved
         headers = [*event.headers, *self.config.response_headers("h11")]
-        if self.closing:
+        if self._last:
             headers.append((b"connection", b"close"))
         return self.connection.send(h11.Response(headers=headers, status_code=event.status_code)) or b""
 
@@ -288,7 +290,7 @@ class Http1(H11Protocol):
         self._head = b""
         self.stream = None
         done = self.connection.our_state is h11.DONE and self.connection.their_state is h11.DONE
-        if done and not self.closing and not self._shared.stopping:
+        if done and not self._last and not self.closing and not self._shared.stopping:
             self.connection.start_next_cycle()
             await self.send(Updated(idle=True))
         else:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import trio
 
 from downloader.groupcommit import GroupCommit
-from downloader.store import Accepted, JobStore, StoreUnavailable, Submission
+from downloader.store import Accepted, JobStore, StoreError, StoreUnavailable, Submission
 
 MAX_BATCH = 500
 """Jobs in one round trip: about 200 KB and 10 ms of the store's time, which others also wait for."""
 
 MAX_WAITING = 5000
 """Jobs that wait. More than a store under full load takes in `WAIT_S` is better refused at once."""
+
+MAX_WAITING_BYTES = 64 * 1024**2
+"""Of their bodies together: what a store that hangs may make the process keep, a few times over."""
 
 WAIT_S = 10.0
 """How long one job may wait; twice the default bound of a call to the store."""
@@ -27,12 +31,14 @@ class Intake:
             self._take, max_batch=MAX_BATCH
         )
         self._store = store
+        self._bytes = 0
+        """Of the bodies of jobs that wait or are on their way."""
 
     async def _take(self, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         return await self._store.submit(batch)
 
-    async def submit(self, submission: Submission) -> tuple[Accepted, str]:
-        """Hand one job to the store; answers as `JobStore.submit` does for it.
+    async def submit(self, submission: Submission, *, size: int) -> tuple[Accepted, str]:
+        """Hand one job to the store; answers as `JobStore.submit` does for it. `size`: of its body, in bytes.
 
         A cancel ends this wait only: a job that is on its way to the store may be taken in.
 
@@ -43,9 +49,36 @@ class Intake:
         """
         if self._commit.waiting >= MAX_WAITING:
             raise StoreUnavailable("too many jobs wait for the store")
-        with trio.move_on_after(WAIT_S):
+        with self._room(size), trio.move_on_after(WAIT_S):
             return await self._commit.submit(submission)
         raise StoreUnavailable("the store did not take the job in time")
+
+    async def submit_all(
+        self, submissions: Sequence[Submission], *, size: int
+    ) -> Sequence[tuple[Accepted, str] | StoreError]:
+        """Hand jobs to the store that have arrived together; answers in order. `size`: of all their bodies.
+
+        A cancel ends this wait only. In place of an answer stands why the store did not give one; then the
+        job may have been taken in all the same.
+        """
+        answers: list[tuple[Accepted, str] | StoreError] = []
+        try:
+            with self._room(size):
+                for start in range(0, len(submissions), MAX_BATCH):
+                    answers += await self._take(submissions[start : start + MAX_BATCH])
+        except StoreError as error:
+            answers += [error] * (len(submissions) - len(answers))
+        return answers
+
+    @contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        if self._bytes + size > MAX_WAITING_BYTES:
+            raise StoreUnavailable("too many bytes of jobs wait for the store")
+        self._bytes += size
+        try:
+            yield
+        finally:
+            self._bytes -= size
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Bring jobs to the store until cancelled; a cancel leaves those that wait without an answer."""

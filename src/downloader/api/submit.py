@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from downloader.api.asgi import Gone, Message, Receive, Send, send_answer
 from downloader.api.auth import Caller
@@ -39,21 +40,33 @@ def read_submission(
         Refused: 400, 403 or 422.
     """
     key = headers.get(b"idempotency-key")
-    if key is not None and not _KEY.fullmatch(key):
-        raise Refused(
-            Problem(
-                status=HTTPStatus.BAD_REQUEST,
-                code="idempotency_key",
-                detail="Idempotency-Key must be 1 to 255 printable ASCII characters.",
-                field="Idempotency-Key",
-            )
+    if key is not None and not is_key(key):
+        raise bad_key("Idempotency-Key", HTTPStatus.BAD_REQUEST)
+    return make_submission(body, key, deps=deps, caller=caller)
+
+
+def make_submission(
+    body: bytes,
+    key: bytes | None,
+    *,
+    deps: ApiDeps,
+    caller: Caller | None,
+    members: dict[str, Any] | None = None,
+) -> Submission:
+    """Check one job; `key`, if any, is its idempotency key, `members` what `parse_object` has read.
+
+    Raises:
+        Refused: 400, 403 or 422.
+    """
+    try:
+        spec = parse_job(
+            body, new_id=deps.store.new_id, backends=deps.backends, caller=caller, members=members
         )
-    spec = parse_job(
-        body,
-        new_id=deps.store.new_id,
-        backends=deps.backends,
-        caller=caller,
-    )
+    except Refused as refused:
+        problem = refused.problem
+        if caller is not None and problem.code == "forbidden":
+            _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
+        raise
     if key is None:
         return Submission(spec=spec)
     if caller is not None:  # NUL is in no key and no name, so nobody's key looks like another's
@@ -84,18 +97,9 @@ async def serve_download(
         Gone: the client has left.
     """
     body = await read_body(receive, deps.settings.max_body)
-    try:
-        submission = read_submission(body, dict(scope["headers"]), deps=deps, caller=caller)
-    except Refused as refused:
-        if caller is not None and refused.problem.code == "forbidden":
-            problem = refused.problem
-            _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
-        raise
-    why, job_id = await intake.submit(submission)
-    if why is Accepted.CONFLICT:
-        raise Refused(_CONFLICT)
-    _log.debug(
-        Event.JOB_ACCEPTED, job=job_id, aggr=submission.spec.aggr_id, repeated=why is Accepted.REPEATED
+    submission = read_submission(body, dict(scope["headers"]), deps=deps, caller=caller)
+    job_id = accepted_id(
+        submission, *await intake.submit(submission, size=len(body)), field="Idempotency-Key"
     )
     headers = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     await send_answer(
@@ -124,9 +128,40 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 
 _HEADERS = ((b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff"))
 
-_CONFLICT = Problem(
-    status=HTTPStatus.UNPROCESSABLE_ENTITY,
-    code="idempotency_conflict",
-    detail="The Idempotency-Key was used with another body.",
-    field="Idempotency-Key",
-)
+
+def accepted_id(submission: Submission, why: Accepted, job_id: str, *, field: str) -> str:
+    """The id to answer; `field` is where the client has its idempotency key.
+
+    Raises:
+        Refused: 422, the key was used with another body.
+    """
+    if why is Accepted.CONFLICT:
+        raise Refused(
+            Problem(
+                status=HTTPStatus.UNPROCESSABLE_ENTITY,
+                code="idempotency_conflict",
+                detail=f"The {field} was used with another body.",
+                field=field,
+            )
+        )
+    _log.debug(
+        Event.JOB_ACCEPTED, job=job_id, aggr=submission.spec.aggr_id, repeated=why is Accepted.REPEATED
+    )
+    return job_id
+
+
+def is_key(key: bytes) -> bool:
+    """Whether it can be an idempotency key."""
+    return _KEY.fullmatch(key) is not None
+
+
+def bad_key(field: str, status: HTTPStatus) -> Refused:
+    """An idempotency key that is none."""
+    return Refused(
+        Problem(
+            status=status,
+            code="idempotency_key",
+            detail=f"{field} must be 1 to 255 printable ASCII characters.",
+            field=field,
+        )
+    )

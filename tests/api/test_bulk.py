@@ -1,0 +1,236 @@
+"""`POST /downloads`: many jobs as NDJSON, answered line for line while they arrive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx2
+import pytest
+import trio
+from pydantic import SecretStr
+
+from downloader.api.bulk import Lines
+from downloader.api.intake import MAX_BATCH
+from downloader.api.places import PIECE_BYTES, Limits
+from downloader.config import ApiSettings, TokenSettings
+from downloader.store import Accepted, StoreUnavailable, Submission
+from downloader.store.redis_store import RedisStore
+from servers.api import JOB, Served, Serving, read_to_end
+
+HEAD = b"POST /downloads HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+
+
+def line(**changes: Any) -> bytes:
+    return json.dumps(JOB | changes).encode() + b"\n"
+
+
+def answers(body: bytes) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in body.splitlines()]
+
+
+async def post(api: Served, content: bytes | AsyncIterator[bytes]) -> list[dict[str, Any]]:
+    answer = await api.client.post("/downloads", content=content)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    return answers(answer.content)
+
+
+async def test_line_for_line_in_order(api: Served) -> None:
+    given = [
+        line(extra="1"),
+        b"\n",
+        b" \t\r\n",
+        b"{nonsense\n",
+        line(aggr_limit=0),
+        b"[1]\n",
+        line(extra="2").replace(b"\n", b"\r\n"),
+        line(extra="x" * 300_000),
+        line(callback_type="kafka"),
+        b'{"a": ' + b"[" * 200 + b"\n",
+        b"\xff\n",
+        line(extra="3")[:-1],  # the last one needs no end
+    ]
+    found = await post(api, b"".join(given))
+    codes = [one.get("code", "ok") for one in found]
+    assert codes == [
+        *("ok", "bad_json", "out_of_range", "not_an_object", "ok", "too_large", "unknown_backend"),
+        *("too_deep", "bad_encoding", "ok"),
+    ]
+    assert found[2] == {
+        "code": "out_of_range",
+        "detail": "aggr_limit should be greater than or equal to 1.",
+        "field": "aggr_limit",
+    }
+    views = [await api.store.get(one["id"]) for one in found if "id" in one]
+    assert [view.spec.extra if view else None for view in views] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b" "])
+async def test_no_job_at_all(api: Served, content: bytes) -> None:
+    assert await post(api, content) == []
+
+
+async def test_idempotency_keys(api: Served) -> None:
+    one, other = line(idempotency_key="k"), line(idempotency_key="k", aggr_limit=5)
+    first, again, conflict, unkeyed = await post(api, one + one + other + line())
+    assert first == again != unkeyed
+    assert (conflict["code"], conflict["field"]) == ("idempotency_conflict", "idempotency_key")
+    assert await post(api, one) == [first]
+    for key in ("", "x" * 256, "ü", 5, ["k"]):
+        (bad,) = await post(api, line(idempotency_key=key))
+        assert (bad["code"], bad["field"]) == ("idempotency_key", "idempotency_key")
+
+
+async def test_answers_come_while_lines_are_sent(api: Served) -> None:
+    """Both ways at once: the second line is sent only when the first has been answered."""
+    async with await api.connect() as stream:
+        await stream.send_all(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        received = b""
+        for number in range(1, 4):
+            data = line()
+            await stream.send_all(b"%x\r\n%s\r\n" % (len(data), data))
+            with trio.fail_after(5):
+                while received.count(b'{"id"') < number:
+                    received += await stream.receive_some()
+        await stream.send_all(b"0\r\n\r\n")
+        received += await read_to_end(stream)
+    assert received.endswith(b"0\r\n\r\n")
+
+
+@pytest.mark.slow
+async def test_over_http_2(api: Served) -> None:
+    async def lines() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield line() * 40
+
+    async with httpx2.AsyncClient(
+        http1=False, http2=True, base_url=f"http://127.0.0.1:{api.port}", trust_env=False
+    ) as client:
+        answer = await client.post("/downloads", content=lines())
+    assert answer.http_version == "HTTP/2"
+    assert len({one["id"] for one in answers(answer.content)}) == 2000
+
+
+class Watched:
+    """A store that tells how many jobs each call has, and may be away."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self.new_id = store.new_id
+        self.sizes: list[int] = []
+        self.away = False
+
+    async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+        self.sizes.append(len(submissions))
+        if self.away:
+            raise StoreUnavailable("away")
+        return await self._store.submit(submissions)
+
+
+async def test_jobs_that_arrive_together_are_one_call(serving: Serving, store: RedisStore) -> None:
+    watched = Watched(store)
+    api = await serving(store=watched)
+    data = line() * 100
+    assert len(data) < PIECE_BYTES
+    await api.say(HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+    assert sum(watched.sizes) == 100
+    assert len(watched.sizes) <= 3  # the head may come alone
+
+
+async def test_a_batch_is_bounded(serving: Serving, store: RedisStore) -> None:
+    watched = Watched(store)
+    api = await serving(store=watched)
+    assert len(await post(api, line() * 3 * MAX_BATCH)) == 3 * MAX_BATCH
+    assert max(watched.sizes) <= MAX_BATCH
+
+
+async def test_the_store_goes_away_in_the_middle(serving: Serving, store: RedisStore) -> None:
+    watched = Watched(store)
+    api = await serving(store=watched)
+    async with await api.connect() as stream:
+        data = line()
+        await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % (3 * len(data)) + data)
+        received = b""
+        while b'{"id"' not in received:
+            received += await stream.receive_some()
+        watched.away = True
+        await stream.send_all(data + b"{}\n" + data[:-3])
+        received += await read_to_end(stream)
+    body = received.partition(b"\r\n\r\n")[2]
+    assert body.count(b'{"id"') == 1
+    assert body.count(b"store_unavailable") == 1
+    assert body.count(b'"field": "aggr_id"') == 1
+
+
+async def test_a_client_that_leaves_in_the_middle(
+    serving: Serving, store: RedisStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    api = await serving(limits=Limits(connections=2))
+    data = line()
+    for _ in range(5):
+        async with await api.connect() as stream:
+            await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % (3 * len(data)) + data + data[:9])
+            assert await stream.receive_some()
+    with trio.fail_after(5):
+        while (await api.client.get("/hb")).status_code != 200:
+            pass
+    assert [size.pending for size in await store.aggregation_sizes()] == [5]
+    assert "api.failed" not in "".join(capfd.readouterr())
+
+
+async def send_until_cut(stream: trio.SocketStream, chunk: bytes) -> int:
+    """Send without reading; answers how much was sent."""
+    sent = 0
+    with trio.fail_after(30):
+        try:
+            while True:
+                await stream.send_all(chunk)
+                sent += len(chunk)
+        except trio.BrokenResourceError:
+            return sent
+
+
+@pytest.mark.slow
+async def test_who_does_not_read_the_answers_is_not_read(serving: Serving, store: RedisStore) -> None:
+    """What the server takes in is bounded by what fits into the sockets, and then it is cut off."""
+    watched = Watched(store)
+    api = await serving(store=watched, limits=Limits(send_s=1))
+    chunk = line(aggr_limit=0) * 400  # answered without the store
+    async with await api.connect() as stream:
+        await stream.send_all(HEAD + b"Content-Length: 100000000000\r\n\r\n")
+        sent = await send_until_cut(stream, chunk)
+        assert sent < 64 * 1024**2
+    assert (await api.client.get("/hb")).status_code == 200
+
+
+async def test_tokens(serving: Serving) -> None:
+    token = TokenSettings(
+        name="shop",
+        token=SecretStr("0123456789abcdef"),
+        scopes=["submit"],
+        aggregations=["shop-*"],
+    )
+    api = await serving(settings=ApiSettings(tokens=[token]))
+    content = line(aggr_id="shop-1") + line(aggr_id="other")
+    assert (await api.client.post("/downloads", content=content)).status_code == 401
+    answer = await api.client.post(
+        "/downloads", content=content, headers={"Authorization": "Bearer 0123456789abcdef"}
+    )
+    allowed, refused = answers(answer.content)
+    assert "id" in allowed
+    assert (refused["code"], refused["field"]) == ("forbidden", "aggr_id")
+
+
+def test_a_line_that_never_ends_is_not_kept() -> None:
+    lines = Lines(10)
+    assert list(lines.feed(b"12345\n12345678901", last=False)) == [b"12345"]
+    for _ in range(1000):
+        assert list(lines.feed(b"x" * 1000, last=False)) == []
+        assert len(lines._rest) <= 10
+    assert list(lines.feed(b"x\n1234567890\r\n1234567890", last=True)) == [
+        None,
+        b"1234567890\r",
+        b"1234567890",
+    ]
