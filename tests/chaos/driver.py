@@ -109,6 +109,8 @@ class Report:
     refused: Counter[str]
     worst_s: float
     """From a lease's end until somebody else took its task over, at worst."""
+    resumed_s: float
+    """From when the store was back until the next callback arrived, at worst."""
 
     def lines(self) -> list[str]:
         """For people."""
@@ -123,6 +125,7 @@ class Report:
             f"duplicates: {self.repeated_gets} downloads, {self.repeated_deliveries} callbacks (allowed)",
             f"submissions repeated: {self.refused.total()} ({dict(self.refused)})",
             f"recovery: {LEASE_S:g} s (the lease) and {self.worst_s:.2f} s until it was taken over, at worst",
+            f"store: {self.resumed_s:.2f} s from when it was back until the next callback arrived, at worst",
             f"losses {losses(self.violations)}, broken promises {len(self.violations)}",
             *(f"  {one}" for one in self.violations),
         ]
@@ -145,6 +148,8 @@ class Chaos:
     watching: bool = True
     late: dict[str, float] = field(default_factory=dict)
     """Of each lease that was over: for how many seconds somebody should have taken its task over."""
+    resumed_s: list[float] = field(default_factory=list)
+    """From when the store was back until the next callback arrived."""
     starting: trio.Lock = field(default_factory=trio.Lock)
 
     async def keep(self, member: Member) -> None:
@@ -200,6 +205,14 @@ class Chaos:
                 await trio.sleep(fault.for_s)
                 process.send_signal(signal.SIGCONT)
         self._store_is(up=True)
+        await self._resume()
+
+    async def _resume(self) -> None:
+        """Measure how long it takes until a callback arrives that was not there before."""
+        began, before = time.monotonic(), len(self.load.sink.received)
+        with suppress(trio.TooSlowError):
+            await self.load.sink.until(lambda: len(self.load.sink.received) > before, seconds=SETTLE_S)
+        self.resumed_s.append(time.monotonic() - began)
 
     def _store_is(self, *, up: bool) -> None:
         self.store_up = up
@@ -437,6 +450,7 @@ async def run_chaos(
         repeated_deliveries=_repeated(chaos),
         refused=chaos.load.refused,
         worst_s=max(chaos.late.values(), default=0.0),
+        resumed_s=max(chaos.resumed_s, default=0.0),
     )
 
 

@@ -146,6 +146,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {_one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError:  # Python's own bound on the digits of a number
+        raise ConfigError(f"{path}: not valid TOML: a number is too long") from None
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:

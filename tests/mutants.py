@@ -1,0 +1,301 @@
+"""Breaks the promises one at a time, by a line each, and looks whether a test notices.
+
+Not for pytest: `nox -s mutants` runs it, `nox -s mutants -- limit clock` those whose names have one of these
+words. It exits 1 if a mutant survives or no longer fits the code; then mend the test, or the entry.
+
+Half of what is promised is kept by Lua scripts, which the mutation testers for Python do not change, and
+each of their thousands of mutants would need a server. So these are chosen: lines that alone keep a promise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT_S = 300.0
+STORE, SCHEDULER, NET = "downloader/store", "downloader/scheduler", "downloader/net"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change that breaks a promise."""
+
+    name: str
+    file: str
+    """Below `src`."""
+    old: str
+    """Occurs once in the file."""
+    new: str
+    tests: str
+    """What is to notice: arguments for pytest."""
+
+
+MUTANTS = (
+    Mutant(
+        "fencing: an old generation settles",
+        f"{STORE}/lua/_lib.lua",
+        " and task[3] == generation then return 'held'",
+        " then return 'held'",
+        "tests/store",
+    ),
+    Mutant(
+        "fencing: another owner settles",
+        f"{STORE}/lua/_lib.lua",
+        " and task[2] == owner",
+        "",
+        "tests/store",
+    ),
+    Mutant(
+        "limit: the store grants any number",
+        f"{STORE}/lua/lease.lua",
+        "redis.call('SCARD', running) < limit then",
+        "true then",
+        "tests/store",
+    ),
+    Mutant(
+        "limit: the process has no limiter",
+        f"{SCHEDULER}/limits.py",
+        "            return False\n",
+        "            return True\n",
+        "tests/scheduler",
+    ),
+    Mutant(
+        "lease: not recovered",
+        f"{STORE}/lua/sweep.lua",
+        "requeue(kind, id, group, 0)",
+        "local forgotten = id",
+        "tests/store",
+    ),
+    Mutant(
+        "lease: a crash is not counted",
+        f"{STORE}/lua/sweep.lua",
+        "redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)",
+        "local uncounted = id",
+        "tests/store tests/scheduler",
+    ),
+    Mutant(
+        "lease: counted from the answer",
+        f"{SCHEDULER}/leases.py",
+        "each.prolong(asked_at, lease_s)",
+        "each.prolong(clock(), lease_s)",
+        "tests/scheduler",
+    ),
+    Mutant(
+        "lease: no margin at its end",
+        f"{SCHEDULER}/leases.py",
+        "MARGIN = 0.1",
+        "MARGIN = 0.0",
+        "tests/scheduler",
+    ),
+    Mutant(
+        "lease: always ours",
+        f"{SCHEDULER}/leases.py",
+        "return self._clock() < self._ends_at",
+        "return True",
+        "tests/scheduler",
+    ),
+    Mutant(
+        "clock: one that stops in a suspend",
+        f"{SCHEDULER}/leases.py",
+        "return time.clock_gettime(time.CLOCK_BOOTTIME)",
+        "return time.monotonic()",
+        "tests/scheduler",
+    ),
+    Mutant(
+        "idempotency: kept for 24 s",
+        f"{STORE}/lua/submit.lua",
+        "24 * 3600 * 1000",
+        "24 * 1000",
+        "tests/store",
+    ),
+    Mutant(
+        "reaper: forgets what it was not given",
+        f"{STORE}/lua/remove.lua",
+        "if redis.call('HGET', key_task('download', id), 'reaping') then",
+        "if true then",
+        "tests/store",
+    ),
+    Mutant(
+        "retry: of what is being reaped",
+        f"{STORE}/lua/retry.lua",
+        "'reaping'",
+        "'never'",
+        "tests/store",
+    ),
+    Mutant(
+        "proxy: the newest job's applies",
+        f"{STORE}/lua/submit.lua",
+        "redis.call('HSET', record, 'limit', item.limit)",
+        "redis.call('HSET', record, 'limit', item.limit, 'proxy', item.proxy)",
+        "tests/store",
+    ),
+    Mutant(
+        "durability: WAITAOF's answer is not looked at",
+        f"{STORE}/redis.py",
+        "if reached[0] < 1:",
+        "if False:",
+        "tests/store/test_durability.py",
+    ),
+    Mutant(
+        "durability: WAIT's answer is not looked at",
+        f"{STORE}/redis.py",
+        "elif reached < self._replicas:",
+        "elif False:",
+        "tests/store/test_durability.py",
+    ),
+    Mutant(
+        "embedded: nothing is synced",
+        f"{STORE}/embedded.py",
+        '"everysec"',
+        '"no"',
+        "tests/store tests/e2e/test_run.py",
+    ),
+    Mutant(
+        "disk: leasing does not ask it",
+        "downloader/service/instance.py",
+        "high=settings.processor.disk_high,",
+        "high=101.0,",
+        "tests/faults tests/e2e -k disk",
+    ),
+    Mutant(
+        "fsync: not of the spool file",
+        "downloader/fetch/sink.py",
+        "os.fsync(self._descriptor)",
+        "self._descriptor",
+        "tests/fetch",
+    ),
+    Mutant(
+        "fsync: not of a copied file",
+        "downloader_plugins/filesystem/tree.py",
+        "            os.fsync(target)",
+        "            pass",
+        "tests/plugins/test_filesystem.py",
+    ),
+    Mutant(
+        "fsync: not of folders",
+        "downloader_plugins/filesystem/tree.py",
+        "                os.fsync(self._open[parts])",
+        "                pass",
+        "tests/plugins/test_filesystem.py",
+    ),
+    Mutant(
+        "publish: whoever holds the lease",
+        "downloader_plugins/filesystem/tree.py",
+        "if not body.still_ours():",
+        "if False:",
+        "tests/plugins/test_filesystem.py",
+    ),
+    Mutant(
+        "egress: the first address decides",
+        f"{NET}/dial.py",
+        "        for address in addresses:\n            self.policy.check(name, address)\n        return addresses",
+        "        self.policy.check(name, addresses[0])\n        return addresses",
+        "tests/unit tests/net",
+    ),
+    Mutant(
+        "egress: addresses are not checked",
+        f"{NET}/dial.py",
+        "            self.policy.check(name, literal)\n            return [str(literal)]",
+        "            return [str(literal)]",
+        "tests/unit tests/net",
+    ),
+    Mutant(
+        "egress: metadata under a wide range",
+        f"{NET}/policy.py",
+        "if any(face in METADATA for face in faces):",
+        "if False:",
+        "tests/unit tests/net",
+    ),
+    Mutant(
+        "egress: embedded addresses",
+        f"{NET}/policy.py",
+        "faces = (plain, *inner)",
+        "faces = (plain,)",
+        "tests/unit tests/net",
+    ),
+    Mutant(
+        "connection: used again with bytes behind the end",
+        f"{NET}/connection.py",
+        "return response.done and response.keep and self._sent and not response.behind",
+        "return response.done and response.keep and self._sent",
+        "tests/unit tests/net tests/fetch",
+    ),
+    Mutant(
+        "webhooks: any secret will do",
+        "downloader/webhooks.py",
+        "    raise SignatureRefused(reason)",
+        "    return",
+        "tests/unit/test_webhooks.py",
+    ),
+)
+
+
+def run(mutant: Mutant) -> str:
+    """Try one: `killed`, `survived`, or why it could not be tried."""
+    with tempfile.TemporaryDirectory(prefix="dlm-") as folder:
+        source = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        path = source / mutant.file
+        text = path.read_text("utf-8") if path.exists() else ""
+        if text.count(mutant.old) != 1:
+            return f"does not fit: its line stands {text.count(mutant.old)} times in src/{mutant.file}"
+        path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+        words = mutant.tests.split(" -k ")
+        chosen = [one for one in words[0].split() if (ROOT / one).exists()]
+        only = ["-k", words[1]] if len(words) > 1 else []
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-n",
+            "2",
+            "-p",
+            "no:cacheprovider",
+            *only,
+            *chosen,
+        ]
+        # In front of the installed one, also for the processes that tests start.
+        environ = {**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return "killed (the tests hang)"
+    if done.returncode == 0:
+        return "survived"
+    if done.returncode != 1:
+        return f"could not be tried: {done.stdout[-500:]}{done.stderr[-500:]}"
+    first = next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), "")
+    return f"killed by {first.removeprefix('FAILED ').split(' - ')[0]}"
+
+
+def main() -> int:
+    """Try all that are chosen; 1 if one is not killed."""
+    parser = argparse.ArgumentParser(prog="nox -s mutants --", description=__doc__)
+    parser.add_argument("words", nargs="*", help="only mutants whose name has one of these")
+    words = parser.parse_args().words
+    chosen = [one for one in MUTANTS if not words or any(word in one.name for word in words)]
+    bad = 0
+    for mutant in chosen:
+        began = time.monotonic()
+        result = run(mutant)
+        bad += not result.startswith("killed")
+        sys.stdout.write(f"{mutant.name}: {result} ({time.monotonic() - began:.0f} s)\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen) - bad} of {len(chosen)} killed\n")
+    return bool(bad)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
