@@ -1,14 +1,15 @@
 """A pytest plugin: which test holds which row of the two matrices, and how each ended.
 
-A test that holds a row is marked `@pytest.mark.row("F5")`. `pytest --rows` runs those tests alone and prints
-a line for each row, with its tests and their outcomes; a row that has no test, or one with a test that did
-anything but pass, fails the run. `pytest --rows --collect-only` lists without running.
+A test that holds a row is called `test_f5_...` or marked `@pytest.mark.row("F5")`. `pytest --rows` runs those
+tests alone and prints a line for each row, with its tests and their outcomes; a row that has no test, or one
+with a test that did anything but pass, fails the run. `pytest --rows --collect-only` lists without running.
 The rows themselves are told in `docs/guarantees.md`.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -60,15 +61,19 @@ def _told(cases: Counter[str]) -> str:
 
 
 def rows_of(item: pytest.Item) -> list[str]:
-    """The rows that a test is marked with.
+    """The rows that a test holds.
 
     Raises:
-        UsageError: a mark names a row that does not exist.
+        UsageError: its name or a mark has a row that does not exist.
     """
-    found = [str(row) for mark in item.iter_markers("row") for row in mark.args]
+    found = _of_name(item.name) + [str(row) for mark in item.iter_markers("row") for row in mark.args]
     if unknown := [row for row in found if row not in ROWS]:
         raise pytest.UsageError(f"{item.nodeid}: no such row: {', '.join(unknown)}")
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _of_name(name: str) -> list[str]:
+    return [row.upper() for row in re.findall(r"^test_([fh]\d+)_", name)]
 
 
 class _Report:
@@ -130,8 +135,10 @@ def marked(folder: Path) -> dict[str, set[str]]:
     for path in folder.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                for row in _of_name(node.name):
+                    found[row].add(node.name)
                 for mark in node.decorator_list:
                     if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.row":
-                        for row in mark.args:
-                            found[ast.literal_eval(row)].add(node.name)
+                        for each in mark.args:
+                            found[ast.literal_eval(each)].add(node.name)
     return found

@@ -306,6 +306,7 @@ async def test_a_thousand_idle_connections(serving: Serving) -> None:
         await trio.aclose_forcefully(stream)
 
 
+@pytest.mark.row("H16")
 async def test_a_crowded_server_closes_what_waits_for_its_client(serving: Serving) -> None:
     api = await serving(limits=Limits(connections=2, linger_s=0.1))
     for sent in (b"", b"GET /hb", POST + b"Content-Length: 9\r\n\r\n{"):

@@ -165,6 +165,7 @@ async def test_a_trailer_is_no_header() -> None:
         CHUNKED + b"f" * 30 + b"\r\nabc",
     ],
 )
+@pytest.mark.row("H11")
 async def test_what_is_refused(data: bytes) -> None:
     for pieces in splits(data[:6000]):
         with pytest.raises(BadResponse, match=r"^malformed HTTP response$"):
@@ -183,6 +184,7 @@ async def test_what_is_refused(data: bytes) -> None:
         CHUNKED + b"3\r\nabc\r\n0\r\n",
     ],
 )
+@pytest.mark.row("H11")
 async def test_what_is_cut_short(data: bytes) -> None:
     for pieces in splits(data):
         with pytest.raises(CutShort, match="unexpected EOF"):
@@ -208,6 +210,7 @@ async def test_nothing_at_all() -> None:
         (CHUNKED + b"1\r\nx\r\n0\r\nX: ", b"a" * 65536),
     ],
 )
+@pytest.mark.row("H12")
 async def test_floods_are_bounded(start: bytes, unit: bytes) -> None:
     wire = Wire([start, *[unit] * 400])
     offered = sum(map(len, wire.pieces))

@@ -109,6 +109,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("code", "text"), [(code, text) for code in HOSTILE for text in HOSTILE[code]])
+@pytest.mark.row("H7")
 def test_what_no_use_allows(code: str, text: str) -> None:
     for use in USES:
         with pytest.raises(UrlError) as caught:
@@ -127,6 +128,7 @@ def test_other_protocols_ports(port: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "socks5"])
+@pytest.mark.row("H9")
 def test_proxies(scheme: str) -> None:
     url = Url.parse(f"{scheme}://us:er@p.example", "proxy")
     assert (url.origin.scheme, url.origin.port) == (
@@ -178,6 +180,7 @@ def test_redirects(location: bytes, there: str) -> None:
         b"/" + b"a" * 9000,
     ],
 )
+@pytest.mark.row("H5", "H7")
 def test_redirects_pass_the_same_checks(location: bytes) -> None:
     with pytest.raises(UrlError):
         Url.parse("http://h/").join(location)

@@ -255,6 +255,7 @@ async def test_a_cancel_in_a_group_of_the_plugins_is_still_a_cancel() -> None:
     assert scope.cancelled_caught
 
 
+@pytest.mark.row("F23")
 async def test_a_wish_for_eternity_is_a_day() -> None:
     delivery = await send(lambda: RetryLater("x", 1e300))
     assert delivery.retry_after_s is not None
@@ -273,6 +274,7 @@ async def test_a_reason_that_the_store_cannot_keep_is_changed() -> None:
         (lambda: None, "answered NoneType"),
     ],
 )
+@pytest.mark.row("F23")
 async def test_a_storage_that_cannot_say_where_a_file_is(act: Callable[[], Any], what: str) -> None:
     plugin: Any = SimpleNamespace(url=lambda _: act())
     storage = CheckedStorage(plugin)

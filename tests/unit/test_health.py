@@ -239,6 +239,7 @@ async def test_one_that_does_not_heed_a_cancel_is_found(autojump_clock: trio.tes
     }
 
 
+@pytest.mark.row("F26")
 async def test_a_backend_that_is_not_configured_is_left_to_others(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
