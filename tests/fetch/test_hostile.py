@@ -235,6 +235,7 @@ async def test_an_empty_body_in_gzip_is_an_empty_file(lab: Lab, origin: Origin) 
 
 
 @pytest.mark.parametrize("cut", [1, 8, 9, 500])
+@pytest.mark.row("H11")
 async def test_gzip_without_its_end_is_truncated(lab: Lab, origin: Origin, cut: int) -> None:
     data = gzip.compress(body_of(100_000))[:-cut]
     assert (
@@ -248,6 +249,7 @@ async def test_malformed_gzip_is_final(lab: Lab, origin: Origin, data: bytes) ->
     assert end(await lab.fetch(origin.on("/x", respond(200, data, [("Content-Encoding", "gzip")])))) == FINAL
 
 
+@pytest.mark.row("H12")
 async def test_a_gzip_bomb_ends_at_max_size(tmp_path: Path, origin: Origin) -> None:
     bomb = gzip.compress(bytes(50_000_000))
     assert len(bomb) < 100_000
@@ -263,6 +265,7 @@ async def test_a_gzip_bomb_ends_at_max_size(tmp_path: Path, origin: Origin) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.row("H12")
 async def test_gzip_of_nothing_without_end_is_a_stall(tmp_path: Path, origin: Origin) -> None:
     start = OK + b"Content-Encoding: gzip\r\n\r\n"
     async with open_lab(tmp_path, limits=small(stall_s=0.2)) as lab:
