@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers.fleet import GRACE_S, History, job_for, open_fleet
+from servers.fleet import History, job_for, open_fleet
 from servers.origin import Origin
 from servers.sink import Sink
 from servers.valkey import Valkey
@@ -45,7 +45,7 @@ async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: 
         notifier, _, _ = await fleet.start_all("notifier", "processor", "api")
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/hang")))
         await sink.heard_of(job_id)
-        assert await notifier.stop() < GRACE_S
+        await notifier.stop()
         assert notifier.events("callback.released", job_id=job_id)
         await fleet.stop_all()
         with History(fleet, sink, url=server.url) as history:

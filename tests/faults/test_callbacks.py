@@ -14,6 +14,7 @@ import trio
 from servers.fleet import (
     ASIDE_MAX_S,
     ASIDE_S,
+    BRIEF,
     RECOVERY_S,
     History,
     Running,
@@ -40,7 +41,7 @@ async def test_f3_a_notifier_that_dies_gives_one_id(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, point: str
 ) -> None:
     deliveries = DELIVERIES[point]
-    async with open_fleet(folder, server) as fleet:
+    async with open_fleet(folder, server, BRIEF) as fleet:
         victim: list[Running] = []
 
         async def start_victim() -> None:

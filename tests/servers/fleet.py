@@ -35,15 +35,16 @@ Tables = Mapping[str, Mapping[str, Any]]
 START_S = 30.0
 """Imports alone cost a second of CPU, and the machine is shared."""
 
-STOP_S = 20.0
-
-LEASE_S = 3.0
+LEASE_S = 4.0
 SWEEP_S = LEASE_S / 10
 GRACE_S = 6.0
 """An eighth of it is for handing back, less what the exit needs: half a second, for a busy machine."""
 
 SLACK_S = 5.0
 """What a busy machine may add: who waits for a poll or for nothing at all takes longer still."""
+
+STOP_S = GRACE_S + SLACK_S
+"""Until a process has stopped, whatever it was doing: twice the grace period would be too long."""
 
 ASIDE_S, ASIDE_MAX_S = 0.5, 2.0
 """How much later callbacks may come, in the middle and at the most, beside a destination that is in trouble:
@@ -56,14 +57,12 @@ DEFAULTS: Tables = {
     "redis": {"timeout": 1.0},
     "api": {"port": 0},
     "processor": {
-        "lease": LEASE_S,
         "grace": GRACE_S,
         "stats_interval": 1.0,
         "concurrency": 16,
         "retry_backoff": 0.2,
     },
     "notifier": {
-        "lease": LEASE_S,
         "grace": GRACE_S,
         "stats_interval": 1.0,
         "retry_schedule": [0.2, 0.3, 0.4],
@@ -73,7 +72,11 @@ DEFAULTS: Tables = {
     "log": {"format": "json", "level": "debug"},
     "backends.http": {"timeout": 5.0},
 }
-"""Short leases, so that recovery is quick, and all that is logged; held responses wait for slow machines."""
+"""Short intervals, and all that is logged; held responses wait for slow machines. Leases last as by default,
+so that no machine is too busy to renew them."""
+
+BRIEF: Tables = {"processor": {"lease": LEASE_S}, "notifier": {"lease": LEASE_S}}
+"""Leases for tests that wait until one has ended."""
 
 
 def say(text: str) -> None:
