@@ -23,7 +23,7 @@ from chaos.history import Delivery, File, History, Record, Violation, judge, los
 from chaos.load import LIMITS, Load
 from chaos.schedule import STORE, Fault, Kind, make_schedule
 from servers.fault_proxy import FaultProxy, open_fault_proxy
-from servers.fleet import GRACE_S, LEASE_S, SLACK_S, SWEEP_S, Fleet, Running, open_fleet
+from servers.fleet import BRIEF, GRACE_S, LEASE_S, SLACK_S, SWEEP_S, Fleet, Running, merged, open_fleet
 from servers.origin import open_origin
 from servers.sink import open_sink
 from servers.valkey import Valkey
@@ -428,7 +428,7 @@ async def run_chaos(
             name: Member(name, role, more, await stack.enter_async_context(open_fault_proxy(upstream)))
             for name, (role, more) in layout.items()
         }
-        fleet = await stack.enter_async_context(open_fleet(folder, server, TABLES))
+        fleet = await stack.enter_async_context(open_fleet(folder, server, merged(BRIEF, TABLES)))
         chaos = Chaos(
             server,
             fleet,
