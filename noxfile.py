@@ -23,11 +23,10 @@ def install(session: nox.Session, group: str | None = None, *options: str) -> No
     session.install("-e", ".", *group_packages, *options)
 
 
-def pytest(session: nox.Session, *default: str) -> None:
+def pytest(session: nox.Session, *default: str, workers_per_core: float = 1.5) -> None:
     """Run tests on more workers than cores, as many tests wait; `--` replaces the default selection."""
-    workers = min(8, (os.cpu_count() or 1) * 3 // 2)
-    spread = ("-n", str(max(2, workers)), "--dist", "worksteal")
-    session.run("pytest", *spread, *(session.posargs or default))
+    workers = max(2, min(8, int((os.cpu_count() or 1) * workers_per_core)))
+    session.run("pytest", "-n", str(workers), "--dist", "worksteal", *(session.posargs or default))
 
 
 @nox.session
@@ -57,7 +56,7 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """The tests that kill, freeze or flood the service, build wheels, or move a gigabyte."""
     install(session, "test")
-    pytest(session, "-m", "fault")
+    pytest(session, "-m", "fault", workers_per_core=2)
 
 
 @nox.session
