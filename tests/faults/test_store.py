@@ -334,7 +334,7 @@ async def test_a_silent_subscription_is_made_again(
 async def test_many_readers_at_once_are_all_answered(server: Valkey, folder: Path, sink: Sink) -> None:
     async with open_fleet(folder, server) as fleet:
         await fleet.start("api")
-        job_id = await fleet.post(**job_for("http://127.0.0.1:1/x", sink.url()))
+        job_id = await fleet.post(**job_for("http://origin.test/x", sink.url()))
         statuses: list[int] = []
 
         async def look() -> None:
