@@ -66,9 +66,7 @@ async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path
         last_kill = time.monotonic()
         await sink.heard_of(*ids, seconds=60)
         say(f"{kills} kills; all done {time.monotonic() - last_kill:.1f} s after the last")
-        say(
-            f"{len(fleet.all_events('lease.lost'))} leases lost by the living"
-        )
+        say(f"{len(fleet.all_events('lease.lost'))} leases lost by the living")
         peak = (await fleet.client.get(f"{origin}/_stats")).json()["peak"]
         await fleet.start("processor")
         await fleet.stop_all()
