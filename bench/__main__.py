@@ -115,7 +115,8 @@ def _default_folder() -> Path:
 
 def _build(text: str) -> Build:
     label, _, path = text.rpartition("=")
-    return Build(label or path, path)
+    # Not resolved: the link in an environment names the environment.
+    return Build(label or path, str(Path.cwd() / path))
 
 
 @contextmanager
