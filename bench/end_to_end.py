@@ -6,9 +6,11 @@ import socket
 import statistics
 import time
 
+import redis
+
 from bench import client
 from bench.check import callback_faults, file_faults
-from bench.processes import answer_of, usage
+from bench.processes import answer_of, helper, usage
 from bench.result import LIMIT, SILENCE_S, Result, Setup
 from bench.service import CONCURRENCY, Build, service
 
@@ -102,14 +104,19 @@ def s2(
         `None`: this version has no such route.
     """
     setup.sink.clear()
-    with service(setup.new_folder(), build, processes=processes) as running:
-        before = usage(running.pid)
+    with (
+        helper("store", setup.new_folder()) as store,
+        redis.Redis.from_url(store.first) as database,
+        service(setup.new_folder(), build, processes=processes, store=store.first) as running,
+    ):
+        before, calls = usage(running.pid, store.pid), _calls(database)
         ports = (running.port, setup.origin, setup.sink.port)
         posted = answer_of(by, *ports, jobs, aggregations, LIMIT, CONNECTIONS[by])
         if posted.get("status") in _MISSING:
             return None
         complete = setup.sink.wait(len(posted["ids"]), silence_s=SILENCE_S)
-        used = usage(running.pid).since(before)
+        used, calls = usage(running.pid, store.pid).since(before), _calls(database) - calls
+        memory = usage(running.pid).rss_bytes
         faults = [f"{posted['error_count']} jobs not taken: {posted['errors']}"] * bool(posted["error_count"])
         if not complete:
             faults.append(f"only {len(setup.sink.records)} of {jobs} callbacks came")
@@ -122,6 +129,13 @@ def s2(
         "taken_per_s": jobs / ((posted["last_ns"] - posted["first_ns"]) / 1e9),
         "cpu_ms_per_job": 1000 * used.cpu_s / jobs,
         "store_cpu_ms_per_job": 1000 * used.store_cpu_s / jobs,
-        "rss_mib": used.rss_bytes / 2**20,
+        "store_calls_per_job": calls / jobs,
+        "rss_mib": memory / 2**20,
     }
     return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)
+
+
+def _calls(database: redis.Redis) -> int:
+    """How many scripts the store has run."""
+    stats = database.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "fcall"))
