@@ -27,6 +27,7 @@ def deps(store: RedisStore) -> ApiDeps:
         settings=ApiSettings(),
         backends=frozenset({"http", "sqs"}),
         callback_limit=16,
+        loopback=True,
         ready=lambda: {"api": True, "processor": True},
     )
 

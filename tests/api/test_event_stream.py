@@ -22,7 +22,7 @@ from servers.api import Served, Serving, read_to_end
 from servers.jobs import spec_for
 
 QUICK = Pace(sample_s=0.01, alive_s=30)
-GET = b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Parsed = tuple[str, Any]
 
 

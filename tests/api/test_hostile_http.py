@@ -17,9 +17,9 @@ from servers.api import JOB, Served, Serving, read_to_end
 QUICK = Limits(head_s=0.2, idle_s=0.2, body_grace_s=0.2, send_s=0.2, linger_s=0.2)
 """So that the tests need not wait as long as people may."""
 
-GET = b"GET /hb HTTP/1.1\r\nHost: x\r\n\r\n"
-CLOSING_GET = b"GET /hb HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-POST = b"POST /download HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /hb HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CLOSING_GET = b"GET /hb HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+POST = b"POST /download HTTP/1.1\r\nHost: localhost\r\n"
 
 
 def status(answer: bytes) -> int:
@@ -56,24 +56,24 @@ SMUGGLING = [
     (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     # Line ends that some take for one and some do not.
-    (b"GET /hb HTTP/1.1\nHost: x\n\n", 400, "bad_request"),
-    (b"GET /hb HTTP/1.1\r\nHost: x\n\r\n", 400, "bad_request"),
-    (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\rc\r\n\r\n", 400, "bad_request"),
-    (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\r\n c: d\r\n\r\n", 400, "bad_request"),
-    (b"GET /hb HTTP/1.1\r\nHost: x\r\nA: b\x00\r\n\r\n", 400, "bad_request"),
-    (b"GET /hb HTTP/1.1\r\n Host: x\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\nHost: localhost\n\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: localhost\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: localhost\r\nA: b\rc\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: localhost\r\nA: b\r\n c: d\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: localhost\r\nA: b\x00\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\n Host: localhost\r\n\r\n", 400, "bad_request"),
     # Other protocols.
     (b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
-    (b"GET /hb HTTP/3.0\r\nHost: x\r\n\r\n", 505, "http_version"),
+    (b"GET /hb HTTP/3.0\r\nHost: localhost\r\n\r\n", 505, "http_version"),
     (b"GET /hb\r\n\r\n", 400, "bad_request"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "bad_request"),
     (b"nonsense\r\n\r\n", 400, "bad_request"),
     # Hosts and targets.
     (b"GET /hb HTTP/1.1\r\n\r\n", 400, "bad_request"),
-    (b"GET /hb HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, "bad_request"),
-    (b"GET hb HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_request"),
-    (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_request"),
-    (b"GET http:///hb HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/1.1\r\nHost: localhost\r\nHost: y\r\n\r\n", 400, "bad_request"),
+    (b"GET hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    (b"CONNECT example.org:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    (b"GET http:///hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
 ]
 
 
@@ -118,12 +118,12 @@ async def test_nothing_follows_a_chunked_request(api: Served) -> None:
 
 @pytest.mark.row("H16")
 async def test_a_head_that_is_too_large(api: Served) -> None:
-    answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: x\r\nA: " + b"x" * 20_000 + b"\r\n\r\n")
+    answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 20_000 + b"\r\n\r\n")
     assert (status(answer), code(answer)) == (431, "head_too_large")
     answer = await api.say(b"GET /" + b"x" * 20_000)
     assert (status(answer), code(answer)) == (431, "head_too_large")
     many = b"".join(b"X-%d: y\r\n" % number for number in range(200_000))
-    answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: x\r\n" + many + b"\r\n")
+    answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: localhost\r\n" + many + b"\r\n")
     assert (status(answer), code(answer)) == (431, "head_too_large")
 
 
@@ -165,7 +165,7 @@ async def test_100_continue(api: Served) -> None:
 async def test_keep_alive_and_pipelining(api: Served) -> None:
     body = json.dumps(JOB).encode()
     post = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    last = b"GET /hb HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /hb HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = await api.say(b"\r\n" + GET + post + GET + post + last)
     assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200", b"201", b"200", b"201", b"200"]
 
@@ -177,7 +177,9 @@ async def test_http_1_0(api: Served) -> None:
 
 
 async def test_the_absolute_form(api: Served) -> None:
-    answer = await api.say(b"GET HTTP://x/hb?a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = await api.say(
+        b"GET HTTP://localhost/hb?a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
     assert status(answer) == 200
 
 
@@ -197,7 +199,9 @@ async def test_silence(serving: Serving) -> None:
         assert (status(answer), code(answer)) == (408, "request_timeout")
     answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhe")
     assert (status(answer), code(answer)) == (408, "request_timeout")
-    answer = await api.say(b"POST /retry/00000000000000 HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+    answer = await api.say(
+        b"POST /retry/00000000000000 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+    )
     assert status(answer) in (404, 408)
     answer = await api.say(GET)
     assert status(answer) == 200
@@ -266,7 +270,7 @@ async def test_a_reader_that_does_not_read(serving: Serving, tmp_path: Path) -> 
 
     api = await serving(limits=QUICK, files=files)
     async with await api.connect() as stream:
-        await stream.send_all(b"GET /files/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stream.send_all(b"GET /files/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await trio.sleep(1)
         assert (await api.client.get("/hb")).status_code == 200
         assert len(await read_or_reset(stream)) < 50_000_000
@@ -322,7 +326,7 @@ async def test_when_all_connections_are_busy(serving: Serving) -> None:
     """Health is answered on the reserve; everything else is refused."""
     api = await serving(limits=Limits(connections=1, linger_s=0.1))
     async with await api.connect() as busy:
-        await busy.send_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await busy.send_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert status(bytes(await busy.receive_some())) == 200
         for path in (b"/hb", b"/health/live", b"/health/ready"):
             assert status(await api.say(CLOSING_GET.replace(b"/hb", path))) == 200
@@ -370,7 +374,7 @@ async def test_stop_cuts_who_does_not_read_or_finish(serving: Serving, tmp_path:
     api = await serving(grace_s=0.3, files=files)
     async with await api.connect() as sending, await api.connect() as reading:
         await sending.send_all(POST + b"Content-Length: 100\r\n\r\n{")
-        await reading.send_all(b"GET /files/large HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reading.send_all(b"GET /files/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert await reading.receive_some(1)
         api.stop()
         with trio.fail_after(5):

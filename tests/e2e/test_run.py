@@ -99,6 +99,15 @@ async def test_a_second_run_on_the_same_folder_is_refused(folder: Path) -> None:
         await first.stop()
 
 
+async def test_h24_a_name_that_is_not_loopback_s_is_refused(folder: Path) -> None:
+    async with open_fleet(folder, None) as fleet:
+        run = await fleet.start("run")
+        answer = await fleet.client.get("/hb", headers={"Host": "rebound.example"})
+        assert (answer.status_code, answer.json()["code"]) == (421, "misdirected_request")
+        assert (await fleet.client.get("/hb", headers={"Host": "localhost"})).status_code == 200
+        await run.stop()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 async def test_ctrl_c_drains(folder: Path, sink: Sink, origin: Origin, processes: int) -> None:
     hold = trio.Event()

@@ -24,6 +24,7 @@ async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[st
         settings=ApiSettings(),
         backends=frozenset({"http"}),
         callback_limit=16,
+        loopback=True,
         ready=lambda: {"api": True},
     )
     sock = socket.socket()

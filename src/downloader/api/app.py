@@ -8,7 +8,7 @@ that take jobs in (`downloader.api.submit`): `docs/design/http.md` has the measu
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from socket import socket
 
@@ -17,7 +17,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
-from downloader.api.asgi import Message, Receive, Send, send_problem
+from downloader.api.asgi import Message, Receive, Send, send_answer, send_problem
 from downloader.api.auth import CALLER, PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
 from downloader.api.bulk import PATH as BULK_PATH
 from downloader.api.bulk import serve_downloads
@@ -27,9 +27,10 @@ from downloader.api.events import Events, Pace, add_events
 from downloader.api.exchange import RESERVED
 from downloader.api.files import add_files
 from downloader.api.health import add_health
+from downloader.api.hosts import host_check
 from downloader.api.intake import Intake
 from downloader.api.jobs import add_jobs
-from downloader.api.origin import SAFE_METHODS, check_origin
+from downloader.api.origin import SAFE_METHODS, Cors, check_origin
 from downloader.api.page import add_page
 from downloader.api.places import Limits
 from downloader.api.problems import (
@@ -64,15 +65,23 @@ class Api:
         self._deps = deps
         self._routes = create_routes(deps, self.events)
         self._callers = read_tokens(deps.settings.tokens)
+        self._check_host = host_check(deps.settings.allowed_hosts, loopback=deps.loopback)
+        self._cors = Cors(deps.settings.cors_origins)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request; only scopes of type `http` are known.
 
         Whoever is refused is so before anything of the body is read.
         """
+        method, headers = scope["method"], dict(scope["headers"])
+        send = self._cors.around(send, method, headers)
         try:
-            caller = self._admit(scope)
-            serve_jobs = _INTAKE.get(scope["path"]) if scope["method"] == "POST" else None
+            self._check_host(scope["headers"], scope["server"])
+            if preflight := self._cors.preflight(method, headers):
+                await send_answer(send, status=HTTPStatus.NO_CONTENT, headers=preflight, body=b"")
+                return
+            caller = self._admit(scope, headers)
+            serve_jobs = _INTAKE.get(scope["path"]) if method == "POST" else None
             if serve_jobs is not None:
                 await serve_jobs(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
             else:
@@ -81,13 +90,13 @@ class Api:
         except (Refused, StoreError) as error:
             await send_problem(send, as_problem(error))
 
-    def _admit(self, scope: Message) -> Caller | None:
+    def _admit(self, scope: Message, headers: Mapping[bytes, bytes]) -> Caller | None:
         """Who calls, `None` while the API is open.
 
         Raises:
             Refused: whatever the route, the request is not for it.
         """
-        path, method, headers = scope["path"], scope["method"], dict(scope["headers"])
+        path, method = scope["path"], scope["method"]
         caller = None
         if path not in PUBLIC_PATHS:
             if scope.get(RESERVED):
@@ -95,7 +104,7 @@ class Api:
             if self._callers:
                 caller = self._identify(scope)
             # A page of another site could hold streams open.
-            if method not in SAFE_METHODS or path == EVENTS_PATH:
+            if method not in SAFE_METHODS or (path == EVENTS_PATH and not self._cors.permits(headers)):
                 check_origin(headers)
         if path.startswith("//"):  # for URL parsers, what follows is a host
             raise not_found("There is no such route.")

@@ -20,6 +20,8 @@ class ApiDeps:
     """Names of the configured notifier backends; any other `callback_type` is refused."""
     callback_limit: int
     """How many callbacks may be in flight to one destination over the fleet."""
+    loopback: bool
+    """The API listens on loopback only."""
     ready: Callable[[], Mapping[str, bool]]
     """Role names, and whether each runs; for `/health/ready`."""
     healthy: Callable[[], Mapping[str, bool]] = dict

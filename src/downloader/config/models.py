@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from downloader.net import EgressPolicy, is_forbidden
+from downloader.net import EgressPolicy, Url, UrlError, is_forbidden
 
 EMBEDDED = "embedded"
 """`redis.url` for the Valkey that the service starts by itself."""
@@ -100,6 +100,34 @@ def _bearer(token: SecretStr) -> SecretStr:
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
     return token
+
+
+def _allowed_host(host: str) -> str:
+    """A name, an address, `*.` and a domain, or `*`; in the form in which `Host` headers are compared."""
+    if host == "*":
+        return host
+    domain = host.removeprefix("*.")
+    text = f"[{domain}]" if domain.count(":") > 1 and not domain.startswith("[") else domain
+    try:
+        origin = Url.parse(f"http://{text}", "proxy").origin
+    except UrlError:
+        raise ValueError("must be host names, without scheme and path") from None
+    if text.rpartition("]")[2].count(":") or "@" in text or "/" in text:
+        raise ValueError("must be host names, without scheme, port and path")
+    return host[: len(host) - len(domain)] + origin.host.removesuffix(".")
+
+
+def _cors_origin(text: str) -> str:
+    """An origin as browsers write it in `Origin`, or `*`."""
+    if text == "*":
+        return text
+    try:
+        url = Url.parse(text, "proxy")
+    except UrlError:
+        raise ValueError("must be origins, such as https://example.org") from None
+    if url.origin.scheme not in ("http", "https") or url.basic or text.endswith("/"):
+        raise ValueError("must be http or https origins, without user and path")
+    return f"{url.origin.scheme}://{url.origin.authority.decode()}"
 
 
 def _file_name(value: str) -> str:
@@ -222,6 +250,11 @@ class ApiSettings(Section):
     """PEM file of the certificate and its chain, for TLS; empty: no TLS."""
     keyfile: FileName = ""
     """PEM file of its key, without a password."""
+    allowed_hosts: list[Annotated[str, AfterValidator(_allowed_host)]] = Field(default_factory=list)
+    """Names in `Host` that are answered besides the own addresses; `*.example.org`: all below it, `*`: any.
+    Empty: any, but on loopback only loopback's own names."""
+    cors_origins: list[Annotated[str, AfterValidator(_cors_origin)]] = Field(default_factory=list)
+    """Origins whose pages may read the GET routes; `*` for any."""
     tokens: list[TokenSettings] = Field(default_factory=list)
     """Empty: whoever reaches the port may do everything."""
 

@@ -37,23 +37,25 @@ async def serve_api(
     Raises:
         ConfigError: the certificate or its key cannot be used.
     """
+    host, port = sockets[0].getsockname()[:2]
+    loopback = ipaddress.ip_address(host).is_loopback
     deps = ApiDeps(
         store=store,
         settings=settings.api,
         backends=frozenset(settings.backends),
         callback_limit=settings.notifier.per_destination,
+        loopback=loopback,
         ready=ready,
         healthy=healthy,
         files=storage.local,
     )
     api = settings.api
     tls = tls_context(api.certfile, api.keyfile) if api.certfile else None
-    host, port = sockets[0].getsockname()[:2]
     async with trio.open_nursery() as nursery:
         await nursery.start(
             partial(serve, create_app(deps), sockets=sockets, stop=stop, grace_s=grace_s, tls=tls)
         )
         log.info(Event.API_LISTENING, host=host, port=port)
-        if not settings.api.tokens and not ipaddress.ip_address(host).is_loopback:
+        if not settings.api.tokens and not loopback:
             log.warning(Event.API_OPEN, host=host, port=port)
         task_status.started()

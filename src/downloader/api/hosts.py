@@ -1,0 +1,79 @@
+"""Which names this API answers to: a request for another host is refused (RFC 9110, 7.4).
+
+A page can have its own name resolve to an address of this machine (DNS rebinding); the browser then takes
+the API for that page's own origin, and only the `Host` header tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from downloader.api.asgi import Headers
+from downloader.api.problems import Problem, Refused
+from downloader.net import Url, UrlError
+from downloader.observe import Event, get_logger
+
+_log = get_logger()
+
+CheckHost = Callable[[Headers, tuple[str, int] | None], None]
+"""Takes a request's headers and the address that it came to; raises `Refused`, 421."""
+
+
+def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
+    """The check for these settings.
+
+    The address that a connection came to always passes, and on loopback its names. A request that names no
+    host passes too: no browser sends one.
+
+    Args:
+        allowed: `api.allowed_hosts`. If it is empty, any host passes that is not on loopback.
+        loopback: the API listens on nothing else.
+    """
+    names = frozenset(allowed)
+    if "*" in names or (not names and not loopback):
+        return lambda _headers, _server: None
+
+    def check(headers: Headers, server: tuple[str, int] | None) -> None:
+        for name, value in headers:
+            if name == b"host" and value and not passes(value, server):
+                _log.info(Event.API_REFUSED, reason=_MISDIRECTED.code)
+                raise Refused(_MISDIRECTED)
+
+    def passes(value: bytes, server: tuple[str, int] | None) -> bool:
+        try:
+            host = Url.parse(f"http://{value.decode()}", "proxy").origin.host.removesuffix(".")
+        except (UrlError, UnicodeDecodeError):
+            return False
+        parents = host.split(".")[1:]
+        listed = host in names or any("*." + ".".join(parents[at:]) in names for at in range(len(parents)))
+        return listed or _is_own(host, server)
+
+    return check
+
+
+def _is_own(host: str, server: tuple[str, int] | None) -> bool:
+    """Whether the host is the address that the connection came to, or a name of loopback if that is one."""
+    here = _address(server[0]) if server else None
+    if here is None:  # a unix socket
+        return False
+    there = _address(host)
+    if there is None:
+        return here.is_loopback and (host == "localhost" or host.endswith(".localhost"))
+    return there == here or (there.is_loopback and here.is_loopback)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+_MISDIRECTED = Problem(
+    status=HTTPStatus.MISDIRECTED_REQUEST,
+    code="misdirected_request",
+    detail="The API does not answer to this host name; api.allowed_hosts lists those that it answers to.",
+)
