@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
+from operator import attrgetter
 from typing import Any, Self
 
 ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -29,7 +30,8 @@ ID_PREFIX_LENGTH = 3
 ID_PREFIX_S = 4.0
 """How long a process keeps one prefix: jobs of a batch then share a folder, which is made and synced once."""
 
-_ID_BITS = 128
+_ID_PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
+_ID_BYTES = 16
 """Drawn for an id; more than it has, so that remainders favour no character by anything that counts."""
 
 POISON_CRASHES = 5
@@ -143,16 +145,16 @@ class JobSpec:
         millions of jobs wait in memory.
         """
         body = dict(self.unknown)
-        for name, default in _SPEC_DEFAULTS.items():
-            value = getattr(self, name)
+        for (name, default), value in zip(_SPEC_DEFAULTS.items(), _spec_values(self), strict=True):
             if value != default:
                 body[name] = value
-        body.pop("callback_error_type", None)
-        body.pop("callback_error_dst", None)
-        if self.callback(success=False) != self.callback(success=True):
+        if self.callback(success=False) == self.callback(success=True):
+            body.pop("callback_error_type", None)
+            body.pop("callback_error_dst", None)
+        else:
             body["callback_error_type"] = self.callback_error_type
             body["callback_error_dst"] = self.callback_error_dst
-        return json.dumps(body, separators=(",", ":"), ensure_ascii=False)
+        return _encode(body)
 
     @classmethod
     def from_json(cls, job_id: str, text: str | bytes) -> Self:
@@ -185,6 +187,8 @@ _SPEC_DEFAULTS: dict[str, Any] = {
         if f.name not in ("id", "unknown", "aggr_id", "aggr_limit", "url")
     },
 }
+_spec_values = attrgetter(*_SPEC_DEFAULTS)
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,16 +259,15 @@ class Lease:
 
 def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
     """A random job id whose last character tells its shard (see `shard_of`); it may begin with `prefix`."""
-    number = secrets.randbits(_ID_BITS)
     # The last character is one of those that stand for the shard.
     last = ID_ALPHABET[shard::shards]
-    number, index = divmod(number, len(last))
-    characters = [last[index]]
-    for _ in range(ID_LENGTH - 1 - len(prefix)):
-        number, index = divmod(number, len(ID_ALPHABET))
-        characters.append(ID_ALPHABET[index])
-    characters.reverse()
-    return prefix + "".join(characters)
+    number, last_index = divmod(int.from_bytes(os.urandom(_ID_BYTES), "big"), len(last))
+    length = ID_LENGTH - 1 - len(prefix)
+    pairs = []
+    for _ in range(0, length, 2):
+        number, index = divmod(number, len(_ID_PAIRS))
+        pairs.append(_ID_PAIRS[index])
+    return prefix + "".join(pairs)[:length] + last[last_index]
 
 
 class JobIds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import httpx2
@@ -162,6 +163,41 @@ async def test_the_store_goes_away_in_the_middle(serving: Serving, store: RedisS
     assert body.count(b'{"id"') == 1
     assert body.count(b"store_unavailable") == 1
     assert body.count(b'"field": "aggr_id"') == 1
+
+
+class OneShardGone(Watched):
+    """A store of several shards, of which that of every second job does not answer."""
+
+    async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+        gone = [(Accepted.UNAVAILABLE, each.spec.id) for each in submissions[1::2]]
+        taken = await self._store.submit(submissions[::2])
+        return [pair for pairs in zip_longest(taken, gone) for pair in pairs if pair]
+
+
+@pytest.mark.row("F22")
+async def test_a_job_whose_shard_is_gone_is_not_accepted(serving: Serving, store: RedisStore) -> None:
+    api = await serving(store=OneShardGone(store))
+    lines = await post(api, 6 * line())
+    assert ["id" in each for each in lines] == [True, False] * 3
+    assert {each["code"] for each in lines[1::2]} == {"store_unavailable"}
+
+
+@pytest.mark.row("F22")
+async def test_posts_that_share_a_call_with_others_whose_shard_is_gone(
+    serving: Serving, store: RedisStore
+) -> None:
+    api = await serving(store=OneShardGone(store))
+    answers: list[httpx2.Response] = []
+
+    async def submit() -> None:
+        answers.append(await api.client.post("/download", json=JOB))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(submit)
+    taken = [answer.json()["id"] for answer in answers if answer.status_code == 201]
+    assert {answer.status_code for answer in answers} == {201, 503}
+    assert [size.pending for size in await store.aggregation_sizes()] == [len(taken)]
 
 
 async def test_a_client_that_leaves_in_the_middle(

@@ -115,18 +115,19 @@ async def _take(batch: Sequence[Submission | Problem], intake: Intake, *, size: 
     submissions = [item for item in batch if isinstance(item, Submission)]
     answers = iter(await intake.submit_all(submissions, size=size))
     return b"".join(
-        _problem_line(item) if isinstance(item, Problem) else _answer_line(item, next(answers))
-        for item in batch
+        _problem_line(item) if isinstance(item, Problem) else _answer_line(next(answers)) for item in batch
     )
 
 
-def _answer_line(submission: Submission, answer: tuple[Accepted, str] | StoreError) -> bytes:
-    if isinstance(answer, StoreError):
-        return _problem_line(STORE_UNAVAILABLE)
+def _answer_line(answer: tuple[Accepted, str] | StoreError) -> bytes:
     try:
-        return b'{"id": "%s"}\n' % accepted_id(submission, *answer, field=KEY_FIELD).encode()
+        if isinstance(answer, StoreError):
+            raise answer
+        return b'{"id": "%s"}\n' % accepted_id(*answer, field=KEY_FIELD).encode()
     except Refused as refused:
         return _problem_line(refused.problem)
+    except StoreError:
+        return _problem_line(STORE_UNAVAILABLE)
 
 
 def _problem_line(problem: Problem) -> bytes:

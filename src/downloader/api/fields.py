@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from itertools import pairwise
 from typing import Annotated, Any, NoReturn
@@ -193,7 +194,7 @@ class DownloadRequest(BaseModel):
     max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)] | None = None
     extract_image_size: bool = False
     download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
-    request_headers: Annotated[dict[str, Any], AfterValidator(_request_headers)] = {}
+    request_headers: Annotated[dict[str, Any], AfterValidator(_request_headers)] = Field(default_factory=dict)
     user_agent: Annotated[str, Field(max_length=1024), AfterValidator(_header_value)] = ""
     s3_bucket: Annotated[str, AfterValidator(_matches(_BUCKET))] = ""
     s3_region: Annotated[str, AfterValidator(_matches(_REGION))] = ""
@@ -292,7 +293,9 @@ def _check_pair(kind: tuple[str, str], destination: tuple[str, str], backends: f
     _check_destination(destination[0], kind[1], destination[1])
 
 
+@lru_cache(maxsize=256)
 def _check_destination(field: str, kind: str, destination: str) -> None:
+    """Refuse a malformed one; cached, since the jobs of an aggregation nearly always name the same."""
     try:
         if kind == "http":
             check_url(destination, "callback")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import trio
 
 from downloader.groupcommit import GroupCommit
+from downloader.observe import Event, get_logger
 from downloader.store import Accepted, JobStore, StoreError, StoreUnavailable, Submission
 
 MAX_BATCH = 500
@@ -31,11 +32,19 @@ class Intake:
             self._take, max_batch=MAX_BATCH
         )
         self._store = store
+        self._log = get_logger().bind()  # once: to bind for each job costs more than what it does not print
         self._bytes = 0
         """Of the bodies of jobs that wait or are on their way."""
 
     async def _take(self, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
-        return await self._store.submit(batch)
+        answers = await self._store.submit(batch)
+        for item, (why, job_id) in zip(batch, answers, strict=True):
+            if why in (Accepted.NEW, Accepted.REPEATED):
+                repeated = why is Accepted.REPEATED
+                self._log.debug(
+                    Event.JOB_ACCEPTED, job_id=job_id, aggr_id=item.spec.aggr_id, repeated=repeated
+                )
+        return answers
 
     async def submit(self, submission: Submission, *, size: int) -> tuple[Accepted, str]:
         """Hand one job to the store; answers as `JobStore.submit` does for it. `size`: of its body, in bytes.

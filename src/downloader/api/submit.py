@@ -15,7 +15,7 @@ from downloader.api.fields import parse_job
 from downloader.api.intake import Intake
 from downloader.api.problems import Problem, Refused, too_large
 from downloader.observe import Event, get_logger
-from downloader.store import Accepted, Submission
+from downloader.store import Accepted, StoreUnavailable, Submission
 
 PATH = "/download"
 
@@ -98,9 +98,7 @@ async def serve_download(
     """
     body = await read_body(receive, deps.settings.max_body)
     submission = read_submission(body, dict(scope["headers"]), deps=deps, caller=caller)
-    job_id = accepted_id(
-        submission, *await intake.submit(submission, size=len(body)), field="Idempotency-Key"
-    )
+    job_id = accepted_id(*await intake.submit(submission, size=len(body)), field="Idempotency-Key")
     headers = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     await send_answer(
         send, status=HTTPStatus.CREATED, headers=headers, body=b'{"id": "%s"}' % job_id.encode()
@@ -129,12 +127,15 @@ async def read_body(receive: Receive, limit: int) -> bytes:
 _HEADERS = ((b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff"))
 
 
-def accepted_id(submission: Submission, why: Accepted, job_id: str, *, field: str) -> str:
+def accepted_id(why: Accepted, job_id: str, *, field: str) -> str:
     """The id to answer; `field` is where the client has its idempotency key.
 
     Raises:
         Refused: 422, the key was used with another body.
+        StoreUnavailable: its shard has not taken it, whatever became of others in the same call.
     """
+    if why is Accepted.UNAVAILABLE:
+        raise StoreUnavailable("the job's shard of the store does not answer")
     if why is Accepted.CONFLICT:
         raise Refused(
             Problem(
@@ -144,9 +145,6 @@ def accepted_id(submission: Submission, why: Accepted, job_id: str, *, field: st
                 field=field,
             )
         )
-    _log.debug(
-        Event.JOB_ACCEPTED, job=job_id, aggr=submission.spec.aggr_id, repeated=why is Accepted.REPEATED
-    )
     return job_id
 
 
