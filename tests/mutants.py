@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 300.0
 STORE, SCHEDULER, NET = "downloader/store", "downloader/scheduler", "downloader/net"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
-OF_EGRESS = "tests/net tests/unit/test_egress_policy.py tests/unit/test_egress_backend.py"
+OF_EGRESS = "tests/net"
 
 
 @dataclass(frozen=True, slots=True)

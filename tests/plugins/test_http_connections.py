@@ -4,15 +4,15 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
-import httpcore2
 import pytest
 import trio
 import trustme
 
+from downloader.net import NetLimits
+from downloader.net.stream import Stream
 from downloader.notify import Delivered, Notifier, RetryLater
-from downloader_plugins.http.client import Limits
+from servers.loopback import Changed
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
 
 
@@ -103,36 +103,24 @@ async def test_a_connection_that_the_peer_gives_up_as_it_is_used_is_replaced(
     assert receiver.connections == 3
 
 
-class Holding(httpcore2.AsyncNetworkBackend):
-    """A network on which the second close takes until `go`."""
+async def test_connections_that_are_being_given_up_are_not_used(
+    receiver: Receiver, notifier: Notifier
+) -> None:
+    closing, go, both = trio.Event(), trio.Event(), trio.Event()
 
-    def __init__(self, inner: httpcore2.AsyncNetworkBackend) -> None:
-        self.inner = inner
-        self.closed = 0
-        self.closing, self.go = trio.Event(), trio.Event()
-
-    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        stream = await self.inner.connect_tcp(*args, **kwargs)
+    def change(stream: Stream) -> None:
+        """The first close takes until `go`."""
         close = stream.aclose
 
         async def slowly() -> None:
             await close()
-            self.closed += 1
-            if self.closed == 2:
-                self.closing.set()
-                with trio.move_on_after(5):
-                    await self.go.wait()
+            if not closing.is_set():
+                closing.set()
+                await go.wait()
 
         stream.aclose = slowly  # type: ignore[method-assign] # to be slow
-        return stream
 
-
-async def test_connections_that_are_being_given_up_are_not_used(
-    receiver: Receiver, notifier: Notifier
-) -> None:
-    client = notifier.client  # type: ignore[attr-defined] # ours
-    network = client.network = Holding(client.network)
-    both = trio.Event()
+    Changed(notifier.transport, change)  # type: ignore[attr-defined] # ours
 
     async def answer(stream: trio.abc.Stream) -> None:
         if len(receiver.requests) == 2:
@@ -151,9 +139,9 @@ async def test_connections_that_are_being_given_up_are_not_used(
             nursery.start_soon(deliver)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(deliver)
-            await network.closing.wait()
+            await closing.wait()
             await deliver()
-            network.go.set()
+            go.set()
     assert receiver.connections == 4
 
 
@@ -168,7 +156,7 @@ async def test_bytes_after_an_answer_are_not_the_next_one(receiver: Receiver, no
 async def test_many_destinations_at_once() -> None:
     async with AsyncExitStack() as stack:
         peers = [await stack.enter_async_context(receiving()) for _ in range(6)]
-        notifier = await stack.enter_async_context(opened(limits=Limits(origins=2)))
+        notifier = await stack.enter_async_context(opened())
         async with trio.open_nursery() as nursery:
             for number in range(60):
                 nursery.start_soon(notifier.deliver, peers[number % 6].url(), PAYLOAD)
@@ -187,22 +175,12 @@ async def test_idle_destinations_lose_their_connections(
         gone.set()
 
     receiver.answer = keep
-    async with opened(limits=Limits(idle_s=0.02)) as notifier:
+    async with opened(limits=NetLimits(idle_s=0.02)) as notifier:
         assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
         with trio.fail_after(5):
             await gone.wait()
-        assert notifier.client.peers == {}  # type: ignore[attr-defined] # ours
         assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
     assert receiver.connections == 2
-
-
-async def test_the_longest_unused_destination_makes_room() -> None:
-    few = opened(limits=Limits(origins=2))
-    async with receiving() as one, receiving() as two, receiving() as three, few as notifier:
-        for receiver in (one, two, one, three):
-            assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-        kept = [port for _, _, port in notifier.client.peers]  # type: ignore[attr-defined] # ours
-        assert kept == [one.port, three.port]
 
 
 @pytest.mark.row("F17")
@@ -235,9 +213,7 @@ async def test_a_cancel_leaves_nothing_behind(receiver: Receiver) -> None:
         assert scope.cancelled_caught
         with trio.fail_after(5):
             await gone.wait()
-        (peer,) = notifier.client.peers.values()  # type: ignore[attr-defined] # ours
-        assert peer.users == 0
-        assert peer.kept == []
+        assert notifier.places == {}  # type: ignore[attr-defined] # ours
         receiver.answer = OK
         assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
 
@@ -246,9 +222,7 @@ async def test_a_cancelled_notifier_closes_its_connections(receiver: Receiver) -
     with trio.CancelScope() as scope:
         async with opened() as notifier:
             assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-            (peer,) = notifier.client.peers.values()  # type: ignore[attr-defined] # ours
-            (connection,) = peer.kept
-            sock = connection.stream.get_extra_info("socket")
+            (connection,) = notifier.transport._idle  # type: ignore[attr-defined] # ours
+            sock = connection.stream.socket
             scope.cancel()
-    assert peer.kept == []
     assert sock.fileno() == -1

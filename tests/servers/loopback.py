@@ -11,9 +11,8 @@ import pytest
 import trio
 import trustme
 
-from downloader.net import (
-    NameNotResolved,
-)
+from downloader.net import NameNotResolved, Transport
+from downloader.net.stream import Stream
 
 Handler = Callable[[trio.SocketStream], Any]
 
@@ -32,6 +31,19 @@ class Names:
         if turns is None:
             raise NameNotResolved(host, "unknown")
         return turns.pop(0) if len(turns) > 1 else turns[0]
+
+
+class Changed:
+    """In place of a transport's dialer: each stream that it opens is handed to `change` first."""
+
+    def __init__(self, transport: Transport, change: Callable[[Stream], None]) -> None:
+        self._inner, self._change = transport._dialer, change
+        transport._dialer = self  # type: ignore[assignment] # as far as it is asked here
+
+    async def connect(self, host: str, port: int) -> Stream:
+        stream = await self._inner.connect(host, port)
+        self._change(stream)
+        return stream
 
 
 @contextmanager

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 def bare_host(**lent: Any) -> Host:
     """A host that lends only this, for plugins that need nothing else; `open_host` lends everything."""
-    return Host(**{"client": None, "storage": None, "egress": None, **lent})
+    return Host(**{"client": None, "transport": None, "storage": None, **lent})
 
 
 def opened_notifier(

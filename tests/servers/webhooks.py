@@ -9,10 +9,9 @@ from typing import Any
 
 import trio
 
-from downloader.net import EgressPolicy
-from downloader.notify import Notifier, Payload, open_client
-from downloader_plugins.http import open_http
-from downloader_plugins.http.client import Limits
+from downloader.net import EgressPolicy, NetLimits, open_transport, tls_context
+from downloader.notify import Notifier, Payload
+from downloader_plugins.http import ANSWER_S, open_http
 from servers.plugins import bare_host
 
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true,"extra":"\\u00fc"}')
@@ -82,10 +81,12 @@ async def opened(
     section: Mapping[str, Any] | None = None,
     *,
     allow: tuple[str, ...] = ("127.0.0.0/8", "localhost"),
-    limits: Limits | None = None,
+    limits: NetLimits | None = None,
+    answer_s: float = ANSWER_S,
 ) -> AsyncIterator[Notifier]:
     policy = EgressPolicy.parse(allow, setting="egress.callbacks")
-    async with open_client(policy) as client:
-        host = bare_host(client=client, egress=policy)
-        async with open_http(section or {}, host, limits=limits) as notifier:
-            yield notifier
+    async with (
+        open_transport(policy, tls=tls_context(), limits=limits) as transport,
+        open_http(section or {}, bare_host(transport=transport), answer_s=answer_s) as notifier,
+    ):
+        yield notifier

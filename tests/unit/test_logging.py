@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import pytest
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from downloader.observe.events import Event
-from downloader.observe.logging import bound_contextvars, configure, escape, get_logger
+from downloader.observe.logging import configure, escape, get_logger
 
 Lines = Callable[[], list[str]]
 Configure = Callable[..., Lines]

@@ -4,7 +4,7 @@ import pytest
 import tomli_w
 
 from downloader.config import load_settings, redacted
-from downloader.observe.redact import redact_url
+from downloader.net import redact_url
 
 CANARY = "hunter2hunter2hunter2"
 

@@ -21,6 +21,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from downloader.api.asgi import AsgiApp, Gone, Message, send_problem
 from downloader.api.places import PIECE_BYTES, Limits, Places
 from downloader.api.problems import INTERNAL, Problem, Refused
+from downloader.errors import first_leaf
 from downloader.observe import Event as LogEvent
 from downloader.observe import get_logger
 
@@ -194,7 +195,9 @@ class Exchange(HTTPStream):
         except* Gone:
             gone = True
         except* Refused as group:
-            failure = _leaf(group).problem
+            refused = first_leaf(group)
+            assert isinstance(refused, Refused)
+            failure = refused.problem
         except* Exception:  # noqa: BLE001  an unforeseen error in a view is one client's 500, not an outage
             if not self.closed:
                 _log.exception(LogEvent.API_FAILED, path=self.scope["path"])
@@ -290,10 +293,3 @@ _BODY_TIMEOUT = Problem(
     code="request_timeout",
     detail="The request's body did not arrive in time.",
 )
-
-
-def _leaf(group: BaseException) -> Refused:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    assert isinstance(group, Refused)
-    return group

@@ -17,7 +17,7 @@ from downloader.api.json import member_text, parse_object
 from downloader.api.problems import Problem, Refused
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, now_ms
-from downloader.net import Url, UrlError, Use
+from downloader.net import Url, UrlError, Use, is_forbidden
 
 MAX_INT = 2**31 - 1
 """Of a limit or a timeout: what clients in other languages send to mean "no limit"."""
@@ -45,15 +45,6 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, 5.6.2."""
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
 """RFC 9110, 5.5: nothing that ends a line, no control character; what is not ASCII is sent as UTF-8."""
-
-FORBIDDEN_HEADERS = frozenset(
-    {
-        *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
-        *("upgrade", "expect", "range"),
-    }
-)
-"""Framing and routing, which the HTTP client writes, and what makes a whole file impossible (`Range`);
-and every name that begins with `proxy-`."""
 
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
@@ -118,7 +109,7 @@ def _request_headers(headers: dict[str, Any]) -> dict[str, str]:
     for name in headers:
         if not _TOKEN.fullmatch(name):
             raise PydanticCustomError("header_name", "has a name that is no token (RFC 9110)")
-        if name.lower() in FORBIDDEN_HEADERS or name.lower().startswith("proxy-"):
+        if is_forbidden(name):
             raise PydanticCustomError("header_forbidden", "has a header that the downloader sets itself")
     result = {name: _header_value(value) for name, value in headers.items()}
     if sum(len(name) + len(value.encode()) for name, value in result.items()) > MAX_HEADER_BYTES:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from downloader.model import State
-from downloader.observe import redact_url
+from downloader.net import redact_url
 from downloader.store import JobView, TaskView
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from downloader.config.models import Settings
-from downloader.observe import HIDDEN, redact_url
+from downloader.net import HIDDEN, redact_url
 
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|key|credential|auth", re.IGNORECASE)
 """Keys of a plugin's table that probably hold a secret; better one too many."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from downloader.net.backend import GuardedBackend, check_target
-from downloader.net.backend_stream import GuardedStream
 from downloader.net.errors import (
     BadRequest,
     BadResponse,
@@ -45,8 +43,6 @@ __all__ = [
     "CutShort",
     "EgressPolicy",
     "EgressRefused",
-    "GuardedBackend",
-    "GuardedStream",
     "NameNotResolved",
     "NetError",
     "NetLimits",
@@ -64,7 +60,6 @@ __all__ = [
     "Use",
     "Watch",
     "build_request",
-    "check_target",
     "guarded_client",
     "is_forbidden",
     "open_transport",

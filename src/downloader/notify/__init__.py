@@ -17,7 +17,7 @@ from downloader.notify.notifier import (
     Result,
     RetryLater,
 )
-from downloader.notify.supervisor import open_client, open_notifiers
+from downloader.notify.supervisor import open_notifiers
 from downloader.plugins import parse_section
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "TlsFailed",
     "deliver",
     "describe_status",
-    "open_client",
     "open_notifiers",
     "parse_section",
 ]

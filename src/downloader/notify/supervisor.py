@@ -9,11 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
-import httpx2
 import trio
 
 from downloader.errors import PluginError
-from downloader.net import EgressPolicy, guarded_client, open_transport, tls_context
 from downloader.notify.notifier import Host, Notifier, NotifierFactory, Payload
 from downloader.observe import Event, get_logger
 from downloader.plugins import (
@@ -30,13 +28,6 @@ _log = get_logger()
 
 REOPEN_S, MAX_REOPEN_S = 1.0, 30.0
 """Pauses before a plugin that ended by itself is opened again; they double."""
-
-
-@asynccontextmanager
-async def open_client(policy: EgressPolicy) -> AsyncIterator[httpx2.AsyncClient]:
-    """For `Host.client`: a client that connects only to what this policy allows."""
-    async with open_transport(policy, tls=tls_context()) as transport:
-        yield guarded_client(transport)
 
 
 @asynccontextmanager

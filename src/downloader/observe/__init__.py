@@ -6,10 +6,8 @@ from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, C
 from downloader.observe.events import Event
 from downloader.observe.failpoints import failpoint
 from downloader.observe.logging import configure, escape, get_logger
-from downloader.observe.redact import HIDDEN, redact_url
 
 __all__ = [
-    "HIDDEN",
     "NOTIFIER_COUNTERS",
     "PROCESSOR_COUNTERS",
     "Counters",
@@ -18,5 +16,4 @@ __all__ = [
     "escape",
     "failpoint",
     "get_logger",
-    "redact_url",
 ]

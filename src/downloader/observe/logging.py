@@ -2,8 +2,7 @@
 
 Get a logger with `get_logger()`, name the event from `downloader.observe.events`, give the rest as fields:
 `log.info(Event.JOB_FAILED, job=lease.id, aggr=lease.spec.aggr_id, error=outcome.error)`. URLs go through
-`redact_url` first. `bind_contextvars(job=..., aggr=...)` (or `bound_contextvars`) sets fields for all that a
-task and its children log.
+`downloader.net.redact_url` first.
 """
 
 from __future__ import annotations
@@ -16,12 +15,8 @@ from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
-from structlog.contextvars import bind_contextvars, bound_contextvars
 
 from downloader.observe.events import Event
-from downloader.observe.redact import redact_url
-
-__all__ = ["bind_contextvars", "bound_contextvars", "configure", "get_logger", "redact_url"]
 
 VALUE_LENGTH = 2000
 """Characters of a field that are printed: clients choose some of them, and a log line has to stay one."""

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.fetch import Fetcher, open_fetcher
-from downloader.net import EgressPolicy
-from downloader.notify import Host, Notifier, open_client, open_notifiers
+from downloader.net import EgressPolicy, guarded_client, open_transport, tls_context
+from downloader.notify import Host, Notifier, open_notifiers
 from downloader.service.files import Files
 from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage
 from downloader.store import embedded_valkey
@@ -78,5 +78,5 @@ async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]
     """What is lent to notifiers: a client under `egress.callbacks`, and this storage."""
     lists = settings.egress.callbacks
     policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
-    async with open_client(policy) as client:
-        yield Host(client=client, storage=storage, egress=policy)
+    async with open_transport(policy, tls=tls_context()) as transport:
+        yield Host(client=guarded_client(transport), transport=transport, storage=storage)

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from downloader.net import EgressPolicy
-from downloader.notify import Host, open_client
+from downloader.net import EgressPolicy, guarded_client, open_transport, tls_context
+from downloader.notify import Host
 from downloader.storage import open_storage
 
 _LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
@@ -19,7 +19,7 @@ async def open_host() -> AsyncIterator[Host]:
     policy = EgressPolicy.parse(_LOOPBACK, setting="egress.callbacks")
     with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
         async with (
-            open_client(policy) as client,
+            open_transport(policy, tls=tls_context()) as transport,
             open_storage("filesystem", {"rootdir": folder, "fsync": False}) as storage,
         ):
-            yield Host(client=client, storage=storage, egress=policy)
+            yield Host(client=guarded_client(transport), transport=transport, storage=storage)

@@ -7,27 +7,36 @@ import binascii
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Annotated, Any
 
-import httpcore2
 import httpx2
 import trio
 from pydantic import BaseModel, ConfigDict, Field
 from standardwebhooks import Webhook
 
 from downloader.errors import PluginError
-from downloader.net import GuardedBackend
+from downloader.net import (
+    BadRequest,
+    NetError,
+    Origin,
+    ResponseBody,
+    Route,
+    Transport,
+    Url,
+    UrlError,
+    build_request,
+    parse_retry_after,
+    tls_context,
+)
 from downloader.notify import (
     Delivered,
     EgressRefused,
     Host,
-    NameNotResolved,
     Notifier,
     Payload,
     Rejected,
@@ -37,35 +46,23 @@ from downloader.notify import (
     describe_status,
     parse_section,
 )
-from downloader_plugins.http.client import (
-    READ_BYTES,
-    Answer,
-    BadAnswer,
-    BadRequest,
-    Client,
-    Limits,
-    Target,
-)
 
-_MAX_RETRY_AFTER_S = 86400.0
-"""A day: a peer may not put a callback off for ever."""
+ANSWER_BYTES = 64 * 1024
+"""Of an answer, head and 1xx included, no more is read."""
 
-_MAX_PORT = 65535
-_PORTS = {"http": 80, "https": 443}
+ANSWER_S = 2.0
+"""For the rest of an answer whose status has come; it is read only to keep the connection."""
+
 _WHSEC = "whsec_"
 
-_TARGETS = 1024
-"""Destinations that are kept taken apart."""
+_DESTINATIONS = 1024
+"""How many parsed destinations are kept."""
 
-_RETRIED: dict[type[Exception], str] = {
-    NameNotResolved: "{}",
-    TlsFailed: "TLS handshake failed: {}",
-    httpcore2.ConnectTimeout: "no connection in time",
-    httpcore2.ConnectError: "not connected: {}",
-    BadAnswer: "bad response: {}",
-    httpcore2.NetworkError: "connection lost: {}",
-}
-"""What may pass; the first kind that fits gives the reason."""
+_FIELDS = (
+    (b"User-Agent", b"downloader"),
+    (b"Accept", b"*/*"),
+    (b"Content-Type", b"application/json"),
+)
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -77,8 +74,6 @@ class HttpSettings(BaseModel):
 
     timeout: Seconds = 30.0
     """Seconds for a whole delivery."""
-    connect_timeout: Seconds = 5.0
-    """Seconds to find and reach the destination, and again for its TLS handshake."""
     secret: str = Field(default="", repr=False)
     """Standard Webhooks secret (`whsec_` and base64); callbacks are signed with it."""
     secrets: list[str] = Field(default_factory=list, repr=False)
@@ -91,31 +86,33 @@ class HttpSettings(BaseModel):
 
 @asynccontextmanager
 async def open_http(
-    section: Mapping[str, Any], host: Host, *, limits: Limits | None = None
+    section: Mapping[str, Any], host: Host, *, answer_s: float = ANSWER_S
 ) -> AsyncIterator[Notifier]:
-    """Open the notifier; its connections are closed when it is.
+    """Open the notifier. Its connections are the host's transport's.
 
     Raises:
         PluginError: the section is at fault.
     """
     settings = parse_section(HttpSettings, section)
-    client = Client(
-        network=GuardedBackend(
-            host.egress, tls_timeout_s=settings.connect_timeout, max_read_bytes=READ_BYTES
-        ),
-        tls=_tls(settings.ca_file),
-        connect_s=settings.connect_timeout,
+    tls = _tls(settings.ca_file)
+
+    def route(destination: str) -> Route:
+        return Route(
+            url=Url.parse(destination, "callback"),
+            keep=settings.max_connections,
+            answer_bytes=ANSWER_BYTES,
+            tls=tls,
+            watch=_Unwatched(),
+        )
+
+    yield _Http(
+        timeout_s=settings.timeout,
+        answer_s=answer_s,
         max_connections=settings.max_connections,
-        limits=limits or Limits(),
+        signers=_signers(settings),
+        transport=host.transport,
+        route=lru_cache(_DESTINATIONS)(route),
     )
-    notifier = _Http(timeout_s=settings.timeout, signers=_signers(settings), client=client)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(client.drop_idle)
-        try:
-            yield notifier
-        finally:
-            nursery.cancel_scope.cancel()
-            await client.close()
 
 
 def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
@@ -135,45 +132,24 @@ def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
     return tuple(signers)
 
 
-def _tls(ca_file: str) -> ssl.SSLContext:
+def _tls(ca_file: str) -> ssl.SSLContext | None:
+    """A context that trusts these authorities; `None`, the transport's own, without a file."""
     if not ca_file:
-        return httpcore2.default_ssl_context()
+        return None
     try:
-        return ssl.create_default_context(cafile=ca_file)
+        return tls_context(ca_file)
     except OSError as exc:  # ssl.SSLError, for a file without certificates, is one
         raise PluginError(f"ca_file: {ca_file} cannot be used: {exc.strerror or exc}") from exc
 
 
-def _target(destination: str) -> Target:
-    """Take a destination apart.
+class _Unwatched:
+    """A `Watch` that bounds nothing: the delivery as a whole has a deadline."""
 
-    Raises:
-        ValueError: it is not an absolute http or https URL.
-    """
-    try:
-        url = httpx2.URL(destination)
-    except httpx2.InvalidURL as exc:
-        raise ValueError(str(exc)) from exc
-    if url.scheme not in _PORTS or not url.host:
-        raise ValueError("not an absolute http or https URL")
-    if b"%" in url.raw_host or (url.port is not None and not 0 < url.port <= _MAX_PORT):
-        raise ValueError("no such host or port")
-    headers = [
-        (b"Host", url.netloc),
-        (b"User-Agent", b"downloader"),
-        (b"Accept", b"*/*"),
-        (b"Content-Type", b"application/json"),
-    ]
-    if url.userinfo:
-        credentials = base64.b64encode(f"{url.username}:{url.password}".encode())
-        headers.append((b"Authorization", b"Basic " + credentials))
-    return Target(
-        scheme=url.raw_scheme,
-        host=url.raw_host.decode("ascii"),
-        port=url.port or _PORTS[url.scheme],
-        path=url.raw_path,
-        headers=tuple(headers),
-    )
+    def expect(self, what: str, seconds: float) -> None:
+        """See `Watch`."""
+
+    def free(self) -> None:
+        """See `Watch`."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -181,47 +157,71 @@ class _Http:
     """The notifier."""
 
     timeout_s: float
+    answer_s: float
+    max_connections: int
     signers: tuple[Webhook, ...]
-    client: Client
-    targets: Callable[[str], Target] = field(default_factory=lambda: lru_cache(_TARGETS)(_target))
+    transport: Transport
+    route: Callable[[str], Route]
+    """Of a destination. Raises `UrlError`."""
+    places: dict[Origin, trio.Semaphore] = field(default_factory=dict)
+    """`max_connections` for each origin to which a delivery is under way."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; reasons hold nothing of the URL but its host."""
         try:
-            target = self.targets(destination)
-        except ValueError:
-            return Rejected("the callback's destination is not an absolute http or https URL")
+            route = self.route(destination)
+        except UrlError as exc:
+            return Rejected(f"the callback's destination {exc.detail}")
         with trio.move_on_after(self.timeout_s):
-            return await self._post(target, payload)
+            return await self._post(route, payload)
         return RetryLater(f"no answer within {self.timeout_s:g} s")
 
-    async def _post(self, target: Target, payload: Payload) -> Result:
+    async def _post(self, route: Route, payload: Payload) -> Result:
+        origin = route.url.origin
+        places = self.places.get(origin)
+        if places is None:
+            places = self.places[origin] = trio.Semaphore(self.max_connections)
+        request = build_request("POST", route, self._fields(payload), payload.body)
         try:
-            return _result(await self.client.post(target, self._headers(payload), payload.body))
-        except EgressRefused as exc:
+            async with places:
+                response = await self.transport.handle_async_request(request)
+                await self._finish(response)
+        except (EgressRefused, BadRequest) as exc:
             return Rejected(str(exc))
-        except BadRequest:
-            return Rejected("the callback's destination cannot be put into a request")
-        except tuple(_RETRIED) as exc:
-            reason = next(text for kind, text in _RETRIED.items() if isinstance(exc, kind))
-            return RetryLater(reason.format(exc))
+        except TlsFailed as exc:
+            return RetryLater(f"TLS handshake failed: {exc}")
+        except NetError as exc:
+            return RetryLater(str(exc))
+        finally:
+            if places.value == self.max_connections:  # nobody uses it, and nobody waits for it
+                del self.places[origin]
+        return _result(response)
 
-    def _headers(self, payload: Payload) -> list[tuple[bytes, bytes]]:
+    async def _finish(self, response: httpx2.Response) -> None:
+        """Read the rest of an answer, in bounds; nothing that happens here changes what its status says."""
+        body = response.stream
+        assert isinstance(body, ResponseBody)
+        with suppress(NetError), trio.move_on_after(self.answer_s):
+            while await body.read() is not None:
+                pass
+
+    def _fields(self, payload: Payload) -> list[tuple[bytes, bytes]]:
         now = int(time.time())
-        headers = [
+        fields = [
+            *_FIELDS,
             (b"webhook-id", payload.job_id.encode()),
-            (b"webhook-timestamp", str(now).encode()),
+            (b"webhook-timestamp", b"%d" % now),
         ]
         if self.signers:
             moment, body = datetime.fromtimestamp(now, UTC), payload.body.decode()
             signatures = " ".join(signer.sign(payload.job_id, moment, body) for signer in self.signers)
-            headers.append((b"webhook-signature", signatures.encode()))
-        return headers
+            fields.append((b"webhook-signature", signatures.encode()))
+        return fields
 
 
-def _result(answer: Answer) -> Result:
+def _result(response: httpx2.Response) -> Result:
     """What the status says."""
-    status = answer.status
+    status = response.status_code
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Delivered()
     reason = f"Received Status code {describe_status(status)}"
@@ -229,20 +229,5 @@ def _result(answer: Answer) -> Result:
         return Rejected(reason)
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         return RetryLater(f"{reason}: redirects are not followed")
-    return RetryLater(reason, _retry_after_s(answer.retry_after))
-
-
-def _retry_after_s(value: bytes | None) -> float | None:
-    """Seconds of `Retry-After` (RFC 9110, 10.2.3), a number or a date; `None` without a sensible one."""
-    text = (value or b"").decode("latin-1").strip()
-    if text.isdecimal() and text.isascii():
-        seconds = float(text[:10])
-    else:
-        try:
-            when = parsedate_to_datetime(text)
-        except (ValueError, OverflowError):  # the latter for a number of many digits
-            return None
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=UTC)
-        seconds = (when - datetime.now(UTC)).total_seconds()
-    return min(seconds, _MAX_RETRY_AFTER_S) if seconds > 0 else None
+    after_s = parse_retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
+    return RetryLater(reason, after_s or None)

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 
 from downloader.config import Settings, redacted
 from downloader.errors import DownloaderError, PluginError, first_leaf
-from downloader.observe import HIDDEN
+from downloader.net import HIDDEN
 from downloader.plugins import describe
 from downloader.service.doctor.parts import (
     OPENING_S,

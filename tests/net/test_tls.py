@@ -8,16 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpcore2
 import pytest
 import trio
 import trustme
 
-from downloader.net import (
-    EgressPolicy,
-    GuardedBackend,
-    TlsFailed,
-)
+from downloader.net import ConnectFailed, EgressPolicy, TimedOut, TlsFailed
+from downloader.net.dial import Dialer
+from downloader.net.stream import Stream
 from servers.loopback import (
     client_context,
     echo,
@@ -36,9 +33,8 @@ def ca() -> trustme.CA:
     return trustme.CA()
 
 
-async def connect(port: int, *, tls_timeout_s: float | None = None) -> httpcore2.AsyncNetworkStream:
-    backend = GuardedBackend(LOOPBACK, tls_timeout_s=tls_timeout_s)
-    return await backend.connect_tcp("127.0.0.1", port, timeout=5)
+async def connect(port: int) -> Stream:
+    return await Dialer(policy=LOOPBACK, within_s=5.0).connect("127.0.0.1", port)
 
 
 async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
@@ -46,11 +42,12 @@ async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
     context = server_context(ca, "origin.test")
     context.sni_callback = lambda _, name, __: seen.append(name)
     async with serving(over_tls(context)) as port:
-        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test.", timeout=5)
-        await stream.write(b"ping")
-        assert await stream.read(10) == b"ping"
-        assert stream.get_extra_info("ssl_object").version() == "TLSv1.3"
-        assert stream.get_extra_info("server_addr") == ("127.0.0.1", port)
+        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test.", within_s=5)
+        await stream.send(b"ping")
+        assert await stream.receive(10) == b"ping"
+        assert stream.tls is not None
+        assert stream.tls.version() == "TLSv1.3"
+        assert stream.socket.getpeername() == ("127.0.0.1", port)
         await stream.aclose()
     assert seen == ["origin.test"]
 
@@ -59,14 +56,14 @@ async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
 async def test_self_signed_is_tls(ca: trustme.CA) -> None:
     async with serving(over_tls(server_context(trustme.CA(), "origin.test"))) as port:
         with pytest.raises(TlsFailed, match=r"^certificate verify failed: "):
-            await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+            await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
 
 
 @pytest.mark.row("H10")
 async def test_wrong_host_is_tls(ca: trustme.CA) -> None:
     async with serving(over_tls(server_context(ca, "other.test"))) as port:
         with pytest.raises(TlsFailed, match=r"Hostname mismatch.*origin\.test"):
-            await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+            await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
 
 
 @asynccontextmanager
@@ -97,7 +94,7 @@ async def test_old_version_is_tls(ca: trustme.CA) -> None:
     client.minimum_version = ssl.TLSVersion.TLSv1_3
     async with alerting(context) as port:
         with pytest.raises(TlsFailed, match="protocol version"):
-            await (await connect(port)).start_tls(client, "origin.test", timeout=5)
+            await (await connect(port)).start_tls(client, "origin.test", within_s=5)
 
 
 async def test_plain_http_answer_is_tls(ca: trustme.CA) -> None:
@@ -107,7 +104,7 @@ async def test_plain_http_answer_is_tls(ca: trustme.CA) -> None:
 
     async with serving(plain) as port:
         with pytest.raises(TlsFailed, match="wrong version number"):
-            await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+            await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
 
 
 async def test_a_certificate_wanted_of_us_is_tls(ca: trustme.CA) -> None:
@@ -115,16 +112,16 @@ async def test_a_certificate_wanted_of_us_is_tls(ca: trustme.CA) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     ca.configure_trust(context)
     async with alerting(context) as port:
-        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
+        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
         with pytest.raises(TlsFailed, match="certificate required"):
-            await stream.read(10, timeout=5)
+            await stream.receive(10)
         await stream.aclose()
 
 
 async def test_a_name_that_sni_cannot_carry_is_tls(ca: trustme.CA) -> None:
     async with serving(echo) as port:
         with pytest.raises(TlsFailed, match="no host name to verify"):
-            await (await connect(port)).start_tls(client_context(ca), ".origin.test", timeout=5)
+            await (await connect(port)).start_tls(client_context(ca), ".origin.test", within_s=5)
 
 
 async def reset(stream: trio.SocketStream) -> None:
@@ -141,26 +138,22 @@ async def test_a_broken_connection_in_the_handshake_is_not_tls(
     ca: trustme.CA, handler: Callable[[trio.SocketStream], Any]
 ) -> None:
     async with serving(handler) as port:
-        with pytest.raises(httpcore2.ConnectError, match="during the TLS handshake"):
-            await (await connect(port)).start_tls(client_context(ca), "tls.test", timeout=5)
+        with pytest.raises(ConnectFailed, match="during the TLS handshake"):
+            await (await connect(port)).start_tls(client_context(ca), "tls.test", within_s=5)
 
 
-async def test_silence_in_the_handshake_meets_tls_own_timeout(ca: trustme.CA) -> None:
+async def test_silence_in_the_handshake_is_bounded(ca: trustme.CA) -> None:
     async with serving(silence) as port:
-        with pytest.raises(httpcore2.ConnectTimeout):
-            await (await connect(port, tls_timeout_s=0.05)).start_tls(
-                client_context(ca), "x.test", timeout=30
-            )
-        with pytest.raises(httpcore2.ConnectTimeout):
-            await (await connect(port)).start_tls(client_context(ca), "x.test", timeout=0.05)
+        with pytest.raises(TimedOut, match=r"no TLS handshake within 0\.05 s"):
+            await (await connect(port)).start_tls(client_context(ca), "x.test", within_s=0.05)
 
 
 async def test_a_cancel_in_the_handshake_closes_the_socket(ca: trustme.CA) -> None:
     async with serving(silence) as port:
         stream = await connect(port)
-        sock = stream.get_extra_info("socket")
+        sock = stream.socket
         with trio.move_on_after(0.02) as scope:
-            await stream.start_tls(client_context(ca), "x.test", timeout=30)
+            await stream.start_tls(client_context(ca), "x.test", within_s=30)
         assert scope.cancelled_caught
         assert sock.fileno() == -1
 
@@ -172,9 +165,10 @@ async def test_closing_tls_does_not_wait_for_a_peer_that_does_not_read(ca: trust
         await trio.sleep_forever()
 
     async with serving(deaf) as port:
-        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", timeout=5)
-        sock = stream.get_extra_info("socket")
-        tls = stream._stream  # type: ignore[attr-defined] # ours
+        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
+        sock = stream.socket
+        tls = stream.tls
+        assert tls is not None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_fill, tls.transport_stream)
             await trio.testing.wait_all_tasks_blocked(0.05)
