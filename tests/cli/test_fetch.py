@@ -14,6 +14,7 @@ import trio
 from servers.cli import Ran, run_cli
 from servers.forked import Forked, fork
 from servers.origin import PNG, Origin, open_origin, raw, respond
+from servers.processes import children, gone
 
 pytestmark = pytest.mark.slow  # each starts a process and a store
 
@@ -144,6 +145,17 @@ async def test_interrupted_it_leaves_nothing_half_written(
         assert (rest, err.read()) == ("", "")
     assert line == f"ok 6 {tmp_path / 'text'} {origin.url('/text')}\n"
     assert names(tmp_path) == ["text"]
+
+
+async def test_a_fetch_that_is_killed_leaves_no_server_behind(origin: Origin, tmp_path: Path) -> None:
+    origin.on("/held", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", then="hang"))
+    with TemporaryFile("w+") as out:
+        process = launch("-o", tmp_path, origin.url("/held"), stdout=out.fileno(), stderr=out.fileno())
+        await origin.wait_until(lambda: bool(origin.asked("/held")), seconds=WAIT_S)
+        [server] = children(process.pid)
+        process.kill()
+        assert await process.wait() == -signal.SIGKILL
+    assert await gone(server)
 
 
 async def test_a_reader_that_goes_away_gets_no_traceback(origin: Origin, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import trio
 from servers.fleet import BRIEF, Fleet, History, Running, job_for, open_fleet
 from servers.forked import environment
 from servers.origin import Origin, gate, respond
+from servers.processes import children, gone
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -21,35 +22,6 @@ pytestmark = pytest.mark.slow
 
 def socket_of(fleet: Fleet) -> Path:
     return fleet.folder / "data" / "valkey" / "valkey.sock"
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-async def gone(*pids: int) -> bool:
-    """Whether these processes end at once; the last of it, their files closed already, takes a moment."""
-    with trio.move_on_after(1) as scope:
-        for pid in pids:
-            try:
-                descriptor = os.pidfd_open(pid)
-            except ProcessLookupError:
-                continue
-            try:
-                await trio.lowlevel.wait_readable(descriptor)
-            finally:
-                os.close(descriptor)
-    return not scope.cancelled_caught
-
-
-def children(pid: int) -> list[int]:
-    """Of all its threads."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for task in tasks for word in task.read_text().split()]
 
 
 def named(parent: Running, name: bytes) -> list[int]:
@@ -69,12 +41,11 @@ async def test_a_killed_run_starts_again_with_its_queue(folder: Path, sink: Sink
         first = await fleet.start("run")
         ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(5)])
         await origin.seen("/held", 2)
-        [orphan] = children(first.pid)
+        [server] = children(first.pid)
         await first.kill()
-        assert alive(orphan)
+        assert await gone(server)
 
         again = await fleet.start("run")
-        assert await gone(orphan)
         assert (await fleet.client.get("/health/ready")).status_code == 200
         assert [(await fleet.job(job_id))["id"] for job_id in ids] == ids
         hold.set()

@@ -281,6 +281,32 @@ async def test_f12_a_full_store_refuses_jobs_and_ends_those_it_has(
             history.check_forgotten()
 
 
+@pytest.mark.row("H26")
+async def test_h26_more_jobs_than_the_embedded_store_has_memory_for(
+    folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hold = trio.Event()
+    origin.on("/held", gate(hold, respond(200, b"held")))
+    large = job_for(origin.url("/bytes/1"), sink.url(), group="large", extra="x" * 200_000)
+    async with open_fleet(folder, None, merged(BRIEF, {"redis": {"max_memory": "32MiB"}})) as fleet:
+        run = await fleet.start("run")
+        ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
+        await origin.seen("/held", 2)
+        # 80 MB if all were taken, and each 201 is of a job that is kept for hours.
+        refused = await fleet.client.post("/download", json=large)
+        for _ in range(400):
+            if refused.status_code != 201:
+                break
+            refused = await fleet.client.post("/download", json=large)
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert int(refused.headers["retry-after"]) > 0
+        # What it has is worked on, and nothing of it was thrown away.
+        hold.set()
+        await sink.heard_of(*ids)
+        assert run.events("lease.lost") == []
+        await fleet.stop_all()
+
+
 @pytest.mark.row("F12")
 async def test_f12_scripts_are_forgotten_by_the_server(
     server: Valkey, folder: Path, sink: Sink, origin: Origin

@@ -44,9 +44,23 @@ async def test_the_folder_goes_with_its_owner(tmp_path: Path) -> None:
 
 async def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot write the spool"):
+    with pytest.raises(ConfigError, match="the spool: "):
         async with open_spool(tmp_path / "file"):
             pass
+
+
+@pytest.mark.row("H22")
+async def test_a_root_that_is_a_link_is_refused_and_one_open_to_others_is_closed(tmp_path: Path) -> None:
+    root, link = tmp_path / "spool", tmp_path / "link"
+    root.mkdir()
+    root.chmod(0o777)
+    link.symlink_to(root)
+    with pytest.raises(ConfigError, match=r"the spool: .*/link is a link"):
+        async with open_spool(link):
+            pass
+    assert list(root.iterdir()) == []
+    async with open_spool(root):
+        assert root.stat().st_mode & 0o777 == 0o700
 
 
 async def test_removing_twice_is_no_error(tmp_path: Path) -> None:

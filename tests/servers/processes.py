@@ -1,4 +1,4 @@
-"""Test servers as processes of their own, for what must not share the tested loop."""
+"""Processes: test servers that must not share the tested loop, and what has become of others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 import trio
 
 START_S = 20.0
+
+GONE_S = 10.0
+"""Until a process that has to end has ended, on a busy machine."""
 
 
 @asynccontextmanager
@@ -34,3 +37,24 @@ async def origin_process() -> AsyncIterator[str]:
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
+
+
+async def gone(*pids: int) -> bool:
+    """Whether these processes end by themselves."""
+    with trio.move_on_after(GONE_S) as scope:
+        for pid in pids:
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+    return not scope.cancelled_caught
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for task in tasks for word in task.read_text().split()]

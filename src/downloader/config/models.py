@@ -191,6 +191,8 @@ class RedisSettings(Section):
     """How many replicas must have it under `replicated`."""
     timeout: ShortSeconds = 5.0
     """Seconds that one call may take."""
+    max_memory: Annotated[ByteSize, Number, Field(ge=0)] = ByteSize(0)
+    """Of the embedded store's data; 0: half of the machine's memory, or of its container's."""
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +210,8 @@ class RedisSettings(Section):
             # WAIT and WAITAOF name no key, so the cluster client cannot tell which node they are for.
             raise ValueError(f"durability {self.durability!r} is not available together with cluster")
         if self.url != EMBEDDED:
+            if self.max_memory:
+                raise ValueError("max_memory is for the embedded store: another server has its own maxmemory")
             return self
         if self.sentinel is not None:
             raise ValueError("url must not be 'embedded' together with sentinel")

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from downloader.errors import ConfigError
+from downloader.folders import private_folder
 
 _FOLDER = re.compile(r"spool-[0-9a-f]{16}")
 """Only folders of this form are ever swept, whatever else lies beside them."""
@@ -98,7 +99,7 @@ def disk_used_percent(path: Path) -> float:
 
 
 def _prepare(root: Path) -> None:
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(root, setting="the spool")
     with os.scandir(root) as entries:
         names = [e.name for e in entries if _FOLDER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for name in names:

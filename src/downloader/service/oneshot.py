@@ -21,8 +21,9 @@ from downloader.fetch import Fetcher, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.net import EgressPolicy
 from downloader.scheduler import End, Ended, Stop, Wake, Workload, run_workload, settle_downloads
+from downloader.service.resources import running_redis
 from downloader.storage import open_storage
-from downloader.store import JobStore, Settled, Submission, asyncio_loop, embedded_valkey, open_store
+from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
 
 SUBMIT_BATCH = 500
 """Jobs per call to the store, so that the first downloads begin while the rest of a long list goes in."""
@@ -204,8 +205,7 @@ async def _main(run: _Run) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_signals, run, nursery.cancel_scope)
         async with asyncio_loop(), AsyncExitStack() as stack:
-            url = await stack.enter_async_context(embedded_valkey(run.settings.data_dir))
-            redis = run.settings.redis.model_copy(update={"url": url})
+            redis = await stack.enter_async_context(running_redis(run.settings))
             store = await stack.enter_async_context(open_store(redis))
             fetcher = await stack.enter_async_context(_fetcher(run.settings))
             await _work(run, store, fetcher)

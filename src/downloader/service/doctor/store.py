@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from rich.filesize import decimal
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.errors import ConfigError, StoreError, StoreRefused
+from downloader.folders import private_folder
 from downloader.service.doctor.parts import Note
 from downloader.store import (
     LAYOUT_VERSION,
@@ -45,7 +47,7 @@ async def examine_store(settings: Settings) -> str:
         return await _examine(settings.redis, f"at {where(settings.redis)}")
     folder = settings.data_dir / "valkey"
     try:
-        async with _embedded(settings.data_dir) as url:
+        async with _embedded(settings) as url:
             redis = settings.redis.model_copy(update={"url": url})
             return await _examine(redis, f"embedded, in {folder}")
     except FolderInUse:
@@ -54,10 +56,11 @@ async def examine_store(settings: Settings) -> str:
 
 
 @asynccontextmanager
-async def _embedded(data_dir: Path) -> AsyncIterator[str]:
+async def _embedded(settings: Settings) -> AsyncIterator[str]:
     """The embedded server on its own data, or where it has none yet on a folder beside, which goes again."""
+    data_dir, max_memory = settings.data_dir, settings.redis.max_memory
     if await trio.Path(data_dir / "valkey").exists():
-        async with embedded_valkey(data_dir) as url:
+        async with embedded_valkey(data_dir, max_memory) as url:
             yield url
         return
     try:
@@ -65,12 +68,12 @@ async def _embedded(data_dir: Path) -> AsyncIterator[str]:
     except OSError as error:
         raise ConfigError(f"data_dir: {data_dir} cannot be written: {error.strerror}") from error
     with beside as folder:
-        async with embedded_valkey(Path(folder)) as url:
+        async with embedded_valkey(Path(folder), max_memory) as url:
             yield url
 
 
 def _folder_in(data_dir: Path) -> tempfile.TemporaryDirectory[str]:
-    data_dir.mkdir(parents=True, exist_ok=True)
+    private_folder(data_dir, setting="data_dir")
     return tempfile.TemporaryDirectory(prefix=".doctor-", dir=data_dir, ignore_cleanup_errors=True)
 
 
@@ -91,6 +94,8 @@ async def _examine(redis: RedisSettings, place: str) -> str:
     text = f"{_server(facts)} {place}; a write took {statistics.median(took_ms):.1f} ms"
     if redis.durability != "memory":
         text += f", waiting for {redis.durability}"
+    if limit := facts.get("maxmemory"):
+        text += f"; {decimal(facts['used_memory'])} of at most {decimal(limit)} of memory used"
     if note := _misfit(redis, facts):
         raise Note(f"{text}; {note}")
     return text
