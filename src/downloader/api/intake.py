@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import trio
 
-from downloader.groupcommit import GroupCommit
+from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.observe import Event, get_logger
 from downloader.store import Accepted, JobStore, StoreError, StoreUnavailable, Submission
 
@@ -59,7 +59,10 @@ class Intake:
         if self._commit.waiting >= MAX_WAITING:
             raise StoreUnavailable("too many jobs wait for the store")
         with self._room(size), trio.move_on_after(WAIT_S):
-            return await self._commit.submit(submission)
+            try:
+                return await self._commit.submit(submission)
+            except CommitAbandoned:
+                raise StoreUnavailable("the service is stopping") from None
         raise StoreUnavailable("the store did not take the job in time")
 
     async def submit_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.model import describe_status
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify.bulkhead import Bulkhead, Deferred
@@ -23,9 +24,11 @@ from downloader.plugins import parse_section
 __all__ = [
     "Bulkhead",
     "Checkable",
+    "CommitAbandoned",
     "Deferred",
     "Delivered",
     "EgressRefused",
+    "GroupCommit",
     "Host",
     "NameNotResolved",
     "Notifier",

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import httpx2
 
+from downloader.groupcommit import GroupCommit
 from downloader.net import Transport
 from downloader.storage import Storage
 
@@ -99,6 +100,8 @@ class Host:
     """Writes to the service's log, from `WARNING` on; texts may hold no secrets."""
     clock: Callable[[], float] = time.time
     """Seconds since 1970. Not for measuring a duration: `trio.current_time()` is."""
+    group_commit: type[GroupCommit[Any, Any]] = GroupCommit
+    """Gathers deliveries from many tasks into requests of several messages; see `GroupCommit`."""
 
 
 NotifierFactory = Callable[[Mapping[str, Any], Host], AbstractAsyncContextManager[Notifier]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from downloader.errors import StorageError, StorageRefused
+from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.plugins import parse_section
 from downloader.storage.opening import OWN_BUCKETS, open_buckets, open_storage
 from downloader.storage.protocol import (
@@ -20,6 +21,8 @@ __all__ = [
     "Body",
     "Buckets",
     "BucketsFactory",
+    "CommitAbandoned",
+    "GroupCommit",
     "Storage",
     "StorageError",
     "StorageFactory",

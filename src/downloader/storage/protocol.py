@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from downloader.groupcommit import GroupCommit
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
@@ -82,6 +84,8 @@ class StorageHost:
 
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.storage"))
     """Writes to the service's log, from `WARNING` on; texts may hold no secrets."""
+    group_commit: type[GroupCommit[Any, Any]] = GroupCommit
+    """Gathers puts from many tasks into batches; see `GroupCommit`."""
 
 
 StorageFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Storage]]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from downloader.errors import PluginError
 from downloader.storage import (
     Body,
+    CommitAbandoned,
+    GroupCommit,
     Storage,
     StorageError,
     StorageHost,
@@ -25,17 +25,17 @@ from downloader.storage import (
 )
 from downloader_plugins.filesystem import tree
 
-_WRITERS = 1
-"""Batches of small files written at once. With one, what arrives meanwhile makes the next batch large:
-measured with 16 puts in flight, 0.19 ms of CPU a file, against 0.23 ms with four."""
 _BATCH_FILES = 128
 """Small files to a batch, each an open descriptor. One thread hop a file takes 0.5 ms of CPU, a batch 0.2 ms;
-measured under load in one process with one writer, batches of up to 128 stored 728 files/s, up to 32, 561."""
+measured under load in one process, batches of up to 128 stored 728 files/s, up to 32, 561. Several batches
+at once would be smaller and cost more: 0.23 ms of CPU a file with four, 0.19 ms with one."""
 _BATCH_FOLDERS = 256
 """Folders to a batch, each an open descriptor too: beyond it a batch takes no more files. With the usual two
 to a file it never gets there, but clients may ask for hundreds, and a process may have but 1,024."""
 _OTHER_THREADS = 16
 """Threads for large files, deletions and look-ups; of our own, so as not to use up Trio's."""
+_FINISH_S = 5.0
+"""What a cancelled put gives a thread that has begun to write it: a disk that takes longer hangs."""
 
 T = TypeVar("T")
 
@@ -57,8 +57,10 @@ class FilesystemSettings(BaseModel):
 
 
 @asynccontextmanager
-async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # nothing of it is needed
+async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:
     """Open the storage; its files stay when it is closed.
+
+    It has a nursery, so what is raised inside comes out in an exception group.
 
     Raises:
         PluginError: the section is at fault, or the folder cannot be written.
@@ -69,7 +71,13 @@ async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> Asyn
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = getattr(exc, "strerror", None) or str(exc)
         raise PluginError(f"rootdir {settings.rootdir} cannot be written: {reason}") from exc
-    yield _Filesystem(settings, mode=mode)
+    storage = _Filesystem(settings, host, mode=mode)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(storage.run)
+        try:
+            yield storage
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 def _parse(section: Mapping[str, Any]) -> FilesystemSettings:
@@ -78,39 +86,39 @@ def _parse(section: Mapping[str, Any]) -> FilesystemSettings:
     return parse_section(FilesystemSettings, section)
 
 
-@dataclass(slots=True)
-class _Waiting:
-    put: tree.Put
-    taken: bool = False
-    """A batch has it: from here on it is written whatever becomes of its task."""
-    done: trio.Event = field(default_factory=trio.Event)
-
-
 class _Filesystem:
-    """`Storage` in a folder.
+    """`Storage` in a folder; small files are written in batches."""
 
-    Small files are written in batches (group commit). A put that finds a free writer goes at once; those
-    that come while all writers are busy wait, and the next writer takes as many as a batch holds.
-    """
-
-    def __init__(self, settings: FilesystemSettings, *, mode: int) -> None:
+    def __init__(self, settings: FilesystemSettings, host: StorageHost, *, mode: int) -> None:
         self._root = settings.rootdir
         self._fsync = settings.fsync
         self._mode = mode
-        self._waiting: deque[_Waiting] = deque()
-        self._writers = trio.Semaphore(_WRITERS)
-        self._writer_threads = trio.CapacityLimiter(_WRITERS)
+        self._small: GroupCommit[tree.Put, Exception | None] = host.group_commit(
+            self._write,
+            max_batch=_BATCH_FILES,
+            weight=lambda put: len(put.parts),
+            max_weight=_BATCH_FOLDERS,
+            finish_s=_FINISH_S,
+        )
+        self.run = self._small.run
+        self._writer = trio.CapacityLimiter(1)
         self._other_threads = trio.CapacityLimiter(_OTHER_THREADS)
 
     async def put(self, key: str, body: Body) -> None:
         """Store a file; see `Storage.put`.
 
-        A cancel is heeded until the file's writing begins, and then again when it has ended: nothing is
-        written after this returns or raises.
+        A cancel is heeded until the file's writing begins, and then again when it has ended: but for a disk
+        that hangs, nothing is written after this returns or raises.
         """
         parts = tree.split_key(key)
         if body.data is not None:
-            await self._put_small(_Waiting(tree.Put(key=key, parts=parts, body=body, data=body.data)))
+            put = tree.Put(key=key, parts=parts, body=body, data=body.data)
+            try:
+                error = await self._small.submit(put)
+            except CommitAbandoned:
+                raise StorageError(f"file {key!r} was not stored: the storage is closed") from None
+            if error is not None:
+                raise error
         elif body.path is not None:
             move = partial(tree.move, body=body, source=body.path, mode=self._mode, fsync=self._fsync)
             await self._in_thread(key, partial(move, self._root, key, parts))
@@ -133,42 +141,11 @@ class _Filesystem:
         """See `Storage.url`: our API serves the files."""
         return ""
 
-    async def _put_small(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting)
-        try:
-            async with self._writers:
-                while not waiting.taken:
-                    await self._write_batch()
-        finally:
-            if not waiting.taken:
-                self._waiting.remove(waiting)
-            elif not waiting.done.is_set():
-                with trio.CancelScope(shield=True):  # bounded by the disk: a thread is at it
-                    await waiting.done.wait()
-        if waiting.put.error is not None:
-            raise waiting.put.error
-
-    async def _write_batch(self) -> None:
-        """Write the puts that have waited longest; needs a token of `_writers`."""
-        batch: list[_Waiting] = []
-        folders = 0
-        while self._waiting and len(batch) < _BATCH_FILES and folders < _BATCH_FOLDERS:
-            batch.append(self._waiting.popleft())
-            folders += len(batch[-1].put.parts)
-        puts = [waiting.put for waiting in batch]
-        for waiting in batch:
-            waiting.taken = True
-        write = partial(tree.write_all, self._root, puts, fsync=self._fsync)
-        try:
-            with trio.CancelScope(shield=True):  # others' files are in it; bounded by the disk
-                await trio.to_thread.run_sync(write, limiter=self._writer_threads)
-        except BaseException as exc:
-            for put in puts:
-                put.error = put.error or StorageError(f"file {put.key!r} was not stored: {exc!r}")
-            raise
-        finally:
-            for waiting in batch:
-                waiting.done.set()
+    async def _write(self, puts: Sequence[tree.Put]) -> Sequence[Exception | None]:
+        await trio.to_thread.run_sync(
+            partial(tree.write_all, self._root, puts, fsync=self._fsync), limiter=self._writer
+        )
+        return [put.error for put in puts]
 
     async def _in_thread(self, key: str, call: Callable[[], T]) -> T:
         try:

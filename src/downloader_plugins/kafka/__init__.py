@@ -40,7 +40,7 @@ async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[No
         PluginError: the section is at fault.
     """
     settings = read_section(section)
-    link = Link(settings, host.logger)
+    link = Link(settings, host)
     _quiet(logging.getLogger("aiokafka"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(link.run)

@@ -21,6 +21,8 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 
+from downloader.errors import first_leaf
+from downloader.notify import Host
 from downloader_plugins.kafka.reasons import NotConnected, connect_reason
 from downloader_plugins.kafka.session import Session
 from downloader_plugins.kafka.settings import KafkaSettings, split_server, ssl_context
@@ -44,10 +46,11 @@ _LOOKUPS = 4
 class Link:
     """Keeps a `Session` open; `run` is to be started once and cancelled at the end."""
 
-    def __init__(self, settings: KafkaSettings, logger: logging.Logger) -> None:
+    def __init__(self, settings: KafkaSettings, host: Host) -> None:
         """Raises PluginError: the TLS files cannot be used."""
         self._settings = settings
-        self._logger = logger
+        self._logger = host.logger
+        self._group_commit = host.group_commit
         self._security = _security(settings)
         self.session: Session | None = None
         """The open one; `None`: not connected now."""
@@ -75,10 +78,9 @@ class Link:
                     await self._live(loop)
                     was_open = True
             except* NotConnected as group:
-                self._fail(str(_first(group)))
+                self._fail(str(first_leaf(group)))
             except* Exception as group:  # noqa: BLE001 - a bug in aiokafka costs the connection, not the service
-                error = _first(group)
-                self._fail(f"the Kafka client failed: {type(error).__name__}")
+                self._fail(f"the Kafka client failed: {type(first_leaf(group)).__name__}")
             if was_open:
                 backoff_s = _BACKOFF_S
                 continue
@@ -91,7 +93,8 @@ class Link:
             _open_producer(loop, self._settings, self._security, self._logger) as producer,
             trio.open_nursery() as nursery,
         ):
-            session = Session(self._settings, producer, loop, nursery)
+            session = Session(self._settings, producer, loop, self._group_commit)
+            nursery.start_soon(session.run)
             if self.reason:
                 self._logger.warning("connected to Kafka again")
             self.session, self.reason = session, ""
@@ -108,12 +111,6 @@ class Link:
             self._logger.warning("not connected to Kafka: %s", reason)
         self.reason = reason
         self._tried.set()
-
-
-def _first(group: BaseException) -> BaseException:
-    while isinstance(group, BaseExceptionGroup):
-        group = group.exceptions[0]
-    return group
 
 
 def _security(settings: KafkaSettings) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 """Deliveries over one connected producer: gathered into batches, each with one delivery report.
 
-A *lane* for each partition with work sends one batch after the other. What comes while one is under way
-goes with the next, so the batches grow with the load. A batch crosses from Trio into the asyncio loop once,
-however many callbacks it holds; the crossing costs more than the rest.
+Each partition gets one batch after the other. What comes while one is under way goes with the next, so the
+batches grow with the load. A batch crosses from Trio into the asyncio loop once, however many callbacks it
+holds; the crossing costs more than the rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import trio
 from aiokafka import AIOKafkaProducer
@@ -27,7 +25,14 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 
-from downloader.notify import Delivered, Rejected, Result, RetryLater
+from downloader.notify import (
+    CommitAbandoned,
+    Delivered,
+    GroupCommit,
+    Rejected,
+    Result,
+    RetryLater,
+)
 from downloader_plugins.kafka.reasons import TOO_LARGE, failure
 from downloader_plugins.kafka.settings import KafkaSettings
 
@@ -35,7 +40,10 @@ T = TypeVar("T")
 
 _RECORD_OVERHEAD_BYTES = 128
 """At most, of a batch of one record without headers, besides key and value: 61 for the batch, 21 for the
-record, and room."""
+record, and room. Counted for each record, so that a batch never has more than `max_batch_size`."""
+
+_MAX_BATCH = 1000
+"""Callbacks in a batch; one of that many takes the loop a few milliseconds to fill."""
 
 _FIND_TOPIC_S = 5.0
 """How long a topic may take to appear, and half of `timeout`; one that a broker makes takes much less."""
@@ -51,50 +59,57 @@ _ENDED = RetryLater("the connection to Kafka was given up")
 _partition = DefaultPartitioner()
 
 
-@dataclass(slots=True, eq=False)
-class _Message:
+class _Message(NamedTuple):
+    topic: str
+    partition: int
     key: bytes
     value: bytes
     began: float
-    """By Trio's clock."""
-    done: trio.Event = field(default_factory=trio.Event)
-    result: Result = _ENDED
+    """Trio time."""
 
-    def finish(self, result: Result) -> None:
-        self.result = result
-        self.done.set()
+    @property
+    def lane(self) -> tuple[str, int]:
+        return self.topic, self.partition
 
 
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """A partition with work. Invariant: while it is in the session's table, a task drains it."""
-
-    topic: str
-    partition: int
-    waiting: deque[_Message] = field(default_factory=deque)
-    asked: float = math.inf
-    """When the batch under way was handed over; infinite: none is."""
+def _size(message: _Message) -> int:
+    return len(message.key) + len(message.value) + _RECORD_OVERHEAD_BYTES
 
 
 class Session:
-    """Delivers over a started producer until it is `lost`, or its nursery is cancelled.
+    """Delivers over a started producer until it is `lost`; needs its `run` to be running.
+
+    When `run` is cancelled all deliveries end.
 
     Args:
         settings: the section.
         producer: a started one.
         loop: the asyncio loop it runs in.
-        nursery: for the lanes; when it has ended, so have all deliveries.
+        group_commit: as the host lends it.
     """
 
     def __init__(
-        self, settings: KafkaSettings, producer: AIOKafkaProducer, loop: Any, nursery: trio.Nursery
+        self,
+        settings: KafkaSettings,
+        producer: AIOKafkaProducer,
+        loop: Any,
+        group_commit: type[GroupCommit[Any, Any]],
     ) -> None:
         self._settings = settings
         self._producer = producer
         self._cluster = producer.client.cluster
         self._loop = loop
-        self._nursery = nursery
-        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._messages: GroupCommit[_Message, Result] = group_commit(
+            self._send,
+            max_batch=_MAX_BATCH,
+            weight=_size,
+            max_weight=settings.max_batch_size,
+            lane=lambda message: message.lane,
+            linger_s=lambda: settings.linger_ms / 1000,
+        )
+        self.run = self._messages.run
+        self._asked: dict[tuple[str, int], float] = {}
+        """When the batch under way to a partition was handed over, Trio time."""
         self._topics: set[str] = set()
         """Those that the producer keeps itself informed of."""
         self._failing_since = math.inf
@@ -107,25 +122,24 @@ class Session:
 
         A cancel takes the message back as long as it has not been handed to the producer.
         """
-        size = len(key) + len(value) + _RECORD_OVERHEAD_BYTES
-        if size > self._settings.max_request_size:
+        if len(key) + len(value) + _RECORD_OVERHEAD_BYTES > self._settings.max_request_size:
             return Rejected(f"the callback has {len(value)} bytes, too many for max_request_size")
-        message = _Message(key, value, trio.current_time())
+        began = trio.current_time()
         try:
             known = self._cluster.partitions_for_topic(topic) if topic in self._topics else None
             partitions = known or await self._find(topic)
         except (KafkaError, TimeoutError) as exc:
             return failure(exc, topic)
-        if self.lost.is_set() or self._nursery.cancel_scope.cancel_called:
+        if self.lost.is_set():
             return _ENDED
-        lane = self._lane(topic, _partition(key, sorted(partitions), ()))
-        lane.waiting.append(message)
+        message = _Message(topic, _partition(key, sorted(partitions), ()), key, value, began)
         try:
-            await message.done.wait()
-        finally:
-            if not message.done.is_set():
-                self._give_up(lane, message)
-        return message.result
+            return await self._messages.submit(message)
+        except CommitAbandoned:
+            return _ENDED
+        except trio.Cancelled:
+            self._given_up(message)
+            raise
 
     async def look(self) -> tuple[int, set[str]]:
         """How many brokers there are, and which topics.
@@ -136,69 +150,35 @@ class Session:
         cluster = await self._in_asyncio(self._producer.client.fetch_all_metadata)
         return len(cluster.brokers()), cluster.topics()
 
-    def _lane(self, topic: str, partition: int) -> _Lane:
-        lane = self._lanes.get((topic, partition))
-        if lane is None:
-            lane = self._lanes[topic, partition] = _Lane(topic, partition)
-            # It begins when all that are ready now have had their turn, so these share its first batch.
-            self._nursery.start_soon(self._drain, lane)
-        return lane
-
-    async def _drain(self, lane: _Lane) -> None:
-        """Send what waits, until nothing does."""
-        try:
-            while lane.waiting:
-                if self._settings.linger_ms:
-                    await trio.sleep(self._settings.linger_ms / 1000)
-                builder = self._producer.create_batch()
-                batch: list[_Message] = []
-                try:
-                    while lane.waiting and _append(builder, lane.waiting[0]):
-                        batch.append(lane.waiting.popleft())
-                    # The first record goes into a batch whatever its size, so this comes to an end.
-                    assert batch or not lane.waiting
-                    await self._send(lane, builder, batch)
-                finally:
-                    for message in batch:
-                        message.done.set()
-        finally:
-            del self._lanes[lane.topic, lane.partition]
-            for message in lane.waiting:
-                message.done.set()
-
-    async def _send(self, lane: _Lane, builder: Any, batch: list[_Message]) -> None:
-        """Send a batch and give each message its result. One that is too large is taken apart."""
-        if not batch:  # all were given up
-            return
+    async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
+        """Send a batch to one partition. One that is too large is taken apart."""
+        topic, lane = messages[0].topic, messages[0].lane
+        builder = self._producer.create_batch()
+        for message in messages:
+            builder.append(key=message.key, value=message.value, timestamp=None)
+        assert builder.record_count() == len(messages), "what a batch holds is bounded by `_size`"
         builder.close()
-        lane.asked = trio.current_time()
+        self._asked[lane] = asked = trio.current_time()
         try:
-            await self._in_asyncio(lambda: self._hand_over(builder, lane))
+            await self._in_asyncio(partial(self._hand_over, builder, lane))
         except TOO_LARGE as exc:
-            if len(batch) == 1:
-                batch[0].finish(failure(exc, lane.topic))
-                return
-            for message in batch:
-                alone = self._producer.create_batch()
-                _append(alone, message)
-                await self._send(lane, alone, [message])
-            return
+            if len(messages) == 1:
+                return [failure(exc, topic)]
+            return [(await self._send([message]))[0] for message in messages]
         except Exception as exc:  # noqa: BLE001 - whatever aiokafka raises fails deliveries, not the service
             if not isinstance(exc, BrokerResponseError) or isinstance(exc, RequestTimedOutError):
-                self._failed(lane.asked)
-            result = failure(exc, lane.topic)
-        else:
-            self._failing_since = math.inf
-            result = Delivered()
+                self._failed(asked)
+            return [failure(exc, topic)] * len(messages)
         finally:
-            lane.asked = math.inf
-        for message in batch:
-            message.finish(result)
+            self._asked.pop(lane, None)
+        self._failing_since = math.inf
+        return [Delivered()] * len(messages)
 
-    async def _hand_over(self, builder: Any, lane: _Lane) -> None:
+    async def _hand_over(self, builder: Any, lane: tuple[str, int]) -> None:
         """In asyncio: give the producer a batch, and wait for its report."""
+        topic, partition = lane
         try:
-            report = await self._producer.send_batch(builder, lane.topic, partition=lane.partition)
+            report = await self._producer.send_batch(builder, topic, partition=partition)
         except (KafkaTimeoutError, UnknownTopicOrPartitionError):
             raise
         except AssertionError:  # the topic has been deleted, or made anew with fewer partitions
@@ -230,12 +210,10 @@ class Session:
         self._topics.add(topic)
         return partitions
 
-    def _give_up(self, lane: _Lane, message: _Message) -> None:
+    def _given_up(self, message: _Message) -> None:
         """Nobody waits for it any more."""
-        with suppress(ValueError):  # it is with the producer
-            lane.waiting.remove(message)
         now = trio.current_time()
-        if now - lane.asked > _STUCK_TIMEOUTS * self._settings.timeout:
+        if now - self._asked.get(message.lane, math.inf) > _STUCK_TIMEOUTS * self._settings.timeout:
             self._lose("a batch was lost in the producer")
         if now - message.began >= self._settings.timeout:
             self._failed(message.began)
@@ -261,11 +239,6 @@ class Session:
             # Not by us: the loop is at its end.
             raise KafkaError("the connection was given up") from None
         return result
-
-
-def _append(builder: Any, message: _Message) -> bool:
-    """Put a message into a batch; false: it is full."""
-    return builder.append(key=message.key, value=message.value, timestamp=None) is not None
 
 
 async def _look_for(client: Any, topic: str, seconds: float) -> set[int]:

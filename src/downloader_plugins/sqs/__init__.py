@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import boto3
 import trio
@@ -17,7 +17,17 @@ from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError, 
 from pydantic import BaseModel, ConfigDict, Field
 
 from downloader.errors import DownloaderError, PluginError
-from downloader.notify import Host, Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader.notify import (
+    CommitAbandoned,
+    GroupCommit,
+    Host,
+    Notifier,
+    Payload,
+    Rejected,
+    Result,
+    RetryLater,
+    parse_section,
+)
 from downloader_plugins.sqs.queue import (
     BadDestination,
     Endpoints,
@@ -87,7 +97,7 @@ class SqsSettings(BaseModel):
 
 
 @asynccontextmanager
-async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:  # noqa: ARG001  # nothing of it is needed
+async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
     """Open the notifier; nothing is sent until there is something to deliver.
 
     When it is closed, requests under way are given up at once; their threads end by themselves, within
@@ -98,8 +108,9 @@ async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Noti
     """
     settings = _parse(section)
     regions, endpoints = await trio.to_thread.run_sync(_prepare, settings)
+    notifier = _Sqs(settings, host, endpoints=endpoints, regions=regions)
     async with trio.open_nursery() as nursery:
-        notifier = _Sqs(settings=settings, endpoints=endpoints, regions=regions, nursery=nursery)
+        nursery.start_soon(notifier.run)
         try:
             yield notifier
         finally:
@@ -226,92 +237,27 @@ class _Regions:
             region.client.close()
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
+class _Message(NamedTuple):
+    queue: Queue
     payload: Payload
-    done: trio.Event = field(default_factory=trio.Event)
-    result: Result | None = None
-    error: Exception | None = None
-
-
-class _Lanes:
-    """Group commit, a lane for each queue: while one request is on its way, the next one's messages gather.
-
-    A lone message goes at once. A lane with nothing in it is gone.
-    """
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        send_batch: Callable[[Queue, Sequence[Payload]], Awaitable[Sequence[Result]]],
-    ) -> None:
-        self._nursery = nursery
-        self._send_batch = send_batch
-        self._lanes: dict[Queue, dict[_Waiting, None]] = {}
-
-    async def submit(self, queue: Queue, payload: Payload) -> Result:
-        """Have a message sent; a cancel before its request leaves withdraws it."""
-        waiting = _Waiting(payload)
-        lane = self._lanes.get(queue)
-        if lane is None:
-            lane = self._lanes[queue] = {}
-            self._nursery.start_soon(self._run, queue, lane)
-        lane[waiting] = None
-        try:
-            await waiting.done.wait()
-        finally:
-            lane.pop(waiting, None)
-        if waiting.error is not None:
-            raise RuntimeError("the request failed in a way that nobody expected") from waiting.error
-        assert waiting.result is not None, "set before `done`"
-        return waiting.result
-
-    async def _run(self, queue: Queue, lane: dict[_Waiting, None]) -> None:
-        try:
-            while lane:
-                batch = _take(lane)
-                await self._send_all(queue, batch)
-        finally:
-            del self._lanes[queue]
-
-    async def _send_all(self, queue: Queue, batch: Sequence[_Waiting]) -> None:
-        try:
-            results = await self._send_batch(queue, [waiting.payload for waiting in batch])
-        except Exception as exc:  # noqa: BLE001 - belongs to the tasks that wait, not to this one
-            for waiting in batch:
-                waiting.error = exc
-        else:
-            for waiting, result in zip(batch, results, strict=True):
-                waiting.result = result
-        for waiting in batch:
-            waiting.done.set()
-
-
-def _take(lane: dict[_Waiting, None]) -> list[_Waiting]:
-    """Take the first ones out, as many as fit into a request."""
-    batch: list[_Waiting] = []
-    room = BATCH_BYTES
-    for waiting in lane:
-        room -= size_of(waiting.payload)
-        if len(batch) == MESSAGES or (batch and room < 0):
-            break
-        batch.append(waiting)
-    for waiting in batch:
-        del lane[waiting]
-    return batch
 
 
 class _Sqs:
-    """The notifier."""
+    """The notifier; messages of a queue that wait at the same time travel in one request."""
 
-    def __init__(
-        self, *, settings: SqsSettings, endpoints: Endpoints, regions: _Regions, nursery: trio.Nursery
-    ) -> None:
+    def __init__(self, settings: SqsSettings, host: Host, *, endpoints: Endpoints, regions: _Regions) -> None:
         self._settings = settings
         self._endpoints = endpoints
         self._regions = regions
         self._urls: OrderedDict[Queue, str] = OrderedDict()
-        self._lanes = _Lanes(nursery, self._send)
+        self._messages: GroupCommit[_Message, Result] = host.group_commit(
+            self._send,
+            max_batch=MESSAGES,
+            weight=lambda message: size_of(message.payload),
+            max_weight=BATCH_BYTES,
+            lane=lambda message: message.queue,
+        )
+        self.run = self._messages.run
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; delivered when SQS has taken this very message."""
@@ -325,7 +271,10 @@ class _Sqs:
         if size_of(payload) > MESSAGE_BYTES:
             return Rejected(f"the callback has {size_of(payload)} bytes; SQS takes {MESSAGE_BYTES}")
         with trio.move_on_after(self._settings.timeout):
-            return await self._lanes.submit(allowed, payload)
+            try:
+                return await self._messages.submit(_Message(allowed, payload))
+            except CommitAbandoned:
+                return RetryLater("the backend was closed")
         return self._too_late()
 
     async def check(self) -> str:
@@ -343,7 +292,8 @@ class _Sqs:
             return f"{region.client.meta.endpoint_url}: {found}"
         raise DownloaderError(self._too_late().reason)
 
-    async def _send(self, queue: Queue, payloads: Sequence[Payload]) -> Sequence[Result]:
+    async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
+        queue, payloads = messages[0].queue, [message.payload for message in messages]
         region = await self._regions.get(queue.region)
         call = partial(send, region.client, queue, self._known_url(queue), payloads)
         sent: Sent | None = None
@@ -354,7 +304,7 @@ class _Sqs:
         self._keep_url(queue, sent.url)
         if sent.results:
             return sent.results
-        return [(await self._send(queue, [payload]))[0] for payload in payloads]
+        return [(await self._send([message]))[0] for message in messages]
 
     def _too_late(self) -> RetryLater:
         return RetryLater(f"SQS gave no answer within {self._settings.timeout:g} s")

@@ -1,0 +1,171 @@
+"""Group commit: who travels with whom, who is told what, and what a cancel leaves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from downloader.groupcommit import CommitAbandoned, GroupCommit
+
+
+class Calls:
+    """A commit that is held until `go`; answers each item's text in capitals."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = trio.Event()
+        self.error: Exception | None = None
+
+    async def __call__(self, items: Sequence[str]) -> Sequence[str]:
+        self.batches.append(list(items))
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return [item.upper() for item in items]
+
+
+@asynccontextmanager
+async def running(calls: Calls, **options: Any) -> AsyncIterator[GroupCommit[str, str]]:
+    commit: GroupCommit[str, str] = GroupCommit(calls, **{"max_batch": 10, **options})
+    async with trio.open_nursery() as nursery:
+        await nursery.start(commit.run)
+        yield commit
+        nursery.cancel_scope.cancel()
+
+
+async def submit_all(commit: GroupCommit[str, str], items: Sequence[str], calls: Calls) -> list[str]:
+    """Submit one by one, each before the next, and let them go when all wait."""
+    answers: dict[str, str] = {}
+
+    async def one(item: str) -> None:
+        answers[item] = await commit.submit(item)
+
+    async with trio.open_nursery() as nursery:
+        for item in items:
+            nursery.start_soon(one, item)
+            await trio.testing.wait_all_tasks_blocked()
+        calls.go.set()
+    return [answers[item] for item in items]
+
+
+async def test_a_lone_item_goes_at_once_and_what_comes_meanwhile_goes_together() -> None:
+    calls = Calls()
+    async with running(calls) as commit:
+        assert await submit_all(commit, ["a", "b", "c"], calls) == ["A", "B", "C"]
+    assert calls.batches == [["a"], ["b", "c"]]
+    assert commit.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        ({"max_batch": 2}, [["0"], ["1", "22"], ["333", "4"]]),
+        ({"weight": len, "max_weight": 3}, [["0"], ["1", "22"], ["333"], ["4"]]),
+        ({"weight": len, "max_weight": 2}, [["0"], ["1"], ["22"], ["333"], ["4"]]),
+    ],
+    ids=["items", "weight", "one too heavy goes alone"],
+)
+async def test_a_batch_is_bounded(options: dict[str, Any], batches: list[list[str]]) -> None:
+    calls = Calls()
+    items = ["0", "1", "22", "333", "4"]
+    async with running(calls, **options) as commit:
+        assert await submit_all(commit, items, calls) == items
+    assert calls.batches == batches
+
+
+async def test_lanes_do_not_wait_for_each_other() -> None:
+    calls = Calls()
+    async with running(calls, lane=lambda item: item[0]) as commit:
+        assert await submit_all(commit, ["a1", "b1", "a2", "b2"], calls) == ["A1", "B1", "A2", "B2"]
+    assert calls.batches[:2] == [["a1"], ["b1"]]
+    assert sorted(calls.batches[2:]) == [["a2"], ["b2"]]
+
+
+async def test_an_error_is_raised_to_all_of_the_batch_and_to_no_other() -> None:
+    calls = Calls()
+    calls.error = ZeroDivisionError("broken")
+    caught: list[Exception] = []
+    async with running(calls) as commit:
+
+        async def one(item: str) -> None:
+            with pytest.raises(ZeroDivisionError, match="broken") as info:
+                await commit.submit(item)
+            caught.append(info.value)
+
+        async with trio.open_nursery() as nursery:
+            for item in ("a", "b"):
+                nursery.start_soon(one, item)
+            await trio.testing.wait_all_tasks_blocked()
+            calls.go.set()
+        assert caught[0] is not caught[1]
+        calls.error = None
+        assert await commit.submit("c") == "C"
+
+
+async def test_a_cancel_before_its_batch_leaves_withdraws_an_item() -> None:
+    calls = Calls()
+    async with running(calls) as commit, trio.open_nursery() as nursery:
+        nursery.start_soon(commit.submit, "first")
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0) as scope:
+            await commit.submit("never")
+        assert scope.cancelled_caught
+        calls.go.set()
+    assert calls.batches == [["first"]]
+
+
+@pytest.mark.parametrize(("finish_s", "finished"), [(0, False), (1, False), (3, True)])
+async def test_a_cancel_waits_for_a_batch_that_has_left(
+    autojump_clock: trio.testing.MockClock, *, finish_s: float, finished: bool
+) -> None:
+    calls = Calls()
+    async with running(calls, finish_s=finish_s) as commit:
+        before, done = trio.current_time(), False
+
+        async def finish() -> None:
+            nonlocal done
+            await trio.sleep(3)
+            done = True
+            calls.go.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(finish)
+            with trio.move_on_after(1):
+                await commit.submit("a")
+            assert trio.current_time() - before == min(1 + finish_s, 3)
+            assert done is finished
+
+
+@pytest.mark.parametrize("linger_s", [0.0, 2.0])
+async def test_the_first_batch_may_linger(autojump_clock: trio.testing.MockClock, linger_s: float) -> None:
+    calls = Calls()
+    calls.go.set()
+    async with running(calls, linger_s=lambda: linger_s) as commit, trio.open_nursery() as nursery:
+        nursery.start_soon(commit.submit, "a")
+        await trio.sleep(1)
+        nursery.start_soon(commit.submit, "b")
+    assert calls.batches == ([["a", "b"]] if linger_s else [["a"], ["b"]])
+
+
+async def test_when_it_ends_nobody_waits_any_more() -> None:
+    calls = Calls()
+    commit: GroupCommit[str, str] = GroupCommit(calls, max_batch=1)
+
+    async def abandoned(item: str) -> None:
+        with pytest.raises(CommitAbandoned):
+            await commit.submit(item)
+
+    async with trio.open_nursery() as waiting, trio.open_nursery() as nursery:
+        await nursery.start(commit.run)
+        for item in ("under way", "waits"):
+            waiting.start_soon(abandoned, item)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await abandoned("late")
+    assert calls.batches == [["under way"]]
+    assert commit.waiting == 0
