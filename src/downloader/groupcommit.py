@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import trio
@@ -38,7 +39,7 @@ class _Item(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """Gathers items from many tasks into calls of one function; needs its `run` to be running.
+    """Gathers items from many tasks into calls of one function; needs `run` or `running`.
 
     Items of different lanes are committed at the same time, and never in one call. Those of one lane are
     committed in order, one call after the other.
@@ -115,6 +116,21 @@ class GroupCommit(Generic[T, R]):
             # A copy, for each task adds its own traceback to what it raises.
             raise copy.copy(item.error) from item.error
         return item.answer  # type: ignore[return-value]  # set whenever `error` is not
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Have `run` run. An error inside comes out as it is, in no group."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.run)
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001  # raised below: the nursery would make a group of it
+                problem = error
+            finally:
+                nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit batches until cancelled; items that wait then are not committed."""

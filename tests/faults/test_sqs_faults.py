@@ -16,7 +16,7 @@ from servers.aws import CREDENTIALS, REGION, Moto
 from servers.fleet import ASIDE_MAX_S, ASIDE_S, Fleet, Tables, job_for, open_fleet, say
 from servers.origin import Origin
 from servers.sink import Sink
-from servers.sqs_gate import Answer, Asked, Rule, SqsGate, always, error, hang, open_sqs_gate, response
+from servers.sqs_proxy import Answer, Asked, Rule, SqsProxy, always, error, hang, open_sqs_proxy, response
 
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
@@ -31,12 +31,12 @@ def queue(moto: Moto) -> None:
 
 
 @pytest.fixture
-async def gate(moto: Moto) -> AsyncIterator[SqsGate]:
-    async with open_sqs_gate(moto) as running:
+async def proxy(moto: Moto) -> AsyncIterator[SqsProxy]:
+    async with open_sqs_proxy(moto) as running:
         yield running
 
 
-def tables_for(server: Moto | SqsGate, *, timeout: float = 1.0, **notifier: Any) -> Tables:
+def tables_for(server: Moto | SqsProxy, *, timeout: float = 1.0, **notifier: Any) -> Tables:
     section = {"region": REGION, "endpoint_url": server.url, "timeout": timeout}
     return {"backends.sqs": section, **({"notifier": notifier} if notifier else {})}
 
@@ -76,22 +76,22 @@ FAULTS: dict[str, tuple[str, Rule, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.row("F18")
 async def test_f18_what_does_not_pass_is_a_failed_callback_with_a_reason(
-    folder: Path, origin: Origin, moto: Moto, gate: SqsGate, fault: str
+    folder: Path, origin: Origin, moto: Moto, proxy: SqsProxy, fault: str
 ) -> None:
     operation, rule, reason = FAULTS[fault]
-    gate.on[operation] = rule
-    async with open_fleet(folder, None, tables_for(gate)) as fleet:
+    proxy.on[operation] = rule
+    async with open_fleet(folder, None, tables_for(proxy)) as fleet:
         run = await fleet.start("run", environ=CREDENTIALS)
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
         await run.event("callback.failed", job_id=job_id)
-        assert gate.count()[operation] == ATTEMPTS
+        assert proxy.count()[operation] == ATTEMPTS
         job = await fleet.job(job_id)
         assert (job["state"], job["callback"]["state"]) == ("succeeded", "failed")
         assert reason in json.dumps(job["callback"]), job
         assert not run.events("backend.unhealthy"), "the peer is at fault, not the plugin"
 
         # Kept, and sent again by hand when SQS is well again.
-        gate.on.clear()
+        proxy.on.clear()
         assert (await fleet.client.post(f"/retry/{job_id}")).status_code == 201
         await run.event("callback.delivered", job_id=job_id)
         assert [one["job_id"] for one in bodies(moto)] == [job_id]
@@ -153,11 +153,11 @@ def all_bodies(moto: Moto) -> list[dict[str, Any]]:
 
 @pytest.mark.row("F18")
 async def test_f18_a_silent_sqs_delays_no_other_backend(
-    folder: Path, origin: Origin, sink: Sink, gate: SqsGate
+    folder: Path, origin: Origin, sink: Sink, proxy: SqsProxy
 ) -> None:
-    gate.on["*"] = hang
+    proxy.on["*"] = hang
     # More callbacks to SQS than there are places for callbacks.
-    tables = tables_for(gate, timeout=10.0, concurrency=24, retry_schedule=[30.0])
+    tables = tables_for(proxy, timeout=10.0, concurrency=24, retry_schedule=[30.0])
     async with open_fleet(folder, None, tables) as fleet:
         await fleet.start("run", environ=CREDENTIALS)
 
@@ -168,7 +168,7 @@ async def test_f18_a_silent_sqs_delays_no_other_backend(
                 for _ in range(60)
             ]
         )
-        await gate.seen("GetQueueUrl")
+        await proxy.seen("GetQueueUrl")
         after = await spans(fleet, origin, sink, 15)
         say(f"median {statistics.median(before):.3f} s, beside a silent SQS {statistics.median(after):.3f} s")
         assert statistics.median(after) < statistics.median(before) + ASIDE_S
@@ -187,17 +187,17 @@ async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[fl
 
 
 @pytest.mark.row("F18")
-async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origin, gate: SqsGate) -> None:
-    gate.on["*"] = hang
-    async with open_fleet(folder, None, tables_for(gate, timeout=30.0)) as fleet:
+async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origin, proxy: SqsProxy) -> None:
+    proxy.on["*"] = hang
+    async with open_fleet(folder, None, tables_for(proxy, timeout=30.0)) as fleet:
         run = await fleet.start("run", environ=CREDENTIALS)
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
-        await gate.seen("GetQueueUrl")
+        await proxy.seen("GetQueueUrl")
         await run.stop()
         assert run.events("callback.released", job_id=job_id)
 
         # Handed back, and delivered by the next one, without an attempt used up.
-        gate.on.clear()
+        proxy.on.clear()
         again = await fleet.start("run", environ=CREDENTIALS)
         line = await again.event("callback.delivered", job_id=job_id)
         assert line["attempt"] == 1
@@ -206,7 +206,7 @@ async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origi
 
 @pytest.mark.row("F18")
 async def test_f18_one_message_refused_spoils_no_other(
-    folder: Path, origin: Origin, moto: Moto, gate: SqsGate
+    folder: Path, origin: Origin, moto: Moto, proxy: SqsProxy
 ) -> None:
     hold = trio.Event()
 
@@ -215,15 +215,15 @@ async def test_f18_one_message_refused_spoils_no_other(
         return None
 
     moto.sqs.create_queue(QueueName="small", Attributes={"MaximumMessageSize": "2048"})
-    gate.on["SendMessageBatch"] = rule
-    async with open_fleet(folder, None, tables_for(gate, timeout=10.0)) as fleet:
+    proxy.on["SendMessageBatch"] = rule
+    async with open_fleet(folder, None, tables_for(proxy, timeout=10.0)) as fleet:
         run = await fleet.start("run", environ=CREDENTIALS)
         jobs = [
             job_for(origin.url("/bytes/1"), "small", callback_type="sqs", limit=9, extra="x" * size)
             for size in (1, 2, 5000, 3)
         ]
         first = await fleet.post(**jobs[0])
-        await gate.seen("SendMessageBatch")
+        await proxy.seen("SendMessageBatch")
         ids = await fleet.post_all(jobs[1:])
         await run.event("job.succeeded", count=4)
         hold.set()

@@ -308,7 +308,7 @@ async def test_a_reader_sees_one_complete_file_or_the_other(
     assert not seen
 
 
-class Gate:
+class BlockingCheck:
     """A `still_ours` that holds its thread until opened."""
 
     def __init__(self, answer: bool = True) -> None:  # noqa: FBT001, FBT002 - a flag is all it is
@@ -329,12 +329,12 @@ class Gate:
 async def test_a_cancel_waits_for_the_write_in_progress(
     storage: Storage, root: Path, *, answer: bool
 ) -> None:
-    gate = Gate(answer)
+    check = BlockingCheck(answer)
     returned = trio.Event()
 
     async def put() -> None:
         try:
-            await storage.put(KEY, small(b"data", still_ours=gate))
+            await storage.put(KEY, small(b"data", still_ours=check))
         except StorageError:
             assert not answer
         finally:
@@ -343,33 +343,33 @@ async def test_a_cancel_waits_for_the_write_in_progress(
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put)
-            await gate.reached()
+            await check.reached()
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await trio.testing.wait_all_tasks_blocked()
                 assert not returned.is_set()
-                gate.opened.set()
+                check.opened.set()
                 await returned.wait()
     assert (root / KEY).exists() is answer
 
 
 async def test_a_put_cancelled_while_it_waits_writes_nothing(storage: Storage, root: Path) -> None:
-    gate = Gate()
+    check = BlockingCheck()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=gate))
-            await gate.reached()
+            nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=check))
+            await check.reached()
             async with trio.open_nursery() as waiting:
                 waiting.start_soon(storage.put, KEY, small(b"data"))
                 await trio.testing.wait_all_tasks_blocked()
                 waiting.cancel_scope.cancel()
-            gate.opened.set()
+            check.opened.set()
     assert not (root / KEY).exists()
     assert (root / "busy").read_bytes() == b"busy"
 
 
 async def test_a_failure_in_a_batch_is_its_own_alone(storage: Storage, root: Path) -> None:
-    gate = Gate()
+    check = BlockingCheck()
     (root / "bad").symlink_to("/nonexistent")
     failed: list[str] = []
 
@@ -384,15 +384,15 @@ async def test_a_failure_in_a_batch_is_its_own_alone(storage: Storage, root: Pat
 
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=gate))
-            await gate.reached()
+            nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=check))
+            await check.reached()
             for index in range(40):
                 nursery.start_soon(put, f"good/{index}", small(b"good"))
             nursery.start_soon(put, "bad/file", small(b"bad"))
             nursery.start_soon(put, "lost", small(b"lost", still_ours=lambda: False))
             nursery.start_soon(put, "broken", small(b"broken", still_ours=broken))
             await trio.testing.wait_all_tasks_blocked()
-            gate.opened.set()
+            check.opened.set()
     assert sorted(failed) == ["bad/file", "broken", "lost"]
     assert len(list((root / "good").iterdir())) == 40
     assert not (root / "lost").exists()

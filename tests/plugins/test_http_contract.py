@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from downloader.notify import Host, Notifier
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
 from downloader_plugins.http import open_http
 from servers.webhooks import Receiver, receiving
 
@@ -21,7 +21,7 @@ PASSWORD = "correct-horse"
 @dataclass
 class HttpPeer(NotifierPeer):
     receiver: Receiver
-    gate: Gate
+    proxy: TcpProxy
     section: Mapping[str, Any] = field(default_factory=lambda: {"secret": SECRET})
     bad_section: Mapping[str, Any] = field(default_factory=lambda: {"secret": "whsec_!" + PASSWORD})
     hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 1.0})
@@ -32,14 +32,14 @@ class HttpPeer(NotifierPeer):
         return open_http(section, host)
 
     def destination(self) -> str:
-        return f"http://user:{PASSWORD}@127.0.0.1:{self.gate.port}/hook/{next(self.numbers)}"
+        return f"http://user:{PASSWORD}@127.0.0.1:{self.proxy.port}/hook/{next(self.numbers)}"
 
     def rejected_destination(self) -> str:
         return f"mailto:{PASSWORD}@example.org"
 
     @asynccontextmanager
     async def failing(self, fault: Fault) -> AsyncIterator[str]:
-        with self.gate.fault(fault):
+        with self.proxy.fault(fault):
             yield self.destination()
 
     async def received(self, destination: str) -> Sequence[bytes]:
@@ -51,5 +51,5 @@ class HttpPeer(NotifierPeer):
 class TestHttp(NotifierContract):
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:
-        async with receiving() as receiver, open_gate(receiver.port) as gate:
-            yield HttpPeer(receiver, gate)
+        async with receiving() as receiver, open_tcp_proxy(receiver.port) as proxy:
+            yield HttpPeer(receiver, proxy)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from downloader.notify import Host, Notifier
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
 from downloader_plugins.kafka import open_kafka
 from servers.kafka import Tansu, read_topic
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.slow
 
 
 class Peer(NotifierPeer):
-    """A broker behind a gate, which it tells its clients to come through."""
+    """A broker behind a proxy, which it tells its clients to come through."""
 
-    def __init__(self, broker: Tansu, gate: Gate) -> None:
+    def __init__(self, broker: Tansu, proxy: TcpProxy) -> None:
         self._broker = broker
-        self._gate = gate
+        self._proxy = proxy
         self._names = count()
         self.section: Mapping[str, Any] = {
-            "bootstrap_servers": f"127.0.0.1:{gate.port}",
+            "bootstrap_servers": f"127.0.0.1:{proxy.port}",
             "timeout": 5.0,
         }
         self.hasty = {"timeout": 1.5}
@@ -42,7 +42,7 @@ class Peer(NotifierPeer):
 
     @asynccontextmanager
     async def failing(self, fault: Fault) -> AsyncIterator[str]:
-        with self._gate.fault(fault):
+        with self._proxy.fault(fault):
             yield self.destination()
 
     async def received(self, destination: str) -> Sequence[bytes]:
@@ -54,7 +54,7 @@ class TestKafka(NotifierContract):
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[Peer]:
         broker = Tansu()
-        async with open_gate(broker.port) as gate:
-            broker.advertised = gate.port
+        async with open_tcp_proxy(broker.port) as proxy:
+            broker.advertised = proxy.port
             with broker:
-                yield Peer(broker, gate)
+                yield Peer(broker, proxy)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from downloader.storage import Storage, StorageHost
-from downloader.testing import Fault, Gate, StorageContract, StoragePeer, open_gate
+from downloader.testing import Fault, StorageContract, StoragePeer, TcpProxy, open_tcp_proxy
 from downloader_plugins.s3 import open_s3
 from servers.aws import REGION, Moto
 from servers.s3 import new_bucket, uploads
@@ -23,7 +23,7 @@ PREFIX = "some/folder"
 @dataclass
 class S3Peer(StoragePeer):
     moto: Moto
-    gate: Gate
+    proxy: TcpProxy
     bucket: str
     hasty: Mapping[str, Any] = field(
         default_factory=lambda: {"connect_timeout": 1.0, "read_timeout": 2.0, "complete_timeout": 2.0}
@@ -36,7 +36,7 @@ class S3Peer(StoragePeer):
             "bucket": self.bucket,
             "prefix": PREFIX,
             "region": REGION,
-            "endpoint_url": f"http://127.0.0.1:{self.gate.port}",
+            "endpoint_url": f"http://127.0.0.1:{self.proxy.port}",
             "connect_timeout": 4.0,
             "read_timeout": 8.0,
             "complete_timeout": 8.0,
@@ -54,7 +54,7 @@ class S3Peer(StoragePeer):
 
     @asynccontextmanager
     async def broken(self, fault: Fault) -> AsyncIterator[None]:
-        with self.gate.fault(fault):
+        with self.proxy.fault(fault):
             yield
 
     async def read(self, key: str) -> bytes | None:
@@ -89,5 +89,5 @@ class TestS3(StorageContract):
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[StoragePeer]:
         bucket = new_bucket(self.moto)
-        async with open_gate(self.moto.port) as gate:
-            yield S3Peer(self.moto, gate, bucket)
+        async with open_tcp_proxy(self.moto.port) as proxy:
+            yield S3Peer(self.moto, proxy, bucket)

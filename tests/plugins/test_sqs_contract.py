@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from downloader.notify import Host, Notifier
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
 from downloader_plugins.sqs import open_sqs
 from servers.aws import REGION, Moto
 
@@ -22,7 +22,7 @@ SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 @dataclass
 class SqsPeer(NotifierPeer):
     moto: Moto
-    gate: Gate
+    proxy: TcpProxy
     suffix: str = ""
     hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 1.0})
     secrets: Sequence[str] = (SECRET,)
@@ -32,7 +32,7 @@ class SqsPeer(NotifierPeer):
     def section(self) -> Mapping[str, Any]:  # type: ignore[override]
         return {
             "region": REGION,
-            "endpoint_url": f"http://127.0.0.1:{self.gate.port}",
+            "endpoint_url": f"http://127.0.0.1:{self.proxy.port}",
             "timeout": 6.0,
             "access_key_id": "testing",
             "secret_access_key": SECRET,
@@ -57,7 +57,7 @@ class SqsPeer(NotifierPeer):
     @asynccontextmanager
     async def failing(self, fault: Fault) -> AsyncIterator[str]:
         destination = self.destination()
-        with self.gate.fault(fault):
+        with self.proxy.fault(fault):
             yield destination
 
     async def received(self, destination: str) -> Sequence[bytes]:
@@ -86,8 +86,8 @@ class _Contract(NotifierContract):
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:
-        async with open_gate(self.moto.port) as gate:
-            yield SqsPeer(self.moto, gate, self.suffix)
+        async with open_tcp_proxy(self.moto.port) as proxy:
+            yield SqsPeer(self.moto, proxy, self.suffix)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from downloader.notify import Checkable, Delivered, Notifier, Payload, Rejected,
 from downloader_plugins.sqs import open_sqs
 from servers.aws import ACCOUNT, CREDENTIALS, REGION, Moto
 from servers.plugins import opened_notifier
-from servers.sqs_gate import Answer, Asked, SqsGate, always, error, hang, open_sqs_gate, response
+from servers.sqs_proxy import Answer, Asked, SqsProxy, always, error, hang, open_sqs_proxy, response
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +29,13 @@ MISSING = "AWS.SimpleQueueService.NonExistentQueue"
 
 
 @pytest.fixture
-async def gate(moto: Moto) -> AsyncIterator[SqsGate]:
-    async with open_sqs_gate(moto) as running:
+async def proxy(moto: Moto) -> AsyncIterator[SqsProxy]:
+    async with open_sqs_proxy(moto) as running:
         yield running
 
 
 @asynccontextmanager
-async def opened(server: Moto | SqsGate, **more: Any) -> AsyncIterator[Notifier]:
+async def opened(server: Moto | SqsProxy, **more: Any) -> AsyncIterator[Notifier]:
     async with opened_notifier(
         open_sqs, {"region": REGION, "endpoint_url": server.url, **KEYS, **more}
     ) as notifier:
@@ -88,7 +88,7 @@ async def deliver_all(
     return [results[index] for index in range(len(payloads))]
 
 
-def hold(gate: SqsGate, operation: str) -> trio.Event:
+def hold(proxy: SqsProxy, operation: str) -> trio.Event:
     """The first request of this kind waits until the event is set."""
     go = trio.Event()
 
@@ -96,7 +96,7 @@ def hold(gate: SqsGate, operation: str) -> trio.Event:
         await go.wait()
         return None
 
-    gate.on[operation] = rule
+    proxy.on[operation] = rule
     return go
 
 
@@ -118,12 +118,12 @@ async def test_every_form_of_a_destination(moto: Moto, form: str) -> None:
     assert "MessageGroupId" not in message["Attributes"]
 
 
-async def test_a_url_of_another_host_gets_no_request(moto: Moto, gate: SqsGate) -> None:
+async def test_a_url_of_another_host_gets_no_request(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     async with opened(moto) as notifier:
-        answer = await notifier.deliver(f"{gate.url}/{ACCOUNT}/jobs", PAYLOAD)
+        answer = await notifier.deliver(f"{proxy.url}/{ACCOUNT}/jobs", PAYLOAD)
     assert answer == Rejected("the callback's destination is a URL of another host than the configured SQS")
-    assert gate.asked == []
+    assert proxy.asked == []
 
 
 async def test_a_fifo_queue_gets_group_and_deduplication(moto: Moto) -> None:
@@ -139,19 +139,19 @@ async def test_a_fifo_queue_gets_group_and_deduplication(moto: Moto) -> None:
     assert second["Attributes"]["MessageDeduplicationId"].startswith("second-")
 
 
-async def test_a_name_is_looked_up_once(moto: Moto, gate: SqsGate) -> None:
+async def test_a_name_is_looked_up_once(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    async with opened(gate) as notifier:
+    async with opened(proxy) as notifier:
         for number in range(3):
             assert await notifier.deliver("jobs", payload(number)) == Delivered()
-    assert gate.count() == {"GetQueueUrl": 1, "SendMessageBatch": 3}
+    assert proxy.count() == {"GetQueueUrl": 1, "SendMessageBatch": 3}
 
 
-async def test_a_url_is_not_looked_up(moto: Moto, gate: SqsGate) -> None:
+async def test_a_url_is_not_looked_up(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    async with opened(gate) as notifier:
-        assert await notifier.deliver(f"{gate.url}/{ACCOUNT}/jobs", PAYLOAD) == Delivered()
-    assert gate.count() == {"SendMessageBatch": 1}
+    async with opened(proxy) as notifier:
+        assert await notifier.deliver(f"{proxy.url}/{ACCOUNT}/jobs", PAYLOAD) == Delivered()
+    assert proxy.count() == {"SendMessageBatch": 1}
 
 
 @pytest.mark.row("F18")
@@ -173,49 +173,49 @@ async def test_a_missing_queue_is_missing_only_until_it_is_there(moto: Moto) -> 
 # -- the allow-list -----------------------------------------------------------------------------------
 
 
-async def test_only_listed_queues(moto: Moto, gate: SqsGate) -> None:
+async def test_only_listed_queues(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     create(moto, "secret")
-    async with opened(gate, queues=["jo*", "other"]) as notifier:
+    async with opened(proxy, queues=["jo*", "other"]) as notifier:
         assert await notifier.deliver("jobs", payload(1)) == Delivered()
         assert await notifier.deliver("aws.com/sqs/jobs", payload(2)) == Delivered()
-        asked = len(gate.asked)
-        for destination in ("secret", f"{gate.url}/{ACCOUNT}/secret", "JOBS", "jobs/../secret"):
+        asked = len(proxy.asked)
+        for destination in ("secret", f"{proxy.url}/{ACCOUNT}/secret", "JOBS", "jobs/../secret"):
             assert isinstance(await notifier.deliver(destination, payload(3)), Rejected), destination
         assert await notifier.deliver("secret", payload(3)) == Rejected(
             "queue secret is not one of backends.sqs.queues"
         )
-        assert len(gate.asked) == asked
+        assert len(proxy.asked) == asked
     assert bodies(moto, "secret") == []
 
 
-async def test_a_listed_name_is_that_of_our_own_account(moto: Moto, gate: SqsGate) -> None:
+async def test_a_listed_name_is_that_of_our_own_account(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    async with opened(gate, queues=["jobs"]) as notifier:
-        foreign = f"{gate.url}/999999999999/jobs"
+    async with opened(proxy, queues=["jobs"]) as notifier:
+        foreign = f"{proxy.url}/999999999999/jobs"
         answer = await notifier.deliver(foreign, payload(1))
         assert answer == Rejected(f"{foreign} is not the queue jobs of this account")
-        assert await notifier.deliver(f"{gate.url}/{ACCOUNT}/jobs", payload(2)) == Delivered()
+        assert await notifier.deliver(f"{proxy.url}/{ACCOUNT}/jobs", payload(2)) == Delivered()
     assert bodies(moto) == [payload(2).body]
 
 
-async def test_a_listed_url_may_be_of_another_account(moto: Moto, gate: SqsGate) -> None:
+async def test_a_listed_url_may_be_of_another_account(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    async with opened(gate, queues=[f"{gate.url}/999999999999/*"]) as notifier:
-        foreign = f"{gate.url}/999999999999/jobs"
+    async with opened(proxy, queues=[f"{proxy.url}/999999999999/*"]) as notifier:
+        foreign = f"{proxy.url}/999999999999/jobs"
         await notifier.deliver(foreign, payload(1))
         assert isinstance(await notifier.deliver("jobs", payload(2)), Rejected)
-    [asked] = gate.asked
+    [asked] = proxy.asked
     assert asked.body["QueueUrl"] == foreign
 
 
 # -- batches ------------------------------------------------------------------------------------------
 
 
-async def test_what_waits_together_travels_together(moto: Moto, gate: SqsGate) -> None:
+async def test_what_waits_together_travels_together(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    async with opened(gate) as notifier:
-        go = hold(gate, "SendMessageBatch")
+    async with opened(proxy) as notifier:
+        go = hold(proxy, "SendMessageBatch")
         async with trio.open_nursery() as nursery:
             results: list[Result] = []
 
@@ -223,43 +223,43 @@ async def test_what_waits_together_travels_together(moto: Moto, gate: SqsGate) -
                 results.extend(await deliver_all(notifier, payloads))
 
             nursery.start_soon(send, [payload(0)])
-            await gate.seen("SendMessageBatch")
+            await proxy.seen("SendMessageBatch")
             nursery.start_soon(send, [payload(number) for number in range(1, 25)])
             await trio.testing.wait_all_tasks_blocked(0.02)
             go.set()
         assert results == [Delivered()] * 25
     # The lone one has gone at once; the others are as many as fit.
-    assert [len(batch) for batch in gate.batches()] == [1, 10, 10, 4]
+    assert [len(batch) for batch in proxy.batches()] == [1, 10, 10, 4]
     assert sorted(bodies(moto)) == sorted(payload(number).body for number in range(25))
 
 
-async def test_batches_stay_below_what_every_sqs_takes(moto: Moto, gate: SqsGate) -> None:
+async def test_batches_stay_below_what_every_sqs_takes(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     sizes = [100_000, 100_000, 100_000, 300_000, 10, 200_000]
     payloads = [payload(number, size=size) for number, size in enumerate(sizes)]
-    async with opened(gate) as notifier:
+    async with opened(proxy) as notifier:
         assert await deliver_all(notifier, payloads) == [Delivered()] * len(sizes)
-    totals = [sum(len(entry["MessageBody"]) for entry in batch) for batch in gate.batches()]
-    assert all(total <= 256 * 1024 for total, batch in zip(totals, gate.batches(), strict=True) if batch[1:])
+    totals = [sum(len(entry["MessageBody"]) for entry in batch) for batch in proxy.batches()]
+    assert all(total <= 256 * 1024 for total, batch in zip(totals, proxy.batches(), strict=True) if batch[1:])
     assert sorted(bodies(moto)) == sorted(one.body for one in payloads)
 
 
-async def test_queues_do_not_wait_for_each_other(moto: Moto, gate: SqsGate) -> None:
+async def test_queues_do_not_wait_for_each_other(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     create(moto, "other")
 
     async def only_other(asked: Asked) -> Answer:
         return await hang(asked) if asked.body["QueueUrl"].endswith("/jobs") else None
 
-    gate.on["SendMessageBatch"] = only_other
-    async with opened(gate) as notifier, trio.open_nursery() as nursery:
+    proxy.on["SendMessageBatch"] = only_other
+    async with opened(proxy) as notifier, trio.open_nursery() as nursery:
         nursery.start_soon(notifier.deliver, "jobs", payload(1))
-        await gate.seen("SendMessageBatch")
+        await proxy.seen("SendMessageBatch")
         assert await notifier.deliver("other", payload(2)) == Delivered()
         nursery.cancel_scope.cancel()
 
 
-async def test_each_message_is_judged_by_itself(moto: Moto, gate: SqsGate) -> None:
+async def test_each_message_is_judged_by_itself(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     body = {
         "Successful": [{"Id": "0", "MessageId": "m", "MD5OfMessageBody": "x"}],
@@ -268,8 +268,8 @@ async def test_each_message_is_judged_by_itself(moto: Moto, gate: SqsGate) -> No
             {"Id": "2", "Code": "InvalidMessageContents", "SenderFault": True, "Message": "secret"},
         ],
     }
-    gate.on["SendMessageBatch"] = always(response(200, json.dumps(body).encode()))
-    async with opened(gate) as notifier:
+    proxy.on["SendMessageBatch"] = always(response(200, json.dumps(body).encode()))
+    async with opened(proxy) as notifier:
         results = await deliver_all(notifier, [payload(number) for number in range(4)])
     assert sorted(results, key=str) == sorted(
         [
@@ -292,19 +292,19 @@ async def test_one_message_too_large_for_the_queue_spoils_no_other(moto: Moto) -
 
 
 @pytest.mark.parametrize(("size", "taken"), [(1024 * 1024, True), (1024 * 1024 + 1, False)])
-async def test_the_largest_message(moto: Moto, gate: SqsGate, size: int, taken: bool) -> None:  # noqa: FBT001 - of a table
+async def test_the_largest_message(moto: Moto, proxy: SqsProxy, size: int, taken: bool) -> None:  # noqa: FBT001 - of a table
     create(moto, MaximumMessageSize="1048576")
     body = b'"' + b"x" * (size - 2) + b'"'
-    async with opened(gate) as notifier:
+    async with opened(proxy) as notifier:
         answer = await notifier.deliver("jobs", Payload(job_id="a", aggr_id="a", body=body))
     assert answer == (Delivered() if taken else Rejected("the callback has 1048577 bytes; SQS takes 1048576"))
-    assert bool(gate.asked) == taken
+    assert bool(proxy.asked) == taken
 
 
-async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, gate: SqsGate) -> None:
+async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, proxy: SqsProxy) -> None:
     create(moto, "jobs.fifo")
     payloads = [payload(number, group="ab"[number % 2]) for number in range(23)]
-    async with opened(gate) as notifier:
+    async with opened(proxy) as notifier:
         results = [trio.Event() for _ in payloads]
 
         async def one(index: int) -> None:
@@ -315,9 +315,9 @@ async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, gate: SqsGate
             for index in range(len(payloads)):
                 nursery.start_soon(one, index)
                 await trio.testing.wait_all_tasks_blocked()
-    sent = [entry["MessageBody"].encode() for batch in gate.batches() for entry in batch]
+    sent = [entry["MessageBody"].encode() for batch in proxy.batches() for entry in batch]
     assert sent == [one.body for one in payloads]
-    groups = {entry["MessageGroupId"] for batch in gate.batches() for entry in batch}
+    groups = {entry["MessageGroupId"] for batch in proxy.batches() for entry in batch}
     assert groups == {"a", "b"}
 
 
@@ -351,21 +351,21 @@ MAY_PASS = [
 
 @pytest.mark.parametrize("operation", ["SendMessageBatch", "GetQueueUrl"])
 @pytest.mark.row("F18")
-async def test_what_may_pass_is_tried_again(moto: Moto, gate: SqsGate, operation: str) -> None:
+async def test_what_may_pass_is_tried_again(moto: Moto, proxy: SqsProxy, operation: str) -> None:
     create(moto)
-    async with opened(gate) as notifier:
+    async with opened(proxy) as notifier:
         for answer, reason in MAY_PASS:
-            gate.asked.clear()
-            gate.on[operation] = always(answer)
+            proxy.asked.clear()
+            proxy.on[operation] = always(answer)
             found = await notifier.deliver("jobs", PAYLOAD)
             if operation == "SendMessageBatch" or not answer.startswith(b"HTTP/1.1 200"):
                 assert found == RetryLater(reason), answer
             else:
                 assert found == RetryLater("SQS gave an answer that is none"), answer
-            assert gate.count()[operation] == 1, "boto3 repeats nothing by itself"
+            assert proxy.count()[operation] == 1, "boto3 repeats nothing by itself"
             # What had been looked up does not hide the next failure to look it up.
             assert await notifier.deliver("jobs", PAYLOAD) == found
-        gate.on.clear()
+        proxy.on.clear()
         assert await notifier.deliver("jobs", PAYLOAD) == Delivered()
     assert bodies(moto) == [PAYLOAD.body]
 
@@ -386,46 +386,46 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> No
 
 
 @pytest.mark.row("F18")
-async def test_a_silent_sqs_is_given_up(moto: Moto, gate: SqsGate) -> None:
+async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    gate.on["*"] = hang
-    async with opened(gate, timeout=0.4) as notifier:
+    proxy.on["*"] = hang
+    async with opened(proxy, timeout=0.4) as notifier:
         began = trio.current_time()
         results = await deliver_all(notifier, [payload(number) for number in range(12)])
         assert trio.current_time() - began < 2
         for answer in results:
             assert isinstance(answer, RetryLater)
             assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS gave no answer in time")
-        gate.on.clear()
+        proxy.on.clear()
         with trio.fail_after(10):
             while await notifier.deliver("jobs", PAYLOAD) != Delivered():
                 pass
 
 
-async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, gate: SqsGate) -> None:
+async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: SqsProxy) -> None:
     for name in ("one", "two", "three"):
         create(moto, name)
-    gate.on["*"] = hang
-    manager = opened(gate, timeout=2.0, max_connections=2)
+    proxy.on["*"] = hang
+    manager = opened(proxy, timeout=2.0, max_connections=2)
     notifier = await manager.__aenter__()
     async with trio.open_nursery() as nursery:
         for name in ("one", "two", "three"):
             nursery.start_soon(notifier.deliver, name, PAYLOAD)
-        await gate.seen("GetQueueUrl", 2)
+        await proxy.seen("GetQueueUrl", 2)
         began = time.monotonic()
         nursery.cancel_scope.cancel()
     await manager.__aexit__(None, None, None)
     assert time.monotonic() - began < 0.5
-    assert len(gate.asked) == 2, "no more threads than max_connections"
+    assert len(proxy.asked) == 2, "no more threads than max_connections"
 
 
-async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, gate: SqsGate) -> None:
+async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
-    async with opened(gate) as notifier:
-        go = hold(gate, "SendMessageBatch")
+    async with opened(proxy) as notifier:
+        go = hold(proxy, "SendMessageBatch")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notifier.deliver, "jobs", payload(1))
-            await gate.seen("SendMessageBatch")
+            await proxy.seen("SendMessageBatch")
             with trio.move_on_after(0.02):
                 await notifier.deliver("jobs", payload(2))
             go.set()
@@ -482,28 +482,28 @@ async def test_an_endpoint_of_the_environment_is_judged_too(monkeypatch: pytest.
 
 
 async def test_region_and_credentials_come_as_boto3_finds_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gate: SqsGate, moto: Moto
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: SqsProxy, moto: Moto
 ) -> None:
     create(moto)
     config = tmp_path / "config"
     config.write_text(
         "[profile ours]\nregion = ap-south-1\naws_access_key_id = OURS\naws_secret_access_key = x\n"
-        f"endpoint_url = {gate.url}\n"
+        f"endpoint_url = {proxy.url}\n"
     )
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
-    async with opened_notifier(open_sqs, {"endpoint_url": gate.url}) as notifier:
+    async with opened_notifier(open_sqs, {"endpoint_url": proxy.url}) as notifier:
         await notifier.deliver("jobs", PAYLOAD)
-    assert "Credential=testing/" in gate.asked[-1].head
-    assert "/eu-north-1/sqs/" in gate.asked[-1].head
+    assert "Credential=testing/" in proxy.asked[-1].head
+    assert "/eu-north-1/sqs/" in proxy.asked[-1].head
     for name in ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION"):  # they win over a profile
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     async with opened_notifier(open_sqs, {"profile": "ours"}) as notifier:
         await notifier.deliver("jobs", PAYLOAD)
-    assert "Credential=OURS/" in gate.asked[-1].head
-    assert "/ap-south-1/sqs/" in gate.asked[-1].head
+    assert "Credential=OURS/" in proxy.asked[-1].head
+    assert "/ap-south-1/sqs/" in proxy.asked[-1].head
 
 
 async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,21 +548,21 @@ async def test_the_check_finds_what_the_list_names(moto: Moto) -> None:
     assert bodies(moto) == []
 
 
-async def test_the_check_without_names(moto: Moto, gate: SqsGate) -> None:
-    async with opened(gate) as notifier:
-        assert await check(notifier) == f"{gate.url}: answers, and has no queue"
+async def test_the_check_without_names(moto: Moto, proxy: SqsProxy) -> None:
+    async with opened(proxy) as notifier:
+        assert await check(notifier) == f"{proxy.url}: answers, and has no queue"
         create(moto)
-        assert await check(notifier) == f"{gate.url}: answers"
-        gate.on["ListQueues"] = always(error(403, "AccessDeniedException"))
+        assert await check(notifier) == f"{proxy.url}: answers"
+        proxy.on["ListQueues"] = always(error(403, "AccessDeniedException"))
         assert "sqs:ListQueues" in await check(notifier)
-        gate.on["ListQueues"] = always(error(403, "InvalidClientTokenId", "no such key"))
+        proxy.on["ListQueues"] = always(error(403, "InvalidClientTokenId", "no such key"))
         with pytest.raises(DownloaderError, match=r"^SQS answered 403 InvalidClientTokenId: no such key$"):
             await check(notifier)
 
 
-async def test_the_check_is_bounded(gate: SqsGate) -> None:
-    gate.on["*"] = hang
-    async with opened(gate, timeout=0.1) as notifier:
+async def test_the_check_is_bounded(proxy: SqsProxy) -> None:
+    proxy.on["*"] = hang
+    async with opened(proxy, timeout=0.1) as notifier:
         with pytest.raises(DownloaderError, match="SQS gave no answer"):
             await check(notifier)
     async with opened_notifier(

@@ -16,7 +16,7 @@ import trio
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, RetryLater
 from downloader.storage import Body, Storage, StorageRefused, StoredFile
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
 from downloader_plugins.filesystem import open_filesystem
 from downloader_plugins.s3 import open_s3
 from downloader_plugins.storage import open_storage_notifier
@@ -197,7 +197,7 @@ class TestStorageNotifier(NotifierContract):
 @dataclass
 class S3Peer(NotifierPeer):
     moto: Moto
-    gate: Gate
+    proxy: TcpProxy
     bucket: str
     storage: Storage
     section: Mapping[str, Any]
@@ -214,7 +214,7 @@ class S3Peer(NotifierPeer):
 
     @asynccontextmanager
     async def failing(self, fault: Fault) -> AsyncIterator[str]:
-        with self.gate.fault(fault):
+        with self.proxy.fault(fault):
             yield self.destination()
 
     async def received(self, destination: str) -> Sequence[bytes]:
@@ -239,16 +239,16 @@ class TestStorageNotifierOnS3(NotifierContract):
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:
         bucket = new_bucket(self.moto)
-        async with open_gate(self.moto.port) as gate:
+        async with open_tcp_proxy(self.moto.port) as proxy:
             section = {
                 "bucket": bucket,
                 "prefix": "files",
                 "region": REGION,
-                "endpoint_url": f"http://127.0.0.1:{gate.port}",
+                "endpoint_url": f"http://127.0.0.1:{proxy.port}",
                 "connect_timeout": 1.0,
                 "read_timeout": 1.0,
                 "access_key_id": "testing",
                 "secret_access_key": "testing",
             }
             async with opened_storage(open_s3, section) as storage:
-                yield S3Peer(self.moto, gate, bucket, storage, {}, {"bucket": "x"})
+                yield S3Peer(self.moto, proxy, bucket, storage, {}, {"bucket": "x"})

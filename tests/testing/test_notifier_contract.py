@@ -19,7 +19,7 @@ import trio_asyncio
 
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate
+from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
 
 SECRET = "correct-horse"
 LONG_S = 20.0
@@ -404,7 +404,7 @@ class ChecksForEver(Sound):
 class BoardPeer(NotifierPeer):
     plugin: type[Sound]
     board: Board
-    gate: Gate
+    proxy: TcpProxy
     section: Mapping[str, Any]
     bad_section: Mapping[str, Any] = field(default_factory=lambda: {"port": SECRET, "timeout": 10})
     hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 0.3})
@@ -422,7 +422,7 @@ class BoardPeer(NotifierPeer):
 
     @asynccontextmanager
     async def failing(self, fault: Fault) -> AsyncIterator[str]:
-        with self.gate.fault(fault):
+        with self.proxy.fault(fault):
             yield self.destination()
 
     async def received(self, destination: str) -> Sequence[bytes]:
@@ -439,8 +439,8 @@ class BoardContract(NotifierContract):
             listeners: list[trio.SocketListener] = await nursery.start(
                 partial(trio.serve_tcp, board.serve, 0, host="127.0.0.1")
             )
-            async with open_gate(listeners[0].socket.getsockname()[1]) as gate:
-                yield BoardPeer(self.plugin, board, gate, {"port": gate.port, "timeout": 10})
+            async with open_tcp_proxy(listeners[0].socket.getsockname()[1]) as proxy:
+                yield BoardPeer(self.plugin, board, proxy, {"port": proxy.port, "timeout": 10})
             nursery.cancel_scope.cancel()
 
 

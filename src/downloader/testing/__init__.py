@@ -11,20 +11,20 @@ This package does not import pytest.
 
 from __future__ import annotations
 
-from downloader.testing.deliveries import NotifierPeer
-from downloader.testing.gate import Fault, Gate, open_gate
 from downloader.testing.host import open_host
 from downloader.testing.notifier import NotifierContract
-from downloader.testing.puts import StoragePeer
+from downloader.testing.notifier_peer import NotifierPeer
 from downloader.testing.storage import StorageContract
+from downloader.testing.storage_peer import StoragePeer
+from downloader.testing.tcp_proxy import Fault, TcpProxy, open_tcp_proxy
 
 __all__ = [
     "Fault",
-    "Gate",
     "NotifierContract",
     "NotifierPeer",
     "StorageContract",
     "StoragePeer",
-    "open_gate",
+    "TcpProxy",
     "open_host",
+    "open_tcp_proxy",
 ]

@@ -60,8 +60,6 @@ class FilesystemSettings(BaseModel):
 async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:
     """Open the storage; its files stay when it is closed.
 
-    It has a nursery, so what is raised inside comes out in an exception group.
-
     Raises:
         PluginError: the section is at fault, or the folder cannot be written.
     """
@@ -72,12 +70,8 @@ async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> Asyn
         reason = getattr(exc, "strerror", None) or str(exc)
         raise PluginError(f"rootdir {settings.rootdir} cannot be written: {reason}") from exc
     storage = _Filesystem(settings, host, mode=mode)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(storage.run)
-        try:
-            yield storage
-        finally:
-            nursery.cancel_scope.cancel()
+    async with storage.small.running():
+        yield storage
 
 
 def _parse(section: Mapping[str, Any]) -> FilesystemSettings:
@@ -93,14 +87,13 @@ class _Filesystem:
         self._root = settings.rootdir
         self._fsync = settings.fsync
         self._mode = mode
-        self._small: GroupCommit[tree.Put, Exception | None] = host.group_commit(
+        self.small: GroupCommit[tree.Put, Exception | None] = host.group_commit(
             self._write,
             max_batch=_BATCH_FILES,
             weight=lambda put: len(put.parts),
             max_weight=_BATCH_FOLDERS,
             finish_s=_FINISH_S,
         )
-        self.run = self._small.run
         self._writer = trio.CapacityLimiter(1)
         self._other_threads = trio.CapacityLimiter(_OTHER_THREADS)
 
@@ -114,7 +107,7 @@ class _Filesystem:
         if body.data is not None:
             put = tree.Put(key=key, parts=parts, body=body, data=body.data)
             try:
-                error = await self._small.submit(put)
+                error = await self.small.submit(put)
             except CommitAbandoned:
                 raise StorageError(f"file {key!r} was not stored: the storage is closed") from None
             if error is not None:

@@ -109,13 +109,11 @@ async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Noti
     settings = _parse(section)
     regions, endpoints = await trio.to_thread.run_sync(_prepare, settings)
     notifier = _Sqs(settings, host, endpoints=endpoints, regions=regions)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(notifier.run)
-        try:
+    try:
+        async with notifier.messages.running():
             yield notifier
-        finally:
-            nursery.cancel_scope.cancel()
-            regions.close()
+    finally:
+        regions.close()
 
 
 def _parse(section: Mapping[str, Any]) -> SqsSettings:
@@ -250,14 +248,13 @@ class _Sqs:
         self._endpoints = endpoints
         self._regions = regions
         self._urls: OrderedDict[Queue, str] = OrderedDict()
-        self._messages: GroupCommit[_Message, Result] = host.group_commit(
+        self.messages: GroupCommit[_Message, Result] = host.group_commit(
             self._send,
             max_batch=MESSAGES,
             weight=lambda message: size_of(message.payload),
             max_weight=BATCH_BYTES,
             lane=lambda message: message.queue,
         )
-        self.run = self._messages.run
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; delivered when SQS has taken this very message."""
@@ -272,7 +269,7 @@ class _Sqs:
             return Rejected(f"the callback has {size_of(payload)} bytes; SQS takes {MESSAGE_BYTES}")
         with trio.move_on_after(self._settings.timeout):
             try:
-                return await self._messages.submit(_Message(allowed, payload))
+                return await self.messages.submit(_Message(allowed, payload))
             except CommitAbandoned:
                 return RetryLater("the backend was closed")
         return self._too_late()

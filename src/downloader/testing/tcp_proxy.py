@@ -26,8 +26,8 @@ class Fault(StrEnum):
     """The peer gets the request, and the connection ends, in good order, in place of its answer."""
 
 
-class Gate:
-    """A running proxy; `open_gate` makes one."""
+class TcpProxy:
+    """A running proxy; `open_tcp_proxy` makes one."""
 
     def __init__(self, target: int | Path) -> None:
         self._target = target
@@ -53,7 +53,7 @@ class Gate:
             scope.cancel()
 
     async def serve(self, client: trio.SocketStream) -> None:
-        """One connection; for `open_gate`."""
+        """One connection; for `open_tcp_proxy`."""
         scope = trio.CancelScope()
         self._connections.add(scope)
         try:
@@ -97,18 +97,18 @@ class Gate:
 
 
 @asynccontextmanager
-async def open_gate(target: int | Path) -> AsyncIterator[Gate]:
+async def open_tcp_proxy(target: int | Path) -> AsyncIterator[TcpProxy]:
     """A proxy for as long as the context lasts.
 
     Args:
         target: what is behind it: a port on 127.0.0.1, or the path of a unix socket.
     """
-    gate = Gate(target)
+    proxy = TcpProxy(target)
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        gate.port = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, gate.serve, listeners)
+        proxy.port = listeners[0].socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, proxy.serve, listeners)
         try:
-            yield gate
+            yield proxy
         finally:
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""The gate on real sockets: passes everything on, until it is told to fail."""
+"""The proxy on real sockets: passes everything on, until it is told to fail."""
 
 import tempfile
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from downloader.testing import Fault, open_gate
+from downloader.testing import Fault, open_tcp_proxy
 from servers.loopback import serving
 from servers.ports import spare_port
 
@@ -46,7 +46,7 @@ async def connected(port: int) -> AsyncIterator[trio.SocketStream]:
 
 async def test_it_passes_on_bytes_and_ends() -> None:
     echo, data = Echo(), bytes(range(256)) * 1000
-    async with serving(echo) as port, open_gate(port) as gate, connected(gate.port) as stream:
+    async with serving(echo) as port, open_tcp_proxy(port) as proxy, connected(proxy.port) as stream:
         with trio.fail_after(ANSWER_S):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.send_all, data)
@@ -59,39 +59,39 @@ async def test_it_passes_on_bytes_and_ends() -> None:
 
 
 async def test_it_leads_to_a_unix_socket() -> None:
-    with tempfile.TemporaryDirectory(prefix="gate-") as folder:
+    with tempfile.TemporaryDirectory(prefix="proxy-") as folder:
         path = Path(folder, "socket")
         with trio.socket.socket(trio.socket.AF_UNIX) as sock:
             await sock.bind(str(path))
             sock.listen()
-            async with trio.open_nursery() as nursery, open_gate(path) as gate:
+            async with trio.open_nursery() as nursery, open_tcp_proxy(path) as proxy:
                 nursery.start_soon(trio.serve_listeners, Echo(), [trio.SocketListener(sock)])
-                async with connected(gate.port) as stream:
+                async with connected(proxy.port) as stream:
                     assert await talk(stream, b"over a path") == b"over a path"
                 nursery.cancel_scope.cancel()
 
 
 async def test_away_resets_old_and_new_connections() -> None:
     echo = Echo()
-    async with serving(echo) as port, open_gate(port) as gate, connected(gate.port) as old:
+    async with serving(echo) as port, open_tcp_proxy(port) as proxy, connected(proxy.port) as old:
         assert await talk(old, b"before") == b"before"
-        with gate.fault(Fault.AWAY):
+        with proxy.fault(Fault.AWAY):
             with pytest.raises(trio.BrokenResourceError), trio.fail_after(ANSWER_S):
                 await old.receive_some()
             with pytest.raises((trio.BrokenResourceError, OSError)), trio.fail_after(ANSWER_S):
-                async with connected(gate.port) as new:
+                async with connected(proxy.port) as new:
                     await new.receive_some()
-        async with connected(gate.port) as new:
+        async with connected(proxy.port) as new:
             assert await talk(new, b"after") == b"after"
         assert echo.got == b"beforeafter"
 
 
 async def test_silent_takes_connections_and_says_nothing() -> None:
     echo = Echo()
-    async with serving(echo) as port, open_gate(port) as gate, connected(gate.port) as old:
+    async with serving(echo) as port, open_tcp_proxy(port) as proxy, connected(proxy.port) as old:
         assert await talk(old, b"before") == b"before"
-        with gate.fault(Fault.SILENT):
-            async with connected(gate.port) as new:
+        with proxy.fault(Fault.SILENT):
+            async with connected(proxy.port) as new:
                 for stream in (old, new):
                     await stream.send_all(b"lost")
                     with trio.move_on_after(SILENCE_S) as scope:
@@ -104,16 +104,16 @@ async def test_silent_takes_connections_and_says_nothing() -> None:
 
 async def test_cut_passes_on_the_request_and_no_answer() -> None:
     echo = Echo()
-    async with serving(echo) as port, open_gate(port) as gate, connected(gate.port) as old:
+    async with serving(echo) as port, open_tcp_proxy(port) as proxy, connected(proxy.port) as old:
         assert await talk(old, b"before") == b"before"
-        with gate.fault(Fault.CUT):
-            async with connected(gate.port) as new:
+        with proxy.fault(Fault.CUT):
+            async with connected(proxy.port) as new:
                 for stream in (old, new):
                     assert await talk(stream, b"asked") == b""
         assert echo.got == b"before" + 2 * b"asked"
 
 
 async def test_with_nobody_behind_it_connections_end() -> None:
-    async with open_gate(spare_port()) as gate, connected(gate.port) as stream:
+    async with open_tcp_proxy(spare_port()) as proxy, connected(proxy.port) as stream:
         with trio.fail_after(ANSWER_S):
             assert await stream.receive_some() == b""

@@ -39,7 +39,7 @@ def response(status: int, body: bytes, *lines: str, kind: str = "application/x-a
     return "\r\n".join([*head, "Connection: close", "", ""]).encode() + body
 
 
-def error(status: int, code: str, message: str = "said the gate") -> bytes:
+def error(status: int, code: str, message: str = "said the proxy") -> bytes:
     """An error in SQS's form: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-making-api-requests-json.html"""
     body = {"__type": f"com.amazonaws.sqs#{code}", "message": message}
     return response(status, json.dumps(body).encode(), f"x-amzn-query-error: {code};Sender")
@@ -68,8 +68,8 @@ async def through(_: Asked) -> Answer:
 
 
 @dataclass
-class SqsGate:
-    """The running gate."""
+class SqsProxy:
+    """The running proxy."""
 
     moto: Moto
     port: int = 0
@@ -135,14 +135,14 @@ class SqsGate:
 
 
 @asynccontextmanager
-async def open_sqs_gate(moto: Moto) -> AsyncIterator[SqsGate]:
-    """A running gate."""
-    gate = SqsGate(moto)
+async def open_sqs_proxy(moto: Moto) -> AsyncIterator[SqsProxy]:
+    """A running proxy."""
+    proxy = SqsProxy(moto)
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=256)
-        gate.port = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, gate.serve, listeners)
+        proxy.port = listeners[0].socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, proxy.serve, listeners)
         try:
-            yield gate
+            yield proxy
         finally:
             nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What the suites run in: nothing hangs it up, everything is told plainly, and it needs no pytest."""
+"""How the suites run: whatever hangs is ended, every failure says what is wrong, and pytest is not needed."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from downloader.errors import PluginError
-from downloader.testing.stage import Stage, Times, check_line, only_cause, play
+from downloader.testing.contract import Run, Times, check_line, only_cause, run_test
 
 TIMES = Times(answer_s=0.2, cancel_s=0.1, recover_s=0.2, settle_s=0.2, limit_s=20.0)
 
@@ -33,37 +33,37 @@ def peer(closed: list[bool]) -> AbstractAsyncContextManager[Any]:
 def test_a_scenario_that_does_not_end_is_given_up_and_cleaned_up() -> None:
     closed: list[bool] = []
 
-    async def scenario(stage: Stage[Any]) -> None:
+    async def scenario(run: Run[Any]) -> None:
         await trio.sleep_forever()
 
     with pytest.raises(AssertionError, match=r"not over after 0\.5 s"):
-        play(scenario, partial(peer, closed), nullcontext, replace(TIMES, limit_s=0.5))
+        run_test(scenario, partial(peer, closed), nullcontext, replace(TIMES, limit_s=0.5))
     assert closed == [True]
 
 
 @pytest.mark.slow
 def test_a_blocked_loop_is_given_up_and_told_where() -> None:
-    async def scenario(stage: Stage[Any]) -> None:
-        with stage.watched(0.1, "the call"):
+    async def scenario(run: Run[Any]) -> None:
+        with run.watched(0.1, "the call"):
             time.sleep(0.4)  # noqa: ASYNC251 - the fault that is looked for
 
     with pytest.raises(AssertionError, match=r"the call has not come to an end within 0\.1 s"):
-        play(scenario, partial(peer, []), nullcontext, TIMES)
+        run_test(scenario, partial(peer, []), nullcontext, TIMES)
 
-    async def unwatched(stage: Stage[Any]) -> None:
+    async def unwatched(run: Run[Any]) -> None:
         time.sleep(2.5)  # noqa: ASYNC251 - as above
 
     with pytest.raises(AssertionError, match=r"(?s)not over.*it is at\n.*time\.sleep\(2\.5\)"):
-        play(unwatched, partial(peer, []), nullcontext, replace(TIMES, limit_s=1.0))
+        run_test(unwatched, partial(peer, []), nullcontext, replace(TIMES, limit_s=1.0))
 
 
 def test_what_a_scenario_raises_is_raised() -> None:
-    async def scenario(stage: Stage[Any]) -> None:
+    async def scenario(run: Run[Any]) -> None:
         async with trio.open_nursery():
             raise LookupError("x")
 
     with pytest.raises(LookupError, match="x"):
-        play(scenario, partial(peer, []), nullcontext, TIMES)
+        run_test(scenario, partial(peer, []), nullcontext, TIMES)
 
 
 def test_the_only_cause_is_found() -> None:
@@ -93,10 +93,10 @@ def test_a_line_for_people_is_judged(text: object, complaint: str) -> None:
 
 
 def test_a_plugin_error_is_told_from_others() -> None:
-    stage: Stage[Any] = Stage(peer=None, host=None, times=TIMES, hang=lambda _: None)
-    assert stage.plugin_error(ExceptionGroup("a", [PluginError("key: x")])) == "key: x"
+    run: Run[Any] = Run(peer=None, host=None, times=TIMES, hang=lambda _: None)
+    assert run.plugin_error(ExceptionGroup("a", [PluginError("key: x")])) == "key: x"
     with pytest.raises(AssertionError, match="which is no PluginError"):
-        stage.plugin_error(ValueError("key"))
+        run.plugin_error(ValueError("key"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the contract of storages is played with: the peer, bodies, and calls that are judged."""
+"""What the tests of storages need: the peer, files, and calls whose results are checked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any
 import trio
 
 from downloader.storage import Body, Storage, StorageError, StorageHost
-from downloader.testing.gate import Fault
-from downloader.testing.stage import Stage, check_line
+from downloader.testing.contract import Run, check_line
+from downloader.testing.tcp_proxy import Fault
 
 
 class StoragePeer(ABC):
@@ -74,22 +74,22 @@ def a_body(
         )
 
 
-async def put(stage: Stage[StoragePeer], storage: Storage, key: str, body: Body) -> None:
+async def put(run: Run[StoragePeer], storage: Storage, key: str, body: Body) -> None:
     """Put, in time."""
-    await stage.bounded(partial(storage.put, key, body), stage.times.answer_s, f"put() of {body.size} bytes")
+    await run.bounded(partial(storage.put, key, body), run.times.answer_s, f"put() of {body.size} bytes")
 
 
-async def delete(stage: Stage[StoragePeer], storage: Storage, key: str) -> None:
+async def delete(run: Run[StoragePeer], storage: Storage, key: str) -> None:
     """Delete, in time."""
-    await stage.bounded(partial(storage.delete, key), stage.times.answer_s, "delete()")
+    await run.bounded(partial(storage.delete, key), run.times.answer_s, "delete()")
 
 
-async def fails(stage: Stage[StoragePeer], storage: Storage, key: str, body: Body, when: str) -> None:
+async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, when: str) -> None:
     """Put what cannot be stored."""
     try:
-        await put(stage, storage, key, body)
+        await put(run, storage, key, body)
     except StorageError as error:
-        check_line(str(error), stage.peer.secrets, "the StorageError")
+        check_line(str(error), run.peer.secrets, "the StorageError")
     except AssertionError:
         raise
     except Exception as error:
@@ -98,17 +98,17 @@ async def fails(stage: Stage[StoragePeer], storage: Storage, key: str, body: Bod
         raise AssertionError(f"a put of {body.size} bytes {when} reported success")
 
 
-async def holds(stage: Stage[StoragePeer], key: str, data: bytes) -> None:
+async def holds(run: Run[StoragePeer], key: str, data: bytes) -> None:
     """Exactly these bytes stand under the key."""
-    found = await stage.peer.read(key)
+    found = await run.peer.read(key)
     assert found == data, f"under {key!r} stands {short(found)}, and {short(data)} were put"
 
 
-async def only(stage: Stage[StoragePeer], *keys: str) -> None:
+async def only(run: Run[StoragePeer], *keys: str) -> None:
     """Nothing but these is there; what a cancelled put has to tidy up may take a moment."""
     found: set[str] = set()
-    with trio.move_on_after(stage.times.settle_s):
-        while (found := set(await stage.peer.keys())) != set(keys):  # noqa: ASYNC110 - nothing tells of it
+    with trio.move_on_after(run.times.settle_s):
+        while (found := set(await run.peer.keys())) != set(keys):  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.02)
     missing, more = set(keys) - found, found - set(keys)
     assert not missing, f"missing: {sorted(missing)}"

@@ -1,12 +1,8 @@
-"""Where a scenario of a contract suite is played: a Trio run of its own that nothing can hang up."""
+"""How a test of a contract suite runs: in a Trio run of its own, which ends whatever hangs in it."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import queue
-import re
-import stat
 import sys
 import threading
 import traceback
@@ -18,16 +14,13 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import trio
-import trio_asyncio
 
 from downloader.errors import PluginError
 from downloader.store import asyncio_loop
-
-_IDLE_WORKER = re.compile(r"Trio thread \d+")
-"""The name of a thread that Trio keeps for a while and that does nothing; a busy one has another name."""
+from downloader.testing.resources import Resources, resources
 
 _CLEANUP_S = 5.0
-"""For peers to end after a scenario was given up; what hangs then is left behind."""
+"""For peers to end after a test was given up; what hangs then is left behind."""
 
 _LONGEST_REASON = 500
 """Characters that the service keeps of a reason."""
@@ -75,59 +68,6 @@ class Times:
     limit_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
-    """What this process holds at one moment."""
-
-    tasks: frozenset[trio.lowlevel.Task]
-    aio_tasks: frozenset[asyncio.Task[Any]]
-    threads: frozenset[threading.Thread]
-    descriptors: frozenset[tuple[int, int, int, str]]
-    """Descriptor, device, inode, kind."""
-
-    def beyond(self, before: Holdings) -> str:
-        """What has been added since `before`, for a message; empty: nothing."""
-        added = [f"the task {task.name}" for task in self.tasks - before.tasks]
-        added += [f"the asyncio task {task.get_name()}" for task in self.aio_tasks - before.aio_tasks]
-        added += [f"the thread {thread.name}" for thread in self.threads - before.threads]
-        added += [f"the {kind} of descriptor {fd}" for fd, *_, kind in self.descriptors - before.descriptors]
-        return ", ".join(sorted(added))
-
-
-def holdings() -> Holdings:
-    """Take stock, from within a Trio run."""
-    threads = (thread for thread in threading.enumerate() if not _IDLE_WORKER.fullmatch(thread.name))
-    return Holdings(
-        tasks=frozenset(_tasks()),
-        aio_tasks=frozenset(
-            task for task in asyncio.all_tasks(trio_asyncio.current_loop.get()) if not task.done()
-        ),
-        threads=frozenset(threads),
-        descriptors=frozenset(_descriptors()),
-    )
-
-
-def _tasks() -> list[trio.lowlevel.Task]:
-    root = trio.lowlevel.current_root_task()
-    found = [root] if root is not None else []
-    for task in found:
-        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return found
-
-
-def _descriptors() -> list[tuple[int, int, int, str]]:
-    found = []
-    for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names; Linux and macOS have it
-        try:
-            facts = os.fstat(int(name))
-        except OSError:  # the listing's own
-            continue
-        kinds = {stat.S_IFSOCK: "socket", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
-        kind = kinds.get(stat.S_IFMT(facts.st_mode), "something")
-        found.append((int(name), facts.st_dev, facts.st_ino, kind))
-    return found
-
-
 def check_line(text: object, secrets: Sequence[str], what: str) -> None:
     """Text for people: one line, not empty, not too long, no secret in it."""
     assert isinstance(text, str), f"{what} is {text!r}, not a text"
@@ -149,8 +89,8 @@ def only_cause(error: BaseException) -> BaseException:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage(Generic[P]):
-    """What a scenario works with."""
+class Run(Generic[P]):
+    """One run of a test, and what it works with."""
 
     peer: P
     host: Any
@@ -212,7 +152,7 @@ class Stage(Generic[P]):
             with self.watched(self.times.answer_s, "closing the plugin"):
                 await manager.__aexit__(None, None, None)
 
-    async def gone(self, before: Holdings) -> None:
+    async def nothing_left(self, before: Resources) -> None:
         """Wait until nothing is held that was not held before.
 
         Raises:
@@ -220,7 +160,7 @@ class Stage(Generic[P]):
         """
         more = ""
         with trio.move_on_after(self.times.settle_s):
-            while more := holdings().beyond(before):  # noqa: ASYNC110 - nothing tells of the end of a thread
+            while more := resources().since(before):  # noqa: ASYNC110 - nothing tells of the end of a thread
                 await trio.sleep(0.01)
         assert not more, f"{self.times.settle_s:g} s after the plugin was closed it had left behind: {more}"
 
@@ -261,13 +201,13 @@ class Stage(Generic[P]):
         assert seen is ours, f"what was raised while the plugin was open became {seen!r}"
 
 
-def play(
-    scenario: Callable[[Stage[P]], Awaitable[None]],
+def run_test(
+    scenario: Callable[[Run[P]], Awaitable[None]],
     peer: Callable[[], AbstractAsyncContextManager[P]],
     lend: Callable[[], AbstractAsyncContextManager[Any]],
     times: Times,
 ) -> None:
-    """Run a scenario with a peer; raises what it raises, and gives it up when it takes too long.
+    """Run a test with a peer; raises what it raises, and gives it up when it takes too long.
 
     It runs in a thread of its own, so that a plugin that ignores a cancel or blocks the loop fails this test
     and not the whole run. Such a thread is left behind; all else is cancelled and awaited.
@@ -284,7 +224,7 @@ def play(
             token = trio.lowlevel.current_trio_token()
             stop.append(lambda: token.run_sync_soon(scope.cancel))
             async with asyncio_loop(), lend() as host, peer() as opened:
-                await scenario(Stage(peer=opened, host=host, times=times, hang=hang))
+                await scenario(Run(peer=opened, host=host, times=times, hang=hang))
 
     def body() -> None:
         try:
@@ -338,14 +278,14 @@ class Contract(ABC, Generic[P]):
 C = TypeVar("C", bound=Contract[Any])
 
 
-def promise(scenario: Callable[[C, Stage[Any]], Awaitable[None]]) -> Callable[[C], None]:
-    """Make a scenario a test method that needs nothing of the test runner."""
+def promise(scenario: Callable[[C, Run[Any]], Awaitable[None]]) -> Callable[[C], None]:
+    """Make it a test method that needs nothing of the test runner; its docstring is told with a failure."""
 
     def test(self: C) -> None:
         __tracebackhide__ = True  # from pytest, for which this frame tells nothing
         times = Times(**{field.name: getattr(self, field.name) for field in fields(Times)})
         try:
-            play(partial(scenario, self), self.peer, self.lend, times)
+            run_test(partial(scenario, self), self.peer, self.lend, times)
         except Exception as error:
             error.add_note(f"The promise: {' '.join((scenario.__doc__ or '').split())}")
             raise

@@ -1,4 +1,4 @@
-"""What the contract of notifiers is played with: the peer, payloads, and deliveries that are judged."""
+"""What the tests of notifiers need: the peer, payloads, and deliveries whose answers are checked."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from downloader.notify import (
     Result,
     RetryLater,
 )
-from downloader.testing.gate import Fault
-from downloader.testing.stage import Stage, check_line
+from downloader.testing.contract import Run, check_line
+from downloader.testing.tcp_proxy import Fault
 
 
 class NotifierPeer(ABC):
@@ -57,7 +57,7 @@ class NotifierPeer(ABC):
     def failing(self, fault: Fault) -> AbstractAsyncContextManager[str]:
         """Within, the peer fails, and does so at the destination that this yields.
 
-        With a `Gate` between the plugin and its server: `with gate.fault(fault): yield self.destination()`.
+        With a `TcpProxy` in front of its server: `with proxy.fault(fault): yield self.destination()`.
         """
 
     @abstractmethod
@@ -80,60 +80,56 @@ def a_payload(extra: str = "") -> Payload:
     return Payload(job_id=job_id, aggr_id="example.org", body=encoded)
 
 
-async def deliver(
-    stage: Stage[NotifierPeer], notifier: Notifier, destination: str, payload: Payload
-) -> Result:
+async def deliver(run: Run[NotifierPeer], notifier: Notifier, destination: str, payload: Payload) -> Result:
     """Deliver, and hold the answer to what is promised of every answer."""
     call = partial(notifier.deliver, destination, payload)
     try:
-        result: object = await stage.bounded(call, stage.times.answer_s, "deliver()")
+        result: object = await run.bounded(call, run.times.answer_s, "deliver()")
     except AssertionError:
         raise
     except Exception as error:
         raise AssertionError(f"deliver() raised {error!r}, which is for it to answer") from error
     assert isinstance(result, (Delivered, RetryLater, Rejected)), f"deliver() answered {result!r}"
     if not isinstance(result, Delivered):
-        check_line(result.reason, stage.peer.secrets, f"the reason of {type(result).__name__}")
+        check_line(result.reason, run.peer.secrets, f"the reason of {type(result).__name__}")
     if isinstance(result, RetryLater) and result.after_s is not None:
         assert result.after_s >= 0, f"after_s is {result.after_s}"
     return result
 
 
-async def delivered(
-    stage: Stage[NotifierPeer], notifier: Notifier, destination: str, payload: Payload
-) -> None:
+async def delivered(run: Run[NotifierPeer], notifier: Notifier, destination: str, payload: Payload) -> None:
     """Deliver to a peer that works."""
-    result = await deliver(stage, notifier, destination, payload)
+    result = await deliver(run, notifier, destination, payload)
     assert isinstance(result, Delivered), f"with a peer that works deliver() answers {result!r}"
 
 
-async def retried(stage: Stage[NotifierPeer], notifier: Notifier, destination: str, payload: Payload) -> None:
+async def retried(run: Run[NotifierPeer], notifier: Notifier, destination: str, payload: Payload) -> None:
     """Deliver to a peer that fails."""
-    result = await deliver(stage, notifier, destination, payload)
+    result = await deliver(run, notifier, destination, payload)
     assert isinstance(result, RetryLater), f"while the peer fails deliver() answers {result!r}"
 
 
-async def works(stage: Stage[NotifierPeer], notifier: Notifier) -> None:
+async def works(run: Run[NotifierPeer], notifier: Notifier) -> None:
     """Deliver until it works, as at first and after an outage, and see that it has arrived."""
-    destination = stage.peer.destination()
-    deadline = time.monotonic() + stage.times.recover_s
+    destination = run.peer.destination()
+    deadline = time.monotonic() + run.times.recover_s
     while True:
         payload = a_payload()
-        result = await deliver(stage, notifier, destination, payload)
+        result = await deliver(run, notifier, destination, payload)
         if isinstance(result, Delivered):
             break
         assert not isinstance(result, Rejected), f"with a peer that works deliver() answers {result!r}"
         assert time.monotonic() < deadline, (
-            f"{stage.times.recover_s:g} s after the peer was back it still answers {result!r}"
+            f"{run.times.recover_s:g} s after the peer was back it still answers {result!r}"
         )
         await trio.sleep(0.05)
-    found = await stage.peer.received(destination)
+    found = await run.peer.received(destination)
     assert payload.body in found, "Delivered, and the peer does not have it"
 
 
-async def has(stage: Stage[NotifierPeer], destination: str, *payloads: Payload) -> None:
+async def has(run: Run[NotifierPeer], destination: str, *payloads: Payload) -> None:
     """The peer has these, each once, and nothing else."""
-    found = sorted(await stage.peer.received(destination))
+    found = sorted(await run.peer.received(destination))
     wanted = sorted(payload.body for payload in payloads)
     assert found == wanted, f"delivered were {short(wanted)}, and the peer has {short(found)}"
 
