@@ -162,7 +162,7 @@ async def test_when_it_ends_nobody_waits_any_more() -> None:
         await nursery.start(commit.run)
         for item in ("under way", "waits"):
             waiting.start_soon(abandoned, item)
-        await trio.testing.wait_all_tasks_blocked()
+            await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     await abandoned("late")
     assert calls.batches == [["under way"]]
