@@ -160,11 +160,11 @@ class JobSpec:
     def from_json(cls, job_id: str, text: str | bytes) -> Self:
         """Inverse of `to_json`; fields this version does not know are kept in `unknown`."""
         body: dict[str, Any] = json.loads(text)
-        known = {name: body.pop(name) for name in _SPEC_DEFAULTS if name in body}
-        if "callback_error_type" not in known:
-            known["callback_error_type"] = known.get("callback_type", "")
-            known["callback_error_dst"] = known.get("callback_dst", "")
-        return cls(id=job_id, unknown=body, **known)
+        unknown = {name: body.pop(name) for name in body.keys() - _SPEC_DEFAULTS.keys()}
+        if "callback_error_type" not in body:
+            body["callback_error_type"] = body.get("callback_type", "")
+            body["callback_error_dst"] = body.get("callback_dst", "")
+        return cls(id=job_id, unknown=unknown, **body)
 
     def callback(self, *, success: bool) -> tuple[str, str]:
         """`(type, destination)` of the callback for this result; `("", "")` when there is none."""

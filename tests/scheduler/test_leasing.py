@@ -76,6 +76,22 @@ async def test_a_group_whose_former_work_still_unwinds_gets_no_second_slot(
         assert ("release", job_id) in store.settled
 
 
+async def test_a_slot_is_free_when_its_work_is_over_and_not_when_that_is_answered(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """The store gives it away as soon as it knows: a lease of the same group may come before the answer."""
+    store.after["finish"] = trio.sleep_forever
+    async with scheduling(store) as process:
+        first, second = process.add("a", 2, limit=1)
+        await process.settle_down()
+        process.work.finish(first)
+        await process.settle_down()
+        process.wake.set()
+        await process.settle_down()
+        assert process.work.begun == [first, second]
+        assert store.settled == [("finish", first)]
+
+
 async def test_it_asks_again_soon_after_the_store_did_not_answer(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:

@@ -177,6 +177,7 @@ class FakeStore:
             if answer is Settled.DONE:
                 del self.held[lease.id]
                 self.settled.append((name, lease.id))
+        await self._meet(self.after, name)
         return answers
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:

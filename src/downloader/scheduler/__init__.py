@@ -5,6 +5,7 @@ The same loop runs downloads and callbacks; a `Workload` says what differs.
 
 from __future__ import annotations
 
+from downloader.scheduler.leases import Held
 from downloader.scheduler.loop import Wake, Workload, run_workload
 from downloader.scheduler.reaper import run_reaper
 from downloader.scheduler.settle import End, Ended, settle_callbacks, settle_downloads
@@ -13,6 +14,7 @@ from downloader.scheduler.stop import Stop
 __all__ = [
     "End",
     "Ended",
+    "Held",
     "Stop",
     "Wake",
     "Workload",

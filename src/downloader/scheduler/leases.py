@@ -24,6 +24,9 @@ RENEW_BATCH = 500
 RETRIES_PER_LEASE = 10
 """How often renewing is tried while the store does not answer."""
 
+Held = dict["HeldLease", None]
+"""What a process holds of one kind, the oldest first."""
+
 Clock = Callable[[], float]
 """Seconds since some moment, the same for all threads; never stands still."""
 

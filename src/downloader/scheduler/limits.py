@@ -21,7 +21,7 @@ job of another group would end one of its downloads again, at the cost of its or
 
 
 class Limits:
-    """The slots of one process and who has them.
+    """The slots of one process and who has them, from the beginning of the work on a lease to its end.
 
     The store grants no lease beyond a group's limit. Its limiter here holds also when a lease that ended is
     granted anew before its old work has unwound.
@@ -91,7 +91,9 @@ class Limits:
         """The leases that a group hands back for `others` groups that wait: the newest, down to its share."""
         count = min(others, self._beyond(group))
         self._held_until[group] = now + HOLD_S
-        own = [each for each in held if each.lease.group == group and not each.work.cancel_called]
+        limiter = self._limiters.get(group)
+        working = set(limiter.statistics().borrowers) if limiter else set()
+        own = [each for each in held if each in working and not each.work.cancel_called]
         return own[len(own) - count :] if count > 0 else []
 
     def _beyond(self, group: str) -> int:

@@ -17,7 +17,7 @@ import trio
 from downloader.groupcommit import GroupCommit
 from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
 from downloader.observe import Event, failpoint, get_logger
-from downloader.scheduler.leases import Clock, HeldLease, boottime, keep_leases
+from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.settle import End, Ended
 from downloader.scheduler.stop import Stop
@@ -128,13 +128,19 @@ class _Running:
     clock: Clock
     limits: Limits
     commit: GroupCommit[Ended, Settled]
+    held: Held
     room: Wake = field(default_factory=Wake)
-    held: dict[HeldLease, None] = field(default_factory=dict)
-    """The oldest first."""
 
     @property
     def free(self) -> int:
         return self.workload.concurrency - len(self.held)
+
+    def stop_begins(self) -> None:
+        """Bound the work in flight, and wake who waits to lease."""
+        for held in self.held:
+            held.work.deadline = self.stop.deadline
+        self.wake.set()
+        self.room.set()
 
 
 async def run_workload(
@@ -144,7 +150,7 @@ async def run_workload(
     owner: str,
     wake: Wake,
     stop: Stop,
-    in_flight: Callable[[Callable[[], int]], None] = lambda _: None,
+    held: Held | None = None,
     clock: Clock = boottime,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -156,13 +162,13 @@ async def run_workload(
         owner: this instance's name in the store; one call per owner and kind.
         wake: set whenever something may have become runnable.
         stop: ends leasing when it begins, and the work at its deadline.
-        in_flight: given a function that tells how many leases are held.
+        held: empty; holds the leases in flight while it runs, for others to count.
         clock: by which leases end.
         task_status: told when leasing begins.
 
     A cancel abandons the work in flight: its leases end by themselves and other instances take over.
     """
-    held: dict[HeldLease, None] = {}
+    held = {} if held is None else held
     commit: GroupCommit[Ended, Settled] = GroupCommit(
         workload.settle,
         max_batch=SETTLE_BATCH,
@@ -179,9 +185,7 @@ async def run_workload(
         commit=commit,
         held=held,
     )
-    in_flight(held.__len__)
-    stop.on_begin(wake.set)
-    stop.on_begin(running.room.set)
+    stop.on_begin(running.stop_begins)
     async with trio.open_nursery() as services:
 
         async def renew() -> None:
@@ -249,6 +253,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
     for lease in batch.leases:
         failpoint("after-lease")
         held = HeldLease(lease, asked_at=asked_at, lease_s=workload.lease_s, clock=running.clock)
+        held.work.deadline = running.stop.deadline
         running.held[held] = None
         tasks.start_soon(_run_one, running, held, running.limits.enter(held))
     return True, batch.next_due_s
@@ -288,12 +293,7 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
     settled = Settled.LEASE_LOST
     try:
         with held.scope:
-            if not entered:
-                end = _released(lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
-            elif not running.stop.over:
-                with running.stop.bounding(held.work):
-                    end = await workload.work(lease, held.still_ours)
-            end = end or _released(lease, "", 0.0)
+            end = await _work(running, held, entered)
             failpoint("before-complete")
             settled = await _settle(running, (lease, end))
             failpoint("after-complete")
@@ -304,9 +304,24 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
             workload.ended(lease, end, trio.current_time() - started_at)
     finally:
         del running.held[held]
-        if entered and running.limits.leave(held):
-            running.wake.set()
         running.room.set()
+
+
+async def _work(running: _Running, held: HeldLease, entered: bool) -> End:  # noqa: FBT001  # as above
+    """How the work on a lease ended, or that it is to be handed back."""
+    lease = held.lease
+    if not entered:
+        return _released(lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
+    end: End | None = None
+    try:
+        if not running.stop.over:
+            with held.work:
+                end = await running.workload.work(lease, held.still_ours)
+    finally:
+        # Before it is settled: from then on the store gives the slot away, perhaps to this process.
+        if running.limits.leave(held):
+            running.wake.set()
+    return end or _released(lease, "", 0.0)
 
 
 def _released(lease: Lease, reason: str, delay_s: float) -> End:

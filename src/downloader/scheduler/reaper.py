@@ -40,12 +40,16 @@ async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None
         delete: deletes a job's file; what it raises is logged, and it is tried again later.
         stop: ends it.
     """
-    while not stop.begun:
-        wait_s = LOOK_S
-        with stop.bounding(trio.CancelScope()):
+    with trio.CancelScope(deadline=stop.deadline) as scope:
+
+        def end_in_time() -> None:
+            scope.deadline = stop.deadline
+
+        stop.on_begin(end_in_time)
+        while not stop.begun:
             wait_s = await _reap(store, delete)
-        with trio.move_on_after(wait_s):
-            await stop.wait()
+            with trio.move_on_after(wait_s):
+                await stop.wait()
 
 
 async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -> float:

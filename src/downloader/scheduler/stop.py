@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import trio
 
@@ -17,7 +16,6 @@ class Stop:
         """Trio time at which work still in flight is handed back; infinite until the stop begins."""
         self._begun = trio.Event()
         self._callbacks: list[Callable[[], None]] = []
-        self._scopes: dict[trio.CancelScope, None] = {}
 
     @property
     def begun(self) -> bool:
@@ -35,25 +33,12 @@ class Stop:
             return
         self.deadline = trio.current_time() + grace_s
         self._begun.set()
-        for scope in self._scopes:
-            scope.deadline = min(scope.deadline, self.deadline)
         for call in self._callbacks:
             call()
 
     def on_begin(self, call: Callable[[], None]) -> None:
-        """Have `call` run when the stop begins (a loop that sleeps is woken by it)."""
+        """Have `call` run when the stop begins, and has its deadline; for as long as the process lives."""
         self._callbacks.append(call)
-
-    @contextmanager
-    def bounding(self, scope: trio.CancelScope) -> Iterator[None]:
-        """Enter `scope` and have it end at the stop's deadline, also if the stop begins later."""
-        scope.deadline = min(scope.deadline, self.deadline)
-        self._scopes[scope] = None
-        try:
-            with scope:
-                yield
-        finally:
-            del self._scopes[scope]
 
     async def wait(self) -> None:
         """Return once the stop has begun."""

@@ -29,7 +29,7 @@ from downloader.errors import StoreUnavailable
 from downloader.fetch import Fetcher, disk_used_percent
 from downloader.notify import Bulkhead, Notifier
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
-from downloader.scheduler import Stop, Wake, Workload, run_reaper, run_workload
+from downloader.scheduler import Held, Stop, Wake, Workload, run_reaper, run_workload
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
 from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
@@ -104,6 +104,7 @@ class _Worker:
     facts: Callable[[], Mapping[str, Any]] = dict
     """More for its reports."""
     wake: Wake = field(default_factory=Wake)
+    held: Held = field(default_factory=dict)
 
     def report(self) -> Mapping[str, Any]:
         """What it tells the fleet now."""
@@ -265,6 +266,7 @@ async def _run_worker(
 ) -> None:
     """A workload and its reports; when downloads have ended here, callbacks are told to end too."""
     role = worker.role
+    worker.counters.gauge("in_flight", worker.held.__len__)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_report, instance, role, worker.report)
         instance.running[role] = True
@@ -275,7 +277,7 @@ async def _run_worker(
                 owner=instance.owner,
                 wake=worker.wake,
                 stop=worker.stop,
-                in_flight=lambda read: worker.counters.gauge("in_flight", read),
+                held=worker.held,
                 task_status=task_status,
             )
         finally:
