@@ -34,7 +34,7 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def kafka(brokers: str, **more: Any) -> Tables:
-    return {"backends.kafka": {"bootstrap.servers": brokers, "timeout": 10, **more}}
+    return {"backends.kafka": {"bootstrap_servers": brokers, "timeout": 10, **more}}
 
 
 def to_topic(name: str) -> dict[str, str]:

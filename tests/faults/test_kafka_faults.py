@@ -27,7 +27,7 @@ KAFKA_TIMEOUT_S = 1.0
 
 def tables(servers: str, **more: Any) -> Tables:
     return {
-        "backends.kafka": {"bootstrap.servers": servers, "timeout": KAFKA_TIMEOUT_S, **more},
+        "backends.kafka": {"bootstrap_servers": servers, "timeout": KAFKA_TIMEOUT_S, **more},
         "notifier": {"retry_schedule": [0.2, 0.3]},
     }
 

@@ -64,7 +64,7 @@ async def answer_within(seconds: float, notifier: Notifier) -> Result:
 
 async def test_a_dead_broker_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     broker = Tansu()
-    async with opened({"bootstrap.servers": broker.servers}) as notifier:
+    async with opened({"bootstrap_servers": broker.servers}) as notifier:
         for _ in range(3):
             result = await answer_within(0.5, notifier)
             assert result == RetryLater(f"not connected to Kafka: {broker.servers}: Connection refused")
@@ -80,7 +80,7 @@ async def test_a_dead_broker_at_the_start(caplog: pytest.LogCaptureFixture) -> N
 async def test_a_frozen_broker_at_the_start() -> None:
     with Tansu() as broker:
         broker.freeze()
-        async with opened({"bootstrap.servers": broker.servers}) as notifier:
+        async with opened({"bootstrap_servers": broker.servers}) as notifier:
             assert isinstance(await answer_within(1.5, notifier), RetryLater)
             assert isinstance(await answer_within(1.5, notifier), RetryLater)
             broker.thaw()
@@ -93,14 +93,14 @@ async def test_one_dead_broker_of_several_at_the_start() -> None:
     with Tansu() as broker:
         servers = f"127.0.0.1:{spare_port()},{broker.servers},nowhere.invalid:9092"
         for _ in range(3):  # they are asked in any order
-            async with opened({"bootstrap.servers": servers, "timeout": 10}) as notifier:
+            async with opened({"bootstrap_servers": servers, "timeout": 10}) as notifier:
                 assert await notifier.deliver("jobs", payload()) == Delivered()
 
 
 @pytest.mark.row("F18")
 async def test_a_broker_that_freezes_holds_nothing_up() -> None:
     with Tansu() as broker:
-        async with opened({"bootstrap.servers": broker.servers}) as notifier:
+        async with opened({"bootstrap_servers": broker.servers}) as notifier:
             assert await notifier.deliver("jobs", payload("before")) == Delivered()
             broker.freeze()
             results: list[Result] = []
@@ -119,7 +119,7 @@ async def test_a_broker_that_freezes_holds_nothing_up() -> None:
 
 async def test_closing_in_the_midst_of_deliveries_to_a_frozen_broker() -> None:
     with Tansu() as broker:
-        async with opened({"bootstrap.servers": broker.servers, "timeout": 30}) as notifier:
+        async with opened({"bootstrap_servers": broker.servers, "timeout": 30}) as notifier:
             assert await notifier.deliver("jobs", payload()) == Delivered()
             broker.freeze()
             async with trio.open_nursery() as nursery:
@@ -161,7 +161,7 @@ async def test_brokers_that_have_all_moved_are_found_by_the_sections_address() -
     old, new = Tansu(), Tansu()
     async with open_kafka_proxy(old.port) as proxy:
         with old, new:
-            async with opened({"bootstrap.servers": proxy.servers}) as notifier:
+            async with opened({"bootstrap_servers": proxy.servers}) as notifier:
                 assert await notifier.deliver("jobs", payload("before")) == Delivered()
                 old.kill()
                 proxy.upstream = new.port
@@ -171,7 +171,7 @@ async def test_brokers_that_have_all_moved_are_found_by_the_sections_address() -
 
 
 async def test_a_leader_that_moves_is_looked_for() -> None:
-    async with proxied({"retry_backoff_ms": 20}) as (proxy, _, notifier):
+    async with proxied({}) as (proxy, _, notifier):
         assert await notifier.deliver("jobs", payload()) == Delivered()
         asked = proxy.asked[METADATA]
         proxy.produce_errors.extend([NOT_LEADER, NOT_LEADER])
@@ -252,7 +252,7 @@ async def refusal(stream: trio.SocketStream) -> None:
 
 @pytest.mark.parametrize("handler", [garbage, refusal, silence])
 async def test_what_is_no_broker_is_tried_again(handler: Any) -> None:
-    async with serving(handler) as port, opened({"bootstrap.servers": f"127.0.0.1:{port}"}) as notifier:
+    async with serving(handler) as port, opened({"bootstrap_servers": f"127.0.0.1:{port}"}) as notifier:
         for _ in range(3):
             result = await answer_within(1.5, notifier)
             assert isinstance(result, RetryLater)
@@ -260,23 +260,15 @@ async def test_what_is_no_broker_is_tried_again(handler: Any) -> None:
 
 
 async def test_a_name_that_cannot_be_resolved() -> None:
-    async with opened({"bootstrap.servers": "kafka.invalid:9092"}) as notifier:
+    async with opened({"bootstrap_servers": "kafka.invalid:9092"}) as notifier:
         result = await notifier.deliver("jobs", payload())
         assert isinstance(result, RetryLater)
         assert "kafka.invalid:9092: " in result.reason
 
 
-async def test_idempotence_with_a_broker_that_does_not_speak_it() -> None:
-    with Tansu() as broker:
-        async with opened({"bootstrap.servers": broker.servers, "enable.idempotence": True}) as notifier:
-            result = await answer_within(1.5, notifier)
-            assert isinstance(result, RetryLater)
-            assert "enable_idempotence needs brokers that speak it" in result.reason
-
-
 async def test_the_check_of_a_dead_broker_says_so() -> None:
     port = spare_port()
-    async with opened({"bootstrap.servers": f"127.0.0.1:{port}"}) as notifier:
+    async with opened({"bootstrap_servers": f"127.0.0.1:{port}"}) as notifier:
         assert isinstance(notifier, Checkable)
         with pytest.raises(
             PluginError, match=f"not connected to Kafka: 127.0.0.1:{port}: Connection refused"

@@ -112,18 +112,14 @@ def test_any_variable(chosen: dict[str, str]) -> None:
 
 KAFKA = [
     "bootstrap_servers",
-    "bootstrap.servers",
-    "acks",
-    "linger.ms",
     "timeout",
-    "compression.type",
-    "security.protocol",
+    "compression_type",
+    "security_protocol",
     "client_id",
     "sasl_mechanism",
-    "sasl.username",
-    "sasl.password",
+    "sasl_plain_username",
+    "sasl_plain_password",
     "ssl_cafile",
-    "ssl_cadata",
     "topics",
     "max_request_size",
 ]

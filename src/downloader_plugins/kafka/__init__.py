@@ -27,6 +27,9 @@ _CHECK_S = 12.0
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]{1,249}")
 """What Kafka takes for a topic's name (org.apache.kafka.common.internals.Topic)."""
 
+_INTERNAL = "__"
+"""How the names of Kafka's internal topics begin, such as `__consumer_offsets`."""
+
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -79,6 +82,8 @@ class _Kafka:
                 "the callback's destination is no Kafka topic:"
                 " 1 to 249 letters, digits, dots, underscores and hyphens"
             )
+        if destination.startswith(_INTERNAL):
+            return Rejected(f"topic {destination} is one of Kafka's internal topics")
         if not self.allows(destination):
             return Rejected(f"topic {destination} is not allowed by backends.kafka.topics")
         with trio.move_on_after(self.timeout_s):

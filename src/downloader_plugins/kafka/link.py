@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError
 from downloader.errors import first_leaf
 from downloader.notify import Host
 from downloader_plugins.kafka.reasons import NotConnected, connect_reason
-from downloader_plugins.kafka.session import Session
+from downloader_plugins.kafka.session import BATCH_BYTES, Session
 from downloader_plugins.kafka.settings import KafkaSettings, split_server, ssl_context
 
 T = TypeVar("T")
@@ -155,15 +155,12 @@ async def _start(
     producer = AIOKafkaProducer(
         # The producer itself would tell only the log why a broker does not let it in, and asks in any order.
         bootstrap_servers=[server],
-        acks=settings.acks,
+        # A callback is delivered when every in-sync replica has it.
+        acks="all",
         compression_type=None if settings.compression_type == "none" else settings.compression_type,
-        max_batch_size=min(settings.max_batch_size, settings.max_request_size),
+        max_batch_size=min(BATCH_BYTES, settings.max_request_size),
         max_request_size=settings.max_request_size,
         request_timeout_ms=settings.request_ms,
-        retry_backoff_ms=settings.retry_backoff_ms,
-        metadata_max_age_ms=settings.metadata_max_age_ms,
-        connections_max_idle_ms=settings.connections_max_idle_ms,
-        enable_idempotence=settings.enable_idempotence,
         **security,
     )
     made(producer)
@@ -171,8 +168,7 @@ async def _start(
         async with asyncio.timeout(_CONNECT_S):
             await producer.start()
     except (KafkaError, OSError) as exc:  # TimeoutError is one
-        hint = " (enable_idempotence needs brokers that speak it)" if settings.enable_idempotence else ""
-        raise NotConnected(f"{server}: {connect_reason(exc)}{hint}") from exc
+        raise NotConnected(f"{server}: {connect_reason(exc)}") from exc
     return producer
 
 

@@ -38,9 +38,12 @@ from downloader_plugins.kafka.settings import KafkaSettings
 
 T = TypeVar("T")
 
+BATCH_BYTES = 128 * 1024
+"""Of what goes to one partition at once; a larger callback goes alone."""
+
 _RECORD_OVERHEAD_BYTES = 128
 """At most, of a batch of one record without headers, besides key and value: 61 for the batch, 21 for the
-record, and room. Counted for each record, so that a batch never has more than `max_batch_size`."""
+record, and room. Counted for each record, so that a batch never has more than `BATCH_BYTES`."""
 
 _MAX_BATCH = 1000
 """Callbacks in a batch; one of that many takes the loop a few milliseconds to fill."""
@@ -103,9 +106,8 @@ class Session:
             self._send,
             max_batch=_MAX_BATCH,
             weight=_size,
-            max_weight=settings.max_batch_size,
+            max_weight=BATCH_BYTES,
             lane=lambda message: message.lane,
-            linger_s=lambda: settings.linger_ms / 1000,
         )
         self.run = self._messages.run
         self._asked: dict[tuple[str, int], float] = {}
