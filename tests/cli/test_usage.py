@@ -87,10 +87,10 @@ def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureF
         (["config", "-c", "/"], "/: cannot be read: Is a directory"),
         (["fetch"], "nothing to fetch"),
         (["fetch", "--limit", "0", "http://h/"], 'Invalid value "0" for --limit.'),
-        (["fetch", "ftp://h/x"], "'ftp://h/x': a URL begins with http:// or https://"),
-        (["fetch", "http://h/\x1b[31m"], "'http://h/\\x1b[31m': a URL has no blanks and control characters"),
-        (["fetch", "http:///x"], "'http:///x': the URL names no host"),
-        (["fetch", "http://[::1/x"], "'http://[::1/x': not a URL"),
+        (["fetch", "ftp://h/x"], "'ftp://h/x': the URL must begin with http or https"),
+        (["fetch", "http://h/\x1b[31m"], "'http://h/\\x1b[31m': the URL has characters that cannot be shown"),
+        (["fetch", "http:///x"], "'http:///x': the URL has no host, or a malformed one"),
+        (["fetch", "http://[::1/x"], "'http://[::1/x': the URL has a malformed IPv6 address"),
         (["fetch", "--mime", "[a", "http://h/"], "--mime: malformed pattern '[a'"),
         (["fetch", "--from-file", "no-such.txt"], "no-such.txt: cannot be read: No such file or directory"),
         (["fetch", "-o", "/dev/null/x", "http://h/"], "the folder '/dev/null/x' cannot be written: "),
@@ -246,11 +246,11 @@ def test_plugins_that_are_installed_badly_are_listed_too(
 def test_a_url_file_is_refused_with_the_line_at_fault(tmp_path: Path) -> None:
     text = "\ufeffhttp://h/a\n\n  # a comment\r\nhttp://h/b#fragment\nnot a url\n"
     ran = run_cli("fetch", "--from-file", "-", stdin=text, cwd=tmp_path)
-    expected = "standard input, line 5: a URL has no blanks and control characters"
+    expected = "standard input, line 5: the URL is not an absolute URL"
     assert (ran.status, ran.complaint) == (2, expected)
     (tmp_path / "urls").write_text(text)
     ran = run_cli("fetch", "--from-file", "urls", cwd=tmp_path)
-    assert ran.complaint == "urls, line 5: a URL has no blanks and control characters"
+    assert ran.complaint == "urls, line 5: the URL is not an absolute URL"
     (tmp_path / "urls").write_bytes(b"\xff\xfe")
     ran = run_cli("fetch", "--from-file", "urls", cwd=tmp_path)
     assert (ran.status, ran.complaint) == (2, "urls: not a text file in UTF-8")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from downloader.net import Url, UrlError, Use
 
-USES: list[Use] = ["download", "callback", "proxy"]
+USES: list[Use] = ["download", "callback", "proxy", "endpoint"]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_target_as_a_browser_sends_it(text: str, target: bytes) -> None:
     ],
 )
 def test_userinfo(userinfo: str, user: bytes, password: bytes, basic: bytes) -> None:
-    for use in USES:
+    for use in USES[:3]:
         url = Url.parse(f"http://{userinfo}example.org/", use)
         assert (url.user, url.password, url.basic) == (user, password, basic)
         assert url.origin.authority == b"example.org"
@@ -141,6 +141,16 @@ def test_proxies(scheme: str) -> None:
     if scheme == "socks5":
         with pytest.raises(UrlError):
             Url.parse("socks5://p.example/")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["http://u@h/", "http://u:p@h/", "http://@h/", "http://h/?", "http://h/?q", "http://h/#f", "socks5://h"],
+)
+def test_an_endpoint_is_refused_with_a_user_a_query_or_a_fragment(text: str) -> None:
+    assert Url.parse("https://minio.internal:6379/s3", "endpoint").origin.port == 6379
+    with pytest.raises(UrlError):
+        Url.parse(text, "endpoint")
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_other_peoples_variables_break_no_start() -> None:
             "[processor]\ndownload_url = 'files/'",
             "processor.download_url must be an absolute http or https URL",
         ),
-        ("[processor]\ndownload_url = 'http://u:p@h/'", "processor.download_url must be a URL without user"),
+        ("[processor]\ndownload_url = 'http://u:p@h/'", "this one has a user, a query or a fragment"),
         ("[processor]\nrequest_headers = {Host = 'x'}", "processor.request_headers: Host is set by"),
         (
             "[processor]\nrequest_headers = {'a b' = 'x'}",

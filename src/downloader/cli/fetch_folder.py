@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from downloader.errors import ConfigError, StorageError
 
@@ -101,7 +101,10 @@ def file_name(url: str, mime_type: str = "") -> str:
     Windows; at most `NAME_BYTES` long with its extension kept. A URL without one gives `index` with the
     extension of the type.
     """
-    segment = unquote(urlsplit(url).path.rpartition("/")[2], errors="replace")
+    from downloader.net import Url
+
+    path = Url.parse(url).target.partition(b"?")[0]
+    segment = unquote(path.rpartition(b"/")[2], errors="replace")
     text = unicodedata.normalize("NFC", segment)
     text = "".join(char for char in text if unicodedata.category(char) not in _INVISIBLE)
     text = _FORBIDDEN.sub("_", text).lstrip(".- ").rstrip(". ")

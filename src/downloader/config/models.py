@@ -62,15 +62,9 @@ def _base_url(url: str) -> str:
     if not url:
         return url
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("must be an absolute http or https URL") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an absolute http or https URL")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must be a URL without user, query and fragment: every callback shows it")
-    return url
+        return Url.parse(url, "endpoint").text
+    except UrlError as exc:
+        raise ValueError(f"must be an absolute http or https URL: this one {exc.detail}") from None
 
 
 def _redis_url(url: str) -> str:

@@ -30,7 +30,7 @@ from downloader.net.transport import (
     open_transport,
     tls_context,
 )
-from downloader.net.url import HIDDEN, Origin, Url, UrlError, Use, redact_url
+from downloader.net.url import HIDDEN, Origin, Url, UrlError, Use, redact_url, userinfo_of
 
 __all__ = [
     "FORBIDDEN_FIELDS",
@@ -66,4 +66,5 @@ __all__ = [
     "parse_retry_after",
     "redact_url",
     "tls_context",
+    "userinfo_of",
 ]

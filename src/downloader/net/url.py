@@ -17,7 +17,8 @@ from urllib.parse import quote, unquote_to_bytes, urljoin
 import httpx2
 import idna
 
-Use = Literal["download", "callback", "proxy"]
+Use = Literal["download", "callback", "proxy", "endpoint"]
+"""An endpoint is a base URL in the configuration: the API's own, or a server that imitates AWS."""
 
 MAX_URL_CHARS = 8192
 """What servers commonly accept as a request line; presigned URLs have up to 2,000."""
@@ -47,8 +48,12 @@ _SCHEMES: Mapping[Use, Mapping[str, int]] = {
     "download": {"http": 80, "https": 443},
     "callback": {"http": 80, "https": 443},
     "proxy": {"http": 80, "https": 443, "socks5": 1080},
+    "endpoint": {"http": 80, "https": 443},
 }
 """Allowed schemes with their ports."""
+
+_ANY_PORT: frozenset[Use] = frozenset({"proxy", "endpoint"})
+"""Uses whose URLs the operator names, or may restrict."""
 
 REFUSED_PORTS = frozenset(
     {
@@ -125,7 +130,8 @@ class Url:
         percent-encoded in path and query; a backslash in the path means `/`. Refused are: more than 8192
         characters, control characters, other schemes than http and https (and socks5 for a proxy), a host
         that is neither a name nor an address, a port that does not exist or is another protocol's (any
-        port will do for a proxy), and for a proxy a path.
+        port will do for a proxy or an endpoint), a path of a proxy, and user, query and fragment of an
+        endpoint.
 
         Raises:
             UrlError: see its `code`.
@@ -143,7 +149,10 @@ class Url:
             raise UrlError("url_malformed", "of a proxy must not have a path")
         if "\\" in path:
             path = path.replace("\\", "/")
-        return cls(text, _quoted((path or "/") + query), _authority(scheme, authority, use))
+        checked = _authority(scheme, authority, use)
+        if use == "endpoint" and ("@" in authority or "?" in text or "#" in text):
+            raise UrlError("url_malformed", "has a user, a query or a fragment")
+        return cls(text, _quoted((path or "/") + query), checked)
 
     @property
     def origin(self) -> Origin:
@@ -209,7 +218,7 @@ def _authority(scheme: str, text: str, use: Use) -> _Authority:
     if not _PORT.fullmatch(digits) or (digits and not 1 <= int(digits) <= _MAX_PORT):
         raise UrlError("url_port", "has a port that does not exist")
     port = int(digits) if digits else ports[scheme]
-    if use != "proxy" and port in REFUSED_PORTS:
+    if use not in _ANY_PORT and port in REFUSED_PORTS:
         raise UrlError("url_port", "has the port of another protocol than HTTP")
     shown = f"[{host}]" if ":" in host else host
     netloc = shown if port == ports[scheme] else f"{shown}:{port}"
@@ -260,6 +269,12 @@ def _quoted(resource: str) -> bytes:
 _SHOWN = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*:)?//(?P<authority>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:[0-9]*)?")
 _VALUE = re.compile(r"=[^&;]*")
+
+
+def userinfo_of(url: str) -> str:
+    """User and password as they stand in any text with `//`, or empty."""
+    match = _SHOWN.fullmatch(url)
+    return match["authority"].rpartition("@")[0] if match else ""
 
 
 def redact_url(url: str, *, userinfo: str = "") -> str:

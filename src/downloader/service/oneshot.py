@@ -12,14 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import trio
 
 from downloader.config import Settings
 from downloader.fetch import Fetcher, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
-from downloader.net import EgressPolicy
+from downloader.net import EgressPolicy, Url, UrlError
 from downloader.scheduler import End, Ended, Stop, Wake, Workload, run_workload, settle_downloads
 from downloader.service.resources import running_redis
 from downloader.storage import open_storage
@@ -179,26 +178,20 @@ def check_url(url: str) -> str:
     """The URL, if it is one that can be fetched.
 
     Raises:
-        ValueError: it is not an absolute http or https URL; the text says what is wrong.
+        ValueError: a job could not have it, or a terminal could not show it; the text says what is wrong.
     """
-    if any(char.isspace() or not char.isprintable() for char in url):
-        raise ValueError("a URL has no blanks and control characters")
+    if not url.isprintable():
+        raise ValueError("the URL has characters that cannot be shown")
     try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ValueError(f"not a URL: {error}") from None
-    if parts.scheme.lower() not in ("http", "https"):
-        raise ValueError("a URL begins with http:// or https://")
-    if not parts.hostname or port == 0 or "\\" in parts.netloc:
-        raise ValueError("the URL names no host")
+        Url.parse(url)
+    except UrlError as error:
+        raise ValueError(f"the URL {error.detail}") from None
     return url
 
 
 def group_of(url: str) -> str:
-    """The aggregation of a URL in a one-shot run: its host and port."""
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
+    """The aggregation of a URL in a one-shot run: its host, with the port unless it is the scheme's own."""
+    return Url.parse(url).origin.authority.decode()
 
 
 async def _main(run: _Run) -> None:

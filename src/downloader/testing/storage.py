@@ -6,10 +6,10 @@ import re
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from urllib.parse import urlsplit
 
 import trio
 
+from downloader.net import Url, UrlError
 from downloader.storage import Body, Storage, StorageError, StorageHost
 from downloader.testing.contract import Contract, Run, check_line, promise
 from downloader.testing.resources import resources
@@ -211,10 +211,11 @@ class StorageContract(Contract[StoragePeer]):
                 if not url:
                     assert await storage.local(key) is not None, "neither url() nor local() leads to the file"
                     continue
-                parts = urlsplit(url)
-                assert parts.scheme in ("http", "https"), f"url() is {url!r}: no http or https URL"
-                assert parts.hostname, f"url() is {url!r}: not absolute"
-                assert parts.username is None, "url() holds credentials"
+                try:
+                    parsed = Url.parse(url)
+                except UrlError as exc:
+                    raise AssertionError(f"url() is {url!r}, which {exc.detail}") from None
+                assert not parsed.basic, "url() holds credentials"
                 assert not [secret for secret in run.peer.secrets if secret in url], "url() holds a secret"
                 assert _URL.fullmatch(url), f"url() is {url!r}: not encoded"
                 assert url not in urls, f"url() is {url!r} for two keys"

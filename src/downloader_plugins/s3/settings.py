@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+from downloader.net import Url, UrlError
 
 _MIB_BYTES = 1024 * 1024
 _MIN_PART_BYTES = 5 * _MIB_BYTES
@@ -31,13 +33,11 @@ def _endpoint(url: str) -> str:
     if not url:
         return url
     try:
-        parts = urlsplit(url)
-        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        fits = False
-    if not fits or parts.query or parts.fragment or "@" in parts.netloc:
-        raise PydanticCustomError("url", "not an absolute http or https URL without user, query and fragment")
-    return url.rstrip("/")
+        return Url.parse(url, "endpoint").text.rstrip("/")
+    except UrlError:
+        raise PydanticCustomError(
+            "url", "not an absolute http or https URL without user, query and fragment"
+        ) from None
 
 
 def _prefix(text: str) -> str:

@@ -12,7 +12,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
+
+from downloader.net import Origin, Url, UrlError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
 """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html"""
@@ -22,15 +24,10 @@ _FIFO = ".fifo"
 _SHORT = re.compile(r"(?:https?://)?aws\.com/sqs/(.*)")
 """The form that older clients send; only the name in it counts."""
 
-_URL = re.compile(r"(https?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._/-]*)")
-"""No user, query or fragment: no queue's URL has them."""
-
 _OWN_PATH = re.compile(r"(?:/[A-Za-z0-9_-]+){0,3}/([^/]+)")
 """Servers that imitate SQS put this and that before the name, which is last."""
 
 _AWS_PATH = re.compile(r"/([0-9]{12})/([^/]+)")
-
-_PORTS = {"http": ":80", "https": ":443"}
 
 GROUP_CHARS = 128
 """Of a `MessageGroupId`; it may have ASCII letters, digits and punctuation.
@@ -97,10 +94,10 @@ def origin_of(url: str) -> str:
     Raises:
         ValueError: it is no http or https URL, or one with a user, a query or a fragment.
     """
-    match = _URL.fullmatch(url if urlsplit(url).path else f"{url}/")
-    if match is None:
-        raise ValueError("must be an http or https URL without user, query and fragment")
-    return _origin(*match.group(1, 2, 3))
+    try:
+        return _shown(Url.parse(url, "endpoint").origin)
+    except UrlError:
+        raise ValueError("must be an http or https URL without user, query and fragment") from None
 
 
 def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
@@ -113,24 +110,25 @@ def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
     if short or "/" not in destination:
         name = short[1] if short else destination
         return Queue(name=_checked(name), region=endpoints.region)
-    match = _URL.fullmatch(destination)
-    if match is None:
-        raise BadDestination("the callback's destination is neither a queue's name nor its URL")
-    scheme, host, port, path = match.groups()
-    if endpoints.origin and _origin(scheme, host, port) == endpoints.origin:
+    try:
+        url = Url.parse(destination, "endpoint")
+    except UrlError:
+        raise BadDestination("the callback's destination is neither a queue's name nor its URL") from None
+    origin, path = url.origin, url.target.decode()
+    if endpoints.origin and _shown(origin) == endpoints.origin:
         own = _OWN_PATH.fullmatch(path)
         if own is None:
             raise BadDestination("the callback's destination is no queue's URL")
-        url = f"{endpoints.origin}{path}"
-        return Queue(name=_checked(own[1]), region=endpoints.region, url=url, look_up=False)
-    region = endpoints.hosts.get(host.lower())
-    if region is None or (port and port != _PORTS[scheme]):
+        at = f"{endpoints.origin}{path}"
+        return Queue(name=_checked(own[1]), region=endpoints.region, url=at, look_up=False)
+    region = endpoints.hosts.get(origin.authority.decode())
+    if region is None:
         raise BadDestination("the callback's destination is a URL of another host than the configured SQS")
     account = _AWS_PATH.fullmatch(path)
     if account is None:
         raise BadDestination("the callback's destination is no queue's URL: its path is /ACCOUNT/NAME")
     name = _checked(account[2])
-    return Queue(name=name, region=region, url=f"{_usual_base(host, region)}{path}", look_up=False)
+    return Queue(name=name, region=region, url=f"{_usual_base(origin.host, region)}{path}", look_up=False)
 
 
 def permitted(queue: Queue, patterns: Sequence[str]) -> Queue | None:
@@ -179,13 +177,12 @@ def deduplication_id(job_id: str, body: bytes) -> str:
     return f"{job_id}-{hashlib.sha256(body).hexdigest()[:16]}"
 
 
-def _origin(scheme: str, host: str, port: str | None) -> str:
-    shown = "" if port in (None, _PORTS[scheme]) else port
-    return f"{scheme}://{host}{shown}".lower()
+def _shown(origin: Origin) -> str:
+    return f"{origin.scheme}://{origin.authority.decode()}"
 
 
 def _usual_base(host: str, region: str) -> str:
-    return f"https://sqs.{region}.amazonaws.com{'.cn' if host.lower().endswith('.cn') else ''}"
+    return f"https://sqs.{region}.amazonaws.com{'.cn' if host.endswith('.cn') else ''}"
 
 
 def _fits(url: str, pattern: str) -> bool:

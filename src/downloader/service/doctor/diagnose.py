@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import trio
 from pydantic import SecretStr
 
 from downloader.config import Settings, redacted
 from downloader.errors import DownloaderError, PluginError, first_leaf
-from downloader.net import HIDDEN
+from downloader.net import HIDDEN, userinfo_of
 from downloader.plugins import describe
 from downloader.service.doctor.parts import (
     OPENING_S,
@@ -213,7 +213,7 @@ def _hidden(values: Any, shown: Any) -> Iterator[str]:
         yield values.get_secret_value()
     elif isinstance(values, str) and isinstance(shown, str) and values != shown:
         yield values
-        if "//" in values and (userinfo := urlsplit(values).netloc.rpartition("@")[0]):
+        if userinfo := userinfo_of(values):
             yield userinfo
             yield from (unquote(part) for part in userinfo.split(":", 1)[1:])
             yield from userinfo.split(":", 1)[1:]
