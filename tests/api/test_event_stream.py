@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -267,6 +268,21 @@ async def test_one_listener_too_many(serving: Serving) -> None:
         with trio.fail_after(5):
             while not await has_room(api):  # until the server has seen that the client left
                 pass
+
+
+@pytest.mark.row("H25")
+async def test_64_listeners_of_one_client_do_not_lock_out_another(serving: Serving) -> None:
+    api = await serving(pace=Pace(sample_s=0.01))
+    streams: list[trio.SocketStream] = []
+    statuses = Counter[bytes]()
+    for address in ("127.0.0.1",) * 64 + ("127.0.0.2",):
+        stream = await trio.open_tcp_stream("127.0.0.1", api.port, local_address=address)
+        streams.append(stream)
+        await stream.send_all(GET)
+        statuses[(await stream.receive_some())[9:12]] += 1
+    assert statuses == {b"200": 17, b"503": 48}
+    for stream in streams:
+        await trio.aclose_forcefully(stream)
 
 
 async def test_no_listener_no_question_to_the_store(serving: Serving, store: RedisStore) -> None:

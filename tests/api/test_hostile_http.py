@@ -6,6 +6,7 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
+from time import thread_time
 
 import pytest
 import trio
@@ -39,6 +40,25 @@ def code(answer: bytes) -> str:
     assert b"connection: close" in head.lower()
     value: str = json.loads(body)["code"]
     return value
+
+
+LIVE_S = 0.1
+"""Within which `/health/live` has to be answered: no step of a task may take as long."""
+
+
+class Steps(trio.abc.Instrument):
+    """Measures how long tasks keep the loop: the CPU time of the longest step, which a busy machine does not
+    change."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._began = thread_time()
+
+    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
+        self._began = thread_time()
+
+    def after_task_step(self, _task: trio.lowlevel.Task) -> None:
+        self.longest_s = max(self.longest_s, thread_time() - self._began)
 
 
 SMUGGLING = [
@@ -105,6 +125,28 @@ async def test_malformed_chunks(serving: Serving, body: bytes) -> None:
     answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n" + body)
     assert status(answer) in (400, 431)
     assert answers(answer) == 1
+
+
+@pytest.mark.row("H25")
+@pytest.mark.parametrize("path", [b"/download", b"/downloads"])
+@pytest.mark.parametrize(
+    ("chunk", "data"), [(b"1\r\n \r\n", 1), (b"10;" + b"x" * 1000 + b"\r\n" + b" " * 16 + b"\r\n", 16)]
+)
+async def test_a_body_in_tiny_chunks_costs_little(
+    serving: Serving, path: bytes, chunk: bytes, data: int
+) -> None:
+    """It is refused long before it has come whole, and never holds the loop meanwhile."""
+    api = await serving(limits=QUICK)
+    head = POST.replace(b"/download", path) + b"Transfer-Encoding: chunked\r\n\r\n"
+    body = chunk * (200_000 // data)
+    steps = Steps()
+    trio.lowlevel.add_instrument(steps)
+    try:
+        answer = await api.say(head + body)
+    finally:
+        trio.lowlevel.remove_instrument(steps)
+    assert (status(answer), code(answer)) == (400, "small_chunks")
+    assert steps.longest_s < LIVE_S
 
 
 @pytest.mark.row("H17")
@@ -295,7 +337,7 @@ async def test_clients_that_leave_are_nobody_s_fault(api: Served, capfd: pytest.
 @pytest.mark.slow
 @pytest.mark.row("H16")
 async def test_a_thousand_idle_connections(serving: Serving) -> None:
-    api = await serving(limits=Limits(connections=300))
+    api = await serving(limits=Limits(connections=600))
     streams: list[trio.SocketStream] = []
 
     async def connect() -> None:
@@ -303,7 +345,7 @@ async def test_a_thousand_idle_connections(serving: Serving) -> None:
 
     for _ in range(10):
         async with trio.open_nursery() as nursery:
-            for _ in range(40):
+            for _ in range(100):
                 nursery.start_soon(connect)
         assert (await api.client.post("/download", json=JOB)).status_code == 201
     for stream in streams:
