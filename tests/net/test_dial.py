@@ -3,8 +3,9 @@
 import errno
 import socket
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from downloader.net import (
     SystemResolver,
     TimedOut,
 )
-from downloader.net.dial import Dialer
+from downloader.net.dial import Dialer, is_own_address
 from downloader.net.stream import StreamBroken
 from servers.loopback import (
     Names,
@@ -118,6 +119,33 @@ async def test_rebinding_meets_one_look_up_and_one_verdict_per_connection() -> N
         with pytest.raises(EgressRefused):
             await guarded.connect("rebind.test", port)
         assert names.asked == ["rebind.test", "rebind.test"]
+
+
+@pytest.mark.row("H1")
+async def test_the_public_name_of_this_machine_is_refused() -> None:
+    own = ip_address("93.184.216.34")
+    names = Names(me_test=[["93.184.216.35", "93.184.216.34"]])
+    guarded = Dialer(policy=PUBLIC_ONLY, within_s=5.0, resolver=names, is_own=own.__eq__)
+    for attempt in (
+        guarded.connect("me.test", 80),
+        guarded.connect(str(own), 80),
+        guarded.check_target("me.test"),
+    ):
+        with pytest.raises(
+            EgressRefused, match=r"address not allowed: 93\.184\.216\.34.* is this machine's own"
+        ):
+            await attempt
+
+
+@pytest.mark.row("H1")
+def test_which_addresses_are_this_machine_s() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.connect(("198.51.100.1", 9))  # fails on a machine without a network
+        assert is_own_address(ip_address(sock.getsockname()[0]))
+    for own in ("127.0.0.1", "::1"):
+        assert is_own_address(ip_address(own))
+    for other in ("198.51.100.1", "93.184.216.34", "2001:db8::1"):
+        assert not is_own_address(ip_address(other))
 
 
 async def test_a_denied_name_is_not_even_looked_up() -> None:

@@ -120,6 +120,19 @@ def test_metadata_is_refused_even_under_wide_ranges(address: str) -> None:
                 policy.check(host, address)
 
 
+def test_an_address_of_this_machine_passes_when_allowed_only() -> None:
+    own = ipaddress.ip_address("93.184.216.34")
+    for address in ("93.184.216.34", "::ffff:93.184.216.34", "64:ff9b::93.184.216.34"):
+        with pytest.raises(
+            EgressRefused, match=r"this machine's own; to permit it .*egress\.downloads\.allow"
+        ):
+            PUBLIC_ONLY.check("me.test", address, is_own=own.__eq__)
+        for entry in ("93.184.216.34", "93.184.0.0/16", "me.test"):
+            policy = EgressPolicy.parse([entry], setting="egress.downloads")
+            policy.check("me.test", address, is_own=own.__eq__)
+    PUBLIC_ONLY.check("me.test", "93.184.216.35", is_own=own.__eq__)
+
+
 @pytest.mark.parametrize(
     "address",
     [

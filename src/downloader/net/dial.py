@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -11,6 +12,7 @@ import trio
 
 from downloader.net.errors import ConnectFailed, EgressRefused, NameNotResolved, TimedOut
 from downloader.net.policy import (
+    Address,
     EgressPolicy,
     is_canonical,
     is_local_name,
@@ -23,11 +25,29 @@ from downloader.net.stream import Stream
 _TARGET_RESOLVE_S = 2.0
 """Each proxied request waits this long where no name server answers, which a proxy may be there for."""
 
+_DISCARD_PORT = 9
+"""Any would do, as nothing is sent."""
+
 _MAX_ADDRESSES = 16
 """How many of a name's addresses are tried; an answer has room for thousands, all refusing at once."""
 
 _STAGGER_S = 0.25
 """The head start of one address before the next is tried beside it; RFC 8305, section 5."""
+
+
+def is_own_address(address: Address) -> bool:
+    """Whether a packet to this address would stay on this machine, whatever its interface.
+
+    A UDP socket sends nothing when it is connected, but gets the address that it would send from, which is
+    the destination itself only if that is our own.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - IPv4
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((str(address), _DISCARD_PORT))
+            return bool(ip_address(sock.getsockname()[0]) == address)
+    except OSError:  # no route: nobody is there, and certainly not we
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +62,8 @@ class Dialer:
     within_s: float
     """For the look-up, and for look-up and connecting together."""
     resolver: Resolver = field(default_factory=SystemResolver)
+    is_own: Callable[[Address], bool] = is_own_address
+    """Whether an address is one of this machine's interfaces'."""
 
     async def connect(self, host: str, port: int) -> Stream:
         """Connect to the host if the policy allows it.
@@ -83,7 +105,7 @@ class Dialer:
         name = _name_of(host)
         literal = parse_literal(name)
         if literal is not None:
-            self.policy.check(name, literal)
+            self._check(name, literal)
             if not is_canonical(name):
                 raise EgressRefused(
                     f"address not allowed: {name} does not mean the same address to every proxy;"
@@ -104,19 +126,22 @@ class Dialer:
         except NameNotResolved:
             return
         for address in addresses:
-            self.policy.check(name, address)
+            self._check(name, address)
+
+    def _check(self, name: str, address: str | Address) -> None:
+        self.policy.check(name, address, is_own=self.is_own)
 
     async def _addresses(self, host: str, port: int, deadline: float) -> Sequence[str]:
         """The host's addresses, at least one, all of them allowed."""
         name = _name_of(host)
         literal = parse_literal(name)
         if literal is not None:
-            self.policy.check(name, literal)
+            self._check(name, literal)
             return [str(literal)]
         self.policy.check_name(name)
         addresses = await _resolve(self.resolver, name, port, deadline)
         for address in addresses:
-            self.policy.check(name, address)
+            self._check(name, address)
         return addresses
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
@@ -171,10 +171,13 @@ class EgressPolicy:
         """For a trusted person at the keyboard: private addresses too, metadata services still not."""
         return cls.parse(["0.0.0.0/0", "::/0"], setting=setting)
 
-    def check(self, host: str, address: str | Address) -> None:
+    def check(
+        self, host: str, address: str | Address, *, is_own: Callable[[Address], bool] = lambda _: False
+    ) -> None:
         """Accept an address that `host` stands for, or refuse it. `deny` wins over `allow`.
 
-        `address` may carry a zone id; so may `host`, and then it is only compared as a name.
+        `address` may carry a zone id; so may `host`, and then it is only compared as a name. `is_own` says
+        whether a public address is one of this machine's, which is as good as loopback.
 
         Raises:
             EgressRefused: the policy forbids it; the text names the setting that would permit it.
@@ -197,15 +200,17 @@ class EgressPolicy:
                     f" that very address to {self.setting}.allow"
                 )
             return
-        if _any_in((plain,), self.allow_networks) or _matches(_try_normal(host), self.allow_hosts):
+        # A translator goes on to the inner address, so that one decides.
+        final = inner[0] if plain in _NAT64 else plain
+        if _any_in((plain, final), self.allow_networks) or _matches(_try_normal(host), self.allow_hosts):
             return
-        if plain in _NAT64:
-            # The translator goes on to the inner address, so that one decides.
-            permitted = _is_public(inner[0]) or _any_in(inner, self.allow_networks)
-        else:
-            permitted = _is_public(plain)
-        if zoned or not permitted:
+        if zoned or not _is_public(final):
             raise EgressRefused(f"address not allowed: {shown}; to permit it add it to {self.setting}.allow")
+        if is_own(final):
+            raise EgressRefused(
+                f"address not allowed: {shown} is this machine's own;"
+                f" to permit it add it to {self.setting}.allow"
+            )
 
     def check_name(self, host: str) -> None:
         """Refuse a host that is denied by name, before anything is looked up.
