@@ -124,6 +124,13 @@ def test_a_store_of_another_shape(folder: Path, server: Valkey) -> None:
     assert "16 shards" in ran.complaint
 
 
+def test_a_store_of_a_version_that_is_not_known(folder: Path, server: Valkey) -> None:
+    server.command("SET", "downloader:1:{0}:layout", '{"version": 2, "shards": 1}')
+    ran = start(folder, server, "api", {})
+    assert ran.status in (1, 2)
+    assert ran.complaint == f"{server.socket}: the store has layout 2 and this version of the service uses 1"
+
+
 def test_a_server_that_is_not_redis(folder: Path) -> None:
     read, write = os.pipe()
     with socket.create_server(("127.0.0.1", 0)) as web:

@@ -25,7 +25,7 @@ from servers.fleet import (
     merged,
     open_fleet,
 )
-from servers.origin import Origin, gate, respond
+from servers.origin import Exchange, Handler, Origin, gate, respond
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -55,6 +55,17 @@ def first_call(*scripts: str) -> Callable[[bytes], bool]:
         return bool(found)
 
     return lose
+
+
+def half_then(event: trio.Event) -> Handler:
+    """Half of a body, and the rest after the event."""
+
+    async def handler(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
+        await event.wait()
+        await exchange.send(b"rest")
+
+    return handler
 
 
 @pytest.mark.row("F4")
@@ -232,21 +243,28 @@ async def test_f9_killed_and_restarted_with_its_append_only_file(
 @pytest.mark.row("F10")
 async def test_f10_a_store_that_comes_back_empty(folder: Path, sink: Sink, origin: Origin) -> None:
     hold = trio.Event()
-    origin.on("/held", gate(hold, respond(200, b"held")))
+    origin.on("/held", half_then(hold))
     with Valkey() as server:
         async with open_fleet(folder, server, BRIEF) as fleet:
             processor, _, _ = await fleet.start_all("processor", "notifier", "api")
+            before = await fleet.post(**job_for(origin.url("/bytes/4"), sink.url()))
+            await sink.heard_of(before)
+            kept = fleet.files / before[:3] / before
             await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
             await origin.seen("/held", 2)
             server.kill()
             await trio.to_thread.run_sync(server.start)
-            # Nobody works on what nobody knows of.
+            # Nobody works on what nobody knows of, and nothing of it is left.
             await processor.event("lease.lost", count=2)
+            assert [path for path in fleet.spool.rglob("*") if path.is_file()] == []
             hold.set()
             fleet.accepted.clear()
             job_id = await fleet.post(**job_for(origin.url("/bytes/3"), sink.url()))
             await sink.heard_of(job_id)
+            # What clients were told of stays where they were told that it is.
+            assert (await fleet.client.get(f"/files/{before[:3]}/{before}")).status_code == 200
             await fleet.stop_all()
+            kept.unlink()
             with History(fleet, sink, url=server.url) as history:
                 assert history.check()["succeeded"] == 1
                 assert history.redis.exists(f"{history.prefix}layout")

@@ -23,6 +23,7 @@ import trio.testing
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.filesystem import open_filesystem
+from servers.mounts import tiny_disk
 from servers.plugins import opened_storage
 
 KEY = "NSb/NSb4FOAs9fVaQw"
@@ -439,29 +440,20 @@ async def test_a_write_cut_short_stores_nothing(storage: Storage, root: Path, ot
     await storage.put(KEY, small(b"x" * 100_000))
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("may not mount here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 @pytest.mark.row("F13")
-async def test_a_full_disk_is_an_error_and_passes(tiny_disk: Path, tmp_path: Path) -> None:
-    async with opened_storage(open_filesystem, {"rootdir": str(tiny_disk)}) as storage:
-        await storage.put("first", small(b"x" * 30_000))
-        with pytest.raises(StorageError, match="No space left") as caught:
-            await storage.put(KEY, small(b"x" * 60_000))
-        assert str(tiny_disk) not in str(caught.value)
-        with pytest.raises(StorageError, match="No space left"):
-            await storage.put(KEY, spooled(tmp_path / "spool", b"x" * 60_000))
-        assert not list((tiny_disk / ".tmp").iterdir())
-        await storage.delete("first")
-        await storage.put(KEY, small(b"x" * 30_000))
+async def test_a_full_disk_is_an_error_and_passes(tmp_path: Path) -> None:
+    root = tmp_path / "disk"
+    with tiny_disk(root, kib=64):
+        async with opened_storage(open_filesystem, {"rootdir": str(root)}) as storage:
+            await storage.put("first", small(b"x" * 30_000))
+            with pytest.raises(StorageError, match="No space left") as caught:
+                await storage.put(KEY, small(b"x" * 60_000))
+            assert str(root) not in str(caught.value)
+            with pytest.raises(StorageError, match="No space left"):
+                await storage.put(KEY, spooled(tmp_path / "spool", b"x" * 60_000))
+            assert not list((root / ".tmp").iterdir())
+            await storage.delete("first")
+            await storage.put(KEY, small(b"x" * 30_000))
 
 
 async def test_a_lost_temporary_folder_is_made_again(storage: Storage, root: Path) -> None:

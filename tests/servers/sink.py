@@ -99,7 +99,7 @@ class Sink:
         self._changed.set()
         self._changed = trio.Event()
         status, more = 200, ""
-        match path.split("/")[1:]:
+        match path.partition("?")[0].split("/")[1:]:
             case ["status", code, *_]:
                 status = int(code)
             case ["flaky", count, *_] if self._seen[one.job_id] <= int(count):

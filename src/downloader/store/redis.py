@@ -346,7 +346,7 @@ async def check_layout(connection: Connection) -> bool:
 
     Raises:
         StoreUnavailable: the store does not answer.
-        StoreRefused: its layout is of another kind.
+        StoreRefused: its layout is of another version or kind.
     """
     key = connection.keys.key(0, "layout")
     ours = {"version": LAYOUT_VERSION, "shards": connection.keys.shards}
@@ -355,6 +355,11 @@ async def check_layout(connection: Connection) -> bool:
     if text is None:
         raise StoreUnavailable("the store lost its data while it was asked")
     found = json.loads(text)
+    if found.get("version") != ours["version"]:
+        raise StoreRefused(
+            f"the store has layout {found.get('version')} and this version of the service uses"
+            f" {ours['version']}"
+        )
     if found.get("shards") != ours["shards"]:
         raise StoreRefused(
             f"the store was set up with {found.get('shards')} shards and this instance uses"
