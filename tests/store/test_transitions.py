@@ -186,28 +186,54 @@ async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
     assert (await leased(store)).attempts == 1
 
 
-@pytest.mark.parametrize("transition", ["finish", "retry_later", "release"])
-@pytest.mark.row("F7")
-async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str) -> None:
-    spec = await submitted(store)
-    late = await leased(store, "late")
-    await lapse(store, late)
-    assert await store.sweep(Kind.DOWNLOAD) == [spec.id]
-    current = await leased(store, "current")
-    assert current.generation == late.generation + 1
-    assert current.crashes == 1
-
+async def settle(store: RedisStore, transition: str, owner: str, lease: Lease) -> Settled:
+    """Settle a download's or callback's lease as somebody who takes himself for its holder."""
     match transition:
         case "finish":
-            answer = await store.finish("late", [(late, FAILED, PLAN, 0)])
+            answers = await store.finish(owner, [(lease, FAILED, PLAN, 0)])
+        case "close_callbacks":
+            answers = await store.close_callbacks(owner, [(lease, DELIVERED, 0, 4)])
         case "retry_later":
-            answer = await store.retry_later(Kind.DOWNLOAD, "late", [(late, RETRY, 0)])
+            answers = await store.retry_later(lease.kind, owner, [(lease, RETRY, 0)])
+        case "release":
+            answers = await store.release(lease.kind, owner, [(lease, "", 0)])
         case _:
-            answer = await store.release(Kind.DOWNLOAD, "late", [(late, "", 0)])
-    assert answer == [Settled.LEASE_LOST]
-    assert await store.renew(Kind.DOWNLOAD, "late", [late], 10) == [Settled.LEASE_LOST]
-    assert (await download(store, spec.id)).state is State.RUNNING
-    assert await store.finish("current", [(current, OK, None, 60)]) == [Settled.DONE]
+            answers = await store.renew(lease.kind, owner, [lease], 30)
+    return answers[0]
+
+
+@pytest.mark.parametrize("transition", ["finish", "close_callbacks", "retry_later", "release", "renew"])
+@pytest.mark.parametrize("now_held_by", ["me", "another"])
+@pytest.mark.row("F7")
+async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str, now_held_by: str) -> None:
+    """Also one to which the task has been given anew: only the generation tells the two leases apart."""
+    spec = await submitted(store)
+    kind = Kind.DOWNLOAD
+    if transition == "close_callbacks":
+        kind = Kind.CALLBACK
+        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    late = await leased(store, "me", kind)
+    await lapse(store, late)
+    assert await store.sweep(kind) == [spec.id]
+    current = await leased(store, now_held_by, kind)
+    assert (current.generation, current.crashes) == (late.generation + 1, 1)
+    await lapse(store, current)
+
+    before = await store.get(spec.id)
+    assert await settle(store, transition, "me", late) is Settled.LEASE_LOST
+    assert await store.get(spec.id) == before
+    assert await store.sweep(kind) == [spec.id], "it was not prolonged either"
+
+
+@pytest.mark.parametrize("transition", ["finish", "retry_later", "release", "renew"])
+@pytest.mark.row("F7")
+async def test_only_its_holder_settles_a_lease(store: RedisStore, transition: str) -> None:
+    spec = await submitted(store)
+    lease = await leased(store, "me")
+    before = await store.get(spec.id)
+    assert await settle(store, transition, "another", lease) is Settled.LEASE_LOST
+    assert await store.get(spec.id) == before
+    assert await settle(store, transition, "me", lease) is Settled.DONE
 
 
 @pytest.mark.row("F4")
