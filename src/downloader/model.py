@@ -320,6 +320,11 @@ def callback_group(callback_type: str, destination: str) -> str:
     return f"{callback_type} {destination}"[:256]
 
 
+def is_reserved(callback_type: str, destination: str) -> bool:
+    """Whether no callback may go there: the internal topics of Kafka and its tools (`_schemas`)."""
+    return callback_type == "kafka" and destination.startswith("_")
+
+
 def callback_limit(group: str, per_destination: int) -> int:
     """How many callbacks of a group that works may be in flight over the fleet.
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from pydantic import SecretStr
 
-from downloader.api.auth import destination_globs, text_globs
+from downloader.api.globs import destination_globs, text_globs, url_globs
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
@@ -30,7 +30,7 @@ TOKENS = {
     "shop": {
         "scopes": ["submit", "read"],
         "aggregations": ["shop-*", "shared"],
-        "destinations": ["https://*.shop.example/*", "shop-?", "aws.com/sqs/shop*"],
+        "destinations": ["https://*.shop.example/*", "sqs:shop-?", "sqs:aws.com/sqs/shop*"],
         "buckets": ["shop-*"],
         "proxies": ["http://proxy.shop.example:3128"],
     },
@@ -433,13 +433,96 @@ def test_text_globs(patterns: list[str], text: str, allowed: bool) -> None:  # n
         ("https://h.example/a/*", "https://h.example/a/b?c=../d", True),
         ("https://h?.example/*", "https://h1.example/x", True),
         ("*h.example*", "https://h.example/x", False),
-        ("*.example/*", "evil.example/x", True),
-        ("topic-*", "topic-1", True),
-        ("a/*", "a/b/c", True),
-        ("a/*", "a/../c", False),
-        ("https://sqs.*.amazonaws.com/1/*", "https://sqs.eu-west-2.amazonaws.com/1/q", True),
+        ("https://h.example/hook", "https://h.example/hook?token=1", False),
+        ("https://h.example/*/done", "https://h.example/other?/done", False),
+        ("https://h.example/*/done", "https://h.example/other#/done", False),
+        ("https://h.example/a b/*", "https://h.example/a%20b/c", True),
+        ("https://h.example/a%20b/*", "https://h.example/a b/c", True),
+        ("https://h.example/a/*", "https://h.example/a/group%2Fname/x", True),
+        ("https://h.example/a/*", "https://h.example/a%2Fb", False),
+        ("https://h.example/a/*", "https://h.example/a%252Fb", False),
+        ("https://h.example/a_b", "https://h.example/a%2Fb", False),
+        ("https://h.example/a/*", "https://h.example/b%2F..%2Fa/x", False),
+        ("https://*.example/*", "https://evil.test\uff0f.example/x", False),
+        ("https://*.example/*", "https://evil.test%2f.example/x", False),
+        ("https://h.example/*", "https://h.example:6379/x", False),
     ],
 )
-def test_destination_globs(pattern: str, text: str, allowed: bool) -> None:  # noqa: FBT001  a table's column
-    assert destination_globs([pattern])(text) is allowed
-    assert destination_globs(["nothing", pattern, "https://nothing.example/"])(text) is allowed
+def test_url_globs(pattern: str, text: str, allowed: bool) -> None:  # noqa: FBT001  a table's column
+    assert url_globs([pattern], "callback")(text) is allowed
+    assert url_globs(["nothing", pattern, "https://nothing.example/"], "callback")(text) is allowed
+
+
+CLIMBING = [
+    "..",
+    "../b",
+    "..;/b",
+    "..;x=1/b",
+    ".. /b",
+    "%2e%2e/b",
+    "%2e./b",
+    "..%2fb",
+    "..%5cb",
+    "..\\b",
+    "x%2f..%2f..%2fb",
+    "%252e%252e/b",
+    "%252e%252e%252fb",
+    "%25252e%25252e/b",
+    "..%00/b",
+    "..%2500/b",
+    "..%20/b",
+    "..%09/b",
+    "%c0%ae%c0%ae/b",
+    "%" + "25" * 10 + "2e%" + "25" * 10 + "2e/b",
+]
+
+
+@pytest.mark.parametrize("path", CLIMBING)
+def test_h27_encoded_dots_leave_no_folder_that_is_allowed(path: str) -> None:
+    assert not url_globs(["https://h.example/a/*"], "callback")(f"https://h.example/a/{path}")
+    assert not destination_globs(["http:https://h.example/a/*"])("http", f"https://h.example/a/{path}")
+    assert not destination_globs(["other:a/*"])("other", f"a/{path}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kind", "destination", "allowed"),
+    [
+        ("*", "sqs", "anything", True),
+        ("kafka:*", "kafka", "anything", True),
+        ("kafka:*", "sqs", "anything", False),
+        ("kafka:orders-*", "kafka", "orders-1", True),
+        ("kafka:orders-*", "sqs", "orders-1", False),
+        ("kafka:orders-*", "kafka", "https://orders-1/", False),
+        ("orders-*", "kafka", "orders-1", False),
+        ("http:*", "http", "https://h.example/x", True),
+        ("https://h.example/*", "http", "https://h.example/x", True),
+        ("http:https://h.example/*", "http", "https://h.example/x", True),
+        ("https://h.example/*", "sqs", "https://h.example/x", False),
+        ("*://h.example/*", "http", "http://h.example/x", True),
+        ("http:h*", "http", "h.example", False),
+        ("storage:a/*", "storage", "a/b/c", True),
+        ("sqs:https://sqs.*.amazonaws.com/1/*", "sqs", "https://sqs.eu-west-2.amazonaws.com/1/q", True),
+        ("sqs:https://sqs.*.amazonaws.com/1/*", "sqs", "https://sqs.eu-west-2.amazonaws.com/2/q", False),
+        ("sqs:https://sqs.*.amazonaws.com/1/*", "http", "https://sqs.eu-west-2.amazonaws.com/1/q", False),
+    ],
+)
+@pytest.mark.row("H27")
+def test_destinations_of_each_type(
+    pattern: str,
+    kind: str,
+    destination: str,
+    allowed: bool,  # noqa: FBT001  a table's column
+) -> None:
+    assert destination_globs([pattern])(kind, destination) is allowed
+    assert destination_globs(["other:x", pattern])(kind, destination) is allowed
+
+
+async def test_h27_a_name_of_another_type_is_refused(serving: Serving) -> None:
+    api = await serving(settings=settings("shop"), backends=frozenset({"http", "sqs", "kafka"}))
+    for kind, status in (("sqs", 201), ("kafka", 403)):
+        answer = await submit(api, "shop", aggr_id="shop-1", callback_type=kind, callback_dst="shop-1")
+        assert answer.status_code == status
+    # Where successes may go, failures may not go by another type.
+    again = {"callback_type": "sqs", "callback_error_type": "kafka", "callback_error_dst": "shop-1"}
+    answer = await submit(api, "shop", aggr_id="shop-1", callback_dst="shop-1", **again)
+    assert (answer.status_code, answer.json()["field"]) == (403, "callback_error_dst")

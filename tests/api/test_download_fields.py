@@ -34,7 +34,7 @@ def body(**changes: Any) -> bytes:
 
 
 def parse(data: bytes) -> JobSpec:
-    return parse_job(data, new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs"}))
+    return parse_job(data, new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs", "kafka"}))
 
 
 def refusal(data: bytes) -> tuple[int, str, str]:
@@ -231,7 +231,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"callback_type": ABSENT}, "required", "callback_type"),
     ({"callback_dst": ABSENT}, "required", "callback_dst"),
     ({"callback_dst": ""}, "required", "callback_dst"),
-    ({"callback_type": "kafka"}, "unknown_backend", "callback_type"),
+    ({"callback_type": "pigeon"}, "unknown_backend", "callback_type"),
     ({"callback_type": "HTTP"}, "unknown_backend", "callback_type"),
     ({"callback_type": 1}, "wrong_type", "callback_type"),
     ({"callback_dst": "client.example"}, "url_malformed", "callback_dst"),
@@ -243,7 +243,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"callback_error_type": "http"}, "required", "callback_error_dst"),
     ({"callback_error_dst": "http://x/"}, "required", "callback_error_type"),
     (
-        {"callback_error_type": "kafka", "callback_error_dst": "t"},
+        {"callback_error_type": "pigeon", "callback_error_dst": "t"},
         "unknown_backend",
         "callback_error_type",
     ),
@@ -349,6 +349,16 @@ def test_whole_numbers_as_header_values() -> None:
 def test_headers_are_measured_as_they_are_sent() -> None:
     assert parse(body(request_headers={"X": "ü" * 4095})).request_headers
     assert refusal(body(request_headers={"X": "ü" * 4096}))[1] == "headers_too_large"
+
+
+@pytest.mark.parametrize("topic", ["__consumer_offsets", "__transaction_state", "_schemas", "_"])
+def test_h27_topics_of_kafka_s_own_are_refused(topic: str) -> None:
+    success = {"callback_type": "kafka", "callback_dst": topic}
+    failure = {"callback_error_type": "kafka", "callback_error_dst": topic}
+    assert refusal(body(**success)) == (422, "reserved", "callback_dst")
+    assert refusal(body(**failure)) == (422, "reserved", "callback_error_dst")
+    assert parse(body(callback_type="sqs", callback_dst=topic)).callback_dst == topic
+    assert parse(body(callback_type="kafka", callback_dst=f"a{topic}")).callback_dst == f"a{topic}"
 
 
 def test_extra_as_an_object_is_its_own_text() -> None:

@@ -111,7 +111,7 @@ async def test_what_is_no_topic_is_rejected(tansu: Tansu, name: str) -> None:
 async def test_an_internal_topic_is_rejected(tansu: Tansu, patterns: list[str]) -> None:
     section = {"bootstrap_servers": tansu.servers, "topics": patterns}
     async with opened_notifier(open_kafka, section) as notifier:
-        for name in ("__consumer_offsets", "__transaction_state", "__share_group_state"):
+        for name in ("__consumer_offsets", "__transaction_state", "_schemas"):
             result = await notifier.deliver(name, payload())
             assert result == Rejected(f"topic {name} is one of Kafka's internal topics")
 

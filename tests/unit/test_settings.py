@@ -98,6 +98,16 @@ def test_request_headers_of_a_file_replace_the_default(config: Path) -> None:
     assert load(config, environ).processor.request_headers == {"X": "y"}
 
 
+# -- tokens -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pattern", ["orders", "", ":", "sqs:", ":orders", "client.example/*"])
+def test_a_destination_of_no_type_is_refused(config: Path, pattern: str) -> None:
+    token = "name = 'a'\ntoken = '0123456789abcdef'\nscopes = ['submit']"
+    message = refused(config, f"[[api.tokens]]\n{token}\ndestinations = ['{pattern}']")
+    assert message.endswith(" must be URLs, or begin with a type of callbacks, such as sqs:NAME")
+
+
 # -- unknown keys -------------------------------------------------------------------------------------
 
 

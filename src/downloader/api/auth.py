@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import translate
 from http import HTTPStatus
-from urllib.parse import unquote
 
+from downloader.api.globs import Allows, destination_globs, text_globs, url_globs
 from downloader.api.problems import Problem, Refused
 from downloader.config import TokenSettings
 from downloader.model import JobSpec
@@ -29,15 +27,6 @@ SUBMIT_PATHS = frozenset({"/download", "/downloads"})
 
 READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-Allows = Callable[[str], bool]
-"""Whether an allow-list has a pattern for the text."""
-
-_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
-
-_QUERY = re.compile(r"[?#]")
-_SLASHES = re.compile(r"[/\\]")
-_URL = re.compile(r"([^:/?#]+)://([^/?#\\]*)(.*)", re.DOTALL)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -47,19 +36,15 @@ class Caller:
     scopes: frozenset[str]
     """With what `admin` includes."""
     aggregations: Allows
-    """`anything` where all are allowed; so for the other three."""
-    destinations: Allows
+    """`anything` where all are allowed."""
+    destinations: Callable[[str, str], bool]
+    """Takes a backend and a destination of it."""
     buckets: Allows
     proxies: Allows
 
 
 Callers = Sequence[tuple[bytes, Caller]]
 """Callers with the digests of their tokens."""
-
-
-def anything(_text: str) -> bool:
-    """The allow-list `["*"]`."""
-    return True
 
 
 def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
@@ -75,7 +60,7 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
                 aggregations=text_globs(token.aggregations),
                 destinations=destination_globs(token.destinations),
                 buckets=text_globs(token.buckets),
-                proxies=destination_globs(token.proxies),
+                proxies=url_globs(token.proxies, "proxy"),
             ),
         )
         for token in tokens
@@ -140,17 +125,15 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
     Raises:
         Refused: 403 with the field.
     """
-    fields = [
-        ("aggr_id", caller.aggregations, spec.aggr_id),
-        ("aggr_proxy", caller.proxies, spec.aggr_proxy),
-        (destination_field, caller.destinations, spec.callback_dst),
-        ("s3_bucket", caller.buckets, spec.s3_bucket),
-    ]
-    if spec.callback_error_dst != spec.callback_dst:
-        fields.append(("callback_error_dst", caller.destinations, spec.callback_error_dst))
-    for field, allows, value in fields:
-        # The aggregation is never empty; the others are where a job has none.
-        if value and not allows(value):
+    callback, error_callback = spec.callback(success=True), spec.callback(success=False)
+    for field, allowed in (
+        ("aggr_id", caller.aggregations(spec.aggr_id)),
+        ("aggr_proxy", not spec.aggr_proxy or caller.proxies(spec.aggr_proxy)),
+        (destination_field, callback == _NO_CALLBACK or caller.destinations(*callback)),
+        ("callback_error_dst", error_callback == _NO_CALLBACK or caller.destinations(*error_callback)),
+        ("s3_bucket", not spec.s3_bucket or caller.buckets(spec.s3_bucket)),
+    ):
+        if not allowed:
             raise Refused(
                 Problem(
                     status=HTTPStatus.FORBIDDEN,
@@ -161,63 +144,7 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
             )
 
 
-def text_globs(patterns: Iterable[str]) -> Allows:
-    """Match the whole text, case-sensitively, as `fnmatch.fnmatchcase` does."""
-    listed = list(patterns)
-    if "*" in listed:
-        return anything
-    found = re.compile("|".join(map(translate, listed)) or "(?!)").match
-    return lambda text: found(text) is not None
-
-
-def destination_globs(patterns: Iterable[str]) -> Allows:
-    """Match destinations: URLs in two parts, everything else as `text_globs` does.
-
-    A URL is matched by patterns that are URLs too: scheme, host and port by what stands before the path, the
-    rest by the rest. So no `*` for a part of a host reaches into the path, where anybody can write
-    the allowed name. Case of scheme and host, user and password, and a default port make no difference.
-    A destination with a part `..` is not allowed: it may lead out of an allowed folder.
-    """
-    listed = list(patterns)
-    if "*" in listed:
-        return anything
-    urls = [_compiled_url(pattern) for pattern in listed if "://" in pattern]
-    is_listed = text_globs(pattern for pattern in listed if "://" not in pattern)
-
-    def allows(text: str) -> bool:
-        match = _URL.fullmatch(text)
-        path = match[3] if match else text
-        if _climbs(path):
-            return False
-        if match is None:
-            return is_listed(text)
-        origin = _origin(match[1], match[2])
-        if not path.startswith("/"):
-            path = "/" + path
-        return any(at(origin) and under(path) for at, under in urls)
-
-    return allows
-
-
-def _compiled_url(pattern: str) -> tuple[Callable[[str], object], Callable[[str], object]]:
-    scheme, _, rest = pattern.partition("://")
-    authority, _, path = rest.partition("/")  # only there: `?` is a glob in a pattern
-    origin = _origin(scheme, authority)
-    return re.compile(translate(origin)).match, re.compile(translate("/" + path)).match
-
-
-def _origin(scheme: str, authority: str) -> str:
-    scheme, host = scheme.lower(), authority.rpartition("@")[2].lower()
-    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ':')).removesuffix(':')}"
-
-
-def _climbs(path: str) -> bool:
-    """Whether a client or server that resolves dots would leave the folder that the text shows."""
-    if ".." not in path and "%" not in path:  # nearly every path
-        return False
-    plain = unquote(_QUERY.split(path, maxsplit=1)[0])
-    return ".." in _SLASHES.split(plain)
-
+_NO_CALLBACK = ("", "")
 
 _UNAUTHORIZED = Problem(
     status=HTTPStatus.UNAUTHORIZED,

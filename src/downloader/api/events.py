@@ -15,7 +15,7 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
-from downloader.api.auth import Allows, anything
+from downloader.api.globs import Allows, anything
 from downloader.api.jobs import visible_aggregations
 from downloader.api.places import client_address
 from downloader.api.problems import Refused, unavailable

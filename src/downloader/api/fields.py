@@ -16,7 +16,7 @@ from downloader.api.auth import Caller, check_job
 from downloader.api.json import member_text, parse_object
 from downloader.api.problems import Problem, Refused
 from downloader.content import MimePatterns
-from downloader.model import ID_LENGTH, JobSpec, now_ms
+from downloader.model import ID_LENGTH, JobSpec, is_reserved, now_ms
 from downloader.net import Url, UrlError, Use, is_forbidden
 
 MAX_INT = 2**31 - 1
@@ -296,6 +296,8 @@ def _check_destination(field: str, kind: str, destination: str) -> None:
             _printable(destination)
     except PydanticCustomError as error:
         _refuse(field, _code(error.type, error.context), error.message())
+    if is_reserved(kind, destination):
+        _refuse(field, "reserved", "is one of Kafka's internal topics")
     if kind != "http" and len(destination) > MAX_DESTINATION_CHARS:
         _refuse(field, "too_long", "has more than 2048 characters")
 

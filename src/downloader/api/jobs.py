@@ -9,8 +9,9 @@ from typing import Any, cast
 from quart import request
 from quart_trio import QuartTrio
 
-from downloader.api.auth import CALLER, Allows, Caller, anything
+from downloader.api.auth import CALLER, Caller
 from downloader.api.deps import ApiDeps
+from downloader.api.globs import Allows, anything
 from downloader.api.problems import Problem, Refused, unknown_job
 from downloader.api.views import job_view
 from downloader.store import JobStore, JobView, RetryAnswer

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from downloader.api.auth import Allows, anything
+from downloader.api.globs import Allows, anything
 from downloader.api.views import counters
 from downloader.store import Load
 

@@ -124,6 +124,13 @@ def _cors_origin(text: str) -> str:
     return f"{url.origin.scheme}://{url.origin.authority.decode()}"
 
 
+def _destination(pattern: str) -> str:
+    kind, colon, glob = pattern.partition(":")
+    if pattern != "*" and not (kind and colon and glob):
+        raise ValueError("must be URLs, or begin with a type of callbacks, such as sqs:NAME")
+    return pattern
+
+
 def _file_name(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not hold a NUL character")
@@ -227,8 +234,8 @@ class TokenSettings(Section):
     """`admin` includes the others."""
     aggregations: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_id`: of jobs to submit, and to see."""
-    destinations: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of `callback_dst`, `callback_error_dst` and `callback_url`."""
+    destinations: list[Annotated[str, AfterValidator(_destination)]] = Field(default_factory=lambda: ["*"])
+    """Glob patterns `TYPE:DESTINATION` of callbacks; those that are URLs need no type for `http`."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `s3_bucket`."""
     proxies: list[str] = Field(default_factory=lambda: ["*"])

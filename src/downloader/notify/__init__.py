@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from downloader.groupcommit import CommitAbandoned, GroupCommit
-from downloader.model import describe_status
+from downloader.model import describe_status, is_reserved
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify.bulkhead import Bulkhead, Deferred
 from downloader.notify.delivery import deliver
@@ -40,6 +40,7 @@ __all__ = [
     "TlsFailed",
     "deliver",
     "describe_status",
+    "is_reserved",
     "open_notifiers",
     "parse_section",
 ]

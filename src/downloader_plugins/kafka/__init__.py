@@ -17,7 +17,7 @@ import trio
 from aiokafka.errors import KafkaError
 
 from downloader.errors import PluginError
-from downloader.notify import Host, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify import Host, Notifier, Payload, Rejected, Result, RetryLater, is_reserved
 from downloader_plugins.kafka.link import Link
 from downloader_plugins.kafka.settings import read_section
 
@@ -26,9 +26,6 @@ _CHECK_S = 12.0
 
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]{1,249}")
 """What Kafka takes for a topic's name (org.apache.kafka.common.internals.Topic)."""
-
-_INTERNAL = "__"
-"""How the names of Kafka's internal topics begin, such as `__consumer_offsets`."""
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -82,7 +79,7 @@ class _Kafka:
                 "the callback's destination is no Kafka topic:"
                 " 1 to 249 letters, digits, dots, underscores and hyphens"
             )
-        if destination.startswith(_INTERNAL):
+        if is_reserved("kafka", destination):
             return Rejected(f"topic {destination} is one of Kafka's internal topics")
         if not self.allows(destination):
             return Rejected(f"topic {destination} is not allowed by backends.kafka.topics")
