@@ -21,6 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 300.0
+OF_STOPS = "tests/faults/test_stops.py"
 STORE, SCHEDULER, NET = "downloader/store", "downloader/scheduler", "downloader/net"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 OF_EGRESS = "tests/net"
@@ -229,6 +230,41 @@ MUTANTS = (
         "return response.done and response.keep and self._sent and not response.behind",
         "return response.done and response.keep and self._sent",
         "tests/net tests/fetch",
+    ),
+    Mutant(
+        "stop: leases of hung work stay",
+        f"{SCHEDULER}/loop.py",
+        "        services.start_soon(_hand_back_hung, running)\n",
+        "",
+        f"{OF_STOPS} -k disk",
+    ),
+    Mutant(
+        "stop: callbacks wait for hung downloads",
+        "downloader/service/instance.py",
+        "instance.stop.deadline + instance.grace_s * RESERVE / 4",
+        "instance.stop.deadline + 1000",
+        f"{OF_STOPS} -k disk",
+    ),
+    Mutant(
+        "stop: a lease that comes late is forgotten",
+        f"{SCHEDULER}/loop.py",
+        "    for lease in batch.leases:\n",
+        "    for lease in () if running.stop.over else batch.leases:\n",
+        f"{OF_STOPS} -k answered",
+    ),
+    Mutant(
+        "stop: the reaper deletes on",
+        f"{SCHEDULER}/reaper.py",
+        "        stop.on_begin(end_in_time)\n",
+        "",
+        f"{OF_STOPS} -k deletions",
+    ),
+    Mutant(
+        "stop: only a task sets the timer",
+        "downloader/service/signals.py",
+        "            signal.setitimer(signal.ITIMER_REAL, within_s)\n",
+        "            pass\n",
+        f"{OF_STOPS} -k log",
     ),
     Mutant(
         "webhooks: any secret will do",

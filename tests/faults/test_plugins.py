@@ -17,6 +17,7 @@ from servers.fleet import (
     BRIEF,
     DEFAULTS,
     GRACE_S,
+    HUNG,
     LEASE_S,
     Fleet,
     Tables,
@@ -212,9 +213,9 @@ async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
         await asked(folder, 3)
         run.send(signal.SIGTERM)
         status = await run.wait()
-        # What is stuck in a thread can only be left behind, and its lease runs out.
-        assert status == (1 if mode == "blocks" else 0)
-        assert len(run.events("callback.released")) == (0 if mode == "blocks" else 3)
+        # What is stuck in a thread can only be left behind.
+        assert status in HUNG if mode == "blocks" else status == 0
+        assert len(run.events("callback.released")) == 3
 
 
 @pytest.mark.row("F19")

@@ -15,6 +15,7 @@ from downloader.store.scripts import load_scripts
 from servers.fault_proxy import FaultProxy, open_fault_proxy
 from servers.fleet import (
     BRIEF,
+    HUNG,
     LEASE_S,
     RECOVERY_S,
     SLACK_S,
@@ -179,8 +180,7 @@ async def test_f8_a_stop_without_the_store_ends_within_grace(
         await origin.seen("/held")
         proxy.black_hole = True
         cut.send(signal.SIGTERM)
-        assert await cut.wait() == 1
-        assert "still hangs" in cut.events("service.stopped")[0]["reason"]
+        assert await cut.wait() in HUNG
         assert cut.noise == []
         # What it could not hand back, others take when the lease has ended.
         await fleet.start("run")

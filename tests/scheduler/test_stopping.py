@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from downloader.errors import StorageError
-from downloader.model import JobSpec, Verdict, new_id
-from downloader.scheduler import Stop, run_reaper
+from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict, new_id
+from downloader.scheduler import End, Stop, run_reaper
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, Process, Work, scheduling
 
@@ -108,6 +110,36 @@ async def test_a_store_that_does_not_answer_does_not_hold_up_a_stop(
         process.stop.begin(GRACE_S)
         await process.ended.wait()
         assert GRACE_S <= trio.current_time() - began < GRACE_S + 5 < LEASE_S
+
+
+class Stuck(Work):
+    """Heeds no cancel, as work in a thread that waits for a disk."""
+
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+        self.working[lease.id] = still_ours
+        with trio.CancelScope(shield=True):
+            await trio.sleep(10 * GRACE_S)
+        return Outcome(verdict=Verdict.SUCCEEDED)
+
+
+@pytest.mark.row("F25")
+async def test_work_that_hangs_is_handed_back_at_the_deadline(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    work = Stuck(store, Kind.DOWNLOAD, concurrency=4)
+    process = Process(store, work)
+    [job_id] = process.add("a")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        await process.settle_down()
+        process.stop.begin(GRACE_S)
+        await trio.sleep(GRACE_S + 1)
+        assert store.settled == [("release", job_id)]
+        assert store.held == {}
+        assert not work.working[job_id]()
+        await process.ended.wait()
+    assert work.ends == [(job_id, Verdict.RELEASE)]
+    assert work.losses == 0
 
 
 # The reaper

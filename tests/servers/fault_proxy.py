@@ -50,6 +50,11 @@ class FaultProxy:
     """Whether a request is carried out and its reply lost."""
     lost: int = 0
     """Replies lost so far."""
+    hold_reply_with: bytes = b""
+    """A reply with these bytes in it is held back until `let_go`; none by default."""
+    held: trio.Event = field(default_factory=trio.Event)
+    """Such a reply has come."""
+    let_go: trio.Event = field(default_factory=trio.Event)
     _links: dict[_Link, None] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
 
@@ -134,6 +139,9 @@ class FaultProxy:
                     self._notify()
                     _reset(link.client)
                     break
+                if self.hold_reply_with and self.hold_reply_with in data:
+                    self.held.set()
+                    await self.let_go.wait()
                 await self._pass(link.client, data)
         scope.cancel()
 

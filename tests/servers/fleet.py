@@ -46,6 +46,9 @@ SLACK_S = 5.0
 STOP_S = GRACE_S + SLACK_S
 """Until a process has stopped, whatever it was doing: twice the grace period would be too long."""
 
+HUNG = (1, -signal.SIGALRM)
+"""Exit statuses of a process whose stop hung: it ended itself, or the kernel did a moment later."""
+
 ASIDE_S, ASIDE_MAX_S = 0.5, 2.0
 """How much later callbacks may come, in the middle and at the most, beside a destination that is in trouble:
 those that wait for it are held for seconds. The numbers themselves are printed."""

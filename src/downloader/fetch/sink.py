@@ -29,7 +29,7 @@ _SCRAP_BYTES = 8 * 1024
 _IOV_MAX = 256
 """Chunks for one write; every system takes at least this many in practice (POSIX wants 16)."""
 
-_CLEANUP_S = 10.0
+_CLEANUP_S = 2.0
 """For deleting a spool file after a cancel; a disk that takes longer is swept at the next start."""
 
 

@@ -30,7 +30,7 @@ _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _THREADS = 16
 """More writers at once make no disk faster."""
 
-_CLEANUP_S = 10.0
+_CLEANUP_S = 2.0
 """A disk that needs longer to delete our files is left with them; the next start sweeps."""
 
 
@@ -83,7 +83,7 @@ async def open_spool(root: Path) -> AsyncIterator[Spool]:
         yield spool
     finally:
         with trio.move_on_after(_CLEANUP_S, shield=True):
-            await trio.to_thread.run_sync(spool.close)
+            await trio.to_thread.run_sync(spool.close, abandon_on_cancel=True)
 
 
 def disk_used_percent(path: Path) -> float:

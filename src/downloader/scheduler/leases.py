@@ -48,12 +48,17 @@ class HeldLease:
     `work` is the inner one: the work alone; when it is cancelled, the lease is handed back.
     """
 
-    __slots__ = ("_clock", "_ends_at", "lease", "scope", "work")
+    __slots__ = ("_clock", "_ends_at", "abandoned", "lease", "scope", "started_at", "work", "worked")
 
     def __init__(self, lease: Lease, *, asked_at: float, lease_s: float, clock: Clock) -> None:
         self.lease = lease
         self.scope = trio.CancelScope()
         self.work = trio.CancelScope()
+        self.started_at = trio.current_time()
+        self.worked = False
+        """Whether its work has ended."""
+        self.abandoned = False
+        """Whether it was handed back without its work, which hangs."""
         self._clock = clock
         self._ends_at = 0.0
         self.prolong(asked_at, lease_s)

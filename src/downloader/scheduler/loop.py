@@ -53,6 +53,13 @@ HAND_BACK_S = 2.0
 """How long a store that does not answer is asked at a stop for leases that it may have given, and after the
 stop's deadline to take leases back."""
 
+UNWIND_S = 0.2
+"""How long after the stop's deadline work may take to end once it is cancelled. What a hung disk holds does
+not end, and its lease is handed back without it."""
+
+ABANDONED_DELAY_S = 5.0
+"""How long a task waits whose former work has not ended: by then its process has, and with it the request."""
+
 OCCUPIED_DELAY_S = 0.05
 """How long a task waits whose slot in this process is still being cleared by its former work."""
 
@@ -194,6 +201,7 @@ async def run_workload(
         services.start_soon(commit.run)
         services.start_soon(renew)
         services.start_soon(_sweep, store, workload)
+        services.start_soon(_hand_back_hung, running)
         async with trio.open_nursery() as tasks:
             task_status.started()
             await _lease(running, tasks)
@@ -288,20 +296,22 @@ async def _look_again(wake: Wake, seconds: float) -> None:
 async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  # noqa: FBT001  # start_soon
     """Work on one lease and settle it; `entered`: whether it has a slot of its group."""
     workload, lease = running.workload, held.lease
-    started_at = trio.current_time()
     end: End | None = None
     settled = Settled.LEASE_LOST
     try:
         with held.scope:
             end = await _work(running, held, entered)
+            held.worked = True
             failpoint("before-complete")
             settled = await _settle(running, (lease, end))
             failpoint("after-complete")
-        if end is None or settled is not Settled.DONE:
+        if held.abandoned:
+            return
+        if end is not None and settled is Settled.DONE:
+            workload.ended(lease, end, trio.current_time() - held.started_at)
+        else:
             log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
             workload.lost()
-        else:
-            workload.ended(lease, end, trio.current_time() - started_at)
     finally:
         del running.held[held]
         running.room.set()
@@ -322,6 +332,24 @@ async def _work(running: _Running, held: HeldLease, entered: bool) -> End:  # no
         if running.limits.leave(held):
             running.wake.set()
     return end or _released(lease, "", 0.0)
+
+
+async def _hand_back_hung(running: _Running) -> None:
+    """At a stop, hand back work that does not end although it was cancelled: it is stuck in a thread."""
+    await running.stop.wait()
+    await trio.sleep_until(running.stop.deadline + UNWIND_S)
+    async with trio.open_nursery() as nursery:
+        for held in running.held:
+            if not held.worked:
+                held.abandoned = True
+                held.lose()  # from now on the thread publishes nothing
+                nursery.start_soon(_abandon, running, held)
+
+
+async def _abandon(running: _Running, held: HeldLease) -> None:
+    end = _released(held.lease, "its work hangs", ABANDONED_DELAY_S)
+    if await _settle(running, (held.lease, end)) is Settled.DONE:
+        running.workload.ended(held.lease, end, trio.current_time() - held.started_at)
 
 
 def _released(lease: Lease, reason: str, delay_s: float) -> End:

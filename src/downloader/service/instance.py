@@ -2,7 +2,7 @@
 
 Nested by lifetime: asyncio loop > store > storage, backends, connections > roles. A stop ends leasing and the
 API at once; downloads in flight have until a deadline and are then handed back; callbacks drain after them;
-resources close last. A timer outside of the event loop bounds the whole.
+resources close last. Timers outside of the event loop bound the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import random
 import secrets
 import signal
 import socket
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -33,6 +32,7 @@ from downloader.scheduler import Held, Stop, Wake, Workload, run_reaper, run_wor
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
 from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
+from downloader.service.signals import end_with_reason, stop_signals
 from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
 from downloader.store import JobStore, asyncio_loop, open_store
 
@@ -45,9 +45,6 @@ GC_THRESHOLDS = (10_000, 20, 50)
 
 RESERVE = 0.25
 """Part of the grace period kept for handing back, callbacks and closing."""
-
-EXIT_MARGIN_S = 0.3
-"""The timer that ends a stop that hangs fires this much before the grace period is over."""
 
 Serve = Callable[..., Awaitable[None]]
 """`serve_api` with all but its `task_status`."""
@@ -79,14 +76,19 @@ class Instance:
     @property
     def grace_s(self) -> float:
         """Seconds from the first signal to the exit."""
-        processor, notifier = self.settings.processor.grace, self.settings.notifier.grace
-        return processor if "processor" in self.roles else notifier
+        return grace_of(self.settings, self.roles)
+
+
+def grace_of(settings: Settings, roles: frozenset[str]) -> float:
+    """How many seconds a process with these roles has for its stop."""
+    return settings.processor.grace if "processor" in roles else settings.notifier.grace
 
 
 @dataclass(slots=True, kw_only=True)
 class _Signals:
     """What a signal acts on."""
 
+    grace_s: float
     scope: trio.CancelScope
     """What a stop at once cancels: all during the start, then the roles; resources still close in order."""
     instance: Instance | None = None
@@ -125,7 +127,7 @@ async def run_instance(
         DownloaderError: what kept it from starting, in one line.
     """
     async with trio.open_nursery() as guard:
-        signals = _Signals(scope=guard.cancel_scope)
+        signals = _Signals(scope=guard.cancel_scope, grace_s=grace_of(settings, roles))
         # From the very first, so that a signal leaves no embedded store behind.
         await guard.start(_heed, signals, handle_sigint)
         await _run_with(settings, roles, sockets, signals, started)
@@ -191,6 +193,7 @@ async def _run_roles(
 
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope
+        background.start_soon(_stop_callbacks, instance)
         if wakes:
             await background.start(instance.store.listen, wakes)
         async with trio.open_nursery() as roles:
@@ -200,8 +203,6 @@ async def _run_roles(
                 roles.start_soon(_reap, instance)
             if serve is not None:
                 await roles.start(_run_api, instance, serve)
-            if "processor" not in instance.roles:
-                roles.start_soon(_stop_callbacks_with, instance)
             log.info(
                 Event.SERVICE_STARTED,
                 instance=instance.owner,
@@ -346,8 +347,11 @@ async def _reap(instance: Instance) -> None:
     await run_reaper(instance.store, instance.files.delete, stop=instance.stop_callbacks)
 
 
-async def _stop_callbacks_with(instance: Instance) -> None:
+async def _stop_callbacks(instance: Instance) -> None:
+    """Callbacks stop when no download can end any more; downloads that hang are not waited for."""
     await instance.stop.wait()
+    if "processor" in instance.roles:
+        await trio.sleep_until(instance.stop.deadline + instance.grace_s * RESERVE / 4)
     _begin_callbacks_stop(instance)
 
 
@@ -365,26 +369,15 @@ async def _heed(
 ) -> None:
     """First signal: drain. Second, or one during the start: stop at once."""
     wanted = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
-    with trio.open_signal_receiver(*wanted) as received:
+    with stop_signals(*wanted, within_s=signals.grace_s) as received:
         task_status.started()
         async for number in received:
             instance = signals.instance
-            if instance is None or instance.stop.begun:
+            begun = instance is not None and instance.stop.begun
+            if not begun:
+                end_with_reason(signals.grace_s)
+            if instance is None or begun:
                 signals.scope.cancel()
                 return
-            grace_s = instance.grace_s
-            log.info(Event.SERVICE_STOPPING, signal=signal.Signals(number).name, grace_s=grace_s)
-            _end_after(grace_s - min(EXIT_MARGIN_S, grace_s / 10))
-            instance.stop.begin(grace_s * (1 - RESERVE))
-
-
-def _end_after(seconds: float) -> None:
-    """End the process then, whatever still hangs in it; what it held is handed back or its lease ends."""
-
-    def end() -> None:
-        log.error(Event.SERVICE_STOPPED, reason="the grace period is over and something still hangs")
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+            log.info(Event.SERVICE_STOPPING, signal=signal.Signals(number).name, grace_s=signals.grace_s)
+            instance.stop.begin(signals.grace_s * (1 - RESERVE))

@@ -21,6 +21,7 @@ from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.net import EgressPolicy, Url, UrlError
 from downloader.scheduler import End, Ended, Stop, Wake, Workload, run_workload, settle_downloads
 from downloader.service.resources import running_redis
+from downloader.service.signals import stop_signals
 from downloader.storage import open_storage
 from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
 
@@ -30,6 +31,9 @@ SUBMIT_BATCH = 500
 OWN_FAULTS = 3
 """How often our own disk may be at fault before a file is given up: a service waits for its operator, here
 somebody waits for us."""
+
+END_S = 10.0
+"""For closing after a signal: more than the embedded store takes to stop."""
 
 KEEP_S = 86400.0
 """Longer than anything here; the store goes with the run."""
@@ -309,7 +313,7 @@ async def _signals(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """End the run at the first signal; what it has cost so far is not lost, what is unfinished goes."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+    with stop_signals(signal.SIGINT, signal.SIGTERM, within_s=END_S) as received:
         task_status.started()
         async for number in received:
             run.signal = signal.Signals(number)

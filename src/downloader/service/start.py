@@ -21,8 +21,10 @@ import trio
 from downloader.config import ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
 from downloader.observe import Event, configure, get_logger
-from downloader.service.instance import run_instance
+from downloader.service.instance import grace_of, run_instance
 from downloader.service.resources import running_redis
+from downloader.service.signals import stop_signals
+from downloader.store import KILLED_S, STOP_S
 
 log = get_logger()
 
@@ -111,7 +113,8 @@ async def _run_processes(
     stopping = trio.Event()
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
         # From the very first, so that a signal leaves no embedded store behind.
-        await nursery.start(_pass_signals_on, children, stopping)
+        within_s = grace_of(settings, roles) + STOP_S + KILLED_S
+        await nursery.start(_pass_signals_on, children, stopping, within_s)
         redis = await stack.enter_async_context(running_redis(settings))
         settings = settings.model_copy(update={"redis": redis})
         async with trio.open_nursery() as slots:
@@ -167,10 +170,11 @@ def _received(connection: Any) -> object:
 async def _pass_signals_on(
     children: dict[int, SpawnProcess],
     stopping: trio.Event,
+    within_s: float,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+    with stop_signals(signal.SIGTERM, signal.SIGINT, within_s=within_s) as received:
         task_status.started()
         async for _ in received:
             stopping.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from downloader.errors import StoreError, StoreUnavailable
-from downloader.store.embedded import START_S, FolderInUse, embedded_valkey, socket_path
+from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
 from downloader.store.job_store import (
     Accepted,
     AggregationLoad,
@@ -29,8 +29,10 @@ from downloader.store.redis import Connection, open_connection, where
 from downloader.store.redis_store import open_store
 
 __all__ = [
+    "KILLED_S",
     "LAYOUT_VERSION",
     "START_S",
+    "STOP_S",
     "Accepted",
     "AggregationLoad",
     "AggregationSize",
