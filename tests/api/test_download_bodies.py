@@ -18,6 +18,7 @@ from downloader.model import JobSpec, State
 from downloader.store import Accepted, StoreUnavailable, Submission
 from downloader.store.redis_store import RedisStore, open_store
 from servers.api import JOB, Served, Serving
+from servers.hostile_urls import HOSTILE_URLS
 from servers.valkey import Valkey
 
 PROBLEM = "application/problem+json"
@@ -50,6 +51,15 @@ async def test_a_job_is_taken_in(api: Served) -> None:
     assert view is not None
     assert view.spec.url == JOB["url"]
     assert view.download.state is State.PENDING
+
+
+@pytest.mark.parametrize("field", ["url", "callback_url", "callback_dst", "callback_error_dst", "aggr_proxy"])
+@pytest.mark.row("H7")
+async def test_a_hostile_url_is_refused_in_any_field(api: Served, field: str) -> None:
+    more = {"callback_error_type": "http"} if field == "callback_error_dst" else {}
+    for url in HOSTILE_URLS:
+        answer = await api.post(body(**{field: url}, **more))
+        assert (answer.status_code, answer.json().get("field")) == (422, field), url
 
 
 @pytest.mark.slow

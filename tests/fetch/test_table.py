@@ -223,14 +223,40 @@ async def test_a_large_file_of_the_wrong_type_is_not_downloaded(lab: Lab, origin
 # egress, DNS, connections
 
 
-@pytest.mark.parametrize(
-    "url", ["http://10.0.0.1/", "http://169.254.169.254/", "http://[::1]:8080/", "http://0x7f000002/"]
-)
-async def test_egress(lab: Lab, url: str) -> None:
-    outcome = await lab.fetch(url)
+REFUSED_HOSTS = {
+    "loopback": [
+        *("127.0.0.1", "[::1]", "0.0.0.0", "0", "127.1", "2130706433", "0x7f000001", "[::]"),
+        *("localhost", "LOCALHOST.", "\uff11\uff12\uff17.0.0.1"),
+    ],
+    "IPv4 in IPv6": [
+        *("[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[64:ff9b:1::7f00:1]", "[2002:7f00:1::]"),
+        *("[2001:0:7f00:1::]", "[::127.0.0.1]"),
+    ],
+    "reserved": [
+        *("100.64.0.1", "0.1.2.3", "224.0.0.1", "[ff02::1]", "[fec0::1]", "192.88.99.1", "192.0.2.1"),
+        *(
+            "198.51.100.1",
+            "203.0.113.1",
+            "[2001:db8::1]",
+            "10.0.0.1",
+            "172.16.0.1",
+            "192.168.0.1",
+            "[fc00::1]",
+        ),
+    ],
+    "metadata": ["169.254.169.254", "[fd00:ec2::254]", "100.100.100.200", "168.63.129.16"],
+}
+
+
+@pytest.mark.parametrize("host", [host for hosts in REFUSED_HOSTS.values() for host in hosts])
+@pytest.mark.row("H1", "H2", "H3")
+async def test_a_refused_address_sees_no_syn(tmp_path: Path, origin: Origin, host: str) -> None:
+    async with open_lab(tmp_path, allow=()) as lab:
+        outcome = await lab.fetch(f"http://{host}:{origin.port}/")
     assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.EGRESS)
     assert "address not allowed" in outcome.error
     assert "egress.downloads" in outcome.error
+    assert origin.connections == 0
 
 
 @pytest.mark.slow  # however the machine's resolver fails

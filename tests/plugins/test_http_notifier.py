@@ -21,6 +21,7 @@ from downloader.errors import PluginError
 from downloader.net.stream import Stream
 from downloader.notify import Delivered, Notifier, Rejected, RetryLater
 from downloader_plugins.http import open_http
+from servers.hostile_urls import HOSTILE_URLS
 from servers.loopback import Changed
 from servers.plugins import opened_notifier
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
@@ -367,18 +368,8 @@ async def test_a_refused_address_is_final_and_sees_no_syn(receiver: Receiver, ho
 @pytest.mark.parametrize(
     "url",
     [
-        "",
-        "topic",
-        "/path",
-        "ftp://x.test/",
-        "http://",
-        "http:///x",
-        "http://x.test:99999/",
-        "http://x.test:0/",
-        "http://a b/",
-        "http://x.test/\r\nX: y",
-        "http://x.test/\0",
-        "https:x",
+        *HOSTILE_URLS,
+        *("", "topic", "/path", "ftp://x.test/", "http://a b/", "https:x"),
     ],
 )
 @pytest.mark.row("H7")

@@ -52,9 +52,6 @@ _SCHEMES: Mapping[Use, Mapping[str, int]] = {
 }
 """Allowed schemes with their ports."""
 
-_ANY_PORT: frozenset[Use] = frozenset({"proxy", "endpoint"})
-"""Uses whose URLs the operator names, or may restrict."""
-
 REFUSED_PORTS = frozenset(
     {
         # Other protocols' ports, which an HTTP request must not be made to talk to: the Fetch standard's
@@ -129,9 +126,9 @@ class Url:
         Surrounding blanks are dropped; blanks, `"<>^|{}`, backtick and what is not ASCII are
         percent-encoded in path and query; a backslash in the path means `/`. Refused are: more than 8192
         characters, control characters, other schemes than http and https (and socks5 for a proxy), a host
-        that is neither a name nor an address, a port that does not exist or is another protocol's (any
-        port will do for a proxy or an endpoint), a path of a proxy, and user, query and fragment of an
-        endpoint.
+        that is neither a name nor an address, a port that does not exist or is another protocol's (an
+        endpoint, which the operator names, may have any), a path of a proxy, and user, query and fragment
+        of an endpoint.
 
         Raises:
             UrlError: see its `code`.
@@ -218,7 +215,7 @@ def _authority(scheme: str, text: str, use: Use) -> _Authority:
     if not _PORT.fullmatch(digits) or (digits and not 1 <= int(digits) <= _MAX_PORT):
         raise UrlError("url_port", "has a port that does not exist")
     port = int(digits) if digits else ports[scheme]
-    if use not in _ANY_PORT and port in REFUSED_PORTS:
+    if use != "endpoint" and port in REFUSED_PORTS:
         raise UrlError("url_port", "has the port of another protocol than HTTP")
     shown = f"[{host}]" if ":" in host else host
     netloc = shown if port == ports[scheme] else f"{shown}:{port}"
