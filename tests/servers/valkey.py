@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -41,12 +42,13 @@ def command(path: str, *words: str) -> bytes:
 class Valkey:
     """One server process; a context manager. `kill` and `start` again keep its folder."""
 
-    def __init__(self, *options: str, port: int = 0) -> None:
+    def __init__(self, *options: str, port: int = 0, environ: Mapping[str, str] | None = None) -> None:
         # Short, because a unix socket's path has at most 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix="dlv-"))
         self.socket = self.folder / "s"
         self.options = options
         self.port = port
+        self.environ = {**os.environ, **(environ or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,7 +62,7 @@ class Valkey:
             *("--dir", str(self.folder), "--save", "", "--loglevel", "warning", *self.options),
         ]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log)
+            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=self.environ)
         deadline = time.monotonic() + START_S
         while True:
             try:

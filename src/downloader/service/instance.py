@@ -24,7 +24,7 @@ from typing import Any
 import trio
 
 from downloader.config import Settings
-from downloader.errors import StoreUnavailable
+from downloader.errors import StoreError
 from downloader.fetch import Fetcher, disk_used_percent
 from downloader.notify import Bulkhead, Notifier
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
@@ -292,7 +292,7 @@ async def _run_worker(
 async def _leave(instance: Instance, role: str) -> None:
     try:
         await instance.store.leave(instance.owner, role)
-    except StoreUnavailable as error:
+    except StoreError as error:
         # Its report then vanishes by its time to live.
         log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
 
@@ -312,7 +312,7 @@ async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str,
     while True:
         try:
             await instance.store.report(instance.owner, role, {**facts, **more()}, 3 * interval_s)
-        except StoreUnavailable as error:
+        except StoreError as error:
             log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
         await trio.sleep(interval_s)
 
