@@ -27,7 +27,7 @@ from servers.sink import Sink
 pytestmark = [pytest.mark.slow, pytest.mark.plugin]
 
 MIB_BYTES = 1024 * 1024
-SHORT = {"connect_timeout": 1.0, "read_timeout": 1.0, "complete_timeout": 10.0, "part_size": "5MiB"}
+SHORT = {"timeout": 1.0}
 
 
 def own_bucket(name: str, url: str, **more: Any) -> dict[str, dict[str, Any]]:
@@ -126,7 +126,7 @@ async def test_1_gib_costs_no_more_memory_than_1_mib(
     origin.on("/gigabyte", gigabyte)
     origin.on("/small", respond(200, block))
     async with disk_process(tmp_path) as (url, pid):
-        tables = own_bucket("ours", url, read_timeout=20, part_size="16MiB")
+        tables = own_bucket("ours", url, timeout=20)
         async with open_fleet(folder, None, tables) as fleet:
             service = await run(fleet)
             await sink.heard_of(await fleet.post(**job_for(origin.url("/small"), sink.url())))
@@ -204,19 +204,16 @@ async def test_extra_that_is_no_metadata_fails_nothing(
         await service.stop()
 
 
-@pytest.mark.parametrize("delete", [False, True])
-async def test_a_callers_object_is_deleted_only_if_so_configured(
-    folder: Path, sink: Sink, origin: Origin, moto: Moto, *, delete: bool
-) -> None:
+async def test_a_callers_object_is_the_callers(folder: Path, sink: Sink, origin: Origin, moto: Moto) -> None:
     bucket = s3.new_bucket(moto)
-    tables = their_buckets(moto.url, delete=delete) | {"notifier": {"deletion_interval": 0}}
+    tables = their_buckets(moto.url) | {"notifier": {"deletion_interval": 0}}
     async with open_fleet(folder, None, tables) as fleet:
         service = await run(fleet)
         job = job_for(origin.url("/bytes/10"), sink.url(), s3_bucket=bucket, s3_region=REGION)
         job_id = await fleet.post(**job)
         await sink.heard_of(job_id)
         await until_gone(fleet, job_id)
-        assert s3.keys(moto, bucket) == ([] if delete else [key_of(job_id)])
+        assert s3.keys(moto, bucket) == [key_of(job_id)]
         await service.stop()
 
 
@@ -261,6 +258,21 @@ async def test_a_callers_bucket_that_is_missing_or_forbidden_is_final(
         assert len(origin.asked("/small")) + len(origin.asked("/large")) == len(ids)
         await service.stop()
     assert s3.keys(front.moto, bucket) == s3.uploads(front.moto, bucket) == []
+
+
+async def test_a_bucket_that_is_not_listed_is_final_and_gets_nothing(
+    folder: Path, sink: Sink, origin: Origin, moto: Moto
+) -> None:
+    bucket = s3.new_bucket(moto)
+    async with open_fleet(folder, None, their_buckets(moto.url, buckets=[])) as fleet:
+        service = await run(fleet)
+        job = job_for(origin.url("/bytes/10"), sink.url(), s3_bucket=bucket, s3_region=REGION)
+        [callback] = await sink.heard_of(await fleet.post(**job))
+        said = callback.payload
+        assert (said["success"], said["error_code"], said["attempts"]) == (False, "storage", 1), said
+        assert said["error"] == f"S3 bucket {bucket} is not allowed by processor.s3.buckets"
+        await service.stop()
+    assert s3.keys(moto, bucket) == []
 
 
 async def test_a_start_without_its_bucket_is_one_line(folder: Path, moto: Moto) -> None:

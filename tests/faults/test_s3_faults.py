@@ -75,14 +75,7 @@ class S3History(History):
 
 
 def tables(bucket: str, url: str, **more: Any) -> dict[str, dict[str, Any]]:
-    short = {
-        "endpoint_url": url,
-        "connect_timeout": 1.0,
-        "read_timeout": 1.0,
-        "complete_timeout": 3.0,
-        "part_size": "5MiB",
-        **more,
-    }
+    short = {"endpoint_url": url, "timeout": 1.0, **more}
     own = {"type": "s3", "bucket": bucket, "region": REGION, **short}
     return {
         "processor.filestorage": own,
@@ -177,7 +170,7 @@ async def test_f14_a_stop_does_not_wait_for_s3(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, front: Front, *, subpath: str
 ) -> None:
     bucket = s3.new_bucket(front.moto)
-    slow = {"read_timeout": 60.0, "connect_timeout": 60.0}
+    slow = {"timeout": 50.0}
     async with open_fleet(folder, server, tables(bucket, front.url, **slow)) as fleet:
         processor = await start_all(fleet)
         front.on("PutObject", s3.hang)

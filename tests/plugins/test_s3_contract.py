@@ -13,6 +13,7 @@ import trio
 from downloader.storage import Storage, StorageHost
 from downloader.testing import Fault, StorageContract, StoragePeer, TcpProxy, open_tcp_proxy
 from downloader_plugins.s3 import open_s3
+from downloader_plugins.s3.bucket import PART_BYTES
 from servers.aws import REGION, Moto
 from servers.s3 import new_bucket, uploads
 
@@ -25,9 +26,7 @@ class S3Peer(StoragePeer):
     moto: Moto
     proxy: TcpProxy
     bucket: str
-    hasty: Mapping[str, Any] = field(
-        default_factory=lambda: {"connect_timeout": 1.0, "read_timeout": 2.0, "complete_timeout": 2.0}
-    )
+    hasty: Mapping[str, Any] = field(default_factory=lambda: {"timeout": 1.0})
     secrets: Sequence[str] = (SECRET,)
 
     @property
@@ -37,10 +36,7 @@ class S3Peer(StoragePeer):
             "prefix": PREFIX,
             "region": REGION,
             "endpoint_url": f"http://127.0.0.1:{self.proxy.port}",
-            "connect_timeout": 4.0,
-            "read_timeout": 8.0,
-            "complete_timeout": 8.0,
-            "part_size": "5MiB",
+            "timeout": 8.0,
             "access_key_id": "testing",
             "secret_access_key": SECRET,
         }
@@ -78,8 +74,9 @@ class S3Peer(StoragePeer):
 
 @pytest.mark.slow
 class TestS3(StorageContract):
-    """A prefix, and parts of the least size, so that large files have two."""
+    """A prefix, and large files in two parts."""
 
+    large_bytes = PART_BYTES + 1
     moto: Moto
 
     @pytest.fixture(autouse=True)

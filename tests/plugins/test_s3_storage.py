@@ -16,7 +16,7 @@ import trio
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
-from downloader_plugins.s3.bucket import Bucket
+from downloader_plugins.s3.bucket import PART_BYTES, Bucket
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.plugins import opened_storage
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 KEY = "NSb/NSb4FOAs9fVaQw"
 MIB_BYTES = 1024 * 1024
-LARGE_BYTES = 12 * MIB_BYTES + 1
+LARGE_BYTES = 2 * PART_BYTES + 1
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +36,7 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def section(bucket: str, url: str, **more: Any) -> dict[str, Any]:
-    short = {"connect_timeout": 0.5, "read_timeout": 1.0, "complete_timeout": 1.0, "part_size": "5MiB"}
-    return {"bucket": bucket, "region": REGION, "endpoint_url": url, **short, **more}
+    return {"bucket": bucket, "region": REGION, "endpoint_url": url, "timeout": 1.0, **more}
 
 
 @asynccontextmanager
@@ -158,9 +157,7 @@ async def test_a_file_in_parts_takes_up_no_memory(moto: Moto, bucket: str, tmp_p
         file.truncate(96 * MIB_BYTES)
     body = Body(size=96 * MIB_BYTES, sha256="", mime_type="x/y", path=path)
     peak = 0
-    async with opened_storage(
-        open_s3, section(bucket, moto.url, part_size="16MiB", complete_timeout=20)
-    ) as storage:
+    async with opened_storage(open_s3, section(bucket, moto.url)) as storage:
         await storage.put(KEY, small())
         before = resident_bytes()
 
@@ -288,9 +285,7 @@ LEFT = {"PutObject": s3.hang, "CreateMultipartUpload": s3.lose_answer, "UploadPa
 async def test_a_cancel_ends_it_and_aborts(
     moto: Moto, bucket: str, front: Front, large: Body, operation: str
 ) -> None:
-    async with opened_storage(
-        open_s3, section(bucket, front.url, read_timeout=5, connect_timeout=5)
-    ) as storage:
+    async with opened_storage(open_s3, section(bucket, front.url, timeout=10)) as storage:
         front.on(operation, LEFT[operation])
         before = front.counts[operation]
         began = trio.current_time()
@@ -316,10 +311,8 @@ async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front,
             received += len(block)
         over.set()
 
-    body = spooled(tmp_path, 60 * MIB_BYTES)
-    async with opened_storage(
-        open_s3, section(bucket, front.url, connect_timeout=9, part_size="64MiB")
-    ) as storage:
+    body = spooled(tmp_path, PART_BYTES)
+    async with opened_storage(open_s3, section(bucket, front.url, timeout=18)) as storage:
         front.on("PutObject", slowly)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(storage.put, KEY, body)

@@ -18,7 +18,7 @@ from downloader.storage import StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3.errors import PassingError, explain
 from downloader_plugins.s3.facts import MAX_METADATA_BYTES, user_metadata
-from downloader_plugins.s3.settings import AddressingStyle, object_url
+from downloader_plugins.s3.settings import object_url
 from servers.plugins import opened_storage
 
 
@@ -48,7 +48,7 @@ def test_services_without_s3_do_not_import_boto3() -> None:
         ),
         ({"bucket": "b", "kms_key_id": "x", "server_side_encryption": "AES256"}, "kms_key_id: "),
         ({"bucket": "b", "server_side_encryption": "aws"}, "server_side_encryption: "),
-        ({"bucket": "b", "part_size": "1MiB"}, "part_size: "),
+        ({"bucket": "b", "timeout": 51}, "timeout: "),
         (
             {"bucket": "b", "profile": "there-is-none"},
             "cannot be written: S3 cannot be used: ProfileNotFound",
@@ -57,7 +57,6 @@ def test_services_without_s3_do_not_import_boto3() -> None:
             {"bucket": "b", "region": "not a region"},
             "cannot be written: S3 cannot be used: InvalidRegionError",
         ),
-        ({"bucket": "b", "ca_file": "/nonexistent"}, "cannot be written: S3 bucket b: "),
     ],
 )
 async def test_a_section_that_is_at_fault_is_one_line(section: dict[str, Any], said: str) -> None:
@@ -99,6 +98,27 @@ async def test_no_name_of_a_bucket_leads_elsewhere(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.row("H27")
+@pytest.mark.parametrize(
+    ("patterns", "allowed"),
+    [
+        ([], []),
+        (["*"], ["ours", "ours-eu", "theirs"]),
+        (["ours"], ["ours"]),
+        (["ours-*", "theirs"], ["ours-eu", "theirs"]),
+        (["our[st]"], ["ours"]),
+    ],
+)
+async def test_only_listed_buckets(patterns: list[str], allowed: list[str]) -> None:
+    async with opened_storage(open_buckets, {"buckets": patterns}) as buckets:
+        for name in allowed:
+            await buckets.bucket(name, "eu-west-2")
+        for name in {"ours", "ours-eu", "theirs"}.difference(allowed):
+            with pytest.raises(StorageRefused, match=f"{name} is not allowed by processor.s3.buckets"):
+                await buckets.bucket(name, "eu-west-2")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "region", ["", "eu-west-2.evil.test", "EU-WEST-2", "a/b", "eu-west-17", "aws-global"]
 )
@@ -109,19 +129,17 @@ async def test_only_regions_of_aws_are_asked(region: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "region", "endpoint", "style", "url"),
+    ("name", "region", "endpoint", "url"),
     [
-        ("our-b", "eu-west-2", "", "auto", "https://our-b.s3.eu-west-2.amazonaws.com/a%20b/%C3%A9/x"),
-        ("our.b", "eu-west-2", "", "auto", "https://s3.eu-west-2.amazonaws.com/our.b/a%20b/%C3%A9/x"),
-        ("our-b", "cn-north-1", "", "auto", "https://our-b.s3.cn-north-1.amazonaws.com.cn/a%20b/%C3%A9/x"),
-        ("our-b", "eu-west-2", "", "path", "https://s3.eu-west-2.amazonaws.com/our-b/a%20b/%C3%A9/x"),
-        ("our-b", "eu-west-2", "http://[::1]:9000", "auto", "http://[::1]:9000/our-b/a%20b/%C3%A9/x"),
-        ("our-b", "eu-west-2", "https://s3.test/x", "auto", "https://s3.test/x/our-b/a%20b/%C3%A9/x"),
-        ("our-b", "eu-west-2", "https://s3.test", "virtual", "https://our-b.s3.test/a%20b/%C3%A9/x"),
+        ("our-b", "eu-west-2", "", "https://our-b.s3.eu-west-2.amazonaws.com/a%20b/%C3%A9/x"),
+        ("our.b", "eu-west-2", "", "https://s3.eu-west-2.amazonaws.com/our.b/a%20b/%C3%A9/x"),
+        ("our-b", "cn-north-1", "", "https://our-b.s3.cn-north-1.amazonaws.com.cn/a%20b/%C3%A9/x"),
+        ("our-b", "eu-west-2", "http://[::1]:9000", "http://[::1]:9000/our-b/a%20b/%C3%A9/x"),
+        ("our-b", "eu-west-2", "https://s3.test/x", "https://s3.test/x/our-b/a%20b/%C3%A9/x"),
     ],
 )
-def test_where_an_object_is(name: str, region: str, endpoint: str, style: AddressingStyle, url: str) -> None:
-    assert object_url(name, region, "a b/é/x", endpoint_url=endpoint, style=style) == url
+def test_where_an_object_is(name: str, region: str, endpoint: str, url: str) -> None:
+    assert object_url(name, region, "a b/é/x", endpoint_url=endpoint) == url
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from downloader.api.problems import Problem, Refused
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, is_reserved, now_ms
 from downloader.net import Url, UrlError, Use, is_forbidden
+from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
 """Of a limit or a timeout: what clients in other languages send to mean "no limit"."""
@@ -46,8 +47,6 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
 """RFC 9110, 5.5: nothing that ends a line, no control character; what is not ASCII is sent as UTF-8."""
 
-_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 _CODES = {
@@ -147,9 +146,9 @@ def _mime_type(text: str) -> str:
     return text
 
 
-def _matches(pattern: re.Pattern[str]) -> Callable[[str], str]:
+def _matches(fits: Callable[[str], object]) -> Callable[[str], str]:
     def check(text: str) -> str:
-        if text and not pattern.fullmatch(text):
+        if text and not fits(text):
             raise PydanticCustomError("malformed", "is malformed")
         return text
 
@@ -187,8 +186,8 @@ class DownloadRequest(BaseModel):
     download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
     request_headers: Annotated[dict[str, Any], AfterValidator(_request_headers)] = Field(default_factory=dict)
     user_agent: Annotated[str, Field(max_length=1024), AfterValidator(_header_value)] = ""
-    s3_bucket: Annotated[str, AfterValidator(_matches(_BUCKET))] = ""
-    s3_region: Annotated[str, AfterValidator(_matches(_REGION))] = ""
+    s3_bucket: Annotated[str, AfterValidator(_matches(is_bucket_name))] = ""
+    s3_region: Annotated[str, AfterValidator(_matches(_REGION.fullmatch))] = ""
     subpath: Annotated[str, AfterValidator(_subpath)] = ""
 
 

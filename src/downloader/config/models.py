@@ -294,24 +294,15 @@ class S3Settings(Section):
 
     endpoint_url: Annotated[str, AfterValidator(_base_url)] = ""
     """Empty: AWS."""
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
-    """Where a bucket's name goes, the host or the path; `auto`: the path with `endpoint_url`."""
-    ca_file: FileName = ""
-    """PEM file of the certificate authorities to trust instead of botocore's."""
-    connect_timeout: ShortSeconds = 5.0
-    read_timeout: ShortSeconds = 10.0
-    complete_timeout: ShortSeconds = 120.0
-    """Seconds for S3 to put a large file's parts together."""
-    part_size: Size = ByteSize(16 * 1024**2)
-    threads: Count = 16
-    """Requests in flight, of all buckets together."""
-    delete: bool = False
-    """Whether files are deleted in the callers' buckets too, when a job's time is up."""
+    timeout: Annotated[float, Number, Field(gt=0, le=50, allow_inf_nan=False)] = 10.0
+    """Seconds without anything of an answer."""
+    buckets: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of the buckets that jobs may bring; `[]` refuses all."""
 
     @property
     def section(self) -> dict[str, Any]:
         """What the plugin's factory gets."""
-        return self.model_dump(exclude={"delete"})
+        return self.model_dump()
 
 
 class ProcessorSettings(Section):

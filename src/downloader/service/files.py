@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from downloader.config import Settings
-from downloader.errors import StorageRefused
 from downloader.model import JobSpec
-from downloader.observe import Event, get_logger
 from downloader.storage import Buckets, Storage
-
-log = get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,23 +19,13 @@ class Files:
     buckets: Buckets
 
     async def delete(self, spec: JobSpec) -> None:
-        """Delete a job's file; in a caller's bucket only if the operator has said so.
-
-        A caller's bucket that is gone or closed to us keeps no job: that is logged and taken for done.
+        """Delete a job's file in our own storage; one in a caller's bucket is the caller's.
 
         Raises:
             StorageError: it could not be deleted; a later try may succeed.
         """
         if not spec.s3_bucket:
             await self.storage.delete(spec.storage_key)
-            return
-        if not self.settings.processor.s3.delete:
-            return
-        try:
-            bucket = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)
-            await bucket.delete(spec.storage_key)
-        except StorageRefused as error:
-            log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=str(error))
 
     def url(self, spec: JobSpec) -> str:
         """`download_url` of a job's file.

@@ -14,6 +14,7 @@ from downloader.storage.protocol import (
     StorageFactory,
     StorageHost,
     StoredFile,
+    is_bucket_name,
 )
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "StorageHost",
     "StorageRefused",
     "StoredFile",
+    "is_bucket_name",
     "open_buckets",
     "open_storage",
     "parse_section",

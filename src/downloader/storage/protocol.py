@@ -12,6 +12,7 @@ same shape that yields `Buckets`; it gets the keys of `[processor.NAME]` that ar
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -90,6 +91,18 @@ class StorageHost:
 
 StorageFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Storage]]
 """Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""
+
+
+_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
+
+_OTHER_KIND = re.compile(r".*(?:--[a-z]+-s3|\.mrap)")
+"""Names that AWS keeps for other kinds of buckets and aliases, which are at other hosts."""
+
+
+def is_bucket_name(name: str) -> bool:
+    """Whether S3 has general-purpose buckets of such names; nothing else in a URL fits."""
+    return _BUCKET.fullmatch(name) is not None and _OTHER_KIND.fullmatch(name) is None
 
 
 class Buckets(Protocol):

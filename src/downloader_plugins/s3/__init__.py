@@ -9,13 +9,22 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from fnmatch import translate
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from downloader.errors import PluginError
-from downloader.storage import Buckets, Storage, StorageError, StorageHost, StorageRefused, parse_section
+from downloader.storage import (
+    Buckets,
+    Storage,
+    StorageError,
+    StorageHost,
+    StorageRefused,
+    is_bucket_name,
+    parse_section,
+)
 from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
 from downloader_plugins.s3.threads import Threads
 from downloader_plugins.s3.uploads import Uploads
@@ -27,12 +36,6 @@ if TYPE_CHECKING:  # imported late, with boto3
 _CLIENTS = 16
 """Clients kept, one for each region that jobs have named: AWS has more, nobody uses all. Measured: 80 ms of
 CPU and a megabyte each."""
-
-_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-"""https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
-
-_OTHER_KIND = re.compile(r".*(?:--[a-z]+-s3|\.mrap)")
-"""Names that AWS keeps for other kinds of buckets and aliases, which are at other hosts."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -48,7 +51,7 @@ async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterato
         PluginError: the section is at fault, or the bucket cannot be written.
     """
     settings = _parse_own(section)
-    threads = Threads(settings.threads)
+    threads = Threads()
     try:
         maker = await threads.run(lambda _: _maker(settings))
         clients = await threads.run(lambda _: maker.clients(settings.region))
@@ -89,7 +92,8 @@ class _Buckets:
 
     def __init__(self, settings: BucketsSettings) -> None:
         self._settings = settings
-        self._threads = Threads(settings.threads)
+        self._allows = re.compile("|".join(map(translate, settings.buckets)) or r"(?!)").match
+        self._threads = Threads()
         self._uploads = Uploads()
         self._making = trio.Lock()
         self._maker: Maker | None = None
@@ -98,8 +102,10 @@ class _Buckets:
 
     async def bucket(self, name: str, region: str) -> Storage:
         """See `Buckets.bucket`."""
-        if not _BUCKET.fullmatch(name) or _OTHER_KIND.fullmatch(name):
+        if not is_bucket_name(name):
             raise StorageRefused(f"not the name of an S3 bucket: {name!r}")
+        if not self._allows(name):
+            raise StorageRefused(f"S3 bucket {name} is not allowed by processor.s3.buckets")
         if not _REGION.fullmatch(region):
             raise StorageRefused(f"not an AWS region: {region!r}")
         clients = await self._clients_of(region)
@@ -109,10 +115,7 @@ class _Buckets:
 
     def url(self, name: str, region: str, key: str) -> str:
         """See `Buckets.url`."""
-        settings = self._settings
-        return object_url(
-            name, region, key, endpoint_url=settings.endpoint_url, style=settings.addressing_style
-        )
+        return object_url(name, region, key, endpoint_url=self._settings.endpoint_url)
 
     def close(self) -> None:
         """Close all connections; again does nothing."""
@@ -181,14 +184,7 @@ def _as_storage(
         own=own is not None,
         threads=threads,
         uploads=uploads,
-        part_bytes=settings.part_size,
-        locate=partial(
-            object_url,
-            name,
-            region,
-            endpoint_url=settings.endpoint_url,
-            style=settings.addressing_style,
-        ),
+        locate=partial(object_url, name, region, endpoint_url=settings.endpoint_url),
         folder=f"{own.prefix}/" if own is not None and own.prefix else "",
         options=own.options if own is not None else {},
     )

@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # stubs, which only type checking has
 MAX_KEY_BYTES = 1024
 """S3's."""
 
+PART_BYTES = 8 * 1024 * 1024
+"""Larger files are sent in parts of this size; S3 takes none below 5 MiB but the last."""
+
 MAX_PARTS = 10_000
 """S3's, of one upload."""
 
@@ -148,7 +151,6 @@ class Bucket:
     threads: Threads
     uploads: Uploads
     """Those of this process."""
-    part_bytes: int
     locate: Callable[[str], str]
     """The URL of an object, by its full key."""
     folder: str = ""
@@ -157,13 +159,13 @@ class Bucket:
     """Parameters of each new object: encryption, storage class."""
 
     async def put(self, key: str, body: Body) -> None:
-        """Store a file; see `Storage.put`. Up to `part_bytes` in one request, above in parts.
+        """Store a file; see `Storage.put`. Up to `PART_BYTES` in one request, above in parts.
 
         On a cancel what is being sent breaks off, and an upload in parts is aborted. A request that was
         sent whole, and whose answer is not waited for any more, may still be carried out.
         """
         full = self._full(key)
-        if body.path is None or body.size <= self.part_bytes:
+        if body.path is None or body.size <= PART_BYTES:
             await self._tried(partial(self._put_whole, full, body))
         else:
             await self._put_parts(full, body, body.path)
@@ -257,7 +259,7 @@ class Bucket:
 
     async def _send_parts(self, key: str, upload: str, size: int, path: Path) -> list[str]:
         """Send all parts, some at a time; their ETags in order."""
-        step = max(self.part_bytes, math.ceil(size / MAX_PARTS))
+        step = max(PART_BYTES, math.ceil(size / MAX_PARTS))
         offsets = range(0, size, step)
         etags = [""] * len(offsets)
         waiting = iter(enumerate(offsets))

@@ -10,9 +10,14 @@ from botocore.exceptions import BotoCoreError
 
 from downloader.storage import StorageError
 from downloader_plugins.s3.settings import ConnectionSettings, S3StorageSettings
+from downloader_plugins.s3.threads import THREADS
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3 import S3Client
+
+
+_COMPLETING = 12
+"""Times `timeout` for S3 to put a large file's parts together."""
 
 
 class Clients(NamedTuple):
@@ -59,21 +64,18 @@ class Maker:
         """
         settings = self._settings
         return Clients(
-            quick=self._client(region, read_timeout_s=settings.read_timeout),
-            patient=self._client(region, read_timeout_s=settings.complete_timeout),
+            quick=self._client(region, read_timeout_s=settings.timeout),
+            patient=self._client(region, read_timeout_s=_COMPLETING * settings.timeout),
         )
 
     def _client(self, region: str, *, read_timeout_s: float) -> S3Client:
         settings = self._settings
-        style = settings.addressing_style
-        if style == "auto" and settings.endpoint_url:
-            style = "path"
         config = Config(
-            connect_timeout=settings.connect_timeout,
+            connect_timeout=settings.timeout / 2,
             read_timeout=read_timeout_s,
-            max_pool_connections=settings.threads,
+            max_pool_connections=THREADS,
             retries={"total_max_attempts": 1, "mode": "standard"},
-            s3={"addressing_style": style},
+            s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
             signature_version="s3v4",
             # Other makers' S3 chokes on checksums in trailers. Content-MD5 guards the bytes, and all
             # know it.
@@ -89,7 +91,6 @@ class Maker:
                 "s3",
                 region_name=region or None,
                 endpoint_url=settings.endpoint_url or None,
-                verify=settings.ca_file or None,
                 config=config,
             )
         except (BotoCoreError, ValueError) as exc:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from downloader.net import Url, UrlError
-
-_MIB_BYTES = 1024 * 1024
-_MIN_PART_BYTES = 5 * _MIB_BYTES
-"""S3's, of all parts but the last."""
 
 _SUFFIXES = (
     ("cn-", "amazonaws.com.cn"),
@@ -25,9 +20,6 @@ _SUFFIXES = (
 )
 """Domains of the AWS partitions, by the beginning of a region's name; the first that fits."""
 
-Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
-AddressingStyle = Literal["auto", "path", "virtual"]
-
 
 def _endpoint(url: str) -> str:
     if not url:
@@ -35,17 +27,13 @@ def _endpoint(url: str) -> str:
     try:
         return Url.parse(url, "endpoint").text.rstrip("/")
     except UrlError:
-        raise PydanticCustomError(
-            "url", "not an absolute http or https URL without user, query and fragment"
-        ) from None
+        raise ValueError("not an absolute http or https URL without user, query and fragment") from None
 
 
 def _prefix(text: str) -> str:
     folder = text.strip("/")
     if folder and any(part in ("", ".", "..") or not part.isprintable() for part in folder.split("/")):
-        raise PydanticCustomError(
-            "folder", "not a folder: its parts are printable and neither empty nor dots"
-        )
+        raise ValueError("not a folder: its parts are printable and neither empty nor dots")
     return folder
 
 
@@ -56,23 +44,9 @@ class ConnectionSettings(BaseModel):
 
     endpoint_url: Annotated[str, AfterValidator(_endpoint)] = ""
     """Of an S3 that is not AWS's, such as `http://minio.internal:9000`. Empty: AWS."""
-    addressing_style: AddressingStyle = "auto"
-    """Where the bucket's name goes: `virtual`, into the host; `path`; `auto`, `path` with `endpoint_url`."""
-    ca_file: str = ""
-    """PEM file of the certificate authorities to trust instead of botocore's."""
-    connect_timeout: Seconds = 5.0
-    """Seconds for a connection, and for each block that is sent."""
-    read_timeout: Seconds = 10.0
-    """Seconds without anything of an answer; less than a stop's grace period, which is to outlive a peer's
-    silence."""
-    complete_timeout: Seconds = 120.0
-    """As `read_timeout`, while S3 puts a large file's parts together. A stop does not wait for it."""
-    part_size: ByteSize = Field(
-        default=ByteSize(16 * _MIB_BYTES), ge=_MIN_PART_BYTES, le=5 * 1024 * _MIB_BYTES
-    )
-    """Larger files are sent in parts of this size, several at once; it costs no memory."""
-    threads: int = Field(default=16, ge=1, le=256)
-    """Requests in flight."""
+    timeout: float = Field(default=10.0, gt=0, le=50, allow_inf_nan=False)
+    """Seconds without anything of an answer. A connection gets half of it, a large file whose parts S3 puts
+    together twelve times as much. Less than a stop's grace period, which is to outlive a peer's silence."""
 
 
 class S3StorageSettings(ConnectionSettings):
@@ -114,10 +88,13 @@ class S3StorageSettings(ConnectionSettings):
 
 
 class BucketsSettings(ConnectionSettings):
-    """`[processor.s3]`, the keys of it that are this plugin's."""
+    """`[processor.s3]`: for jobs that bring a bucket of their own."""
+
+    buckets: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of the buckets that jobs may bring; `[]` refuses all."""
 
 
-def object_url(name: str, region: str, key: str, *, endpoint_url: str, style: AddressingStyle) -> str:
+def object_url(name: str, region: str, key: str, *, endpoint_url: str) -> str:
     """Where an object is, without credentials: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html.
 
     Args:
@@ -125,11 +102,10 @@ def object_url(name: str, region: str, key: str, *, endpoint_url: str, style: Ad
         region: of AWS; not looked at with an `endpoint_url`.
         key: the whole one.
         endpoint_url: empty for AWS.
-        style: `auto` is `path` with an `endpoint_url` and for names with dots, which no certificate covers.
     """
     base = endpoint_url or f"https://s3.{region}.{_suffix(region)}"
-    in_path = bool(endpoint_url) or "." in name if style == "auto" else style == "path"
-    if in_path:
+    # AWS has a bucket's name in the host, but for one with dots, which no certificate covers.
+    if endpoint_url or "." in name:
         return f"{base}/{name}/{quote(key)}"
     scheme, _, rest = base.partition("://")
     return f"{scheme}://{name}.{rest}/{quote(key)}"

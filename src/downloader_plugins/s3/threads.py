@@ -7,6 +7,9 @@ from typing import Generic, TypeVar
 
 import trio
 
+THREADS = 16
+"""Requests in flight of one storage, or of all buckets of jobs together."""
+
 _PATIENCE_S = 0.25
 """What a cancelled call gets to end, long enough to break off between two blocks of a body. Then its thread
 is left behind, for its socket's timeout to end it: a peer that hangs must not hold a stop up."""
@@ -51,8 +54,8 @@ class _Result(Generic[T]):
 class Threads:
     """A bounded number of threads."""
 
-    def __init__(self, count: int) -> None:
-        self._limiter = trio.CapacityLimiter(count)
+    def __init__(self) -> None:
+        self._limiter = trio.CapacityLimiter(THREADS)
 
     async def run(self, work: Callable[[Call], T]) -> T:
         """Do `work` in a thread; answers and raises what it does.
