@@ -212,9 +212,16 @@ async def test_gzip_that_was_asked_for_is_stored_as_sent(lab: Lab, origin: Origi
     assert lab.stored() == bomb
 
 
-async def test_other_encodings_are_stored_as_sent(lab: Lab, origin: Origin) -> None:
-    outcome = await lab.fetch(origin.on("/x", respond(200, b"abc", [("Content-Encoding", "zstd")])))
-    assert (outcome.verdict, outcome.file.size) == (Verdict.SUCCEEDED, 3)
+ZSTD_BOMB = b"\x28\xb5\x2f\xfd\xa0\x00\x00\x00\x40" + (b"\x02\x00\x10\x00" * 8191 + b"\x03\x00\x10\x00")
+"""A frame of 8,192 blocks that each stand for 128 KiB of one byte: 32 KiB that stand for a gibibyte."""
+
+
+@pytest.mark.parametrize("name", ["zstd", "br", "deflate", "gzip, zstd"])
+@pytest.mark.row("H12")
+async def test_other_encodings_are_stored_as_sent(lab: Lab, origin: Origin, name: str) -> None:
+    outcome = await lab.fetch(origin.on("/x", respond(200, ZSTD_BOMB, [("Content-Encoding", name)])))
+    assert (outcome.verdict, outcome.file.size) == (Verdict.SUCCEEDED, len(ZSTD_BOMB))
+    assert lab.stored() == ZSTD_BOMB
 
 
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", " GZip "])

@@ -14,7 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from downloader.net import BadRequest, BadResponse, ConnectionLost, CutShort, NetError
-from downloader.net.connection import MAX_HEAD_BYTES, MAX_OVERHEAD_BYTES, Connection
+from downloader.net.connection import (
+    BULK_READ_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_OVERHEAD_BYTES,
+    READ_BYTES,
+    Connection,
+)
 from downloader.net.stream import Stream
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -27,8 +33,10 @@ class Wire:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = [piece for piece in pieces if piece]
         self.sent = b""
+        self.largest = 0
 
     async def receive_some(self, max_bytes: int) -> bytes:
+        self.largest = max(self.largest, max_bytes)
         await trio.lowlevel.checkpoint()
         if not self.pieces:
             return b""
@@ -231,6 +239,17 @@ async def test_small_chunks_of_reasonable_size_are_no_flood() -> None:
     unit = b"10\r\n" + b"x" * 16 + b"\r\n"
     found = await receive([CHUNKED, *[unit * 100] * 1000, b"0\r\n\r\n"])
     assert len(found.body) == 16 * 100_000
+
+
+@pytest.mark.parametrize(("size", "largest"), [(16, READ_BYTES), (100, READ_BYTES), (65536, BULK_READ_BYTES)])
+@pytest.mark.row("H12")
+async def test_small_chunks_are_read_in_small_pieces(size: int, largest: int) -> None:
+    wire = Wire([CHUNKED, (b"%x\r\n" % size + b"x" * size + b"\r\n") * (3_000_000 // size), b"0\r\n\r\n"])
+    talk = connection(wire)
+    await talk.ask(b"GET", b"/", [])
+    while await talk.read() is not None:
+        pass
+    assert wire.largest == largest
 
 
 async def test_no_more_than_the_limit_is_read() -> None:

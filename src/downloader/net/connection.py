@@ -28,9 +28,11 @@ READ_BYTES = 64 * 1024
 """Of one read at the start: a small file with its head comes in one."""
 
 BULK_READ_BYTES = 256 * 1024
-"""Of one read once a body has proved large."""
+"""Of one read once a body has proved large, in pieces that are not small."""
 
 _BULK_BYTES = 1024 * 1024
+_SMALL_PIECE_BYTES = 1024
+"""Each piece calls back from the parser: 256 KiB in chunks of ten bytes would hold the loop up for 3 ms."""
 
 MAX_OVERHEAD_BYTES = 256 * 1024
 """Of chunk sizes, extensions and trailers, beside half as many as the content has: a megabyte in chunks of
@@ -175,7 +177,8 @@ class Connection:
         await self.stream.aclose()
 
     async def _receive(self) -> bytes | bytearray:
-        most = READ_BYTES if self._seen < _BULK_BYTES else BULK_READ_BYTES
+        bulk = self._seen >= max(_BULK_BYTES, self._response.pieces * _SMALL_PIECE_BYTES)
+        most = BULK_READ_BYTES if bulk else READ_BYTES
         if self._limit is not None:
             most = min(most, self._limit - self._received)
             if most <= 0:
@@ -212,6 +215,7 @@ class _Response:
         "head_done",
         "informational",
         "keep",
+        "pieces",
         "until_close",
     )
 
@@ -226,6 +230,8 @@ class _Response:
         self.informational = 0
         self.body: bytes | bytearray = b""
         """What has come of it and has not been taken."""
+        self.pieces = 0
+        """Of the body, as they came: chunks, or what one read had of one."""
         self.done = False
         self.keep = False
         """Whether the peer keeps the connection."""
@@ -314,6 +320,7 @@ class _Response:
         self.keep = self._parser.should_keep_alive()
 
     def on_body(self, piece: bytes) -> None:
+        self.pieces += 1
         if self.done:
             self.behind = True
         elif not self.body:
