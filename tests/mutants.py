@@ -19,12 +19,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mutants_net
+
 ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 300.0
 OF_STOPS = "tests/faults/test_stops.py"
-STORE, SCHEDULER, NET = "downloader/store", "downloader/scheduler", "downloader/net"
+STORE, SCHEDULER = "downloader/store", "downloader/scheduler"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
-OF_EGRESS = "tests/net"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,41 +197,7 @@ MUTANTS = (
         "if False:",
         "tests/plugins/test_filesystem.py",
     ),
-    Mutant(
-        "egress: the first address decides",
-        f"{NET}/dial.py",
-        "        for address in addresses:\n            self.policy.check(name, address)\n        return",
-        "        self.policy.check(name, addresses[0])\n        return",
-        OF_EGRESS,
-    ),
-    Mutant(
-        "egress: addresses are not checked",
-        f"{NET}/dial.py",
-        "            self.policy.check(name, literal)\n            return [str(literal)]",
-        "            return [str(literal)]",
-        OF_EGRESS,
-    ),
-    Mutant(
-        "egress: metadata under a wide range",
-        f"{NET}/policy.py",
-        "if any(face in METADATA for face in faces):",
-        "if False:",
-        OF_EGRESS,
-    ),
-    Mutant(
-        "egress: embedded addresses",
-        f"{NET}/policy.py",
-        "faces = (plain, *inner)",
-        "faces = (plain,)",
-        OF_EGRESS,
-    ),
-    Mutant(
-        "connection: used again with bytes behind the end",
-        f"{NET}/connection.py",
-        "return response.done and response.keep and self._sent and not response.behind",
-        "return response.done and response.keep and self._sent",
-        "tests/net tests/fetch",
-    ),
+    *(Mutant(*row) for row in mutants_net.ROWS),
     Mutant(
         "stop: leases of hung work stay",
         f"{SCHEDULER}/loop.py",
