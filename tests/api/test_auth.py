@@ -300,6 +300,34 @@ async def test_no_list_allows_all(api: Served) -> None:
     assert answer.status_code == 201
 
 
+async def test_h23_another_s_proxy_on_a_shared_aggregation(api: Served) -> None:
+    theirs = {"aggr_id": "shared", "aggr_proxy": "http://proxy.evil.example:3128"}
+    assert (await submit(api, "worker", **theirs)).status_code == 201
+    job = SHOP | {"aggr_id": "shared"}
+    for proxy in (None, "http://proxy.shop.example:3128"):
+        answer = await submit(api, "shop", **job, aggr_proxy=proxy)
+        assert (answer.status_code, answer.json()["code"]) == (409, "proxy_not_allowed")
+        assert "evil" not in answer.text
+    lines = json.dumps(JOB | job) + "\n" + json.dumps(JOB | SHOP)
+    bulk = await api.client.post("/downloads", content=lines, headers=bearer("shop"))
+    refused, accepted = map(json.loads, bulk.text.splitlines())
+    assert (refused["code"], refused["field"]) == ("proxy_not_allowed", "aggr_id")
+    leases = (await api.store.lease(Kind.DOWNLOAD, "worker", 9, 30)).leases
+    assert {(lease.group, lease.proxy) for lease in leases} == {
+        ("shared", "http://proxy.evil.example:3128"),
+        ("shop-1", ""),
+    }
+    assert accepted["id"] in {lease.id for lease in leases}
+
+
+async def test_another_s_proxy_that_the_token_allows(api: Served) -> None:
+    proxy = "http://user:other@proxy.shop.example:3128"
+    assert (await submit(api, "worker", aggr_id="shared", aggr_proxy=proxy)).status_code == 201
+    assert (await submit(api, "shop", **SHOP | {"aggr_id": "shared"})).status_code == 201
+    leases = (await api.store.lease(Kind.DOWNLOAD, "worker", 9, 30)).leases
+    assert [lease.proxy for lease in leases] == [proxy, proxy]
+
+
 async def finish(api: Served) -> None:
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3))

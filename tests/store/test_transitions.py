@@ -121,6 +121,37 @@ async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: RedisSt
     assert {(lease.limit, lease.proxy) for lease in leases} == {(2, "http://first")}
 
 
+async def test_h23_a_job_never_goes_through_a_proxy_that_it_may_not_use(store: RedisStore) -> None:
+    await submitted(store, aggr_proxy="http://theirs")
+    spec, allowed = spec_for(store, aggr_limit=9, aggr_proxy="http://ours"), spec_for(store, aggr_limit=7)
+
+    judged: list[str] = []
+
+    def permits(proxy: str) -> bool:
+        judged.append(proxy)
+        return proxy == "http://theirs"
+
+    answers = await store.submit(
+        [
+            Submission(spec=spec, permits=lambda _: False),
+            Submission(spec=allowed, permits=permits),
+        ]
+    )
+    assert answers == [(Accepted.PROXIED, "http://theirs"), (Accepted.NEW, allowed.id)]
+    assert judged == ["http://theirs"]
+    assert await store.get(spec.id) is None
+    leases = (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
+    assert {(lease.limit, lease.proxy) for lease in leases} == {(7, "http://theirs")}
+
+
+async def test_its_own_proxy_and_none_need_no_judgement(store: RedisStore) -> None:
+    for proxy in ("http://ours", ""):
+        for _ in range(2):
+            spec = spec_for(store, f"of {proxy}", aggr_proxy=proxy)
+            never = Submission(spec=spec, permits=lambda _: pytest.fail("asked"))
+            assert await store.submit([never]) == [(Accepted.NEW, spec.id)]
+
+
 @pytest.mark.row("F24")
 async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
     spec = spec_for(store, unknown={"from_the_future": [1]})
@@ -310,6 +341,23 @@ async def test_a_failed_download_can_be_run_again(store: RedisStore) -> None:
     assert view.callback is None
     assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.DONE]
     assert (await store.reap(9, 60)).jobs == []
+
+
+async def test_h23_a_download_runs_again_through_its_first_proxy(
+    store: RedisStore,
+) -> None:
+    first = await submitted(store, aggr_proxy="http://first")
+    second = await submitted(store)
+    for _ in (first, second):
+        await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    other = await submitted(store, aggr_proxy="http://other")
+    for spec in (first, second):
+        assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    for spec in (second, first):
+        assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
+    assert await store.retry(other.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    assert (await leased(store)).proxy == "http://first"
 
 
 @pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])

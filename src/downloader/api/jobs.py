@@ -71,5 +71,6 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
 _NOT_TO_BE_RETRIED = Problem(
     status=HTTPStatus.CONFLICT,
     code="not_to_be_retried",
-    detail="Only what has failed is tried again: its callback, or with ?download=1 its download.",
+    detail="Only what has failed is tried again: its callback, or with ?download=1 its download, unless its"
+    " aggregation goes through another proxy by now.",
 )

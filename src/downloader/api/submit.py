@@ -12,6 +12,7 @@ from downloader.api.asgi import Gone, Message, Receive, Send, send_answer
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import parse_job
+from downloader.api.globs import anything
 from downloader.api.intake import Intake
 from downloader.api.problems import Problem, Refused, too_large
 from downloader.observe import Event, get_logger
@@ -67,14 +68,16 @@ def make_submission(
         if caller is not None and problem.code == "forbidden":
             _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
         raise
+    permits = None if caller is None or caller.proxies is anything else caller.proxies
     if key is None:
-        return Submission(spec=spec)
+        return Submission(spec=spec, permits=permits)
     if caller is not None:  # NUL is in no key and no name, so nobody's key looks like another's
         key = caller.name.encode() + b"\0" + key
     return Submission(
         spec=spec,
         idempotency_key=hashlib.sha256(key).hexdigest(),
         body_digest=hashlib.sha256(body).hexdigest(),
+        permits=permits,
     )
 
 
@@ -131,11 +134,13 @@ def accepted_id(why: Accepted, job_id: str, *, field: str) -> str:
     """The id to answer; `field` is where the client has its idempotency key.
 
     Raises:
-        Refused: 422, the key was used with another body.
+        Refused: 422, the key was used with another body; 409, its aggregation has another proxy.
         StoreUnavailable: its shard has not taken it, whatever became of others in the same call.
     """
     if why is Accepted.UNAVAILABLE:
         raise StoreUnavailable("the job's shard of the store does not answer")
+    if why is Accepted.PROXIED:
+        raise Refused(_PROXIED)
     if why is Accepted.CONFLICT:
         raise Refused(
             Problem(
@@ -146,6 +151,14 @@ def accepted_id(why: Accepted, job_id: str, *, field: str) -> str:
             )
         )
     return job_id
+
+
+_PROXIED = Problem(
+    status=HTTPStatus.CONFLICT,
+    code="proxy_not_allowed",
+    detail="The aggregation goes through a proxy that the token may not use.",
+    field="aggr_id",
+)
 
 
 def is_key(key: bytes) -> bool:

@@ -29,6 +29,8 @@ class Submission:
     """Digest of the client's `Idempotency-Key` (and of who it is); empty when it sent none."""
     body_digest: str = ""
     """Digest of the request body, compared when the key is known."""
+    permits: Callable[[str], bool] | None = None
+    """Whether the job may go through this proxy, should its aggregation have it already; `None`: any."""
 
 
 class Accepted(StrEnum):
@@ -39,6 +41,8 @@ class Accepted(StrEnum):
     """The idempotency key is known with the same body; the answer has the first job's id."""
     CONFLICT = "conflict"
     """The idempotency key is known with another body; nothing was enqueued."""
+    PROXIED = "proxied"
+    """Its aggregation has a proxy that it may not use; nothing was enqueued."""
     UNAVAILABLE = "unavailable"
     """Its shard cannot take it now, or did not answer; then it may have been enqueued."""
 

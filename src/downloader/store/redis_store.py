@@ -81,6 +81,19 @@ class RedisStore:
         """See `JobStore.submit`."""
 
         async def ask(shard: int, items: Sequence[Submission]) -> list[tuple[Accepted, str]]:
+            answers = await run(shard, [(item, item.spec.aggr_proxy) for item in items])
+            # A proxy that its aggregation has already is judged here, by the caller's patterns.
+            again = {
+                at: (items[at], proxy)
+                for at, (why, proxy) in enumerate(answers)
+                if why is Accepted.PROXIED and (permits := items[at].permits) and permits(proxy)
+            }
+            if again:
+                for at, answer in zip(again, await run(shard, again.values()), strict=True):
+                    answers[at] = answer
+            return answers
+
+        async def run(shard: int, items: Iterable[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
             rows = [
                 {
                     "id": item.spec.id,
@@ -90,8 +103,9 @@ class RedisStore:
                     "spec": item.spec.to_json(),
                     "idempotency": item.idempotency_key,
                     "body": item.body_digest,
+                    **({"permitted": permitted} if item.permits else {}),
                 }
-                for item in items
+                for item, permitted in items
             ]
             answers = await self._connection.run("submit", shard, {}, rows, durable=True)
             return [(Accepted(why), job_id) for why, job_id in answers]

@@ -2,7 +2,7 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {id, kind: what is run again, request, limit: of the callback's group}
--- from    callback failed; or download failed and callback terminal or none
+-- from    callback failed; or download failed, callback terminal or none, and no other proxy in between
 -- to      callback pending; or download pending and callback none
 -- answer  'done' | 'unknown' | 'conflict'
 -- repeat  the same request is answered 'done' and changes nothing
@@ -21,12 +21,14 @@ if state ~= 'failed' then return 'conflict' end
 if kind == 'download' then
   local callback = redis.call('HGET', key_task('callback', id), 'state')
   if callback == 'pending' or callback == 'running' then return 'conflict' end
+  local asked, record = cjson.decode(spec), key_group(kind, group)
+  -- The one that it was accepted for: who may submit elsewhere through any other may not take it there.
+  local proxy = redis.call('HGET', task, 'proxy') or asked.aggr_proxy or ''
+  local found = redis.call('HGET', record, 'proxy')
+  if (found or '') ~= '' and found ~= proxy then return 'conflict' end
   redis.call('DEL', key_task('callback', id))
-  local record = key_group(kind, group)
-  if redis.call('EXISTS', record) == 0 then
-    local asked = cjson.decode(spec)
-    redis.call('HSET', record, 'limit', asked.aggr_limit, 'proxy', asked.aggr_proxy or '')
-  end
+  redis.call('HSETNX', record, 'limit', asked.aggr_limit)
+  redis.call('HSETNX', record, 'proxy', proxy)
 else
   redis.call('HSETNX', key_group(kind, group), 'limit', call.limit)
 end

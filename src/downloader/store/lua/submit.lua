@@ -2,10 +2,10 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per job {id, group: its aggregation, limit, proxy, spec, idempotency: digest or '',
---         body: its digest}
+--         body: its digest, permitted: the one proxy that it may find its aggregation to have, absent: any}
 -- from    (no job)
 -- to      download pending
--- answer  per job: {'new' | 'repeated' | 'conflict', id}
+-- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted}
 -- repeat  a known id is answered 'new' and not enqueued again
 
 local IDEMPOTENCY_MS = 24 * 3600 * 1000
@@ -24,18 +24,20 @@ for item in items() do
       end
     end
   end
-  if why == 'new' and redis.call('EXISTS', key_job(id)) == 0 then
+  local record = key_group('download', group)
+  local proxy = redis.call('HGET', record, 'proxy')
+  local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1
+  if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
+    why, id = 'proxied', proxy
+  elseif not known then
     redis.call('SET', key_job(id), item.spec)
     if item.idempotency ~= '' then
       redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.body, 'PX', IDEMPOTENCY_MS)
     end
-    local record = key_group('download', group)
     -- The proxy is fixed when the aggregation is first seen; the newest job's limit applies.
-    if redis.call('EXISTS', record) == 0 then
-      redis.call('HSET', record, 'limit', item.limit, 'proxy', item.proxy)
-    else
-      redis.call('HSET', record, 'limit', item.limit)
-    end
+    redis.call('HSET', record, 'limit', item.limit)
+    redis.call('HSETNX', record, 'proxy', item.proxy)
+    if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     redis.call('ZADD', key_queue('download', group), now, id)
     touch('download', group)
   end
