@@ -139,6 +139,7 @@ async def test_a_settlement_waits_for_a_store_that_does_not_answer(
         assert process.work.ends == [(other, Verdict.SUCCEEDED), (slow, Verdict.SUCCEEDED)]
 
 
+@pytest.mark.row("F28")
 async def test_a_suspend_counts_against_the_lease(autojump_clock: MockClock, store: FakeStore) -> None:
     """The host slept: timers did not move, and the store's clock did."""
     async with scheduling(store) as process:
@@ -149,7 +150,15 @@ async def test_a_suspend_counts_against_the_lease(autojump_clock: MockClock, sto
         assert not still_ours()
 
 
-def test_the_clock_of_leases_counts_suspends_where_there_is_such_a_clock() -> None:
-    number = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    before = time.clock_gettime(number)
-    assert before <= boottime() <= time.clock_gettime(number)
+@pytest.mark.row("F28")
+def test_the_clock_of_leases_counts_suspends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that was never suspended the two clocks read alike: only which one is asked tells."""
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)
+    monkeypatch.setattr(time, "clock_gettime", {7: 1234.5}.__getitem__)
+    assert boottime() == 1234.5
+
+
+def test_where_no_clock_counts_suspends_the_monotonic_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    before = time.monotonic()
+    assert before <= boottime() <= time.monotonic()

@@ -109,6 +109,8 @@ async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> No
         (Accepted.CONFLICT, first.id),
     ]
     assert await store.get(second.id) is None
+    key = store._keys.key(0, "idempotency", "k")
+    assert await store._connection.command("PTTL", key) > 23 * 3600 * 1000, "the contract says 24 h"
     assert [size.pending for size in await store.aggregation_sizes()] == [1]
 
 
@@ -358,6 +360,20 @@ async def test_h23_a_download_runs_again_through_its_first_proxy(
         assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
     assert await store.retry(other.id, download=True, limit=4) is RetryAnswer.CONFLICT
     assert (await leased(store)).proxy == "http://first"
+
+
+@pytest.mark.row("F7")
+async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: RedisStore) -> None:
+    spec = await submitted(store)
+    for _ in range(2):
+        await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
+        held = await leased(store, kind=Kind.CALLBACK)
+        if held.generation == 1:
+            first = held
+            await store.close_callbacks("me", [(first, DELIVERED, 60, 4)])
+            assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
+    assert await store.close_callbacks("me", [(first, DELIVERED, 60, 4)]) == [Settled.LEASE_LOST]
+    assert (await callback(store, spec.id)).state is State.RUNNING
 
 
 @pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])

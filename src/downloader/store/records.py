@@ -79,7 +79,7 @@ def job_view(job_id: str, flat: Sequence[Any]) -> JobView:
         spec=spec,
         download=_task(download, due_ms=spec.created_ms),
         outcome=_outcome(download) if "code" in download else None,
-        callback=_task(callback, due_ms=None) if callback else None,
+        callback=_task(callback, due_ms=None) if "state" in callback else None,
     )
 
 

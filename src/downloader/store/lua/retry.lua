@@ -26,7 +26,10 @@ if kind == 'download' then
   local proxy = redis.call('HGET', task, 'proxy') or asked.aggr_proxy or ''
   local found = redis.call('HGET', record, 'proxy')
   if (found or '') ~= '' and found ~= proxy then return 'conflict' end
+  -- The next callback goes on with the generations: a late holder of this one must not pass for its holder.
+  local generation = redis.call('HGET', key_task('callback', id), 'generation')
   redis.call('DEL', key_task('callback', id))
+  if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end
   redis.call('HSETNX', record, 'limit', asked.aggr_limit)
   redis.call('HSETNX', record, 'proxy', proxy)
 else
