@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import pytest
 import structlog
-from structlog.contextvars import bound_contextvars
 
 from downloader.observe.events import Event
 from downloader.observe.logging import configure, escape, get_logger
@@ -48,8 +47,7 @@ class Terminal(io.StringIO):
 
 def test_json_has_event_level_time_and_fields(configured: Configure) -> None:
     lines = configured("json")
-    with bound_contextvars(job="J", aggr="A"):
-        get_logger(role="api").info(Event.JOB_FAILED, error="no\x1b[31m\n\u202e")
+    get_logger(role="api").info(Event.JOB_FAILED, job="J", error="no\x1b[31m\n\u202e")
     [line] = lines()
     assert line.isascii()
     entry = json.loads(line)
@@ -58,7 +56,6 @@ def test_json_has_event_level_time_and_fields(configured: Configure) -> None:
         "event": "job.failed",
         "level": "info",
         "job": "J",
-        "aggr": "A",
         "role": "api",
         "error": "no\x1b[31m\n\u202e",
     }

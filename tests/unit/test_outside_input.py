@@ -183,7 +183,7 @@ async def through(said: bytes, proxy: str) -> bytes | None:
 
 @settings(max_examples=300, deadline=None)
 @given(said=st.binary(max_size=40) | replies.map(GREETING.__add__) | replies.map(WELCOME.__add__))
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "socks5://u:p@127.0.0.1:1"])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks5://u:p@127.0.0.1:1"])
 def test_any_answer_of_a_socks_proxy(proxy: str, said: bytes) -> None:
     trio.run(through, said, proxy)
 
@@ -195,6 +195,6 @@ def test_any_answer_of_a_socks_proxy(proxy: str, said: bytes) -> None:
 )
 def test_what_follows_a_reply_is_the_origins(address: bytes, behind: bytes) -> None:
     reply = b"\x05\x00\x00" + address + b"\x00\x50"
-    assert trio.run(through, GREETING + reply + behind, "socks5://127.0.0.1:1") == behind
+    assert trio.run(through, GREETING + reply + behind, "socks5://127.0.0.1:1080") == behind
     for end in range(len(reply)):
-        assert trio.run(through, GREETING + reply[:end], "socks5://127.0.0.1:1") is None
+        assert trio.run(through, GREETING + reply[:end], "socks5://127.0.0.1:1080") is None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from downloader.fetch.attempt import Fetcher, FetchLimits
+from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
 from downloader.fetch.fetcher import open_fetcher
 from downloader.fetch.spool import disk_used_percent
 
-__all__ = ["FetchLimits", "Fetcher", "disk_used_percent", "open_fetcher"]
+__all__ = ["BucketOpener", "FetchLimits", "Fetcher", "disk_used_percent", "open_fetcher"]

@@ -59,7 +59,6 @@ def configure(
     shape: list[structlog.typing.Processor] = _console(colors=terminal) if console else _json()
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
     ours: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         stamp,
     ]

@@ -155,7 +155,10 @@ async def _run_with(
         )
         fetcher = backends = None
         if "processor" in roles:
-            fetcher = await stack.enter_async_context(open_downloads(settings, files, instance.rng))
+            downloads = open_downloads(
+                settings, files.storage, rng=instance.rng, own_bucket=files.buckets.bucket
+            )
+            fetcher = await stack.enter_async_context(downloads)
         if "notifier" in roles:
             backends = await stack.enter_async_context(open_backends(settings, files.storage))
         serve = _api_server(instance, sockets) if "api" in roles else None

@@ -7,8 +7,8 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,14 +16,16 @@ from pathlib import Path
 import trio
 
 from downloader.config import Settings
-from downloader.fetch import Fetcher, open_fetcher
+from downloader.fetch import Fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
-from downloader.net import EgressPolicy, Url, UrlError
-from downloader.scheduler import End, Ended, Stop, Wake, Workload, run_workload, settle_downloads
-from downloader.service.resources import running_redis
+from downloader.net import Url, UrlError
+from downloader.observe import PROCESSOR_COUNTERS, Counters
+from downloader.scheduler import End, Stop, Wake, run_workload
+from downloader.service.resources import open_downloads, running_redis
 from downloader.service.signals import stop_signals
+from downloader.service.work import DownloadWork
 from downloader.storage import open_storage
-from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
+from downloader.store import JobStore, Submission, asyncio_loop, open_store
 
 SUBMIT_BATCH = 500
 """Jobs per call to the store, so that the first downloads begin while the rest of a long list goes in."""
@@ -34,9 +36,6 @@ somebody waits for us."""
 
 END_S = 10.0
 """For closing after a signal: more than the embedded store takes to stop."""
-
-KEEP_S = 86400.0
-"""Longer than anything here; the store goes with the run."""
 
 
 class FetchState(StrEnum):
@@ -204,7 +203,11 @@ async def _main(run: _Run) -> None:
         async with asyncio_loop(), AsyncExitStack() as stack:
             redis = await stack.enter_async_context(running_redis(run.settings))
             store = await stack.enter_async_context(open_store(redis))
-            fetcher = await stack.enter_async_context(_fetcher(run.settings))
+            storage = await stack.enter_async_context(
+                open_storage(run.settings.storage_name, run.settings.storage_section)
+            )
+            rng = random.Random()  # noqa: S311 - jitter, not secrets
+            fetcher = await stack.enter_async_context(open_downloads(run.settings, storage, rng=rng))
             await _work(run, store, fetcher)
         nursery.cancel_scope.cancel()
 
@@ -244,34 +247,20 @@ async def _submit(run: _Run, store: JobStore) -> None:
         await store.submit(submissions)
 
 
-@asynccontextmanager
-async def _fetcher(settings: Settings) -> AsyncIterator[Fetcher]:
-    lists = settings.egress.downloads
-    rng = random.Random()  # noqa: S311 - jitter, not secrets
-    async with (
-        open_storage(settings.storage_name, settings.storage_section) as storage,
-        open_fetcher(
-            settings=settings.processor,
-            policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
-            storage=storage,
-            spool_dir=settings.spool_dir,
-            rng=rng,
-        ) as fetcher,
-    ):
-        yield fetcher
-
-
-class _FetchWork(Workload):
+class _FetchWork(DownloadWork):
     """Downloads of one run; tells of each what the person at the keyboard wants to see."""
 
     def __init__(self, run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> None:
-        self.kind = Kind.DOWNLOAD
-        self.concurrency = run.settings.processor.concurrency
-        self.lease_s = run.settings.processor.lease
+        super().__init__(
+            store,
+            fetcher,
+            settings=run.settings,
+            owner=owner,
+            counters=Counters(PROCESSOR_COUNTERS),
+            may_lease=lambda: True,
+        )
         self._run = run
-        self._store = store
         self._fetcher = fetcher
-        self._owner = owner
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
         """Attempt the download, with progress."""
@@ -284,10 +273,6 @@ class _FetchWork(Workload):
 
         outcome = await self._fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
         return _bounded(run, lease, outcome)
-
-    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """See `settle_downloads`."""
-        return await settle_downloads(self._store, self._owner, results, per_destination=1, keep_s=KEEP_S)
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # `run` counts them all
         """Tell of a file's end, or that it waits for another attempt."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
-from downloader.fetch import Fetcher, open_fetcher
+from downloader.fetch import BucketOpener, Fetcher, open_fetcher
 from downloader.net import EgressPolicy, guarded_client, open_transport, tls_context
 from downloader.notify import Host, Notifier, open_notifiers
 from downloader.service.files import Files
@@ -44,8 +44,10 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
 
 
 @asynccontextmanager
-async def open_downloads(settings: Settings, files: Files, rng: random.Random) -> AsyncIterator[Fetcher]:
-    """What downloads, into these files.
+async def open_downloads(
+    settings: Settings, storage: Storage, *, rng: random.Random, own_bucket: BucketOpener | None = None
+) -> AsyncIterator[Fetcher]:
+    """What downloads into this storage, and for jobs that bring a bucket, into that.
 
     Raises:
         ConfigError: the spool folder cannot be written, or a certificate file not read.
@@ -54,8 +56,8 @@ async def open_downloads(settings: Settings, files: Files, rng: random.Random) -
     async with open_fetcher(
         settings=settings.processor,
         policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
-        storage=files.storage,
-        own_bucket=files.buckets.bucket,
+        storage=storage,
+        own_bucket=own_bucket,
         spool_dir=settings.spool_dir,
         rng=rng,
     ) as fetcher:

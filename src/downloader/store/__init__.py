@@ -23,14 +23,13 @@ from downloader.store.job_store import (
     Submission,
     TaskView,
 )
-from downloader.store.keys import LAYOUT_VERSION, Keys
+from downloader.store.keys import Keys
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis import Connection, open_connection, where
+from downloader.store.redis import Connection, compare_layout, open_connection, where
 from downloader.store.redis_store import open_store
 
 __all__ = [
     "KILLED_S",
-    "LAYOUT_VERSION",
     "START_S",
     "STOP_S",
     "Accepted",
@@ -56,6 +55,7 @@ __all__ = [
     "Submission",
     "TaskView",
     "asyncio_loop",
+    "compare_layout",
     "embedded_valkey",
     "open_connection",
     "open_store",

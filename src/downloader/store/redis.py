@@ -354,18 +354,27 @@ async def check_layout(connection: Connection) -> bool:
     text = await connection.command("GET", key)
     if text is None:
         raise StoreUnavailable("the store lost its data while it was asked")
+    compare_layout(text, connection.keys.shards)
+    return fresh
+
+
+def compare_layout(text: str, shards: int) -> None:
+    """Whether a store's layout is ours, with so many shards.
+
+    Raises:
+        StoreRefused: it is not.
+    """
     found = json.loads(text)
-    if found.get("version") != ours["version"]:
+    if found.get("version") != LAYOUT_VERSION:
         raise StoreRefused(
             f"the store has layout {found.get('version')} and this version of the service uses"
-            f" {ours['version']}"
+            f" {LAYOUT_VERSION}"
         )
-    if found.get("shards") != ours["shards"]:
+    if found.get("shards") != shards:
         raise StoreRefused(
             f"the store was set up with {found.get('shards')} shards and this instance uses"
-            f" {ours['shards']}; is redis.cluster set alike everywhere?"
+            f" {shards}; is redis.cluster set alike everywhere?"
         )
-    return fresh
 
 
 async def _check_durability(connection: Connection, settings: RedisSettings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import statistics
 import tempfile
@@ -15,14 +14,14 @@ import trio
 from rich.filesize import decimal
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
-from downloader.errors import ConfigError, StoreError, StoreRefused
+from downloader.errors import ConfigError, StoreError
 from downloader.folders import private_folder
 from downloader.service.doctor.parts import Note
 from downloader.store import (
-    LAYOUT_VERSION,
     Connection,
     FolderInUse,
     Keys,
+    compare_layout,
     embedded_valkey,
     open_connection,
     socket_path,
@@ -111,15 +110,10 @@ async def _write(connection: Connection) -> float:
 
 
 async def _check_layout(connection: Connection, prefix: str) -> None:
-    """Whether the fleet's own data, if there are some, are of a shape that this version knows."""
+    """Whether the fleet's own data, if there are any, are of a layout that this version knows."""
     keys = Keys(prefix=prefix, shards=connection.keys.shards)
-    text = await connection.command("GET", keys.key(0, "layout"))
-    found = json.loads(text) if text else {"version": LAYOUT_VERSION, "shards": keys.shards}
-    if found.get("shards") != keys.shards:
-        raise StoreRefused(
-            f"it was set up with {found.get('shards')} shards and this instance uses {keys.shards};"
-            " is redis.cluster set alike everywhere?"
-        )
+    if text := await connection.command("GET", keys.key(0, "layout")):
+        compare_layout(text, keys.shards)
 
 
 async def _facts(connection: Connection) -> Mapping[str, Any]:
