@@ -14,7 +14,7 @@ import trio
 
 from downloader.api import ApiDeps, create_app, serve
 from downloader.api.events import Pace
-from downloader.api.places import Limits
+from downloader.api.limits import Limits
 from downloader.config import ApiSettings
 from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving

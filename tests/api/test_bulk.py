@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from downloader.api.bulk import Lines
 from downloader.api.intake import MAX_BATCH
-from downloader.api.places import PIECE_BYTES, Limits
+from downloader.api.limits import PIECE_BYTES, Limits
 from downloader.config import ApiSettings, TokenSettings
 from downloader.store import Accepted, StoreUnavailable, Submission
 from downloader.store.redis_store import RedisStore

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from downloader.api.events import Pace
-from downloader.api.places import Limits
+from downloader.api.limits import Limits
 from downloader.config import ApiSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Outcome, Verdict

@@ -11,7 +11,7 @@ from time import thread_time
 import pytest
 import trio
 
-from downloader.api.places import Limits
+from downloader.api.limits import Limits
 from downloader.storage import StoredFile
 from servers.api import JOB, Served, Serving, read_to_end
 
@@ -199,7 +199,7 @@ async def test_100_continue(api: Served) -> None:
     body = json.dumps(JOB).encode()
     async with await api.connect() as stream:
         await stream.send_all(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
-        assert await stream.receive_some() == b"HTTP/1.1 100 \r\n\r\n"
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
         await stream.send_all(body)
         assert status(bytes(await stream.receive_some())) == 201
 

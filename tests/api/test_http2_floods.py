@@ -22,7 +22,7 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-from downloader.api.places import Limits
+from downloader.api.limits import Limits
 from servers.api import JOB, Served, Serving
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from downloader.api.asgi import AsgiApp, Message, Receive, Send
-from downloader.api.places import Limits
+from downloader.api.limits import Limits
 from downloader.api.server import serve_http
 from servers.api import read_to_end
 

@@ -30,9 +30,9 @@ from downloader.api.health import add_health
 from downloader.api.hosts import host_check
 from downloader.api.intake import Intake
 from downloader.api.jobs import add_jobs
+from downloader.api.limits import Limits
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin
 from downloader.api.page import add_page
-from downloader.api.places import Limits
 from downloader.api.problems import (
     CONTENT_TYPE,
     INTERNAL,

@@ -17,7 +17,7 @@ from quart_trio import QuartTrio
 
 from downloader.api.globs import Allows, anything
 from downloader.api.jobs import visible_aggregations
-from downloader.api.places import client_address
+from downloader.api.limits import client_address
 from downloader.api.problems import Refused, unavailable
 from downloader.api.snapshot import NOTHING_KNOWN, ROLES, SAMPLED, Snapshot, encode
 from downloader.observe import Event, get_logger

@@ -9,10 +9,11 @@ from __future__ import annotations
 import resource
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from functools import partial
+from math import inf
 from pathlib import Path
 from time import time
 from typing import Any
@@ -22,17 +23,16 @@ from h2.exceptions import H2Error
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError
-from hypercorn.trio.statsd import StatsdLogger
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from downloader.api.asgi import AsgiApp, Gone
-from downloader.api.exchange import Shared
 from downloader.api.http1 import HEAD_TIMEOUT, Http1
 from downloader.api.http2 import Http2
-from downloader.api.places import PIECE_BYTES, Limits, Places, client_address
+from downloader.api.limits import PIECE_BYTES, Limits, OpenConnections, client_address
 from downloader.api.problems import Refused
 from downloader.errors import ConfigError
 from downloader.observe import Event as LogEvent
@@ -42,6 +42,8 @@ _log = get_logger()
 
 BACKLOG = 1024
 """Clients that wait to be accepted, as in a burst; the kernel caps it at its own limit."""
+
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 async def serve_http(
@@ -68,27 +70,28 @@ async def serve_http(
         tls: from `tls_context`; `None` for plain TCP.
         task_status: started when the sockets listen.
     """
-    limits = limits or Limits()
+    config = ServerConfig(limits or Limits())
+    context = WorkerContext(None)
+    limits = config.limits
     # At least half of the process's descriptors are for what the requests are about.
     most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     per_address = min(limits.per_address, max(1, most // 2))
-    places = Places(most=most, per_address=per_address, reserve=limits.reserve)
-    shared = Shared(app, _config(limits), limits, places)
-    open_now: set[BoundedServer] = set()
+    open_connections = OpenConnections(most=most, per_address=per_address, reserve=limits.reserve)
+    clients: set[BoundedServer] = set()
 
     async def handle(stream: Any) -> None:
         try:
-            connection = BoundedServer(shared, stream)
+            client = BoundedServer(app, config, context, open_connections, stream)
         except OSError:  # it left before it could be asked for its address
             await trio.aclose_forcefully(stream)
             return
-        open_now.add(connection)
+        clients.add(client)
         try:
-            await connection
+            await client
         except Exception:  # noqa: BLE001  one connection's trouble must not take the others down
             _log.exception(LogEvent.API_FAILED)
         finally:
-            open_now.discard(connection)
+            clients.discard(client)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -99,10 +102,10 @@ async def serve_http(
             task_status.started()
             await stop()
             accepting.cancel_scope.cancel()
-        await shared.stop()
+        await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + grace_s
-        for connection in list(open_now):
-            connections.start_soon(connection.drain)
+        for client in list(clients):
+            connections.start_soon(client.drain)
 
 
 def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
@@ -141,87 +144,97 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> trio.abc.Liste
     return listener if tls is None else trio.SSLListener(listener, tls, https_compatible=True)
 
 
-class _Config(Config):
-    """Hypercorn's, with the `Date` header made once a second."""
+class ServerConfig(Config):
+    """Hypercorn's, with the limits, and the `Date` header made once a second."""
+
+    accesslog = errorlog = None
+    keep_alive_max_requests = 50_000  # h2 keeps a record of each
 
     _date: tuple[int, list[tuple[bytes, bytes]]] = (0, [])
 
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.h11_max_incomplete_size = self.h2_max_header_list_size = limits.head_bytes
+        self.h2_max_concurrent_streams = limits.streams
+
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002  the same for both
+        """Headers of each answer."""
         now = int(time())
         if now != self._date[0]:
             self._date = (now, [(b"date", formatdate(now, usegmt=True).encode())])
         return self._date[1]
 
 
-def _config(limits: Limits) -> Config:
-    config = _Config()
-    config.accesslog = config.errorlog = None
-    config.set_statsd_logger_class(StatsdLogger)
-    config.h11_max_incomplete_size = limits.head_bytes
-    config.h2_max_concurrent_streams = limits.streams
-    config.h2_max_header_list_size = limits.head_bytes
-    return config
-
-
 class BoundedServer(TCPServer):
     """One connection; `await` it once. No wait for its client is without a bound, and nothing is shielded."""
 
-    protocol: Http1 | Http2  # type: ignore[assignment]  # chosen by `_receive`, instead of a wrapper
+    protocol: Http1 | Http2  # type: ignore[assignment]  # without hypercorn's wrapper
+    config: ServerConfig
 
-    def __init__(self, shared: Shared, stream: Any) -> None:
+    def __init__(
+        self,
+        app: AsgiApp,
+        config: ServerConfig,
+        context: WorkerContext,
+        open_connections: OpenConnections,
+        stream: Any,
+    ) -> None:
         """`stream`: a TCP, unix or TLS stream, owned and closed.
 
         Raises:
             OSError: the client has left.
         """
-        super().__init__(shared.app, shared.config, shared.context, ConnectionState({}), stream)  # type: ignore[arg-type]  # called by `Exchange`
-        self.shared = shared
+        super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # called by `Exchange`
         self.reserved = False
-        self.busy = 0
-        self.scope = trio.CancelScope()
+        self._open_connections = open_connections
+        self._scope = trio.CancelScope()
         sock = getattr(stream, "transport_stream", stream).socket
         self._peers = (
             parse_socket_addr(sock.family, sock.getpeername()),
             parse_socket_addr(sock.family, sock.getsockname()),
         )
         self.address = client_address(self._peers[0][0]) if self._peers[0] else ""
+        self._secure = isinstance(stream, trio.SSLStream)
+        self._busy = 0
+        """Exchanges that do not wait for the client."""
         self._ending = False
-        self._begun = False
-        """There is a `protocol`."""
-        self._half_head = False
-        self._deadline = trio.current_time() + shared.limits.head_s
-        self._reading: trio.CancelScope | None = None
+        """Nothing more is sent; what arrives is thrown away."""
+        self._head_s = config.limits.head_s
+        self._deadline = inf
+        """For the client's next bytes."""
+        self._reading = trio.CancelScope()
+        self._sending: set[trio.CancelScope] = set()
 
     def cut(self) -> None:
         """Close the connection, whatever it is doing."""
-        self.scope.cancel()
+        self._scope.cancel()
 
-    def update(self) -> None:
-        """Note whether the connection may be closed for another one."""
-        self.shared.places.waits(self, waits=self.busy == 0)
+    def add_busy(self, change: int) -> None:
+        """So many more exchanges do not wait for the client."""
+        self._busy += change
+        self._open_connections.set_waiting(self, waits=not self._busy)
 
     async def run(self) -> None:
         """Serve the connection until one side has had enough."""
-        places = self.shared.places
         try:
-            if not places.enter(self):
+            if not self._open_connections.add(self):
                 return
             if self.reserved:
-                self._deadline = trio.current_time() + self.shared.limits.reserve_head_s
+                self._head_s = self.config.limits.reserve_head_s
+            self._set_deadline(self._head_s)
             try:
-                with self.scope:
+                with self._scope:
                     await self._serve()
             finally:
-                places.leave(self)
+                self._open_connections.remove(self)
         except* OSError:  # `Gone` among them
             pass
         finally:
             await trio.aclose_forcefully(self.stream)
 
     async def _serve(self) -> None:
-        secure = isinstance(self.stream, trio.SSLStream)
         alpn = None
-        if secure:
+        if self._secure:
             try:
                 with trio.fail_at(self._deadline):
                     await self.stream.do_handshake()
@@ -229,16 +242,14 @@ class BoundedServer(TCPServer):
                 return
             alpn = self.stream.selected_alpn_protocol()
         async with TaskGroup() as tasks:
-            self._words = (
-                *(self.app, self.config, self.context, tasks, ConnectionState({}), secure),
-                *self._peers,
-                self.protocol_send,
+            self._args = (
+                *(self.app, self.config, self.context, tasks, ConnectionState({}), self._secure),
+                *(*self._peers, self.protocol_send),
             )
-            self._begun = True
             if alpn == "h2":
                 await self._switch()
             else:
-                self.protocol = Http1(self, *self._words)
+                self.protocol = Http1(self, *self._args)
             await self._read_data()
 
     async def _switch(
@@ -247,15 +258,14 @@ class BoundedServer(TCPServer):
         headers: list[tuple[bytes, bytes]] | None = None,
         settings: bytes | None = None,
     ) -> None:
-        self.protocol = Http2(self, *self._words)
+        self.protocol = Http2(self, *self._args)
+        self._set_deadline(self.config.limits.idle_s)
         try:
             await self.protocol.initiate(headers, settings)
         except H2Error:
             await self.protocol_send(Closed())
             return
-        self._set_deadline(self.shared.limits.idle_s)
-        if data:
-            await self.protocol.handle(RawData(data=data))
+        await self.protocol.handle(RawData(data=data))
 
     async def _receive(self, data: bytes) -> None:
         try:
@@ -266,90 +276,92 @@ class BoundedServer(TCPServer):
             await self._switch(required.data, required.headers, required.settings)
 
     async def _read_data(self) -> None:
+        """Feed the protocol until no more is to come; what still runs then may yet answer."""
         try:
             await self._read_to_end()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        except _BROKEN:
             await self.protocol.handle(Closed())
 
     async def _read_to_end(self) -> None:
-        """Feed the protocol until the connection is to be closed; what still runs then may yet answer."""
-        linger_bytes = self.shared.limits.linger_bytes
-        while True:
-            data = await self._next_bytes()
-            if self._ending:
-                linger_bytes -= len(data or b"")
-                if not data or linger_bytes < 0:
-                    return
-            elif data:
+        data, half_head, in_time = b"?", False, True
+        while data and in_time and not self._ending:
+            with trio.CancelScope(deadline=self._deadline) as self._reading:
+                data = bytes(await self.stream.receive_some(PIECE_BYTES))
                 await self._receive(data)
-                self._bound_the_head()
-            elif isinstance(self.protocol, Http2):
-                await self.protocol.handle(Closed())
-                return
-            elif data is not None:
-                await self.protocol.end_of_stream()
-                return
-            elif self.protocol.half_head:
-                await self.protocol.refuse(Refused(HEAD_TIMEOUT))
-            else:
-                return
+                begins, half_head = not half_head, self.protocol.half_head
+                if begins and half_head:
+                    self._set_deadline(self._head_s)
+            in_time = not self._reading.cancelled_caught
+        if not self._ending and not in_time and isinstance(self.protocol, Http1) and half_head:
+            await self.protocol.refuse(Refused(HEAD_TIMEOUT))
+        if self._ending:
+            await self._linger()
+        elif in_time:
+            await self.protocol.end_of_stream()
+        else:
+            await self.protocol.handle(Closed())
 
-    async def _next_bytes(self) -> bytes | None:
-        """What the client sends next: nothing at its end, `None` when it takes too long."""
-        with trio.CancelScope(deadline=self._deadline) as self._reading:
-            return bytes(await self.stream.receive_some(PIECE_BYTES))
-        return None
-
-    def _bound_the_head(self) -> None:
-        """A head that has begun has to be complete in time."""
-        half = isinstance(self.protocol, Http1) and self.protocol.half_head
-        if half and not self._half_head:
-            self._set_deadline(self.shared.limits.head_s)
-        self._half_head = half
+    async def _linger(self) -> None:
+        """Send no more, but read on: closing while the client sends would destroy the answer on its way."""
+        if not self._secure:
+            with suppress(OSError, trio.BusyResourceError):
+                await self.stream.send_eof()
+        left = self.config.limits.linger_bytes if self.protocol.unread else 0
+        with trio.move_on_after(self.config.limits.linger_s):
+            while left > 0:
+                left -= len(await self.stream.receive_some(PIECE_BYTES)) or left
 
     def _set_deadline(self, seconds: float) -> None:
         """Bound the wait for the client's next bytes, also one that is on."""
-        self._deadline = trio.current_time() + seconds
-        if self._reading is not None:
-            self._reading.deadline = self._deadline
+        self._deadline = self._reading.deadline = trio.current_time() + seconds
 
     async def protocol_send(self, event: Event) -> None:
         """What the protocol has to say: bytes for the client, its end, or whether it is idle."""
         if isinstance(event, RawData):
             await self._send(event.data)
-        elif isinstance(event, Closed):
-            await self._end()
         elif isinstance(event, Updated):
-            self._set_deadline(self.shared.limits.idle_s if event.idle else float("inf"))
+            self._set_deadline(self.config.limits.idle_s if event.idle else inf)
+        elif not self._ending:  # by the reader: an application may be cancelled once it has answered
+            self._ending = True
+            await self.protocol.handle(Closed())
+            self._reading.cancel()
 
     async def _send(self, data: bytes) -> None:
         async with self.send_lock:
             try:
-                await self.shared.send_in_time(self.stream.send_all, data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                with self.send_deadline():
+                    await self.stream.send_all(data)
+            except _BROKEN:
                 await self.protocol.handle(Closed())
             except (Gone, trio.Cancelled):
                 self.cut()  # a part of it may have been sent, so nothing may follow
                 raise
 
-    async def _end(self) -> None:
-        """Send no more; read on for a while if the client is still sending."""
-        if self._ending:
-            return
-        self._ending = True
-        clean = isinstance(self.protocol, Http1) and self.protocol.clean
-        if not isinstance(self.stream, trio.SSLStream):
-            with suppress(
-                OSError, trio.BusyResourceError, trio.BrokenResourceError, trio.ClosedResourceError
-            ):
-                await self.stream.send_eof()
-        self._set_deadline(0 if clean else self.shared.limits.linger_s)
+    @contextmanager
+    def send_deadline(self) -> Iterator[None]:
+        """Bounds the sending of one piece.
+
+        Raises:
+            Gone: the client did not take it in time.
+        """
+        limits = self.config.limits
+        limit_s = limits.stop_send_s if self.context.terminated.is_set() else limits.send_s
+        with trio.CancelScope(deadline=trio.current_time() + limit_s) as scope:
+            self._sending.add(scope)
+            try:
+                yield
+            finally:
+                self._sending.discard(scope)
+        if scope.cancelled_caught:
+            raise Gone
 
     async def drain(self) -> None:
-        """The server stops: take no more requests, close when none is left."""
-        if not self._begun:
-            self.cut()
-        elif isinstance(self.protocol, Http2):
-            await self.protocol.drain()
-        elif self.protocol.stream is None:
+        """The server stops: take no more requests, close when none is left; sending gets less time."""
+        deadline = trio.current_time() + self.config.limits.stop_send_s
+        for scope in self._sending:
+            scope.deadline = min(scope.deadline, deadline)
+        protocol = getattr(self, "protocol", None)
+        if isinstance(protocol, Http2):
+            await protocol.drain()
+        elif protocol is None or protocol.stream is None:
             self.cut()

@@ -1,4 +1,4 @@
-"""What clients may cost, and which of their connections have a place in a crowded server."""
+"""What clients may cost, and which of their connections stay open in a crowded server."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Limits:
     body_rate: int = 1024
     """Bytes per second."""
     send_s: float = 30.0
-    """For a client to take the next 64 KiB of an answer; else it is cut off."""
+    """For a client to take the next 64 KiB of an answer; else its connection is closed."""
     stop_send_s: float = 2.0
-    """The same once the server stops: who does not read does not hold the stop."""
+    """The same once the server stops: a client that does not read does not delay the stop."""
     linger_s: float = 2.0
-    """For a client to read an answer while it still sends a body that nobody wants: closing at once
+    """For a client to read an answer while it still sends a body that nobody reads: closing at once
     would reset the connection and destroy the answer on its way."""
     linger_bytes: int = 16 * 1024**2
     connections: int = 4096
@@ -48,8 +48,8 @@ class Limits:
     """Requests at once on one HTTP/2 connection."""
 
 
-class Client(Protocol):
-    """A connection, as `Places` sees it."""
+class Connection(Protocol):
+    """An open connection, as `OpenConnections` sees it."""
 
     address: str
     reserved: bool
@@ -59,62 +59,62 @@ class Client(Protocol):
 
 
 @dataclass(slots=True, kw_only=True)
-class Places:
-    """The connections that are open.
+class OpenConnections:
+    """The connections of one server.
 
-    A new one that finds no place, in all or for its address, takes that of the oldest that waits for its
-    client: for a request, or for the rest of one. Where none waits, it gets a place of the reserve.
+    When the limit, in all or for an address, is reached, a new connection replaces the oldest that waits for
+    its client: for a request, or for the rest of one. Where none waits, it is one of the reserve.
     """
 
     most: int
     per_address: int
     reserve: int
-    taken: int = 0
-    """By connections not of the reserve."""
-    reserved: int = 0
+    _ordinary: int = 0
+    """How many are not of the reserve."""
+    _reserved: int = 0
     _addresses: Counter[str] = field(default_factory=Counter)
-    _waiting: dict[Client, None] = field(default_factory=dict)
+    _waiting: dict[Connection, None] = field(default_factory=dict)
     """Those that may be closed, the longest waiting first."""
 
-    def enter(self, client: Client) -> bool:
-        """Give a new connection a place, and mark one of the reserve; false when that is full too."""
-        crowded = client.address != "" and self._addresses[client.address] >= self.per_address
-        if (crowded or self.taken >= self.most) and not self._cut_one(client.address if crowded else ""):
-            if self.reserved >= self.reserve and not self._cut_one("", reserved=True):
+    def add(self, new: Connection) -> bool:
+        """Count a new connection, and mark one of the reserve; false when that is full too."""
+        crowded = new.address != "" and self._addresses[new.address] >= self.per_address
+        if (crowded or self._ordinary >= self.most) and not self._cut_one(new.address if crowded else ""):
+            if self._reserved >= self.reserve and not self._cut_one("", reserved=True):
                 return False
-            client.reserved = True
-        if client.reserved:
-            self.reserved += 1
+            new.reserved = True
+        if new.reserved:
+            self._reserved += 1
         else:
-            self.taken += 1
-            self._addresses[client.address] += 1
-        self._waiting[client] = None
+            self._ordinary += 1
+            self._addresses[new.address] += 1
+        self._waiting[new] = None
         return True
 
-    def leave(self, client: Client) -> None:
+    def remove(self, closed: Connection) -> None:
         """The connection is closed."""
-        self._waiting.pop(client, None)
-        if client.reserved:
-            self.reserved -= 1
+        self._waiting.pop(closed, None)
+        if closed.reserved:
+            self._reserved -= 1
             return
-        self.taken -= 1
-        self._addresses[client.address] -= 1
-        if not self._addresses[client.address]:
-            del self._addresses[client.address]
+        self._ordinary -= 1
+        self._addresses[closed.address] -= 1
+        if not self._addresses[closed.address]:
+            del self._addresses[closed.address]
 
-    def waits(self, client: Client, *, waits: bool) -> None:
+    def set_waiting(self, connection: Connection, *, waits: bool) -> None:
         """Whether the connection now waits for its client, so that it may be closed for another."""
         if waits:
-            self._waiting.setdefault(client)
+            self._waiting.setdefault(connection)
         else:
-            self._waiting.pop(client, None)
+            self._waiting.pop(connection, None)
 
     def _cut_one(self, address: str, *, reserved: bool = False) -> bool:
-        """Close the longest waiting connection, of this address if one is given; false when there is none."""
-        for client in self._waiting:
-            if client.reserved is reserved and address in ("", client.address):
-                del self._waiting[client]
-                client.cut()
+        """Close the longest waiting one, of this address if one is given; false when there is none."""
+        for connection in self._waiting:
+            if connection.reserved is reserved and address in ("", connection.address):
+                del self._waiting[connection]
+                connection.cut()
                 return True
         return False
 
