@@ -15,15 +15,15 @@ ROWS = (
     (
         "egress: the first address decides",
         f"{NET}/dial.py",
-        "        for address in addresses:\n            self._check(name, address)\n        return",
-        "        self._check(name, addresses[0])\n        return",
+        "        for address in addresses:\n            self.policy.check(",
+        "        for address in addresses[:1]:\n            self.policy.check(",
         ADDRESSES,
     ),
     (
         "egress: addresses are not checked",
         f"{NET}/dial.py",
-        "            self._check(name, literal)\n            return [str(literal)]",
-        "            return [str(literal)]",
+        "        for address in addresses:\n            self.policy.check(",
+        "        for address in () if literal else addresses:\n            self.policy.check(",
         ADDRESSES,
     ),
     (
@@ -40,7 +40,7 @@ ROWS = (
         "faces = (plain,)",
         ADDRESSES,
     ),
-    ("egress: loopback is public", f"{NET}/policy.py", '        "127.0.0.0/8",\n', "", TABLE),
+    ("egress: loopback is public", f"{NET}/policy.py", '        "127.0.0.0/8",\n', "", ADDRESSES),
     (
         "egress: IPv6 outside 2000::/3",
         f"{NET}/policy.py",

@@ -181,7 +181,7 @@ URLS = [
     ("http://\N{ZERO WIDTH JOINER}.example/", "url_host"),
     ("http://\N{EN DASH}\N{GRINNING FACE}.example/", "url_host"),
     ("http://256.1.1.1/", "url_host"),
-    ("http://01.1.1.1/", "url_host"),
+    ("http://08.1.1.1/", "url_host"),
     ("http://[::1/", "url_host"),
     ("http://[::g]/", "url_host"),
     ("http://[fe80::1%25eth0]/", "url_host"),

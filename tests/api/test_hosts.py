@@ -26,7 +26,7 @@ async def ask(api: Served, host: str, method: str = "GET", path: str = "/hb") ->
             for host in ("localhost", "127.0.0.1", "[::1]", "api.localhost")
             for port in ("", PORT)
         ),
-        *(("LOCALHOST.", 200), ("127.8.9.1", 200), ("[::ffff:127.0.0.1]", 200)),
+        *((host, 200) for host in ("LOCALHOST.", "127.8.9.1", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1")),
         *(
             (host + port, 421)
             for host in ("evil.example", "192.0.2.1", "[2001:db8::1]")
@@ -36,10 +36,7 @@ async def ask(api: Served, host: str, method: str = "GET", path: str = "/hb") ->
             (host, 421)
             for host in ("localhost.evil.example", "evil-localhost", "127.0.0.1.nip.io", "0.0.0.0")
         ),
-        *(
-            (host, 421)
-            for host in ("2130706433", "0x7f.1", "[::]", "localhost/x", "localhost:http", "a b", "\xe4")
-        ),
+        *((host, 421) for host in ("[::]", "localhost/x", "localhost:http", "a b", "\xe4")),
     ],
 )
 @pytest.mark.row("H24")

@@ -23,12 +23,34 @@ USES: list[Use] = ["download", "callback", "proxy", "endpoint"]
         ("http://b\u00fccher.example/", "http", "xn--bcher-kva.example", 80, b"xn--bcher-kva.example"),
         ("http://\uff11\uff12\uff17.0.0.1/", "http", "127.0.0.1", 80, b"127.0.0.1"),
         ("http://a_b.example/", "http", "a_b.example", 80, b"a_b.example"),
-        ("http://2130706433/", "http", "2130706433", 80, b"2130706433"),
+        ("http://2130706433/", "http", "127.0.0.1", 80, b"127.0.0.1"),
     ],
 )
 def test_the_origin(text: str, scheme: str, host: str, port: int, authority: bytes) -> None:
     origin = Url.parse(text).origin
     assert (origin.scheme, origin.host, origin.port, origin.authority) == (scheme, host, port, authority)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1.", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("0x7f000001", "127.0.0.1"),
+        ("0X7F.1", "127.0.0.1"),
+        ("0177.0.0.1", "127.0.0.1"),
+        ("017700000001", "127.0.0.1"),
+        ("0", "0.0.0.0"),
+        ("\uff11\uff12\uff17\u30020.0.1", "127.0.0.1"),
+        ("0250.0.0.1", "168.0.0.1"),
+    ],
+)
+@pytest.mark.row("H1")
+def test_addresses_are_read_as_browsers_read_them(host: str, address: str) -> None:
+    for use in USES:
+        assert Url.parse(f"http://{host}", use).origin.host == address
 
 
 @pytest.mark.parametrize(
@@ -86,7 +108,7 @@ HOSTILE = {
         "http://a-/",
         "http://" + "a" * 64 + "/",
         "http://" + ".".join(["a" * 60] * 5) + "/",
-        "http://1.2.3.256/",
+        *("http://1.2.3.256/", "http://1.2.3.4.5/", "http://0x/", "http://a.127/", "http://08.0.0.1/"),
         "http://[::1/",
         "http://[::1]x/",
         "http://[fe80::1%25eth0]/",

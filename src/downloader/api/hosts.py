@@ -43,12 +43,13 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
 
     def passes(value: bytes, server: tuple[str, int] | None) -> bool:
         try:
-            host = Url.parse(f"http://{value.decode()}", "proxy").origin.host.removesuffix(".")
+            url = Url.parse(f"http://{value.decode()}", "endpoint")
         except (UrlError, UnicodeDecodeError):
             return False
+        host = url.origin.host.removesuffix(".")
         parents = host.split(".")[1:]
         listed = host in names or any("*." + ".".join(parents[at:]) in names for at in range(len(parents)))
-        return listed or _is_own(host, server)
+        return url.target == b"/" and (listed or _is_own(host, server))
 
     return check
 

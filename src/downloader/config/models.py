@@ -103,7 +103,7 @@ def _allowed_host(host: str) -> str:
     domain = host.removeprefix("*.")
     text = f"[{domain}]" if domain.count(":") > 1 and not domain.startswith("[") else domain
     try:
-        origin = Url.parse(f"http://{text}", "proxy").origin
+        origin = Url.parse(f"http://{text}", "endpoint").origin
     except UrlError:
         raise ValueError("must be host names, without scheme and path") from None
     if text.rpartition("]")[2].count(":") or "@" in text or "/" in text:
@@ -116,10 +116,10 @@ def _cors_origin(text: str) -> str:
     if text == "*":
         return text
     try:
-        url = Url.parse(text, "proxy")
+        url = Url.parse(text, "endpoint")
     except UrlError:
         raise ValueError("must be origins, such as https://example.org") from None
-    if url.origin.scheme not in ("http", "https") or url.basic or text.endswith("/"):
+    if url.target != b"/" or text.endswith("/"):
         raise ValueError("must be http or https origins, without user and path")
     return f"{url.origin.scheme}://{url.origin.authority.decode()}"
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 import trio
 
 from downloader.net.errors import ConnectFailed, EgressRefused, NameNotResolved, TimedOut
-from downloader.net.policy import (
-    Address,
-    EgressPolicy,
-    is_canonical,
-    is_local_name,
-    normal_host,
-    parse_literal,
-)
+from downloader.net.policy import Address, EgressPolicy, is_local_name, parse_address
 from downloader.net.resolve import Resolver, SystemResolver
 from downloader.net.stream import Stream
 
@@ -66,7 +60,7 @@ class Dialer:
     """Whether an address is one of this machine's interfaces'."""
 
     async def connect(self, host: str, port: int) -> Stream:
-        """Connect to the host if the policy allows it.
+        """Connect to a URL's host if the policy allows it.
 
         Nothing is sent, not even a SYN, unless every address of the host is allowed. A cancel leaves no
         socket behind.
@@ -78,8 +72,7 @@ class Dialer:
             TimedOut: no answer in time.
         """
         deadline = trio.current_time() + self.within_s
-        self.policy.check_port(port)
-        addresses = await self._addresses(host, port, deadline)
+        addresses = await self._addresses(host.removesuffix("."), port, deadline)
         try:
             with trio.fail_at(deadline):
                 sock = await _connect_first(addresses, port)
@@ -92,72 +85,39 @@ class Dialer:
     async def check_target(self, host: str) -> None:
         """Check the target of a request that goes through a proxy, which resolves the name by itself.
 
-        Addresses must be allowed, and spelled as everybody reads them. A name that only a private network
-        can know (`localhost`, `*.internal`, a single label) must be allowed by name. Any other name is
-        looked up here too, and refused if it has a forbidden address; one that cannot be looked up is let
-        through, as proxies often know names that we do not. What the proxy itself makes of a name later is
-        beyond us: a proxy inside the network needs rules of its own.
+        Addresses must be allowed. A name that only a private network can know (`localhost`, `*.internal`, a
+        single label) must be allowed by name. Any other name is looked up here too, and refused if it has a
+        forbidden address; one that cannot be looked up passes, as proxies often know names that we do not.
+        What the proxy makes of a name later is not checked: a proxy inside the network needs its own rules.
 
         Raises:
             EgressRefused: the policy forbids it.
-            NameNotResolved: the text cannot be a host.
         """
-        name = _name_of(host)
-        literal = parse_literal(name)
-        if literal is not None:
-            self._check(name, literal)
-            if not is_canonical(name):
-                raise EgressRefused(
-                    f"address not allowed: {name} does not mean the same address to every proxy;"
-                    f" write {literal}"
-                )
-            return
+        name = host.removesuffix(".")
         self.policy.check_name(name)
         if self.policy.allows_name(name):
             return
-        if is_local_name(name):
+        if parse_address(name) is None and is_local_name(name):
             raise EgressRefused(
                 f"address not allowed: {name} is a name of a private network;"
                 f" to permit it add it to {self.policy.setting}.allow"
             )
-        deadline = trio.current_time() + min(self.within_s, _TARGET_RESOLVE_S)
-        try:
-            addresses = await _resolve(self.resolver, name, 0, deadline)
-        except NameNotResolved:
-            return
-        for address in addresses:
-            self._check(name, address)
+        with suppress(NameNotResolved):
+            await self._addresses(name, 0, trio.current_time() + min(self.within_s, _TARGET_RESOLVE_S))
 
-    def _check(self, name: str, address: str | Address) -> None:
-        self.policy.check(name, address, is_own=self.is_own)
-
-    async def _addresses(self, host: str, port: int, deadline: float) -> Sequence[str]:
+    async def _addresses(self, name: str, port: int, deadline: float) -> Sequence[str]:
         """The host's addresses, at least one, all of them allowed."""
-        name = _name_of(host)
-        literal = parse_literal(name)
-        if literal is not None:
-            self._check(name, literal)
-            return [str(literal)]
         self.policy.check_name(name)
-        addresses = await _resolve(self.resolver, name, port, deadline)
+        literal = parse_address(name) is not None
+        addresses = [name] if literal else await _resolve(self.resolver, name, port, deadline)
         for address in addresses:
-            self._check(name, address)
+            self.policy.check(name, address, is_own=self.is_own)
         return addresses
 
 
 def _failed(exc: OSError) -> ConnectFailed:
     reason = os.strerror(exc.errno).lower() if exc.errno else "connection lost"
     return ConnectFailed(reason, errno=exc.errno or 0)
-
-
-def _name_of(host: str) -> str:
-    try:
-        name = normal_host(host)
-    except ValueError:
-        name = ""
-    if not name:
-        raise NameNotResolved(host, "not a host name")
-    return name
 
 
 async def _resolve(resolver: Resolver, name: str, port: int, deadline: float) -> Sequence[str]:

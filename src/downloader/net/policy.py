@@ -7,16 +7,13 @@ The tables follow the IANA special-purpose registries (RFC 6890 and its updates)
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
-import idna
-
 from downloader.net.errors import EgressRefused
+from downloader.net.url import UrlError, normal_host
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -88,58 +85,20 @@ METADATA = frozenset(
 )
 """Services that hand credentials to whoever can reach them; only an entry of their own permits them."""
 
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".localdomain", ".home.arpa")
 """Names that never belong to a public host (RFC 6761, 6762, 8375, and ICANN's reservation of `internal`)."""
 
-_MAX_PORT = 65535
 
-
-def normal_host(host: str) -> str:
-    """The host in the one form in which names are compared: ASCII, lower case, no brackets, no final dot.
-
-    Raises:
-        ValueError: it has characters that no host name can have.
-    """
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host.isascii():
-        try:
-            host = idna.encode(host, uts46=True).decode("ascii")
-        except idna.IDNAError as exc:
-            raise ValueError(f"not a host name: {host!r}") from exc
-    return host.lower().rstrip(".")
-
-
-def parse_literal(host: str) -> Address | None:
-    """The address that a host spells out, in any spelling a resolver takes; `None` for a name.
-
-    `127.1`, `2130706433`, `0x7f000001` and `0177.0.0.1` are addresses, as `getaddrinfo` reads them.
-    """
+def parse_address(host: str) -> Address | None:
+    """The address that a URL's host is; `None` for a name."""
     try:
         return ip_address(host)
     except ValueError:
-        pass
-    if not all(_NUMBER.fullmatch(part) for part in host.split(".")):
         return None
-    try:
-        return IPv4Address(socket.inet_aton(host))
-    except OSError:
-        return None
-
-
-def is_canonical(host: str) -> bool:
-    """Whether everybody reads this literal alike (`0177.0.0.1` is 127.0.0.1 to some, 177.0.0.1 to others)."""
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a (normal) name can only mean something inside a private network: a single label is one."""
+    """Whether a name can only mean something inside a private network: a single label is one."""
     return "." not in host or f".{host}".endswith(_LOCAL_SUFFIXES)
 
 
@@ -176,8 +135,8 @@ class EgressPolicy:
     ) -> None:
         """Accept an address that `host` stands for, or refuse it. `deny` wins over `allow`.
 
-        `address` may carry a zone id; so may `host`, and then it is only compared as a name. `is_own` says
-        whether a public address is one of this machine's, which is as good as loopback.
+        `host` is a URL's, without the final dot. `address` may carry a zone id. `is_own` says whether a
+        public address is one of this machine's, which is as good as loopback.
 
         Raises:
             EgressRefused: the policy forbids it; the text names the setting that would permit it.
@@ -202,7 +161,7 @@ class EgressPolicy:
             return
         # A translator goes on to the inner address, so that one decides.
         final = inner[0] if plain in _NAT64 else plain
-        if _any_in((plain, final), self.allow_networks) or _matches(_try_normal(host), self.allow_hosts):
+        if _any_in((plain, final), self.allow_networks) or _matches(host, self.allow_hosts):
             return
         if zoned or not _is_public(final):
             raise EgressRefused(f"address not allowed: {shown}; to permit it add it to {self.setting}.allow")
@@ -218,23 +177,12 @@ class EgressPolicy:
         Raises:
             EgressRefused: it is listed in `deny`.
         """
-        if self.deny_hosts and _matches(_try_normal(host), self.deny_hosts):
+        if self.deny_hosts and _matches(host, self.deny_hosts):
             raise EgressRefused(f"address not allowed: {host}; it is listed in {self.setting}.deny")
-
-    def check_port(self, port: int) -> None:
-        """Refuse a port that does not exist.
-
-        Raises:
-            EgressRefused: it is not in 1-65535.
-        """
-        if not 1 <= port <= _MAX_PORT:
-            raise EgressRefused(
-                f"address not allowed: there is no port {port}; {self.setting} cannot permit it"
-            )
 
     def allows_name(self, host: str) -> bool:
         """Whether `allow` lists this host by name."""
-        return _matches(_try_normal(host), self.allow_hosts)
+        return _matches(host, self.allow_hosts)
 
 
 def _parse_entries(entries: Iterable[str], where: str) -> tuple[tuple[Network, ...], frozenset[str]]:
@@ -261,11 +209,10 @@ def _parse_entry(entry: str, where: str) -> Network | str:
                 f"{where}: {entry!r} is not a CIDR range, an address or a host name: {exc}"
             ) from exc
     try:
-        name = normal_host(text.removeprefix("*."))
-    except ValueError as exc:
-        raise ValueError(f"{where}: {entry!r} is not a CIDR range, an address or a host name") from exc
-    labels = name.split(".")
-    if not all(_LABEL.fullmatch(label) for label in labels) or _NUMBER.fullmatch(labels[-1]):
+        name = normal_host(text.removeprefix("*.")).removesuffix(".")
+    except UrlError:
+        name = ""
+    if not name or parse_address(name):  # an address in another spelling is a mistake more often than not
         raise ValueError(f"{where}: {entry!r} is not a CIDR range, an address or a host name")
     return f"*.{name}" if text.startswith("*.") else name
 
@@ -322,16 +269,7 @@ def _names_exactly(network: Network, faces: Iterable[Address]) -> bool:
     return network.num_addresses == 1 and network.network_address in faces
 
 
-def _try_normal(host: str) -> str:
-    try:
-        return normal_host(host)
-    except ValueError:
-        return host
-
-
 def _matches(host: str, names: frozenset[str]) -> bool:
-    if not names or not host:
-        return False
     if host in names:
         return True
     labels = host.split(".")

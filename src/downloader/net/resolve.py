@@ -37,9 +37,6 @@ class SystemResolver:
             )
         except OSError as exc:
             raise NameNotResolved(host, exc.strerror or str(exc)) from exc
-        except ValueError as exc:
-            # A NUL, or characters outside ASCII: no name server could know it.
-            raise NameNotResolved(host, "not a host name") from exc
 
 
 def _lookup(host: str, port: int) -> list[str]:

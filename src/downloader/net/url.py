@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,7 +38,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.*)?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_IPV4 = re.compile(r"[0-9]+(\.[0-9]+){3}")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+"""A last label like this makes the host an IPv4 address (WHATWG): 127.1, 2130706433, 0x7f.1, 0177.0.0.1."""
 _PORT = re.compile(r"[0-9]{0,5}")
 
 _QUOTED = re.compile(r"[^!#-;=?-\[\]_a-z~\\]")
@@ -88,7 +90,7 @@ class Origin:
 
     scheme: str
     host: str
-    """ASCII (IDNA), lower case, without brackets."""
+    """ASCII (IDNA), lower case, without brackets; an IPv4 address as four decimal numbers."""
     port: int
     authority: bytes = field(compare=False)
     """For `Host`: brackets round IPv6, the port unless it is the scheme's own."""
@@ -100,15 +102,6 @@ class Origin:
         return f"{host}:{self.port}".encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Authority:
-    origin: Origin
-    user: bytes = field(repr=False)
-    password: bytes = field(repr=False)
-    basic: bytes = field(repr=False)
-    url: httpx2.URL
-
-
 @dataclass(frozen=True, slots=True)
 class Url:
     """An absolute URL whose form has been checked. Its `repr` shows no user, password or query."""
@@ -117,7 +110,14 @@ class Url:
     """As given, surrounding blanks dropped."""
     target: bytes = field(repr=False)
     """Path and query, percent-encoded; `..` stays, as it may be part of a name that is signed."""
-    _authority: _Authority
+    origin: Origin
+    user: bytes = field(repr=False)
+    """Percent-decoded, or empty; so is `password`."""
+    password: bytes = field(repr=False)
+    basic: bytes = field(repr=False)
+    """Value of an `Authorization` field made of user and password (RFC 7617), or empty."""
+    httpx: httpx2.URL = field(repr=False)
+    """For an `httpx2.Request`: the origin alone; httpx2 would normalise the path."""
 
     @classmethod
     def parse(cls, text: str, use: Use = "download") -> Self:
@@ -149,32 +149,7 @@ class Url:
         checked = _authority(scheme, authority, use)
         if use == "endpoint" and ("@" in authority or "?" in text or "#" in text):
             raise UrlError("url_malformed", "has a user, a query or a fragment")
-        return cls(text, _quoted((path or "/") + query), checked)
-
-    @property
-    def origin(self) -> Origin:
-        """Scheme, host and port."""
-        return self._authority.origin
-
-    @property
-    def basic(self) -> bytes:
-        """Value of an `Authorization` field made of user and password (RFC 7617), or empty."""
-        return self._authority.basic
-
-    @property
-    def user(self) -> bytes:
-        """Percent-decoded, or empty."""
-        return self._authority.user
-
-    @property
-    def password(self) -> bytes:
-        """Percent-decoded, or empty."""
-        return self._authority.password
-
-    @property
-    def httpx(self) -> httpx2.URL:
-        """For an `httpx2.Request`: the origin alone; httpx2 would normalise the path."""
-        return self._authority.url
+        return cls(text, _quoted((path or "/") + query), *checked)
 
     def join(self, location: bytes) -> Self:
         """Where a redirect from here leads (RFC 9110, 10.2.2), by the same rules as a download's URL.
@@ -199,7 +174,7 @@ class Url:
 
 
 @lru_cache(maxsize=_ORIGINS)
-def _authority(scheme: str, text: str, use: Use) -> _Authority:
+def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, bytes, httpx2.URL]:
     scheme = scheme.lower()
     ports = _SCHEMES[use]
     if scheme not in ports:
@@ -220,13 +195,9 @@ def _authority(scheme: str, text: str, use: Use) -> _Authority:
     shown = f"[{host}]" if ":" in host else host
     netloc = shown if port == ports[scheme] else f"{shown}:{port}"
     user, _, password = (unquote_to_bytes(part) for part in userinfo.partition(":"))
-    return _Authority(
-        origin=Origin(scheme, host, port, netloc.encode()),
-        user=user,
-        password=password,
-        basic=b"Basic " + base64.b64encode(user + b":" + password) if userinfo else b"",
-        url=httpx2.URL(f"{scheme}://{netloc}/"),
-    )
+    basic = b"Basic " + base64.b64encode(user + b":" + password) if userinfo else b""
+    origin = Origin(scheme, host, port, netloc.encode())
+    return origin, user, password, basic, httpx2.URL(f"{scheme}://{netloc}/")
 
 
 def _host_and_port(text: str) -> tuple[str, str]:
@@ -241,6 +212,15 @@ def _host_and_port(text: str) -> tuple[str, str]:
             raise UrlError("url_host", "has a malformed IPv6 address")
         return address.lower(), rest[1:]
     host, _, port = text.partition(":")
+    return normal_host(host), port
+
+
+def normal_host(host: str) -> str:
+    """A name or IPv4 address in the form in which they are compared: ASCII, lower case, four numbers.
+
+    Raises:
+        UrlError: it is neither.
+    """
     if not host.isascii():
         try:
             host = idna.encode(host, uts46=True).decode("ascii")
@@ -249,14 +229,15 @@ def _host_and_port(text: str) -> tuple[str, str]:
     host = host.lower()
     if len(host) > _MAX_HOST_CHARS + host.endswith("."):
         raise UrlError("url_host", "has a host of more than 253 characters")
-    if _IPV4.fullmatch(host):
-        try:
-            IPv4Address(host)
-        except AddressValueError:
-            raise UrlError("url_host", "has a malformed IPv4 address") from None
-    if not all(map(_LABEL.fullmatch, host.removesuffix(".").split("."))):
+    labels = host.removesuffix(".").split(".")
+    if not all(map(_LABEL.fullmatch, labels)):
         raise UrlError("url_host", "has no host, or a malformed one")
-    return host, port
+    if _NUMBER.fullmatch(labels[-1]):
+        try:
+            return str(IPv4Address(socket.inet_aton(".".join(labels))))
+        except OSError:
+            raise UrlError("url_host", "has a malformed IPv4 address") from None
+    return host
 
 
 def _quoted(resource: str) -> bytes:
