@@ -94,14 +94,16 @@ async def test_aggregations_largest_first(api: Served) -> None:
 
 async def test_stats_are_summed(api: Served) -> None:
     reports: list[Mapping[str, Any]] = [
-        {"host": "a", "counters": {"succeeded": 2, "seconds": 0.5}},
+        {"host": "a", "counters": {"succeeded": 2, "seconds": 0.5}, "predecessor": {"alive": 1}},
         {"host": "b", "counters": {"succeeded": 3, "failed": 1, "up": True, "name": "x"}},
+        {"predecessor": {"alive": 1, "download.response.404": 2}},
         {"host": "c"},
     ]
     for number, facts in enumerate(reports):
         await api.store.report(f"i{number}", "processor", facts, 60)
     answer = await api.client.get("/stats/processor")
-    assert answer.json() == {"failed": 1, "seconds": 0.5, "succeeded": 5}
+    found = {"failed": 1, "seconds": 0.5, "succeeded": 5, "alive": 2, "download.response.404": 2}
+    assert answer.json() == found
     assert (await api.client.get("/stats/notifier")).json() == {}
     other = await api.client.get("/stats/api")
     assert (other.status_code, other.json()["code"]) == (404, "not_found")

@@ -89,6 +89,51 @@ async def test_a_job_on_an_idle_fleet_waits_for_no_poll(
             assert history.check()["succeeded"] == 6
 
 
+async def test_counters_under_the_predecessor_s_names(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hold = trio.Event()
+    origin.on("/held", gate(hold, respond(200, b"held")))
+    origin.on("/missing", respond(404))
+    callback, url = sink.url(), origin.url("/bytes/10")
+
+    async def until(role: str, **expected: int) -> None:
+        with trio.fail_after(10):
+            while True:  # reports come once a second
+                found = (await fleet.client.get(f"/stats/{role}")).json()
+                if {name: found.get(name, 0) for name in expected} == expected:
+                    return
+                await trio.sleep(0.1)
+
+    async with open_fleet(folder, server) as fleet:
+        _, _, worker, _ = await fleet.start_all("api", "processor", "processor", "notifier")
+        jobs = [
+            *(job_for(origin.url("/held"), callback, group=group, limit=2) for group in "xyz"),
+            job_for(origin.url("/missing"), callback, group="c"),
+            job_for(url.replace("http:", "https:"), callback, group="d"),
+            job_for(url, callback, group="e", mime_type="image/png"),
+        ]
+        for job in jobs:
+            await fleet.post(**job)
+        await until(
+            "processor", alive=2, workers=3, workerPools=3, spawnedWorkers=6, spawnedWorkerPools=6, failures=3
+        )
+        hold.set()
+        responses = {"200": 3, "404": 1, "tls": 1, "mime": 1}
+        await until(
+            "processor",
+            **{f"download.response.{kind}": count for kind, count in responses.items()},
+            workers=0,
+            workerPools=0,
+            spawnedWorkers=6,
+            failures=3,
+        )
+        await until("notifier", successfulCallbacks=6, failedCallbacks=0)
+        await worker.stop()
+        await until("processor", alive=1)
+        await fleet.stop_all()
+
+
 @pytest.mark.row("F1")
 async def test_a_killed_processor_loses_nothing(
     server: Valkey, folder: Path, sink: Sink, origin: Origin

@@ -14,6 +14,7 @@ from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.events import Event
+from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
 
 ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
@@ -71,6 +72,13 @@ def test_each_command_is_on_the_cli_page(command: Callable[..., object]) -> None
 def test_each_counter_is_on_the_operations_page(counters: dict[str, str]) -> None:
     for name, meaning in counters.items():
         assert f"| `{name}` | {meaning} |" in page("operations.md")
+
+
+def test_each_name_of_the_predecessor_is_on_the_operations_page() -> None:
+    for name, meaning in PROCESSOR_NAMES.items():
+        assert f"| `{name}` | {meaning} |" in page("operations.md")
+    for name, ours in NOTIFIER_NAMES.items():
+        assert f"| `{name}` | as `{ours}` |" in page("operations.md")
 
 
 def test_the_configuration_page_shows_the_example_that_has_every_key() -> None:

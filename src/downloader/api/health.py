@@ -52,4 +52,5 @@ def add_health(app: QuartTrio, deps: ApiDeps) -> None:
     async def stats(role: str) -> Mapping[str, Any]:
         if role not in _ROLES:
             raise not_found("There are statistics of processor and notifier only.")
-        return counters(await deps.store.reports(role))
+        reports = await deps.store.reports(role)
+        return counters(reports) | counters(reports, "predecessor")

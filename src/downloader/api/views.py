@@ -64,11 +64,11 @@ def _time(ms: int | None) -> str | None:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def counters(reports: Iterable[Mapping[str, Any]]) -> dict[str, int | float]:
-    """`GET /stats/<role>`: the instances' counters, summed; what is no number is left out."""
+def counters(reports: Iterable[Mapping[str, Any]], field: str = "counters") -> dict[str, int | float]:
+    """The instances' counters in a field of their reports, summed; what is no number is left out."""
     sums: dict[str, int | float] = {}
     for report in reports:
-        found = report.get("counters")
+        found = report.get(field)
         for name, value in found.items() if isinstance(found, Mapping) else ():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 sums[name] = sums.get(name, 0) + value

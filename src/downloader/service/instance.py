@@ -29,6 +29,7 @@ from downloader.fetch import Fetcher, disk_used_percent
 from downloader.notify import Bulkhead, Notifier
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Workload, run_reaper, run_workload
+from downloader.service import predecessor
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
 from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
@@ -231,7 +232,13 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
             low=settings.processor.disk_low,
         ),
     )
-    return _Worker(role="processor", workload=workload, counters=counters, stop=instance.stop)
+    return _Worker(
+        role="processor",
+        workload=workload,
+        counters=counters,
+        stop=instance.stop,
+        facts=lambda: {"predecessor": workload.workers.snapshot(counters)},
+    )
 
 
 def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
@@ -255,7 +262,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
 
     def facts() -> Mapping[str, Any]:
         bulkhead.note_late(delivery_timeout_s(settings) + LATE_S)
-        return {"backends": bulkhead.health.facts()}
+        return {"backends": bulkhead.health.facts(), "predecessor": predecessor.callbacks(counters)}
 
     return _Worker(
         role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks, facts=facts

@@ -22,6 +22,7 @@ from downloader.model import (
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import End, Ended, Workload, settle_callbacks, settle_downloads
+from downloader.service.predecessor import Workers
 from downloader.store import JobStore, Settled
 
 log = get_logger()
@@ -66,6 +67,7 @@ class DownloadWork(Workload):
         self._owner = owner
         self._counters = counters
         self._may_lease = may_lease
+        self.workers = Workers()
         self._log = log.bind()  # once: to bind for each job costs more than what it then does not print
 
     def may_lease(self) -> bool:
@@ -76,7 +78,8 @@ class DownloadWork(Workload):
         """Attempt the download, unless the job has killed its workers."""
         if lease.crashes >= POISON_CRASHES:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
-        return await self._fetcher.attempt(lease, still_ours=still_ours)
+        with self.workers.working(lease.group):
+            return await self._fetcher.attempt(lease, still_ours=still_ours)
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
         """See `settle_downloads`."""
@@ -94,6 +97,7 @@ class DownloadWork(Workload):
         event, counter = _DOWNLOADS[end.verdict]
         self._counters.add(counter)
         self._counters.add("bytes", end.file.size)
+        self.workers.ended(end)
         if end.error_code is ErrorCode.POISON:
             event = Event.JOB_POISON
         _log_end(

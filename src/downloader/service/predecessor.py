@@ -1,0 +1,84 @@
+"""What `GET /stats/*` says under the predecessor's names, for dashboards that know those."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from downloader.model import ErrorCode, Outcome
+from downloader.observe import Counters
+
+PROCESSOR_NAMES: Mapping[str, str] = {
+    "alive": "live processors",
+    "workers": "downloads in flight now",
+    "maxWorkers": "the most at once in each process, since it started",
+    "spawnedWorkers": "attempts begun",
+    "workerPools": "aggregations with downloads in flight now, counted for each process",
+    "maxWorkerPools": "the most at once in each process, since it started",
+    "spawnedWorkerPools": "how often an aggregation got its first download in flight in a process",
+    "failures": "downloads that failed for good",
+    "download.response.<status>": "attempts that were answered with this status",
+    "download.response.tls": "attempts that failed with `error_code` `tls`",
+    "download.response.mime": "attempts that failed with `error_code` `mime_type`",
+}
+
+NOTIFIER_NAMES: Mapping[str, str] = {
+    "successfulCallbacks": "callbacks_delivered",
+    "failedCallbacks": "callbacks_failed",
+}
+"""With our counter of the same meaning."""
+
+_COUNTED = ("workers", "maxWorkers", "maxWorkerPools", "spawnedWorkers", "spawnedWorkerPools")
+
+_CODES: Mapping[str, str] = {ErrorCode.TLS: "tls", ErrorCode.MIME_TYPE: "mime"}
+
+
+class Workers:
+    """Counts downloads ("workers") and aggregations that have some ("worker pools"), in one process."""
+
+    def __init__(self) -> None:
+        self._in_flight: Counter[str] = Counter()
+        """By aggregation."""
+        self._counts = dict.fromkeys(_COUNTED, 0)
+        self._responses: Counter[str] = Counter()
+
+    @contextmanager
+    def working(self, aggr_id: str) -> Iterator[None]:
+        """A download is in flight."""
+        self._in_flight[aggr_id] += 1
+        counts = self._counts
+        counts["workers"] += 1
+        counts["maxWorkers"] = max(counts["maxWorkers"], counts["workers"])
+        counts["maxWorkerPools"] = max(counts["maxWorkerPools"], len(self._in_flight))
+        counts["spawnedWorkers"] += 1
+        counts["spawnedWorkerPools"] += self._in_flight[aggr_id] == 1
+        try:
+            yield
+        finally:
+            counts["workers"] -= 1
+            self._in_flight[aggr_id] -= 1
+            if not self._in_flight[aggr_id]:
+                del self._in_flight[aggr_id]
+
+    def ended(self, outcome: Outcome) -> None:
+        """An attempt ended so."""
+        kind = _CODES.get(outcome.error_code) or outcome.response_code
+        if kind:
+            self._responses[f"download.response.{kind}"] += 1
+
+    def snapshot(self, counters: Counters) -> dict[str, int]:
+        """All values now; `counters` of the processor has some of them."""
+        return {
+            "alive": 1,
+            "workerPools": len(self._in_flight),
+            "failures": counters.snapshot()["downloads_failed"],
+            **self._counts,
+            **self._responses,
+        }
+
+
+def callbacks(counters: Counters) -> dict[str, int]:
+    """The notifier's values now."""
+    found = counters.snapshot()
+    return {name: found[ours] for name, ours in NOTIFIER_NAMES.items()}
