@@ -20,6 +20,7 @@ from downloader.errors import ConfigError
 from downloader.fetch import disk_used_percent
 from downloader.fetch.spool import open_spool
 from downloader.model import ErrorCode, Verdict
+from servers.disk_calls import disk_calls
 from servers.lab import Lab, open_lab
 from servers.origin import Origin, body_of
 from servers.processes import origin_process
@@ -155,6 +156,19 @@ def small_files() -> Iterator[None]:
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.row("F2")
+async def test_a_spool_file_is_synced_before_it_is_published(
+    lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = disk_calls(monkeypatch)
+    await lab.fetch(origin.url("/bytes/3000000"))
+    assert lab.stored() == body_of(3_000_000)
+    (first, file), (second, folder), *_ = calls
+    assert (first, second) == ("fsync", "rename")
+    assert file.parent == folder
+    assert folder.parent == lab.spool
 
 
 @pytest.mark.parametrize("size", [1_700_000, 9_000_000])

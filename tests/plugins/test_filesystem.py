@@ -2,12 +2,8 @@
 
 import hashlib
 import os
-import re
 import resource
-import shutil
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,6 +19,7 @@ import trio.testing
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.filesystem import open_filesystem
+from servers.disk_calls import disk_calls
 from servers.mounts import tiny_disk
 from servers.plugins import opened_storage
 
@@ -79,12 +76,6 @@ def names(folder: Path, *, deep: bool = False) -> list[str]:
     return sorted(path.name for path in (folder.rglob("*") if deep else folder.iterdir()))
 
 
-def umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current
-
-
 async def test_is_found_through_its_entry_point() -> None:
     (entry,) = entry_points(group="downloader.storages.v1", name="filesystem")
     assert entry.load() is open_filesystem
@@ -94,7 +85,6 @@ async def test_stores_under_the_key_and_replaces(storage: Storage, root: Path) -
     await storage.put(KEY, small(b"old"))
     await storage.put(KEY, small(b"new, and longer"))
     assert (root / KEY).read_bytes() == b"new, and longer"
-    assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o644 & ~umask()
 
 
 async def test_stores_an_empty_file_and_deep_folders(storage: Storage, root: Path) -> None:
@@ -106,7 +96,6 @@ async def test_moves_a_spool_file(storage: Storage, root: Path, tmp_path: Path) 
     spool = tmp_path / "spool"
     await storage.put(KEY, spooled(spool, b"x" * 100_000))
     assert (root / KEY).read_bytes() == b"x" * 100_000
-    assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o644 & ~umask()
     assert not spool.exists()
 
 
@@ -127,7 +116,33 @@ async def test_copies_from_another_filesystem(storage: Storage, root: Path, othe
     data = os.urandom(3 * 1024 * 1024 + 17)
     await storage.put(KEY, spooled(other_device / "spool", data))
     assert (root / KEY).read_bytes() == data
-    assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o644 & ~umask()
+
+
+@pytest.mark.parametrize("mode", [None, "0640", 644, "600"])
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0])
+async def test_files_and_their_folders_have_the_configured_mode(
+    root: Path, tmp_path: Path, other_device: Path, mode: object, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        section = {"rootdir": str(root)} | ({} if mode is None else {"mode": mode})
+        async with opened_storage(open_filesystem, section) as storage:
+            await storage.put("a/small", small(b"data"))
+            await storage.put("b/moved", spooled(tmp_path / "spool", b"data"))
+            await storage.put("c/copied", spooled(other_device / "spool", b"data"))
+    finally:
+        os.umask(before)
+    wanted = int(str(mode or "0640"), base=8)
+    folder_mode = {0o640: 0o750, 0o644: 0o755, 0o600: 0o700}[wanted]
+    for key in ("a/small", "b/moved", "c/copied"):
+        assert stat.S_IMODE((root / key).stat().st_mode) == wanted
+        assert stat.S_IMODE((root / key).parent.stat().st_mode) == folder_mode
+
+
+async def test_a_folder_keeps_the_group_of_the_one_it_is_in(storage: Storage, root: Path) -> None:
+    os.chmod(root, 0o2750)  # noqa: PTH101 - quick
+    await storage.put("a/b/file", small(b"data"))
+    assert [stat.S_IMODE((root / name).stat().st_mode) for name in ("a", "a/b")] == [0o2750, 0o2750]
 
 
 @pytest.mark.parametrize("place", ["memory", "spool", "other device"])
@@ -471,50 +486,48 @@ async def test_old_leftovers_are_swept_and_young_ones_kept(root: Path) -> None:
         assert names(root / ".tmp") == ["young"]
 
 
-PUT_ONE = """
-import sys, trio
-from downloader.storage import Body, StorageHost
-from downloader_plugins.filesystem import open_filesystem
-
-async def main():
-    section = {"rootdir": sys.argv[1], "fsync": sys.argv[2] == "True"}
-    async with open_filesystem(section, StorageHost()) as storage:
-        await storage.put("a/NSb/file", Body(size=4, sha256="", mime_type="", data=b"data"))
-
-trio.run(main)
-"""
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    return disk_calls(monkeypatch)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("fsync", [True, False])
-def test_the_file_is_synced_before_it_is_published_and_its_folders_after(
-    root: Path, tmp_path: Path, *, fsync: bool
+FOLDERS = ("a/NSb", "a", "")
+
+
+async def test_a_small_file_is_synced_before_it_is_published_and_its_folders_after(
+    storage: Storage, root: Path, calls: list[tuple[str, Path]]
 ) -> None:
-    strace = shutil.which("strace")
-    if strace is None:
-        pytest.skip("strace is not installed")
-    log = tmp_path / "calls"
-    traced = [strace, "-f", "-y", "-o", str(log), "-e", "trace=fsync,rename,renameat,renameat2"]
-    done = subprocess.run([*traced, sys.executable, "-c", PUT_ONE, str(root), str(fsync)], check=False)
-    if not log.exists() or not log.read_text():
-        pytest.skip("may not trace here")
-    assert done.returncode == 0
-    calls = [line.split(maxsplit=1)[1] for line in log.read_text().splitlines() if str(root) in line]
-    what = [re.sub(r"\(.*", "", call) + " " + re.sub(r".*<(.*?)>.*", r"\1", call) for call in calls]
-    published = next(index for index, call in enumerate(what) if call.startswith("rename"))
-    if not fsync:
-        assert len(what) == 1
-        return
-    assert [call.startswith(f"fsync {root}/.tmp/") for call in what[:published]] == [True]
-    folders = [f"fsync {root}/a/NSb", f"fsync {root}/a", f"fsync {root}"]
-    assert what[published + 1 :] == folders
+    await storage.put("a/NSb/file", small(b"data"))
+    (first, file), second, *folders = calls
+    assert (first, file.parent, second) == ("fsync", root / ".tmp", ("rename", root / ".tmp"))
+    assert folders == [("fsync", root / folder) for folder in FOLDERS]
 
 
-async def test_without_fsync_it_stores_all_the_same(root: Path, tmp_path: Path) -> None:
+async def test_the_folders_of_a_moved_file_are_synced(
+    storage: Storage, root: Path, tmp_path: Path, calls: list[tuple[str, Path]]
+) -> None:
+    """The file has been synced by who wrote it: `Body.path` says so."""
+    await storage.put("a/NSb/file", spooled(tmp_path / "spool", b"data"))
+    assert calls == [("rename", tmp_path), *(("fsync", root / folder) for folder in FOLDERS)]
+
+
+async def test_a_copied_file_is_synced_before_it_is_published_and_its_folders_after(
+    storage: Storage, root: Path, other_device: Path, calls: list[tuple[str, Path]]
+) -> None:
+    await storage.put("a/NSb/file", spooled(other_device / "spool", b"data"))
+    (first, file), second, *folders = calls
+    assert (first, file.parent, second) == ("fsync", root / ".tmp", ("rename", root / ".tmp"))
+    assert folders == [("fsync", root / folder) for folder in FOLDERS]
+
+
+async def test_without_fsync_it_stores_all_the_same(
+    root: Path, tmp_path: Path, calls: list[tuple[str, Path]]
+) -> None:
     async with opened_storage(open_filesystem, {"rootdir": str(root), "fsync": False}) as storage:
         await storage.put(KEY, small(b"data"))
         await storage.put(f"b/{KEY}", spooled(tmp_path / "spool", b"data"))
     assert (root / KEY).read_bytes() == (root / "b" / KEY).read_bytes() == b"data"
+    assert [call for call, _ in calls] == ["rename", "rename"]
 
 
 @pytest.mark.parametrize(
@@ -525,6 +538,10 @@ async def test_without_fsync_it_stores_all_the_same(root: Path, tmp_path: Path) 
         ({"rootdir": 7}, "rootdir: "),
         ({"rootdir": "x", "fsnc": True}, r"fsnc: .*no such key; did you mean fsync\?"),
         ({"rootdir": "x", "fsync": "perhaps"}, "fsync: "),
+        *(
+            ({"rootdir": "x", "mode": mode}, 'mode: must be octal and in quotes, such as "0640"')
+            for mode in (0o640, "0440", "7777", "rw", "", True)
+        ),
         ({"rootdir": "/proc/downloader"}, "rootdir /proc/downloader cannot be written: "),
         ({"rootdir": "/dev/null"}, "rootdir /dev/null cannot be written: "),
         ({"rootdir": "a\0b"}, "rootdir .*cannot be written: "),

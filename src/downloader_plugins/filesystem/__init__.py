@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import trio
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from downloader.errors import PluginError
 from downloader.storage import (
@@ -37,12 +38,21 @@ _OTHER_THREADS = 16
 _FINISH_S = 5.0
 """What a cancelled put gives a thread that has begun to write it: a disk that takes longer hangs."""
 
+_MODE = re.compile(r"0?[67][0-7][0-7]")
+
 T = TypeVar("T")
 
 
 def _absolute(path: Path) -> Path:
     # What a relative path means must not change with the working directory.
     return path.expanduser().absolute()
+
+
+def _mode(value: object) -> str:
+    text = str(value)
+    if not _MODE.fullmatch(text):
+        raise ValueError('must be octal and in quotes, such as "0640"; the service has to read and write')
+    return text
 
 
 class FilesystemSettings(BaseModel):
@@ -52,6 +62,8 @@ class FilesystemSettings(BaseModel):
 
     rootdir: Annotated[Path, AfterValidator(_absolute)]
     """The folder; created if it is not there."""
+    mode: Annotated[str, BeforeValidator(_mode)] = "0640"
+    """Permissions of stored files, octal, whatever the umask. Who may read files may enter new folders."""
     fsync: bool = True
     """Whether a stored file survives a power failure. Switch off only for files that can be fetched again."""
 
@@ -64,8 +76,9 @@ async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> Asyn
         PluginError: the section is at fault, or the folder cannot be written.
     """
     settings = _parse(section)
+    mode = int(settings.mode, base=8)
     try:
-        mode = await trio.to_thread.run_sync(tree.prepare, settings.rootdir)
+        await trio.to_thread.run_sync(partial(tree.prepare, settings.rootdir, mode=mode))
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = getattr(exc, "strerror", None) or str(exc)
         raise PluginError(f"rootdir {settings.rootdir} cannot be written: {reason}") from exc
@@ -136,7 +149,8 @@ class _Filesystem:
 
     async def _write(self, puts: Sequence[tree.Put]) -> Sequence[Exception | None]:
         await trio.to_thread.run_sync(
-            partial(tree.write_all, self._root, puts, fsync=self._fsync), limiter=self._writer
+            partial(tree.write_all, self._root, puts, mode=self._mode, fsync=self._fsync),
+            limiter=self._writer,
         )
         return [put.error for put in puts]
 

@@ -24,8 +24,8 @@ from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 TMP = ".tmp"
 """Folder under the root for files being written: same filesystem, so that publishing is a rename."""
 
-_FILE_MODE = 0o644
-_FOLDER_MODE = 0o755
+_UNFINISHED_MODE = 0o600
+"""Of a file until it is published."""
 _COPY_BUFFER_BYTES = 1 << 20
 """Large enough that a system call's cost vanishes, small enough for flat memory."""
 _LEFTOVER_AGE_S = 6 * 3600.0
@@ -58,10 +58,16 @@ class Put:
 
 
 class Folders:
-    """Folders opened below a root during one piece of work; closed together at its end."""
+    """Folders opened below a root during one piece of work; closed together at its end.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder that all others are in.
+        mode: of the files that new folders are for.
+    """
+
+    def __init__(self, root: Path, *, mode: int = 0) -> None:
         self._root = root
+        self._mode = folder_mode(mode)
         self._open: dict[Parts, int] = {}
         self._stale: list[int] = []
 
@@ -84,7 +90,8 @@ class Folders:
         fd = self._open.get(parts)
         if fd is None:
             if parts:
-                fd = _open_child(parts[-1], parent=self.open(parts[:-1], create=create), create=create)
+                parent = self.open(parts[:-1], create=create)
+                fd = _open_child(parts[-1], parent=parent, mode=self._mode if create else None)
             else:
                 fd = os.open(self._root, _OPEN_ROOT)
             self._open[parts] = fd
@@ -106,15 +113,26 @@ class Folders:
                 os.fsync(self._open[parts])
 
 
-def _open_child(name: str, *, parent: int, create: bool) -> int:
+def folder_mode(mode: int) -> int:
+    """The mode of folders for files of this one: who may read the files may enter."""
+    return 0o300 | mode | (mode & 0o444) >> 2
+
+
+def _open_child(name: str, *, parent: int, mode: int | None) -> int:
+    """Open a folder; with a mode, create it where it is missing."""
     try:
         return os.open(name, _OPEN_FOLDER, dir_fd=parent)
     except FileNotFoundError:
-        if not create:
+        if mode is None:
             raise
-    with suppress(FileExistsError):
-        os.mkdir(name, _FOLDER_MODE, dir_fd=parent)
-    return os.open(name, _OPEN_FOLDER, dir_fd=parent)
+    try:
+        os.mkdir(name, dir_fd=parent)
+    except FileExistsError:
+        return os.open(name, _OPEN_FOLDER, dir_fd=parent)
+    fd = os.open(name, _OPEN_FOLDER, dir_fd=parent)
+    # Whatever the umask; the bits above, such as setgid, come from the parent.
+    os.fchmod(fd, os.fstat(fd).st_mode & ~0o777 | mode)
+    return fd
 
 
 def split_key(key: str) -> Parts:
@@ -138,24 +156,19 @@ def storage_error(key: str, exc: OSError) -> StorageError:
     return kind(f"file {key!r}: {reason}")
 
 
-def prepare(root: Path) -> int:
-    """Create the root, check that it can be written, sweep old leftovers; answers the mode of new files.
+def prepare(root: Path, *, mode: int) -> None:
+    """Create the root for files of this mode, check that it can be written, sweep old leftovers.
 
     Raises:
         OSError: it cannot be created or written.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    with Folders(root) as folders:
+    root.mkdir(folder_mode(mode), parents=True, exist_ok=True)
+    with Folders(root, mode=_UNFINISHED_MODE) as folders:
         tmp = folders.open((TMP,), create=True)
         name = secrets.token_hex(8)
-        fd = os.open(name, _CREATE, _FILE_MODE, dir_fd=tmp)
-        try:
-            mode = stat.S_IMODE(os.fstat(fd).st_mode)  # the only way to read the umask without setting it
-        finally:
-            os.close(fd)
-            os.unlink(name, dir_fd=tmp)
+        os.close(os.open(name, _CREATE, _UNFINISHED_MODE, dir_fd=tmp))
+        os.unlink(name, dir_fd=tmp)
         _sweep(tmp)
-    return mode
 
 
 def _sweep(tmp: int) -> None:
@@ -167,20 +180,20 @@ def _sweep(tmp: int) -> None:
                 os.unlink(name, dir_fd=tmp)
 
 
-def write_all(root: Path, puts: Sequence[Put], *, fsync: bool) -> None:
+def write_all(root: Path, puts: Sequence[Put], *, mode: int, fsync: bool) -> None:
     """Store small files, sharing the system calls that can be shared; `Put.error` tells of each.
 
     Step by step for all of them, so that the filesystem can commit them together; one that fails drops out
     and disturbs no other. Their folders are made durable once, at the end.
     """
-    with Folders(root) as folders:
+    with Folders(root, mode=mode) as folders:
         try:
             tmp = folders.open((TMP,), create=True)
         except OSError as exc:
             _fail(puts, exc)
             return
         steps: list[Callable[[Put], None]] = [
-            lambda put: _write(put, tmp, begin=fsync and len(puts) > 1),
+            lambda put: _write(put, tmp, mode=mode, begin=fsync and len(puts) > 1),
             lambda put: _close(put, fsync=fsync),
             lambda put: _publish(put, folders, tmp),
         ]
@@ -212,10 +225,11 @@ def _fail(puts: Sequence[Put], exc: OSError) -> None:
         put.error = put.error or storage_error(put.key, exc)
 
 
-def _write(put: Put, tmp: int, *, begin: bool) -> None:
+def _write(put: Put, tmp: int, *, mode: int, begin: bool) -> None:
     name = secrets.token_hex(8)
-    put.fd = os.open(name, _CREATE, _FILE_MODE, dir_fd=tmp)
+    put.fd = os.open(name, _CREATE, _UNFINISHED_MODE, dir_fd=tmp)
     put.tmp = name
+    os.fchmod(put.fd, mode)  # whatever the umask
     written = os.write(put.fd, put.data)
     while written < len(put.data):
         written += os.write(put.fd, memoryview(put.data)[written:])
@@ -273,7 +287,7 @@ def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: 
         StorageError: not stored; the spool file may be left.
         OSError: the same.
     """
-    with Folders(root) as folders:
+    with Folders(root, mode=mode) as folders:
         fd = os.open(source, _READ)
         try:
             facts = os.fstat(fd)
@@ -287,11 +301,11 @@ def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: 
                 except OSError as exc:
                     if exc.errno != errno.EXDEV:  # two mounts of one device
                         raise
-                    _copy(fd, folders, key=key, parts=parts, body=body, fsync=fsync)
+                    _copy(fd, folders, key=key, parts=parts, body=body, mode=mode, fsync=fsync)
                 else:
                     _check_no_link(folders, parts)
             else:
-                _copy(fd, folders, key=key, parts=parts, body=body, fsync=fsync)
+                _copy(fd, folders, key=key, parts=parts, body=body, mode=mode, fsync=fsync)
         finally:
             os.close(fd)
         if fsync:
@@ -307,11 +321,14 @@ def _check_no_link(folders: Folders, parts: Parts) -> None:
             raise StorageError(f"file {'/'.join(parts)!r} was not stored: a link replaced its spool file")
 
 
-def _copy(source: int, folders: Folders, *, key: str, parts: Parts, body: Body, fsync: bool) -> None:
+def _copy(
+    source: int, folders: Folders, *, key: str, parts: Parts, body: Body, mode: int, fsync: bool
+) -> None:
     tmp = folders.open((TMP,), create=True)
     name = secrets.token_hex(8)
-    fd = os.open(name, _CREATE, _FILE_MODE, dir_fd=tmp)
+    fd = os.open(name, _CREATE, _UNFINISHED_MODE, dir_fd=tmp)
     try:
+        os.fchmod(fd, mode)
         _copy_bytes(source, fd, key=key, size=body.size, fsync=fsync)
         _check_ours(key, body)
         rename_into(folders, parts, source=name, source_dir=tmp)
