@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT_S = 300.0
 OF_STOPS = "tests/faults/test_stops.py"
 STORE, SCHEDULER = "downloader/store", "downloader/scheduler"
+OF_EMBEDDED = "tests/store/test_embedded.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
 
@@ -188,7 +189,56 @@ MUTANTS = (
         f"{STORE}/embedded.py",
         '"everysec"',
         '"no"',
-        "tests/store tests/e2e/test_run.py",
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: open to everybody's eyes",
+        "downloader/folders.py",
+        "            os.fchmod(descriptor, MODE)\n",
+        "            pass\n",
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: files for everybody",
+        f"{STORE}/embedded.py",
+        "            umask=0o077,\n",
+        "",
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: another user's folder will do",
+        "downloader/folders.py",
+        "if found.st_uid not in (os.geteuid(), 0):",
+        "if False:",
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: a link will do",
+        "downloader/folders.py",
+        " | os.O_NOFOLLOW",
+        "",
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: as much memory as there is",
+        f"{STORE}/embedded.py",
+        '"--maxmemory", str(max_memory)',
+        '"--maxmemory", "0"',
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: throws jobs away when it is full",
+        f"{STORE}/embedded.py",
+        '"noeviction"',
+        '"allkeys-lru"',
+        OF_EMBEDDED,
+    ),
+    Mutant(
+        "embedded: outlives its parent",
+        f"{STORE}/with_parent.py",
+        "        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)\n",
+        "        pass\n",
+        "tests/e2e/test_run.py tests/cli/test_fetch.py",
     ),
     Mutant(
         "disk: leasing does not ask it",

@@ -31,6 +31,11 @@ def test_version() -> None:
     assert (ran.status, ran.out, ran.err) == (0, f"{version('downloader')}\n", "")
 
 
+def test_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr() == (f"{version('downloader')}\n", "")
+
+
 @pytest.mark.slow
 def test_python_dash_m() -> None:
     done = subprocess.run(
@@ -79,7 +84,8 @@ def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureF
         (["run", "--port", "x"], 'Invalid value for --port: unable to convert "x" into int.'),
         (["run", "--port", "70000"], 'Invalid value "70000" for --port.'),
         (["run", "--processes", "0"], 'Invalid value "0" for --processes.'),
-        (["run", "extra"], "extra"),
+        (["run", "extra"], "Unexpected argument: extra. (see downloader run --help)"),
+        (["--versoin"], "(see downloader --help)"),
         (["run", "-c"], "parameter -c requires an argument"),
         (["run", "--allow", "10.0.0.0/99"], "--allow: "),
         (["processor", "--port", "1"], "Unknown option: --port."),

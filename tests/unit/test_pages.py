@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,3 +95,12 @@ def test_pages_name_no_key_that_does_not_exist(name: str) -> None:
     assert named
     named = [name for name in named if name not in set(Event)]
     assert [key for key in named if key not in known | tables and not key.startswith(free)] == []
+
+
+def test_the_image_imports_modules_that_exist() -> None:
+    """It compiles them when it is built, which no quick test does."""
+    [line] = re.findall(
+        r"^import (downloader\.[\w., ]+);", (ROOT / "Containerfile").read_text("utf-8"), re.MULTILINE
+    )
+    for name in line.split(", "):
+        assert importlib.util.find_spec(name), name

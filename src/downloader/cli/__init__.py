@@ -11,9 +11,9 @@ import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
-from downloader.cli.config import config, version
+from downloader.cli.config import config, version, version_text
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
 from downloader.cli.plugins import plugins
@@ -26,7 +26,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
     "Download now": (fetch,),
-    "Look": (doctor, plugins, config, version),
+    "Inspect": (doctor, plugins, config, version),
 }
 """The commands under the headings of `downloader --help`; a function's name is the command's, its docstring
 the help."""
@@ -51,7 +51,7 @@ def make_app() -> App:
         help=SUMMARY,
         help_epilogue=EPILOGUE,
         help_format="plaintext",
-        version_flags=[],
+        version=version_text,
         default_parameter=Parameter(negative=()),
         suppress_keyboard_interrupt=False,
         result_action="return_value",
@@ -60,7 +60,7 @@ def make_app() -> App:
         group = Group(heading, sort_key=place)
         for number, command in enumerate(commands):
             app.command(command, group=group, sort_key=number, help_epilogue="")
-    app["--help"].show = False
+    app["--help"].show = app["--version"].show = False
     return app
 
 
@@ -76,10 +76,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = make_app()(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _complain(f"{error} (see downloader --help)", USAGE)
+        return _complain(_wrong_usage(error), USAGE)
     except (DownloaderError, BrokenPipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
         return _failed(error)
     return status if isinstance(status, int) else DONE
+
+
+def _wrong_usage(error: CycloptsError) -> str:
+    """What is wrong with the command line, and which help to read."""
+    text = str(error)
+    if isinstance(error, UnusedCliTokensError):
+        text = f"Unexpected argument: {' '.join(error.unused_tokens or ())}."
+    command = " ".join(["downloader", *(error.command_chain or ())])
+    return f"{text} (see {command} --help)"
 
 
 def _end_at_sigterm() -> None:

@@ -33,4 +33,9 @@ def version() -> None:
     For example:
       downloader version
     """
-    sys.stdout.write(f"{installed_version('downloader')}\n")
+    sys.stdout.write(f"{version_text()}\n")
+
+
+def version_text() -> str:
+    """The installed version."""
+    return installed_version("downloader")
