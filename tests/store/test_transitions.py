@@ -161,6 +161,44 @@ async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
     assert (await leased(store)).spec.unknown == {"from_the_future": [1]}
 
 
+@pytest.mark.row("F24")
+async def test_states_and_codes_of_a_newer_version_are_passed_on(store: RedisStore) -> None:
+    """A record by hand: what an older version does not know never raises, least of all in a lease call."""
+    spec = await submitted(store)
+    await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
+    for kind, written in (
+        (Kind.DOWNLOAD, {"state": "quarantined", "code": "virus", "novelty": "1"}),
+        (Kind.CALLBACK, {"novelty": "2"}),
+    ):
+        for name, value in written.items():
+            await store._connection.command("HSET", store._keys.key(0, "task", kind, spec.id), name, value)
+
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert lease.result is not None
+    assert (lease.result.error_code, lease.result.verdict) == ("virus", Verdict.FAILED)
+    view = await store.get(spec.id)
+    assert view is not None
+    assert view.outcome is not None
+    assert (view.download.state, view.outcome.error_code) == ("quarantined", "virus")
+    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    assert await store.renew(Kind.CALLBACK, "me", [lease], 10) == [Settled.DONE]
+    assert await store.close_callbacks("me", [(lease, DELIVERED, 0, 4)]) == [Settled.DONE]
+    novelty = store._keys.key(0, "task", Kind.CALLBACK, spec.id)
+    assert await store._connection.command("HGET", novelty, "novelty") == "2"
+    assert [job.spec.id for job in (await store.reap(9, 60)).jobs] == [spec.id]
+
+
+@pytest.mark.row("F24")
+async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: RedisStore) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    key = store._keys.key(0, "task", Kind.DOWNLOAD, spec.id)
+    await store._connection.command("HSET", key, "state", "verifying")
+    assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.LEASE_LOST]
+    assert (await download(store, spec.id)).state == "verifying"
+    assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases == []
+
+
 # lease
 
 
