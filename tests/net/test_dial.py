@@ -17,11 +17,11 @@ from downloader.net import (
     EgressRefused,
     NameNotResolved,
     Resolver,
-    SystemResolver,
     TimedOut,
     Url,
 )
 from downloader.net.dial import Dialer, is_own_address
+from downloader.net.resolve import SystemResolver
 from downloader.net.stream import StreamBroken
 from servers.loopback import (
     Names,
@@ -247,7 +247,7 @@ async def test_a_slow_name_server_is_bounded_and_told_apart() -> None:
     guarded = dialer(LOOPBACK, within_s=0.02, resolver=hang)
     with pytest.raises(NameNotResolved, match=r"slow\.test") as caught:
         await guarded.connect("slow.test", 80)
-    assert caught.value.timed_out
+    assert "in time" in str(caught.value)
 
 
 async def test_hanging_look_ups_leave_trios_own_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ async def test_hanging_look_ups_leave_trios_own_threads_alone(monkeypatch: pytes
     async def try_it() -> None:
         with pytest.raises(NameNotResolved) as caught:
             await guarded.connect("slow.test", 80)
-        assert caught.value.timed_out
+        assert "in time" in str(caught.value)
 
     async with trio.open_nursery() as nursery:
         for _ in range(12):
@@ -287,7 +287,7 @@ async def test_hanging_look_ups_leave_trios_own_threads_alone(monkeypatch: pytes
 async def test_what_no_name_server_knows(host: str) -> None:
     with pytest.raises(NameNotResolved) as caught:
         await dialer(PUBLIC_ONLY).connect(host, 80)
-    assert not caught.value.timed_out
+    assert "in time" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

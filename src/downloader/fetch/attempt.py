@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,7 +23,6 @@ from downloader.fetch.headers import (
     asks_for_gzip,
     job_headers,
     may_keep,
-    with_credentials,
     without_secrets,
 )
 from downloader.fetch.retry import decide
@@ -103,38 +103,6 @@ class _Answer:
     """Of what `read` gives, as declared."""
 
 
-@dataclass(slots=True)
-class _Intake:
-    """A body on its way from a response into a sink."""
-
-    answer: _Answer
-    sink: Sink
-    watch: Watch
-    limit: int
-    """Bytes."""
-    patterns: MimePatterns | None
-    told: OnProgress
-    mime: str = ""
-    """Once it had to be known."""
-
-    async def run(self) -> bool:
-        """Take bytes in until the sink is full (true) or the body ends (false)."""
-        sink, read, length = self.sink, self.answer.read, self.answer.length
-        while (chunk := await read()) is not None:
-            if not sink.size:
-                failpoint("first-byte")
-            sink.add(chunk)
-            self.watch.flow(sink.size)
-            self.told(sink.size, length)
-            if sink.size > self.limit:
-                raise FetchError(f"more than max_size ({self.limit} bytes)", ErrorCode.TOO_LARGE)
-            if self.patterns is not None and not self.mime and sink.size >= SNIFF_BYTES:
-                self.mime = _checked_mime(sink.head, length, self.patterns)
-            if sink.full:
-                return True
-        return False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetcher:
     """Carries out attempts; any number at once. Owns nothing: `open_fetcher` does."""
@@ -204,7 +172,7 @@ class Fetcher:
                     )
                 finally:
                     await answer.body.aclose()
-                watch.free()
+                watch.expect("", math.inf)
                 sealed = await sink.seal()
                 mime = mime or _checked_mime(sink.head, sealed.size, patterns)
                 pixels = await _pixels(mime, sealed) if spec.extract_image_size else ""
@@ -226,12 +194,12 @@ class Fetcher:
         url = _url(spec.url)
         proxy = _proxy(lease.proxy) if lease.proxy else None
         headers = job_headers(self.base, user_agent=spec.user_agent, headers=spec.request_headers)
-        basic = url.basic
         for _ in range(self.limits.redirects + 1):
-            route = Route(url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, watch=watch)
-            response = await self.transport.handle_async_request(
-                build_request("GET", route, with_credentials(headers, basic))
+            route = Route(
+                url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, expect=watch.expect
             )
+            request = build_request("GET", route, [*headers.values()])
+            response = await self.transport.handle_async_request(request)
             status = progress.status = response.status_code
             fields, body = response.headers.raw, response.stream
             assert isinstance(body, ResponseBody)
@@ -242,8 +210,10 @@ class Fetcher:
                 raise _refused(status, fields)
             following = _redirect(url, _field(fields, b"location"))
             if not may_keep(url.origin, following.origin):
-                headers, basic = without_secrets(headers), b""
-            url, basic = following, following.basic or basic
+                headers = without_secrets(headers)
+            elif url.basic and not following.basic:
+                headers.setdefault(b"authorization", (b"Authorization", url.basic))
+            url = following
         raise FetchError(f"more than {self.limits.redirects} redirects", ErrorCode.REDIRECTS)
 
     async def _receive(
@@ -262,15 +232,33 @@ class Fetcher:
                 f"{answer.length} bytes declared, more than max_size ({limit} bytes)", ErrorCode.TOO_LARGE
             )
         watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s)
-        intake = _Intake(answer, sink, watch, limit, patterns, progress.told)
-        if await intake.run():
+        mime = ""
+
+        async def fill() -> bool:
+            """Take bytes in until the sink is full (true) or the body ends (false)."""
+            nonlocal mime
+            while (chunk := await answer.read()) is not None:
+                if not sink.size:
+                    failpoint("first-byte")
+                sink.add(chunk)
+                watch.flow(sink.size)
+                progress.told(sink.size, answer.length)
+                if sink.size > limit:
+                    raise FetchError(f"more than max_size ({limit} bytes)", ErrorCode.TOO_LARGE)
+                if patterns is not None and not mime and sink.size >= SNIFF_BYTES:
+                    mime = _checked_mime(sink.head, answer.length, patterns)
+                if sink.full:
+                    return True
+            return False
+
+        if await fill():
             async with sink.writing_behind() as hand_over:
                 more = True
                 while more:
                     with watch.excused():
                         await hand_over()
-                    more = await intake.run()
-        return intake.mime
+                    more = await fill()
+        return mime
 
     async def _store(self, spec: JobSpec, sealed: Sealed, mime: str, still_ours: Callable[[], bool]) -> None:
         if sealed.data is not None:

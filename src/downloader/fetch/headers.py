@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from downloader.net import Origin, is_forbidden
 
@@ -47,13 +47,6 @@ def may_keep(origin: Origin, following: Origin) -> bool:
 def without_secrets(headers: HeaderMap) -> HeaderMap:
     """What may be told to another origin than the job's."""
     return {name: pair for name, pair in headers.items() if name in _KEPT}
-
-
-def with_credentials(headers: HeaderMap, basic: bytes) -> Sequence[tuple[bytes, bytes]]:
-    """The fields to send; the URL's credentials are used unless there is an `Authorization`."""
-    if basic and b"authorization" not in headers:
-        return [*headers.values(), (b"Authorization", basic)]
-    return [*headers.values()]
 
 
 def asks_for_gzip(headers: HeaderMap) -> bool:

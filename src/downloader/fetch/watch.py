@@ -37,14 +37,9 @@ class Watch:
         return f"not done within the job's download_timeout of {self._total_s:g} s"
 
     def expect(self, what: str, seconds: float) -> None:
-        """From now on wait for `what` only this long."""
+        """See `downloader.net.Expect`."""
         self._phase = what
         self._scope.deadline = min(self._end, trio.current_time() + seconds)
-
-    def free(self) -> None:
-        """From now on only the whole is bounded: others mind the time of what comes."""
-        self._phase = ""
-        self._scope.deadline = self._end
 
     def expect_flow(self, rate: float, seconds: float) -> None:
         """From now on `rate` bytes per second have to arrive, on average over any `seconds` or so."""

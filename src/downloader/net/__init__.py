@@ -15,16 +15,16 @@ from downloader.net.errors import (
     TimedOut,
     TlsFailed,
 )
-from downloader.net.fields import FORBIDDEN_FIELDS, is_forbidden, parse_retry_after
+from downloader.net.fields import is_forbidden, parse_retry_after
 from downloader.net.policy import EgressPolicy
-from downloader.net.resolve import Resolver, SystemResolver
+from downloader.net.resolve import Resolver
 from downloader.net.transport import (
     ROUTE,
+    Expect,
     NetLimits,
     ResponseBody,
     Route,
     Transport,
-    Watch,
     build_request,
     guarded_client,
     open_transport,
@@ -33,7 +33,6 @@ from downloader.net.transport import (
 from downloader.net.url import HIDDEN, Origin, Url, UrlError, Use, redact_url, userinfo_of
 
 __all__ = [
-    "FORBIDDEN_FIELDS",
     "HIDDEN",
     "ROUTE",
     "BadRequest",
@@ -43,6 +42,7 @@ __all__ = [
     "CutShort",
     "EgressPolicy",
     "EgressRefused",
+    "Expect",
     "NameNotResolved",
     "NetError",
     "NetLimits",
@@ -51,14 +51,12 @@ __all__ = [
     "Resolver",
     "ResponseBody",
     "Route",
-    "SystemResolver",
     "TimedOut",
     "TlsFailed",
     "Transport",
     "Url",
     "UrlError",
     "Use",
-    "Watch",
     "build_request",
     "guarded_client",
     "is_forbidden",

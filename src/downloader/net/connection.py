@@ -152,11 +152,6 @@ class Connection:
         return data
 
     @property
-    def ended(self) -> bool:
-        """Whether all of the response has been received; what `read` has not answered yet is at hand."""
-        return self._response.done
-
-    @property
     def has_more(self) -> bool:
         """Whether something has come behind the end of the response."""
         return self._response.behind

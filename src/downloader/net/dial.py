@@ -127,7 +127,7 @@ async def _resolve(resolver: Resolver, name: str, port: int, deadline: float) ->
             raise NameNotResolved(name, "it has no address")
         return addresses
     assert scope.cancelled_caught
-    raise NameNotResolved(name, "no answer from the name servers in time", timed_out=True)
+    raise NameNotResolved(name, "no answer from the name servers in time")
 
 
 async def _connect_first(addresses: Sequence[str], port: int) -> trio.socket.SocketType:

@@ -36,11 +36,8 @@ class EgressRefused(NetError, httpx2.ConnectError):
 class NameNotResolved(NetError, httpx2.ConnectError):
     """The host's name has no address, or the name servers did not answer in time."""
 
-    def __init__(self, host: str, reason: str, *, timed_out: bool = False) -> None:
+    def __init__(self, host: str, reason: str) -> None:
         super().__init__(f"name not resolved: {host}: {reason}")
-        self.host = host
-        self.timed_out = timed_out
-        """Whether it was for want of an answer and not because of one."""
 
 
 class ConnectFailed(NetError, httpx2.ConnectError):

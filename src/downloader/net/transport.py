@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import ssl
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Protocol
 
 import httpx2
 import trio
@@ -50,22 +50,19 @@ class NetLimits:
     needs the next one within milliseconds."""
 
 
-class Watch(Protocol):
-    """Whoever bounds the waits of one attempt with a cancel scope of its own."""
+Expect = Callable[[str, float], None]
+"""`(what, seconds)`: from now on at most `seconds` are left for what comes next; `what` is the reason if it
+does not come, such as "no response within 30 s".
 
-    def expect(self, what: str, seconds: float) -> None:
-        """From now on wait for `what` ("no response within 30 s" when in vain) only this long."""
-
-    def free(self) -> None:
-        """From now on only the whole is bounded."""
+For a caller with a cancel scope of its own round the request. `("", math.inf)` ends such a bound.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """What a request needs beyond httpx's model; in its `extensions` under `ROUTE`.
 
-    A request without one is a stranger's: its URL is checked as a callback's, and httpx's read timeout
-    bounds the wait for the head and for each piece of the body.
+    A request without one is a stranger's: its URL is checked as a callback's.
     """
 
     url: Url
@@ -79,8 +76,8 @@ class Route:
     """No more than this is read of the response, head and 1xx included; beyond it is a `BadResponse`."""
     tls: ssl.SSLContext | None = None
     """Instead of the transport's."""
-    watch: Watch | None = None
-    """Bounds the waits instead of httpx's timeouts."""
+    expect: Expect | None = None
+    """Called before each wait. Without it httpx's read timeout bounds the head and each piece of the body."""
 
 
 def build_request(method: str, route: Route, fields: Sequence[Field], content: bytes = b"") -> httpx2.Request:
@@ -133,11 +130,8 @@ class ResponseBody(httpx2.AsyncByteStream):
         if use is None:
             return None
         try:
-            if self._piece_s is None:
+            with _within(self._piece_s):
                 data = await use.connection.read()
-            else:
-                with trio.fail_after(self._piece_s):
-                    data = await use.connection.read()
         except BaseException as exc:
             self._use = None
             await use.connection.aclose()
@@ -207,8 +201,8 @@ class Transport(httpx2.AsyncBaseTransport):
                 return await self._ask(_Use(kept, key, route.keep), request, route)
             except ConnectionLost:
                 pass
-        if route.watch is not None:
-            route.watch.free()
+        if route.expect is not None:
+            route.expect("", math.inf)
         opened = await self._open(route)
         return await self._ask(_Use(opened, key, route.keep), request, route)
 
@@ -251,18 +245,15 @@ class Transport(httpx2.AsyncBaseTransport):
         assert isinstance(stream, httpx2.ByteStream)
         target, fields, content = route.url.target, request.headers.raw, b"".join(stream)
         piece_s: float | None = None
+        if route.expect is not None:
+            route.expect(self._no_response, self._limits.response_s)
+        else:
+            piece_s = request.extensions.get("timeout", {}).get("read") or self._limits.response_s
         try:
-            if route.watch is not None:
-                route.watch.expect(self._no_response, self._limits.response_s)
+            with _within(piece_s):
                 head = await connection.ask(
                     request.method.encode(), target, fields, content, limit=route.answer_bytes
                 )
-            else:
-                piece_s = request.extensions.get("timeout", {}).get("read") or self._limits.response_s
-                with trio.fail_after(piece_s):
-                    head = await connection.ask(
-                        request.method.encode(), target, fields, content, limit=route.answer_bytes
-                    )
         except BaseException as exc:
             await connection.aclose()
             if isinstance(exc, trio.TooSlowError):
@@ -391,6 +382,10 @@ def tls_context(ca_file: str = "") -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def _within(seconds: float | None) -> AbstractContextManager[object]:
+    return nullcontext() if seconds is None else trio.fail_after(seconds)
 
 
 async def _as_ours(request: httpx2.Request) -> tuple[httpx2.Request, Route]:

@@ -102,7 +102,7 @@ async def open_http(
             keep=settings.max_connections,
             answer_bytes=ANSWER_BYTES,
             tls=tls,
-            watch=_Unwatched(),
+            expect=lambda _what, _seconds: None,  # the delivery as a whole has a deadline
         )
 
     yield _Http(
@@ -140,16 +140,6 @@ def _tls(ca_file: str) -> ssl.SSLContext | None:
         return tls_context(ca_file)
     except OSError as exc:  # ssl.SSLError, for a file without certificates, is one
         raise PluginError(f"ca_file: {ca_file} cannot be used: {exc.strerror or exc}") from exc
-
-
-class _Unwatched:
-    """A `Watch` that bounds nothing: the delivery as a whole has a deadline."""
-
-    def expect(self, what: str, seconds: float) -> None:
-        """See `Watch`."""
-
-    def free(self) -> None:
-        """See `Watch`."""
 
 
 @dataclass(slots=True, kw_only=True)
