@@ -18,8 +18,9 @@ from downloader.api.problems import Problem, Refused, not_found
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
-_READ_BYTES = 256 * 1024
-"""Per hop to a thread; at Quart's 8 KiB the hops are all one measures. A slow reader holds as much."""
+_READ_BYTES = 64 * 1024
+"""Per hop to a thread: at Quart's 8 KiB the hops are all one measures. A slow reader holds as much, and there
+may be thousands."""
 
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z._-]+")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from http import HTTPStatus
 from math import inf
 from typing import Any
@@ -172,7 +172,7 @@ class Http1(H11Protocol):
 
     async def _check_protocol(self, event: Any) -> None:
         # Any other upgrade is ignored (RFC 9110, 7.8).
-        if event.method == b"PRI" or (not self.ssl and asks_for_h2c(event.headers)):
+        if event.method == b"PRI" or (not self.ssl and asks_for_h2c(list(event.headers))):
             await super()._check_protocol(event)
 
     async def _create_stream(self, request: Any) -> None:
@@ -278,7 +278,7 @@ def check_request(request: Any) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     return (slash + path) or b"/", headers
 
 
-def asks_for_h2c(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+def asks_for_h2c(headers: Sequence[tuple[bytes, bytes]]) -> bool:
     """Whether an upgrade is asked for in proper form."""
     upgrade = [value.strip().lower() for name, value in headers if name == b"upgrade"]
     settings = [value for name, value in headers if name == b"http2-settings"]

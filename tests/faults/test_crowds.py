@@ -1,0 +1,134 @@
+"""H25: more clients than the API has descriptors for, and thousands that do not read."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from servers.fleet import Fleet, job_for, open_fleet, say
+from servers.valkey import Valkey
+
+pytestmark = pytest.mark.fault
+
+DESCRIPTORS = 1024
+
+HALF_HEAD = b"GET /hb HTTP/1.1\r\nHost: loc"
+HALF_BODY = b"POST /download HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+
+READERS = 4096
+"""As many connections as the API keeps by default."""
+
+FILE_BYTES = 64 * 1024**2
+"""More than what the sockets' buffers on both sides take."""
+
+READER_BYTES = 192 * 1024
+"""Of the process's memory for one of them: a piece of the file, and what a connection takes."""
+
+LIVE_S = 0.1
+
+
+async def connect(port: int, address: str, data: bytes) -> trio.SocketStream:
+    stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=address)
+    with suppress(trio.BrokenResourceError):
+        await stream.send_all(data)
+    return stream
+
+
+def is_open(stream: trio.SocketStream) -> bool:
+    """Whether the server has neither closed it nor answered."""
+    try:
+        os.read(stream.socket.fileno(), 1)
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        pass
+    return False
+
+
+async def live_s(fleet: Fleet) -> float:
+    """How long `/health/live` takes, over a connection of its own: the best of ten, on a machine that may
+    be busy with something else."""
+    times = []
+    for _ in range(10):
+        began = trio.current_time()
+        answer = await fleet.client.get("/health/live", headers={"Connection": "close"})
+        times.append(trio.current_time() - began)
+        assert answer.status_code == 200
+    say(f"/health/live: {min(times):.3f} s at best, {max(times):.3f} s at worst")
+    return min(times)
+
+
+async def close_all(streams: Sequence[trio.SocketStream]) -> None:
+    for stream in streams:
+        await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.row("H25")
+async def test_600_half_heads_and_half_bodies_at_1024_descriptors(folder: Path, server: Valkey) -> None:
+    async with open_fleet(folder, server) as fleet:
+        api = await fleet.start("api", ready=False)
+        resource.prlimit(api.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+        port = (await api.event("api.listening"))["port"]
+        await api.event("service.started")
+        fleet.client.base_url = f"http://127.0.0.1:{port}"
+        streams = []
+        for number in range(600):
+            address = f"127.0.0.{2 + number % 3}"
+            streams.append(await connect(port, address, HALF_BODY if number % 2 else HALF_HEAD))
+            if number % 100 == 99:
+                assert (await fleet.client.get("/hb")).status_code == 200
+                await fleet.post(**job_for("http://127.0.0.1/", "http://127.0.0.1/"))
+        with trio.fail_after(10):
+            while sum(kept := [is_open(stream) for stream in streams]) > DESCRIPTORS // 2:
+                await fleet.client.get("/hb")  # until it has taken in the last ones
+        say(f"{sum(kept)} of 600 are kept")
+        assert not any(kept[: 600 - DESCRIPTORS // 2]), "the oldest are closed first"
+        assert kept[-1]
+        assert await live_s(fleet) < LIVE_S
+        await close_all(streams)
+        await api.stop()
+
+
+@pytest.mark.row("H25")
+@pytest.mark.timeout(180)
+async def test_4096_slow_readers_of_a_file(folder: Path, server: Valkey) -> None:
+    async with open_fleet(folder, server) as fleet:
+        api = await fleet.start("api")
+        fleet.files.mkdir(parents=True, exist_ok=True)
+        with (fleet.files / "large").open("wb") as file:
+            file.truncate(FILE_BYTES)
+        assert fleet.client.base_url.port is not None
+        before = memory(api.pid)
+        streams: list[trio.SocketStream] = []
+        get = b"GET /files/large HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        limiter = trio.CapacityLimiter(64)
+
+        async def read_a_little(number: int) -> None:
+            async with limiter:
+                stream = await connect(fleet.client.base_url.port or 0, f"127.0.0.{2 + number % 4}", get)
+                assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200 ")
+                streams.append(stream)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(READERS):
+                nursery.start_soon(read_a_little, number)
+        grown = memory(api.pid) - before
+        say(f"{len(streams)} readers: {grown / READERS / 1024:.0f} KiB each")
+        assert await live_s(fleet) < LIVE_S
+        assert (await fleet.client.get("/hb")).status_code == 200
+        assert grown < READERS * READER_BYTES
+        await close_all(streams)
+        assert (await fleet.client.get("/hb")).status_code == 200
+        assert not api.noise
+        assert not api.events("api.failed")
+
+
+def memory(pid: int) -> int:
+    """Bytes in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
