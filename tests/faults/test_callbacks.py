@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import statistics
 import time
@@ -25,7 +26,7 @@ from servers.fleet import (
 )
 from servers.origin import Origin, raw
 from servers.ports import spare_port
-from servers.sink import Sink
+from servers.sink import Sink, open_sink
 from servers.valkey import Valkey
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
@@ -150,6 +151,29 @@ async def test_f17_a_dead_host_delays_nobody_else(
         say(f"median {statistics.median(before):.3f} s, beside a dead host {statistics.median(after):.3f} s")
         assert statistics.median(after) < statistics.median(before) + ASIDE_S
         assert max(after) < max(before) + ASIDE_MAX_S
+
+
+@pytest.mark.row("H21")
+async def test_h21_silent_destinations_leave_half_of_the_slots_to_those_that_answer(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    hosts, slots = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(300)], 32
+    # A delivery to a silent one lasts longer than the test: what gets through does so beside them.
+    patient: Tables = {"backends.http": {"timeout": 300.0}, "notifier": {"concurrency": slots}}
+    async with open_sink(hosts) as silent, open_fleet(folder, server, patient) as fleet:
+        run = await fleet.start("run")
+        await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
+        jobs = [job_for(origin.url("/bytes/2"), silent.url("/hang", host=host), group=host) for host in hosts]
+        lines = "\n".join(map(json.dumps, jobs))
+        assert (await fleet.client.post("/downloads", content=lines)).text.count('"id"') == len(hosts)
+        await run.event("job.succeeded", count=1 + len(hosts))
+        await silent.until(lambda: len(silent.received) >= slots // 2)
+        for number in range(10):
+            began = time.monotonic()
+            job = job_for(origin.url("/bytes/1"), sink.url(), group=f"innocent-{number}")
+            [callback] = await sink.heard_of(await fleet.post(**job))
+            say(f"{callback.at - began:.3f} s from the POST, beside {len(silent.received)} that are silent")
+        assert len(silent.received) == slots // 2
 
 
 @pytest.mark.row("F20")

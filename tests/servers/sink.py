@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,15 +119,18 @@ class Sink:
         await stream.send_all(f"HTTP/1.1 {status} X\r\n{more}Content-Length: 0\r\n\r\n".encode())
 
 
+HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 10))
+
+
 @asynccontextmanager
-async def open_sink() -> AsyncIterator[Sink]:
-    """A running sink on 127.0.0.1 to 127.0.0.9: destinations are told apart by their host."""
+async def open_sink(hosts: Sequence[str] = HOSTS) -> AsyncIterator[Sink]:
+    """A running sink on these addresses: destinations are told apart by their host."""
     sink = Sink()
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=1024)
+        listeners = await trio.open_tcp_listeners(0, host=hosts[0], backlog=1024)
         sink.port = listeners[0].socket.getsockname()[1]
-        for number in range(2, 10):
-            listeners += await trio.open_tcp_listeners(sink.port, host=f"127.0.0.{number}")
+        for host in hosts[1:]:
+            listeners += await trio.open_tcp_listeners(sink.port, host=host)
         nursery.start_soon(trio.serve_listeners, sink.serve, listeners)
         try:
             yield sink
