@@ -32,7 +32,7 @@ ID_PREFIX_S = 4.0
 
 _ID_PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
 _ID_BYTES = 16
-"""Drawn for an id; more than it has, so that remainders favour no character by anything that counts."""
+"""Random bytes drawn for an id: more than its bits, so that remainders favour no character noticeably."""
 
 POISON_CRASHES = 5
 """A job whose worker died this many times is failed instead of being tried again."""

@@ -203,7 +203,7 @@ def test_a_port_of_somebody_else_and_one_that_is_open_to_all(folder: Path, serve
         port = taken.getsockname()[1]
         found = examined(settings(folder, redis=on(server), api={"port": port}))["api"]
     assert found.state is FindingState.FAILED
-    assert found.text.endswith("Address already in use; who has it is no downloader")
+    assert found.text.endswith("Address already in use; another program has it")
     found = examined(settings(folder, redis=on(server), api={"host": "0.0.0.0", "port": 0}))["api"]
     assert (found.state, "whoever reaches it may do everything" in found.text) == (FindingState.NOTE, True)
 

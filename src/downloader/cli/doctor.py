@@ -42,7 +42,7 @@ def doctor(*, config: Config = None, json_: Json = False) -> int:
         settings = with_default_backend(settings)
     from downloader.service import diagnose
 
-    # The findings say it all: what the parts log meanwhile is not shown.
+    # The findings say what was found; the parts' own logs are not shown.
     configure(form="json", level="error", stream=io.StringIO())
     show = _show_json if json_ else _show_table if sys.stdout.isatty() else _show_lines
     with _progress():

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from downloader.service import FetchRequest
 
 LIMIT = 4
-"""Downloads of one host at once, unless the user says otherwise: quick, and no burden to anyone."""
-
+"""Downloads of one host at once by default: quick, and few enough for any host."""
 
 RETRY_BACKOFF_S = 2.0
-"""First delay between attempts: somebody waits, unlike behind the service, whose default is minutes."""
+"""First delay between attempts; much less than the service's default, because a person waits."""
 
 
 def fetch(
@@ -114,7 +113,7 @@ def _lines(from_file: str, name: str) -> Iterator[tuple[int, str]]:
 
 
 def _settings(folder: OutputFolder, data_dir: Path) -> Settings:
-    """Of the service for one run. The person at the keyboard is trusted: private addresses are allowed."""
+    """For one run. The person at the keyboard is trusted: private addresses are allowed."""
     from downloader.config import Settings
 
     values: dict[str, Any] = {

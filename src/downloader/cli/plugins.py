@@ -19,7 +19,7 @@ Row = dict[str, Any]
 used though it is, as `problem`, empty if it can."""
 
 _BUCKETS_PLUGIN = "s3"
-"""Serves the buckets that jobs bring, configured or not: `[processor.s3]` has defaults."""
+"""The plugin for buckets that jobs bring; always in use, as `[processor.s3]` has defaults."""
 
 
 def plugins(*, config: Config = None, json_: Json = False) -> None:

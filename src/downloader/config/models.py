@@ -31,7 +31,7 @@ RENEWALS_PER_LEASE = 3
 """A lease is renewed each time this fraction of it has passed, so that two renewals may fail."""
 
 LONGEST_S = 3600.0
-"""Bound of leases and grace periods: what takes longer than an hour is a typing error."""
+"""Bound of leases, grace periods and time-outs: a larger number is a typing error."""
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """RFC 9110 section 5.6.2 `token`."""
@@ -198,7 +198,7 @@ class RedisSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _url_of_sentinel(cls, values: Any) -> Any:
-        """Whoever gives a Sentinel does not mean the embedded store."""
+        """With a Sentinel, the default is not the embedded store."""
         if isinstance(values, dict) and values.get("sentinel") is not None and "url" not in values:
             return {**values, "url": "redis://"}
         return values
@@ -347,8 +347,8 @@ class NotifierSettings(Section):
 
     concurrency: Count = 64
     per_destination: Count = 16
-    """Callbacks in flight to one destination over the fleet; one while it is failing. No bound on what works
-    of `kafka` and `sqs`: brokers are made for many, and their plugins send in batches."""
+    """Callbacks in flight to one destination over the fleet; 1 while it is failing. Topics and queues that
+    work have no such bound: brokers are made for many, and their plugins send in batches."""
     deletion_interval: SecondsOrZero = 10800.0
     """Seconds after which the file of a delivered job is deleted."""
     failed_retention: SecondsOrZero = 604800.0

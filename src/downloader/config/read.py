@@ -8,7 +8,7 @@ tables and secret references are given as JSON. In the plugins' tables, whose ke
 whatever reads as JSON is taken as such, and all else as a string. Tables are merged key by key, everything
 else (`processor.request_headers` too) is replaced.
 
-Other variables beginning with `DOWNLOADER_` are handled thus: one with `__` has to be a known key; one
+Other variables beginning with `DOWNLOADER_` are treated as follows: one with `__` has to be a known key; one
 without is refused when it is a known key but for its underscores (`DOWNLOADER_REDIS_URL`,
 `DOWNLOADER_DATADIR`) or nearly a key of the top level, and left alone otherwise. So the variables that
 Kubernetes makes of a service named `downloader` or `downloader-api` (`DOWNLOADER_PORT=tcp://...`,
@@ -37,7 +37,7 @@ PREFIX = "DOWNLOADER_"
 """Of the environment variables that are settings."""
 
 OTHER_VARIABLES = frozenset({"DOWNLOADER_FAILPOINT"})
-"""Variables that are ours and no settings."""
+"""Variables of ours that are no settings."""
 
 SECRET_BYTES = 64 * 1024
 """The most that is read of a secret's file; a wrong path may name a device that never ends."""
@@ -48,10 +48,10 @@ _SERVICE_LINK = re.compile(
 """How the variables end that Kubernetes sets for each service."""
 
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
-"""What its `..._PORT` variable holds, unlike anybody's port."""
+"""What its `..._PORT` variable holds; a port is a number."""
 
 _FREE = object()
-"""Stands for a table whose keys a plugin knows, and we do not."""
+"""Stands for a table whose keys only a plugin knows."""
 
 Path_ = tuple[str | int, ...]
 
@@ -151,7 +151,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The variables that are settings; refuses those that were meant to be."""
+    """The variables that are settings; refuses those that are misspelt ones."""
     keys = [*known_keys()]
     names = {PREFIX + key.replace(".", "__").upper() for key in keys}
     flat = {_letters(name): name for name in sorted(names)}
@@ -174,7 +174,7 @@ def _is_service_link(name: str, value: str) -> bool:
 
 
 def _nest(path: tuple[str, ...], text: str, name: str) -> dict[str, Any]:
-    """A variable as the piece of a configuration that it stands for."""
+    """A variable's value under its key, as a file would have it."""
     annotation: Any = Settings
     for part in path:
         inner = _inner(annotation)
@@ -218,7 +218,7 @@ def _inner(annotation: Any) -> Any:
 
 
 def _add(layers: _Layers, values: dict[str, Any], *, source: str) -> None:
-    """Lay one source's values over those before it."""
+    """Let one source's values replace those of the sources before it."""
     _refuse_unknown(values, Settings, (), source)
     _merge(layers.values, values, (), layers.origins, source)
 
@@ -341,7 +341,7 @@ _EXPECTED = {
     "byte_size_unit": 'must be a size in bytes, or like "64MiB"',
     "path_type": "must be the path of a folder",
 }
-"""What pydantic words for programmers, by its type of error."""
+"""Plain words for some of pydantic's messages, by type of error."""
 
 
 def _explain(error: ValidationError, layers: _Layers) -> str:

@@ -13,7 +13,7 @@ from downloader.config.models import Settings
 from downloader.net import HIDDEN, redact_url
 
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|key|credential|auth", re.IGNORECASE)
-"""Keys of a plugin's table that probably hold a secret; better one too many."""
+"""Names of keys that may hold a secret in a plugin's table; some that match do not."""
 
 _SECRET_HEADER = re.compile(r"(proxy-)?authorization|cookie", re.IGNORECASE)
 

@@ -1,8 +1,8 @@
-"""What looks closer at a head that has a format's signature, and tells its type.
+"""Functions that tell the types apart which share a signature.
 
-Each function takes the first bytes of a file, which begin with (or have in place) the signature that
-`downloader.content.signatures` names beside it, and answers a type, or `None` when it is not that format
-after all. None raises, whatever the bytes; each reads a bounded part or passes over them once.
+Each takes the first bytes of a file that has the signature which `downloader.content.signatures` names beside
+it, and answers a type, or `None` if the file is of none of them. None raises, whatever the bytes; each reads
+a bounded part, or all of them once.
 """
 
 # ruff: noqa: PLR2004 - offsets, masks and field values of file formats; the functions say which

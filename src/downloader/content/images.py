@@ -16,7 +16,7 @@ _GIF_HEAD_BYTES = 10
 """Signature, width, height."""
 
 _MAX_READ_BYTES = 4 * 1024 * 1024
-"""Of one file: an AVIF's table of items, or a JPEG's markers, are far below."""
+"""Of one file; an AVIF's table of items and a JPEG's markers take far less."""
 
 _MAX_CALLS = 20_000
 """Reads and seeks on one file. imagesize looks for a JPEG's markers byte by byte, so that gigabytes of
@@ -24,7 +24,7 @@ something else behind the first one would cost hours. Real files take some hundr
 
 
 class _OverspentError(Exception):
-    """A file wants more reading than a picture's header is worth."""
+    """A picture's header takes more reading than allowed."""
 
 
 class _Reader:

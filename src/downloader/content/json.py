@@ -6,10 +6,10 @@ import re
 from enum import Enum
 
 JUDGED_BYTES = 4096
-"""How far into a file it is read: what has been JSON for so long is JSON, and reading costs time."""
+"""How far a file is read: more would cost time and hardly ever change the verdict."""
 
 MAX_DEPTH = 251
-"""Arrays and objects in each other; deeper ones are no JSON for libmagic either."""
+"""Nested arrays and objects; deeper ones are no JSON for libmagic either."""
 
 _TOKEN_BYTES = 6
 r"""The longest that only counts as a whole: `\u00e9`."""
@@ -30,7 +30,7 @@ _RUNS = {
     _OPENING[0]: re.compile(rb"(?:" + _FLAT + rb")*+"),
     _OBJECT: re.compile(rb"(?:" + _OPEN_STRING + rb'"' + _S + b":" + _S + _FLAT + rb")*+"),
 }
-"""Members without brackets, each with its comma: passed over at once, for speed only."""
+"""Members without brackets, each with its comma: skipped in one step, for speed only."""
 
 
 class _CutError(Exception):
@@ -47,7 +47,7 @@ class Json(Enum):
     DOCUMENT = "application/json"
     """One array or object."""
     LINES = "application/x-ndjson"
-    """Several of the same, one behind the other; libmagic looks at two."""
+    """Several values one after the other; libmagic looks at two."""
 
 
 def judge_json(data: bytes, *, cut: bool) -> Json | None:

@@ -19,7 +19,7 @@ from downloader.content.signatures import LEADING_SIGNATURES, by_signature
 
 SNIFF_BYTES = 36 * 1024
 """First bytes that a verdict needs: the signature of a disc image stands at 32 KiB, all others far before.
-Whoever has more of a file gets no other verdict."""
+More bytes do not change the verdict."""
 
 _EMPTY = "application/x-empty"
 _UNKNOWN = "application/octet-stream"
@@ -43,7 +43,7 @@ _SCRIPT_BYTES = 8192
 """How far it looks for the words of JavaScript."""
 
 _RARE_MATCH_BYTES = 4
-"""Shorter signatures of puremagic's, zeros not counted, are in any data: to it 01 00 00 00 is a picture."""
+"""puremagic's shorter signatures (zeros not counted) match any data: it takes 01 00 00 00 for a picture."""
 
 
 def sniff_mime(head: bytes, *, size: int | None) -> str:
@@ -135,8 +135,8 @@ _HTML_DOCTYPE = re.compile(rb"\s*<!doctype\s+html", re.IGNORECASE)
 _HTML = re.compile(
     rb"<(?:!doctype\s+html|(?:html|head|title|script|style|table)[\s>]|a\s+href=)", re.IGNORECASE
 )
-# Between two words of a line libmagic takes any distance; the bound keeps hostile lines from taking seconds.
-# Each stands behind a word that it needs, because a search for the word costs a hundredth of one for it.
+# libmagic allows any distance between two words of a line; the bound keeps hostile lines from taking seconds.
+# Each pattern has a word that it needs: searching for that first costs a hundredth.
 _SCRIPT: Sequence[tuple[bytes, re.Pattern[bytes]]] = tuple(
     (word, re.compile(pattern, re.MULTILINE))
     for word, pattern in (
@@ -188,7 +188,7 @@ def _is_csv(text: bytes) -> bool:
 
 def _rare(head: bytes) -> str:
     """What puremagic says of data without a usual signature."""
-    # It compares all its signatures in Python, 0.25 ms; nearly all data has the beginning of none of them.
+    # It compares all its signatures in Python, 0.25 ms; most data begins with none of them.
     if not any(head.startswith(beginnings, offset) for offset, beginnings in _rare_beginnings()):
         return _UNKNOWN
     try:
@@ -197,8 +197,8 @@ def _rare(head: bytes) -> str:
         return _UNKNOWN
     for match in matches:
         magic = match.byte_match
-        # It has but the head, so what it takes for a file's end is none. A signature that the table has and
-        # would not be satisfied with alone is not enough here either.
+        # It was given the head only, so a match at the file's end is none. Signatures that our table has were
+        # examined more closely there, and refused.
         strong = _strong(magic) and magic not in LEADING_SIGNATURES
         if match.mime_type and match.offset >= 0 and strong:
             return str(match.mime_type)

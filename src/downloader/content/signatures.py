@@ -1,4 +1,4 @@
-"""The signatures of the types that the web serves: the one place where puremagic's verdicts are mended.
+"""The signatures of the types that the web serves: the one place where puremagic's verdicts are corrected.
 
 Why a table of our own, measured on the samples of `tests/unit/test_mime.py` (puremagic 1.30, libmagic 5.46):
 puremagic alone agrees with libmagic on 115 of 261, and takes 0.2 ms or more for each, because it compares a
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from downloader.content import formats
 
 Verdict = str | Callable[[bytes], str | None]
-"""A type, or what looks closer at a head that has the signature and answers a type or `None`."""
+"""A type, or a function that reads the first bytes and answers a type or `None`."""
 
 _LEADING: Sequence[tuple[bytes, Verdict]] = (
     # pictures

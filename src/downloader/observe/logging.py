@@ -121,7 +121,7 @@ def _console(*, colors: bool) -> list[structlog.typing.Processor]:
 
 
 def _as_library(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """A library's sentence is no event's name."""
+    """Move a library's message, which is no event's name, to a field."""
     event["message"] = event["event"]
     event["event"] = Event.LIBRARY.value
     return event

@@ -10,7 +10,7 @@ from downloader.observe import Event, get_logger
 log = get_logger()
 
 LOOK_S = 1.0
-"""A disk does not fill faster than this matters; statvfs on each lease call would be waste."""
+"""Seconds between two looks at the disk; one on each lease call would cost more and tell no more."""
 
 
 class DiskGate:
@@ -20,7 +20,7 @@ class DiskGate:
         used_percent: reads how full the disk is, in percent.
         high: closes it.
         low: opens it again.
-        clock: seconds; a look is good for `LOOK_S` of them.
+        clock: answers seconds.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ Serve = Callable[..., Awaitable[None]]
 """`serve_api` with all but its `task_status`."""
 
 LATE_S = 5.0
-"""After a delivery was cancelled for taking too long, until it is told that it does not end."""
+"""How long after its cancel a delivery that took too long is reported as one that does not end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class _Signals:
 
     grace_s: float
     scope: trio.CancelScope
-    """What a stop at once cancels: all during the start, then the roles; resources still close in order."""
+    """Cancelled by a stop at once: everything during the start, then the roles. Resources close in order."""
     instance: Instance | None = None
     """Once its roles are being started."""
 
@@ -129,8 +129,8 @@ async def run_instance(
     """
     async with trio.open_nursery() as guard:
         signals = _Signals(scope=guard.cancel_scope, grace_s=grace_of(settings, roles))
-        # From the very first, so that a signal leaves no embedded store behind.
-        await guard.start(_heed, signals, handle_sigint)
+        # Before anything else, so that no signal leaves an embedded store behind.
+        await guard.start(_handle_signals, signals, handle_sigint)
         await _run_with(settings, roles, sockets, signals, started)
         guard.cancel_scope.cancel()
 
@@ -163,16 +163,16 @@ async def _run_with(
         if "notifier" in roles:
             backends = await stack.enter_async_context(open_backends(settings, files.storage))
         serve = _api_server(instance, sockets) if "api" in roles else None
-        _spare_the_collector()
+        _freeze_imports()
         await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
 
 
-def _spare_the_collector() -> None:
-    """Keep the garbage collector from looking at what stays: all that has been imported, again and again.
+def _freeze_imports() -> None:
+    """Take what was imported out of garbage collection, and collect less often.
 
-    Measured with the default thresholds under load: 8% of the process's CPU. What a job leaves behind goes by
-    reference counts; cycles are rare (exceptions with their tracebacks), so it may look less often too.
+    Examining it again and again cost 8% of the process's CPU under load. A job's objects are freed by
+    reference counts; cycles are rare (exceptions with their tracebacks).
     """
     gc.collect()
     gc.freeze()
@@ -256,7 +256,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
         bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
-        # Downloads that end during the stop have callbacks, which are not to wait for the next start.
+        # Callbacks of downloads that end during the stop are not to wait for the next start.
         leases_at_stop="processor" in instance.roles,
     )
 
@@ -303,12 +303,12 @@ async def _leave(instance: Instance, role: str) -> None:
     try:
         await instance.store.leave(instance.owner, role)
     except StoreError as error:
-        # Its report then vanishes by its time to live.
+        # Its last report then expires.
         log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
 
 
 async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]) -> None:
-    """Tell the fleet every `stats_interval` that this instance lives, and `more` of it."""
+    """Report every `stats_interval` that this instance lives, with what `more` answers."""
     interval_s = (
         instance.settings.notifier if role == "notifier" else instance.settings.processor
     ).stats_interval
@@ -371,7 +371,7 @@ def _begin_callbacks_stop(instance: Instance) -> None:
     instance.stop_callbacks.begin(max(0.0, left_s))
 
 
-async def _heed(
+async def _handle_signals(
     signals: _Signals,
     handle_sigint: bool,  # noqa: FBT001  # started by a nursery, which passes no keywords
     *,

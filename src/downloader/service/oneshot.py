@@ -31,8 +31,8 @@ SUBMIT_BATCH = 500
 """Jobs per call to the store, so that the first downloads begin while the rest of a long list goes in."""
 
 OWN_FAULTS = 3
-"""How often our own disk may be at fault before a file is given up: a service waits for its operator, here
-somebody waits for us."""
+"""How often our own disk may be at fault before a file is given up. A service waits until its operator has
+mended the disk; here a person waits for the result."""
 
 END_S = 10.0
 """For closing after a signal: more than the embedded store takes to stop."""
@@ -248,7 +248,7 @@ async def _submit(run: _Run, store: JobStore) -> None:
 
 
 class _FetchWork(DownloadWork):
-    """Downloads of one run; tells of each what the person at the keyboard wants to see."""
+    """Downloads of one run; reports the progress of each."""
 
     def __init__(self, run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> None:
         super().__init__(
@@ -284,7 +284,7 @@ class _FetchWork(DownloadWork):
 
 
 def _bounded(run: _Run, lease: Lease, outcome: Outcome) -> Outcome:
-    """A full disk fails a file in the end, instead of being waited out."""
+    """A file whose download our own disk has failed too often has failed."""
     if outcome.verdict is not Verdict.RELEASE:
         return outcome
     faults = run.own_faults[lease.id] = run.own_faults.get(lease.id, 0) + 1
@@ -297,7 +297,7 @@ async def _signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """End the run at the first signal; what it has cost so far is not lost, what is unfinished goes."""
+    """End the run at the first signal; finished files stay, unfinished ones are removed."""
     with stop_signals(signal.SIGINT, signal.SIGTERM, within_s=END_S) as received:
         task_status.started()
         async for number in received:

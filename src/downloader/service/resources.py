@@ -47,7 +47,7 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
 async def open_downloads(
     settings: Settings, storage: Storage, *, rng: random.Random, own_bucket: BucketOpener | None = None
 ) -> AsyncIterator[Fetcher]:
-    """What downloads into this storage, and for jobs that bring a bucket, into that.
+    """A fetcher into this storage, and for jobs that bring a bucket, into that.
 
     Raises:
         ConfigError: the spool folder cannot be written, or a certificate file not read.
@@ -77,7 +77,7 @@ async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[M
 
 @asynccontextmanager
 async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]:
-    """What is lent to notifiers: a client under `egress.callbacks`, and this storage."""
+    """The host lent to notifiers: a client under `egress.callbacks`, and this storage."""
     lists = settings.egress.callbacks
     policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
     async with open_transport(policy, tls=tls_context()) as transport:

@@ -1,4 +1,4 @@
-"""The API's role. Imported only by who has it: Quart takes a third of the time that all imports take."""
+"""The API's role. Imported only by processes that have it: Quart takes a third of all import time."""
 
 from __future__ import annotations
 

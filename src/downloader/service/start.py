@@ -52,7 +52,7 @@ def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1
     sockets = listen(settings.api) if "api" in roles else []
     try:
         if sockets:
-            # Port 0 took a free one, which download URLs have to name.
+            # With port 0 the system chose one, which download URLs have to name.
             port = sockets[0].getsockname()[1]
             settings = settings.model_copy(update={"api": settings.api.model_copy(update={"port": port})})
         if processes > 1:
@@ -112,7 +112,7 @@ async def _run_processes(
     children: dict[int, SpawnProcess] = {}
     stopping = trio.Event()
     async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
-        # From the very first, so that a signal leaves no embedded store behind.
+        # Before anything else, so that no signal leaves an embedded store behind.
         within_s = grace_of(settings, roles) + STOP_S + KILLED_S
         await nursery.start(_pass_signals_on, children, stopping, within_s)
         redis = await stack.enter_async_context(running_redis(settings))
@@ -137,7 +137,7 @@ async def _keep_child(
     while not stopping.is_set():
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=_child, args=(theirs, *arguments), name=f"downloader-{slot}")
-        # A child of a child does not outlive it: `daemon` ends it with this process.
+        # `daemon` ends it with this process.
         child.daemon = True
         child.start()
         theirs.close()
@@ -152,7 +152,7 @@ async def _keep_child(
         reason = str(said) if isinstance(said, DownloaderError) else ""
         if isinstance(said, DownloaderError) and not has_run:
             raise said
-        # What keeps a later child from starting may pass (the store is away): the other children go on.
+        # The reason why a later child does not start may be temporary (the store is away): the others go on.
         if not stopping.is_set():
             log.error(Event.SERVICE_FAILED, slot=slot, status=child.exitcode, reason=reason)
             with trio.move_on_after(RESTART_S):
@@ -199,7 +199,7 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
         trio.run(main)
     except* DownloaderError as group:
         error = first_leaf(group)
-        # Of our own types only the first two matter to the parent: they decide its exit status.
+        # The parent needs only these two types, which decide its exit status.
         kind = ConfigError if isinstance(error, ConfigError) else DownloaderError
         parent.send(kind(str(error)))
         raise SystemExit(1) from None

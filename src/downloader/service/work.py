@@ -28,8 +28,8 @@ from downloader.store import JobStore, Settled
 log = get_logger()
 
 DELIVERY_LEASES = 2
-"""A backend that has not come back after this many leases hangs: its callback is tried again later.
-Leases are prolonged meanwhile, so this is no bound on them, only longer than any backend's own timeout."""
+"""How many leases' time a backend may take for a delivery, before it counts as hanging and the callback is
+tried again later. Longer than any backend's own timeout; the lease itself is renewed meanwhile."""
 
 _DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.SUCCEEDED: (Event.JOB_SUCCEEDED, "downloads_succeeded"),
@@ -68,7 +68,7 @@ class DownloadWork(Workload):
         self._counters = counters
         self._may_lease = may_lease
         self.workers = Workers()
-        self._log = log.bind()  # once: to bind for each job costs more than what it then does not print
+        self._log = log.bind()  # once, as it costs more than a line that is not printed
 
     def may_lease(self) -> bool:
         """Whether the disk has room."""

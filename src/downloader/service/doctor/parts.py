@@ -1,4 +1,4 @@
-"""How each part but the store is tried; each answers one line, or raises what is not fine about it."""
+"""How each part but the store is tried: each function answers one line, or raises what is wrong."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, Storage, StoredFile, open_buckets, open_storage
 
 OPENING_S = 10.0
-"""For a plugin to open: somebody waits."""
+"""For a plugin to open; less than the service gives it, as a person waits."""
 
 ASK_S = 3.0
-"""For whoever holds our port to say who it is."""
+"""For the program on our port to say what it is."""
 
 TEXT = b"downloader doctor was here; this object may be deleted\n"
 
 
 class Note(Exception):
-    """Nothing is broken, but somebody should know; the text says what."""
+    """Nothing is broken, but the operator should know; the text says what."""
 
 
 async def examine_storage(settings: Settings) -> str:
@@ -66,7 +66,7 @@ def _where(url: str, settings: Settings) -> str:
 
 
 async def examine_buckets(settings: Settings) -> str:
-    """Open what serves the buckets of jobs; there is no bucket to try before a job names one."""
+    """Open the plugin for buckets of jobs; there is no bucket to try before a job names one."""
     async with open_buckets(OWN_BUCKETS, settings.processor.s3.section):
         where = settings.processor.s3.endpoint_url or "AWS"
         raise Note(f"jobs' own buckets, at {where}: nothing to try until a job brings one")
@@ -86,7 +86,7 @@ async def examine_backend(settings: Settings, name: str, storage: Storage) -> st
 
 
 class NoStorage:
-    """In place of a file storage that does not open, which is reported by itself."""
+    """In place of a file storage that does not open, which is a finding of its own."""
 
     async def put(self, key: str, body: Body) -> None:  # noqa: ARG002  # the protocol's
         """Raises StorageError."""
@@ -136,7 +136,7 @@ def _try_folder(folder: Path) -> tuple[str, float]:
 
 
 async def examine_api(settings: Settings) -> str:
-    """Take the API's port for a moment, or find one of our own on it."""
+    """Take the API's port for a moment, or find a downloader on it."""
     api = settings.api
     where = f"{api.host}:{api.port}"
     try:
@@ -144,7 +144,7 @@ async def examine_api(settings: Settings) -> str:
     except ConfigError as error:
         ask = partial(_is_ours, api)
         if not await trio.to_thread.run_sync(ask, abandon_on_cancel=True):
-            raise ConfigError(f"{str(error).partition(': ')[2]}; who has it is no downloader") from None
+            raise ConfigError(f"{str(error).partition(': ')[2]}; another program has it") from None
         text = f"{where} is served by a downloader that runs"
     else:
         loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
@@ -163,7 +163,7 @@ async def examine_api(settings: Settings) -> str:
 
 
 def _is_ours(api: ApiSettings) -> bool:
-    """Whether a downloader answers there; what it answers to everybody."""
+    """Whether a downloader answers there, by the one route that needs no token."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)  # noqa: S104  # connected to
     connection = http.client.HTTPConnection(host, api.port, timeout=ASK_S)
     try:
@@ -177,7 +177,7 @@ def _is_ours(api: ApiSettings) -> bool:
 
 
 async def examine_egress(lists: EgressList) -> str:
-    """What may be connected to; nothing is."""
+    """Which addresses may be connected to; none is."""
     await trio.lowlevel.checkpoint()
     allowed = ["public addresses", *lists.allow]
     text = f"may connect to {', '.join(allowed)}"
@@ -189,15 +189,15 @@ def _ms(began: float) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
-    """Folders that are not there yet, and that trying things makes."""
+class MissingFolders:
+    """Folders that do not exist yet, and that the examination makes."""
 
     folders: Sequence[Path]
     """The innermost first."""
 
     @classmethod
-    def of(cls, settings: Settings) -> Footprint:
-        """Look which of the service's folders are missing."""
+    def of(cls, settings: Settings) -> MissingFolders:
+        """The service's folders that are missing now."""
         made = [settings.data_dir]
         root = settings.storage_section.get("rootdir")
         if isinstance(root, str) and "\0" not in root:
@@ -205,8 +205,8 @@ class Footprint:
         missing = {path for leaf in made for path in (leaf, *leaf.absolute().parents) if not _exists(path)}
         return cls(sorted(missing, key=lambda path: -len(path.absolute().parts)))
 
-    def clear(self) -> None:
-        """Remove those that are there now, and empty."""
+    def remove_again(self) -> None:
+        """Remove those that exist now and are empty."""
         for folder in self.folders:
             with suppress(OSError):
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""How the store is tried: a script is run and waited for as a job's is, under keys of the doctor's own."""
+"""How the store is tried: by a script that is run as a job's is, under keys of the doctor's own."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from downloader.store import (
 )
 
 WRITES = 5
-"""To tell the usual time of one from an odd one."""
+"""Several, so that one slow write is not taken for the usual time."""
 
 PREFIX_CHARS = 44
-"""Of the configured prefix in the doctor's own, which begins alike for the server's ACLs."""
+"""Of the configured prefix at the beginning of the doctor's own, so that the server's ACLs allow both."""
 
 KEPT_MS = 10_000
-"""Until what was written goes by itself, should we not come to delete it."""
+"""Time to live of what is written, in case the doctor is killed before it deletes it."""
 
 _WHO = {"role": "doctor", "instance": "doctor"}
 
 
 async def examine_store(settings: Settings) -> str:
-    """Connect, write as durably as configured, look what the server is; raises what is wrong with it."""
+    """Connect, write as durably as configured, ask what the server is; raises what is wrong."""
     if settings.redis.url != EMBEDDED:
         return await _examine(settings.redis, f"at {where(settings.redis)}")
     folder = settings.data_dir / "valkey"
@@ -56,7 +56,7 @@ async def examine_store(settings: Settings) -> str:
 
 @asynccontextmanager
 async def _embedded(settings: Settings) -> AsyncIterator[str]:
-    """The embedded server on its own data, or where it has none yet on a folder beside, which goes again."""
+    """The embedded server on its own data; if there are none yet, on a temporary folder beside them."""
     data_dir, max_memory = settings.data_dir, settings.redis.max_memory
     if await trio.Path(data_dir / "valkey").exists():
         async with embedded_valkey(data_dir, max_memory) as url:
@@ -80,7 +80,7 @@ async def _examine(redis: RedisSettings, place: str) -> str:
     fleets = redis.key_prefix
     prefix = f"{fleets[:PREFIX_CHARS]}:doctor-{secrets.token_hex(4)}"
     redis = redis.model_copy(update={"key_prefix": prefix})
-    # Another connection for what has to be done whatever the first thinks of the server's durability.
+    # A second connection for cleaning up, as the first is refused by a server that is not durable enough.
     async with open_connection(redis.model_copy(update={"durability": "memory"})) as cleaner:
         try:
             async with open_connection(redis) as connection:
@@ -95,13 +95,13 @@ async def _examine(redis: RedisSettings, place: str) -> str:
         text += f", waiting for {redis.durability}"
     if limit := facts.get("maxmemory"):
         text += f"; {decimal(facts['used_memory'])} of at most {decimal(limit)} of memory used"
-    if note := _misfit(redis, facts):
+    if note := _risk(redis, facts):
         raise Note(f"{text}; {note}")
     return text
 
 
 async def _write(connection: Connection) -> float:
-    """One write by script, which leaves nothing; milliseconds."""
+    """One write by script, deleted again; answers how many milliseconds it took."""
     began = trio.current_time()
     await connection.run("report", 0, {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS}, durable=True)
     took_ms = (trio.current_time() - began) * 1000
@@ -134,8 +134,8 @@ def _server(facts: Mapping[str, Any]) -> str:
     return f"Redis {facts['redis_version']}" if "redis_version" in facts else "a server"
 
 
-def _misfit(redis: RedisSettings, facts: Mapping[str, Any]) -> str:
-    """What about the server may cost jobs."""
+def _risk(redis: RedisSettings, facts: Mapping[str, Any]) -> str:
+    """The setting of the server by which jobs may be lost; empty if there is none."""
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         return f"maxmemory-policy is {policy}, which may throw jobs away: it has to be noeviction"
