@@ -78,49 +78,99 @@ def splits(data: bytes) -> list[Sequence[bytes]]:
     return [[data], [data[at : at + 1] for at in range(len(data))], [data[:20], data[20:]]]
 
 
-@pytest.mark.parametrize(
-    ("data", "body", "reusable"),
-    [
-        (OK + b"Content-Length: 3\r\n\r\nabc", b"abc", True),
-        (OK + b"Content-Length: 0\r\n\r\n", b"", True),
-        (CHUNKED + b"1\r\na\r\n02;ext=1\r\nbc\r\n0\r\nTrailer: 1\r\n\r\n", b"abc", True),
-        (CHUNKED + b"3\r\nabc\r\n0\r\n\r\n", b"abc", True),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
-        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", b"", True),
-        (b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" * 3 + OK + b"Content-Length: 1\r\n\r\nx", b"x", True),
-        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx", b"x", True),
-        (b"HTTP/1.1 200\r\nContent-Length: 1\r\n\r\nx", b"x", True),
-        (OK + b"Upgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nx", b"x", True),
-        # Clear, but the last on its connection.
-        (OK + b"\r\nabc", b"abc", False),
-        (b"HTTP/1.0 200 OK\r\n\r\nabc", b"abc", False),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", b"x", False),
-        (OK + b"Connection: close\r\nContent-Length: 1\r\n\r\nx", b"x", False),
-        (OK + b"Content-Length: 3\r\n\r\nabcgarbage", b"abc", False),
-        (OK + b"Content-Length: 3\r\n\r\nabc" + OK + b"Content-Length: 1\r\n\r\nx", b"abc", False),
-        (CHUNKED + b"0\r\n\r\n" + OK + b"X: y\r\n\r\nx", b"", False),
-        (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nabcde", b"", False),
-        # Odd but clear, read as curl reads them.
-        (OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", b"a", False),
-        (OK + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n1\r\na\r\n0\r\n\r\n", b"a", False),
-        (OK + b"Transfer-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
-        (OK + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
-        (OK + b"Content-Length: 3, 3\r\n\r\nabc", b"abc", False),
-        (OK + b"Content-Length : 3\r\n\r\nabc", b"abc", False),
-        (OK + b"X: a\r\n b\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
-        (b"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", b"abc", False),
-        (OK + b"X: a\x01b\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
-        (b"HTTP/1.1 103 X\r\nConnection: close\r\n\r\n" + OK + b"Content-Length: 1\r\n\r\nx", b"x", False),
-        (b"HTTP/1.1 103 Early Hints\n\nHTTP/1.1 200 OK\nContent-Length: 3\n\nabc", b"abc", False),
-    ],
-)
-async def test_what_is_understood(data: bytes, body: bytes, reusable: bool) -> None:  # noqa: FBT001 - a parameter
+UNDERSTOOD: dict[str, tuple[bytes, bytes, bool]] = {
+    "length": (OK + b"Content-Length: 3\r\n\r\nabc", b"abc", True),
+    "no bytes": (OK + b"Content-Length: 0\r\n\r\n", b"", True),
+    "extensions and trailers": (
+        CHUNKED + b"1\r\na\r\n02;ext=1\r\nbc\r\n0\r\nTrailer: 1\r\n\r\n",
+        b"abc",
+        True,
+    ),
+    "chunks": (CHUNKED + b"3\r\nabc\r\n0\r\n\r\n", b"abc", True),
+    "204": (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
+    "304 with a length": (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 3\r\n\r\n", b"", True),
+    "1xx is a message of its own": (
+        b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" * 3 + OK + b"Content-Length: 1\r\n\r\nx",
+        b"x",
+        True,
+    ),
+    "keep-alive in 1.0": (
+        b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx",
+        b"x",
+        True,
+    ),
+    "no reason": (b"HTTP/1.1 200\r\nContent-Length: 1\r\n\r\nx", b"x", True),
+    "upgrade not asked for": (
+        OK + b"Upgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 1\r\n\r\nx",
+        b"x",
+        True,
+    ),
+    # Clear, but the last on its connection.
+    "until the close": (OK + b"\r\nabc", b"abc", False),
+    "1.0 until the close": (b"HTTP/1.0 200 OK\r\n\r\nabc", b"abc", False),
+    "1.0 closes": (b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", b"x", False),
+    "close": (OK + b"Connection: close\r\nContent-Length: 1\r\n\r\nx", b"x", False),
+    "garbage behind the end": (OK + b"Content-Length: 3\r\n\r\nabcgarbage", b"abc", False),
+    "a response behind the end": (
+        OK + b"Content-Length: 3\r\n\r\nabc" + OK + b"Content-Length: 1\r\n\r\nx",
+        b"abc",
+        False,
+    ),
+    "a response behind chunks": (CHUNKED + b"0\r\n\r\n" + OK + b"X: y\r\n\r\nx", b"", False),
+    "a body behind 204": (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nabcde", b"", False),
+    # Odd but clear, read as curl reads them.
+    "length beside chunks": (
+        OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        b"a",
+        False,
+    ),
+    "chunks beside length": (
+        OK + b"Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n1\r\na\r\n0\r\n\r\n",
+        b"a",
+        False,
+    ),
+    "identity": (OK + b"Transfer-Encoding: identity\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
+    "equal lengths": (OK + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
+    "equal lengths in one field": (OK + b"Content-Length: 3, 3\r\n\r\nabc", b"abc", False),
+    "blank before the colon": (OK + b"Content-Length : 3\r\n\r\nabc", b"abc", False),
+    "folded": (OK + b"X: a\r\n b\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
+    "bare LF": (b"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", b"abc", False),
+    "control character": (OK + b"X: a\x01b\r\nContent-Length: 3\r\n\r\nabc", b"abc", False),
+    "1xx that closes": (
+        b"HTTP/1.1 103 X\r\nConnection: close\r\n\r\n" + OK + b"Content-Length: 1\r\n\r\nx",
+        b"x",
+        False,
+    ),
+    "1xx with bare LF": (
+        b"HTTP/1.1 103 Early Hints\n\nHTTP/1.1 200 OK\nContent-Length: 3\n\nabc",
+        b"abc",
+        False,
+    ),
+}
+"""What each is, to the response, its body, and whether the connection may be used again."""
+
+
+@pytest.mark.parametrize("name", UNDERSTOOD)
+@pytest.mark.row("H11")
+async def test_what_is_understood(name: str) -> None:
+    data, body, reusable = UNDERSTOOD[name]
     for pieces in splits(data):
         found = await receive(pieces)
         assert found.status in (200, 204, 304)
         assert found.body == body
         # What comes later than the end is found when the connection is taken up again.
         assert found.reusable is reusable or len(pieces) > 1
+
+
+async def test_whether_a_connection_is_kept_is_known_in_the_callback_only() -> None:
+    """`should_keep_alive` says no once the parser has left the response."""
+    wire = Wire([OK + b"Content-Length: 1\r\n\r\nx", b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\ny"])
+    talk = connection(wire)
+    for reusable in (True, False):
+        await talk.ask(b"GET", b"/", [])
+        assert await talk.read() in (b"x", b"y")
+        assert await talk.read() is None
+        assert talk.reusable is reusable
 
 
 async def test_odd_fields_are_kept() -> None:

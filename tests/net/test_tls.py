@@ -12,7 +12,7 @@ import pytest
 import trio
 import trustme
 
-from downloader.net import ConnectFailed, EgressPolicy, TimedOut, TlsFailed
+from downloader.net import ConnectFailed, EgressPolicy, TimedOut, TlsFailed, tls_context
 from downloader.net.dial import Dialer
 from downloader.net.stream import Stream
 from servers.loopback import (
@@ -50,6 +50,11 @@ async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
         assert stream.socket.getpeername() == ("127.0.0.1", port)
         await stream.aclose()
     assert seen == ["origin.test"]
+
+
+@pytest.mark.row("H10")
+def test_tls_1_2_is_the_least_whatever_the_system_allows() -> None:
+    assert tls_context().minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 @pytest.mark.row("H10")

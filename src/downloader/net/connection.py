@@ -21,9 +21,6 @@ from downloader.net.stream import Stream, StreamBroken
 MAX_HEAD_BYTES = 64 * 1024
 """A head still incomplete after this many bytes, 1xx included, is refused; browsers allow as much."""
 
-MAX_INFORMATIONAL = 16
-"""1xx responses before the real one. Early hints come once or twice; a thousand of them are a flood."""
-
 READ_BYTES = 64 * 1024
 """Of one read at the start: a small file with its head comes in one."""
 
@@ -123,8 +120,6 @@ class Connection:
             if not data:
                 raise self._lost("closed")
             response.feed(data)
-            if response.informational > MAX_INFORMATIONAL:
-                raise BadResponse("no end of informational responses")
             if self._received > MAX_HEAD_BYTES and not response.head_done:
                 raise BadResponse(f"response head of more than {MAX_HEAD_BYTES // 1024} KiB")
         return response.head()
@@ -208,7 +203,6 @@ class _Response:
         "chunked",
         "done",
         "head_done",
-        "informational",
         "keep",
         "pieces",
         "until_close",
@@ -222,7 +216,6 @@ class _Response:
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._status = 0
         self.head_done = False
-        self.informational = 0
         self.body: bytes | bytearray = b""
         """What has come of it and has not been taken."""
         self.pieces = 0
@@ -257,7 +250,6 @@ class _Response:
                 raise
             self._odd = True
             self._fields = []
-            self.informational = 0
             self._feed_odd()
 
     def head(self) -> Head:
@@ -305,7 +297,6 @@ class _Response:
         assert self._parser is not None
         status = self._parser.get_status_code()
         if status // 100 == 1 and status != _SWITCHING_PROTOCOLS:
-            self.informational += 1
             self._fields = []
             return
         self._status = status
