@@ -245,7 +245,7 @@ MUTANTS = (
         "downloader/service/instance.py",
         "high=settings.processor.disk_high,",
         "high=101.0,",
-        "tests/faults tests/e2e -k disk",
+        "tests/faults/test_disk.py",
     ),
     Mutant(
         "fsync: not of the spool file",
