@@ -26,6 +26,7 @@ TIMEOUT_S = 300.0
 OF_STOPS = "tests/faults/test_stops.py"
 STORE, SCHEDULER = "downloader/store", "downloader/scheduler"
 OF_EMBEDDED = "tests/store/test_embedded.py"
+OF_CLUSTER = "tests/faults/test_cluster_faults.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
 
@@ -57,6 +58,111 @@ MUTANTS = (
         " and task[2] == owner",
         "",
         OF_STORE,
+    ),
+    Mutant(
+        "reply: a repeated request is given something else",
+        f"{STORE}/lua/lease.lua",
+        "string.match(memo, '^%S+') == call.request",
+        "false",
+        OF_STORE,
+    ),
+    Mutant(
+        "reply: a repeated settlement is refused",
+        f"{STORE}/lua/_lib.lua",
+        "if task[4] == generation then return 'repeated', task[5] end",
+        "",
+        OF_STORE,
+    ),
+    Mutant(
+        "reply: a lease that was not heard of is not asked for",
+        f"{STORE}/redis_store.py",
+        'self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")',
+        'self._unanswered[key] = f"{self._session}-{next(self._requests)}"',
+        OF_STORE,
+    ),
+    Mutant(
+        "fencing: the callback of a second run has the generations of the first",
+        f"{STORE}/lua/retry.lua",
+        "if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end",
+        "",
+        OF_STORE,
+    ),
+    Mutant(
+        "lease: swept before its end",
+        f"{STORE}/lua/sweep.lua",
+        "'-inf', now, 'LIMIT'",
+        "'-inf', '+inf', 'LIMIT'",
+        OF_STORE,
+    ),
+    Mutant(
+        "lease: not prolonged",
+        f"{STORE}/lua/renew.lua",
+        "redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)",
+        "redis.call('ZADD', key_leases(kind), now, item.id)",
+        OF_STORE,
+    ),
+    Mutant(
+        "reaper: before its time",
+        f"{STORE}/lua/reap.lua",
+        "'-inf', now, 'LIMIT'",
+        "'-inf', '+inf', 'LIMIT'",
+        OF_STORE,
+    ),
+    Mutant(
+        "callbacks: a failing destination is not narrowed",
+        f"{STORE}/lua/retry_later.lua",
+        "redis.call('HSET', key_group(kind, group), 'limit', 1)",
+        "local wide = group",
+        OF_STORE,
+    ),
+    Mutant(
+        "newer: an unknown state or code raises",
+        f"{STORE}/records.py",
+        "        return text\n",
+        "        raise\n",
+        OF_STORE,
+    ),
+    Mutant(
+        "cluster: one silent shard sinks the call",
+        f"{STORE}/redis_store.py",
+        "if errors and not answers and not some:",
+        "if errors:",
+        OF_CLUSTER,
+    ),
+    Mutant(
+        "cluster: a silent shard is waited for again and again",
+        f"{STORE}/redis.py",
+        "if shard in self._silent:",
+        "if False:",
+        OF_CLUSTER,
+    ),
+    Mutant(
+        "scale: a lease reads a whole queue",
+        f"{STORE}/lua/lease.lua",
+        "redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')",
+        "redis.call('ZRANGE', queue, 0, -1, 'WITHSCORES')",
+        "tests/store/test_scale.py",
+    ),
+    Mutant(
+        "turns: a group that has given a task stays first",
+        f"{STORE}/lua/_lib.lua",
+        "tonumber(last[2]) + 1, group",
+        "tonumber(last[2]) - 1e6, group",
+        OF_STORE,
+    ),
+    Mutant(
+        "share: an aggregation never gives way",
+        f"{SCHEDULER}/limits.py",
+        "return next((group for group in self._large if self._beyond(group) > 0), None)",
+        "return None",
+        "tests/scheduler",
+    ),
+    Mutant(
+        "share: silent destinations have all slots",
+        f"{SCHEDULER}/limits.py",
+        "Shares(unproven=max(0, self._share - self._unproven))",
+        "Shares()",
+        "tests/scheduler",
     ),
     Mutant(
         "limit: the store grants any number",  # two lines look at the count; neither alone keeps the promise
