@@ -14,8 +14,11 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 import trio
-from hypercorn.protocol.events import Event
+from hypercorn.protocol.events import Event, Request
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.typing import ConnectionState
 
 from downloader.api.asgi import Gone, Message, send_problem
 from downloader.api.limits import PIECE_BYTES
@@ -71,9 +74,12 @@ class Transport(Protocol):
 class Exchange(HTTPStream):
     """One request and its answer. The protocol feeds it by `handle`, which never waits."""
 
-    def __init__(self, transport: Transport, *args: Any) -> None:
-        """`args`: of `HTTPStream`."""
-        super().__init__(*args)
+    def __init__(self, transport: Transport, protocol: H11Protocol | H2Protocol, stream_id: int) -> None:
+        """`transport` is the connection, and `protocol` what it speaks."""
+        super().__init__(
+            *(protocol.app, protocol.config, protocol.context, protocol.task_group, protocol.ssl),
+            *(protocol.client, protocol.server, protocol.stream_send, stream_id),
+        )
         self.ended = False
         """The request has been received whole."""
         self.held = 0
@@ -89,6 +95,21 @@ class Exchange(HTTPStream):
         self._news = trio.Event()
         # Hypercorn's own would add a channel and a second way to report errors.
         self._tasks, self.task_group = self.task_group, self  # type: ignore[assignment]  # all that is asked of it
+
+    async def begin(
+        self, *, version: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Call the application; `target` is path and query."""
+        await self.handle(
+            Request(
+                stream_id=self.stream_id,
+                headers=headers,
+                http_version=version,
+                method=method.decode("ascii"),
+                raw_path=target,
+                state=ConnectionState({}),
+            )
+        )
 
     @property
     def answered(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 from hypercorn.events import Event, RawData
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Request, Response
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import STREAM_ID, H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol
 
 from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Transport
@@ -176,7 +176,7 @@ class Http1(H11Protocol):
             await super()._check_protocol(event)
 
     async def _create_stream(self, request: Any) -> None:
-        raw_path, headers = check_request(request)
+        target, headers = check_request(request)
         names = dict(headers)
         self._chunked = b"transfer-encoding" in names
         self.unread = inf if self._chunked else int(names.get(b"content-length", 0))
@@ -184,21 +184,10 @@ class Http1(H11Protocol):
         # The application may answer without its body, so the client is told to send it when it is asked for.
         self._expects_continue = self.connection.they_are_waiting_for_100_continue
         self.connection.client_is_waiting_for_100_continue = False
-        self.stream = Exchange(
-            self._transport,
-            *(self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server),
-            *(self.stream_send, STREAM_ID),
-        )
+        self.stream = Exchange(self._transport, self, STREAM_ID)
         self.keep_alive_requests += 1
-        await self.stream.handle(
-            Request(
-                stream_id=STREAM_ID,
-                headers=headers,
-                http_version=request.http_version.decode(),
-                method=request.method.decode("ascii"),
-                raw_path=raw_path,
-                state=self.connection_state,
-            )
+        await self.stream.begin(
+            version=request.http_version.decode(), method=request.method, target=target, headers=headers
         )
 
     async def _send_error_response(self, status_code: int) -> None:

@@ -16,7 +16,7 @@ from h2 import events, exceptions
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Body, Request, StreamClosed
+from hypercorn.protocol.events import Body, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.utils import filter_pseudo_headers
@@ -128,8 +128,7 @@ class Http2(H2Protocol):
                 return
         await self._flush()
 
-    async def _request(self, event: events.RequestReceived) -> None:
-        assert event.stream_id is not None
+    async def _request(self, event: Any) -> None:
         if self._draining or self.context.terminated.is_set():
             self._reset(event.stream_id, ErrorCodes.REFUSED_STREAM)
             return
@@ -138,10 +137,7 @@ class Http2(H2Protocol):
         if self.keep_alive_requests >= self.config.keep_alive_max_requests:
             await self.drain()
 
-    async def _data(self, event: events.DataReceived) -> None:
-        assert event.stream_id is not None
-        assert event.data is not None
-        assert event.flow_controlled_length is not None
+    async def _data(self, event: Any) -> None:
         self._credit += 1 if len(event.data) >= USEFUL_BYTES else -1
         stream = self.streams.get(event.stream_id)
         useless = event.flow_controlled_length
@@ -164,33 +160,21 @@ class Http2(H2Protocol):
             with suppress(exceptions.ProtocolError):  # the stream or the connection has ended meanwhile
                 self.connection.acknowledge_received_data(size, stream_id)
 
-    async def _create_stream(self, request: events.RequestReceived) -> None:
-        assert request.stream_id is not None
-        stream_id, headers = request.stream_id, list(request.headers or ())
+    async def _create_stream(self, request: Any) -> None:
+        stream_id, headers = request.stream_id, list(request.headers)
         found = dict(headers)
         method, path = found.get(b":method", b""), found.get(b":path", b"")
         if not path.startswith(b"/") or not path.isascii() or not method.isalpha():
             self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        stream = self.streams[stream_id] = Exchange(
-            self._transport,
-            *(self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server),
-            *(self.stream_send, stream_id),
-        )
+        self.streams[stream_id] = Exchange(self._transport, self, stream_id)
         self.stream_buffers[stream_id] = StreamBuffer(self.context.event_class)
         self.priority.insert_stream(stream_id)
         self.priority.block(stream_id)
         self.keep_alive_requests += 1
         await self.send(Updated(idle=False))
-        await stream.handle(
-            Request(
-                stream_id=stream_id,
-                headers=filter_pseudo_headers(headers),
-                http_version="2",
-                method=method.decode("ascii", "replace").upper(),
-                raw_path=path,
-                state=self.connection_state,
-            )
+        await self.streams[stream_id].begin(
+            version="2", method=method, target=path, headers=filter_pseudo_headers(headers)
         )
 
     async def stream_send(self, event: StreamEvent) -> None:

@@ -57,6 +57,9 @@ class Connection(Protocol):
     def cut(self) -> None:
         """Close it, whatever it is doing."""
 
+    async def drain(self) -> None:
+        """The server stops: take no more requests, close when none is left."""
+
 
 @dataclass(slots=True, kw_only=True)
 class OpenConnections:
@@ -69,9 +72,8 @@ class OpenConnections:
     most: int
     per_address: int
     reserve: int
-    _ordinary: int = 0
-    """How many are not of the reserve."""
-    _reserved: int = 0
+    ordinary: set[Connection] = field(default_factory=set)
+    reserved: set[Connection] = field(default_factory=set)
     _addresses: Counter[str] = field(default_factory=Counter)
     _waiting: dict[Connection, None] = field(default_factory=dict)
     """Those that may be closed, the longest waiting first."""
@@ -79,14 +81,14 @@ class OpenConnections:
     def add(self, new: Connection) -> bool:
         """Count a new connection, and mark one of the reserve; false when that is full too."""
         crowded = new.address != "" and self._addresses[new.address] >= self.per_address
-        if (crowded or self._ordinary >= self.most) and not self._cut_one(new.address if crowded else ""):
-            if self._reserved >= self.reserve and not self._cut_one("", reserved=True):
+        if (crowded or len(self.ordinary) >= self.most) and not self._cut_one(new.address if crowded else ""):
+            if len(self.reserved) >= self.reserve and not self._cut_one("", reserved=True):
                 return False
             new.reserved = True
         if new.reserved:
-            self._reserved += 1
+            self.reserved.add(new)
         else:
-            self._ordinary += 1
+            self.ordinary.add(new)
             self._addresses[new.address] += 1
         self._waiting[new] = None
         return True
@@ -95,9 +97,9 @@ class OpenConnections:
         """The connection is closed."""
         self._waiting.pop(closed, None)
         if closed.reserved:
-            self._reserved -= 1
+            self.reserved.discard(closed)
             return
-        self._ordinary -= 1
+        self.ordinary.discard(closed)
         self._addresses[closed.address] -= 1
         if not self._addresses[closed.address]:
             del self._addresses[closed.address]

@@ -77,7 +77,6 @@ async def serve_http(
     most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     per_address = min(limits.per_address, max(1, most // 2))
     open_connections = OpenConnections(most=most, per_address=per_address, reserve=limits.reserve)
-    clients: set[BoundedServer] = set()
 
     async def handle(stream: Any) -> None:
         try:
@@ -85,13 +84,10 @@ async def serve_http(
         except OSError:  # it left before it could be asked for its address
             await trio.aclose_forcefully(stream)
             return
-        clients.add(client)
         try:
             await client
         except Exception:  # noqa: BLE001  one connection's trouble must not take the others down
             _log.exception(LogEvent.API_FAILED)
-        finally:
-            clients.discard(client)
 
     async with trio.open_nursery() as connections:
         async with trio.open_nursery() as accepting:
@@ -104,7 +100,7 @@ async def serve_http(
             accepting.cancel_scope.cancel()
         await context.terminated.set()
         connections.cancel_scope.deadline = trio.current_time() + grace_s
-        for client in list(clients):
+        for client in open_connections.ordinary | open_connections.reserved:
             connections.start_soon(client.drain)
 
 
@@ -202,6 +198,7 @@ class BoundedServer(TCPServer):
         self._head_s = config.limits.head_s
         self._deadline = inf
         """For the client's next bytes."""
+        self._waiting = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._sending: set[trio.CancelScope] = set()
 
@@ -283,23 +280,30 @@ class BoundedServer(TCPServer):
             await self.protocol.handle(Closed())
 
     async def _read_to_end(self) -> None:
-        data, half_head, in_time = b"?", False, True
-        while data and in_time and not self._ending:
-            with trio.CancelScope(deadline=self._deadline) as self._reading:
-                data = bytes(await self.stream.receive_some(PIECE_BYTES))
-                await self._receive(data)
+        data: bytes | None = b"?"
+        half_head = False
+        with self._reading:
+            while data and not self._ending:
+                data = await self._next_bytes()
+                if data:
+                    await self._receive(data)
                 begins, half_head = not half_head, self.protocol.half_head
                 if begins and half_head:
                     self._set_deadline(self._head_s)
-            in_time = not self._reading.cancelled_caught
-        if not self._ending and not in_time and isinstance(self.protocol, Http1) and half_head:
+        if data is None and half_head and isinstance(self.protocol, Http1):
             await self.protocol.refuse(Refused(HEAD_TIMEOUT))
         if self._ending:
             await self._linger()
-        elif in_time:
-            await self.protocol.end_of_stream()
-        else:
+        elif data is None:
             await self.protocol.handle(Closed())
+        else:
+            await self.protocol.end_of_stream()
+
+    async def _next_bytes(self) -> bytes | None:
+        """What the client sends next: nothing at its end, `None` when it takes too long."""
+        with trio.CancelScope(deadline=self._deadline) as self._waiting:
+            return bytes(await self.stream.receive_some(PIECE_BYTES))
+        return None
 
     async def _linger(self) -> None:
         """Send no more, but read on: closing while the client sends would destroy the answer on its way."""
@@ -313,7 +317,7 @@ class BoundedServer(TCPServer):
 
     def _set_deadline(self, seconds: float) -> None:
         """Bound the wait for the client's next bytes, also one that is on."""
-        self._deadline = self._reading.deadline = trio.current_time() + seconds
+        self._deadline = self._waiting.deadline = trio.current_time() + seconds
 
     async def protocol_send(self, event: Event) -> None:
         """What the protocol has to say: bytes for the client, its end, or whether it is idle."""
