@@ -29,15 +29,15 @@ ROWS = (
     (
         "egress: metadata under a wide range",
         f"{NET}/policy.py",
-        "if any(face in METADATA for face in faces):",
+        "if any(one in METADATA for one in meant):",
         "if False:",
         ADDRESSES,
     ),
     (
         "egress: embedded addresses",
         f"{NET}/policy.py",
-        "faces = (plain, *inner)",
-        "faces = (plain,)",
+        "meant = (plain, *inner)",
+        "meant = (plain,)",
         ADDRESSES,
     ),
     ("egress: loopback is public", f"{NET}/policy.py", '        "127.0.0.0/8",\n', "", ADDRESSES),
@@ -209,8 +209,8 @@ ROWS = (
     (
         "time: storing is not covered",
         f"{FETCH}/attempt.py",
-        '                watch.expect("", math.inf)\n                sealed = ',
-        "                scope.deadline = 1e12\n                sealed = ",
+        '                watch.expect("", math.inf)\n                body = ',
+        "                scope.deadline = 1e12\n                body = ",
         f"{TABLE} -k covers_storing",
     ),
     (

@@ -188,7 +188,7 @@ async def test_endless_chunks_end_at_max_size(tmp_path: Path, origin: Origin) ->
 
 @pytest.mark.slow
 @pytest.mark.row("H12")
-async def test_endless_crumbs_are_refused_before_they_cost_much(lab: Lab, origin: Origin) -> None:
+async def test_endless_chunks_of_a_byte_are_refused_before_they_cost_much(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(origin.on("/x", repeat(CHUNKED, b"1\r\nx\r\n" * 10_000)))
     assert end(outcome) == FINAL
     assert outcome.response_code == 200

@@ -214,7 +214,7 @@ async def test_memory_is_flat(lab: Lab) -> None:
 async def test_many_chunks_of_a_byte_take_no_more_memory(lab: Lab) -> None:
     async with origin_process() as base:
         await _peak(lab, f"{base}/bytes/0")  # what is made once
-        assert await _peak(lab, f"{base}/crumbs/50000") < MIB
+        assert await _peak(lab, f"{base}/one-byte-chunks/50000") < MIB
     assert b"x" * 50_000 in [path.read_bytes() for path in lab.files()]
 
 

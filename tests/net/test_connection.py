@@ -66,7 +66,7 @@ def connection(wire: Wire) -> Connection:
 
 async def receive(pieces: Sequence[bytes], *, method: bytes = b"GET", limit: int | None = None) -> Found:
     talk = connection(Wire(pieces))
-    head = await talk.ask(method, b"/", [(b"Host", b"h")], limit=limit)
+    head = await talk.request(method, b"/", [(b"Host", b"h")], limit=limit)
     body = b""
     while (data := await talk.read()) is not None:
         body += data
@@ -167,7 +167,7 @@ async def test_whether_a_connection_is_kept_is_known_in_the_callback_only() -> N
     wire = Wire([OK + b"Content-Length: 1\r\n\r\nx", b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\ny"])
     talk = connection(wire)
     for reusable in (True, False):
-        await talk.ask(b"GET", b"/", [])
+        await talk.request(b"GET", b"/", [])
         assert await talk.read() in (b"x", b"y")
         assert await talk.read() is None
         assert talk.reusable is reusable
@@ -275,7 +275,7 @@ async def test_floods_are_bounded(start: bytes, unit: bytes) -> None:
     talk = connection(wire)
 
     async def take_all() -> None:
-        await talk.ask(b"GET", b"/", [])
+        await talk.request(b"GET", b"/", [])
         while await talk.read() is not None:
             pass
 
@@ -296,7 +296,7 @@ async def test_small_chunks_of_reasonable_size_are_no_flood() -> None:
 async def test_small_chunks_are_read_in_small_pieces(size: int, largest: int) -> None:
     wire = Wire([CHUNKED, (b"%x\r\n" % size + b"x" * size + b"\r\n") * (3_000_000 // size), b"0\r\n\r\n"])
     talk = connection(wire)
-    await talk.ask(b"GET", b"/", [])
+    await talk.request(b"GET", b"/", [])
     while await talk.read() is not None:
         pass
     assert wire.largest == largest
@@ -307,7 +307,7 @@ async def test_no_more_than_the_limit_is_read() -> None:
     talk = connection(wire)
 
     async def take_all() -> None:
-        await talk.ask(b"POST", b"/", [], limit=10_000)
+        await talk.request(b"POST", b"/", [], limit=10_000)
         while await talk.read() is not None:
             pass
 
@@ -342,20 +342,20 @@ async def test_a_head_has_no_body() -> None:
 async def test_what_cannot_be_sent(method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
     wire = Wire([OK])
     with pytest.raises(BadRequest):
-        await connection(wire).ask(method, target, fields)
+        await connection(wire).request(method, target, fields)
     assert wire.sent == b""
 
 
 async def test_a_request_on_the_wire() -> None:
     wire = Wire([OK + b"Content-Length: 0\r\n\r\n"] * 2)
     talk = Connection(Stream(cast("Any", wire)), prefix=b"http://h", extra=[(b"Proxy-Authorization", b"x")])
-    await talk.ask(b"POST", b"/p?q", [(b"Host", b"h"), (b"A", "\u00fc".encode())], b"body")
+    await talk.request(b"POST", b"/p?q", [(b"Host", b"h"), (b"A", "\u00fc".encode())], b"body")
     assert await talk.read() is None
     assert talk.reusable
     assert wire.sent == (
         b"POST http://h/p?q HTTP/1.1\r\nHost: h\r\nA: \xc3\xbc\r\nProxy-Authorization: x\r\n\r\nbody"
     )
-    assert (await talk.ask(b"GET", b"/", [])).status == 200
+    assert (await talk.request(b"GET", b"/", [])).status == 200
 
 
 # Compared with h11

@@ -213,7 +213,7 @@ async def test_a_cancel_leaves_nothing_behind(receiver: Receiver) -> None:
         assert scope.cancelled_caught
         with trio.fail_after(5):
             await gone.wait()
-        assert notifier.places == {}  # type: ignore[attr-defined] # ours
+        assert notifier.slots == {}  # type: ignore[attr-defined] # ours
         receiver.answer = OK
         assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
 

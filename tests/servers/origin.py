@@ -8,7 +8,7 @@ In a test::
 
 As a process, with the built-in paths only: `python -m servers.origin --port 0` (prints its port first).
 Built-in paths: `/bytes/N?seed=S`, `/slow/SECONDS/N`, `/status/CODE?retry_after=S`, `/redirect/N`,
-`/hang`, `/drip/N/SECONDS`, `/crumbs/N` (chunks of one byte),
+`/hang`, `/drip/N/SECONDS`, `/one-byte-chunks/N` (chunks of one byte),
 `/flaky/N/CODE/BYTES?key=K` (fails N times for each K), and `/_stats`.
 """
 
@@ -274,7 +274,7 @@ class Origin:
                 for _ in range(int(count)):
                     await exchange.send(b"x")
                     await trio.sleep(float(seconds))
-            case ["crumbs", count]:
+            case ["one-byte-chunks", count]:
                 start, end = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n"
                 await exchange.send(start + b"1\r\nx\r\n" * int(count) + end)
             case ["flaky", failures, code, count]:

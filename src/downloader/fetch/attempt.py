@@ -26,7 +26,7 @@ from downloader.fetch.headers import (
     without_secrets,
 )
 from downloader.fetch.retry import decide
-from downloader.fetch.sink import Sealed, Sink
+from downloader.fetch.sink import CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
 from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, Outcome, Verdict
@@ -54,7 +54,7 @@ MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
 """Of an outcome's `error`, which is stored, sent and shown; the sentence on an unexpected type fits in."""
 
 MAX_PLUGIN_CHARS = 500
-"""Of a storage plugin's words, which may have any shape."""
+"""Of the text of a storage plugin's error."""
 
 STORE_BYTES_PER_S = 64 * 1024
 """Storing may take a second more for each so many bytes; slower than this, another attempt may do better."""
@@ -62,10 +62,10 @@ STORE_BYTES_PER_S = 64 * 1024
 Field = tuple[bytes, bytes]
 
 OnProgress = Callable[[int, int | None], None]
-"""`(bytes received, bytes declared)`, for somebody who watches; called for each piece of the body."""
+"""`(bytes received, bytes declared)`; called for each piece of the body."""
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-"""Statuses that send us elsewhere; all keep the method, as it is GET (RFC 9110, 15.4)."""
+"""All keep the method, as it is GET (RFC 9110, 15.4)."""
 
 _PARTIAL_CONTENT = 206
 _GZIP = frozenset({b"gzip", b"x-gzip"})
@@ -86,7 +86,7 @@ class FetchLimits:
 
 @dataclass(slots=True)
 class _Progress:
-    """What is known of an attempt however it ends."""
+    """What is known of an attempt, however it ends."""
 
     status: int = 0
     told: OnProgress = lambda *_: None
@@ -94,7 +94,7 @@ class _Progress:
 
 @dataclass(slots=True)
 class _Answer:
-    """A successful response, its body on its way into a sink."""
+    """A successful response whose body has not been read."""
 
     body: ResponseBody
     read: Read
@@ -128,7 +128,7 @@ class Fetcher:
         Args:
             lease: of a download.
             still_ours: asked, from any thread, right before the file is published.
-            on_progress: told how far the body is; must not block.
+            on_progress: called with the bytes so far; must not block.
         """
         progress = _Progress(told=on_progress)
         try:
@@ -173,11 +173,11 @@ class Fetcher:
                 finally:
                     await answer.body.aclose()
                 watch.expect("", math.inf)
-                sealed = await sink.seal()
-                mime = mime or _checked_mime(sink.head, sealed.size, patterns)
-                pixels = await _pixels(mime, sealed) if spec.extract_image_size else ""
-                await self._store(spec, sealed, mime, still_ours)
-                return FileFacts(size=sealed.size, sha256=sealed.sha256, mime_type=mime, image_size=pixels)
+                body = await sink.complete()
+                mime = mime or _checked_mime(sink.head, body.size, patterns)
+                pixels = await _pixels(mime, body) if spec.extract_image_size else ""
+                await self._store(spec, body, mime, still_ours)
+                return FileFacts(size=body.size, sha256=body.sha256, mime_type=mime, image_size=pixels)
         except NetError as exc:
             raise explain(exc) from exc
         finally:
@@ -189,7 +189,7 @@ class Fetcher:
         return min(wanted, self.settings.max_download_timeout)
 
     async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> _Answer:
-        """Ask, and go where redirects lead; answers with a response that is a success."""
+        """Send the request and follow redirects; returns a response that is a success."""
         spec = lease.spec
         url = _url(spec.url)
         proxy = _proxy(lease.proxy) if lease.proxy else None
@@ -225,7 +225,7 @@ class Fetcher:
         watch: Watch,
         progress: _Progress,
     ) -> str:
-        """Take the body in; answers its type if it had to be known before the end."""
+        """Read the body into the sink; returns its type if that had to be known before the end."""
         limit = int(self.settings.max_size)
         if (answer.length or 0) > limit:
             raise FetchError(
@@ -235,7 +235,7 @@ class Fetcher:
         mime = ""
 
         async def fill() -> bool:
-            """Take bytes in until the sink is full (true) or the body ends (false)."""
+            """Read until the sink is full (true) or the body ends (false)."""
             nonlocal mime
             while (chunk := await answer.read()) is not None:
                 if not sink.size:
@@ -260,20 +260,22 @@ class Fetcher:
                     more = await fill()
         return mime
 
-    async def _store(self, spec: JobSpec, sealed: Sealed, mime: str, still_ours: Callable[[], bool]) -> None:
-        if sealed.data is not None:
+    async def _store(
+        self, spec: JobSpec, body: CompleteBody, mime: str, still_ours: Callable[[], bool]
+    ) -> None:
+        if body.data is not None:
             failpoint("before-fsync")
         try:
-            with trio.move_on_after(self.limits.store_s + sealed.size / STORE_BYTES_PER_S) as bound:
+            with trio.move_on_after(self.limits.store_s + body.size / STORE_BYTES_PER_S) as bound:
                 storage = await self._storage_of(spec)
                 await storage.put(
                     spec.storage_key,
                     Body(
-                        size=sealed.size,
-                        sha256=sealed.sha256,
+                        size=body.size,
+                        sha256=body.sha256,
                         mime_type=mime,
-                        data=sealed.data,
-                        path=sealed.path,
+                        data=body.data,
+                        path=body.path,
                         metadata=_metadata(spec.extra) if spec.s3_bucket else {},
                         still_ours=still_ours,
                     ),
@@ -284,7 +286,7 @@ class Fetcher:
             raise FetchError(_one_line(exc), ErrorCode.STORAGE) from exc
         except StorageError as exc:
             raise own_fault(_one_line(exc)) from exc
-        except Exception as exc:  # a storage plugin is a stranger's code, and may raise anything
+        except Exception as exc:  # a storage plugin may raise anything
             raise own_fault(f"the storage failed with {type(exc).__name__}") from exc
         if bound.cancelled_caught:
             raise own_fault("the storage did not take the file in time")
@@ -307,7 +309,7 @@ def _one_line(exc: StorageError) -> str:
 def _url(text: str) -> Url:
     try:
         return Url.parse(text)
-    except UrlError as exc:  # the API refuses such jobs; this is for later finds
+    except UrlError as exc:  # the API refuses such jobs, but an older version of it may have taken this one
         raise FetchError(f"the job's URL {exc.detail}", ErrorCode.PROTOCOL) from exc
 
 
@@ -339,11 +341,8 @@ def _answer(body: ResponseBody, fields: Sequence[Field], *, asked: bool) -> _Ans
 
 
 def _refused(status: int, fields: Sequence[Field]) -> FetchError:
-    wish = _field(fields, b"retry-after")
-    return bad_status(
-        status,
-        retry_after_s=None if wish is None else parse_retry_after(wish.decode("latin-1"), datetime.now(UTC)),
-    )
+    value = (_field(fields, b"retry-after") or b"").decode("latin-1")
+    return bad_status(status, retry_after_s=parse_retry_after(value, datetime.now(UTC)))
 
 
 def _field(fields: Sequence[Field], name: bytes) -> bytes | None:
@@ -368,11 +367,11 @@ def _checked_mime(head: bytes, size: int | None, patterns: MimePatterns | None) 
     return mime
 
 
-async def _pixels(mime: str, sealed: Sealed) -> str:
-    if sealed.path is not None:
-        return await trio.to_thread.run_sync(image_size, mime, sealed.path)
-    assert sealed.data is not None
-    return image_size(mime, sealed.data)
+async def _pixels(mime: str, body: CompleteBody) -> str:
+    if body.path is not None:
+        return await trio.to_thread.run_sync(image_size, mime, body.path)
+    assert body.data is not None
+    return image_size(mime, body.data)
 
 
 def _metadata(extra: str) -> Mapping[str, str]:

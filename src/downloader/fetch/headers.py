@@ -1,4 +1,4 @@
-"""The request headers of a download: whose win, and what another origin may see. Pure."""
+"""The request headers of a download: which of several wins, and which another origin gets. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def may_keep(origin: Origin, following: Origin) -> bool:
 
 
 def without_secrets(headers: HeaderMap) -> HeaderMap:
-    """What may be told to another origin than the job's."""
+    """What another origin than the job's gets."""
     return {name: pair for name, pair in headers.items() if name in _KEPT}
 
 

@@ -8,7 +8,7 @@ from downloader.fetch.errors import Treatment
 from downloader.model import Verdict
 
 MAX_BACKOFF_S = 3600.0
-"""Where exponential growth ends: a job with many retries still gets tried every hour or so."""
+"""Where exponential growth ends: a job with many retries is still tried every hour or so."""
 
 RELEASE_MIN_S = 5.0
 RELEASE_MAX_S = 30.0
@@ -37,7 +37,7 @@ def decide(
         attempts: attempts that ended before this one.
         max_retries: how many more than one attempt the job may have.
         backoff_s: bound of the first delay.
-        retry_after_s: the origin's wish, if it had one.
+        retry_after_s: what the origin asked for, if it did.
         rng: source of the jitter.
     """
     if treatment is Treatment.RELEASE:

@@ -1,4 +1,4 @@
-"""Where a body goes as it arrives: memory while it is small, a spool file from then on."""
+"""Where a body is kept as it arrives: in memory while it is small, then in a spool file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUFFER_BYTES = 1024 * 1024
 """Of one hop to a thread for writing: hops of 64 KiB were measured to take three times as long."""
 
 _SCRAP_BYTES = 8 * 1024
-"""Chunks below this size are put together: a buffer is to be a few hundred chunks at most."""
+"""Chunks below this size are joined, so that a buffer has a few hundred chunks at most."""
 
 _IOV_MAX = 256
 """Chunks for one write; every system takes at least this many in practice (POSIX wants 16)."""
@@ -34,7 +34,7 @@ _CLEANUP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sealed:
+class CompleteBody:
     """A complete body; exactly one of `data` and `path` is given."""
 
     size: int
@@ -130,7 +130,7 @@ class Sink:
         if failure is not None:
             raise failure
 
-    async def seal(self) -> Sealed:
+    async def complete(self) -> CompleteBody:
         """The body is complete; a spool file is on disk for good, and closed.
 
         Raises:
@@ -139,9 +139,11 @@ class Sink:
         if self.size <= SMALL_BYTES:
             data = b"".join(self._chunks)
             self._sha256.update(data)
-            return Sealed(size=self.size, sha256=self._sha256.hexdigest(), data=data)
+            return CompleteBody(size=self.size, sha256=self._sha256.hexdigest(), data=data)
         await trio.to_thread.run_sync(self._finish, self._take(), limiter=self._spool.threads)
-        return Sealed(size=self.size, sha256=self._sha256.hexdigest(), path=self._spool.path / self._name)
+        return CompleteBody(
+            size=self.size, sha256=self._sha256.hexdigest(), path=self._spool.path / self._name
+        )
 
     async def discard(self) -> None:
         """Delete the spool file, unless it has been moved away; also when cancelled. Never raises."""

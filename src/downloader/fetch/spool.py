@@ -1,4 +1,4 @@
-"""Where bodies wait until they are complete: one folder for each running instance.
+"""Spool files, for bodies until they are complete: one folder for each running instance.
 
 The folder is locked (flock) while its owner lives, so that whoever opens a spool beside it can tell a
 crashed instance's folder, and sweeps it. Files are made through the folder's descriptor, under random
@@ -28,10 +28,10 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _THREADS = 16
-"""More writers at once make no disk faster."""
+"""More writers at once are not faster."""
 
 _CLEANUP_S = 2.0
-"""A disk that needs longer to delete our files is left with them; the next start sweeps."""
+"""For deleting our files at the end; what is left then is deleted at the next start."""
 
 
 class Spool:
@@ -40,7 +40,7 @@ class Spool:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.threads = trio.CapacityLimiter(_THREADS)
-        """For those who write: a disk that hangs is to hold up nobody else's threads."""
+        """For writers, so that a disk that hangs takes no threads from others."""
         self._descriptor = descriptor
 
     def create(self) -> tuple[str, int]:
@@ -69,7 +69,7 @@ class Spool:
 
 @asynccontextmanager
 async def open_spool(root: Path) -> AsyncIterator[Spool]:
-    """A folder of our own under `root`, which is made if need be; folders of the dead are swept first.
+    """A folder of our own under `root`, made if it is missing; those of crashed instances are deleted first.
 
     Raises:
         ConfigError: `root` cannot be made or written.
@@ -103,7 +103,7 @@ def _prepare(root: Path) -> None:
     with os.scandir(root) as entries:
         names = [e.name for e in entries if _FOLDER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for name in names:
-        # A folder that vanishes, or that is not ours to delete, is somebody else's business.
+        # Another instance may delete it first, or it may belong to another user.
         with suppress(OSError):
             _sweep_folder(root / name)
 
@@ -130,7 +130,7 @@ def _create_folder(root: Path) -> Spool:
             if exc.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
                 os.close(descriptor)
                 raise
-        # Another instance's sweep came between the folder and its lock: that one is lost.
+        # Another instance has deleted the folder before it was locked.
         os.close(descriptor)
 
 

@@ -1,4 +1,4 @@
-"""The bounds in time of one attempt: one cancel scope whose deadline moves from wait to wait."""
+"""The time limits of one attempt: one cancel scope, whose deadline moves from wait to wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import trio
 
 _WINDOW_PARTS = 8
-"""A window of the low-speed watch may start anew after this part of it, so that most chunks cost nothing."""
+"""The watch begins a new window after an eighth of one at the earliest: most pieces cost nothing."""
 
 
 class Watch:
@@ -31,7 +31,7 @@ class Watch:
 
     @property
     def reason(self) -> str:
-        """What was waited for in vain."""
+        """Which wait was too long."""
         if self._phase and self._scope.deadline < self._end:
             return self._phase
         return f"not done within the job's download_timeout of {self._total_s:g} s"
@@ -60,7 +60,7 @@ class Watch:
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """Within, our own disk is waited for: that counts as the job's time, not as the peer's slowness."""
+        """For a wait for our own disk, which counts for the job's total and not as the peer's slowness."""
         began = trio.current_time()
         left = self._scope.deadline - began
         self._scope.deadline = self._end

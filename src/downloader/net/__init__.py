@@ -1,4 +1,4 @@
-"""HTTP that leaves: the URLs, the addresses that may be connected to, and the one way to connect and ask."""
+"""Outgoing HTTP: URLs, the egress policy, connections, and a transport for `httpx2`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: ask, read the head, read the body, ask again.
+"""One HTTP/1.1 connection: send a request, read the head of its response, read the body, and again.
 
 httptools (llhttp) parses strictly. A head that it refuses is read once more as curl would read it: a blank
 before a colon, folded fields, bare LF, one Content-Length twice, or one beside Transfer-Encoding. After such
@@ -22,18 +22,18 @@ MAX_HEAD_BYTES = 64 * 1024
 """A head still incomplete after this many bytes, 1xx included, is refused; browsers allow as much."""
 
 READ_BYTES = 64 * 1024
-"""Of one read at the start: a small file with its head comes in one."""
+"""At most for one read at the start: a small file with its head comes in one."""
 
 BULK_READ_BYTES = 256 * 1024
-"""Of one read once a body has proved large, in pieces that are not small."""
+"""At most for one read of a body of which a megabyte has come, in pieces that are not small."""
 
 _BULK_BYTES = 1024 * 1024
 _SMALL_PIECE_BYTES = 1024
 """Each piece calls back from the parser: 256 KiB in chunks of ten bytes would hold the loop up for 3 ms."""
 
 MAX_OVERHEAD_BYTES = 256 * 1024
-"""Of chunk sizes, extensions and trailers, beside half as many as the content has: a megabyte in chunks of
-one byte would cost as much CPU as a hundred megabytes in large ones."""
+"""Of chunk sizes, extensions and trailers, beside half as many bytes as the content has: a megabyte in chunks
+of one byte would cost as much CPU as a hundred megabytes in large ones."""
 
 _VERSION = b"HTTP/1."
 _MALFORMED = "malformed HTTP response"
@@ -62,10 +62,9 @@ class Head:
 
 
 class Connection:
-    """An open connection, for one request at a time.
+    """An open connection, for one request at a time; owns its stream.
 
-    Owns the stream. After any exception, a cancel included, only `aclose` is of use. Waits are the caller's
-    to bound.
+    After any exception, a cancel included, it can only be closed. The caller bounds its waits.
 
     Args:
         stream: connected, with TLS on it if the origin's scheme is https.
@@ -83,7 +82,7 @@ class Connection:
         self._seen = 0
         self._limit: int | None = None
 
-    async def ask(
+    async def request(
         self,
         method: bytes,
         target: bytes,
@@ -148,7 +147,7 @@ class Connection:
 
     @property
     def has_more(self) -> bool:
-        """Whether something has come behind the end of the response."""
+        """Whether bytes have come behind the end of the response."""
         return self._response.behind
 
     @property
@@ -158,7 +157,7 @@ class Connection:
         return response.done and response.keep and self._sent and not response.behind
 
     def is_stale(self) -> bool:
-        """Whether an idle connection has been closed by the peer, or said something unasked."""
+        """Whether the peer of an idle connection has closed it, or sent something unasked."""
         return self.stream.is_readable()
 
     async def aclose(self) -> None:
@@ -189,7 +188,7 @@ class Connection:
 
 
 class _Response:
-    """What the parser has found of one response; has the names of httptools' callbacks."""
+    """What the parser has found of one response; has the callbacks of httptools."""
 
     __slots__ = (
         "_bodiless",
@@ -217,7 +216,7 @@ class _Response:
         self._status = 0
         self.head_done = False
         self.body: bytes | bytearray = b""
-        """What has come of it and has not been taken."""
+        """What has come of it and has not been read."""
         self.pieces = 0
         """Of the body, as they came: chunks, or what one read had of one."""
         self.done = False

@@ -1,4 +1,4 @@
-"""Why a request did not get its response.
+"""The errors of requests.
 
 ::
 

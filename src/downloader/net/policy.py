@@ -83,7 +83,7 @@ METADATA = frozenset(
         "fe80::a9fe:a9fe",  # OpenStack
     )
 )
-"""Services that hand credentials to whoever can reach them; only an entry of their own permits them."""
+"""Services that give credentials to every client; only an entry of their own permits them."""
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".localdomain", ".home.arpa")
 """Names that never belong to a public host (RFC 6761, 6762, 8375, and ICANN's reservation of `internal`)."""
@@ -144,11 +144,11 @@ class EgressPolicy:
         zoned = isinstance(parsed, IPv6Address) and parsed.scope_id is not None
         plain = _effective(parsed)
         inner = _embedded(plain)
-        faces = (plain, *inner)
-        if _any_in(faces, self.deny_networks):
+        meant = (plain, *inner)
+        if _any_in(meant, self.deny_networks):
             raise EgressRefused(f"address not allowed: {shown}; it is listed in {self.setting}.deny")
-        if any(face in METADATA for face in faces):
-            if not any(_names_exactly(network, faces) for network in self.allow_networks):
+        if any(one in METADATA for one in meant):
+            if not any(_names_exactly(network, meant) for network in self.allow_networks):
                 raise EgressRefused(
                     f"address not allowed: {shown} is a metadata service; to permit it add"
                     f" that very address to {self.setting}.allow"
@@ -256,12 +256,12 @@ def _is_public(address: Address) -> bool:
     return all(_is_public(inner) for inner in _embedded(address))
 
 
-def _any_in(faces: Iterable[Address], networks: Sequence[Network]) -> bool:
-    return any(face.version == network.version and face in network for face in faces for network in networks)
+def _any_in(meant: Iterable[Address], networks: Sequence[Network]) -> bool:
+    return any(one.version == network.version and one in network for one in meant for network in networks)
 
 
-def _names_exactly(network: Network, faces: Iterable[Address]) -> bool:
-    return network.num_addresses == 1 and network.network_address in faces
+def _names_exactly(network: Network, meant: Iterable[Address]) -> bool:
+    return network.num_addresses == 1 and network.network_address in meant
 
 
 def _matches(host: str, names: frozenset[str]) -> bool:

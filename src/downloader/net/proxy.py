@@ -1,4 +1,4 @@
-"""Through a proxy: CONNECT (RFC 9110, 9.3.6) and SOCKS5 (RFC 1928, with RFC 1929)."""
+"""Connections through a proxy: CONNECT (RFC 9110, 9.3.6) and SOCKS5 (RFC 1928, with RFC 1929)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def connect_tunnel(stream: Stream, origin: Origin, proxy: Url) -> None:
         fields.append((b"Proxy-Authorization", proxy.basic))
     connection = Connection(stream)
     try:
-        head = await connection.ask(b"CONNECT", origin.host_port, fields)
+        head = await connection.request(b"CONNECT", origin.host_port, fields)
     except (ConnectionLost, CutShort) as exc:
         raise ProxyRefused("the proxy closed the connection") from exc
     if head.status // 100 != 2:  # noqa: PLR2004 - 2xx

@@ -1,4 +1,4 @@
-"""Looking names up without letting a dead name server hold anything else up."""
+"""Name look-ups that delay nothing else when a name server does not answer."""
 
 from __future__ import annotations
 

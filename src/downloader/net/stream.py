@@ -1,4 +1,4 @@
-"""The byte stream of a connection: a socket, perhaps with TLS on it, and what can go wrong on it."""
+"""The byte stream of a connection: a socket, perhaps with TLS, and its errors."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ class Stream:
             stream = stream.transport_stream
         sock: trio.socket.SocketType = stream.socket
         return sock
-
-    @property
-    def tls(self) -> trio.SSLStream[Any] | None:
-        """The TLS layer, which answers the questions of an `ssl.SSLObject`."""
-        return self._stream if isinstance(self._stream, trio.SSLStream) else None
 
     async def receive(self, max_bytes: int) -> bytes | bytearray:
         """At most `max_bytes`, or none at the end.

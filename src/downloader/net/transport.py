@@ -1,4 +1,4 @@
-"""The way out for HTTP: an `httpx2.AsyncBaseTransport` over guarded connections that are kept for a while."""
+"""An `httpx2.AsyncBaseTransport` over guarded connections, which it keeps for some seconds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP = 8
 """Idle connections to one origin, where a request does not say how many are worth keeping."""
 
 _CLOSE_S = 2.0
-"""For closing idle connections at the end; a socket's close waits for nobody, TLS may."""
+"""For closing idle connections at the end; to close a socket takes no time, TLS may wait."""
 
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
 """They announce a length even if there is no body (RFC 9110, 8.6)."""
@@ -62,7 +62,7 @@ For a caller with a cancel scope of its own round the request. `("", math.inf)` 
 class Route:
     """What a request needs beyond httpx's model; in its `extensions` under `ROUTE`.
 
-    A request without one is a stranger's: its URL is checked as a callback's.
+    A request without one is a plugin's: its URL is checked as a callback's.
     """
 
     url: Url
@@ -159,7 +159,7 @@ class ResponseBody(httpx2.AsyncByteStream):
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """Sends requests over connections that it opens, and keeps for a while; see `open_transport`.
+    """Sends requests over connections that it opens and keeps for some seconds; see `open_transport`.
 
     How many are in use is the callers' to bound; idle ones are bounded in total, the oldest going first.
     """
@@ -188,7 +188,7 @@ class Transport(httpx2.AsyncBaseTransport):
         """
         route = request.extensions.get(ROUTE)
         if route is None:
-            request, route = await _as_ours(request)
+            request, route = await _routed(request)
         key = (
             route.aggregation,
             "" if route.proxy is None else route.proxy.text,
@@ -198,13 +198,13 @@ class Transport(httpx2.AsyncBaseTransport):
         kept = await self._take(key)
         if kept is not None:
             try:
-                return await self._ask(_Use(kept, key, route.keep), request, route)
+                return await self._send(_Use(kept, key, route.keep), request, route)
             except ConnectionLost:
                 pass
         if route.expect is not None:
             route.expect("", math.inf)
         opened = await self._open(route)
-        return await self._ask(_Use(opened, key, route.keep), request, route)
+        return await self._send(_Use(opened, key, route.keep), request, route)
 
     async def give_back(self, connection: Connection, key: _Key, keep: int) -> None:
         """Keep a connection after its response if it can be used again, else close it."""
@@ -239,7 +239,7 @@ class Transport(httpx2.AsyncBaseTransport):
             else:
                 await self._drop(connection)
 
-    async def _ask(self, use: _Use, request: httpx2.Request, route: Route) -> httpx2.Response:
+    async def _send(self, use: _Use, request: httpx2.Request, route: Route) -> httpx2.Response:
         connection = use.connection
         stream = request.stream
         assert isinstance(stream, httpx2.ByteStream)
@@ -251,7 +251,7 @@ class Transport(httpx2.AsyncBaseTransport):
             piece_s = request.extensions.get("timeout", {}).get("read") or self._limits.response_s
         try:
             with _within(piece_s):
-                head = await connection.ask(
+                head = await connection.request(
                     request.method.encode(), target, fields, content, limit=route.answer_bytes
                 )
         except BaseException as exc:
@@ -356,7 +356,7 @@ async def open_transport(
 
 
 def guarded_client(transport: Transport, *, timeout_s: float = 30.0) -> httpx2.AsyncClient:
-    """A client for strangers' plugins: no redirects, no proxies of the environment, no cookies kept.
+    """A client for plugins: no redirects, no proxies of the environment, no cookies kept.
 
     To close it leaves the transport open. Besides httpx2's exceptions it raises `NetError`s, which are some.
     """
@@ -388,8 +388,8 @@ def _within(seconds: float | None) -> AbstractContextManager[object]:
     return nullcontext() if seconds is None else trio.fail_after(seconds)
 
 
-async def _as_ours(request: httpx2.Request) -> tuple[httpx2.Request, Route]:
-    """A stranger's request, its body in memory, its URL checked."""
+async def _routed(request: httpx2.Request) -> tuple[httpx2.Request, Route]:
+    """A plugin's request with a route: its URL checked, its body in memory."""
     try:
         url = Url.parse(str(request.url), "callback")
     except UrlError as exc:

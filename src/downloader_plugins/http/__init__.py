@@ -48,7 +48,7 @@ from downloader.notify import (
 )
 
 ANSWER_BYTES = 64 * 1024
-"""Of an answer, head and 1xx included, no more is read."""
+"""At most so much of an answer is read, head and 1xx included."""
 
 ANSWER_S = 2.0
 """For the rest of an answer whose status has come; it is read only to keep the connection."""
@@ -133,7 +133,7 @@ def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
 
 
 def _tls(ca_file: str) -> ssl.SSLContext | None:
-    """A context that trusts these authorities; `None`, the transport's own, without a file."""
+    """A context that trusts these authorities; `None`, for the transport's own, without a file."""
     if not ca_file:
         return None
     try:
@@ -153,7 +153,7 @@ class _Http:
     transport: Transport
     route: Callable[[str], Route]
     """Of a destination. Raises `UrlError`."""
-    places: dict[Origin, trio.Semaphore] = field(default_factory=dict)
+    slots: dict[Origin, trio.Semaphore] = field(default_factory=dict)
     """`max_connections` for each origin to which a delivery is under way."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
@@ -168,12 +168,12 @@ class _Http:
 
     async def _post(self, route: Route, payload: Payload) -> Result:
         origin = route.url.origin
-        places = self.places.get(origin)
-        if places is None:
-            places = self.places[origin] = trio.Semaphore(self.max_connections)
+        slots = self.slots.get(origin)
+        if slots is None:
+            slots = self.slots[origin] = trio.Semaphore(self.max_connections)
         request = build_request("POST", route, self._fields(payload), payload.body)
         try:
-            async with places:
+            async with slots:
                 response = await self.transport.handle_async_request(request)
                 await self._finish(response)
         except (EgressRefused, BadRequest) as exc:
@@ -183,8 +183,8 @@ class _Http:
         except NetError as exc:
             return RetryLater(str(exc))
         finally:
-            if places.value == self.max_connections:  # nobody uses it, and nobody waits for it
-                del self.places[origin]
+            if slots.value == self.max_connections:  # nobody uses it, and nobody waits for it
+                del self.slots[origin]
         return _result(response)
 
     async def _finish(self, response: httpx2.Response) -> None:
