@@ -22,15 +22,15 @@ from servers.plugins import opened_storage
 
 def small(
     *,
-    connect_s: float = 2.0,
-    tls_s: float = 2.0,
-    response_s: float = 2.0,
+    connect_s: float = 10.0,
+    tls_s: float = 10.0,
+    response_s: float = 10.0,
     idle_s: float = 10.0,
-    stall_s: float = 2.0,
+    stall_s: float = 10.0,
     stall_bytes_per_s: int = 1024,
     store_s: float = 10.0,
 ) -> FetchLimits:
-    """Limits that a test can wait for."""
+    """Limits that a busy machine keeps to; a test that waits for one makes it smaller."""
     return FetchLimits(
         net=NetLimits(connect_s=connect_s, tls_s=tls_s, response_s=response_s, idle_s=idle_s),
         stall_s=stall_s,
