@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
-from functools import partial
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from downloader.api.intake import MAX_BATCH, MAX_WAITING, Intake
-from downloader.config import RedisSettings
+from downloader.api.intake import MAX_BATCH, MAX_BYTES, MAX_EXTRA, MAX_WAITING, Intake
+from downloader.config import ApiSettings, RedisSettings
 from downloader.model import JobSpec, State
 from downloader.store import Accepted, StoreUnavailable, Submission
 from downloader.store.redis_store import RedisStore, open_store
@@ -264,7 +265,7 @@ async def test_jobs_that_arrive_together_travel_together(store: RedisStore, nurs
     answers: list[tuple[Accepted, str]] = []
 
     async def submit(aggr_id: str) -> None:
-        answers.append(await intake.submit(submission(store, aggr_id), size=1))
+        answers.append(await intake.submit(submission(store, aggr_id)))
 
     async with trio.open_nursery() as clients:
         clients.start_soon(submit, "a0")
@@ -285,7 +286,7 @@ async def test_a_batch_is_bounded(store: RedisStore, nursery: trio.Nursery) -> N
     await nursery.start(intake.run)
     async with trio.open_nursery() as clients:
         for _ in range(MAX_BATCH + 2):
-            clients.start_soon(partial(intake.submit, submission(store), size=1))
+            clients.start_soon(intake.submit, submission(store))
         counting.go.set()
     assert max(counting.sizes) == MAX_BATCH
     assert sum(counting.sizes) == MAX_BATCH + 2
@@ -299,12 +300,12 @@ async def test_who_gives_up_before_the_batch_leaves_is_not_in_it(
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
     async with trio.open_nursery() as clients:
-        clients.start_soon(partial(intake.submit, submission(store), size=1))
+        clients.start_soon(intake.submit, submission(store))
         await counting.entered.wait()
         with trio.CancelScope() as impatient:
             impatient.cancel()
-            await intake.submit(submission(store), size=1)
-        clients.start_soon(partial(intake.submit, submission(store), size=1))
+            await intake.submit(submission(store))
+        clients.start_soon(intake.submit, submission(store))
         await wait_all_tasks_blocked()
         counting.go.set()
     assert counting.sizes == [1, 1]
@@ -316,15 +317,64 @@ async def test_too_many_that_wait_are_refused_at_once(store: RedisStore, nursery
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
     async with trio.open_nursery() as clients:
-        clients.start_soon(partial(intake.submit, submission(store), size=1))
+        clients.start_soon(intake.submit, submission(store))
         await counting.entered.wait()
         one = submission(store)
         for _ in range(MAX_WAITING):
-            clients.start_soon(partial(intake.submit, one, size=1))
+            clients.start_soon(intake.submit, one)
         await wait_all_tasks_blocked()
         with pytest.raises(StoreUnavailable):
-            await intake.submit(one, size=1)
+            await intake.submit(one)
         clients.cancel_scope.cancel()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.row("F27")
+async def test_what_arrives_has_a_budget_in_bytes(store: RedisStore) -> None:
+    intake = Intake(store)
+    with intake.room("10.0.0.1") as keep, intake.room("10.0.0.2") as other, intake.room("") as unknown:
+        keep(MAX_BYTES // 2)
+        with intake.room("10.0.0.1") as second, pytest.raises(StoreUnavailable):
+            second(1)  # one client has half of it at the most
+        other(MAX_BYTES // 2)
+        with pytest.raises(StoreUnavailable):
+            unknown(1)
+        keep(MAX_BYTES // 2 - 1)
+        unknown(1)
+    assert not intake._bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/download", "/downloads"])
+async def test_f27_half_a_body_counts_until_its_client_leaves(api: Served, path: str) -> None:
+    most = ApiSettings().max_body
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {most}\r\n\r\n".encode()
+    request = head + b" " * (most - 1)
+    with trio.fail_after(30):
+        async with AsyncExitStack() as clients:
+            for _ in range(MAX_BYTES // 2 // most + 1):
+                stream = await clients.enter_async_context(await api.connect())
+                await stream.send_all(request)
+            while (answer := await api.post(body())).status_code == 201:
+                pass
+            assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        while (await api.post(body())).status_code != 201:
+            pass
+
+
+async def test_large_jobs_travel_in_small_batches(store: RedisStore, nursery: trio.Nursery) -> None:
+    counting = Counting(store)
+    intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
+    await nursery.start(intake.run)
+    large = replace(submission(store).spec, extra="x" * (MAX_EXTRA // 3))
+    async with trio.open_nursery() as clients:
+        clients.start_soon(intake.submit, submission(store))
+        await counting.entered.wait()
+        for _ in range(7):
+            clients.start_soon(intake.submit, Submission(spec=replace(large, id=store.new_id("a"))))
+        await wait_all_tasks_blocked()
+        counting.go.set()
+    assert counting.sizes == [1, 3, 3, 1]
     nursery.cancel_scope.cancel()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from downloader.api.limits import client_address
 from downloader.api.problems import Problem
 
 Message = dict[str, Any]
@@ -17,6 +18,12 @@ Headers = list[tuple[bytes, bytes]]
 
 class Gone(OSError):
     """The client has left, or does not read; ASGI asks for an `OSError`."""
+
+
+def client_of(scope: Message) -> str:
+    """What counts as one client, see `client_address`; empty where that is unknown."""
+    client = scope["client"]
+    return client_address(client[0]) if client else ""
 
 
 async def send_answer(send: Send, *, status: int, headers: Headers, body: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from downloader.api.asgi import Gone, Message, Receive, Send
+from downloader.api.asgi import Gone, Message, Receive, Send, client_of
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.exchange import STREAMED
@@ -19,7 +19,7 @@ from downloader.api.intake import Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, too_large
 from downloader.api.submit import accepted_id, bad_key, is_key, make_submission
-from downloader.store import Accepted, StoreError, Submission
+from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
 PATH = "/downloads"
 
@@ -37,6 +37,11 @@ class Lines:
         self._rest = b""
         self._too_long = False
         """The line that has begun is; its bytes are not kept."""
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the line that has begun."""
+        return len(self._rest)
 
     def feed(self, data: bytes, *, last: bool) -> Iterator[bytes | None]:
         """The lines that end in `data`, `None` for one that is too long; with `last` also one without an end.
@@ -75,24 +80,35 @@ async def serve_downloads(
     """The ASGI application. Whatever ends it, what has been answered with an id is accepted.
 
     Raises:
-        Gone: the client has left, or does not read its answers.
+        Gone: the client has left, or does not read its answers; or there is no more room, and it is cut off.
+        StoreUnavailable: there is no room for what arrived first.
         Refused: 408, the client has sent nothing for too long.
     """
     scope[STREAMED] = True
     lines = Lines(deps.settings.max_body)
     started, more = False, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Gone
-        more = message["more_body"]
-        batch = [_read(line, deps=deps, caller=caller) for line in lines.feed(message["body"], last=not more)]
-        if batch or not more:
-            answer = await _take(batch, intake, size=len(message["body"])) if batch else b""
-            if not started:
-                await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
-                started = True
-            await send({"type": "http.response.body", "body": answer, "more_body": more})
+    with intake.room(client_of(scope)) as keep:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Gone
+            more = message["more_body"]
+            try:
+                keep(lines.kept + len(message["body"]))
+            except StoreUnavailable:
+                if started:
+                    raise Gone from None
+                raise
+            batch = [
+                _read(line, deps=deps, caller=caller) for line in lines.feed(message["body"], last=not more)
+            ]
+            if batch or not more:
+                answer = await _take(batch, intake)
+                if not started:
+                    await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
+                    started = True
+                await send({"type": "http.response.body", "body": answer, "more_body": more})
+            keep(lines.kept)
 
 
 def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> Submission | Problem:
@@ -110,10 +126,10 @@ def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> Submis
         return refused.problem
 
 
-async def _take(batch: Sequence[Submission | Problem], intake: Intake, *, size: int) -> bytes:
+async def _take(batch: Sequence[Submission | Problem], intake: Intake) -> bytes:
     """Hand the jobs of a batch to the store; answers its lines."""
     submissions = [item for item in batch if isinstance(item, Submission)]
-    answers = iter(await intake.submit_all(submissions, size=size))
+    answers = iter(await intake.submit_all(submissions))
     return b"".join(
         _problem_line(item) if isinstance(item, Problem) else _answer_line(next(answers)) for item in batch
     )

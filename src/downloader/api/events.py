@@ -15,9 +15,9 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
+from downloader.api.asgi import client_of
 from downloader.api.globs import Allows, anything
 from downloader.api.jobs import visible_aggregations
-from downloader.api.limits import client_address
 from downloader.api.problems import Refused, unavailable
 from downloader.api.snapshot import NOTHING_KNOWN, ROLES, SAMPLED, Snapshot, encode
 from downloader.observe import Event, get_logger
@@ -194,9 +194,7 @@ def add_events(app: QuartTrio, events: Events) -> None:
 
     @app.get(PATH)
     async def listen() -> Response:
-        client = request.scope["client"]
-        address = client_address(client[0]) if client else ""
-        body = events.listener(visible_aggregations(), address)
+        body = events.listener(visible_aggregations(), client_of(request.scope))  # type: ignore[arg-type]  # a dictionary
         response = Response(b"", headers=_HEADERS)
         if request.method != "HEAD":
             response.response = body

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from downloader.api.asgi import Gone, Message, Receive, Send, send_answer
+from downloader.api.asgi import Gone, Message, Receive, Send, client_of, send_answer
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import parse_job
@@ -99,20 +99,22 @@ async def serve_download(
         StoreUnavailable, StoreRefused: the store cannot take the job in.
         Gone: the client has left.
     """
-    body = await read_body(receive, deps.settings.max_body)
-    submission = read_submission(body, dict(scope["headers"]), deps=deps, caller=caller)
-    job_id = accepted_id(*await intake.submit(submission, size=len(body)), field="Idempotency-Key")
+    with intake.room(client_of(scope)) as keep:
+        body = await read_body(receive, deps.settings.max_body, keep)
+        submission = read_submission(body, dict(scope["headers"]), deps=deps, caller=caller)
+        job_id = accepted_id(*await intake.submit(submission), field="Idempotency-Key")
     headers = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     await send_answer(
         send, status=HTTPStatus.CREATED, headers=headers, body=b'{"id": "%s"}' % job_id.encode()
     )
 
 
-async def read_body(receive: Receive, limit: int) -> bytes:
-    """The whole body.
+async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -> bytes:
+    """The whole body; `keep` is told how much of it there is, see `Intake.room`.
 
     Raises:
         Refused: 413, it has more than `limit` bytes.
+        StoreUnavailable: there is no room for it.
         Gone: the client has left before its end.
     """
     body, more = b"", True
@@ -124,6 +126,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         more = message["more_body"]
         if len(body) > limit:
             raise Refused(too_large(limit))
+        keep(len(body))
     return body
 
 
