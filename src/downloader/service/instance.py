@@ -221,12 +221,12 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
     settings = instance.settings
     counters = Counters(PROCESSOR_COUNTERS)
     workload = DownloadWork(
-        instance.store,
-        fetcher,
+        store=instance.store,
+        fetcher=fetcher,
         settings=settings,
         owner=instance.owner,
         counters=counters,
-        may_lease=DiskGate(
+        disk_has_room=DiskGate(
             partial(disk_used_percent, settings.spool_dir),
             high=settings.processor.disk_high,
             low=settings.processor.disk_low,
@@ -248,8 +248,8 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     instance.bulkhead = bulkhead
     counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
     workload = CallbackWork(
-        instance.store,
-        backends,
+        store=instance.store,
+        backends=backends,
         settings=settings,
         owner=instance.owner,
         counters=counters,

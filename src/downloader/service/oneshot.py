@@ -217,7 +217,15 @@ async def _work(run: _Run, store: JobStore, fetcher: Fetcher) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(store.listen, {Kind.DOWNLOAD: run.wake.set})
         async with trio.open_nursery() as work:
-            workload = _FetchWork(run, store, fetcher, owner)
+            workload = _FetchWork(
+                store=store,
+                fetcher=fetcher,
+                settings=run.settings,
+                owner=owner,
+                counters=Counters(PROCESSOR_COUNTERS),
+                disk_has_room=lambda: True,
+                run=run,
+            )
 
             async def leased(*, task_status: trio.TaskStatus[None]) -> None:
                 await run_workload(
@@ -247,40 +255,31 @@ async def _submit(run: _Run, store: JobStore) -> None:
         await store.submit(submissions)
 
 
+@dataclass(kw_only=True, eq=False)
 class _FetchWork(DownloadWork):
     """Downloads of one run; reports the progress of each."""
 
-    def __init__(self, run: _Run, store: JobStore, fetcher: Fetcher, owner: str) -> None:
-        super().__init__(
-            store,
-            fetcher,
-            settings=run.settings,
-            owner=owner,
-            counters=Counters(PROCESSOR_COUNTERS),
-            may_lease=lambda: True,
-        )
-        self._run = run
-        self._fetcher = fetcher
+    run: _Run
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
         """Attempt the download, with progress."""
-        run = self._run
+        run = self.run
         run.begun.setdefault(lease.id, time.monotonic())
         run.progress(lease, FetchState.RUNNING)
 
         def told(received: int, total: int | None) -> None:
             run.progress(lease, FetchState.RUNNING, received, total)
 
-        outcome = await self._fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
+        outcome = await self.fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
         return _bounded(run, lease, outcome)
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # `run` counts them all
         """Tell of a file's end, or that it waits for another attempt."""
         assert isinstance(end, Outcome)
         if end.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
-            self._run.end(lease, end)
+            self.run.end(lease, end)
         else:
-            self._run.progress(lease, FetchState.WAITING)
+            self.run.progress(lease, FetchState.WAITING)
 
 
 def _bounded(run: _Run, lease: Lease, outcome: Outcome) -> Outcome:

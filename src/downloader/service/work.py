@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
 
@@ -45,103 +46,88 @@ _CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
 }
 
 
-class DownloadWork(Workload):
+@dataclass(kw_only=True, eq=False)
+class _LeasedWork(Workload):
+    """What both kinds of work have, and count alike."""
+
+    store: JobStore
+    settings: Settings
+    owner: str
+    counters: Counters
+    log: FilteringBoundLogger = field(default_factory=log.bind)
+    """Bound once: to bind one for each job costs more than a line that is not printed."""
+
+    def lost(self) -> None:
+        """Count a lease that ended before its work."""
+        self.counters.add("leases_lost")
+
+    def swept(self, count: int) -> None:
+        """Count tasks taken from dead instances."""
+        self.counters.add("leases_recovered", count)
+
+
+@dataclass(kw_only=True, eq=False)
+class DownloadWork(_LeasedWork):
     """Downloads: each lease is one attempt."""
 
-    def __init__(
-        self,
-        store: JobStore,
-        fetcher: Fetcher,
-        *,
-        settings: Settings,
-        owner: str,
-        counters: Counters,
-        may_lease: Callable[[], bool],
-    ) -> None:
+    fetcher: Fetcher
+    disk_has_room: Callable[[], bool]
+    workers: Workers = field(default_factory=Workers)
+
+    def __post_init__(self) -> None:
         self.kind = Kind.DOWNLOAD
-        self.concurrency = settings.processor.concurrency
-        self.lease_s = settings.processor.lease
-        self._store = store
-        self._fetcher = fetcher
-        self._settings = settings
-        self._owner = owner
-        self._counters = counters
-        self._may_lease = may_lease
-        self.workers = Workers()
-        self._log = log.bind()  # once, as it costs more than a line that is not printed
+        self.concurrency = self.settings.processor.concurrency
+        self.lease_s = self.settings.processor.lease
 
     def may_lease(self) -> bool:
         """Whether the disk has room."""
-        return self._may_lease()
+        return self.disk_has_room()
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
         """Attempt the download, unless the job has killed its workers."""
         if lease.crashes >= POISON_CRASHES:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
         with self.workers.working(lease.group):
-            return await self._fetcher.attempt(lease, still_ours=still_ours)
+            return await self.fetcher.attempt(lease, still_ours=still_ours)
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
         """See `settle_downloads`."""
         return await settle_downloads(
-            self._store,
-            self._owner,
+            self.store,
+            self.owner,
             results,
-            per_destination=self._settings.notifier.per_destination,
-            keep_s=self._settings.notifier.failed_retention,
+            per_destination=self.settings.notifier.per_destination,
+            keep_s=self.settings.notifier.failed_retention,
         )
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Count and log an attempt."""
         assert isinstance(end, Outcome)
         event, counter = _DOWNLOADS[end.verdict]
-        self._counters.add(counter)
-        self._counters.add("bytes", end.file.size)
+        self.counters.add(counter)
+        self.counters.add("bytes", end.file.size)
         self.workers.ended(end)
         if end.error_code is ErrorCode.POISON:
             event = Event.JOB_POISON
         _log_end(
-            self._log, event, lease, end.error, seconds, code=str(end.error_code), status=end.response_code
+            self.log, event, lease, end.error, seconds, code=str(end.error_code), status=end.response_code
         )
 
-    def lost(self) -> None:
-        """Count a lease that ended before its work."""
-        self._counters.add("leases_lost")
 
-    def swept(self, count: int) -> None:
-        """Count tasks taken from dead instances."""
-        self._counters.add("leases_recovered", count)
-
-
-class CallbackWork(Workload):
+@dataclass(kw_only=True, eq=False)
+class CallbackWork(_LeasedWork):
     """Callbacks: each lease is one delivery, if its backend has a slot for it."""
 
-    def __init__(
-        self,
-        store: JobStore,
-        backends: Mapping[str, Notifier],
-        *,
-        settings: Settings,
-        owner: str,
-        counters: Counters,
-        bulkhead: Bulkhead,
-        rng: random.Random,
-        download_url: Callable[[JobSpec], str],
-        leases_at_stop: bool,
-    ) -> None:
+    backends: Mapping[str, Notifier]
+    bulkhead: Bulkhead
+    rng: random.Random
+    download_url: Callable[[JobSpec], str]
+    leases_at_stop: bool
+
+    def __post_init__(self) -> None:
         self.kind = Kind.CALLBACK
-        self.concurrency = settings.notifier.concurrency
-        self.lease_s = settings.notifier.lease
-        self.leases_at_stop = leases_at_stop
-        self._store = store
-        self._backends = backends
-        self._settings = settings
-        self._owner = owner
-        self._counters = counters
-        self._bulkhead = bulkhead
-        self._rng = rng
-        self._download_url = download_url
-        self._log = log.bind()
+        self.concurrency = self.settings.notifier.concurrency
+        self.lease_s = self.settings.notifier.lease
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:  # noqa: ARG002  # none to ask
         """Deliver the callback, or hand it back for a while where its backend has no slot for it."""
@@ -150,31 +136,31 @@ class CallbackWork(Workload):
         backend = _backend(lease)
         if not backend:  # that becomes a failure, which takes no time
             return await self._deliver(lease)
-        slot = await self._bulkhead.acquire(backend)
+        slot = await self.bulkhead.acquire(backend)
         if isinstance(slot, Deferred):
             return Delivery(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
         try:
             return await self._deliver(lease)
         finally:
-            self._bulkhead.release(slot)
+            self.bulkhead.release(slot)
 
     async def _deliver(self, lease: Lease) -> Delivery:
         return await deliver(
             lease,
-            backends=self._backends,
-            schedule=self._settings.notifier.retry_schedule,
-            download_url=self._download_url,
-            timeout_s=delivery_timeout_s(self._settings),
-            rng=self._rng,
-            health=self._bulkhead.health,
+            backends=self.backends,
+            schedule=self.settings.notifier.retry_schedule,
+            download_url=self.download_url,
+            timeout_s=delivery_timeout_s(self.settings),
+            rng=self.rng,
+            health=self.bulkhead.health,
         )
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
         """See `settle_callbacks`."""
-        notifier = self._settings.notifier
+        notifier = self.settings.notifier
         return await settle_callbacks(
-            self._store,
-            self._owner,
+            self.store,
+            self.owner,
             results,
             per_destination=notifier.per_destination,
             deletion_s=notifier.deletion_interval,
@@ -184,16 +170,8 @@ class CallbackWork(Workload):
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Count and log a delivery."""
         event, counter = _CALLBACKS[end.verdict]
-        self._counters.add(counter)
-        _log_end(self._log, event, lease, end.error, seconds)
-
-    def lost(self) -> None:
-        """Count a lease that ended before its work."""
-        self._counters.add("leases_lost")
-
-    def swept(self, count: int) -> None:
-        """Count tasks taken from dead instances."""
-        self._counters.add("leases_recovered", count)
+        self.counters.add(counter)
+        _log_end(self.log, event, lease, end.error, seconds)
 
 
 def delivery_timeout_s(settings: Settings) -> float:
