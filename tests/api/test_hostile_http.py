@@ -279,8 +279,9 @@ async def test_dripping(serving: Serving, start: bytes, rest: bytes) -> None:
 
 @pytest.mark.slow
 async def test_a_body_that_comes_slowly_but_steadily(serving: Serving) -> None:
-    api = await serving(limits=Limits(body_grace_s=0.3, body_rate=100))
-    body = json.dumps(JOB).encode()
+    # Each piece buys a second, and all of them take longer than the grace period.
+    api = await serving(limits=Limits(body_grace_s=2.0, body_rate=20))
+    body = json.dumps(JOB | {"extra": "x" * 600}).encode()
     async with await api.connect() as stream:
         await stream.send_all(POST + b"Content-Length: %d\r\n\r\n" % len(body))
         for start in range(0, len(body), 20):

@@ -40,7 +40,7 @@ STOP_S = GRACE_S + 3.0
 
 _LOOK_S = 0.2
 _RESTART_S = 0.2
-_START_S = 40.0
+_START_S = 120.0
 _CLIENTS = 4
 
 TABLES: dict[str, dict[str, Any]] = {

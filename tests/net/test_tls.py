@@ -3,7 +3,6 @@
 import socket
 import ssl
 import struct
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -175,9 +174,8 @@ async def test_closing_tls_does_not_wait_for_a_peer_that_does_not_read(ca: trust
             nursery.start_soon(_fill, cast("Any", stream._stream).transport_stream)
             await trio.testing.wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
-        began = time.monotonic()
-        await stream.aclose()
-        assert time.monotonic() - began < 3
+        with trio.fail_after(20):
+            await stream.aclose()
         assert sock.fileno() == -1
 
 

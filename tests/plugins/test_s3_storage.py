@@ -293,7 +293,7 @@ async def test_a_cancel_ends_it_and_aborts(
             nursery.start_soon(storage.put, KEY, small() if operation == "PutObject" else large)
             await front.seen(operation, before + 1)
             nursery.cancel_scope.cancel()
-        assert trio.current_time() - began < 4.5
+        assert trio.current_time() - began < 9, "it waited for the answer"
         assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
 
 

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 KEYS = {"access_key_id": "testing", "secret_access_key": "a-secret-of-tests"}
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
 MISSING = "AWS.SimpleQueueService.NonExistentQueue"
+AT_ONCE_S = 10.0
+"""For what waits for no answer, on a busy machine; who waits for one does so for longer."""
 
 
 @pytest.fixture
@@ -390,9 +392,8 @@ async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     proxy.on["*"] = hang
     async with opened(proxy, timeout=0.4) as notifier:
-        began = trio.current_time()
-        results = await deliver_all(notifier, [payload(number) for number in range(12)])
-        assert trio.current_time() - began < 2
+        with trio.fail_after(AT_ONCE_S):
+            results = await deliver_all(notifier, [payload(number) for number in range(12)])
         for answer in results:
             assert isinstance(answer, RetryLater)
             assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS gave no answer in time")
@@ -406,7 +407,7 @@ async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: S
     for name in ("one", "two", "three"):
         create(moto, name)
     proxy.on["*"] = hang
-    manager = opened(proxy, timeout=2.0, max_connections=2)
+    manager = opened(proxy, timeout=6 * AT_ONCE_S, max_connections=2)
     notifier = await manager.__aenter__()
     async with trio.open_nursery() as nursery:
         for name in ("one", "two", "three"):
@@ -415,7 +416,7 @@ async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: S
         began = time.monotonic()
         nursery.cancel_scope.cancel()
     await manager.__aexit__(None, None, None)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < AT_ONCE_S
     assert len(proxy.asked) == 2, "no more threads than max_connections"
 
 
