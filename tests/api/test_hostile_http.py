@@ -246,6 +246,17 @@ async def test_silence(serving: Serving) -> None:
     assert status(answer) == 200
 
 
+@pytest.mark.row("H16")
+async def test_a_head_that_begins_on_an_idle_connection_has_the_time_of_a_head(serving: Serving) -> None:
+    api = await serving(limits=Limits(head_s=0.1, idle_s=60, linger_s=0.1))
+    async with await api.connect() as stream:
+        await stream.send_all(GET)
+        assert status(bytes(await stream.receive_some())) == 200
+        await stream.send_all(b"GET /hb HTTP/1.1\r\n")
+        answer = await read_to_end(stream)
+        assert (status(answer), code(answer)) == (408, "request_timeout")
+
+
 async def drip(stream: trio.SocketStream, data: bytes) -> None:
     try:
         for byte in data:
@@ -360,6 +371,16 @@ async def test_a_crowded_server_closes_what_waits_for_its_client(serving: Servin
                 await other.send_all(b"G")
                 assert status(await api.say(CLOSING_GET)) == 200
                 assert await read_or_reset(oldest) == b""
+
+
+@pytest.mark.row("H16")
+async def test_one_address_cannot_displace_another(serving: Serving) -> None:
+    api = await serving(limits=Limits(connections=100, per_address=2))
+    other = await trio.open_tcp_stream("127.0.0.1", api.port, local_address="127.0.0.2")
+    async with other, await api.connect() as oldest, await api.connect(), await api.connect():
+        assert await read_or_reset(oldest) == b""
+        await other.send_all(CLOSING_GET)
+        assert status(await read_to_end(other)) == 200
 
 
 async def test_when_all_connections_are_busy(serving: Serving) -> None:

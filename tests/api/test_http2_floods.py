@@ -111,14 +111,19 @@ async def goaway(stream: trio.SocketStream) -> int | None:
             data += piece
     except trio.BrokenResourceError:
         pass
-    reason = None
+    reasons = [frame.error_code for frame in frames_in(data) if isinstance(frame, GoAwayFrame)]
+    return reasons[-1] if reasons else None
+
+
+def frames_in(data: bytes) -> Iterator[Frame]:
+    """The whole frames of what was received."""
     while len(data) >= 9:
         frame, size = Frame.parse_frame_header(memoryview(data[:9]))
-        if isinstance(frame, GoAwayFrame):
-            frame.parse_body(memoryview(data[9 : 9 + size]))
-            reason = frame.error_code
+        if len(data) < 9 + size:
+            return
+        frame.parse_body(memoryview(data[9 : 9 + size]))
+        yield frame
         data = data[9 + size :]
-    return reason
 
 
 @pytest.mark.slow
@@ -146,6 +151,29 @@ async def test_a_flood_of_frames_ends_its_connection(
     assert sent < MOST_FRAMES
     assert reasons != [0], "it was told why"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH_KIB
+
+
+@pytest.mark.slow
+@pytest.mark.row("H16")
+async def test_a_window_that_the_client_never_opens(serving: Serving) -> None:
+    """Its request is reset; a request that needs no window is still answered on the connection."""
+    api = await serving(limits=Limits(send_s=0.2, idle_s=0.5))
+    get = Encoder().encode(
+        [(":method", "GET"), (":path", "/hb"), (":scheme", "http"), (":authority", "127.0.0.1")],
+        huffman=False,
+    )
+    async with await api.connect() as stream:
+        await stream.send_all(
+            PREFACE
+            + SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}).serialize()
+            + HeadersFrame(1, get, flags=["END_HEADERS", "END_STREAM"]).serialize()
+        )
+        with trio.fail_after(10):
+            received = b"".join([piece async for piece in stream])
+    kinds = [type(frame) for frame in frames_in(received)]
+    assert HeadersFrame in kinds
+    assert RstStreamFrame in kinds
+    assert DataFrame not in kinds
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from downloader.api.asgi import AsgiApp, Message, Receive, Send
 from downloader.api.limits import Limits
@@ -168,6 +170,34 @@ async def test_sending_to_a_client_that_left_raises_an_os_error() -> None:
         with trio.fail_after(5):
             await failed.wait()
         nursery.cancel_scope.cancel()
+
+
+async def test_what_is_sent_after_the_stop_has_less_time() -> None:
+    stopped = trio.Event()
+
+    async def app(_scope: Message, _receive: Receive, send: Send) -> None:
+        stopped.set()
+        await trio.testing.wait_all_tasks_blocked()
+        await send(START)
+        await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            serving = partial(
+                serve_http,
+                app,
+                sockets=[sock],
+                stop=stopped.wait,
+                grace_s=60,
+                limits=Limits(stop_send_s=0.1, linger_s=0.1),
+            )
+            await nursery.start(serving)
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(GET)
+    await stream.aclose()
 
 
 async def test_bodies_arrive_whole() -> None:
