@@ -1,4 +1,4 @@
-"""Leased work: takes leases as long as there is room, keeps them, does the work, settles.
+"""Leased work: takes leases while there is room, renews them, does the work, settles.
 
 The same loop runs downloads and callbacks; a `Workload` says what differs.
 """

@@ -21,7 +21,7 @@ job of another group would end one of its downloads again, at the cost of its or
 
 
 class Limits:
-    """The slots of one process and who has them, from the beginning of the work on a lease to its end.
+    """The slots of one process and the leases that have them, while these are worked on.
 
     The store grants no lease beyond a group's limit. Its limiter here holds also when a lease that ended is
     granted anew before its old work has unwound.

@@ -30,7 +30,7 @@ LOOK_S = 5.0
 
 SHARE_LOOK_S = 0.5
 """How often a process that one aggregation fills, or that holds one to its share, looks whether others
-wait: no wake-up tells it, as the line of those that can run is not empty."""
+wait. No wake-up is published then, because `ready` is not empty."""
 
 LEASE_BATCH = 64
 """Leases per call, so that one instance takes turns with the others."""
@@ -81,7 +81,7 @@ class Wake:
 
 
 class Workload(ABC):
-    """One kind of leased work, and what is told of its course."""
+    """One kind of leased work, and the functions that are called as it ends."""
 
     kind: Kind
     concurrency: int
@@ -104,22 +104,22 @@ class Workload(ABC):
 
     @abstractmethod
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """Have the store take note of how work ended; answers in order."""
+        """Report to the store how work ended; answers in order."""
 
     @abstractmethod
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
-        """Told of each settled lease, how its work ended, and how long it took."""
+        """Called for each settled lease: how its work ended, and how long it took."""
 
     def may_lease(self) -> bool:
         """False while nothing should be leased (a full disk); asked every `LOOK_S` and on every wake."""
         return True
 
     def lost(self) -> None:
-        """Told of each lease that ended before its work was settled."""
+        """Called for each lease that ended before its work was settled."""
         return
 
     def swept(self, count: int) -> None:
-        """Told how many tasks a sweep has taken from dead instances."""
+        """Called after a sweep: how many tasks it has taken from dead instances."""
         del count
 
 
@@ -143,7 +143,7 @@ class _Running:
         return self.workload.concurrency - len(self.held)
 
     def stop_begins(self) -> None:
-        """Bound the work in flight, and wake who waits to lease."""
+        """Bound the work in flight, and wake the task that leases."""
         for held in self.held:
             held.work.deadline = self.stop.deadline
         self.wake.set()
@@ -209,7 +209,7 @@ async def run_workload(
 
 
 async def _lease(running: _Running, tasks: trio.Nursery) -> None:
-    """Lease until the stop begins, and leave nothing leased of which this process never heard."""
+    """Lease until the stop begins, then ask for leases whose answer was lost."""
     workload = running.workload
     backoff_s = BACKOFF_S
     while not running.stop.begun:
@@ -234,7 +234,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             await _look_again(running.wake, min(due_s, longest_s))
     if workload.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
-    # What was given and not heard of, if anything, is asked for and handed back.
+    # Leases whose answer was lost, if there are any, are asked for and handed back.
     give_up_at = trio.current_time() + HAND_BACK_S
     heard = False
     while not heard and trio.current_time() < give_up_at:

@@ -37,7 +37,7 @@ class Stop:
             call()
 
     def on_begin(self, call: Callable[[], None]) -> None:
-        """Have `call` run when the stop begins, and has its deadline; for as long as the process lives."""
+        """Have `call` run when the stop begins and `deadline` is set."""
         self._callbacks.append(call)
 
     async def wait(self) -> None:

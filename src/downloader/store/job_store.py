@@ -69,7 +69,7 @@ class RetryAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Which tasks a lease call may give to an instance, as far as that depends on what it has in flight."""
+    """Which tasks a lease call may give to an instance, given what it has in flight."""
 
     last: Sequence[str] = ()
     """Groups that give tasks only if no other group can."""
@@ -198,7 +198,7 @@ class JobStore(Protocol):
         """Take jobs in, each atomically, in one round trip per shard; answers `(why, job id)` in order.
 
         Raises:
-            StoreUnavailable: none of them could be taken, or they were and we did not hear of it.
+            StoreUnavailable: none of them could be taken, or they were and the answer was lost.
         """
 
     async def lease(
@@ -206,11 +206,10 @@ class JobStore(Protocol):
     ) -> LeaseBatch:
         """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds.
 
-        What a shard has given without our hearing of it is given again by the next call. With a `count` of 0
-        nothing else is given.
+        Leases whose answer was lost are given again by the next call. A `count` of 0 asks for those alone.
 
         Raises:
-            StoreUnavailable: no shard answered; after that a call with a `count` of 0 tells what was given.
+            StoreUnavailable: no shard answered; a later call with a `count` of 0 tells what they have given.
         """
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:

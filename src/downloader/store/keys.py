@@ -55,7 +55,7 @@ KEYS = (
         type="hash",
         ttl="",
         owner="remove",
-        holds="state of the job's download or callback; absent for a download that never ran",
+        holds="state of the job's download or callback; mostly absent for a download that never ran",
     ),
     Key(
         name="queue",

@@ -121,7 +121,7 @@ class Connection:
             durable: whether to wait for the durability that is configured, too.
 
         Raises:
-            StoreUnavailable: not carried out, or carried out without our hearing of it.
+            StoreUnavailable: not carried out, or carried out and the answer was lost.
             StoreRefused: the store will never carry it out.
         """
         script = self._scripts[name]
@@ -215,11 +215,11 @@ class Connection:
         async def next_message() -> tuple[str, bool]:
             asked = False
             while True:
-                # The client subscribes anew by itself when its connection was lost, and all that tells of
-                # it is the answer to that.
+                # When its connection was lost, the client subscribes again by itself; only the answer to that
+                # shows it.
                 message = await pubsub.get_message(timeout=SILENCES * self._timeout_s)
                 if message is None:
-                    # Nothing to say, or a connection that a firewall has forgotten? That is never told of.
+                    # No messages, or a connection that a firewall has dropped silently?
                     if asked:
                         raise exceptions.TimeoutError("the subscription has gone silent")
                     await pubsub.ping()
@@ -378,7 +378,7 @@ def compare_layout(text: str, shards: int) -> None:
 
 
 async def _check_durability(connection: Connection, settings: RedisSettings) -> None:
-    """Have the server say now, and not at the first job, that it cannot keep what is demanded of it."""
+    """Ask the server for the configured durability: one without it fails now and not at the first job."""
     if settings.durability == "aof":
         try:
             await connection.command("WAITAOF", 1, 0, 1)

@@ -24,37 +24,37 @@ end
 -- Attempts of a task that people can read back.
 local LOG_LENGTH = 5
 
--- Kinds of which this script has changed what their sleepers wait for: they are woken when it ends.
+-- Kinds whose waiting instances this script wakes when it ends.
 local woken = {}
 
--- The line in which a group waits that can run now. Callback destinations that have not answered lately
--- have one of their own, so that an instance can bound how many of its slots they take together.
-local function line_of(kind, group)
+-- The set for a group that can run now: `ready`, or `unproven` for callback destinations that have not answered
+-- lately, so that an instance can bound how many of its slots they take together.
+local function ready_set(kind, group)
   if kind == 'callback' and redis.call('EXISTS', key_proven(group)) == 0 then return key_unproven() end
   return key_ready(kind)
 end
 
-local function leave_lines(kind, group)
+local function leave_ready(kind, group)
   redis.call('ZREM', key_ready(kind), group)
   if kind == 'callback' then redis.call('ZREM', key_unproven(), group) end
 end
 
--- The group joins the end of its line; one that waits already keeps its place.
-local function join_line(kind, group)
-  local line = line_of(kind, group)
-  if redis.call('ZSCORE', line, group) then return end
-  if kind == 'callback' then leave_lines(kind, group) end
-  local last = redis.call('ZRANGE', line, -1, -1, 'WITHSCORES')
+-- Adds the group at the end of its set; one that is in it already keeps its place.
+local function join_ready(kind, group)
+  local set = ready_set(kind, group)
+  if redis.call('ZSCORE', set, group) then return end
+  if kind == 'callback' then leave_ready(kind, group) end
+  local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
   if last[2] then
-    redis.call('ZADD', line, tonumber(last[2]) + 1, group)
+    redis.call('ZADD', set, tonumber(last[2]) + 1, group)
   else
-    redis.call('ZADD', line, 1, group)
+    redis.call('ZADD', set, 1, group)
     woken[kind] = true
   end
 end
 
--- Puts a group where its tasks, its slots and the clock say: a line, timers, neither, or gone with its
--- last task.
+-- Puts a group where its tasks, its free slots and the time require: into `ready` or `unproven`, into `timers`,
+-- into none of them, or out of the store with its last task.
 local function place(kind, group)
   local queue = key_queue(kind, group)
   local pending = redis.call('ZCARD', queue)
@@ -63,34 +63,34 @@ local function place(kind, group)
   if pending == 0 and running == 0 then
     redis.call('DEL', key_group(kind, group))
     redis.call('ZREM', key_groups(kind), group)
-    leave_lines(kind, group)
+    leave_ready(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
-  -- All of its tasks, and behind the point those that run: who asks for the busiest needs no other key.
+  -- All of its tasks, and behind the point those that run, so that `busiest` needs no other key.
   redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused')
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
-    leave_lines(kind, group)
+    leave_ready(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
   local due = tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2])
   if due <= now then
     redis.call('ZREM', timers, group)
-    join_line(kind, group)
+    join_ready(kind, group)
   else
-    leave_lines(kind, group)
+    leave_ready(kind, group)
     local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
     redis.call('ZADD', timers, due, group)
-    -- Instances that sleep until the first timer have to sleep less.
+    -- Instances sleep until the first timer, which is earlier now.
     if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
   end
 end
 
--- Who holds the task? 'held': this owner, by a lease of this generation (a string). 'repeated': this
--- generation has settled it already, and the caller never got the answer. 'lost': anything else. The group
--- comes second.
+-- Whether the task is leased to this owner. 'held': yes, by the lease of this generation (a string). 'repeated':
+-- this generation has settled it already, and the caller missed the answer. 'lost': anything else. The second
+-- result is the task's group.
 local function claim(kind, id, owner, generation)
   local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group')
   if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', task[5] end
@@ -98,21 +98,21 @@ local function claim(kind, id, owner, generation)
   return 'lost', task[5]
 end
 
--- The task gives its lease and its slot back. This comes before all other writes: the server allows ZREM
+-- Gives up the task's lease and slot. This comes before all other writes: the server allows ZREM
 -- and SREM when its memory is exhausted, and a script that has written once may go on writing.
 local function leave(kind, id, group)
   redis.call('ZREM', key_leases(kind), id)
   redis.call('SREM', key_running(kind, group), id)
 end
 
--- A task whose lease is gone waits again, for `delay` ms.
+-- Makes a task without a lease pending again, due in `delay` ms.
 local function requeue(kind, id, group, delay)
   redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', now + delay)
   redis.call('HDEL', key_task(kind, id), 'owner')
   redis.call('ZADD', key_queue(kind, group), now + delay, id)
 end
 
--- Remembers a failed attempt for people to read: lines of `<ms> <error>`, the newest last.
+-- Adds a failed attempt to the task's log: lines of `<ms> <error>`, the newest last.
 local function remember(kind, id, text)
   local task = key_task(kind, id)
   local log = redis.call('HGET', task, 'log')
@@ -125,8 +125,8 @@ local function remember(kind, id, text)
   redis.call('HSET', task, 'log', table.concat(lines, '\n'))
 end
 
--- Groups whose queue, slots or limit this script has changed, in the order in which it came to them: a
--- batch often changes one group many times, and each is placed once.
+-- Groups whose queue, slots or limit this script has changed, in the order of the first change. A batch often
+-- changes one group many times, and each group is placed once.
 local touched, touched_order = {}, {}
 
 local function touch(kind, group)

@@ -1,4 +1,4 @@
--- lease: due tasks become running, in the hands of one instance for a bounded time.
+-- lease: due tasks become running, leased to one instance for a bounded time.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
@@ -11,7 +11,7 @@
 --         the state, attempts, error, code, status, size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
--- Groups take turns: the first of the line gives one task and goes to its end.
+-- Groups take turns: the first in `ready` gives one task and moves to the end.
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
@@ -38,7 +38,7 @@ local excepted = {}
 for _, group in ipairs(call.last) do excepted[group] = 'last' end
 for _, group in ipairs(call.never) do excepted[group] = 'never' end
 
--- The group whose turn it is in the line of proven ones, with its line.
+-- The group whose turn it is in `ready`, and the key of that set.
 local function first_ready()
   local ready = key_ready(kind)
   local last
@@ -54,14 +54,14 @@ local function first_unproven()
   return redis.call('ZRANGE', key_unproven(), 0, 0)[1], key_unproven()
 end
 
--- The two lines take turns too, so that neither keeps the other waiting.
+-- The two sets take turns too, so that neither delays the other.
 local turns = 0
 local function next_group()
   local first, second = first_ready, first_unproven
   if turns % 2 == 1 then first, second = second, first end
-  local group, line = first()
-  if not group then group, line = second() end
-  return group, line
+  local group, set = first()
+  if not group then group, set = second() end
+  return group, set
 end
 
 local function due_ms()
@@ -77,28 +77,28 @@ if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
     local holder, group = claim(kind, id, owner, generation)
     if holder == 'held' then
-      -- Its time begins anew, as the holder counts it from this request.
+      -- The lease starts again, because its holder counts from this request.
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
-      leases[#leases + 1] = describe(id, group, generation, line_of(kind, group) == key_ready(kind))
+      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind))
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
   return {'due_ms', due_ms(), 'leases', leases}
 end
 
--- Bounded, so that a call stays short however many fall due at once; the answer 0 asks for another.
+-- Bounded, so that a call stays short however many fall due at once; the answer 0 makes the caller ask again.
 for _, group in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT', 0, call.count + 64)) do
   redis.call('ZREM', timers, group)
-  join_line(kind, group)
+  join_ready(kind, group)
 end
 
 local granted = {call.request}
 while #leases < call.count and turns < 2 * call.count + 16 do
-  local group, line = next_group()
+  local group, set = next_group()
   if not group then break end
   turns = turns + 1
-  redis.call('ZREM', line, group)
+  redis.call('ZREM', set, group)
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   local limit = tonumber(redis.call('HGET', key_group(kind, group), 'limit') or '1')
@@ -113,7 +113,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       redis.call('HDEL', task, 'due')
       redis.call('SADD', running, id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
-      local proven = line == key_ready(kind)
+      local proven = set == key_ready(kind)
       if not proven then unproven = unproven - 1 end
       leases[#leases + 1] = describe(id, group, generation, proven)
       granted[#granted + 1] = id .. ':' .. generation
@@ -125,6 +125,6 @@ end
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)
 end
--- Nobody is woken. An instance that got 0 asks again, and one that sleeps has seen an empty line, which only
--- a script that publishes can fill.
+-- No wake-up is published: an instance that got 0 asks again, and one that sleeps was told that nothing can run,
+-- until a script that publishes changes that.
 return {'due_ms', due_ms(), 'leases', leases}

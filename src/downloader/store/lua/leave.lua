@@ -1,4 +1,4 @@
--- leave: an instance says that it goes, so that its counters and itself vanish at once.
+-- leave: an instance stops, and its report is deleted.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {role, instance}

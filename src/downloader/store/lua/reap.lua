@@ -1,4 +1,4 @@
--- reap: finished jobs whose time is up are given to one reaper for a while.
+-- reap: finished jobs that are due for deletion are given to one reaper for a while.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {count: how many at the most, hold_ms: how long nobody else is given them}
@@ -9,14 +9,14 @@
 
 local jobs = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
-  -- Removed before all other writes, which an exhausted memory would refuse: the reaper is what frees it.
+  -- Removed before all other writes, which the server refuses when its memory is exhausted. Reaping frees memory.
   redis.call('ZREM', key_reap(), id)
   local spec = redis.call('GET', key_job(id))
   if spec then
     redis.call('ZADD', key_reap(), now + call.hold_ms, id)
     redis.call('HSET', key_task('download', id), 'reaping', 1)
     local task = redis.call('HMGET', key_task('download', id), 'state', 'deliveries', 'attempts')
-    -- A run whose end we were never told of may have stored the file before it died.
+    -- An attempt whose end was never reported may have stored the file.
     local unclear = tonumber(task[2] or '0') > tonumber(task[3] or '0')
     local file = (task[1] == 'succeeded' or unclear) and '1' or ''
     jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file}

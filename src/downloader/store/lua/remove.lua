@@ -1,4 +1,4 @@
--- remove: reaped jobs are forgotten.
+-- remove: reaped jobs are deleted.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per job {id}
@@ -10,7 +10,7 @@
 local removed = 0
 for item in items() do
   local id = item.id
-  -- One that `reap` has not given may have been submitted or retried since.
+  -- A job that `reap` has not given may have been retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
     removed = removed + redis.call('DEL', key_job(id))

@@ -1,4 +1,4 @@
--- renew: running tasks stay with their holder for another lease.
+-- renew: leases of running tasks are prolonged.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, lease_ms}, then per lease {id, generation}
@@ -12,11 +12,11 @@ local answers = {}
 for item in items() do
   local holder = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
-    -- Removed before all other writes, which an exhausted memory would refuse.
+    -- Removed before all other writes, which the server refuses when its memory is exhausted.
     redis.call('ZREM', key_leases(kind), item.id)
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
   end
-  -- One that this holder has just settled is not lost: the answer is on its way.
+  -- One that this holder has just settled is not lost: the answer to that call is on its way.
   answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
 end
 return answers

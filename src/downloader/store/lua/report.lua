@@ -1,4 +1,4 @@
--- report: an instance says that it lives, and its counters.
+-- report: an instance publishes its facts and counters.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {role, instance, facts: JSON, ttl_ms: after which it counts as gone}
@@ -7,7 +7,7 @@
 -- answer  1
 -- repeat  harmless
 
--- Before all other writes, which an exhausted memory would refuse: then reports matter most.
+-- This comes before all other writes, which the server refuses when its memory is exhausted.
 redis.call('ZREMRANGEBYSCORE', key_instances(call.role), '-inf', now - call.ttl_ms)
 redis.call('SET', key_instance(call.role, call.instance), call.facts, 'PX', call.ttl_ms)
 redis.call('ZADD', key_instances(call.role), now, call.instance)

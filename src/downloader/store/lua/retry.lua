@@ -1,4 +1,4 @@
--- retry: somebody wants a failed callback sent again, or a failed download run again from the start.
+-- retry: a failed callback is sent again, or a failed download run again from the start.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {id, kind: what is run again, request, limit: of the callback's group}

@@ -1,4 +1,4 @@
--- sweep: tasks whose lease has ended wait again; their holder has died or lost touch.
+-- sweep: tasks whose lease has ended become pending again; their holder died or lost its connection.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, count: how many at the most}
@@ -14,7 +14,7 @@ for _, id in ipairs(ids) do
   leave(kind, id, group)
   requeue(kind, id, group, 0)
   redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
-  remember(kind, id, 'the worker died or lost touch')
+  remember(kind, id, 'the worker died or lost its connection')
   touch(kind, group)
 end
 place_touched()

@@ -1,4 +1,4 @@
--- waiting: how many groups have due tasks and a free slot, for an instance that has no room itself.
+-- waiting: how many groups have due tasks and a free slot; asked by an instance whose own slots are all taken.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, without: groups that do not count}
