@@ -202,8 +202,8 @@ ROWS = (
     (
         "time: a slow head",
         f"{NET}/transport.py",
-        "                route.expect(self._no_response, self._limits.response_s)\n",
-        "",
+        "            route.expect(self._no_response, self._limits.response_s)\n",
+        "            pass\n",
         f"{HOSTILE} -k dripped",
     ),
     (
@@ -223,8 +223,8 @@ ROWS = (
     (
         "size: as counted",
         f"{FETCH}/attempt.py",
-        "            if sink.size > self.limit:\n",
-        "            if False:\n",
+        "                if sink.size > limit:\n",
+        "                if False:\n",
         f"{HOSTILE} -k max_size",
     ),
     (

@@ -142,7 +142,7 @@ class ResponseBody(httpx2.AsyncByteStream):
             await self.aclose()
         return data
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:  # no generator, of which Trio warns when it is left halfway
         return self
 
     async def __anext__(self) -> bytes:
@@ -155,7 +155,7 @@ class ResponseBody(httpx2.AsyncByteStream):
         """Give the connection back; what has not been read ends it, unless it is all here already."""
         use, self._use = self._use, None
         if use is not None:
-            await self._transport.give_back(use.connection, use.key, use.keep)
+            await self._transport.give_back(use)
 
 
 class Transport(httpx2.AsyncBaseTransport):
@@ -206,25 +206,25 @@ class Transport(httpx2.AsyncBaseTransport):
         opened = await self._open(route)
         return await self._send(_Use(opened, key, route.keep), request, route)
 
-    async def give_back(self, connection: Connection, key: _Key, keep: int) -> None:
+    async def give_back(self, use: _Use) -> None:
         """Keep a connection after its response if it can be used again, else close it."""
-        if keep <= 0 or not connection.reusable:
+        connection = use.connection
+        if use.keep <= 0 or not connection.reusable:
             await connection.aclose()
             return
-        alike = self._by_key.setdefault(key, [])
+        alike = self._by_key.setdefault(use.key, [])
         alike.append(connection)
-        self._idle[connection] = (trio.current_time() + self._limits.idle_s, key)
+        self._idle[connection] = (trio.current_time() + self._limits.idle_s, use.key)
         self._filled.set()
-        if len(alike) > keep:
+        if len(alike) > use.keep:
             await self._drop(alike[0])
         elif len(self._idle) > self._max_idle:
             await self._drop(next(iter(self._idle)))
 
     async def close_idle(self) -> None:
         """Close the idle connections."""
-        for connection in list(self._idle):
-            if connection in self._idle:
-                await self._drop(connection)
+        while self._idle:
+            await self._drop(next(iter(self._idle)))
 
     async def sweep(self) -> None:
         """Close connections as they expire; runs until cancelled, and asleep while there is none."""
