@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,12 @@ import trio
 from chaos.driver import run_chaos
 from servers.fleet import say
 
+NESTED = 50
+"""Groups of exceptions within each other; by default the cause is not printed that stands in the tenth."""
+
 
 def main() -> int:
-    """Exit status 1 if a promise was broken."""
+    """Exit status 1 if a promise was broken, 2 if the run itself failed."""
     parser = argparse.ArgumentParser(prog="nox -s chaos --", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="how long faults go on")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats a schedule of faults")
@@ -36,6 +40,9 @@ def main() -> int:
                 pace_s=chosen.pace,
             )
         )
+    except BaseExceptionGroup as group:
+        traceback.TracebackException.from_exception(group, max_group_depth=NESTED).print()
+        return 2
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     for line in report.lines():

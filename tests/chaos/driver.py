@@ -51,6 +51,9 @@ TABLES: dict[str, dict[str, Any]] = {
     "notifier": {"retry_schedule": [0.2] * 20, "concurrency": 16},
 }
 
+NO_STORE = frozenset([Kind.CUT, Kind.RESET, Kind.LOSE])
+"""Whoever is being started may take these for a store that is not there, and end."""
+
 _OWNED = frozenset({"job", "task", "reap", "layout"})
 """Keys without a time to live that may be left when every job has ended: the jobs' own, and the layout."""
 
@@ -183,6 +186,8 @@ class Chaos:
             if member.running is None:
                 self.say(f"{fault}: not there")
                 return
+            if fault.kind in NO_STORE and not member.running.events("service.started"):
+                member.meant = True
             await self._to_member(fault, member, member.running)
         self.done[fault.kind] += 1
 
@@ -240,7 +245,6 @@ class Chaos:
                 member.meant, member.pause_s = True, fault.for_s
                 await self._stop(running)
             case Kind.CUT:
-                member.meant = not running.events("service.started") or member.meant
                 proxy.black_hole = True
                 await trio.sleep(fault.for_s)
                 proxy.heal()

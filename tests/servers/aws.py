@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_s3 import S3Client
     from types_boto3_sqs import SQSClient
 
-START_S = 30.0
+START_S = 40.0
 """Imports alone cost a second or two of CPU, and the machine is shared."""
 
 REGION = "eu-west-2"

@@ -25,7 +25,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from servers.ports import spare_port
 
-START_S = 10.0
+START_S = 40.0
 READ_S = 10.0
 QUIET_S = 0.1
 """Nothing more comes after so long, by several fetches of a broker on this machine."""

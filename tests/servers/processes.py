@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-START_S = 20.0
+START_S = 40.0
 
 GONE_S = 10.0
 """Until a process that has to end has ended, on a busy machine."""

