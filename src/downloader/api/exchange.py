@@ -1,7 +1,7 @@
 """One request and its answer: hypercorn's stream for an ASGI application, with every wait bounded.
 
-Both protocols use it. The application is called in one task; what arrives of the body is kept until it is
-read, and how much that may be is the protocol's to bound.
+Both protocols use it. The application is called in one task. What arrives of the body is kept until the
+application reads it; the protocol bounds how much that may be.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _log = get_logger()
 
 @dataclass(frozen=True)
 class BodyWanted(Event):
-    """The application waits for more of the body."""
+    """The application waits for more of the body: a client that asked is told to send it."""
 
 
 @dataclass(frozen=True)
 class BodyTaken(Event):
-    """The application has read so much of the body."""
+    """The application has read `size` bytes of the body."""
 
     size: int
 
@@ -61,10 +61,10 @@ class Transport(Protocol):
     reserved: bool
 
     def add_busy(self, change: int) -> None:
-        """So many more exchanges do not wait for the client."""
+        """Add to the number of exchanges that do not wait for the client."""
 
     def send_deadline(self) -> AbstractContextManager[object]:
-        """Bounds what it is round: the sending of one piece.
+        """A context that bounds the sending of one piece of an answer.
 
         Raises:
             Gone: the client did not take it in time.
@@ -90,10 +90,10 @@ class Exchange(HTTPStream):
         """Why the rest of the body cannot be received."""
         self._transport = transport
         self._limits = self.config.limits  # type: ignore[attr-defined]  # of our `ServerConfig`
-        self._patience_s = self._limits.body_grace_s
+        self._body_time_s = self._limits.body_grace_s
         self._messages: deque[Message] = deque()
-        self._news = trio.Event()
-        # Hypercorn's own would add a channel and a second way to report errors.
+        self._changed = trio.Event()
+        # `spawn_app` is ours: hypercorn's adds a channel, and reports errors in its own way.
         self._tasks, self.task_group = self.task_group, self  # type: ignore[assignment]  # all that is asked of it
 
     async def begin(
@@ -119,7 +119,7 @@ class Exchange(HTTPStream):
     def fail(self, refused: Refused) -> None:
         """The rest of the body cannot be received; told to the application when it asks for it."""
         self.failure = self.failure or refused
-        self._news.set()
+        self._changed.set()
 
     async def put(self, message: Any) -> None:
         """Take the next message for the application."""
@@ -128,7 +128,7 @@ class Exchange(HTTPStream):
         self.received += len(body)
         self.ended = self.ended or not message.get("more_body", True)
         self._messages.append(message)
-        self._news.set()
+        self._changed.set()
 
     async def spawn_app(
         self, _app: object, _config: object, scope: Any, _send: object
@@ -142,7 +142,7 @@ class Exchange(HTTPStream):
     async def _run(self) -> None:
         try:
             await self._answer()
-            await self.app_send(None)  # whatever is not answered yet is cut off
+            await self.app_send(None)  # an answer that is not complete is cut off
         except Gone:
             pass
         except Exception:  # noqa: BLE001  one client's trouble must not take the others down
@@ -184,28 +184,28 @@ class Exchange(HTTPStream):
             pieces.append(message["body"])
         body = b"".join(pieces)
         self.held -= len(body)
-        self._patience_s += len(body) / self._limits.body_rate
+        self._body_time_s += len(body) / self._limits.body_rate
         await self.send(BodyTaken(self.stream_id, len(body)))
         return {"type": "http.request", "body": body, "more_body": message["more_body"]}
 
     async def _wait_for_message(self) -> None:
         """Wait for more of the body, or for the client's leaving; only the former is charged against it."""
-        self._news = trio.Event()
+        self._changed = trio.Event()
         if self.ended:
-            await self._news.wait()
+            await self._changed.wait()
             return
         if self.failure is not None:
             raise self.failure
         await self.send(BodyWanted(self.stream_id))
-        self._patience_s = min(self._patience_s, self._limits.body_grace_s)
-        limit_s = self._limits.idle_s if self.scope.get(STREAMED) else self._patience_s
+        self._body_time_s = min(self._body_time_s, self._limits.body_grace_s)
+        limit_s = self._limits.idle_s if self.scope.get(STREAMED) else self._body_time_s
         self._transport.add_busy(-1)
         try:
             with trio.move_on_after(limit_s) as scope:
-                await self._news.wait()
+                await self._changed.wait()
         finally:
             self._transport.add_busy(1)
-        self._patience_s = scope.deadline - trio.current_time()
+        self._body_time_s = scope.deadline - trio.current_time()
         if scope.cancelled_caught and not self._messages:
             raise Refused(_BODY_TIMEOUT)
 

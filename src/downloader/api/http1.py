@@ -155,10 +155,7 @@ class Http1(H11Protocol):
     async def _take_body(self, stream: Exchange) -> None:
         size = int(min(self.unread, len(self._buffer), FEED_BYTES if self._chunked else inf))
         before = stream.received
-        self._expects_continue = False
-        self.unread -= size
-        self.connection.receive_data(bytes(self._buffer[:size]))
-        del self._buffer[:size]
+        self._feed(size)
         await self._handle_events()
         if self._chunked:
             self._framing_bytes += size - (stream.received - before)
@@ -169,6 +166,14 @@ class Http1(H11Protocol):
             if stream.ended:
                 self.unread = 0
             await trio.lowlevel.checkpoint()
+
+    def _feed(self, size: int) -> None:
+        """Give h11 so many bytes of the body."""
+        if size:
+            self._expects_continue = False
+            self.unread -= size
+            self.connection.receive_data(bytes(self._buffer[:size]))
+            del self._buffer[:size]
 
     async def _check_protocol(self, event: Any) -> None:
         # Any other upgrade is ignored (RFC 9110, 7.8).
@@ -189,6 +194,8 @@ class Http1(H11Protocol):
         await self.stream.begin(
             version=request.http_version.decode(), method=request.method, target=target, headers=headers
         )
+        if not self._chunked:  # what has come of the body is then read in the same pass
+            self._feed(int(min(self.unread, len(self._buffer))))
 
     async def _send_error_response(self, status_code: int) -> None:
         # h11's text may quote the client and is not passed on.

@@ -1,4 +1,4 @@
-"""HTTP/2 as hypercorn serves it, with bounds on what a client may have open, make us keep, or make us do.
+"""HTTP/2 as hypercorn serves it, with bounds on a client's streams, on the memory and on the work it costs.
 
 A client that sends more frames that carry nothing, or resets more requests, than its requests account for is
 told ENHANCE_YOUR_CALM and its connection ends (RFC 9113, 10.5). Priorities are ignored (5.3.2), as are

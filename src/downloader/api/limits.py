@@ -1,4 +1,4 @@
-"""What clients may cost, and which of their connections stay open in a crowded server."""
+"""The limits of the HTTP server, and which connection it closes for another when there are too many."""
 
 from __future__ import annotations
 

@@ -207,12 +207,12 @@ class BoundedServer(TCPServer):
         self._scope.cancel()
 
     def add_busy(self, change: int) -> None:
-        """So many more exchanges do not wait for the client."""
+        """Add to the number of exchanges that do not wait for the client."""
         self._busy += change
         self._open_connections.set_waiting(self, waits=not self._busy)
 
     async def run(self) -> None:
-        """Serve the connection until one side has had enough."""
+        """Serve the connection to its end."""
         try:
             if not self._open_connections.add(self):
                 return
@@ -273,7 +273,7 @@ class BoundedServer(TCPServer):
             await self._switch(required.data, required.headers, required.settings)
 
     async def _read_data(self) -> None:
-        """Feed the protocol until no more is to come; what still runs then may yet answer."""
+        """Give the protocol what arrives, to its end; requests that are still running may answer after it."""
         try:
             await self._read_to_end()
         except _BROKEN:
@@ -316,11 +316,11 @@ class BoundedServer(TCPServer):
                 left -= len(await self.stream.receive_some(PIECE_BYTES)) or left
 
     def _set_deadline(self, seconds: float) -> None:
-        """Bound the wait for the client's next bytes, also one that is on."""
+        """Bound the wait for the client's next bytes, also one that has begun."""
         self._deadline = self._waiting.deadline = trio.current_time() + seconds
 
     async def protocol_send(self, event: Event) -> None:
-        """What the protocol has to say: bytes for the client, its end, or whether it is idle."""
+        """Do what the protocol asks for: send bytes, end the connection, note whether it is idle."""
         if isinstance(event, RawData):
             await self._send(event.data)
         elif isinstance(event, Updated):
@@ -343,7 +343,7 @@ class BoundedServer(TCPServer):
 
     @contextmanager
     def send_deadline(self) -> Iterator[None]:
-        """Bounds the sending of one piece.
+        """A context that bounds the sending of one piece.
 
         Raises:
             Gone: the client did not take it in time.
