@@ -94,6 +94,8 @@ ROUTES = [
     ("POST", "/download"),
     ("PUT", "/download"),
     ("POST", "/retry/00000000000000"),
+    ("POST", "/retry"),
+    ("GET", "/jobs"),
     ("DELETE", "/jobs/00000000000000"),
 ]
 
@@ -209,6 +211,8 @@ SCOPES = [
     ("GET", "/files/x", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
     ("GET", "/nothing", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
     ("POST", f"/retry/{UNKNOWN}", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
+    ("POST", "/retry", {"submitter": 403, "reader": 403, "worker": 403, "admin": 200}),
+    ("GET", "/jobs?callback=failed", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
     ("DELETE", f"/jobs/{UNKNOWN}", {"submitter": 403, "reader": 403, "worker": 403, "admin": 405}),
     ("POST", "/nothing", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
 ]

@@ -25,6 +25,7 @@ from downloader.api.deps import ApiDeps
 from downloader.api.events import PATH as EVENTS_PATH
 from downloader.api.events import Events, Pace, add_events
 from downloader.api.exchange import RESERVED
+from downloader.api.failed import add_failed
 from downloader.api.files import add_files
 from downloader.api.health import add_health
 from downloader.api.hosts import host_check
@@ -140,6 +141,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
     add_health(app, deps)
     add_jobs(app, deps)
+    add_failed(app, deps)
     add_files(app, deps)
     add_page(app)
     add_events(app, events)

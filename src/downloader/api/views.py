@@ -19,7 +19,7 @@ def job_view(view: JobView) -> dict[str, Any]:
         "id": spec.id,
         "aggr_id": spec.aggr_id,
         "url": redact_url(spec.url),
-        "created_at": _time(spec.created_ms),
+        "created_at": rfc3339(spec.created_ms),
         **_task(view.download),
         "crashes": view.download.crashes,
         "error": outcome.error if outcome else "",
@@ -50,14 +50,16 @@ def _task(task: TaskView) -> dict[str, Any]:
         "state": str(task.state),
         "attempts": task.attempts,
         "deliveries": task.deliveries,
-        "due_at": _time(task.due_ms),
-        "started_at": _time(task.started_ms),
-        "finished_at": _time(task.finished_ms),
-        "errors": [{"at": _time(entry.get("at_ms")), "error": entry.get("error", "")} for entry in task.log],
+        "due_at": rfc3339(task.due_ms),
+        "started_at": rfc3339(task.started_ms),
+        "finished_at": rfc3339(task.finished_ms),
+        "errors": [
+            {"at": rfc3339(entry.get("at_ms")), "error": entry.get("error", "")} for entry in task.log
+        ],
     }
 
 
-def _time(ms: int | None) -> str | None:
+def rfc3339(ms: int | None) -> str | None:
     """RFC 3339 in UTC, to the millisecond."""
     if not ms:
         return None

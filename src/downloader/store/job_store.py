@@ -181,6 +181,25 @@ class ReapBatch:
     """Seconds until the next job is due; `None`: none waits."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedCallback:
+    """A job whose callback has failed."""
+
+    job_id: str
+    aggr_id: str
+    failed_ms: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedPage:
+    """Answer to one call for failed callbacks."""
+
+    jobs: Sequence[FailedCallback]
+    cursor: str
+    """For the call for those behind; empty when there are none."""
+
+
 FinishResult = tuple[Lease, Outcome, CallbackPlan | None, float]
 """A finished download, where its callback goes, and for how many seconds it is kept if it has none."""
 
@@ -252,6 +271,13 @@ class JobStore(Protocol):
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
         `limit`: of the callback's group, should it have no record.
+        """
+
+    async def failed_callbacks(self, cursor: str, count: int) -> FailedPage:
+        """The failed callbacks among at most `count` finished jobs behind this cursor (empty: none).
+
+        Raises:
+            ValueError: the cursor is none that `FailedPage` had.
         """
 
     async def get(self, job_id: str) -> JobView | None:

@@ -20,7 +20,7 @@ from downloader.model import (
     State,
     Verdict,
 )
-from downloader.store.job_store import AggregationLoad, JobView, Load, Reapable, TaskView
+from downloader.store.job_store import AggregationLoad, FailedCallback, JobView, Load, Reapable, TaskView
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -68,6 +68,17 @@ def reapable(flat: Sequence[Any]) -> Reapable:
     """A job as `reap.lua` describes it."""
     found = fields(flat)
     return Reapable(spec=JobSpec.from_json(found["id"], found["spec"]), has_file=found["file"] == "1")
+
+
+def failed_callback(flat: Sequence[Any]) -> FailedCallback:
+    """A job as `failed.lua` describes it."""
+    found = fields(flat)
+    return FailedCallback(
+        job_id=found["id"],
+        aggr_id=found["group"],
+        failed_ms=int(found["finished"]),
+        error=found["error"],
+    )
 
 
 def job_view(job_id: str, flat: Sequence[Any]) -> JobView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from downloader.store.job_store import (
     AggregationSize,
     CallbackPlan,
     CloseResult,
+    FailedPage,
     FinishResult,
     JobView,
     LeaseBatch,
@@ -42,6 +44,9 @@ A = TypeVar("A")
 
 RESUBSCRIBE_S = 0.5
 """Pause before listening again after the store was lost; jobs wait at most this much longer for it."""
+
+_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{0,20})\.([0-9A-Za-z]*)")
+"""Shard, score and id of a failed callback."""
 
 PROVEN_S = 600.0
 """How long a callback destination counts as one that answers after it has taken a callback."""
@@ -286,6 +291,20 @@ class RedisStore:
         return RetryAnswer(await self._connection.run("retry", shard, call))
 
     # Looking
+
+    async def failed_callbacks(self, cursor: str, count: int) -> FailedPage:
+        """See `JobStore.failed_callbacks`."""
+        match = _CURSOR.fullmatch(cursor or "0..")
+        if match is None or int(match[1]) >= self._keys.shards:
+            raise ValueError("no such cursor")
+        shard = int(match[1])
+        call = {"count": count, "score": match[2], "id": match[3]}
+        answer = records.fields(await self._connection.run("failed", shard, call))
+        if answer["id"]:
+            behind = f"{shard}.{answer['score']}.{answer['id']}"
+        else:
+            behind = f"{shard + 1}.." if shard + 1 < self._keys.shards else ""
+        return FailedPage(jobs=[records.failed_callback(flat) for flat in answer["jobs"]], cursor=behind)
 
     async def get(self, job_id: str) -> JobView | None:
         """See `JobStore.get`."""

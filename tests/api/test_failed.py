@@ -1,0 +1,132 @@
+"""Failed callbacks: listed and sent again, page by page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from downloader.api.failed import PAGE
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import Delivery, Kind, Outcome, Verdict
+from downloader.store import CallbackPlan, RetryAnswer, Submission
+from downloader.store.redis_store import RedisStore
+from servers.api import Served, Serving
+from servers.jobs import spec_for
+
+
+async def finished(
+    store: RedisStore, count: int, aggr_id: str = "a", verdict: Verdict = Verdict.FAILED, keep_s: float = 60
+) -> list[str]:
+    """Jobs whose callback has ended so; their ids."""
+    specs = [spec_for(store, aggr_id, aggr_limit=count) for _ in range(count)]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    downloads = (await store.lease(Kind.DOWNLOAD, "me", count, 30)).leases
+    plan = CallbackPlan(group="http c", limit=count)
+    done = Outcome(verdict=Verdict.SUCCEEDED)
+    await store.finish("me", [(lease, done, plan, 0) for lease in downloads])
+    callbacks = (await store.lease(Kind.CALLBACK, "me", count, 30)).leases
+    end = Delivery(verdict=verdict, error="answered 500" if verdict is Verdict.FAILED else "")
+    await store.close_callbacks("me", [(lease, end, keep_s, count) for lease in callbacks])
+    assert len(callbacks) == count
+    return [spec.id for spec in specs]
+
+
+async def listed(api: Served, **query: str) -> list[dict[str, Any]]:
+    """All pages, by following the links."""
+    found: list[dict[str, Any]] = []
+    answer = await api.client.get("/jobs", params={"callback": "failed", **query})
+    while True:
+        assert answer.status_code == 200
+        found += answer.json()["jobs"]
+        if not answer.json()["cursor"]:
+            assert "link" not in answer.headers
+            return found
+        answer = await api.client.get(answer.links["next"]["url"])
+
+
+async def retried(api: Served, **query: str) -> int:
+    """How many, in all pages."""
+    total: int = 0
+    cursor = ""
+    while True:
+        answer = (await api.client.post("/retry", params={**query, "cursor": cursor})).json()
+        total += answer["retried"]
+        if not (cursor := answer["cursor"]):
+            return total
+
+
+async def test_they_are_listed_and_sent_again(api: Served) -> None:
+    await finished(api.store, 3, verdict=Verdict.SUCCEEDED)
+    failed = await finished(api.store, 2)
+    rows = await listed(api)
+    assert {row["id"] for row in rows} == set(failed)
+    assert {(row["aggr_id"], row["error"]) for row in rows} == {("a", "answered 500")}
+    assert await retried(api) == 2
+    assert await listed(api) == []
+    assert await retried(api) == 0
+    leases = (await api.store.lease(Kind.CALLBACK, "me", 9, 30)).leases
+    assert {lease.id for lease in leases} == set(failed)
+
+
+async def test_more_than_a_page(api: Served) -> None:
+    """Many end in one call, and thus at the same time."""
+    failed = await finished(api.store, PAGE + 10)
+    await finished(api.store, PAGE + 10, verdict=Verdict.SUCCEEDED, keep_s=50)
+    first = await api.client.get("/jobs", params={"callback": "failed"})
+    assert first.json()["jobs"] == []  # those that are deleted first come first
+    assert {row["id"] for row in await listed(api)} == set(failed)
+    assert len(await listed(api)) == len(failed)
+    assert await retried(api) == len(failed)
+    assert await listed(api) == []
+
+
+async def test_those_of_an_aggregation_since_a_time(api: Served) -> None:
+    first, second = await finished(api.store, 1, "a b"), await finished(api.store, 1, "c")
+    now = datetime.now(UTC)
+    assert [row["id"] for row in await listed(api, aggr_id="a b")] == first
+    assert [row["id"] for row in await listed(api, since="2020-01-01T00:00:00Z", aggr_id="c")] == second
+    later = now.replace(year=now.year + 1).isoformat()
+    assert await listed(api, since=later) == []
+    assert await retried(api, since=later) == 0
+    assert await retried(api, aggr_id="c") == 1
+    assert [row["id"] for row in await listed(api)] == first
+
+
+async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
+    """It was sent again meanwhile: those of the same time come again, and none is left out."""
+    failed = sorted(await finished(api.store, 5))
+    page = await api.store.failed_callbacks("", 2)
+    assert [each.job_id for each in page.jobs] == failed[:2]
+    assert await api.store.retry(failed[1], download=False, limit=4) is RetryAnswer.DONE
+    rest = await api.store.failed_callbacks(page.cursor, 9)
+    assert set(failed[2:]) <= {each.job_id for each in rest.jobs}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({}, "callback"),
+        ({"callback": "delivered"}, "callback"),
+        ({"callback": "failed", "since": "yesterday"}, "since"),
+        ({"callback": "failed", "since": "0001-01-01T00:00:00Z" * 9}, "since"),
+        ({"callback": "failed", "cursor": "x"}, "cursor"),
+        ({"callback": "failed", "cursor": "1.1.a"}, "cursor"),
+        ({"callback": "failed", "cursor": "0.1.*"}, "cursor"),
+    ],
+)
+async def test_a_query_at_fault(api: Served, query: dict[str, str], field: str) -> None:
+    answer = await api.client.get("/jobs", params=query)
+    assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, "query", field)
+
+
+async def test_a_token_reaches_its_own_aggregations(serving: Serving) -> None:
+    secret = "0123456789abcdef"
+    token = TokenSettings(name="t", token=SecretStr(secret), scopes=["admin"], aggregations=["a"])
+    api = await serving(settings=ApiSettings(tokens=[token]))
+    api.client.headers["Authorization"] = f"Bearer {secret}"
+    own, _ = await finished(api.store, 1), await finished(api.store, 1, "b")
+    assert [row["id"] for row in await listed(api)] == own
+    assert await retried(api) == 1
