@@ -16,7 +16,7 @@ import trio.testing
 
 from downloader.errors import DownloaderError, PluginError
 from downloader.notify import Checkable, Delivered, Notifier, Payload, Rejected, Result, RetryLater
-from downloader_plugins.sqs import open_sqs
+from downloader_plugins.sqs import CONNECTIONS, open_sqs
 from servers.aws import ACCOUNT, CREDENTIALS, REGION, Moto
 from servers.plugins import opened_notifier
 from servers.sqs_proxy import Answer, Asked, SqsProxy, always, error, hang, open_sqs_proxy, response
@@ -404,20 +404,21 @@ async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: SqsProxy) -> None:
 
 
 async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: SqsProxy) -> None:
-    for name in ("one", "two", "three"):
+    names = [f"jobs-{number}" for number in range(CONNECTIONS + 1)]
+    for name in names:
         create(moto, name)
     proxy.on["*"] = hang
-    manager = opened(proxy, timeout=6 * AT_ONCE_S, max_connections=2)
+    manager = opened(proxy, timeout=6 * AT_ONCE_S)
     notifier = await manager.__aenter__()
     async with trio.open_nursery() as nursery:
-        for name in ("one", "two", "three"):
+        for name in names:
             nursery.start_soon(notifier.deliver, name, PAYLOAD)
-        await proxy.seen("GetQueueUrl", 2)
+        await proxy.seen("GetQueueUrl", CONNECTIONS)
         began = time.monotonic()
         nursery.cancel_scope.cancel()
     await manager.__aexit__(None, None, None)
     assert time.monotonic() - began < AT_ONCE_S
-    assert len(proxy.asked) == 2, "no more threads than max_connections"
+    assert len(proxy.asked) == CONNECTIONS
 
 
 async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, proxy: SqsProxy) -> None:
@@ -446,14 +447,12 @@ async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, prox
         ({"timeout": 0}, "timeout: "),
         ({"timeout": "inf"}, "timeout: "),
         ({"queues": "jobs"}, "queues: "),
-        ({"max_connections": 0}, "max_connections: "),
         ({"endpoint_url": "localhost:4566"}, "endpoint_url: must be an http or https URL"),
         ({"endpoint_url": "http://user:canary@x"}, "endpoint_url: must be an http or https URL"),
         ({"access_key_id": "canary"}, "secret_access_key: is required with the other one"),
         ({"secret_access_key": "canary"}, "access_key_id: is required with the other one"),
         ({"session_token": "canary"}, "access_key_id: is required with session_token"),
         ({"profile": "p", **KEYS}, "profile: cannot be used together with access_key_id"),
-        ({"ca_file": "/nowhere.pem"}, "ca_file: /nowhere.pem cannot be used: "),
         ({"profile": "nobody"}, r"profile: The config profile \(nobody\) could not be found"),
     ],
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import boto3
 import trio
@@ -59,10 +58,11 @@ _PARTITIONS = ("aws", "aws-cn", "aws-us-gov")
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
 """How all host names of these end, also of VPC endpoints, FIPS and IPv6 ones."""
 
+CONNECTIONS = 8
+"""Requests at once, to each region; each may carry ten messages."""
+
 _URLS = 1024
 """Queues whose URL is kept, so that it is looked up once."""
-
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SqsSettings(BaseModel):
@@ -78,14 +78,8 @@ class SqsSettings(BaseModel):
     queues: list[str] = Field(default_factory=list)
     """Glob patterns of the queues that clients may name; empty: all that the credentials may send to. Those
     with a `/` are of queues' URLs, part by part; others are of the names of queues in our own account."""
-    timeout: Seconds = 10.0
-    """Seconds for a whole delivery."""
-    connect_timeout: Seconds = 5.0
-    """Seconds to reach SQS."""
-    ca_file: str = ""
-    """PEM file of the certificate authorities to trust instead of boto3's."""
-    max_connections: int = Field(default=8, ge=1)
-    """Requests at once, to each region."""
+    timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds for a whole delivery; half of them to connect."""
     profile: str = ""
     """Of the AWS configuration; it may name a role to assume. Empty: boto3's usual chain of credentials."""
     access_key_id: str = Field(default="", repr=False)
@@ -100,8 +94,8 @@ class SqsSettings(BaseModel):
 async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
     """Open the notifier; nothing is sent until there is something to deliver.
 
-    When it is closed, requests under way are given up at once; their threads end by themselves, within
-    `connect_timeout` and `timeout`.
+    When it is closed, requests under way are given up at once; their threads end by themselves, within one
+    and a half times `timeout`.
 
     Raises:
         PluginError: the section is at fault, or boto3 finds no region or profile.
@@ -130,11 +124,6 @@ def _parse(section: Mapping[str, Any]) -> SqsSettings:
             origin_of(settings.endpoint_url)
         except ValueError as exc:
             raise PluginError(f"endpoint_url: {exc}") from None
-    if settings.ca_file:
-        try:
-            ssl.create_default_context(cafile=settings.ca_file)
-        except OSError as exc:  # ssl.SSLError, for a file without certificates, is one
-            raise PluginError(f"ca_file: {settings.ca_file} cannot be used: {exc.strerror or exc}") from exc
     return settings
 
 
@@ -211,10 +200,10 @@ class _Regions:
         settings = self._settings
         first = not self._open  # the configured one; of another there is AWS's own endpoint alone
         options: dict[str, Any] = {
-            "connect_timeout": min(settings.connect_timeout, settings.timeout),
+            "connect_timeout": settings.timeout / 2,
             "read_timeout": settings.timeout,
             "retries": {"total_max_attempts": 1},
-            "max_pool_connections": settings.max_connections,
+            "max_pool_connections": CONNECTIONS,
             "ignore_configured_endpoint_urls": not first,
             "user_agent_appid": "downloader",
         }
@@ -222,10 +211,9 @@ class _Regions:
             "sqs",
             region_name=region,
             endpoint_url=(settings.endpoint_url or None) if first else None,
-            verify=settings.ca_file or None,
             config=Config(**options),
         )
-        threads = trio.CapacityLimiter(settings.max_connections)
+        threads = trio.CapacityLimiter(CONNECTIONS)
         self._open[client.meta.region_name] = _Region(client, threads)
         return client
 
