@@ -31,7 +31,7 @@ _COPY_BUFFER_BYTES = 1 << 20
 _LEFTOVER_AGE_S = 6 * 3600.0
 """Leftovers of a crash are older than any write in progress by another instance on the same folder."""
 _RACES = 50
-"""Tries at publishing into a folder that deletions keep removing; each needs a new deletion to fail."""
+"""Tries to publish into a folder that deletions keep removing; each fails only by another deletion."""
 
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FOLDER = _OPEN_ROOT | os.O_NOFOLLOW

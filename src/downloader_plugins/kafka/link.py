@@ -36,11 +36,11 @@ _BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
 """Pauses between attempts to connect; the longest is what a broker's return costs at most."""
 
 _FLUSH_S, _END_S = 0.05, 0.1
-"""At the end of a connection: for what is on its way to a live broker, though nobody waits for it any more,
-and for tasks to heed their cancel. A stop has a fraction of its grace period left by then."""
+"""At the end of a connection: to send what a live broker still takes, and for cancelled tasks to end. Little
+of a stop's grace period is left by then."""
 
 _LOOKUPS = 4
-"""Threads that look names up: one cannot be cancelled, so a dead resolver may hold so many, and no more."""
+"""Threads that resolve names. They cannot be cancelled, so a dead resolver may occupy so many."""
 
 
 class Link:
@@ -227,5 +227,5 @@ class _Lookups(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # the library 
 
 
 def _on_error(logger: logging.Logger, _loop: Any, context: dict[str, Any]) -> None:
-    """What nobody in the loop has caught; what matters of it fails deliveries, and these tell."""
+    """Log what nobody in the loop has caught. If it matters, deliveries fail and say why."""
     logger.debug("%s", context.get("message"), exc_info=context.get("exception"))

@@ -221,9 +221,9 @@ class Session:
             self._failed(message.began)
 
     def _failed(self, began: float) -> None:
-        """What was begun then has had no answer. When nothing has had one for long the producer is given up.
+        """Note that what began then got no answer; after `timeout` without any the producer is given up.
 
-        It looks for brokers only among those that it knows, of which there may be none any more.
+        It looks for brokers only among those that it knows, and these may all be gone.
         """
         self._failing_since = min(self._failing_since, began)
         if trio.current_time() - self._failing_since >= self._settings.timeout:

@@ -117,7 +117,7 @@ def _md5(data: bytes = b"") -> Any:
 
 
 async def _clean_up(abort: Callable[[], Awaitable[None]]) -> None:
-    """Abort what was begun, patiently after a failure, and in haste once there is a cancel."""
+    """Abort what was begun; a cancel leaves it `_HURRIED_CLEANUP_S`."""
     hurried = True
     try:
         with trio.move_on_after(_CLEANUP_S):
@@ -197,8 +197,8 @@ class Bucket:
     async def sweep(self) -> None:
         """Abort the uploads of crashed instances, which cost money and show nowhere.
 
-        Only old ones of ours, by the shape of their keys. Whoever may not list uploads, or cannot now, leaves
-        them to the next start.
+        Only old ones of ours, by the shape of their keys. If uploads cannot be listed, they are left to the
+        next start.
         """
         now = datetime.now(UTC)
         after: dict[str, str] = {}
@@ -237,7 +237,7 @@ class Bucket:
         facts = self._facts(body)
         async with AsyncExitStack() as live:
             async with self.uploads.turn(key):
-                # A run of this job that died has left its parts; one that is late loses them by this.
+                # Parts of an earlier attempt that died; an earlier one that still runs fails by this.
                 _check_ours(body)
                 await self._abort_uploads_of(key)
                 upload = await self._begun(key, facts)
@@ -253,7 +253,7 @@ class Bucket:
         try:
             return await self._tried(lambda _: self._begin(key, facts))
         except BaseException:
-            # Begun perhaps, and its answer lost.
+            # S3 may have begun it, and its answer be lost.
             await _clean_up(partial(self._abort_uploads_of, key))
             raise
 

@@ -11,8 +11,8 @@ THREADS = 16
 """Requests in flight of one storage, or of all buckets of jobs together."""
 
 _PATIENCE_S = 0.25
-"""What a cancelled call gets to end, long enough to break off between two blocks of a body. Then its thread
-is left behind, for its socket's timeout to end it: a peer that hangs must not hold a stop up."""
+"""A cancelled call has so long to end, enough to stop between two blocks of a body. Then its thread is left
+to end by its socket's timeout: a peer that hangs must not delay a stop."""
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Call:
         self.given_up = False
 
     def check(self) -> None:
-        """To be asked before each step that can be left out.
+        """Call it before each step that can be left out.
 
         Raises:
             GivenUp: leave it out.

@@ -44,7 +44,7 @@ BATCH_BYTES = 256 * 1024
 goes alone."""
 
 _MISSING = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
-"""AWS says so too where it does not want to tell us whether there is such a queue."""
+"""AWS answers so as well for a queue that we may not use."""
 
 _FAULTS_OF_THE_MESSAGE = frozenset(
     {
@@ -125,7 +125,7 @@ def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Pay
 
 
 def describe(exc: Exception, queue: Queue | None = None) -> str:
-    """What went wrong, without anything that SQS or botocore has to say beyond its code."""
+    """What went wrong: the code, and nothing else of SQS's or botocore's text."""
     if isinstance(exc, ClientError):
         code = _code(exc)
         if code in _MISSING and queue is not None:
@@ -177,7 +177,7 @@ def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatch
 
 
 def _results(answer: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
-    """Entry by entry: a 200 says nothing of a single message."""
+    """Of each entry: a 200 does not mean that each message was taken."""
     told: dict[str, Result] = {taken.get("Id", ""): Delivered() for taken in answer.get("Successful") or ()}
     for failed in answer.get("Failed") or ():
         code = failed.get("Code", "")
