@@ -32,6 +32,7 @@ from pydantic_core import ErrorDetails
 
 from downloader.config.models import FileStorageSettings, Section, Settings
 from downloader.errors import ConfigError
+from downloader.net import EgressPolicy
 
 PREFIX = "DOWNLOADER_"
 """Of the environment variables that are settings."""
@@ -107,21 +108,17 @@ def allow_also(settings: Settings, entries: Iterable[str]) -> Settings:
     Raises:
         ConfigError: an entry is neither a CIDR range, an address nor a host name.
     """
-    more = tuple(entries)
-    egress = settings.egress
-    values = {
-        **{name: getattr(settings, name) for name in type(settings).model_fields},
-        "egress": {
-            "downloads": {"allow": [*egress.downloads.allow, *more], "deny": egress.downloads.deny},
-            "callbacks": {"allow": [*egress.callbacks.allow, *more], "deny": egress.callbacks.deny},
-        },
-    }
+    more = list(entries)
     try:
-        changed = Settings.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, _Layers(origins={(): "--allow"}))) from None
-    changed._secret_paths = settings._secret_paths  # noqa: SLF001 - as above
-    return changed
+        EgressPolicy.parse(more, setting="--allow")
+    except ValueError as error:
+        raise ConfigError(f"--allow: {str(error).partition(': ')[2]}") from None
+    egress = settings.egress
+    lists = {
+        name: old.model_copy(update={"allow": [*old.allow, *more]})
+        for name, old in (("downloads", egress.downloads), ("callbacks", egress.callbacks))
+    }
+    return settings.model_copy(update={"egress": egress.model_copy(update=lists)})
 
 
 def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
