@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -163,6 +165,32 @@ async def test_f25_a_log_that_nobody_reads_holds_up_no_stop(folder: Path, server
         await process.wait()
         os.close(unread)
         os.close(theirs)
+
+
+BLOCKED = """
+import os, signal, threading
+import trio
+from downloader.service.signals import stop_signals
+
+async def main():
+    _, unread = os.pipe()
+    with stop_signals(signal.SIGTERM, within_s=0.5):
+        threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+        while True:
+            os.write(unread, b"x" * 65536)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.row("F25")
+@pytest.mark.parametrize("wrapper", [[], ["unshare", "-pf", "--kill-child"]], ids=["plain", "process 1"])
+def test_f25_the_kernel_keeps_the_time_in_a_container_too(wrapper: list[str]) -> None:
+    """There the service is process 1, which the kernel ends by no signal without a handler."""
+    if wrapper and os.geteuid() != 0:
+        wrapper = [*wrapper, "-r"]
+    done = subprocess.run([*wrapper, sys.executable, "-c", BLOCKED], check=False, timeout=STOP_S)
+    assert done.returncode in (-signal.SIGALRM, 128 + signal.SIGALRM)
 
 
 @pytest.mark.row("F25")
