@@ -63,3 +63,11 @@ async def test_aggregations_take_turns(store: RedisStore) -> None:
     [late] = await submit(store, "late")
     first_two = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
     assert late in [lease.id for lease in first_two]
+
+
+@pytest.mark.row("F21")
+async def test_turns_go_round(store: RedisStore) -> None:
+    for aggregation in "abc":
+        await submit(store, aggregation, count=3, limit=3)
+    turns = [(await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases[0].group for _ in range(9)]
+    assert "".join(turns) == "abcabcabc"
