@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mutants_net
+import mutants_plugins
 import mutants_store
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +115,7 @@ MUTANTS = (
         "if False:",
         "tests/plugins/test_filesystem.py",
     ),
-    *(Mutant(*row) for row in (*mutants_store.ROWS, *mutants_net.ROWS)),
+    *(Mutant(*row) for row in (*mutants_store.ROWS, *mutants_net.ROWS, *mutants_plugins.ROWS)),
     Mutant(
         "stop: callbacks wait for hung downloads",
         "downloader/service/instance.py",
