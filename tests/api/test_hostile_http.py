@@ -222,6 +222,13 @@ async def test_the_absolute_form(api: Served) -> None:
     assert status(answer) == 200
 
 
+async def test_two_slashes_before_a_route_are_no_route(api: Served) -> None:
+    """For URL parsers, what follows them is a host."""
+    post = POST.replace(b"/download", b"//download") + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}"
+    answer = await api.say(post)
+    assert (status(answer), code(answer)) == (404, "not_found")
+
+
 async def test_no_headers_that_tell_what_runs_here(api: Served) -> None:
     answer = await api.client.get("/hb")
     assert "server" not in answer.headers
