@@ -443,6 +443,8 @@ async def run_chaos(
         )
         await _run(chaos, schedule)
         chaos.read_rest()
+        for line in chaos.load.slots.exceeded:
+            say(line)
     return Report(
         seed=seed,
         seconds=seconds,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,15 +40,23 @@ class Slots:
     another before this process gets to look.
     """
 
-    now: Counter[str] = field(default_factory=Counter)
+    now: dict[str, dict[object, float]] = field(default_factory=lambda: defaultdict(dict))
+    """By aggregation: each request being answered, and since when."""
     peak: Counter[str] = field(default_factory=Counter)
+    exceeded: list[str] = field(default_factory=list)
+    """Of each new peak above a limit: for how long its requests had been answered, for whoever looks why."""
 
-    def enter(self, group: str) -> None:
-        self.now[group] += 1
-        self.peak[group] = max(self.peak[group], self.now[group])
+    def enter(self, group: str, exchange: object) -> None:
+        now = time.monotonic()
+        self.now[group][exchange] = now
+        if (count := len(self.now[group])) > self.peak[group]:
+            self.peak[group] = count
+            if count > LIMITS[group]:
+                ages = ", ".join(f"{now - began:.2f} s" for began in self.now[group].values())
+                self.exceeded.append(f"{group}: {count} at once, for {ages}")
 
-    def leave(self, group: str) -> None:
-        self.now[group] -= 1
+    def leave(self, group: str, exchange: object) -> None:
+        del self.now[group][exchange]
 
 
 @dataclass
@@ -169,7 +178,7 @@ class Load:
                     first = _response(404, b"no")
                 case _:
                     pass
-            self.slots.enter(group)
+            self.slots.enter(group, exchange)
             try:
                 if kind == "halting":
                     await exchange.send(first[: len(first) // 2])
@@ -177,7 +186,7 @@ class Load:
                 await trio.sleep(pause_s)
                 await exchange.send(first[:-1])
             finally:
-                self.slots.leave(group)
+                self.slots.leave(group, exchange)
             await exchange.send(first[-1:])
             await exchange.end(then)
 
