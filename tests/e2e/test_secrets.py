@@ -67,7 +67,7 @@ async def test_h20_a_running_service_tells_no_secret(
         good = await post("/bytes/9", aggr_proxy=proxy.url(f"user:{CANARY}@"))
         bad = [await post(path) for path in ("/status/404", "/status/503", "/away")]
         untold = await post("/bytes/8", to="/status/500")
-        lost = await post("/bytes/7", aggr_proxy=f"http://user:{CANARY}@169.254.169.254:1")
+        lost = await post("/bytes/7", aggr_proxy=f"http://user:{CANARY}@169.254.169.254:1080")
         await run.event("callback.failed", job_id=untold)
         ids = [good, *bad, untold, lost]
         await sink.heard_of(*ids)

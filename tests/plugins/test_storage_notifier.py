@@ -245,8 +245,7 @@ class TestStorageNotifierOnS3(NotifierContract):
                 "prefix": "files",
                 "region": REGION,
                 "endpoint_url": f"http://127.0.0.1:{proxy.port}",
-                "connect_timeout": 1.0,
-                "read_timeout": 1.0,
+                "timeout": 1.0,
                 "access_key_id": "testing",
                 "secret_access_key": "testing",
             }

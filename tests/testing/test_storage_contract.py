@@ -386,7 +386,7 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
     ("local_is_the_stored_file", FindsOtherFiles, "another file"),
     ("a_file_can_be_found", HasNoUrls, "neither"),
     ("a_file_can_be_found", DoesNotEncode, "not encoded"),
-    ("a_file_can_be_found", GivesRelativeUrls, "no http or https URL"),
+    ("a_file_can_be_found", GivesRelativeUrls, "not an absolute URL"),
     ("a_file_can_be_found", TellsSecretUrls, "credentials"),
     ("while_it_is_away_nothing_succeeds", TakesErrorsForSuccess, "reported success"),
     ("while_it_is_away_nothing_succeeds", Raises, "raised ConnectionError"),

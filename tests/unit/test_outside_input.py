@@ -183,7 +183,7 @@ async def through(said: bytes, proxy: str) -> bytes | None:
 
 @settings(max_examples=300, deadline=None)
 @given(said=st.binary(max_size=40) | replies.map(GREETING.__add__) | replies.map(WELCOME.__add__))
-@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks5://u:p@127.0.0.1:1"])
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "socks5://u:p@127.0.0.1:1080"])
 def test_any_answer_of_a_socks_proxy(proxy: str, said: bytes) -> None:
     trio.run(through, said, proxy)
 
