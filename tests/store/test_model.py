@@ -23,7 +23,7 @@ from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome,
 from downloader.store import CallbackPlan, RetryAnswer, Settled, Submission
 from downloader.store.loop import asyncio_loop
 from downloader.store.records import fields
-from downloader.store.redis import Connection, open_connection
+from downloader.store.redis import StoreClient, open_client
 from downloader.store.redis_store import RedisStore
 from downloader.store.scripts import Script
 from servers.jobs import spec_for
@@ -116,14 +116,14 @@ class Job:
 
 
 class Deaf:
-    """A connection whose server carries out a call; the answer is lost."""
+    """A client whose server carries out a call; the answer is lost."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, client: StoreClient) -> None:
+        self._client = client
         self.missed: Any = None
 
     async def run(self, *arguments: Any, **more: Any) -> Any:
-        self.missed = await self._connection.run(*arguments, **more)
+        self.missed = await self._client.run(*arguments, **more)
         raise StoreUnavailable("the answer was lost")
 
 
@@ -141,7 +141,7 @@ class Model:
     """What a client and an operator would expect."""
 
     server: Valkey
-    connection: Connection
+    client: StoreClient
     done: Counter[str]
     """How often each step had something to do."""
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -154,8 +154,8 @@ class Model:
     now_ms: int = 1_000_000
 
     def __post_init__(self) -> None:
-        self.stores = {owner: RedisStore(self.connection) for owner in OWNERS}
-        self.base = self.connection.keys.base(0)
+        self.stores = {owner: RedisStore(self.client) for owner in OWNERS}
+        self.base = self.client.keys.base(0)
 
     @property
     def store(self) -> RedisStore:
@@ -211,7 +211,7 @@ class Model:
     # Steps
 
     async def set_clock(self) -> None:
-        await self.connection.command("SET", f"{self.base}clock", self.now_ms)
+        await self.client.command("SET", f"{self.base}clock", self.now_ms)
 
     async def move_clock(self, by_ms: int) -> None:
         self.now_ms += by_ms
@@ -233,7 +233,7 @@ class Model:
         await self.sweep(kind)
 
     def restart_instance(self, owner: str) -> None:
-        self.stores[owner] = RedisStore(self.connection)
+        self.stores[owner] = RedisStore(self.client)
         for kind in Kind:
             self.unheard.pop((kind, owner), None)
 
@@ -258,10 +258,10 @@ class Model:
         store = self.stores[owner]
         if (kind, owner) not in self.unheard:
             await self.fill(kind)
-        store._connection = deaf = Deaf(self.connection)  # type: ignore[assignment]
+        store._client = deaf = Deaf(self.client)  # type: ignore[assignment]
         with pytest.raises(StoreUnavailable):
             await store.lease(kind, owner, count, LEASE_MS / 1000)
-        store._connection = self.connection
+        store._client = self.client
         given = [fields(flat) for flat in fields(deaf.missed)["leases"]]
         missed = [(each["id"], int(each["generation"])) for each in given]
         self.give(kind, owner, count, missed)
@@ -520,17 +520,15 @@ class Model:
 
     async def leftovers(self) -> set[str]:
         """Keys without a time to live."""
-        keys = await self.connection.command("KEYS", f"{self.base}*")
-        return {
-            key.removeprefix(self.base) for key in keys if await self.connection.command("PTTL", key) == -1
-        }
+        keys = await self.client.command("KEYS", f"{self.base}*")
+        return {key.removeprefix(self.base) for key in keys if await self.client.command("PTTL", key) == -1}
 
 
 async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done: Counter[str]) -> None:
     redis = RedisSettings(url=server.url, key_prefix=prefix)
-    async with asyncio_loop(), open_connection(redis) as connection:
-        connection._scripts = {name: with_clock(each) for name, each in connection._scripts.items()}
-        model = Model(server, connection, done)
+    async with asyncio_loop(), open_client(redis) as client:
+        client._scripts = {name: with_clock(each) for name, each in client._scripts.items()}
+        model = Model(server, client, done)
         await model.set_clock()
         for name, *arguments in script:
             await getattr(model, name)(*arguments)

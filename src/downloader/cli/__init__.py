@@ -17,7 +17,7 @@ from downloader.cli.config import config, version, version_text
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
 from downloader.cli.plugins import plugins
-from downloader.cli.serve import api, notifier, processor, run
+from downloader.cli.roles import api, notifier, processor, run
 from downloader.errors import ConfigError, DownloaderError, leaves
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130

@@ -14,7 +14,7 @@ from functools import cache
 import puremagic
 import puremagic.main
 
-from downloader.content.json import judge_json
+from downloader.content.json_syntax import judge_json
 from downloader.content.signatures import LEADING_SIGNATURES, by_signature
 
 SNIFF_BYTES = 36 * 1024

@@ -328,7 +328,7 @@ async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str,
 
 
 def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
-    from downloader.service.serve import serve_api  # noqa: PLC0415 - see that module's docstring
+    from downloader.service.api_role import serve_api  # noqa: PLC0415 - see that module's docstring
 
     return partial(
         serve_api,

@@ -27,7 +27,7 @@ from downloader.store.job_store import (
 )
 from downloader.store.keys import Keys
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis import Connection, compare_layout, open_connection, where
+from downloader.store.redis import StoreClient, compare_layout, open_client, where
 from downloader.store.redis_store import open_store
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "AggregationSize",
     "CallbackPlan",
     "CloseResult",
-    "Connection",
     "FailedCallback",
     "FailedPage",
     "FinishResult",
@@ -54,6 +53,7 @@ __all__ = [
     "RetryAnswer",
     "Settled",
     "Shares",
+    "StoreClient",
     "StoreError",
     "StoreUnavailable",
     "Submission",
@@ -61,7 +61,7 @@ __all__ = [
     "asyncio_loop",
     "compare_layout",
     "embedded_valkey",
-    "open_connection",
+    "open_client",
     "open_store",
     "socket_path",
     "where",

@@ -82,7 +82,7 @@ def as_store_error(error: Exception) -> StoreError:
     return NoAnswer(f"the store does not answer: {str(error) or type(error).__name__}")
 
 
-class Connection:
+class StoreClient:
     """A client, the scripts, and the fleet's layout.
 
     A shard of a Cluster that did not answer is not asked again before `revive` has had an answer from it: its
@@ -90,9 +90,9 @@ class Connection:
     """
 
     def __init__(
-        self, client: Any, *, keys: Keys, settings: RedisSettings, scripts: Mapping[str, Script]
+        self, redis_client: Any, *, keys: Keys, settings: RedisSettings, scripts: Mapping[str, Script]
     ) -> None:
-        self._client = client
+        self._redis = redis_client
         self._scripts = scripts
         self._timeout_s = settings.timeout
         self._durability = settings.durability
@@ -132,7 +132,7 @@ class Connection:
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
         """Run a plain command; `shard` is that of its keys."""
-        return await self._call_shard(shard, lambda: self._client.execute_command(*words))
+        return await self._call_shard(shard, lambda: self._redis.execute_command(*words))
 
     async def ping(self, shard: int) -> None:
         """Have one shard answer something."""
@@ -163,7 +163,7 @@ class Connection:
     async def _look_at(self, shard: int) -> None:
         with suppress(StoreError):
             key = self.keys.key(shard, "layout")
-            await self.call(lambda: self._client.execute_command("EXISTS", key))
+            await self.call(lambda: self._redis.execute_command("EXISTS", key))
             self._silent.discard(shard)
 
     async def call(self, call: Callable[[], Any]) -> Any:
@@ -181,14 +181,14 @@ class Connection:
 
     async def _run(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
         try:
-            return await self._client.evalsha(script.sha, 1, base, *arguments)
+            return await self._redis.evalsha(script.sha, 1, base, *arguments)
         except exceptions.NoScriptError:
-            return await self._client.eval(script.text, 1, base, *arguments)
+            return await self._redis.eval(script.text, 1, base, *arguments)
 
     async def _run_durably(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
         # WAIT and WAITAOF speak of the writes of their own connection, so both go down the same one.
         wait_ms = int(self._timeout_s * 1000 * 0.8)
-        pipeline = self._client.pipeline(transaction=False)
+        pipeline = self._redis.pipeline(transaction=False)
         pipeline.execute_command("EVAL", script.text, 1, base, *arguments)
         if self._durability == "aof":
             pipeline.execute_command("WAITAOF", 1, 0, wait_ms)
@@ -209,7 +209,7 @@ class Connection:
         It answers the channel, and whether it was (again) subscribed to just now: after that, and after each
         time that the connection was lost, messages may have been missed.
         """
-        pubsub = self._client.pubsub()
+        pubsub = self._redis.pubsub()
         await self.call(lambda: pubsub.subscribe(*channels))
 
         async def next_message() -> tuple[str, bool]:
@@ -243,7 +243,7 @@ class Connection:
 
 
 @asynccontextmanager
-async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
+async def open_client(settings: RedisSettings) -> AsyncIterator[StoreClient]:
     """Connect, check the server and the layout; closes the client at the end.
 
     Needs a `trio_asyncio` loop around it.
@@ -254,15 +254,15 @@ async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
         StoreRefused: it refuses us, or its layout is of another version or kind.
     """
     try:
-        client = _client(settings)
+        redis_client = _redis_client(settings)
     except (ValueError, exceptions.RedisError) as error:
         raise ConfigError(f"redis.url: {error}") from error
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
-    connection = Connection(client, keys=keys, settings=settings, scripts=load_scripts())
+    client = StoreClient(redis_client, keys=keys, settings=settings, scripts=load_scripts())
     try:
         try:
-            await check_layout(connection)
-            await _check_durability(connection, settings)
+            await check_layout(client)
+            await _check_durability(client, settings)
         except StoreUnavailable as error:
             raise StoreUnavailable(
                 f"cannot reach the store at {where(settings)}: {_reason(error)}"
@@ -270,15 +270,15 @@ async def open_connection(settings: RedisSettings) -> AsyncIterator[Connection]:
         except StoreRefused as error:
             raise StoreRefused(f"{where(settings)}: {error}") from error
         if keys.shards == 1:
-            yield connection
+            yield client
         else:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(connection.revive)
-                yield connection
+                nursery.start_soon(client.revive)
+                yield client
                 nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(settings.timeout, shield=True):
-            await aio_as_trio(client.aclose)()
+            await aio_as_trio(redis_client.aclose)()
 
 
 def where(settings: RedisSettings) -> str:
@@ -295,7 +295,7 @@ def _reason(error: Exception) -> str:
     return str(error).removeprefix("the store does not answer: ").removeprefix("the store cannot answer: ")
 
 
-def _client(settings: RedisSettings) -> Any:
+def _redis_client(settings: RedisSettings) -> Any:
     options: dict[str, Any] = {
         "decode_responses": True,
         # The deadline round each call bounds it; a timer of the client's own per read and write costs CPU.
@@ -341,20 +341,20 @@ def _host_port(node: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def check_layout(connection: Connection) -> bool:
+async def check_layout(client: StoreClient) -> bool:
     """Write the layout into a fresh store, compare it with that of a used one; answers whether it was fresh.
 
     Raises:
         StoreUnavailable: the store does not answer.
         StoreRefused: its layout is of another version or kind.
     """
-    key = connection.keys.key(0, "layout")
-    ours = {"version": LAYOUT_VERSION, "shards": connection.keys.shards}
-    fresh = await connection.command("SET", key, json.dumps(ours), "NX") is not None
-    text = await connection.command("GET", key)
+    key = client.keys.key(0, "layout")
+    ours = {"version": LAYOUT_VERSION, "shards": client.keys.shards}
+    fresh = await client.command("SET", key, json.dumps(ours), "NX") is not None
+    text = await client.command("GET", key)
     if text is None:
         raise StoreUnavailable("the store lost its data while it was asked")
-    compare_layout(text, connection.keys.shards)
+    compare_layout(text, client.keys.shards)
     return fresh
 
 
@@ -377,11 +377,11 @@ def compare_layout(text: str, shards: int) -> None:
         )
 
 
-async def _check_durability(connection: Connection, settings: RedisSettings) -> None:
+async def _check_durability(client: StoreClient, settings: RedisSettings) -> None:
     """Ask the server for the configured durability: one without it fails now and not at the first job."""
     if settings.durability == "aof":
         try:
-            await connection.command("WAITAOF", 1, 0, 1)
+            await client.command("WAITAOF", 1, 0, 1)
         except StoreRefused as error:
             reason = _reason(error).removeprefix("the store refuses a call: ")
             raise StoreRefused(f"redis.durability is 'aof', but: {reason}") from error

@@ -35,7 +35,7 @@ from downloader.store.job_store import (
     Shares,
     Submission,
 )
-from downloader.store.redis import Connection, check_layout, open_connection
+from downloader.store.redis import StoreClient, check_layout, open_client
 
 log = get_logger()
 
@@ -57,18 +57,18 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[RedisStore]:
     """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
 
     Raises:
-        ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_connection`.
+        ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
-    async with open_connection(settings) as connection:
-        yield RedisStore(connection)
+    async with open_client(settings) as client:
+        yield RedisStore(client)
 
 
 class RedisStore:
     """Implements `downloader.store.JobStore`; safe to share between tasks."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._keys = connection.keys
+    def __init__(self, client: StoreClient) -> None:
+        self._client = client
+        self._keys = client.keys
         self._ids = JobIds()
         self._requests = itertools.count()
         self._session = secrets.token_hex(4)
@@ -112,7 +112,7 @@ class RedisStore:
                 }
                 for item, permitted in items
             ]
-            answers = await self._connection.run("submit", shard, {}, rows, durable=True)
+            answers = await self._client.run("submit", shard, {}, rows, durable=True)
             return [(Accepted(why), job_id) for why, job_id in answers]
 
         return await self._per_item(
@@ -174,14 +174,14 @@ class RedisStore:
         # given is given again, instead of lying leased to nobody until the lease ends.
         key = call["kind"], shard
         call["request"] = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
-        answer = await self._connection.run("lease", shard, call)
+        answer = await self._client.run("lease", shard, call)
         del self._unanswered[key]
         return records.fields(answer)
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
         """See `JobStore.waiting`."""
         call = {"kind": kind, "without": list(without)}
-        return sum((await self._ask(self._all, lambda s: self._connection.run("waiting", s, call))).values())
+        return sum((await self._ask(self._all, lambda s: self._client.run("waiting", s, call))).values())
 
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
@@ -253,7 +253,7 @@ class RedisStore:
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         """See `JobStore.sweep`."""
         call = {"kind": kind, "count": count}
-        answers = await self._ask(self._all, lambda shard: self._connection.run("sweep", shard, call))
+        answers = await self._ask(self._all, lambda shard: self._client.run("sweep", shard, call))
         return [job_id for ids in answers.values() for job_id in ids]
 
     # The end of a job
@@ -261,7 +261,7 @@ class RedisStore:
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """See `JobStore.reap`."""
         call = {"count": count, "hold_ms": _ms(hold_s)}
-        answers = await self._ask(self._all, lambda shard: self._connection.run("reap", shard, call))
+        answers = await self._ask(self._all, lambda shard: self._client.run("reap", shard, call))
         found = [records.fields(answer) for answer in answers.values()]
         waits = [each["due_ms"] / 1000 for each in found if each["due_ms"] >= 0]
         jobs = [records.reapable(flat) for each in found for flat in each["jobs"]]
@@ -271,7 +271,7 @@ class RedisStore:
         """See `JobStore.remove`."""
 
         async def ask(shard: int, ids: Sequence[str]) -> Sequence[None]:
-            await self._connection.run("remove", shard, {}, [{"id": job_id} for job_id in ids])
+            await self._client.run("remove", shard, {}, [{"id": job_id} for job_id in ids])
             return [None] * len(ids)
 
         await self._per_item(job_ids, str, ask, lambda _: None)
@@ -288,7 +288,7 @@ class RedisStore:
             "request": f"{self._session}-{next(self._requests)}",
             "limit": str(limit),
         }
-        return RetryAnswer(await self._connection.run("retry", shard, call))
+        return RetryAnswer(await self._client.run("retry", shard, call))
 
     # Looking
 
@@ -299,7 +299,7 @@ class RedisStore:
             raise ValueError("no such cursor")
         shard = int(match[1])
         call = {"count": count, "score": match[2], "id": match[3]}
-        answer = records.fields(await self._connection.run("failed", shard, call))
+        answer = records.fields(await self._client.run("failed", shard, call))
         if answer["id"]:
             behind = f"{shard}.{answer['score']}.{answer['id']}"
         else:
@@ -312,7 +312,7 @@ class RedisStore:
             shard = shard_of(job_id, self._keys.shards)
         except ValueError:
             return None
-        answer = await self._connection.run("get", shard, {"id": job_id})
+        answer = await self._client.run("get", shard, {"id": job_id})
         return records.job_view(job_id, answer) if answer else None
 
     async def aggregation_sizes(self) -> Sequence[AggregationSize]:
@@ -320,7 +320,7 @@ class RedisStore:
 
         async def ask(shard: int) -> list[AggregationSize]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
-            flat = await self._connection.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
+            flat = await self._client.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
             pairs = flat if flat and isinstance(flat[0], list | tuple) else records.fields(flat).items()
             return [AggregationSize(aggr_id=name, pending=records.counts(score)[0]) for name, score in pairs]
 
@@ -330,29 +330,29 @@ class RedisStore:
     async def load(self, count: int) -> Load:
         """See `JobStore.load`."""
         call = {"count": count}
-        answers = await self._ask(self._all, lambda shard: self._connection.run("busiest", shard, call))
+        answers = await self._ask(self._all, lambda shard: self._client.run("busiest", shard, call))
         return records.load(answers.values(), count)
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """See `JobStore.report`."""
         call = {"role": role, "instance": instance, "facts": json.dumps(facts), "ttl_ms": _ms(ttl_s)}
-        await self._connection.run("report", 0, call)
+        await self._client.run("report", 0, call)
 
     async def leave(self, instance: str, role: str) -> None:
         """See `JobStore.leave`."""
-        await self._connection.run("leave", 0, {"role": role, "instance": instance})
+        await self._client.run("leave", 0, {"role": role, "instance": instance})
 
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
         """See `JobStore.reports`."""
-        names = await self._connection.command("ZRANGE", self._keys.key(0, "instances", role), 0, -1)
+        names = await self._client.command("ZRANGE", self._keys.key(0, "instances", role), 0, -1)
         if not names:
             return []
         keys = [self._keys.key(0, "instance", role, name) for name in names]
-        return [json.loads(text) for text in await self._connection.command("MGET", *keys) if text]
+        return [json.loads(text) for text in await self._client.command("MGET", *keys) if text]
 
     async def ping(self) -> None:
         """See `JobStore.ping`."""
-        await self._ask(self._all, self._connection.ping)
+        await self._ask(self._all, self._client.ping)
 
     async def listen(
         self,
@@ -369,7 +369,7 @@ class RedisStore:
         first, started = next(iter(by_channel)), False
         while True:
             try:
-                async with self._connection.subscribed(list(by_channel)) as receive:
+                async with self._client.subscribed(list(by_channel)) as receive:
                     if not started:
                         started = True
                         task_status.started()
@@ -377,7 +377,7 @@ class RedisStore:
                         channel, again = await receive()
                         # Whatever was published before we listened is lost: look once by ourselves.
                         by_channel[channel]()
-                        if again and channel == first and await check_layout(self._connection):
+                        if again and channel == first and await check_layout(self._client):
                             log.error(Event.STORE_EMPTY)
             except StoreUnavailable:
                 await trio.sleep(RESUBSCRIBE_S)
@@ -403,7 +403,7 @@ class RedisStore:
             for item in items:
                 held = lease(item)
                 rows.append({"id": held.id, "generation": str(held.generation), **row(item)})
-            return [Settled(answer) for answer in await self._connection.run(script, shard, call, rows)]
+            return [Settled(answer) for answer in await self._client.run(script, shard, call, rows)]
 
         try:
             return await self._per_item(items, lambda item: lease(item).id, ask, lambda _: Settled.UNKNOWN)

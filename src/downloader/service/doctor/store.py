@@ -18,12 +18,12 @@ from downloader.errors import ConfigError, StoreError
 from downloader.folders import private_folder
 from downloader.service.doctor.parts import Note
 from downloader.store import (
-    Connection,
     FolderInUse,
     Keys,
+    StoreClient,
     compare_layout,
     embedded_valkey,
-    open_connection,
+    open_client,
     socket_path,
     where,
 )
@@ -80,13 +80,13 @@ async def _examine(redis: RedisSettings, place: str) -> str:
     fleets = redis.key_prefix
     prefix = f"{fleets[:PREFIX_CHARS]}:doctor-{secrets.token_hex(4)}"
     redis = redis.model_copy(update={"key_prefix": prefix})
-    # A second connection for cleaning up, as the first is refused by a server that is not durable enough.
-    async with open_connection(redis.model_copy(update={"durability": "memory"})) as cleaner:
+    # A second client for cleaning up, as the first is refused by a server that is not durable enough.
+    async with open_client(redis.model_copy(update={"durability": "memory"})) as cleaner:
         try:
-            async with open_connection(redis) as connection:
-                took_ms = [await _write(connection) for _ in range(WRITES)]
-                await _check_layout(connection, fleets)
-                facts = await _facts(connection)
+            async with open_client(redis) as client:
+                took_ms = [await _write(client) for _ in range(WRITES)]
+                await _check_layout(client, fleets)
+                facts = await _facts(client)
         finally:
             await cleaner.run("leave", 0, _WHO)
             await cleaner.command("DEL", cleaner.keys.key(0, "layout"))
@@ -100,26 +100,26 @@ async def _examine(redis: RedisSettings, place: str) -> str:
     return text
 
 
-async def _write(connection: Connection) -> float:
+async def _write(client: StoreClient) -> float:
     """One write by script, deleted again; answers how many milliseconds it took."""
     began = trio.current_time()
-    await connection.run("report", 0, {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS}, durable=True)
+    await client.run("report", 0, {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS}, durable=True)
     took_ms = (trio.current_time() - began) * 1000
-    await connection.run("leave", 0, _WHO)
+    await client.run("leave", 0, _WHO)
     return took_ms
 
 
-async def _check_layout(connection: Connection, prefix: str) -> None:
+async def _check_layout(client: StoreClient, prefix: str) -> None:
     """Whether the fleet's own data, if there are any, are of a layout that this version knows."""
-    keys = Keys(prefix=prefix, shards=connection.keys.shards)
-    if text := await connection.command("GET", keys.key(0, "layout")):
+    keys = Keys(prefix=prefix, shards=client.keys.shards)
+    if text := await client.command("GET", keys.key(0, "layout")):
         compare_layout(text, keys.shards)
 
 
-async def _facts(connection: Connection) -> Mapping[str, Any]:
+async def _facts(client: StoreClient) -> Mapping[str, Any]:
     """`INFO` of one server; empty where we are not allowed to ask."""
     try:
-        answer = await connection.command("INFO")
+        answer = await client.command("INFO")
     except StoreError:
         return {}
     if isinstance(answer, Mapping) and answer and all(isinstance(one, Mapping) for one in answer.values()):

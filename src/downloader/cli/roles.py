@@ -51,7 +51,7 @@ def run(
         settings = allow_also(settings, allow)
     if config is None:
         settings = with_default_backend(settings)
-    _serve(settings, "api", "processor", "notifier", processes=processes)
+    _run_roles(settings, "api", "processor", "notifier", processes=processes)
 
 
 def api(*, config: Config = None, host: Host = None, port: Port = None) -> None:
@@ -68,7 +68,7 @@ def api(*, config: Config = None, host: Host = None, port: Port = None) -> None:
         host: Address to listen on. Default: 127.0.0.1.
         port: Port to listen on; 0 takes any free one. Default: 8000.
     """
-    _serve(load(config, {"api.host": host, "api.port": port}), "api")
+    _run_roles(load(config, {"api.host": host, "api.port": port}), "api")
 
 
 def processor(*, config: Config = None) -> None:
@@ -82,7 +82,7 @@ def processor(*, config: Config = None) -> None:
     Args:
         config: Configuration file (TOML).
     """
-    _serve(load(config), "processor")
+    _run_roles(load(config), "processor")
 
 
 def notifier(*, config: Config = None) -> None:
@@ -98,10 +98,10 @@ def notifier(*, config: Config = None) -> None:
     Args:
         config: Configuration file (TOML), with a section for each backend.
     """
-    _serve(load(config), "notifier")
+    _run_roles(load(config), "notifier")
 
 
-def _serve(settings: Settings, *roles: str, processes: int = 1) -> None:
+def _run_roles(settings: Settings, *roles: str, processes: int = 1) -> None:
     """Run until a signal ends it."""
     from downloader.observe import Event, configure, get_logger
     from downloader.service import run_service
