@@ -188,8 +188,8 @@ ROWS = (
     (
         "tls: retried",
         f"{FETCH}/errors.py",
-        "TlsFailed: (ErrorCode.TLS, Treatment.FINAL)",
-        "TlsFailed: (ErrorCode.TLS, Treatment.RETRY)",
+        "net.TlsFailed: (ErrorCode.TLS, Treatment.FINAL)",
+        "net.TlsFailed: (ErrorCode.TLS, Treatment.RETRY)",
         TABLE,
     ),
     (

@@ -11,8 +11,7 @@
     └── StorageError               a storage could not take or delete a file
         └── StorageRefused         final: the bucket is missing or forbidden
 
-Those of one part live in it: `EgressRefused`, `NameNotResolved` and `TlsFailed` in `downloader.net`, and
-how an attempt can fail (an exception for each row of the contract's table) in `downloader.fetch`.
+`downloader.net` has the errors of requests (`NetError`), `downloader.fetch` those of attempts (`FetchError`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class DownloaderError(Exception):
 
 
 class ConfigError(DownloaderError):
-    """Wrong usage or configuration. The text names the key, file or plugin at fault."""
+    """Wrong usage or configuration. The text names the wrong key, file or plugin."""
 
 
 class PluginError(ConfigError):
@@ -41,7 +40,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreRefused(StoreError):
-    """The store refuses us (password, layout version); a later try would fail alike."""
+    """The store refuses us (password, layout version); a later try would fail in the same way."""
 
 
 class StorageError(DownloaderError):
@@ -49,11 +48,11 @@ class StorageError(DownloaderError):
 
 
 class StorageRefused(StorageError):
-    """The destination itself is at fault (missing or forbidden bucket); final."""
+    """The bucket is missing or forbidden; a later try would fail in the same way."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors that nurseries have wrapped in groups, in order; of a lone error, itself."""
+    """The errors inside nested exception groups, in order; the error itself if it is not a group."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from leaves(inner)

@@ -1,4 +1,4 @@
-"""What the service talks about: jobs, tasks, attempts, outcomes, callbacks. Values only, no I/O.
+"""The values that all parts share: jobs, tasks, attempts, outcomes, callbacks. No I/O.
 
 A *job* is what a client asked for (`JobSpec`, immutable). The work on it is one or two *tasks*: its
 download, then its callback. A task belongs to a *group* that bounds how many run at once: a download's
@@ -22,7 +22,7 @@ from typing import Any, Self
 
 ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 14
-"""Characters of a job id: 83 bits. See `JobIds` for what is left of them among ids of one process."""
+"""Characters of a job id: 83 bits. `JobIds` says how many of them are random among ids of one process."""
 
 ID_PREFIX_LENGTH = 3
 """Characters of an id that name the folder of the job's file; the same for ids made close together."""
@@ -32,14 +32,14 @@ ID_PREFIX_S = 4.0
 
 _ID_PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
 _ID_BYTES = 16
-"""Random bytes drawn for an id: more than its bits, so that remainders favour no character noticeably."""
+"""Random bytes drawn for an id: more than the id has, so that each character is about equally likely."""
 
 POISON_CRASHES = 5
 """A job whose worker died this many times is failed instead of being tried again."""
 
 _BROKERS = frozenset({"kafka", "sqs"})
 _BROKER_LIMIT = 4096
-"""Beyond what the processes of a fleet have in flight each (`notifier.concurrency`)."""
+"""More than any process has in flight (`notifier.concurrency`)."""
 
 _AUTHORITY_END = re.compile(r"[/?#]")
 _PORT = re.compile(r":[0-9]*$")
@@ -50,7 +50,7 @@ _RENAMED_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Names of RFC 9110 that Python has from 3.13 on: our texts do not depend on its version."""
+"""Names of RFC 9110 that Python has from 3.13 on, so that our texts are the same on all versions."""
 
 
 class Kind(StrEnum):
@@ -64,7 +64,7 @@ class State(StrEnum):
     """States of a task; `docs/state-machine.md` draws the transitions."""
 
     PENDING = "pending"
-    """Waits until it is due and its group has room."""
+    """Waits until it is due and its group has a free slot."""
     RUNNING = "running"
     """Leased to an instance."""
     SUCCEEDED = "succeeded"
@@ -72,7 +72,7 @@ class State(StrEnum):
     FAILED = "failed"
     """Terminal: attempts are used up, or the failure is final."""
     CANCELLED = "cancelled"
-    """Terminal, downloads only: somebody asked for it."""
+    """Terminal, downloads only: a client cancelled the job."""
 
 
 class ErrorCode(StrEnum):
@@ -103,7 +103,7 @@ class Verdict(StrEnum):
     RETRY = "retry"
     """Another attempt later; this one counts."""
     RELEASE = "release"
-    """Our own fault or a stop: handed back, and this attempt does not count."""
+    """A fault of this service, or a stop: handed back, and this attempt does not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,8 +141,8 @@ class JobSpec:
     def to_json(self) -> str:
         """The stored form: compact JSON without the id and without fields at their default.
 
-        The destination of failures is left out where it is that of successes, as it nearly always is:
-        millions of jobs wait in memory.
+        The destination of failures is left out where it equals that of successes, to save memory: millions
+        of jobs may be pending.
         """
         body = dict(self.unknown)
         for (name, default), value in zip(_SPEC_DEFAULTS.items(), _spec_values(self), strict=True):
@@ -193,7 +193,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFacts:
-    """What is known of a stored file; the empty value means there is none."""
+    """Facts about a stored file; with the defaults, there is no file."""
 
     size: int = 0
     sha256: str = ""
@@ -211,9 +211,9 @@ class Outcome:
     error: str = ""
     """One line for the callback; empty exactly when `verdict` is `SUCCEEDED`. No secrets."""
     error_code: ErrorCode | str = ErrorCode.NONE
-    """A text where a newer version has stored a code that this one does not know; it is passed on."""
+    """A plain string if a newer version has stored a code unknown to this version; it is passed on."""
     response_code: int = 0
-    """The last response's status; 0 where none came."""
+    """The last response's status; 0 if there was no response."""
     retry_after_s: float | None = None
     """The origin's `Retry-After`, or the computed delay, for `RETRY` and `RELEASE`."""
     file: FileFacts = field(default_factory=FileFacts)
@@ -230,7 +230,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """One task in the hands of one instance."""
+    """One task, leased to one instance."""
 
     kind: Kind
     spec: JobSpec
@@ -245,11 +245,11 @@ class Lease:
     proxy: str = ""
     """The aggregation's proxy; downloads only."""
     result: Outcome | None = None
-    """The download's end; callbacks only."""
+    """How the download ended; callbacks only."""
     result_attempts: int = 0
     """Attempts the download took; callbacks only."""
     proven: bool = True
-    """Whether its destination has answered lately; callbacks only."""
+    """Whether its destination has taken a callback lately; callbacks only."""
 
     @property
     def id(self) -> str:
@@ -258,8 +258,8 @@ class Lease:
 
 
 def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
-    """A random job id whose last character tells its shard (see `shard_of`); it may begin with `prefix`."""
-    # The last character is one of those that stand for the shard.
+    """A random job id that begins with `prefix`; its last character gives the shard (see `shard_of`)."""
+    # The last character is one of those that `shard_of` maps to this shard.
     last = ID_ALPHABET[shard::shards]
     number, last_index = divmod(int.from_bytes(os.urandom(_ID_BYTES), "big"), len(last))
     length = ID_LENGTH - 1 - len(prefix)
@@ -273,9 +273,9 @@ def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
 class JobIds:
     """Makes job ids that share their first characters, drawn at random, for some seconds.
 
-    Those of one process and one such period share 18 of their 83 bits. What is left is 65 bits with one shard
-    and 61 within a shard of sixteen: among 80,000 jobs of one period (20,000 a second) two ids are equal with
-    a probability of 6e-11, and 1e-9 where all of them are in one such shard.
+    Ids of one process and one such period share 18 of their 83 bits. The other bits are random: 65 with one
+    shard, 61 within one shard of sixteen. Among 80,000 jobs of one period (20,000 a second) two ids are equal
+    with a probability of 6e-11, and of 1e-9 if all of them are in one such shard.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -306,13 +306,13 @@ def shard_of(job_id: str, shards: int) -> int:
 def callback_group(callback_type: str, destination: str) -> str:
     """The group that bounds callbacks to one destination: a URL's host, whatever its port and path.
 
-    So a host that does not answer delays its own callbacks only. Queues of a broker share one host, so there
-    the path belongs to the group: a missing queue must not delay the others. What is no URL (a topic, a
-    prefix) is its own group. Never raises.
+    So a host that does not answer delays its own callbacks only. The queues of a broker share one host, so
+    for brokers the path is part of the group: a missing queue must not delay the others. A destination that
+    is not a URL (a topic, a prefix) is its own group. Never raises.
     """
     scheme, mark, rest = destination.partition("://")
     if mark:
-        # By hand, as `urlsplit` raises for some that can be called, such as a `[` in the password.
+        # `urlsplit` raises for some usable URLs, such as one with a `[` in the password.
         authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
         queue = rest[len(authority) :] if callback_type in _BROKERS else ""
         host = _PORT.sub("", authority.rpartition("@")[2])
@@ -321,15 +321,15 @@ def callback_group(callback_type: str, destination: str) -> str:
 
 
 def is_reserved(callback_type: str, destination: str) -> bool:
-    """Whether no callback may go there: the internal topics of Kafka and its tools (`_schemas`)."""
+    """Whether this is an internal topic of Kafka or its tools (`_schemas`), which gets no callbacks."""
     return callback_type == "kafka" and destination.startswith("_")
 
 
 def callback_limit(group: str, per_destination: int) -> int:
-    """How many callbacks of a group that works may be in flight over the fleet.
+    """How many callbacks of a group that does not fail may be in flight over the fleet.
 
-    `per_destination` spares hosts that serve others too. A broker's topics and queues are made for any number
-    of senders, and its plugins send in batches, which need many in flight.
+    `per_destination` bounds the load on one HTTP host. Brokers take any number of senders, and their plugins
+    send in batches, which need many callbacks in flight, so their limit is higher.
     """
     return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in _BROKERS else per_destination
 
@@ -365,7 +365,7 @@ def status_phrase(status: int) -> str:
 
 
 def describe_status(status: int) -> str:
-    """`404 Not Found`; never the peer's own phrase, which may say anything."""
+    """`404 Not Found`; never the phrase that the peer sent, which may be any text."""
     return f"{status} {status_phrase(status)}".rstrip()
 
 

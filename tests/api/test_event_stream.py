@@ -290,7 +290,7 @@ async def test_no_listener_no_question_to_the_store(serving: Serving, store: Red
     api = await serving(pace=QUICK)
 
     async def asked() -> int:
-        stats = await store._connection.command("INFO", "commandstats")
+        stats = await store._client.command("INFO", "commandstats")
         evals = (
             stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha", "zrange")
         )

@@ -69,7 +69,7 @@ def test_lua_and_python_spell_keys_alike() -> None:
     keys = Keys(prefix="p", shards=1)
     assert keys.key(0, "queue", "download", "a:b") == "p:1:{0}:download:queue:a:b"
     assert (
-        "local function key_queue(kind, group) return base .. kind .. ':queue' .. ':' .. group end"
+        "local function key_queue(kind, group) return base .. kind .. ':' .. 'queue' .. ':' .. group end"
         in lua_key_functions()
     )
 

@@ -22,12 +22,12 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: Red
     await store.submit([Submission(spec=spec)])
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
     ask |= {"last": [], "never": [], "unproven": 0}
-    await store._connection.run("lease", 0, ask)
+    await store._client.run("lease", 0, ask)
     leases = store._keys.key(0, "leases", Kind.DOWNLOAD)
-    await store._connection.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
-    await store._connection.run("lease", 0, ask)
-    ends_ms = float(await store._connection.command("ZSCORE", leases, spec.id))
-    now_s, _ = await store._connection.command("TIME")
+    await store._client.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
+    await store._client.run("lease", 0, ask)
+    ends_ms = float(await store._client.command("ZSCORE", leases, spec.id))
+    now_s, _ = await store._client.command("TIME")
     assert ends_ms / 1000 - int(now_s) > 55
 
 

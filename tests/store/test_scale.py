@@ -61,7 +61,7 @@ async def store(full: Valkey) -> AsyncIterator[RedisStore]:
         for first in range(0, len(specs), BATCH):
             await opened.submit([Submission(spec=spec) for spec in specs[first : first + BATCH]])
         queue = opened._keys.key(0, "queue", Kind.DOWNLOAD, "million")
-        await opened._connection.command("EVAL", FILL, 1, queue, MILLION)
+        await opened._client.command("EVAL", FILL, 1, queue, MILLION)
         for _ in range(20):
             await opened.submit([Submission(spec=spec_for(opened, "million", aggr_limit=1000))])
         yield opened

@@ -62,7 +62,7 @@ async def leased(store: RedisStore, owner: str = "me", kind: Kind = Kind.DOWNLOA
 
 async def lapse(store: RedisStore, lease: Lease) -> None:
     """A lease's time is over, without waiting for it."""
-    await store._connection.command("ZADD", store._keys.key(0, "leases", lease.kind), 1, lease.id)
+    await store._client.command("ZADD", store._keys.key(0, "leases", lease.kind), 1, lease.id)
 
 
 async def download(store: RedisStore, job_id: str) -> TaskView:
@@ -110,7 +110,7 @@ async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> No
     ]
     assert await store.get(second.id) is None
     key = store._keys.key(0, "idempotency", "k")
-    assert await store._connection.command("PTTL", key) > 23 * 3600 * 1000, "the contract says 24 h"
+    assert await store._client.command("PTTL", key) > 23 * 3600 * 1000, "the contract says 24 h"
     assert [size.pending for size in await store.aggregation_sizes()] == [1]
 
 
@@ -171,7 +171,7 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: RedisSto
         (Kind.CALLBACK, {"novelty": "2"}),
     ):
         for name, value in written.items():
-            await store._connection.command("HSET", store._keys.key(0, "task", kind, spec.id), name, value)
+            await store._client.command("HSET", store._keys.key(0, "task", kind, spec.id), name, value)
 
     lease = await leased(store, kind=Kind.CALLBACK)
     assert lease.result is not None
@@ -184,7 +184,7 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: RedisSto
     assert await store.renew(Kind.CALLBACK, "me", [lease], 10) == [Settled.DONE]
     assert await store.close_callbacks("me", [(lease, DELIVERED, 0, 4)]) == [Settled.DONE]
     novelty = store._keys.key(0, "task", Kind.CALLBACK, spec.id)
-    assert await store._connection.command("HGET", novelty, "novelty") == "2"
+    assert await store._client.command("HGET", novelty, "novelty") == "2"
     assert [job.spec.id for job in (await store.reap(9, 60)).jobs] == [spec.id]
 
 
@@ -193,7 +193,7 @@ async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: RedisSt
     spec = await submitted(store)
     lease = await leased(store)
     key = store._keys.key(0, "task", Kind.DOWNLOAD, spec.id)
-    await store._connection.command("HSET", key, "state", "verifying")
+    await store._client.command("HSET", key, "state", "verifying")
     assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.LEASE_LOST]
     assert (await download(store, spec.id)).state == "verifying"
     assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases == []
@@ -208,8 +208,8 @@ async def test_a_lost_reply_leases_nothing_twice(store: RedisStore) -> None:
     await submitted(store, aggr_limit=5)
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
     ask |= {"last": [], "never": [], "unproven": 0}
-    [first] = fields(await store._connection.run("lease", 0, ask))["leases"]
-    [again] = fields(await store._connection.run("lease", 0, ask))["leases"]
+    [first] = fields(await store._client.run("lease", 0, ask))["leases"]
+    [again] = fields(await store._client.run("lease", 0, ask))["leases"]
     assert again == first
     assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases) == 1
 
@@ -236,7 +236,7 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStor
     second = await submitted(store)
     await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
     queue = store._keys.key(0, "queue", Kind.DOWNLOAD, "a")
-    await store._connection.command("ZADD", queue, 1, second.id, 2, first.id)
+    await store._client.command("ZADD", queue, 1, second.id, 2, first.id)
     lease = await leased(store)
     assert lease.id == second.id
     await store.finish("me", [(lease, OK, None, 60)])
@@ -426,7 +426,7 @@ async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: RedisSt
     batch = await store.reap(9, 60)
     assert batch.jobs == []
     assert batch.next_due_s == pytest.approx(30, abs=1)
-    await store._connection.command("ZADD", store._keys.key(0, "reap"), 1, spec.id)
+    await store._client.command("ZADD", store._keys.key(0, "reap"), 1, spec.id)
     batch = await store.reap(9, 60)
     assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
     assert (await store.reap(9, 60)).jobs == []
@@ -451,8 +451,8 @@ async def test_reports_of_live_instances_are_listed(store: RedisStore) -> None:
 async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
     await store.report("one", "processor", {}, 60)
     for key in (("instance", "processor", "one"), ("instances", "processor")):
-        assert 0 < await store._connection.command("PTTL", store._keys.key(0, *key)) <= 60_000
-    await store._connection.command("DEL", store._keys.key(0, "instance", "processor", "one"))
+        assert 0 < await store._client.command("PTTL", store._keys.key(0, *key)) <= 60_000
+    await store._client.command("DEL", store._keys.key(0, "instance", "processor", "one"))
     assert await store.reports("processor") == []
 
 

@@ -58,7 +58,7 @@ async def fill(store: RedisStore) -> None:
     await submit(store, HOSTILE)
     await store.lease(Kind.DOWNLOAD, "me", 5, 60)
     key = store._keys.key(0, "group", "download", "full")
-    await store._connection.command("HSET", key, "paused", 1)
+    await store._client.command("HSET", key, "paused", 1)
     await report(store, "processor", "worker-1-a")
     sick = {"kafka": {"healthy": False, "last_error": f"no broker {HOSTILE}"}}
     await report(store, "notifier", "worker-2-b", backends=sick, counters={"callbacks_failed": 3})

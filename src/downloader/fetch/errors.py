@@ -6,21 +6,9 @@ import errno
 import os
 from enum import Enum, auto
 
+from downloader import net
 from downloader.errors import DownloaderError
 from downloader.model import ErrorCode, describe_status
-from downloader.net import (
-    BadRequest,
-    BadResponse,
-    ConnectFailed,
-    ConnectionLost,
-    CutShort,
-    EgressRefused,
-    NameNotResolved,
-    NetError,
-    ProxyRefused,
-    TimedOut,
-    TlsFailed,
-)
 
 
 class Treatment(Enum):
@@ -52,17 +40,17 @@ class FetchError(DownloaderError):
         """What the origin asked for."""
 
 
-_KINDS: dict[type[NetError], tuple[ErrorCode, Treatment]] = {
-    EgressRefused: (ErrorCode.EGRESS, Treatment.FINAL),
-    NameNotResolved: (ErrorCode.DNS, Treatment.RETRY),
-    ConnectFailed: (ErrorCode.CONNECT, Treatment.RETRY),
-    ConnectionLost: (ErrorCode.CONNECT, Treatment.RETRY),
-    ProxyRefused: (ErrorCode.CONNECT, Treatment.RETRY),
-    TlsFailed: (ErrorCode.TLS, Treatment.FINAL),
-    TimedOut: (ErrorCode.TIMEOUT, Treatment.RETRY),
-    CutShort: (ErrorCode.TRUNCATED, Treatment.RETRY),
-    BadResponse: (ErrorCode.PROTOCOL, Treatment.FINAL),
-    BadRequest: (ErrorCode.PROTOCOL, Treatment.FINAL),
+_KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
+    net.EgressRefused: (ErrorCode.EGRESS, Treatment.FINAL),
+    net.NameNotResolved: (ErrorCode.DNS, Treatment.RETRY),
+    net.ConnectFailed: (ErrorCode.CONNECT, Treatment.RETRY),
+    net.ConnectionLost: (ErrorCode.CONNECT, Treatment.RETRY),
+    net.ProxyRefused: (ErrorCode.CONNECT, Treatment.RETRY),
+    net.TlsFailed: (ErrorCode.TLS, Treatment.FINAL),
+    net.TimedOut: (ErrorCode.TIMEOUT, Treatment.RETRY),
+    net.CutShort: (ErrorCode.TRUNCATED, Treatment.RETRY),
+    net.BadResponse: (ErrorCode.PROTOCOL, Treatment.FINAL),
+    net.BadRequest: (ErrorCode.PROTOCOL, Treatment.FINAL),
 }
 
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
@@ -71,9 +59,9 @@ _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENO
 _RETRIED_4XX = frozenset({408, 425, 429})
 
 
-def explain(exc: NetError) -> FetchError:
+def explain(exc: net.NetError) -> FetchError:
     """The failure that an exception of `downloader.net` means, by its type."""
-    if isinstance(exc, ConnectFailed) and exc.errno in _OWN_SHORTAGES:
+    if isinstance(exc, net.ConnectFailed) and exc.errno in _OWN_SHORTAGES:
         return own_fault(f"our own system: {os.strerror(exc.errno).lower()}")
     code, treatment = _KINDS[type(exc)]
     text = str(exc)

@@ -13,7 +13,6 @@ import random
 import secrets
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ import trio
 from downloader.config import Settings
 from downloader.errors import StoreError
 from downloader.fetch import Fetcher, disk_used_percent
+from downloader.model import now_ms
 from downloader.notify import Bulkhead, Notifier
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Workload, run_reaper, run_workload
@@ -72,7 +72,7 @@ class Instance:
     """Per role, whether it runs; for readiness."""
     bulkhead: Bulkhead | None = None
     """To the backends, of a notifier."""
-    started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    started_ms: int = field(default_factory=now_ms)
 
     @property
     def grace_s(self) -> float:

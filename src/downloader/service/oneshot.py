@@ -17,7 +17,7 @@ import trio
 
 from downloader.config import Settings
 from downloader.fetch import Fetcher
-from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict
+from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict, now_ms
 from downloader.net import Url, UrlError
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Stop, Wake, run_workload
@@ -248,7 +248,7 @@ async def _submit(run: _Run, store: JobStore) -> None:
                 aggr_limit=run.limit,
                 url=request.url,
                 mime_type=request.mime_type,
-                created_ms=time.time_ns() // 1_000_000,
+                created_ms=now_ms(),
             )
             run.indices[spec.id] = index
             submissions.append(Submission(spec=spec))

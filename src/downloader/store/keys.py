@@ -1,22 +1,23 @@
-"""Every key in Redis: its name, type, time to live and owner. The only place where a key is spelled.
+"""Every key in Redis: its name, type, time to live and owner. No other module builds a key's name.
 
 A key is `<prefix>:<layout>:{<shard>}:<name>`. The braces are a Redis Cluster hash tag: everything that one
 script touches has the same shard, hence the same slot. A standalone server has one shard, a cluster
 `CLUSTER_SHARDS`; an aggregation's shard follows from its name, a job's from its id.
 
-Lua gets its key functions from this table too (`lua_key_functions`), as `key_<name>(...)`.
+The scripts' functions `key_<name>(...)` are generated from this table too (`lua_key_functions`).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LAYOUT_VERSION = 1
-"""Raised when a version cannot share a store with the one before it."""
+"""Increased when a version cannot share a store with the one before it."""
 
 CLUSTER_SHARDS = 16
-"""Enough to spread over the nodes of a cluster, few enough that asking each in turn stays cheap."""
+"""Enough to spread over the nodes of a cluster, and few enough to ask all of them in one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,20 +25,23 @@ class Key:
     """One kind of key."""
 
     name: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
     type: str
-    ttl: str
-    """Empty: none, the owner deletes it."""
-    owner: str
+    ttl: str = ""
+    """Empty: none; the owner deletes the key."""
+    owner: str = ""
     """Which transition deletes it, or what bounds its number."""
     holds: str
 
     @property
     def path(self) -> str:
         """Its name behind the base, with parameters in angle brackets."""
-        if self.parameters[:1] == ("kind",):
-            return ":".join(["<kind>", self.name, *(f"<{p}>" for p in self.parameters[1:])])
-        return ":".join([self.name, *(f"<{p}>" for p in self.parameters)])
+        return ":".join(self.parts(self.name, [f"<{parameter}>" for parameter in self.parameters]))
+
+    def parts(self, name: str, values: Sequence[str]) -> Sequence[str]:
+        """The name and the values of the parameters in the order of the key: a kind stands first."""
+        kinds = 1 if self.parameters[:1] == ("kind",) else 0
+        return [*values[:kinds], name, *values[kinds:]]
 
 
 KEYS = (
@@ -45,7 +49,6 @@ KEYS = (
         name="job",
         parameters=("id",),
         type="string",
-        ttl="",
         owner="remove",
         holds="the job as the client asked for it: JSON, written once",
     ),
@@ -53,7 +56,6 @@ KEYS = (
         name="task",
         parameters=("kind", "id"),
         type="hash",
-        ttl="",
         owner="remove",
         holds="state of the job's download or callback; mostly absent for a download that never ran",
     ),
@@ -61,7 +63,6 @@ KEYS = (
         name="queue",
         parameters=("kind", "group"),
         type="zset",
-        ttl="",
         owner="empties as its tasks are leased",
         holds="pending tasks of a group by due time (ms)",
     ),
@@ -69,15 +70,13 @@ KEYS = (
         name="running",
         parameters=("kind", "group"),
         type="set",
-        ttl="",
-        owner="empties as leases end; sweep ends those of the dead",
+        owner="empties as leases end; `sweep` ends those of dead instances",
         holds="leased tasks of a group, each in one of its slots",
     ),
     Key(
         name="group",
         parameters=("kind", "group"),
         type="hash",
-        ttl="",
         owner="the transition that takes the group's last task",
         holds="`limit`, `proxy`, `paused` of an aggregation or callback destination",
     ),
@@ -85,7 +84,6 @@ KEYS = (
         name="groups",
         parameters=("kind",),
         type="zset",
-        ttl="",
         owner="a member goes with its group",
         holds=(
             "groups with work, by number of tasks pending or running; behind the point, in millionths,"
@@ -96,15 +94,12 @@ KEYS = (
         name="ready",
         parameters=("kind",),
         type="zset",
-        ttl="",
         owner="a member goes when its group is leased from, full, paused or gone",
         holds="groups that can run now, by turn; of callbacks those whose destination has answered lately",
     ),
     Key(
         name="unproven",
-        parameters=(),
         type="zset",
-        ttl="",
         owner="a member goes when its group is leased from, full, proven or gone",
         holds="callback groups that can run now and whose destination has not answered lately, by turn",
     ),
@@ -113,14 +108,12 @@ KEYS = (
         parameters=("group",),
         type="string",
         ttl="10 min",
-        owner="",
         holds="that a callback destination has taken a callback lately",
     ),
     Key(
         name="timers",
         parameters=("kind",),
         type="zset",
-        ttl="",
         owner="a member goes when it is due, its group is full, paused or gone",
         holds="groups that can run later, by the due time (ms) of their first task",
     ),
@@ -128,7 +121,6 @@ KEYS = (
         name="leases",
         parameters=("kind",),
         type="zset",
-        ttl="",
         owner="a member goes when its task is settled or swept",
         holds="running tasks by the end of their lease (ms)",
     ),
@@ -137,14 +129,11 @@ KEYS = (
         parameters=("kind", "owner"),
         type="string",
         ttl="one lease",
-        owner="",
         holds="an instance's last lease request and what it got, for a repeated request",
     ),
     Key(
         name="reap",
-        parameters=(),
         type="zset",
-        ttl="",
         owner="a member goes when its job is removed or retried",
         holds="finished jobs by the time (ms) at which file and record go",
     ),
@@ -153,7 +142,6 @@ KEYS = (
         parameters=("digest",),
         type="string",
         ttl="24 h",
-        owner="",
         holds="`<job id> <body digest>` of an Idempotency-Key",
     ),
     Key(
@@ -161,22 +149,18 @@ KEYS = (
         parameters=("role", "instance"),
         type="string",
         ttl="three reports",
-        owner="",
-        holds="what a live instance says of itself: JSON",
+        holds="facts and counters of a live instance: JSON",
     ),
     Key(
         name="instances",
         parameters=("role",),
         type="zset",
         ttl="three reports",
-        owner="",
         holds="live instances of a role by the time (ms) of their last report",
     ),
     Key(
         name="layout",
-        parameters=(),
         type="string",
-        ttl="",
         owner="one per store",
         holds="layout version and number of shards: JSON",
     ),
@@ -184,7 +168,6 @@ KEYS = (
         name="wake",
         parameters=("kind",),
         type="channel",
-        ttl="",
         owner="not stored",
         holds="published when a shard's first group becomes ready or its first timer earlier",
     ),
@@ -195,7 +178,7 @@ _BY_NAME = {key.name: key for key in KEYS}
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Spells keys for one store."""
+    """Builds the names of keys for one store."""
 
     prefix: str
     shards: int
@@ -213,9 +196,7 @@ class Keys:
         key = _BY_NAME[name]
         if len(values) != len(key.parameters):
             raise ValueError(f"{name} takes {key.parameters}")
-        if key.parameters[:1] == ("kind",):
-            return self.base(shard) + ":".join([values[0], name, *values[1:]])
-        return self.base(shard) + ":".join([name, *values])
+        return self.base(shard) + ":".join(key.parts(name, values))
 
     def aggregation_shard(self, aggr_id: str) -> int:
         """The shard of an aggregation and of all its jobs."""
@@ -229,14 +210,6 @@ def lua_key_functions() -> str:
     """Lua source: one `key_<name>(parameters)` for each key, over the local `base`."""
     lines = []
     for key in KEYS:
-        parameters = ", ".join(key.parameters)
-        if key.parameters[:1] == ("kind",):
-            parts = ["kind", f"':{key.name}'"]
-            rest = key.parameters[1:]
-        else:
-            parts = [f"'{key.name}'"]
-            rest = key.parameters
-        for name in rest:
-            parts += ["':'", name]
-        lines.append(f"local function key_{key.name}({parameters}) return base .. {' .. '.join(parts)} end")
+        parts = " .. ':' .. ".join(key.parts(f"'{key.name}'", key.parameters))
+        lines.append(f"local function key_{key.name}({', '.join(key.parameters)}) return base .. {parts} end")
     return "\n".join(lines) + "\n"

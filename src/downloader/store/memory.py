@@ -1,4 +1,4 @@
-"""How much memory there is for this process and what it starts."""
+"""How much memory this process and its children may use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def memory_bytes(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"))
 
     Args:
         cgroups: the mounted file system of control groups, version 2, or 1 with a folder `memory`.
-        own: tells this process's group in each hierarchy.
+        own: the file that names this process's group in each hierarchy.
     """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([machine, *_limits(cgroups, own)])
@@ -34,7 +34,7 @@ def _limits(cgroups: Path, own: Path) -> Iterator[int]:
             root, name = cgroups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # Each group is limited by those above it, too. In a container the outermost one seen is its own.
+        # The limits of all parent groups apply too. In a container the outermost visible group is its own.
         inner = root / group.lstrip("/")
         for folder in (inner, *inner.parents):
             if folder.is_relative_to(root):

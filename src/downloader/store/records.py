@@ -1,7 +1,7 @@
-"""What the scripts answer and what the store keeps, as values of the model, and back. Pure.
+"""Converts the answers of the scripts to values of the model. Pure.
 
-States and error codes that this version does not know were stored by a newer one: they stay the texts they
-are, and are passed on.
+States and error codes that this version does not know come from a newer version. They stay plain strings, and
+are passed on.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _VERDICTS: Mapping[str, Verdict] = {
     State.RUNNING: Verdict.RETRY,
     State.SUCCEEDED: Verdict.SUCCEEDED,
 }
-"""Of a download's last attempt, by the download's state; every other state is the end of a failure."""
+"""Verdict of a download's last attempt, by the download's state; for every other state it is `FAILED`."""
 
 
 def fields(flat: Sequence[Any]) -> dict[str, Any]:
-    """Names and values in turn, as Lua and HGETALL answer them, as a mapping."""
+    """A mapping from a flat list of names and values, the form in which scripts and HGETALL answer."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def terminal_state(outcome: Outcome) -> State:
-    """The state of a download that ended so."""
+    """The terminal state of a download with this outcome."""
     if outcome.verdict is Verdict.SUCCEEDED:
         return State.SUCCEEDED
     return State.CANCELLED if outcome.error_code is ErrorCode.CANCELLED else State.FAILED
@@ -95,7 +95,7 @@ def job_view(job_id: str, flat: Sequence[Any]) -> JobView:
 
 
 def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
-    """What `busiest.lua` answers for each shard as one, at most `count` aggregations."""
+    """The answers of `busiest.lua` from all shards in one value, with at most `count` aggregations."""
     found = [fields(answer) for answer in answers]
     aggregations = [_aggregation(fields(flat)) for shard in found for flat in shard["aggregations"]]
     aggregations.sort(key=lambda each: (-each.pending - each.in_flight, each.aggr_id))

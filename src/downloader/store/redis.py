@@ -1,8 +1,8 @@
-"""Redis and Valkey: clients, and their errors as ours. The only core module that imports redis.
+"""The client of Redis and Valkey, with its errors mapped to ours. The only core module that imports redis.
 
-The client is asyncio's, so every call crosses from Trio into the asyncio loop that the service has opened
-around everything (`trio_asyncio.open_loop`). A call is never cancelled half-way, because each cancel costs a
-connection and leaves unknown whether it was applied; it is shielded and bounded instead.
+redis-py uses asyncio, so every call runs in the asyncio loop that the service has opened (`asyncio_loop`).
+Calls are shielded from cancellation and bounded in time instead: a cancelled call would cost a connection,
+and it would be unknown whether it was applied.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Script, load_scripts
 
 RETRIES = 3
-"""Every script may be repeated, so a lost reply or connection is tried again, at most this often."""
+"""How often a call is repeated after a lost reply or connection. Every script may be repeated."""
 
 RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
 SILENCES = 2
-"""Times `redis.timeout` without a message, after which a subscription is asked whether it lives."""
+"""After this many times `redis.timeout` without a message, a subscription is checked with a PING."""
 
 CALLS = 64
-"""At once, each on a connection of its own; more wait their turn. The client's pool fails beyond 100."""
+"""Calls at once, each on a connection of its own; others wait. The client's pool raises beyond 100."""
 
 REVIVE_S = 0.5
-"""Pause between looks at shards that do not answer."""
+"""Pause between checks of shards that do not answer."""
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -65,12 +65,12 @@ _NOT_NOW = (
 
 
 class NoAnswer(StoreUnavailable):
-    """Nothing came back in time, or no connection was to be had: the next call may take as long."""
+    """No reply came in time, or no connection could be opened. The next call may take as long."""
 
 
 def as_store_error(error: Exception) -> StoreError:
-    """What a client error means to us, with its reason and without any secret."""
-    # While it connects, the client wraps what AUTH was answered.
+    """The `StoreError` for an exception of the client; its text has the reason and no secret."""
+    # An error of AUTH is the cause of the exception that the client raises while it connects.
     if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
         return StoreRefused(f"the store refuses us: {error}")
     if isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.ClusterDownError):
@@ -83,10 +83,10 @@ def as_store_error(error: Exception) -> StoreError:
 
 
 class StoreClient:
-    """A client, the scripts, and the fleet's layout.
+    """Runs scripts and commands on the store's shards.
 
-    A shard of a Cluster that did not answer is not asked again before `revive` has had an answer from it: its
-    calls fail at once, and those that concern other shards too do not wait for it.
+    After a shard of a Cluster has not answered, calls to it fail at once until `revive` has had an answer
+    from it. So calls that concern other shards too do not wait for it.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class StoreClient:
         """Run one transition on one shard.
 
         Args:
-            name: of the script.
-            shard: whose keys it gets.
-            call: its arguments by name, for all items.
-            items: the arguments by name of each item.
-            durable: whether to wait for the durability that is configured, too.
+            name: the script.
+            shard: the shard whose keys the script uses.
+            call: the arguments for the whole call, by name.
+            items: the arguments for each item, by name.
+            durable: whether to wait until the write is as durable as configured.
 
         Raises:
             StoreUnavailable: not carried out, or carried out and the answer was lost.
@@ -131,11 +131,11 @@ class StoreClient:
         return await self._call_shard(shard, lambda: run(script, base, arguments))
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
-        """Run a plain command; `shard` is that of its keys."""
+        """Run a plain command on the keys of `shard`. Raises as `run` does."""
         return await self._call_shard(shard, lambda: self._redis.execute_command(*words))
 
     async def ping(self, shard: int) -> None:
-        """Have one shard answer something."""
+        """Check that one shard answers. Raises as `run` does."""
         await self.command("EXISTS", self.keys.key(shard, "layout"), shard=shard)
 
     async def _call_shard(self, shard: int, call: Callable[[], Any]) -> Any:
@@ -150,7 +150,7 @@ class StoreClient:
             raise
 
     async def revive(self) -> None:
-        """Ask the shards again that did not answer, until cancelled."""
+        """Check shards that have not answered every `REVIVE_S` until they answer. Runs until cancelled."""
         while True:
             await self._fell_silent.wait()
             self._fell_silent = trio.Event()
@@ -167,8 +167,8 @@ class StoreClient:
             self._silent.discard(shard)
 
     async def call(self, call: Callable[[], Any]) -> Any:
-        """Make one asyncio call on the client, bounded, not cancelled, its errors mapped."""
-        # Shielded: see the module's docstring. The bound keeps a stop from waiting on a dead server.
+        """Make one asyncio call: shielded from cancellation, bounded in time, its exceptions mapped."""
+        # Shielded: see the module's docstring. The bound covers a stop while the server is dead.
         with trio.CancelScope(shield=True):
             try:
                 with trio.fail_after(self._timeout_s):
@@ -186,7 +186,8 @@ class StoreClient:
             return await self._redis.eval(script.text, 1, base, *arguments)
 
     async def _run_durably(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
-        # WAIT and WAITAOF speak of the writes of their own connection, so both go down the same one.
+        # WAIT and WAITAOF cover the writes of their own connection, so they follow the script on the same
+        # one.
         wait_ms = int(self._timeout_s * 1000 * 0.8)
         pipeline = self._redis.pipeline(transaction=False)
         pipeline.execute_command("EVAL", script.text, 1, base, *arguments)
@@ -204,10 +205,11 @@ class StoreClient:
 
     @asynccontextmanager
     async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[Callable[[], Any]]:
-        """Subscribe; yields a coroutine function that waits for what comes next on a channel.
+        """Subscribe to channels; yields a coroutine function that waits for the next message.
 
-        It answers the channel, and whether it was (again) subscribed to just now: after that, and after each
-        time that the connection was lost, messages may have been missed.
+        It returns the channel, and whether this is not a message but a (re)subscription to it. Messages
+        before a (re)subscription may have been missed. It raises `StoreError` when the connection is lost for
+        good.
         """
         pubsub = self._redis.pubsub()
         await self.call(lambda: pubsub.subscribe(*channels))
@@ -215,11 +217,11 @@ class StoreClient:
         async def next_message() -> tuple[str, bool]:
             asked = False
             while True:
-                # When its connection was lost, the client subscribes again by itself; only the answer to that
-                # shows it.
+                # After a lost connection the client subscribes again by itself. Only the reply to SUBSCRIBE
+                # shows this.
                 message = await pubsub.get_message(timeout=SILENCES * self._timeout_s)
                 if message is None:
-                    # No messages, or a connection that a firewall has dropped silently?
+                    # Either there were no messages, or a firewall has dropped the connection silently.
                     if asked:
                         raise exceptions.TimeoutError("the subscription has gone silent")
                     await pubsub.ping()
@@ -244,7 +246,7 @@ class StoreClient:
 
 @asynccontextmanager
 async def open_client(settings: RedisSettings) -> AsyncIterator[StoreClient]:
-    """Connect, check the server and the layout; closes the client at the end.
+    """Connect, and check the server and the layout; closes the client when the context ends.
 
     Needs a `trio_asyncio` loop around it.
 
@@ -282,7 +284,7 @@ async def open_client(settings: RedisSettings) -> AsyncIterator[StoreClient]:
 
 
 def where(settings: RedisSettings) -> str:
-    """The store's address for people: no password."""
+    """The store's address for messages, without the password."""
     if settings.sentinel is not None:
         return f"Sentinel {settings.sentinel.master} of {', '.join(settings.sentinel.nodes)}"
     parts = urlsplit(settings.url)
@@ -298,7 +300,7 @@ def _reason(error: Exception) -> str:
 def _redis_client(settings: RedisSettings) -> Any:
     options: dict[str, Any] = {
         "decode_responses": True,
-        # The deadline round each call bounds it; a timer of the client's own per read and write costs CPU.
+        # `StoreClient.call` has a deadline; a timer of the client for each read and write would cost CPU.
         "socket_timeout": None,
         "socket_connect_timeout": settings.timeout,
         "retry": Retry(ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S), RETRIES),
@@ -324,7 +326,7 @@ def _redis_client(settings: RedisSettings) -> Any:
 
 
 def _url_options(url: str) -> dict[str, Any]:
-    """User, password, database and TLS of the URL, for a primary whose address Sentinel knows."""
+    """User, password, database and TLS from the URL; Sentinel gives the primary's address."""
     if not url.startswith(("redis://", "rediss://")):
         return {}
     options: dict[str, Any] = dict(aioredis.ConnectionPool.from_url(url).connection_kwargs)
@@ -342,7 +344,7 @@ def _host_port(node: str) -> tuple[str, int]:
 
 
 async def check_layout(client: StoreClient) -> bool:
-    """Write the layout into a fresh store, compare it with that of a used one; answers whether it was fresh.
+    """Write the layout into an empty store, or compare it with the one found; answers whether it was empty.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -359,10 +361,14 @@ async def check_layout(client: StoreClient) -> bool:
 
 
 def compare_layout(text: str, shards: int) -> None:
-    """Whether a store's layout is ours, with so many shards.
+    """Check a layout read from the store.
+
+    Args:
+        text: JSON, as `check_layout` wrote it.
+        shards: the number that this instance uses.
 
     Raises:
-        StoreRefused: it is not.
+        StoreRefused: its version or its number of shards differs.
     """
     found = json.loads(text)
     if found.get("version") != LAYOUT_VERSION:
@@ -378,7 +384,7 @@ def compare_layout(text: str, shards: int) -> None:
 
 
 async def _check_durability(client: StoreClient, settings: RedisSettings) -> None:
-    """Ask the server for the configured durability: one without it fails now and not at the first job."""
+    """Check that the server has the configured durability, so that a wrong setting fails at the start."""
     if settings.durability == "aof":
         try:
             await client.command("WAITAOF", 1, 0, 1)

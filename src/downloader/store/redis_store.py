@@ -1,4 +1,4 @@
-"""`RedisStore`: a typed wrapper per transition; each asks the shards that it concerns."""
+"""`RedisStore`: one typed method per transition, which runs its script on the shards that it concerns."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ T = TypeVar("T")
 A = TypeVar("A")
 
 RESUBSCRIBE_S = 0.5
-"""Pause before listening again after the store was lost; jobs wait at most this much longer for it."""
+"""Pause before subscribing again after the connection to the store was lost."""
 
 _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{0,20})\.([0-9A-Za-z]*)")
-"""Shard, score and id of a failed callback."""
+"""Shard, score and id of the last job that was looked at."""
 
 PROVEN_S = 600.0
-"""How long a callback destination counts as one that answers after it has taken a callback."""
+"""How long a callback destination counts as proven after it has taken a callback."""
 
 
 @asynccontextmanager
@@ -72,7 +72,7 @@ class RedisStore:
         self._ids = JobIds()
         self._requests = itertools.count()
         self._session = secrets.token_hex(4)
-        # Where the next lease call begins, so that no shard is always asked last.
+        # The shard that the next lease call asks first; it changes, so that no shard is always asked last.
         self._next_shard = 0
         self._unanswered: dict[tuple[Kind, int], str] = {}
 
@@ -87,7 +87,8 @@ class RedisStore:
 
         async def ask(shard: int, items: Sequence[Submission]) -> list[tuple[Accepted, str]]:
             answers = await run(shard, [(item, item.spec.aggr_proxy) for item in items])
-            # A proxy that its aggregation has already is judged here, by the caller's patterns.
+            # The script cannot match patterns. If the aggregation has another proxy that is permitted, the
+            # submission is repeated with that proxy named.
             again = {
                 at: (items[at], proxy)
                 for at, (why, proxy) in enumerate(answers)
@@ -134,7 +135,8 @@ class RedisStore:
         waits: list[float] = []
         unproven = shares.unproven
         while shards and (count == 0 or len(leases) < count):
-            # As many at once as can be promised one lease each: no more are granted than there is room for.
+            # At most one shard per free slot at a time, so that no more leases are granted than there are
+            # slots.
             room = count - len(leases)
             asked, shards = (shards[:room], shards[room:]) if count else (shards, [])
             rooms = dict(zip(asked, _split(room, len(asked)), strict=True))
@@ -170,8 +172,8 @@ class RedisStore:
         return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
 
     async def _lease_from(self, shard: int, call: dict[str, Any]) -> dict[str, Any]:
-        # A call that failed may have been applied: its request is asked again, and what it had been
-        # given is given again, instead of lying leased to nobody until the lease ends.
+        # A call that failed may have been applied. The next call repeats its request id, and the script gives
+        # the same leases again; otherwise these tasks would wait until the leases end.
         key = call["kind"], shard
         call["request"] = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
         answer = await self._client.run("lease", shard, call)
@@ -220,7 +222,7 @@ class RedisStore:
             _, outcome, plan, keep_s = result
             plan = plan or CallbackPlan(group="", limit=0)
             file = outcome.file
-            # An attempt that never was (poison, cancelled before it began) does not count.
+            # Jobs that end as poison or cancelled have made no attempt under this lease.
             counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.CANCELLED)
             return {
                 "state": records.terminal_state(outcome),
@@ -375,7 +377,7 @@ class RedisStore:
                         task_status.started()
                     while True:
                         channel, again = await receive()
-                        # Whatever was published before we listened is lost: look once by ourselves.
+                        # Also for a subscription: what was published before it is lost.
                         by_channel[channel]()
                         if again and channel == first and await check_layout(self._client):
                             log.error(Event.STORE_EMPTY)
@@ -396,7 +398,7 @@ class RedisStore:
         lease: Callable[[T], Lease],
         row: Callable[[T], dict[str, Any]],
     ) -> Sequence[Settled]:
-        """Run a transition on leased tasks; `row` gives an item's arguments besides the lease."""
+        """Run a transition on leased tasks; `row` gives an item's arguments besides id and generation."""
 
         async def ask(shard: int, items: Sequence[T]) -> Sequence[Settled]:
             rows = []
@@ -418,7 +420,9 @@ class RedisStore:
         ask: Callable[[int, Sequence[T]], Awaitable[Sequence[A]]],
         missing: Callable[[T], A],
     ) -> list[A]:
-        """Ask each item's shard, once for all of its items; answers in order, `missing` where none came.
+        """Ask the shards of the items, each once for all of its items.
+
+        Answers in order of the items; `missing` gives the answers for shards that did not answer.
 
         Raises:
             StoreUnavailable: no shard answered.
@@ -436,10 +440,10 @@ class RedisStore:
     async def _ask(
         self, shards: Collection[int], ask: Callable[[int], Awaitable[A]], *, some: bool = False
     ) -> dict[int, A]:
-        """Ask shards at the same time; answers what those answer that do, and logs why others do not.
+        """Ask shards at the same time; returns the answers by shard, and logs which shards did not answer.
 
         Raises:
-            StoreUnavailable: none answered, unless `some` have answered before.
+            StoreUnavailable: none answered. Not if `some` is true: others have answered before.
         """
         if self._keys.shards == 1:
             return {shard: await ask(shard) for shard in shards}
@@ -473,7 +477,7 @@ def _first(result: tuple[Lease, *tuple[Any, ...]]) -> Lease:
 
 
 def _split(total: int, parts: int) -> Iterable[int]:
-    """`total` in as equal parts as whole numbers allow."""
+    """`total` as a sum of `parts` integers that differ by at most one."""
     return (total // parts + (part < total % parts) for part in range(parts))
 
 

@@ -1,4 +1,4 @@
-"""The transitions as Lua: their text, their headers, and one call that runs them."""
+"""The Lua scripts of the transitions: their texts and their headers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_scripts() -> Mapping[str, Script]:
     """All transitions by name, read from the package's `lua` folder.
 
     Raises:
-        ValueError: a file's header is not as it must be.
+        ValueError: the header of a file is malformed.
     """
     library = f"local base = KEYS[1]\n{lua_key_functions()}{_LUA.joinpath('_lib.lua').read_text('utf-8')}"
     scripts = {}

@@ -1,7 +1,7 @@
 """A script that becomes another program, which gets SIGTERM when the process that started it ends.
 
-`python with_parent.py PARENT PROGRAM ARGUMENTS...`: a process of its own, because `subprocess` has no option
-for this, and in a process with threads Python code must not run between fork and exec.
+`python with_parent.py PARENT PROGRAM ARGUMENTS...`. It is a script because `subprocess` has no option for
+this, and because Python code must not run between fork and exec in a process with threads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 
 PR_SET_PDEATHSIG = 1
-"""Of Linux; elsewhere the next start ends a server that was left behind."""
+"""From `<linux/prctl.h>`. On other systems the next start ends a server that was left behind."""
 
 
 def main(parent: int, command: list[str]) -> None:
@@ -20,7 +20,7 @@ def main(parent: int, command: list[str]) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() == parent:
-        os.execv(command[0], command)  # noqa: S606 - what it is for
+        os.execv(command[0], command)  # noqa: S606 - the purpose of this script
 
 
 if __name__ == "__main__":

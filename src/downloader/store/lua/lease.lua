@@ -125,6 +125,6 @@ end
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)
 end
--- No wake-up is published: an instance that got 0 asks again, and one that sleeps was told that nothing can run,
--- until a script that publishes changes that.
+-- No wake-up is published: an instance whose last answer was 0 asks again. An instance that sleeps had an answer that
+-- nothing can run, and a script that changes this publishes a wake-up.
 return {'due_ms', due_ms(), 'leases', leases}

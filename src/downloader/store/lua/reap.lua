@@ -1,7 +1,7 @@
 -- reap: finished jobs that are due for deletion are given to one reaper for a while.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {count: how many at the most, hold_ms: how long nobody else is given them}
+-- ARGV    1 {count: how many at the most, hold_ms: how long no other call gets them}
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
