@@ -115,7 +115,7 @@ ROWS = (
         OF_STORE,
     ),
     (
-        "share: an aggregation never gives way",
+        "share: an aggregation never hands leases back",
         f"{SCHEDULER}/limits.py",
         "return next((group for group in self._large if self._beyond(group) > 0), None)",
         "return None",

@@ -1,4 +1,4 @@
-"""Leases that this process holds: how long it may count on each, and the task that renews them."""
+"""Leases that this process holds: until when each is valid here, and the task that renews them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from downloader.store import JobStore, Settled
 log = get_logger()
 
 MARGIN = 0.1
-"""Part of a lease at its end in which its holder does not count on it: unwinding and publishing take time."""
+"""Last part of a lease in which its holder no longer works: unwinding and publishing take time."""
 
 MAX_MARGIN_S = 2.0
 
@@ -25,16 +25,16 @@ RETRIES_PER_LEASE = 10
 """How often renewing is tried while the store does not answer."""
 
 Held = dict["HeldLease", None]
-"""What a process holds of one kind, the oldest first."""
+"""The leases of one kind that a process holds, the oldest first."""
 
 Clock = Callable[[], float]
-"""Seconds since some moment, the same for all threads; never stands still."""
+"""Seconds since a fixed moment, the same in all threads; goes on during a suspend where possible."""
 
 
 def boottime() -> float:
-    """Seconds since the host started, those that it was suspended included, where the system tells.
+    """Seconds since the host started. Where there is `CLOCK_BOOTTIME`, the time of suspends is included.
 
-    `time.monotonic` stands still during a suspend on Linux, while the store's clock goes on.
+    On Linux `time.monotonic` stops during a suspend, while the store's clock goes on.
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -42,10 +42,10 @@ def boottime() -> float:
 
 
 class HeldLease:
-    """A lease and the scopes of what is done under it.
+    """A lease, and the cancel scopes of its work.
 
-    `scope` is the outer one: all that is done under the lease, settling included; it ends with the lease.
-    `work` is the inner one: the work alone; when it is cancelled, the lease is handed back.
+    `scope`, the outer one, contains the work and its settling; it is cancelled when the lease ends. `work`,
+    the inner one, contains the work alone; when it is cancelled, the lease is handed back.
     """
 
     __slots__ = ("_clock", "_ends_at", "abandoned", "lease", "scope", "started_at", "work", "worked")
@@ -58,31 +58,31 @@ class HeldLease:
         self.worked = False
         """Whether its work has ended."""
         self.abandoned = False
-        """Whether it was handed back without its work, which hangs."""
+        """Whether it was handed back although its work has not ended, because the work hangs."""
         self._clock = clock
         self._ends_at = 0.0
         self.prolong(asked_at, lease_s)
 
     def prolong(self, asked_at: float, lease_s: float) -> None:
-        """Count on the lease until shortly before `lease_s` seconds after `asked_at` have passed.
+        """The lease is valid until a margin before `asked_at + lease_s`.
 
         Args:
-            asked_at: by the clock, when the request was about to be sent. The store counts from when it
-                answers, which is later, so the lease ends here before it ends there.
-            lease_s: what the store was asked for.
+            asked_at: the clock's time before the request was sent. The store counts from a later moment, so
+                the lease ends here before it ends there.
+            lease_s: the seconds that were requested.
         """
         self._ends_at = asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
         self.scope.deadline = trio.current_time() + self._ends_at - self._clock()
 
     def lose(self) -> None:
-        """Another instance has it: stop all that is done under it."""
+        """Another instance has the task: cancel the work and its settling."""
         self._ends_at = 0.0
         self.scope.cancel()
 
     def still_ours(self) -> bool:
-        """Whether what is done may still be published; may be asked from any thread.
+        """Whether the lease is valid now, so that the result may be published. Thread-safe.
 
-        A process that was frozen, or whose host was suspended, sees the clock before it does anything else.
+        It reads the clock, so it is right also after the process was frozen or the host suspended.
         """
         return self._clock() < self._ends_at
 
@@ -96,10 +96,10 @@ async def keep_leases(
     *,
     clock: Clock,
 ) -> None:
-    """Renew all leases in `held` (a live view) in time, and lose those that are lost. Until cancelled.
+    """Renew all leases in `held` (a live view); those that the store refuses are lost. Runs until cancelled.
 
-    While the store does not answer for some of them, it tries again sooner; what has not been renewed ends
-    with its own deadline.
+    If the store does not answer for some of them, it tries again sooner. A lease that is not renewed ends at
+    its deadline.
     """
     while True:
         await trio.sleep(lease_s / RENEWALS_PER_LEASE)
@@ -107,7 +107,7 @@ async def keep_leases(
         while unknown:
             log.warning(Event.LEASE_NOT_RENEWED, kind=kind, count=len(unknown))
             await trio.sleep(lease_s / RETRIES_PER_LEASE)
-            # All of them again, as meanwhile the time of the others may have come too.
+            # All of them, because meanwhile the others may need a renewal too.
             unknown = await _renew(store, kind, owner, list(held), lease_s, clock=clock)
 
 

@@ -1,8 +1,8 @@
-"""What this process may have in flight: a limiter per group, and no group more than its share.
+"""What this process may have in flight: a limiter per group, and bounds on a group's share of the slots.
 
-While others wait, a group (an aggregation) has no more than half of the slots, and callbacks to destinations
-that have not answered lately have no more than half together. `docs/design/scheduler.md` says where each of
-these is decided.
+While others wait, an aggregation has at most half of the download slots. Callbacks to destinations that have
+not answered lately have at most half of the callback slots together. `docs/design/scheduler.md` says where
+each bound is enforced.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from downloader.scheduler.leases import HeldLease
 from downloader.store import Shares
 
 HOLD_S = 30.0
-"""How long a group that had to hand leases back gets none beyond its share, whoever waits. Otherwise the next
-job of another group would end one of its downloads again, at the cost of its origin."""
+"""How long a group that had to hand leases back gets no more than its share, even if no other group waits.
+Otherwise the next job of another group would end one of its downloads again, and its origin would send the
+file twice."""
 
 
 class Limits:
-    """The slots of one process and the leases that have them, while these are worked on.
+    """The slots of one process, and the leases whose work occupies them.
 
-    The store grants no lease beyond a group's limit. Its limiter here holds also when a lease that ended is
-    granted anew before its old work has unwound.
+    The store grants no lease beyond a group's limit. The limiter here covers the case that a lease which
+    ended is granted again before its former work has unwound.
     """
 
     def __init__(self, kind: Kind, slots: int) -> None:
@@ -40,7 +41,7 @@ class Limits:
         return len(self._limiters)
 
     def enter(self, held: HeldLease) -> bool:
-        """Take a slot of the lease's group; false if this process has none free."""
+        """Take a slot of the lease's group; false if none is free in this process."""
         lease = held.lease
         limiter = self._limiters.get(lease.group)
         if limiter is None:
@@ -57,7 +58,7 @@ class Limits:
         return True
 
     def leave(self, held: HeldLease) -> bool:
-        """Give the slot back; answers whether a lease may be had now that was not to be had before."""
+        """Release the slot; answers whether the bounds of shares have changed, so that more may be leased."""
         before = self._bounds()
         group = held.lease.group
         limiter = self._limiters[group]
@@ -87,8 +88,10 @@ class Limits:
             return None
         return next((group for group in self._large if self._beyond(group) > 0), None)
 
-    def give_way(self, group: str, others: int, held: Iterable[HeldLease], now: float) -> Sequence[HeldLease]:
-        """The leases that a group hands back for `others` groups that wait: the newest, down to its share."""
+    def leases_beyond_share(
+        self, group: str, others: int, held: Iterable[HeldLease], now: float
+    ) -> Sequence[HeldLease]:
+        """The leases that a group hands back because `others` groups wait: the newest, down to its share."""
         count = min(others, self._beyond(group))
         self._held_until[group] = now + HOLD_S
         limiter = self._limiters.get(group)

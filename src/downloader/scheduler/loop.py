@@ -1,7 +1,7 @@
-"""The loop: room first, leases second, so that a leased job never queues.
+"""The loop: it waits for a free slot before it leases, so a leased job never waits in this process.
 
-Ownership: `run_workload` owns the tasks that do the work, and around them, because they serve these to
-their end, the tasks that renew leases, commit results and sweep.
+`run_workload` owns the tasks that do the work. The tasks that renew leases, commit results and sweep run in
+an outer nursery, because they are needed until the work has ended.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from downloader.store import JobStore, Settled, StoreUnavailable
 log = get_logger()
 
 LOOK_S = 5.0
-"""Longest sleep without looking: wake-ups are lossy. Jobs do not wait for it unless one was lost."""
+"""Longest time between two lease calls. Jobs wait for it only if a wake-up was lost."""
 
 SHARE_LOOK_S = 0.5
-"""How often a process that one aggregation fills, or that holds one to its share, looks whether others
-wait. No wake-up is published then, because `ready` is not empty."""
+"""Time between two checks whether other groups wait, while an aggregation fills the process or is held to its
+share. No wake-up is published then, because `ready` is not empty."""
 
 LEASE_BATCH = 64
-"""Leases per call, so that one instance takes turns with the others."""
+"""Leases per call at most, so that the other instances get their turn."""
 
 SETTLE_BATCH = 200
-"""Settlements per call, so that one script stays at a few milliseconds."""
+"""Settlements per call at most, so that a script takes a few milliseconds."""
 
 BUSY_FROM = 64
-"""Tasks in flight from which a call lingers to carry more; below, somebody may be waiting for it."""
+"""With this many tasks in flight a call waits `LINGER_S` to carry more; with fewer it goes at once."""
 
 LINGER_S = 0.005
-"""Small beside the time that a task spends in flight when so many are."""
+"""Short, compared to the time that a task takes while so many are in flight."""
 
 SWEEPS_PER_LEASE = 10
 
@@ -50,32 +50,32 @@ BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
 """Pauses between calls to a store that does not answer."""
 
 HAND_BACK_S = 2.0
-"""How long a store that does not answer is asked at a stop for leases that it may have given, and after the
-stop's deadline to take leases back."""
+"""At a stop: how long to ask a silent store for leases whose answer was lost, and how long
+after the deadline to go on trying to hand leases back."""
 
 UNWIND_S = 0.2
-"""How long after the stop's deadline work may take to end once it is cancelled. What a hung disk holds does
-not end, and its lease is handed back without it."""
+"""How long cancelled work may take to end after the stop's deadline. Work that waits for a
+hung disk does not end; its lease is handed back all the same."""
 
 ABANDONED_DELAY_S = 5.0
-"""How long a task waits whose former work has not ended: by then its process has, and with it the request."""
+"""When a task whose work hangs is due again: after this process, and with it the work, has ended."""
 
 OCCUPIED_DELAY_S = 0.05
-"""How long a task waits whose slot in this process is still being cleared by its former work."""
+"""When a task is due again whose slot in this process is still occupied by its former work."""
 
 
 class Wake:
-    """A wake-up: set before the wait, the wait returns at once; set often, it counts once. One waiter."""
+    """An event that resets itself, for one waiter. If it is set before the wait, the wait returns at once."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
 
     def set(self) -> None:
-        """Wake the waiter, now or when it comes."""
+        """Wake the waiter, or let its next wait return at once."""
         self._event.set()
 
     async def wait(self) -> None:
-        """Return once after one or more `set`; a cancelled wait has consumed nothing."""
+        """Return after one or more `set`, and reset. A cancelled wait does not reset."""
         await self._event.wait()
         self._event = trio.Event()
 
@@ -85,21 +85,20 @@ class Workload(ABC):
 
     kind: Kind
     concurrency: int
-    """Leases that a process holds at the most."""
+    """How many leases the process holds at most."""
     lease_s: float
     leases_at_stop: bool = False
-    """Whether a stop that has begun still leases what is due then, one call's worth of it."""
+    """Whether one more call leases what is due when a stop begins."""
 
     @abstractmethod
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
-        """Do a lease's work. Expected failures are its answer; what it raises ends the process.
+        """Do a lease's work. Expected failures are returned; an exception ends the process.
 
-        It is cancelled when the lease is lost, and when it is to be handed back: at a stop's deadline, or
-        because others wait for the slot.
+        It is cancelled when the lease is lost, at a stop's deadline, and when other groups wait for the slot.
 
         Args:
             lease: what to work on.
-            still_ours: tells, from any thread, whether the lease still holds.
+            still_ours: whether the lease is still valid; thread-safe.
         """
 
     @abstractmethod
@@ -111,7 +110,7 @@ class Workload(ABC):
         """Called for each settled lease: how its work ended, and how long it took."""
 
     def may_lease(self) -> bool:
-        """False while nothing should be leased (a full disk); asked every `LOOK_S` and on every wake."""
+        """False while nothing should be leased (a full disk). Called before each lease call."""
         return True
 
     def lost(self) -> None:
@@ -119,7 +118,7 @@ class Workload(ABC):
         return
 
     def swept(self, count: int) -> None:
-        """Called after a sweep: how many tasks it has taken from dead instances."""
+        """Called after a sweep with the number of tasks that it has taken from dead instances."""
         del count
 
 
@@ -161,7 +160,7 @@ async def run_workload(
     clock: Clock = boottime,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Lease and work until `stop` begins, then see work in flight to its end or hand it back.
+    """Lease and work until `stop` begins; work in flight then has until the stop's deadline.
 
     Args:
         store: where the leases come from.
@@ -171,9 +170,9 @@ async def run_workload(
         stop: ends leasing when it begins, and the work at its deadline.
         held: empty; holds the leases in flight while it runs, for others to count.
         clock: by which leases end.
-        task_status: told when leasing begins.
+        task_status: started when leasing begins.
 
-    A cancel abandons the work in flight: its leases end by themselves and other instances take over.
+    A cancel ends the work in flight and hands nothing back: other instances take over when the leases end.
     """
     held = {} if held is None else held
     commit: GroupCommit[Ended, Settled] = GroupCommit(
@@ -221,8 +220,8 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             continue
         if running.free < workload.concurrency // 8 and len(running.held) >= BUSY_FROM:
             await trio.sleep(LINGER_S)
-        heard, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
-        if not heard:
+        answered, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
+        if not answered:
             await _look_again(running.wake, _jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
@@ -234,12 +233,12 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             await _look_again(running.wake, min(due_s, longest_s))
     if workload.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
-    # Leases whose answer was lost, if there are any, are asked for and handed back.
+    # Ask for leases whose answer was lost; the work of each ends at once, and it is handed back.
     give_up_at = trio.current_time() + HAND_BACK_S
-    heard = False
-    while not heard and trio.current_time() < give_up_at:
-        heard, _ = await _take(running, tasks, 0)
-        if not heard:
+    answered = False
+    while not answered and trio.current_time() < give_up_at:
+        answered, _ = await _take(running, tasks, 0)
+        if not answered:
             await trio.sleep(_jittered(BACKOFF_S))
 
 
@@ -268,7 +267,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
 
 
 async def _wait_for_room(running: _Running) -> None:
-    """Wait for a free slot; if one aggregation has more than its share while others wait, it gives way."""
+    """Wait for a free slot. If a group has more than its share while others wait, cancel the excess."""
     if running.limits.too_large() is None:
         await running.room.wait()
         return
@@ -284,7 +283,7 @@ async def _wait_for_room(running: _Running) -> None:
         log.warning(Event.STORE_UNAVAILABLE, kind=running.workload.kind, reason=str(error))
         return
     if others and not running.stop.begun:
-        for held in running.limits.give_way(group, others, running.held, trio.current_time()):
+        for held in running.limits.leases_beyond_share(group, others, running.held, trio.current_time()):
             held.work.cancel()
 
 
@@ -328,7 +327,7 @@ async def _work(running: _Running, held: HeldLease, entered: bool) -> End:  # no
             with held.work:
                 end = await running.workload.work(lease, held.still_ours)
     finally:
-        # Before it is settled: from then on the store gives the slot away, perhaps to this process.
+        # Before it is settled, because then the store grants the slot again, perhaps to this process.
         if running.limits.leave(held):
             running.wake.set()
     return end or _released(lease, "", 0.0)
@@ -360,7 +359,7 @@ def _released(lease: Lease, reason: str, delay_s: float) -> End:
 async def _settle(running: _Running, result: Ended) -> Settled:
     """Settle as soon as the store answers; `UNKNOWN` if a stop cannot wait for that.
 
-    The end of the lease ends it from outside: the store would refuse it then.
+    It is cancelled when the lease ends, because then the store would refuse it.
     """
     backoff_s = BACKOFF_S
     while True:

@@ -17,27 +17,27 @@ log = get_logger()
 REAP_BATCH = 200
 
 HOLD_S = 300.0
-"""How long a job is left alone after a reaper has taken it: until then it has either removed it or died."""
+"""How long no other reaper gets a job; by then the reaper that got it has removed it, or has died."""
 
 LOOK_S = 5.0
-"""Longest sleep: a job may fall due sooner than the last look knew. Deletion is in no hurry."""
+"""Longest sleep. A job may become due earlier than the last call said; such a delay does no harm."""
 
 DELETIONS = 8
 """Deletions at once; they must not compete with downloads for the disk."""
 
 DELETION_S = 60.0
-"""Bound of one deletion: a storage plugin that hangs must not stop the deletions of other jobs."""
+"""Time limit of one deletion, so that a plugin that hangs does not stop the deletions of other jobs."""
 
 
 async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
-    """Delete what is due until `stop` begins; a batch in hand then has until its deadline.
+    """Delete jobs that are due until `stop` begins; the current batch then has until the stop's deadline.
 
-    What is not deleted by then, or deleted and not yet removed, is given to some reaper again after `HOLD_S`:
-    to delete a file twice is harmless.
+    Jobs of a batch that are not removed by then are given to a reaper again after `HOLD_S`. Deleting a file
+    twice is harmless.
 
     Args:
-        store: tells what is due.
-        delete: deletes a job's file; what it raises is logged, and it is tried again later.
+        store: gives the jobs that are due.
+        delete: deletes a job's file. Its exceptions are logged, and the job is tried again later.
         stop: ends it.
     """
     with trio.CancelScope(deadline=stop.deadline) as scope:
@@ -78,7 +78,7 @@ async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitabl
                     log.debug(Event.FILE_DELETED, job_id=job.spec.id, aggr_id=job.spec.aggr_id)
             except StorageError as error:
                 log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=str(error))
-            except Exception as error:  # a storage plugin is a stranger's code
+            except Exception as error:  # a storage plugin may raise anything
                 reason = f"the storage failed with {type(error).__name__}"
                 log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=reason, exc_info=error)
             else:

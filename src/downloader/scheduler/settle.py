@@ -1,4 +1,4 @@
-"""What becomes of finished work in the store, for downloads and for callbacks."""
+"""Reports the ends of downloads and callbacks to the store, by the transition that each calls for."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def _settle(
     results: Sequence[Ended],
     finish: Callable[[Sequence[Ended]], Awaitable[Sequence[Settled]]],
 ) -> Sequence[Settled]:
-    """Group the results by what becomes of their tasks, one transition for each group."""
+    """Group the results by transition, and run one call for each."""
     answers: dict[int, Settled] = {}
 
     def those(*verdicts: Verdict) -> list[Ended]:

@@ -9,11 +9,11 @@ import trio
 
 
 class Stop:
-    """One per process; begun once."""
+    """One stop of a process or of some of its roles; it begins once."""
 
     def __init__(self) -> None:
         self.deadline = math.inf
-        """Trio time at which work still in flight is handed back; infinite until the stop begins."""
+        """Trio time at which work in flight is cancelled and handed back; infinite until the stop begins."""
         self._begun = trio.Event()
         self._callbacks: list[Callable[[], None]] = []
 

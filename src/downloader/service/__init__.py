@@ -1,4 +1,4 @@
-"""The composition root: opens resources, nests nurseries, handles signals. The only part that imports all."""
+"""The composition root: opens resources, nests nurseries, handles signals. It alone imports all parts."""
 
 from __future__ import annotations
 

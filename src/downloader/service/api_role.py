@@ -1,4 +1,4 @@
-"""The API's role. Imported only by processes that have it: Quart takes a third of all import time."""
+"""The role `api`. Only processes that have it import this module: Quart takes a third of all import time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def serve_api(
     grace_s: float,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop()` returns and requests in flight are answered; warns of an API that is open to all.
+    """Serve until `stop()` returns and requests in flight are answered. Logs `api.open` if all may use it.
 
     The keywords are those of `ApiDeps` and `downloader.api.serve`.
 

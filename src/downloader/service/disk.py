@@ -1,4 +1,4 @@
-"""The high-water mark: no download is begun while the spool's disk is too full."""
+"""The high-water mark: no download begins while the spool's disk is too full."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from downloader.observe import Event, get_logger
 log = get_logger()
 
 LOOK_S = 1.0
-"""Seconds between two looks at the disk; one on each lease call would cost more and tell no more."""
+"""Seconds between two checks of the disk; a check for each lease call would cost more and show no more."""
 
 
 class DiskGate:
-    """Closed from `high` percent used until it is below `low` again.
+    """Closed from the moment the disk is `high` percent full until it is less than `low` percent full.
 
     Args:
         used_percent: reads how full the disk is, in percent.

@@ -1,4 +1,4 @@
-"""Where files are: the service's own storage, and the buckets that jobs bring."""
+"""Stored files: in the service's storage, and in buckets that jobs name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Files:
     buckets: Buckets
 
     async def delete(self, spec: JobSpec) -> None:
-        """Delete a job's file in our own storage; one in a caller's bucket is the caller's.
+        """Delete a job's file in the service's storage. A file in the bucket that the job named stays.
 
         Raises:
             StorageError: it could not be deleted; a later try may succeed.
@@ -30,8 +30,8 @@ class Files:
     def url(self, spec: JobSpec) -> str:
         """`download_url` of a job's file.
 
-        In a caller's bucket: the object's. Else below the configured base; with none, where the storage
-        says, or where our own API serves the files.
+        For a bucket that the job named, the object's URL. Otherwise, in this order: below the configured
+        base, the storage's own URL, or below the API's `/files`.
         """
         key = spec.storage_key
         if spec.s3_bucket:
@@ -43,7 +43,7 @@ class Files:
 
 
 def own_base(settings: Settings) -> str:
-    """Where our own API serves the files."""
+    """The URL of the API's `/files`."""
     host = settings.api.host
     if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
         host = "localhost"

@@ -2,7 +2,7 @@
 
 Nested by lifetime: asyncio loop > store > storage, backends, connections > roles. A stop ends leasing and the
 API at once; downloads in flight have until a deadline and are then handed back; callbacks drain after them;
-resources close last. Timers outside of the event loop bound the whole.
+resources close last. Timers outside of the event loop bound the duration of the whole stop.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ GC_THRESHOLDS = (10_000, 20, 50)
 """Instead of 700, 10, 10: a few megabytes of cycles may wait."""
 
 RESERVE = 0.25
-"""Part of the grace period kept for handing back, callbacks and closing."""
+"""Part of the grace period reserved for handing back, callbacks and closing."""
 
 Serve = Callable[..., Awaitable[None]]
 """`serve_api` with all but its `task_status`."""
 
 LATE_S = 5.0
-"""How long after its cancel a delivery that took too long is reported as one that does not end."""
+"""How long after its cancel a delivery is reported as one that does not end."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -65,13 +65,13 @@ class Instance:
     owner: str
     rng: random.Random
     stop: Stop = field(default_factory=Stop)
-    """Of downloads and the API."""
+    """The stop of downloads and the API."""
     stop_callbacks: Stop = field(default_factory=Stop)
-    """Begins when no more downloads can finish here."""
+    """The stop of callbacks; begins when no more downloads can finish here."""
     running: dict[str, bool] = field(default_factory=dict)
     """Per role, whether it runs; for readiness."""
     bulkhead: Bulkhead | None = None
-    """To the backends, of a notifier."""
+    """Divides the slots among the backends; notifiers only."""
     started_ms: int = field(default_factory=now_ms)
 
     @property
@@ -91,7 +91,7 @@ class _Signals:
 
     grace_s: float
     scope: trio.CancelScope
-    """Cancelled by a stop at once: everything during the start, then the roles. Resources close in order."""
+    """Cancelled by an immediate stop: first it contains the start, later the roles alone."""
     instance: Instance | None = None
     """Once its roles are being started."""
 
@@ -110,7 +110,7 @@ class _Worker:
     held: Held = field(default_factory=dict)
 
     def report(self) -> Mapping[str, Any]:
-        """What it tells the fleet now."""
+        """What it reports to the fleet now."""
         return {**self.facts(), "counters": self.counters.snapshot()}
 
 
@@ -171,8 +171,8 @@ async def _run_with(
 def _freeze_imports() -> None:
     """Take what was imported out of garbage collection, and collect less often.
 
-    Examining it again and again cost 8% of the process's CPU under load. A job's objects are freed by
-    reference counts; cycles are rare (exceptions with their tracebacks).
+    Examining these objects again and again took 8% of the process's CPU under load. A job's objects are freed
+    by reference counts; cycles are rare (exceptions with their tracebacks).
     """
     gc.collect()
     gc.freeze()
@@ -204,7 +204,8 @@ async def _run_roles(
             for worker in workers:
                 await roles.start(_run_worker, instance, worker)
             if "notifier" in instance.roles:
-                roles.start_soon(_reap, instance)
+                reap = partial(run_reaper, stop=instance.stop_callbacks)
+                roles.start_soon(reap, instance.store, instance.files.delete)
             if serve is not None:
                 await roles.start(_run_api, instance, serve)
             log.info(
@@ -256,7 +257,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
         bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
-        # Callbacks of downloads that end during the stop are not to wait for the next start.
+        # So that callbacks of downloads that end during the stop are sent before it ends.
         leases_at_stop="processor" in instance.roles,
     )
 
@@ -275,7 +276,7 @@ async def _run_worker(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """A workload and its reports; when downloads have ended here, callbacks are told to end too."""
+    """Run a workload and its reports. When the processor has ended, the stop of callbacks begins."""
     role = worker.role
     worker.counters.gauge("in_flight", worker.held.__len__)
     async with trio.open_nursery() as nursery:
@@ -308,7 +309,7 @@ async def _leave(instance: Instance, role: str) -> None:
 
 
 async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]) -> None:
-    """Report every `stats_interval` that this instance lives, with what `more` answers."""
+    """Report this instance every `stats_interval`, with what `more` returns."""
     interval_s = (
         instance.settings.notifier if role == "notifier" else instance.settings.processor
     ).stats_interval
@@ -353,12 +354,8 @@ async def _run_api(
     await _leave(instance, "api")
 
 
-async def _reap(instance: Instance) -> None:
-    await run_reaper(instance.store, instance.files.delete, stop=instance.stop_callbacks)
-
-
 async def _stop_callbacks(instance: Instance) -> None:
-    """Callbacks stop when no download can end any more; downloads that hang are not waited for."""
+    """Begin the stop of callbacks; with downloads here, at the latest a little after their deadline."""
     await instance.stop.wait()
     if "processor" in instance.roles:
         await trio.sleep_until(instance.stop.deadline + instance.grace_s * RESERVE / 4)
@@ -366,7 +363,7 @@ async def _stop_callbacks(instance: Instance) -> None:
 
 
 def _begin_callbacks_stop(instance: Instance) -> None:
-    """Callbacks get what is left of the grace period, less what it takes to hand back and close."""
+    """Callbacks get the rest of the grace period, less the time for handing back and closing."""
     left_s = instance.stop.deadline + instance.grace_s * RESERVE / 2 - trio.current_time()
     instance.stop_callbacks.begin(max(0.0, left_s))
 

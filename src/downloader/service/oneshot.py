@@ -28,21 +28,21 @@ from downloader.storage import open_storage
 from downloader.store import JobStore, Submission, asyncio_loop, open_store
 
 SUBMIT_BATCH = 500
-"""Jobs per call to the store, so that the first downloads begin while the rest of a long list goes in."""
+"""Jobs per call to the store, so that the first downloads begin before all of a long list is submitted."""
 
 OWN_FAULTS = 3
-"""How often our own disk may be at fault before a file is given up. A service waits until its operator has
-mended the disk; here a person waits for the result."""
+"""After this many failures of our own disk a file has failed. A service waits until its
+operator has repaired the disk; here a person waits for the result."""
 
 END_S = 10.0
-"""For closing after a signal: more than the embedded store takes to stop."""
+"""How long closing may take after a signal: longer than the embedded store's stop."""
 
 
 class FetchState(StrEnum):
     """Where a file is."""
 
     WAITING = "waiting"
-    """For its host to have room, or for its next attempt."""
+    """For a free slot of its host, or for its next attempt."""
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
@@ -67,7 +67,7 @@ class FetchProgress:
     state: FetchState
     received_bytes: int = 0
     total_bytes: int | None = None
-    """`None`: the origin has not said."""
+    """`None` if the origin has not declared it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,14 +84,14 @@ class FetchResult:
     sha256: str = ""
     mime_type: str = ""
     path: str = ""
-    """The stored file: from the engine its place in the storage; the command line then gives it its name."""
+    """The stored file: from the engine its path in the storage, from the command line its final path."""
     attempts: int = 0
     seconds: float = 0.0
     """From its first attempt to its end."""
 
 
 OnEvent = Callable[[FetchProgress | FetchResult], None]
-"""Called by the engine in its own thread, exactly once with each file's `FetchResult`; must not block."""
+"""Called in the thread of `fetch_files`, exactly once with each file's `FetchResult`; must not block."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -115,7 +115,7 @@ class _Run:
     """What ended it early."""
 
     def progress(self, lease: Lease, state: FetchState, received: int = 0, total: int | None = None) -> None:
-        """Tell of a file that is not at its end."""
+        """Report a file that has not ended."""
         index = self.indices[lease.id]
         self.on_event(
             FetchProgress(
@@ -124,7 +124,7 @@ class _Run:
         )
 
     def end(self, lease: Lease, outcome: Outcome) -> None:
-        """Take note of a file's end."""
+        """Keep and report a file's result. After the last one the run stops."""
         begun = self.begun.get(lease.id, time.monotonic())
         root = Path(str(self.settings.storage_section.get("rootdir", "")))
         ok = outcome.verdict is Verdict.SUCCEEDED
@@ -160,12 +160,12 @@ def fetch_files(
         requests: what to fetch.
         settings: `redis` must be embedded; `backends` and `api` are not used.
         limit: per host, at least 1.
-        on_event: told of the progress; whatever it raises ends the run.
+        on_event: called with each progress and result; its exceptions end the run.
 
     Raises:
         DownloaderError: it could not be started.
-        KeyboardInterrupt: SIGINT came; all is closed by then, and files that were told of are complete.
-        SystemExit: likewise for SIGTERM, with the status that shells expect.
+        KeyboardInterrupt: after SIGINT. All is closed by then, and files with a result are complete.
+        SystemExit: likewise after SIGTERM, with the status that shells expect.
     """
     run = _Run(requests=list(requests), settings=settings, limit=limit, on_event=on_event)
     if run.requests:
@@ -181,7 +181,7 @@ def check_url(url: str) -> str:
     """The URL, if it is one that can be fetched.
 
     Raises:
-        ValueError: a job could not have it, or a terminal could not show it; the text says what is wrong.
+        ValueError: it is not a valid URL of a job, or has unprintable characters; the text says which.
     """
     if not url.isprintable():
         raise ValueError("the URL has characters that cannot be shown")
@@ -267,14 +267,14 @@ class _FetchWork(DownloadWork):
         run.begun.setdefault(lease.id, time.monotonic())
         run.progress(lease, FetchState.RUNNING)
 
-        def told(received: int, total: int | None) -> None:
+        def on_progress(received: int, total: int | None) -> None:
             run.progress(lease, FetchState.RUNNING, received, total)
 
-        outcome = await self.fetcher.attempt(lease, still_ours=still_ours, on_progress=told)
+        outcome = await self.fetcher.attempt(lease, still_ours=still_ours, on_progress=on_progress)
         return _bounded(run, lease, outcome)
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # `run` counts them all
-        """Tell of a file's end, or that it waits for another attempt."""
+        """Report a file's end, or that it waits for another attempt."""
         assert isinstance(end, Outcome)
         if end.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
             self.run.end(lease, end)
@@ -283,7 +283,7 @@ class _FetchWork(DownloadWork):
 
 
 def _bounded(run: _Run, lease: Lease, outcome: Outcome) -> Outcome:
-    """A file whose download our own disk has failed too often has failed."""
+    """The outcome, or a failure if our own disk has failed `OWN_FAULTS` times for this file."""
     if outcome.verdict is not Verdict.RELEASE:
         return outcome
     faults = run.own_faults[lease.id] = run.own_faults.get(lease.id, 0) + 1

@@ -1,4 +1,4 @@
-"""What `GET /stats/*` says under the predecessor's names, for dashboards that know those."""
+"""The values of `GET /stats/*` under the predecessor's names, for dashboards that use these."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOTIFIER_NAMES: Mapping[str, str] = {
     "successfulCallbacks": "callbacks_delivered",
     "failedCallbacks": "callbacks_failed",
 }
-"""With our counter of the same meaning."""
+"""The predecessor's name, and our counter with the same meaning."""
 
 _COUNTED = ("workers", "maxWorkers", "maxWorkerPools", "spawnedWorkers", "spawnedWorkerPools")
 
@@ -35,7 +35,7 @@ _CODES: Mapping[str, str] = {ErrorCode.TLS: "tls", ErrorCode.MIME_TYPE: "mime"}
 
 
 class Workers:
-    """Counts downloads ("workers") and aggregations that have some ("worker pools"), in one process."""
+    """Counts downloads ("workers") and aggregations with downloads ("worker pools") in one process."""
 
     def __init__(self) -> None:
         self._in_flight: Counter[str] = Counter()
@@ -45,7 +45,7 @@ class Workers:
 
     @contextmanager
     def working(self, aggr_id: str) -> Iterator[None]:
-        """A download is in flight."""
+        """A download is in flight while the context lasts."""
         self._in_flight[aggr_id] += 1
         counts = self._counts
         counts["workers"] += 1
@@ -62,13 +62,13 @@ class Workers:
                 del self._in_flight[aggr_id]
 
     def ended(self, outcome: Outcome) -> None:
-        """An attempt ended so."""
+        """Count the outcome of an attempt."""
         kind = _CODES.get(outcome.error_code) or outcome.response_code
         if kind:
             self._responses[f"download.response.{kind}"] += 1
 
     def snapshot(self, counters: Counters) -> dict[str, int]:
-        """All values now; `counters` of the processor has some of them."""
+        """All values now; some of them are from `counters`, the processor's."""
         return {
             "alive": 1,
             "workerPools": len(self._in_flight),

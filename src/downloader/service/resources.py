@@ -1,4 +1,4 @@
-"""Opening what the roles work with: the store's server, the files, the fetcher, the backends."""
+"""Opens the resources of the roles: the store's server, the files, the fetcher, the backends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from downloader.store import embedded_valkey
 
 @asynccontextmanager
 async def running_redis(settings: Settings) -> AsyncIterator[RedisSettings]:
-    """Where the store is; the embedded one runs as long as the context lasts.
+    """The settings of the store's connection. An embedded store runs as long as the context lasts.
 
     Raises:
         ConfigError, StoreUnavailable: see `embedded_valkey`.
@@ -47,7 +47,7 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
 async def open_downloads(
     settings: Settings, storage: Storage, *, rng: random.Random, own_bucket: BucketOpener | None = None
 ) -> AsyncIterator[Fetcher]:
-    """A fetcher into this storage, and for jobs that bring a bucket, into that.
+    """A fetcher that stores files in `storage`, or in the bucket that a job names.
 
     Raises:
         ConfigError: the spool folder cannot be written, or a certificate file not read.
@@ -66,7 +66,7 @@ async def open_downloads(
 
 @asynccontextmanager
 async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[Mapping[str, Notifier]]:
-    """The configured notifiers, which may keep something in the storage.
+    """The configured notifiers by name. Their host gives them `storage`.
 
     Raises:
         PluginError: one of them cannot be opened.
@@ -77,7 +77,7 @@ async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[M
 
 @asynccontextmanager
 async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]:
-    """The host lent to notifiers: a client under `egress.callbacks`, and this storage."""
+    """The host for notifiers, with an HTTP client under `egress.callbacks`, and `storage`."""
     lists = settings.egress.callbacks
     policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
     async with open_transport(policy, tls=tls_context()) as transport:

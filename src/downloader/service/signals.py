@@ -16,16 +16,16 @@ from downloader.observe import Event, get_logger
 log = get_logger()
 
 EXIT_MARGIN_S = 0.3
-"""How long before the end of its time a process that hangs is ended by itself, with a reason in its log."""
+"""How long before the kernel ends it a process that hangs logs the reason and exits."""
 
 
 @contextmanager
 def stop_signals(*numbers: signal.Signals, within_s: float) -> Iterator[AsyncIterator[int]]:
-    """Receive these signals; from the first one on, this process has `within_s` seconds left.
+    """Receive these signals; the kernel ends the process `within_s` seconds after the first one.
 
-    The kernel counts them and then ends the process. The timer is set when the signal arrives, before any
-    task runs, so it works while the event loop is blocked (by a log that nobody reads, for example) and while
-    the interpreter ends. It stays set after the context. To be used in the main thread.
+    The timer is set by the signal's handler, not by a task, so it works while the event loop is blocked (by a
+    write to a full pipe, for example) and while the interpreter ends. It stays set after the context. Call
+    this in the main thread.
     """
     with trio.open_signal_receiver(*numbers) as received:
         for number in numbers:
@@ -34,7 +34,7 @@ def stop_signals(*numbers: signal.Signals, within_s: float) -> Iterator[AsyncIte
 
 
 def _set_timer_first(number: signal.Signals, within_s: float) -> None:
-    """Put setting the timer before what the signal's handler does."""
+    """Wrap the signal's handler in one that sets the timer first."""
     then = signal.getsignal(number)
     assert callable(then), "Trio has just set it"
 
@@ -49,14 +49,14 @@ def _set_timer_first(number: signal.Signals, within_s: float) -> None:
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> None:
-    """For process 1 of a container, which no signal without a handler ends."""
+    """The handler for process 1 of a container, because a signal without a handler does not end it."""
     os._exit(128 + number)
 
 
 def end_with_reason(within_s: float) -> None:
     """Have a thread end the process shortly before `within_s` seconds have passed, and log why.
 
-    What the process has not handed back by then stays leased until the leases end.
+    Leases that are not handed back by then stay until they end.
     """
 
     def end() -> None:

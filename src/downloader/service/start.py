@@ -1,8 +1,9 @@
 """Starting the service: `run_service`, in this process or in several.
 
-With `--processes N` the parent holds the embedded store and the listening socket. Its children do the work,
-each with all roles; the kernel spreads connections over them. A child that dies is started again after a
-pause; its leases end, and others take over its jobs. The parent passes each signal on.
+With `--processes N` the parent runs the embedded store and opens the listening socket. Its children do the
+work, each with all roles; the kernel distributes connections among them. A child that dies is started again
+after a pause. Its leases end, and other instances take over its jobs. The parent sends SIGTERM to its
+children for each signal that it gets.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BACKLOG = 1024
 """Connections that the kernel holds until we accept them."""
 
 RESTART_S = 1.0
-"""Pause before a child is started again, so that one that cannot run does not spin."""
+"""Pause before a child is started again, so that a child which cannot run costs little CPU."""
 
 
 def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1) -> None:
@@ -98,16 +99,16 @@ def _run(main: Callable[[], Awaitable[None]]) -> None:
         if all(isinstance(error, DownloaderError) for error in found):
             raise found[0] from None
         log.exception(Event.SERVICE_FAILED)
-        raise DownloaderError("ended by an error that nobody expected; the log has its traceback") from group
+        raise DownloaderError("ended by an unexpected error; the log has its traceback") from group
 
 
 async def _run_processes(
     settings: Settings, roles: frozenset[str], count: int, sockets: Sequence[socket.socket]
 ) -> None:
-    """Run `count` children until a signal, and see them to their end.
+    """Run `count` children until a signal, then wait until they have ended.
 
     Raises:
-        DownloaderError: the embedded store cannot be started, or a slot's first child ended before it had.
+        DownloaderError: the embedded store cannot be started, or a slot's first child could not.
     """
     children: dict[int, SpawnProcess] = {}
     stopping = trio.Event()
@@ -160,7 +161,7 @@ async def _keep_child(
 
 
 def _received(connection: Any) -> object:
-    """`True` once the child has started, the error that kept it from it, `None` if it just died."""
+    """`True` if the child has started, the error if it could not start, `None` if it died."""
     try:
         return connection.recv()
     except EOFError:
@@ -183,7 +184,7 @@ async def _pass_signals_on(
 
 
 def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequence[socket.socket]) -> None:
-    """Runs in the child. A Ctrl-C reaches the whole group; only the parent acts on it."""
+    """The child's main function. It ignores SIGINT: a Ctrl-C reaches the parent too, which sends SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure(form=settings.log.format, level=settings.log.level)
 
@@ -206,7 +207,7 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
 
 
 async def _end_with_parent() -> None:
-    """The parent's death, however it came, is a stop for the child too."""
+    """Stop this child when the parent has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     await trio.lowlevel.wait_readable(parent.sentinel)

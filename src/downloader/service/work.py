@@ -29,8 +29,8 @@ from downloader.store import JobStore, Settled
 log = get_logger()
 
 DELIVERY_LEASES = 2
-"""How many leases' time a backend may take for a delivery, before it counts as hanging and the callback is
-tried again later. Longer than any backend's own timeout; the lease itself is renewed meanwhile."""
+"""A delivery that takes longer than this many leases counts as hanging, and the callback
+is tried again later. It is longer than the timeouts of all backends; the lease is renewed meanwhile."""
 
 _DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.SUCCEEDED: (Event.JOB_SUCCEEDED, "downloads_succeeded"),
@@ -48,14 +48,14 @@ _CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
 
 @dataclass(kw_only=True, eq=False)
 class _LeasedWork(Workload):
-    """What both kinds of work have, and count alike."""
+    """What both kinds of work have in common."""
 
     store: JobStore
     settings: Settings
     owner: str
     counters: Counters
     log: FilteringBoundLogger = field(default_factory=log.bind)
-    """Bound once: to bind one for each job costs more than a line that is not printed."""
+    """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
     def lost(self) -> None:
         """Count a lease that ended before its work."""
@@ -84,7 +84,7 @@ class DownloadWork(_LeasedWork):
         return self.disk_has_room()
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
-        """Attempt the download, unless the job has killed its workers."""
+        """Attempt the download, or fail the job if its workers have died too often."""
         if lease.crashes >= POISON_CRASHES:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
         with self.workers.working(lease.group):
@@ -130,11 +130,11 @@ class CallbackWork(_LeasedWork):
         self.lease_s = self.settings.notifier.lease
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:  # noqa: ARG002  # none to ask
-        """Deliver the callback, or hand it back for a while where its backend has no slot for it."""
+        """Deliver the callback, or hand it back for some seconds if its backend has no free slot."""
         if lease.crashes >= POISON_CRASHES:
             return Delivery(verdict=Verdict.FAILED, error=_poisoned(lease))
         backend = _backend(lease)
-        if not backend:  # that becomes a failure, which takes no time
+        if not backend:  # `deliver` then fails it at once, so it needs no slot
             return await self._deliver(lease)
         slot = await self.bulkhead.acquire(backend)
         if isinstance(slot, Deferred):

@@ -1,4 +1,4 @@
-"""The engine of `downloader doctor`: tries each part of a configuration for real and says what it found."""
+"""The engine of `downloader doctor`: tries each part of a configuration and reports what it found."""
 
 from __future__ import annotations
 

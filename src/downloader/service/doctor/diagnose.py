@@ -1,7 +1,7 @@
-"""The engine of `downloader doctor`: tries each configured part for real and tells what it found.
+"""The engine of `downloader doctor`: tries each configured part and reports what it found.
 
-The parts are tried at the same time, each in bounded time; an error of one is its finding. Nothing is left
-behind but what a peer keeps by itself (a log line, a deletion marker in a versioned bucket).
+The parts are tried at the same time, each with a time limit; an error of one is its finding. All that was
+written is deleted again, except what a peer keeps (a log line, a deletion marker in a versioned bucket).
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ from downloader.storage import Storage, open_storage
 from downloader.store import START_S, asyncio_loop
 
 PART_S = 15.0
-"""For one part; a plugin that hangs while it opens is given up before."""
+"""Time limit of one part. A plugin has less to open (`OPENING_S`)."""
 
 STORE_S = START_S + PART_S
-"""For an embedded store, which may have a long log to read."""
+"""Time limit of the store. An embedded one may have to load a long append-only file."""
 
 STUCK_S = 60.0
-"""How long a part may ignore its cancel, such as a plugin stuck in a thread, before it is left behind."""
+"""After this time the process ends, if a part ignores its cancel, such as a plugin stuck in a thread."""
 
 _SHORT = 3
-"""Secrets of up to so many characters are not searched for in texts, or many plain words would be hidden."""
+"""Secrets of at most this many characters are not replaced in texts: they would hide parts of plain words."""
 
 
 class FindingState(StrEnum):
-    """What was found of a part."""
+    """The result for a part."""
 
     OK = "ok"
     FAILED = "failed"
     NOTE = "note"
-    """Nothing is broken, but somebody should know."""
+    """Nothing is broken, but the operator should know about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Finding:
     text: str
     """One line, without secrets."""
     seconds: float
-    """It took."""
+    """How long the part took."""
 
 
 Try = Callable[[], Awaitable[str]]
@@ -96,7 +96,7 @@ class _Examination:
         with trio.move_on_after(within_s):
             try:
                 text, state = await attempt(), FindingState.OK
-            except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
+            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
                 cause = first_leaf(error)
                 state = FindingState.NOTE if isinstance(cause, Note) else FindingState.FAILED
                 text = str(cause) if isinstance(cause, (Note, DownloaderError)) else describe(cause)
@@ -116,10 +116,10 @@ class _Examination:
         return [finding for finding in self.findings.values() if finding is not None]
 
     def give_up(self) -> None:
-        """In a thread: show what was found, and end the process, as a part of it cannot be ended."""
+        """In a thread: show what was found, and exit, because a part ignores its cancel."""
         for part, finding in list(self.findings.items()):
             if finding is None:
-                self.note(part, FindingState.FAILED, "hangs, and does not heed being cancelled", 0.0)
+                self.note(part, FindingState.FAILED, "hangs, and ignores its cancel", 0.0)
         self.show(self.done())
         os._exit(1)
 
@@ -135,10 +135,10 @@ def diagnose(
 
     Args:
         settings: the effective configuration.
-        show: prints findings; called in a thread, before the process ends with status 1, should a part hang
-            in a way that nothing can end. Otherwise the findings are the answer.
-        part_s: bound of one part, which then has failed.
-        stuck_s: when such a part is given up.
+        show: prints findings. Called in a thread, before the process exits with status 1, only if a part
+            ignores its cancel. Otherwise the findings are returned.
+        part_s: time limit of one part, in seconds; after it the part has failed.
+        stuck_s: seconds after which the process exits if a part ignores its cancel.
     """
     this = _Examination(settings, list(secrets_of(settings)), show, part_s)
     timer = threading.Timer(stuck_s, this.give_up)
@@ -147,7 +147,7 @@ def diagnose(
     missing = MissingFolders.of(settings)
     try:
         trio.run(_examine_all, this)
-    except Exception as error:  # noqa: BLE001 - no part may keep the others' findings from being told
+    except Exception as error:  # noqa: BLE001 - the findings of the other parts are shown all the same
         this.note("doctor", FindingState.FAILED, f"ended early: {describe(first_leaf(error))}", 0.0)
     finally:
         timer.cancel()

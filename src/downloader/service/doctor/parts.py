@@ -1,4 +1,4 @@
-"""How each part but the store is tried: each function answers one line, or raises what is wrong."""
+"""The checks of all parts but the store. Each function returns one line, or raises what is wrong."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, Storage, StoredFile, open_buckets, open_storage
 
 OPENING_S = 10.0
-"""For a plugin to open; less than the service gives it, as a person waits."""
+"""Time limit for a plugin to open; shorter than the service's, because a person waits."""
 
 ASK_S = 3.0
-"""For the program on our port to say what it is."""
+"""Time limit of the request to the program that has our port."""
 
 TEXT = b"downloader doctor was here; this object may be deleted\n"
 
@@ -86,7 +86,7 @@ async def examine_backend(settings: Settings, name: str, storage: Storage) -> st
 
 
 class NoStorage:
-    """In place of a file storage that does not open, which is a finding of its own."""
+    """Stands in for a file storage that does not open; that is a finding of its own."""
 
     async def put(self, key: str, body: Body) -> None:  # noqa: ARG002  # the protocol's
         """Raises StorageError."""
@@ -106,7 +106,7 @@ class NoStorage:
 
 
 async def examine_spool(settings: Settings) -> str:
-    """Write where downloads in progress go, and look how full that disk is."""
+    """Write a temporary file in the spool, and check how full its disk is."""
     folder = settings.spool_dir
     text, used = await trio.to_thread.run_sync(_try_folder, folder, abandon_on_cancel=True)
     if used >= settings.processor.disk_high:
@@ -136,7 +136,7 @@ def _try_folder(folder: Path) -> tuple[str, float]:
 
 
 async def examine_api(settings: Settings) -> str:
-    """Take the API's port for a moment, or find a downloader on it."""
+    """Bind the API's port for a moment, or find a running downloader on it."""
     api = settings.api
     where = f"{api.host}:{api.port}"
     try:
@@ -151,7 +151,7 @@ async def examine_api(settings: Settings) -> str:
         listener.close()
         text = f"{where} is free"
         if not api.tokens and not loopback:
-            raise Note(f"{text}; there are no [[api.tokens]]: whoever reaches it may do everything")
+            raise Note(f"{text}; there are no [[api.tokens]]: every client that reaches it may do everything")
     if api.heartbeat_path and await trio.Path(api.heartbeat_path).exists():
         raise Note(f"{text}; {api.heartbeat_path} exists, which takes it out of rotation")
     tokens = len(api.tokens)
@@ -177,7 +177,7 @@ def _is_ours(api: ApiSettings) -> bool:
 
 
 async def examine_egress(lists: EgressList) -> str:
-    """Which addresses may be connected to; none is."""
+    """Show which addresses may be connected to. Opens no connection."""
     await trio.lowlevel.checkpoint()
     allowed = ["public addresses", *lists.allow]
     text = f"may connect to {', '.join(allowed)}"
@@ -190,7 +190,7 @@ def _ms(began: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MissingFolders:
-    """Folders that do not exist yet, and that the examination makes."""
+    """Folders that do not exist yet and that the examination creates."""
 
     folders: Sequence[Path]
     """The innermost first."""

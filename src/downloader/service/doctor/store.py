@@ -1,4 +1,4 @@
-"""How the store is tried: by a script that is run as a job's is, under keys of the doctor's own."""
+"""The check of the store: runs a script as jobs do, on keys of its own prefix."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from downloader.store import (
 )
 
 WRITES = 5
-"""Several, so that one slow write is not taken for the usual time."""
+"""Number of writes; the median of their times is shown."""
 
 PREFIX_CHARS = 44
-"""Of the configured prefix at the beginning of the doctor's own, so that the server's ACLs allow both."""
+"""How much of the configured prefix begins the doctor's own prefix, so that the server's ACLs allow both."""
 
 KEPT_MS = 10_000
 """Time to live of what is written, in case the doctor is killed before it deletes it."""
@@ -41,7 +41,7 @@ _WHO = {"role": "doctor", "instance": "doctor"}
 
 
 async def examine_store(settings: Settings) -> str:
-    """Connect, write as durably as configured, ask what the server is; raises what is wrong."""
+    """Connect, write as durably as configured, and read the server's version; raises what is wrong."""
     if settings.redis.url != EMBEDDED:
         return await _examine(settings.redis, f"at {where(settings.redis)}")
     folder = settings.data_dir / "valkey"
@@ -138,7 +138,7 @@ def _risk(redis: RedisSettings, facts: Mapping[str, Any]) -> str:
     """The setting of the server by which jobs may be lost; empty if there is none."""
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        return f"maxmemory-policy is {policy}, which may throw jobs away: it has to be noeviction"
+        return f"maxmemory-policy is {policy}, which may delete jobs: it has to be noeviction"
     if redis.durability == "memory" and facts.get("aof_enabled") == 0:
         return "it has no append-only file, so a restart of it may lose jobs"
     return ""
