@@ -180,7 +180,10 @@ async def scripted_proxy(*answers: bytes) -> AsyncIterator[int]:
     ("answers", "error"),
     [
         ([b""], "the proxy closed the connection"),
-        ([b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"], "the proxy spoke before the origin was asked"),
+        (
+            [b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"],
+            "the proxy sent more than an answer",
+        ),
         ([b"HTTP/1.1 407 <b>who</b>\r\n\r\n"], "the proxy answered 407 to CONNECT"),
         ([b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 502 X\r\n\r\n"], "the proxy answered 502 to CONNECT"),
         ([b"HTTP/1.1 200 OK\r\n"], "the proxy closed the connection"),

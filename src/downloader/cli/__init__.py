@@ -1,7 +1,7 @@
-"""The command line: one module per command, or group of commands, and `main`.
+"""The command line: `main`, and a module for each command or group of commands.
 
-These modules import little: `downloader version`, `--help` and shell completion must not wait for the network
-libraries. Each command imports what it needs when it runs.
+These modules import little, so that `downloader version`, `--help` and shell completion start fast. Each
+command imports what it needs when it runs.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _wrong_usage(error: CycloptsError) -> str:
-    """What is wrong with the command line, and which help to read."""
+    """One line: what is wrong with the command line, and which help to read."""
     text = str(error)
     if isinstance(error, UnusedCliTokensError):
         text = f"Unexpected argument: {' '.join(error.unused_tokens or ())}."
@@ -92,10 +92,10 @@ def _wrong_usage(error: CycloptsError) -> str:
 
 
 def _end_at_sigterm() -> None:
-    """Let SIGTERM end this process, as it ends any other until it has its own handlers.
+    """Let SIGTERM end process 1 of a container until the service sets its own handlers.
 
-    The kernel keeps from process 1 of a container every signal that it has no handler for: a SIGTERM that
-    comes while modules are being imported would be lost, and the container killed after its grace period.
+    The kernel does not deliver to process 1 the signals without a handler. A SIGTERM during imports would be
+    lost, and the container would be killed after its grace period.
     """
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
@@ -106,7 +106,7 @@ def _failed(error: BaseException) -> int:
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
         return INTERRUPTED
     if all(isinstance(leaf, BrokenPipeError) for leaf in found):
-        sys.stdout = None  # else the interpreter complains while it flushes it
+        sys.stdout = None  # otherwise the interpreter prints an error when it flushes it at exit
         return FAILED
     if not all(isinstance(leaf, DownloaderError) for leaf in found):
         raise error

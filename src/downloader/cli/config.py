@@ -11,7 +11,7 @@ from downloader.cli.options import Config, load
 def config(*, config: Config = None) -> None:
     """Print the effective configuration, without its secrets.
 
-    It is what file, environment and defaults come to, as TOML.
+    It is the result of file, environment and defaults, as TOML.
 
     For example:
       downloader config -c config.toml

@@ -1,7 +1,7 @@
 """Where the files of `downloader fetch` go, and how they are named.
 
-The engine leaves each complete file in a storage of its own, a hidden folder beside the final names, where
-renaming it is one step.
+The engine stores each complete file in a hidden folder in the output folder. Giving it its final name is then
+one step.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from urllib.parse import unquote
 from downloader.errors import ConfigError, StorageError
 
 NAME_BYTES = 200
-"""Bound of a file's name; file systems take 255, and ` (2)` has to fit in too."""
+"""Longest file name, in bytes. File systems take 255, and ` (2)` may be added."""
 
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|]')
-"""Separators and what Windows refuses; files get copied there."""
+"""Separators, and characters that Windows refuses."""
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 """Names of devices on Windows, with any extension."""
@@ -42,7 +42,7 @@ class OutputFolder:
     hidden: Path
     """On the same file system as `folder`; gone when the run is over."""
     taken: dict[str, int] = field(default_factory=dict)
-    """By name, the last number given; only so that many files of one name are not tried anew each time."""
+    """By name, the last number given, so that with many files of one name not all numbers are tried again."""
 
     @property
     def spool_dir(self) -> Path:
@@ -57,7 +57,7 @@ class OutputFolder:
     def place(self, stored: Path, *, url: str, mime_type: str = "") -> Path:
         """Give a complete file its name, made from the URL; `name (2).ext` if that one is taken.
 
-        An existing file is never overwritten, whoever makes it meanwhile.
+        An existing file is never overwritten, also if another process creates it at the same time.
 
         Raises:
             StorageError: it cannot be placed.
@@ -77,7 +77,7 @@ class OutputFolder:
 
 @contextlib.contextmanager
 def open_output(folder: Path) -> Iterator[OutputFolder]:
-    """The output folder, made if need be; what is unfinished in it goes when the context ends.
+    """The output folder, created if missing. Unfinished files are deleted when the context ends.
 
     Raises:
         ConfigError: it is no folder, or no file can be made in it.

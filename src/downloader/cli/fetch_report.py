@@ -33,7 +33,7 @@ from downloader.observe import escape
 from downloader.service import FetchProgress, FetchResult, FetchState
 
 BARS = 12
-"""Files shown at once: a screenful; the total counts them all."""
+"""Number of files shown at once. The bar of the total counts all."""
 
 ROWS = 40
 """Rows of the table at the end; beyond it only failures are listed."""
@@ -42,7 +42,7 @@ LABEL_CHARS = 32
 
 
 class Report:
-    """Takes the engine's events, names the files, and shows how it goes."""
+    """Receives the engine's events, gives files their names, and shows the progress."""
 
     def __init__(
         self, count: int, *, folder: OutputFolder, as_json_lines: bool, bars: Progress | None
@@ -118,9 +118,9 @@ class Report:
 
 @contextlib.contextmanager
 def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Iterator[Report]:
-    """A report on `count` files; its bars, if standard error is a terminal, go when the context ends.
+    """A report on `count` files. If standard error is a terminal it shows bars until the context ends.
 
-    Lines that go to a terminal themselves (`--json`) leave no room for bars.
+    There are no bars if JSON lines are printed to a terminal.
     """
     if not sys.stderr.isatty() or (as_json_lines and sys.stdout.isatty()):
         yield Report(count, folder=folder, as_json_lines=as_json_lines, bars=None)

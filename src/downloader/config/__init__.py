@@ -1,4 +1,4 @@
-"""The settings: what they are, how they are read from file, environment and flags, how they are printed."""
+"""The settings: their models, reading them from file, environment and flags, and printing them."""
 
 from __future__ import annotations
 

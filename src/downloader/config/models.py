@@ -25,13 +25,13 @@ from pydantic import (
 from downloader.net import EgressPolicy, Url, UrlError, is_forbidden
 
 EMBEDDED = "embedded"
-"""`redis.url` for the Valkey that the service starts by itself."""
+"""The `redis.url` that makes the service start a Valkey of its own."""
 
 RENEWALS_PER_LEASE = 3
 """A lease is renewed each time this fraction of it has passed, so that two renewals may fail."""
 
 LONGEST_S = 3600.0
-"""Bound of leases, grace periods and time-outs: a larger number is a typing error."""
+"""Largest lease, grace period and time-out: a larger number is most likely a mistake."""
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """RFC 9110 section 5.6.2 `token`."""
@@ -171,7 +171,7 @@ class SentinelSettings(Section):
     nodes: list[HostPort] = Field(min_length=1)
     """`host:port` of each Sentinel."""
     password: SecretStr | None = None
-    """Of the Sentinels themselves; the primary's stands in `redis.url`."""
+    """Password of the Sentinels; the primary's is in `redis.url`."""
 
 
 class RedisSettings(Section):
@@ -208,7 +208,7 @@ class RedisSettings(Section):
         if self.sentinel is not None and self.cluster:
             raise ValueError("sentinel and cluster exclude each other")
         if self.cluster and self.durability != "memory":
-            # WAIT and WAITAOF name no key, so the cluster client cannot tell which node they are for.
+            # WAIT and WAITAOF have no key, so the cluster client cannot send them to the right node.
             raise ValueError(f"durability {self.durability!r} is not available together with cluster")
         if self.url != EMBEDDED:
             if self.max_memory:
@@ -227,7 +227,7 @@ class TokenSettings(Section):
     """`[[api.tokens]]`: who may call the API, and for what. A list of `["*"]` allows all of its kind."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
-    """Stands in logs and metrics for the token."""
+    """Shown in logs and metrics instead of the token."""
     token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
     """Of at least 16 characters, so that it cannot be guessed."""
     scopes: list[Literal["submit", "read", "admin"]] = Field(min_length=1)
@@ -261,7 +261,7 @@ class ApiSettings(Section):
     cors_origins: list[Annotated[str, AfterValidator(_cors_origin)]] = Field(default_factory=list)
     """Origins whose pages may read the GET routes; `*` for any."""
     tokens: list[TokenSettings] = Field(default_factory=list)
-    """Empty: whoever reaches the port may do everything."""
+    """Empty: every client that reaches the port may do everything."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -295,7 +295,7 @@ class S3Settings(Section):
     endpoint_url: Annotated[str, AfterValidator(_base_url)] = ""
     """Empty: AWS."""
     timeout: Annotated[float, Number, Field(gt=0, le=50, allow_inf_nan=False)] = 10.0
-    """Seconds without anything of an answer."""
+    """Seconds to wait for each part of an answer."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of the buckets that jobs may bring; `[]` refuses all."""
 
@@ -354,7 +354,7 @@ class NotifierSettings(Section):
     failed_retention: SecondsOrZero = 604800.0
     """Seconds to keep the records of failed callbacks and of jobs without a callback."""
     retry_schedule: list[Seconds] = Field(default_factory=lambda: [5.0, 60.0, 600.0, 3600.0, 21600.0])
-    """Seconds before each further attempt; empty: a callback is tried once."""
+    """Seconds before each further attempt; empty: there is one attempt."""
     lease: ShortSeconds = 60.0
     grace: ShortSeconds = 20.0
     stats_interval: ShortSeconds = 5.0
@@ -386,7 +386,7 @@ class Settings(Section):
     """The whole configuration."""
 
     data_dir: Annotated[Path, BeforeValidator(_folder)] = Path("downloader-data")
-    """Embedded store, spool and files when nothing else is set; relative to the working directory."""
+    """Folder of the embedded store, and by default of spool and files; relative to the working directory."""
     redis: RedisSettings = Field(default_factory=RedisSettings)
     api: ApiSettings = Field(default_factory=ApiSettings)
     processor: ProcessorSettings = Field(default_factory=ProcessorSettings)
@@ -397,7 +397,7 @@ class Settings(Section):
     log: LogSettings = Field(default_factory=LogSettings)
 
     _secret_paths: frozenset[tuple[str | int, ...]] = PrivateAttr(default=frozenset())
-    """Where `{ env = ... }` and `{ file = ... }` stood; never printed."""
+    """Paths of values that came from `{ env = ... }` or `{ file = ... }`; these values are never printed."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -439,7 +439,7 @@ class Settings(Section):
 
     @property
     def deprecations(self) -> list[str]:
-        """One line for each old way of saying something that this configuration uses."""
+        """One line for each deprecated form that this configuration uses."""
         folder = self.processor.storage_dir
         if self.processor.filestorage is not None or not folder:
             return []

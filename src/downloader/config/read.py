@@ -1,18 +1,18 @@
-"""Reading the settings: a TOML file, over it the environment, over both the flags of the command line.
+"""Reads the settings: flags of the command line win over the environment, which wins over the TOML file.
 
-Every failure is a `ConfigError` of one line that names the file (or variable, or flag), the key and what was
-expected, and never repeats a value, which may be a secret.
+Every failure is a `ConfigError` of one line. It names the file (or variable, or flag), the key and what was
+expected. It never contains a value, which may be a secret.
 
 Environment: `DOWNLOADER_` and the key in capitals, `__` between tables: `DOWNLOADER_REDIS__URL`. Lists,
-tables and secret references are given as JSON. In the plugins' tables, whose keys have no known type,
-whatever reads as JSON is taken as such, and all else as a string. Tables are merged key by key, everything
-else (`processor.request_headers` too) is replaced.
+tables and secret references are given as JSON. In the plugins' tables, whose keys have no known type, a value
+that is valid JSON is read as JSON, and any other as a string. Tables are merged key by key; all other values
+(`processor.request_headers` too) are replaced.
 
-Other variables beginning with `DOWNLOADER_` are treated as follows: one with `__` has to be a known key; one
-without is refused when it is a known key but for its underscores (`DOWNLOADER_REDIS_URL`,
-`DOWNLOADER_DATADIR`) or nearly a key of the top level, and left alone otherwise. So the variables that
-Kubernetes makes of a service named `downloader` or `downloader-api` (`DOWNLOADER_PORT=tcp://...`,
-`DOWNLOADER_SERVICE_HOST`) break no start.
+Variables that begin with `DOWNLOADER_` and have `__` must be known keys. One without `__` is refused if it
+differs from a known key only by underscores (`DOWNLOADER_REDIS_URL`, `DOWNLOADER_DATADIR`) or is similar to a
+key of the top level; otherwise it is ignored. So the variables that Kubernetes sets for a service named
+`downloader` or `downloader-api` (`DOWNLOADER_PORT=tcp://...`, `DOWNLOADER_SERVICE_HOST`) do not prevent a
+start.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from downloader.errors import ConfigError
 from downloader.net import EgressPolicy
 
 PREFIX = "DOWNLOADER_"
-"""Of the environment variables that are settings."""
+"""Prefix of the environment variables that are settings."""
 
 OTHER_VARIABLES = frozenset({"DOWNLOADER_FAILPOINT"})
-"""Variables of ours that are no settings."""
+"""Variables of this project that are not settings."""
 
 SECRET_BYTES = 64 * 1024
-"""The most that is read of a secret's file; a wrong path may name a device that never ends."""
+"""The largest part of a secret's file that is read; a wrong path may be a device without an end."""
 
 _SERVICE_LINK = re.compile(
     r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
 )
-"""How the variables end that Kubernetes sets for each service."""
+"""The end of the names of variables that Kubernetes sets for each service."""
 
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
-"""What its `..._PORT` variable holds; a port is a number."""
+"""The value of Kubernetes' `..._PORT` variable; our own `api.port` is a number."""
 
 _FREE = object()
-"""Stands for a table whose keys only a plugin knows."""
+"""Marks a table whose keys only a plugin knows."""
 
 Path_ = tuple[str | int, ...]
 
@@ -82,7 +82,7 @@ def load_settings(path: Path | None, *, environ: Mapping[str, str], overrides: M
         overrides: values of flags by dotted key (`{"api.port": 8000}`); `None` means not given.
 
     Raises:
-        ConfigError: anything is wrong; see the module.
+        ConfigError: a source or a value is wrong; see the module's docstring.
     """
     layers = _Layers()
     if path is not None:
@@ -338,7 +338,7 @@ _EXPECTED = {
     "byte_size_unit": 'must be a size in bytes, or like "64MiB"',
     "path_type": "must be the path of a folder",
 }
-"""Plain words for some of pydantic's messages, by type of error."""
+"""Messages instead of pydantic's, by type of error."""
 
 
 def _explain(error: ValidationError, layers: _Layers) -> str:

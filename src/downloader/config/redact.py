@@ -21,9 +21,9 @@ _SECRET_HEADER = re.compile(r"(proxy-)?authorization|cookie", re.IGNORECASE)
 def redacted(settings: Settings) -> dict[str, Any]:
     """The settings as plain TOML values, each secret replaced by `***`.
 
-    Secrets are: keys made for one, whatever came from `{ env = ... }` or `{ file = ... }`, user and password
-    and the query in any URL, in plugins' tables the keys whose name says so, and the headers that
-    authenticate (`Authorization`, `Cookie`, and those whose name says so).
+    Secrets are: settings of the type `SecretStr`; values from `{ env = ... }` or `{ file = ... }`; user,
+    password and query in any URL; in plugins' tables, keys with a name such as `password` or `token`; and the
+    headers `Authorization`, `Cookie` and those with such a name.
     """
     paths = settings._secret_paths  # noqa: SLF001 - kept there for this module
     return {key: _table(value, (key,), paths) for key, value in settings.model_dump().items()}

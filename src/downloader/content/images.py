@@ -28,7 +28,7 @@ class _OverspentError(Exception):
 
 
 class _Reader:
-    """A file to imagesize, with a bound on bytes and calls."""
+    """A file for imagesize, with a bound on bytes and calls."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Whether bytes are JSON, judged as libmagic judges: leniently, and with a bound on the depth."""
+"""Whether bytes are JSON, by libmagic's rules: lenient, with a bound on the depth."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Json(Enum):
 def judge_json(data: bytes, *, cut: bool) -> Json | None:
     """Tell whether a file is JSON by its first `JUDGED_BYTES`.
 
-    `cut` says that the file goes on behind `data`. Where the bytes that are looked at end before the file
-    does, it counts as JSON if some ending would make it so: all is well up to their end.
+    `cut`: the file goes on behind `data`. If the file is longer than the bytes that are examined, it counts
+    as JSON if these are a prefix of valid JSON.
     """
     cut = cut or len(data) > JUDGED_BYTES
     data = data[:JUDGED_BYTES]

@@ -45,19 +45,19 @@ from downloader.observe import failpoint
 from downloader.storage import Body, Storage
 
 BucketOpener = Callable[[str, str], Awaitable[Storage]]
-"""`(bucket, region)` of a job that brings its own to a storage that writes there, kept by its opener.
+"""`(bucket, region)` that a job names -> a storage that writes to that bucket. The caller does not close it.
 
 Raises `StorageError` or `StorageRefused`.
 """
 
 MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
-"""Of an outcome's `error`, which is stored, sent and shown; the sentence on an unexpected type fits in."""
+"""Longest `error` of an outcome. The sentence on an unexpected MIME type fits in."""
 
 MAX_PLUGIN_CHARS = 500
-"""Of the text of a storage plugin's error."""
+"""Longest text of a storage plugin's error."""
 
 STORE_BYTES_PER_S = 64 * 1024
-"""Storing may take a second more for each so many bytes; slower than this, another attempt may do better."""
+"""Storing may take one more second for each so many bytes."""
 
 Field = tuple[bytes, bytes]
 
@@ -81,15 +81,15 @@ class FetchLimits:
     stall_bytes_per_s: int = 1024
     redirects: int = 10
     store_s: float = 120.0
-    """For storing a file of any size; more than a storage's own time-outs, which can say what is wrong."""
+    """For storing a file of any size; longer than the storages' own time-outs, whose errors have a reason."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """What is known of an attempt, however it ends."""
+    """Facts about an attempt, for its outcome."""
 
     status: int = 0
-    told: OnProgress = lambda *_: None
+    report: OnProgress = lambda *_: None
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class _Answer:
     read: Read
     """The body's bytes as they are to be stored."""
     length: int | None
-    """Of what `read` gives, as declared."""
+    """Declared length of what `read` returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +120,17 @@ class Fetcher:
     async def attempt(
         self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress = lambda *_: None
     ) -> Outcome:
-        """Download the job's file and store it; the outcome says what is to become of the job.
+        """Download the job's file and store it; the outcome has the verdict for the job.
 
-        Whatever a peer, the disk or a storage does ends in an outcome. A cancel passes through, and
-        leaves no file, connection or task behind; whether the file is stored by then is not known.
+        All failures of a peer, the disk or a storage become outcomes. A cancel leaves no spool file,
+        connection or task behind; whether the file was stored by then is unknown.
 
         Args:
             lease: of a download.
-            still_ours: asked, from any thread, right before the file is published.
-            on_progress: called with the bytes so far; must not block.
+            still_ours: whether the lease is valid. Called in any thread right before the file is published.
+            on_progress: see `OnProgress`; must not block.
         """
-        progress = _Progress(told=on_progress)
+        progress = _Progress(report=on_progress)
         try:
             facts = await self._download(lease, progress, still_ours)
         except FetchError as exc:
@@ -242,7 +242,7 @@ class Fetcher:
                     failpoint("first-byte")
                 sink.add(chunk)
                 watch.flow(sink.size)
-                progress.told(sink.size, answer.length)
+                progress.report(sink.size, answer.length)
                 if sink.size > limit:
                     raise FetchError(f"more than max_size ({limit} bytes)", ErrorCode.TOO_LARGE)
                 if patterns is not None and not mime and sink.size >= SNIFF_BYTES:
@@ -334,7 +334,7 @@ def _redirect(url: Url, location: bytes | None) -> Url:
 
 
 def _answer(body: ResponseBody, fields: Sequence[Field], *, asked: bool) -> _Answer:
-    """A response to store: as it was sent, unless it is in gzip that nobody asked for."""
+    """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip."""
     if asked or (_field(fields, b"content-encoding") or b"").strip().lower() not in _GZIP:
         return _Answer(body, body.read, body.length)
     return _Answer(body, Gunzip(body.read).read, None)

@@ -1,4 +1,4 @@
-"""Why an attempt failed, and what that calls for: the rows of the contract's table (section 4)."""
+"""Why an attempt failed, and whether it is retried."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from downloader.model import ErrorCode, describe_status
 
 
 class Treatment(Enum):
-    """What a kind of failure calls for."""
+    """What happens after a failure."""
 
     RETRY = auto()
     """Another attempt, if the job has one left."""
     FINAL = auto()
-    """Another attempt would end alike."""
+    """No further attempt: it would fail in the same way."""
     RELEASE = auto()
-    """Our own fault: again, without using up an attempt."""
+    """A fault of this service: another attempt, and this one does not count."""
 
 
 class FetchError(DownloaderError):
@@ -37,7 +37,7 @@ class FetchError(DownloaderError):
         self.code = code
         self.treatment = treatment
         self.retry_after_s = retry_after_s
-        """What the origin asked for."""
+        """The origin's `Retry-After`, in seconds."""
 
 
 _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
@@ -54,13 +54,13 @@ _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
 }
 
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-"""Of descriptors, memory and ports: no origin is to blame that we cannot open a connection."""
+"""Shortages of descriptors, memory and ports on this machine, for which the origin is not responsible."""
 
 _RETRIED_4XX = frozenset({408, 425, 429})
 
 
 def explain(exc: net.NetError) -> FetchError:
-    """The failure that an exception of `downloader.net` means, by its type."""
+    """The `FetchError` for an exception of `downloader.net`, by its type."""
     if isinstance(exc, net.ConnectFailed) and exc.errno in _OWN_SHORTAGES:
         return own_fault(f"our own system: {os.strerror(exc.errno).lower()}")
     code, treatment = _KINDS[type(exc)]
@@ -71,12 +71,12 @@ def explain(exc: net.NetError) -> FetchError:
 
 
 def own_fault(text: str) -> FetchError:
-    """Our own disk, system, storage or store is to blame."""
+    """A failure of our own disk, system, storage or store."""
     return FetchError(text, ErrorCode.STORAGE, Treatment.RELEASE)
 
 
 def bad_status(status: int, *, retry_after_s: float | None) -> FetchError:
-    """A final status that is no success; 408, 425, 429 and 5xx are worth another attempt."""
+    """The failure for a status that is not a success; 408, 425, 429 and 5xx are retried."""
     text = f"Received Status code {describe_status(status)}"
     if status not in _RETRIED_4XX and status not in range(500, 600):
         return FetchError(text, ErrorCode.HTTP_STATUS)

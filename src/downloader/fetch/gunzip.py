@@ -11,7 +11,7 @@ Read = Callable[[], Awaitable[bytes | bytearray | None]]
 """The next bytes of a body, `None` at its end."""
 
 PIECE_BYTES = 256 * 1024
-"""What is decoded at once; a megabyte of gzip may hold a gigabyte."""
+"""How much is decoded in one step; a megabyte of gzip may contain a gigabyte."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 _MAGIC = b"\x1f"
@@ -20,7 +20,7 @@ _MAGIC = b"\x1f"
 class Gunzip:
     """The decoded bytes of a body in gzip (RFC 1952), members one after the other.
 
-    An empty body is an empty file. What stands behind the last member is passed over, as browsers do.
+    An empty body is an empty file. Bytes behind the last member are ignored, as browsers do.
     """
 
     def __init__(self, source: Read) -> None:

@@ -1,4 +1,4 @@
-"""The request headers of a download: which of several wins, and which another origin gets. Pure."""
+"""The request headers of a download: how they are merged, and which go to another origin. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HeaderMap = dict[bytes, tuple[bytes, bytes]]
 """Lower-case name to `(name, value)` as they are sent."""
 
 _KEPT = frozenset({b"accept", b"accept-encoding", b"user-agent"})
-"""Headers that another origin may see: none of them is a secret or means anything to one origin only."""
+"""Headers that are also sent to another origin: none of them is a secret or specific to one origin."""
 
 
 def base_headers(configured: Mapping[str, str]) -> HeaderMap:
@@ -35,9 +35,9 @@ def job_headers(base: HeaderMap, *, user_agent: str, headers: Mapping[str, str])
 
 
 def may_keep(origin: Origin, following: Origin) -> bool:
-    """Whether credentials and the job's own headers go along with a redirect.
+    """Whether a redirect keeps credentials and the job's own headers.
 
-    They do within an origin, and from http to https on one host.
+    It does within an origin, and from http to https on one host.
     """
     if following == origin:
         return True
@@ -45,12 +45,12 @@ def may_keep(origin: Origin, following: Origin) -> bool:
 
 
 def without_secrets(headers: HeaderMap) -> HeaderMap:
-    """What another origin than the job's gets."""
+    """The headers that are sent to another origin than the job's."""
     return {name: pair for name, pair in headers.items() if name in _KEPT}
 
 
 def asks_for_gzip(headers: HeaderMap) -> bool:
-    """Whether the request accepts gzip, so that it is to be stored as it comes."""
+    """Whether the request accepts gzip; then a body in gzip is stored as sent."""
     return b"gzip" in headers.get(b"accept-encoding", (b"", b""))[1].lower()
 
 

@@ -8,14 +8,14 @@ from downloader.fetch.errors import Treatment
 from downloader.model import Verdict
 
 MAX_BACKOFF_S = 3600.0
-"""Where exponential growth ends: a job with many retries is still tried every hour or so."""
+"""Longest computed delay, unless `backoff_s` is longer."""
 
 RELEASE_MIN_S = 5.0
 RELEASE_MAX_S = 30.0
-"""How long a job waits after a fault of our own: spread out, since all jobs here have it at once."""
+"""Delay after a fault of our own; random, because such a fault affects many jobs at once."""
 
 _MAX_DOUBLINGS = 32
-"""Beyond any cap, and far from the overflow of a float."""
+"""Enough to reach the cap, and far below the overflow of a float."""
 
 
 def decide(

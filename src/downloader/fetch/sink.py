@@ -21,7 +21,7 @@ SMALL_BYTES = 64 * 1024
 """Up to here a body stays in memory and is stored in one step; most files of the web are smaller."""
 
 BUFFER_BYTES = 1024 * 1024
-"""Of one hop to a thread for writing: hops of 64 KiB were measured to take three times as long."""
+"""Bytes that a thread writes in one call; calls of 64 KiB were measured to take three times as long."""
 
 _SCRAP_BYTES = 8 * 1024
 """Chunks below this size are joined, so that a buffer has a few hundred chunks at most."""
@@ -30,7 +30,7 @@ _IOV_MAX = 256
 """Chunks for one write; every system takes at least this many in practice (POSIX wants 16)."""
 
 _CLEANUP_S = 2.0
-"""For deleting a spool file after a cancel; a disk that takes longer is swept at the next start."""
+"""Time limit of deleting a spool file after a cancel; otherwise the next start deletes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class CompleteBody:
 
 
 class Sink:
-    """Takes one body; at most two buffers of it are in memory, whatever its length.
+    """Receives one body; at most two buffers of it are in memory, whatever its length.
 
     Args:
         spool: for bodies that are not small.
@@ -100,7 +100,7 @@ class Sink:
         written. A `DownloaderError` inside comes out as it is.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the disk refuses it.
         """
         sender, receiver = trio.open_memory_channel[list[bytes | bytearray]](0)
         failure: Exception | None = None
@@ -131,10 +131,10 @@ class Sink:
             raise failure
 
     async def complete(self) -> CompleteBody:
-        """The body is complete; a spool file is on disk for good, and closed.
+        """Call at the end of the body. A spool file is then synced and closed.
 
         Raises:
-            OSError: the disk does not take it.
+            OSError: the disk refuses it.
         """
         if self.size <= SMALL_BYTES:
             data = b"".join(self._chunks)

@@ -1,8 +1,8 @@
 """Spool files, for bodies until they are complete: one folder for each running instance.
 
-The folder is locked (flock) while its owner lives, so that whoever opens a spool beside it can tell a
-crashed instance's folder, and sweeps it. Files are made through the folder's descriptor, under random
-names, exclusively and never through a symbolic link: what is planted at a path leads nowhere.
+The folder is locked (flock) while its owner lives. So an instance that starts recognises the folders of
+crashed instances, and deletes them. Files are created relative to the folder's descriptor, under random
+names, with `O_EXCL` and `O_NOFOLLOW`, so that planted links and files have no effect.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from downloader.errors import ConfigError
 from downloader.folders import private_folder
 
 _FOLDER = re.compile(r"spool-[0-9a-f]{16}")
-"""Only folders of this form are ever swept, whatever else lies beside them."""
+"""Only folders with such a name are deleted."""
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -31,7 +31,7 @@ _THREADS = 16
 """More writers at once are not faster."""
 
 _CLEANUP_S = 2.0
-"""For deleting our files at the end; what is left then is deleted at the next start."""
+"""Time limit of deleting our files at the end; the next start deletes the rest."""
 
 
 class Spool:
@@ -40,14 +40,14 @@ class Spool:
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.threads = trio.CapacityLimiter(_THREADS)
-        """For writers, so that a disk that hangs takes no threads from others."""
+        """Limiter of the writers' threads, so that a disk that hangs does not use up those of others."""
         self._descriptor = descriptor
 
     def create(self) -> tuple[str, int]:
         """A new empty file: its name in `path`, and a descriptor to write to, for the caller to close.
 
         Raises:
-            OSError: the disk does not take it, or somebody has put something in its place.
+            OSError: the disk refuses it, or the name exists already.
         """
         name = secrets.token_hex(8)
         return name, os.open(name, _CREATE, 0o600, dir_fd=self._descriptor)
@@ -140,7 +140,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _remove_folder(path: Path, descriptor: int) -> None:
-    """Delete the files of a folder and the folder; what does not let itself be deleted stays."""
+    """Delete the files of a folder and the folder; what cannot be deleted stays."""
     with suppress(OSError):
         for name in os.listdir(descriptor):
             with suppress(OSError):

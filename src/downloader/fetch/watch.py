@@ -13,7 +13,7 @@ _WINDOW_PARTS = 8
 
 
 class Watch:
-    """Moves the deadline of `scope`; `reason` says which wait was over when the scope was cancelled.
+    """Moves the deadline of `scope`; after its cancel `reason` says which wait was too long.
 
     `total_s` bounds everything up to the end of the scope.
     """
@@ -50,7 +50,7 @@ class Watch:
         self.expect(f"slower than {rate:g} bytes per second for {seconds:g} s", seconds)
 
     def flow(self, received: int) -> None:
-        """Take note that `received` bytes have arrived since `expect_flow`."""
+        """Record that `received` bytes in all have arrived since `expect_flow`."""
         if received - self._base < self._needed:
             return
         now = trio.current_time()
@@ -60,7 +60,7 @@ class Watch:
 
     @contextmanager
     def excused(self) -> Iterator[None]:
-        """For a wait for our own disk, which counts for the job's total and not as the peer's slowness."""
+        """A wait for our own disk. It counts for the job's total, but not as slowness of the peer."""
         began = trio.current_time()
         left = self._scope.deadline - began
         self._scope.deadline = self._end

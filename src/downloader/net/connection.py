@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: send a request, read the head of its response, read the body, and again.
 
-httptools (llhttp) parses strictly. A head that it refuses is read once more as curl would read it: a blank
-before a colon, folded fields, bare LF, one Content-Length twice, or one beside Transfer-Encoding. After such
-a response, as after one with bytes behind its end, the connection is not used again.
+httptools (llhttp) parses strictly. A head that it refuses is read once more by curl's rules, which accept a
+blank before a colon, folded fields, bare LF, one Content-Length twice, or one beside Transfer-Encoding. After
+such a response, or one with bytes behind its end, the connection is not used again.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MAX_HEAD_BYTES = 64 * 1024
 """A head still incomplete after this many bytes, 1xx included, is refused; browsers allow as much."""
 
 READ_BYTES = 64 * 1024
-"""At most for one read at the start: a small file with its head comes in one."""
+"""Size of a read at the start; enough for a small file with its head."""
 
 BULK_READ_BYTES = 256 * 1024
-"""At most for one read of a body of which a megabyte has come, in pieces that are not small."""
+"""Size of a read after a megabyte of the body, unless the pieces are small."""
 
 _BULK_BYTES = 1024 * 1024
 _SMALL_PIECE_BYTES = 1024
@@ -110,7 +110,7 @@ class Connection:
         self._received = self._seen = 0
         self._limit, self._sent = limit, False
         response = self._response = _Response(bodiless=method in (b"HEAD", b"CONNECT"))
-        # A peer may answer before it has read all, and close: the answer says more.
+        # A peer may answer and close before it has read all. The answer is more useful than this error.
         with suppress(StreamBroken):
             await self.stream.send(request + body)
             self._sent = True
@@ -216,9 +216,9 @@ class _Response:
         self._status = 0
         self.head_done = False
         self.body: bytes | bytearray = b""
-        """What has come of it and has not been read."""
+        """Bytes that have been received and not read."""
         self.pieces = 0
-        """Of the body, as they came: chunks, or what one read had of one."""
+        """Number of pieces of the body so far: chunks, or parts of chunks that came in different reads."""
         self.done = False
         self.keep = False
         """Whether the peer keeps the connection."""
@@ -255,7 +255,7 @@ class _Response:
         """The head, once it is done.
 
         Raises:
-            BadResponse: nobody can tell where its body ends, or it has no status.
+            BadResponse: the end of its body is ambiguous, or the status is invalid.
         """
         self._head = b""
         if not _MIN_FINAL <= self._status <= _MAX_STATUS:
@@ -327,7 +327,7 @@ class _Response:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self.done:
-                # llhttp's words may quote the peer's, which may be our own headers.
+                # llhttp's message may quote the peer, which may repeat our own headers.
                 raise BadResponse(_MALFORMED) from exc
             self.behind = True
         if self.done:
@@ -348,7 +348,7 @@ class _Response:
 
 
 def _repaired(head: bytes) -> bytes:
-    """A head that curl understands, as a strict parser does.
+    """A head that curl accepts, rewritten for a strict parser.
 
     Raises:
         BadResponse: a line is neither a field nor part of one.

@@ -17,13 +17,13 @@ from downloader.net.resolve import Resolver, SystemResolver
 from downloader.net.stream import Stream
 
 _TARGET_RESOLVE_S = 2.0
-"""Each proxied request waits this long where no name server answers, which a proxy may be there for."""
+"""How long a proxied request waits for name servers; behind a proxy there may be none that answers."""
 
 _DISCARD_PORT = 9
-"""Any would do, as nothing is sent."""
+"""Any port will do, because nothing is sent."""
 
 _MAX_ADDRESSES = 16
-"""How many of a name's addresses are tried; an answer has room for thousands, all refusing at once."""
+"""How many of a name's addresses are tried; an answer may have thousands."""
 
 _STAGGER_S = 0.25
 """The head start of one address before the next is tried beside it; RFC 8305, section 5."""
@@ -40,7 +40,7 @@ def is_own_address(address: Address) -> bool:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect((str(address), _DISCARD_PORT))
             return bool(ip_address(sock.getsockname()[0]) == address)
-    except OSError:  # no route: nobody is there, and certainly not we
+    except OSError:  # no route, so it is not an address of this machine
         return False
 
 
@@ -131,7 +131,7 @@ async def _resolve(resolver: Resolver, name: str, port: int, deadline: float) ->
 
 
 async def _connect_first(addresses: Sequence[str], port: int) -> trio.socket.SocketType:
-    """The first connection that stands, each address with a head start before the next (RFC 8305)."""
+    """The first connection that is made; addresses are tried one after the other, overlapping (RFC 8305)."""
     if len(addresses) == 1:
         return await _connect(addresses[0], port)
     errors: list[OSError] = []

@@ -11,7 +11,7 @@
     ├── TimedOut             a bounded wait is over
     ├── ConnectionLost       closed or reset before a byte of the response
     ├── CutShort             closed or reset inside the response
-    ├── BadResponse          the peer does not speak HTTP/1.1 as it should                final
+    ├── BadResponse          the response is not valid HTTP/1.1, or exceeds a bound       final
     └── BadRequest           the request cannot be put into HTTP                          final
 
 Each is the httpx2 exception that a caller of an `AsyncClient` expects, too. The texts are one line, hold no
@@ -73,7 +73,7 @@ class CutShort(NetError, httpx2.RemoteProtocolError):
 
 
 class BadResponse(NetError, httpx2.RemoteProtocolError):
-    """The peer does not speak HTTP/1.1 as it should."""
+    """The response is not valid HTTP/1.1, or exceeds a bound."""
 
 
 class BadRequest(NetError, httpx2.LocalProtocolError):

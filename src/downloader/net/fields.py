@@ -16,10 +16,10 @@ FORBIDDEN_FIELDS = frozenset(
 file impossible (`Range`); lower case. So is every name that begins with `proxy-`."""
 
 MAX_RETRY_AFTER_S = 86400.0
-"""A peer may hold us back for a day, not for good."""
+"""Longest delay that a peer may ask for: a day."""
 
 _DELTA_DIGITS = 12
-"""More digits of seconds than this are no delay but an attack on `int()`."""
+"""Longer numbers of seconds are not parsed, because that may take long."""
 
 
 def is_forbidden(name: str) -> bool:

@@ -90,7 +90,7 @@ _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".localdomain", ".home.a
 
 
 def parse_address(host: str) -> Address | None:
-    """The address that a URL's host is; `None` for a name."""
+    """The address if the host is one; `None` for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -128,7 +128,7 @@ class EgressPolicy:
     def check(
         self, host: str, address: str | Address, *, is_own: Callable[[Address], bool] = lambda _: False
     ) -> None:
-        """Accept an address that `host` stands for, or refuse it. `deny` wins over `allow`.
+        """Accept or refuse an address of `host`. `deny` wins over `allow`.
 
         `host` is a URL's, without the final dot. `address` may carry a zone id. `is_own` says whether a
         public address is one of this machine's, which is as good as loopback.

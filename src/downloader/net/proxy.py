@@ -44,7 +44,7 @@ async def connect_tunnel(stream: Stream, origin: Origin, proxy: Url) -> None:
     if head.status // 100 != 2:  # noqa: PLR2004 - 2xx
         raise ProxyRefused(f"the proxy answered {head.status} to CONNECT")
     if connection.has_more:
-        raise ProxyRefused("the proxy spoke before the origin was asked")
+        raise ProxyRefused("the proxy sent more than an answer")
 
 
 async def connect_socks(stream: Stream, origin: Origin, proxy: Url) -> None:

@@ -16,8 +16,8 @@ Raises `NameNotResolved`. Called once per connection, never for a host that is a
 """
 
 MAX_LOOKUPS = 128
-"""Threads that may wait for name servers at once. A look-up that nobody waits for any more keeps its
-thread until the C library gives up (10 s or so), so there have to be spare ones."""
+"""Threads that may wait for name servers at once. A cancelled look-up keeps its thread until the C library
+gives up (after about 10 s), so there are more than needed."""
 
 
 class SystemResolver:

@@ -11,7 +11,7 @@ from downloader.net.errors import ConnectFailed, TimedOut, TlsFailed
 
 
 class StreamBroken(Exception):
-    """The connection was reset, or closed by us; what it means depends on what was being waited for."""
+    """The connection was reset, or closed by us. The caller raises the error that fits."""
 
 
 class Stream:
@@ -20,7 +20,7 @@ class Stream:
     def __init__(self, stream: trio.SocketStream | trio.SSLStream[Any]) -> None:
         self._stream = stream
         self._silent_tls = isinstance(stream, trio.SSLStream)
-        """With TLS 1.3 a server's complaint about us arrives after our side of the handshake is over."""
+        """Nothing was received yet, so a TLS 1.3 server may still send an alert that ends the handshake."""
 
     @property
     def socket(self) -> trio.socket.SocketType:
@@ -63,7 +63,7 @@ class Stream:
         return self.socket.is_readable()
 
     async def aclose(self) -> None:
-        """Close at once, without TLS's goodbye; the socket is closed also when this is cancelled."""
+        """Close at once, without a TLS close_notify; the socket is closed also when this is cancelled."""
         await trio.aclose_forcefully(self._stream)
 
     async def start_tls(self, context: ssl.SSLContext, host: str, *, within_s: float) -> Stream:
@@ -83,7 +83,7 @@ class Stream:
                 )
                 await stream.do_handshake()
         except BaseException as exc:
-            with trio.CancelScope(shield=True):  # a forceful close waits for nobody
+            with trio.CancelScope(shield=True):  # a forceful close does not wait for the peer
                 await trio.aclose_forcefully(self._stream)
             if isinstance(exc, trio.TooSlowError):
                 raise TimedOut(f"no TLS handshake within {within_s:g} s") from exc
@@ -92,14 +92,14 @@ class Stream:
                     raise TlsFailed(reason) from exc
                 raise _lost_in_handshake(exc.__cause__) from exc
             if isinstance(exc, ValueError):
-                # The ssl module's word for a name that SNI cannot carry.
+                # The ssl module raises it for a name that SNI cannot carry.
                 raise TlsFailed(f"no host name to verify: {exc}") from exc
             raise
         return Stream(stream)
 
 
 def tls_reason(cause: BaseException | None) -> str:
-    """One line on what TLS complained about; empty if the connection broke for another reason."""
+    """The reason of a TLS error in one line; empty if the connection broke for another reason."""
     if not isinstance(cause, ssl.SSLError) or _is_eof(cause):
         return ""
     if isinstance(cause, ssl.SSLCertVerificationError):

@@ -152,7 +152,7 @@ class ResponseBody(httpx2.AsyncByteStream):
         return bytes(data)
 
     async def aclose(self) -> None:
-        """Give the connection back; what has not been read ends it, unless it is all here already."""
+        """Give the connection back. It is closed if the end of the body has not been received."""
         use, self._use = self._use, None
         if use is not None:
             await self._transport.give_back(use)
@@ -161,7 +161,7 @@ class ResponseBody(httpx2.AsyncByteStream):
 class Transport(httpx2.AsyncBaseTransport):
     """Sends requests over connections that it opens and keeps for some seconds; see `open_transport`.
 
-    How many are in use is the callers' to bound; idle ones are bounded in total, the oldest going first.
+    The number of idle connections is bounded; the oldest is closed first. Callers bound the number in use.
     """
 
     def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: NetLimits, max_idle: int) -> None:
@@ -358,7 +358,7 @@ async def open_transport(
 def guarded_client(transport: Transport, *, timeout_s: float = 30.0) -> httpx2.AsyncClient:
     """A client for plugins: no redirects, no proxies of the environment, no cookies kept.
 
-    To close it leaves the transport open. Besides httpx2's exceptions it raises `NetError`s, which are some.
+    Closing it leaves the transport open. It raises `NetError`s, which are also httpx2's exceptions.
     """
     return httpx2.AsyncClient(
         transport=transport,

@@ -25,7 +25,7 @@ MAX_URL_CHARS = 8192
 """What servers commonly accept as a request line; presigned URLs have up to 2,000."""
 
 HIDDEN = "***"
-"""Stands where a secret stood."""
+"""Replaces a secret in texts."""
 
 _MAX_HOST_CHARS = 253
 """RFC 1035, 2.3.4, without the final dot."""
@@ -250,7 +250,7 @@ _VALUE = re.compile(r"=[^&;]*")
 
 
 def userinfo_of(url: str) -> str:
-    """User and password as they stand in any text with `//`, or empty."""
+    """The part before `@` of any text with `//`, or empty."""
     match = _SHOWN.fullmatch(url)
     return match["authority"].rpartition("@")[0] if match else ""
 

@@ -1,4 +1,4 @@
-"""What operators see: the names of log events, the log itself, the counters; and the failpoints of tests."""
+"""Log events, logging, counters, and the failpoints of tests."""
 
 from __future__ import annotations
 

@@ -28,14 +28,14 @@ NOTIFIER_COUNTERS: Mapping[str, str] = {
 
 
 class Counters:
-    """Numbers that only grow, and gauges that are asked when they are read. One per role and process."""
+    """Counters that only grow, and gauges that are read by functions. One instance per role and process."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._values = dict.fromkeys(names, 0)
         self._gauges: dict[str, Callable[[], int]] = {}
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Count.
+        """Add to a counter.
 
         Raises:
             KeyError: a name that is not in the role's table.

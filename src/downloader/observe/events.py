@@ -1,4 +1,4 @@
-"""Every event that the service logs, by name; operators search and alert on them, so they do not change."""
+"""The names of all log events. They do not change, because operators search and alert on them."""
 
 from __future__ import annotations
 

@@ -21,5 +21,5 @@ def failpoint(name: str) -> None:
 
 @cache
 def _armed() -> str | None:
-    # Asked several times for each job, and the environment of a running process does not change.
+    # Cached, because it is called several times for each job.
     return os.environ.get(VARIABLE)

@@ -19,7 +19,7 @@ import structlog
 from downloader.observe.events import Event
 
 VALUE_LENGTH = 2000
-"""Characters of a field that are printed: clients choose some of them, and a log line has to stay one."""
+"""Longest printed field, in characters. Clients choose the values of some fields."""
 
 _UNPRINTABLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
@@ -27,7 +27,7 @@ _UNPRINTABLE = re.compile(
 """Control characters, those that reorder or hide text, and lone surrogates."""
 
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
-"""What needs no quotes: printable ASCII without blank, quote, equals sign and backslash."""
+"""Values that need no quotes: printable ASCII without blank, quote, equals sign and backslash."""
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -92,7 +92,7 @@ def escape(value: str, *, limit: int = VALUE_LENGTH) -> str:
 
 
 class _Lines:
-    """Writes lines; a full disk or a reader that went away costs log lines, not the service."""
+    """Writes lines. Errors of writing (a full disk, a closed pipe) lose lines and are ignored."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -121,7 +121,7 @@ def _console(*, colors: bool) -> list[structlog.typing.Processor]:
 
 
 def _as_library(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Move a library's message, which is no event's name, to a field."""
+    """Move a library's message to the field `message`."""
     event["message"] = event["event"]
     event["event"] = Event.LIBRARY.value
     return event
@@ -135,7 +135,7 @@ def _cut_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def _quote_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Fields that hold blanks or worse in quotes and escaped, so that none can pose as another."""
+    """Quote and escape fields with blanks or special characters, so that a value cannot look like a field."""
     for key, value in event.items():
         if key == "exception":
             event[key] = "\n".join(map(escape, str(value).split("\n")))
@@ -148,7 +148,7 @@ def _quote_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 class _Quoted:
-    """Text whose `repr`, which the console renderer prints, is quoted and harmless."""
+    """Text whose `repr`, which the console renderer prints, is quoted and escaped."""
 
     def __init__(self, text: str) -> None:
         self._text = text.replace("\\", "\\\\").replace('"', '\\"')
