@@ -143,9 +143,11 @@ async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Pat
                 await trio.open_tcp_stream("127.0.0.1", port) as reader,
                 await trio.open_tcp_stream("127.0.0.1", port) as sender,
             ):
-                await reader.send_all(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                await reader.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 assert (await reader.receive_some(12)).startswith(b"HTTP/1.1 200")
-                await sender.send_all(b"POST /download HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+                await sender.send_all(
+                    b"POST /download HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+                )
                 await api.stop()
                 read = 0
                 with suppress(trio.BrokenResourceError):

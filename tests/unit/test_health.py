@@ -36,7 +36,7 @@ def bad(*, for_s: float) -> BackendHealth:
 
 
 def asked(health: BackendHealth = GOOD, **facts: Any) -> Admission:
-    given = {"in_flight": 0, "share": 8, "begun_at": 0.0, "moved_at": 0.0} | facts
+    given = {"room": True, "begun_at": 0.0, "moved_at": 0.0} | facts
     return admit(NOW, health, **given)
 
 
@@ -66,15 +66,15 @@ def test_backends_that_hang_leave_a_slot(slots: int, hanging: int) -> None:
 
 
 def test_a_healthy_backend_goes_on_up_to_its_share() -> None:
-    assert asked(in_flight=7) == Deliver()
-    assert asked(in_flight=8, moved_at=NOW - STALL_S / 2) == Wait(NOW + STALL_S / 2)
+    assert asked() == Deliver()
+    assert asked(room=False, moved_at=NOW - STALL_S / 2) == Wait(NOW + STALL_S / 2)
 
 
 @pytest.mark.parametrize(
     ("quiet", "delay"), [(STALL_S, SHORTEST_S), (7.0, 7.0), (1000.0, LONGEST_S)], ids=["new", "old", "ages"]
 )
 def test_a_full_backend_that_ends_nothing_is_given_no_more(quiet: float, delay: float) -> None:
-    assert asked(in_flight=8, moved_at=NOW - quiet) == Deferred(delay)
+    assert asked(room=False, moved_at=NOW - quiet) == Deferred(delay)
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_an_unhealthy_backend_is_probed_at_growing_pauses(
 
 
 def test_probes_that_hang_are_bounded_too() -> None:
-    assert asked(bad(for_s=3600), begun_at=NOW - 60, in_flight=8) == Deferred(LONGEST_S)
+    assert asked(bad(for_s=3600), begun_at=NOW - 60, room=False) == Deferred(LONGEST_S)
 
 
 def bulkhead(*names: str, slots: int = 8) -> Bulkhead:
     return Bulkhead(names, slots=slots, rng=random.Random(0))
 
 
-async def acquired(opened: Bulkhead, backend: str) -> Slot:
-    slot = await opened.acquire(backend)
+async def acquired(opened: Bulkhead, backend: str, *, proven: bool = True) -> Slot:
+    slot = await opened.acquire(backend, proven=proven)
     assert isinstance(slot, Slot), slot
     return slot
 
@@ -115,6 +115,28 @@ async def test_a_backend_alone_has_all_slots(autojump_clock: trio.testing.MockCl
     slots = [await acquired(opened, "a") for _ in range(8)]
     for slot in slots:
         opened.release(slot)
+
+
+async def test_a_backend_that_hangs_leaves_slots_to_new_destinations_of_the_others(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    opened = bulkhead("a", "b", slots=16)
+    hanging = [await acquired(opened, "a", proven=False) for _ in range(6)]
+    assert isinstance(await opened.acquire("a", proven=False), Deferred), "6 of the 8 that they share"
+    await acquired(opened, "a")
+    other = await acquired(opened, "b", proven=False)
+    assert isinstance(await opened.acquire("b", proven=False), Deferred)
+    opened.release(other)
+    for slot in hanging:
+        opened.release(slot)
+    await acquired(opened, "b", proven=False)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3])
+async def test_few_slots_still_reach_new_destinations(
+    autojump_clock: trio.testing.MockClock, slots: int
+) -> None:
+    await acquired(bulkhead("a", slots=slots), "a", proven=False)
 
 
 async def test_what_waits_for_a_full_backend_goes_on_when_one_ends(

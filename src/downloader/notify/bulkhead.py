@@ -73,9 +73,7 @@ def share(slots: int, *, others: int, backends: int) -> int:
     return max(1, int((slots - others) * SHARE))
 
 
-def admit(
-    now: float, health: BackendHealth, *, in_flight: int, share: int, begun_at: float, moved_at: float
-) -> Admission:
+def admit(now: float, health: BackendHealth, *, room: bool, begun_at: float, moved_at: float) -> Admission:
     """Whether one more callback may go to a backend; pure.
 
     An unhealthy backend is probed at pauses that double; each probe is a callback. A probe that hangs does
@@ -85,16 +83,15 @@ def admit(
     Args:
         now: Trio time, like the others.
         health: of the backend.
-        in_flight: callbacks that it has in flight.
-        share: how many it may have.
+        room: whether it has fewer callbacks in flight than its share.
         begun_at: when its last delivery began.
         moved_at: when one last ended, or the first of those in flight began.
     """
     if not health.healthy:
         last = max(health.lost_at, begun_at)
         pause = _bounded(last - health.lost_at)
-        return Deliver() if now >= last + pause and in_flight < share else Deferred(pause)
-    if in_flight < share:
+        return Deliver() if now >= last + pause and room else Deferred(pause)
+    if room:
         return Deliver()
     quiet = now - moved_at
     return Wait(moved_at + STALL_S) if quiet < STALL_S else Deferred(_bounded(quiet))
@@ -110,6 +107,8 @@ class Slot:
 
     backend: str
     begun_at: float
+    proven: bool
+    """Whether its destination has answered lately."""
     late: bool = False
     """Whether it was found to take too long."""
 
@@ -120,6 +119,8 @@ class _Backend:
 
     slots: dict[Slot, None] = field(default_factory=dict)
     """The oldest first."""
+    unproven: int = 0
+    """How many of them go to destinations that have not answered lately."""
     begun_at: float = 0.0
     moved_at: float = 0.0
     waiting: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
@@ -142,10 +143,15 @@ class Bulkhead:
         self._slots = slots
         self._rng = rng
         self._in_flight = 0
+        self._unproven = 0
         self.health = Breakers(self._backends)
 
-    async def acquire(self, name: str) -> Slot | Deferred:
+    async def acquire(self, name: str, *, proven: bool = True) -> Slot | Deferred:
         """Get a slot, after a short wait if need be; the caller gives it back to `release`.
+
+        `proven` tells whether the callback's destination has answered lately. Those that have not share half
+        of the slots, and a backend has no more than its share of that half either: callbacks to new
+        destinations of the others go on while all of its deliveries hang.
 
         A callback of a backend that is not configured here is deferred, for an instance that has it.
         """
@@ -153,18 +159,16 @@ class Bulkhead:
         if backend is None:
             return self._not_here(name)
         while True:
-            now, mine = trio.current_time(), len(backend.slots)
-            room = share(self._slots, others=self._in_flight - mine, backends=len(self._backends))
+            now = trio.current_time()
             match admit(
                 now,
                 self.health[name],
-                in_flight=mine,
-                share=room,
+                room=self._has_room(backend, proven=proven),
                 begun_at=backend.begun_at,
                 moved_at=backend.moved_at,
             ):
                 case Deliver():
-                    return self._begin(name, backend, now)
+                    return self._begin(name, backend, now, proven=proven)
                 case Wait(until):
                     with trio.move_on_at(until):
                         await backend.waiting.park()
@@ -173,10 +177,19 @@ class Bulkhead:
                 case never:
                     assert_never(never)
 
+    def _has_room(self, backend: _Backend, *, proven: bool) -> bool:
+        mine, backends = len(backend.slots), len(self._backends)
+        if mine >= share(self._slots, others=self._in_flight - mine, backends=backends):
+            return False
+        half, others = max(1, self._slots // 2), self._unproven - backend.unproven
+        return proven or backend.unproven < share(half, others=others, backends=backends)
+
     def release(self, slot: Slot) -> None:
         """Give the slot back."""
         backend = self._backends[slot.backend]
         del backend.slots[slot]
+        backend.unproven -= not slot.proven
+        self._unproven -= not slot.proven
         backend.moved_at = trio.current_time()
         self._in_flight -= 1
         # The others' shares have grown too.
@@ -198,11 +211,13 @@ class Bulkhead:
                     reason = f"backend {name} failed: does not end when it is cancelled"
                     self.health.failed(name, reason, begun_at=slot.begun_at)
 
-    def _begin(self, name: str, backend: _Backend, now: float) -> Slot:
+    def _begin(self, name: str, backend: _Backend, now: float, *, proven: bool) -> Slot:
         if not backend.slots:
             backend.moved_at = now
-        slot = Slot(name, now)
+        slot = Slot(name, now, proven)
         backend.slots[slot] = None
+        backend.unproven += not proven
+        self._unproven += not proven
         backend.begun_at = now
         self._in_flight += 1
         return slot

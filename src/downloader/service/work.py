@@ -136,7 +136,7 @@ class CallbackWork(_LeasedWork):
         backend = _backend(lease)
         if not backend:  # `deliver` then fails it at once, so it needs no slot
             return await self._deliver(lease)
-        slot = await self.bulkhead.acquire(backend)
+        slot = await self.bulkhead.acquire(backend, proven=lease.proven)
         if isinstance(slot, Deferred):
             return Delivery(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
         try:
