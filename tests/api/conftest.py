@@ -12,7 +12,7 @@ import httpx2
 import pytest
 import trio
 
-from downloader.api import ApiDeps, create_app, serve
+from downloader.api import Api, ApiDeps, serve
 from downloader.api.events import Pace
 from downloader.api.limits import Limits
 from downloader.config import ApiSettings
@@ -45,7 +45,7 @@ async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> As
         grace_s: float = 1.0,
         **changes: Any,
     ) -> Served:
-        app = create_app(replace(deps, **changes), pace=pace)
+        app = Api(replace(deps, **changes), pace)
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
 import httpx2
 import pytest
 import trio
+import trio.testing
 from pydantic import SecretStr
 
-from downloader.api.bulk import Lines
-from downloader.api.intake import MAX_BATCH
+from downloader.api import ApiDeps
+from downloader.api.asgi import Gone, Message
+from downloader.api.bulk import Lines, serve_downloads
+from downloader.api.intake import MAX_BATCH, MAX_BYTES, Intake
 from downloader.api.limits import PIECE_BYTES, Limits
 from downloader.config import ApiSettings, TokenSettings
 from downloader.store import Accepted, StoreUnavailable, Submission
@@ -27,7 +31,7 @@ def line(**changes: Any) -> bytes:
     return json.dumps(JOB | changes).encode() + b"\n"
 
 
-def answers(body: bytes) -> list[dict[str, Any]]:
+def answers(body: bytes | bytearray) -> list[dict[str, Any]]:
     return [json.loads(text) for text in body.splitlines()]
 
 
@@ -122,8 +126,12 @@ class Watched:
         self.new_id = store.new_id
         self.sizes: list[int] = []
         self.away = False
+        self.away_after: int | None = None
+        """Calls."""
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+        if len(self.sizes) == self.away_after:
+            self.away = True
         self.sizes.append(len(submissions))
         if self.away:
             raise StoreUnavailable("away")
@@ -198,6 +206,108 @@ async def test_posts_that_share_a_call_with_others_whose_shard_is_gone(
     taken = [answer.json()["id"] for answer in answers if answer.status_code == 201]
     assert {answer.status_code for answer in answers} == {201, 503}
     assert [size.pending for size in await store.aggregation_sizes()] == [len(taken)]
+
+
+ADDRESS = "10.0.0.1"
+
+LEFT: Message = {"type": "http.disconnect"}
+
+
+def chunk(body: bytes) -> Message:
+    """A part of a body that does not end it."""
+    return {"type": "http.request", "body": body, "more_body": True}
+
+
+async def serve_messages(deps: ApiDeps, intake: Intake, messages: Iterator[Message], sent: bytearray) -> None:
+    """Serve a request of which these messages arrive; the bodies that are sent are added to `sent`.
+
+    A generator of messages runs on when the request waits for the next one.
+    """
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        sent.extend(message.get("body", b""))
+
+    scope = {"client": (ADDRESS, 1)}
+    await serve_downloads(scope, receive, send, deps=deps, intake=intake)
+
+
+async def test_a_job_whose_line_has_not_ended_goes_with_its_client(deps: ApiDeps, store: RedisStore) -> None:
+    intake, sent = Intake(store), bytearray()
+    messages = iter([chunk(line() + line().rstrip()), LEFT])
+    with pytest.raises(Gone):
+        await serve_messages(deps, intake, messages, sent)
+    assert [list(answer) for answer in answers(sent)] == [["id"]]
+    assert [size.pending for size in await store.aggregation_sizes()] == [1]
+    assert not intake._bytes
+
+
+async def test_between_two_chunks_only_the_line_that_has_begun_is_kept(
+    deps: ApiDeps, store: RedisStore
+) -> None:
+    intake = Intake(store)
+
+    def messages() -> Iterator[Message]:
+        yield chunk(line() + b"12345")
+        with intake.room(ADDRESS) as keep:
+            keep(MAX_BYTES // 2 - 5)
+            with pytest.raises(StoreUnavailable):
+                keep(MAX_BYTES // 2 - 4)
+        yield LEFT
+
+    with pytest.raises(Gone):
+        await serve_messages(deps, intake, messages(), bytearray())
+
+
+async def test_a_client_whose_budget_is_used_up(deps: ApiDeps, store: RedisStore) -> None:
+    """Answered 503 before the response has begun, cut off after."""
+    intake, sent = Intake(store), bytearray()
+    with intake.room(ADDRESS) as keep:
+        keep(MAX_BYTES // 2)
+        with pytest.raises(StoreUnavailable):
+            await serve_messages(deps, intake, iter([chunk(line())]), sent)
+        assert not sent
+
+        def messages() -> Iterator[Message]:
+            keep(0)
+            yield chunk(line())
+            keep(MAX_BYTES // 2)
+            yield chunk(line())
+
+        with pytest.raises(Gone):
+            await serve_messages(deps, intake, messages(), sent)
+    assert [list(answer) for answer in answers(sent)] == [["id"]]
+
+
+async def test_jobs_accepted_before_the_store_goes_away_keep_their_ids(
+    deps: ApiDeps, store: RedisStore
+) -> None:
+    watched, sent = Watched(store), bytearray()
+    watched.away_after = 1
+    messages = iter([chunk(line() * (MAX_BATCH + 1)), LEFT])
+    with pytest.raises(Gone):
+        await serve_messages(replace(deps, store=watched), Intake(watched), messages, sent)  # type: ignore[arg-type]  # submit is all that it uses
+    *accepted, refused = answers(sent)
+    assert len({answer["id"] for answer in accepted}) == MAX_BATCH
+    assert refused["code"] == "store_unavailable"
+
+
+async def test_a_client_may_pause_between_two_lines(serving: Serving) -> None:
+    """For longer than a body may pause, which is not at all here."""
+    api = await serving(limits=Limits(body_grace_s=0))
+    async with await api.connect() as stream:
+        data = line()
+        await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % (2 * len(data)) + data)
+        received = b""
+        with trio.fail_after(5):
+            while b'{"id"' not in received:
+                received += await stream.receive_some()
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        await stream.send_all(data)
+        received += await read_to_end(stream)
+    assert received.count(b'{"id"') == 2
 
 
 async def test_a_client_that_leaves_in_the_middle(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from downloader.api.fields import check_url, parse_job
+from downloader.api.json import parse_object
 from downloader.api.problems import Refused
 from downloader.model import JobSpec
 from downloader.net import Url
@@ -34,7 +35,9 @@ def body(**changes: Any) -> bytes:
 
 
 def parse(data: bytes) -> JobSpec:
-    return parse_job(data, new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs", "kafka"}))
+    return parse_job(
+        data, parse_object(data), new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs", "kafka"})
+    )
 
 
 def refusal(data: bytes) -> tuple[int, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -28,6 +29,7 @@ from downloader.store import (
     Submission,
     TaskView,
 )
+from downloader.store.keys import Keys
 from downloader.store.records import counts, fields
 from downloader.store.records import load as load_of
 from downloader.store.redis_store import RedisStore
@@ -86,6 +88,32 @@ async def test_a_job_is_stored_as_it_was_given(store: RedisStore) -> None:
     view = await store.get(spec.id)
     assert view is not None
     assert view.spec == spec
+
+
+class ManyShards:
+    """A connection to four shards that notes the jobs of each call and accepts them all."""
+
+    keys = Keys(prefix="t", shards=4)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, list[str]]] = []
+
+    async def run(
+        self, _script: str, shard: int, _call: object, rows: Sequence[dict[str, str]], **_: object
+    ) -> list[tuple[str, str]]:
+        ids = [row["id"] for row in rows]
+        self.calls.append((shard, ids))
+        return [("new", job_id) for job_id in ids]
+
+
+async def test_jobs_that_are_submitted_together_are_one_call_for_each_shard() -> None:
+    connection = ManyShards()
+    store = RedisStore(connection)  # type: ignore[arg-type]  # run and keys are all that it uses
+    specs = [spec_for(store, f"a{number % 10}") for number in range(40)]
+    answers = await store.submit([Submission(spec=spec) for spec in specs])
+    assert answers == [(Accepted.NEW, spec.id) for spec in specs]
+    shards = [shard for shard, _ in connection.calls]
+    assert len(shards) == len(set(shards)) > 1
 
 
 async def test_a_repeated_submission_enqueues_nothing(store: RedisStore) -> None:

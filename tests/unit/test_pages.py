@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
 
 CODE = re.compile(
-    r"(?:code=|PydanticCustomError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
+    r"(?:Problem\(\s*[^,\"]+,\s*|PydanticCustomError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
     r'|_refuse\(\s*[^,"]+, |_refuse\("[a-z_]+", )"([a-z_]+)"'
 )
 """How the API's modules spell a problem's code."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from downloader.api import ApiDeps, create_app, serve
+from downloader.api import Api, ApiDeps, serve
 from downloader.config import ApiSettings
 from downloader.store.redis_store import RedisStore
 from servers.fleet_fixtures import folder, origin, server, sink
@@ -32,9 +32,7 @@ async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[st
     url = f"http://127.0.0.1:{sock.getsockname()[1]}/"
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
-        await serve(
-            create_app(deps), sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status
-        )
+        await serve(Api(deps), sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status)
 
     await nursery.start(run)
     yield url

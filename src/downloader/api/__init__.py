@@ -1,9 +1,9 @@
-"""The HTTP API: `create_app` makes it, `serve` puts it on sockets, with a `tls_context` if there is one."""
+"""The HTTP API: `Api` is the ASGI application, `serve` runs it on sockets."""
 
 from __future__ import annotations
 
-from downloader.api.app import Api, create_app, serve
+from downloader.api.app import Api, serve
 from downloader.api.deps import ApiDeps
 from downloader.api.server import tls_context
 
-__all__ = ["Api", "ApiDeps", "create_app", "serve", "tls_context"]
+__all__ = ["Api", "ApiDeps", "serve", "tls_context"]

@@ -1,8 +1,8 @@
-"""The API as one ASGI application, and on sockets.
+"""The API as one ASGI application, and `serve`, which runs it on sockets.
 
-Every request passes here: who may call, which sites a browser may call from, how large a body may be, and how
-an error becomes a problem document are decided once, for all routes. The routes are Quart's, but for those
-that take jobs in (`downloader.api.submit`): `docs/design/http.md` has the measurements.
+For every route the application checks the host, the token, the origin and the size of the body, and turns
+errors into problem documents. `POST /download` and `POST /downloads` are plain ASGI functions, all other
+routes are Quart's: `docs/design/http.md` has the measurements.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ _log = get_logger()
 
 
 class Api:
-    """The ASGI application.
+    """The ASGI application; creating it opens nothing and starts nothing.
 
-    Jobs are taken in only while its `intake` runs, and `GET /events` has something to tell only while its
-    `events` do; `serve` sees to both.
+    Submissions need `intake.run`, and `GET /events` needs `events.run`; `serve` runs both.
     """
 
     def __init__(self, deps: ApiDeps, pace: Pace | None = None) -> None:
@@ -70,9 +69,9 @@ class Api:
         self._cors = Cors(deps.settings.cors_origins)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; only scopes of type `http` are known.
+        """Answer one request; the scope's type must be `http`.
 
-        Whoever is refused is so before anything of the body is read.
+        All checks run before any of the body is read.
         """
         method, headers = scope["method"], dict(scope["headers"])
         send = self._cors.around(send, method, headers)
@@ -92,10 +91,10 @@ class Api:
             await send_problem(send, as_problem(error))
 
     def _admit(self, scope: Message, headers: Mapping[bytes, bytes]) -> Caller | None:
-        """Who calls, `None` while the API is open.
+        """Check what does not depend on the route; returns the caller, `None` while the API is open.
 
         Raises:
-            Refused: whatever the route, the request is not for it.
+            Refused: a check failed.
         """
         path, method = scope["path"], scope["method"]
         caller = None
@@ -104,10 +103,10 @@ class Api:
                 raise Refused(_CROWDED)
             if self._callers:
                 caller = self._identify(scope)
-            # A page of another site could hold streams open.
+            # `/events` is checked although it only reads: a page of another site could hold streams open.
             if method not in SAFE_METHODS or (path == EVENTS_PATH and not self._cors.permits(headers)):
                 check_origin(headers)
-        if path.startswith("//"):  # for URL parsers, what follows is a host
+        if path.startswith("//"):  # URL parsers would read the next part as a host
             raise not_found("There is no such route.")
         limit = self._deps.settings.max_body
         if path != BULK_PATH and int(headers.get(b"content-length", 0)) > limit:
@@ -115,7 +114,7 @@ class Api:
         return caller
 
     def _identify(self, scope: Message) -> Caller:
-        """Whose token it is; what is logged of a token is its name.
+        """The owner of the request's token; logs a refusal, with the token's name only.
 
         Raises:
             Refused: 401 or 403.
@@ -133,11 +132,11 @@ class Api:
 
 
 def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
-    """The Quart application; it owns no task and no resource."""
+    """The Quart application; it has no tasks and no resources."""
     app = QuartTrio("downloader.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = int(deps.settings.max_body)
     app.config["BODY_TIMEOUT"] = app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each wait
-    app.url_map.merge_slashes = False  # `/files//x` is no other spelling of a route
+    app.url_map.merge_slashes = False  # `/files//x` is not `/files/x`
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
     add_health(app, deps)
     add_jobs(app, deps)
@@ -145,7 +144,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     add_files(app, deps)
     add_page(app)
     add_events(app, events)
-    # Answered before Quart is asked; known to it, so that other methods get 405 and OPTIONS an answer.
+    # `Api` answers POST itself; Quart answers OPTIONS, and other methods with 405.
     for path in _INTAKE:
         app.add_url_rule(path, path, methods=["POST", "OPTIONS"], provide_automatic_options=True)
 
@@ -166,7 +165,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
 
 
 def as_problem(error: Exception) -> Problem:
-    """What to answer when a route raises this."""
+    """The problem document for an exception of a route."""
     if isinstance(error, Refused):
         return error.problem
     if isinstance(error, StoreError):
@@ -177,8 +176,8 @@ def as_problem(error: Exception) -> Problem:
     phrase = status_phrase(status)
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return Problem(
-        status=status,
-        code=phrase.lower().replace(" ", "_"),
+        status,
+        phrase.lower().replace(" ", "_"),
         detail=f"{HTTPStatus(status).description or phrase}.",
         more_headers=((b"allow", allowed.encode()),) if allowed else (),
     )
@@ -187,11 +186,6 @@ def as_problem(error: Exception) -> Problem:
 _INTAKE = {PATH: serve_download, BULK_PATH: serve_downloads}
 
 _CROWDED = unavailable("too_many_connections", "Too many clients are connected; try again.")
-
-
-def create_app(deps: ApiDeps, *, pace: Pace | None = None) -> Api:
-    """The API as an ASGI application; opens nothing and starts nothing."""
-    return Api(deps, pace)
 
 
 async def serve(
@@ -204,18 +198,9 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the API until `stop()` returns, then at most `grace_s` seconds more.
+    """Run the API's background tasks and serve it; arguments as for `serve_http`.
 
-    Args:
-        app: from `create_app`.
-        sockets: bound stream sockets (TCP or unix), so that a port in use is the caller's to report;
-            owned and closed by this call.
-        stop: waited for (a `trio.Event`'s `wait`); then no new connection or request is taken and those
-            in flight are answered; streams of events end at once.
-        grace_s: seconds for them, after which they are cut.
-        limits: what one client may cost.
-        tls: from `tls_context`; `None` for plain TCP.
-        task_status: started when the sockets listen.
+    When `stop()` returns, streams of events end at once.
     """
 
     async def stopping() -> None:

@@ -1,4 +1,4 @@
-"""The words of ASGI that the API's modules share, and whole answers at its level."""
+"""ASGI types, and functions that send a whole response."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Gone(OSError):
-    """The client has left, or does not read; ASGI asks for an `OSError`."""
+    """The client has left or does not read; an `OSError`, as ASGI requires of `send`."""
 
 
 def client_of(scope: Message) -> str:
-    """What counts as one client, see `client_address`; empty where that is unknown."""
+    """The request's client, see `client_address`; empty if unknown."""
     client = scope["client"]
     return client_address(client[0]) if client else ""
 
 
 async def send_answer(send: Send, *, status: int, headers: Headers, body: bytes) -> None:
-    """Send a whole answer and its length; raises what `send` raises when the client has left."""
+    """Send a whole response with its `Content-Length`.
+
+    Raises:
+        Gone: the client has left.
+    """
     headers = [*headers, (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def send_problem(send: Send, problem: Problem) -> None:
-    """Send a problem document; raises what `send` raises when the client has left."""
+    """Send a problem document; raises as `send_answer`."""
     await send_answer(send, status=problem.status, headers=problem.headers(), body=problem.body())

@@ -1,7 +1,7 @@
-"""Who may call the API, and for what: bearer tokens (RFC 6750), their scopes and allow-lists. Decisions only.
+"""Authentication and authorization: bearer tokens (RFC 6750), their scopes and allow-lists. No I/O.
 
-Tokens are kept and compared as SHA-256 digests, each request with all of them and in constant time, so that
-an answer's delay tells nothing of how much of a guess was right.
+Tokens are kept as SHA-256 digests. A request's token is compared with all of them in constant time, so the
+time of an answer does not reveal how much of a guessed token was right.
 """
 
 from __future__ import annotations
@@ -13,42 +13,41 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from downloader.api.globs import Allows, destination_globs, text_globs, url_globs
+from downloader.api.origin import SAFE_METHODS
 from downloader.api.problems import Problem, Refused
 from downloader.config import TokenSettings
 from downloader.model import JobSpec
 
 CALLER = "downloader.caller"
-"""Key of the ASGI scope: the request's `Caller`, or `None` while the API is open."""
+"""Key in the ASGI scope: the request's `Caller`, or `None` while the API is open."""
 
 PUBLIC_PATHS = frozenset({"/hb", "/health/live", "/health/ready"})
-"""What load balancers and supervisors ask, which have no token."""
+"""Routes for load balancers and supervisors, which have no token."""
 
 SUBMIT_PATHS = frozenset({"/download", "/downloads"})
-
-READ_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The owner of a token, and what it may do; holds nothing of the token itself."""
+    """The owner of a token and what it allows, without the token itself."""
 
     name: str
     scopes: frozenset[str]
-    """With what `admin` includes."""
+    """All three for a token with `admin`."""
     aggregations: Allows
-    """`anything` where all are allowed."""
+    """`anything` if the list is `["*"]`."""
     destinations: Callable[[str, str], bool]
-    """Takes a backend and a destination of it."""
+    """Called with a backend's name and a destination."""
     buckets: Allows
     proxies: Allows
 
 
 Callers = Sequence[tuple[bytes, Caller]]
-"""Callers with the digests of their tokens."""
+"""The digest of each token, with its owner."""
 
 
 def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
-    """The configured tokens, made ready for comparison."""
+    """Prepare the configured tokens for `identify`."""
     return [
         (
             hashlib.sha256(token.token.get_secret_value().encode()).digest(),
@@ -68,15 +67,15 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
 
 
 def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-    """Whose token a request carries.
+    """The owner of the request's token.
 
     Args:
-        callers: all that are configured.
-        headers: of the request, names in lower case. Exactly one must be `Authorization: Bearer`: of
-            two, a proxy in front may have checked the other one.
+        callers: from `read_tokens`.
+        headers: of the request, names in lower case. Exactly one must be `Authorization`: if there were
+            two, a proxy in front might have checked the other one.
 
     Raises:
-        Refused: 401; the same for none and for a wrong one.
+        Refused: 401, the same for a missing and for a wrong token.
     """
     found = None
     given = [value for name, value in headers if name == b"authorization"]
@@ -84,7 +83,7 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
         scheme, _, token = given[0].partition(b" ")
         if scheme.lower() == b"bearer":
             digest = hashlib.sha256(token.strip(b" ")).digest()
-            for known, caller in callers:  # all of them: which one it is does not show in the time it takes
+            for known, caller in callers:  # no break: the time must not depend on which one matches
                 if hmac.compare_digest(known, digest):
                     found = caller
     if found is None:
@@ -93,34 +92,28 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
 
 
 def check_scope(caller: Caller, method: str, path: str) -> None:
-    """Check that the caller may use this route: to submit, to read, and for all the rest `admin`.
+    """Check that the caller's scopes include the route's: `read`, `submit`, or `admin` for all others.
 
     Raises:
         Refused: 403.
     """
-    if method in READ_METHODS:
+    if method in SAFE_METHODS:
         scope = "read"
     elif method == "POST" and path in SUBMIT_PATHS:
         scope = "submit"
     else:
         scope = "admin"
     if scope not in caller.scopes:
-        raise Refused(
-            Problem(
-                status=HTTPStatus.FORBIDDEN,
-                code="forbidden",
-                detail=f"The token lacks the scope {scope}.",
-            )
-        )
+        raise Refused(_forbidden(f"The token lacks the scope {scope}."))
 
 
 def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
-    """Check what a job names against the caller's allow-lists.
+    """Check a job against the caller's allow-lists.
 
     Args:
-        caller: who submits it.
+        caller: the submitter.
         spec: the job.
-        destination_field: where `spec.callback_dst` came from: itself or `callback_url`.
+        destination_field: the field that `spec.callback_dst` was read from, for the error.
 
     Raises:
         Refused: 403 with the field.
@@ -134,21 +127,18 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         ("s3_bucket", not spec.s3_bucket or caller.buckets(spec.s3_bucket)),
     ):
         if not allowed:
-            raise Refused(
-                Problem(
-                    status=HTTPStatus.FORBIDDEN,
-                    code="forbidden",
-                    detail=f"The token may not use this {field}.",
-                    field=field,
-                )
-            )
+            raise Refused(_forbidden(f"The token may not use this {field}.", field))
+
+
+def _forbidden(detail: str, field: str = "") -> Problem:
+    return Problem(HTTPStatus.FORBIDDEN, "forbidden", detail=detail, field=field)
 
 
 _NO_CALLBACK = ("", "")
 
 _UNAUTHORIZED = Problem(
-    status=HTTPStatus.UNAUTHORIZED,
-    code="unauthorized",
-    detail="Authorization: Bearer with a token that is configured here is required.",
+    HTTPStatus.UNAUTHORIZED,
+    "unauthorized",
+    detail="An Authorization: Bearer header with a configured token is required.",
     more_headers=((b"www-authenticate", b"Bearer"),),
 )

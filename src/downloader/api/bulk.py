@@ -1,7 +1,8 @@
 """`POST /downloads`: any number of jobs as NDJSON, answered line for line while they arrive.
 
-At the level of ASGI, since Quart collects a body without bound. Jobs that arrive together go to the store in
-one call. While the store or the client's reading of its answers is waited for, nothing more is read.
+A plain ASGI function, since Quart buffers a body without bound. The jobs of one received chunk go to the
+store in one call. Backpressure: no more of the body is read until the store has answered and the client has
+received the answers.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
-from typing import Any
 
 from downloader.api.asgi import Gone, Message, Receive, Send, client_of
 from downloader.api.auth import Caller
@@ -18,7 +18,7 @@ from downloader.api.exchange import STREAMED
 from downloader.api.intake import Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, too_large
-from downloader.api.submit import accepted_id, bad_key, is_key, make_submission
+from downloader.api.submit import accepted_id, check_key, make_submission
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
 PATH = "/downloads"
@@ -29,24 +29,25 @@ _HEADERS = [(b"content-type", b"application/x-ndjson"), (b"x-content-type-option
 
 
 class Lines:
-    """Splits a stream into lines of bounded length; what it holds is at most one line."""
+    """Splits a stream into lines of bounded length; keeps at most one incomplete line."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: bytes of a line, without its end."""
+        """`limit`: most bytes of a line, without its line end."""
         self._limit = limit
         self._rest = b""
+        """The incomplete line."""
         self._too_long = False
-        """The line that has begun is; its bytes are not kept."""
+        """The incomplete line is over the limit; its bytes were discarded."""
 
     @property
     def kept(self) -> int:
-        """Bytes of the line that has begun."""
+        """Bytes kept of the incomplete line."""
         return len(self._rest)
 
     def feed(self, data: bytes, *, last: bool) -> Iterator[bytes | None]:
-        """The lines that end in `data`, `None` for one that is too long; with `last` also one without an end.
+        """The lines that `data` completes, without blank ones; `None` in place of one that is too long.
 
-        Blank lines are left out.
+        With `last` the end of `data` completes a line too.
         """
         *ended, rest = data.split(b"\n")
         for line in ended:
@@ -77,12 +78,12 @@ async def serve_downloads(
     intake: Intake,
     caller: Caller | None = None,
 ) -> None:
-    """The ASGI application. Whatever ends it, what has been answered with an id is accepted.
+    """Answer each line with a job's id or a problem. Every job whose id was sent is accepted.
 
     Raises:
-        Gone: the client has left, or does not read its answers; or there is no more room, and it is cut off.
-        StoreUnavailable: there is no room for what arrived first.
-        Refused: 408, the client has sent nothing for too long.
+        Gone: the client left or does not read, or `Intake.room` is used up after the response began.
+        StoreUnavailable: `Intake.room` is used up before the response began.
+        Refused: 408, the client sent nothing for too long.
     """
     scope[STREAMED] = True
     lines = Lines(deps.settings.max_body)
@@ -112,22 +113,20 @@ async def serve_downloads(
 
 
 def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> Submission | Problem:
-    """A line's job, or what is wrong with it."""
+    """The job on a line, or the problem with it; `None` is a line that is too long."""
     if line is None:
         return too_large(deps.settings.max_body)
     try:
         members = parse_object(line)
-        key: Any = members.get(KEY_FIELD)
-        if key is not None and not (isinstance(key, str) and is_key(key.encode())):
-            raise bad_key(KEY_FIELD, HTTPStatus.UNPROCESSABLE_ENTITY)
-        key = key.encode() if key is not None else None
-        return make_submission(line, key, deps=deps, caller=caller, members=members)
+        key = members.get(KEY_FIELD)
+        check_key(key, field=KEY_FIELD, status=HTTPStatus.UNPROCESSABLE_ENTITY)
+        return make_submission(line, members, key=key, deps=deps, caller=caller)
     except Refused as refused:
         return refused.problem
 
 
 async def _take(batch: Sequence[Submission | Problem], intake: Intake) -> bytes:
-    """Hand the jobs of a batch to the store; answers its lines."""
+    """Submit the jobs of a batch; returns its lines of the answer."""
     submissions = [item for item in batch if isinstance(item, Submission)]
     answers = iter(await intake.submit_all(submissions))
     return b"".join(
@@ -139,7 +138,7 @@ def _answer_line(answer: tuple[Accepted, str] | StoreError) -> bytes:
     try:
         if isinstance(answer, StoreError):
             raise answer
-        return b'{"id": "%s"}\n' % accepted_id(*answer, field=KEY_FIELD).encode()
+        return b'{"id": "%s"}\n' % accepted_id(*answer, key_field=KEY_FIELD).encode()
     except Refused as refused:
         return _problem_line(refused.problem)
     except StoreError:

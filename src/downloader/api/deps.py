@@ -1,4 +1,4 @@
-"""What the API needs from the rest of the service."""
+"""What the routes need from the rest of the service."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from downloader.store import JobStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiDeps:
-    """Everything that the routes use."""
+    """Dependencies of the routes."""
 
     store: JobStore
     settings: ApiSettings
     backends: frozenset[str]
     """Names of the configured notifier backends; any other `callback_type` is refused."""
     callback_limit: int
-    """How many callbacks may be in flight to one destination over the fleet."""
+    """Most callbacks in flight to one destination over the fleet."""
     loopback: bool
     """The API listens on loopback only."""
     ready: Callable[[], Mapping[str, bool]]
-    """Role names, and whether each runs; for `/health/ready`."""
+    """For `/health/ready`: whether each role runs, by name."""
     healthy: Callable[[], Mapping[str, bool]] = dict
-    """Backends of a notifier in this process, and whether each is healthy; for `/health/ready`."""
+    """For `/health/ready`: whether each backend of this process's notifier is healthy, by name."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None
-    """`Storage.local` of the file storage; `None` where this process cannot reach it."""
+    """`Storage.local` of the file storage; `None` if this process has none."""

@@ -1,8 +1,8 @@
-"""`GET /events`: what the fleet does, as server-sent events (WHATWG HTML, 9.2); what the web page lives on.
+"""`GET /events`: snapshots of the fleet as server-sent events (WHATWG HTML, 9.2), for the web page.
 
-One sampler a process looks at the store, and only while somebody listens. Listeners share what it found:
-each waits for a change and takes the newest, so one that reads slowly misses what came between and holds
-no memory, and one that does not read at all is cut off by the server as for any answer (`Limits.send_s`).
+Each process has one sampler, which reads the store while there are listeners. All listeners share its newest
+snapshot, and nothing is queued for them: one that reads slowly misses the snapshots between. The server cuts
+off one that does not read (`Limits.send_s`).
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from downloader.store import JobStore, StoreError
 PATH = "/events"
 
 RETRY_MS = 2000
-"""After which a browser whose stream has ended asks again: a restart takes about as long."""
+"""After which a browser reconnects when its stream has ended: a restart takes about as long."""
 
 PAUSE_FACTOR = 9
-"""A look that took long is followed by a pause so many times as long: looking takes a tenth of the time."""
+"""The pause after a sample, in times of what the sample took: sampling takes a tenth of the time."""
 
 PAUSE_MAX_S = 2.0
-"""The longest such pause: a look that only waited for a store that is away has cost nothing."""
+"""The longest such pause: a sample that waited for an unreachable store cost the store nothing."""
 
 _HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold events back
+    "X-Accel-Buffering": "no",  # else nginx buffers events
 }
 
-# A comment keeps proxies from closing a silent stream; the event tells scripts, which see no comments.
+# The comment keeps proxies from closing a silent stream; the event is for scripts, which see no comments.
 _ALIVE = b": alive\nevent: alive\ndata: {}\n\n"
 
 _log = get_logger()
@@ -48,16 +48,16 @@ _log = get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How many may listen, and how often they hear something."""
+    """Limits on listeners, and intervals of sampling and events."""
 
     listeners: int = 64
-    """At once, in one process; more are answered 503."""
+    """Most listeners of one process; more are answered 503."""
     per_address: int = 16
-    """Of them from one address, so that one client does not keep the others from listening."""
+    """Most listeners from one address, so that one client cannot take all places."""
     sample_s: float = 0.5
-    """At the least between two looks: what changes shows within about a second."""
+    """Shortest time between two samples: a change shows within about a second."""
     alive_s: float = 15.0
-    """Silence after which a listener is told that the stream lives; proxies cut after 30 s or more."""
+    """Silence after which an `alive` event is sent; proxies close silent streams after 30 s or more."""
 
 
 class Events:
@@ -71,32 +71,32 @@ class Events:
         self._stopped = False
         self._snapshot: Snapshot | None = None
         self._changed = trio.Event()
-        """Set when `_snapshot` is another one or the streams are to end, and replaced."""
+        """Set and replaced when `_snapshot` changes or the streams are to end."""
         self._for_all = b""
-        """`_snapshot` encoded for those who may see all; empty until one of them asks."""
+        """`_snapshot` encoded for callers that may see all; empty until first needed."""
 
     async def run(self) -> None:
-        """Look at the store while somebody listens; runs until cancelled."""
+        """Sample the store while there are listeners; runs until cancelled."""
         while True:
             await self._somebody.wait()
             while self._listening:
                 started = trio.current_time()
-                await self._look()
+                await self._sample()
                 took = trio.current_time() - started
                 await trio.sleep(max(self.pace.sample_s, min(PAUSE_FACTOR * took, PAUSE_MAX_S)))
             self._somebody = trio.Event()
-            self._snapshot = None  # the next listener wants no old news
+            self._snapshot = None  # it would be out of date for the next listener
 
     def stop(self) -> None:
-        """End all streams and begin no more."""
+        """End all streams and refuse new ones."""
         self._stopped = True
         self._notify()
 
     def listener(self, allows: Allows, address: str) -> Listener:
-        """A stream for a caller who may see these aggregations.
+        """A stream for a caller that may see these aggregations.
 
         Raises:
-            Refused: 503, too many listen, in all or from this address.
+            Refused: 503, there are too many listeners in all or from this address.
         """
         from_here = sum(listener.address == address for listener in self._listening)
         if self._stopped or len(self._listening) >= self.pace.listeners or from_here >= self.pace.per_address:
@@ -104,7 +104,7 @@ class Events:
         return Listener(self, allows, address)
 
     def begin(self, listener: Listener) -> None:
-        """Count the listener and have somebody look at the store."""
+        """Count the listener and start sampling."""
         self._listening.add(listener)
         self._somebody.set()
 
@@ -113,10 +113,10 @@ class Events:
         self._listening.discard(listener)
 
     async def next(self, allows: Allows, told: bytes, until: float) -> bytes | None:
-        """What is new for somebody who was told this, waiting for it as long as that.
+        """Wait for a snapshot other than `told`, until that time.
 
         Returns:
-            The newest snapshot; `told` again when nothing has changed by then; `None` when the API stops.
+            The newest snapshot; `told` if nothing changed in time; `None` when the API stops.
         """
         with trio.move_on_at(until):
             while not self._stopped and self._encoded(allows) in (b"", told):
@@ -126,7 +126,7 @@ class Events:
         return self._encoded(allows) or told
 
     def _encoded(self, allows: Allows) -> bytes:
-        """The newest snapshot as this caller may see it; empty while there is none."""
+        """The newest snapshot, encoded for this caller; empty while there is none."""
         if self._snapshot is None:
             return b""
         if allows is not anything:
@@ -135,15 +135,15 @@ class Events:
             self._for_all = encode(self._snapshot, anything)
         return self._for_all
 
-    async def _look(self) -> None:
+    async def _sample(self) -> None:
         try:
             load = await self._store.load(SAMPLED)
             reports = {role: await self._store.reports(role) for role in ROLES}
             found = Snapshot(store=True, reports=reports, load=load)
         except StoreError:
             found = replace(self._snapshot or NOTHING_KNOWN, store=False)
-        except Exception:  # noqa: BLE001  what people look at must not end what programs need
-            if self._snapshot is None or self._snapshot.store:  # once, not twice a second
+        except Exception:  # noqa: BLE001  an error of the web page must not stop the API
+            if self._snapshot is None or self._snapshot.store:  # log it once, not with each sample
                 _log.exception(Event.API_FAILED, path=PATH)
             found = replace(self._snapshot or NOTHING_KNOWN, store=False)
         if found != self._snapshot:
@@ -156,7 +156,7 @@ class Events:
 
 
 class Listener(ResponseBody):
-    """One stream: a response's body that waits for what is new."""
+    """One stream: a response's body that waits for snapshots."""
 
     def __init__(self, events: Events, allows: Allows, address: str) -> None:
         self.address = address
@@ -202,4 +202,4 @@ def add_events(app: QuartTrio, events: Events) -> None:
         return response
 
 
-_TOO_MANY = unavailable("too_many_listeners", "Too many listen already; try again.")
+_TOO_MANY = unavailable("too_many_listeners", "There are too many listeners; try again.")

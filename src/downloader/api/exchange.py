@@ -1,7 +1,7 @@
-"""One request and its answer: hypercorn's stream for an ASGI application, with every wait bounded.
+"""One request and its response, for both protocols: hypercorn's `HTTPStream` with every wait bounded.
 
-Both protocols use it. The application is called in one task. What arrives of the body is kept until the
-application reads it; the protocol bounds how much that may be.
+The application runs in one task. Received parts of the body are kept until the application reads them; the
+protocol bounds how much is kept.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from downloader.observe import Event as LogEvent
 from downloader.observe import get_logger
 
 STREAMED = "downloader.streamed"
-"""Key of the ASGI scope, set by an application: the client may take its time between two pieces of the body,
-as between two requests."""
+"""Key in the ASGI scope, set by an application: the client may pause between two parts of the body for
+`Limits.idle_s`."""
 
 RESERVED = "downloader.reserved"
-"""Key of the ASGI scope: the connection is one of the reserve, so only health is answered."""
+"""Key in the ASGI scope: the connection is of the reserve, on which only health checks are answered."""
 
 _BODY_TIMEOUT = Problem(
-    status=HTTPStatus.REQUEST_TIMEOUT,
-    code="request_timeout",
+    HTTPStatus.REQUEST_TIMEOUT,
+    "request_timeout",
     detail="The request's body did not arrive in time.",
 )
 
@@ -45,7 +45,7 @@ _log = get_logger()
 
 @dataclass(frozen=True)
 class BodyWanted(Event):
-    """The application waits for more of the body: a client that asked is told to send it."""
+    """The application waits for more of the body; sends 100 Continue if the client expects it."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,15 @@ class BodyTaken(Event):
 
 
 class Transport(Protocol):
-    """The connection of an exchange, whatever its protocol."""
+    """The connection of an exchange."""
 
     reserved: bool
 
     def add_busy(self, change: int) -> None:
-        """Add to the number of exchanges that do not wait for the client."""
+        """Add to the number of exchanges that are not waiting for the client."""
 
     def send_deadline(self) -> AbstractContextManager[object]:
-        """A context that bounds the sending of one piece of an answer.
+        """A context that bounds the sending of one piece of a response.
 
         Raises:
             Gone: the client did not take it in time.
@@ -72,20 +72,20 @@ class Transport(Protocol):
 
 
 class Exchange(HTTPStream):
-    """One request and its answer. The protocol feeds it by `handle`, which never waits."""
+    """One request and its response. The protocol passes the request to `handle`, which never waits."""
 
     def __init__(self, transport: Transport, protocol: H11Protocol | H2Protocol, stream_id: int) -> None:
-        """`transport` is the connection, and `protocol` what it speaks."""
+        """`transport` is the connection, and `protocol` the one of it."""
         super().__init__(
             *(protocol.app, protocol.config, protocol.context, protocol.task_group, protocol.ssl),
             *(protocol.client, protocol.server, protocol.stream_send, stream_id),
         )
         self.ended = False
-        """The request has been received whole."""
+        """The whole request has been received."""
         self.held = 0
-        """Bytes of the body that the application has not read."""
+        """Received bytes of the body that the application has not read."""
         self.received = 0
-        """Bytes of the body."""
+        """Received bytes of the body."""
         self.failure: Refused | None = None
         """Why the rest of the body cannot be received."""
         self._transport = transport
@@ -93,13 +93,13 @@ class Exchange(HTTPStream):
         self._body_time_s = self._limits.body_grace_s
         self._messages: deque[Message] = deque()
         self._changed = trio.Event()
-        # `spawn_app` is ours: hypercorn's adds a channel, and reports errors in its own way.
-        self._tasks, self.task_group = self.task_group, self  # type: ignore[assignment]  # all that is asked of it
+        # `HTTPStream` then calls our `spawn_app`: hypercorn's adds a channel and its own error reports.
+        self._tasks, self.task_group = self.task_group, self  # type: ignore[assignment]  # `HTTPStream` calls nothing else
 
     async def begin(
         self, *, version: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
     ) -> None:
-        """Call the application; `target` is path and query."""
+        """Start the application; `target` is path and query."""
         await self.handle(
             Request(
                 stream_id=self.stream_id,
@@ -113,16 +113,16 @@ class Exchange(HTTPStream):
 
     @property
     def answered(self) -> bool:
-        """The application has answered, and all of it has been passed on."""
+        """The whole response has been passed to the protocol."""
         return self.state is ASGIHTTPState.CLOSED
 
     def fail(self, refused: Refused) -> None:
-        """The rest of the body cannot be received; told to the application when it asks for it."""
+        """The rest of the body cannot be received; `receive` raises this."""
         self.failure = self.failure or refused
         self._changed.set()
 
     async def put(self, message: Any) -> None:
-        """Take the next message for the application."""
+        """Add a message for the application."""
         body = message.get("body", b"")
         self.held += len(body)
         self.received += len(body)
@@ -133,7 +133,7 @@ class Exchange(HTTPStream):
     async def spawn_app(
         self, _app: object, _config: object, scope: Any, _send: object
     ) -> Callable[[Any], Awaitable[None]]:
-        """Run the application in a task; called by `HTTPStream`, which puts messages into what it gets."""
+        """Run the application in a task; returns a function for messages to it. Called by `HTTPStream`."""
         scope[RESERVED] = self._transport.reserved
         self._transport.add_busy(1)
         self._tasks.spawn(self._run)
@@ -142,10 +142,10 @@ class Exchange(HTTPStream):
     async def _run(self) -> None:
         try:
             await self._answer()
-            await self.app_send(None)  # an answer that is not complete is cut off
+            await self.app_send(None)  # cuts off an incomplete response
         except Gone:
             pass
-        except Exception:  # noqa: BLE001  one client's trouble must not take the others down
+        except Exception:  # noqa: BLE001  an error of one request must not end the others
             _log.exception(LogEvent.API_FAILED, path=self.scope["path"])
         finally:
             self._transport.add_busy(-1)
@@ -160,14 +160,14 @@ class Exchange(HTTPStream):
             refused = first_leaf(group)
             assert isinstance(refused, Refused)
             problem = refused.problem
-        except* Exception:  # noqa: BLE001  an unforeseen error in a view is one client's 500, not an outage
+        except* Exception:  # noqa: BLE001  an unforeseen error of a route is a 500, not an outage
             if not self.closed:
                 _log.exception(LogEvent.API_FAILED, path=self.scope["path"])
         if problem is not None and self.state is ASGIHTTPState.REQUEST and not self.closed:
             await send_problem(self.send_message, problem)
 
     async def receive(self) -> Message:
-        """What has arrived of the request's body; after its end, that the client has left.
+        """The next received part of the body; after its end, wait for the client's disconnect.
 
         Raises:
             Refused: the body is malformed (400) or does not arrive (408).
@@ -176,7 +176,7 @@ class Exchange(HTTPStream):
             await self._wait_for_message()
         message = self._messages.popleft()
         if message["type"] != "http.request":
-            self._messages.append(message)  # told whenever it is asked for
+            self._messages.append(message)  # each further call gets it too
             return message
         pieces = [message["body"]]
         while self._messages and self._messages[0]["type"] == "http.request":
@@ -189,7 +189,7 @@ class Exchange(HTTPStream):
         return {"type": "http.request", "body": body, "more_body": message["more_body"]}
 
     async def _wait_for_message(self) -> None:
-        """Wait for more of the body, or for the client's leaving; only the former is charged against it."""
+        """Wait for a message; the wait for a part of the body is bounded."""
         self._changed = trio.Event()
         if self.ended:
             await self._changed.wait()
@@ -210,7 +210,7 @@ class Exchange(HTTPStream):
             raise Refused(_BODY_TIMEOUT)
 
     async def send_message(self, message: Message) -> None:
-        """Take the answer from the application, and send it in pieces.
+        """Send a message of the application, a long body in pieces.
 
         Raises:
             Gone: the client left or does not read.
@@ -222,7 +222,7 @@ class Exchange(HTTPStream):
 
 
 def _pieces(message: Message) -> Iterator[Message]:
-    """The message, its body split where it is long."""
+    """The message, with a long body split over several."""
     body = message.get("body", b"")
     last = max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES
     for start in range(0, last, PIECE_BYTES):

@@ -18,7 +18,7 @@ from downloader.api.views import rfc3339
 from downloader.store import FailedCallback, JobStore, RetryAnswer
 
 PAGE = 200
-"""Finished jobs that one request looks at: a few milliseconds of the store's time."""
+"""Finished jobs that one request reads: a few milliseconds of the store's time."""
 
 
 def add_failed(app: QuartTrio, deps: ApiDeps) -> None:
@@ -55,7 +55,7 @@ def add_failed(app: QuartTrio, deps: ApiDeps) -> None:
 
 
 async def _failed_callbacks(store: JobStore) -> tuple[Sequence[FailedCallback], str]:
-    """Those of one page that the request's query asks for, and the cursor of the next; empty at the end.
+    """The callbacks on one page that match the request's query, and the cursor of the next, empty at the end.
 
     Raises:
         Refused: 422, with the parameter at fault.
@@ -68,7 +68,7 @@ async def _failed_callbacks(store: JobStore) -> tuple[Sequence[FailedCallback], 
     try:
         page = await store.failed_callbacks(request.args.get("cursor", ""), PAGE)
     except ValueError:
-        raise Refused(_bad_query("cursor", "must be one that was answered.")) from None
+        raise Refused(_bad_query("cursor", "must be one from an earlier answer.")) from None
     allows = visible_aggregations()
     found = [
         each
@@ -79,6 +79,4 @@ async def _failed_callbacks(store: JobStore) -> tuple[Sequence[FailedCallback], 
 
 
 def _bad_query(field: str, detail: str) -> Problem:
-    return Problem(
-        status=HTTPStatus.UNPROCESSABLE_ENTITY, code="query", detail=f"{field} {detail}", field=field
-    )
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query", detail=f"{field} {detail}", field=field)

@@ -1,4 +1,4 @@
-"""The body of `POST /download`: every field with its type, bounds and rules, and the rules between fields."""
+"""The fields of a job: type, bounds and rules of each, and the rules between fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from downloader.api.auth import Caller, check_job
-from downloader.api.json import member_text, parse_object
+from downloader.api.json import member_text
 from downloader.api.problems import Problem, Refused
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, is_reserved, now_ms
@@ -21,23 +21,23 @@ from downloader.net import Url, UrlError, Use, is_forbidden
 from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
-"""Of a limit or a timeout: what clients in other languages send to mean "no limit"."""
+"""Of a limit or a timeout: the largest 32-bit integer, which some clients send for "no limit"."""
 
 MAX_RETRIES = 1000
-"""Attempts at one download: at the default backoff, months."""
+"""Takes months at the default backoff."""
 
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8 * 1024
-"""Names and values of `request_headers` together; what origins commonly accept."""
+"""Names and values of `request_headers` together: origins commonly accept as much."""
 
 MAX_DESTINATION_CHARS = 2048
 """Of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
 
 MAX_SUBPATH_BYTES = 512
-"""An S3 key has at most 1024 bytes, with a prefix before the subpath and the file's name behind it."""
+"""An S3 key has at most 1024 bytes: prefix, subpath and file name."""
 
 MAX_SEGMENTS = 32
-"""Parts of a subpath: each is a folder to open for every file in it."""
+"""Parts of a subpath: each is a folder that is opened for every file."""
 
 MAX_SEGMENT_BYTES = 255
 """A file name's length on common filesystems."""
@@ -45,7 +45,7 @@ MAX_SEGMENT_BYTES = 255
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, 5.6.2."""
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
-"""RFC 9110, 5.5: nothing that ends a line, no control character; what is not ASCII is sent as UTF-8."""
+"""RFC 9110, 5.5: no control characters; non-ASCII characters are sent as UTF-8."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -60,11 +60,11 @@ _CODES = {
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
 }
-"""Pydantic's error types as codes of this API; the other codes are raised by the rules below."""
+"""Pydantic's error types and their problem codes; the rules below raise the other codes."""
 
 
 def _whole(value: object) -> object:
-    """A number without a fraction is an integer, however it is written: JSON has one kind of number."""
+    """Convert `4.0` to 4: JSON does not distinguish integers from floats."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -72,7 +72,7 @@ Integer = Annotated[int, BeforeValidator(_whole)]
 
 
 def check_url(text: str, use: Use) -> str:
-    """The URL as given, when its form is fit for the use.
+    """Check a URL for a use; returns it unchanged.
 
     Raises:
         PydanticCustomError: with the code of the `UrlError`.
@@ -132,7 +132,7 @@ def _subpath(text: str) -> str:
     for part in parts:
         if part in ("", ".", "..") or len(part.encode()) > MAX_SEGMENT_BYTES:
             raise PydanticCustomError("subpath", "has an empty or too long part, or one that is . or ..")
-    # `abc/abcDEFGHIJKLMN` is where a file may stand, and where a file stands there can be no folder.
+    # `abc/abcDEFGHIJKLMN` may be the path of another job's file, where no folder can be made.
     if any(len(part) == ID_LENGTH and part.startswith(folder) for folder, part in pairwise(parts)):
         raise PydanticCustomError("subpath", "has a part that could be another job's file")
     return path
@@ -166,7 +166,7 @@ def _required_url(url: str) -> str:
 
 
 class DownloadRequest(BaseModel):
-    """The fields of the contract, section 3. Unknown ones are ignored, null means absent."""
+    """The fields of one job. Unknown ones are ignored, and null means absent."""
 
     model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
 
@@ -193,26 +193,25 @@ class DownloadRequest(BaseModel):
 
 def parse_job(
     body: bytes,
+    members: Mapping[str, Any],
     *,
     new_id: Callable[[str], str],
     backends: frozenset[str],
     caller: Caller | None = None,
-    members: dict[str, Any] | None = None,
 ) -> JobSpec:
-    """Read and check one job.
+    """Check one job.
 
     Args:
-        body: UTF-8 JSON.
-        members: of its object, when `parse_object` has read it already.
-        new_id: makes the job's id, given its aggregation.
-        backends: names of the notifier backends that are configured.
-        caller: whose allow-lists hold; `None` while the API is open.
+        body: its JSON object as received.
+        members: `parse_object(body)`.
+        new_id: returns a new job id, given the aggregation.
+        backends: names of the configured notifier backends.
+        caller: the submitter, whose allow-lists apply; `None` while the API is open.
 
     Raises:
-        Refused: 400 for a body that is no JSON object, 422 with the field at fault, 403 with the field
-            that the caller's allow-lists do not have.
+        Refused: with the field at fault: 422, or 403 if it is not on the caller's allow-list.
     """
-    given = {name: value for name, value in (members or parse_object(body)).items() if value is not None}
+    given = {name: value for name, value in members.items() if value is not None}
     try:
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
@@ -220,30 +219,18 @@ def parse_job(
     _check_bucket(request)
     kind, destination = _callback(request, backends)
     error_kind, error_destination = _error_callback(request, backends)
-    spec = JobSpec(
-        id=new_id(request.aggr_id),
-        aggr_id=request.aggr_id,
-        aggr_limit=request.aggr_limit,
-        url=request.url,
-        aggr_proxy=request.aggr_proxy,
-        callback_type=kind,
-        callback_dst=destination,
-        callback_error_type=error_kind or kind,
-        callback_error_dst=error_destination or destination,
-        extra=request.extra if isinstance(request.extra, str) else member_text(body, "extra"),
-        mime_type=request.mime_type,
-        max_retries=request.max_retries,
-        extract_image_size=request.extract_image_size,
-        download_timeout=request.download_timeout,
-        request_headers=request.request_headers,
-        user_agent=request.user_agent,
-        s3_bucket=request.s3_bucket,
-        s3_region=request.s3_region,
-        subpath=request.subpath,
-        created_ms=now_ms(),
-    )
+    fields = dict(request) | {
+        "callback_type": kind,
+        "callback_dst": destination,
+        "callback_error_type": error_kind or kind,
+        "callback_error_dst": error_destination or destination,
+    }
+    callback_url = fields.pop("callback_url")
+    if not isinstance(request.extra, str):
+        fields["extra"] = member_text(body, "extra")
+    spec = JobSpec(id=new_id(request.aggr_id), created_ms=now_ms(), **fields)
     if caller is not None:
-        check_job(caller, spec, destination_field="callback_url" if request.callback_url else "callback_dst")
+        check_job(caller, spec, destination_field="callback_url" if callback_url else "callback_dst")
     return spec
 
 
@@ -285,7 +272,7 @@ def _check_pair(kind: tuple[str, str], destination: tuple[str, str], backends: f
 
 @lru_cache(maxsize=256)
 def _check_destination(field: str, kind: str, destination: str) -> None:
-    """Refuse a malformed one; cached, since the jobs of an aggregation nearly always name the same."""
+    """Refuse a malformed destination; cached, since jobs of an aggregation nearly always share theirs."""
     try:
         if kind == "http":
             check_url(destination, "callback")
@@ -302,7 +289,7 @@ def _check_destination(field: str, kind: str, destination: str) -> None:
 
 
 def _refusal(error: ValidationError) -> Refused:
-    """The first fault that pydantic found, without the value it was found in."""
+    """The first of pydantic's errors, without the value."""
     first = error.errors(include_url=False, include_input=False)[0]
     code = _code(first["type"], first.get("ctx"))
     detail = (
@@ -314,7 +301,7 @@ def _refusal(error: ValidationError) -> Refused:
 
 
 def _code(kind: str, context: Mapping[str, Any] | None) -> str:
-    """The code of an error of pydantic's or ours."""
+    """The problem code of a pydantic error."""
     return str(context["code"]) if kind == "url" and context else _CODES.get(kind, kind)
 
 
@@ -323,6 +310,4 @@ def _refuse(field: str, code: str, detail: str) -> NoReturn:
 
 
 def _problem(field: str, code: str, detail: str) -> Refused:
-    return Refused(
-        Problem(status=HTTPStatus.UNPROCESSABLE_ENTITY, code=code, detail=f"{field} {detail}.", field=field)
-    )
+    return Refused(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail=f"{field} {detail}.", field=field))

@@ -1,4 +1,4 @@
-"""`GET /files/<path>`: a stored file as an attachment that no browser will run."""
+"""`GET /files/<path>`: a stored file, as an attachment that browsers do not render."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from downloader.storage import StoredFile
 from downloader.store import JobStore
 
 _READ_BYTES = 64 * 1024
-"""Per hop to a thread: at Quart's 8 KiB the hops are all one measures. A slow reader holds as much, and there
-may be thousands."""
+"""Read per call of a thread: with Quart's 8 KiB the calls cost more than the reading. Each of possibly
+thousands of slow readers keeps as much in memory."""
 
 _PLAIN_NAME = re.compile(r"[0-9A-Za-z._-]+")
 
@@ -60,10 +60,10 @@ def is_key(key: str) -> bool:
 
 
 async def file_response(stored: StoredFile, asked: Request) -> Response | None:
-    """The file, or the part of it that is asked for; `None` if it is gone by now.
+    """The file or the requested range of it; `None` if it no longer exists.
 
-    RFC 9110: one `Range` is answered 206, several as the whole file (14.2 allows it), one past the end 416;
-    `If-Range` and `If-None-Match` are compared with the entity tag, which stands for time and size.
+    As in RFC 9110: one range is answered 206, several with the whole file (14.2), one past the end 416.
+    `If-Range` and `If-None-Match` are compared with the entity tag, made of modification time and size.
 
     Raises:
         Refused: 416.
@@ -91,7 +91,7 @@ async def file_response(stored: StoredFile, asked: Request) -> Response | None:
 
 
 def _part(asked: Request, size: int) -> tuple[int, int] | None:
-    """The range that is asked for, as offsets of its first byte and behind its last; `None` for all.
+    """The requested range as a half-open interval of offsets; `None` for the whole file.
 
     Raises:
         Refused: 416.
@@ -104,8 +104,8 @@ def _part(asked: Request, size: int) -> tuple[int, int] | None:
     if start >= size:
         raise Refused(
             Problem(
-                status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                code="range_not_satisfiable",
+                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                "range_not_satisfiable",
                 detail="The range begins behind the file's end.",
                 more_headers=((b"content-range", b"bytes */%d" % size),),
             )

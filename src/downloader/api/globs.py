@@ -1,4 +1,4 @@
-"""Glob patterns of a token's allow-lists, made ready for matching."""
+"""Glob patterns of a token's allow-lists, compiled for matching."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from urllib.parse import unquote
 from downloader.net import Url, UrlError, Use
 
 Allows = Callable[[str], bool]
-"""Whether an allow-list has a pattern for the text."""
+"""Whether a pattern of an allow-list matches the text."""
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 _DECODINGS = 8
-"""Rounds of percent-decoding that are followed; nobody encodes in good faith more often."""
+"""Most rounds of percent-decoding; no honest URL needs as many."""
 
 _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 """A slash or backslash, percent-encoded any number of times."""
 
 _CLIMBING = re.compile(r"(?:^|/)[\s.]*\.\.[\s.]*(?:[/;]|$)")
-"""A part that some servers take for `..`: with path parameters behind it, or blanks and dots around it."""
+"""A part that some servers read as `..`: followed by path parameters, or with blanks and dots around it."""
 
 
 def anything(_text: str) -> bool:
@@ -40,12 +40,12 @@ def text_globs(patterns: Iterable[str]) -> Allows:
 
 
 def url_globs(patterns: Iterable[str], use: Use) -> Allows:
-    """Match URLs by patterns that are URLs too, origin and path each by its own part of the pattern.
+    """Match URLs by patterns that are URLs too: origin by origin and path by path.
 
-    So no `*` for a part of a host reaches into the path, where anybody can write the allowed name. Origins
-    are compared in their normal form without user and password, paths percent-decoded until nothing is left
-    to decode. A path in which a server may read a `..` is not allowed, a query only where the pattern ends
-    in `*`.
+    A `*` in the host therefore cannot match into the path, which the caller chooses freely. Origins are
+    compared in their normal form without userinfo, paths after percent-decoding them until nothing is left to
+    decode. A path that a server may read as containing `..` never matches. A URL with a query matches only a
+    pattern that ends in `*`.
     """
     listed = list(patterns)
     if "*" in listed:
@@ -68,9 +68,9 @@ def url_globs(patterns: Iterable[str], use: Use) -> Allows:
 
 
 def destination_globs(patterns: Iterable[str]) -> Callable[[str, str], bool]:
-    """Match a callback's type and destination by patterns `TYPE:GLOB`, of which `http:` may be left out.
+    """Match a callback's type and destination by patterns `TYPE:GLOB`; `http:` may be omitted.
 
-    Destinations that are URLs are matched as `url_globs` does, others as `text_globs` does.
+    Destinations that are URLs are matched as by `url_globs`, others as by `text_globs`.
     """
     by_kind: dict[str, list[str]] = defaultdict(list)
     for pattern in patterns:
@@ -92,7 +92,7 @@ def _destinations(kind: str, globs: Sequence[str]) -> Allows:
 
 
 def _rule(pattern: str) -> tuple[Callable[[str], object], Callable[[str], object], bool]:
-    """What an origin and a path have to match, and whether a query may follow."""
+    """Matchers for origin and path, and whether a query is allowed."""
     scheme, _, rest = pattern.partition("://")
     authority, _, path = rest.partition("/")
     scheme, host = scheme.lower(), authority.rpartition("@")[2].lower()
@@ -102,9 +102,9 @@ def _rule(pattern: str) -> tuple[Callable[[str], object], Callable[[str], object
 
 
 def _readings(path: str) -> list[str]:
-    """What servers may take a path for: decoded, and with encoded separators as parts of a name.
+    """The ways in which servers may read a path: encoded separators decoded, or as part of a name.
 
-    Empty when one of them may leave the folder that the text shows.
+    Empty if one of them contains `..` or unprintable characters.
     """
     found = [_decoded(path), _decoded(_SEPARATOR.sub("_", path))]
     climbs = any(not text.isprintable() or _CLIMBING.search(text) for text in found)
@@ -112,7 +112,7 @@ def _readings(path: str) -> list[str]:
 
 
 def _decoded(path: str) -> str:
-    """Without percent-encoding and backslashes; a NUL, which is not allowed, where there is no end to it."""
+    """The path percent-decoded, with `/` for backslashes; if that fails a NUL, which never matches."""
     for _ in range(_DECODINGS):
         try:
             plain = unquote(path, errors="strict")

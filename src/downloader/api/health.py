@@ -1,4 +1,4 @@
-"""Routes that load balancers, supervisors and dashboards ask."""
+"""Routes for load balancers, supervisors and dashboards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from quart_trio import QuartTrio
 
 from downloader.api.deps import ApiDeps
 from downloader.api.problems import not_found
+from downloader.api.snapshot import COUNTED_ROLES
 from downloader.api.views import counters
 from downloader.store import StoreError
-
-_ROLES = ("processor", "notifier")
 
 
 def add_health(app: QuartTrio, deps: ApiDeps) -> None:
@@ -23,7 +22,7 @@ def add_health(app: QuartTrio, deps: ApiDeps) -> None:
 
     @app.get("/hb")
     async def hb() -> tuple[dict[str, Any], int]:
-        if heartbeat and Path(heartbeat).exists():  # noqa: ASYNC240  one stat of a local path, as quick as a hop
+        if heartbeat and Path(heartbeat).exists():  # noqa: ASYNC240  one stat of a local path costs no more than a thread
             return {"status": "out of service"}, HTTPStatus.SERVICE_UNAVAILABLE
         return {"status": "ok"}, HTTPStatus.OK
 
@@ -42,15 +41,15 @@ def add_health(app: QuartTrio, deps: ApiDeps) -> None:
         good = store and all(roles.values())
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
         answer: dict[str, Any] = {"status": "ok" if good else "not ready", "store": store, "roles": roles}
-        # A backend that is unhealthy takes no instance out of service: the others go on, and it would not
-        # get better elsewhere.
+        # An unhealthy backend does not make the instance unready: its other backends work, and another
+        # instance would have the same trouble.
         if backends := deps.healthy():
             answer["backends"] = dict(backends)
         return answer, status
 
     @app.get("/stats/<role>")
     async def stats(role: str) -> Mapping[str, Any]:
-        if role not in _ROLES:
-            raise not_found("There are statistics of processor and notifier only.")
+        if role not in COUNTED_ROLES:
+            raise not_found("Only processor and notifier have statistics.")
         reports = await deps.store.reports(role)
         return counters(reports) | counters(reports, "predecessor")

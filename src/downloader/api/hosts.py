@@ -1,7 +1,7 @@
-"""Which names this API answers to: a request for another host is refused (RFC 9110, 7.4).
+"""The check of `Host`: a request for another host is refused (RFC 9110, 7.4).
 
-A page can have its own name resolve to an address of this machine (DNS rebinding); the browser then takes
-the API for that page's own origin, and only the `Host` header tells the two apart.
+A page can make its own name resolve to an address of this machine (DNS rebinding). The browser then treats
+the API as that page's origin, and only the `Host` header shows the difference.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from downloader.observe import Event, get_logger
 _log = get_logger()
 
 CheckHost = Callable[[Headers, tuple[str, int] | None], None]
-"""Takes a request's headers and the address that it came to; raises `Refused`, 421."""
+"""Called with a request's headers and the local address of its connection; raises `Refused`, 421."""
 
 
 def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
     """The check for these settings.
 
-    The address that a connection came to always passes, and on loopback its names. A request that names no
-    host passes too: no browser sends one.
+    The connection's own local address always passes, and on loopback also `localhost`. A request without
+    `Host` passes too: browsers always send it.
 
     Args:
-        allowed: `api.allowed_hosts`. If it is empty, any host passes that is not on loopback.
-        loopback: the API listens on nothing else.
+        allowed: `api.allowed_hosts`. If it is empty and not `loopback`, any host passes.
+        loopback: the API listens on loopback only.
     """
     names = frozenset(allowed)
     if "*" in names or (not names and not loopback):
@@ -55,7 +55,7 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
 
 
 def _is_own(host: str, server: tuple[str, int] | None) -> bool:
-    """Whether the host is the address that the connection came to, or a name of loopback if that is one."""
+    """Whether the host is the connection's local address, or `localhost` on loopback."""
     here = _address(server[0]) if server else None
     if here is None:  # a unix socket
         return False
@@ -74,7 +74,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 _MISDIRECTED = Problem(
-    status=HTTPStatus.MISDIRECTED_REQUEST,
-    code="misdirected_request",
-    detail="The API does not answer to this host name; api.allowed_hosts lists those that it answers to.",
+    HTTPStatus.MISDIRECTED_REQUEST,
+    "misdirected_request",
+    detail="This host name is not allowed; see the setting api.allowed_hosts.",
 )

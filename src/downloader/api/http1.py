@@ -1,8 +1,8 @@
-"""HTTP/1.1 as hypercorn serves it, over a strict reading of heads (RFC 9112) and bounded bodies.
+"""HTTP/1.1: hypercorn's protocol, with strict checks of heads (RFC 9112) and bounded bodies.
 
-Where servers and proxies may disagree on where a request ends, one of them can be made to see a request
-that the other did not (request smuggling). h11 is lenient in a few such places, so they are refused here:
-it is given one head that has been checked, then what belongs to its body, and no more.
+If a server and a proxy disagree on where a request ends, a client can hide a request in another one (request
+smuggling). h11 accepts a few such ambiguous requests; this module refuses them: it passes h11 one checked
+head, then only the bytes of that request's body.
 """
 
 from __future__ import annotations
@@ -28,35 +28,36 @@ from downloader.api.problems import Problem, Refused, bad_request
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
 FEED_BYTES = 4096
-"""Of a chunked body between two checkpoints: at one byte a chunk, h11 takes 15 ms for as much."""
+"""Of a chunked body between two checkpoints: in chunks of one byte, h11 needs 15 ms for them."""
 
 FREE_FRAMING_BYTES = 16 * 1024
-"""Sizes, extensions and line ends of chunks: each costs h11 as much CPU as kilobytes of data."""
+"""Allowed bytes of chunk sizes, extensions and line ends: parsing a chunk costs h11 as much CPU as kilobytes
+of data."""
 
 FRAMING_SHARE = 4
-"""Beyond, one byte of them for so many of data."""
+"""Beyond `FREE_FRAMING_BYTES`, one more is allowed for so many bytes of data."""
 
 HEAD_TIMEOUT = Problem(
-    status=HTTPStatus.REQUEST_TIMEOUT,
-    code="request_timeout",
+    HTTPStatus.REQUEST_TIMEOUT,
+    "request_timeout",
     detail="The request's head did not arrive in time.",
 )
 
 _HEAD_TOO_LARGE = Problem(
-    status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    code="head_too_large",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "head_too_large",
     detail="The request line and headers are too large.",
 )
 
 _VERSION = Problem(
-    status=HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
-    code="http_version",
-    detail="Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here.",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+    "http_version",
+    detail="Only HTTP/1.0, HTTP/1.1 and HTTP/2 are supported.",
 )
 
 
 class Http1(H11Protocol):
-    """One HTTP/1.1 connection. `handle` is called by its reader only."""
+    """One HTTP/1.1 connection. Only its reader calls `handle`."""
 
     connection: Any  # h11's
     stream: Exchange | None
@@ -65,31 +66,31 @@ class Http1(H11Protocol):
         """`args`: of `H11Protocol`."""
         super().__init__(*args)
         self.unread: float = 0
-        """Bytes of the request's body that h11 has not been given; infinite if nobody knows."""
+        """Bytes of the request's body that h11 has not received; infinite if unknown."""
         self._transport = transport
         self._limits = self.config.limits  # type: ignore[attr-defined]  # of our `ServerConfig`
         self._buffer = bytearray()
-        """What was received and has not been given to h11."""
+        """Received bytes that were not passed to h11."""
         self._chunked = False
         self._framing_bytes = 0
         self._taken = trio.Event()
-        """The application has read of the body."""
+        """Set when the application has read from the body."""
         self._expects_continue = False
         self._last = False
-        """The connection is closed after the answer."""
+        """The connection is closed after the response."""
         self._head = b""
-        """Of the answer, to be sent with its first piece."""
+        """The response's head, sent together with the first piece of its body."""
 
     @property
     def half_head(self) -> bool:
-        """A head has begun to arrive and is not complete."""
+        """A part of a head has been received."""
         return self.stream is None and bool(self._buffer) and not self._last
 
     async def handle(self, event: Event) -> None:
-        """Take bytes from the client, or its leaving.
+        """Handle received bytes, or that the connection is closed.
 
         Raises:
-            H2ProtocolAssumedError, H2CProtocolRequiredError: the connection goes on as HTTP/2.
+            H2ProtocolAssumedError, H2CProtocolRequiredError: the connection continues as HTTP/2.
         """
         if not isinstance(event, RawData):
             await super().handle(event)
@@ -105,7 +106,7 @@ class Http1(H11Protocol):
                     await self._taken.wait()
                 elif self.unread and self.stream.failure is None:
                     await self._take_body(self.stream)
-                else:  # until the answer is complete
+                else:  # wait until the response is complete
                     await self.can_read.clear()
                     await self.can_read.wait()
         except (H2ProtocolAssumedError, H2CProtocolRequiredError) as switch:
@@ -115,14 +116,14 @@ class Http1(H11Protocol):
             await self.refuse(refused)
 
     async def end_of_stream(self) -> None:
-        """The client sends no more; it may still read the answer to a request that is complete."""
+        """The client sends no more; it may still read the response to a complete request."""
         if self.stream is not None and self.stream.ended:
             await self.stream.put({"type": "http.disconnect"})
         else:
             await self._close_stream()
 
     async def refuse(self, refused: Refused) -> None:
-        """What was received is no request: answer so and close, or let the application of a request do it."""
+        """Refuse what was received: answer it and close, or fail the body of the running request."""
         self._buffer.clear()
         if self.stream is not None:
             self.stream.fail(refused)
@@ -136,7 +137,7 @@ class Http1(H11Protocol):
         await self._maybe_recycle()
 
     async def _take_head(self) -> bool:
-        """Give h11 a head and begin its request; false when it is not complete yet."""
+        """Pass a head to h11 and begin its request; false if the head is not complete yet."""
         if self._buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is ignored
             del self._buffer[:2]
         end = END_OF_HEAD.search(self._buffer)
@@ -168,7 +169,7 @@ class Http1(H11Protocol):
             await trio.lowlevel.checkpoint()
 
     def _feed(self, size: int) -> None:
-        """Give h11 so many bytes of the body."""
+        """Pass so many bytes of the body to h11."""
         if size:
             self._expects_continue = False
             self.unread -= size
@@ -186,7 +187,7 @@ class Http1(H11Protocol):
         self._chunked = b"transfer-encoding" in names
         self.unread = inf if self._chunked else int(names.get(b"content-length", 0))
         self._framing_bytes = 0
-        # The application may answer without its body, so the client is told to send it when it is asked for.
+        # 100 Continue is sent when the application reads the body; it may answer without reading it.
         self._expects_continue = self.connection.they_are_waiting_for_100_continue
         self.connection.client_is_waiting_for_100_continue = False
         self.stream = Exchange(self._transport, self, STREAM_ID)
@@ -194,17 +195,17 @@ class Http1(H11Protocol):
         await self.stream.begin(
             version=request.http_version.decode(), method=request.method, target=target, headers=headers
         )
-        if not self._chunked:  # what has come of the body is then read in the same pass
+        if not self._chunked:  # the application then reads a small body without another wait
             self._feed(int(min(self.unread, len(self._buffer))))
 
     async def _send_error_response(self, status_code: int) -> None:
-        # h11's text may quote the client and is not passed on.
+        # h11's text may quote the request, so it is not used.
         if status_code == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
             raise Refused(_HEAD_TOO_LARGE) from None
         raise bad_request("bad_request", "This is not a well-formed HTTP/1.1 request.") from None
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send what the exchange answers, or do what it asks for."""
+        """Handle an event of the exchange."""
         if isinstance(event, BodyTaken):
             self._taken.set()
         elif isinstance(event, BodyWanted):
@@ -215,8 +216,8 @@ class Http1(H11Protocol):
                 )
         else:
             if isinstance(event, Response):
-                # A chunked request may hide bytes that h11 reads otherwise than a proxy does (a bare LF in
-                # its trailers), and an unfinished one leaves bytes behind.
+                # Close after a chunked request, whose end a proxy may see elsewhere than h11 (a bare LF in
+                # the trailers), and after an incomplete one, of which bytes may still arrive.
                 whole = self.stream is not None and self.stream.ended and not self._chunked
                 self._last = not whole or self.context.terminated.is_set() or self._transport.reserved
                 if self._last:
@@ -233,7 +234,7 @@ class Http1(H11Protocol):
 
 
 def check_lines(head: bytes) -> None:
-    """Refuse bare CR or LF and folded lines (RFC 9112, 2.2 and 5.2), which h11 lets pass.
+    """Refuse bare CR or LF and folded lines (RFC 9112, 2.2 and 5.2), which h11 accepts.
 
     Raises:
         Refused: with 400.
@@ -249,8 +250,8 @@ def check_request(request: Any) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """Check the framing, version and target of h11's request.
 
     Returns:
-        The target as path and query (RFC 9112, 3.2; `*` becomes `/*`, which is no route), and the headers,
-        with the host of a target that has one in place of the `Host` header's.
+        The target as path and query (RFC 9112, 3.2; `*` becomes `/*`, which is no route), and the headers;
+        the host of an absolute target replaces the value of `Host`.
 
     Raises:
         Refused: with 400 or 505.
@@ -275,7 +276,7 @@ def check_request(request: Any) -> tuple[bytes, list[tuple[bytes, bytes]]]:
 
 
 def asks_for_h2c(headers: Sequence[tuple[bytes, bytes]]) -> bool:
-    """Whether an upgrade is asked for in proper form."""
+    """Whether the request has a well-formed upgrade to h2c."""
     upgrade = [value.strip().lower() for name, value in headers if name == b"upgrade"]
     settings = [value for name, value in headers if name == b"http2-settings"]
     if upgrade != [b"h2c"] or len(settings) != 1:

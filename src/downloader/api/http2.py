@@ -1,8 +1,8 @@
-"""HTTP/2 as hypercorn serves it, with bounds on a client's streams, on the memory and on the work it costs.
+"""HTTP/2: hypercorn's protocol, with bounds on a client's streams, memory and CPU.
 
-A client that sends more frames that carry nothing, or resets more requests, than its requests account for is
-told ENHANCE_YOUR_CALM and its connection ends (RFC 9113, 10.5). Priorities are ignored (5.3.2), as are
-WebSockets; the client's flow control windows open as the application reads.
+A client that sends too many useless frames or resets too many requests, in proportion to its requests, gets
+ENHANCE_YOUR_CALM and its connection is closed (RFC 9113, 10.5). Priorities (5.3.2) and WebSockets are not
+supported. Flow control windows open as the application reads.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from hyperframe.frame import GoAwayFrame
 from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Transport
 
 FEED_BYTES = 4096
-"""Given to h2 between two checkpoints: in the smallest frames, 10 ms of its time."""
+"""Passed to h2 between two checkpoints: in the smallest frames they take it 10 ms."""
 
 WINDOW_BYTES = 1024**2
-"""Bodies of one connection that applications have not read; of one stream, h2's 64 KiB."""
+"""Most unread bytes of bodies on one connection; on one stream, h2's 64 KiB."""
 
 CREDIT = 1000
-"""Frames without use that a client may send at first."""
+"""Useless frames that a client may send at first."""
 
 REQUEST_CREDIT = 10
-"""More with each request and with each answer that it takes, as for window updates."""
+"""Useless frames more for each request and for each response received, which needs window updates."""
 
 RESET_COST = 25
-"""Of a request that the client resets: more than it has brought."""
+"""Credit that a reset of a request costs: more than the request added."""
 
 USEFUL_BYTES = 32
-"""Of a DATA frame that counts as useful."""
+"""Least size of a DATA frame that counts as useful."""
 
 
 class Http2(H2Protocol):
-    """One HTTP/2 connection. `handle` is called by its reader only."""
+    """One HTTP/2 connection. Only its reader calls `handle`."""
 
     half_head = False
     unread = True
-    """The client may be sending."""
+    """The client may be sending a body."""
     streams: dict[int, Exchange]  # type: ignore[assignment]  # none of them is a WebSocket
 
     def __init__(self, transport: Transport, *args: Any) -> None:
@@ -66,7 +66,7 @@ class Http2(H2Protocol):
     async def initiate(
         self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None
     ) -> None:
-        """Begin, as a rule by what follows the client's preface; `headers`: of a request that upgraded.
+        """Begin the connection; with `headers` and `settings` of the request if it was upgraded to h2c.
 
         Raises:
             ProtocolError: the client's settings are malformed.
@@ -76,10 +76,10 @@ class Http2(H2Protocol):
         await self._flush()
 
     async def handle(self, event: Event) -> None:
-        """Take bytes from the client, or its leaving."""
+        """Handle received bytes, or that the connection is closed."""
         if not isinstance(event, RawData):
             await super().handle(event)
-            for buffer in list(self.stream_buffers.values()):  # applications may wait for room in them
+            for buffer in list(self.stream_buffers.values()):  # applications may be waiting to write to them
                 await buffer.close()
             return
         for start in range(0, len(event.data), FEED_BYTES):
@@ -93,10 +93,10 @@ class Http2(H2Protocol):
         await self.handle(Closed())
 
     async def drain(self) -> None:
-        """Take no more requests; the connection ends with the last one that is being answered."""
+        """Take no more requests, and close the connection after the last response."""
         if not self._draining:
             self._draining = True
-            # h2's own way ends the requests in flight too.
+            # `close_connection` of h2 would end the requests in flight too.
             frame = GoAwayFrame(last_stream_id=self._last_stream, error_code=ErrorCodes.NO_ERROR)
             await self.send(RawData(data=frame.serialize()))
         if not self.streams:
@@ -144,7 +144,7 @@ class Http2(H2Protocol):
         if stream is not None:
             await stream.handle(Body(stream_id=event.stream_id, data=event.data))
             useless -= len(event.data)
-        else:  # it has been answered, but some clients read that only when all is sent
+        else:  # already answered, but some clients read the response only after sending the whole body
             self._unwanted_bytes += len(event.data)
             if self._unwanted_bytes > self._limits.linger_bytes:
                 self._reset(event.stream_id, ErrorCodes.NO_ERROR)
@@ -155,7 +155,7 @@ class Http2(H2Protocol):
             self.connection.reset_stream(stream_id, code)
 
     def _acknowledge(self, stream_id: int, size: int) -> None:
-        """Let the client send as much again."""
+        """Open the flow control windows by so many bytes."""
         if size and not self.closed:
             with suppress(exceptions.ProtocolError):  # the stream or the connection has ended meanwhile
                 self.connection.acknowledge_received_data(size, stream_id)
@@ -178,7 +178,7 @@ class Http2(H2Protocol):
         )
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send what an exchange answers, or do what it asks for.
+        """Handle an event of an exchange.
 
         Raises:
             Gone: the client did not open its flow control window in time.
@@ -188,12 +188,12 @@ class Http2(H2Protocol):
             await self._flush()
         elif isinstance(event, StreamClosed):
             await self._finish(event)
-        elif not isinstance(event, BodyWanted):  # its window lets the client send
+        elif not isinstance(event, BodyWanted):  # the flow control window asks for the body
             with self._transport.send_deadline():
                 await super().stream_send(event)
 
     async def _finish(self, event: StreamClosed) -> None:
-        """An exchange is over: tell the client what it need not send any more."""
+        """End the stream of a finished exchange."""
         stream = self.streams.get(event.stream_id)
         if stream is None:
             return
@@ -201,7 +201,7 @@ class Http2(H2Protocol):
         self._acknowledge(event.stream_id, stream.held)
         if not stream.answered:
             self._reset(event.stream_id, ErrorCodes.INTERNAL_ERROR)
-            await self._window_updated(event.stream_id)  # the sender sees that the stream is gone
+            await self._window_updated(event.stream_id)  # so that a waiting sender notices
         await self._flush()
         await super().stream_send(event)
         if not self.streams and (self._draining or self.context.terminated.is_set()):

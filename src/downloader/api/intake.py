@@ -1,4 +1,4 @@
-"""Jobs that arrive together go to the store in one round trip; a lone job goes at once."""
+"""Submission of jobs to the store in batches, within a budget of memory."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from downloader.observe import Event, get_logger
 from downloader.store import Accepted, JobStore, StoreError, StoreUnavailable, Submission
 
 MAX_BATCH = 500
-"""Jobs in one round trip: about 200 KB and 10 ms of the store's time, which others also wait for."""
+"""Jobs in one call: about 200 KB and 10 ms of the store's time."""
 
 MAX_EXTRA = 1024**2
-"""Characters of `extra` in one round trip, the only field that can be long: while the store hangs, a call has
-many times as much in memory, in Python's objects and in buffers."""
+"""Characters of `extra`, the only long field, in one call of `submit`s: Python objects and buffers of a call
+take many times as much memory while the store hangs."""
 
 MAX_WAITING = 5000
-"""Jobs that wait. More than a store under full load takes in `WAIT_S` is better refused at once."""
+"""Jobs that wait for a call: a store under full load takes fewer within `WAIT_S`."""
 
 MAX_BYTES = 64 * 1024**2
-"""Of all bodies that have arrived, whole or not, and are not answered: what a store that hangs may make the
-process keep, a few times over. One client's may be half of it."""
+"""Most received bytes of unanswered requests; one client may have half of it. While the store hangs, the
+process uses a few times as much memory."""
 
 WAIT_S = 10.0
-"""How long one job may wait; twice the default bound of a call to the store."""
+"""Longest wait of one job: twice the default bound of a call to the store."""
 
 
 class Intake:
-    """Takes jobs in from many tasks at once; needs its `run` to be running."""
+    """Submits the jobs of many tasks; `submit` needs `run` to be running."""
 
     def __init__(self, store: JobStore) -> None:
         self._commit: GroupCommit[Submission, tuple[Accepted, str]] = GroupCommit(
             self._take, max_batch=MAX_BATCH, weight=_extra, max_weight=MAX_EXTRA
         )
         self._store = store
-        self._log = get_logger().bind()  # once: to bind for each job costs more than what it does not print
+        self._log = get_logger().bind()  # once: binding for each job costs too much
         self._bytes: Counter[str] = Counter()
-        """Of bodies that are kept, by client; those of all under an empty name."""
+        """Received bytes by client; those of all clients under an empty name."""
 
     async def _take(self, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         answers = await self._store.submit(batch)
@@ -54,10 +54,14 @@ class Intake:
 
     @contextmanager
     def room(self, client: str) -> Iterator[Callable[[int], None]]:
-        """For the body of one request of this client (an address; empty: nobody in particular).
+        """Account for the memory of one request.
 
-        Yields a function to call with each number of bytes that are kept of it now. It raises
-        `StoreUnavailable` when too many are kept already.
+        Args:
+            client: its address; empty if unknown.
+
+        Yields:
+            A function to call with the number of bytes now kept of the body, whenever that changes. It raises
+            `StoreUnavailable` when the limit in all or of this client is exceeded.
         """
         kept = 0
 
@@ -80,14 +84,13 @@ class Intake:
             keep(0)
 
     async def submit(self, submission: Submission) -> tuple[Accepted, str]:
-        """Hand one job to the store; answers as `JobStore.submit` does for it.
+        """Submit one job, in one call with others that arrive meanwhile; answers as `JobStore.submit`.
 
-        A cancel ends this wait only: a job that is on its way to the store may be taken in.
+        After a cancel or an error the store may have accepted the job all the same.
 
         Raises:
-            StoreUnavailable: the store cannot take it now, too many wait, or it waited too long (then it
-                may have been taken in all the same, as with every failure of the store).
-            StoreRefused: the store refuses us.
+            StoreUnavailable: the store cannot take it now, too many wait, or it waited too long.
+            StoreRefused: the store refuses the service.
         """
         if self._commit.waiting >= MAX_WAITING:
             raise StoreUnavailable("too many jobs wait for the store")
@@ -101,10 +104,10 @@ class Intake:
     async def submit_all(
         self, submissions: Sequence[Submission]
     ) -> Sequence[tuple[Accepted, str] | StoreError]:
-        """Hand jobs to the store that have arrived together; answers in order.
+        """Submit jobs that arrived together, in as few calls as `MAX_BATCH` allows; answers in order.
 
-        A cancel ends this wait only. In place of an answer stands why the store did not give one; then the
-        job may have been taken in all the same.
+        A job without an answer of the store gets the error instead. After an error or a cancel the store may
+        have accepted the job all the same.
         """
         answers: list[tuple[Accepted, str] | StoreError] = []
         try:
@@ -115,7 +118,7 @@ class Intake:
         return answers
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Bring jobs to the store until cancelled; a cancel leaves those that wait without an answer."""
+        """Make the calls for `submit` until cancelled."""
         await self._commit.run(task_status=task_status)
 
 

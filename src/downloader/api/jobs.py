@@ -1,4 +1,4 @@
-"""Routes about jobs that are in: to look at one, and to have its callback or download tried again."""
+"""Routes about accepted jobs: to read one and to retry its callback or download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quart_trio import QuartTrio
 from downloader.api.auth import CALLER, Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.globs import Allows, anything
-from downloader.api.problems import Problem, Refused, unknown_job
+from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.views import job_view
 from downloader.store import JobStore, JobView, RetryAnswer
 
@@ -26,7 +26,7 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
     async def job(job_id: str) -> dict[str, Any]:
         view = await visible_job(deps.store, job_id)
         if view is None:
-            raise Refused(unknown_job())
+            raise Refused(UNKNOWN_JOB)
         return job_view(view)
 
     @app.post("/retry/<job_id>")
@@ -37,7 +37,7 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
             again = request.args.get("download", "") not in ("", "0", "false")
             answer = await deps.store.retry(job_id, download=again, limit=deps.callback_limit)
         if answer is RetryAnswer.UNKNOWN:
-            raise Refused(unknown_job())
+            raise Refused(UNKNOWN_JOB)
         if answer is RetryAnswer.CONFLICT:
             raise Refused(_NOT_TO_BE_RETRIED)
         return {"id": job_id}, HTTPStatus.CREATED, {"Location": f"/jobs/{job_id}"}
@@ -52,7 +52,7 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
 
 
 def visible_aggregations() -> Allows:
-    """Which aggregations the request's caller may see."""
+    """The aggregations that the request's caller may see."""
     caller = cast("Caller | None", request.scope.get(CALLER))
     return anything if caller is None else caller.aggregations
 
@@ -63,14 +63,14 @@ def sees_all() -> bool:
 
 
 async def visible_job(store: JobStore, job_id: str) -> JobView | None:
-    """The job, if there is one with this id that the request's caller may see."""
+    """The job with this id; `None` if there is none or the request's caller may not see it."""
     view = await store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
     return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
 
 
 _NOT_TO_BE_RETRIED = Problem(
-    status=HTTPStatus.CONFLICT,
-    code="not_to_be_retried",
-    detail="Only what has failed is tried again: its callback, or with ?download=1 its download, unless its"
-    " aggregation goes through another proxy by now.",
+    HTTPStatus.CONFLICT,
+    "not_to_be_retried",
+    detail="Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
+    " aggregation uses another proxy now.",
 )

@@ -1,4 +1,4 @@
-"""Request bodies as JSON, strictly: what two parsers could read differently is refused."""
+"""A strict JSON parser for request bodies: it refuses what two parsers may read differently."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, NoReturn
 from downloader.api.problems import bad_request
 
 MAX_DEPTH = 100
-"""Levels of nesting. Python's own bound depends on its version, its stack and how deep it already is."""
+"""Levels of nesting. Python's own limit depends on its version and on the stack."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-"""One without end too, so that its every character is looked at once."""
+"""Also an unterminated one, so that each character is scanned only once."""
 
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _OTHER_BYTES = bytes(set(range(256)) - _STEPS.keys())
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The body's object.
+    """Parse a body that is a JSON object.
 
     Raises:
         Refused: 400 with code `bad_encoding` (not UTF-8, lone surrogates), `bad_json`, `not_an_object`,
@@ -48,10 +48,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def member_text(body: bytes, name: str) -> str:
-    """The text of one member's value, as the client wrote it.
+    """The JSON text of one member's value, as received.
 
     Args:
-        body: what `parse_object` has taken.
+        body: accepted by `parse_object`.
         name: a key of its object.
     """
     text = body.decode("utf-8")
@@ -72,7 +72,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _is_deep(body: bytes) -> bool:
-    """Whether it is nested deeper than `MAX_DEPTH`; what is no JSON may be judged either way."""
+    """Whether the JSON is nested deeper than `MAX_DEPTH`; either answer if it is malformed."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return False
     brackets = _STRING.sub(b"", body).translate(None, _OTHER_BYTES)

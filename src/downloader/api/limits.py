@@ -1,4 +1,4 @@
-"""The limits of the HTTP server, and which connection it closes for another when there are too many."""
+"""The limits of the HTTP server, and the choice of the connection to close when there are too many."""
 
 from __future__ import annotations
 
@@ -8,65 +8,66 @@ from ipaddress import ip_address
 from typing import Protocol
 
 PIECE_BYTES = 64 * 1024
-"""Read at once, sent under one deadline, and kept of a body that its application does not read."""
+"""The unit of reading and of sending under one deadline, and the most that is kept of an unread body."""
 
 IPV6_SITE_BITS = 64
-"""Of an IPv6 address, what one client cannot change by itself."""
+"""The prefix of an IPv6 address that a client cannot choose."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one client may cost; the defaults suit people on phones as well as fleets on a LAN."""
+    """Limits for clients; the defaults suit slow mobile connections and fleets on a LAN."""
 
     head_bytes: int = 16 * 1024
-    """Of request line and headers together, as in node.js; more is answered 431."""
+    """Request line and headers together, as in node.js; more is answered 431."""
     head_s: float = 10.0
-    """To the end of a head, from its first byte (or from connecting, for the first one, TLS included)."""
+    """From a head's first byte to its end; for the first one from connecting, TLS handshake included."""
     idle_s: float = 60.0
     """Between two requests: longer than the 30 s for which pooling clients commonly keep a connection."""
     body_grace_s: float = 10.0
-    """Waiting for a body that is not charged against `body_rate`; one that drips slower gets 408."""
+    """Waiting for a body beyond what `body_rate` allows; a slower body is answered 408."""
     body_rate: int = 1024
     """Bytes per second."""
     send_s: float = 30.0
-    """For a client to take the next 64 KiB of an answer; else its connection is closed."""
+    """For a client to receive the next 64 KiB of a response; then its connection is closed."""
     stop_send_s: float = 2.0
-    """The same once the server stops: a client that does not read does not delay the stop."""
+    """The same while the server stops, so that a client that does not read cannot delay the stop."""
     linger_s: float = 2.0
-    """For a client to read an answer while it still sends a body that nobody reads: closing at once
-    would reset the connection and destroy the answer on its way."""
+    """For a client to read the response while it still sends a body: closing at once would reset the
+    connection, and the client could lose the response."""
     linger_bytes: int = 16 * 1024**2
+    """Most bytes of such a body that are received and discarded."""
     connections: int = 4096
-    """Or half of the descriptors that the process may open, if that is less."""
+    """At most half of the file descriptors that the process may open."""
     per_address: int = 1024
-    """From one IPv4 address or IPv6 /64; at most half of all. Those of unix sockets are not counted."""
+    """From one IPv4 address or IPv6 /64; at most half of all. Unix sockets are not counted."""
     reserve: int = 32
-    """Connections beyond `connections`, on which health is answered and everything else refused."""
+    """Connections beyond `connections`, on which only health checks are answered."""
     reserve_head_s: float = 2.0
     """To the end of a head on such a connection."""
     streams: int = 100
-    """Requests at once on one HTTP/2 connection."""
+    """Concurrent requests on one HTTP/2 connection."""
 
 
 class Connection(Protocol):
-    """An open connection, as `OpenConnections` sees it."""
+    """An open connection."""
 
     address: str
     reserved: bool
 
     def cut(self) -> None:
-        """Close it, whatever it is doing."""
+        """Close it at once."""
 
     async def drain(self) -> None:
-        """The server stops: take no more requests, close when none is left."""
+        """Take no more requests and close after the last response; the server stops."""
 
 
 @dataclass(slots=True, kw_only=True)
 class OpenConnections:
     """The connections of one server.
 
-    When the limit, in all or for an address, is reached, a new connection replaces the oldest that waits for
-    its client: for a request, or for the rest of one. Where none waits, it is one of the reserve.
+    When the limit in all or for an address is reached, a new connection replaces the one that has waited
+    longest for its client to send a request or the rest of one. If none waits, the new one is of the reserve.
     """
 
     most: int
@@ -76,10 +77,10 @@ class OpenConnections:
     reserved: set[Connection] = field(default_factory=set)
     _addresses: Counter[str] = field(default_factory=Counter)
     _waiting: dict[Connection, None] = field(default_factory=dict)
-    """Those that may be closed, the longest waiting first."""
+    """Connections that wait for their client and may be closed, the longest waiting first."""
 
     def add(self, new: Connection) -> bool:
-        """Count a new connection, and mark one of the reserve; false when that is full too."""
+        """Count a new connection, and set its `reserved`; false if the reserve is full too."""
         crowded = new.address != "" and self._addresses[new.address] >= self.per_address
         if (crowded or len(self.ordinary) >= self.most) and not self._cut_one(new.address if crowded else ""):
             if len(self.reserved) >= self.reserve and not self._cut_one("", reserved=True):
@@ -94,7 +95,7 @@ class OpenConnections:
         return True
 
     def remove(self, closed: Connection) -> None:
-        """The connection is closed."""
+        """Forget a closed connection."""
         self._waiting.pop(closed, None)
         if closed.reserved:
             self.reserved.discard(closed)
@@ -105,14 +106,14 @@ class OpenConnections:
             del self._addresses[closed.address]
 
     def set_waiting(self, connection: Connection, *, waits: bool) -> None:
-        """Whether the connection now waits for its client, so that it may be closed for another."""
+        """Note whether the connection waits for its client and may be closed for another."""
         if waits:
             self._waiting.setdefault(connection)
         else:
             self._waiting.pop(connection, None)
 
     def _cut_one(self, address: str, *, reserved: bool = False) -> bool:
-        """Close the longest waiting one, of this address if one is given; false when there is none."""
+        """Close the longest waiting connection, of this address if not empty; false if none waits."""
         for connection in self._waiting:
             if connection.reserved is reserved and address in ("", connection.address):
                 del self._waiting[connection]
@@ -122,7 +123,7 @@ class OpenConnections:
 
 
 def client_address(host: str) -> str:
-    """What counts as one client: an IPv4 address, an IPv6 /64; empty for a unix socket."""
+    """The part of an address that identifies a client: IPv4 address or IPv6 /64; empty for a unix socket."""
     if ":" not in host:
         return host
     address = ip_address(host.partition("%")[0])

@@ -1,9 +1,8 @@
-"""Requests that another site made a browser send.
+"""Cross-site requests of browsers.
 
-Those that would change something are refused. A form may be posted to any host without asking, with a content
-type that `curl -d` sends too, so the content type cannot tell. Browsers say where a request comes from in
-`Sec-Fetch-Site`, older ones in `Origin`; programs send neither. Only pages of `api.cors_origins` may read
-what `GET` answers.
+Those with unsafe methods are refused. Browsers post forms to any host without a preflight, with the content
+type of `curl -d`, so the content type does not tell them apart. Browsers send `Sec-Fetch-Site`, older ones
+`Origin`; programs send neither. Only pages of `api.cors_origins` may read responses to `GET`.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _READING = (b"GET", b"HEAD")
 
 _PREFLIGHT_S = 600
-"""For which a browser may remember that a page is allowed."""
+"""For which a browser may cache the answer to a preflight."""
 
 
 def check_origin(headers: Mapping[bytes, bytes]) -> None:
-    """Check a request that would change something.
+    """Refuse a request that a browser sent for another site.
 
-    `Sec-Fetch-Site` decides where it is given: `same-origin` and `none` (typed or bookmarked) pass.
-    Without it, an `Origin` must name the host of `Host`; `Origin: null` does not.
+    If there is `Sec-Fetch-Site`, it must be `same-origin` or `none` (typed or bookmarked). Otherwise
+    `Origin`, if there is one, must have the same host as `Host`; `null` is refused.
 
     Args:
         headers: names in lower case.
@@ -47,29 +46,23 @@ def check_origin(headers: Mapping[bytes, bytes]) -> None:
         )
     if refused:
         _log.info(Event.API_REFUSED, reason="cross_site")
-        raise Refused(
-            Problem(
-                status=HTTPStatus.FORBIDDEN,
-                code="cross_site",
-                detail="A browser sent this for another site; such requests are refused.",
-            )
-        )
+        raise Refused(_CROSS_SITE)
 
 
 class Cors:
-    """Whose pages may read what `GET` answers, by the Fetch standard's CORS protocol, without credentials."""
+    """CORS (Fetch standard) without credentials, for responses to `GET` and `HEAD`."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        """`origins`: as in `api.cors_origins`; `*` stands for all."""
+        """`origins`: `api.cors_origins`; `*` allows all."""
         self._origins = frozenset(origin.encode() for origin in origins)
 
     def permits(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether the page that sent a request may read the answer to a `GET`."""
+        """Whether the page that sent a request may read the response."""
         origin = headers.get(b"origin")
         return origin is not None and (b"*" in self._origins or origin in self._origins)
 
     def preflight(self, method: str, headers: Mapping[bytes, bytes]) -> Headers | None:
-        """The answer to a browser that asks whether a page may send a `GET` with a token; else `None`."""
+        """Headers of the answer to an allowed preflight; `None` for any other request."""
         asked = headers.get(b"access-control-request-method")
         if method != "OPTIONS" or asked not in _READING or not self.permits(headers):
             return None
@@ -81,7 +74,7 @@ class Cors:
         ]
 
     def around(self, send: Send, method: str, headers: Mapping[bytes, bytes]) -> Send:
-        """`send`, with what lets an allowed page read the answer."""
+        """Wrap `send` to add the headers that let an allowed page read the response."""
         if not self._origins or method not in ("GET", "HEAD"):
             return send
         more = self._headers(headers) if self.permits(headers) else [_VARY]
@@ -100,5 +93,11 @@ class Cors:
             _VARY,
         ]
 
+
+_CROSS_SITE = Problem(
+    HTTPStatus.FORBIDDEN,
+    "cross_site",
+    detail="A browser sent this for another site; such requests are refused.",
+)
 
 _VARY = (b"vary", b"origin")

@@ -1,4 +1,4 @@
-"""The web page and what it loads."""
+"""The web page and the files that it loads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_page(app: QuartTrio) -> None:
         headers = {
             "Content-Type": _TYPES[name],
             "Content-Security-Policy": _POLICY,
-            "Cache-Control": "no-cache",  # after an upgrade the page and its script must be of one version
+            "Cache-Control": "no-cache",  # page and script must be of one version after an upgrade
             "Referrer-Policy": "no-referrer",
         }
         return Response(pages[name], headers=headers)

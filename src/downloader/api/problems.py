@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents; the only place where one is spelled.
+"""Errors as RFC 9457 problem documents.
 
 A problem names a field or a header, never its value: bodies, headers and secrets are not echoed.
 """
@@ -6,7 +6,7 @@ A problem names a field or a header, never its value: bodies, headers and secret
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
 
 from downloader.model import status_phrase
@@ -14,22 +14,23 @@ from downloader.model import status_phrase
 CONTENT_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 2
-"""What a 503 asks a client to wait: a store that restarts or fails over is back within a few seconds."""
+"""`Retry-After` of a 503: a store that restarts or fails over is back within a few seconds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One error, as the client sees it."""
 
     status: int
     code: str
-    """Stable: programs decide by it."""
+    """Stable, for programs."""
+    _: KW_ONLY
     detail: str
     """One sentence for a person; may change."""
     field: str = ""
-    """The field of the body, or the header, that is at fault; empty where there is none."""
+    """The field of the body, or the header, at fault; empty if there is none."""
     more_headers: tuple[tuple[bytes, bytes], ...] = ()
-    """What the status demands besides (`Allow`, `Content-Range`)."""
+    """Headers that the status requires (`Allow`, `Content-Range`)."""
 
     def body(self) -> bytes:
         """The document, as UTF-8 JSON."""
@@ -45,7 +46,7 @@ class Problem:
         return json.dumps(document).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers that go with the document, without its length."""
+        """The response headers, without `Content-Length`."""
         headers = [(b"content-type", CONTENT_TYPE.encode()), (b"x-content-type-options", b"nosniff")]
         if self.status == HTTPStatus.SERVICE_UNAVAILABLE:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
@@ -53,7 +54,7 @@ class Problem:
 
 
 class Refused(Exception):
-    """A request ends here, with a problem."""
+    """The request is answered with this problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -62,34 +63,29 @@ class Refused(Exception):
 
 def bad_request(code: str, detail: str) -> Refused:
     """400: the request itself is malformed."""
-    return Refused(Problem(status=HTTPStatus.BAD_REQUEST, code=code, detail=detail))
+    return Refused(Problem(HTTPStatus.BAD_REQUEST, code, detail=detail))
 
 
 def unavailable(code: str, detail: str) -> Problem:
     """503, with `Retry-After`."""
-    return Problem(status=HTTPStatus.SERVICE_UNAVAILABLE, code=code, detail=detail)
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, code, detail=detail)
 
 
 STORE_UNAVAILABLE = unavailable("store_unavailable", "The store cannot take requests now; try again.")
 INTERNAL = Problem(
-    status=HTTPStatus.INTERNAL_SERVER_ERROR, code="internal", detail="An error on our side; it is in our log."
+    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail="An error on our side; it is in our log."
 )
 
 
 def too_large(limit: int) -> Problem:
     """413: a body of more than `limit` bytes."""
-    return Problem(
-        status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        code="too_large",
-        detail=f"The body has more than {limit} bytes.",
-    )
+    detail = f"The body has more than {limit} bytes."
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", detail=detail)
 
 
 def not_found(detail: str) -> Refused:
     """404."""
-    return Refused(Problem(status=HTTPStatus.NOT_FOUND, code="not_found", detail=detail))
+    return Refused(Problem(HTTPStatus.NOT_FOUND, "not_found", detail=detail))
 
 
-def unknown_job() -> Problem:
-    """404 for a job id."""
-    return Problem(status=HTTPStatus.NOT_FOUND, code="unknown_job", detail="There is no job with this id.")
+UNKNOWN_JOB = Problem(HTTPStatus.NOT_FOUND, "unknown_job", detail="There is no job with this id.")

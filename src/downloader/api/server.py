@@ -1,7 +1,7 @@
-"""`serve_http`: an ASGI application on hypercorn's protocols, in our own nursery, with every wait bounded.
+"""`serve_http`: an HTTP server for an ASGI application, on hypercorn's protocols, with every wait bounded.
 
-Served: HTTP/1.1 and 1.0, h2c by upgrade, HTTP/2 by prior knowledge and, with a TLS context, by ALPN. Not
-served: WebSocket and lifespan events. `docs/design/http.md` says what hypercorn's own server leaves open.
+It supports HTTP/1.0 and 1.1, h2c by upgrade, HTTP/2 by prior knowledge and, with TLS, by ALPN. It supports no
+WebSockets and no lifespan events. `docs/design/http.md` says why hypercorn's own server is not used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from downloader.observe import get_logger
 _log = get_logger()
 
 BACKLOG = 1024
-"""Clients that wait to be accepted, as in a burst; the kernel caps it at its own limit."""
+"""Connections that wait to be accepted, as in a burst; the kernel has a limit of its own."""
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -58,22 +58,22 @@ async def serve_http(
 ) -> None:
     """Serve until `stop()` returns, then at most `grace_s` seconds more.
 
-    Connections without a request are closed at once, the others when they have answered it or the grace
-    is over. A cancel closes them all.
+    After `stop()` no connection and no request is accepted. Connections without a request are closed at once,
+    the others after their response or when the grace period ends. A cancel closes them all.
 
     Args:
-        app: called for each request; an exception of its own is answered 500 and logged.
-        sockets: bound; this call makes them listen, owns them and closes them.
-        stop: waited for; its result is ignored.
+        app: called for each request; if it raises, the request is answered 500 and the error logged.
+        sockets: bound stream sockets (TCP or unix); this call listens on them, owns them and closes them.
+        stop: for example `wait` of a `trio.Event`; its result is ignored.
         grace_s: seconds.
-        limits: what one client may cost.
+        limits: limits for clients.
         tls: from `tls_context`; `None` for plain TCP.
         task_status: started when the sockets listen.
     """
     config = ServerConfig(limits or Limits())
     context = WorkerContext(None)
     limits = config.limits
-    # At least half of the process's descriptors are for what the requests are about.
+    # The other half of the process's descriptors is for files, the store and so on.
     most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     per_address = min(limits.per_address, max(1, most // 2))
     open_connections = OpenConnections(most=most, per_address=per_address, reserve=limits.reserve)
@@ -81,12 +81,12 @@ async def serve_http(
     async def handle(stream: Any) -> None:
         try:
             client = BoundedServer(app, config, context, open_connections, stream)
-        except OSError:  # it left before it could be asked for its address
+        except OSError:  # it was closed before its address was read
             await trio.aclose_forcefully(stream)
             return
         try:
             await client
-        except Exception:  # noqa: BLE001  one connection's trouble must not take the others down
+        except Exception:  # noqa: BLE001  an error of one connection must not end the others
             _log.exception(LogEvent.API_FAILED)
 
     async with trio.open_nursery() as connections:
@@ -105,10 +105,10 @@ async def serve_http(
 
 
 def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
-    """TLS 1.2 or newer with this certificate, HTTP/2 and HTTP/1.1 by ALPN.
+    """A server context for TLS 1.2 or newer, with HTTP/2 and HTTP/1.1 by ALPN.
 
     Raises:
-        ConfigError: a file cannot be read, or holds no certificate or key, or they do not belong together.
+        ConfigError: a file cannot be read, or they are not a certificate and its unencrypted key.
     """
     for key, name in (("api.certfile", certfile), ("api.keyfile", keyfile)):
         try:
@@ -136,15 +136,15 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> trio.abc.Liste
     sock.setblocking(False)
     sock.listen(BACKLOG)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    # HTTPS clients close without TLS's own goodbye, and nobody waits for theirs.
+    # Most HTTPS clients close without close_notify, and it is not waited for.
     return listener if tls is None else trio.SSLListener(listener, tls, https_compatible=True)
 
 
 class ServerConfig(Config):
-    """Hypercorn's, with the limits, and the `Date` header made once a second."""
+    """Hypercorn's configuration, with our limits and a `Date` header that is made once a second."""
 
     accesslog = errorlog = None
-    keep_alive_max_requests = 50_000  # h2 keeps a record of each
+    keep_alive_max_requests = 50_000  # h2 keeps a record of each in memory
 
     _date: tuple[int, list[tuple[bytes, bytes]]] = (0, [])
 
@@ -154,7 +154,7 @@ class ServerConfig(Config):
         self.h2_max_concurrent_streams = limits.streams
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002  the same for both
-        """Headers of each answer."""
+        """Headers of each response."""
         now = int(time())
         if now != self._date[0]:
             self._date = (now, [(b"date", formatdate(now, usegmt=True).encode())])
@@ -162,7 +162,7 @@ class ServerConfig(Config):
 
 
 class BoundedServer(TCPServer):
-    """One connection; `await` it once. No wait for its client is without a bound, and nothing is shielded."""
+    """One connection; `await` it once. Every wait for the client is bounded, and nothing is shielded."""
 
     protocol: Http1 | Http2  # type: ignore[assignment]  # without hypercorn's wrapper
     config: ServerConfig
@@ -175,10 +175,10 @@ class BoundedServer(TCPServer):
         open_connections: OpenConnections,
         stream: Any,
     ) -> None:
-        """`stream`: a TCP, unix or TLS stream, owned and closed.
+        """`stream`: a TCP, unix or TLS stream; owned and closed.
 
         Raises:
-            OSError: the client has left.
+            OSError: the connection is closed already.
         """
         super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # called by `Exchange`
         self.reserved = False
@@ -192,27 +192,27 @@ class BoundedServer(TCPServer):
         self.address = client_address(self._peers[0][0]) if self._peers[0] else ""
         self._secure = isinstance(stream, trio.SSLStream)
         self._busy = 0
-        """Exchanges that do not wait for the client."""
+        """Exchanges that are not waiting for the client."""
         self._ending = False
-        """Nothing more is sent; what arrives is thrown away."""
+        """Nothing more is sent, and received bytes are discarded."""
         self._head_s = config.limits.head_s
         self._deadline = inf
-        """For the client's next bytes."""
+        """For the next bytes from the client."""
         self._waiting = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._sending: set[trio.CancelScope] = set()
 
     def cut(self) -> None:
-        """Close the connection, whatever it is doing."""
+        """Close the connection at once."""
         self._scope.cancel()
 
     def add_busy(self, change: int) -> None:
-        """Add to the number of exchanges that do not wait for the client."""
+        """Add to the number of exchanges that are not waiting for the client."""
         self._busy += change
         self._open_connections.set_waiting(self, waits=not self._busy)
 
     async def run(self) -> None:
-        """Serve the connection to its end."""
+        """Serve the connection until it is closed."""
         try:
             if not self._open_connections.add(self):
                 return
@@ -273,7 +273,7 @@ class BoundedServer(TCPServer):
             await self._switch(required.data, required.headers, required.settings)
 
     async def _read_data(self) -> None:
-        """Give the protocol what arrives, to its end; requests that are still running may answer after it."""
+        """Pass received bytes to the protocol until the stream ends; responses may follow."""
         try:
             await self._read_to_end()
         except _BROKEN:
@@ -300,13 +300,13 @@ class BoundedServer(TCPServer):
             await self.protocol.end_of_stream()
 
     async def _next_bytes(self) -> bytes | None:
-        """What the client sends next: nothing at its end, `None` when it takes too long."""
+        """The next bytes from the client: empty at the end of the stream, `None` after the deadline."""
         with trio.CancelScope(deadline=self._deadline) as self._waiting:
             return bytes(await self.stream.receive_some(PIECE_BYTES))
         return None
 
     async def _linger(self) -> None:
-        """Send no more, but read on: closing while the client sends would destroy the answer on its way."""
+        """End sending and discard what is received; closing now would reset the connection."""
         if not self._secure:
             with suppress(OSError, trio.BusyResourceError):
                 await self.stream.send_eof()
@@ -316,16 +316,16 @@ class BoundedServer(TCPServer):
                 left -= len(await self.stream.receive_some(PIECE_BYTES)) or left
 
     def _set_deadline(self, seconds: float) -> None:
-        """Bound the wait for the client's next bytes, also one that has begun."""
+        """Bound the wait for the client's next bytes, also the running one."""
         self._deadline = self._waiting.deadline = trio.current_time() + seconds
 
     async def protocol_send(self, event: Event) -> None:
-        """Do what the protocol asks for: send bytes, end the connection, note whether it is idle."""
+        """Handle an event of the protocol: send bytes, set the deadline, or end the connection."""
         if isinstance(event, RawData):
             await self._send(event.data)
         elif isinstance(event, Updated):
             self._set_deadline(self.config.limits.idle_s if event.idle else inf)
-        elif not self._ending:  # by the reader: an application may be cancelled once it has answered
+        elif not self._ending:  # the reader ends it: this task may be cancelled after the response
             self._ending = True
             await self.protocol.handle(Closed())
             self._reading.cancel()
@@ -338,7 +338,7 @@ class BoundedServer(TCPServer):
             except _BROKEN:
                 await self.protocol.handle(Closed())
             except (Gone, trio.Cancelled):
-                self.cut()  # a part of it may have been sent, so nothing may follow
+                self.cut()  # a part may have been sent, so nothing else can be
                 raise
 
     @contextmanager
@@ -346,7 +346,7 @@ class BoundedServer(TCPServer):
         """A context that bounds the sending of one piece.
 
         Raises:
-            Gone: the client did not take it in time.
+            Gone: the client did not receive it in time.
         """
         limits = self.config.limits
         limit_s = limits.stop_send_s if self.context.terminated.is_set() else limits.send_s
@@ -360,7 +360,7 @@ class BoundedServer(TCPServer):
             raise Gone
 
     async def drain(self) -> None:
-        """The server stops: take no more requests, close when none is left; sending gets less time."""
+        """Take no more requests and close after the last response; sending gets less time."""
         deadline = trio.current_time() + self.config.limits.stop_send_s
         for scope in self._sending:
             scope.deadline = min(scope.deadline, deadline)

@@ -1,4 +1,4 @@
-"""What one event of `GET /events` says: the fleet at a moment, as JSON of bounded size. Pure."""
+"""The data of one event of `GET /events`: the state of the fleet as JSON of bounded size. No I/O."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ ROLES = ("api", "processor", "notifier")
 COUNTED_ROLES = ("processor", "notifier")
 
 SAMPLED = 500
-"""Aggregations looked at: more than are shown, so that a token that may see few of them finds its own."""
+"""Aggregations read: more than are shown, since a token may see only few of them."""
 
 SHOWN = 100
-"""Aggregations in an event; a page with more is no easier to read."""
+"""Most aggregations in an event."""
 
 INSTANCES = 200
-"""In an event."""
+"""Most instances in an event."""
 
 ERROR_CHARACTERS = 300
-"""Of a backend's last error."""
+"""Most characters of a backend's last error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The fleet at a moment. Two that say the same are equal."""
+    """The state of the fleet at one time."""
 
     store: bool
-    """The store answers; else the rest is what it said last."""
+    """The store answers; if not, the other fields are from its last answer."""
     reports: Mapping[str, Iterable[Mapping[str, Any]]]
-    """By role."""
+    """The instances' reports by role."""
     load: Load | None
-    """`None`: the store has not been heard of yet."""
+    """`None`: the store has not answered yet."""
 
 
 NOTHING_KNOWN = Snapshot(store=False, reports={}, load=None)
 
 
 def encode(snapshot: Snapshot, allows: Allows) -> bytes:
-    """The event's data for a caller who may see these aggregations: one line of JSON, in ASCII.
+    """The event's data for a caller that may see these aggregations: one line of ASCII JSON.
 
-    How many aggregations are left out is told exactly to who may see all of them, and to others as far as
-    they were looked at.
+    `more_aggregations` is exact for a caller that may see all; for others it counts only those read.
     """
     found = snapshot.load.aggregations if snapshot.load else []
     visible = [load for load in found if allows(load.aggr_id)]
@@ -81,7 +80,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
 
 
 def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """One row; a report may come from another version, so nothing in it is taken for granted."""
+    """One row; a report may come from another version, so any field may be missing or of another type."""
     found = report.get("counters")
     in_flight = found.get("in_flight") if isinstance(found, Mapping) else None
     return {

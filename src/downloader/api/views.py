@@ -1,4 +1,4 @@
-"""JSON shapes of what is read from the store."""
+"""JSON representations of the store's data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from downloader.store import JobView, TaskView
 
 
 def job_view(view: JobView) -> dict[str, Any]:
-    """`GET /jobs/<id>`. No headers, no `extra`, no proxy; URLs without passwords and query values."""
+    """The answer of `GET /jobs/<id>`: no headers, `extra` or proxy; no passwords or query values in URLs."""
     spec, outcome = view.spec, view.outcome
     has_file = view.download.state is State.SUCCEEDED and outcome is not None
     return {
@@ -60,14 +60,14 @@ def _task(task: TaskView) -> dict[str, Any]:
 
 
 def rfc3339(ms: int | None) -> str | None:
-    """RFC 3339 in UTC, to the millisecond."""
+    """A Unix time as RFC 3339 in UTC, to the millisecond."""
     if not ms:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def counters(reports: Iterable[Mapping[str, Any]], field: str = "counters") -> dict[str, int | float]:
-    """The instances' counters in a field of their reports, summed; what is no number is left out."""
+    """The sums of the counters in one field of the instances' reports; ignores what is not a number."""
     sums: dict[str, int | float] = {}
     for report in reports:
         found = report.get(field)

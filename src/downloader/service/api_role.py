@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from downloader.api import ApiDeps, create_app, serve, tls_context
+from downloader.api import Api, ApiDeps, serve, tls_context
 from downloader.config import Settings
 from downloader.observe import Event, get_logger
 from downloader.storage import Storage
@@ -52,9 +52,7 @@ async def serve_api(
     api = settings.api
     tls = tls_context(api.certfile, api.keyfile) if api.certfile else None
     async with trio.open_nursery() as nursery:
-        await nursery.start(
-            partial(serve, create_app(deps), sockets=sockets, stop=stop, grace_s=grace_s, tls=tls)
-        )
+        await nursery.start(partial(serve, Api(deps), sockets=sockets, stop=stop, grace_s=grace_s, tls=tls))
         log.info(Event.API_LISTENING, host=host, port=port)
         if not settings.api.tokens and not loopback:
             log.warning(Event.API_OPEN, host=host, port=port)
