@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
+from downloader.api import text_globs
 from downloader.api.fields import check_url, parse_job
 from downloader.api.json import parse_object
 from downloader.api.problems import Refused
@@ -36,7 +37,11 @@ def body(**changes: Any) -> bytes:
 
 def parse(data: bytes) -> JobSpec:
     return parse_job(
-        data, parse_object(data), new_id=lambda _: "0" * 14, backends=frozenset({"http", "sqs", "kafka"})
+        data,
+        parse_object(data),
+        new_id=lambda _: "0" * 14,
+        backends=frozenset({"http", "sqs", "kafka"}),
+        buckets=text_globs(["my-*"]),
     )
 
 
@@ -297,6 +302,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         ({**BUCKET, "s3_bucket": name}, "malformed", "s3_bucket")
         for name in ("ab", "a" * 64, "Upper", "a..b", "-ab", "ab-", "1.2.3.4", "a/b", "a_b")
     ),
+    ({**BUCKET, "s3_bucket": "your-bucket"}, "bucket_not_allowed", "s3_bucket"),
     ({**BUCKET, "s3_region": "eu west"}, "malformed", "s3_region"),
     *(
         ({"subpath": path}, "subpath", "subpath")

@@ -23,6 +23,7 @@ from servers.origin import Exchange, Origin, respond
 from servers.s3 import Front
 from servers.s3_disk import disk_process
 from servers.sink import Sink
+from servers.valkey import Valkey
 
 pytestmark = [pytest.mark.slow, pytest.mark.plugin]
 
@@ -260,18 +261,34 @@ async def test_a_callers_bucket_that_is_missing_or_forbidden_is_final(
     assert s3.keys(front.moto, bucket) == s3.uploads(front.moto, bucket) == []
 
 
-async def test_a_bucket_that_is_not_listed_is_final_and_gets_nothing(
+@pytest.mark.row("H27")
+async def test_a_bucket_that_is_not_listed_is_refused(
     folder: Path, sink: Sink, origin: Origin, moto: Moto
 ) -> None:
-    bucket = s3.new_bucket(moto)
-    async with open_fleet(folder, None, their_buckets(moto.url, buckets=[])) as fleet:
+    async with open_fleet(folder, None, their_buckets(moto.url, buckets=["ours-*"])) as fleet:
         service = await run(fleet)
+        job = job_for(origin.url("/bytes/10"), sink.url(), s3_bucket="theirs", s3_region=REGION)
+        answer = await fleet.client.post("/download", json=job)
+        assert answer.status_code == 422
+        assert (answer.json()["code"], answer.json()["field"]) == ("bucket_not_allowed", "s3_bucket")
+        await service.stop()
+
+
+async def test_a_bucket_that_is_not_listed_any_more_is_final_and_gets_nothing(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin, moto: Moto
+) -> None:
+    """The processor checks too: the API may have another configuration, or have taken the job earlier."""
+    bucket = s3.new_bucket(moto)
+    async with open_fleet(folder, server, their_buckets(moto.url)) as fleet:
+        await fleet.start_all("api", "notifier")
         job = job_for(origin.url("/bytes/10"), sink.url(), s3_bucket=bucket, s3_region=REGION)
-        [callback] = await sink.heard_of(await fleet.post(**job))
+        job_id = await fleet.post(**job)
+        await fleet.start("processor", environ=CREDENTIALS, tables=their_buckets(moto.url, buckets=[]))
+        [callback] = await sink.heard_of(job_id)
         said = callback.payload
         assert (said["success"], said["error_code"], said["attempts"]) == (False, "storage", 1), said
         assert said["error"] == f"S3 bucket {bucket} is not allowed by processor.s3.buckets"
-        await service.stop()
+        await fleet.stop_all()
     assert s3.keys(moto, bucket) == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from downloader.api.globs import Allows, anything
 from downloader.config import ApiSettings
 from downloader.storage import StoredFile
 from downloader.store import JobStore
@@ -18,6 +19,8 @@ class ApiDeps:
     settings: ApiSettings
     backends: frozenset[str]
     """Names of the configured notifier backends; any other `callback_type` is refused."""
+    buckets: Allows = anything
+    """Whether jobs may bring the bucket of this name (`processor.s3.buckets`)."""
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
     loopback: bool

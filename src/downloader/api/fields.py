@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from downloader.api.auth import Caller, check_job
+from downloader.api.globs import Allows
 from downloader.api.json import member_text
 from downloader.api.problems import Problem, Refused
 from downloader.content import MimePatterns
@@ -197,6 +198,7 @@ def parse_job(
     *,
     new_id: Callable[[str], str],
     backends: frozenset[str],
+    buckets: Allows,
     caller: Caller | None = None,
 ) -> JobSpec:
     """Check one job.
@@ -206,6 +208,7 @@ def parse_job(
         members: `parse_object(body)`.
         new_id: returns a new job id, given the aggregation.
         backends: names of the configured notifier backends.
+        buckets: whether jobs may name this bucket.
         caller: the submitter, whose allow-lists apply; `None` while the API is open.
 
     Raises:
@@ -216,7 +219,7 @@ def parse_job(
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
         raise _refusal(error) from None
-    _check_bucket(request)
+    _check_bucket(request, buckets)
     kind, destination = _callback(request, backends)
     error_kind, error_destination = _error_callback(request, backends)
     fields = dict(request) | {
@@ -234,11 +237,13 @@ def parse_job(
     return spec
 
 
-def _check_bucket(request: DownloadRequest) -> None:
+def _check_bucket(request: DownloadRequest, buckets: Allows) -> None:
     if bool(request.s3_bucket) != bool(request.s3_region):
         _refuse(
             "s3_region" if request.s3_bucket else "s3_bucket", "required", "is required with the other one"
         )
+    if request.s3_bucket and not buckets(request.s3_bucket):
+        _refuse("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets")
 
 
 def _callback(request: DownloadRequest, backends: frozenset[str]) -> tuple[str, str]:

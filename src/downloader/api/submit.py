@@ -117,7 +117,14 @@ def make_submission(
         Refused: 400, 403 or 422.
     """
     try:
-        spec = parse_job(body, members, new_id=deps.store.new_id, backends=deps.backends, caller=caller)
+        spec = parse_job(
+            body,
+            members,
+            new_id=deps.store.new_id,
+            backends=deps.backends,
+            buckets=deps.buckets,
+            caller=caller,
+        )
     except Refused as refused:
         problem = refused.problem
         if caller is not None and problem.code == "forbidden":

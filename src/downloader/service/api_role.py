@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from downloader.api import Api, ApiDeps, serve, tls_context
+from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.config import Settings
 from downloader.observe import Event, get_logger
 from downloader.storage import Storage
@@ -43,6 +43,7 @@ async def serve_api(
         store=store,
         settings=settings.api,
         backends=frozenset(settings.backends),
+        buckets=text_globs(settings.processor.s3.buckets),
         callback_limit=settings.notifier.per_destination,
         loopback=loopback,
         ready=ready,
