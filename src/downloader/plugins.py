@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+import trio
 from pydantic import BaseModel, ValidationError
 
-from downloader.errors import PluginError, first_leaf
+from downloader.errors import PluginError, first_leaf, leaves
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -136,8 +137,15 @@ def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: It
             raise PluginError(f"{name} gives a {type(obj).__name__}, whose {method}() {wrong}")
 
 
+def find_cancel(error: BaseException) -> BaseException | None:
+    """The cancel or keyboard interrupt that a plugin raised, also in a group; the caller raises it again."""
+    return next(
+        (leaf for leaf in leaves(error) if isinstance(leaf, (trio.Cancelled, KeyboardInterrupt))), None
+    )
+
+
 def describe(error: BaseException) -> str:
-    """An exception of somebody else's code on one line, with its type, which is often all it says."""
+    """The type and the text of a plugin's exception, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

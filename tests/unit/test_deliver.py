@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +27,7 @@ from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, Re
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.delivery import deliver
 from downloader.notify.health import UNHEALTHY_AFTER, Breakers
+from downloader.storage import Body, StorageError
 from downloader.storage.checked import CheckedStorage
 
 SPEC = JobSpec(
@@ -238,21 +239,59 @@ async def test_a_cancel_in_a_group_of_the_plugins_is_still_a_cancel() -> None:
 
     class Nursed:
         async def deliver(self, destination: str, payload: Payload) -> Result:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.fails)
-                await trio.sleep_forever()
+            await fail_when_cancelled()
             raise AssertionError((destination, payload))
 
-        async def fails(self) -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                raise OSError("on its way out")
-
-    with capture_logs(), trio.move_on_after(0.01) as scope:
-        await send(Nursed())
-        await trio.lowlevel.checkpoint()
+    health, ended = Breakers(["http"]), False
+    with trio.move_on_after(0.01) as scope:
+        await send(Nursed(), health=health)
+        ended = True
     assert scope.cancelled_caught
+    assert not ended
+    assert health["http"].failures == 0
+
+
+async def fail_when_cancelled() -> None:
+    """Raises a group of the cancel and an error."""
+
+    async def fail() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("on its way out")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await trio.sleep_forever()
+
+
+async def test_a_cancel_in_a_group_of_a_storage_passes_through() -> None:
+    async def call(*_: object) -> None:
+        await fail_when_cancelled()
+
+    plugin: Any = SimpleNamespace(put=call, delete=call, local=call)
+    storage, body = CheckedStorage(plugin), Body(size=0, sha256="", mime_type="", data=b"")
+    actions: list[Callable[[], Awaitable[object]]] = [
+        lambda: storage.put("a", body),
+        lambda: storage.delete("a"),
+        lambda: storage.local("a"),
+    ]
+    for action in actions:
+        ended = False
+        with trio.move_on_after(0.01) as scope:
+            await action()
+            ended = True
+        assert scope.cancelled_caught
+        assert not ended
+
+
+async def test_a_group_of_errors_of_a_storage_is_a_storage_error() -> None:
+    async def call(*_: object) -> None:
+        raise BaseExceptionGroup("two", [SystemExit(), KeyError("secret")])
+
+    plugin: Any = SimpleNamespace(delete=call)
+    with pytest.raises(StorageError, match=r"^the storage failed: delete\(\) raised BaseExceptionGroup$"):
+        await CheckedStorage(plugin).delete("a")
 
 
 @pytest.mark.row("F23")

@@ -17,6 +17,7 @@ from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.notify.schedule import next_delay_s
+from downloader.plugins import find_cancel
 
 _REASON_CHARS = 500
 """Reasons come from plugins and peers, and are kept in the store."""
@@ -103,11 +104,9 @@ async def _ask(
     try:
         with trio.move_on_after(timeout_s):
             return _checked(await backend.deliver(destination, payload))
-    except (trio.Cancelled, KeyboardInterrupt):
-        raise
-    # A stranger's code can raise anything, SystemExit and groups with a Cancelled in them too. After a cancel
-    # from outside, the next checkpoint raises it again.
-    except BaseException as exc:  # noqa: BLE001
+    except BaseException as exc:  # noqa: BLE001 - a plugin can raise anything, SystemExit too
+        if (cancel := find_cancel(exc)) is not None:
+            raise cancel from None
         return _Broken(type(exc).__name__, exc)
     return _Broken(f"no answer within {timeout_s:g} s")
 

@@ -1,4 +1,4 @@
-"""Storages as the service uses them: what a plugin raises or answers wrongly becomes a `StorageError`."""
+"""Wrappers of storage plugins that turn unexpected exceptions and results into `StorageError`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import trio
-
 from downloader.errors import StorageError
+from downloader.plugins import find_cancel
 from downloader.storage.protocol import Body, Buckets, Storage, StoredFile
 
 
@@ -16,11 +15,12 @@ from downloader.storage.protocol import Body, Buckets, Storage, StoredFile
 def _checked(call: str) -> Iterator[None]:
     try:
         yield
-    except (StorageError, trio.Cancelled, KeyboardInterrupt):
+    except StorageError:
         raise
-    # A stranger's code can raise anything, SystemExit and groups with a Cancelled in them too. The text may
-    # hold a secret, so only the type is told.
+    # A plugin can raise anything, SystemExit too. Its text may hold a secret: the message has the type only.
     except BaseException as exc:
+        if (cancel := find_cancel(exc)) is not None:
+            raise cancel from None
         raise StorageError(f"the storage failed: {call}() raised {type(exc).__name__}") from exc
 
 
