@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,12 @@ import trio
 from downloader.errors import PluginError
 from downloader.testing.contract import Run, Times, check_line, only_cause, run_test
 
-TIMES = Times(answer_s=0.2, cancel_s=0.1, recover_s=0.2, settle_s=0.2, limit_s=20.0)
+
+def brief(limit_s: float = 20.0) -> Times:
+    times = Times()
+    times.answer_s = times.recover_s = times.settle_s = 0.2
+    times.cancel_s, times.limit_s = 0.1, limit_s
+    return times
 
 
 def peer(closed: list[bool]) -> AbstractAsyncContextManager[Any]:
@@ -37,7 +41,7 @@ def test_a_scenario_that_does_not_end_is_given_up_and_cleaned_up() -> None:
         await trio.sleep_forever()
 
     with pytest.raises(AssertionError, match=r"not over after 0\.5 s"):
-        run_test(scenario, partial(peer, closed), nullcontext, replace(TIMES, limit_s=0.5))
+        run_test(scenario, partial(peer, closed), nullcontext, brief(0.5))
     assert closed == [True]
 
 
@@ -48,13 +52,13 @@ def test_a_blocked_loop_is_given_up_and_told_where() -> None:
             time.sleep(0.4)  # noqa: ASYNC251 - the fault that is looked for
 
     with pytest.raises(AssertionError, match=r"the call has not come to an end within 0\.1 s"):
-        run_test(scenario, partial(peer, []), nullcontext, TIMES)
+        run_test(scenario, partial(peer, []), nullcontext, brief())
 
     async def unwatched(run: Run[Any]) -> None:
         time.sleep(2.5)  # noqa: ASYNC251 - as above
 
     with pytest.raises(AssertionError, match=r"(?s)not over.*it is at\n.*time\.sleep\(2\.5\)"):
-        run_test(unwatched, partial(peer, []), nullcontext, replace(TIMES, limit_s=1.0))
+        run_test(unwatched, partial(peer, []), nullcontext, brief(1.0))
 
 
 def test_what_a_scenario_raises_is_raised() -> None:
@@ -63,7 +67,7 @@ def test_what_a_scenario_raises_is_raised() -> None:
             raise LookupError("x")
 
     with pytest.raises(LookupError, match="x"):
-        run_test(scenario, partial(peer, []), nullcontext, TIMES)
+        run_test(scenario, partial(peer, []), nullcontext, brief())
 
 
 def test_the_only_cause_is_found() -> None:
@@ -93,7 +97,7 @@ def test_a_line_for_people_is_judged(text: object, complaint: str) -> None:
 
 
 def test_a_plugin_error_is_told_from_others() -> None:
-    run: Run[Any] = Run(peer=None, host=None, times=TIMES, hang=lambda _: None)
+    run: Run[Any] = Run(peer=None, host=None, times=brief(), hang=lambda _: None)
     assert run.plugin_error(ExceptionGroup("a", [PluginError("key: x")])) == "key: x"
     with pytest.raises(AssertionError, match="which is no PluginError"):
         run.plugin_error(ValueError("key"))

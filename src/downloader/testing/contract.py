@@ -1,4 +1,4 @@
-"""How a test of a contract suite runs: in a Trio run of its own, which ends whatever hangs in it."""
+"""How a test of a contract suite runs: in its own Trio run, with a time limit for each wait."""
 
 from __future__ import annotations
 
@@ -9,67 +9,67 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
 
 import trio
 
 from downloader.errors import PluginError
 from downloader.store import asyncio_loop
 from downloader.testing.resources import Resources, resources
+from downloader.testing.tcp_proxy import Fault
 
 _CLEANUP_S = 5.0
-"""For peers to end after a test was given up; what hangs then is left behind."""
+"""How long a test that was given up may take to clean up; then its thread is abandoned."""
 
 _LONGEST_REASON = 500
-"""Characters that the service keeps of a reason."""
+"""Characters of a reason that the service keeps."""
 
 T = TypeVar("T")
-Plugin_co = TypeVar("Plugin_co", covariant=True)
 Hang = Callable[[str], None]
 
 
-class Peer(Protocol[Plugin_co]):
+class Peer(ABC):
     """What every kind of peer has."""
 
-    @property
-    def section(self) -> Mapping[str, Any]:
-        """A good section."""
+    section: Mapping[str, Any]
+    """The plugin's section of the configuration, valid for this peer."""
+    bad_section: Mapping[str, Any]
+    """A section that the plugin refuses; it differs from `section` in one key."""
+    hasty: Mapping[str, Any] = MappingProxyType({})
+    """Keys that replace those of `section` before the peer fails: short timeouts, such as a second or two."""
+    secrets: Sequence[str] = ()
+    """Passwords and tokens in the section and in destinations; no text may contain them."""
+    faults: Sequence[Fault] = tuple(Fault)
+    """The failures that this peer can produce; `AWAY` alone for a plugin without a network."""
 
-    @property
-    def bad_section(self) -> Mapping[str, Any]:
-        """One that is refused."""
-
-    @property
-    def hasty(self) -> Mapping[str, Any]:
-        """Laid over `section` where the peer is about to fail."""
-
-    @property
-    def secrets(self) -> Sequence[str]:
-        """What no text may hold."""
-
-    @property
-    def open(self) -> Callable[[Mapping[str, Any], Any], AbstractAsyncContextManager[Plugin_co]]:
-        """Opens the plugin with a section and a host."""
+    @abstractmethod
+    def open(self, section: Mapping[str, Any], host: Any) -> AbstractAsyncContextManager[Any]:
+        """Call the plugin's factory with these; its context manager."""
 
 
-P = TypeVar("P", bound="Peer[Any]")
+P = TypeVar("P", bound=Peer)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """The bounds of a suite, in seconds."""
+    """The time limits of a suite; a subclass may change them."""
 
-    answer_s: float
-    cancel_s: float
-    recover_s: float
-    settle_s: float
-    limit_s: float
+    answer_s: float = 10.0
+    """Seconds in which a call, opening and closing return without a cancel, whatever the peer does."""
+    cancel_s: float = 5.0
+    """Seconds in which a cancelled call returns."""
+    recover_s: float = 15.0
+    """Seconds after an outage in which the plugin works again."""
+    settle_s: float = 10.0
+    """Seconds after closing in which the last thread and socket are gone."""
+    limit_s: float = 55.0
+    """Seconds for a whole test."""
 
 
 def check_line(text: object, secrets: Sequence[str], what: str) -> None:
-    """Text for people: one line, not empty, not too long, no secret in it."""
+    """Check a text for people: one line, not empty, not too long, without a secret."""
     assert isinstance(text, str), f"{what} is {text!r}, not a text"
     assert text.strip(), f"{what} is empty"
     assert len(text.splitlines()) == 1, f"{what} is more than one line: {text!r}"
@@ -78,7 +78,7 @@ def check_line(text: object, secrets: Sequence[str], what: str) -> None:
 
 
 def only_cause(error: BaseException) -> BaseException:
-    """What nurseries have wrapped: the one exception inside, or the first broken promise, or the group."""
+    """The only exception in nested groups, else the first `AssertionError` in them, else the group."""
     while isinstance(error, BaseExceptionGroup):
         broken = error.subgroup(AssertionError)
         if len(error.exceptions) > 1 and (broken is None or broken is error):
@@ -90,18 +90,18 @@ def only_cause(error: BaseException) -> BaseException:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run(Generic[P]):
-    """One run of a test, and what it works with."""
+    """One run of a test, and what the test uses."""
 
     peer: P
     host: Any
-    """What the service would lend."""
+    """The host that the plugin's factory gets."""
     times: Times
     hang: Hang
-    """Fails the test now, from whatever hangs here."""
+    """Fails the test now with this message; callable from any thread."""
 
     @contextmanager
     def watched(self, seconds: float, what: str) -> Iterator[None]:
-        """Fail the test, whatever hangs inside, when it takes longer than this."""
+        """Fail the test when the block takes longer, also when it ignores cancels or blocks the loop."""
         timer = threading.Timer(seconds, self.hang, [f"{what} has not come to an end within {seconds:g} s"])
         timer.daemon = True
         timer.start()
@@ -111,14 +111,14 @@ class Run(Generic[P]):
             timer.cancel()
 
     async def bounded(self, call: Callable[[], Awaitable[T]], seconds: float, what: str) -> T:
-        """Make a call that has to return in time by itself."""
+        """Make a call that has to return in time without being cancelled."""
         with self.watched(seconds + self.times.cancel_s, f"{what}, cancelled after {seconds:g} s,"):
             with trio.move_on_after(seconds):
                 return await call()
         raise AssertionError(f"{what} had not returned after {seconds:g} s")
 
     async def cancelled(self, call: Callable[[], Awaitable[T]], *, after_s: float, what: str) -> T | None:
-        """Make a call and cancel it; what it returned if it was faster, else `None`."""
+        """Make a call and cancel it after a time; its result if it returned earlier, else `None`."""
         with self.watched(after_s + self.times.cancel_s, f"{what}, cancelled after {after_s:g} s,"):
             with trio.move_on_after(after_s):
                 return await call()
@@ -128,11 +128,11 @@ class Run(Generic[P]):
     async def opened(
         self, section: Mapping[str, Any] | None = None, *, hasty: bool = False
     ) -> AsyncIterator[Any]:
-        """The open plugin; opening and closing have to come to an end.
+        """Open the plugin; opening and closing have to end in time.
 
         Args:
             section: by default the peer's.
-            hasty: whether with the peer's short time-outs.
+            hasty: whether to use the peer's short timeouts.
         """
         more = self.peer.hasty if hasty else {}
         manager = self.peer.open({**(self.peer.section if section is None else section), **more}, self.host)
@@ -153,10 +153,10 @@ class Run(Generic[P]):
                 await manager.__aexit__(None, None, None)
 
     async def nothing_left(self, before: Resources) -> None:
-        """Wait until nothing is held that was not held before.
+        """Wait until no resource is in use that was not in use before.
 
         Raises:
-            AssertionError: something stays; the message names it.
+            AssertionError: a resource is still in use; the message names it.
         """
         more = ""
         with trio.move_on_after(self.times.settle_s):
@@ -165,40 +165,12 @@ class Run(Generic[P]):
         assert not more, f"{self.times.settle_s:g} s after the plugin was closed it had left behind: {more}"
 
     def plugin_error(self, error: Exception) -> str:
-        """The text of the `PluginError` that opening has to raise when it cannot."""
+        """The text of the `PluginError` with which opening failed; any other exception fails the test."""
         cause = only_cause(error)
         if isinstance(cause, AssertionError):
             raise cause
         assert isinstance(cause, PluginError), f"opening raised {cause!r}, which is no PluginError"
         return str(cause)
-
-    async def refuses_the_bad_section(self) -> None:
-        """Open it with the peer's bad section, and judge what it says."""
-        good, bad = self.peer.section, self.peer.bad_section
-        keys = {key for key in {*good, *bad} if good.get(key) != bad.get(key)}
-        assert keys, "bad_section is the same as section"
-        try:
-            async with self.opened(bad):
-                accepted = True
-        except Exception as error:  # noqa: BLE001 - judged here
-            accepted = False
-            text = self.plugin_error(error)
-        assert not accepted, f"the bad section was accepted: {sorted(keys)}"
-        check_line(text, self.peer.secrets, "the PluginError")
-        assert [key for key in keys if key in text], f"none of {sorted(keys)} is named in {text!r}"
-
-    async def passes_errors_through(self) -> None:
-        """Raise something while it is open."""
-        ours = LookupError("raised while the plugin was open")
-        seen: BaseException | None = None
-        try:
-            async with self.opened():
-                raise ours  # noqa: TRY301 - through the plugin's context manager is the point
-        except Exception as error:  # noqa: BLE001 - judged here
-            seen = only_cause(error)
-        if isinstance(seen, AssertionError):
-            raise seen
-        assert seen is ours, f"what was raised while the plugin was open became {seen!r}"
 
 
 def run_test(
@@ -207,10 +179,10 @@ def run_test(
     lend: Callable[[], AbstractAsyncContextManager[Any]],
     times: Times,
 ) -> None:
-    """Run a test with a peer; raises what it raises, and gives it up when it takes too long.
+    """Run a test with a peer; raises what it raises, and an `AssertionError` when it takes too long.
 
-    It runs in a thread of its own, so that a plugin that ignores a cancel or blocks the loop fails this test
-    and not the whole run. Such a thread is left behind; all else is cancelled and awaited.
+    It runs in its own thread, so that a plugin that ignores a cancel or blocks the loop fails this test
+    and not the whole run. Such a thread is abandoned; everything else is cancelled and awaited.
     """
     __tracebackhide__ = True
     ends: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
@@ -243,7 +215,7 @@ def run_test(
         where = "".join(traceback.format_stack(frame, limit=3)) if frame is not None else ""
         error = AssertionError(f"the test is not over after {times.limit_s:g} s; it is at\n{where}")
     finally:
-        # Also for Ctrl-C: the peers' processes and files are to go.
+        # Also after Ctrl-C: the peers' processes and files have to be removed.
         if thread.is_alive() and stop:
             with suppress(trio.RunFinishedError):
                 stop[0]()
@@ -252,40 +224,16 @@ def run_test(
         raise only_cause(error)
 
 
-class Contract(ABC, Generic[P]):
-    """What the suites have in common: the peer, and bounds that a subclass may move."""
-
-    answer_s: float = 10.0
-    """Seconds in which a call, opening and closing end by themselves, whatever the peer does."""
-    cancel_s: float = 5.0
-    """Seconds in which a cancelled call returns."""
-    recover_s: float = 15.0
-    """Seconds after an outage in which the plugin works again."""
-    settle_s: float = 10.0
-    """Seconds after closing in which the last thread and socket are gone."""
-    limit_s: float = 55.0
-    """Seconds for a whole test."""
-
-    @abstractmethod
-    def peer(self) -> AbstractAsyncContextManager[P]:
-        """A running peer; each test opens one of its own."""
-
-    @abstractmethod
-    def lend(self) -> AbstractAsyncContextManager[Any]:
-        """What the factory gets beside its section; the suites have it."""
-
-
-C = TypeVar("C", bound=Contract[Any])
+C = TypeVar("C", bound="Contract[Any]")
 
 
 def promise(scenario: Callable[[C, Run[Any]], Awaitable[None]]) -> Callable[[C], None]:
-    """Make it a test method that needs nothing of the test runner; its docstring is told with a failure."""
+    """Make a test method without parameters of a coroutine method; a failure shows its docstring."""
 
     def test(self: C) -> None:
-        __tracebackhide__ = True  # from pytest, for which this frame tells nothing
-        times = Times(**{field.name: getattr(self, field.name) for field in fields(Times)})
+        __tracebackhide__ = True  # pytest's tracebacks leave this frame out
         try:
-            run_test(partial(scenario, self), self.peer, self.lend, times)
+            run_test(partial(scenario, self), self.peer, self.lend, self)
         except Exception as error:
             error.add_note(f"The promise: {' '.join((scenario.__doc__ or '').split())}")
             raise
@@ -294,3 +242,47 @@ def promise(scenario: Callable[[C, Run[Any]], Awaitable[None]]) -> Callable[[C],
     test.__name__, test.__qualname__ = scenario.__name__, scenario.__qualname__
     test.__module__, test.__doc__ = scenario.__module__, scenario.__doc__
     return test
+
+
+class Contract(ABC, Times, Generic[P]):
+    """What the suites have in common."""
+
+    @abstractmethod
+    def peer(self) -> AbstractAsyncContextManager[P]:
+        """A running peer; each test opens its own."""
+
+    @abstractmethod
+    def lend(self) -> AbstractAsyncContextManager[Any]:
+        """The host that the factory gets; the suites have one."""
+
+    @promise
+    async def test_what_is_raised_while_it_is_open_passes_through(self, run: Run[P]) -> None:
+        """The plugin's context manager swallows no exception, and can be opened again."""
+        ours = LookupError("raised while the plugin was open")
+        seen: BaseException | None = None
+        try:
+            async with run.opened():
+                raise ours  # noqa: TRY301 - it has to pass through the plugin's context manager
+        except Exception as error:  # noqa: BLE001 - compared below
+            seen = only_cause(error)
+        if isinstance(seen, AssertionError):
+            raise seen
+        assert seen is ours, f"what was raised while the plugin was open became {seen!r}"
+        async with run.opened():
+            pass
+
+    @promise
+    async def test_a_bad_section_is_one_line_that_names_the_key(self, run: Run[P]) -> None:
+        """A refused section is a `PluginError` of one line that names the key and has no secret in it."""
+        good, bad = run.peer.section, run.peer.bad_section
+        keys = {key for key in {*good, *bad} if good.get(key) != bad.get(key)}
+        assert keys, "bad_section is the same as section"
+        try:
+            async with run.opened(bad):
+                accepted = True
+        except Exception as error:  # noqa: BLE001 - checked below
+            accepted = False
+            text = run.plugin_error(error)
+        assert not accepted, f"the bad section was accepted: {sorted(keys)}"
+        check_line(text, run.peer.secrets, "the PluginError")
+        assert [key for key in keys if key in text], f"none of {sorted(keys)} is named in {text!r}"

@@ -355,18 +355,6 @@ class NotifierContract(Contract[NotifierPeer]):
             await run.cancelled(call, after_s=0.1, what="a delivery")
 
     @promise
-    async def test_what_is_raised_while_it_is_open_passes_through(self, run: Run[NotifierPeer]) -> None:
-        """The plugin's context manager swallows nothing and closes all the same."""
-        await run.passes_errors_through()
-        async with run.opened() as notifier:
-            await delivered(run, notifier, run.peer.destination(), a_payload())
-
-    @promise
-    async def test_a_bad_section_is_one_line_that_names_the_key(self, run: Run[NotifierPeer]) -> None:
-        """`PluginError`, one line, the key at fault in it and no secret: people read it at the start."""
-        await run.refuses_the_bad_section()
-
-    @promise
     async def test_its_check_tells_what_it_found(self, run: Run[NotifierPeer]) -> None:
         """A notifier that has `check()` answers one line, in time, and delivers nothing by it."""
         async with run.opened() as notifier:

@@ -347,13 +347,3 @@ class StorageContract(Contract[StoragePeer]):
                     await run.cancelled(partial(storage.put, _KEY, body), after_s=after_s, what="a put")
             await storage.local(_KEY)
             await delete(run, storage, _KEY)
-
-    @promise
-    async def test_what_is_raised_while_it_is_open_passes_through(self, run: Run[StoragePeer]) -> None:
-        """The plugin's context manager swallows nothing."""
-        await run.passes_errors_through()
-
-    @promise
-    async def test_a_bad_section_is_one_line_that_names_the_key(self, run: Run[StoragePeer]) -> None:
-        """`PluginError`, one line, the key at fault in it and no secret: people read it at the start."""
-        await run.refuses_the_bad_section()

@@ -1,61 +1,47 @@
-"""What the tests of storages need: the peer, files, and calls whose results are checked."""
+"""What the tests of storages use: the peer, files, and calls whose results are checked."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import trio
 
-from downloader.storage import Body, Storage, StorageError, StorageHost
-from downloader.testing.contract import Run, check_line
+from downloader.storage import Body, Storage, StorageError
+from downloader.testing.contract import Peer, Run, check_line
 from downloader.testing.tcp_proxy import Fault
 
 
-class StoragePeer(ABC):
-    """What the suite has to know of a storage and what is behind it. It begins empty."""
+class StoragePeer(Peer):
+    """What the suite needs of a storage and its server, which is empty at first.
 
-    section: Mapping[str, Any]
-    """`[processor.filestorage]` without `type`, as it should be for this peer."""
-    bad_section: Mapping[str, Any]
-    """One that is refused, for one key that differs from `section`."""
-    hasty: Mapping[str, Any] = MappingProxyType({})
-    """Keys laid over `section` where the peer is about to fail: short time-outs, such as a second or two."""
-    secrets: Sequence[str] = ()
-    """Passwords and tokens in the section: no message may hold them."""
-    faults: Sequence[Fault] = tuple(Fault)
-    """The ways to fail that `broken` can bring about; for what is not on a network `AWAY` alone."""
-
-    @abstractmethod
-    def open(self, section: Mapping[str, Any], host: StorageHost) -> AbstractAsyncContextManager[Storage]:
-        """The plugin's own context manager: its factory, called with these."""
+    `section` is `[processor.filestorage]` without `type`.
+    """
 
     @abstractmethod
     def broken(self, fault: Fault) -> AbstractAsyncContextManager[None]:
-        """Within, nothing can be stored."""
+        """Make the peer fail while the context is open: nothing can be stored."""
 
     @abstractmethod
     async def read(self, key: str) -> bytes | None:
-        """The stored bytes, not through the plugin; `None`: there is nothing under this key."""
+        """The stored bytes, read without the plugin; `None` if there is no such key."""
 
     @abstractmethod
     async def keys(self) -> Collection[str]:
-        """All that is there, not through the plugin: keys, and whatever unfinished puts have left."""
+        """Everything that is stored, listed without the plugin: keys, and what unfinished puts have left."""
 
 
 @contextmanager
 def a_body(
     size: int, *, spooled: bool = False, still_ours: Callable[[], bool] = lambda: True
 ) -> Iterator[tuple[Body, bytes]]:
-    """A file that waits to be stored, and its bytes; in memory or in a spool file, removed at the end."""
+    """A file to be stored and its bytes, in memory or in a spool file that is removed at the end."""
     data = os.urandom(size)
     with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
         path = Path(folder, "spool")
@@ -75,17 +61,17 @@ def a_body(
 
 
 async def put(run: Run[StoragePeer], storage: Storage, key: str, body: Body) -> None:
-    """Put, in time."""
+    """Call `put` within the time limit."""
     await run.bounded(partial(storage.put, key, body), run.times.answer_s, f"put() of {body.size} bytes")
 
 
 async def delete(run: Run[StoragePeer], storage: Storage, key: str) -> None:
-    """Delete, in time."""
+    """Call `delete` within the time limit."""
     await run.bounded(partial(storage.delete, key), run.times.answer_s, "delete()")
 
 
 async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, when: str) -> None:
-    """Put what cannot be stored."""
+    """Call `put` where it has to raise `StorageError`."""
     try:
         await put(run, storage, key, body)
     except StorageError as error:
@@ -99,13 +85,13 @@ async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, w
 
 
 async def holds(run: Run[StoragePeer], key: str, data: bytes) -> None:
-    """Exactly these bytes stand under the key."""
+    """Check that the key has exactly these bytes."""
     found = await run.peer.read(key)
-    assert found == data, f"under {key!r} stands {short(found)}, and {short(data)} were put"
+    assert found == data, f"{key!r} has {short(found)}, and {short(data)} were put"
 
 
 async def only(run: Run[StoragePeer], *keys: str) -> None:
-    """Nothing but these is there; what a cancelled put has to tidy up may take a moment."""
+    """Wait until exactly these keys are stored: a cancelled put may take a moment to clean up."""
     found: set[str] = set()
     with trio.move_on_after(run.times.settle_s):
         while (found := set(await run.peer.keys())) != set(keys):  # noqa: ASYNC110 - nothing tells of it
@@ -116,7 +102,7 @@ async def only(run: Run[StoragePeer], *keys: str) -> None:
 
 
 def short(data: bytes | None) -> str:
-    """A file for a message."""
+    """A file, described for a message."""
     if data is None:
         return "nothing"
     return f"{len(data)} bytes ({hashlib.sha256(data).hexdigest()[:12]})"
