@@ -1,4 +1,4 @@
-"""Folders that other users of the machine cannot look into, and cannot have made in our place."""
+"""Folders that other users of the machine can neither read nor have created."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ MODE = 0o700
 
 
 def private_folder(path: Path, *, setting: str) -> None:
-    """Make a folder, with its parents, for this user alone; one that is there gets the same mode.
+    """Create a folder and its parents with `MODE`; an existing folder gets the same mode.
 
-    What the whole machine shares keeps its mode: folders directly under the root, and those with the sticky
-    bit. So does a folder of the superuser, who needs no permission.
+    Shared folders keep their mode: those directly under the root, and those with the sticky bit. So do
+    folders of the superuser.
 
     Args:
-        path: the folder; a link to one is refused, for whoever owns the link decides where it leads.
-        setting: stands at the beginning of the message.
+        path: the folder. A symbolic link is refused: its owner could make it point elsewhere.
+        setting: the key of the configuration, for the message.
 
     Raises:
-        ConfigError: it cannot be made, or is a link, or another user's.
+        ConfigError: it cannot be created, is a symbolic link, or belongs to another user.
     """
     try:
         path.mkdir(mode=MODE, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         if path.is_symlink():
-            raise ConfigError(f"{setting}: {path} is a link; name the folder that it leads to") from None
+            raise ConfigError(
+                f"{setting}: {path} is a symbolic link; name the folder that it points to"
+            ) from None
         raise ConfigError(f"{setting}: {path} cannot be used: {error.strerror}") from error
     try:
         found = os.fstat(descriptor)

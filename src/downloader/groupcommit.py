@@ -1,7 +1,7 @@
-"""Group commit: what happens at the same time travels together.
+"""Group commit: items that are submitted at the same time are committed in one call.
 
-While one batch is on its way the next gathers. A lone item goes at once; only under load, where waiting
-delays nobody who is alone, a batch may linger a little to become larger.
+While one batch is being committed the next one gathers. A single item is committed at once; only under load
+a batch may wait for more items.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class CommitAbandoned(DownloaderError):
-    """`GroupCommit.run` has ended; it is unknown whether the item was committed."""
+    """`GroupCommit.run` has ended; the item may or may not have been committed."""
 
 
 class _Item(Generic[T, R]):
@@ -39,20 +39,20 @@ class _Item(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """Gathers items from many tasks into calls of one function; needs `run` or `running`.
+    """Gathers items from many tasks into calls of one function; works while `run` or `running` does.
 
-    Items of different lanes are committed at the same time, and never in one call. Those of one lane are
-    committed in order, one call after the other.
+    Items of different lanes are committed concurrently and never in one call. Those of one lane are committed
+    in order, one call after the other.
 
     Args:
-        commit: takes items of one lane, answers as many results in order; what it raises is raised to all
-            of them.
-        max_batch: items in one call at the most.
-        weight: of an item.
-        max_weight: of the items in one call together; an item that is heavier goes alone.
-        lane: of an item; by default all have the same.
-        linger_s: seconds for which an idle lane's first batch may wait for more, asked anew for each.
-        finish_s: seconds for which a cancelled `submit` waits for a call that has its item.
+        commit: takes items of one lane and returns a result for each, in order. An exception of it is raised
+            by the `submit` of each item.
+        max_batch: most items in one call.
+        weight: the weight of an item.
+        max_weight: most weight in one call; a heavier item is committed alone.
+        lane: the lane of an item; by default all have the same.
+        linger_s: called when an idle lane gets an item; how many seconds its batch waits for more items.
+        finish_s: seconds for which a cancelled `submit` waits for the call that has its item.
     """
 
     def __init__(
@@ -74,21 +74,21 @@ class GroupCommit(Generic[T, R]):
         self._linger_s = linger_s
         self._finish_s = finish_s
         self._lanes: dict[Hashable, dict[_Item[T, R], None]] = {}
-        """Items that no call has taken; a lane is here from its first item until a task has drained it."""
+        """Items that are in no call yet, by lane; a lane is removed when it has no more items."""
         self._idle: list[Hashable] = []
-        """Lanes that no task drains yet."""
+        """Lanes for which no task runs yet."""
         self._some = trio.Event()
         self._ended = False
 
     @property
     def waiting(self) -> int:
-        """Items that no call has taken yet."""
+        """How many items are in no call yet."""
         return sum(map(len, self._lanes.values()))
 
     async def submit(self, value: T) -> R:
-        """Have `value` committed; answers its result.
+        """Commit `value` and return its result.
 
-        A cancel before its batch leaves withdraws it; after that it is unknown whether it was committed,
+        A cancel withdraws an item that is in no call yet. An item in a call may or may not be committed,
         unless the call ends within `finish_s`.
 
         Raises:
@@ -113,19 +113,19 @@ class GroupCommit(Generic[T, R]):
                 with trio.move_on_after(self._finish_s, shield=True):
                     await item.done.wait()
         if item.error is not None:
-            # A copy, for each task adds its own traceback to what it raises.
+            # A copy: each task adds its own traceback to the exception that it raises.
             raise copy.copy(item.error) from item.error
         return item.answer  # type: ignore[return-value]  # set whenever `error` is not
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Have `run` run. An error inside comes out as it is, in no group."""
+        """Run `run` while the context is open. An error inside is raised as it is, not in a group."""
         problem: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.run)
             try:
                 yield
-            except Exception as error:  # noqa: BLE001  # raised below: the nursery would make a group of it
+            except Exception as error:  # noqa: BLE001  # raised below, as the nursery would put it in a group
                 problem = error
             finally:
                 nursery.cancel_scope.cancel()
@@ -133,7 +133,7 @@ class GroupCommit(Generic[T, R]):
             raise problem
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Commit batches until cancelled; items that wait then are not committed."""
+        """Commit batches until cancelled; items that are in no call then are not committed."""
         try:
             async with trio.open_nursery() as nursery:
                 task_status.started()
@@ -151,7 +151,7 @@ class GroupCommit(Generic[T, R]):
                 lane.clear()
 
     async def _drain(self, key: Hashable) -> None:
-        """Commit what waits in a lane, until nothing does."""
+        """Commit the items of a lane until it has no more."""
         lane = self._lanes[key]
         linger_s = self._linger_s()
         if linger_s > 0 and len(lane) < self._max_batch:
@@ -175,7 +175,7 @@ class GroupCommit(Generic[T, R]):
     async def _commit_batch(self, batch: Sequence[_Item[T, R]]) -> None:
         try:
             answers = await self._commit([item.value for item in batch])
-        except Exception as error:  # noqa: BLE001  # belongs to the tasks that wait, not to this one
+        except Exception as error:  # noqa: BLE001  # raised by the tasks that wait
             for item in batch:
                 item.fail(error)
             return

@@ -1,6 +1,6 @@
-"""Finding plugins by entry point: each built-in one comes the way a stranger's does.
+"""Finding plugins by entry point, the built-in ones too.
 
-Only the plugins that a configuration names are imported, so that a broken one harms nobody else.
+Only the plugins that the configuration names are imported, so that a broken one affects no other.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ STORAGES = "downloader.storages.v1"
 """Entry-point group of storages."""
 
 BUCKETS = "downloader.buckets.v1"
-"""Entry-point group of what stores in the buckets that jobs bring."""
+"""Entry-point group of plugins that store files in the buckets that jobs name."""
 
 OPENING_S = 20.0
-"""For a plugin to open; one that takes longer hangs."""
+"""Time limit for opening a plugin."""
 
 CLOSING_S = 5.0
-"""For a plugin to close; it is then cancelled."""
+"""Time limit for closing a plugin; then it is cancelled."""
 
 KINDS = {NOTIFIERS: "notifier", STORAGES: "storage", BUCKETS: "buckets"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PluginInfo:
-    """An installed plugin, as known without importing it."""
+    """What is known of an installed plugin without importing it."""
 
     kind: str
     """One of `KINDS`."""
     name: str
-    """What `[backends.NAME]`, `processor.filestorage.type` or `[processor.NAME]` calls it."""
+    """Its name in `[backends.NAME]`, `processor.filestorage.type` or `[processor.NAME]`."""
     version: str
-    """Of the distribution."""
+    """The distribution's; empty if the metadata do not have it."""
     distribution: str
-    """Empty, like the version, where its metadata do not say it."""
+    """The distribution's name; empty if the metadata do not have it."""
 
 
 def installed(group: str) -> list[PluginInfo]:
-    """The plugins of a group that are installed, by name; imports none of them."""
+    """The installed plugins of a group, sorted by name; imports none of them."""
     return sorted(_info(group, point) for point in entry_points(group=group))
 
 
 def _info(group: str, point: EntryPoint) -> PluginInfo:
     version = distribution = ""
-    # Of a stranger's distribution the metadata may be missing or no text at all.
+    # The metadata of a third party's distribution may be missing or not readable.
     with suppress(OSError, TypeError, ValueError):
         if point.dist is not None:
             metadata = point.dist.metadata
@@ -71,10 +71,10 @@ def _info(group: str, point: EntryPoint) -> PluginInfo:
 
 
 def find(group: str, name: str) -> EntryPoint:
-    """The one plugin of that name; imports nothing.
+    """The entry point of the plugin with this name; imports nothing.
 
     Raises:
-        PluginError: none is installed, or several are.
+        PluginError: no such plugin is installed, or several are.
     """
     kind = KINDS.get(group, group)
     points = entry_points(group=group, name=name)
@@ -93,14 +93,14 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
     """Import the plugin's factory.
 
     Raises:
-        PluginError: no plugin of that name is installed, several are, it cannot be imported, or what
-            the entry point names cannot be called.
+        PluginError: as `find` raises, or it cannot be imported, or the entry point names something that is
+            not callable.
     """
     kind = KINDS.get(group, group)
     point = find(group, name)
     try:
         factory = point.load()
-    except Exception as error:  # importing a stranger's code can raise anything
+    except Exception as error:  # a plugin's import can raise anything
         raise PluginError(
             f"{kind} plugin {name!r} ({_source(point)}) cannot be imported: {describe(error)}"
         ) from error
@@ -113,16 +113,16 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
 
 
 def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: Iterable[str] = ()) -> None:
-    """Refuse what a plugin opened when one of the methods is missing, or a coroutine method is none.
+    """Check the methods of the object that a plugin's context manager yields.
 
     Args:
-        obj: what the plugin's context manager gave.
-        methods: names of coroutine methods that it must have.
-        name: how to call the plugin in the message.
-        plain: names of ordinary methods that it must have.
+        obj: the object.
+        methods: names of its coroutine methods.
+        name: of the plugin, for the message.
+        plain: names of its ordinary methods.
 
     Raises:
-        PluginError: the interface is a different one.
+        PluginError: a method is missing, or is not of that kind.
     """
     coroutines = tuple(methods)
     for method in (*coroutines, *plain):
@@ -151,7 +151,7 @@ def describe(error: BaseException) -> str:
 
 
 def opening_failed(error: Exception) -> str:
-    """Why a plugin could not be opened, on one line; also when it raised in a nursery of its own."""
+    """Why a plugin could not be opened, on one line; of an exception group the first error."""
     cause = first_leaf(error)
     if isinstance(cause, PluginError):
         return " ".join(str(cause).split())
@@ -171,13 +171,13 @@ def _source(point: EntryPoint) -> str:
 
 
 def parse_section(model: type[Model], section: Mapping[str, Any]) -> Model:
-    """A plugin's section as its pydantic model, for plugins to use.
+    """Parse a plugin's section with its pydantic model; for plugins to use.
 
-    The model should forbid extra keys (`extra="forbid"`) and keep its values out of messages
-    (`hide_input_in_errors=True`), for they may be secrets.
+    The model should forbid extra keys (`extra="forbid"`) and keep values, which may be secrets, out of
+    messages (`hide_input_in_errors=True`).
 
     Raises:
-        PluginError: one line that names the key at fault, and for an unknown one the nearest known.
+        PluginError: one line that names the wrong key, and for an unknown key the nearest known one.
     """
     try:
         return model.model_validate(dict(section))

@@ -1,11 +1,11 @@
-"""For programs that receive callbacks: is this one from our service, and what does it say?
+"""For programs that receive callbacks: checks the signature of a callback and parses it.
 
 ::
 
     callback = verify(headers=request.headers, body=request.body, secrets="whsec_...")
 
-The signature is that of Standard Webhooks (https://www.standardwebhooks.com). The service itself does not use
-this module, and the module imports nothing of the service.
+The signature is that of Standard Webhooks (https://www.standardwebhooks.com). The service does not use this
+module; of the service the module imports only the exceptions.
 """
 
 from __future__ import annotations
@@ -23,68 +23,68 @@ _PREFIX = "whsec_"
 
 
 class WebhookError(DownloaderError):
-    """The request is not a callback that can be relied on; answer 400 or 401 and do nothing."""
+    """The request is not a valid callback; answer 400 or 401 and do nothing else."""
 
 
 class NotSigned(WebhookError):
-    """A header of the signature is missing."""
+    """A signature header is missing."""
 
 
 class SignatureRefused(WebhookError):
-    """No signature in it fits any of the secrets, or it was made more than five minutes from now."""
+    """No signature matches a secret, or the timestamp is more than five minutes away from now."""
 
 
 class NotACallback(WebhookError):
-    """Signed with the right secret, but the body is not a callback of this service."""
+    """The signature is valid, but the body is not a callback of this service."""
 
 
 class Callback(BaseModel):
-    """What a callback says; fields that a newer service adds are left out."""
+    """The payload of a callback; fields that a newer service adds are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
 
     success: bool
     """Whether the file was downloaded and stored."""
     job_id: str
-    """The answer to `POST /download`; the same in every repetition, and equal to `webhook-id`."""
+    """The id that `POST /download` returned; the same in each repetition, and equal to `webhook-id`."""
     extra: str
-    """What the job brought along."""
+    """The job's `extra`."""
     resource_url: str
     download_url: str
-    """Empty where there is no file."""
+    """Empty if there is no file."""
     error: str
     """For people; empty for a success."""
     error_code: str
     """For programs; empty for a success."""
     response_code: int
-    """0 where no response came."""
+    """0 if there was no response."""
     size: int
     """Bytes."""
     sha256: str
     """In hexadecimal digits."""
     mime_type: str
     image_size: str
-    """`"WxH"`, if the job asked for it."""
+    """`"WxH"`, if the job asked for it; else empty."""
     attempts: int
     delivered: bool
     delivery_error: str
 
 
 def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]) -> Callback:
-    """Check the signature of a received callback, then read it.
+    """Check the signature of a received callback, then parse it.
 
-    The same callback may come more than once, with the same `job_id`.
+    The same callback may be received more than once, with the same `job_id`.
 
     Args:
-        headers: those of the request; the case of their names does not matter.
-        body: the bytes as they came. JSON that was parsed and written again has another signature.
-        secrets: as in `backends.http.secret`, or several while one replaces another: one has to fit.
+        headers: of the request; the case of their names does not matter.
+        body: the bytes as received. JSON that was parsed and serialised again has another signature.
+        secrets: as in `backends.http.secret`; of several, one has to match.
 
     Raises:
-        NotSigned: a header of the signature is missing.
-        SignatureRefused: no signature fits, or it is too old or too new.
-        NotACallback: the signature fits, but the body is something else.
-        ConfigError: a secret is not `whsec_` and base64, or there is none.
+        NotSigned: a signature header is missing.
+        SignatureRefused: no signature matches, or it is too old or too new.
+        NotACallback: the signature is valid, but the body is not a callback.
+        ConfigError: there is no secret, or one is not `whsec_` and base64.
     """
     signers = [_signer(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not signers:

@@ -1,1 +1,1 @@
-"""The built-in backends and storages; they come through the same entry points as a stranger's."""
+"""The built-in backends and storages, found through the same entry points as any other plugin."""

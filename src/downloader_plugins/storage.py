@@ -1,4 +1,4 @@
-"""Delivers callbacks as objects in the file storage, so that what watches it can act on them."""
+"""Delivers callbacks as objects in the file storage, for programs that watch it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Resu
 from downloader.storage import Body, Storage
 
 _DEADLINE_S = 30.0
-"""For one object of a few kilobytes. Storages have bounds of their own, which this does not rely on."""
+"""Time limit for one object of a few kilobytes, whatever limits the storage has."""
 
 _MIME_TYPE = "application/json"
 
 _MAX_FOLDER_BYTES = 512
-"""As of `subpath`: an S3 key has at most 1024 bytes, with a prefix before and the object's name behind it."""
+"""The limit of `subpath`: an S3 key has at most 1024 bytes, prefix and object name included."""
 
 
 class StorageNotifierSettings(BaseModel):
-    """`[backends.storage]`: the table alone switches it on, it has no keys."""
+    """`[backends.storage]`, which has no keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -50,12 +50,12 @@ class _StorageNotifier:
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """Store the payload as `<destination>/<job id>.json`; see `Notifier`.
 
-        Delivered again, it replaces the object by an identical one. Nothing here deletes it: it is the
-        client's. A storage that refuses is tried again, since it is the operator who has to mend it.
+        A second delivery replaces the object by an identical one. The service never deletes it. When the
+        storage refuses it, the callback is tried again: the operator has to repair the storage.
         """
         folder = destination.removesuffix("/")
         if not _is_folder(folder):
-            return Rejected("the callback's destination is no folder in the file storage")
+            return Rejected("the callback's destination is not a folder in the file storage")
         body = Body(
             size=len(payload.body),
             sha256=hashlib.sha256(payload.body).hexdigest(),
@@ -72,7 +72,7 @@ class _StorageNotifier:
 
 
 def _is_folder(path: str) -> bool:
-    """Whether it is relative, stays below the root, and has nothing hidden in it; the API is as strict."""
+    """Whether the path is relative, stays below the root and has no hidden part, as the API requires too."""
     if not path.isprintable() or path.startswith(".") or "\\" in path or "%" in path:
         return False
     if len(path.encode()) > _MAX_FOLDER_BYTES:

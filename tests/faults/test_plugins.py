@@ -152,7 +152,7 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
 @pytest.mark.parametrize(
     "nonsense",
     [
-        ("defers", "answered RetryLater with an after_s that is no number of seconds"),
+        ("defers", "answered RetryLater with an after_s that is not a number of seconds"),
         ("answers", "answered str"),
         ("exits", "SystemExit"),
     ],
@@ -227,7 +227,7 @@ async def test_f19_a_backend_stuck_in_threads_is_found(
         run = await fleet.start("run", environ=environ)
         await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
         unhealthy = await run.event("backend.unhealthy", backend="bad")
-        assert unhealthy["error"] == "backend bad failed: does not end when it is cancelled"
+        assert unhealthy["error"] == "backend bad failed: did not end after a cancel"
         assert (await spans(fleet, origin, sink, 20))[-1] < ASIDE_MAX_S
 
 
@@ -267,7 +267,7 @@ async def test_f19_a_backend_whose_background_raises_is_opened_again(
                 "absent", "AttributeError: module 'strangers_bad' has no attribute 'is_not_there'"
             ),
         ),
-        ("bad", {"open": "hangs"}, "backends.bad: does not open: it hangs for 20 s"),
+        ("bad", {"open": "hangs"}, "backends.bad: did not open within 20 s"),
     ],
 )
 @pytest.mark.row("F19")

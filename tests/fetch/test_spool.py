@@ -56,7 +56,7 @@ async def test_a_root_that_is_a_link_is_refused_and_one_open_to_others_is_closed
     root.mkdir()
     root.chmod(0o777)
     link.symlink_to(root)
-    with pytest.raises(ConfigError, match=r"the spool: .*/link is a link"):
+    with pytest.raises(ConfigError, match=r"the spool: .*/link is a symbolic link"):
         async with open_spool(link):
             pass
     assert list(root.iterdir()) == []

@@ -197,7 +197,7 @@ async def test_follows_no_link_in_any_folder(
     (root / component).parent.mkdir(parents=True, exist_ok=True)
     (root / component).symlink_to(outside)
     body = spooled(tmp_path / "spool", b"data") if spool else small(b"data")
-    with pytest.raises(StorageError, match="stands in the place"):
+    with pytest.raises(StorageError, match="is not a folder"):
         await storage.put(f"a/b/{KEY}", body)
     for name in ("a", "b", "NSb", KEY.rpartition("/")[2]):
         (outside / name).mkdir()

@@ -78,7 +78,7 @@ async def test_delivered_again_it_is_the_same_object(notifier: Notifier, root: P
 )
 async def test_what_is_no_folder_is_rejected(notifier: Notifier, root: Path, destination: str) -> None:
     answer = await notifier.deliver(destination, PAYLOAD)
-    assert answer == Rejected("the callback's destination is no folder in the file storage")
+    assert answer == Rejected("the callback's destination is not a folder in the file storage")
     assert files(root.parent) == {}
 
 

@@ -86,7 +86,10 @@ async def test_a_folder_that_is_a_link_is_refused(data_dir: Path, name: str) -> 
     with pytest.raises(ConfigError) as refused:
         async with embedded_valkey(data_dir):
             pass
-    assert str(refused.value) == f"data_dir: {data_dir / name} is a link; name the folder that it leads to"
+    assert (
+        str(refused.value)
+        == f"data_dir: {data_dir / name} is a symbolic link; name the folder that it points to"
+    )
     assert list(elsewhere.iterdir()) == []
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
 
@@ -106,7 +109,7 @@ async def test_the_folder_of_a_socket_whose_path_is_too_long(data_dir: Path) -> 
                 pass
     finally:
         short.unlink()
-    assert f"{short} is a link" in str(refused.value)
+    assert f"{short} is a symbolic link" in str(refused.value)
 
 
 @pytest.mark.row("H22")

@@ -479,7 +479,7 @@ FLAWS: list[tuple[str, type[Sound], str]] = [
     ("a_peer_that_is_away_at_the_start_is_tried_again_later", ConnectsAtOnce, "no PluginError"),
     ("a_silent_peer_holds_up_nobody", Queues, "wait for each other|had not returned"),
     ("a_silent_peer_holds_up_nobody", Blocks, "wait for each other|has not come to an end|had not returned"),
-    ("what_can_never_be_delivered_is_rejected", NeverRejects, "answers RetryLater"),
+    ("what_can_never_be_delivered_is_rejected", NeverRejects, "returns RetryLater"),
     ("whatever_the_destination_it_is_answered", ChokesOnOddDestinations, r"deliver\(\) raised Unicode"),
     ("a_cancel_in_mid_delivery_returns_at_once", IgnoresCancels, "has not come to an end within"),
     (
@@ -516,5 +516,5 @@ def test_a_flawed_plugin_fails(test: str, plugin: type[Sound], message: str) -> 
 
 
 def test_each_promise_is_broken_by_some_plugin() -> None:
-    promises = {name for name in vars(NotifierContract) if name.startswith("test_")}
+    promises = {name for name in dir(NotifierContract) if name.startswith("test_")}
     assert promises == {f"test_{test}" for test, _, _ in FLAWS}

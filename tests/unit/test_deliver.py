@@ -49,7 +49,7 @@ FAILURE = Outcome(
     error_code=ErrorCode.HTTP_STATUS,
     response_code=404,
 )
-NO_SECONDS = "answered RetryLater with an after_s that is no number of seconds"
+NO_SECONDS = "answered RetryLater with an after_s that is not a number of seconds"
 SCHEDULE = [5.0, 60.0]
 URL = "http://localhost/foo/6QE/6QEywYsd0jrKAg"
 
@@ -212,8 +212,8 @@ async def test_a_result_without_a_callback_is_a_failure() -> None:
             lambda: RetryLater("x", after_s="5"),  # type: ignore[arg-type]
             NO_SECONDS,
         ),
-        (lambda: RetryLater(None), "answered RetryLater with a reason that is no text"),  # type: ignore[arg-type]
-        (lambda: Rejected(b"x"), "answered Rejected with a reason that is no text"),  # type: ignore[arg-type]
+        (lambda: RetryLater(None), "answered RetryLater with a reason that is not a text"),  # type: ignore[arg-type]
+        (lambda: Rejected(b"x"), "answered Rejected with a reason that is not a text"),  # type: ignore[arg-type]
         (lambda: "delivered", "answered str"),
         (lambda: None, "answered NoneType"),
         (lambda: Delivered, "answered type"),

@@ -257,7 +257,7 @@ async def test_one_that_does_not_heed_a_cancel_is_found(autojump_clock: trio.tes
     assert opened.health["a"].failures == UNHEALTHY_AFTER, "each is counted once"
     assert opened.health.facts()["a"] == {
         "healthy": False,
-        "last_error": "backend a failed: does not end when it is cancelled",
+        "last_error": "backend a failed: did not end after a cancel",
     }
 
 

@@ -1,4 +1,4 @@
-"""Callbacks: what a notifier plugin is, and how the service opens, asks and judges them."""
+"""Callbacks: the interface of notifier plugins, and how the service opens and calls them."""
 
 from __future__ import annotations
 

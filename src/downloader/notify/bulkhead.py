@@ -1,7 +1,8 @@
-"""Which callbacks may go to their backend now, so that a plugin that raises or hangs harms no other.
+"""Decides which callbacks may be sent to their backend now, so that a failing plugin affects no other.
 
-The *bulkhead* keeps any backend from taking all the slots of the process. While a backend's circuit breaker
-is open, few callbacks go to it. What may not go is released: back to the queue, without using up an attempt.
+The *bulkhead* limits the slots of the process that one backend may take. While a backend's circuit breaker is
+open, only probes are sent to it. A callback that may not be sent is released: it returns to the queue without
+using up an attempt.
 """
 
 from __future__ import annotations
@@ -19,35 +20,35 @@ from downloader.observe import Event, get_logger
 _log = get_logger()
 
 SHARE = 0.75
-"""Part of the slots free of other backends that one may take. What is left keeps the others going, also
-when a second one hangs."""
+"""The part of the slots not used by other backends that one backend may take. The rest is for the others,
+also when a second backend hangs."""
 
 STALL_S = 0.5
-"""A backend that uses its whole share and completes nothing for this long is not worth waiting for."""
+"""How long a callback waits for a slot of a backend that has used up its share and completes nothing."""
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
-"""Bounds of the delay of a released callback: within them, it is as long as the trouble has lasted. The first
-bounds the load on the store, the second the time to recover."""
+"""Limits of the delay of a released callback; within them it is as long as the failure has lasted. The first
+limits the load on the store, the second the time to recover."""
 
 MISSING_PER_S = 100
-"""Callbacks a second of backends not configured here that this process looks at; each costs a lease
-and a release, 0.3 ms of CPU together. `LONGEST_S` lets it look at more."""
+"""Callbacks of backends not configured here that this process leases and releases per second, at 0.3 ms of
+CPU each; more when the delay reaches `LONGEST_S`."""
 
 _MISSING_NAMES = 100
-"""So many such backends are told to the log, once each; jobs can name any number."""
+"""How many such backends are logged, once each; jobs can name any number."""
 
 JITTER = 0.25
-"""Each delay is up to this part shorter or longer, so that the callbacks do not all come back at once."""
+"""Each delay is up to this part shorter or longer, so that callbacks do not all return at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """It may go."""
+    """The callback may be sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The share is in use, but deliveries end: wait for a slot, until then."""
+    """The share is in use, but deliveries end: wait for a slot."""
 
     until: float
     """Trio time."""
@@ -55,37 +56,36 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """It is to be released, without using up an attempt."""
+    """The callback is to be released, without using up an attempt."""
 
     delay_s: float
     """Until it may be leased again, by any instance."""
     reason: str = ""
-    """Kept with the job; empty: nothing that its client needs to know."""
+    """Shown in the job's record; may be empty."""
 
 
 Admission = Deliver | Wait | Deferred
 
 
 def share(slots: int, *, others: int, backends: int) -> int:
-    """How many callbacks a backend may have in flight while the others have `others` of all `slots`."""
+    """How many callbacks a backend may have in flight while other backends use `others` of `slots`."""
     if backends == 1:
         return slots
     return max(1, int((slots - others) * SHARE))
 
 
 def admit(now: float, health: BackendHealth, *, room: bool, begun_at: float, moved_at: float) -> Admission:
-    """Whether one more callback may go to a backend; pure.
+    """Whether one more callback may be sent to a backend; pure.
 
-    An unhealthy backend is probed at pauses that double; each probe is a callback. A probe that hangs does
-    not keep the next from being sent. A healthy backend has its share. Beyond it callbacks wait as long as
-    deliveries end.
+    An unhealthy backend gets probes, which are callbacks, at pauses that double; a probe that hangs does not
+    block the next one. Without room the callbacks of a healthy backend wait while deliveries end.
 
     Args:
-        now: Trio time, like the others.
+        now: Trio time, like `begun_at` and `moved_at`.
         health: of the backend.
         room: whether it has fewer callbacks in flight than its share.
         begun_at: when its last delivery began.
-        moved_at: when one last ended, or the first of those in flight began.
+        moved_at: when a delivery last ended, or when the first one in flight began.
     """
     if not health.healthy:
         last = max(health.lost_at, begun_at)
@@ -103,36 +103,36 @@ def _bounded(seconds: float) -> float:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """The place of one callback in flight."""
+    """A slot, held by one callback in flight."""
 
     backend: str
     begun_at: float
     proven: bool
     """Whether its destination has answered lately."""
     late: bool = False
-    """Whether it was found to take too long."""
+    """Whether `note_late` has counted it."""
 
 
 @dataclass(slots=True)
 class _Backend:
-    """What is in flight to one backend."""
+    """The callbacks in flight to one backend."""
 
     slots: dict[Slot, None] = field(default_factory=dict)
-    """The oldest first."""
+    """Oldest first."""
     unproven: int = 0
     """How many of them go to destinations that have not answered lately."""
     begun_at: float = 0.0
     moved_at: float = 0.0
     waiting: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
-    """Those that wait for a slot."""
+    """Tasks that wait for a slot."""
 
 
 class Bulkhead:
-    """Divides the slots of one process among its backends.
+    """Distributes the slots of one process among its backends.
 
     Args:
-        backends: the names of those configured.
-        slots: how many callbacks the process has in flight at most.
+        backends: names of the configured backends.
+        slots: how many callbacks the process may have in flight.
         rng: source of the delays' jitter.
     """
 
@@ -147,13 +147,13 @@ class Bulkhead:
         self.health = Breakers(self._backends)
 
     async def acquire(self, name: str, *, proven: bool = True) -> Slot | Deferred:
-        """Get a slot, after a short wait if need be; the caller gives it back to `release`.
+        """Get a slot, possibly after a short wait; the caller passes it to `release`.
 
-        `proven` tells whether the callback's destination has answered lately. Those that have not share half
-        of the slots, and a backend has no more than its share of that half either: callbacks to new
-        destinations of the others go on while all of its deliveries hang.
+        `proven` says whether the callback's destination has answered lately. The other destinations share
+        half of the slots, of which one backend gets only its share: callbacks to new destinations of other
+        backends are sent while all of its deliveries hang.
 
-        A callback of a backend that is not configured here is deferred, for an instance that has it.
+        A callback of a backend that is not configured here is deferred: another instance may have it.
         """
         backend = self._backends.get(name)
         if backend is None:
@@ -185,21 +185,21 @@ class Bulkhead:
         return proven or backend.unproven < share(half, others=others, backends=backends)
 
     def release(self, slot: Slot) -> None:
-        """Give the slot back."""
+        """Free the slot."""
         backend = self._backends[slot.backend]
         del backend.slots[slot]
         backend.unproven -= not slot.proven
         self._unproven -= not slot.proven
         backend.moved_at = trio.current_time()
         self._in_flight -= 1
-        # The others' shares have grown too.
+        # The shares of the other backends have grown too.
         for each in self._backends.values():
             each.waiting.unpark()
 
     def note_late(self, after_s: float) -> None:
-        """Count each delivery against its backend that has not ended `after_s` seconds after it began.
+        """Count a failure of the backend for each delivery that has not ended after `after_s` seconds.
 
-        Each is cancelled in time: this finds those that ignore it, such as one stuck in a thread.
+        Deliveries are cancelled earlier: this finds those that ignore the cancel, such as one in a thread.
         """
         now = trio.current_time()
         for name, backend in self._backends.items():
@@ -208,7 +208,7 @@ class Bulkhead:
                     break
                 if not slot.late:
                     slot.late = True
-                    reason = f"backend {name} failed: does not end when it is cancelled"
+                    reason = f"backend {name} failed: did not end after a cancel"
                     self.health.failed(name, reason, begun_at=slot.begun_at)
 
     def _begin(self, name: str, backend: _Backend, now: float, *, proven: bool) -> Slot:
@@ -223,7 +223,7 @@ class Bulkhead:
         return slot
 
     def _not_here(self, name: str) -> Deferred:
-        """Few such callbacks come back soon, for the instance that has the backend; many, in turn."""
+        """Defer the callback; the delay grows with the number of such callbacks."""
         reason = f"backend {name} is not configured here: there is no [backends.{name}]"
         if name not in self._missing and len(self._missing) < _MISSING_NAMES:
             self._missing.add(name)

@@ -1,4 +1,4 @@
-"""One attempt at one callback: from the lease to what the store is told."""
+"""One attempt at one callback: from the lease to the result for the store."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from downloader.notify.schedule import next_delay_s
 from downloader.plugins import find_cancel
 
 _REASON_CHARS = 500
-"""Reasons come from plugins and peers, and are kept in the store."""
+"""Limit of a reason, which comes from a plugin or peer and is kept in the store."""
 
 _MAX_AFTER_S = 86400.0
-"""A day: neither a peer nor a plugin may put a callback off for ever."""
+"""Limit of `RetryLater.after_s`: a day."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Broken:
-    """The plugin itself failed."""
+    """The plugin failed, not the delivery."""
 
     problem: str
-    """Without anything of its own text, which may hold a secret."""
+    """Without the exception's text, which may contain a secret."""
     error: BaseException | None = None
 
 
@@ -45,19 +45,19 @@ async def deliver(
     rng: random.Random,
     health: Breakers,
 ) -> Delivery:
-    """Send the callback once and tell what is to become of it; raises nothing that a plugin raises.
+    """Send the callback once and return its next state; raises nothing that a plugin raises.
 
-    The body is byte-identical over retries. A cancel leaves it unknown whether the peer has it. A failure of
-    the plugin itself counts as an attempt only while the plugin is healthy.
+    The body is the same in each attempt. After a cancel the peer may or may not have it. A failure of the
+    plugin counts as an attempt only while the plugin is healthy.
 
     Args:
         lease: of a callback, with the download's result in it.
-        backends: the open plugins by name; the job's is one of them.
-        schedule: `notifier.retry_schedule`; used up, the callback is `FAILED`.
-        download_url: tells where the file can be fetched; raises StorageError if the storage cannot say.
-        timeout_s: the plugin's deadline, longer than any that it keeps itself.
+        backends: the open plugins by name, the job's among them.
+        schedule: `notifier.retry_schedule`; after its last attempt the callback is `FAILED`.
+        download_url: the URL of a job's file; raises StorageError if the storage fails.
+        timeout_s: the plugin's deadline, longer than its own timeouts.
         rng: source of the delays' jitter.
-        health: of the backends; kept up to date here.
+        health: of the backends; updated here.
     """
     assert lease.result is not None, "a callback's lease carries the download's result"
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
@@ -100,7 +100,7 @@ def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: ran
 async def _ask(
     backend: Notifier, destination: str, payload: Payload, *, timeout_s: float
 ) -> Result | _Broken:
-    """The plugin's answer, or what it did instead: the one place where answers come in."""
+    """Call the plugin; its result, or how it failed. Nothing else calls `Notifier.deliver`."""
     try:
         with trio.move_on_after(timeout_s):
             return _checked(await backend.deliver(destination, payload))
@@ -112,16 +112,16 @@ async def _ask(
 
 
 def _checked(answer: object) -> Result | _Broken:
-    """The answer, if it is one."""
+    """Check the type of what the plugin returned."""
     match answer:
         case Delivered() | RetryLater(str(), None) | Rejected(str()):
             return answer
         case RetryLater(str(), float() | int() as after_s) if math.isfinite(after_s) and after_s >= 0:
             return answer
         case RetryLater(str()):
-            return _Broken("answered RetryLater with an after_s that is no number of seconds")
+            return _Broken("answered RetryLater with an after_s that is not a number of seconds")
         case RetryLater() | Rejected():
-            return _Broken(f"answered {type(answer).__name__} with a reason that is no text")
+            return _Broken(f"answered {type(answer).__name__} with a reason that is not a text")
         case _:
             return _Broken(f"answered {type(answer).__name__}")
 
@@ -131,10 +131,10 @@ def _body(lease: Lease, download_url: str) -> bytes:
     payload = callback_payload(
         lease.spec, lease.result, attempts=lease.result_attempts, download_url=download_url
     )
-    # ASCII, as a client's `extra` may hold a lone surrogate, for which UTF-8 has no form.
+    # ASCII: a client's `extra` may have a lone surrogate, which UTF-8 cannot encode.
     return json.dumps(payload, separators=(",", ":")).encode("ascii")
 
 
 def _one_line(reason: str) -> str:
-    # Half a surrogate pair, which the store cannot keep, becomes a question mark.
+    # A lone surrogate, which the store cannot keep, becomes a question mark.
     return " ".join(reason.split())[:_REASON_CHARS].encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""How each backend fares, counted as a circuit breaker does: failures of the plugin itself, in a row."""
+"""The health of each backend: a circuit breaker that counts consecutive failures of the plugin."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from downloader.observe import Event, get_logger
 _log = get_logger()
 
 UNHEALTHY_AFTER = 3
-"""Failures of a plugin in a row; one or two may be one odd destination's."""
+"""Consecutive failures of a plugin; a single destination may cause one or two."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendHealth:
-    """How a plugin itself fares, whatever its destinations answer."""
+    """The health of a plugin, whatever its destinations answer."""
 
     failures: int = 0
-    """In a row: it raised, hung, or answered what is no result."""
+    """Consecutive ones: the plugin raised, hung or returned something that is not a `Result`."""
     last_error: str = ""
-    """Of the last failure ever; one line without anything of the plugin's own text."""
+    """Reason of the last failure, on one line, without the exception's text."""
     lost_at: float = 0.0
-    """Trio time at which it became unhealthy, if it is."""
+    """When it last became unhealthy (Trio time)."""
     regained_at: float = -math.inf
-    """Trio time at which it became healthy again, if it ever was not."""
+    """When it last became healthy again (Trio time)."""
 
     @property
     def healthy(self) -> bool:
-        """Whether the plugin can be relied on."""
+        """Whether fewer than `UNHEALTHY_AFTER` failures are consecutive."""
         return self.failures < UNHEALTHY_AFTER
 
     def failed(self, error: str, *, now: float) -> BackendHealth:
@@ -40,12 +40,12 @@ class BackendHealth:
         return replace(self, failures=self.failures + 1, last_error=error, lost_at=lost_at)
 
     def worked(self, *, now: float) -> BackendHealth:
-        """The health after the plugin did its part, also if the destination did not."""
+        """The health after the plugin returned a `Result`, of whatever kind."""
         return replace(self, failures=0, regained_at=self.regained_at if self.healthy else now)
 
 
 class Breakers:
-    """A circuit breaker for each backend of a process; the log tells when one opens or closes."""
+    """A circuit breaker for each backend of a process; logs when one opens or closes."""
 
     def __init__(self, backends: Iterable[str]) -> None:
         self._health = {name: BackendHealth() for name in backends}
@@ -59,11 +59,11 @@ class Breakers:
         return sum(not health.healthy for health in self._health.values())
 
     def healthy(self) -> Mapping[str, bool]:
-        """Whether each is healthy."""
+        """Whether each backend is healthy."""
         return {name: health.healthy for name, health in self._health.items()}
 
     def facts(self) -> Mapping[str, Mapping[str, object]]:
-        """What the instance's report says of its backends."""
+        """The backends in the instance's report."""
         return {
             name: {"healthy": health.healthy, "last_error": health.last_error}
             for name, health in self._health.items()
@@ -78,21 +78,21 @@ class Breakers:
         error: BaseException | None = None,
         **facts: str,
     ) -> bool:
-        """Note a failure of the plugin; answers whether it is to count as an attempt at the callback.
+        """Count a failure of the plugin; returns whether it counts as an attempt at the callback.
 
-        It does while the plugin is healthy: then the callback may be at fault. What began in an outage that
-        is over says nothing of the plugin now.
+        It does while the plugin is healthy: then the callback may be the cause. A delivery that began before
+        the plugin became healthy again is not counted.
 
         Args:
             name: of the backend.
-            reason: what it did, one line.
-            begun_at: when the delivery began, Trio time.
-            error: what it raised, for its traceback.
+            reason: one line.
+            begun_at: when the delivery began (Trio time).
+            error: logged with its traceback.
             facts: of the callback, for the log.
         """
         before = self._health[name]
         stale = begun_at <= before.regained_at
-        # A plugin that fails each time would fill the log: the first failures tell.
+        # Only the first failures are warnings: a plugin that always fails would fill the log.
         tell = _log.warning if before.healthy and not stale else _log.debug
         tell(Event.BACKEND_FAILED, backend=name, error=reason, exc_info=error, **facts)
         if stale:
@@ -103,7 +103,7 @@ class Breakers:
         return after.healthy
 
     def worked(self, name: str) -> None:
-        """Note that the plugin did its part."""
+        """Note that the plugin returned a `Result`."""
         before = self._health[name]
         if not before.failures:
             return

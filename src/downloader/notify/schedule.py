@@ -1,4 +1,4 @@
-"""When a callback that was not delivered is tried again; pure."""
+"""When to try a callback again; pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 _JITTER = 0.2
-"""Each delay is up to this part shorter or longer, so that what fails together does not return together."""
+"""Each delay is up to this part shorter or longer, so that callbacks do not all return at once."""
 
 
 def next_delay_s(
@@ -15,10 +15,10 @@ def next_delay_s(
     """Seconds until the next attempt; `None` when the schedule is used up.
 
     Args:
-        tries: attempts that have failed, this one included; at least 1.
+        tries: failed attempts, the last one included; at least 1.
         schedule: seconds to wait after the first failure, after the second, and so on.
-        retry_after_s: what the peer asked for. The answer is never below it. Where the schedule alone
-            would be shorter, the answer exceeds it by the jitter at most.
+        retry_after_s: what the peer asked for, a lower limit of the result. If the schedule's delay is
+            shorter, the result is this plus jitter.
         rng: source of the jitter.
     """
     if tries > len(schedule):

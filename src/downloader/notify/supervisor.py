@@ -1,4 +1,4 @@
-"""Opening the notifiers that the configuration names, and keeping them open."""
+"""Opens the notifiers that the configuration names, and keeps them open."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from downloader.plugins import (
 _log = get_logger()
 
 REOPEN_S, MAX_REOPEN_S = 1.0, 30.0
-"""Pauses before a plugin that ended by itself is opened again; they double."""
+"""First and longest pause before a plugin that has ended is opened again; pauses double."""
 
 
 @asynccontextmanager
 async def open_notifiers(
     backends: Mapping[str, Mapping[str, Any]], host: Host, *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Mapping[str, Notifier]]:
-    """Open each backend with its section; all that were opened are closed, in reverse, whatever happens.
+    """Open each backend with its section; at the end close them in reverse order, whatever happens.
 
-    Each lives in a task of its own. One that ends by itself, because something in its background raised, ends
-    nothing else: until it could be opened again, its deliveries raise.
+    Each runs in its own task. A plugin that ends because a background task of it raised is opened again, and
+    affects no other; until then its deliveries raise.
 
     Args:
         backends: the sections by name, from `[backends]`.
-        host: lent to all of them, with a logger for each.
-        opening_s: how long each may take to open.
+        host: given to each, with its own logger.
+        opening_s: time limit for opening each.
 
     Raises:
-        PluginError: on entering, a plugin is missing, cannot be imported, refuses its section, hangs or
-            yields something that is no notifier; the text begins with `backends.NAME`.
+        PluginError: on entering: a plugin is missing, cannot be imported, refuses its section, does not open
+            in time or yields an object without `deliver()`; the text begins with `backends.NAME`.
     """
     factories = {name: _factory(name) for name in backends}
     notifiers: dict[str, Notifier] = {}
@@ -69,28 +69,28 @@ async def open_notifiers(
             with trio.CancelScope(shield=True):
                 for supervisor in reversed(supervisors):
                     await supervisor.close(within_s)
-    # Raised only when all are closed: on its way through a nursery it would become a group.
+    # Raised after all are closed: the nursery would put the exception in a group.
     if problem is not None:
         raise problem
 
 
 @dataclass(slots=True)
 class _Supervisor:
-    """Keeps one plugin open, in its own task."""
+    """Keeps one plugin open; `run` is its task."""
 
     name: str
     factory: NotifierFactory
     section: Mapping[str, Any]
     host: Host
     notifiers: MutableMapping[str, Notifier]
-    """Has the notifier while it is open."""
+    """The open notifiers by name; this one adds itself."""
     opening_s: float
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _closing: trio.Event = field(default_factory=trio.Event)
     _closed: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, *, task_status: trio.TaskStatus[PluginError | None]) -> None:
-        """Start with what keeps it from opening, else `None`; then keep it open until `close`."""
+        """Keep the plugin open until `close`; `started` gets `None`, or why it could not be opened."""
         try:
             problem = await self._keep(lambda: task_status.started(None))
             if problem is not None and self.name not in self.notifiers:
@@ -109,16 +109,16 @@ class _Supervisor:
             self._closed.set()
 
     async def close(self, within_s: float) -> None:
-        """Close it; in bounded time, if it heeds a cancel."""
+        """Close the plugin, within a limited time unless it ignores cancels."""
         self._closing.set()
         self._scope.deadline = trio.current_time() + within_s
         await self._closed.wait()
 
     async def _keep(self, opened: Callable[[], None]) -> PluginError | None:
-        """Open it and wait for the end; answers why it was not `close` that ended it."""
+        """Open the plugin and wait until it ends; returns why, or `None` if `close` has ended it."""
         self._scope = trio.CancelScope(deadline=trio.current_time() + self.opening_s)
         is_open = False
-        text = f"does not open: it hangs for {self.opening_s:g} s"
+        text = f"did not open within {self.opening_s:g} s"
         cause: Exception | None = None
         try:
             with self._scope:
@@ -126,11 +126,11 @@ class _Supervisor:
                     check_interface(notifier, ("deliver",), "the plugin")
                     self.notifiers[self.name] = notifier
                     is_open, text = True, "has ended by itself"
-                    # From here on it ends when `close` says so, after those who use it.
+                    # From here on only `close` ends it, after the deliveries have ended.
                     self._scope.deadline, self._scope.shield = math.inf, True
                     opened()
                     await self._closing.wait()
-        except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
+        except Exception as error:  # noqa: BLE001 - a plugin can raise anything
             cause = error
             text = f"has ended by itself: {describe(error)}" if is_open else opening_failed(error)
         problem = PluginError(f"backends.{self.name}: {text}")
@@ -143,15 +143,15 @@ class _Supervisor:
 
 
 class PluginHasEnded(PluginError):
-    """The notifier has ended by itself and is not open again yet."""
+    """The notifier has ended and is not open again yet."""
 
 
 class _Ended:
-    """In place of a notifier that has ended by itself."""
+    """Takes the place of a notifier that has ended."""
 
-    async def deliver(self, destination: str, payload: Payload) -> NoReturn:
+    async def deliver(self, destination: str, payload: Payload) -> NoReturn:  # noqa: ARG002  # the protocol's
         """See `Notifier`."""
-        raise PluginHasEnded(f"nobody delivers {payload.job_id} to {destination}")
+        raise PluginHasEnded(f"the backend is not open: {payload.job_id} is not sent")
 
 
 def _factory(name: str) -> Any:

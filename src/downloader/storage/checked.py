@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,8 +24,16 @@ def _checked(call: str) -> Iterator[None]:
         raise StorageError(f"the storage failed: {call}() raised {type(exc).__name__}") from exc
 
 
-def _wrong(call: str, answer: object) -> StorageError:
-    return StorageError(f"the storage failed: {call}() answered {type(answer).__name__}")
+def _wrong(call: str, result: object) -> StorageError:
+    return StorageError(f"the storage failed: {call}() answered {type(result).__name__}")
+
+
+def _url(get: Callable[[], object]) -> str:
+    with _checked("url"):
+        url = get()
+    if not isinstance(url, str):
+        raise _wrong("url", url)
+    return url
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +62,7 @@ class CheckedStorage:
 
     def url(self, key: str) -> str:
         """See `Storage.url`."""
-        with _checked("url"):
-            url: object = self.plugin.url(key)
-        if not isinstance(url, str):
-            raise _wrong("url", url)
-        return url
+        return _url(lambda: self.plugin.url(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,4 @@ class CheckedBuckets:
 
     def url(self, name: str, region: str, key: str) -> str:
         """See `Buckets.url`."""
-        with _checked("url"):
-            url: object = self.plugin.url(name, region, key)
-        if not isinstance(url, str):
-            raise _wrong("url", url)
-        return url
+        return _url(lambda: self.plugin.url(name, region, key))

@@ -1,4 +1,4 @@
-"""Opening the storage that the configuration names, and what gives access to the buckets of jobs."""
+"""Opening the storage that the configuration names, and the plugin for the buckets of jobs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from downloader.storage.protocol import Buckets, Storage, StorageHost
 _WHERE = "processor.filestorage"
 
 OWN_BUCKETS = "s3"
-"""The plugin that serves the buckets of jobs; the contract's `s3_bucket` says which kind they are."""
+"""The plugin for the buckets of jobs, which are S3's (`s3_bucket`)."""
 
 
 @asynccontextmanager
@@ -37,13 +37,13 @@ async def open_storage(
 
     Args:
         name: of the plugin.
-        section: what its factory gets.
+        section: passed to its factory.
         where: the configuration's table, for messages.
-        opening_s: how long it may take to open.
+        opening_s: time limit for opening.
 
     Raises:
-        PluginError: on entering, the plugin is missing, cannot be imported, refuses its section, hangs or
-            yields something that is no storage; the text begins with `where`.
+        PluginError: on entering: the plugin is missing, cannot be imported, refuses its section, does not
+            open in time or yields an object without the methods of a storage; the text begins with `where`.
     """
     async with _opened(STORAGES, name, section, where, opening_s) as storage:
         yield CheckedStorage(storage)
@@ -51,7 +51,7 @@ async def open_storage(
 
 @asynccontextmanager
 async def open_buckets(name: str, section: Mapping[str, Any]) -> AsyncIterator[Buckets]:
-    """Open what gives access to the buckets of jobs; like `open_storage`.
+    """Open the plugin `name` for the buckets of jobs; like `open_storage`.
 
     Raises:
         PluginError: on entering, as `open_storage` does; the text begins with `processor.NAME`.
@@ -68,15 +68,15 @@ async def _opened(
     group: str, name: str, section: Mapping[str, Any], where: str, opening_s: float
 ) -> AsyncIterator[Any]:
     host = StorageHost(logger=logging.getLogger(f"downloader.{where}"))
-    # Raised only when it is closed: on its way through the plugin's nursery it would become a group.
-    problem: PluginError | None = PluginError(f"{where}: does not open: it hangs for {opening_s:g} s")
-    # Round the plugin's whole life, as scopes and nurseries nest; it bounds opening and closing.
+    # Raised after the plugin is closed: its nursery would put the exception in a group.
+    problem: PluginError | None = PluginError(f"{where}: did not open within {opening_s:g} s")
+    # Around the plugin's whole life, as scopes and nurseries have to nest; it limits opening and closing.
     with trio.CancelScope(deadline=trio.current_time() + opening_s) as scope:
         async with AsyncExitStack() as stack:
             try:
                 plugin = await stack.enter_async_context(load_factory(group, name)(section, host))
                 check_interface(plugin, _COROUTINES[group], "the plugin", plain=("url",))
-            except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything
+            except Exception as error:  # noqa: BLE001 - a plugin can raise anything
                 problem = PluginError(f"{where}: {opening_failed(error)}")
                 problem.__cause__ = error
             else:

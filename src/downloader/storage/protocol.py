@@ -1,12 +1,12 @@
-"""What a storage plugin is, and what the service lends it.
+"""The interface of storage plugins, and the host that the service gives them.
 
 An entry point of group `downloader.storages.v1` names a *factory*, `open_x(section, host)`: a callable that
 takes the parsed TOML table of its section (`[processor.filestorage]` without `type`) and a `StorageHost`, and
-gives an async context manager that yields a `Storage`. Opening checks that the storage can be written. The
-service fills an empty `rootdir` in with a folder under its data dir.
+returns an async context manager that yields a `Storage`. Opening checks that the storage can be written. The
+service replaces an empty `rootdir` by a folder under its data dir.
 
-Jobs may bring a bucket of their own. An entry point of group `downloader.buckets.v1` names a factory of the
-same shape that yields `Buckets`; it gets the keys of `[processor.NAME]` that are for it.
+Jobs may name their own bucket. An entry point of group `downloader.buckets.v1` names a factory of the same
+form that yields `Buckets`; its section is `[processor.NAME]`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from downloader.groupcommit import GroupCommit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """A complete file that waits to be stored: either small, in memory, or a spool file on disk."""
+    """A complete file to be stored: a small one in memory, or a spool file on disk."""
 
     size: int
     """Bytes."""
@@ -33,17 +33,17 @@ class Body:
     mime_type: str
     data: bytes | None = None
     path: Path | None = None
-    """A closed file, already fsynced, that the storage may move away or leave; exactly one of
-    `data` and `path` is given."""
+    """A closed and fsynced file, which the storage may move or leave; exactly one of `data` and `path` is
+    given."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     still_ours: Callable[[], bool] = lambda: True
-    """Safe to call from any thread; a storage asks it right before the step that publishes, and raises
-    `StorageError` without publishing when it answers false: another instance has taken the job."""
+    """False when another instance has taken the job. A storage calls it, in any thread, right before the step
+    that publishes the file; when it returns false, `put` raises `StorageError` and publishes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """Where a stored file can be read by this process."""
+    """A stored file that this process can read."""
 
     path: Path
     size: int
@@ -53,74 +53,74 @@ class Storage(Protocol):
     """Keeps files under keys such as `folder/NSb/NSb4FOAs9fVaQw` (relative, `/`-separated, no `..`)."""
 
     async def put(self, key: str, body: Body) -> None:
-        """Store the file; on return it is complete and durable under `key`, replacing an older one.
+        """Store the file; on return it is complete and durable under `key`, in place of an older one.
 
-        When it raises or is cancelled, `key` holds what it held before, or the complete new file.
+        After an exception or a cancel `key` has the old file (or none), or the complete new one.
 
         Raises:
             StorageError: it could not be stored; a later try may succeed.
-            StorageRefused: the destination itself is at fault; final.
+            StorageRefused: the destination is at fault; final.
         """
 
     async def delete(self, key: str) -> None:
-        """Delete the file; one that is not there is no error.
+        """Delete the file; a missing file is no error.
 
         Raises:
             StorageError: it could not be deleted; a later try may succeed.
         """
 
     async def local(self, key: str) -> StoredFile | None:
-        """The file for `GET /files/<key>`; `None` if there is none or this storage has no local files."""
+        """The file for `GET /files/<key>`; `None` if there is none, or if the storage has no local files."""
 
     def url(self, key: str) -> str:
-        """Where clients find the file: an absolute URL without credentials, or `""` if only `local` has it.
+        """The absolute URL of the file for clients, without credentials; `""` if only `local` has it.
 
-        No I/O. It becomes `download_url` where the operator has set no `processor.download_url`.
+        Does no I/O. It becomes `download_url` if `processor.download_url` is not set.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageHost:
-    """What the service lends a storage, and what gives access to buckets."""
+    """What the service gives to storages and `Buckets`."""
 
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.storage"))
-    """Writes to the service's log, from `WARNING` on; texts may hold no secrets."""
+    """Writes to the service's log, from `WARNING` on; texts must not contain secrets."""
     group_commit: type[GroupCommit[Any, Any]] = GroupCommit
     """Gathers puts from many tasks into batches; see `GroupCommit`."""
 
 
 StorageFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Storage]]
-"""Raises `downloader.errors.PluginError` for a section it refuses (naming the key) or cannot open."""
+"""Raises `downloader.errors.PluginError` if it refuses the section (naming the key) or cannot open."""
 
 
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
 
 _OTHER_KIND = re.compile(r".*(?:--[a-z]+-s3|\.mrap)")
-"""Names that AWS keeps for other kinds of buckets and aliases, which are at other hosts."""
+"""Names that AWS reserves for directory buckets and access point aliases, which have other hosts."""
 
 
 def is_bucket_name(name: str) -> bool:
-    """Whether S3 has general-purpose buckets of such names; nothing else in a URL fits."""
+    """Whether a general-purpose bucket of S3 can have this name; it is then safe as part of a URL."""
     return _BUCKET.fullmatch(name) is not None and _OTHER_KIND.fullmatch(name) is None
 
 
 class Buckets(Protocol):
-    """Gives access to buckets that clients name in their jobs."""
+    """Access to the buckets that jobs name."""
 
     async def bucket(self, name: str, region: str) -> Storage:
-        """The bucket as a storage, cheap to ask for again; usable until the `Buckets` are closed.
+        """The bucket as a storage, usable until the `Buckets` are closed; calling again is cheap.
 
-        It may answer for a bucket that is not there: then `put` raises `StorageRefused`.
+        It may return a storage for a bucket that does not exist; then `put` raises `StorageRefused`.
 
         Raises:
-            StorageError: it cannot be had now; a later try may succeed.
-            StorageRefused: it never can.
+            StorageError: not possible now; a later try may succeed.
+            StorageRefused: final.
         """
 
     def url(self, name: str, region: str, key: str) -> str:
-        """As `Storage.url`, of a key in this bucket."""
+        """Like `Storage.url`, for a key in this bucket."""
 
 
 BucketsFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Buckets]]
-"""As `StorageFactory`; opening may not need any bucket to exist."""
+"""Like `StorageFactory`; opening must not require that a bucket exists."""

@@ -1,12 +1,11 @@
-"""Contract suites: what the service relies on in a plugin, as tests that any plugin can inherit.
+"""Contract suites: tests of what the service requires of a plugin, for plugins to inherit.
 
-A plugin's test module has a subclass whose name pytest collects, and a *peer*: what the suite has to know of
-the plugin and of the server that it talks to. `docs/plugins.md` shows both.
+A plugin's test module has a subclass whose name pytest collects, and a *peer*, which tells the suite how to
+open the plugin and how to control its server. `docs/plugins.md` shows both.
 
-Each test is a plain method without fixtures that calls `trio.run` by itself, with the asyncio loop of
-trio-asyncio open around it as in the service: nothing but a collector of `test_` methods is needed, and
-pytest-trio does not mind.
-This package does not import pytest.
+Each test is a plain method without fixtures. It calls `trio.run` itself, inside the asyncio loop of
+trio-asyncio, as the service does. So any runner that collects `test_` methods can run it, with or without
+pytest-trio. This package does not import pytest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the suites lend to plugins, in place of the service."""
+"""The host that the suites give to plugins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
 
 @asynccontextmanager
 async def open_host() -> AsyncIterator[Host]:
-    """A `Host` as the service lends one: its client reaches loopback, its storage is a temporary folder."""
+    """A `Host` like the service's: its client may connect to loopback, its storage is a temporary folder."""
     policy = EgressPolicy.parse(_LOOPBACK, setting="egress.callbacks")
     with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
         async with (

@@ -33,20 +33,20 @@ from downloader.testing.resources import resources
 from downloader.testing.tcp_proxy import Fault
 
 _MANY = 50
-"""Deliveries at once: as many as the service has in flight by default, nearly."""
+"""Deliveries at once, fewer than `notifier.concurrency` by default."""
 _FEW = 8
 _LARGE_BYTES = 100_000
-"""Of a payload; a client's `extra` alone may be twice as long, but some queues end there."""
+"""Size of the largest payload. A client's `extra` may be twice as long, but some queues take no more."""
 _CANCELS_S = (0.0, 0.01, 0.1, 0.4)
 """Moments at which a delivery is cancelled: before it does anything, while it connects, while it waits."""
 _IN_FLIGHT_S = 0.3
-"""Into a delivery, when the plugin is closed or everything is cancelled."""
+"""Time from the start of a delivery until the plugin is closed or everything is cancelled."""
 _ODD = ("", " ", "\n", "\0", "a\r\nX-Injected: 1", "../../etc/passwd", "x" * 5000, "h\u00e9", "\U0001f642")
-"""Destinations that clients may give; each has to be answered."""
+"""Unusual destinations that clients may name; `deliver` has to return a result for each."""
 
 
 class NotifierContract(Contract[NotifierPeer]):
-    """Inherit it, and give it a peer.
+    """The suite; a subclass defines `peer`.
 
     ::
 
@@ -64,7 +64,7 @@ class NotifierContract(Contract[NotifierPeer]):
     async def test_delivered_means_that_the_peer_has_exactly_these_bytes(
         self, run: Run[NotifierPeer]
     ) -> None:
-        """`Delivered` is the peer's word: it has the payload, byte for byte, once."""
+        """After `Delivered` the peer has the payload once, byte for byte."""
         destination, payload = run.peer.destination(), a_payload()
         async with run.opened() as notifier:
             await delivered(run, notifier, destination, payload)
@@ -72,7 +72,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_payloads_of_every_size_and_script_arrive_unchanged(self, run: Run[NotifierPeer]) -> None:
-        """Nothing is decoded, trimmed, escaped or cut on the way."""
+        """No payload is decoded, trimmed, escaped or cut."""
         texts = ("", "h\u00e9llo \u4e0b\u8f7d \U0001f642", "\\ \" ' % + & < > \t", "x" * _LARGE_BYTES)
         payloads = [a_payload(text) for text in texts]
         destination = run.peer.destination()
@@ -83,7 +83,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_each_destination_gets_its_own(self, run: Run[NotifierPeer]) -> None:
-        """A callback goes where its job says, and nowhere else."""
+        """A callback goes to the destination of its job and to no other."""
         routes = {run.peer.destination(): a_payload() for _ in range(3)}
         assert len(routes) > 1, "destination() has to give a fresh one each time"
         async with run.opened() as notifier:
@@ -94,7 +94,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_many_are_delivered_at_once(self, run: Run[NotifierPeer]) -> None:
-        """`deliver` is called from many tasks, and all callbacks arrive, none mixed up and none twice."""
+        """`deliver` is called from many tasks: each callback arrives once, at its own destination."""
         routes = [run.peer.destination() for _ in range(2)]
         payloads = [a_payload() for _ in range(_MANY)]
         async with run.opened() as notifier:
@@ -106,7 +106,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_a_repeat_is_delivered_too(self, run: Run[NotifierPeer]) -> None:
-        """After a crash the same payload comes again; that is a success, and harms nothing."""
+        """A payload that is delivered a second time, as after a crash, is `Delivered` again."""
         destination, payload = run.peer.destination(), a_payload()
         async with run.opened() as notifier:
             await delivered(run, notifier, destination, payload)
@@ -116,17 +116,17 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_a_peer_that_is_away_is_tried_again_later(self, run: Run[NotifierPeer]) -> None:
-        """While every connection fails the answer is `RetryLater`, in time, and afterwards it works again."""
+        """While every connection fails the result is `RetryLater`; after the outage deliveries succeed."""
         await self._outage(run, Fault.AWAY)
 
     @promise
     async def test_a_silent_peer_is_tried_again_later(self, run: Run[NotifierPeer]) -> None:
-        """A peer that takes the connection and says nothing has not said that it has the message."""
+        """A peer that accepts the connection and answers nothing: `RetryLater`, never `Delivered`."""
         await self._outage(run, Fault.SILENT)
 
     @promise
     async def test_a_lost_answer_is_no_success(self, run: Run[NotifierPeer]) -> None:
-        """A connection that ends before the peer's word leaves it open: `RetryLater`, never `Delivered`."""
+        """The connection is closed before the peer's answer: `RetryLater`, never `Delivered`."""
         await self._outage(run, Fault.CUT)
 
     async def _outage(self, run: Run[NotifierPeer], fault: Fault) -> None:
@@ -135,7 +135,7 @@ class NotifierContract(Contract[NotifierPeer]):
         async with run.opened(hasty=True) as notifier:
             await works(run, notifier)
             async with run.peer.failing(fault) as destination:
-                for _ in range(2):  # over the connection that was open, and over a new one
+                for _ in range(2):  # first over the open connection, then over a new one
                     await retried(run, notifier, destination, a_payload())
             await works(run, notifier)
 
@@ -143,9 +143,9 @@ class NotifierContract(Contract[NotifierPeer]):
     async def test_a_peer_that_is_away_at_the_start_is_tried_again_later(
         self, run: Run[NotifierPeer]
     ) -> None:
-        """A peer that is not there when the plugin is opened may come later.
+        """A peer that is away while the plugin is opened can be used when it is back.
 
-        Whether the plugin can be opened without its peer is its own choice; to refuse is a `PluginError`.
+        A plugin that cannot be opened without its peer raises a `PluginError`.
         """
         if Fault.AWAY not in run.peer.faults:
             return
@@ -157,7 +157,7 @@ class NotifierContract(Contract[NotifierPeer]):
                 await back.wait()
             back_again.set()
 
-        # In a task of its own, as the plugin stays open when the outage is over.
+        # In its own task: the plugin stays open when the outage is over.
         async with trio.open_nursery() as nursery:
             destination = await nursery.start(outage)
             try:
@@ -170,12 +170,12 @@ class NotifierContract(Contract[NotifierPeer]):
                 if back.is_set():
                     raise
                 text = run.plugin_error(error)
-                check_line(text, run.peer.secrets, "the reason for refusing to open")
+                check_line(text, run.peer.secrets, "the PluginError")
             back.set()
 
     @promise
     async def test_a_silent_peer_holds_up_nobody(self, run: Run[NotifierPeer]) -> None:
-        """Deliveries wait at the same time: the loop is not blocked, and they do not queue."""
+        """Deliveries to a silent peer wait at the same time: they block neither the loop nor each other."""
         if Fault.SILENT not in run.peer.faults:
             return
         async with run.opened(hasty=True) as notifier, run.peer.failing(Fault.SILENT) as destination:
@@ -195,20 +195,20 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_what_can_never_be_delivered_is_rejected(self, run: Run[NotifierPeer]) -> None:
-        """`Rejected` is for what trying again does not help; it has a reason, and later deliveries work."""
+        """A destination that can never work is `Rejected` with a reason; later deliveries succeed."""
         destination = run.peer.rejected_destination()
         if destination is None:
             return
         async with run.opened() as notifier:
             result = await deliver(run, notifier, destination, a_payload())
             assert isinstance(result, Rejected), (
-                f"for a destination that never works deliver() answers {result!r}"
+                f"for a destination that can never work deliver() returns {result!r}"
             )
             await delivered(run, notifier, run.peer.destination(), a_payload())
 
     @promise
     async def test_whatever_the_destination_it_is_answered(self, run: Run[NotifierPeer]) -> None:
-        """Clients name destinations: an odd one is answered, not raised, and never a success that is none."""
+        """For an unusual destination `deliver` raises nothing; `Delivered` means that the payload arrived."""
         async with run.opened() as notifier:
 
             async def one(destination: str) -> None:
@@ -224,7 +224,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_a_cancel_in_mid_delivery_returns_at_once(self, run: Run[NotifierPeer]) -> None:
-        """At a stop the service cancels: `deliver` returns promptly at any moment, and the next one works."""
+        """A cancelled `deliver` returns promptly, whenever the cancel comes; later deliveries succeed."""
         if Fault.SILENT not in run.peer.faults:
             return
         async with run.opened(hasty=True) as notifier:
@@ -232,12 +232,14 @@ class NotifierContract(Contract[NotifierPeer]):
                 for after_s in _CANCELS_S:
                     call = partial(notifier.deliver, destination, a_payload())
                     result = await run.cancelled(call, after_s=after_s, what="a delivery")
-                    assert not isinstance(result, Delivered), "Delivered by a peer that had said nothing"
+                    assert not isinstance(result, Delivered), (
+                        "Delivered, though the peer has answered nothing"
+                    )
             await works(run, notifier)
 
     @promise
     async def test_cancels_among_deliveries_disturb_no_other(self, run: Run[NotifierPeer]) -> None:
-        """Some deliveries are cancelled at any moment: all others arrive, and each arrives once."""
+        """Deliveries beside cancelled ones arrive, each once."""
         destination = run.peer.destination()
         kept = [a_payload() for _ in range(2 * _FEW + 1)]
         dropped = [a_payload() for _ in range(2 * _FEW)]
@@ -263,11 +265,11 @@ class NotifierContract(Contract[NotifierPeer]):
                     f"a payload has arrived {found.count(payload.body)} times beside cancelled ones"
                 )
             known = {payload.body for payload in (*kept, *dropped)}
-            assert set(found) <= known, "the peer has bytes that nobody has sent: a cancel has torn a message"
+            assert set(found) <= known, "the peer has a message that was not sent: a cancel has cut one"
 
     @promise
     async def test_it_is_closed_without_a_delivery(self, run: Run[NotifierPeer]) -> None:
-        """Opened and closed with nothing done, several times over; then it works."""
+        """The plugin can be opened and closed without a delivery, several times; then deliveries succeed."""
         for _ in range(3):
             async with run.opened():
                 pass
@@ -276,7 +278,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_it_is_opened_again_after_it_was_closed(self, run: Run[NotifierPeer]) -> None:
-        """The factory may be called again; nothing of the first time is in the way."""
+        """The plugin can be opened again after it was closed."""
         destination, payloads = run.peer.destination(), [a_payload(), a_payload()]
         for payload in payloads:
             async with run.opened() as notifier:
@@ -285,7 +287,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_two_may_be_open_at_once(self, run: Run[NotifierPeer]) -> None:
-        """Two of a kind share nothing: closing one leaves the other at work."""
+        """Two notifiers of one type are independent: one goes on when the other is closed."""
         destination, payloads = run.peer.destination(), [a_payload() for _ in range(3)]
         async with run.opened() as first:
             async with run.opened() as second:
@@ -296,7 +298,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_it_closes_while_deliveries_are_in_flight(self, run: Run[NotifierPeer]) -> None:
-        """Whoever is still in `deliver` when the plugin is closed comes back, without a false success."""
+        """A `deliver` that is in flight when the plugin is closed ends, and not with `Delivered`."""
         if Fault.SILENT not in run.peer.faults:
             return
         results: list[object] = []
@@ -304,7 +306,7 @@ class NotifierContract(Contract[NotifierPeer]):
         async def one(notifier: Notifier, destination: str) -> None:
             try:
                 results.append(await notifier.deliver(destination, a_payload()))
-            except Exception as error:  # noqa: BLE001 - the plugin is closed: it may say so in its own way
+            except Exception as error:  # noqa: BLE001 - a closed plugin may raise anything
                 results.append(error)
 
         async with run.peer.failing(Fault.SILENT) as destination, trio.open_nursery() as nursery:
@@ -313,13 +315,13 @@ class NotifierContract(Contract[NotifierPeer]):
                     nursery.start_soon(one, notifier, destination)
                 await trio.sleep(_IN_FLIGHT_S)
             with run.watched(run.times.answer_s, "a delivery in flight while the plugin was closed"):
-                while len(results) < _FEW:  # noqa: ASYNC110 - they end by themselves
+                while len(results) < _FEW:  # noqa: ASYNC110 - no event for their end
                     await trio.sleep(0.01)
         assert not [one for one in results if isinstance(one, Delivered)], "a false success"
 
     @promise
     async def test_a_stop_in_mid_delivery_closes_it(self, run: Run[NotifierPeer]) -> None:
-        """All that has the plugin open is cancelled, its own context too: everything ends promptly."""
+        """When the task that has opened the plugin is cancelled, everything ends promptly."""
         if Fault.SILENT not in run.peer.faults:
             return
 
@@ -335,8 +337,8 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_it_leaves_nothing_behind(self, run: Run[NotifierPeer]) -> None:
-        """When it is closed no task, thread, socket or file of its own is left, also after a cancel."""
-        await self._work(run)  # what is made once for the whole process is no leak
+        """After closing no task, thread, socket or file of the plugin is left, also after a cancel."""
+        await self._work(run)  # what is made once per process is no leak
         before = resources()
         await self._work(run)
         await run.nothing_left(before)
@@ -356,14 +358,14 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_its_check_tells_what_it_found(self, run: Run[NotifierPeer]) -> None:
-        """A notifier that has `check()` answers one line, in time, and delivers nothing by it."""
+        """`check()`, where there is one, returns one line within the time limit and delivers nothing."""
         async with run.opened() as notifier:
             checkable: Any = notifier
             if not isinstance(checkable, Checkable):
                 return
             destination, payload = run.peer.destination(), a_payload()
             found = await run.bounded(checkable.check, run.times.answer_s, "check()")
-            check_line(found, run.peer.secrets, "the answer of check()")
+            check_line(found, run.peer.secrets, "the result of check()")
             await delivered(run, notifier, destination, payload)
             await has(run, destination, payload)
         async with run.opened(hasty=True) as checkable:
@@ -374,5 +376,5 @@ class NotifierContract(Contract[NotifierPeer]):
                         await run.bounded(checkable.check, run.times.answer_s, what)
                     except AssertionError:
                         raise
-                    except Exception as error:  # noqa: BLE001 - how a check says no
+                    except Exception as error:  # noqa: BLE001 - a failed check may raise anything
                         check_line(repr(error), run.peer.secrets, "the reason of check()")

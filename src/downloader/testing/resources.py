@@ -1,4 +1,4 @@
-"""What a process has in use, so that a test can tell what a plugin has left behind."""
+"""The tasks, threads and descriptors of a process, to find those that a plugin has left behind."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import trio
 import trio_asyncio
 
 _IDLE_WORKER = re.compile(r"Trio thread \d+")
-"""The name of a thread that Trio keeps for a while and that does nothing; a busy one has another name."""
+"""The name of an idle thread that Trio keeps for reuse; a busy thread has another name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What this process has in use at one moment."""
+    """What this process uses at one moment."""
 
     tasks: frozenset[trio.lowlevel.Task]
     aio_tasks: frozenset[asyncio.Task[Any]]
@@ -28,7 +28,7 @@ class Resources:
     """Descriptor, device, inode, kind."""
 
     def since(self, before: Resources) -> str:
-        """What has been added since `before`, for a message; empty: nothing."""
+        """What is in use now and was not in `before`, for a message; empty if nothing."""
         added = [f"the task {task.name}" for task in self.tasks - before.tasks]
         added += [f"the asyncio task {task.get_name()}" for task in self.aio_tasks - before.aio_tasks]
         added += [f"the thread {thread.name}" for thread in self.threads - before.threads]
@@ -37,7 +37,7 @@ class Resources:
 
 
 def resources() -> Resources:
-    """Those in use now; to be called within a Trio run."""
+    """What is in use now; to be called within a Trio run."""
     threads = (thread for thread in threading.enumerate() if not _IDLE_WORKER.fullmatch(thread.name))
     return Resources(
         tasks=frozenset(_tasks()),
@@ -62,7 +62,7 @@ def _descriptors() -> list[tuple[int, int, int, str]]:
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names; Linux and macOS have it
         try:
             facts = os.fstat(int(name))
-        except OSError:  # the listing's own
+        except OSError:  # the descriptor of the listing itself
             continue
         kinds = {stat.S_IFSOCK: "socket", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
         kind = kinds.get(stat.S_IFMT(facts.st_mode), "something")

@@ -20,7 +20,7 @@ _MANY = 40
 _RIVALS = 8
 _OTHERS = 3
 _CANCELS_S = (0.0, 0.002, 0.02, 0.1)
-"""Moments at which a put is cancelled: before it does anything, and while it writes."""
+"""When a put is cancelled: before it does anything, and while it writes."""
 _KEY = "NSb/NSb4FOAs9fVaQw"
 _ODD_KEYS = (
     "a/b/c/d/e/f/g/h/NSb/NSb4FOAs9fVaQw",
@@ -32,13 +32,13 @@ _ODD_KEYS = (
     "a%20b/NSb/1",
     "a+b/NSb/1",
 )
-"""Subpaths as clients may give them, and the last three, which are easily taken for one another."""
+"""Keys with unusual subpaths. The last three differ, but a wrong encoding makes them equal."""
 _URL = re.compile(r"[!-~]+")
 """Visible ASCII (RFC 3986, 2)."""
 
 
 class StorageContract(Contract[StoragePeer]):
-    """Inherit it, and give it a peer; see `NotifierContract`."""
+    """The suite; a subclass defines `peer`, see `NotifierContract`."""
 
     large_bytes: int = 6 * 1024 * 1024 + 17
     """Size of a large file; more than one part, for a storage that uploads in parts."""
@@ -49,7 +49,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_stored_file_is_complete(self, run: Run[StoragePeer]) -> None:
-        """When `put` returns, they stand under the key: from memory, from a spool file, or none at all."""
+        """When `put` returns, all bytes are stored, from memory or from a spool file."""
         async with run.opened() as storage:
             for number, size in enumerate((1, 70_000, 0)):
                 with a_body(size) as (body, data):
@@ -62,7 +62,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_file_replaces_an_older_one(self, run: Run[StoragePeer]) -> None:
-        """A second put of a key, longer, shorter or large, leaves the new file and nothing of the old one."""
+        """A second put of a key replaces the whole file."""
         async with run.opened() as storage:
             for size, spooled in ((1000, False), (2000, False), (self.large_bytes, True), (10, False)):
                 with a_body(size, spooled=spooled) as (body, data):
@@ -72,7 +72,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_deleted_file_is_gone(self, run: Run[StoragePeer]) -> None:
-        """`delete` deletes this file and no other; one that is not there is no error, once more or ever."""
+        """`delete` deletes this file and no other; deleting a missing file is no error."""
         async with run.opened() as storage:
             await delete(run, storage, _KEY)
             with a_body(100) as (body, data):
@@ -87,7 +87,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_job_that_is_anothers_publishes_nothing(self, run: Run[StoragePeer]) -> None:
-        """`still_ours` answers false: `StorageError`, the key is as it was, and nothing is left over."""
+        """When `still_ours` returns false, `put` raises `StorageError` and stores nothing."""
         async with run.opened() as storage:
             await self._lost(run, storage, None)
             with a_body(100) as (body, data):
@@ -97,23 +97,25 @@ class StorageContract(Contract[StoragePeer]):
     async def _lost(self, run: Run[StoragePeer], storage: Storage, before: bytes | None) -> None:
         for size, spooled in ((50, False), (50, True), (self.large_bytes, True)):
             with a_body(size, spooled=spooled, still_ours=lambda: False) as (body, _):
-                await fails(run, storage, _KEY, body, "whose job is another's")
-            assert await run.peer.read(_KEY) == before, "a put whose job is another's has changed the file"
+                await fails(run, storage, _KEY, body, "of a job that another instance has taken")
+            assert await run.peer.read(_KEY) == before, (
+                "a put of a job that another instance has taken has changed the file"
+            )
         await only(run, *([_KEY] if before is not None else []))
 
     @promise
     async def test_it_asks_whose_the_job_is(self, run: Run[StoragePeer]) -> None:
-        """Every put that is published has asked `still_ours` before."""
+        """`put` calls `still_ours` before it publishes."""
         async with run.opened() as storage:
             for size, spooled in ((50, False), (50, True), (self.large_bytes, True)):
                 asked: list[bool] = []
                 with a_body(size, spooled=spooled, still_ours=lambda: not asked.append(True)) as (body, _):  # type: ignore[func-returns-value]  # noqa: B023 - called within this turn
                     await put(run, storage, _KEY, body)
-                assert asked, "it was published without asking still_ours()"
+                assert asked, "the file was published without a call of still_ours()"
 
     @promise
     async def test_a_cancel_leaves_the_old_file_or_the_new(self, run: Run[StoragePeer]) -> None:
-        """A put that is cancelled at any moment returns promptly; no torn file, and the next put works."""
+        """A cancelled put returns promptly and leaves the old or the new file; the next put succeeds."""
         async with run.opened() as storage:
             with a_body(300) as (body, old):
                 await put(run, storage, _KEY, body)
@@ -132,7 +134,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_many_are_stored_at_once(self, run: Run[StoragePeer]) -> None:
-        """`put` is called from many tasks; every file is complete and in its place."""
+        """`put` is called from many tasks: each file is complete and under its own key."""
         stored: dict[str, bytes] = {}
 
         async def one(storage: Storage, number: int) -> None:
@@ -151,7 +153,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_rivals_leave_one_complete_file(self, run: Run[StoragePeer]) -> None:
-        """Puts of one key at once: whichever is last, the file is one of them from end to end."""
+        """Concurrent puts of one key leave one of the files, complete."""
         candidates: list[bytes] = []
 
         async def one(storage: Storage, number: int) -> None:
@@ -170,7 +172,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_keys_are_taken_as_they_are(self, run: Run[StoragePeer]) -> None:
-        """Subpaths with blanks, signs and any script: each key is a file of its own."""
+        """Keys with spaces, punctuation and any script: each is a separate file."""
         stored: dict[str, bytes] = {}
         async with run.opened() as storage:
             for key in _ODD_KEYS:
@@ -185,7 +187,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_local_is_the_stored_file(self, run: Run[StoragePeer]) -> None:
-        """`local` gives the file with its size, or always `None`; `None` for what is not there."""
+        """`local` returns the file with its size, or always `None`; `None` for a missing file."""
         async with run.opened() as storage:
             assert await storage.local(_KEY) is None, "local() finds what was never stored"
             for size, spooled in ((5000, False), (self.large_bytes, True)):
@@ -197,11 +199,11 @@ class StorageContract(Contract[StoragePeer]):
                 assert found.size == len(data), (
                     f"local() says {found.size} bytes, and {len(data)} were stored"
                 )
-                assert await trio.Path(found.path).read_bytes() == data, "local() leads to another file"
+                assert await trio.Path(found.path).read_bytes() == data, "local() returns another file"
 
     @promise
     async def test_a_file_can_be_found(self, run: Run[StoragePeer]) -> None:
-        """`url` is absolute and without credentials, another for each key; or `""`, and `local` has it."""
+        """`url` returns an absolute URL without credentials for each key; or `""` if `local` has the file."""
         urls: set[str] = set()
         async with run.opened() as storage:
             for key in _ODD_KEYS:
@@ -209,7 +211,7 @@ class StorageContract(Contract[StoragePeer]):
                     await put(run, storage, key, body)
                 url = storage.url(key)
                 if not url:
-                    assert await storage.local(key) is not None, "neither url() nor local() leads to the file"
+                    assert await storage.local(key) is not None, "neither url() nor local() finds the file"
                     continue
                 try:
                     parsed = Url.parse(url)
@@ -223,17 +225,17 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_while_it_is_away_nothing_succeeds(self, run: Run[StoragePeer]) -> None:
-        """What is behind it fails: `StorageError` in time, the old file stays; later it works again."""
+        """While every connection fails `put` raises `StorageError` and keeps the old file."""
         await self._outage(run, Fault.AWAY)
 
     @promise
     async def test_while_it_is_silent_nothing_succeeds(self, run: Run[StoragePeer]) -> None:
-        """It takes the connection and answers nothing: that is no success."""
+        """A server that accepts the connection and answers nothing: `StorageError`."""
         await self._outage(run, Fault.SILENT)
 
     @promise
     async def test_a_lost_answer_is_no_success(self, run: Run[StoragePeer]) -> None:
-        """The connection ends in place of the answer: that is no success."""
+        """The connection is closed before the answer: `StorageError`."""
         await self._outage(run, Fault.CUT)
 
     async def _outage(self, run: Run[StoragePeer], fault: Fault) -> None:
@@ -256,7 +258,7 @@ class StorageContract(Contract[StoragePeer]):
                     check_line(str(error), run.peer.secrets, "the StorageError")
                     deleted = False
             found = await run.peer.read(_KEY)
-            # Whether a request whose answer was lost has been carried out is for the peer to say.
+            # The server may have carried out a request whose answer was lost.
             allowed = tried if fault is Fault.CUT else [old]
             assert found in allowed, f"failed puts have left {short(found)}"
             if deleted:
@@ -284,7 +286,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_files_outlive_the_storage(self, run: Run[StoragePeer]) -> None:
-        """Closed and opened again, with nothing done or with files: they are there, and can be replaced."""
+        """Files are still there when the storage is closed and opened again, and can be replaced."""
         async with run.opened():
             pass
         async with run.opened() as storage:
@@ -299,7 +301,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_two_may_be_open_at_once(self, run: Run[StoragePeer]) -> None:
-        """Instances share a storage: opening or closing one takes nothing from the puts of another."""
+        """Instances share a storage: opening and closing one does not disturb the puts of another."""
         async with run.opened() as first:
             with a_body(self.large_bytes, spooled=True) as (body, data):
                 async with trio.open_nursery() as nursery:
@@ -314,7 +316,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_stop_in_mid_put_closes_it(self, run: Run[StoragePeer]) -> None:
-        """All that has the storage open is cancelled: it ends promptly, without torn files or leftovers."""
+        """When the task that has opened the storage is cancelled, it ends promptly, without partial files."""
 
         async def work(body: Body) -> None:
             async with run.opened() as storage, trio.open_nursery() as nursery:
@@ -334,8 +336,8 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_it_leaves_nothing_behind(self, run: Run[StoragePeer]) -> None:
-        """When it is closed no task, thread, socket or file of its own is left, cancelled puts or not."""
-        await self._work(run)  # what is made once for the whole process is no leak
+        """After closing no task, thread, socket or file of the plugin is left, also after cancels."""
+        await self._work(run)  # what is made once per process is no leak
         before = resources()
         await self._work(run)
         await run.nothing_left(before)

@@ -1,4 +1,4 @@
-"""A TCP proxy between a plugin and its server, which can be made to fail in the ways that networks do."""
+"""A TCP proxy between a plugin and its server, with network failures on demand."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 import trio
 
 _RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: a close with this is a reset, which the other end sees at once and as an error."""
+"""SO_LINGER: closing a socket with this sends a reset."""
 
 
 class Fault(StrEnum):
-    """How a peer fails."""
+    """How a peer can fail."""
 
     AWAY = "away"
-    """Every connection is reset as soon as it is made, and those that are open now."""
+    """New connections and open ones are reset."""
     SILENT = "silent"
-    """Connections are accepted and stay open, and not a byte comes back."""
+    """Connections are accepted and stay open, but no byte comes back."""
     CUT = "cut"
-    """The peer gets the request, and the connection ends, in good order, in place of its answer."""
+    """The peer gets the request, and the connection is closed before its answer."""
 
 
 class TcpProxy:
-    """A running proxy; `open_tcp_proxy` makes one."""
+    """A running proxy, made by `open_tcp_proxy`."""
 
     def __init__(self, target: int | Path) -> None:
         self._target = target
         self._fault: Fault | None = None
         self._connections: set[trio.CancelScope] = set()
         self.port = 0
-        """Where it listens, on 127.0.0.1."""
+        """The port of 127.0.0.1 on which it listens."""
 
     @contextmanager
     def fault(self, fault: Fault) -> Iterator[None]:
-        """Fail like this for as long as the context lasts. Connections that saw it end with it."""
+        """Fail like this while the context is open; at its end all connections are closed."""
         self._fault = fault
         if fault is Fault.AWAY:
             self._drop()
@@ -53,14 +53,14 @@ class TcpProxy:
             scope.cancel()
 
     async def serve(self, client: trio.SocketStream) -> None:
-        """One connection; for `open_tcp_proxy`."""
+        """Serve one connection; for `open_tcp_proxy`."""
         scope = trio.CancelScope()
         self._connections.add(scope)
         try:
             with scope:
                 if self._fault is not Fault.AWAY:
                     await self._relay(client)
-        except OSError:  # the target does not listen: whoever connects to us sees an end
+        except OSError:  # the target does not listen: close the connection
             return
         finally:
             self._connections.discard(scope)
@@ -91,17 +91,17 @@ class TcpProxy:
                 return
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
-        # One direction is broken, so the connection is: both ends are to hear of it.
+        # A connection that is broken in one direction is closed at both ends.
         await trio.aclose_forcefully(source)
         await trio.aclose_forcefully(sink)
 
 
 @asynccontextmanager
 async def open_tcp_proxy(target: int | Path) -> AsyncIterator[TcpProxy]:
-    """A proxy for as long as the context lasts.
+    """Run a proxy while the context is open.
 
     Args:
-        target: what is behind it: a port on 127.0.0.1, or the path of a unix socket.
+        target: the server: a port of 127.0.0.1, or the path of a unix socket.
     """
     proxy = TcpProxy(target)
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""Keeps files in a folder: atomic, durable, and never outside of it."""
+"""Stores files in a folder, atomically and durably; follows no symbolic link out of it."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from downloader.storage import (
 from downloader_plugins.filesystem import tree
 
 _BATCH_FILES = 128
-"""Small files to a batch, each an open descriptor. One thread hop a file takes 0.5 ms of CPU, a batch 0.2 ms;
-measured under load in one process, batches of up to 128 stored 728 files/s, up to 32, 561. Several batches
-at once would be smaller and cost more: 0.23 ms of CPU a file with four, 0.19 ms with one."""
+"""Most files in a batch; each is an open descriptor. Measured: 0.5 ms of CPU a file with a thread call each,
+0.2 ms in batches; 728 files/s in batches of up to 128, 561 in batches of up to 32. Concurrent batches are
+smaller and cost more: 0.23 ms of CPU a file with four, 0.19 ms with one."""
 _BATCH_FOLDERS = 256
-"""Folders to a batch, each an open descriptor too: beyond it a batch takes no more files. With the usual two
-to a file it never gets there, but clients may ask for hundreds, and a process may have but 1,024."""
+"""Most folders in a batch; each is an open descriptor, of which a process may have 1,024 only. A file usually
+needs two folders, but clients may ask for hundreds."""
 _OTHER_THREADS = 16
-"""Threads for large files, deletions and look-ups; of our own, so as not to use up Trio's."""
+"""Threads for large files, deletions and look-ups, apart from Trio's default limit."""
 _FINISH_S = 5.0
-"""What a cancelled put gives a thread that has begun to write it: a disk that takes longer hangs."""
+"""How long a cancelled put waits for the thread that writes the file."""
 
 _MODE = re.compile(r"0?[67][0-7][0-7]")
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 def _absolute(path: Path) -> Path:
-    # What a relative path means must not change with the working directory.
+    # A relative path must not change its meaning with the working directory.
     return path.expanduser().absolute()
 
 
@@ -61,11 +61,11 @@ class FilesystemSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     rootdir: Annotated[Path, AfterValidator(_absolute)]
-    """The folder; created if it is not there."""
+    """The folder; created if it is missing."""
     mode: Annotated[str, BeforeValidator(_mode)] = "0640"
-    """Permissions of stored files, octal, whatever the umask. Who may read files may enter new folders."""
+    """Permissions of stored files, octal, independent of the umask. New folders get matching permissions."""
     fsync: bool = True
-    """Whether a stored file survives a power failure. Switch off only for files that can be fetched again."""
+    """Whether stored files survive a power failure. Switch off only if files can be downloaded again."""
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> Asyn
     """Open the storage; its files stay when it is closed.
 
     Raises:
-        PluginError: the section is at fault, or the folder cannot be written.
+        PluginError: the section is invalid, or the folder cannot be written.
     """
     settings = _parse(section)
     mode = int(settings.mode, base=8)
@@ -113,8 +113,8 @@ class _Filesystem:
     async def put(self, key: str, body: Body) -> None:
         """Store a file; see `Storage.put`.
 
-        A cancel is heeded until the file's writing begins, and then again when it has ended: but for a disk
-        that hangs, nothing is written after this returns or raises.
+        A cancel has no effect while a thread writes the file. So nothing is written after this returns or
+        raises, unless the disk hangs for more than `_FINISH_S`.
         """
         parts = tree.split_key(key)
         if body.data is not None:
@@ -136,7 +136,7 @@ class _Filesystem:
         await self._in_thread(key, partial(tree.delete, self._root, tree.split_key(key)))
 
     async def local(self, key: str) -> StoredFile | None:
-        """Find a file; see `Storage.local`. `None` for a key that no file can have."""
+        """Find a file; see `Storage.local`. `None` for an invalid key."""
         try:
             parts = tree.split_key(key)
         except StorageRefused:
@@ -144,7 +144,7 @@ class _Filesystem:
         return await self._in_thread(key, partial(tree.find, self._root, parts))
 
     def url(self, key: str) -> str:  # noqa: ARG002  # the protocol's
-        """See `Storage.url`: our API serves the files."""
+        """See `Storage.url`: the API serves the files."""
         return ""
 
     async def _write(self, puts: Sequence[tree.Put]) -> Sequence[Exception | None]:

@@ -1,7 +1,7 @@
-"""Files under a root folder, written so that nothing planted below the root leads out of it.
+"""Files under a root folder; symbolic links below the root are never followed.
 
-Plain blocking calls, for threads. Every folder is opened from its parent's descriptor with `O_NOFOLLOW`,
-so a symbolic link in the place of a folder is an error and never a way elsewhere.
+Blocking calls, for threads. Each folder is opened from its parent's descriptor with `O_NOFOLLOW`, so a
+symbolic link in place of a folder is an error.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from typing import Self
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 
 TMP = ".tmp"
-"""Folder under the root for files being written: same filesystem, so that publishing is a rename."""
+"""Folder under the root for files being written; in the same filesystem, so that a rename publishes them."""
 
 _UNFINISHED_MODE = 0o600
-"""Of a file until it is published."""
+"""Mode of a file until it is published."""
 _COPY_BUFFER_BYTES = 1 << 20
-"""Large enough that a system call's cost vanishes, small enough for flat memory."""
+"""Large enough to make the cost of system calls small."""
 _LEFTOVER_AGE_S = 6 * 3600.0
-"""Leftovers of a crash are older than any write in progress by another instance on the same folder."""
+"""Older temporary files are leftovers of a crash: no instance writes a file for so long."""
 _RACES = 50
-"""Tries to publish into a folder that deletions keep removing; each fails only by another deletion."""
+"""Attempts to rename into a folder that concurrent deletions remove."""
 
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FOLDER = _OPEN_ROOT | os.O_NOFOLLOW
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""Non-blocking: a FIFO planted at the path must not hold the thread."""
+"""Non-blocking, so that opening a FIFO at the path does not block the thread."""
 
 Parts = tuple[str, ...]
 
 
 @dataclass(slots=True, kw_only=True)
 class Put:
-    """A small file on its way to disk; `write_all` fills in the rest."""
+    """A small file to be stored; `write_all` sets the last three fields."""
 
     key: str
     parts: Parts
     body: Body
     data: bytes
     tmp: str = ""
-    """Its name under `TMP` while it has one."""
+    """Name of its temporary file, while there is one."""
     fd: int = -1
     error: Exception | None = None
-    """Why it is not stored; `None` after `write_all`: it is."""
+    """Why it was not stored; `None` if it was."""
 
 
 class Folders:
-    """Folders opened below a root during one piece of work; closed together at its end.
+    """Descriptors of folders below a root, closed together at the end of the `with` block.
 
     Args:
-        root: the folder that all others are in.
-        mode: of the files that new folders are for.
+        root: the root folder.
+        mode: of the files that new folders will contain.
     """
 
     def __init__(self, root: Path, *, mode: int = 0) -> None:
@@ -84,8 +84,8 @@ class Folders:
         """Descriptor of a folder, valid until the `with` block ends.
 
         Raises:
-            OSError: `ENOENT` if it is not there (with `create`: if it or a parent was removed meanwhile),
-                `ENOTDIR` or `ELOOP` if something else stands in its place.
+            OSError: `ENOENT` if it is missing (with `create`: if it or a parent was removed meanwhile),
+                `ENOTDIR` or `ELOOP` if something else has its name.
         """
         fd = self._open.get(parts)
         if fd is None:
@@ -98,14 +98,14 @@ class Folders:
         return fd
 
     def forget(self, parts: Parts) -> None:
-        """Have the folder and its parents opened anew: somebody has removed one of them."""
+        """Let `open` open the folder and its parents again, after one of them was removed."""
         for length in range(1, len(parts) + 1):
             fd = self._open.pop(parts[:length], None)
             if fd is not None:
-                self._stale.append(fd)  # kept for `sync`: an earlier file of this batch may be in it
+                self._stale.append(fd)  # for `sync`: an earlier file of this batch may be in it
 
     def sync(self) -> None:
-        """Make the entries of every opened folder durable, inner folders first."""
+        """Fsync every opened folder, inner folders first."""
         for fd in self._stale:
             os.fsync(fd)
         for parts in sorted(self._open, key=len, reverse=True):
@@ -114,12 +114,12 @@ class Folders:
 
 
 def folder_mode(mode: int) -> int:
-    """The mode of folders for files of this one: who may read the files may enter."""
+    """The mode of folders for files with this mode: users who may read the files may enter the folders."""
     return 0o300 | mode | (mode & 0o444) >> 2
 
 
 def _open_child(name: str, *, parent: int, mode: int | None) -> int:
-    """Open a folder; with a mode, create it where it is missing."""
+    """Open a folder; if a mode is given, create it when it is missing."""
     try:
         return os.open(name, _OPEN_FOLDER, dir_fd=parent)
     except FileNotFoundError:
@@ -130,34 +130,34 @@ def _open_child(name: str, *, parent: int, mode: int | None) -> int:
     except FileExistsError:
         return os.open(name, _OPEN_FOLDER, dir_fd=parent)
     fd = os.open(name, _OPEN_FOLDER, dir_fd=parent)
-    # Whatever the umask; the bits above, such as setgid, come from the parent.
+    # Independent of the umask; higher bits, such as setgid, are inherited from the parent.
     os.fchmod(fd, os.fstat(fd).st_mode & ~0o777 | mode)
     return fd
 
 
 def split_key(key: str) -> Parts:
-    """The components of a key.
+    """Split a key into its parts.
 
     Raises:
-        StorageRefused: absolute, empty or with `.`, `..`, NUL or an empty component, or inside `TMP`.
+        StorageRefused: the key is absolute or inside `TMP`, or has a NUL or an empty, `.` or `..` part.
     """
     parts = tuple(key.split("/"))
     if "\0" in key or parts[0] == TMP or any(part in ("", ".", "..") for part in parts):
-        raise StorageRefused(f"not a path that can be stored under: {key!r}")
+        raise StorageRefused(f"not a valid key: {key!r}")
     return parts
 
 
 def storage_error(key: str, exc: OSError) -> StorageError:
-    """What a failed system call means for the caller; names the key, never the root."""
+    """The `StorageError` for a failed system call; names the key, never the root."""
     reason = os.strerror(exc.errno) if exc.errno else str(exc)
     if exc.errno in (errno.ENOTDIR, errno.ELOOP):
-        reason = "something that is no folder stands in the place of one"
+        reason = "a folder of its path is not a folder"
     kind = StorageRefused if exc.errno == errno.ENAMETOOLONG else StorageError
     return kind(f"file {key!r}: {reason}")
 
 
 def prepare(root: Path, *, mode: int) -> None:
-    """Create the root for files of this mode, check that it can be written, sweep old leftovers.
+    """Create the root for files of this mode, check that it can be written, delete old temporary files.
 
     Raises:
         OSError: it cannot be created or written.
@@ -174,17 +174,17 @@ def prepare(root: Path, *, mode: int) -> None:
 def _sweep(tmp: int) -> None:
     oldest = time.time() - _LEFTOVER_AGE_S
     for name in os.listdir(tmp):
-        with suppress(OSError):  # gone, or not ours to remove: the next start tries again
+        with suppress(OSError):  # gone, or no permission: the next start tries again
             facts = os.stat(name, dir_fd=tmp, follow_symlinks=False)
             if not stat.S_ISDIR(facts.st_mode) and facts.st_mtime < oldest:
                 os.unlink(name, dir_fd=tmp)
 
 
 def write_all(root: Path, puts: Sequence[Put], *, mode: int, fsync: bool) -> None:
-    """Store small files, sharing the system calls that can be shared; `Put.error` tells of each.
+    """Store small files together; sets `Put.error` of those that fail.
 
-    Step by step for all of them, so that the filesystem can commit them together; one that fails drops out
-    and disturbs no other. Their folders are made durable once, at the end.
+    Each step is done for all files before the next one, so that the filesystem can commit them together. A
+    file that fails does not affect the others. Their folders are fsynced once, at the end.
     """
     with Folders(root, mode=mode) as folders:
         try:
@@ -216,7 +216,7 @@ def _try(step: Callable[[Put], None], put: Put) -> None:
         step(put)
     except OSError as exc:
         put.error = storage_error(put.key, exc)
-    except Exception as exc:  # noqa: BLE001 - raised again in its own task; its neighbours must not suffer
+    except Exception as exc:  # noqa: BLE001 - raised in the file's own task
         put.error = exc
 
 
@@ -229,13 +229,13 @@ def _write(put: Put, tmp: int, *, mode: int, begin: bool) -> None:
     name = secrets.token_hex(8)
     put.fd = os.open(name, _CREATE, _UNFINISHED_MODE, dir_fd=tmp)
     put.tmp = name
-    os.fchmod(put.fd, mode)  # whatever the umask
+    os.fchmod(put.fd, mode)  # independent of the umask
     written = os.write(put.fd, put.data)
     while written < len(put.data):
         written += os.write(put.fd, memoryview(put.data)[written:])
     if begin and hasattr(os, "posix_fadvise"):
-        # Makes Linux begin to write back, and ext4 to allocate, now: then one journal commit serves the
-        # fsyncs of the whole batch. Measured with batches of 16: a third of the time, half of the CPU.
+        # Linux then begins to write back, and ext4 to allocate, at once, so that one journal commit serves
+        # all fsyncs of the batch. Measured with batches of 16: a third of the time, half of the CPU.
         os.posix_fadvise(put.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
@@ -256,7 +256,7 @@ def _clean(put: Put, tmp: int) -> None:
     with suppress(OSError):
         if put.fd >= 0:
             os.close(put.fd)
-    with suppress(OSError):  # swept at a later start
+    with suppress(OSError):  # a later start deletes it
         if put.tmp:
             os.unlink(put.tmp, dir_fd=tmp)
 
@@ -267,7 +267,7 @@ def _check_ours(key: str, body: Body) -> None:
 
 
 def rename_into(folders: Folders, parts: Parts, *, source: str | Path, source_dir: int | None) -> None:
-    """Rename a file to its place, creating folders, also while deletions remove them as empty."""
+    """Rename a file to its place; creates the folders, again if a concurrent deletion removes them."""
     for tries_left in reversed(range(_RACES)):
         try:
             folder = folders.open(parts[:-1], create=True)
@@ -281,18 +281,17 @@ def rename_into(folders: Folders, parts: Parts, *, source: str | Path, source_di
 
 
 def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: int, fsync: bool) -> None:
-    """Store a spool file: by a rename, or by a copy where it lies on another filesystem.
+    """Store a spool file: rename it, or copy it from another filesystem.
 
     Raises:
-        StorageError: not stored; the spool file may be left.
-        OSError: the same.
+        StorageError, OSError: not stored; the spool file may be left.
     """
     with Folders(root, mode=mode) as folders:
         fd = os.open(source, _READ)
         try:
             facts = os.fstat(fd)
             if not stat.S_ISREG(facts.st_mode) or facts.st_size != body.size:
-                raise StorageError(f"file {key!r} was not stored: its spool file is not what was written")
+                raise StorageError(f"file {key!r} was not stored: its spool file has changed")
             if facts.st_dev == os.fstat(folders.open((), create=False)).st_dev:
                 os.fchmod(fd, mode)
                 _check_ours(key, body)
@@ -313,12 +312,14 @@ def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: 
 
 
 def _check_no_link(folders: Folders, parts: Parts) -> None:
-    """Nobody may have put a link in the spool file's place between its check and its rename."""
+    """Refuse a symbolic link that replaced the spool file between its check and its rename."""
     folder = folders.open(parts[:-1], create=False)
-    with suppress(FileNotFoundError):  # deleted again meanwhile
+    with suppress(FileNotFoundError):  # deleted meanwhile
         if stat.S_ISLNK(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode):
             os.unlink(parts[-1], dir_fd=folder)
-            raise StorageError(f"file {'/'.join(parts)!r} was not stored: a link replaced its spool file")
+            raise StorageError(
+                f"file {'/'.join(parts)!r} was not stored: a symbolic link replaced its spool file"
+            )
 
 
 def _copy(
@@ -333,13 +334,13 @@ def _copy(
         _check_ours(key, body)
         rename_into(folders, parts, source=name, source_dir=tmp)
     except BaseException:
-        with suppress(OSError):  # swept at a later start
+        with suppress(OSError):  # a later start deletes it
             os.unlink(name, dir_fd=tmp)
         raise
 
 
 def _copy_bytes(source: int, target: int, *, key: str, size: int, fsync: bool) -> None:
-    """Fill and close `target`."""
+    """Copy all bytes, then close `target`."""
     with os.fdopen(target, "wb") as out, os.fdopen(os.dup(source), "rb", buffering=0) as file:
         shutil.copyfileobj(file, out, _COPY_BUFFER_BYTES)
         out.flush()
@@ -350,10 +351,10 @@ def _copy_bytes(source: int, target: int, *, key: str, size: int, fsync: bool) -
 
 
 def delete(root: Path, parts: Parts) -> None:
-    """Delete a file and the folders that this leaves empty.
+    """Delete a file, and its folders if they are empty then.
 
     Raises:
-        OSError: it is there and cannot be deleted.
+        OSError: it exists and cannot be deleted.
     """
     with Folders(root) as folders:
         try:
@@ -363,12 +364,12 @@ def delete(root: Path, parts: Parts) -> None:
         for length in range(len(parts) - 1, 0, -1):
             try:
                 os.rmdir(parts[length - 1], dir_fd=folders.open(parts[: length - 1], create=False))
-            except OSError:  # in use again, mostly; an empty folder does no harm
+            except OSError:  # mostly because it is in use again; an empty folder does no harm
                 return
 
 
 def find(root: Path, parts: Parts) -> StoredFile | None:
-    """The regular file at this place, if there is one and no link leads to it."""
+    """The regular file with this key, if there is one; follows no symbolic link."""
     with Folders(root) as folders:
         try:
             folder = folders.open(parts[:-1], create=False)
