@@ -180,12 +180,11 @@ class JobSpec:
 
 
 _SPEC_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("aggr_id", "aggr_limit", "url")),
-    **{
-        f.name: (f.default_factory() if callable(f.default_factory) else f.default)
-        for f in fields(JobSpec)
-        if f.name not in ("id", "unknown", "aggr_id", "aggr_limit", "url")
-    },
+    f.name: f.default_factory()
+    if callable(f.default_factory)
+    else f.default  # `MISSING`, which no value equals
+    for f in fields(JobSpec)
+    if f.name not in ("id", "unknown")
 }
 _spec_values = attrgetter(*_SPEC_DEFAULTS)
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -83,23 +84,17 @@ def fetch(
 def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchRequest]:
     from downloader.service import FetchRequest, check_url
 
-    for url in urls:
+    named = ((repr(url), url) for url in urls)
+    for name, url in itertools.chain(named, _lines(from_file) if from_file else ()):
         try:
             yield FetchRequest(url=check_url(url), mime_type=mime)
         except ValueError as error:
-            raise ConfigError(f"{url!r}: {error}") from None
-    if not from_file:
-        return
+            raise ConfigError(f"{name}: {error}") from None
+
+
+def _lines(from_file: str) -> Iterator[tuple[str, str]]:
+    """`FILE, line NUMBER` and text of each line but blank ones and comments; a # in a URL is its fragment."""
     name = "standard input" if from_file == "-" else from_file
-    for number, line in _lines(from_file, name):
-        try:
-            yield FetchRequest(url=check_url(line), mime_type=mime)
-        except ValueError as error:
-            raise ConfigError(f"{name}, line {number}: {error}") from None
-
-
-def _lines(from_file: str, name: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines without blank ones and comments; a # inside a URL is its fragment."""
     try:
         data = sys.stdin.buffer.read() if from_file == "-" else Path(from_file).read_bytes()
         text = data.decode("utf-8-sig")
@@ -109,7 +104,7 @@ def _lines(from_file: str, name: str) -> Iterator[tuple[int, str]]:
         raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     for number, line in enumerate(text.split("\n"), 1):
         if (stripped := line.strip()) and not stripped.startswith("#"):
-            yield number, stripped
+            yield f"{name}, line {number}", stripped
 
 
 def _settings(folder: OutputFolder, data_dir: Path) -> Settings:

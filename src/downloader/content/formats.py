@@ -1,4 +1,4 @@
-"""Functions that tell the types apart which share a signature.
+"""Functions that distinguish types with the same signature.
 
 Each takes the first bytes of a file that has the signature which `downloader.content.signatures` names beside
 it, and answers a type, or `None` if the file is of none of them. None raises, whatever the bytes; each reads
@@ -202,7 +202,7 @@ def bmp(head: bytes) -> str | None:
 
 
 _BMP_HEADERS = frozenset((12, 40, 48, 52, 56, 64, 108, 124))
-"""Bytes of the headers that bitmaps have; two letters alone would claim texts."""
+"""Lengths of bitmap headers; the two letters alone also match texts."""
 
 
 def icon(head: bytes) -> str | None:
@@ -262,7 +262,7 @@ def cafe_babe(head: bytes) -> str | None:
 
 
 def lzma(head: bytes) -> str | None:
-    """LZMA without a container has no signature: usual properties, an unknown or believable size."""
+    """LZMA without a container has no signature: usual properties, an unknown or plausible size."""
     return "application/x-lzma" if head[12:14] in (b"\0\0", b"\xff\0") else None
 
 

@@ -87,8 +87,8 @@ ALIAS_GROUPS: tuple[tuple[str, ...], ...] = (
     ("video/x-matroska", "video/matroska"),
     ("video/x-ms-asf", "video/x-ms-wmv", "application/vnd.ms-asf"),
 )
-"""Names in one group mean the same type; the first is the registered or usual one. A name may stand in
-several groups (`application/ogg` holds sound or film); such groups are not joined to one."""
+"""Names in one group mean the same type; the first is the registered or usual one. A name may be in
+several groups (`application/ogg` holds sound or film); such groups are not merged."""
 
 _SAME = {
     name: frozenset(other for group in ALIAS_GROUPS if name in group for other in group)

@@ -1,7 +1,7 @@
-"""The media type of a file, judged on its first bytes as libmagic judges; never on a header or a name.
+"""The media type of a file, from its first bytes by libmagic's rules; never from a header or a name.
 
-Looked up in this order: signatures of what the web serves (`downloader.content.signatures`), for text what
-libmagic's rules for text say, for the rest puremagic, which knows a thousand rare formats.
+The order is: signatures of types that the web serves (`downloader.content.signatures`), libmagic's rules for
+text, then puremagic, which knows a thousand rare formats.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from downloader.content.json_syntax import judge_json
 from downloader.content.signatures import LEADING_SIGNATURES, by_signature
 
 SNIFF_BYTES = 36 * 1024
-"""First bytes that a verdict needs: the signature of a disc image stands at 32 KiB, all others far before.
-More bytes do not change the verdict."""
+"""How many of the first bytes are examined. The signature of a disc image is at 32 KiB, all others are far
+before it."""
 
 _EMPTY = "application/x-empty"
 _UNKNOWN = "application/octet-stream"
 _TEXT = "text/plain"
 
 _TEXT_BYTES = bytes((*range(7, 14), 27, *range(32, 127), *range(128, 256)))
-"""Bytes that stand in texts in ASCII, UTF-8, ISO 8859 or the code pages of PCs (libmagic's table)."""
+"""Bytes that occur in texts in ASCII, UTF-8, ISO 8859 or the code pages of PCs (libmagic's table)."""
 
 _ENCODINGS = (
     # UTF-32 first: its little-endian mark begins with that of UTF-16.
@@ -40,7 +40,7 @@ _MARKUP_BYTES = 4096
 """How far into a text libmagic looks for tags."""
 
 _SCRIPT_BYTES = 8192
-"""How far it looks for the words of JavaScript."""
+"""How far into a text libmagic looks for JavaScript."""
 
 _RARE_MATCH_BYTES = 4
 """puremagic's shorter signatures (zeros not counted) match any data: it takes 01 00 00 00 for a picture."""
@@ -102,7 +102,7 @@ def _judge_text(text: bytes) -> str:
 
 
 _LEADING_BYTES = 256
-"""Of a text, for the words that it may begin with."""
+"""How far into a text `_LEADING_WORDS` may match."""
 
 _SCRIPT_HOST = rb"#![ \t]*\S*/(?:env[ \t]+)?"
 
@@ -126,7 +126,7 @@ _LEADING_WORDS: Sequence[tuple[re.Pattern[bytes], str]] = (
     (re.compile(rb"-----BEGIN CERTIFICATE-----"), "application/x-pem-file"),
     (re.compile(rb"\\documentclass"), "text/x-tex"),
 )
-"""What a text may begin with, in libmagic's words."""
+"""Beginnings of texts that identify a type, as in libmagic."""
 
 _XML = re.compile(rb"<\?xml", re.IGNORECASE)
 _XHTML = re.compile(rb"<!doctype\s+html|<html\s+xmlns=", re.IGNORECASE)
@@ -171,7 +171,7 @@ def _judge_xml(markup: bytes) -> str:
 
 
 _CSV_LINES = 10
-"""How many libmagic compares."""
+"""How many lines libmagic compares."""
 
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"?')
 
@@ -187,7 +187,7 @@ def _is_csv(text: bytes) -> bool:
 
 
 def _rare(head: bytes) -> str:
-    """What puremagic says of data without a usual signature."""
+    """The type by puremagic, for data without a usual signature."""
     # It compares all its signatures in Python, 0.25 ms; most data begins with none of them.
     if not any(head.startswith(beginnings, offset) for offset, beginnings in _rare_beginnings()):
         return _UNKNOWN

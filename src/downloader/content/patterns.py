@@ -1,6 +1,6 @@
 """The patterns of media types that a job accepts.
 
-Used where a job is accepted, which refuses a malformed pattern, and where its content is judged.
+The API parses them to refuse malformed ones; an attempt compares them with the content's type.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Self
 from downloader.content.media_types import same_types
 
 MAX_PATTERN_CHARS = 4096
-"""Of a whole list: over a hundred types fit, and reading and matching take a few milliseconds at worst."""
+"""Longest list of patterns: enough for over a hundred types; parsing and matching take a few ms at most."""
 
 _CHAR = r"(?:\\.|[^\\\]-])"
 """A character of a class, perhaps escaped."""
@@ -46,7 +46,7 @@ class _Glob:
     """One pattern."""
 
     text: str
-    """As the client gave it, without `!` and surrounding blanks; for people."""
+    """As the client sent it, without `!` and surrounding blanks; for messages."""
     tokens: Sequence[_Star | _CharClass]
 
     @classmethod
@@ -66,7 +66,8 @@ class _Glob:
         return any(self._matches(name) for name in names)
 
     def _matches(self, name: str) -> bool:
-        # All places in the name that the tokens so far can lead to: without backtracking no pattern is slow.
+        # The positions in the name that the tokens so far can match up to. There is no backtracking, so no
+        # pattern is slow.
         places = {0}
         for token in self.tokens:
             if isinstance(token, _Star):
@@ -135,7 +136,7 @@ class MimePatterns:
         return cls(tuple(wanted), tuple(unwanted))
 
     def mismatch(self, mime: str) -> str | None:
-        """`None` when the type is accepted, else the contract's sentence for the callback.
+        """`None` if the type is accepted, else the text of the callback's `error`.
 
         It names the negated pattern that matched, or all of the others as they were given.
         """

@@ -38,6 +38,7 @@ from downloader.net import (
     Transport,
     Url,
     UrlError,
+    Use,
     build_request,
     parse_retry_after,
 )
@@ -191,8 +192,8 @@ class Fetcher:
     async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> _Answer:
         """Send the request and follow redirects; returns a response that is a success."""
         spec = lease.spec
-        url = _url(spec.url)
-        proxy = _proxy(lease.proxy) if lease.proxy else None
+        url = _parse(spec.url, "download", "the job's URL")
+        proxy = _parse(lease.proxy, "proxy", "the URL of the aggregation's proxy") if lease.proxy else None
         headers = job_headers(self.base, user_agent=spec.user_agent, headers=spec.request_headers)
         for _ in range(self.limits.redirects + 1):
             route = Route(
@@ -306,18 +307,11 @@ def _one_line(exc: StorageError) -> str:
     return " ".join(str(exc).split())[:MAX_PLUGIN_CHARS]
 
 
-def _url(text: str) -> Url:
+def _parse(text: str, use: Use, what: str) -> Url:
     try:
-        return Url.parse(text)
-    except UrlError as exc:  # the API refuses such jobs, but an older version of it may have taken this one
-        raise FetchError(f"the job's URL {exc.detail}", ErrorCode.PROTOCOL) from exc
-
-
-def _proxy(text: str) -> Url:
-    try:
-        return Url.parse(text, "proxy")
-    except UrlError as exc:
-        raise FetchError(f"the URL of the aggregation's proxy {exc.detail}", ErrorCode.PROTOCOL) from exc
+        return Url.parse(text, use)
+    except UrlError as exc:  # the API refuses such jobs, but an older version may have accepted this one
+        raise FetchError(f"{what} {exc.detail}", ErrorCode.PROTOCOL) from exc
 
 
 def _redirect(url: Url, location: bytes | None) -> Url:

@@ -11,6 +11,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
 
@@ -192,13 +193,10 @@ async def run_workload(
         held=held,
     )
     stop.on_begin(running.stop_begins)
+    renew = partial(keep_leases, clock=clock)
     async with trio.open_nursery() as services:
-
-        async def renew() -> None:
-            await keep_leases(store, workload.kind, owner, held.keys(), workload.lease_s, clock=clock)
-
         services.start_soon(commit.run)
-        services.start_soon(renew)
+        services.start_soon(renew, store, workload.kind, owner, held.keys(), workload.lease_s)
         services.start_soon(_sweep, store, workload)
         services.start_soon(_hand_back_hung, running)
         async with trio.open_nursery() as tasks:

@@ -37,7 +37,7 @@ async def settle_downloads(
         return lease, end, plan, keep_s
 
     async def finish(ended: Sequence[Ended]) -> Sequence[Settled]:
-        return await store.finish(owner, [row(lease, end) for lease, end in ended])
+        return await store.finish(owner, [row(*each) for each in ended])
 
     return await _settle(store, owner, Kind.DOWNLOAD, results, finish)
 

@@ -13,8 +13,8 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -279,8 +279,7 @@ async def _run_worker(
     """Run a workload and its reports. When the processor has ended, the stop of callbacks begins."""
     role = worker.role
     worker.counters.gauge("in_flight", worker.held.__len__)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_report, instance, role, worker.report)
+    async with _reporting(instance, role, worker.report):
         instance.running[role] = True
         try:
             await run_workload(
@@ -294,13 +293,19 @@ async def _run_worker(
             )
         finally:
             instance.running[role] = False
+        if role == "processor":
+            _begin_callbacks_stop(instance)
+
+
+@asynccontextmanager
+async def _reporting(
+    instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]
+) -> AsyncIterator[None]:
+    """Report the role while the context lasts, then delete its report."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_report, instance, role, more)
+        yield
         nursery.cancel_scope.cancel()
-    if role == "processor":
-        _begin_callbacks_stop(instance)
-    await _leave(instance, role)
-
-
-async def _leave(instance: Instance, role: str) -> None:
     try:
         await instance.store.leave(instance.owner, role)
     except StoreError as error:
@@ -347,11 +352,8 @@ def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
 async def _run_api(
     instance: Instance, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    async with trio.open_nursery() as background:
-        background.start_soon(_report, instance, "api", dict)
+    async with _reporting(instance, "api", dict):
         await serve(task_status=task_status)
-        background.cancel_scope.cancel()
-    await _leave(instance, "api")
 
 
 async def _stop_callbacks(instance: Instance) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -226,13 +227,9 @@ async def _work(run: _Run, store: JobStore, fetcher: Fetcher) -> None:
                 disk_has_room=lambda: True,
                 run=run,
             )
-
-            async def leased(*, task_status: trio.TaskStatus[None]) -> None:
-                await run_workload(
-                    store, workload, owner=owner, wake=run.wake, stop=run.stop, task_status=task_status
-                )
-
-            await work.start(leased)
+            await work.start(
+                partial(run_workload, store, workload, owner=owner, wake=run.wake, stop=run.stop)
+            )
             await _submit(run, store)
         nursery.cancel_scope.cancel()
 

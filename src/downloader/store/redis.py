@@ -337,9 +337,7 @@ def _url_options(url: str) -> dict[str, Any]:
 
 
 def _host_port(node: str) -> tuple[str, int]:
-    host, colon, port = node.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ConfigError(f"redis.sentinel.nodes: {node!r} is not host:port")
+    host, _, port = node.rpartition(":")
     return host.strip("[]"), int(port)
 
 

@@ -183,7 +183,7 @@ class RedisStore:
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
         """See `JobStore.waiting`."""
         call = {"kind": kind, "without": list(without)}
-        return sum((await self._ask(self._all, lambda s: self._client.run("waiting", s, call))).values())
+        return sum(await self._run_on_all("waiting", call))
 
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
@@ -255,16 +255,14 @@ class RedisStore:
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         """See `JobStore.sweep`."""
         call = {"kind": kind, "count": count}
-        answers = await self._ask(self._all, lambda shard: self._client.run("sweep", shard, call))
-        return [job_id for ids in answers.values() for job_id in ids]
+        return [job_id for ids in await self._run_on_all("sweep", call) for job_id in ids]
 
     # The end of a job
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """See `JobStore.reap`."""
         call = {"count": count, "hold_ms": _ms(hold_s)}
-        answers = await self._ask(self._all, lambda shard: self._client.run("reap", shard, call))
-        found = [records.fields(answer) for answer in answers.values()]
+        found = [records.fields(answer) for answer in await self._run_on_all("reap", call)]
         waits = [each["due_ms"] / 1000 for each in found if each["due_ms"] >= 0]
         jobs = [records.reapable(flat) for each in found for flat in each["jobs"]]
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
@@ -331,9 +329,7 @@ class RedisStore:
 
     async def load(self, count: int) -> Load:
         """See `JobStore.load`."""
-        call = {"count": count}
-        answers = await self._ask(self._all, lambda shard: self._client.run("busiest", shard, call))
-        return records.load(answers.values(), count)
+        return records.load(await self._run_on_all("busiest", {"count": count}), count)
 
     async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
         """See `JobStore.report`."""
@@ -389,6 +385,11 @@ class RedisStore:
     @property
     def _all(self) -> range:
         return range(self._keys.shards)
+
+    async def _run_on_all(self, script: str, call: Mapping[str, Any]) -> Sequence[Any]:
+        """The answers of all shards that answer. Raises as `_ask` does."""
+        answers = await self._ask(self._all, lambda shard: self._client.run(script, shard, call))
+        return list(answers.values())
 
     async def _settle(
         self,

@@ -213,7 +213,6 @@ def _hidden(values: Any, shown: Any) -> Iterator[str]:
         yield values.get_secret_value()
     elif isinstance(values, str) and isinstance(shown, str) and values != shown:
         yield values
-        if userinfo := userinfo_of(values):
-            yield userinfo
-            yield from (unquote(part) for part in userinfo.split(":", 1)[1:])
-            yield from userinfo.split(":", 1)[1:]
+        userinfo = userinfo_of(values)
+        password = userinfo.partition(":")[2]
+        yield from (userinfo, password, unquote(password))
