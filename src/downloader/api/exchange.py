@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 from hypercorn.protocol.events import Event, Request
@@ -21,7 +20,7 @@ from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.typing import ConnectionState
 
 from downloader.api.asgi import Gone, Message, send_problem
-from downloader.api.limits import PIECE_BYTES
+from downloader.api.limits import PIECE_BYTES, Connection
 from downloader.api.problems import INTERNAL, Problem, Refused
 from downloader.errors import first_leaf
 from downloader.observe import Event as LogEvent
@@ -55,26 +54,10 @@ class BodyTaken(Event):
     size: int
 
 
-class Transport(Protocol):
-    """The connection of an exchange."""
-
-    reserved: bool
-
-    def add_busy(self, change: int) -> None:
-        """Add to the number of exchanges that are not waiting for the client."""
-
-    def send_deadline(self) -> AbstractContextManager[object]:
-        """A context that bounds the sending of one piece of a response.
-
-        Raises:
-            Gone: the client did not take it in time.
-        """
-
-
 class Exchange(HTTPStream):
     """One request and its response. The protocol passes the request to `handle`, which never waits."""
 
-    def __init__(self, transport: Transport, protocol: H11Protocol | H2Protocol, stream_id: int) -> None:
+    def __init__(self, transport: Connection, protocol: H11Protocol | H2Protocol, stream_id: int) -> None:
         """`transport` is the connection, and `protocol` the one of it."""
         super().__init__(
             *(protocol.app, protocol.config, protocol.context, protocol.task_group, protocol.ssl),

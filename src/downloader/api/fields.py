@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
 from itertools import pairwise
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
@@ -219,60 +219,52 @@ def parse_job(
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
         raise _refusal(error) from None
-    _check_bucket(request, buckets)
-    kind, destination = _callback(request, backends)
-    error_kind, error_destination = _error_callback(request, backends)
-    fields = dict(request) | {
-        "callback_type": kind,
-        "callback_dst": destination,
-        "callback_error_type": error_kind or kind,
-        "callback_error_dst": error_destination or destination,
-    }
-    callback_url = fields.pop("callback_url")
+    fields = dict(request)
+    if bool(request.s3_bucket) != bool(request.s3_region):
+        missing = "s3_region" if request.s3_bucket else "s3_bucket"
+        raise _refused(missing, "required", "is required with the other one")
+    if request.s3_bucket and not buckets(request.s3_bucket):
+        raise _refused("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets")
+    destination_field = _complete_callbacks(fields, backends)
     if not isinstance(request.extra, str):
         fields["extra"] = member_text(body, "extra")
     spec = JobSpec(id=new_id(request.aggr_id), created_ms=now_ms(), **fields)
     if caller is not None:
-        check_job(caller, spec, destination_field="callback_url" if callback_url else "callback_dst")
+        check_job(caller, spec, destination_field=destination_field)
     return spec
 
 
-def _check_bucket(request: DownloadRequest, buckets: Allows) -> None:
-    if bool(request.s3_bucket) != bool(request.s3_region):
-        _refuse(
-            "s3_region" if request.s3_bucket else "s3_bucket", "required", "is required with the other one"
-        )
-    if request.s3_bucket and not buckets(request.s3_bucket):
-        _refuse("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets")
+def _complete_callbacks(fields: dict[str, Any], backends: frozenset[str]) -> str:
+    """Check the callbacks, and fill in those given by `callback_url` or left out.
 
-
-def _callback(request: DownloadRequest, backends: frozenset[str]) -> tuple[str, str]:
-    if request.callback_url:
+    Returns:
+        The field that `callback_dst` was read from.
+    """
+    url = fields.pop("callback_url")
+    if url:
         if "http" not in backends:
-            _refuse("callback_url", "unknown_backend", "needs the http backend, which is not configured here")
-        _check_destination("callback_url", "http", request.callback_url)
-        return "http", request.callback_url
-    kind, destination = request.callback_type, request.callback_dst
-    if not kind and not destination and request.s3_bucket:
-        return "", ""
-    _check_pair(("callback_type", kind), ("callback_dst", destination), backends)
-    return kind, destination
+            raise _refused(
+                "callback_url", "unknown_backend", "needs the http backend, which is not configured here"
+            )
+        _check_destination("callback_url", "http", url)
+        fields |= {"callback_type": "http", "callback_dst": url}
+    elif fields["callback_type"] or fields["callback_dst"] or not fields["s3_bucket"]:
+        _check_pair(fields, "callback_type", "callback_dst", backends)
+    if fields["callback_error_type"] or fields["callback_error_dst"]:
+        _check_pair(fields, "callback_error_type", "callback_error_dst", backends)
+    else:
+        fields["callback_error_type"] = fields["callback_type"]
+        fields["callback_error_dst"] = fields["callback_dst"]
+    return "callback_url" if url else "callback_dst"
 
 
-def _error_callback(request: DownloadRequest, backends: frozenset[str]) -> tuple[str, str]:
-    kind, destination = request.callback_error_type, request.callback_error_dst
-    if kind or destination:
-        _check_pair(("callback_error_type", kind), ("callback_error_dst", destination), backends)
-    return kind, destination
-
-
-def _check_pair(kind: tuple[str, str], destination: tuple[str, str], backends: frozenset[str]) -> None:
-    for name, value in (kind, destination):
-        if not value:
-            _refuse(name, "required", "is required")
-    if kind[1] not in backends:
-        _refuse(kind[0], "unknown_backend", "is not a backend that is configured here")
-    _check_destination(destination[0], kind[1], destination[1])
+def _check_pair(fields: Mapping[str, Any], kind: str, destination: str, backends: frozenset[str]) -> None:
+    for name in (kind, destination):
+        if not fields[name]:
+            raise _refused(name, "required", "is required")
+    if fields[kind] not in backends:
+        raise _refused(kind, "unknown_backend", "is not a backend that is configured here")
+    _check_destination(destination, fields[kind], fields[destination])
 
 
 @lru_cache(maxsize=256)
@@ -286,11 +278,11 @@ def _check_destination(field: str, kind: str, destination: str) -> None:
         else:
             _printable(destination)
     except PydanticCustomError as error:
-        _refuse(field, _code(error.type, error.context), error.message())
+        raise _refused(field, _code(error.type, error.context), error.message()) from None
     if is_reserved(kind, destination):
-        _refuse(field, "reserved", "is one of Kafka's internal topics")
+        raise _refused(field, "reserved", "is one of Kafka's internal topics")
     if kind != "http" and len(destination) > MAX_DESTINATION_CHARS:
-        _refuse(field, "too_long", "has more than 2048 characters")
+        raise _refused(field, "too_long", "has more than 2048 characters")
 
 
 def _refusal(error: ValidationError) -> Refused:
@@ -302,7 +294,7 @@ def _refusal(error: ValidationError) -> Refused:
         if code == "required"
         else first["msg"].replace("Input ", "").replace("dictionary", "object")
     )
-    return _problem(str(first["loc"][0]), code, detail)
+    return _refused(str(first["loc"][0]), code, detail)
 
 
 def _code(kind: str, context: Mapping[str, Any] | None) -> str:
@@ -310,9 +302,5 @@ def _code(kind: str, context: Mapping[str, Any] | None) -> str:
     return str(context["code"]) if kind == "url" and context else _CODES.get(kind, kind)
 
 
-def _refuse(field: str, code: str, detail: str) -> NoReturn:
-    raise _problem(field, code, detail)
-
-
-def _problem(field: str, code: str, detail: str) -> Refused:
+def _refused(field: str, code: str, detail: str) -> Refused:
     return Refused(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail=f"{field} {detail}.", field=field))

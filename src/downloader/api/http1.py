@@ -21,8 +21,8 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import STREAM_ID, H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol
 
-from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Transport
-from downloader.api.limits import PIECE_BYTES
+from downloader.api.exchange import BodyTaken, BodyWanted, Exchange
+from downloader.api.limits import PIECE_BYTES, Connection
 from downloader.api.problems import Problem, Refused, bad_request
 
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -62,7 +62,7 @@ class Http1(H11Protocol):
     connection: Any  # h11's
     stream: Exchange | None
 
-    def __init__(self, transport: Transport, *args: Any) -> None:
+    def __init__(self, transport: Connection, *args: Any) -> None:
         """`args`: of `H11Protocol`."""
         super().__init__(*args)
         self.unread: float = 0

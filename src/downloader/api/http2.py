@@ -22,7 +22,8 @@ from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 
-from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Transport
+from downloader.api.exchange import BodyTaken, BodyWanted, Exchange
+from downloader.api.limits import Connection
 
 FEED_BYTES = 4096
 """Passed to h2 between two checkpoints: in the smallest frames they take it 10 ms."""
@@ -51,7 +52,7 @@ class Http2(H2Protocol):
     """The client may be sending a body."""
     streams: dict[int, Exchange]  # type: ignore[assignment]  # none of them is a WebSocket
 
-    def __init__(self, transport: Transport, *args: Any) -> None:
+    def __init__(self, transport: Connection, *args: Any) -> None:
         """`args`: of `H2Protocol`."""
         super().__init__(*args)
         self._transport = transport

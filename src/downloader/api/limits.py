@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Protocol
@@ -60,6 +61,16 @@ class Connection(Protocol):
 
     async def drain(self) -> None:
         """Take no more requests and close after the last response; the server stops."""
+
+    def add_busy(self, change: int) -> None:
+        """Add to the number of exchanges that are not waiting for the client."""
+
+    def send_deadline(self) -> AbstractContextManager[object]:
+        """A context that bounds the sending of one piece of a response.
+
+        Raises:
+            Gone: the client did not receive it in time.
+        """
 
 
 @dataclass(slots=True, kw_only=True)

@@ -203,11 +203,11 @@ class BoundedServer(TCPServer):
         self._sending: set[trio.CancelScope] = set()
 
     def cut(self) -> None:
-        """Close the connection at once."""
+        """See `Connection`."""
         self._scope.cancel()
 
     def add_busy(self, change: int) -> None:
-        """Add to the number of exchanges that are not waiting for the client."""
+        """See `Connection`."""
         self._busy += change
         self._open_connections.set_waiting(self, waits=not self._busy)
 
@@ -343,11 +343,7 @@ class BoundedServer(TCPServer):
 
     @contextmanager
     def send_deadline(self) -> Iterator[None]:
-        """A context that bounds the sending of one piece.
-
-        Raises:
-            Gone: the client did not receive it in time.
-        """
+        """See `Connection`."""
         limits = self.config.limits
         limit_s = limits.stop_send_s if self.context.terminated.is_set() else limits.send_s
         with trio.CancelScope(deadline=trio.current_time() + limit_s) as scope:
@@ -360,7 +356,7 @@ class BoundedServer(TCPServer):
             raise Gone
 
     async def drain(self) -> None:
-        """Take no more requests and close after the last response; sending gets less time."""
+        """See `Connection`; sending gets less time."""
         deadline = trio.current_time() + self.config.limits.stop_send_s
         for scope in self._sending:
             scope.deadline = min(scope.deadline, deadline)
