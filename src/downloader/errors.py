@@ -1,15 +1,4 @@
-"""Every exception this project raises on purpose.
-
-::
-
-    DownloaderError                one clear line for a person; never a traceback
-    ├── ConfigError                wrong usage or configuration: exit status 2
-    │   └── PluginError            a backend or storage cannot be found, imported or opened
-    ├── StoreError                 Redis or Valkey cannot answer
-    │   ├── StoreUnavailable       unreachable, loading, read-only, out of memory: try again later
-    │   └── StoreRefused           wrong password, wrong layout: trying again does not help
-    └── StorageError               a storage could not take or delete a file
-        └── StorageRefused         final: the bucket is missing or forbidden
+"""The exceptions that this project raises on purpose, for all parts.
 
 `downloader.net` has the errors of requests (`NetError`), `downloader.fetch` those of attempts (`FetchError`).
 """
@@ -24,7 +13,7 @@ class DownloaderError(Exception):
 
 
 class ConfigError(DownloaderError):
-    """Wrong usage or configuration. The text names the wrong key, file or plugin."""
+    """Wrong usage or configuration: exit status 2. The text names the wrong key, file or plugin."""
 
 
 class PluginError(ConfigError):

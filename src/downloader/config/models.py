@@ -373,6 +373,15 @@ class EgressSettings(Section):
     downloads: EgressList = Field(default_factory=EgressList)
     callbacks: EgressList = Field(default_factory=EgressList)
 
+    def policy(self, name: Literal["downloads", "callbacks"]) -> EgressPolicy:
+        """The policy that a list describes.
+
+        Raises:
+            ValueError: an entry is not an address, a range or a name.
+        """
+        lists: EgressList = getattr(self, name)
+        return EgressPolicy.parse(lists.allow, lists.deny, setting=f"egress.{name}")
+
 
 class LogSettings(Section):
     """`[log]`."""
@@ -407,8 +416,8 @@ class Settings(Section):
                     f"{name}.lease must be more than 1.5 times redis.timeout,"
                     " or a slow renewal would come after the lease has ended"
                 )
-        for name, lists in (("downloads", self.egress.downloads), ("callbacks", self.egress.callbacks)):
-            EgressPolicy.parse(lists.allow, lists.deny, setting=f"egress.{name}")
+        self.egress.policy("downloads")
+        self.egress.policy("callbacks")
         return self
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from itertools import zip_longest
 
 import trio
 
@@ -183,8 +184,4 @@ def _alternate_families(addresses: Sequence[str]) -> list[str]:
     six = [address for address in addresses if ":" in address]
     four = [address for address in addresses if ":" not in address]
     first, second = (six, four) if ":" in addresses[0] else (four, six)
-    mixed: list[str] = []
-    while first or second:
-        mixed += first[:1] + second[:1]
-        first, second = first[1:], second[1:]
-    return mixed
+    return [address for pair in zip_longest(first, second) for address in pair if address is not None]

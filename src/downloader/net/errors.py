@@ -1,21 +1,7 @@
 """The errors of requests.
 
-::
-
-    NetError                 also an `httpx2.TransportError`
-    ├── EgressRefused        the operator's policy forbids the address                    final
-    ├── NameNotResolved      no address for the name, or none in time
-    ├── ConnectFailed        refused, reset, unreachable; `errno` is the system's
-    ├── ProxyRefused         the proxy did not connect us
-    ├── TlsFailed            certificate, version, alert                                  final
-    ├── TimedOut             a bounded wait is over
-    ├── ConnectionLost       closed or reset before a byte of the response
-    ├── CutShort             closed or reset inside the response
-    ├── BadResponse          the response is not valid HTTP/1.1, or exceeds a bound       final
-    └── BadRequest           the request cannot be put into HTTP                          final
-
-Each is the httpx2 exception that a caller of an `AsyncClient` expects, too. The texts are one line, hold no
-secret and quote no peer.
+Each is also the httpx2 exception that a caller of an `AsyncClient` expects. The texts are one line, have no
+secret and quote no peer. `downloader.fetch.errors` says which are retried.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
 from downloader.fetch import BucketOpener, Fetcher, open_fetcher
-from downloader.net import EgressPolicy, guarded_client, open_transport, tls_context
+from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Host, Notifier, open_notifiers
 from downloader.service.files import Files
 from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage
@@ -52,10 +52,9 @@ async def open_downloads(
     Raises:
         ConfigError: the spool folder cannot be written, or a certificate file not read.
     """
-    lists = settings.egress.downloads
     async with open_fetcher(
         settings=settings.processor,
-        policy=EgressPolicy.parse(lists.allow, lists.deny, setting="egress.downloads"),
+        policy=settings.egress.policy("downloads"),
         storage=storage,
         own_bucket=own_bucket,
         spool_dir=settings.spool_dir,
@@ -78,7 +77,5 @@ async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[M
 @asynccontextmanager
 async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]:
     """The host for notifiers, with an HTTP client under `egress.callbacks`, and `storage`."""
-    lists = settings.egress.callbacks
-    policy = EgressPolicy.parse(lists.allow, lists.deny, setting="egress.callbacks")
-    async with open_transport(policy, tls=tls_context()) as transport:
+    async with open_transport(settings.egress.policy("callbacks"), tls=tls_context()) as transport:
         yield Host(client=guarded_client(transport), transport=transport, storage=storage)

@@ -9,6 +9,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import trio
@@ -131,6 +132,13 @@ class RedisStore:
         if count == 0:
             shards = [shard for shard in shards if (kind, shard) in self._unanswered]
         self._next_shard = (first + 1) % self._keys.shards
+        common = {
+            "kind": kind,
+            "owner": owner,
+            "lease_ms": _ms(lease_s),
+            "last": list(shares.last),
+            "never": list(shares.never),
+        }
         leases: list[Lease] = []
         waits: list[float] = []
         unproven = shares.unproven
@@ -139,28 +147,11 @@ class RedisStore:
             # slots.
             room = count - len(leases)
             asked, shards = (shards[:room], shards[room:]) if count else (shards, [])
-            rooms = dict(zip(asked, _split(room, len(asked)), strict=True))
-            unprovens = dict(zip(asked, _split(unproven, len(asked)), strict=True))
-
-            async def ask(
-                shard: int,
-                rooms: Mapping[int, int] = rooms,
-                unprovens: Mapping[int, int] = unprovens,
-            ) -> dict[str, Any]:
-                return await self._lease_from(
-                    shard,
-                    {
-                        "kind": kind,
-                        "owner": owner,
-                        "count": rooms[shard],
-                        "lease_ms": _ms(lease_s),
-                        "last": list(shares.last),
-                        "never": list(shares.never),
-                        "unproven": unprovens[shard],
-                    },
-                )
-
-            answers = await self._ask(asked, ask, some=bool(leases or waits))
+            parts = zip(asked, _split(room, len(asked)), _split(unproven, len(asked)), strict=True)
+            calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in parts}
+            answers = await self._ask(
+                asked, partial(self._lease_from, kind, calls), some=bool(leases or waits)
+            )
             for answer in answers.values():
                 granted = [records.lease(kind, flat) for flat in answer["leases"]]
                 unproven -= sum(not lease.proven for lease in granted)
@@ -171,12 +162,14 @@ class RedisStore:
             waits.append(0)
         return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
 
-    async def _lease_from(self, shard: int, call: dict[str, Any]) -> dict[str, Any]:
+    async def _lease_from(
+        self, kind: Kind, calls: Mapping[int, Mapping[str, Any]], shard: int
+    ) -> dict[str, Any]:
         # A call that failed may have been applied. The next call repeats its request id, and the script gives
         # the same leases again; otherwise these tasks would wait until the leases end.
-        key = call["kind"], shard
-        call["request"] = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
-        answer = await self._client.run("lease", shard, call)
+        key = kind, shard
+        request = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
+        answer = await self._client.run("lease", shard, {**calls[shard], "request": request})
         del self._unanswered[key]
         return records.fields(answer)
 
