@@ -122,7 +122,7 @@ async def test_opening_leaves_nothing_in_the_bucket(moto: Moto, bucket: str, fro
         ),
         ("CreateMultipartUpload", s3.error(301, "PermanentRedirect"), "the bucket is in another region"),
         ("CreateMultipartUpload", s3.error(503, "SlowDown"), "SlowDown (503)"),
-        ("CreateMultipartUpload", s3.response(200, b"<html>hello</html>"), "its answer names no upload"),
+        ("CreateMultipartUpload", s3.response(200, b"<html>hello</html>"), "its answer has no UploadId"),
         ("AbortMultipartUpload", s3.error(403, "AccessDenied"), "AccessDenied (403): access denied"),
     ],
 )
@@ -232,7 +232,7 @@ PARTS_MISSING = (
             "InternalError",
         ),
         (s3.response(200, b"<?xml version='1.0'?><CompleteMultipartUploadResult><ETag>"), "S3 bucket"),
-        (s3.response(200, PARTS_MISSING), "has put together 2 of 3 parts"),
+        (s3.response(200, PARTS_MISSING), "the object has 2 of 3 parts"),
         (s3.error(400, "InvalidPart"), "InvalidPart"),
         (s3.error(400, "EntityTooSmall"), "EntityTooSmall"),
     ],

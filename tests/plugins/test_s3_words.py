@@ -44,7 +44,7 @@ def test_services_without_s3_do_not_import_boto3() -> None:
         ({"bucket": "b", "session_token": "x"}, "session_token: "),
         (
             {"bucket": "b", "access_key_id": "x", "secret_access_key": "y", "profile": "z"},
-            "profile and access_key_id: ",
+            "profile: ",
         ),
         ({"bucket": "b", "kms_key_id": "x", "server_side_encryption": "AES256"}, "kms_key_id: "),
         ({"bucket": "b", "server_side_encryption": "aws"}, "server_side_encryption: "),

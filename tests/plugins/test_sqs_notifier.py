@@ -468,7 +468,7 @@ async def test_a_region_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
-    with pytest.raises(PluginError, match=r"^region: is required, as boto3 finds none either$"):
+    with pytest.raises(PluginError, match=r"^region: is required, as boto3 finds none$"):
         async with opened_notifier(open_sqs, {}):
             pass
 

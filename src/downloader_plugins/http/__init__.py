@@ -48,15 +48,15 @@ from downloader.notify import (
 )
 
 ANSWER_BYTES = 64 * 1024
-"""At most so much of an answer is read, head and 1xx included."""
+"""Most bytes of an answer that are read, head and 1xx included."""
 
 ANSWER_S = 2.0
-"""For the rest of an answer whose status has come; it is read only to keep the connection."""
+"""Time limit for the rest of an answer after its status; it is read only to keep the connection."""
 
 _WHSEC = "whsec_"
 
 _DESTINATIONS = 1024
-"""How many parsed destinations are kept."""
+"""How many parsed destinations are cached."""
 
 _FIELDS = (
     (b"User-Agent", b"downloader"),
@@ -77,21 +77,21 @@ class HttpSettings(BaseModel):
     secret: str = Field(default="", repr=False)
     """Standard Webhooks secret (`whsec_` and base64); callbacks are signed with it."""
     secrets: list[str] = Field(default_factory=list, repr=False)
-    """Several, for rotation: each callback carries a signature of each."""
+    """Several secrets, for rotation: each callback has a signature for each."""
     ca_file: str = ""
     """PEM file of the certificate authorities to trust instead of the system's."""
     max_connections: int = Field(default=64, ge=1)
-    """To one destination."""
+    """Most connections to one destination."""
 
 
 @asynccontextmanager
 async def open_http(
     section: Mapping[str, Any], host: Host, *, answer_s: float = ANSWER_S
 ) -> AsyncIterator[Notifier]:
-    """Open the notifier. Its connections are the host's transport's.
+    """Open the notifier, which sends through the host's transport.
 
     Raises:
-        PluginError: the section is at fault.
+        PluginError: the section is invalid.
     """
     settings = parse_section(HttpSettings, section)
     tls = _tls(settings.ca_file)
@@ -133,12 +133,12 @@ def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
 
 
 def _tls(ca_file: str) -> ssl.SSLContext | None:
-    """A context that trusts these authorities; `None`, for the transport's own, without a file."""
+    """A context that trusts these authorities; `None` without a file: the transport has its own."""
     if not ca_file:
         return None
     try:
         return tls_context(ca_file)
-    except OSError as exc:  # ssl.SSLError, for a file without certificates, is one
+    except OSError as exc:  # includes ssl.SSLError, for a file without certificates
         raise PluginError(f"ca_file: {ca_file} cannot be used: {exc.strerror or exc}") from exc
 
 
@@ -152,12 +152,12 @@ class _Http:
     signers: tuple[Webhook, ...]
     transport: Transport
     route: Callable[[str], Route]
-    """Of a destination. Raises `UrlError`."""
+    """The route to a destination. Raises `UrlError`."""
     slots: dict[Origin, trio.Semaphore] = field(default_factory=dict)
-    """`max_connections` for each origin to which a delivery is under way."""
+    """A semaphore of `max_connections` for each origin with deliveries in flight."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
-        """See `Notifier`; reasons hold nothing of the URL but its host."""
+        """See `Notifier`; of the URL, reasons contain only the host."""
         try:
             route = self.route(destination)
         except UrlError as exc:
@@ -183,12 +183,12 @@ class _Http:
         except NetError as exc:
             return RetryLater(str(exc))
         finally:
-            if slots.value == self.max_connections:  # nobody uses it, and nobody waits for it
+            if slots.value == self.max_connections:  # no delivery uses it or waits for it
                 del self.slots[origin]
         return _result(response)
 
     async def _finish(self, response: httpx2.Response) -> None:
-        """Read the rest of an answer, in bounds; nothing that happens here changes what its status says."""
+        """Read the rest of an answer, up to the limits; an error here does not change the result."""
         body = response.stream
         assert isinstance(body, ResponseBody)
         with suppress(NetError), trio.move_on_after(self.answer_s):
@@ -210,7 +210,7 @@ class _Http:
 
 
 def _result(response: httpx2.Response) -> Result:
-    """What the status says."""
+    """The result for a status."""
     status = response.status_code
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return Delivered()

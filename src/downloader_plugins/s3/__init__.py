@@ -1,6 +1,6 @@
-"""Keeps files in S3, or what speaks its protocol: in the service's own bucket, and in those of callers.
+"""Stores files in S3 or a compatible server: in the service's own bucket, and in buckets that jobs name.
 
-Importing this module does not import boto3: services without S3 would pay half a second of CPU for it.
+Importing this module does not import boto3, which takes half a second of CPU.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ if TYPE_CHECKING:  # imported late, with boto3
     from downloader_plugins.s3.client import Clients, Maker
 
 _CLIENTS = 16
-"""Clients kept, one for each region that jobs have named: AWS has more, nobody uses all. Measured: 80 ms of
-CPU and a megabyte each."""
+"""How many clients are cached, one for each region that jobs have named. Measured: 80 ms of CPU and a
+megabyte each."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 
 @asynccontextmanager
 async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # nothing of it is needed
-    """Open the storage, once it is known that its bucket can be written; its files stay when it is closed.
+    """Check that the bucket can be written, then open the storage; its files stay when it is closed.
 
-    Meanwhile leftovers of crashed instances are cleaned up in the background. It has a nursery, so what is
-    raised inside comes out in an exception group.
+    While it is open, a background task aborts leftover uploads of crashed instances. The task is in a
+    nursery, so an exception raised inside leaves in an exception group.
 
     Raises:
-        PluginError: the section is at fault, or the bucket cannot be written.
+        PluginError: the section is invalid, or the bucket cannot be written.
     """
     settings = _parse_own(section)
     threads = Threads()
@@ -75,10 +75,10 @@ async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterato
 
 @asynccontextmanager
 async def open_buckets(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Buckets]:  # noqa: ARG001  # nothing of it is needed
-    """Open access to callers' buckets. Costs nothing until the first is asked for, when boto3 is imported.
+    """Open access to the buckets of jobs. boto3 is imported when the first bucket is used.
 
     Raises:
-        PluginError: the section is at fault.
+        PluginError: the section is invalid.
     """
     buckets = _Buckets(parse_section(BucketsSettings, section))
     try:
@@ -88,7 +88,7 @@ async def open_buckets(section: Mapping[str, Any], host: StorageHost) -> AsyncIt
 
 
 class _Buckets:
-    """`Buckets` on one session, with a client for each region and the same threads for all."""
+    """`Buckets` with one session, a client for each region, and threads that all share."""
 
     def __init__(self, settings: BucketsSettings) -> None:
         self._settings = settings
@@ -103,7 +103,7 @@ class _Buckets:
     async def bucket(self, name: str, region: str) -> Storage:
         """See `Buckets.bucket`."""
         if not is_bucket_name(name):
-            raise StorageRefused(f"not the name of an S3 bucket: {name!r}")
+            raise StorageRefused(f"not a valid name of an S3 bucket: {name!r}")
         if not self._allows(name):
             raise StorageRefused(f"S3 bucket {name} is not allowed by processor.s3.buckets")
         if not _REGION.fullmatch(region):
@@ -118,7 +118,7 @@ class _Buckets:
         return object_url(name, region, key, endpoint_url=self._settings.endpoint_url)
 
     def close(self) -> None:
-        """Close all connections; again does nothing."""
+        """Close all idle connections."""
         while self._clients:
             self._clients.popitem()[1].close()
 
@@ -133,14 +133,14 @@ class _Buckets:
                 maker = await self._threads.run(lambda _: _maker(self._settings))
                 self._regions = await self._threads.run(lambda _: maker.regions())
                 self._maker = maker
-            # Elsewhere the region is but signed for; on AWS it names the host, and one that does not exist
-            # looks like a network that is down.
+            # On AWS the region is part of the host name, and an unknown one would look like a network
+            # failure. Elsewhere it is only part of the signature.
             if not self._settings.endpoint_url and region not in self._regions:
                 raise StorageRefused(f"there is no AWS region {region} with S3")
             if region not in self._clients:
                 self._clients[region] = await self._threads.run(lambda _: maker.clients(region))
                 if len(self._clients) > _CLIENTS:
-                    # Not closed: somebody may be using it. Its connections end with it.
+                    # Not closed, as it may be in use; its connections are closed with the last reference.
                     self._clients.popitem(last=False)
             return self._clients[region]
 
@@ -150,11 +150,11 @@ def _parse_own(section: Mapping[str, Any]) -> S3StorageSettings:
         raise PluginError("bucket: the s3 storage needs the name of a bucket")
     settings = parse_section(S3StorageSettings, section)
     if bool(settings.access_key_id) != bool(settings.secret_access_key):
-        raise PluginError("access_key_id and secret_access_key: neither is of use without the other")
+        raise PluginError("access_key_id and secret_access_key: both are required, or neither")
     if settings.session_token and not settings.access_key_id:
-        raise PluginError("session_token: belongs to an access_key_id")
+        raise PluginError("session_token: needs access_key_id")
     if settings.profile and settings.access_key_id:
-        raise PluginError("profile and access_key_id: only one of them can say who we are")
+        raise PluginError("profile: cannot be used together with access_key_id")
     if settings.kms_key_id and not settings.server_side_encryption.startswith("aws:kms"):
         raise PluginError('kms_key_id: needs server_side_encryption = "aws:kms"')
     return settings

@@ -1,4 +1,4 @@
-"""Files as objects of one S3 bucket. Importing this module imports botocore."""
+"""Stores files as objects of one S3 bucket. Importing this module imports botocore."""
 
 from __future__ import annotations
 
@@ -31,39 +31,39 @@ if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef
 
 MAX_KEY_BYTES = 1024
-"""S3's."""
+"""S3's limit."""
 
 PART_BYTES = 8 * 1024 * 1024
-"""Larger files are sent in parts of this size; S3 takes none below 5 MiB but the last."""
+"""Larger files are sent in parts of this size; S3 requires 5 MiB except for the last part."""
 
 MAX_PARTS = 10_000
-"""S3's, of one upload."""
+"""S3's limit for one upload."""
 
 _PARTS_IN_FLIGHT = 4
-"""Of one upload: enough to fill a link, few enough to leave threads to others."""
+"""Parts of one upload that are sent at once; they must not take all threads."""
 
 _PAUSES_S = (0.2, 1.0)
-"""Before the second and third try at one request: S3 is known to answer 500 or 503 now and then, and a large
-file should not be fetched again for it. With jitter."""
+"""Pauses, with jitter, before a request is repeated: S3 sometimes answers 500 or 503, and a large file should
+not be downloaded again for it."""
 
 _CLEANUP_S, _HURRIED_CLEANUP_S = 10.0, 0.5
-"""How long a failure, and a cancel, wait for an upload to be aborted: a stop has no more. The request goes on
-in its thread; and what is left after all is found by its key when the job is tried again."""
+"""How long a failed `put`, and a cancelled one, waits until its upload is aborted. Then the request goes on
+in its thread; an upload that remains is aborted when the job is tried again."""
 
 _READ_BYTES = 256 * 1024
-"""Of the file for its digest."""
+"""Bytes of the file that are read at once for its digest."""
 
 _LEFTOVER_AGE = timedelta(days=1)
-"""Uploads that began earlier are taken for leftovers of a crash."""
+"""Older uploads are taken for leftovers of a crash."""
 
 _OUR_KEY = re.compile(r"(?:.*/)?(?P<folder>[0-9A-Za-z_-]{3})/(?P=folder)[0-9A-Za-z_-]{11}")
-"""The shape of keys that this service makes."""
+"""The form of keys that this service makes."""
 
 _SWEEP_PAGES = 100
-"""Of a thousand uploads: more is left to the next start."""
+"""Pages of 1000 uploads each; the next start sweeps the rest."""
 
 CHECK_KEY = ".downloader-check"
-"""An upload under this key is begun and aborted to see whether the bucket can be written."""
+"""The key of the upload with which `check` tests whether the bucket can be written."""
 
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
 
@@ -71,7 +71,7 @@ T = TypeVar("T")
 
 
 class _Slice:
-    """A part of a file, for botocore to read, and to read again; opened when it is used, as `open` does."""
+    """A part of a file as a file object that botocore can read and seek."""
 
     def __init__(self, path: Path, offset: int, size: int, call: Call) -> None:
         self._file = path.open("rb", buffering=0)
@@ -102,7 +102,7 @@ class _Slice:
         self._file.close()
 
     def md5(self) -> str:
-        """Of all its bytes, as `Content-MD5` wants it; goes back to the start."""
+        """The value for `Content-MD5`; seeks back to the start."""
         digest = _md5()
         while data := self.read(_READ_BYTES):
             digest.update(data)
@@ -113,11 +113,11 @@ class _Slice:
 
 
 def _md5(data: bytes = b"") -> Any:
-    return hashlib.md5(data, usedforsecurity=False)  # against damage on the way, as S3 defines it
+    return hashlib.md5(data, usedforsecurity=False)  # a checksum that S3 defines
 
 
 async def _clean_up(abort: Callable[[], Awaitable[None]]) -> None:
-    """Abort what was begun; a cancel leaves it `_HURRIED_CLEANUP_S`."""
+    """Call `abort` within `_CLEANUP_S`, or within `_HURRIED_CLEANUP_S` after a cancel."""
     hurried = True
     try:
         with trio.move_on_after(_CLEANUP_S):
@@ -130,7 +130,7 @@ async def _clean_up(abort: Callable[[], Awaitable[None]]) -> None:
 
 
 class _Part(NamedTuple):
-    """A part to be sent."""
+    """A part of an upload."""
 
     key: str
     upload: str
@@ -142,27 +142,27 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """`Storage` in a bucket; any number may share a client and threads."""
+    """`Storage` in a bucket; several may share clients and threads."""
 
     clients: Clients
     name: str
     own: bool
-    """Whether it is the service's; see `explain`."""
+    """Whether it is the service's own bucket; see `explain`."""
     threads: Threads
     uploads: Uploads
-    """Those of this process."""
+    """The uploads in progress in this process."""
     locate: Callable[[str], str]
-    """The URL of an object, by its full key."""
+    """Returns the URL of an object, given its full key."""
     folder: str = ""
-    """Before every key; empty, or ends with `/`."""
+    """Prefix of every key; empty, or ends with `/`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters of each new object: encryption, storage class."""
+    """Parameters of each new object, such as its storage class."""
 
     async def put(self, key: str, body: Body) -> None:
-        """Store a file; see `Storage.put`. Up to `PART_BYTES` in one request, above in parts.
+        """Store a file; see `Storage.put`. A file larger than `PART_BYTES` is sent in parts.
 
-        On a cancel what is being sent breaks off, and an upload in parts is aborted. A request that was
-        sent whole, and whose answer is not waited for any more, may still be carried out.
+        A cancel interrupts the requests that are being sent and aborts an upload in parts. S3 may still carry
+        out a request that was already sent completely.
         """
         full = self._full(key)
         if body.path is None or body.size <= PART_BYTES:
@@ -171,38 +171,38 @@ class Bucket:
             await self._put_parts(full, body, body.path)
 
     async def delete(self, key: str) -> None:
-        """Delete a file, and what an upload under its key has left; see `Storage.delete`."""
+        """Delete a file, and abort uploads with its key; see `Storage.delete`."""
         full = self._full(key)
         await self._tried(lambda _: self._delete_object(full))
         await self._abort_uploads_of(full)
 
     async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002  # the protocol's
-        """See `Storage.local`: there are no local files."""
+        """See `Storage.local`; always `None`."""
         return None
 
     def url(self, key: str) -> str:
-        """See `Storage.url`; the object itself, which need not be public."""
+        """See `Storage.url`; the object may not be public."""
         return self.locate(self.folder + key)
 
     async def check(self) -> None:
-        """Find out whether the bucket can be written: begins an upload and aborts it, which leaves nothing.
+        """Check that the bucket can be written: create an upload and abort it, which stores nothing.
 
         Raises:
-            StorageError: it cannot.
+            StorageError: it cannot be written.
         """
         full = self.folder + CHECK_KEY
         upload = await self._run(lambda _: self._begin(full, self.options))
         await self._run(lambda _: self._abort(full, upload))
 
     async def sweep(self) -> None:
-        """Abort the uploads of crashed instances, which cost money and show nowhere.
+        """Abort the uploads of crashed instances, which cost money and are not visible as objects.
 
-        Only old ones of ours, by the shape of their keys. If uploads cannot be listed, they are left to the
-        next start.
+        Aborts only old uploads whose keys have this service's form. If uploads cannot be listed, does
+        nothing.
         """
         now = datetime.now(UTC)
         after: dict[str, str] = {}
-        with suppress(StorageError, KeyError):  # the latter for an answer that lacks what S3's has
+        with suppress(StorageError, KeyError):  # KeyError: an answer without the fields of S3's
             for _ in range(_SWEEP_PAGES):
                 page = await self._run(partial(self._list_uploads, self.folder, after))
                 for upload in page.get("Uploads", []):
@@ -217,7 +217,7 @@ class Bucket:
                     return
 
     async def _abort_leftover(self, key: str, upload: str) -> None:
-        async with self.uploads.turn(key):  # not all servers tell the time right
+        async with self.uploads.turn(key):  # not all servers have a correct time
             if upload not in self.uploads:
                 await self._abort_upload(key, upload)
 
@@ -228,7 +228,7 @@ class Bucket:
     def _full(self, key: str) -> str:
         full = self.folder + key
         if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-            raise StorageRefused(f"not a key that can be stored under: {key!r}")
+            raise StorageRefused(f"not a valid key: {key!r}")
         if len(full.encode()) > MAX_KEY_BYTES:
             raise StorageRefused(f"S3 bucket {self.name}: the key has more than {MAX_KEY_BYTES} bytes")
         return full
@@ -237,7 +237,7 @@ class Bucket:
         facts = self._facts(body)
         async with AsyncExitStack() as live:
             async with self.uploads.turn(key):
-                # Parts of an earlier attempt that died; an earlier one that still runs fails by this.
+                # Uploads of earlier attempts; an attempt of another instance that still runs fails by this.
                 _check_ours(body)
                 await self._abort_uploads_of(key)
                 upload = await self._begun(key, facts)
@@ -253,12 +253,12 @@ class Bucket:
         try:
             return await self._tried(lambda _: self._begin(key, facts))
         except BaseException:
-            # S3 may have begun it, and its answer be lost.
+            # S3 may have created it although its answer was lost.
             await _clean_up(partial(self._abort_uploads_of, key))
             raise
 
     async def _send_parts(self, key: str, upload: str, size: int, path: Path) -> list[str]:
-        """Send all parts, some at a time; their ETags in order."""
+        """Send all parts, several at a time; returns their ETags in order."""
         step = max(PART_BYTES, math.ceil(size / MAX_PARTS))
         offsets = range(0, size, step)
         etags = [""] * len(offsets)
@@ -283,9 +283,9 @@ class Bucket:
         return etags
 
     async def _abort_uploads_of(self, key: str) -> None:
-        """Abort the uploads under exactly this key; never raises: a lifecycle rule may do it as well.
+        """Abort the uploads with exactly this key, except those of this process; raises no StorageError.
 
-        Keys are a job's own, so they are nobody else's; those of this process are left alone.
+        A key belongs to one job, so no other job's upload is aborted.
         """
         with suppress(StorageError):
             page = await self._run(partial(self._list_uploads, key, {}))
@@ -298,7 +298,7 @@ class Bucket:
             await self._tried(lambda _: self._abort(key, upload))
 
     async def _tried(self, work: Callable[[Call], T]) -> T:
-        """As `_run`, and again where S3 says, or a lost connection, that a moment later it may go well."""
+        """Call `_run`; after a temporary error call it again, twice at most."""
         for pause_s in _PAUSES_S:
             try:
                 return await self._run(work)
@@ -312,7 +312,7 @@ class Bucket:
         except (BotoCoreError, ClientError, ResponseParserError, OSError) as exc:
             raise explain(exc, bucket=self.name, own=self.own) from exc
 
-    # One request each; in threads.
+    # Each of the following methods makes one request, in a thread.
 
     def _put_whole(self, key: str, body: Body, call: Call) -> None:
         if body.path is None:
@@ -334,7 +334,7 @@ class Bucket:
     def _begin(self, key: str, facts: Mapping[str, Any]) -> str:
         answer = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **facts)
         if not answer.get("UploadId"):
-            raise StorageError(f"S3 bucket {self.name}: its answer names no upload")
+            raise StorageError(f"S3 bucket {self.name}: its answer has no UploadId")
         return answer["UploadId"]
 
     def _send_part(self, part: _Part, call: Call) -> str:
@@ -344,7 +344,7 @@ class Bucket:
                 Key=part.key,
                 UploadId=part.upload,
                 PartNumber=part.number,
-                Body=source,  # type: ignore[arg-type]  # botocore needs no more than read, seek and tell
+                Body=source,  # type: ignore[arg-type]  # botocore only calls read, seek and tell
                 ContentLength=part.size,
                 ContentMD5=source.md5(),
             )
@@ -361,7 +361,7 @@ class Bucket:
         found = _MULTIPART_ETAG.fullmatch(self._confirmed(answer))
         if found is not None and int(found["parts"]) != len(parts):
             raise StorageError(
-                f"S3 bucket {self.name}: it has put together {found['parts']} of {len(parts)} parts"
+                f"S3 bucket {self.name}: the object has {found['parts']} of {len(parts)} parts"
             )
 
     def _abort(self, key: str, upload: str) -> None:
@@ -391,10 +391,10 @@ class Bucket:
         }
 
     def _confirmed(self, answer: Mapping[str, Any]) -> str:
-        """The ETag, with which S3 says what it has: whatever else answers 200 has stored nothing."""
+        """The ETag of an answer; an answer without it confirms nothing, also with status 200."""
         etag = str(answer.get("ETag") or "")
         if not etag:
-            raise StorageError(f"S3 bucket {self.name}: its answer confirms nothing")
+            raise StorageError(f"S3 bucket {self.name}: its answer has no ETag")
         return etag
 
 

@@ -1,4 +1,4 @@
-"""Making boto3 clients. Importing this module imports boto3, which takes half a second of CPU."""
+"""Makes boto3 clients. Importing this module imports boto3, which takes half a second of CPU."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:  # stubs, which only type checking has
 
 
 _COMPLETING = 12
-"""Times `timeout` for S3 to put a large file's parts together."""
+"""How many times `timeout` S3 may take for `CompleteMultipartUpload`."""
 
 
 class Clients(NamedTuple):
-    """Of one region; safe to share between threads."""
+    """The clients of one region; safe to share between threads."""
 
     quick: S3Client
     patient: S3Client
-    """For `CompleteMultipartUpload`: not every S3 sends blanks while it is at it, as AWS does."""
+    """For `CompleteMultipartUpload`, which takes long; AWS sends spaces meanwhile, other servers do not."""
 
     def close(self) -> None:
-        """Close the connections that nobody is using."""
+        """Close the idle connections."""
         self.quick.close()
         self.patient.close()
 
 
 class Maker:
-    """Makes clients of one session, one at a time: a session is not safe to share between threads.
+    """Makes clients of one session, one at a time, as a session is not safe to share between threads.
 
     Raises:
         StorageError: there is no such profile, or it is malformed.
@@ -45,10 +45,10 @@ class Maker:
         try:
             self._session = _session(settings)
         except BotoCoreError as exc:
-            raise StorageError(f"S3 cannot be used: {_words(exc)}") from exc
+            raise StorageError(f"S3 cannot be used: {_one_line(exc)}") from exc
 
     def regions(self) -> frozenset[str]:
-        """Where S3 is offered, as far as this version of botocore knows."""
+        """The regions with S3 that this version of botocore knows."""
         session = self._session
         return frozenset(
             region
@@ -57,10 +57,10 @@ class Maker:
         )
 
     def clients(self, region: str) -> Clients:
-        """Clients for a region; empty: that of the environment or the profile, else S3's default.
+        """Clients for a region; `""` means that of the environment or the profile, else S3's default.
 
         Raises:
-            StorageError: the settings or the machine's AWS configuration are at fault.
+            StorageError: the settings or the machine's AWS configuration are invalid.
         """
         settings = self._settings
         return Clients(
@@ -77,11 +77,10 @@ class Maker:
             retries={"total_max_attempts": 1, "mode": "standard"},
             s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
             signature_version="s3v4",
-            # Other makers' S3 chokes on checksums in trailers. Content-MD5 guards the bytes, and all
-            # know it.
+            # Not all servers accept checksums in trailers; all accept Content-MD5, which the requests have.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            # The address is the configuration's alone: download_url is made from it too.
+            # Only our configuration sets the address: download_url is made from it too.
             ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs do not know it
             tcp_keepalive=True,
             user_agent_extra="downloader",
@@ -94,7 +93,7 @@ class Maker:
                 config=config,
             )
         except (BotoCoreError, ValueError) as exc:
-            raise StorageError(f"S3 cannot be used: {_words(exc)}") from exc
+            raise StorageError(f"S3 cannot be used: {_one_line(exc)}") from exc
         client.meta.events.register_last("before-parameter-build.s3", _stay)
         return client
 
@@ -111,9 +110,9 @@ def _session(settings: ConnectionSettings) -> boto3.session.Session:
 
 
 def _stay(context: dict[str, Any], **_: object) -> None:
-    """Have botocore follow no redirect to another region: the file's URL would be wrong."""
+    """Keep botocore from following redirects to another region: the file's URL would be wrong."""
     context.get("s3_redirect", {})["redirected"] = True
 
 
-def _words(exc: Exception) -> str:
+def _one_line(exc: Exception) -> str:
     return f"{type(exc).__name__}: {' '.join(str(exc).split())}"

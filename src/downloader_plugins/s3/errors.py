@@ -1,4 +1,4 @@
-"""What S3's answers, and the lack of one, mean for a file that was to be stored."""
+"""Maps S3's error answers and botocore's exceptions to `StorageError`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PASSING = frozenset(
         *("RequestThrottled", "TooManyRequests", "BandwidthLimitExceeded", "PriorRequestNotComplete"),
     }
 )
-"""Codes that another request a moment later need not meet."""
+"""Codes of temporary errors."""
 
 _OUR_FAULT = frozenset(
     {
@@ -30,10 +30,10 @@ _OUR_FAULT = frozenset(
         *("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "ConditionalRequestConflict"),
     }
 )
-"""Codes that no bucket is to blame for: our clock, our credentials' age, an upload that was disturbed."""
+"""Codes that are not the bucket's fault: a wrong clock, expired credentials, a disturbed upload."""
 
 _FILE_REFUSED = frozenset({"EntityTooLarge", "KeyTooLongError"})
-"""Codes that blame the file or its key: no bucket of this peer takes it, whoever owns it."""
+"""Codes for a file or key that no bucket of this server accepts."""
 
 _MEANING = {
     "NoSuchBucket": "there is no such bucket",
@@ -66,27 +66,27 @@ _LOCAL: tuple[tuple[type[BotoCoreError], str], ...] = (
     (aws.HTTPClientError, "connection failed"),
     (aws.ParamValidationError, "the request cannot be made"),
 )
-"""What botocore says by itself; the first kind that fits gives the reason."""
+"""Reasons for botocore's own exceptions; the first matching type counts."""
 
 _RETRIED_AT_ONCE = (aws.ConnectionClosedError, aws.EndpointConnectionError, aws.ResponseStreamingError)
-"""Of these; those that cost a timeout are not worth another one while a file waits."""
+"""Exceptions after which the request is repeated at once. Not timeouts: the file would wait for another."""
 
 
 class PassingError(StorageError):
-    """Worth another request within the same `put`."""
+    """Temporary: the request may be repeated within the same call."""
 
 
 def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
-    """The error that an exception of botocore means.
+    """The `StorageError` for an exception of botocore.
 
-    The text is one line: the bucket, S3's code and status, and never S3's own words, which may hold what
-    the caller put into them.
+    Its text is one line with the bucket, S3's code and the status. It leaves out S3's message, which may
+    repeat what the client sent.
 
     Args:
-        exc: a `ClientError`, any other `BotoCoreError`, an `OSError` of the file to be sent.
+        exc: a `ClientError`, any other `BotoCoreError`, or an `OSError` of the file to be sent.
         bucket: its name.
-        own: whether the bucket is the service's own, so that trying again is right however it fails;
-            a caller's that is missing, closed to us or unfit is `StorageRefused`.
+        own: whether it is the service's own bucket, for which no answer is final. Another bucket that is
+            missing or forbidden is `StorageRefused`.
     """
     if isinstance(exc, ClientError):
         return _answered(exc.response, bucket=bucket, own=own)
@@ -98,7 +98,7 @@ def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
 
 
 def error_code(exc: Exception) -> str:
-    """S3's code, such as `NoSuchUpload`; `""` where S3 has not answered."""
+    """S3's code, such as `NoSuchUpload`; `""` if S3 has not answered."""
     if not isinstance(exc, ClientError):
         return ""
     return str(exc.response.get("Error", {}).get("Code", ""))

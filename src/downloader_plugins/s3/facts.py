@@ -1,4 +1,4 @@
-"""What S3 keeps beside the bytes: names, values and limits of user metadata.
+"""User metadata of S3 objects: names, values and limits.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
 """
@@ -11,25 +11,25 @@ from email.charset import BASE64, Charset
 from email.header import Header
 
 MAX_METADATA_BYTES = 2048
-"""S3's limit: names and values together."""
+"""S3's limit of names and values together."""
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110, 5.6.2: what a header's name is made of."""
+"""A header's name (RFC 9110, 5.6.2)."""
 
 _PLAIN = re.compile(r"(?!.*=\?)(?! )(?!.* $)(?!.*  )[\x20-\x7e]*")
-"""Values that come back as they were sent: HTTP strips blanks at the ends, signing folds those in between,
-and S3 decodes what looks like an encoded word."""
+"""Values that S3 returns as they were sent: HTTP strips spaces at the ends, signing folds repeated ones, and
+S3 decodes encoded words (RFC 2047)."""
 
 _UTF8 = Charset("utf-8")
 _UTF8.header_encoding = BASE64
 
 
 def user_metadata(given: Mapping[str, str]) -> dict[str, str]:
-    """Metadata as S3 takes it, and never an error.
+    """Convert metadata to the form that S3 accepts; never raises.
 
-    Names are lower-case on S3, and the first of two that become one stays. Values that are not plain ASCII
-    are written in UTF-8 as RFC 2047 says, which is what S3 decodes. Left out are names that no header can
-    have, values with control characters or half a surrogate pair, and what no longer fits into 2 KB.
+    Names become lower-case; of two equal ones the first is kept. Values that are not plain ASCII are encoded
+    as RFC 2047 says, in UTF-8, which S3 decodes. Left out are invalid header names, values with control
+    characters or a lone surrogate, and what exceeds 2 KB.
     """
     kept: dict[str, str] = {}
     room = MAX_METADATA_BYTES

@@ -1,4 +1,4 @@
-"""The S3 plugin's sections of the configuration, and where they say that objects are."""
+"""The S3 plugin's sections of the configuration, and the URLs of objects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SUFFIXES = (
     ("eusc-", "amazonaws.eu"),
     ("", "amazonaws.com"),
 )
-"""Domains of the AWS partitions, by the beginning of a region's name; the first that fits."""
+"""Domains of the AWS partitions, by the prefix of a region's name; the first match counts."""
 
 
 def _endpoint(url: str) -> str:
@@ -33,47 +33,47 @@ def _endpoint(url: str) -> str:
 def _prefix(text: str) -> str:
     folder = text.strip("/")
     if folder and any(part in ("", ".", "..") or not part.isprintable() for part in folder.split("/")):
-        raise ValueError("not a folder: its parts are printable and neither empty nor dots")
+        raise ValueError("not a folder: its parts must be printable and neither empty nor dots")
     return folder
 
 
 class ConnectionSettings(BaseModel):
-    """What both kinds of sections say of connections."""
+    """The keys that both kinds of sections have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     endpoint_url: Annotated[str, AfterValidator(_endpoint)] = ""
-    """Of an S3 that is not AWS's, such as `http://minio.internal:9000`. Empty: AWS."""
+    """URL of an S3 server other than AWS, such as `http://minio.internal:9000`. Empty: AWS."""
     timeout: float = Field(default=10.0, gt=0, le=50, allow_inf_nan=False)
-    """Seconds without anything of an answer. A connection gets half of it, a large file whose parts S3 puts
-    together twelve times as much. Less than a stop's grace period, which is to outlive a peer's silence."""
+    """Seconds to wait for an answer. Connecting gets half of it, completing a large file twelve times as
+    much. It should be less than `processor.grace`."""
 
 
 class S3StorageSettings(ConnectionSettings):
     """`[processor.filestorage]` with `type = "s3"`."""
 
     bucket: str
-    """Its name. It must be there; it is tried at the start."""
+    """Name of the bucket. It must exist; the start checks that it can be written."""
     region: str = ""
-    """Empty: that of the environment or of the profile, else `us-east-1`."""
+    """Region of the bucket. Empty: that of the environment or of the profile, else `us-east-1`."""
     prefix: Annotated[str, AfterValidator(_prefix)] = ""
-    """Folder in the bucket that all keys begin with."""
+    """Prefix of all keys, as a folder."""
     access_key_id: str = Field(default="", repr=False)
-    """With its secret. Without: boto3's usual chain (environment, shared files, roles)."""
+    """Access key. Empty: boto3's usual chain of credentials (environment, shared files, roles)."""
     secret_access_key: str = Field(default="", repr=False)
-    """Goes with `access_key_id`."""
+    """Secret key of `access_key_id`."""
     session_token: str = Field(default="", repr=False)
-    """Goes with temporary ones."""
+    """Session token of temporary credentials."""
     profile: str = ""
-    """Of the shared AWS configuration files."""
+    """Profile of the shared AWS configuration files."""
     server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
-    """Empty: as the bucket says."""
+    """Encryption of new objects. Empty: the bucket's default."""
     kms_key_id: str = ""
-    """With `aws:kms`; empty: the account's default key."""
+    """Key for `aws:kms`. Empty: the account's default key."""
     storage_class: str = ""
-    """Such as `STANDARD_IA`. Empty: `STANDARD`."""
+    """Storage class, such as `STANDARD_IA`. Empty: `STANDARD`."""
     acl: str = ""
-    """A canned ACL such as `bucket-owner-full-control`, for buckets that still use them."""
+    """A canned ACL such as `bucket-owner-full-control`, for buckets that use ACLs."""
 
     @property
     def options(self) -> dict[str, str]:
@@ -88,23 +88,23 @@ class S3StorageSettings(ConnectionSettings):
 
 
 class BucketsSettings(ConnectionSettings):
-    """`[processor.s3]`: for jobs that bring a bucket of their own."""
+    """`[processor.s3]`: for jobs that name their own bucket."""
 
     buckets: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of the buckets that jobs may bring; `[]` refuses all."""
+    """Glob patterns of the buckets that jobs may name; `[]` refuses all."""
 
 
 def object_url(name: str, region: str, key: str, *, endpoint_url: str) -> str:
-    """Where an object is, without credentials: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html.
+    """The URL of an object, without credentials: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html.
 
     Args:
         name: of the bucket.
-        region: of AWS; not looked at with an `endpoint_url`.
-        key: the whole one.
+        region: an AWS region; ignored with an `endpoint_url`.
+        key: with its prefix.
         endpoint_url: empty for AWS.
     """
     base = endpoint_url or f"https://s3.{region}.{_suffix(region)}"
-    # AWS has a bucket's name in the host, but for one with dots, which no certificate covers.
+    # AWS has the bucket's name in the host, except a name with dots, for which there is no certificate.
     if endpoint_url or "." in name:
         return f"{base}/{name}/{quote(key)}"
     scheme, _, rest = base.partition("://")

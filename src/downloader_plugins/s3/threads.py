@@ -1,28 +1,28 @@
-"""Blocking calls in threads of their own, whose callers can still be cancelled."""
+"""Blocking calls in threads, whose callers can be cancelled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import trio
 
 THREADS = 16
-"""Requests in flight of one storage, or of all buckets of jobs together."""
+"""Most requests in flight of one storage, or of all buckets of jobs together."""
 
 _PATIENCE_S = 0.25
-"""A cancelled call has so long to end, enough to stop between two blocks of a body. Then its thread is left
-to end by its socket's timeout: a peer that hangs must not delay a stop."""
+"""How long a cancelled call waits for its thread, which can stop between two blocks of a body. Then the
+thread is abandoned until its socket times out, so that a peer that hangs does not delay a stop."""
 
 T = TypeVar("T")
 
 
 class GivenUp(Exception):
-    """Nobody waits for this call any more; its thread is to end, publishing nothing."""
+    """The call was cancelled; its thread has to end without publishing anything."""
 
 
 class Call:
-    """What a thread knows of the task that waits for it."""
+    """The state of a call, shared by its thread and the task that waits for it."""
 
     __slots__ = ("begun", "given_up")
 
@@ -31,39 +31,30 @@ class Call:
         self.given_up = False
 
     def check(self) -> None:
-        """Call it before each step that can be left out.
+        """Call this in the thread before each step that a cancel should prevent.
 
         Raises:
-            GivenUp: leave it out.
+            GivenUp: the call was cancelled.
         """
         if self.given_up:
             raise GivenUp
 
 
-class _Result(Generic[T]):
-    """Where a thread's answer is put."""
-
-    __slots__ = ("error", "there", "values")
-
-    def __init__(self) -> None:
-        self.there = trio.Event()
-        self.values: list[T] = []
-        self.error: Exception | None = None
-
-
 class Threads:
-    """A bounded number of threads."""
+    """A limited number of threads."""
 
     def __init__(self) -> None:
         self._limiter = trio.CapacityLimiter(THREADS)
 
     async def run(self, work: Callable[[Call], T]) -> T:
-        """Do `work` in a thread; answers and raises what it does.
+        """Call `work` in a thread; returns its result or raises its exception.
 
-        On a cancel, work that has not begun never does; work under way is told through its `Call`, has a
-        short time to end, and keeps its place among the threads until it has.
+        A cancel prevents work that has not begun. Work in progress sees the cancel in its `Call`, has
+        `_PATIENCE_S` to end, and counts as one of the `THREADS` until it has ended.
         """
-        call, result = Call(), _Result[T]()
+        call, ended = Call(), trio.Event()
+        results: list[T] = []
+        error: Exception | None = None
         carrying = trio.CancelScope(shield=True)
 
         def in_thread() -> T:
@@ -72,22 +63,23 @@ class Threads:
             return work(call)
 
         async def carry() -> None:
+            nonlocal error
             try:
                 with carrying:
-                    result.values.append(
+                    results.append(
                         await trio.to_thread.run_sync(
                             in_thread, abandon_on_cancel=True, limiter=self._limiter
                         )
                     )
             except Exception as exc:  # noqa: BLE001 - raised below, in the caller's task
-                result.error = exc
+                error = exc
             finally:
-                result.there.set()
+                ended.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(carry)
             try:
-                await result.there.wait()
+                await ended.wait()
             except trio.Cancelled:
                 call.given_up = True
                 if call.begun:
@@ -95,6 +87,6 @@ class Threads:
                 else:
                     carrying.cancel()
                 raise
-        if result.error is not None:
-            raise result.error
-        return result.values[0]
+        if error is not None:
+            raise error
+        return results[0]

@@ -1,4 +1,4 @@
-"""Which uploads in parts are under way in this process, and so are nobody's leftovers."""
+"""The multipart uploads in progress in this process, which must not be aborted as leftovers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trio
 
 
 class Uploads:
-    """Shared by all that may upload to the same bucket."""
+    """Shared by all `Bucket` objects that may upload to the same bucket."""
 
     def __init__(self) -> None:
         self._live: set[str] = set()
@@ -20,7 +20,7 @@ class Uploads:
 
     @contextmanager
     def live(self, upload: str) -> Iterator[None]:
-        """Within, this upload is under way."""
+        """The upload is in progress while the context is open."""
         self._live.add(upload)
         try:
             yield
@@ -29,7 +29,7 @@ class Uploads:
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:
-        """One at a time for each key: between an upload's beginning and `live` it looks like a leftover."""
+        """A lock for each key: between its creation and `live` an upload would be taken for a leftover."""
         lock = self._turns.setdefault(key, trio.Lock())
         try:
             async with lock:

@@ -1,4 +1,4 @@
-"""Delivers callbacks as messages of Amazon SQS, or of what speaks its protocol."""
+"""Delivers callbacks as messages to Amazon SQS or a compatible server."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ if TYPE_CHECKING:  # a package of stubs alone, which only type checking has
     from types_boto3_sqs import SQSClient
 
 _PARTITIONS = ("aws", "aws-cn", "aws-us-gov")
-"""AWS's: their queues' URLs are accepted."""
+"""The AWS partitions whose queue URLs are accepted."""
 
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
-"""How all host names of these end, also of VPC endpoints, FIPS and IPv6 ones."""
+"""The domains of AWS, also of VPC, FIPS and IPv6 endpoints."""
 
 CONNECTIONS = 8
-"""Requests at once, to each region; each may carry ten messages."""
+"""Most requests in flight to one region; each may have ten messages."""
 
 _URLS = 1024
-"""Queues whose URL is kept, so that it is looked up once."""
+"""How many URLs of queues are cached."""
 
 
 class SqsSettings(BaseModel):
@@ -71,34 +71,33 @@ class SqsSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     region: str = ""
-    """AWS region of queues known by name, such as `eu-west-2`; empty: as boto3 finds it, in the environment
-    (`AWS_DEFAULT_REGION`) or the profile."""
+    """AWS region of queues given by name, such as `eu-west-2`; empty: that of the environment
+    (`AWS_DEFAULT_REGION`) or of the profile."""
     endpoint_url: str = ""
-    """Where SQS is instead of at AWS: a VPC endpoint, LocalStack, ElasticMQ."""
+    """URL of a VPC endpoint or of a server other than AWS, such as ElasticMQ. Empty: AWS."""
     queues: list[str] = Field(default_factory=list)
-    """Glob patterns of the queues that clients may name; empty: all that the credentials may send to. Those
-    with a `/` are of queues' URLs, part by part; others are of the names of queues in our own account."""
+    """Glob patterns of the queues that jobs may name; empty: any. Patterns with a `/` match queue URLs, part
+    by part; others match the names of queues in our own account."""
     timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    """Seconds for a whole delivery; half of them to connect."""
+    """Seconds for a whole delivery, half of them for connecting."""
     profile: str = ""
-    """Of the AWS configuration; it may name a role to assume. Empty: boto3's usual chain of credentials."""
+    """Profile of the AWS configuration. Empty: boto3's usual chain of credentials."""
     access_key_id: str = Field(default="", repr=False)
-    """Credentials, where they are not to come from boto3's usual chain."""
+    """Access key. Empty: boto3's usual chain of credentials."""
     secret_access_key: str = Field(default="", repr=False)
-    """Goes with `access_key_id`."""
+    """Secret key of `access_key_id`."""
     session_token: str = Field(default="", repr=False)
-    """Goes with temporary ones."""
+    """Session token of temporary credentials."""
 
 
 @asynccontextmanager
 async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
-    """Open the notifier; nothing is sent until there is something to deliver.
+    """Open the notifier; sends no request until the first delivery.
 
-    When it is closed, requests under way are given up at once; their threads end by themselves, within one
-    and a half times `timeout`.
+    Closing does not wait for requests in flight; their threads end within one and a half times `timeout`.
 
     Raises:
-        PluginError: the section is at fault, or boto3 finds no region or profile.
+        PluginError: the section is invalid, or boto3 finds no region or profile.
     """
     settings = _parse(section)
     regions, endpoints = await trio.to_thread.run_sync(_prepare, settings)
@@ -128,7 +127,7 @@ def _parse(section: Mapping[str, Any]) -> SqsSettings:
 
 
 def _prepare(settings: SqsSettings) -> tuple[_Regions, Endpoints]:
-    """Blocks, for as long as boto3 reads its files; no network."""
+    """Make the session and a client. Blocks while boto3 reads its files; no network."""
     try:
         session = boto3.Session(
             profile_name=settings.profile or None,
@@ -142,11 +141,11 @@ def _prepare(settings: SqsSettings) -> tuple[_Regions, Endpoints]:
     except ProfileNotFound as exc:
         raise PluginError(f"profile: {exc}") from exc
     except NoRegionError as exc:
-        raise PluginError("region: is required, as boto3 finds none either") from exc
+        raise PluginError("region: is required, as boto3 finds none") from exc
     except InvalidRegionError as exc:
         raise PluginError(f"region: {exc}") from exc
     except (BotoCoreError, ValueError) as exc:
-        raise PluginError(f"boto3 does not take this: {' '.join(str(exc).split())}") from exc
+        raise PluginError(f"boto3 refuses the section: {' '.join(str(exc).split())}") from exc
     known = [
         region
         for partition in _PARTITIONS
@@ -156,16 +155,16 @@ def _prepare(settings: SqsSettings) -> tuple[_Regions, Endpoints]:
 
 
 def _endpoints(region: str, endpoint_url: str, known: Sequence[str]) -> Endpoints:
-    """What URLs may be, given where the client of queues known by name really goes."""
+    """The endpoints that queue URLs may have, given the region and endpoint of the configured client."""
     own = aws_hosts([region])
     try:
         origin = origin_of(endpoint_url)
-    except ValueError as exc:  # not of our section, then: the environment and profiles may have one too
+    except ValueError as exc:  # the environment's or the profile's: the section's was checked
         raise PluginError(f"endpoint_url, as boto3 finds it, {exc}") from None
     host = origin.partition("://")[2]
     if host in own:
         return Endpoints(region=region, hosts=aws_hosts(known) | own)
-    # Beside its own URLs a VPC endpoint has the region's, for it serves the same queues.
+    # A VPC endpoint also accepts the URLs of its region: it serves the same queues.
     return Endpoints(region=region, origin=origin, hosts=own if host.endswith(_AWS) else {})
 
 
@@ -176,10 +175,7 @@ class _Region:
 
 
 class _Regions:
-    """A client for each region in use, of those that `Endpoints.hosts` has.
-
-    One that hangs uses up no other's threads.
-    """
+    """A client for each region in use, with its own threads, so that a region that hangs affects no other."""
 
     def __init__(self, settings: SqsSettings, session: boto3.Session) -> None:
         self._settings = settings
@@ -188,17 +184,17 @@ class _Regions:
         self._lock = trio.Lock()
 
     async def get(self, region: str) -> _Region:
-        """The region's client, made at its first use."""
+        """The client of a region, made at its first use."""
         if region not in self._open:
-            async with self._lock:  # boto3's sessions make one client at a time
+            async with self._lock:  # a session is not safe to share between threads
                 if region not in self._open:
                     await trio.to_thread.run_sync(self.connect, region)
         return self._open[region]
 
     def connect(self, region: str | None) -> SQSClient:
-        """Make a client; blocks, without network."""
+        """Make a client. Blocks; no network."""
         settings = self._settings
-        first = not self._open  # the configured one; of another there is AWS's own endpoint alone
+        first = not self._open  # the configured region; other regions have AWS's own endpoint
         options: dict[str, Any] = {
             "connect_timeout": settings.timeout / 2,
             "read_timeout": settings.timeout,
@@ -218,7 +214,7 @@ class _Regions:
         return client
 
     def close(self) -> None:
-        """Close idle connections at once, the others when their thread has done with them."""
+        """Close the idle connections; those in use are closed by their threads."""
         for region in self._open.values():
             region.client.close()
 
@@ -229,7 +225,7 @@ class _Message(NamedTuple):
 
 
 class _Sqs:
-    """The notifier; messages of a queue that wait at the same time travel in one request."""
+    """The notifier; messages of one queue are sent in batches."""
 
     def __init__(self, settings: SqsSettings, host: Host, *, endpoints: Endpoints, regions: _Regions) -> None:
         self._settings = settings
@@ -245,7 +241,7 @@ class _Sqs:
         )
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
-        """See `Notifier`; delivered when SQS has taken this very message."""
+        """See `Notifier`; delivered when SQS has accepted this message."""
         try:
             queue = parse_destination(destination, self._endpoints)
         except BadDestination as exc:
@@ -259,14 +255,14 @@ class _Sqs:
             try:
                 return await self.messages.submit(_Message(allowed, payload))
             except CommitAbandoned:
-                return RetryLater("the backend was closed")
+                return RetryLater("the backend is closed")
         return self._too_late()
 
     async def check(self) -> str:
-        """Look the queues up that the allow-list names; without such names, ask for any. Sends nothing.
+        """Look up the queues that `queues` names without wildcards, else list one queue. Sends nothing.
 
         Raises:
-            DownloaderError: SQS cannot be reached, does not know us, or has no such queue.
+            DownloaderError: SQS cannot be reached, refuses the credentials, or has no such queue.
         """
         names = [name for name in self._settings.queues if not set(name) & set("*?[/")]
         region = await self._regions.get(self._endpoints.region)
@@ -310,7 +306,7 @@ class _Sqs:
 
 
 def _look(client: SQSClient, names: Sequence[str]) -> str:
-    """What `check` finds; blocks."""
+    """The result of `check`. Blocks."""
     queue: Queue | None = None
     try:
         for name in names:
@@ -319,13 +315,13 @@ def _look(client: SQSClient, names: Sequence[str]) -> str:
         some = bool(names) or client.list_queues(MaxResults=1).get("QueueUrls")
     except FAILURES as exc:
         if queue is None and is_denied(exc):
-            return "answers; may not list queues (sqs:ListQueues), so none was looked up"
-        raise DownloaderError(f"{describe(exc, queue)}: {_said(exc)}") from exc
+            return "answers; no permission to list queues (sqs:ListQueues), so none was looked up"
+        raise DownloaderError(f"{describe(exc, queue)}: {_message(exc)}") from exc
     if names:
         return f"found {', '.join(names)}"
     return "answers" if some else "answers, and has no queue"
 
 
-def _said(exc: Exception) -> str:
+def _message(exc: Exception) -> str:
     said = exc.response.get("Error", {}).get("Message", "") if isinstance(exc, ClientError) else str(exc)
     return " ".join(said.split())
