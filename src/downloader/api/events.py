@@ -67,24 +67,24 @@ class Events:
         self._store = store
         self.pace = pace or Pace()
         self._listening: set[Listener] = set()
-        self._somebody = trio.Event()
+        self._has_listeners = trio.Event()
         self._stopped = False
         self._snapshot: Snapshot | None = None
         self._changed = trio.Event()
         """Set and replaced when `_snapshot` changes or the streams are to end."""
-        self._for_all = b""
+        self._encoded_for_all = b""
         """`_snapshot` encoded for callers that may see all; empty until first needed."""
 
     async def run(self) -> None:
         """Sample the store while there are listeners; runs until cancelled."""
         while True:
-            await self._somebody.wait()
+            await self._has_listeners.wait()
             while self._listening:
                 started = trio.current_time()
                 await self._sample()
                 took = trio.current_time() - started
                 await trio.sleep(max(self.pace.sample_s, min(PAUSE_FACTOR * took, PAUSE_MAX_S)))
-            self._somebody = trio.Event()
+            self._has_listeners = trio.Event()
             self._snapshot = None  # it would be out of date for the next listener
 
     def stop(self) -> None:
@@ -103,27 +103,27 @@ class Events:
             raise Refused(_TOO_MANY)
         return Listener(self, allows, address)
 
-    def begin(self, listener: Listener) -> None:
+    def add(self, listener: Listener) -> None:
         """Count the listener and start sampling."""
         self._listening.add(listener)
-        self._somebody.set()
+        self._has_listeners.set()
 
-    def end(self, listener: Listener) -> None:
-        """The listener has left."""
+    def remove(self, listener: Listener) -> None:
+        """Forget a listener that has left."""
         self._listening.discard(listener)
 
-    async def next(self, allows: Allows, told: bytes, until: float) -> bytes | None:
-        """Wait for a snapshot other than `told`, until that time.
+    async def next(self, allows: Allows, sent: bytes, until: float) -> bytes | None:
+        """Wait for a snapshot other than `sent`, until that time.
 
         Returns:
-            The newest snapshot; `told` if nothing changed in time; `None` when the API stops.
+            The newest snapshot; `sent` if nothing changed in time; `None` when the API stops.
         """
         with trio.move_on_at(until):
-            while not self._stopped and self._encoded(allows) in (b"", told):
+            while not self._stopped and self._encoded(allows) in (b"", sent):
                 await self._changed.wait()
         if self._stopped:
             return None
-        return self._encoded(allows) or told
+        return self._encoded(allows) or sent
 
     def _encoded(self, allows: Allows) -> bytes:
         """The newest snapshot, encoded for this caller; empty while there is none."""
@@ -131,9 +131,9 @@ class Events:
             return b""
         if allows is not anything:
             return encode(self._snapshot, allows)
-        if not self._for_all:
-            self._for_all = encode(self._snapshot, anything)
-        return self._for_all
+        if not self._encoded_for_all:
+            self._encoded_for_all = encode(self._snapshot, anything)
+        return self._encoded_for_all
 
     async def _sample(self) -> None:
         try:
@@ -147,7 +147,7 @@ class Events:
                 _log.exception(Event.API_FAILED, path=PATH)
             found = replace(self._snapshot or NOTHING_KNOWN, store=False)
         if found != self._snapshot:
-            self._snapshot, self._for_all = found, b""
+            self._snapshot, self._encoded_for_all = found, b""
             self._notify()
 
     def _notify(self) -> None:
@@ -162,30 +162,30 @@ class Listener(ResponseBody):
         self.address = address
         self._events = events
         self._allows = allows
-        self._told = b""
-        self._begun = False
+        self._sent = b""
+        self._started = False
 
     async def __aenter__(self) -> Self:
-        self._events.begin(self)
+        self._events.add(self)
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        self._events.end(self)
+        self._events.remove(self)
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        if not self._begun:
-            self._begun = True
+        if not self._started:
+            self._started = True
             return b"retry: %d\n\n" % RETRY_MS
         until = trio.current_time() + self._events.pace.alive_s
-        found = await self._events.next(self._allows, self._told, until)
+        found = await self._events.next(self._allows, self._sent, until)
         if found is None:
             raise StopAsyncIteration
-        if found == self._told:
+        if found == self._sent:
             return _ALIVE
-        self._told = found
+        self._sent = found
         return b"event: snapshot\ndata: " + found + b"\n\n"
 
 
