@@ -294,6 +294,27 @@ async def test_jobs_accepted_before_the_store_goes_away_keep_their_ids(
     assert refused["code"] == "store_unavailable"
 
 
+@pytest.mark.row("H25")
+async def test_a_chunk_of_the_shortest_lines_does_not_hold_up_others(
+    deps: ApiDeps, store: RedisStore
+) -> None:
+    count, turns, sent = 100 * MAX_BATCH, 0, bytearray()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        with pytest.raises(Gone):
+            await serve_messages(deps, Intake(store), iter([chunk(b"1\n" * count), LEFT]), sent)
+        nursery.cancel_scope.cancel()
+    assert turns >= count // MAX_BATCH // 2
+    assert sent.count(b"not_an_object") == count
+
+
 async def test_a_client_may_pause_between_two_lines(serving: Serving) -> None:
     """For longer than a body may pause, which is not at all here."""
     api = await serving(limits=Limits(body_grace_s=0))

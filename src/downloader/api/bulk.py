@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 
+import trio
+
 from downloader.api.asgi import Gone, Message, Receive, Send, client_of
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.exchange import STREAMED
-from downloader.api.intake import Intake
+from downloader.api.intake import MAX_BATCH, Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, too_large
 from downloader.api.submit import accepted_id, check_key, make_submission
@@ -25,7 +27,11 @@ PATH = "/downloads"
 
 KEY_FIELD = "idempotency_key"
 
-_HEADERS = [(b"content-type", b"application/x-ndjson"), (b"x-content-type-options", b"nosniff")]
+_START = {
+    "type": "http.response.start",
+    "status": HTTPStatus.OK,
+    "headers": [(b"content-type", b"application/x-ndjson"), (b"x-content-type-options", b"nosniff")],
+}
 
 
 class Lines:
@@ -100,16 +106,19 @@ async def serve_downloads(
                 if started:
                     raise Gone from None
                 raise
-            batch = [
-                _read(line, deps=deps, caller=caller) for line in lines.feed(message["body"], last=not more)
-            ]
-            if batch or not more:
+            arrived = list(lines.feed(message["body"], last=not more))
+            for start in range(0, len(arrived), MAX_BATCH):
+                await trio.lowlevel.checkpoint()  # the shortest lines of a chunk take half a second together
+                batch = [_read(line, deps=deps, caller=caller) for line in arrived[start : start + MAX_BATCH]]
                 answer = await _take(batch, intake)
                 if not started:
-                    await send({"type": "http.response.start", "status": HTTPStatus.OK, "headers": _HEADERS})
+                    await send(_START)
                     started = True
-                await send({"type": "http.response.body", "body": answer, "more_body": more})
+                await send({"type": "http.response.body", "body": answer, "more_body": True})
             keep(lines.kept)
+    if not started:
+        await send(_START)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> Submission | Problem:
@@ -128,7 +137,7 @@ def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> Submis
 async def _take(batch: Sequence[Submission | Problem], intake: Intake) -> bytes:
     """Submit the jobs of a batch; returns its lines of the answer."""
     submissions = [item for item in batch if isinstance(item, Submission)]
-    answers = iter(await intake.submit_all(submissions))
+    answers = iter(await intake.submit_all(submissions) if submissions else ())
     return b"".join(
         _problem_line(item) if isinstance(item, Problem) else _answer_line(next(answers)) for item in batch
     )

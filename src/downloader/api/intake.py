@@ -104,18 +104,15 @@ class Intake:
     async def submit_all(
         self, submissions: Sequence[Submission]
     ) -> Sequence[tuple[Accepted, str] | StoreError]:
-        """Submit jobs that arrived together, in as few calls as `MAX_BATCH` allows; answers in order.
+        """Submit at most `MAX_BATCH` jobs that arrived together in one call; answers in order.
 
         A job without an answer of the store gets the error instead. After an error or a cancel the store may
         have accepted the job all the same.
         """
-        answers: list[tuple[Accepted, str] | StoreError] = []
         try:
-            for start in range(0, len(submissions), MAX_BATCH):
-                answers += await self._take(submissions[start : start + MAX_BATCH])
+            return await self._take(submissions)
         except StoreError as error:
-            answers += [error] * (len(submissions) - len(answers))
-        return answers
+            return [error] * len(submissions)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Make the calls for `submit` until cancelled."""
