@@ -60,21 +60,21 @@ MUTANTS = (
         "tests/api/test_auth.py",
     ),
     Mutant(
-        "embedded: open to everybody's eyes",
+        "embedded: a folder that other users can read",
         "downloader/folders.py",
         "            os.fchmod(descriptor, MODE)\n",
         "            pass\n",
         OF_EMBEDDED,
     ),
     Mutant(
-        "embedded: another user's folder will do",
+        "embedded: a folder of another user is used",
         "downloader/folders.py",
         "if found.st_uid not in (os.geteuid(), 0):",
         "if False:",
         OF_EMBEDDED,
     ),
     Mutant(
-        "embedded: a link will do",
+        "embedded: a link is followed",
         "downloader/folders.py",
         " | os.O_NOFOLLOW",
         "",
@@ -109,7 +109,7 @@ MUTANTS = (
         "tests/plugins/test_filesystem.py",
     ),
     Mutant(
-        "publish: whoever holds the lease",
+        "publish: without the lease",
         "downloader_plugins/filesystem/tree.py",
         "if not body.still_ours():",
         "if False:",

@@ -38,7 +38,7 @@ ROWS = (
         OF_STORE,
     ),
     (
-        "reply: a lease that was not heard of is not asked for",
+        "reply: a lease whose answer was lost is not asked for again",
         f"{STORE}/redis_store.py",
         'self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")',
         'self._unanswered[key] = f"{self._session}-{next(self._requests)}"',
@@ -87,7 +87,7 @@ ROWS = (
         OF_STORE,
     ),
     (
-        "cluster: one silent shard sinks the call",
+        "cluster: one silent shard fails the call",
         f"{STORE}/redis_store.py",
         "if errors and not answers and not some:",
         "if errors:",
@@ -213,14 +213,14 @@ ROWS = (
         OF_STORE,
     ),
     (
-        "proxy: another tenant's will do",
+        "proxy: that of another tenant is used",
         f"{STORE}/lua/submit.lua",
         "and proxy ~= item.permitted then",
         "and false then",
         f"{OF_STORE} tests/api/test_auth.py",
     ),
     (
-        "proxy: of somebody else at a retry",
+        "proxy: of another tenant at a retry",
         f"{STORE}/lua/retry.lua",
         "and found ~= proxy then",
         "and false then",
@@ -248,7 +248,7 @@ ROWS = (
         OF_EMBEDDED,
     ),
     (
-        "embedded: files for everybody",
+        "embedded: files that other users can read",
         f"{STORE}/embedded.py",
         "            umask=0o077,\n",
         "",
@@ -262,7 +262,7 @@ ROWS = (
         OF_EMBEDDED,
     ),
     (
-        "embedded: throws jobs away when it is full",
+        "embedded: deletes jobs when it is full",
         f"{STORE}/embedded.py",
         '"noeviction"',
         '"allkeys-lru"',
