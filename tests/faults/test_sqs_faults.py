@@ -62,7 +62,7 @@ FAULTS: dict[str, tuple[str, Rule, str]] = {
     "missing": (
         "GetQueueUrl",
         always(error(400, MISSING)),
-        f"queue jobs does not exist, or is closed to us ({MISSING})",
+        f"queue jobs does not exist or may not be used ({MISSING})",
     ),
     "forbidden": (
         "SendMessageBatch",
@@ -106,7 +106,7 @@ async def test_f18_a_queue_that_is_made_later_gets_its_messages(
         run = await fleet.start("run", environ=CREDENTIALS)
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "later", callback_type="sqs"))
         line = await run.event("callback.retry", job_id=job_id)
-        assert line["error"] == f"queue later does not exist, or is closed to us ({MISSING})"
+        assert line["error"] == f"queue later does not exist or may not be used ({MISSING})"
         moto.sqs.create_queue(QueueName="later")
         await run.event("callback.delivered", job_id=job_id)
         assert [one["job_id"] for one in bodies(moto, "later")] == [job_id]

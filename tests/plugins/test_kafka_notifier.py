@@ -103,7 +103,7 @@ async def test_what_is_no_topic_is_rejected(tansu: Tansu, name: str) -> None:
     async with opened_notifier(open_kafka, {"bootstrap_servers": tansu.servers}) as notifier:
         result = await notifier.deliver(name, payload())
     assert isinstance(result, Rejected)
-    assert result.reason.startswith("the callback's destination is no Kafka topic")
+    assert result.reason.startswith("the callback's destination is not a Kafka topic")
 
 
 @pytest.mark.row("H27")

@@ -104,7 +104,7 @@ SASL = {"security_protocol": "SASL_SSL", "sasl_plain_username": "alice", "sasl_p
         ),
         ({**SERVERS, **SASL, "sasl_mechanism": "OAUTHBEARER"}, "sasl_mechanism: Input should be 'PLAIN'"),
         ({**SERVERS, **SASL, "sasl_mechanism": "GSSAPI"}, "sasl_mechanism: GSSAPI needs the package gssapi"),
-        ({**SERVERS, **SASL, "ssl_keyfile": "k"}, "ssl_keyfile: needs ssl_certfile, whose key it is"),
+        ({**SERVERS, **SASL, "ssl_keyfile": "k"}, "ssl_keyfile: needs ssl_certfile"),
         ({**SERVERS, **SASL, "ssl_cafile": "/no/ca"}, "ssl_cafile: /no/ca cannot be used: No such file or"),
         ({**SERVERS, **SASL, "ssl_certfile": "/no/c"}, "ssl_certfile: /no/c cannot be used: No such file"),
     ],

@@ -158,7 +158,7 @@ async def test_a_url_is_not_looked_up(moto: Moto, proxy: SqsProxy) -> None:
 
 @pytest.mark.row("F18")
 async def test_a_missing_queue_is_missing_only_until_it_is_there(moto: Moto) -> None:
-    missing = RetryLater(f"queue jobs does not exist, or is closed to us ({MISSING})")
+    missing = RetryLater(f"queue jobs does not exist or may not be used ({MISSING})")
     async with opened(moto) as notifier:
         assert await notifier.deliver("jobs", payload(1)) == missing
         assert await notifier.deliver(f"{moto.url}/{ACCOUNT}/jobs", payload(1)) == missing
@@ -278,7 +278,7 @@ async def test_each_message_is_judged_by_itself(moto: Moto, proxy: SqsProxy) -> 
             Delivered(),
             RetryLater("SQS refused the message: InternalError"),
             Rejected("SQS refused the message: InvalidMessageContents"),
-            RetryLater("SQS did not say what became of the message"),
+            RetryLater("SQS gave no result for the message"),
         ],
         key=str,
     )
@@ -333,19 +333,19 @@ MAY_PASS = [
     (error(403, "InvalidClientTokenId"), "SQS answered 403 InvalidClientTokenId"),
     (error(400, "KmsThrottled"), "SQS answered 400 KmsThrottled"),
     (error(500, "InternalFailure"), "SQS answered 500 InternalFailure"),
-    (error(400, MISSING), f"queue jobs does not exist, or is closed to us ({MISSING})"),
+    (error(400, MISSING), f"queue jobs does not exist or may not be used ({MISSING})"),
     (response(500, b"oops", kind="text/html"), "SQS answered 500"),
     (response(503, b"", kind="text/plain"), "SQS answered 503"),
     (response(301, b"", "Location: http://127.0.0.1:1/"), "SQS answered 301"),
-    (response(200, b"{}"), "SQS did not say what became of the message"),
-    (response(200, b'{"Successful":[{"Id":"7"}]}'), "SQS did not say what became of the message"),
-    (response(200, b"<html>", kind="text/html"), "SQS did not say what became of the message"),
-    (response(200, b"[]"), "SQS gave an answer that is none"),
-    (response(200, b"null"), "SQS gave an answer that is none"),
-    (response(200, b'{"Successful":5,"QueueUrl":5}'), "SQS gave an answer that is none"),
-    (response(200, b'{"Successful":[5]}'), "SQS gave an answer that is none"),
+    (response(200, b"{}"), "SQS gave no result for the message"),
+    (response(200, b'{"Successful":[{"Id":"7"}]}'), "SQS gave no result for the message"),
+    (response(200, b"<html>", kind="text/html"), "SQS gave no result for the message"),
+    (response(200, b"[]"), "SQS gave an invalid answer"),
+    (response(200, b"null"), "SQS gave an invalid answer"),
+    (response(200, b'{"Successful":5,"QueueUrl":5}'), "SQS gave an invalid answer"),
+    (response(200, b'{"Successful":[5]}'), "SQS gave an invalid answer"),
     (b"garbage\r\n\r\n", "SQS not reached: connection lost"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "SQS did not say what became of the message"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "SQS gave no result for the message"),
     (b"", "SQS not reached: connection lost"),
 ]
 """Answers, and what is made of them."""
@@ -363,7 +363,7 @@ async def test_what_may_pass_is_tried_again(moto: Moto, proxy: SqsProxy, operati
             if operation == "SendMessageBatch" or not answer.startswith(b"HTTP/1.1 200"):
                 assert found == RetryLater(reason), answer
             else:
-                assert found == RetryLater("SQS gave an answer that is none"), answer
+                assert found == RetryLater("SQS gave an invalid answer"), answer
             assert proxy.count()[operation] == 1, "boto3 repeats nothing by itself"
             # What had been looked up does not hide the next failure to look it up.
             assert await notifier.deliver("jobs", PAYLOAD) == found

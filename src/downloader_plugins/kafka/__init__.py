@@ -1,6 +1,6 @@
-"""Delivers callbacks to Kafka: key is the job's id, value the payload, destination the topic.
+"""Delivers callbacks to Kafka: the destination is the topic, the job's id the key, the payload the value.
 
-Delivered means that the broker has reported it written by all in-sync replicas.
+A callback is delivered when the broker has reported that all in-sync replicas have written it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from downloader_plugins.kafka.link import Link
 from downloader_plugins.kafka.settings import read_section
 
 _CHECK_S = 12.0
-"""For `check`: a start takes two bounded steps of 5 s at worst."""
+"""Time limit of `check`; connecting takes two steps of at most 5 s."""
 
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[a-zA-Z0-9._-]{1,249}")
-"""What Kafka takes for a topic's name (org.apache.kafka.common.internals.Topic)."""
+"""A valid name of a topic (org.apache.kafka.common.internals.Topic)."""
 
 _GLOB = re.compile(r"[*?\[]")
 
 
 @asynccontextmanager
 async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
-    """Open the notifier. It connects in the background: brokers that are down keep nobody from starting.
+    """Open the notifier. It connects in the background, so it can be opened while brokers are down.
 
-    Closing takes a fraction of a second, whatever the brokers do.
+    Closing takes less than a second, whatever the brokers do.
 
     Raises:
-        PluginError: the section is at fault.
+        PluginError: the section is invalid.
     """
     settings = read_section(section)
     link = Link(settings, host)
@@ -53,13 +53,13 @@ async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[No
 
 
 def _quiet(logger: logging.Logger) -> None:
-    """Its failures are ours to tell, once each and as a callback's reason; it repeats them every 100 ms."""
+    """Silence aiokafka's log, which repeats a failure every 100 ms; we log each once."""
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
 
 
 def _allows(patterns: list[str]) -> Callable[[str], object]:
-    """Match the whole name, case-sensitively, as the lists of `[[api.tokens]]` do; no patterns allow all."""
+    """Match whole names, case-sensitively; without patterns all topics are allowed."""
     return re.compile("|".join(map(translate, patterns or ["*"]))).match
 
 
@@ -73,10 +73,10 @@ class _Kafka:
     allows: Callable[[str], object]
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
-        """See `Notifier`. Not delivered within `timeout` may still be delivered: at least once."""
+        """See `Notifier`. A callback that is not delivered within `timeout` may still be delivered later."""
         if not _TOPIC.fullmatch(destination):
             return Rejected(
-                "the callback's destination is no Kafka topic:"
+                "the callback's destination is not a Kafka topic:"
                 " 1 to 249 letters, digits, dots, underscores and hyphens"
             )
         if is_reserved("kafka", destination):
@@ -91,10 +91,10 @@ class _Kafka:
         return RetryLater(f"no delivery report within {self.timeout_s:g} s")
 
     async def check(self) -> str:
-        """See `Checkable`: asks for brokers and topics.
+        """See `Checkable`; lists brokers and topics.
 
         Raises:
-            PluginError: not connected, or a topic of the list is missing.
+            PluginError: not connected, or a topic of `topics` does not exist.
         """
         with trio.move_on_after(_CHECK_S):
             session = await self.link.ready()

@@ -1,7 +1,7 @@
-"""The connection to Kafka: aiokafka's producer in an asyncio loop of its own, and what keeps it connected.
+"""The connection to Kafka: aiokafka's producer in its own asyncio loop, reconnected when it is lost.
 
-The loop is not the service's: what goes wrong in aiokafka's own tasks comes to the loop's exception handler,
-and the service's ends the process. Here it costs the connection at most, which is then opened anew.
+The loop is separate because errors in aiokafka's tasks go to the loop's exception handler, and that of the
+service's loop ends the process. Here such an error ends at most the connection, which is then opened again.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from downloader_plugins.kafka.settings import KafkaSettings, split_server, ssl_c
 T = TypeVar("T")
 
 _CONNECT_S = 5.0
-"""To reach one broker and be let in; and again for the producer to start. A live one takes milliseconds."""
+"""Time limit for connecting to a broker, and for starting the producer."""
 
 _BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
-"""Pauses between attempts to connect; the longest is what a broker's return costs at most."""
+"""Shortest and longest pause between attempts to connect."""
 
 _FLUSH_S, _END_S = 0.05, 0.1
-"""At the end of a connection: to send what a live broker still takes, and for cancelled tasks to end. Little
-of a stop's grace period is left by then."""
+"""Time limits at the end of a connection: for sending what is buffered, and for cancelled tasks to end.
+Short, as little of a stop's grace period is left then."""
 
 _LOOKUPS = 4
-"""Threads that resolve names. They cannot be cancelled, so a dead resolver may occupy so many."""
+"""Threads that resolve names. They cannot be cancelled, so a hanging resolver may occupy all."""
 
 
 class Link:
-    """Keeps a `Session` open; `run` is to be started once and cancelled at the end."""
+    """Keeps a `Session` open; start `run` once and cancel it at the end."""
 
     def __init__(self, settings: KafkaSettings, host: Host) -> None:
         """Raises PluginError: the TLS files cannot be used."""
@@ -53,23 +53,23 @@ class Link:
         self._group_commit = host.group_commit
         self._security = _security(settings)
         self.session: Session | None = None
-        """The open one; `None`: not connected now."""
+        """The open session; `None` while not connected."""
         self.reason = ""
-        """Why there is none."""
+        """Why there is no session."""
         self._tried = trio.Event()
-        """Set when it is known how the first attempt to connect ended: at the start, and after a loss."""
+        """Set when the first attempt to connect has ended, at the start and after each loss."""
 
     async def ready(self) -> Session | None:
-        """The open session, waiting for a first attempt to connect that is going on.
+        """The open session, after waiting for the first attempt to connect.
 
-        `None`: there is none, and `reason` tells why; attempts go on.
+        `None` if not connected; `reason` says why, and further attempts are made.
         """
         while self.session is None and not self._tried.is_set():
             await self._tried.wait()
         return self.session
 
     async def run(self) -> None:
-        """Connect, again and again, until cancelled; raises nothing that aiokafka raises."""
+        """Connect again and again until cancelled; raises nothing that aiokafka raises."""
         backoff_s = _BACKOFF_S
         while True:
             was_open = False
@@ -79,7 +79,7 @@ class Link:
                     was_open = True
             except* NotConnected as group:
                 self._fail(str(first_leaf(group)))
-            except* Exception as group:  # noqa: BLE001 - a bug in aiokafka costs the connection, not the service
+            except* Exception as group:  # noqa: BLE001 - a bug in aiokafka ends the connection, not the service
                 self._fail(f"the Kafka client failed: {type(first_leaf(group)).__name__}")
             if was_open:
                 backoff_s = _BACKOFF_S
@@ -88,7 +88,7 @@ class Link:
             backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
 
     async def _live(self, loop: Any) -> None:
-        """One connection, until it is given up."""
+        """Keep one connection open until it is lost."""
         async with (
             _open_producer(loop, self._settings, self._security, self._logger) as producer,
             trio.open_nursery() as nursery,
@@ -101,7 +101,7 @@ class Link:
             self._tried.set()
             try:
                 await session.lost.wait()
-                self._logger.warning("the connection to Kafka is opened anew: %s", session.lost_reason)
+                self._logger.warning("reconnecting to Kafka: %s", session.lost_reason)
             finally:
                 self.session, self._tried = None, trio.Event()
                 nursery.cancel_scope.cancel()
@@ -114,7 +114,7 @@ class Link:
 
 
 def _security(settings: KafkaSettings) -> dict[str, Any]:
-    """What connections need besides host and port."""
+    """Arguments of a connection besides host and port."""
     return {
         "client_id": settings.client_id,
         "security_protocol": settings.security_protocol,
@@ -131,10 +131,10 @@ def _security(settings: KafkaSettings) -> dict[str, Any]:
 async def _open_producer(
     loop: Any, settings: KafkaSettings, security: dict[str, Any], logger: logging.Logger
 ) -> AsyncIterator[AIOKafkaProducer]:
-    """A started producer in this loop. At the end nothing of it is left there, whatever the brokers do.
+    """Start a producer in this loop. At the end all its tasks and connections are closed.
 
     Raises:
-        NotConnected: no broker can be reached, or none lets us in.
+        NotConnected: no broker can be reached, or none accepts our credentials.
     """
     loop.set_exception_handler(partial(_on_error, logger))
     loop.set_default_executor(_Lookups(limiter=trio.CapacityLimiter(_LOOKUPS)))
@@ -150,12 +150,12 @@ async def _open_producer(
 async def _start(
     settings: KafkaSettings, security: dict[str, Any], made: Callable[[AIOKafkaProducer], None]
 ) -> AIOKafkaProducer:
-    """In asyncio: a producer, connected. `made` is told of it before it is."""
+    """In asyncio: make a producer and connect it. Calls `made` with it before connecting."""
     server = await _reachable(settings, security)
     producer = AIOKafkaProducer(
-        # The producer itself would tell only the log why a broker does not let it in, and asks in any order.
+        # A broker that `_reachable` has tried: the producer would write only to the log why a broker refuses
+        # it.
         bootstrap_servers=[server],
-        # A callback is delivered when every in-sync replica has it.
         acks="all",
         compression_type=None if settings.compression_type == "none" else settings.compression_type,
         max_batch_size=min(BATCH_BYTES, settings.max_request_size),
@@ -167,20 +167,20 @@ async def _start(
     try:
         async with asyncio.timeout(_CONNECT_S):
             await producer.start()
-    except (KafkaError, OSError) as exc:  # TimeoutError is one
+    except (KafkaError, OSError) as exc:  # includes TimeoutError
         raise NotConnected(f"{server}: {connect_reason(exc)}") from exc
     return producer
 
 
 async def _reachable(settings: KafkaSettings, security: dict[str, Any]) -> str:
-    """In asyncio: one of the brokers that lets us in."""
+    """In asyncio: a broker that accepts a connection."""
     problems = []
     for server in random.sample(settings.bootstrap_servers, len(settings.bootstrap_servers)):
         host, port = split_server(server)
         connect_ms = min(settings.request_ms, int(_CONNECT_S * 1000))
         try:
             connection = await create_conn(host, port, request_timeout_ms=connect_ms, **security)
-        except Exception as exc:  # noqa: BLE001 - what a peer that is no Kafka broker says can fail in any way
+        except Exception as exc:  # noqa: BLE001 - a peer that is not a Kafka broker can cause any exception
             problems.append(f"{server}: {connect_reason(exc)}")
             continue
         connection.close()
@@ -189,7 +189,7 @@ async def _reachable(settings: KafkaSettings, security: dict[str, Any]) -> str:
 
 
 async def _end(made: list[AIOKafkaProducer], transports: weakref.WeakSet[asyncio.BaseTransport]) -> None:
-    """In asyncio: end everything in the loop, which is ours alone."""
+    """In asyncio: end everything in the loop."""
     for producer in made:
         with suppress(TimeoutError, KafkaError, OSError):
             async with asyncio.timeout(_FLUSH_S):
@@ -199,14 +199,14 @@ async def _end(made: list[AIOKafkaProducer], transports: weakref.WeakSet[asyncio
         task.cancel()
     if others:
         await asyncio.wait(others, timeout=_END_S)
-    # Closing alone would wait for a frozen broker to take what has been written to it.
+    # close() would wait until a frozen broker has received what was written.
     for transport in list(transports):
         assert isinstance(transport, asyncio.WriteTransport)
         transport.abort()
 
 
 def _tracked(loop: Any) -> weakref.WeakSet[asyncio.BaseTransport]:
-    """All connections that are made in this loop from now on."""
+    """The connections made in this loop from now on."""
     transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
     connect: Callable[..., Coroutine[Any, Any, tuple[Any, Any]]] = loop.create_connection
 
@@ -220,12 +220,12 @@ def _tracked(loop: Any) -> weakref.WeakSet[asyncio.BaseTransport]:
 
 
 class _Lookups(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # the library has no types
-    """Runs the resolver in threads that a cancel does not wait for."""
+    """Runs the resolver in threads that a cancel abandons."""
 
     async def submit(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _on_error(logger: logging.Logger, _loop: Any, context: dict[str, Any]) -> None:
-    """Log what nobody in the loop has caught. If it matters, deliveries fail and say why."""
+    """Log an exception that no task in the loop has caught."""
     logger.debug("%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,4 +1,4 @@
-"""What Kafka's failures mean to a callback, in words that hold no secrets."""
+"""Maps exceptions of aiokafka to results, with reasons that contain no secrets."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from aiokafka import errors
 from downloader.notify import Rejected, Result, RetryLater
 
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, errors.RecordTooLargeError)
-"""What a batch is refused with that has more bytes than the topic takes."""
+"""The exceptions for a batch with more bytes than the topic accepts."""
 
 
 class NotConnected(Exception):
-    """No broker can be reached, or none lets us in; the text says why."""
+    """No broker can be reached, or none accepts our credentials; the text says why."""
 
 
 def _text_of(exc: OSError) -> str:
@@ -25,10 +25,10 @@ def _text_of(exc: OSError) -> str:
     return os.strerror(exc.errno) if exc.errno else str(exc) or type(exc).__name__
 
 
-Words = Sequence[tuple[Any, Callable[[Any], str]]]
-"""Exception types, the special ones before the general, and what to say."""
+Reasons = Sequence[tuple[Any, Callable[[Any], str]]]
+"""Exception types, subclasses before their bases, and the reason for each."""
 
-_CONNECTING: Words = (
+_CONNECTING: Reasons = (
     (ssl.SSLCertVerificationError, lambda exc: f"TLS handshake failed: {exc.verify_message}"),
     (ssl.SSLError, lambda exc: f"TLS handshake failed: {exc.reason}"),
     (TimeoutError, lambda _: "no answer in time"),
@@ -36,7 +36,7 @@ _CONNECTING: Words = (
     (OSError, _text_of),
     (errors.UnsupportedSaslMechanismError, lambda _: "the broker does not offer this sasl_mechanism"),
     (
-        # KeyError: aiokafka finds no nonce in SCRAM's answer that there is an error (RFC 5802, `e=`).
+        # KeyError: aiokafka expects a nonce in SCRAM's error answer (RFC 5802, `e=`).
         (errors.SaslAuthenticationFailed, errors.AuthenticationFailedError, KeyError),
         lambda _: "authentication failed",
     ),
@@ -45,12 +45,12 @@ _CONNECTING: Words = (
     (BaseException, lambda exc: f"not understood ({type(exc).__name__})"),
 )
 
-_REJECTED: Words = (
+_REJECTED: Reasons = (
     (TOO_LARGE, lambda _: "the topic does not take callbacks of this size"),
     (errors.InvalidTopicError, lambda _: "the broker does not take the destination for a topic"),
 )
 
-_RETRIED: Words = (
+_RETRIED: Reasons = (
     (errors.UnknownTopicOrPartitionError, lambda _: "there is no such topic"),
     (errors.TopicAuthorizationFailedError, lambda _: "not authorized to write to the topic"),
     ((errors.RequestTimedOutError, TimeoutError), lambda _: "the broker did not answer in time"),
@@ -65,17 +65,17 @@ _RETRIED: Words = (
 
 
 def connect_reason(exc: BaseException) -> str:
-    """Why a broker could not be reached, or did not let us in."""
-    return _said(_CONNECTING, exc) or ""
+    """Why connecting to a broker failed."""
+    return _reason(_CONNECTING, exc) or ""
 
 
 def failure(exc: BaseException, topic: str) -> Result:
-    """What becomes of a callback to this topic that was not delivered for this reason."""
-    final = _said(_REJECTED, exc)
+    """The result of a callback to this topic, given the exception."""
+    final = _reason(_REJECTED, exc)
     if final is not None:
         return Rejected(f"{topic}: {final}")
-    return RetryLater(f"{topic}: {_said(_RETRIED, exc)}")
+    return RetryLater(f"{topic}: {_reason(_RETRIED, exc)}")
 
 
-def _said(words: Words, exc: BaseException) -> str | None:
-    return next((say(exc) for types, say in words if isinstance(exc, types)), None)
+def _reason(reasons: Reasons, exc: BaseException) -> str | None:
+    return next((describe(exc) for types, describe in reasons if isinstance(exc, types)), None)

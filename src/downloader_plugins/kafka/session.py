@@ -39,25 +39,25 @@ from downloader_plugins.kafka.settings import KafkaSettings
 T = TypeVar("T")
 
 BATCH_BYTES = 128 * 1024
-"""Of what goes to one partition at once; a larger callback goes alone."""
+"""Most bytes of a batch; a larger callback is sent alone."""
 
 _RECORD_OVERHEAD_BYTES = 128
-"""At most, of a batch of one record without headers, besides key and value: 61 for the batch, 21 for the
-record, and room. Counted for each record, so that a batch never has more than `BATCH_BYTES`."""
+"""Upper limit of what a batch of one record has besides key and value: 61 bytes for the batch, 21 for the
+record. Counted for each record, so that a batch never has more than `BATCH_BYTES`."""
 
 _MAX_BATCH = 1000
-"""Callbacks in a batch; one of that many takes the loop a few milliseconds to fill."""
+"""Most callbacks in a batch; filling it blocks the loop for a few milliseconds."""
 
 _FIND_TOPIC_S = 5.0
-"""How long a topic may take to appear, and half of `timeout`; one that a broker makes takes much less."""
+"""How long to wait for a topic to appear, at most half of `timeout`."""
 
 _FIRST_LOOK_S, _MAX_LOOK_S = 0.1, 1.0
-"""Pauses between looks for it."""
+"""First and longest pause between requests for a topic's metadata."""
 
 _STUCK_TIMEOUTS = 2
-"""After so many times `timeout` without a report a batch is not slow: the producer has lost it."""
+"""After this many times `timeout` without a report the producer has lost the batch."""
 
-_ENDED = RetryLater("the connection to Kafka was given up")
+_ENDED = RetryLater("the connection to Kafka was closed")
 
 _partition = DefaultPartitioner()
 
@@ -80,15 +80,15 @@ def _size(message: _Message) -> int:
 
 
 class Session:
-    """Delivers over a started producer until it is `lost`; needs its `run` to be running.
+    """Delivers with a started producer until it is `lost`; works while `run` runs.
 
     When `run` is cancelled all deliveries end.
 
     Args:
         settings: the section.
-        producer: a started one.
-        loop: the asyncio loop it runs in.
-        group_commit: as the host lends it.
+        producer: a started producer.
+        loop: its asyncio loop.
+        group_commit: the host's.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class Session:
         )
         self.run = self._messages.run
         self._asked: dict[tuple[str, int], float] = {}
-        """When the batch under way to a partition was handed over, Trio time."""
+        """When the batch in flight to a partition was given to the producer (Trio time)."""
         self._topics: set[str] = set()
-        """Those that the producer keeps itself informed of."""
+        """Topics whose metadata the producer refreshes."""
         self._failing_since = math.inf
         self.lost = trio.Event()
-        """Set when the producer is of no use any more."""
+        """Set when the producer cannot be used any more."""
         self.lost_reason = ""
 
     async def deliver(self, topic: str, key: bytes, value: bytes) -> Result:
-        """Send, and wait for the delivery report; the caller bounds it.
+        """Send, and wait for the delivery report; the caller sets the time limit.
 
-        A cancel takes the message back as long as it has not been handed to the producer.
+        A cancel withdraws a message that the producer does not have yet.
         """
         if len(key) + len(value) + _RECORD_OVERHEAD_BYTES > self._settings.max_request_size:
             return Rejected(f"the callback has {len(value)} bytes, too many for max_request_size")
@@ -144,7 +144,7 @@ class Session:
             raise
 
     async def look(self) -> tuple[int, set[str]]:
-        """How many brokers there are, and which topics.
+        """The number of brokers, and the names of the topics.
 
         Raises:
             KafkaError: no broker answers.
@@ -153,12 +153,12 @@ class Session:
         return len(cluster.brokers()), cluster.topics()
 
     async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
-        """Send a batch to one partition. One that is too large is taken apart."""
+        """Send a batch to one partition; if it is too large, send its messages one by one."""
         topic, lane = messages[0].topic, messages[0].lane
         builder = self._producer.create_batch()
         for message in messages:
             builder.append(key=message.key, value=message.value, timestamp=None)
-        assert builder.record_count() == len(messages), "what a batch holds is bounded by `_size`"
+        assert builder.record_count() == len(messages), "`_size` limits a batch"
         builder.close()
         self._asked[lane] = asked = trio.current_time()
         try:
@@ -167,7 +167,7 @@ class Session:
             if len(messages) == 1:
                 return [failure(exc, topic)]
             return [(await self._send([message]))[0] for message in messages]
-        except Exception as exc:  # noqa: BLE001 - whatever aiokafka raises fails deliveries, not the service
+        except Exception as exc:  # noqa: BLE001 - an exception of aiokafka fails deliveries, not the service
             if not isinstance(exc, BrokerResponseError) or isinstance(exc, RequestTimedOutError):
                 self._failed(asked)
             return [failure(exc, topic)] * len(messages)
@@ -177,25 +177,25 @@ class Session:
         return [Delivered()] * len(messages)
 
     async def _hand_over(self, builder: Any, lane: tuple[str, int]) -> None:
-        """In asyncio: give the producer a batch, and wait for its report."""
+        """In asyncio: give the producer a batch, and wait for the report."""
         topic, partition = lane
         try:
             report = await self._producer.send_batch(builder, topic, partition=partition)
         except (KafkaTimeoutError, UnknownTopicOrPartitionError):
             raise
-        except AssertionError:  # the topic has been deleted, or made anew with fewer partitions
+        except AssertionError:  # the topic was deleted, or created again with fewer partitions
             raise UnknownTopicOrPartitionError from None
         except Exception as exc:
-            # It takes nothing: its sending task has died.
+            # The producer accepts nothing: its sending task has ended.
             self._lose(f"the producer has failed: {type(exc).__name__}")
             raise
         await report
 
     async def _find(self, topic: str) -> set[int]:
-        """The partitions of a topic that is not known yet.
+        """The partitions of a topic that the producer does not know yet.
 
         Raises:
-            KafkaError: there is no such topic, or we may not use it.
+            KafkaError: the topic does not exist or may not be used.
             TimeoutError: no broker answers.
         """
         began, seconds = trio.current_time(), min(_FIND_TOPIC_S, self._settings.timeout / 2)
@@ -204,7 +204,7 @@ class Session:
         except (KafkaError, TimeoutError) as exc:
             if isinstance(exc, TimeoutError):
                 self._failed(began)
-            # Else each name that any job has ever come with would be asked for again and again.
+            # Otherwise the producer would ask for the metadata of each wrong name for ever.
             self._topics.discard(topic)
             if not self._loop.is_closed():
                 self._producer.client.set_topics(self._topics)
@@ -213,7 +213,7 @@ class Session:
         return partitions
 
     def _given_up(self, message: _Message) -> None:
-        """Nobody waits for it any more."""
+        """Note that a delivery was cancelled."""
         now = trio.current_time()
         if now - self._asked.get(message.lane, math.inf) > _STUCK_TIMEOUTS * self._settings.timeout:
             self._lose("a batch was lost in the producer")
@@ -221,9 +221,9 @@ class Session:
             self._failed(message.began)
 
     def _failed(self, began: float) -> None:
-        """Note that what began then got no answer; after `timeout` without any the producer is given up.
+        """Note a request without an answer; after `timeout` without any answer the producer is `lost`.
 
-        It looks for brokers only among those that it knows, and these may all be gone.
+        A new producer is needed then: this one asks only brokers that it knows, which may all be gone.
         """
         self._failing_since = min(self._failing_since, began)
         if trio.current_time() - self._failing_since >= self._settings.timeout:
@@ -238,17 +238,17 @@ class Session:
         try:
             result: T = await self._loop.run_aio_coroutine(call())
         except asyncio.CancelledError:
-            # Not by us: the loop is at its end.
-            raise KafkaError("the connection was given up") from None
+            # We do not cancel asyncio tasks: the loop is being closed.
+            raise KafkaError("the connection was closed") from None
         return result
 
 
 async def _look_for(client: Any, topic: str, seconds: float) -> set[int]:
-    """In asyncio: ask for a topic until it is there, for so long.
+    """In asyncio: ask for a topic until it exists or the time is over.
 
     Raises:
-        UnknownTopicOrPartitionError: brokers answer, and it is not.
-        TopicAuthorizationFailedError: it is not for us.
+        UnknownTopicOrPartitionError: brokers answer, and it does not exist.
+        TopicAuthorizationFailedError: we may not use it.
         TimeoutError: no broker answers.
     """
     pause_s, answered = _FIRST_LOOK_S, False

@@ -1,4 +1,4 @@
-"""`[backends.kafka]`: its keys and what follows from them. They have aiokafka's names."""
+"""`[backends.kafka]`: its keys, which have aiokafka's names, and the TLS context."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DEFAULT_PORT = 9092
 _MAX_PORT = 65535
 
 _REQUESTS_PER_DELIVERY = 3
-"""So many requests may time out one after the other within a delivery: the producer gives a batch up after
-the time of one request, or of two, and should have done so before the delivery is given up."""
+"""How many requests may time out within a delivery: the producer gives a batch up after one or two timeouts,
+which should happen before the delivery ends."""
 
 
 def _servers(value: object) -> object:
@@ -34,7 +34,7 @@ def _server(text: str) -> str:
 
 
 def split_server(text: str) -> tuple[str, int]:
-    """Host and port of `host`, `host:port`, `[address]` or `[address]:port`; port -1 if it is no number."""
+    """Host and port of `host`, `host:port`, `[address]` or `[address]:port`; port -1 if invalid."""
     match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::(\d{1,5}))?", text, re.ASCII)
     if match is None:
         return "", -1
@@ -116,7 +116,7 @@ def read_section(section: Mapping[str, Any]) -> KafkaSettings:
     if settings.security_protocol.startswith("SASL"):
         _check_sasl(settings)
     if settings.ssl_keyfile and not settings.ssl_certfile:
-        raise PluginError("ssl_keyfile: needs ssl_certfile, whose key it is")
+        raise PluginError("ssl_keyfile: needs ssl_certfile")
     return settings
 
 
@@ -145,7 +145,7 @@ def ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
     context.check_hostname = settings.ssl_check_hostname
     if settings.ssl_certfile:
         try:
-            # A password, if an empty one: without any, OpenSSL would ask at the terminal.
+            # Also an empty password: without one, OpenSSL would ask at the terminal.
             context.load_cert_chain(
                 settings.ssl_certfile, settings.ssl_keyfile or None, settings.ssl_password
             )

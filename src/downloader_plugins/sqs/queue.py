@@ -1,7 +1,7 @@
-"""What destinations of the `sqs` notifier mean: which queue, in which region, and whether it may be used.
+"""Parses destinations of the `sqs` notifier: which queue, in which region, and whether it may be used.
 
-Pure. A destination never decides where requests go: that is the configured endpoint, or AWS's own host of a
-region that AWS has. A URL of any other host is refused, for a request carries our credentials' signature.
+Pure. Requests go only to the configured endpoint or to AWS's own host of a known region. A URL of another
+host is refused, as requests are signed with our credentials.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
 _FIFO = ".fifo"
 
 _SHORT = re.compile(r"(?:https?://)?aws\.com/sqs/(.*)")
-"""The form that older clients send; only the name in it counts."""
+"""The form that older clients send; only its queue name is used."""
 
 _OWN_PATH = re.compile(r"(?:/[A-Za-z0-9_-]+){0,3}/([^/]+)")
-"""Servers that imitate SQS put this and that before the name, which is last."""
+"""The path on servers compatible with SQS; the name is its last part."""
 
 _AWS_PATH = re.compile(r"/([0-9]{12})/([^/]+)")
 
 GROUP_CHARS = 128
-"""Of a `MessageGroupId`; it may have ASCII letters, digits and punctuation.
+"""Limit of a `MessageGroupId`, which may have ASCII letters, digits and punctuation.
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"""
 
 _GROUP_SAFE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
-"""Punctuation that stays as it is; `%` marks what does not."""
+"""Punctuation that is not percent-encoded."""
 
 _DIGEST_CHARS = 64
 
 
 class BadDestination(Exception):
-    """It names no queue that can be used; the text is for people."""
+    """The destination is not a queue that can be used; the text is for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,14 @@ class Queue:
     name: str
     region: str
     url: str = ""
-    """As the client gave it, in its usual spelling; empty for one known by name."""
+    """The client's URL in normal form; empty for a queue given by name."""
     look_up: bool = True
-    """Whether SQS is asked for the URL of the queue of this name in our own account. If `url` is given
-    too, it has to be that one's."""
+    """Whether to ask SQS for the URL of the queue with this name in our own account. If `url` is given too,
+    both have to be the same queue."""
 
     @property
     def fifo(self) -> bool:
-        """SQS has FIFO queues end in `.fifo`, and no others."""
+        """Whether it is a FIFO queue; exactly their names end in `.fifo`."""
         return self.name.endswith(_FIFO)
 
 
@@ -66,15 +66,15 @@ class Endpoints:
     """Where the configured credentials are used."""
 
     region: str
-    """Of queues known by name."""
+    """Region of queues given by name."""
     origin: str = ""
-    """`http://host:port` of an endpoint that is not AWS's own; empty for AWS."""
+    """`http://host:port` of an endpoint other than AWS's own; empty for AWS."""
     hosts: Mapping[str, str] = field(default_factory=dict)
-    """AWS's host names of SQS that URLs may have, with the region of each."""
+    """AWS's host names of SQS that URLs may have, and their regions."""
 
 
 def aws_hosts(regions: Iterable[str]) -> dict[str, str]:
-    """AWS's host names of SQS, today's and those of old URLs, with their regions.
+    """AWS's host names of SQS, current and legacy ones, with their regions.
 
     https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
     """
@@ -89,10 +89,10 @@ def aws_hosts(regions: Iterable[str]) -> dict[str, str]:
 
 
 def origin_of(url: str) -> str:
-    """`scheme://host[:port]` in lower case, without a port that goes without saying.
+    """`scheme://host[:port]` in lower case, without the default port.
 
     Raises:
-        ValueError: it is no http or https URL, or one with a user, a query or a fragment.
+        ValueError: not an http or https URL, or one with a user, a query or a fragment.
     """
     try:
         return _shown(Url.parse(url, "endpoint").origin)
@@ -101,10 +101,10 @@ def origin_of(url: str) -> str:
 
 
 def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
-    """The queue that is meant: a name, `aws.com/sqs/NAME`, or the queue's URL.
+    """Parse a destination: a queue's name, `aws.com/sqs/NAME`, or the queue's URL.
 
     Raises:
-        BadDestination: it is none of these, or the URL is not one of the configured endpoint.
+        BadDestination: it is none of these, or the URL has another host than the endpoint.
     """
     short = _SHORT.fullmatch(destination)
     if short or "/" not in destination:
@@ -132,10 +132,10 @@ def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
 
 
 def permitted(queue: Queue, patterns: Sequence[str]) -> Queue | None:
-    """The queue as it may be used under an allow-list; `None` if it may not.
+    """The queue if an allow-list permits it, else `None`.
 
-    Patterns with a `/` are of URLs, part by part, others of names. A name means the queue in our own account,
-    so a URL that only its name permits is looked up, and has to be that queue's.
+    Patterns with a `/` match URLs, part by part; others match names of queues in our own account. If only a
+    name pattern matches a URL, the queue is looked up: the URL has to be that of our own queue.
     """
     if not patterns or any("/" in pattern and _fits(queue.url, pattern) for pattern in patterns):
         return queue
@@ -150,9 +150,9 @@ def same_queue(url: str, other: str) -> bool:
 
 
 def group_id(aggr_id: str) -> str:
-    """`MessageGroupId` of an aggregation: its name, with what SQS does not take there percent-encoded.
+    """`MessageGroupId` of an aggregation: its name, with characters that SQS refuses percent-encoded.
 
-    One too long keeps its beginning and gets its SHA-256. Two aggregations never share one.
+    A long name is cut and gets its SHA-256, so that two aggregations never have the same id.
     """
     encoded = quote(aggr_id.encode("utf-8", "surrogatepass"), safe=_GROUP_SAFE)
     if len(encoded) <= GROUP_CHARS:
@@ -164,8 +164,8 @@ def group_id(aggr_id: str) -> str:
 def deduplication_id(job_id: str, body: bytes) -> str:
     """`MessageDeduplicationId`: the job's id; for a failure, with a digest of the payload.
 
-    SQS swallows what comes with a known id within five minutes. A failed job can be downloaded again, and
-    what comes of that is news; after a success nothing comes any more.
+    SQS drops messages with an id that it has seen in the last five minutes. A failed job can be downloaded
+    again, with another result; a successful one cannot.
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
     """
     try:
@@ -186,12 +186,12 @@ def _usual_base(host: str, region: str) -> str:
 
 
 def _fits(url: str, pattern: str) -> bool:
-    """Whether each part between slashes fits, so that no wildcard reaches into another account."""
+    """Match each part between slashes by itself, so that no wildcard matches another account."""
     parts, patterns = url.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
-        raise BadDestination("the callback's destination has a name that no queue can have")
+        raise BadDestination("the callback's destination is not a valid queue name")
     return name

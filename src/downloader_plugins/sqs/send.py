@@ -1,4 +1,4 @@
-"""Talking to SQS with boto3. Blocks: for threads only."""
+"""Requests to SQS with boto3. All functions that take a client block: call them in threads."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 MESSAGES = 10
-"""In one request: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html"""
+"""Most messages in one request: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatch.html"""
 
 MESSAGE_BYTES = 1024 * 1024
-"""The largest message that SQS takes (256 KiB until 2025); a queue may have been given a lower bound."""
+"""The largest message that SQS accepts (256 KiB until 2025); a queue may have a lower limit."""
 
 BATCH_BYTES = 256 * 1024
-"""Of several messages together: what every version of SQS takes, and those who imitate it. A larger message
-goes alone."""
+"""Most bytes of several messages in one request, accepted by all versions of SQS and compatible servers. A
+larger message is sent alone."""
 
 _MISSING = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
-"""AWS answers so as well for a queue that we may not use."""
+"""AWS also answers these for a queue that we may not use."""
 
 _FAULTS_OF_THE_MESSAGE = frozenset(
     {
@@ -54,16 +54,16 @@ _FAULTS_OF_THE_MESSAGE = frozenset(
         "AWS.SimpleQueueService.BatchRequestTooLong",
     }
 )
-"""Nothing in our requests but the body can be invalid: too large for this queue, or of characters that SQS
-does not take."""
+"""Codes for an invalid body, the only part of our requests that can be: too large for the queue, or with
+characters that SQS refuses."""
 
 
 class _NoAnswer(Exception):
-    """An answer that botocore cannot take apart, or one without what was asked for."""
+    """botocore cannot parse the answer, or the answer lacks a field."""
 
 
 FAILURES = (ClientError, BotoCoreError, ResponseParserError, _NoAnswer)
-"""All that `describe` has words for."""
+"""The exceptions that `describe` describes."""
 
 
 _UNREACHED: dict[type[Exception], str] = {
@@ -74,25 +74,25 @@ _UNREACHED: dict[type[Exception], str] = {
     EndpointConnectionError: "SQS not reached: not connected",
     ConnectionClosedError: "SQS not reached: connection lost",
     NoCredentialsError: "no AWS credentials found",
-    ResponseParserError: "SQS gave an answer that is none",
-    _NoAnswer: "SQS gave an answer that is none",
+    ResponseParserError: "SQS gave an invalid answer",
+    _NoAnswer: "SQS gave an invalid answer",
 }
-"""The first kind that fits gives the reason; botocore's texts have URLs in them."""
+"""Reasons; the first matching type counts. botocore's own texts contain URLs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """How a request ended."""
+    """The result of a request."""
 
     results: Sequence[Result] = ()
-    """One for each message; none if one message's fault has kept all from being taken, so that each is
-    to be sent alone."""
+    """One for each message; empty if one invalid message made SQS refuse all, so that each has to be sent
+    alone."""
     url: str = ""
-    """Of the queue; empty if it is to be looked up again."""
+    """The URL of the queue; empty if it has to be looked up again."""
 
 
 def size_of(payload: Payload) -> int:
-    """What counts towards SQS's bounds, in bytes: there are no attributes."""
+    """The size that counts for SQS's limits, in bytes; our messages have no attributes."""
     return len(payload.body)
 
 
@@ -103,9 +103,9 @@ def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Pay
 
     Args:
         client: of the queue's region.
-        queue: where to.
-        known_url: from an earlier `Sent`; empty: look it up if need be.
-        payloads: in their order.
+        queue: the queue.
+        known_url: of an earlier `Sent`, or empty.
+        payloads: the messages, in order.
     """
     try:
         url = known_url or find(client, queue)
@@ -125,11 +125,11 @@ def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Pay
 
 
 def describe(exc: Exception, queue: Queue | None = None) -> str:
-    """What went wrong: the code, and nothing else of SQS's or botocore's text."""
+    """The reason for people: SQS's code, but not the text of SQS or botocore."""
     if isinstance(exc, ClientError):
         code = _code(exc)
         if code in _MISSING and queue is not None:
-            return f"queue {queue.name} does not exist, or is closed to us ({code})"
+            return f"queue {queue.name} does not exist or may not be used ({code})"
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return f"SQS answered {status} {code}" if code != str(status) else f"SQS answered {status}"
     known = (reason for kind, reason in _UNREACHED.items() if isinstance(exc, kind))
@@ -137,19 +137,19 @@ def describe(exc: Exception, queue: Queue | None = None) -> str:
 
 
 def is_denied(exc: Exception) -> bool:
-    """Whether SQS knows who we are, and does not let us."""
+    """Whether SQS denies the permission."""
     return isinstance(exc, ClientError) and _code(exc) in ("AccessDenied", "AccessDeniedException")
 
 
 def _asked(operation: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
     try:
         return operation(*arguments, **keywords)
-    except (AttributeError, TypeError) as exc:  # what its parser does with JSON of another shape
+    except (AttributeError, TypeError) as exc:  # from its parser, for JSON of another form
         raise _NoAnswer from exc
 
 
 def find(client: SQSClient, queue: Queue) -> str:
-    """The queue's URL; empty if its name is another one's than its URL's.
+    """The queue's URL; empty if our queue with this name has another URL than `queue.url`.
 
     Raises:
         Exception: one of `FAILURES`.
@@ -177,7 +177,7 @@ def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatch
 
 
 def _results(answer: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
-    """Of each entry: a 200 does not mean that each message was taken."""
+    """The result of each message; a 200 does not mean that all were accepted."""
     told: dict[str, Result] = {taken.get("Id", ""): Delivered() for taken in answer.get("Successful") or ()}
     for failed in answer.get("Failed") or ():
         code = failed.get("Code", "")
@@ -185,7 +185,7 @@ def _results(answer: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
         told[failed.get("Id", "")] = (
             Rejected(reason) if code in _FAULTS_OF_THE_MESSAGE else RetryLater(reason)
         )
-    unknown = RetryLater("SQS did not say what became of the message")
+    unknown = RetryLater("SQS gave no result for the message")
     return [told.get(str(index), unknown) for index in range(count)]
 
 
