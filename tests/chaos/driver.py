@@ -154,6 +154,8 @@ class Chaos:
     resumed_s: list[float] = field(default_factory=list)
     """From when the store was back until the next callback arrived."""
     starting: trio.Lock = field(default_factory=trio.Lock)
+    breaking_store: trio.Lock = field(default_factory=trio.Lock)
+    """One fault of the store at a time: a kill would end the start that another waits for."""
 
     async def keep(self, member: Member) -> None:
         """Start the member, and again whenever it has ended."""
@@ -180,7 +182,10 @@ class Chaos:
 
     async def _carry_out(self, fault: Fault) -> None:
         if fault.target == STORE:
-            await self._to_store(fault)
+            async with self.breaking_store:
+                await self._to_store(fault)
+            if fault.kind is not Kind.SCRIPT_FLUSH:
+                await self._resume()
         else:
             member = self.members[fault.target]
             if member.running is None:
@@ -210,7 +215,6 @@ class Chaos:
                 await trio.sleep(fault.for_s)
                 process.send_signal(signal.SIGCONT)
         self._store_is(up=True)
-        await self._resume()
 
     async def _resume(self) -> None:
         """Measure how long it takes until a callback arrives that was not there before."""
