@@ -175,8 +175,12 @@ def test_memory_of_control_groups_of_version_1(tmp_path: Path) -> None:
     assert memory_bytes(tmp_path, own) == 300_000
 
 
-async def test_a_server_that_was_left_behind_is_ended_first(data_dir: Path) -> None:
+async def test_a_server_that_was_left_behind_is_ended_first(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where nothing ends it with its parent."""
+    # Left by this service, so of the kind that it starts: one server does not read the other's files.
+    monkeypatch.delenv("DOWNLOADER_TEST_SERVER", raising=False)
     folder = data_dir / "valkey"
     folder.mkdir(parents=True)
     left = Valkey("--dir", str(folder), "--appendonly", "yes", "--unixsocket", str(socket_path(folder)))

@@ -545,7 +545,7 @@ def test_any_sequence_of_transitions_keeps_the_promises() -> None:
     prefixes = itertools.count()
 
     @settings(
-        max_examples=25,
+        max_examples=40,
         deadline=None,  # a store over a socket; the number of examples bounds it
         suppress_health_check=[HealthCheck.too_slow],
         derandomize=True,  # the same examples for everybody; a longer search runs in the chaos session
