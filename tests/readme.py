@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -50,13 +50,19 @@ def running(command: str, folder: Path, log: Path) -> Iterator[subprocess.Popen[
             stderr=out,
             env=environment(),
             start_new_session=True,
+            # What is started in the background by a shell ignores Ctrl-C, and so does all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # takes no lock
         ) as process,
     ):
         try:
             yield process
         finally:
             os.killpg(process.pid, signal.SIGINT)
-            process.wait(STOP_S)
+            try:
+                process.wait(STOP_S)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def environment() -> dict[str, str]:
