@@ -94,4 +94,11 @@ ROWS = (
         "return Shares(unproven=1000)",
         "tests/faults/test_callbacks.py -k h21",
     ),
+    (
+        "shares: a backend that hangs takes all slots of new destinations",
+        "downloader/notify/bulkhead.py",
+        "return proven or backend.unproven < share(half, others=others, backends=backends)",
+        "return True",
+        "tests/unit/test_health.py",
+    ),
 )
