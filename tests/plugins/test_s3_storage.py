@@ -16,7 +16,7 @@ import trio
 from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
-from downloader_plugins.s3.bucket import PART_BYTES, Bucket
+from downloader_plugins.s3.bucket import CHECK_KEY, PART_BYTES, Bucket
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.plugins import opened_storage
@@ -109,6 +109,40 @@ async def test_opening_leaves_nothing_in_the_bucket(moto: Moto, bucket: str, fro
     async with opened_storage(open_s3, section(bucket, front.url)):
         await front.seen("AbortMultipartUpload")
     assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
+
+
+@pytest.mark.parametrize("operation", ["CreateMultipartUpload", "AbortMultipartUpload"])
+async def test_a_cancelled_start_leaves_nothing_in_the_bucket(
+    moto: Moto, bucket: str, front: Front, operation: str
+) -> None:
+    arrived = trio.Event()
+
+    async def hold(exchange: s3.Exchange) -> None:
+        if operation == "CreateMultipartUpload":  # S3 creates it, and no answer arrives
+            await exchange.ask_moto(await exchange.body())
+        arrived.set()
+        await trio.sleep_forever()
+
+    async def start() -> None:
+        async with opened_storage(open_s3, section(bucket, front.url, timeout=10)):
+            pass
+
+    front.on(operation, hold, times=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await arrived.wait()
+        nursery.cancel_scope.cancel()
+    assert s3.uploads(moto, bucket) == []
+
+
+async def test_what_a_killed_start_left_is_aborted_by_the_next(moto: Moto, bucket: str, front: Front) -> None:
+    moto.s3.create_multipart_upload(Bucket=bucket, Key=f"a/{CHECK_KEY}")
+    moto.s3.create_multipart_upload(Bucket=bucket, Key="a/another's")
+    async with opened_storage(open_s3, section(bucket, front.url, prefix="a")):
+        await front.seen("AbortMultipartUpload", 2)
+        with trio.fail_after(10):
+            while s3.uploads(moto, bucket) != ["a/another's"]:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

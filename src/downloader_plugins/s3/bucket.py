@@ -191,14 +191,19 @@ class Bucket:
             StorageError: it cannot be written.
         """
         full = self.folder + CHECK_KEY
-        upload = await self._run(lambda _: self._begin(full, self.options))
-        await self._run(lambda _: self._abort(full, upload))
+        try:
+            upload = await self._run(lambda _: self._begin(full, self.options))
+            await self._run(lambda _: self._abort(full, upload))
+        except BaseException:
+            # S3 may have created it although its answer was lost.
+            await _clean_up(partial(self._abort_uploads_of, full))
+            raise
 
     async def sweep(self) -> None:
         """Abort the uploads of crashed instances, which cost money and are not visible as objects.
 
-        Aborts only old uploads whose keys have this service's form. If uploads cannot be listed, does
-        nothing.
+        Aborts old uploads whose keys have this service's form, and those of `check`, which an instance that
+        starts just now does not miss. If uploads cannot be listed, does nothing.
         """
         now = datetime.now(UTC)
         after: dict[str, str] = {}
@@ -207,7 +212,8 @@ class Bucket:
                 page = await self._run(partial(self._list_uploads, self.folder, after))
                 for upload in page.get("Uploads", []):
                     age = now - upload.get("Initiated", now)  # not all servers tell
-                    if age > _LEFTOVER_AGE and self._is_ours(upload["Key"]):
+                    short = upload["Key"].removeprefix(self.folder)
+                    if short == CHECK_KEY or (age > _LEFTOVER_AGE and _OUR_KEY.fullmatch(short)):
                         await self._abort_leftover(upload["Key"], upload["UploadId"])
                 after = {
                     "KeyMarker": page.get("NextKeyMarker", ""),
@@ -220,10 +226,6 @@ class Bucket:
         async with self.uploads.turn(key):  # not all servers have a correct time
             if upload not in self.uploads:
                 await self._abort_upload(key, upload)
-
-    def _is_ours(self, key: str) -> bool:
-        short = key.removeprefix(self.folder)
-        return short == CHECK_KEY or _OUR_KEY.fullmatch(short) is not None
 
     def _full(self, key: str) -> str:
         full = self.folder + key
