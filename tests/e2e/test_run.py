@@ -191,7 +191,8 @@ async def test_run_without_any_configuration(folder: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run.read)
         try:
-            await run.event("api.listening", host="127.0.0.1")
+            line = await run.event("api.listening", host="127.0.0.1")
+            assert line["page"] == f"http://127.0.0.1:{line['port']}/"
             await run.event("service.started", roles=["api", "notifier", "processor"])
             await run.stop()
         finally:

@@ -19,7 +19,7 @@ class Event(StrEnum):
     CONFIG_DEPRECATED = "config.deprecated"
     """The configuration uses a deprecated form, which still works."""
     API_LISTENING = "api.listening"
-    """The HTTP API takes requests."""
+    """The HTTP API takes requests; `page` is the address of the web page."""
     API_OPEN = "api.open"
     """The API listens on more than loopback and has no tokens: every client that reaches it may use it."""
     API_REFUSED = "api.refused"

@@ -12,6 +12,7 @@ import trio
 from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.config import Settings
 from downloader.observe import Event, get_logger
+from downloader.service.files import api_url
 from downloader.storage import Storage
 from downloader.store import JobStore
 
@@ -54,7 +55,7 @@ async def serve_api(
     tls = tls_context(api.certfile, api.keyfile) if api.certfile else None
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve, Api(deps), sockets=sockets, stop=stop, grace_s=grace_s, tls=tls))
-        log.info(Event.API_LISTENING, host=host, port=port)
+        log.info(Event.API_LISTENING, host=host, port=port, page=f"{api_url(settings)}/")
         if not settings.api.tokens and not loopback:
             log.warning(Event.API_OPEN, host=host, port=port)
         task_status.started()

@@ -39,15 +39,15 @@ class Files:
         base = self.settings.processor.download_url
         if not base and (url := self.storage.url(key)):
             return url
-        return f"{(base or own_base(self.settings)).rstrip('/')}/{quote(key)}"
+        return f"{(base or f'{api_url(self.settings)}/files').rstrip('/')}/{quote(key)}"
 
 
-def own_base(settings: Settings) -> str:
-    """The URL of the API's `/files`."""
+def api_url(settings: Settings) -> str:
+    """The API's URL on this host, without a path."""
     host = settings.api.host
     if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
         host = "localhost"
     if ":" in host:
         host = f"[{host}]"
     scheme = "https" if settings.api.certfile else "http"
-    return f"{scheme}://{host}:{settings.api.port}/files"
+    return f"{scheme}://{host}:{settings.api.port}"

@@ -44,6 +44,8 @@ _CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.RETRY: (Event.CALLBACK_RETRY, "callbacks_retried"),
     Verdict.RELEASE: (Event.CALLBACK_RELEASED, "callbacks_released"),
 }
+_ALARMING = (Event.JOB_FAILED, Event.JOB_POISON, Event.CALLBACK_FAILED)
+"""Ends that are logged as warnings: nothing more happens by itself."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -197,7 +199,9 @@ def _log_end(
         "attempt": lease.attempts + 1,
         "seconds": round(seconds, 3),
     }
-    if error:
+    if event in _ALARMING:
+        bound.warning(event, **facts, error=error, **more)
+    elif error:
         bound.info(event, **facts, error=error, **more)
     else:
         bound.debug(event, **facts)
