@@ -37,7 +37,8 @@ class Slots:
     """How many requests of each aggregation are being answered, and were at most.
 
     A request counts until the moment before its last byte leaves: once the peer has that, it may begin
-    another before this process gets to look.
+    another before this process gets to look. The response waits in the kernel for a peer that is frozen,
+    whose connection stays open after its lease has ended: `docs/guarantees.md` does not promise otherwise.
     """
 
     now: dict[str, dict[object, float]] = field(default_factory=lambda: defaultdict(dict))
@@ -178,6 +179,7 @@ class Load:
                     first = _response(404, b"no")
                 case _:
                     pass
+            exchange.buffer(len(first))
             self.slots.enter(group, exchange)
             try:
                 if kind == "halting":

@@ -66,6 +66,11 @@ class Exchange:
         """Whether the connection is to serve another request afterwards."""
         self._raw = raw
 
+    def buffer(self, size: int) -> None:
+        """Let `send` return before a peer that is frozen has read so many bytes."""
+        # Trio allows 16 KiB of what the peer's window has no room for.
+        self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * size)
+
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
 
