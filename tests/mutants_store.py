@@ -45,6 +45,22 @@ ROWS = (
         OF_STORE,
     ),
     (
+        "encryption: jobs are stored in the clear",
+        f"{STORE}/redis_store.py",
+        "item.spec.to_json(self._seal),",
+        "item.spec.to_json(),",
+        "tests/store/test_sealing.py",
+    ),
+    (
+        "encryption: a job without its key is worked on",
+        "downloader/service/work.py",
+        """        if lease.spec.sealed:
+            return Outcome(""",
+        """        if False:
+            return Outcome(""",
+        "tests/store/test_sealing.py",
+    ),
+    (
         "fencing: the callback of a second run has the generations of the first",
         f"{STORE}/lua/retry.lua",
         "if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end",

@@ -106,6 +106,10 @@ class Verdict(StrEnum):
     """A fault of this service, or a stop: handed back, and this attempt does not count."""
 
 
+SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
+"""Fields of a job that may contain secrets: those that are encrypted in the store if a key is configured."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What the client asked for, checked and normalised; never changes once accepted."""
@@ -135,14 +139,17 @@ class JobSpec:
     subpath: str = ""
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
+    sealed: str = ""
+    """The `SEALED_FIELDS`, encrypted with a key that this instance does not have. They are empty then: it can
+    neither download the job nor deliver its callback."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a newer version stored; carried along untouched."""
 
-    def to_json(self) -> str:
+    def to_json(self, seal: Callable[[str], str] | None = None) -> str:
         """The stored form: compact JSON without the id and without fields at their default.
 
         The destination of failures is left out where it equals that of successes, to save memory: millions
-        of jobs may be pending.
+        of jobs may be pending. `seal` encrypts the `SEALED_FIELDS`; without it they are stored in the clear.
         """
         body = dict(self.unknown)
         for (name, default), value in zip(_SPEC_DEFAULTS.items(), _spec_values(self), strict=True):
@@ -154,12 +161,27 @@ class JobSpec:
         else:
             body["callback_error_type"] = self.callback_error_type
             body["callback_error_dst"] = self.callback_error_dst
+        if seal is not None:
+            secret = {name: body.pop(name) for name in SEALED_FIELDS if name in body}
+            body["sealed"] = seal(json.dumps(secret, separators=(",", ":")))
         return _encode(body)
 
     @classmethod
-    def from_json(cls, job_id: str, text: str | bytes) -> Self:
-        """Inverse of `to_json`; fields this version does not know are kept in `unknown`."""
+    def from_json(
+        cls, job_id: str, text: str | bytes, unseal: Callable[[str], str | None] = lambda _: None
+    ) -> Self:
+        """Inverse of `to_json`; fields this version does not know are kept in `unknown`.
+
+        `unseal` decrypts what `seal` has encrypted; it returns `None` if it does not have the key.
+        """
         body: dict[str, Any] = json.loads(text)
+        if "sealed" in body:
+            secret = unseal(body["sealed"])
+            if secret is None:
+                body["url"] = ""
+            else:
+                del body["sealed"]
+                body |= json.loads(secret)
         unknown = {name: body.pop(name) for name in body.keys() - _SPEC_DEFAULTS.keys()}
         if "callback_error_type" not in body:
             body["callback_error_type"] = body.get("callback_type", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pty
@@ -72,11 +73,17 @@ def test_all_is_well_and_nothing_is_left(folder: Path, server: Valkey) -> None:
     assert list(findings) == PARTS
     assert failed(findings) == {}
     assert findings["redis"].text.startswith(("Valkey ", "Redis "))
-    assert ", waiting for aof" in findings["redis"].text
+    assert findings["redis"].text.endswith(", waiting for aof; secrets of jobs are not encrypted")
     assert "wrote, found and deleted an object" in findings["processor.filestorage"].text
     assert findings["processor.s3"].state is FindingState.NOTE
     assert findings["egress.downloads"].text == "may connect to public addresses"
     assert server.command("DBSIZE") == b":0\r\n"
+
+
+def test_secrets_are_encrypted(folder: Path, server: Valkey) -> None:
+    key = base64.b64encode(bytes(32)).decode()
+    found = examined(settings(folder, redis=on(server, encryption_keys=[key])))["redis"]
+    assert found.text.endswith("; secrets of jobs are encrypted")
 
 
 def test_the_fleets_own_data_stay(folder: Path, server: Valkey) -> None:
@@ -166,7 +173,7 @@ def test_a_cluster_and_a_sentinel(folder: Path) -> None:
         found = store(redis={"durability": "replicated"}, **{"redis.sentinel": sentinel})
         assert found["state"] == "ok"
         assert "Sentinel mymaster" in found["text"]
-        assert found["text"].endswith(", waiting for replicated")
+        assert ", waiting for replicated; " in found["text"]
         found = store(**{"redis.sentinel": {**sentinel, "master": "another"}})
         assert found["state"] == "failed"
 

@@ -42,6 +42,19 @@ def refused(config: Path, text: str = "", environ: Mapping[str, str] | None = No
     return message.replace(str(config), "config.toml")
 
 
+def test_encryption_keys(config: Path) -> None:
+    key = "A" * 43 + "="
+    config.write_text('[redis]\nencryption_keys = [{ env = "K" }]\n')
+    settings = load(config, {"K": key})
+    assert [each.get_secret_value() for each in settings.redis.encryption_keys] == [key]
+    assert redacted(settings)["redis"]["encryption_keys"] == ["***"]
+    for bad in ("short", "A" * 40, "Zo\u00eb"):
+        message = refused(config, f'[redis]\nencryption_keys = ["{bad}"]\n')
+        assert "redis.encryption_keys.0" in message or "redis.encryption_keys[0]" in message
+        assert "32 random bytes in base64" in message
+        assert bad not in message
+
+
 # -- sources ------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ Values only, as pydantic models; `downloader.config` reads them from TOML, the e
 
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -29,6 +30,9 @@ EMBEDDED = "embedded"
 
 RENEWALS_PER_LEASE = 3
 """A lease is renewed each time this fraction of it has passed, so that two renewals may fail."""
+
+ENCRYPTION_KEY_BYTES = 32
+"""Half of them encrypt (AES-128), the other half authenticate (HMAC-SHA256)."""
 
 LONGEST_S = 3600.0
 """Largest lease, grace period and time-out: a larger number is most likely a mistake."""
@@ -94,6 +98,16 @@ def _bearer(token: SecretStr) -> SecretStr:
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
     return token
+
+
+def _encryption_key(key: SecretStr) -> SecretStr:
+    try:
+        size = len(base64.urlsafe_b64decode(key.get_secret_value()))
+    except ValueError:
+        size = 0
+    if size != ENCRYPTION_KEY_BYTES:
+        raise ValueError(f"must be {ENCRYPTION_KEY_BYTES} random bytes in base64 (openssl rand -base64 32)")
+    return key
 
 
 def _allowed_host(host: str) -> str:
@@ -192,6 +206,8 @@ class RedisSettings(Section):
     """How many replicas must have it under `replicated`."""
     timeout: ShortSeconds = 5.0
     """Seconds that one call may take."""
+    encryption_keys: list[Annotated[SecretStr, AfterValidator(_encryption_key)]] = Field(default_factory=list)
+    """Encrypt the secret fields of jobs in the store: the first key encrypts, each of them decrypts."""
     max_memory: Annotated[ByteSize, Number, Field(ge=0)] = ByteSize(0)
     """Of the embedded store's data; 0: half of the machine's memory, or of its container's."""
 

@@ -32,6 +32,11 @@ DELIVERY_LEASES = 2
 """A delivery that takes longer than this many leases counts as hanging, and the callback
 is tried again later. It is longer than the timeouts of all backends; the lease is renewed meanwhile."""
 
+SEALED_DELAY_S = 60.0
+"""When a job that this instance cannot decrypt is due again. Long, because there may be many such jobs."""
+
+_SEALED = "the job is encrypted with a key that is not in redis.encryption_keys"
+
 _DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.SUCCEEDED: (Event.JOB_SUCCEEDED, "downloads_succeeded"),
     Verdict.FAILED: (Event.JOB_FAILED, "downloads_failed"),
@@ -86,7 +91,17 @@ class DownloadWork(_LeasedWork):
         return self.disk_has_room()
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
-        """Attempt the download, or fail the job if its workers have died too often."""
+        """Attempt the download, or fail the job if its workers have died too often.
+
+        A job that this instance cannot decrypt is handed back: another one may have the key.
+        """
+        if lease.spec.sealed:
+            return Outcome(
+                verdict=Verdict.RELEASE,
+                error=_SEALED,
+                error_code=ErrorCode.STORAGE,
+                retry_after_s=SEALED_DELAY_S,
+            )
         if lease.crashes >= POISON_CRASHES:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
         with self.workers.working(lease.group):
@@ -132,7 +147,12 @@ class CallbackWork(_LeasedWork):
         self.lease_s = self.settings.notifier.lease
 
     async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:  # noqa: ARG002  # none to ask
-        """Deliver the callback, or hand it back for some seconds if its backend has no free slot."""
+        """Deliver the callback, or hand it back for some seconds if its backend has no free slot.
+
+        One that this instance cannot decrypt is handed back too, as `DownloadWork` does.
+        """
+        if lease.spec.sealed:
+            return Delivery(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
         if lease.crashes >= POISON_CRASHES:
             return Delivery(verdict=Verdict.FAILED, error=_poisoned(lease))
         backend = _backend(lease)

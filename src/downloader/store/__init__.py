@@ -29,6 +29,7 @@ from downloader.store.keys import Keys
 from downloader.store.loop import asyncio_loop
 from downloader.store.redis import StoreClient, compare_layout, open_client, where
 from downloader.store.redis_store import open_store
+from downloader.store.sealing import open_sealer
 
 __all__ = [
     "KILLED_S",
@@ -62,6 +63,7 @@ __all__ = [
     "compare_layout",
     "embedded_valkey",
     "open_client",
+    "open_sealer",
     "open_store",
     "socket_path",
     "where",

@@ -50,7 +50,8 @@ KEYS = (
         parameters=("id",),
         type="string",
         owner="remove",
-        holds="the job as the client asked for it: JSON, written once",
+        holds="the job as the client asked for it: JSON, written once; with `redis.encryption_keys` the"
+        " fields that may be secret are encrypted in `sealed`",
     ),
     Key(
         name="task",

@@ -6,7 +6,7 @@ are passed on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -23,6 +23,9 @@ from downloader.model import (
 from downloader.store.job_store import AggregationLoad, FailedCallback, JobView, Load, Reapable, TaskView
 
 E = TypeVar("E", bound=StrEnum)
+
+Unseal = Callable[[str], str | None]
+"""Decrypts the secret fields of a job, see `JobSpec.from_json`."""
 
 _VERDICTS: Mapping[str, Verdict] = {
     "": Verdict.RETRY,
@@ -45,13 +48,13 @@ def terminal_state(outcome: Outcome) -> State:
     return State.CANCELLED if outcome.error_code is ErrorCode.CANCELLED else State.FAILED
 
 
-def lease(kind: Kind, flat: Sequence[Any]) -> Lease:
+def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
     """A lease as `lease.lua` describes it."""
     found = fields(flat)
     result = fields(found["result"])
     return Lease(
         kind=kind,
-        spec=JobSpec.from_json(found["id"], found["spec"]),
+        spec=JobSpec.from_json(found["id"], found["spec"], unseal),
         group=found["group"],
         generation=int(found["generation"]),
         attempts=int(found["attempts"]),
@@ -81,10 +84,10 @@ def failed_callback(flat: Sequence[Any]) -> FailedCallback:
     )
 
 
-def job_view(job_id: str, flat: Sequence[Any]) -> JobView:
+def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
     """A job as `get.lua` describes it."""
     found = fields(flat)
-    spec = JobSpec.from_json(job_id, found["spec"])
+    spec = JobSpec.from_json(job_id, found["spec"], unseal)
     download, callback = fields(found["download"]), fields(found["callback"])
     return JobView(
         spec=spec,

@@ -37,6 +37,7 @@ from downloader.store.job_store import (
     Submission,
 )
 from downloader.store.redis import StoreClient, check_layout, open_client
+from downloader.store.sealing import Sealer, open_sealer
 
 log = get_logger()
 
@@ -60,15 +61,18 @@ async def open_store(settings: RedisSettings) -> AsyncIterator[RedisStore]:
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
+    sealer = open_sealer(settings.encryption_keys)
     async with open_client(settings) as client:
-        yield RedisStore(client)
+        yield RedisStore(client, sealer)
 
 
 class RedisStore:
     """Implements `downloader.store.JobStore`; safe to share between tasks."""
 
-    def __init__(self, client: StoreClient) -> None:
+    def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         self._client = client
+        self._seal = None if sealer is None else sealer.seal
+        self._unseal: records.Unseal = (lambda _: None) if sealer is None else sealer.unseal
         self._keys = client.keys
         self._ids = JobIds()
         self._requests = itertools.count()
@@ -107,7 +111,7 @@ class RedisStore:
                     "group": item.spec.aggr_id,
                     "limit": str(item.spec.aggr_limit),
                     "proxy": item.spec.aggr_proxy,
-                    "spec": item.spec.to_json(),
+                    "spec": item.spec.to_json(self._seal),
                     "idempotency": item.idempotency_key,
                     "body": item.body_digest,
                     **({"permitted": permitted} if item.permits else {}),
@@ -153,7 +157,7 @@ class RedisStore:
                 asked, partial(self._lease_from, kind, calls), some=bool(leases or waits)
             )
             for answer in answers.values():
-                granted = [records.lease(kind, flat) for flat in answer["leases"]]
+                granted = [records.lease(kind, flat, self._unseal) for flat in answer["leases"]]
                 unproven -= sum(not lease.proven for lease in granted)
                 leases += granted
                 if answer["due_ms"] >= 0:
@@ -306,7 +310,7 @@ class RedisStore:
         except ValueError:
             return None
         answer = await self._client.run("get", shard, {"id": job_id})
-        return records.job_view(job_id, answer) if answer else None
+        return records.job_view(job_id, answer, self._unseal) if answer else None
 
     async def aggregation_sizes(self) -> Sequence[AggregationSize]:
         """See `JobStore.aggregation_sizes`."""

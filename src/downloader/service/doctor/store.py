@@ -24,6 +24,7 @@ from downloader.store import (
     compare_layout,
     embedded_valkey,
     open_client,
+    open_sealer,
     socket_path,
     where,
 )
@@ -77,6 +78,7 @@ def _folder_in(data_dir: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 async def _examine(redis: RedisSettings, place: str) -> str:
+    sealer = open_sealer(redis.encryption_keys)
     fleets = redis.key_prefix
     prefix = f"{fleets[:PREFIX_CHARS]}:doctor-{secrets.token_hex(4)}"
     redis = redis.model_copy(update={"key_prefix": prefix})
@@ -93,6 +95,7 @@ async def _examine(redis: RedisSettings, place: str) -> str:
     text = f"{_server(facts)} {place}; a write took {statistics.median(took_ms):.1f} ms"
     if redis.durability != "memory":
         text += f", waiting for {redis.durability}"
+    text += "; secrets of jobs are encrypted" if sealer else "; secrets of jobs are not encrypted"
     if limit := facts.get("maxmemory"):
         text += f"; {decimal(facts['used_memory'])} of at most {decimal(limit)} of memory used"
     if note := _risk(redis, facts):

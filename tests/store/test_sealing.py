@@ -1,0 +1,158 @@
+"""What may be secret in a job is not in the store, its files and its answers, if there is a key."""
+
+from __future__ import annotations
+
+import base64
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pydantic import SecretStr
+
+from downloader.api.views import job_view
+from downloader.config import RedisSettings, Settings
+from downloader.errors import ConfigError
+from downloader.fetch import Fetcher
+from downloader.model import Delivery, JobSpec, Kind, Outcome, State, Verdict
+from downloader.notify import Bulkhead
+from downloader.observe import PROCESSOR_COUNTERS, Counters
+from downloader.service.work import CallbackWork, DownloadWork
+from downloader.store import CallbackPlan, Settled, Submission
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import RedisStore, open_store
+from downloader.store.sealing import open_sealer
+from servers.jobs import spec_for
+from servers.valkey import Valkey
+
+OLD, NEW = (SecretStr(base64.b64encode(bytes([byte]) * 32).decode()) for byte in b"\xfb\xff")
+"""Keys with + and / in them, as `openssl rand -base64 32` makes them."""
+
+SECRETS: dict[str, Any] = {
+    "url": "https://user:in-the-url@127.0.0.1/file?signature=in-the-query",
+    "request_headers": {"Authorization": "Bearer in-the-header", "X-Name": "Zo\xeb in-the-name"},
+    "user_agent": "in-the-agent",
+    "callback_dst": "https://user:in-the-callback@127.0.0.1/done",
+    "callback_error_dst": "https://user:in-the-failure@127.0.0.1/failed",
+    "extra": "in-the-extra",
+}
+CANARIES = (
+    *(b"in-the-url", b"in-the-query", b"in-the-header", b"in-the-name", b"in-the-agent"),
+    *(b"in-the-callback", b"in-the-failure", b"in-the-extra"),
+)
+DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+
+
+@asynccontextmanager
+async def with_keys(settings: RedisSettings, *keys: SecretStr) -> AsyncIterator[RedisStore]:
+    async with open_store(settings.model_copy(update={"encryption_keys": list(keys)})) as store:
+        yield store
+
+
+async def submitted(store: RedisStore) -> JobSpec:
+    spec = spec_for(store, **SECRETS)
+    [(_, job_id)] = await store.submit([Submission(spec=spec)])
+    assert job_id == spec.id
+    return spec
+
+
+async def run_to_the_end(store: RedisStore) -> None:
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+    plan = CallbackPlan(group="http 127.0.0.1", limit=4)
+    assert await store.finish("me", [(lease, DONE, plan, 60)]) == [Settled.DONE]
+    [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
+    assert callback.spec.callback_dst == SECRETS["callback_dst"]
+    end = Delivery(verdict=Verdict.FAILED, error="gone")
+    assert await store.close_callbacks("me", [(callback, end, 60, 4)]) == [Settled.DONE]
+
+
+def found_in(server: Valkey) -> set[bytes]:
+    """The secrets in a snapshot of all keys, in the append-only file, and in the server's log."""
+    assert server.command("SAVE") == b"+OK\r\n"
+    text = b"".join(path.read_bytes() for path in sorted(server.folder.rglob("*")) if path.is_file())
+    assert b"job:" in text
+    return {canary for canary in CANARIES if canary in text}
+
+
+@pytest.mark.parametrize("keys", [[NEW], []], ids=["encrypted", "in the clear"])
+async def test_neither_snapshot_nor_append_only_file_has_a_secret(keys: list[SecretStr]) -> None:
+    with Valkey("--appendonly", "yes", "--rdbcompression", "no") as server:
+        async with asyncio_loop(), with_keys(RedisSettings(url=server.url), *keys) as store:
+            await submitted(store)
+            await run_to_the_end(store)
+            await submitted(store)
+        assert found_in(server) == (set() if keys else set(CANARIES))
+
+
+async def test_a_key_that_was_the_first_still_decrypts(redis_settings: RedisSettings) -> None:
+    async with asyncio_loop():
+        async with with_keys(redis_settings) as store:
+            plain = await submitted(store)
+        async with with_keys(redis_settings, OLD) as store:
+            old = await submitted(store)
+        async with with_keys(redis_settings, NEW, OLD) as store:
+            new = await submitted(store)
+            for spec in (plain, old, new):
+                view = await store.get(spec.id)
+                assert view is not None
+                assert view.spec == spec
+        async with with_keys(redis_settings, NEW) as store:
+            views = [await store.get(spec.id) for spec in (plain, old, new)]
+            assert [view.spec.url for view in views if view] == [plain.url, "", new.url]
+
+
+async def test_who_has_no_key_hands_the_job_back(redis_settings: RedisSettings, tmp_path: Path) -> None:
+    settings = Settings.model_validate({"data_dir": str(tmp_path)})
+    async with (
+        asyncio_loop(),
+        with_keys(redis_settings, NEW) as right,
+        with_keys(redis_settings, OLD) as wrong,
+    ):
+        common: dict[str, Any] = {
+            "store": wrong,
+            "settings": settings,
+            "owner": "me",
+            "counters": Counters(PROCESSOR_COUNTERS),
+        }
+        downloads = DownloadWork(**common, fetcher=cast("Fetcher", None), disk_has_room=lambda: True)
+        callbacks = CallbackWork(
+            **common,
+            backends={},
+            bulkhead=cast("Bulkhead", None),
+            rng=random.Random(),
+            download_url=str,
+            leases_at_stop=False,
+        )
+        spec = await submitted(right)
+        [lease] = (await wrong.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+        end = await downloads.work(lease, lambda: True)
+        assert await downloads.settle([(lease, end)]) == [Settled.DONE]
+        downloads.ended(lease, end, 0.0)
+        view = await wrong.get(spec.id)
+        assert view is not None
+        assert (view.download.state, view.download.attempts) == (State.PENDING, 0)
+        assert "redis.encryption_keys" in view.download.log[0]["error"]
+        assert job_view(view)["url"] == ""
+
+        # Also what can be done without the key is left to who has it: the callback would have nowhere to go.
+        other = await submitted(right)
+        [lease] = (await right.lease(Kind.DOWNLOAD, "you", 1, 10)).leases
+        plan = CallbackPlan(group="http 127.0.0.1", limit=4)
+        assert await right.finish("you", [(lease, DONE, plan, 60)]) == [Settled.DONE]
+        [lease] = (await wrong.lease(Kind.CALLBACK, "me", 1, 10)).leases
+        end = await callbacks.work(lease, lambda: True)
+        assert await callbacks.settle([(lease, end)]) == [Settled.DONE]
+        view = await right.get(other.id)
+        assert view is not None
+        assert view.callback is not None
+        assert (view.callback.state, view.callback.attempts) == (State.PENDING, 0)
+
+
+def test_without_the_package_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    assert open_sealer([]) is None
+    with pytest.raises(ConfigError, match=r"^redis\.encryption_keys: .*downloader\[encryption\]$"):
+        open_sealer([NEW])
