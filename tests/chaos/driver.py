@@ -160,11 +160,12 @@ class Chaos:
     async def keep(self, member: Member) -> None:
         """Start the member, and again whenever it has ended."""
         while not self.over:
-            member.meant = not self.store_up  # without its store it may refuse to start
             tables = {"redis": {"url": member.proxy.url}}
             async with self.starting:  # the fleet names processes by their number
+                member.meant = not self.store_up  # without its store it may refuse to start
                 running = await self.fleet.start(member.role, *member.arguments, tables=tables, ready=False)
             member.running = running
+            member.meant = member.meant or not self.store_up
             status = await running.process.wait()
             member.running, member.frozen = None, False
             if not (member.meant or self.over):

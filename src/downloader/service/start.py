@@ -12,7 +12,7 @@ import multiprocessing
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -192,7 +192,7 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_end_with_parent)
             await run_instance(
-                settings, roles, sockets=sockets, handle_sigint=False, started=lambda: parent.send(True)
+                settings, roles, sockets=sockets, handle_sigint=False, started=lambda: tell(parent, True)
             )
             nursery.cancel_scope.cancel()
 
@@ -202,8 +202,14 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
         error = first_leaf(group)
         # The parent needs only these two types, which decide its exit status.
         kind = ConfigError if isinstance(error, ConfigError) else DownloaderError
-        parent.send(kind(str(error)))
+        tell(parent, kind(str(error)))
         raise SystemExit(1) from None
+
+
+def tell(parent: Any, said: object) -> None:
+    """Send what `_received` reads; a parent that was killed meanwhile does not wait for it."""
+    with suppress(BrokenPipeError):
+        parent.send(said)
 
 
 async def _end_with_parent() -> None:
