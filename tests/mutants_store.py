@@ -6,6 +6,7 @@ OF_STOPS = "tests/faults/test_stops.py"
 STORE, SCHEDULER = "downloader/store", "downloader/scheduler"
 OF_EMBEDDED = "tests/store/test_embedded.py"
 OF_CLUSTER = "tests/faults/test_cluster_faults.py"
+OF_POLITENESS = "tests/store/test_politeness.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
 ROWS = (
@@ -115,6 +116,62 @@ ROWS = (
         "if shard in self._silent:",
         "if False:",
         OF_CLUSTER,
+    ),
+    (
+        "cooldown: an aggregation that cools down is leased from",
+        f"{STORE}/lua/_lib.lua",
+        "'WITHSCORES')[2]), tonumber(record[3] or '0'))",
+        "'WITHSCORES')[2]), 0)",
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: a lease does not check it itself",
+        f"{STORE}/lua/lease.lua",
+        "math.max(tonumber(head[2]), tonumber(record[2] or '0'))",
+        "tonumber(head[2])",
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: a shorter one ends it",
+        f"{STORE}/lua/_lib.lua",
+        "'cooling', math.max(ends, now + ",
+        "'cooling', math.max(0, now + ",
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: each answer to downloads in flight doubles it",
+        f"{STORE}/lua/_lib.lua",
+        "'started') or now) > begun then",
+        "'started') or now) > 0 then",
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: never forgotten",
+        f"{STORE}/lua/_lib.lua",
+        "if now >= 2 * ends - begun then count = 0 end",
+        "",
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: it uses up an attempt",
+        f"{STORE}/redis_store.py",
+        '"0" if end.verdict is Verdict.THROTTLED else "1"',
+        '"1"',
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: a job that fails by it does not cool down",
+        f"{STORE}/lua/finish.lua",
+        "cool_down(id, group, item)",
+        "",
+        OF_POLITENESS,
+    ),
+    (
+        "cooldown: never counted against the job",
+        "downloader/fetch/retry.py",
+        "if cools_down and throttled < FREE_COOLDOWNS:",
+        "if cools_down:",
+        "tests/fetch/test_table.py",
     ),
     (
         "scale: a lease reads a whole queue",

@@ -104,6 +104,9 @@ class Verdict(StrEnum):
     """Another attempt later; this one counts."""
     RELEASE = "release"
     """A fault of this service, or a stop: handed back, and this attempt does not count."""
+    THROTTLED = "throttled"
+    """The origin asked for a pause: another attempt after the aggregation's cooldown, and this one does not
+    count. Downloads only."""
 
 
 SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
@@ -225,6 +228,15 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cooldown:
+    """A pause that an origin asked for: its aggregation starts no download until then."""
+
+    seconds: float
+    asked: bool
+    """The origin has named the time. If not, the store doubles it while one cooldown follows another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How one attempt at a download ended."""
 
@@ -237,6 +249,8 @@ class Outcome:
     """The last response's status; 0 if there was no response."""
     retry_after_s: float | None = None
     """The origin's `Retry-After`, or the computed delay, for `RETRY` and `RELEASE`."""
+    cooldown: Cooldown | None = None
+    """Of the whole aggregation; also of an attempt that counts, or the last one."""
     file: FileFacts = field(default_factory=FileFacts)
 
 
@@ -261,6 +275,8 @@ class Lease:
     """Attempts that ended before this one and count against the retries."""
     crashes: int
     """Earlier leases of this task whose holder died."""
+    throttled: int = 0
+    """Attempts that ended before this one with a cooldown of the aggregation; downloads only."""
     limit: int
     """How many of the group may run at once over the fleet, as of this lease."""
     proxy: str = ""

@@ -14,7 +14,14 @@ import trio
 import trustme
 
 from downloader.errors import ConfigError
-from downloader.model import ErrorCode, FileFacts, Verdict
+from downloader.fetch.retry import (
+    COOLDOWN_JITTER,
+    COOLDOWN_S,
+    FREE_COOLDOWNS,
+    MAX_COOLDOWN_S,
+    MIN_COOLDOWN_S,
+)
+from downloader.model import Cooldown, ErrorCode, FileFacts, Verdict
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
 from servers.certs import old_tls_server, server_context, write_authority
 from servers.lab import Lab, lease, open_lab, small
@@ -71,7 +78,7 @@ async def test_204_is_an_empty_file(lab: Lab, origin: Origin) -> None:
         (599, "599", Verdict.RETRY),
         (408, "408 Request Timeout", Verdict.RETRY),
         (425, "425 Too Early", Verdict.RETRY),
-        (429, "429 Too Many Requests", Verdict.RETRY),
+        (429, "429 Too Many Requests", Verdict.THROTTLED),
         (404, "404 Not Found", Verdict.FAILED),
         (403, "403 Forbidden", Verdict.FAILED),
         (418, None, Verdict.FAILED),
@@ -98,11 +105,36 @@ async def test_the_phrase_is_ours(lab: Lab, origin: Origin) -> None:
     assert outcome.error == "Received Status code 404 Not Found"
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [408, 425, 502])
 async def test_retry_after_is_obeyed(lab: Lab, origin: Origin, status: int) -> None:
     outcome = await lab.fetch(origin.url(f"/status/{status}?retry_after=4000"))
-    assert outcome.verdict is Verdict.RETRY
-    assert outcome.retry_after_s == 4000
+    assert (outcome.verdict, outcome.retry_after_s) == (Verdict.RETRY, 4000)
+    assert outcome.cooldown is None, "it concerns the job alone"
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_an_origin_that_asks_for_a_pause_cools_the_aggregation_down(
+    lab: Lab, origin: Origin, status: int
+) -> None:
+    url = origin.url(f"/status/{status}?retry_after=400")
+    pause = Cooldown(seconds=400, asked=True)
+    first = await lab.fetch(url, max_retries=0, throttled=FREE_COOLDOWNS - 1)
+    assert (first.verdict, first.retry_after_s, first.cooldown) == (Verdict.THROTTLED, 400, pause)
+    counted = await lab.fetch(url, max_retries=1, throttled=FREE_COOLDOWNS)
+    assert (counted.verdict, counted.retry_after_s, counted.cooldown) == (Verdict.RETRY, 400, pause)
+    last = await lab.fetch(url, max_retries=1, attempts=1, throttled=FREE_COOLDOWNS)
+    assert (last.verdict, last.cooldown) == (Verdict.FAILED, pause)
+
+
+async def test_the_length_of_a_cooldown(lab: Lab, origin: Origin) -> None:
+    for asked, seconds in (("0", MIN_COOLDOWN_S), ("4000", MAX_COOLDOWN_S)):
+        found = (await lab.fetch(origin.url(f"/status/429?retry_after={asked}"))).cooldown
+        assert found == Cooldown(seconds=seconds, asked=True)
+    found = (await lab.fetch(origin.url("/status/429"))).cooldown
+    assert found is not None
+    assert not found.asked
+    assert COOLDOWN_S < found.seconds < (1 + COOLDOWN_JITTER) * COOLDOWN_S
+    assert (await lab.fetch(origin.url("/status/503"))).cooldown is None, "503 alone asks for no pause"
 
 
 async def test_attempts_are_used_up(lab: Lab, origin: Origin) -> None:

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Lab:
         *,
         proxy: str = "",
         attempts: int = 0,
+        throttled: int = 0,
         limit: int = 4,
         group: str = "g",
         still_ours: Callable[[], bool] = lambda: True,
@@ -63,7 +64,10 @@ class Lab:
     ) -> Outcome:
         """One attempt at this URL."""
         return await self.fetcher.attempt(
-            lease(url, proxy=proxy, attempts=attempts, limit=limit, group=group, **spec),
+            replace(
+                lease(url, proxy=proxy, attempts=attempts, limit=limit, group=group, **spec),
+                throttled=throttled,
+            ),
             still_ours=still_ours,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
-from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, State, Verdict
+from downloader.model import Cooldown, Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.store import CallbackPlan, RetryAnswer, Settled, Submission
 from downloader.store.loop import asyncio_loop
 from downloader.store.records import fields
 from downloader.store.redis import StoreClient, open_client
 from downloader.store.redis_store import RedisStore
-from downloader.store.scripts import Script
 from servers.jobs import spec_for
+from servers.store_clock import StoreClock
 from servers.valkey import Valkey
 
 PLANS: Mapping[str, CallbackPlan | None] = {
@@ -36,7 +36,7 @@ PLANS: Mapping[str, CallbackPlan | None] = {
 }
 """Aggregations, and where the callbacks of their jobs go."""
 OWNERS = ("x", "y")
-LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
+LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS, COOL_MS = 100_000, 30_000, 60_000, 40_000, 70_000
 FRUITFUL = 12
 """How often at the least each kind of step has to have had something to do, in all examples together."""
 
@@ -45,6 +45,9 @@ OUTCOMES = {
     "failed": Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT),
     "cancelled": Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.CANCELLED),
     "retry": Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT),
+    "throttled": Outcome(
+        verdict=Verdict.THROTTLED, error="e", cooldown=Cooldown(seconds=COOL_MS / 1000, asked=True)
+    ),
 }
 DELIVERIES = {
     "succeeded": Delivery(verdict=Verdict.SUCCEEDED),
@@ -65,6 +68,7 @@ steps = st.one_of(
     leases,
     settlements,
     settlements,
+    st.tuples(st.just("throttle"), indexes),
     st.tuples(st.just("settle_late"), kinds, indexes, ends),
     st.tuples(st.just("settle_anothers"), kinds, indexes, ends),
     st.tuples(st.just("renew"), kinds, indexes, st.booleans()),
@@ -79,7 +83,7 @@ steps = st.one_of(
 )
 ACTIONS = {
     *("submit", "lease", "settle", "settle_late", "settle_anothers", "renew", "lose_answer", "crash"),
-    *("move_clock", "sweep", "reap", "remove", "retry", "restart"),
+    *("move_clock", "sweep", "reap", "remove", "retry", "restart", "throttle"),
 }
 
 
@@ -127,15 +131,6 @@ class Deaf:
         raise StoreUnavailable("the answer was lost")
 
 
-def with_clock(script: Script) -> Script:
-    """The script with a clock that a test sets."""
-    ours = "local clock = tonumber(redis.call('GET', base .. 'clock'))\n"
-    ours += "local time = {math.floor(clock / 1000), clock % 1000 * 1000}"
-    assert script.text.count("local time = redis.call('TIME')") == 1
-    text = script.text.replace("local time = redis.call('TIME')", ours)
-    return replace(script, text=text, sha="0" * 40)  # unknown to the server, which is sent the text then
-
-
 @dataclass
 class Model:
     """What a client and an operator would expect."""
@@ -147,13 +142,15 @@ class Model:
     jobs: dict[str, Job] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     limits: dict[tuple[Kind, str], int] = field(default_factory=dict)
+    cooling: dict[str, int] = field(default_factory=dict)
+    """Until when aggregations start nothing."""
     leases: list[tuple[Lease, str]] = field(default_factory=list)
     """All that were ever given, and to whom."""
     unheard: dict[tuple[Kind, str], list[tuple[str, int]]] = field(default_factory=dict)
     """What each instance's last lease call was given, where its answer was lost: job id and generation."""
-    now_ms: int = 1_000_000
 
     def __post_init__(self) -> None:
+        self.clock = StoreClock(self.client)
         self.stores = {owner: RedisStore(self.client) for owner in OWNERS}
         self.base = self.client.keys.base(0)
 
@@ -186,6 +183,8 @@ class Model:
             tasks = [task for _, task in self.tasks(kind) if task.group == group]
             if not any(task.state in (State.PENDING, State.RUNNING) for task in tasks):
                 del self.limits[kind, group]
+                if kind is Kind.DOWNLOAD:
+                    self.cooling.pop(group, None)
 
     async def held(self, kind: Kind) -> list[tuple[Lease, str]]:
         """The leases of a kind under which tasks run; if there is none, one is made, so that steps count."""
@@ -210,12 +209,12 @@ class Model:
 
     # Steps
 
-    async def set_clock(self) -> None:
-        await self.client.command("SET", f"{self.base}clock", self.now_ms)
+    @property
+    def now_ms(self) -> int:
+        return self.clock.now_ms
 
     async def move_clock(self, by_ms: int) -> None:
-        self.now_ms += by_ms
-        await self.set_clock()
+        await self.clock.move(by_ms / 1000)
         self.done["move_clock"] += 1
 
     async def restart(self) -> None:
@@ -300,13 +299,19 @@ class Model:
             task.due_ms for _, task in self.tasks(kind) if task.group == group and task.state is State.PENDING
         ]
 
+    def opens(self, kind: Kind, group: str) -> int:
+        """Before when nothing of a group starts."""
+        return self.cooling.get(group, 0) if kind is Kind.DOWNLOAD else 0
+
     def grantable(self, kind: Kind, group: str) -> int:
+        if self.opens(kind, group) > self.now_ms:
+            return 0
         free = max(0, self.limits[kind, group] - self.running(kind, group))
         return min(free, sum(due <= self.now_ms for due in self.due(kind, group)))
 
     def next_due_s(self, kind: Kind) -> float | None:
         dues = [
-            max(0, min(due) - self.now_ms) / 1000
+            max(0, max(min(due), self.opens(kind, group)) - self.now_ms) / 1000
             for of, group in self.limits
             if of is kind
             and (due := self.due(kind, group))
@@ -338,6 +343,12 @@ class Model:
             await self.settle_one(*held[index % len(held)], how)
             self.done["settle"] += 1
 
+    async def throttle(self, index: int) -> None:
+        """The origin of a download asks for a pause."""
+        if held := await self.held(Kind.DOWNLOAD):
+            await self.settle_one(*held[index % len(held)], "throttled")
+            self.done["throttle"] += 1
+
     async def settle_one(self, lease: Lease, owner: str, how: str) -> None:
         assert await self.call_settle(lease, owner, how) is Settled.DONE
         self.note_settled(lease, how)
@@ -363,7 +374,7 @@ class Model:
         if how == "release":
             return (await store.release(kind, owner, [(lease, "why", DELAY_MS / 1000)]))[0]
         end = OUTCOMES[how] if kind is Kind.DOWNLOAD else DELIVERIES[how]
-        if how == "retry":
+        if how in ("retry", "throttled"):
             return (await store.retry_later(kind, owner, [(lease, end, DELAY_MS / 1000)]))[0]
         plan = PLANS[lease.spec.aggr_id]
         if isinstance(end, Outcome):
@@ -375,11 +386,13 @@ class Model:
         job, kind = self.jobs[lease.id], lease.kind
         task, plan = job.tasks[kind], PLANS[lease.spec.aggr_id]
         task.settled = lease.generation
-        task.attempts += how != "release" and (kind is Kind.CALLBACK or how != "cancelled")
-        if how in ("retry", "release"):
+        task.attempts += how != "release" and (kind is Kind.CALLBACK or how not in ("cancelled", "throttled"))
+        if how in ("retry", "release", "throttled"):
             task.state, task.due_ms = State.PENDING, self.now_ms + DELAY_MS
             if how == "retry" and kind is Kind.CALLBACK:
                 self.limits[kind, task.group] = 1
+            if how == "throttled":
+                self.cooling[task.group] = self.now_ms + COOL_MS
             return
         task.state = State(how) if kind is Kind.DOWNLOAD or how != "cancelled" else State.FAILED
         if kind is Kind.DOWNLOAD and plan is not None:
@@ -497,8 +510,16 @@ class Model:
             self.running(Kind.DOWNLOAD),
             self.running(Kind.CALLBACK),
         )
-        assert {one.aggr_id: (one.pending, one.in_flight, one.limit) for one in load.aggregations} == {
-            group: (pending[group], self.running(Kind.DOWNLOAD, group), self.limits[Kind.DOWNLOAD, group])
+        assert {
+            one.aggr_id: (one.pending, one.in_flight, one.limit, one.cooling_until_ms)
+            for one in load.aggregations
+        } == {
+            group: (
+                pending[group],
+                self.running(Kind.DOWNLOAD, group),
+                self.limits[Kind.DOWNLOAD, group],
+                opens if (opens := self.opens(Kind.DOWNLOAD, group)) > self.now_ms else None,
+            )
             for group in groups
         }
 
@@ -527,9 +548,8 @@ class Model:
 async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done: Counter[str]) -> None:
     redis = RedisSettings(url=server.url, key_prefix=prefix)
     async with asyncio_loop(), open_client(redis) as client:
-        client._scripts = {name: with_clock(each) for name, each in client._scripts.items()}
         model = Model(server, client, done)
-        await model.set_clock()
+        await model.clock.start()
         for name, *arguments in script:
             await getattr(model, name)(*arguments)
             await model.check()

@@ -515,13 +515,16 @@ async def test_an_empty_fleet_does_nothing(store: RedisStore) -> None:
 def busiest_answer(name: str, score: str, total: int, downloads: int, callbacks: int) -> list[object]:
     """What `busiest.lua` answers for a shard."""
     aggregation = ["name", name, "score", score, "limit", "2", "paused", "1" if name == "b" else ""]
+    aggregation += ["cooling", "5000" if name == "b" else ""]
     counted = ["total", total, "downloads", downloads, "callbacks", callbacks]
     return [*counted, "aggregations", [aggregation]]
 
 
 def test_shards_are_one_fleet() -> None:
     load = load_of([busiest_answer("a", "1.000001", 5, 1, 0), busiest_answer("b", "3", 2, 0, 3)], 1)
-    busiest = AggregationLoad(aggr_id="b", pending=3, in_flight=0, limit=2, paused=True)
+    busiest = AggregationLoad(
+        aggr_id="b", pending=3, in_flight=0, limit=2, paused=True, cooling_until_ms=5000
+    )
     assert load == Load(aggregations=[busiest], total=7, downloads=1, callbacks=3)
 
 

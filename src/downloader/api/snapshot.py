@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from downloader.api.globs import Allows, anything
-from downloader.api.views import counters
+from downloader.api.views import counters, rfc3339
 from downloader.store import Load
 
 ROLES = ("api", "processor", "notifier")
@@ -66,6 +66,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
                 "in_flight": load.in_flight,
                 "limit": load.limit,
                 "paused": load.paused,
+                "cooling_until": rfc3339(load.cooling_until_ms),
             }
             for load in visible[:SHOWN]
         ],

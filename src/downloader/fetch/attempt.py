@@ -25,7 +25,7 @@ from downloader.fetch.headers import (
     may_keep,
     without_secrets,
 )
-from downloader.fetch.retry import decide
+from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.sink import CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
@@ -143,12 +143,15 @@ class Fetcher:
 
     def _failure(self, lease: Lease, error: FetchError, progress: _Progress) -> Outcome:
         own = lease.spec.max_retries
+        cools = error.treatment is Treatment.COOL_DOWN
+        pause = cooldown(error.retry_after_s, self.rng) if cools else None
         verdict, delay = decide(
             error.treatment,
             attempts=lease.attempts,
+            throttled=lease.throttled,
             max_retries=self.settings.max_retries if own is None else own,
             backoff_s=self.settings.retry_backoff,
-            retry_after_s=error.retry_after_s,
+            retry_after_s=pause.seconds if pause else error.retry_after_s,
             rng=self.rng,
         )
         return Outcome(
@@ -157,6 +160,7 @@ class Fetcher:
             error_code=error.code,
             response_code=progress.status,
             retry_after_s=delay,
+            cooldown=pause,
         )
 
     async def _download(self, lease: Lease, progress: _Progress, still_ours: Callable[[], bool]) -> FileFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from enum import Enum, auto
+from http import HTTPStatus
 
 from downloader import net
 from downloader.errors import DownloaderError
@@ -20,6 +21,8 @@ class Treatment(Enum):
     """No further attempt: it would fail in the same way."""
     RELEASE = auto()
     """A fault of this service: another attempt, and this one does not count."""
+    COOL_DOWN = auto()
+    """The origin asks for a pause: the whole aggregation waits, and then there is another attempt."""
 
 
 class FetchError(DownloaderError):
@@ -56,7 +59,7 @@ _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 """Shortages of descriptors, memory and ports on this machine, for which the origin is not responsible."""
 
-_RETRIED_4XX = frozenset({408, 425, 429})
+_RETRIED_4XX = frozenset({408, 425})
 
 
 def explain(exc: net.NetError) -> FetchError:
@@ -78,6 +81,10 @@ def own_fault(text: str) -> FetchError:
 def bad_status(status: int, *, retry_after_s: float | None) -> FetchError:
     """The failure for a status that is not a success; 408, 425, 429 and 5xx are retried."""
     text = f"Received Status code {describe_status(status)}"
+    if status == HTTPStatus.TOO_MANY_REQUESTS or (
+        status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after_s is not None
+    ):
+        return FetchError(text, ErrorCode.HTTP_STATUS, Treatment.COOL_DOWN, retry_after_s=retry_after_s)
     if status not in _RETRIED_4XX and status not in range(500, 600):
         return FetchError(text, ErrorCode.HTTP_STATUS)
     return FetchError(text, ErrorCode.HTTP_STATUS, Treatment.RETRY, retry_after_s=retry_after_s)

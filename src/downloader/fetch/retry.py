@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from downloader.fetch.errors import Treatment
-from downloader.model import Verdict
+from downloader.model import Cooldown, Verdict
 
 MAX_BACKOFF_S = 3600.0
 """Longest computed delay, unless `backoff_s` is longer."""
@@ -13,6 +13,23 @@ MAX_BACKOFF_S = 3600.0
 RELEASE_MIN_S = 5.0
 RELEASE_MAX_S = 30.0
 """Delay after a fault of our own; random, because such a fault affects many jobs at once."""
+
+FREE_COOLDOWNS = 10
+"""How many attempts of a job may end with a cooldown without being counted. Further ones count, so that every
+job ends."""
+
+COOLDOWN_S = 30.0
+"""The first cooldown, if the origin does not say how long. The store doubles it."""
+
+MIN_COOLDOWN_S = 1.0
+"""Also for a `Retry-After` of 0 or in the past; otherwise the free attempts would be used up at once."""
+
+MAX_COOLDOWN_S = 3600.0
+"""Longest cooldown, whatever the origin asks for: so a wrong answer of the origin does not stop it
+for a day."""
+
+COOLDOWN_JITTER = 0.2
+"""Part of a cooldown of no given length that is added at random: several aggregations may have one origin."""
 
 _MAX_DOUBLINGS = 32
 """Enough to reach the cap, and far below the overflow of a float."""
@@ -22,6 +39,7 @@ def decide(
     treatment: Treatment,
     *,
     attempts: int,
+    throttled: int = 0,
     max_retries: int,
     backoff_s: float,
     retry_after_s: float | None,
@@ -34,18 +52,36 @@ def decide(
 
     Args:
         treatment: what the failure calls for.
-        attempts: attempts that ended before this one.
+        attempts: attempts that ended before this one and count.
+        throttled: attempts that ended before this one with a cooldown.
         max_retries: how many more than one attempt the job may have.
         backoff_s: bound of the first delay.
-        retry_after_s: what the origin asked for, if it did.
+        retry_after_s: what the origin asked for, if it did; the length of a cooldown.
         rng: source of the jitter.
     """
     if treatment is Treatment.RELEASE:
         return Verdict.RELEASE, rng.uniform(RELEASE_MIN_S, RELEASE_MAX_S)
+    cools_down = treatment is Treatment.COOL_DOWN
+    if cools_down and throttled < FREE_COOLDOWNS:
+        return Verdict.THROTTLED, retry_after_s
     if treatment is Treatment.FINAL or attempts >= max_retries:
         return Verdict.FAILED, None
+    if cools_down:
+        return Verdict.RETRY, retry_after_s
     bound = min(backoff_s * 2.0 ** min(attempts, _MAX_DOUBLINGS), max(MAX_BACKOFF_S, backoff_s))
     delay = rng.uniform(0.0, bound)
     if retry_after_s is not None:
         delay = max(delay, retry_after_s)
     return Verdict.RETRY, delay
+
+
+def cooldown(retry_after_s: float | None, rng: random.Random) -> Cooldown:
+    """How long the aggregation of an origin that asked for a pause starts nothing.
+
+    Args:
+        retry_after_s: what the origin asked for, if it did.
+        rng: source of the jitter.
+    """
+    if retry_after_s is None:
+        return Cooldown(seconds=COOLDOWN_S * rng.uniform(1, 1 + COOLDOWN_JITTER), asked=False)
+    return Cooldown(seconds=min(max(retry_after_s, MIN_COOLDOWN_S), MAX_COOLDOWN_S), asked=True)

@@ -9,6 +9,7 @@ PROCESSOR_COUNTERS: Mapping[str, str] = {
     "downloads_failed": "downloads that failed for good",
     "downloads_retried": "attempts that failed and are followed by another",
     "downloads_released": "downloads handed back without counting the attempt",
+    "downloads_throttled": "attempts that ended with a cooldown of their aggregation and do not count",
     "leases_lost": "downloads that another instance has taken over",
     "leases_recovered": "downloads taken over from instances that died",
     "bytes": "bytes of stored files",

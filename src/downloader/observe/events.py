@@ -36,6 +36,8 @@ class Event(StrEnum):
     """An attempt failed, another one follows."""
     JOB_RELEASED = "job.released"
     """A job was handed back without counting the attempt: a stop, or our own disk, storage or store."""
+    JOB_THROTTLED = "job.throttled"
+    """The origin asked for a pause: the job's aggregation cools down, and the attempt does not count."""
     JOB_POISON = "job.poison"
     """The job's workers died too often; terminal."""
     CALLBACK_DELIVERED = "callback.delivered"

@@ -91,7 +91,7 @@ async def _settle(
 
     if ended := those(Verdict.SUCCEEDED, Verdict.FAILED):
         note(ended, await finish(ended))
-    if ended := those(Verdict.RETRY):
+    if ended := those(Verdict.RETRY, Verdict.THROTTLED):
         rows = [(lease, end, end.retry_after_s or 0.0) for lease, end in ended]
         note(ended, await store.retry_later(kind, owner, rows))
     if ended := those(Verdict.RELEASE):

@@ -42,6 +42,7 @@ _DOWNLOADS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.FAILED: (Event.JOB_FAILED, "downloads_failed"),
     Verdict.RETRY: (Event.JOB_RETRY, "downloads_retried"),
     Verdict.RELEASE: (Event.JOB_RELEASED, "downloads_released"),
+    Verdict.THROTTLED: (Event.JOB_THROTTLED, "downloads_throttled"),
 }
 _CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.SUCCEEDED: (Event.CALLBACK_DELIVERED, "callbacks_delivered"),

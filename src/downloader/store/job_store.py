@@ -156,6 +156,8 @@ class AggregationLoad:
     """Downloads leased now, over the fleet."""
     limit: int
     paused: bool
+    cooling_until_ms: int | None = None
+    """Unix time until which nothing of it starts, because its origin asked for a pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +251,10 @@ class JobStore(Protocol):
     async def retry_later(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
     ) -> Sequence[Settled]:
-        """Tasks become pending again, due after the given seconds; the attempt counts."""
+        """Tasks become pending again, due after the given seconds.
+
+        The attempt counts, unless the verdict is `THROTTLED`. The outcome's cooldown, if any, begins.
+        """
 
     async def release(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]

@@ -79,7 +79,11 @@ KEYS = (
         parameters=("kind", "group"),
         type="hash",
         owner="the transition that takes the group's last task",
-        holds="`limit`, `proxy`, `paused` of an aggregation or callback destination",
+        holds=(
+            "`limit`, `proxy`, `paused` of an aggregation or callback destination; of an aggregation whose"
+            " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"
+            " (how many followed each other) and `why`"
+        ),
     ),
     Key(
         name="groups",

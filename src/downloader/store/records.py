@@ -59,6 +59,7 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         generation=int(found["generation"]),
         attempts=int(found["attempts"]),
         crashes=int(found["crashes"]),
+        throttled=int(found["throttled"]),
         limit=int(found["limit"]),
         proxy=found["proxy"],
         result=_outcome(result) if result else None,
@@ -124,6 +125,7 @@ def _aggregation(found: Mapping[str, str]) -> AggregationLoad:
         in_flight=running,
         limit=int(found["limit"]),
         paused=found["paused"] == "1",
+        cooling_until_ms=int(found["cooling"]) if found["cooling"] else None,
     )
 
 

@@ -208,7 +208,14 @@ class RedisStore:
         def row(result: tuple[Lease, Outcome | Delivery, float]) -> dict[str, Any]:
             _, end, delay_s = result
             code, status = (end.error_code, end.response_code) if isinstance(end, Outcome) else ("", 0)
-            return {"error": end.error, "code": code, "status": str(status), "delay_ms": _ms(delay_s)}
+            return {
+                "error": end.error,
+                "code": code,
+                "status": str(status),
+                "attempts": "0" if end.verdict is Verdict.THROTTLED else "1",
+                "delay_ms": _ms(delay_s),
+                **_cooldown(end),
+            }
 
         return await self._settle("retry_later", {"kind": kind, "owner": owner}, results, _first, row)
 
@@ -234,6 +241,7 @@ class RedisStore:
                 "callback": plan.group,
                 "limit": str(plan.limit),
                 "keep_ms": _ms(keep_s),
+                **_cooldown(outcome),
             }
 
         return await self._settle("finish", {"owner": owner}, results, _first, row)
@@ -472,6 +480,13 @@ def _submission_id(item: Submission) -> str:
 
 def _first(result: tuple[Lease, *tuple[Any, ...]]) -> Lease:
     return result[0]
+
+
+def _cooldown(end: Outcome | Delivery) -> dict[str, Any]:
+    """The arguments of `cool_down` in `_lib.lua`."""
+    if not isinstance(end, Outcome) or end.cooldown is None:
+        return {}
+    return {"cool_ms": _ms(end.cooldown.seconds), "asked": end.cooldown.asked}
 
 
 def _split(total: int, parts: int) -> Iterable[int]:

@@ -196,7 +196,8 @@ const showAggregations = list($("aggregations").tBodies[0], () => {
   const fill = make("span");
   const meter = make("div", "meter", fill);
   meter.ariaHidden = "true"; // the numbers beside it say the same
-  const head = make("th", "", make("div", "load", make("div", "", name, " ", paused), meter));
+  const cooling = make("span", "tag warn", "cooling down");
+  const head = make("th", "", make("div", "load", make("div", "", name, " ", paused, " ", cooling), meter));
   head.scope = "row";
   const [inFlight, limit, pending] = [make("td", "count"), make("td", "count"), make("td", "count")];
   return {
@@ -204,6 +205,8 @@ const showAggregations = list($("aggregations").tBodies[0], () => {
     patch(load) {
       setForeign(name, load.aggr_id);
       paused.hidden = !load.paused;
+      cooling.hidden = !load.cooling_until;
+      cooling.title = load.cooling_until ? `Its origin asked for a pause until ${load.cooling_until}` : "";
       setText(inFlight, plain.format(load.in_flight));
       setText(limit, plain.format(load.limit));
       setText(pending, plain.format(load.pending));

@@ -69,13 +69,13 @@ local function place(kind, group)
   end
   -- All of its tasks, and behind the point those that run, so that `busiest` needs no other key.
   redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused')
+  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused', 'cooling')
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
     leave_ready(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
-  local due = tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2])
+  local due = math.max(tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2]), tonumber(record[3] or '0'))
   if due <= now then
     redis.call('ZREM', timers, group)
     join_ready(kind, group)
@@ -110,6 +110,28 @@ local function requeue(kind, id, group, delay)
   redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', now + delay)
   redis.call('HDEL', key_task(kind, id), 'owner')
   redis.call('ZADD', key_queue(kind, group), now + delay, id)
+end
+
+-- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
+local MAX_COOLDOWN_MS = 3600 * 1000
+
+-- Lets an aggregation start nothing for a while, because the origin of this running download asked for a pause.
+-- `item` has cool_ms (nothing is done without it), asked (whether the origin has named the time) and error.
+-- A time of ours doubles with each cooldown that follows another: one that begins less than its length after the
+-- end of the last. The answers to downloads that had begun before are part of the last one.
+local function cool_down(id, group, item)
+  if not item.cool_ms then return end
+  local record = key_group('download', group)
+  local found = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns')
+  local ends, begun, count = tonumber(found[1] or '0'), tonumber(found[2] or '0'), tonumber(found[3] or '0')
+  if tonumber(redis.call('HGET', key_task('download', id), 'started') or now) > begun then
+    if now >= 2 * ends - begun then count = 0 end
+    begun, count = now, count + 1
+  end
+  local length = item.asked and item.cool_ms or item.cool_ms * 2 ^ (count - 1)
+  redis.call('HSET', record, 'cooling', math.max(ends, now + math.floor(math.min(length, MAX_COOLDOWN_MS))),
+    'cooled', begun, 'cooldowns', count, 'why', item.error)
+  redis.call('HINCRBY', key_task('download', id), 'throttled', 1)
 end
 
 -- Adds a failed attempt to the task's log: lines of `<ms> <error>`, the newest last.

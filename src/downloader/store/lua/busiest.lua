@@ -5,15 +5,17 @@
 -- from    any
 -- to      the same
 -- answer  total (aggregations with work), downloads and callbacks (running), aggregations: name, score in
---         `groups`, limit, paused ('1' or '') of each
+--         `groups`, limit, paused ('1' or ''), cooling (until when, ms; '' if it is not) of each
 -- repeat  harmless
 
 local rows = redis.call('ZRANGE', key_groups('download'), 0, call.count - 1, 'REV', 'WITHSCORES')
 local aggregations = {}
 for i = 1, #rows, 2 do
-  local record = redis.call('HMGET', key_group('download', rows[i]), 'limit', 'paused')
+  local record = redis.call('HMGET', key_group('download', rows[i]), 'limit', 'paused', 'cooling')
+  local cools = tonumber(record[3] or '0') > now
   aggregations[#aggregations + 1] = {
     'name', rows[i], 'score', rows[i + 1], 'limit', record[1] or '1', 'paused', record[2] == '1' and '1' or '',
+    'cooling', cools and record[3] or '',
   }
 end
 return {

@@ -7,7 +7,7 @@
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
---         attempts, crashes, limit, proxy, spec, proven ('1' or ''), result of each; a callback's result is
+--         attempts, crashes, throttled, limit, proxy, spec, proven ('1' or ''), result of each; a callback's result is
 --         the state, attempts, error, code, status, size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
@@ -18,7 +18,7 @@ local timers = key_timers(kind)
 local unproven = kind == 'callback' and call.unproven or 0
 
 local function describe(id, group, generation, proven)
-  local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes')
+  local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
   local result = {}
   if kind == 'callback' then
@@ -29,7 +29,7 @@ local function describe(id, group, generation, proven)
   end
   return {
     'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
-    'crashes', task[2] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
+    'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
     'spec', redis.call('GET', key_job(id)), 'proven', proven and '1' or '', 'result', result,
   }
 end
@@ -101,8 +101,9 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   redis.call('ZREM', set, group)
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  local limit = tonumber(redis.call('HGET', key_group(kind, group), 'limit') or '1')
-  if head[1] and tonumber(head[2]) <= now and redis.call('SCARD', running) < limit then
+  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'cooling')
+  local due = head[1] and math.max(tonumber(head[2]), tonumber(record[2] or '0'))
+  if due and due <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
     local id = head[1]
     redis.call('ZREM', queue, id)
     if redis.call('EXISTS', key_job(id)) == 1 then

@@ -1,7 +1,8 @@
--- retry_later: running tasks wait for another attempt; this one counts.
+-- retry_later: running tasks wait for another attempt; this one counts, unless the origin asked for a pause.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status}
+-- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status, attempts: '1' if it
+--         counts, else '0', cool_ms and asked: see `cool_down`, absent: no cooldown}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost'
@@ -20,7 +21,8 @@ for item in items() do
     local task = key_task(kind, item.id)
     redis.call('HSET', task, 'settled', item.generation,
       'error', item.error, 'code', item.code, 'status', item.status)
-    redis.call('HINCRBY', task, 'attempts', 1)
+    redis.call('HINCRBY', task, 'attempts', item.attempts)
+    cool_down(item.id, group, item)
     remember(kind, item.id, item.error)
     if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end
     touch(kind, group)
