@@ -219,7 +219,7 @@ def parse_job(
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
         raise _refusal(error) from None
-    fields = dict(request)
+    fields = vars(request).copy()
     if bool(request.s3_bucket) != bool(request.s3_region):
         missing = "s3_region" if request.s3_bucket else "s3_bucket"
         raise _refused(missing, "required", "is required with the other one")

@@ -7,6 +7,7 @@ the API as that page's origin, and only the `Host` header shows the difference.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -16,6 +17,9 @@ from downloader.net import Url, UrlError
 from downloader.observe import Event, get_logger
 
 _log = get_logger()
+
+_HOSTS = 256
+"""Verdicts that are remembered; a client can send any number of names."""
 
 CheckHost = Callable[[Headers, tuple[str, int] | None], None]
 """Called with a request's headers and the local address of its connection; raises `Refused`, 421."""
@@ -41,6 +45,7 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
                 _log.info(Event.API_REFUSED, reason=_MISDIRECTED.code)
                 raise Refused(_MISDIRECTED)
 
+    @lru_cache(_HOSTS)
     def passes(value: bytes, server: tuple[str, int] | None) -> bool:
         try:
             url = Url.parse(f"http://{value.decode()}", "endpoint")

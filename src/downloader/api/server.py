@@ -196,10 +196,8 @@ class BoundedServer(TCPServer):
         self._ending = False
         """Nothing more is sent, and received bytes are discarded."""
         self._head_s = config.limits.head_s
-        self._deadline = inf
-        """For the next bytes from the client."""
-        self._waiting = trio.CancelScope()
         self._reading = trio.CancelScope()
+        """Its deadline is that of the client's next bytes."""
         self._sending: set[trio.CancelScope] = set()
 
     def cut(self) -> None:
@@ -233,7 +231,7 @@ class BoundedServer(TCPServer):
         alpn = None
         if self._secure:
             try:
-                with trio.fail_at(self._deadline):
+                with trio.fail_at(self._reading.deadline):
                     await self.stream.do_handshake()
             except (trio.BrokenResourceError, trio.TooSlowError):
                 return
@@ -280,30 +278,22 @@ class BoundedServer(TCPServer):
             await self.protocol.handle(Closed())
 
     async def _read_to_end(self) -> None:
-        data: bytes | None = b"?"
         half_head = False
         with self._reading:
-            while data and not self._ending:
-                data = await self._next_bytes()
-                if data:
-                    await self._receive(data)
+            while not self._ending and (data := await self.stream.receive_some(PIECE_BYTES)):
+                await self._receive(bytes(data))
                 begins, half_head = not half_head, self.protocol.half_head
                 if begins and half_head:
                     self._set_deadline(self._head_s)
-        if data is None and half_head and isinstance(self.protocol, Http1):
+        late = self._reading.cancelled_caught and not self._ending
+        if late and half_head and isinstance(self.protocol, Http1):
             await self.protocol.refuse(Refused(HEAD_TIMEOUT))
         if self._ending:
             await self._linger()
-        elif data is None:
+        elif late:
             await self.protocol.handle(Closed())
         else:
             await self.protocol.end_of_stream()
-
-    async def _next_bytes(self) -> bytes | None:
-        """The next bytes from the client: empty at the end of the stream, `None` after the deadline."""
-        with trio.CancelScope(deadline=self._deadline) as self._waiting:
-            return bytes(await self.stream.receive_some(PIECE_BYTES))
-        return None
 
     async def _linger(self) -> None:
         """End sending and discard what is received; closing now would reset the connection."""
@@ -317,12 +307,16 @@ class BoundedServer(TCPServer):
 
     def _set_deadline(self, seconds: float) -> None:
         """Bound the wait for the client's next bytes, also the running one."""
-        self._deadline = self._waiting.deadline = trio.current_time() + seconds
+        self._reading.deadline = trio.current_time() + seconds
 
     async def protocol_send(self, event: Event) -> None:
         """Handle an event of the protocol: send bytes, set the deadline, or end the connection."""
         if isinstance(event, RawData):
-            await self._send(event.data)
+            if isinstance(self.protocol, Http1):  # one exchange at a time
+                await self._send(event.data)
+            else:
+                async with self.send_lock:
+                    await self._send(event.data)
         elif isinstance(event, Updated):
             self._set_deadline(self.config.limits.idle_s if event.idle else inf)
         elif not self._ending:  # the reader ends it: this task may be cancelled after the response
@@ -331,15 +325,14 @@ class BoundedServer(TCPServer):
             self._reading.cancel()
 
     async def _send(self, data: bytes) -> None:
-        async with self.send_lock:
-            try:
-                with self.send_deadline():
-                    await self.stream.send_all(data)
-            except _BROKEN:
-                await self.protocol.handle(Closed())
-            except (Gone, trio.Cancelled):
-                self.cut()  # a part may have been sent, so nothing else can be
-                raise
+        try:
+            with self.send_deadline():
+                await self.stream.send_all(data)
+        except _BROKEN:
+            await self.protocol.handle(Closed())
+        except (Gone, trio.Cancelled):
+            self.cut()  # a part may have been sent, so nothing else can be
+            raise
 
     @contextmanager
     def send_deadline(self) -> Iterator[None]:
