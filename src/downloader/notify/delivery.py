@@ -131,8 +131,11 @@ def _body(lease: Lease, download_url: str) -> bytes:
     payload = callback_payload(
         lease.spec, lease.result, attempts=lease.result_attempts, download_url=download_url
     )
-    # ASCII: a client's `extra` may have a lone surrogate, which UTF-8 cannot encode.
-    return json.dumps(payload, separators=(",", ":")).encode("ascii")
+    return _encode(payload).encode("ascii")
+
+
+# ASCII: a client's `extra` may have a lone surrogate, which UTF-8 cannot encode.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _one_line(reason: str) -> str:

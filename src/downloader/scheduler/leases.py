@@ -50,10 +50,13 @@ class HeldLease:
 
     __slots__ = ("_clock", "_ends_at", "abandoned", "lease", "scope", "started_at", "work", "worked")
 
-    def __init__(self, lease: Lease, *, asked_at: float, lease_s: float, clock: Clock) -> None:
+    def __init__(
+        self, lease: Lease, *, asked_at: float, lease_s: float, clock: Clock, work_until: float
+    ) -> None:
+        """`work_until`: the Trio time at which the work is cancelled; the lease: see `prolong`."""
         self.lease = lease
         self.scope = trio.CancelScope()
-        self.work = trio.CancelScope()
+        self.work = trio.CancelScope(deadline=work_until)
         self.started_at = trio.current_time()
         self.worked = False
         """Whether its work has ended."""

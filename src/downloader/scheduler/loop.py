@@ -257,8 +257,13 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
         return False, None
     for lease in batch.leases:
         failpoint("after-lease")
-        held = HeldLease(lease, asked_at=asked_at, lease_s=workload.lease_s, clock=running.clock)
-        held.work.deadline = running.stop.deadline
+        held = HeldLease(
+            lease,
+            asked_at=asked_at,
+            lease_s=workload.lease_s,
+            clock=running.clock,
+            work_until=running.stop.deadline,
+        )
         running.held[held] = None
         tasks.start_soon(_run_one, running, held, running.limits.enter(held))
     return True, batch.next_due_s

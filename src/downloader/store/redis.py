@@ -169,15 +169,13 @@ class StoreClient:
     async def call(self, call: Callable[[], Any]) -> Any:
         """Make one asyncio call: shielded from cancellation, bounded in time, its exceptions mapped."""
         # Shielded: see the module's docstring. The bound covers a stop while the server is dead.
-        with trio.CancelScope(shield=True):
-            try:
-                with trio.fail_after(self._timeout_s):
-                    async with self._room:
-                        return await aio_as_trio(call)()
-            except trio.TooSlowError:
-                raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s") from None
-            except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
-                raise as_store_error(error) from error
+        try:
+            with trio.move_on_after(self._timeout_s, shield=True):
+                async with self._room:
+                    return await aio_as_trio(call)()
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+            raise as_store_error(error) from error
+        raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
 
     async def _run(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
         try:

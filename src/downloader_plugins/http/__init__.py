@@ -162,20 +162,18 @@ class _Http:
             route = self.route(destination)
         except UrlError as exc:
             return Rejected(f"the callback's destination {exc.detail}")
-        with trio.move_on_after(self.timeout_s):
-            return await self._post(route, payload)
-        return RetryLater(f"no answer within {self.timeout_s:g} s")
-
-    async def _post(self, route: Route, payload: Payload) -> Result:
         origin = route.url.origin
         slots = self.slots.get(origin)
         if slots is None:
             slots = self.slots[origin] = trio.Semaphore(self.max_connections)
         request = build_request("POST", route, self._fields(payload), payload.body)
+        response: httpx2.Response | None = None
         try:
-            async with slots:
-                response = await self.transport.handle_async_request(request)
-                await self._finish(response)
+            with trio.move_on_after(self.timeout_s) as scope:
+                async with slots:
+                    response = await self.transport.handle_async_request(request)
+                    scope.deadline = min(scope.deadline, trio.current_time() + self.answer_s)
+                    await _finish(response)
         except (EgressRefused, BadRequest) as exc:
             return Rejected(str(exc))
         except TlsFailed as exc:
@@ -185,15 +183,7 @@ class _Http:
         finally:
             if slots.value == self.max_connections:  # no delivery uses it or waits for it
                 del self.slots[origin]
-        return _result(response)
-
-    async def _finish(self, response: httpx2.Response) -> None:
-        """Read the rest of an answer, up to the limits; an error here does not change the result."""
-        body = response.stream
-        assert isinstance(body, ResponseBody)
-        with suppress(NetError), trio.move_on_after(self.answer_s):
-            while await body.read() is not None:
-                pass
+        return RetryLater(f"no answer within {self.timeout_s:g} s") if response is None else _result(response)
 
     def _fields(self, payload: Payload) -> list[tuple[bytes, bytes]]:
         now = int(time.time())
@@ -207,6 +197,15 @@ class _Http:
             signatures = " ".join(signer.sign(payload.job_id, moment, body) for signer in self.signers)
             fields.append((b"webhook-signature", signatures.encode()))
         return fields
+
+
+async def _finish(response: httpx2.Response) -> None:
+    """Read the rest of an answer, up to the limits; an error here does not change the result."""
+    body = response.stream
+    assert isinstance(body, ResponseBody)
+    with suppress(NetError):
+        while await body.read() is not None:
+            pass
 
 
 def _result(response: httpx2.Response) -> Result:
