@@ -93,6 +93,10 @@ class ErrorCode(StrEnum):
     STORAGE = "storage"
     CANCELLED = "cancelled"
     POISON = "poison"
+    DIGEST = "digest"
+    """The file is not the one that the job or the origin's digest names."""
+    NOT_MODIFIED = "not_modified"
+    """The answer to a conditional request."""
 
 
 class Verdict(StrEnum):
@@ -107,6 +111,10 @@ class Verdict(StrEnum):
     THROTTLED = "throttled"
     """The origin asked for a pause: another attempt after the aggregation's cooldown, and this one does not
     count. Downloads only."""
+
+
+SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
+"""Fields of a job that may contain secrets: those that are encrypted in the store if a key is configured."""
 
 
 SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
@@ -140,6 +148,10 @@ class JobSpec:
     s3_bucket: str = ""
     s3_region: str = ""
     subpath: str = ""
+    sha256: str = ""
+    """What the file's is to be, lower case; empty: any will do."""
+    size: int | None = None
+    """Bytes that the file is to have; `None`: any number."""
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
     sealed: str = ""

@@ -74,6 +74,8 @@ def test_every_field_arrives() -> None:
             request_headers={"Referer": "https://example.org/", "X-Number": 7},
             user_agent="agent/1.0",
             subpath="pictures/2024",
+            sha256="AB" * 32,
+            size=0,
             callback_error_type="sqs",
             callback_error_dst="aws.com/sqs/errors",
             **BUCKET,
@@ -88,12 +90,15 @@ def test_every_field_arrives() -> None:
     assert spec.request_headers == {"Referer": "https://example.org/", "X-Number": "7"}
     assert spec.user_agent == "agent/1.0"
     assert spec.subpath == "pictures/2024"
+    assert (spec.sha256, spec.size) == ("ab" * 32, 0)
     assert spec.callback(success=False) == ("sqs", "aws.com/sqs/errors")
     assert (spec.s3_bucket, spec.s3_region) == ("my-bucket", "eu-west-2")
 
 
 ACCEPTED = [
     {"aggr_id": "x" * 128},
+    {"sha256": "", "size": None},
+    {"size": 2**63 - 1},
     {"aggr_id": "../x"},
     {"aggr_id": "<img onerror>"},
     {"aggr_id": "*"},
@@ -316,6 +321,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"subpath": "x/" * 32 + "x"}, "too_long", "subpath"),
     ({"subpath": "x" * 4096}, "too_long", "subpath"),
     ({"subpath": 1}, "wrong_type", "subpath"),
+    *(({"sha256": text}, "malformed", "sha256") for text in ("ab", "g" * 64, "0" * 65, "0" * 64 + "\n")),
+    ({"sha256": 1}, "wrong_type", "sha256"),
+    ({"size": -1}, "out_of_range", "size"),
+    ({"size": 2**63}, "out_of_range", "size"),
+    ({"size": "1"}, "wrong_type", "size"),
 ]
 
 
@@ -341,7 +351,7 @@ def test_extra_of_any_kind_is_its_own_text(text: str) -> None:
     assert parse(body()[:-1] + f', "extra": {text}}}'.encode()).extra == text
 
 
-@pytest.mark.parametrize("field", ["aggr_limit", "max_retries", "download_timeout"])
+@pytest.mark.parametrize("field", ["aggr_limit", "max_retries", "download_timeout", "size"])
 def test_a_number_is_a_number(field: str) -> None:
     for text in ("4.0", "4", "0.4e1", "4E0"):
         job = parse(body(**{field: ABSENT})[:-1] + f', "{field}": {text}}}'.encode())

@@ -24,6 +24,9 @@ from downloader.storage import is_bucket_name
 MAX_INT = 2**31 - 1
 """Of a limit or a timeout: the largest 32-bit integer, which some clients send for "no limit"."""
 
+MAX_SIZE = 2**63 - 1
+"""Of a file, in bytes: the largest that file systems and storages know."""
+
 MAX_RETRIES = 1000
 """Takes months at the default backoff."""
 
@@ -49,6 +52,8 @@ _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
 """RFC 9110, 5.5: no control characters; non-ASCII characters are sent as UTF-8."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
+
+_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 
 _CODES = {
     "missing": "required",
@@ -190,6 +195,8 @@ class DownloadRequest(BaseModel):
     s3_bucket: Annotated[str, AfterValidator(_matches(is_bucket_name))] = ""
     s3_region: Annotated[str, AfterValidator(_matches(_REGION.fullmatch))] = ""
     subpath: Annotated[str, AfterValidator(_subpath)] = ""
+    sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
+    size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
 
 
 def parse_job(

@@ -6,9 +6,8 @@ import json
 import math
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
 import trio
@@ -16,11 +15,11 @@ import trio
 from downloader.config import ProcessorSettings
 from downloader.content import MAX_PATTERN_CHARS, SNIFF_BYTES, MimePatterns, image_size, sniff_mime
 from downloader.errors import StorageError, StorageRefused
-from downloader.fetch.errors import FetchError, Treatment, bad_status, explain, own_fault
-from downloader.fetch.gunzip import Gunzip, Read
+from downloader.fetch.answer import Answer, failure, redirect, success
+from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
+from downloader.fetch.expected import Expected
 from downloader.fetch.headers import (
     HeaderMap,
-    asks_for_gzip,
     job_headers,
     may_keep,
     without_secrets,
@@ -40,7 +39,6 @@ from downloader.net import (
     UrlError,
     Use,
     build_request,
-    parse_retry_after,
 )
 from downloader.observe import failpoint
 from downloader.storage import Body, Storage
@@ -60,8 +58,6 @@ MAX_PLUGIN_CHARS = 500
 STORE_BYTES_PER_S = 64 * 1024
 """Storing may take one more second for each so many bytes."""
 
-Field = tuple[bytes, bytes]
-
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`; called for each piece of the body."""
 
@@ -69,7 +65,6 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """All keep the method, as it is GET (RFC 9110, 15.4)."""
 
 _PARTIAL_CONTENT = 206
-_GZIP = frozenset({b"gzip", b"x-gzip"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +86,6 @@ class _Progress:
 
     status: int = 0
     report: OnProgress = lambda *_: None
-
-
-@dataclass(slots=True)
-class _Answer:
-    """A successful response whose body has not been read."""
-
-    body: ResponseBody
-    read: Read
-    """The body's bytes as they are to be stored."""
-    length: int | None
-    """Declared length of what `read` returns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +150,7 @@ class Fetcher:
     async def _download(self, lease: Lease, progress: _Progress, still_ours: Callable[[], bool]) -> FileFacts:
         spec = lease.spec
         patterns = _patterns(spec.mime_type)
+        expected = Expected(max_size=int(self.settings.max_size), size=spec.size, sha256=spec.sha256)
         sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
         try:
             with trio.CancelScope() as scope:
@@ -173,12 +158,13 @@ class Fetcher:
                 answer = await self._follow(lease, watch, progress)
                 try:
                     mime = await self._receive(
-                        answer, sink, patterns=patterns, watch=watch, progress=progress
+                        answer, sink, expected=expected, patterns=patterns, watch=watch, progress=progress
                     )
                 finally:
                     await answer.body.aclose()
                 watch.expect("", math.inf)
                 body = await sink.complete()
+                expected.check_complete(body.size, digest=sink.digest, declared=answer.digests)
                 mime = mime or _checked_mime(sink.head, body.size, patterns)
                 pixels = await _pixels(mime, body) if spec.extract_image_size else ""
                 await self._store(spec, body, mime, still_ours)
@@ -193,7 +179,7 @@ class Fetcher:
         wanted = spec.download_timeout or self.settings.download_timeout
         return min(wanted, self.settings.max_download_timeout)
 
-    async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> _Answer:
+    async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> Answer:
         """Send the request and follow redirects; returns a response that is a success."""
         spec = lease.spec
         url = _parse(spec.url, "download", "the job's URL")
@@ -209,11 +195,11 @@ class Fetcher:
             fields, body = response.headers.raw, response.stream
             assert isinstance(body, ResponseBody)
             if status in range(200, 300) and status != _PARTIAL_CONTENT:
-                return _answer(body, fields, asked=asks_for_gzip(headers))
+                return success(status, body, fields, headers)
             await body.aclose()
             if status not in REDIRECTS:
-                raise _refused(status, fields)
-            following = _redirect(url, _field(fields, b"location"))
+                raise failure(status, fields, headers)
+            following = redirect(url, fields)
             if not may_keep(url.origin, following.origin):
                 headers = without_secrets(headers)
             elif url.basic and not following.basic:
@@ -223,19 +209,19 @@ class Fetcher:
 
     async def _receive(
         self,
-        answer: _Answer,
+        answer: Answer,
         sink: Sink,
         *,
+        expected: Expected,
         patterns: MimePatterns | None,
         watch: Watch,
         progress: _Progress,
     ) -> str:
         """Read the body into the sink; returns its type if that had to be known before the end."""
-        limit = int(self.settings.max_size)
-        if (answer.length or 0) > limit:
-            raise FetchError(
-                f"{answer.length} bytes declared, more than max_size ({limit} bytes)", ErrorCode.TOO_LARGE
-            )
+        if answer.length is not None:
+            expected.check_declared(answer.length)
+        for digest in answer.digests:
+            sink.hash_with(digest.algorithm)
         watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s)
         mime = ""
 
@@ -248,8 +234,7 @@ class Fetcher:
                 sink.add(chunk)
                 watch.flow(sink.size)
                 progress.report(sink.size, answer.length)
-                if sink.size > limit:
-                    raise FetchError(f"more than max_size ({limit} bytes)", ErrorCode.TOO_LARGE)
+                expected.check_count(sink.size)
                 if patterns is not None and not mime and sink.size >= SNIFF_BYTES:
                     mime = _checked_mime(sink.head, answer.length, patterns)
                 if sink.full:
@@ -316,36 +301,6 @@ def _parse(text: str, use: Use, what: str) -> Url:
         return Url.parse(text, use)
     except UrlError as exc:  # the API refuses such jobs, but an older version may have accepted this one
         raise FetchError(f"{what} {exc.detail}", ErrorCode.PROTOCOL) from exc
-
-
-def _redirect(url: Url, location: bytes | None) -> Url:
-    """Where a redirect leads."""
-    if not location:
-        raise FetchError("redirect without a location", ErrorCode.REDIRECTS)
-    try:
-        following = url.join(location)
-    except UrlError as exc:
-        raise FetchError(f"redirect to a URL that {exc.detail}", ErrorCode.REDIRECTS) from exc
-    if url.origin.scheme == "https" and following.origin.scheme == "http":
-        raise FetchError("redirect from https to http", ErrorCode.REDIRECTS)
-    return following
-
-
-def _answer(body: ResponseBody, fields: Sequence[Field], *, asked: bool) -> _Answer:
-    """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip."""
-    if asked or (_field(fields, b"content-encoding") or b"").strip().lower() not in _GZIP:
-        return _Answer(body, body.read, body.length)
-    return _Answer(body, Gunzip(body.read).read, None)
-
-
-def _refused(status: int, fields: Sequence[Field]) -> FetchError:
-    value = (_field(fields, b"retry-after") or b"").decode("latin-1")
-    return bad_status(status, retry_after_s=parse_retry_after(value, datetime.now(UTC)))
-
-
-def _field(fields: Sequence[Field], name: bytes) -> bytes | None:
-    """The first field of that (lower-case) name; httpx2's own look-up decodes all of them."""
-    return next((value for field_name, value in fields if field_name.lower() == name), None)
 
 
 def _patterns(text: str) -> MimePatterns | None:

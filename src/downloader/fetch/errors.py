@@ -78,13 +78,18 @@ def own_fault(text: str) -> FetchError:
     return FetchError(text, ErrorCode.STORAGE, Treatment.RELEASE)
 
 
-def bad_status(status: int, *, retry_after_s: float | None) -> FetchError:
-    """The failure for a status that is not a success; 408, 425, 429 and 5xx are retried."""
+def bad_status(status: int, *, retry_after_s: float | None, conditional: bool) -> FetchError:
+    """The failure for a status that is not a success; 408, 425, 429 and 5xx are retried.
+
+    A 304 to a `conditional` request has its own code.
+    """
     text = f"Received Status code {describe_status(status)}"
     if status == HTTPStatus.TOO_MANY_REQUESTS or (
         status == HTTPStatus.SERVICE_UNAVAILABLE and retry_after_s is not None
     ):
         return FetchError(text, ErrorCode.HTTP_STATUS, Treatment.COOL_DOWN, retry_after_s=retry_after_s)
+    if status == HTTPStatus.NOT_MODIFIED and conditional:
+        return FetchError(text, ErrorCode.NOT_MODIFIED)
     if status not in _RETRIED_4XX and status not in range(500, 600):
         return FetchError(text, ErrorCode.HTTP_STATUS)
     return FetchError(text, ErrorCode.HTTP_STATUS, Treatment.RETRY, retry_after_s=retry_after_s)

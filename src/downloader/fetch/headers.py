@@ -54,6 +54,11 @@ def asks_for_gzip(headers: HeaderMap) -> bool:
     return b"gzip" in headers.get(b"accept-encoding", (b"", b""))[1].lower()
 
 
+def is_conditional(headers: HeaderMap) -> bool:
+    """Whether the request asks for the file only if it has changed."""
+    return b"if-none-match" in headers or b"if-modified-since" in headers
+
+
 def _merge(headers: HeaderMap, more: Mapping[str, str]) -> None:
     for name, value in more.items():
         if not is_forbidden(name):

@@ -57,7 +57,7 @@ class Sink:
         self._head = b""
         self._chunks: list[bytes | bytearray] = []
         self._buffered = 0
-        self._sha256 = hashlib.sha256()
+        self._hashes = {"sha256": hashlib.sha256()}
         self._name = ""
         self._descriptor = -1
         self.size = 0
@@ -77,6 +77,14 @@ class Sink:
     @property
     def _flushed(self) -> bool:
         return self.size > self._buffered
+
+    def hash_with(self, algorithm: str) -> None:
+        """Compute one more digest, by hashlib's name; before the first `add`."""
+        self._hashes.setdefault(algorithm, hashlib.new(algorithm))
+
+    def digest(self, algorithm: str) -> str:
+        """A digest in hexadecimal, of what is complete."""
+        return self._hashes[algorithm].hexdigest()
 
     def add(self, chunk: bytes | bytearray) -> None:
         """Take the next bytes, in memory."""
@@ -138,12 +146,11 @@ class Sink:
         """
         if self.size <= SMALL_BYTES:
             data = b"".join(self._chunks)
-            self._sha256.update(data)
-            return CompleteBody(size=self.size, sha256=self._sha256.hexdigest(), data=data)
+            for each in self._hashes.values():
+                each.update(data)
+            return CompleteBody(size=self.size, sha256=self.digest("sha256"), data=data)
         await trio.to_thread.run_sync(self._finish, self._take(), limiter=self._spool.threads)
-        return CompleteBody(
-            size=self.size, sha256=self._sha256.hexdigest(), path=self._spool.path / self._name
-        )
+        return CompleteBody(size=self.size, sha256=self.digest("sha256"), path=self._spool.path / self._name)
 
     async def discard(self) -> None:
         """Delete the spool file, unless it has been moved away; also when cancelled. Never raises."""
@@ -161,8 +168,9 @@ class Sink:
     def _write(self, chunks: list[bytes | bytearray]) -> None:
         if self._descriptor < 0:
             self._name, self._descriptor = self._spool.create()
-        for chunk in chunks:
-            self._sha256.update(chunk)
+        for each in self._hashes.values():
+            for chunk in chunks:
+                each.update(chunk)
         views = deque(memoryview(chunk) for chunk in chunks)
         while views:
             written = os.writev(self._descriptor, tuple(islice(views, _IOV_MAX)))

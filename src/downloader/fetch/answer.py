@@ -1,0 +1,77 @@
+"""What a response means for an attempt: a file to store, another URL to ask, or a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from downloader.fetch.errors import FetchError, bad_status
+from downloader.fetch.expected import Digest, declared_digests
+from downloader.fetch.gunzip import Gunzip, Read
+from downloader.fetch.headers import HeaderMap, asks_for_gzip, is_conditional
+from downloader.model import ErrorCode
+from downloader.net import ResponseBody, Url, UrlError, parse_retry_after
+
+Field = tuple[bytes, bytes]
+
+_OK = 200
+_GZIP = frozenset({b"gzip", b"x-gzip"})
+
+
+@dataclass(slots=True)
+class Answer:
+    """A successful response whose body has not been read."""
+
+    body: ResponseBody
+    read: Read
+    """The body's bytes as they are to be stored."""
+    length: int | None
+    """Declared length of what `read` returns."""
+    digests: Sequence[Digest] = ()
+    """Declared of what `read` returns."""
+
+
+def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
+    """The first field of each name, by lower-case name; httpx2's own look-up decodes all of them."""
+    return {name.lower(): value for name, value in reversed(fields)}
+
+
+def success(status: int, body: ResponseBody, fields: Sequence[Field], request: HeaderMap) -> Answer:
+    """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip.
+
+    What is decoded has a checksum of its own, and is not compared with digests, which are of what was sent.
+    """
+    named = first_fields(fields)
+    encoding = named.get(b"content-encoding", b"").strip().lower()
+    if encoding in _GZIP and not asks_for_gzip(request):
+        return Answer(body, Gunzip(body.read).read, None)
+    digests: Sequence[Digest] = ()
+    if status == _OK and (b"content-digest" in named or b"repr-digest" in named):
+        digests = declared_digests(fields)
+    return Answer(body, body.read, body.length, digests)
+
+
+def redirect(url: Url, fields: Sequence[Field]) -> Url:
+    """Where a redirect from `url` leads.
+
+    Raises:
+        FetchError: nowhere, or to a URL that is not followed.
+    """
+    location = first_fields(fields).get(b"location")
+    if not location:
+        raise FetchError("redirect without a location", ErrorCode.REDIRECTS)
+    try:
+        following = url.join(location)
+    except UrlError as exc:
+        raise FetchError(f"redirect to a URL that {exc.detail}", ErrorCode.REDIRECTS) from exc
+    if url.origin.scheme == "https" and following.origin.scheme == "http":
+        raise FetchError("redirect from https to http", ErrorCode.REDIRECTS)
+    return following
+
+
+def failure(status: int, fields: Sequence[Field], request: HeaderMap) -> FetchError:
+    """The failure for a status that is neither a success nor a redirect."""
+    value = first_fields(fields).get(b"retry-after", b"").decode("latin-1")
+    retry_after_s = parse_retry_after(value, datetime.now(UTC))
+    return bad_status(status, retry_after_s=retry_after_s, conditional=is_conditional(request))

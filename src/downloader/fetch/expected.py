@@ -1,0 +1,138 @@
+"""What a file is expected to be, by its job and by its origin. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from downloader.fetch.errors import FetchError, Treatment
+from downloader.model import ErrorCode
+
+_FIELDS = {b"content-digest": "Content-Digest", b"repr-digest": "Repr-Digest"}
+"""Response fields of RFC 9530 by lower-case name. Of a 200, which is the whole file, both say the same."""
+
+_ALGORITHMS = {b"sha-256": "sha256", b"sha-512": "sha512"}
+"""Names of RFC 9530 to those of hashlib. The others of its registry are not safe, and are ignored."""
+
+_DIGEST_BYTES = {"sha256": 32, "sha512": 64}
+
+_KEY = rb"[a-z*][a-z0-9_.*-]*"
+_ITEM = (
+    rb'(?:"(?:[ !#-\[\]-~]|\\["\\])*"|:[A-Za-z0-9+/=]*:|\?[01]|[A-Za-z*0-9-][!#$%&\'*+.^_`|~:/A-Za-z0-9-]*)'
+)
+_MEMBER = re.compile(rb"(%b)=:([A-Za-z0-9+/=]*):(?:; *%b(?:=%b)?)*[ \t]*" % (_KEY, _KEY, _ITEM))
+_COMMA = re.compile(rb",[ \t]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A digest that a response declares of its content."""
+
+    field: str
+    """As RFC 9530 spells it."""
+    algorithm: str
+    """hashlib's name."""
+    hexadecimal: str
+    """Lower case."""
+
+
+def declared_digests(fields: Iterable[tuple[bytes, bytes]]) -> list[Digest]:
+    """The digests in `Content-Digest` and `Repr-Digest` that can be checked.
+
+    A field that is no dictionary of byte sequences (RFC 9651) is ignored as a whole. Other algorithms are
+    ignored, and digests whose length does not fit their algorithm.
+    """
+    lines: dict[str, list[bytes]] = {}
+    for name, value in fields:
+        if known := _FIELDS.get(name.lower()):
+            lines.setdefault(known, []).append(value)
+    found: list[Digest] = []
+    for known, values in lines.items():
+        members = _dictionary(b",".join(value.strip(b" \t") for value in values))
+        for key, text in members.items():
+            algorithm = _ALGORITHMS.get(key, "")
+            if algorithm and len(text) == _DIGEST_BYTES[algorithm]:
+                found.append(Digest(known, algorithm, text.hex()))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """Bounds of a file."""
+
+    max_size: int
+    """The configured one, in bytes."""
+    size: int | None
+    """The job's, in bytes; `None`: any."""
+    sha256: str
+    """The job's, lower-case hexadecimal; empty: any."""
+
+    def check_declared(self, length: int) -> None:
+        """Check the length that the response declares.
+
+        Raises:
+            FetchError: it is not worth receiving.
+        """
+        if length > self.max_size:
+            text = f"{length} bytes declared, more than max_size ({self.max_size} bytes)"
+            raise FetchError(text, ErrorCode.TOO_LARGE)
+        if self.size is not None and length != self.size:
+            raise _mismatch("size", self.size, length)
+
+    def check_count(self, received: int) -> None:
+        """Check how many bytes have been received so far.
+
+        Raises:
+            FetchError: too many.
+        """
+        if received > self.max_size:
+            raise FetchError(f"more than max_size ({self.max_size} bytes)", ErrorCode.TOO_LARGE)
+        if self.size is not None and received > self.size:
+            raise _mismatch("size", self.size, "more")
+
+    def check_complete(self, size: int, *, digest: Callable[[str], str], declared: Iterable[Digest]) -> None:
+        """Check a complete file.
+
+        Args:
+            size: in bytes.
+            digest: returns its digest in hexadecimal, given hashlib's name of the algorithm.
+            declared: what the response says of its digests.
+
+        Raises:
+            FetchError: it is another file.
+        """
+        if self.size is not None and size != self.size:
+            raise _mismatch("size", self.size, size)
+        if self.sha256 and digest("sha256") != self.sha256:
+            raise _mismatch("sha256", self.sha256, digest("sha256"))
+        for each in declared:
+            if digest(each.algorithm) != each.hexadecimal:
+                raise _mismatch(f"{each.field} {each.algorithm}", each.hexadecimal, digest(each.algorithm))
+
+
+def _mismatch(what: str, expected: int | str, found: int | str) -> FetchError:
+    return FetchError(
+        f"Expected {what} to be ({expected}), found ({found})", ErrorCode.DIGEST, Treatment.RETRY
+    )
+
+
+def _dictionary(text: bytes) -> dict[bytes, bytes]:
+    """The members of a dictionary of byte sequences, without their parameters; none if it is malformed."""
+    members: dict[bytes, bytes] = {}
+    position = 0
+    while match := _MEMBER.match(text, position):
+        try:
+            members[match[1]] = base64.b64decode(match[2], validate=True)
+        except binascii.Error:
+            return {}
+        position = match.end()
+        if position == len(text):
+            return members
+        comma = _COMMA.match(text, position)
+        if comma is None:
+            return {}
+        position = comma.end()
+    return {}
