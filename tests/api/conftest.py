@@ -16,6 +16,7 @@ from downloader.api import Api, ApiDeps, serve
 from downloader.api.events import Pace
 from downloader.api.limits import Limits
 from downloader.config import ApiSettings
+from downloader.net import EgressPolicy
 from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving
 
@@ -26,6 +27,7 @@ def deps(store: RedisStore) -> ApiDeps:
         store=store,
         settings=ApiSettings(),
         backends=frozenset({"http", "sqs"}),
+        egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
         loopback=True,
         ready=lambda: {"api": True, "processor": True},

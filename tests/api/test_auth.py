@@ -26,6 +26,7 @@ TOKENS = {
     "submitter": {"scopes": ["submit"]},
     "reader": {"scopes": ["read"]},
     "worker": {"scopes": ["submit", "read"]},
+    "retrier": {"scopes": ["retry"]},
     "admin": {"scopes": ["admin"]},
     "shop": {
         "scopes": ["submit", "read"],
@@ -210,10 +211,21 @@ SCOPES = [
     ("GET", "/stats/notifier", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
     ("GET", "/files/x", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
     ("GET", "/nothing", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
-    ("POST", f"/retry/{UNKNOWN}", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
-    ("POST", "/retry", {"submitter": 403, "reader": 403, "worker": 403, "admin": 200}),
-    ("GET", "/jobs?callback=failed", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
-    ("DELETE", f"/jobs/{UNKNOWN}", {"submitter": 403, "reader": 403, "worker": 403, "admin": 405}),
+    ("POST", f"/retry/{UNKNOWN}", {"submitter": 403, "reader": 403, "retrier": 404, "admin": 404}),
+    ("POST", "/retry", {"submitter": 403, "reader": 403, "worker": 403, "retrier": 200, "admin": 200}),
+    ("POST", "/retry/", {"worker": 403, "retrier": 404, "admin": 404}),
+    ("POST", "/retrying", {"retrier": 403, "admin": 404}),
+    ("POST", "/download", {"retrier": 403}),
+    (
+        "GET",
+        "/jobs?callback=failed",
+        {"submitter": 403, "retrier": 403, "reader": 200, "worker": 200, "admin": 200},
+    ),
+    (
+        "DELETE",
+        f"/jobs/{UNKNOWN}",
+        {"submitter": 403, "retrier": 403, "reader": 403, "worker": 403, "admin": 405},
+    ),
     ("POST", "/nothing", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
 ]
 
@@ -299,6 +311,13 @@ async def test_empty_lists_allow_nothing(api: Served) -> None:
     assert (answer.status_code, answer.json()["field"]) == (403, "aggr_id")
 
 
+async def test_each_value_that_the_lists_refuse_is_named(api: Served) -> None:
+    answer = await submit(api, "shop", aggr_proxy="http://proxy.example")
+    fields = ["aggr_id", "aggr_proxy", "callback_dst", "callback_error_dst"]
+    assert [error["field"] for error in answer.json()["errors"]] == fields
+    assert {error["code"] for error in answer.json()["errors"]} == {"forbidden"}
+
+
 async def test_no_list_allows_all(api: Served) -> None:
     answer = await submit(api, "worker", aggr_proxy="http://proxy.example", callback_dst="https://x.example/")
     assert answer.status_code == 201
@@ -349,6 +368,7 @@ async def test_jobs_of_other_aggregations_are_not_there(api: Served) -> None:
     retries = {name: await api.client.post(f"/retry/{theirs}", headers=bearer(name)) for name in TOKENS}
     assert {name: answer.status_code for name, answer in retries.items()} == {
         **dict.fromkeys(("submitter", "reader", "worker", "shop"), 403),
+        "retrier": 409,
         "admin": 409,
         "shop-admin": 404,
         "nothing": 404,

@@ -141,13 +141,15 @@ async def test_a_field_at_fault(api: Served) -> None:
     assert answer.headers["content-type"] == PROBLEM
     assert answer.headers["x-content-type-options"] == "nosniff"
     problem = answer.json()
-    assert problem.pop("detail").startswith("aggr_limit should be")
+    detail = problem.pop("detail")
+    assert detail.startswith("aggr_limit should be")
     assert problem == {
         "type": "about:blank",
         "title": "Unprocessable Content",
         "status": 422,
         "code": "out_of_range",
         "field": "aggr_limit",
+        "errors": [{"code": "out_of_range", "detail": detail, "field": "aggr_limit"}],
     }
 
 
@@ -201,6 +203,8 @@ async def test_idempotency_key(api: Served) -> None:
     other = await api.post(body(), {"Idempotency-Key": "two"})
     assert (first.status_code, again.status_code, other.status_code) == (201, 201, 201)
     assert first.json() == again.json() != other.json()
+    replayed = [answer.headers.get("idempotent-replayed") for answer in (first, again, other)]
+    assert replayed == [None, "true", None]
     assert again.headers["location"] == first.headers["location"]
     sizes = await api.store.aggregation_sizes()
     assert [(size.aggr_id, size.pending) for size in sizes] == [("example.org", 2)]

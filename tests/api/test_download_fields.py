@@ -16,7 +16,7 @@ from downloader.api.fields import check_url, parse_job
 from downloader.api.json import parse_object
 from downloader.api.problems import Refused
 from downloader.model import JobSpec
-from downloader.net import Url
+from downloader.net import EgressPolicy, Url
 
 JOB: dict[str, Any] = {
     "aggr_id": "example.org",
@@ -42,6 +42,7 @@ def parse(data: bytes) -> JobSpec:
         new_id=lambda _: "0" * 14,
         backends=frozenset({"http", "sqs", "kafka"}),
         buckets=text_globs(["my-*"]),
+        egress=EgressPolicy("egress.callbacks"),
     )
 
 

@@ -1,6 +1,7 @@
 """The address policy: the tables of hostile addresses, and what the operator's lists change."""
 
 import ipaddress
+from contextlib import nullcontext
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -283,6 +284,32 @@ def test_a_denied_name_is_refused_before_any_look_up() -> None:
     with pytest.raises(EgressRefused):
         policy.check_name("bad.test")
     policy.check_name("good.test")
+
+
+@pytest.mark.parametrize(
+    ("host", "allow", "allowed"),
+    [
+        ("10.0.0.1", [], False),
+        ("10.0.0.1", ["10.0.0.0/8"], True),
+        ("8.8.8.8", [], True),
+        ("::ffff:127.0.0.1", [], False),
+        ("localhost", [], False),
+        ("localhost.", [], False),
+        ("a.localhost", [], False),
+        ("localhost", ["localhost"], True),
+        ("localhost", ["127.0.0.1"], True),
+        ("localhost", ["::1"], True),
+        ("localhost", ["10.0.0.0/8"], False),
+        ("bad.test", [], False),
+        ("bad.test", ["bad.test"], False),
+        ("intranet", [], True),  # whatever it resolves to is judged then
+        ("good.test", [], True),
+    ],
+)
+def test_hosts_judged_without_a_look_up(host: str, allow: list[str], *, allowed: bool) -> None:
+    policy = EgressPolicy.parse(allow, ["bad.test"], setting="egress.callbacks")
+    with nullcontext() if allowed else pytest.raises(EgressRefused):
+        policy.check_host(host)
 
 
 @pytest.mark.parametrize("name", ["localhost", "a.localhost", "printer.local", "media.internal", "intranet"])

@@ -126,9 +126,9 @@ async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> No
     first, second, third = (spec_for(store) for _ in range(3))
     answers = await store.submit(
         [
-            Submission(spec=first, idempotency_key="k", body_digest="b"),
-            Submission(spec=second, idempotency_key="k", body_digest="b"),
-            Submission(spec=third, idempotency_key="k", body_digest="other"),
+            Submission(spec=first, idempotency_key="k", value_digest="b"),
+            Submission(spec=second, idempotency_key="k", value_digest="b"),
+            Submission(spec=third, idempotency_key="k", value_digest="other"),
         ]
     )
     assert answers == [
@@ -140,6 +140,20 @@ async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> No
     key = store._keys.key(0, "idempotency", "k")
     assert await store._client.command("PTTL", key) > 23 * 3600 * 1000, "the contract says 24 h"
     assert [size.pending for size in await store.aggregation_sizes()] == [1]
+
+
+async def test_an_idempotency_key_that_an_earlier_version_kept(store: RedisStore) -> None:
+    """It kept the digest of the job's text."""
+    first, second, third = (spec_for(store) for _ in range(3))
+    key = store._keys.key(0, "idempotency", "k")
+    await store._client.command("SET", key, f"{first.id} text", "PX", 60_000)
+    answers = await store.submit(
+        [
+            Submission(spec=second, idempotency_key="k", value_digest="values", body_digest="text"),
+            Submission(spec=third, idempotency_key="k", value_digest="values", body_digest="other"),
+        ]
+    )
+    assert answers == [(Accepted.REPEATED, first.id), (Accepted.CONFLICT, first.id)]
 
 
 async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: RedisStore) -> None:

@@ -22,7 +22,7 @@ API = Path(fields.__file__).parent
 
 CODE = re.compile(
     r"(?:Problem\(\s*[^,\"]+,\s*|PydanticCustomError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
-    r'|_refused\(\s*[^,"]+, |_refused\(\s*"[a-z_]+", )"([a-z_]+)"'
+    r'|Fault\(\s*[^,"]+, |Fault\(\s*"[a-z_]+", )"([a-z_]+)"'
 )
 """How the API's modules spell a problem's code."""
 

@@ -10,6 +10,7 @@ import trio
 
 from downloader.api import Api, ApiDeps, serve
 from downloader.config import ApiSettings
+from downloader.net import EgressPolicy
 from downloader.store.redis_store import RedisStore
 from servers.fleet_fixtures import folder, origin, server, sink
 
@@ -23,6 +24,7 @@ async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[st
         store=store,
         settings=ApiSettings(),
         backends=frozenset({"http"}),
+        egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
         loopback=True,
         ready=lambda: {"api": True},

@@ -11,11 +11,12 @@ import hmac
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import get_args
 
 from downloader.api.globs import Allows, destination_globs, text_globs, url_globs
 from downloader.api.origin import SAFE_METHODS
-from downloader.api.problems import Problem, Refused
-from downloader.config import TokenSettings
+from downloader.api.problems import Fault, Problem, Refused, faulty
+from downloader.config import Scope, TokenSettings
 from downloader.model import JobSpec
 
 CALLER = "downloader.caller"
@@ -26,6 +27,9 @@ PUBLIC_PATHS = frozenset({"/hb", "/health/live", "/health/ready"})
 
 SUBMIT_PATHS = frozenset({"/download", "/downloads"})
 
+RETRY_PATH = "/retry"
+"""In bulk, and with a job's id behind it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -33,7 +37,7 @@ class Caller:
 
     name: str
     scopes: frozenset[str]
-    """All three for a token with `admin`."""
+    """All for a token with `admin`."""
     aggregations: Allows
     """`anything` if the list is `["*"]`."""
     destinations: Callable[[str, str], bool]
@@ -53,9 +57,7 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
             hashlib.sha256(token.token.get_secret_value().encode()).digest(),
             Caller(
                 name=token.name,
-                scopes=frozenset(
-                    {"submit", "read", "admin"} if "admin" in token.scopes else {str(s) for s in token.scopes}
-                ),
+                scopes=frozenset(get_args(Scope) if "admin" in token.scopes else token.scopes),
                 aggregations=text_globs(token.aggregations),
                 destinations=destination_globs(token.destinations),
                 buckets=text_globs(token.buckets),
@@ -92,19 +94,27 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
 
 
 def check_scope(caller: Caller, method: str, path: str) -> None:
-    """Check that the caller's scopes include the route's: `read`, `submit`, or `admin` for all others.
+    """Check that the caller's scopes include the route's.
 
     Raises:
         Refused: 403.
     """
-    if method in SAFE_METHODS:
-        scope = "read"
-    elif method == "POST" and path in SUBMIT_PATHS:
-        scope = "submit"
-    else:
-        scope = "admin"
+    scope = scope_of(method, path)
     if scope not in caller.scopes:
-        raise Refused(_forbidden(f"The token lacks the scope {scope}."))
+        raise Refused(
+            Problem(HTTPStatus.FORBIDDEN, "forbidden", detail=f"The token lacks the scope {scope}.")
+        )
+
+
+def scope_of(method: str, path: str) -> Scope:
+    """The scope that a request needs."""
+    if method in SAFE_METHODS:
+        return "read"
+    if method == "POST" and path in SUBMIT_PATHS:
+        return "submit"
+    if method == "POST" and (path == RETRY_PATH or path.startswith(f"{RETRY_PATH}/")):
+        return "retry"
+    return "admin"
 
 
 def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
@@ -116,22 +126,20 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         destination_field: the field that `spec.callback_dst` was read from, for the error.
 
     Raises:
-        Refused: 403 with the field.
+        Refused: 403 with the fields.
     """
     callback, error_callback = spec.callback(success=True), spec.callback(success=False)
-    for field, allowed in (
+    fields = (
         ("aggr_id", caller.aggregations(spec.aggr_id)),
         ("aggr_proxy", not spec.aggr_proxy or caller.proxies(spec.aggr_proxy)),
         (destination_field, callback == _NO_CALLBACK or caller.destinations(*callback)),
         ("callback_error_dst", error_callback == _NO_CALLBACK or caller.destinations(*error_callback)),
         ("s3_bucket", not spec.s3_bucket or caller.buckets(spec.s3_bucket)),
-    ):
-        if not allowed:
-            raise Refused(_forbidden(f"The token may not use this {field}.", field))
-
-
-def _forbidden(detail: str, field: str = "") -> Problem:
-    return Problem(HTTPStatus.FORBIDDEN, "forbidden", detail=detail, field=field)
+    )
+    if not all(allowed for _, allowed in fields):
+        refused = [field for field, allowed in fields if not allowed]
+        faults = [Fault(field, "forbidden", f"The token may not use this {field}.") for field in refused]
+        raise Refused(faulty(HTTPStatus.FORBIDDEN, faults))
 
 
 _NO_CALLBACK = ("", "")

@@ -17,10 +17,11 @@ from downloader.api.asgi import Gone, Message, Receive, Send, client_of
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.exchange import STREAMED
+from downloader.api.fields import unknown_fields
 from downloader.api.intake import MAX_BATCH, Intake
 from downloader.api.json import parse_object
-from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, too_large
-from downloader.api.submit import accepted_id, check_key, make_submission
+from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
+from downloader.api.submit import check_accepted, created, key_fault, make_submission
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
 PATH = "/downloads"
@@ -32,6 +33,9 @@ _START = {
     "status": HTTPStatus.OK,
     "headers": [(b"content-type", b"application/x-ndjson"), (b"x-content-type-options", b"nosniff")],
 }
+
+_Job = tuple[Submission, Sequence[Fault]]
+"""A job with the warnings about its line."""
 
 
 class Lines:
@@ -121,41 +125,45 @@ async def serve_downloads(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> Submission | Problem:
+def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> _Job | Problem:
     """The job on a line, or the problem with it; `None` is a line that is too long."""
     if line is None:
         return too_large(deps.settings.max_body)
     try:
         members = parse_object(line)
-        key = members.get(KEY_FIELD)
-        check_key(key, field=KEY_FIELD, status=HTTPStatus.UNPROCESSABLE_ENTITY)
-        return make_submission(line, members, key=key, deps=deps, caller=caller)
+        key = members.pop(KEY_FIELD, None)
+        fault = key_fault(key, KEY_FIELD)
+        submission = make_submission(
+            line, members, key=key, deps=deps, caller=caller, earlier=(fault,) if fault else ()
+        )
     except Refused as refused:
         return refused.problem
+    return submission, unknown_fields(members)
 
 
-async def _take(batch: Sequence[Submission | Problem], intake: Intake) -> bytes:
+async def _take(batch: Sequence[_Job | Problem], intake: Intake) -> bytes:
     """Submit the jobs of a batch; returns its lines of the answer."""
-    submissions = [item for item in batch if isinstance(item, Submission)]
+    submissions = [item[0] for item in batch if not isinstance(item, Problem)]
     answers = iter(await intake.submit_all(submissions) if submissions else ())
     return b"".join(
-        _problem_line(item) if isinstance(item, Problem) else _answer_line(next(answers)) for item in batch
+        _problem_line(item) if isinstance(item, Problem) else _answer_line(next(answers), item[1])
+        for item in batch
     )
 
 
-def _answer_line(answer: tuple[Accepted, str] | StoreError) -> bytes:
+def _answer_line(answer: tuple[Accepted, str] | StoreError, warnings: Sequence[Fault]) -> bytes:
     try:
         if isinstance(answer, StoreError):
             raise answer
-        return b'{"id": "%s"}\n' % accepted_id(*answer, key_field=KEY_FIELD).encode()
+        why, job_id = answer
+        check_accepted(why, key_field=KEY_FIELD)
     except Refused as refused:
         return _problem_line(refused.problem)
     except StoreError:
         return _problem_line(STORE_UNAVAILABLE)
+    replayed = {"replayed": True} if why is Accepted.REPEATED else {}
+    return created(job_id, warnings, **replayed) + b"\n"
 
 
 def _problem_line(problem: Problem) -> bytes:
-    line = {"code": problem.code, "detail": problem.detail}
-    if problem.field:
-        line["field"] = problem.field
-    return json.dumps(line).encode() + b"\n"
+    return json.dumps(problem.members()).encode() + b"\n"

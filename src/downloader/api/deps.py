@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from downloader.api.globs import Allows, anything
 from downloader.config import ApiSettings
+from downloader.net import EgressPolicy
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
@@ -21,6 +22,8 @@ class ApiDeps:
     """Names of the configured notifier backends; any other `callback_type` is refused."""
     buckets: Allows = anything
     """Whether jobs may bring the bucket of this name (`processor.s3.buckets`)."""
+    egress: EgressPolicy
+    """Of callbacks; what it refuses without a look-up is refused at the POST."""
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
     loopback: bool

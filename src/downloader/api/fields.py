@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import pairwise
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from downloader.api.auth import Caller, check_job
 from downloader.api.globs import Allows
 from downloader.api.json import member_text
-from downloader.api.problems import Problem, Refused
+from downloader.api.problems import Fault, Refused, faulty
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, is_reserved, now_ms
-from downloader.net import Url, UrlError, Use, is_forbidden
+from downloader.net import EgressPolicy, EgressRefused, Url, UrlError, Use, is_forbidden
 from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
@@ -199,6 +201,23 @@ class DownloadRequest(BaseModel):
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
 
 
+_KNOWN = frozenset(DownloadRequest.model_fields)
+
+_STAND_INS = {
+    "aggr_id": "x",
+    "aggr_limit": 1,
+    "url": "http://x/",
+    "callback_url": "http://x/",
+    "s3_bucket": "xxx",
+    "s3_region": "x",
+}
+"""In place of a field at fault while the other rules are checked, where leaving it out would break one."""
+
+MAX_WARNINGS = 10
+MAX_NAME_CHARS = 64
+"""Of an unknown field, as a warning repeats it."""
+
+
 def parse_job(
     body: bytes,
     members: Mapping[str, Any],
@@ -206,7 +225,9 @@ def parse_job(
     new_id: Callable[[str], str],
     backends: frozenset[str],
     buckets: Allows,
+    egress: EgressPolicy,
     caller: Caller | None = None,
+    earlier: Sequence[Fault] = (),
 ) -> JobSpec:
     """Check one job.
 
@@ -216,23 +237,34 @@ def parse_job(
         new_id: returns a new job id, given the aggregation.
         backends: names of the configured notifier backends.
         buckets: whether jobs may name this bucket.
+        egress: the policy of callbacks.
         caller: the submitter, whose allow-lists apply; `None` while the API is open.
+        earlier: what is wrong with members that are no fields of a job; answered first.
 
     Raises:
-        Refused: with the field at fault: 422, or 403 if it is not on the caller's allow-list.
+        Refused: with all fields at fault: 422, or 403 if all are well-formed and some are not on the caller's
+            allow-lists.
     """
     given = {name: value for name, value in members.items() if value is not None}
+    faults = [*earlier]
     try:
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
-        raise _refusal(error) from None
+        wrong = [_fault(each) for each in error.errors(include_url=False, include_input=False)]
+        faults += wrong
+        at_fault = {fault.field for fault in wrong}
+        rest = {name: value for name, value in given.items() if name not in at_fault}
+        stand_ins = {name: value for name, value in _STAND_INS.items() if name in at_fault}
+        request = DownloadRequest.model_validate(rest | stand_ins)
     fields = vars(request).copy()
     if bool(request.s3_bucket) != bool(request.s3_region):
         missing = "s3_region" if request.s3_bucket else "s3_bucket"
-        raise _refused(missing, "required", "is required with the other one")
+        faults.append(Fault(missing, "required", "is required with the other one"))
     if request.s3_bucket and not buckets(request.s3_bucket):
-        raise _refused("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets")
-    destination_field = _complete_callbacks(fields, backends)
+        faults.append(Fault("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets"))
+    destination_field = _complete_callbacks(fields, backends, egress, faults)
+    if faults:
+        raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
     if not isinstance(request.extra, str):
         fields["extra"] = member_text(body, "extra")
     spec = JobSpec(id=new_id(request.aggr_id), created_ms=now_ms(), **fields)
@@ -241,73 +273,109 @@ def parse_job(
     return spec
 
 
-def _complete_callbacks(fields: dict[str, Any], backends: frozenset[str]) -> str:
+def unknown_fields(members: Mapping[str, Any]) -> Sequence[Fault]:
+    """A warning for each field that no job has, with the known one that it resembles; the first ten."""
+    if members.keys() <= _KNOWN:
+        return ()
+    return [_unknown(name[:MAX_NAME_CHARS]) for name in members if name not in _KNOWN][:MAX_WARNINGS]
+
+
+@lru_cache(maxsize=256)
+def _unknown(name: str) -> Fault:
+    """Cached, since a client sends the same field with each job."""
+    near = get_close_matches(name, _KNOWN, 1, 0.7)
+    hint = f": do you mean `{near[0]}`?" if near else ""
+    return Fault(name, "unknown_field", f"unknown field `{name}`{hint}")
+
+
+def _complete_callbacks(
+    fields: dict[str, Any], backends: frozenset[str], egress: EgressPolicy, faults: list[Fault]
+) -> str:
     """Check the callbacks, and fill in those given by `callback_url` or left out.
+
+    Adds to `faults`.
 
     Returns:
         The field that `callback_dst` was read from.
     """
+    pair_faults = partial(_pair_faults, fields, backends=backends, check_host=egress.check_host)
     url = fields.pop("callback_url")
     if url:
-        if "http" not in backends:
-            raise _refused(
-                "callback_url", "unknown_backend", "needs the http backend, which is not configured here"
-            )
-        _check_destination("callback_url", "http", url)
+        if "http" in backends:
+            faults += _destination_faults("callback_url", "http", url, egress.check_host)
+        else:
+            detail = "needs the http backend, which is not configured here"
+            faults.append(Fault("callback_url", "unknown_backend", detail))
         fields |= {"callback_type": "http", "callback_dst": url}
     elif fields["callback_type"] or fields["callback_dst"] or not fields["s3_bucket"]:
-        _check_pair(fields, "callback_type", "callback_dst", backends)
+        faults += pair_faults("callback_type", "callback_dst")
     if fields["callback_error_type"] or fields["callback_error_dst"]:
-        _check_pair(fields, "callback_error_type", "callback_error_dst", backends)
+        faults += pair_faults("callback_error_type", "callback_error_dst")
     else:
         fields["callback_error_type"] = fields["callback_type"]
         fields["callback_error_dst"] = fields["callback_dst"]
     return "callback_url" if url else "callback_dst"
 
 
-def _check_pair(fields: Mapping[str, Any], kind: str, destination: str, backends: frozenset[str]) -> None:
-    for name in (kind, destination):
-        if not fields[name]:
-            raise _refused(name, "required", "is required")
-    if fields[kind] not in backends:
-        raise _refused(kind, "unknown_backend", "is not a backend that is configured here")
-    _check_destination(destination, fields[kind], fields[destination])
+def _pair_faults(
+    fields: Mapping[str, Any],
+    kind: str,
+    destination: str,
+    *,
+    backends: frozenset[str],
+    check_host: Callable[[str], None],
+) -> Iterator[Fault]:
+    """What is wrong with a callback's type and destination, which stand in these fields."""
+    if missing := [name for name in (kind, destination) if not fields[name]]:
+        yield from (Fault(name, "required", "is required") for name in missing)
+    elif fields[kind] not in backends:
+        yield Fault(kind, "unknown_backend", "is not a backend that is configured here")
+    else:
+        yield from _destination_faults(destination, fields[kind], fields[destination], check_host)
 
 
 @lru_cache(maxsize=256)
-def _check_destination(field: str, kind: str, destination: str) -> None:
-    """Refuse a malformed destination; cached, since jobs of an aggregation nearly always share theirs."""
+def _destination_faults(
+    field: str, kind: str, destination: str, check_host: Callable[[str], None]
+) -> Sequence[Fault]:
+    """What is wrong with a destination; cached, since jobs of an aggregation nearly always share theirs."""
     try:
         if kind == "http":
-            check_url(destination, "callback")
+            check_host(Url.parse(check_url(destination, "callback"), "callback").origin.host)
         elif kind == "storage":
             _subpath(destination)
         else:
             _printable(destination)
     except PydanticCustomError as error:
-        raise _refused(field, _code(error.type, error.context), error.message()) from None
+        return [Fault(field, _code(error.type, error.context), error.message())]
+    except EgressRefused:
+        return [Fault(field, "egress", "has a host that egress.callbacks does not allow")]
     if is_reserved(kind, destination):
-        raise _refused(field, "reserved", "is one of Kafka's internal topics")
+        return [Fault(field, "reserved", "is one of Kafka's internal topics")]
     if kind != "http" and len(destination) > MAX_DESTINATION_CHARS:
-        raise _refused(field, "too_long", "has more than 2048 characters")
+        return [Fault(field, "too_long", "has more than 2048 characters")]
+    return []
 
 
-def _refusal(error: ValidationError) -> Refused:
-    """The first of pydantic's errors, without the value."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    code = _code(first["type"], first.get("ctx"))
+def _first_of_each_field(faults: Iterable[Fault]) -> Sequence[Fault]:
+    """The faults as sentences; those that follow from another one of the field are left out."""
+    found: dict[str, Fault] = {}
+    for fault in faults:
+        found.setdefault(fault.field, replace(fault, detail=f"{fault.field} {fault.detail}."))
+    return list(found.values())
+
+
+def _fault(error: ErrorDetails) -> Fault:
+    """One of pydantic's errors, without the value."""
+    code = _code(error["type"], error.get("ctx"))
     detail = (
         "is required"
         if code == "required"
-        else first["msg"].replace("Input ", "").replace("dictionary", "object")
+        else error["msg"].replace("Input ", "").replace("dictionary", "object")
     )
-    return _refused(str(first["loc"][0]), code, detail)
+    return Fault(str(error["loc"][0]), code, detail)
 
 
 def _code(kind: str, context: Mapping[str, Any] | None) -> str:
     """The problem code of a pydantic error."""
     return str(context["code"]) if kind == "url" and context else _CODES.get(kind, kind)
-
-
-def _refused(field: str, code: str, detail: str) -> Refused:
-    return Refused(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail=f"{field} {detail}.", field=field))

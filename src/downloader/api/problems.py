@@ -6,8 +6,10 @@ A problem names a field or a header, never its value: bodies, headers and secret
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from http import HTTPStatus
+from typing import Any
 
 from downloader.model import status_phrase
 
@@ -15,6 +17,21 @@ CONTENT_TYPE = "application/problem+json"
 
 RETRY_AFTER_S = 2
 """`Retry-After` of a 503: a store that restarts or fails over is back within a few seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one field of a job, or doubtful about it."""
+
+    field: str
+    code: str
+    """Stable, for programs."""
+    detail: str
+    """One sentence for a person; may change."""
+
+    def members(self) -> dict[str, str]:
+        """Its JSON."""
+        return {"code": self.code, "detail": self.detail, "field": self.field}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +48,25 @@ class Problem:
     """The field of the body, or the header, at fault; empty if there is none."""
     more_headers: tuple[tuple[bytes, bytes], ...] = ()
     """Headers that the status requires (`Allow`, `Content-Range`)."""
+    errors: Sequence[Fault] = ()
+    """All that is wrong with a job; code, detail and field above are those of the first."""
+    warnings: Sequence[Fault] = ()
+    """What is doubtful about the job."""
+
+    def members(self) -> dict[str, Any]:
+        """What the document has of this error besides its status."""
+        members: dict[str, Any] = {"code": self.code, "detail": self.detail}
+        if self.field:
+            members["field"] = self.field
+        for name, faults in (("errors", self.errors), ("warnings", self.warnings)):
+            if faults:
+                members[name] = [fault.members() for fault in faults]
+        return members
 
     def body(self) -> bytes:
         """The document, as UTF-8 JSON."""
-        document: dict[str, str | int] = {
-            "type": "about:blank",
-            "title": status_phrase(self.status),
-            "status": self.status,
-            "code": self.code,
-            "detail": self.detail,
-        }
-        if self.field:
-            document["field"] = self.field
-        return json.dumps(document).encode()
+        start = {"type": "about:blank", "title": status_phrase(self.status), "status": self.status}
+        return json.dumps(start | self.members()).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The response headers, without `Content-Length`."""
@@ -59,6 +82,12 @@ class Refused(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
         self.problem = problem
+
+
+def faulty(status: int, errors: Sequence[Fault]) -> Problem:
+    """A job with these errors, at least one."""
+    first = errors[0]
+    return Problem(status, first.code, detail=first.detail, field=first.field, errors=errors)
 
 
 def bad_request(code: str, detail: str) -> Refused:

@@ -6,19 +6,22 @@ A plain ASGI function, since a route of Quart's costs more CPU (`docs/design/htt
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 from downloader.api.asgi import Gone, Message, Receive, Send, client_of, send_answer
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
-from downloader.api.fields import parse_job
+from downloader.api.fields import parse_job, unknown_fields
 from downloader.api.globs import anything
 from downloader.api.intake import Intake
 from downloader.api.json import parse_object
-from downloader.api.problems import Problem, Refused, too_large
+from downloader.api.problems import Fault, Problem, Refused, too_large
+from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
 from downloader.store import Accepted, StoreUnavailable, Submission
 
@@ -29,6 +32,9 @@ _KEY_HEADER = "Idempotency-Key"
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 _HEADERS = ((b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff"))
+
+_REPLAYED = (b"idempotent-replayed", b"true")
+"""Stripe's header; the IETF's draft of `Idempotency-Key` has none."""
 
 _PROXIED = Problem(
     HTTPStatus.CONFLICT,
@@ -62,11 +68,18 @@ async def serve_download(
         body = await read_body(receive, deps.settings.max_body, keep)
         header = dict(scope["headers"]).get(b"idempotency-key")
         key = None if header is None else header.decode("latin-1")
-        check_key(key, field=_KEY_HEADER, status=HTTPStatus.BAD_REQUEST)
-        submission = make_submission(body, parse_object(body), key=key, deps=deps, caller=caller)
-        job_id = accepted_id(*await intake.submit(submission), key_field=_KEY_HEADER).encode()
-    headers = [*_HEADERS, (b"location", b"/jobs/" + job_id)]
-    await send_answer(send, status=HTTPStatus.CREATED, headers=headers, body=b'{"id": "%s"}' % job_id)
+        if fault := key_fault(key, _KEY_HEADER):
+            detail = f"{fault.field} {fault.detail}."
+            raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail=detail, field=fault.field))
+        members = parse_object(body)
+        submission = make_submission(body, members, key=key, deps=deps, caller=caller)
+        why, job_id = await intake.submit(submission)
+        check_accepted(why, key_field=_KEY_HEADER)
+    headers = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
+    if why is Accepted.REPEATED:
+        headers.append(_REPLAYED)
+    answer = created(job_id, unknown_fields(members))
+    await send_answer(send, status=HTTPStatus.CREATED, headers=headers, body=answer)
 
 
 async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -> bytes:
@@ -90,19 +103,21 @@ async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -
     return body
 
 
-def check_key(key: object, *, field: str, status: HTTPStatus) -> None:
-    """Check an idempotency key; `None` passes.
-
-    Raises:
-        Refused: with this status and field.
-    """
-    if key is not None and not (isinstance(key, str) and _KEY.fullmatch(key)):
-        detail = f"{field} must be 1 to 255 printable ASCII characters."
-        raise Refused(Problem(status, "idempotency_key", detail=detail, field=field))
+def key_fault(key: object, field: str) -> Fault | None:
+    """What is wrong with an idempotency key; nothing with `None`, which is no key."""
+    if key is None or (isinstance(key, str) and _KEY.fullmatch(key)):
+        return None
+    return Fault(field, "idempotency_key", "must be 1 to 255 printable ASCII characters")
 
 
 def make_submission(
-    body: bytes, members: dict[str, Any], *, key: str | None, deps: ApiDeps, caller: Caller | None
+    body: bytes,
+    members: dict[str, Any],
+    *,
+    key: str | None,
+    deps: ApiDeps,
+    caller: Caller | None,
+    earlier: Sequence[Fault] = (),
 ) -> Submission:
     """Check one job and give it an id.
 
@@ -112,9 +127,10 @@ def make_submission(
         key: its idempotency key, checked.
         deps: of the API.
         caller: the submitter; `None` while the API is open.
+        earlier: see `parse_job`.
 
     Raises:
-        Refused: 400, 403 or 422.
+        Refused: 400, 403 or 422; with warnings of unknown fields.
     """
     try:
         spec = parse_job(
@@ -123,13 +139,15 @@ def make_submission(
             new_id=deps.store.new_id,
             backends=deps.backends,
             buckets=deps.buckets,
+            egress=deps.egress,
             caller=caller,
+            earlier=earlier,
         )
     except Refused as refused:
-        problem = refused.problem
+        problem = replace(refused.problem, warnings=unknown_fields(members))
         if caller is not None and problem.code == "forbidden":
             _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
-        raise
+        raise Refused(problem) from None
     permits = None if caller is None or caller.proxies is anything else caller.proxies
     if key is None:
         return Submission(spec=spec, permits=permits)
@@ -138,21 +156,35 @@ def make_submission(
     return Submission(
         spec=spec,
         idempotency_key=hashlib.sha256(key.encode()).hexdigest(),
+        value_digest=_digest_of_values(spec, members),
         body_digest=hashlib.sha256(body).hexdigest(),
         permits=permits,
     )
 
 
-def accepted_id(why: Accepted, job_id: str, *, key_field: str) -> str:
-    """The id to answer with, from an answer of the store.
+def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
+    """A digest of what a job asks for.
+
+    It does not depend on the order of keys, on blanks, or on how a value is written (`4.0`, a field given
+    with its default value). Fields with their default are left out, so that it stays the same when a later
+    version has more fields.
+    """
+    stored = json.loads(spec.to_json())
+    stored.pop("created_ms", None)
+    if "extra" in stored:  # of a value that is no string, the text as received
+        stored["extra"] = members["extra"]
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+
+
+def check_accepted(why: Accepted, *, key_field: str) -> None:
+    """Check that the store has the job.
 
     Args:
         why: the store's verdict.
-        job_id: the job's id, or that of the first job with the same idempotency key.
         key_field: the field or header with the idempotency key, for the error.
 
     Raises:
-        Refused: 422, the key was used with another body; 409, the aggregation has another proxy.
+        Refused: 422, the key was used with another job; 409, the aggregation has another proxy.
         StoreUnavailable: the job's shard did not take it.
     """
     if why is Accepted.UNAVAILABLE:
@@ -160,8 +192,17 @@ def accepted_id(why: Accepted, job_id: str, *, key_field: str) -> str:
     if why is Accepted.PROXIED:
         raise Refused(_PROXIED)
     if why is Accepted.CONFLICT:
-        detail = f"The {key_field} was used with another body."
+        detail = f"The {key_field} was used with another job."
         raise Refused(
             Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict", detail=detail, field=key_field)
         )
-    return job_id
+
+
+def created(job_id: str, warnings: Sequence[Fault], **more: bool) -> bytes:
+    """The JSON that answers an accepted job; `more` are further members."""
+    if not warnings and not more:  # nearly always
+        return b'{"id": "%s"}' % job_id.encode()
+    answer: dict[str, Any] = {"id": job_id, **more}
+    if warnings:
+        answer["warnings"] = [warning.members() for warning in warnings]
+    return json.dumps(answer).encode()

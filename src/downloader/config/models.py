@@ -239,6 +239,10 @@ class RedisSettings(Section):
         return self
 
 
+Scope = Literal["submit", "read", "retry", "admin"]
+"""What a token may do; `downloader.api` says which requests need which."""
+
+
 class TokenSettings(Section):
     """`[[api.tokens]]`: who may call the API, and for what. A list of `["*"]` allows all of its kind."""
 
@@ -246,7 +250,7 @@ class TokenSettings(Section):
     """Shown in logs and metrics instead of the token."""
     token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
     """Of at least 16 characters, so that it cannot be guessed."""
-    scopes: list[Literal["submit", "read", "admin"]] = Field(min_length=1)
+    scopes: list[Scope] = Field(min_length=1)
     """`admin` includes the others."""
     aggregations: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_id`: of jobs to submit, and to see."""

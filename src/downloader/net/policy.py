@@ -8,6 +8,7 @@ The tables follow the IANA special-purpose registries (RFC 6890 and its updates)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
@@ -165,6 +166,24 @@ class EgressPolicy:
                 f"address not allowed: {shown} is this machine's own;"
                 f" to permit it add it to {self.setting}.allow"
             )
+
+    def check_host(self, host: str) -> None:
+        """Refuse a URL's host if that needs no look-up: an address, `localhost`, a name listed in `deny`.
+
+        Any other name is judged when a connection is made, by its addresses.
+
+        Raises:
+            EgressRefused: the policy forbids it.
+        """
+        host = host.removesuffix(".")
+        self.check_name(host)
+        if address := parse_address(host):
+            self.check(host, address)
+        elif host == "localhost" or host.endswith(".localhost"):  # always loopback (RFC 6761, 6.3)
+            with suppress(EgressRefused):
+                return self.check(host, "::1")
+            self.check(host, "127.0.0.1")
+        return None
 
     def check_name(self, host: str) -> None:
         """Refuse a host that is denied by name, before anything is looked up.

@@ -45,6 +45,7 @@ async def serve_api(
         settings=settings.api,
         backends=frozenset(settings.backends),
         buckets=text_globs(settings.processor.s3.buckets),
+        egress=settings.egress.policy("callbacks"),
         callback_limit=settings.notifier.per_destination,
         loopback=loopback,
         ready=ready,

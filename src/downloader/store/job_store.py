@@ -27,8 +27,10 @@ class Submission:
     """With an id from `JobStore.new_id`."""
     idempotency_key: str = ""
     """Digest of the client's `Idempotency-Key` and token; empty if the client sent no key."""
+    value_digest: str = ""
+    """Digest of the job's values, kept with the key and compared when the key is known."""
     body_digest: str = ""
-    """Digest of the request body, compared when the key is known."""
+    """Digest of the request body: what earlier versions kept with a key, for a day."""
     permits: Callable[[str], bool] | None = None
     """Called with the proxy that the aggregation has already: may the job use it? `None`: it may use any."""
 
@@ -38,9 +40,9 @@ class Accepted(StrEnum):
 
     NEW = "new"
     REPEATED = "repeated"
-    """The idempotency key is known with the same body; the answer has the first job's id."""
+    """The idempotency key is known with the same job; the answer has the first job's id."""
     CONFLICT = "conflict"
-    """The idempotency key is known with another body; nothing was enqueued."""
+    """The idempotency key is known with another job; nothing was enqueued."""
     PROXIED = "proxied"
     """Its aggregation has a proxy that it may not use; nothing was enqueued."""
     UNAVAILABLE = "unavailable"

@@ -147,7 +147,7 @@ KEYS = (
         parameters=("digest",),
         type="string",
         ttl="24 h",
-        holds="`<job id> <body digest>` of an Idempotency-Key",
+        holds="`<job id> <digest of its values>` of an Idempotency-Key",
     ),
     Key(
         name="instance",

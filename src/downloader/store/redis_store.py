@@ -113,6 +113,7 @@ class RedisStore:
                     "proxy": item.spec.aggr_proxy,
                     "spec": item.spec.to_json(self._seal),
                     "idempotency": item.idempotency_key,
+                    "values": item.value_digest,
                     "body": item.body_digest,
                     **({"permitted": permitted} if item.permits else {}),
                 }

@@ -2,7 +2,8 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {}, then per job {id, group: its aggregation, limit, proxy, spec, idempotency: digest or '',
---         body: its digest, permitted: the one proxy that it may find its aggregation to have, absent: any}
+--         values: digest of the job, body: digest of its text, which earlier versions kept,
+--         permitted: the one proxy that it may find its aggregation to have, absent: any}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted}
@@ -17,9 +18,9 @@ for item in items() do
   if item.idempotency ~= '' then
     local seen = redis.call('GET', key_idempotency(item.idempotency))
     if seen then
-      local seen_id, seen_body = string.match(seen, '^(%S+) (.*)$')
+      local seen_id, seen_job = string.match(seen, '^(%S+) (.*)$')
       if seen_id ~= id then
-        why = seen_body == item.body and 'repeated' or 'conflict'
+        why = (seen_job == item.values or seen_job == item.body) and 'repeated' or 'conflict'
         id = seen_id
       end
     end
@@ -32,7 +33,7 @@ for item in items() do
   elseif not known then
     redis.call('SET', key_job(id), item.spec)
     if item.idempotency ~= '' then
-      redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.body, 'PX', IDEMPOTENCY_MS)
+      redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.values, 'PX', IDEMPOTENCY_MS)
     end
     -- The proxy is fixed when the aggregation is first seen; the newest job's limit applies.
     redis.call('HSET', record, 'limit', item.limit)
