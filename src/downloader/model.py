@@ -299,6 +299,8 @@ class Lease:
     """Attempts the download took; callbacks only."""
     proven: bool = True
     """Whether its destination has taken a callback lately; callbacks only."""
+    waited_s: float | None = field(default=None, compare=False)
+    """Seconds since it was due; `None` if the lease was given a second time."""
 
     @property
     def id(self) -> str:

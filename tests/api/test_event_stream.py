@@ -93,7 +93,8 @@ async def submit(store: RedisStore, *names: str, limit: int = 1) -> None:
 async def test_what_the_fleet_does(api: Served) -> None:
     store = api.store
     facts = {"instance": "h-1-a", "role": "processor", "host": "h", "version": "1.2.3", "started_ms": 5}
-    await store.report("h-1-a", "processor", facts | {"counters": {"in_flight": 1, "bytes": 7}}, 60)
+    now, counts = {"counters": {"in_flight": 1, "bytes": 7}}, {"downloads_failed|dns": 3, "spawnedWorkers": 9}
+    await store.report("h-1-a", "processor", facts | now, 60, counts)
     backends = {
         "kafka": {"healthy": False, "last_error": "no broker"},
         "http": {"healthy": True, "last_error": ""},
@@ -149,7 +150,7 @@ async def test_what_the_fleet_does(api: Served) -> None:
         ],
         "more_aggregations": 0,
         "in_flight": {"downloads": 2, "callbacks": 0},
-        "counters": {"processor": {"bytes": 7, "in_flight": 1}, "notifier": {}},
+        "counters": {"processor": {"bytes": 7, "downloads_failed": 3, "in_flight": 1}, "notifier": {}},
     }
 
 

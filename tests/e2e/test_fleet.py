@@ -130,7 +130,14 @@ async def test_counters_under_the_predecessor_s_names(
         )
         await until("notifier", successfulCallbacks=6, failedCallbacks=0)
         await worker.stop()
-        await until("processor", alive=1)
+        # What it has counted stays.
+        await until("processor", alive=1, spawnedWorkers=6, downloads_failed=3, downloads_succeeded=3)
+        metrics = (await fleet.client.get("/metrics")).text
+        assert 'downloader_downloads_total{error_code="tls",outcome="failed"} 1.0' in metrics
+        assert 'downloader_delivery_duration_seconds_count{backend="http"} 6.0' in metrics
+        assert 'downloader_queue_wait_seconds_count{kind="download"} 6.0' in metrics
+        assert 'downloader_store_call_duration_seconds_count{call="finish"}' in metrics
+        assert 'downloader_instances{role="processor"} 1.0' in metrics
         await fleet.stop_all()
 
 

@@ -15,6 +15,7 @@ from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.events import Event
+from downloader.observe.metrics import METRICS
 from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +74,14 @@ def test_each_command_is_on_the_cli_page(command: Callable[..., object]) -> None
 def test_each_counter_is_on_the_operations_page(counters: dict[str, str]) -> None:
     for name, meaning in counters.items():
         assert f"| `{name}` | {meaning} |" in page("operations.md")
+
+
+def test_the_metrics_page_has_each_metric_and_no_other() -> None:
+    rows = []
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |")
+    assert re.findall(r"^\| `downloader_.*", page("metrics.md"), re.MULTILINE) == rows
 
 
 def test_each_name_of_the_predecessor_is_on_the_operations_page() -> None:

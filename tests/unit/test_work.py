@@ -19,7 +19,8 @@ NONE = cast("Any", None)
 
 def lease(kind: Kind) -> Lease:
     spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/")
-    return Lease(kind=kind, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1)
+    result = Outcome(verdict=Verdict.SUCCEEDED) if kind is Kind.CALLBACK else None
+    return Lease(kind=kind, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1, result=result)
 
 
 def downloads() -> DownloadWork:

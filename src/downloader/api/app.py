@@ -32,6 +32,7 @@ from downloader.api.hosts import host_check
 from downloader.api.intake import Intake
 from downloader.api.jobs import add_jobs
 from downloader.api.limits import Limits
+from downloader.api.metrics import add_metrics
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin
 from downloader.api.page import add_page
 from downloader.api.problems import (
@@ -60,7 +61,7 @@ class Api:
     """
 
     def __init__(self, deps: ApiDeps, pace: Pace | None = None) -> None:
-        self.intake = Intake(deps.store)
+        self.intake = Intake(deps.store, deps.counters)
         self.events = Events(deps.store, pace)
         self._deps = deps
         self._routes = create_routes(deps, self.events)
@@ -84,11 +85,17 @@ class Api:
             serve_jobs = _INTAKE.get(scope["path"]) if method == "POST" else None
             if serve_jobs is not None:
                 await serve_jobs(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
+                self._deps.counters.add("requests", 1, scope["path"], "2xx")
             else:
                 scope[CALLER] = caller
                 await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
         except (Refused, StoreError) as error:
-            await send_problem(send, as_problem(error))
+            problem = as_problem(error)
+            route = scope["path"] if scope["path"] in _INTAKE else UNKNOWN
+            self._deps.counters.add("requests", 1, route, status_class(problem.status))
+            if route != UNKNOWN and method == "POST":
+                self._deps.counters.add("jobs_refused", 1, route, problem.code)
+            await send_problem(send, problem)
 
     def _admit(self, scope: Message, headers: Mapping[bytes, bytes]) -> Caller | None:
         """Check what does not depend on the route; returns the caller, `None` while the API is open.
@@ -142,6 +149,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     add_jobs(app, deps)
     add_failed(app, deps)
     add_files(app, deps)
+    add_metrics(app, deps)
     add_page(app)
     add_events(app, events)
     # `Api` answers POST itself; Quart answers OPTIONS, and other methods with 405.
@@ -159,9 +167,17 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     @app.after_request
     async def protect(response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
+        rule = request.url_rule
+        route = UNKNOWN if rule is None else rule.rule
+        deps.counters.add("requests", 1, route, status_class(response.status_code))
         return response
 
     return app
+
+
+def status_class(status: int) -> str:
+    """`2xx` for 201."""
+    return f"{status // 100}xx"
 
 
 def as_problem(error: Exception) -> Problem:
@@ -182,6 +198,9 @@ def as_problem(error: Exception) -> Problem:
         more_headers=((b"allow", allowed.encode()),) if allowed else (),
     )
 
+
+UNKNOWN = "other"
+"""Stands for the route of a request that was refused before its route was known, or has none."""
 
 _INTAKE = {PATH: serve_download, BULK_PATH: serve_downloads}
 

@@ -18,13 +18,14 @@ from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.exchange import STREAMED
 from downloader.api.fields import unknown_fields
-from downloader.api.intake import MAX_BATCH, Intake
+from downloader.api.intake import BULK_PATH, MAX_BATCH, Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
 from downloader.api.submit import check_accepted, created, key_fault, make_submission
+from downloader.observe import Counters
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
-PATH = "/downloads"
+PATH = BULK_PATH
 
 KEY_FIELD = "idempotency_key"
 
@@ -114,7 +115,7 @@ async def serve_downloads(
             for start in range(0, len(arrived), MAX_BATCH):
                 await trio.lowlevel.checkpoint()  # the shortest lines of a chunk take half a second together
                 batch = [_read(line, deps=deps, caller=caller) for line in arrived[start : start + MAX_BATCH]]
-                answer = await _take(batch, intake)
+                answer = await _take(batch, intake, deps.counters)
                 if not started:
                     await send(_START)
                     started = True
@@ -141,26 +142,28 @@ def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> _Job |
     return submission, unknown_fields(members)
 
 
-async def _take(batch: Sequence[_Job | Problem], intake: Intake) -> bytes:
+async def _take(batch: Sequence[_Job | Problem], intake: Intake, counters: Counters) -> bytes:
     """Submit the jobs of a batch; returns its lines of the answer."""
     submissions = [item[0] for item in batch if not isinstance(item, Problem)]
     answers = iter(await intake.submit_all(submissions) if submissions else ())
-    return b"".join(
-        _problem_line(item) if isinstance(item, Problem) else _answer_line(next(answers), item[1])
-        for item in batch
-    )
+    lines = [item if isinstance(item, Problem) else _answer_line(next(answers), item[1]) for item in batch]
+    for line in lines:
+        if isinstance(line, Problem):
+            counters.add("jobs_refused", 1, PATH, line.code)
+    return b"".join(_problem_line(line) if isinstance(line, Problem) else line for line in lines)
 
 
-def _answer_line(answer: tuple[Accepted, str] | StoreError, warnings: Sequence[Fault]) -> bytes:
+def _answer_line(answer: tuple[Accepted, str] | StoreError, warnings: Sequence[Fault]) -> bytes | Problem:
+    """The line with the job's id, or the problem with it."""
     try:
         if isinstance(answer, StoreError):
             raise answer
         why, job_id = answer
         check_accepted(why, key_field=KEY_FIELD)
     except Refused as refused:
-        return _problem_line(refused.problem)
+        return refused.problem
     except StoreError:
-        return _problem_line(STORE_UNAVAILABLE)
+        return STORE_UNAVAILABLE
     replayed = {"replayed": True} if why is Accepted.REPEATED else {}
     return created(job_id, warnings, **replayed) + b"\n"
 

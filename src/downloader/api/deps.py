@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from downloader.api.globs import Allows, anything
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
+from downloader.observe import API_COUNTERS, Counters
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
@@ -32,5 +33,7 @@ class ApiDeps:
     """For `/health/ready`: whether each role runs, by name."""
     healthy: Callable[[], Mapping[str, bool]] = dict
     """For `/health/ready`: whether each backend of this process's notifier is healthy, by name."""
+    counters: Counters = field(default_factory=lambda: Counters(API_COUNTERS))
+    """Of this process's API."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None
     """`Storage.local` of the file storage; `None` if this process has none."""

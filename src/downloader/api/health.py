@@ -13,6 +13,7 @@ from downloader.api.deps import ApiDeps
 from downloader.api.problems import not_found
 from downloader.api.snapshot import COUNTED_ROLES
 from downloader.api.views import counters
+from downloader.observe import by_name
 from downloader.store import StoreError
 
 
@@ -52,4 +53,6 @@ def add_health(app: QuartTrio, deps: ApiDeps) -> None:
         if role not in COUNTED_ROLES:
             raise not_found("Only processor and notifier have statistics.")
         reports = await deps.store.reports(role)
-        return counters(reports) | counters(reports, "predecessor")
+        # What only grows is a total over all instances that there have been.
+        totals = by_name(await deps.store.totals(role))
+        return dict(sorted((counters(reports) | counters(reports, "predecessor") | totals).items()))

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import trio
 
 from downloader.groupcommit import CommitAbandoned, GroupCommit
-from downloader.observe import Event, get_logger
+from downloader.observe import API_COUNTERS, Counters, Event, get_logger
 from downloader.store import Accepted, JobStore, StoreError, StoreUnavailable, Submission
+
+SINGLE_PATH, BULK_PATH = "/download", "/downloads"
+"""The routes that take jobs: one, or many."""
 
 MAX_BATCH = 500
 """Jobs in one call: about 200 KB and 10 ms of the store's time."""
@@ -33,17 +37,19 @@ WAIT_S = 10.0
 class Intake:
     """Submits the jobs of many tasks; `submit` needs `run` to be running."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, counters: Counters | None = None) -> None:
         self._commit: GroupCommit[Submission, tuple[Accepted, str]] = GroupCommit(
-            self._take, max_batch=MAX_BATCH, weight=_extra, max_weight=MAX_EXTRA
+            partial(self._take, SINGLE_PATH), max_batch=MAX_BATCH, weight=_extra, max_weight=MAX_EXTRA
         )
         self._store = store
+        self._counters = counters or Counters(API_COUNTERS)
         self._log = get_logger().bind()  # once: binding for each job costs too much
         self._bytes: Counter[str] = Counter()
         """Received bytes by client; those of all clients under an empty name."""
 
-    async def _take(self, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+    async def _take(self, route: str, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         answers = await self._store.submit(batch)
+        self._counters.add("jobs_accepted", sum(why is Accepted.NEW for why, _ in answers), route)
         for item, (why, job_id) in zip(batch, answers, strict=True):
             if why in (Accepted.NEW, Accepted.REPEATED):
                 repeated = why is Accepted.REPEATED
@@ -110,7 +116,7 @@ class Intake:
         have accepted the job all the same.
         """
         try:
-            return await self._take(submissions)
+            return await self._take(BULK_PATH, submissions)
         except StoreError as error:
             return [error] * len(submissions)
 

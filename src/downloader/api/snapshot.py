@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from downloader.api.globs import Allows, anything
-from downloader.api.views import counters, rfc3339
+from downloader.api.views import fleet_counters, rfc3339
 from downloader.store import Load
 
 ROLES = ("api", "processor", "notifier")
@@ -36,11 +36,13 @@ class Snapshot:
     """The store answers; if not, the other fields are from its last answer."""
     reports: Mapping[str, Iterable[Mapping[str, Any]]]
     """The instances' reports by role."""
+    totals: Mapping[str, Mapping[str, int]]
+    """The series of all instances that there have been, by role."""
     load: Load | None
     """`None`: the store has not answered yet."""
 
 
-NOTHING_KNOWN = Snapshot(store=False, reports={}, load=None)
+NOTHING_KNOWN = Snapshot(store=False, reports={}, totals={}, load=None)
 
 
 def encode(snapshot: Snapshot, allows: Allows) -> bytes:
@@ -75,7 +77,10 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
             "downloads": snapshot.load.downloads if snapshot.load else 0,
             "callbacks": snapshot.load.callbacks if snapshot.load else 0,
         },
-        "counters": {role: counters(snapshot.reports.get(role, ())) for role in COUNTED_ROLES},
+        "counters": {
+            role: fleet_counters(role, snapshot.reports.get(role, ()), snapshot.totals.get(role, {}))
+            for role in COUNTED_ROLES
+        },
     }
     return json.dumps(document, separators=(",", ":")).encode()
 

@@ -18,14 +18,14 @@ from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import parse_job, unknown_fields
 from downloader.api.globs import anything
-from downloader.api.intake import Intake
+from downloader.api.intake import SINGLE_PATH, Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import Fault, Problem, Refused, too_large
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
 from downloader.store import Accepted, StoreUnavailable, Submission
 
-PATH = "/download"
+PATH = SINGLE_PATH
 
 _KEY_HEADER = "Idempotency-Key"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from downloader.model import State
 from downloader.net import redact_url
+from downloader.observe import COUNTERS, by_name
 from downloader.store import JobView, TaskView
 
 
@@ -64,6 +65,14 @@ def rfc3339(ms: int | None) -> str | None:
     if not ms:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def fleet_counters(
+    role: str, reports: Iterable[Mapping[str, Any]], totals: Mapping[str, int]
+) -> dict[str, int | float]:
+    """A role's counters over all instances that there have been, and its gauges over the live ones."""
+    known = {name: value for name, value in by_name(totals).items() if name in COUNTERS[role]}
+    return dict(sorted((counters(reports) | known).items()))
 
 
 def counters(reports: Iterable[Mapping[str, Any]], field: str = "counters") -> dict[str, int | float]:

@@ -1,17 +1,39 @@
-"""Log events, logging, counters, and the failpoints of tests."""
+"""Log events, logging, counters and metrics, and the failpoints of tests."""
 
 from __future__ import annotations
 
-from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
+from downloader.observe.counters import (
+    API_COUNTERS,
+    BUCKET,
+    COUNTERS,
+    HISTOGRAMS,
+    NOTIFIER_COUNTERS,
+    PROCESSOR_COUNTERS,
+    SEPARATOR,
+    SUM,
+    Counters,
+    by_name,
+)
 from downloader.observe.events import Event
 from downloader.observe.failpoints import failpoint
 from downloader.observe.logging import configure, escape, get_logger
+from downloader.observe.metrics import KINDS, METRICS, Metric
 
 __all__ = [
+    "API_COUNTERS",
+    "BUCKET",
+    "COUNTERS",
+    "HISTOGRAMS",
+    "KINDS",
+    "METRICS",
     "NOTIFIER_COUNTERS",
     "PROCESSOR_COUNTERS",
+    "SEPARATOR",
+    "SUM",
     "Counters",
     "Event",
+    "Metric",
+    "by_name",
     "configure",
     "escape",
     "failpoint",

@@ -1,8 +1,22 @@
-"""Counters of one instance and role: what `GET /stats/<role>` sums over the live instances."""
+"""Counters of one instance and role. The store sums them over all instances that there have been.
+
+A *series* is a counter's name and the values of its labels, joined by `|`: `downloads_failed|dns`. A
+histogram has one series for each of its buckets, `queue_wait_seconds_bucket|0.5`, which counts the values
+above the bucket before it, and one for the sum of its values in microseconds, `queue_wait_seconds_sum`.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from math import inf
+
+API_COUNTERS: Mapping[str, str] = {
+    "jobs_accepted": "jobs taken in, by route",
+    "jobs_refused": "jobs not taken in, by route and problem code",
+    "requests": "requests answered, by route and class of the status",
+}
 
 PROCESSOR_COUNTERS: Mapping[str, str] = {
     "downloads_succeeded": "downloads whose file was stored",
@@ -13,6 +27,7 @@ PROCESSOR_COUNTERS: Mapping[str, str] = {
     "leases_lost": "downloads that another instance has taken over",
     "leases_recovered": "downloads taken over from instances that died",
     "bytes": "bytes of stored files",
+    "poison": "downloads that failed because their workers died too often",
     "in_flight": "downloads in flight now",
 }
 
@@ -23,30 +38,107 @@ NOTIFIER_COUNTERS: Mapping[str, str] = {
     "callbacks_released": "callbacks handed back without counting the attempt",
     "leases_lost": "callbacks that another instance has taken over",
     "leases_recovered": "callbacks taken over from instances that died",
+    "poison": "callbacks that failed because their workers died too often",
     "in_flight": "callbacks in flight now",
     "backends_unhealthy": "backends that are unhealthy now, counted for each instance",
 }
 
+COUNTERS: Mapping[str, Mapping[str, str]] = {
+    "api": API_COUNTERS,
+    "processor": PROCESSOR_COUNTERS,
+    "notifier": NOTIFIER_COUNTERS,
+}
+"""By role."""
+
+_LONG_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, inf)
+_SHORT_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, inf)
+
+HISTOGRAMS: Mapping[str, tuple[float, ...]] = {
+    "queue_wait_seconds": _LONG_S,
+    "download_seconds": _LONG_S,
+    "delivery_seconds": _LONG_S,
+    "store_call_seconds": _SHORT_S,
+}
+"""Upper bounds of the buckets, in seconds."""
+
+SEPARATOR = "|"
+
+BUCKET, SUM = "_bucket", "_sum"
+"""Endings of the names of a histogram's series."""
+
+_Key = tuple[str, ...]
+"""Name and label values."""
+
 
 class Counters:
-    """Counters that only grow, and gauges that are read by functions. One instance per role and process."""
+    """Counters and histograms, which only grow, and gauges that are read by functions.
+
+    One instance per role and process. Adding takes less than a microsecond.
+    """
 
     def __init__(self, names: Mapping[str, str]) -> None:
-        self._values = dict.fromkeys(names, 0)
+        self._names = names
+        self._values: dict[_Key, int] = {}
+        self._histograms: dict[_Key, tuple[tuple[float, ...], list[float]]] = {}
+        """Upper bounds, and the counts of the buckets with the sum of the values behind them."""
         self._gauges: dict[str, Callable[[], int]] = {}
 
-    def add(self, name: str, amount: int = 1) -> None:
-        """Add to a counter.
+    def add(self, name: str, amount: int = 1, *labels: str) -> None:
+        """Add to a counter. Labels must have few values: each combination is a series for good.
 
         Raises:
             KeyError: a name that is not in the role's table.
         """
-        self._values[name] += amount
+        key = (name, *labels)
+        try:
+            self._values[key] += amount
+        except KeyError:
+            self._names[name]
+            self._values[key] = amount
+
+    def observe(self, name: str, seconds: float, *labels: str) -> None:
+        """Add a value to a histogram.
+
+        Raises:
+            KeyError: a name that is not in `HISTOGRAMS`.
+        """
+        key = (name, *labels)
+        try:
+            bounds, counts = self._histograms[key]
+        except KeyError:
+            bounds = HISTOGRAMS[name]
+            counts = [0] * (len(bounds) + 1)
+            self._histograms[key] = bounds, counts
+        counts[bisect_left(bounds, seconds)] += 1
+        counts[-1] += seconds
 
     def gauge(self, name: str, read: Callable[[], int]) -> None:
         """Have `name` read by a function from now on."""
         self._gauges[name] = read
 
     def snapshot(self) -> dict[str, int]:
-        """All values now."""
-        return self._values | {name: read() for name, read in self._gauges.items()}
+        """Counters, summed over their labels, and gauges, by name."""
+        sums = dict.fromkeys(self._names, 0)
+        for (name, *_), value in self._values.items():
+            sums[name] += value
+        return sums | {name: read() for name, read in self._gauges.items()}
+
+    def series(self) -> dict[str, int]:
+        """What only grows, by series."""
+        found = {SEPARATOR.join(key): value for key, value in self._values.items()}
+        for (name, *labels), (bounds, (*counts, seconds)) in self._histograms.items():
+            found[SEPARATOR.join((name + SUM, *labels))] = int(seconds * 1_000_000)
+            for bound, count in zip(bounds, counts, strict=True):
+                if count:
+                    found[SEPARATOR.join((name + BUCKET, *labels, f"{bound:g}"))] = int(count)
+        return found
+
+
+def by_name(series: Mapping[str, int]) -> dict[str, int]:
+    """Counters, summed over their labels, by name; without histograms."""
+    sums: defaultdict[str, int] = defaultdict(int)
+    for each, value in series.items():
+        name = each.partition(SEPARATOR)[0]
+        if not name.endswith((BUCKET, SUM)):
+            sums[name] += value
+    return dict(sums)

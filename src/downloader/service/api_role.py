@@ -11,7 +11,7 @@ import trio
 
 from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.config import Settings
-from downloader.observe import Event, get_logger
+from downloader.observe import Counters, Event, get_logger
 from downloader.service.files import api_url
 from downloader.storage import Storage
 from downloader.store import JobStore
@@ -29,6 +29,7 @@ async def serve_api(
     healthy: Callable[[], Mapping[str, bool]],
     stop: Callable[[], Awaitable[object]],
     grace_s: float,
+    counters: Counters,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `stop()` returns and requests in flight are answered. Logs `api.open` if all may use it.
@@ -51,6 +52,7 @@ async def serve_api(
         ready=ready,
         healthy=healthy,
         files=storage.local,
+        counters=counters,
     )
     api = settings.api
     tls = tls_context(api.certfile, api.keyfile) if api.certfile else None

@@ -13,8 +13,8 @@ import random
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -23,15 +23,15 @@ from typing import Any
 import trio
 
 from downloader.config import Settings
-from downloader.errors import StoreError
 from downloader.fetch import Fetcher, disk_used_percent
 from downloader.model import now_ms
 from downloader.notify import Bulkhead, Notifier
-from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters, Event, get_logger
+from downloader.observe import COUNTERS, Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Workload, run_reaper, run_workload
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
+from downloader.service.reports import Report, reporting
 from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
 from downloader.service.signals import end_with_reason, stop_signals
 from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
@@ -64,6 +64,8 @@ class Instance:
     files: Files
     owner: str
     rng: random.Random
+    counters: Mapping[str, Counters]
+    """By role."""
     stop: Stop = field(default_factory=Stop)
     """The stop of downloads and the API."""
     stop_callbacks: Stop = field(default_factory=Stop)
@@ -109,9 +111,10 @@ class _Worker:
     wake: Wake = field(default_factory=Wake)
     held: Held = field(default_factory=dict)
 
-    def report(self) -> Mapping[str, Any]:
-        """What it reports to the fleet now."""
-        return {**self.facts(), "counters": self.counters.snapshot()}
+    def report(self) -> Report:
+        """What it reports to the fleet now: its facts, and its counts by series."""
+        facts = {**self.facts(), "counters": self.counters.snapshot()}
+        return facts, {**self.counters.series(), **predecessor.growing(facts["predecessor"])}
 
 
 async def run_instance(
@@ -144,7 +147,8 @@ async def _run_with(
 ) -> None:
     async with asyncio_loop(), AsyncExitStack() as stack:
         redis = await stack.enter_async_context(running_redis(settings))
-        store = await stack.enter_async_context(open_store(redis))
+        counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
+        store = await stack.enter_async_context(open_store(redis, _timing(next(iter(counters.values())))))
         files = await stack.enter_async_context(open_files(settings))
         instance = Instance(
             settings=settings,
@@ -153,6 +157,7 @@ async def _run_with(
             files=files,
             owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
             rng=random.Random(),  # noqa: S311  # jitter, not secrets
+            counters=counters,
         )
         fetcher = backends = None
         if "processor" in roles:
@@ -166,6 +171,13 @@ async def _run_with(
         _freeze_imports()
         await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
+
+
+def _timing(counters: Counters) -> Callable[[str, float], None]:
+    def timed(call: str, seconds: float) -> None:
+        counters.observe("store_call_seconds", seconds, call)
+
+    return timed
 
 
 def _freeze_imports() -> None:
@@ -220,7 +232,7 @@ async def _run_roles(
 
 def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
     settings = instance.settings
-    counters = Counters(PROCESSOR_COUNTERS)
+    counters = instance.counters["processor"]
     workload = DownloadWork(
         store=instance.store,
         fetcher=fetcher,
@@ -244,7 +256,7 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
 
 def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     settings = instance.settings
-    counters = Counters(NOTIFIER_COUNTERS)
+    counters = instance.counters["notifier"]
     bulkhead = Bulkhead(backends, slots=settings.notifier.concurrency, rng=instance.rng)
     instance.bulkhead = bulkhead
     counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
@@ -297,40 +309,14 @@ async def _run_worker(
             _begin_callbacks_stop(instance)
 
 
-@asynccontextmanager
-async def _reporting(
-    instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]
-) -> AsyncIterator[None]:
-    """Report the role while the context lasts, then delete its report."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_report, instance, role, more)
-        yield
-        nursery.cancel_scope.cancel()
-    try:
-        await instance.store.leave(instance.owner, role)
-    except StoreError as error:
-        # Its last report then expires.
-        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
-
-
-async def _report(instance: Instance, role: str, more: Callable[[], Mapping[str, Any]]) -> None:
-    """Report this instance every `stats_interval`, with what `more` returns."""
-    interval_s = (
-        instance.settings.notifier if role == "notifier" else instance.settings.processor
-    ).stats_interval
-    facts = {
-        "instance": instance.owner,
-        "role": role,
-        "host": socket.gethostname(),
-        "version": version("downloader"),
-        "started_ms": instance.started_ms,
-    }
-    while True:
-        try:
-            await instance.store.report(instance.owner, role, {**facts, **more()}, 3 * interval_s)
-        except StoreError as error:
-            log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
-        await trio.sleep(interval_s)
+def _reporting(
+    instance: Instance, role: str, more: Callable[[], Report]
+) -> AbstractAsyncContextManager[None]:
+    settings = instance.settings.notifier if role == "notifier" else instance.settings.processor
+    facts = {"started_ms": instance.started_ms}
+    return reporting(
+        instance.store, instance.owner, role, more, facts=facts, interval_s=settings.stats_interval
+    )
 
 
 def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
@@ -346,13 +332,14 @@ def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
         healthy=lambda: instance.bulkhead.health.healthy() if instance.bulkhead is not None else {},
         stop=instance.stop.wait,
         grace_s=instance.grace_s * (1 - RESERVE),
+        counters=instance.counters["api"],
     )
 
 
 async def _run_api(
     instance: Instance, serve: Serve, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    async with _reporting(instance, "api", dict):
+    async with _reporting(instance, "api", lambda: ({}, instance.counters["api"].series())):
         await serve(task_status=task_status)
 
 

@@ -29,6 +29,9 @@ NOTIFIER_NAMES: Mapping[str, str] = {
 }
 """The predecessor's name, and our counter with the same meaning."""
 
+_NOW = ("alive", "workers", "maxWorkers", "workerPools", "maxWorkerPools")
+"""Those that do not only grow."""
+
 _COUNTED = ("workers", "maxWorkers", "maxWorkerPools", "spawnedWorkers", "spawnedWorkerPools")
 
 _CODES: Mapping[str, str] = {ErrorCode.TLS: "tls", ErrorCode.MIME_TYPE: "mime"}
@@ -82,3 +85,8 @@ def callbacks(counters: Counters) -> dict[str, int]:
     """The notifier's values now."""
     found = counters.snapshot()
     return {name: found[ours] for name, ours in NOTIFIER_NAMES.items()}
+
+
+def growing(values: Mapping[str, int]) -> Mapping[str, int]:
+    """Those of the values that only grow: the fleet's totals have them."""
+    return {name: value for name, value in values.items() if name not in _NOW}

@@ -65,6 +65,11 @@ class _LeasedWork(Workload):
     log: FilteringBoundLogger = field(default_factory=log.bind)
     """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
+    def begun(self, lease: Lease) -> None:
+        """Count how long a task has waited."""
+        if lease.waited_s is not None:
+            self.counters.observe("queue_wait_seconds", lease.waited_s)
+
     def lost(self) -> None:
         """Count a lease that ended before its work."""
         self.counters.add("leases_lost")
@@ -96,6 +101,7 @@ class DownloadWork(_LeasedWork):
 
         A job that this instance cannot decrypt is handed back: another one may have the key.
         """
+        self.begun(lease)
         if lease.spec.sealed:
             return Outcome(
                 verdict=Verdict.RELEASE,
@@ -122,11 +128,13 @@ class DownloadWork(_LeasedWork):
         """Count and log an attempt."""
         assert isinstance(end, Outcome)
         event, counter = _DOWNLOADS[end.verdict]
-        self.counters.add(counter)
+        self.counters.add(counter, 1, end.error_code)
         self.counters.add("bytes", end.file.size)
+        self.counters.observe("download_seconds", seconds)
         self.workers.ended(end)
         if end.error_code is ErrorCode.POISON:
             event = Event.JOB_POISON
+            self.counters.add("poison")
         _log_end(
             self.log, event, lease, end.error, seconds, code=str(end.error_code), status=end.response_code
         )
@@ -152,6 +160,7 @@ class CallbackWork(_LeasedWork):
 
         One that this instance cannot decrypt is handed back too, as `DownloadWork` does.
         """
+        self.begun(lease)
         if lease.spec.sealed:
             return Delivery(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
         if lease.crashes >= POISON_CRASHES:
@@ -193,7 +202,11 @@ class CallbackWork(_LeasedWork):
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Count and log a delivery."""
         event, counter = _CALLBACKS[end.verdict]
-        self.counters.add(counter)
+        backend = _backend(lease)
+        self.counters.add(counter, 1, backend)
+        self.counters.observe("delivery_seconds", seconds, backend)
+        if lease.crashes >= POISON_CRASHES:
+            self.counters.add("poison")
         _log_end(self.log, event, lease, end.error, seconds)
 
 

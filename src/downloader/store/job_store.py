@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import trio
@@ -300,8 +301,22 @@ class JobStore(Protocol):
         Its cost depends on `count` only. With several shards it is not one snapshot.
         """
 
-    async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
-        """Publish an instance's facts and counters; they vanish after `ttl_s` seconds of silence."""
+    async def report(
+        self,
+        instance: str,
+        role: str,
+        facts: Mapping[str, Any],
+        ttl_s: float,
+        counts: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Publish an instance's facts, which vanish after `ttl_s` seconds of silence.
+
+        `counts` are what its counters have come to by now, by series. What they have grown by since the last
+        report that the store answered is added to the totals of the role, once.
+        """
+
+    async def totals(self, role: str) -> Mapping[str, int]:
+        """The counts of all instances of a role that there have been, by series."""
 
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""

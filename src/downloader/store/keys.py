@@ -164,6 +164,20 @@ KEYS = (
         holds="live instances of a role by the time (ms) of their last report",
     ),
     Key(
+        name="totals",
+        parameters=("role",),
+        type="hash",
+        owner="one per store; as many fields as there are series",
+        holds="counters of all instances of a role that there have been, by series",
+    ),
+    Key(
+        name="counted",
+        parameters=("role", "instance"),
+        type="string",
+        ttl="24 h",
+        holds="number of the instance's last counts that `totals` has",
+    ),
+    Key(
         name="layout",
         type="string",
         owner="one per store",

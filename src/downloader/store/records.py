@@ -65,6 +65,7 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         result=_outcome(result) if result else None,
         result_attempts=int(result.get("attempts") or 0),
         proven=found["proven"] == "1",
+        waited_s=found["waited_ms"] / 1000 if found["waited_ms"] >= 0 else None,
     )
 
 

@@ -64,6 +64,10 @@ _NOT_NOW = (
 """First words of error replies after which a later try may succeed (the server's own error codes)."""
 
 
+Timed = Callable[[str, float], None]
+"""Called after each transition with its name and the seconds that its call took, also if it failed."""
+
+
 class NoAnswer(StoreUnavailable):
     """No reply came in time, or no connection could be opened. The next call may take as long."""
 
@@ -90,7 +94,13 @@ class StoreClient:
     """
 
     def __init__(
-        self, redis_client: Any, *, keys: Keys, settings: RedisSettings, scripts: Mapping[str, Script]
+        self,
+        redis_client: Any,
+        *,
+        keys: Keys,
+        settings: RedisSettings,
+        scripts: Mapping[str, Script],
+        timed: Timed,
     ) -> None:
         self._redis = redis_client
         self._scripts = scripts
@@ -101,6 +111,7 @@ class StoreClient:
         self._silent: set[int] = set()
         self._fell_silent = trio.Event()
         self.keys = keys
+        self._timed = timed
 
     async def run(
         self,
@@ -128,7 +139,11 @@ class StoreClient:
         base = self.keys.base(shard)
         arguments = [_encode(call), *map(_encode, items)]
         run = self._run_durably if durable and self._durability != "memory" else self._run
-        return await self._call_shard(shard, lambda: run(script, base, arguments))
+        begun_at = trio.current_time()
+        try:
+            return await self._call_shard(shard, lambda: run(script, base, arguments))
+        finally:
+            self._timed(name, trio.current_time() - begun_at)
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
         """Run a plain command on the keys of `shard`. Raises as `run` does."""
@@ -243,7 +258,9 @@ class StoreClient:
 
 
 @asynccontextmanager
-async def open_client(settings: RedisSettings) -> AsyncIterator[StoreClient]:
+async def open_client(
+    settings: RedisSettings, timed: Timed = lambda _name, _seconds: None
+) -> AsyncIterator[StoreClient]:
     """Connect, and check the server and the layout; closes the client when the context ends.
 
     Needs a `trio_asyncio` loop around it.
@@ -258,7 +275,7 @@ async def open_client(settings: RedisSettings) -> AsyncIterator[StoreClient]:
     except (ValueError, exceptions.RedisError) as error:
         raise ConfigError(f"redis.url: {error}") from error
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
-    client = StoreClient(redis_client, keys=keys, settings=settings, scripts=load_scripts())
+    client = StoreClient(redis_client, keys=keys, settings=settings, scripts=load_scripts(), timed=timed)
     try:
         try:
             await check_layout(client)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import trio
@@ -19,6 +20,7 @@ from downloader.errors import StoreError, StoreRefused, StoreUnavailable
 from downloader.model import Delivery, ErrorCode, JobIds, Kind, Lease, Outcome, State, Verdict, shard_of
 from downloader.observe import Event, get_logger
 from downloader.store import records
+from downloader.store.counting import COUNTED_S, Uncounted
 from downloader.store.job_store import (
     ALL_SHARES,
     Accepted,
@@ -36,7 +38,7 @@ from downloader.store.job_store import (
     Shares,
     Submission,
 )
-from downloader.store.redis import StoreClient, check_layout, open_client
+from downloader.store.redis import StoreClient, Timed, check_layout, open_client
 from downloader.store.sealing import Sealer, open_sealer
 
 log = get_logger()
@@ -55,14 +57,16 @@ PROVEN_S = 600.0
 
 
 @asynccontextmanager
-async def open_store(settings: RedisSettings) -> AsyncIterator[RedisStore]:
-    """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
+async def open_store(
+    settings: RedisSettings, timed: Timed = lambda _name, _seconds: None
+) -> AsyncIterator[RedisStore]:
+    """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it. `timed`: see `Timed`.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
     sealer = open_sealer(settings.encryption_keys)
-    async with open_client(settings) as client:
+    async with open_client(settings, timed) as client:
         yield RedisStore(client, sealer)
 
 
@@ -80,6 +84,7 @@ class RedisStore:
         # The shard that the next lease call asks first; it changes, so that no shard is always asked last.
         self._next_shard = 0
         self._unanswered: dict[tuple[Kind, int], str] = {}
+        self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
     # Submitting
 
@@ -337,10 +342,33 @@ class RedisStore:
         """See `JobStore.load`."""
         return records.load(await self._run_on_all("busiest", {"count": count}), count)
 
-    async def report(self, instance: str, role: str, facts: Mapping[str, Any], ttl_s: float) -> None:
+    async def report(
+        self,
+        instance: str,
+        role: str,
+        facts: Mapping[str, Any],
+        ttl_s: float,
+        counts: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """See `JobStore.report`."""
-        call = {"role": role, "instance": instance, "facts": json.dumps(facts), "ttl_ms": _ms(ttl_s)}
-        await self._client.run("report", 0, call)
+        uncounted = self._uncounted[instance, role]
+        call = {
+            "role": role,
+            "instance": instance,
+            "facts": json.dumps(facts),
+            "ttl_ms": _ms(ttl_s),
+            "counted_ms": _ms(COUNTED_S),
+        }
+        added = uncounted.next(counts)
+        call["number"] = uncounted.number
+        rows = [{"series": series, "amount": str(amount)} for series, amount in added.items()]
+        await self._client.run("report", 0, call, rows)
+        uncounted.confirm()
+
+    async def totals(self, role: str) -> Mapping[str, int]:
+        """See `JobStore.totals`."""
+        found = await self._client.command("HGETALL", self._keys.key(0, "totals", role))
+        return {series: int(value) for series, value in found.items()}
 
     async def leave(self, instance: str, role: str) -> None:
         """See `JobStore.leave`."""

@@ -7,8 +7,9 @@
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
---         attempts, crashes, throttled, limit, proxy, spec, proven ('1' or ''), result of each; a callback's result is
---         the state, attempts, error, code, status, size, sha256, mime and image of its download
+--         attempts, crashes, throttled, limit, proxy, spec, proven ('1' or ''), waited_ms (since it was due; -1 if
+--         the lease is repeated), result of each; a callback's result is the state, attempts, error, code, status,
+--         size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
 -- Groups take turns: the first in `ready` gives one task and moves to the end.
@@ -17,7 +18,7 @@ local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
 local unproven = kind == 'callback' and call.unproven or 0
 
-local function describe(id, group, generation, proven)
+local function describe(id, group, generation, proven, waited)
   local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
   local result = {}
@@ -30,7 +31,8 @@ local function describe(id, group, generation, proven)
   return {
     'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
     'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
-    'spec', redis.call('GET', key_job(id)), 'proven', proven and '1' or '', 'result', result,
+    'spec', redis.call('GET', key_job(id)), 'proven', proven and '1' or '', 'waited_ms', waited,
+    'result', result,
   }
 end
 
@@ -80,7 +82,7 @@ if memo and string.match(memo, '^%S+') == call.request then
       -- The lease starts again, because its holder counts from this request.
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
-      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind))
+      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind), -1)
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
@@ -116,7 +118,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       local proven = set == key_ready(kind)
       if not proven then unproven = unproven - 1 end
-      leases[#leases + 1] = describe(id, group, generation, proven)
+      leases[#leases + 1] = describe(id, group, generation, proven, now - due)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end

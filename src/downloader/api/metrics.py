@@ -1,0 +1,140 @@
+"""`GET /metrics`: the fleet's metrics for Prometheus; every instance answers the same."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from math import inf
+from typing import TYPE_CHECKING
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from downloader.api.deps import ApiDeps
+from downloader.api.snapshot import ROLES
+from downloader.api.views import counters
+from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric
+from downloader.store import Load
+
+if TYPE_CHECKING:
+    from prometheus_client import core
+
+Labels = tuple[str, ...]
+
+Series = Mapping[str, Mapping[str, int]]
+"""By role, the values of what it counts, by series (see `downloader.observe.counters`)."""
+
+
+def add_metrics(app: QuartTrio, deps: ApiDeps) -> None:
+    """`GET /metrics`."""
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        # Here, since its import takes a tenth of the start, and many instances are never asked.
+        from prometheus_client import exposition  # noqa: PLC0415
+
+        series = {role: await deps.store.totals(role) for role in ROLES}
+        reports = {role: await deps.store.reports(role) for role in ROLES}
+        gauges = gauge_values(await deps.store.load(1), reports)
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        body = encode(_Collected(list(families(series, gauges))))
+        return Response(body, content_type=content_type)
+
+
+class _Collected:
+    """What the library encodes: a registry with these metrics."""
+
+    def __init__(self, families: Iterable[core.Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[core.Metric]:
+        return self._families
+
+
+def gauge_values(
+    load: Load, reports: Mapping[str, Iterable[Mapping[str, object]]]
+) -> Mapping[str, Mapping[Labels, float]]:
+    """The values of all gauges, by name and label values."""
+    return {
+        "downloader_in_flight": {("download",): load.downloads, ("callback",): load.callbacks},
+        "downloader_instances": {(role,): len(list(found)) for role, found in reports.items()},
+        "downloader_backends_unhealthy": {(): counters(reports["notifier"]).get("backends_unhealthy", 0)},
+    }
+
+
+def families(series: Series, gauges: Mapping[str, Mapping[Labels, float]]) -> Iterator[core.Metric]:
+    """All metrics, as the library has them."""
+    from prometheus_client import core  # noqa: PLC0415 - as above
+
+    for metric in METRICS:
+        if metric.type == "gauge":
+            gauge = core.GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for labels, value in gauges[metric.name].items():
+                gauge.add_metric(labels, value)
+            yield gauge
+        elif metric.type == "counter":
+            counter = core.CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for labels, value in _sums(metric, series).items():
+                counter.add_metric(labels, value)
+            yield counter
+        else:
+            histogram = core.HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+            for labels, (buckets, seconds) in _histograms(metric, series).items():
+                histogram.add_metric(labels, buckets, seconds)
+            yield histogram
+
+
+def _sums(metric: Metric, series: Series) -> Mapping[Labels, int]:
+    """The values of a counter by label values."""
+    sums = dict.fromkeys(_always(metric), 0)
+    prefix = metric.source.removesuffix("*")
+    for role, name, labels, value in _parsed(series):
+        if name == prefix:
+            key = _labels(metric, role, labels)
+        elif prefix != metric.source and name.startswith(prefix):
+            key = _labels(metric, role, [name.removeprefix(prefix), *labels])
+        else:
+            continue
+        sums[key] = sums.get(key, 0) + value
+    return {key: value for key, value in sums.items() if len(key) == len(metric.labels)}
+
+
+def _histograms(metric: Metric, series: Series) -> Mapping[Labels, tuple[list[tuple[str, float]], float]]:
+    """The values of a histogram by label values: the counts up to each bound, and the sum of seconds."""
+    bounds = HISTOGRAMS[metric.source]
+    counts = {key: [0] * len(bounds) for key in _always(metric)}
+    seconds = dict.fromkeys(counts, 0.0)
+    for role, name, labels, value in _parsed(series):
+        if name == metric.source + SUM:
+            key = _labels(metric, role, labels)
+            seconds[key] = seconds.get(key, 0.0) + value / 1_000_000
+        elif name == metric.source + BUCKET:
+            key = _labels(metric, role, labels[:-1])
+            # A version with other buckets may have counted too.
+            counts.setdefault(key, [0] * len(bounds))[bisect_left(bounds, float(labels[-1]))] += value
+    names = ["+Inf" if bound == inf else f"{bound:g}" for bound in bounds]
+    return {
+        key: (list(zip(names, accumulate(found), strict=True)), seconds.get(key, 0.0))
+        for key, found in counts.items()
+        if len(key) == len(metric.labels)
+    }
+
+
+def _parsed(series: Series) -> Iterator[tuple[str, str, list[str], int]]:
+    """Role, name, label values and value of each series."""
+    for role, found in series.items():
+        for each, value in found.items():
+            name, *labels = each.split(SEPARATOR)
+            yield role, name, labels, value
+
+
+def _labels(metric: Metric, role: str, labels: Sequence[str]) -> Labels:
+    return (KINDS.get(role, role), *labels) if metric.labels[:1] == ("kind",) else tuple(labels)
+
+
+def _always(metric: Metric) -> Iterable[Labels]:
+    """The label values that a metric has from the start, as 0: those that are known."""
+    if metric.labels == ("kind",):
+        return [(kind,) for kind in KINDS.values()]
+    return [] if metric.labels else [()]

@@ -1,0 +1,134 @@
+"""The metrics of `GET /metrics`: their names, labels and sources in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+KINDS: Mapping[str, str] = {"processor": "download", "notifier": "callback"}
+"""What a role works on: the label `kind` of what it counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One metric. Labels have few values: never an aggregation, a URL or a destination."""
+
+    name: str
+    type: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    """`kind`: what the role that counts works on. The others are those of the source, in this order."""
+    source: str = ""
+    """The counter or histogram with the numbers. `downloads_*`: all counters that begin so, and the rest of
+    their names is the first label. Gauges have none: they are read when they are asked for."""
+
+
+METRICS = (
+    Metric(
+        name="downloader_jobs_accepted_total",
+        type="counter",
+        labels=("route",),
+        source="jobs_accepted",
+        help="Jobs taken in",
+    ),
+    Metric(
+        name="downloader_jobs_refused_total",
+        type="counter",
+        labels=("route", "code"),
+        source="jobs_refused",
+        help="Jobs not taken in, by the code of the problem",
+    ),
+    Metric(
+        name="downloader_api_requests_total",
+        type="counter",
+        labels=("route", "status"),
+        source="requests",
+        help="Requests answered, by template of the route and class of the status (2xx)",
+    ),
+    Metric(
+        name="downloader_queue_wait_seconds",
+        type="histogram",
+        labels=("kind",),
+        source="queue_wait_seconds",
+        help="Time from when a download or callback was due until an instance had it",
+    ),
+    Metric(
+        name="downloader_downloads_total",
+        type="counter",
+        labels=("outcome", "error_code"),
+        source="downloads_*",
+        help="Attempts at downloads, by how they ended; the error code is empty without an error",
+    ),
+    Metric(
+        name="downloader_download_bytes_total",
+        type="counter",
+        source="bytes",
+        help="Bytes of stored files",
+    ),
+    Metric(
+        name="downloader_download_duration_seconds",
+        type="histogram",
+        source="download_seconds",
+        help="Time from the lease of a download until the store knew how the attempt ended",
+    ),
+    Metric(
+        name="downloader_callbacks_total",
+        type="counter",
+        labels=("outcome", "backend"),
+        source="callbacks_*",
+        help="Attempts at callbacks, by how they ended",
+    ),
+    Metric(
+        name="downloader_delivery_duration_seconds",
+        type="histogram",
+        labels=("backend",),
+        source="delivery_seconds",
+        help="Time from the lease of a callback until the store knew how the attempt ended",
+    ),
+    Metric(
+        name="downloader_poison_total",
+        type="counter",
+        labels=("kind",),
+        source="poison",
+        help="Downloads and callbacks that failed because their workers died too often",
+    ),
+    Metric(
+        name="downloader_leases_expired_total",
+        type="counter",
+        labels=("kind",),
+        source="leases_recovered",
+        help="Leases that ended without a result, because their holder died; the work was given to others",
+    ),
+    Metric(
+        name="downloader_leases_lost_total",
+        type="counter",
+        labels=("kind",),
+        source="leases_lost",
+        help="Results that were refused, because another instance had taken over",
+    ),
+    Metric(
+        name="downloader_store_call_duration_seconds",
+        type="histogram",
+        labels=("call",),
+        source="store_call_seconds",
+        help="Time that a call to Redis or Valkey took, as its caller saw it",
+    ),
+    Metric(
+        name="downloader_in_flight",
+        type="gauge",
+        labels=("kind",),
+        help="Downloads and callbacks in flight now",
+    ),
+    Metric(
+        name="downloader_instances",
+        type="gauge",
+        labels=("role",),
+        help="Instances that have reported lately",
+    ),
+    Metric(
+        name="downloader_backends_unhealthy",
+        type="gauge",
+        help="Backends that are unhealthy now, counted for each instance",
+    ),
+)

@@ -1,0 +1,73 @@
+"""What an instance tells the fleet: each role's facts, and what it has counted."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import trio
+
+from downloader.errors import StoreError
+from downloader.observe import Event, get_logger
+from downloader.store import JobStore
+
+log = get_logger()
+
+Report = tuple[Mapping[str, Any], Mapping[str, int]]
+"""Facts of a role, and its counts by series."""
+
+
+@asynccontextmanager
+async def reporting(
+    store: JobStore,
+    owner: str,
+    role: str,
+    more: Callable[[], Report],
+    *,
+    facts: Mapping[str, Any],
+    interval_s: float,
+) -> AsyncIterator[None]:
+    """Report a role every `interval_s` while the context lasts and at its end, then delete its report.
+
+    Args:
+        store: to report to.
+        owner: the instance's name.
+        role: of this instance.
+        more: returns what to report now.
+        facts: to report each time.
+        interval_s: between two reports; the report of an instance that is silent for three vanishes.
+    """
+    facts = {
+        "instance": owner,
+        "role": role,
+        "host": socket.gethostname(),
+        "version": version("downloader"),
+        **facts,
+    }
+
+    async def report() -> None:
+        now, counts = more()
+        await store.report(owner, role, {**facts, **now}, 3 * interval_s, counts)
+
+    async def keep_reporting() -> None:
+        while True:
+            try:
+                await report()
+            except StoreError as error:
+                # The counts are added with the next report.
+                log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+            await trio.sleep(interval_s)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_reporting)
+        yield
+        nursery.cancel_scope.cancel()
+    try:
+        await report()
+        await store.leave(owner, role)
+    except StoreError as error:
+        # Its last report then expires.
+        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))

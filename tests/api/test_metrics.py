@@ -1,0 +1,153 @@
+"""`GET /metrics`, and the counters that survive their instances in `/stats` and `/events`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from prometheus_client import parser
+
+from downloader.api import ApiDeps
+from downloader.api.metrics import families
+from downloader.observe import API_COUNTERS, COUNTERS, HISTOGRAMS, METRICS, Counters
+from servers.api import JOB, Served, Serving
+
+LABELS = {"backend", "call", "code", "error_code", "kind", "outcome", "role", "route", "status"}
+"""All labels that there are. Each has few values: none is an aggregation, a URL or a destination."""
+
+
+async def scrape(api: Served) -> dict[str, dict[tuple[str, ...], float]]:
+    """The samples by name and label values, the latter in the order of the labels' names."""
+    answer = await api.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in parser.text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            key = tuple(value for _, value in sorted(sample.labels.items()))
+            found.setdefault(sample.name, {})[key] = sample.value
+    return found
+
+
+async def test_each_metric_is_told_before_anything_has_happened(api: Served) -> None:
+    text = (await api.client.get("/metrics")).text
+    for metric in METRICS:
+        name = metric.name.removesuffix("_total") if metric.type == "counter" else metric.name
+        assert f"# TYPE {metric.name} {metric.type}\n" in text, name
+        assert f"# HELP {metric.name} {metric.help}\n" in text
+        assert set(metric.labels) <= LABELS
+    # What an alert compares with its value of some minutes ago has to be there before it happens.
+    found = await scrape(api)
+    assert found["downloader_poison_total"] == {("callback",): 0, ("download",): 0}
+    assert found["downloader_queue_wait_seconds_bucket"]["download", "+Inf"] == 0
+
+
+async def test_the_library_answers_in_the_format_that_is_asked_for(api: Served) -> None:
+    answer = await api.client.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
+async def test_what_the_api_counts(serving: Serving, deps: ApiDeps) -> None:
+    counters = Counters(API_COUNTERS)
+    api = await serving(counters=counters)
+    job = json.dumps(JOB).encode()
+    for body in (job, job, b"[]"):
+        await api.post(body)
+    await api.client.post("/downloads", content=b"\n".join([job, b"{}", job, b"nonsense"]))
+    await api.client.get("/jobs/NSb4FOAs9fVaQw")
+    await api.client.get("/no/such/route")
+    await api.client.get("/hb")
+    await api.store.report("i", "api", {}, 60, counters.series())
+    found = await scrape(api)
+    assert found["downloader_jobs_accepted_total"] == {("/download",): 2, ("/downloads",): 2}
+    assert found["downloader_jobs_refused_total"] == {
+        ("not_an_object", "/download"): 1,
+        ("required", "/downloads"): 1,
+        ("bad_json", "/downloads"): 1,
+    }
+    assert found["downloader_api_requests_total"] == {
+        ("/download", "2xx"): 2,
+        ("/download", "4xx"): 1,
+        ("/downloads", "2xx"): 1,
+        ("/jobs/<job_id>", "4xx"): 1,
+        ("other", "4xx"): 1,
+        ("/hb", "2xx"): 1,
+    }
+    assert found["downloader_instances"] == {("api",): 1, ("notifier",): 0, ("processor",): 0}
+
+
+async def test_totals_over_instances_that_come_and_go(api: Served) -> None:
+    for number in range(2):
+        processor, notifier = Counters(COUNTERS["processor"]), Counters(COUNTERS["notifier"])
+        processor.add("downloads_succeeded", 3, "")
+        processor.add("downloads_failed", 1, "dns")
+        processor.add("leases_recovered", 2)
+        for seconds in (0.01, 0.3, 7200):
+            processor.observe("download_seconds", seconds)
+        processor.observe("store_call_seconds", 0.002, "lease")
+        notifier.add("leases_recovered", 1)
+        notifier.add("callbacks_delivered", 2, "http")
+        notifier.observe("delivery_seconds", 0.02, "http")
+        notifier.observe("store_call_seconds", 0.002, "lease")
+        facts = {"counters": processor.snapshot() | {"in_flight": 1}}
+        await api.store.report(f"i{number}", "processor", facts, 60, processor.series())
+        await api.store.report(f"i{number}", "notifier", {}, 60, notifier.series())
+    await api.store.leave("i0", "processor")
+    await api.store.leave("i0", "notifier")
+
+    found = await scrape(api)
+    assert found["downloader_downloads_total"] == {("", "succeeded"): 6, ("dns", "failed"): 2}
+    assert found["downloader_callbacks_total"] == {("http", "delivered"): 4}
+    assert found["downloader_leases_expired_total"] == {("download",): 4, ("callback",): 2}
+    buckets = found["downloader_download_duration_seconds_bucket"]
+    assert [buckets[bound,] for bound in ("0.01", "0.25", "0.5", "1800", "+Inf")] == [2, 2, 4, 4, 6]
+    assert found["downloader_download_duration_seconds_count"] == {(): 6}
+    assert found["downloader_download_duration_seconds_sum"][()] == pytest.approx(2 * 7200.31)
+    assert found["downloader_delivery_duration_seconds_count"] == {("http",): 2}
+    assert found["downloader_store_call_duration_seconds_count"] == {("lease",): 4}
+
+    stats = (await api.client.get("/stats/processor")).json()
+    assert stats["downloads_succeeded"] == 6
+    assert stats["in_flight"] == 1, "of those that live"
+    assert not [name for name in stats if "seconds" in name]
+
+
+def test_what_another_version_has_counted_is_no_error() -> None:
+    """An older or newer one has other series, labels and buckets in the same totals."""
+    series = {
+        "processor": {
+            "brand_new|a": 1,
+            "downloads_failed": 4,
+            "downloads_dreamt|x": 1,
+            "download_seconds_bucket|0.3": 2,
+            "download_seconds_bucket|inf": 1,
+        }
+    }
+    gauges: dict[str, dict[tuple[str, ...], float]] = {
+        metric.name: {(): 0.0} for metric in METRICS if metric.type == "gauge"
+    }
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families(series, gauges)
+        for sample in family.samples
+    }
+    assert found["downloader_downloads_total", "dreamt", "x"] == 1
+    assert ("downloader_downloads_total", "failed") not in found
+    assert found["downloader_download_duration_seconds_bucket", "0.5"] == 2
+    assert found["downloader_download_duration_seconds_bucket", "0.25"] == 0
+    assert found["downloader_download_duration_seconds_count",] == 3
+
+
+@pytest.mark.parametrize("role", COUNTERS)
+def test_each_counter_has_a_metric(role: str) -> None:
+    sources = {metric.source for metric in METRICS}
+    prefixes = tuple(source.removesuffix("*") for source in sources if source.endswith("*"))
+    gauges = {"in_flight", "backends_unhealthy"}
+    assert not [
+        name for name in COUNTERS[role] if name not in sources | gauges and not name.startswith(prefixes)
+    ]
+
+
+def test_each_histogram_has_a_metric() -> None:
+    assert set(HISTOGRAMS) == {metric.source for metric in METRICS if metric.type == "histogram"}

@@ -1,0 +1,57 @@
+"""The fleet's totals: each count is added once, and none is lost with its instance."""
+
+from __future__ import annotations
+
+import pytest
+
+from downloader.store.counting import Uncounted
+from downloader.store.redis_store import RedisStore
+
+
+async def test_totals_are_sums_over_all_instances_that_there_have_been(store: RedisStore) -> None:
+    assert await store.totals("processor") == {}
+    await store.report("one", "processor", {}, 60, {"x": 1, "y|a": 5})
+    await store.report("two", "processor", {}, 60, {"x": 10})
+    await store.report("two", "notifier", {}, 60, {"x": 100})
+    await store.report("one", "processor", {}, 60, {"x": 2, "y|a": 5})
+    assert await store.totals("processor") == {"x": 12, "y|a": 5}
+    await store.leave("one", "processor")
+    await store.leave("two", "processor")
+    assert await store.totals("processor") == {"x": 12, "y|a": 5}
+    assert await store.totals("notifier") == {"x": 100}
+
+
+async def test_a_report_that_is_repeated_adds_nothing(store: RedisStore) -> None:
+    call = {
+        "role": "processor",
+        "instance": "i",
+        "facts": "{}",
+        "ttl_ms": 60_000,
+        "counted_ms": 60_000,
+        "number": 1,
+    }
+    rows = [{"series": "x", "amount": "3"}]
+    for _ in range(2):
+        await store._client.run("report", 0, call, rows)
+    assert await store.totals("processor") == {"x": 3}
+    # Also not one that was on its way for so long that the next came before it.
+    await store._client.run("report", 0, call | {"number": 2}, rows)
+    await store._client.run("report", 0, call, rows)
+    assert await store.totals("processor") == {"x": 6}
+
+
+def test_counts_without_an_answer_are_sent_again_unchanged() -> None:
+    uncounted = Uncounted()
+    assert (uncounted.next({"x": 3}), uncounted.number) == ({"x": 3}, 1)
+    # No answer: the store may have added them.
+    assert (uncounted.next({"x": 4, "y": 1}), uncounted.number) == ({"x": 3}, 1)
+    uncounted.confirm()
+    assert (uncounted.next({"x": 4, "y": 1}), uncounted.number) == ({"x": 1, "y": 1}, 2)
+    uncounted.confirm()
+    assert uncounted.next({"x": 4, "y": 1}) == {}
+
+
+async def test_the_number_of_the_last_counts_outlives_a_silence(store: RedisStore) -> None:
+    await store.report("i", "processor", {}, 0.01, {"x": 1})
+    key = store._keys.key(0, "counted", "processor", "i")
+    assert await store._client.command("PTTL", key) == pytest.approx(86_400_000, abs=60_000)

@@ -1,0 +1,23 @@
+"""What an instance reports as it ends."""
+
+from __future__ import annotations
+
+import trio
+
+from downloader.observe import COUNTERS, Counters
+from downloader.service.reports import Report, reporting
+from downloader.store.redis_store import RedisStore
+
+
+async def test_the_last_counts_are_reported_at_the_end(store: RedisStore) -> None:
+    counters, asked = Counters(COUNTERS["processor"]), trio.Event()
+
+    def report() -> Report:
+        asked.set()
+        return {}, counters.series()
+
+    async with reporting(store, "me", "processor", report, facts={}, interval_s=60):
+        await asked.wait()
+        counters.add("bytes", 7)
+    assert await store.totals("processor") == {"bytes": 7}
+    assert await store.reports("processor") == []
