@@ -200,17 +200,19 @@ async def test_a_dead_destination_does_not_hold_up_another(receiver: Receiver) -
 
 
 async def test_a_cancel_leaves_nothing_behind(receiver: Receiver) -> None:
-    gone = trio.Event()
+    asked, gone = trio.Event(), trio.Event()
 
     async def wait(stream: trio.abc.Stream) -> None:
+        asked.set()
         await stream.receive_some(1)
         gone.set()
 
     receiver.answer = wait
     async with opened() as notifier:
-        with trio.move_on_after(0.05) as scope:
-            await notifier.deliver(receiver.url(), PAYLOAD)
-        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notifier.deliver, receiver.url(), PAYLOAD)
+            await asked.wait()
+            nursery.cancel_scope.cancel()
         with trio.fail_after(5):
             await gone.wait()
         assert notifier.slots == {}  # type: ignore[attr-defined] # ours

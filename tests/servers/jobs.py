@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from downloader.model import JobSpec
-from downloader.store import JobStore
+from downloader.model import Delivery, JobSpec, Kind, Outcome
+from downloader.store import CallbackPlan, JobStore
 
 
 def spec_for(store: JobStore, aggr_id: str = "a", **fields: Any) -> JobSpec:
@@ -22,3 +22,15 @@ def spec_for(store: JobStore, aggr_id: str = "a", **fields: Any) -> JobSpec:
     values.setdefault("callback_error_type", values["callback_type"])
     values.setdefault("callback_error_dst", values["callback_dst"])
     return JobSpec(**values)
+
+
+async def end_all(
+    store: JobStore, outcome: Outcome, *, callback: Delivery | None = None, keep_s: float = 60
+) -> None:
+    """End every pending download so, then its callback, if one is given; at most 100."""
+    downloads = (await store.lease(Kind.DOWNLOAD, "me", 100, 30)).leases
+    plan = CallbackPlan(group="http c", limit=100)
+    await store.finish("me", [(lease, outcome, plan, 0) for lease in downloads])
+    if callback is not None:
+        callbacks = (await store.lease(Kind.CALLBACK, "me", 100, 30)).leases
+        await store.close_callbacks("me", [(lease, callback, keep_s, 100) for lease in callbacks])

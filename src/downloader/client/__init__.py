@@ -1,0 +1,34 @@
+"""For programs that send jobs to a running service and ask what became of them: `Client`, `AsyncClient`.
+
+::
+
+    with Client("http://127.0.0.1:8000") as client:
+        job_id = client.submit(url="https://example.org/a.png", aggr_id="example.org", aggr_limit=4, ...)
+        print(client.wait(job_id).state)
+
+`verify` checks the signature of a received callback; it is the function of `downloader.webhooks`.
+"""
+
+from __future__ import annotations
+
+from downloader.client.client import AsyncClient, Client
+from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
+from downloader.client.models import Job, JobCallback, JobFields, JobFile, Submitted
+from downloader.webhooks import Callback, WebhookError, verify
+
+__all__ = [
+    "ApiProblem",
+    "AsyncClient",
+    "Callback",
+    "Client",
+    "ClientError",
+    "Job",
+    "JobCallback",
+    "JobFields",
+    "JobFile",
+    "Submitted",
+    "Unreachable",
+    "WaitTimeout",
+    "WebhookError",
+    "verify",
+]

@@ -1,0 +1,338 @@
+"""`AsyncClient` and `Client`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
+from datetime import datetime
+from functools import update_wrapper
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from urllib.parse import quote
+
+import httpx2
+from pydantic import ValidationError
+
+from downloader.client.errors import ApiProblem, WaitTimeout
+from downloader.client.models import Job, JobFields, Submitted
+from downloader.client.wire import BlockingTransport, Wire, json_of, no_downloader, run
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+"""Where `downloader run` listens if it is not told otherwise."""
+
+RETRIES = 5
+"""With their pauses about 15 s together: a service that restarts or fails over is back by then."""
+
+BATCH_JOBS = 500
+BATCH_BYTES = 1024**2
+"""Jobs and bytes in one request of `submit_many`, which is sent again as a whole. Its answers fit into the
+buffers of a connection, so that the service is not held up while the request is still being sent."""
+
+FIRST_POLL_S = 0.1
+LONGEST_POLL_S = 2.0
+"""Pauses of `wait`; they grow while nothing ends."""
+
+POLLED = 100
+"""Jobs that `wait_each` asks for in one round, so that waiting for a million costs the service little."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class AsyncClient:
+    """Talks to one service, on Trio or asyncio; close it with `async with` or `aclose`.
+
+    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not answer. Before,
+    it tries again `retries` times where that does no harm: if the service could not be reached or asked to
+    come later (`Retry-After`), and if the answer was lost and the request may be repeated.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        token: str = "",
+        retries: int = RETRIES,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            url: the service's address, with a path if a proxy has it below one.
+            token: one of its `[[api.tokens]]`.
+            retries: further tries of a request.
+            transport: sends the requests, instead of httpx2's own: for a proxy, a certificate or a test. The
+                client closes it.
+
+        Raises:
+            ConfigError: the address is no URL.
+        """
+        self._wire = Wire(
+            url,
+            token=token,
+            transport=transport or httpx2.AsyncHTTPTransport(),
+            retries=retries,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._wire.aclose()
+
+    async def submit(self, **job: Unpack[JobFields]) -> str:
+        """Submit one job; returns its id once the service holds the job.
+
+        It carries an idempotency key, a random one if the job has none, so that a try after a lost answer
+        does not submit it twice.
+        """
+        fields = dict(job)
+        key = str(fields.pop("idempotency_key", "") or _new_key())
+        response = await self._wire.call(
+            "POST", "download", content=_encode(fields), headers={"Idempotency-Key": key}
+        )
+        return str(_member(response, "id"))
+
+    async def submit_many(
+        self, jobs: Iterable[JobFields] | AsyncIterable[JobFields]
+    ) -> AsyncGenerator[Submitted]:
+        """Submit any number of jobs, in batches; yields the answer to each, in order.
+
+        A job with a problem spoils no other. What was yielded with an id is accepted, whatever becomes of
+        the rest. Jobs are taken from the iterable as they are sent. Each carries an idempotency key, as for
+        `submit`.
+        """
+        async with aclosing(_batches(jobs)) as batches:
+            async for batch in batches:
+                for answer in await self._submit_batch(batch):
+                    yield answer
+
+    async def _submit_batch(self, batch: Sequence[tuple[JobFields, bytes]]) -> Sequence[Submitted]:
+        answers: dict[int, Submitted] = {}
+        left = list(range(len(batch)))
+        for pause_s in self._wire.pauses():
+            body = b"".join(batch[index][1] for index in left)
+            response = await self._wire.call("POST", "downloads", content=body)
+            lines = response.text.splitlines()
+            if len(lines) != len(left):
+                raise no_downloader(response.url)
+            for index, line in zip(left, lines, strict=True):
+                answers[index] = _submitted(batch[index][0], line, response)
+            left = [index for index in left if _not_taken(answers[index])]
+            if not left or pause_s is None:
+                break
+            await self._wire.sleep(pause_s)
+        return [answers[index] for index in range(len(batch))]
+
+    async def job(self, job_id: str) -> Job:
+        """A job's state."""
+        response = await self._wire.call("GET", f"jobs/{_segment(job_id)}")
+        try:
+            return Job.model_validate(json_of(response))
+        except ValidationError:
+            raise no_downloader(response.url) from None
+
+    async def wait(self, job_id: str, *, callback: bool = False, timeout_s: float | None = None) -> Job:
+        """Wait until a job's download has ended; see `wait_each`."""
+        async with aclosing(self.wait_each([job_id], callback=callback, timeout_s=timeout_s)) as ended:
+            return await anext(ended)
+
+    async def wait_each(
+        self, job_ids: Iterable[str], *, callback: bool = False, timeout_s: float | None = None
+    ) -> AsyncGenerator[Job]:
+        """Wait for jobs; yields each once its download has ended, well or badly.
+
+        Args:
+            job_ids: the jobs.
+            callback: wait until the callback has ended too, if there is one.
+            timeout_s: for all together; `None` waits for ever.
+
+        Raises:
+            WaitTimeout: the time is up.
+            ApiProblem: 404, there is no such job, or not any more.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        left = list(dict.fromkeys(job_ids))
+        pause_s = FIRST_POLL_S
+        while left:
+            ended = set()
+            for job_id in left[:POLLED]:
+                job = await self.job(job_id)
+                if job.ended and not (callback and job.callback and not job.callback.ended):
+                    ended.add(job_id)
+                    yield job
+            left = [job_id for job_id in left if job_id not in ended]
+            if not left:
+                return
+            if deadline is not None and time.monotonic() + pause_s > deadline:
+                raise WaitTimeout(f"{len(left)} of the jobs have not ended within {timeout_s:g} s")
+            await self._wire.sleep(pause_s)
+            pause_s = FIRST_POLL_S if ended else min(pause_s * 1.5, LONGEST_POLL_S)
+
+    async def retry(self, job_id: str, *, download: bool = False) -> None:
+        """Send the failed callback of a job again, or with `download` repeat its failed download."""
+        params = {"download": "1"} if download else None
+        # A second one would be refused: the job is not failed any more.
+        await self._wire.call("POST", f"retry/{_segment(job_id)}", params=params, repeatable=False)
+
+    async def retry_failed(self, *, aggr_id: str | None = None, since: datetime | None = None) -> int:
+        """Send all failed callbacks again.
+
+        Args:
+            aggr_id: only those of this aggregation.
+            since: only those that failed at this time or later; one without a time zone is local time.
+
+        Returns:
+            How many there were.
+        """
+        retried, cursor = 0, ""
+        while True:
+            params = {
+                **({} if aggr_id is None else {"aggr_id": aggr_id}),
+                **({} if since is None else {"since": since.astimezone().isoformat()}),
+                **({"cursor": cursor} if cursor else {}),
+            }
+            response = await self._wire.call("POST", "retry", params=params)
+            retried += int(_member(response, "retried"))
+            if not (cursor := str(_member(response, "cursor"))):
+                return retried
+
+    async def stats(self, role: str) -> Mapping[str, Any]:
+        """Counters of the `processor` or `notifier`, summed over the instances."""
+        return json_of(await self._wire.call("GET", f"stats/{_segment(role)}"))
+
+
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[Client, _P], _T]:
+    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return run(method(self.client, *args, **kwargs))
+
+    update_wrapper(call, method)
+    return call
+
+
+def _iterating(
+    method: Callable[Concatenate[AsyncClient, _P], AsyncGenerator[_T]],
+) -> Callable[Concatenate[Client, _P], Iterator[_T]]:
+    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+        found = method(self.client, *args, **kwargs)
+        try:
+            while True:
+                try:
+                    yield run(anext(found))
+                except StopAsyncIteration:
+                    return
+        finally:
+            run(found.aclose())
+
+    update_wrapper(call, method)
+    return call
+
+
+class Client:
+    """`AsyncClient` for programs without an event loop; close it with `with` or `close`."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        token: str = "",
+        retries: int = RETRIES,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """Opens nothing yet; arguments as for `AsyncClient`."""
+        blocking = BlockingTransport(transport or httpx2.HTTPTransport())
+        self.client = AsyncClient(url, token=token, retries=retries, transport=blocking)
+        """Its coroutines never suspend here."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    close = _blocking(AsyncClient.aclose)
+    submit = _blocking(AsyncClient.submit)
+    submit_many = _iterating(AsyncClient.submit_many)
+    job = _blocking(AsyncClient.job)
+    wait = _blocking(AsyncClient.wait)
+    wait_each = _iterating(AsyncClient.wait_each)
+    retry = _blocking(AsyncClient.retry)
+    retry_failed = _blocking(AsyncClient.retry_failed)
+    stats = _blocking(AsyncClient.stats)
+
+
+async def _batches(
+    jobs: Iterable[JobFields] | AsyncIterable[JobFields],
+) -> AsyncGenerator[Sequence[tuple[JobFields, bytes]]]:
+    """The jobs, and their lines of NDJSON, in batches of bounded size."""
+    batch: list[tuple[JobFields, bytes]] = []
+    size = 0
+    async with aclosing(_each(jobs)) as each:
+        async for job in each:
+            line = _encode({**job, "idempotency_key": job.get("idempotency_key") or _new_key()}) + b"\n"
+            if batch and (len(batch) == BATCH_JOBS or size + len(line) > BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append((job, line))
+            size += len(line)
+    if batch:
+        yield batch
+
+
+async def _each(jobs: Iterable[JobFields] | AsyncIterable[JobFields]) -> AsyncGenerator[JobFields]:
+    if isinstance(jobs, AsyncIterable):
+        async for job in jobs:
+            yield job
+    else:
+        for job in jobs:
+            yield job
+
+
+def _submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitted:
+    try:
+        answer = json.loads(line)
+        if "id" in answer:
+            return Submitted(job=job, id=answer["id"])
+        return Submitted(job=job, problem=ApiProblem.from_document(answer))
+    except (ValueError, TypeError, AttributeError):
+        raise no_downloader(response.url) from None
+
+
+def _not_taken(answer: Submitted) -> bool:
+    return answer.problem is not None and answer.problem.code == "store_unavailable"
+
+
+def _member(response: httpx2.Response, name: str) -> Any:
+    document = json_of(response)
+    if name not in document:
+        raise no_downloader(response.url)
+    return document[name]
+
+
+def _encode(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _new_key() -> str:
+    return secrets.token_hex(16)

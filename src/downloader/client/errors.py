@@ -1,0 +1,42 @@
+"""What the clients raise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from downloader.errors import DownloaderError
+
+
+class ClientError(DownloaderError):
+    """Base of the errors below; raised itself for an answer that no downloader gives."""
+
+
+class Unreachable(ClientError):
+    """No answer: refused, reset, timed out. The service may have carried out the request nevertheless."""
+
+
+class WaitTimeout(ClientError, TimeoutError):
+    """A job had not ended when the time for waiting was up; it goes on."""
+
+
+class ApiProblem(ClientError):
+    """The service refused the request, or a line of many, with a problem document (RFC 9457)."""
+
+    def __init__(self, *, code: str, detail: str, field: str = "", status: int = 0) -> None:
+        where = f" ({field})" if field and field not in detail else ""
+        super().__init__(f"{detail.rstrip('.')}{where}")
+        self.code = code
+        """Stable, for programs: those of `docs/api.md`. Empty if something else than the service answered."""
+        self.detail = detail
+        """One sentence, for people."""
+        self.field = field
+        """The field, header or parameter at fault; empty if there is none."""
+        self.status = status
+        """Of the response; 0 for a line of `submit_many`, which has none of its own."""
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], *, status: int = 0) -> Self:
+        """From the members of a problem document, or of a line of `POST /downloads`."""
+        code, detail, field = (str(document.get(name, "")) for name in ("code", "detail", "field"))
+        return cls(code=code, detail=detail or code, field=field, status=status)

@@ -1,0 +1,125 @@
+"""What the clients send and answer. Fields that a newer service adds are kept (`model_extra`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Required, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+from downloader.client.errors import ApiProblem
+from downloader.model import State
+
+_ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class JobFields(TypedDict, total=False):
+    """The fields of a job, as `POST /download` takes them; `docs/api.md` says what they mean."""
+
+    url: Required[str]
+    aggr_id: Required[str]
+    aggr_limit: Required[int]
+    aggr_proxy: str
+    callback_type: str
+    callback_dst: str
+    callback_url: str
+    callback_error_type: str
+    callback_error_dst: str
+    extra: Any
+    mime_type: str
+    sha256: str
+    size: int
+    max_retries: int
+    extract_image_size: bool
+    download_timeout: int
+    request_headers: Mapping[str, str | int]
+    user_agent: str
+    s3_bucket: str
+    s3_region: str
+    subpath: str
+    idempotency_key: str
+    """The job is accepted once, however often it is sent with this key; made at random if absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """The answer to one of many jobs: its id, or the problem with it."""
+
+    job: JobFields
+    id: str = ""
+    problem: ApiProblem | None = None
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+
+class Failure(_Answer):
+    """One failed attempt."""
+
+    at: datetime | None = None
+    error: str = ""
+
+
+class _Work(_Answer):
+    """What download and callback have in common."""
+
+    state: str
+    """`pending`, `running`, `succeeded`, `failed` or `cancelled`."""
+    attempts: int = 0
+    """Those that count against the retries."""
+    deliveries: int = 0
+    """How often an instance has taken it."""
+    due_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    errors: Sequence[Failure] = ()
+    """The last failed attempts."""
+
+    @property
+    def ended(self) -> bool:
+        """No attempt follows, unless it is retried."""
+        return self.state in _ENDED
+
+
+class JobFile(_Answer):
+    """A stored file."""
+
+    path: str
+    size: int
+    sha256: str
+    mime_type: str = ""
+    image_size: str = ""
+
+
+class JobCallback(_Work):
+    """The callback of a job whose download has ended."""
+
+    type: str
+    destination: str
+
+
+class Job(_Work):
+    """A job: `state` and times are its download's."""
+
+    id: str
+    aggr_id: str
+    url: str
+    """Without passwords and values of the query."""
+    created_at: datetime | None = None
+    crashes: int = 0
+    error: str = ""
+    """For people; empty unless the download failed."""
+    error_code: str = ""
+    """For programs."""
+    response_code: int = 0
+    file: JobFile | None = None
+    callback: JobCallback | None = None
+    """`None` until the download has ended."""
+
+    @property
+    def succeeded(self) -> bool:
+        """The file is stored."""
+        return self.state == State.SUCCEEDED

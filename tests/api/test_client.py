@@ -1,0 +1,361 @@
+"""`downloader.client` against the API on a real store, and against services that fail in a known way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, cast
+
+import httpx2
+import pytest
+import trio
+import trio.testing
+from pydantic import SecretStr
+
+from downloader.api.fields import DownloadRequest
+from downloader.client import (
+    ApiProblem,
+    AsyncClient,
+    Client,
+    ClientError,
+    JobFields,
+    Submitted,
+    Unreachable,
+    WaitTimeout,
+)
+from downloader.client.client import BATCH_BYTES, BATCH_JOBS
+from downloader.client.wire import LONGEST_PAUSE_S
+from downloader.config import ApiSettings, TokenSettings
+from downloader.errors import ConfigError
+from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict
+from servers.api import JOB, Served, Serving
+from servers.jobs import end_all
+
+STORED = Outcome(
+    verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab", mime_type="text/plain")
+)
+GONE = Outcome(verdict=Verdict.FAILED, error="gone", error_code=ErrorCode.HTTP_STATUS, response_code=410)
+
+JOB_FIELDS = cast("JobFields", JOB)
+
+Answer = httpx2.Response | type[httpx2.TransportError]
+
+
+@pytest.fixture
+async def client(api: Served) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(f"http://127.0.0.1:{api.port}") as opened:
+        yield opened
+
+
+class Script(httpx2.MockTransport):
+    """Answers one request after the other as told, and keeps them."""
+
+    def __init__(self, *answers: Answer) -> None:
+        super().__init__(self._answer)
+        self.requests: list[httpx2.Request] = []
+        self._answers = list(answers)
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        answer = self._answers.pop(0)
+        if isinstance(answer, httpx2.Response):
+            return answer
+        raise answer("broken off")
+
+
+def problem(status: int, code: str, **headers: str) -> httpx2.Response:
+    return httpx2.Response(status, json={"code": code, "detail": "No."}, headers=headers)
+
+
+def accepted(job_id: str = "x") -> httpx2.Response:
+    return httpx2.Response(201, json={"id": job_id})
+
+
+def unavailable(after: str) -> httpx2.Response:
+    return problem(503, "store_unavailable", **{"retry-after": after})
+
+
+def test_the_fields_of_a_job_are_those_of_the_api() -> None:
+    assert set(JobFields.__annotations__) <= {*DownloadRequest.model_fields, "idempotency_key"}
+
+
+async def test_from_submission_to_the_callback(api: Served, client: AsyncClient) -> None:
+    job_id = await client.submit(**JOB)
+    job = await client.job(job_id)
+    assert (job.id, job.state, job.ended, job.file, job.callback) == (job_id, "pending", False, None, None)
+    assert job.created_at is not None
+    assert abs(datetime.now(UTC) - job.created_at) < timedelta(minutes=5)
+    await end_all(api.store, STORED)
+    job = await client.wait(job_id)
+    assert job.file is not None
+    assert (job.succeeded, job.file.size, job.file.sha256, job.response_code) == (True, 3, "ab", 200)
+    assert job.callback is not None
+    assert not job.callback.ended
+    with pytest.raises(WaitTimeout, match=r"1 of the jobs have not ended within 0.05 s"):
+        await client.wait(job_id, callback=True, timeout_s=0.05)
+    [lease] = (await api.store.lease(Kind.CALLBACK, "me", 1, 30)).leases
+    end = Delivery(verdict=Verdict.FAILED, error="answered 500")
+    await api.store.close_callbacks("me", [(lease, end, 60, 1)])
+    job = await client.wait(job_id, callback=True)
+    assert job.callback is not None
+    assert (job.callback.state, job.callback.destination) == ("failed", JOB["callback_dst"])
+    assert [failure.error for failure in job.callback.errors] == ["answered 500"]
+    await client.retry(job_id)
+    job = await client.job(job_id)
+    assert job.callback is not None
+    assert job.callback.state == "pending"
+
+
+async def test_a_failed_download_and_its_repetition(api: Served, client: AsyncClient) -> None:
+    job_id = await client.submit(**JOB)
+    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.SUCCEEDED))
+    job = await client.wait(job_id)
+    assert (job.ended, job.succeeded, job.error, job.error_code) == (True, False, "gone", "http_status")
+    with pytest.raises(ApiProblem) as caught:
+        await client.retry(job_id)
+    assert (caught.value.status, caught.value.code) == (409, "not_to_be_retried")
+    await client.retry(job_id, download=True)
+    assert (await client.job(job_id)).state == "pending"
+
+
+async def test_many_jobs_are_waited_for_at_once(api: Served, client: AsyncClient) -> None:
+    first = await client.submit(**JOB)
+    await end_all(api.store, STORED)
+    second = await client.submit(**JOB)
+    waiting = client.wait_each([second, first, second])
+    assert (await anext(waiting)).id == first
+    await end_all(api.store, GONE)
+    assert [job.id async for job in waiting] == [second]
+
+
+async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient) -> None:
+    for name in ("a", "a", "b"):
+        await client.submit(**JOB | {"aggr_id": name})
+    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.FAILED, error="500"))
+    soon = datetime.now(UTC) + timedelta(minutes=5)
+    assert await client.retry_failed(since=soon) == 0
+    assert await client.retry_failed(aggr_id="a", since=soon - timedelta(hours=1)) == 2
+    assert await client.retry_failed() == 1
+
+
+async def test_a_problem_is_one_type(client: AsyncClient) -> None:
+    with pytest.raises(ApiProblem) as caught:
+        await client.submit(**JOB | {"aggr_limit": 0})
+    found = caught.value
+    assert (found.status, found.code, found.field) == (422, "out_of_range", "aggr_limit")
+    assert str(found) == found.detail.rstrip(".")
+    for job_id in ("NSb4FOAs9fVaQw", "../x"):
+        with pytest.raises(ApiProblem) as caught:
+            await client.job(job_id)
+        assert caught.value.status == 404
+
+
+async def test_tokens(serving: Serving) -> None:
+    token = TokenSettings(name="n", token=SecretStr("t" * 20), scopes=["read"])
+    api = await serving(settings=ApiSettings(tokens=[token]))
+    async with AsyncClient(f"http://127.0.0.1:{api.port}") as nobody:
+        with pytest.raises(ApiProblem) as caught:
+            await nobody.job("NSb4FOAs9fVaQw")
+        assert (caught.value.status, caught.value.code) == (401, "unauthorized")
+    async with AsyncClient(f"http://127.0.0.1:{api.port}", token="t" * 20) as reader:
+        with pytest.raises(ApiProblem) as caught:
+            await reader.submit(**JOB)
+        assert (caught.value.status, caught.value.code) == (403, "forbidden")
+
+
+async def test_many_are_answered_in_order(api: Served, client: AsyncClient) -> None:
+    jobs: list[Any] = [JOB | {"extra": str(number)} for number in range(BATCH_JOBS + 3)]
+    jobs[1] = JOB | {"url": "nonsense"}
+    found = [answer async for answer in client.submit_many(jobs)]
+    assert [answer.job for answer in found] == jobs
+    assert [answer for answer in found if answer.problem is not None] == [found[1]]
+    assert found[1].problem is not None
+    assert (found[1].id, found[1].problem.field, found[1].problem.code) == ("", "url", "url_malformed")
+    assert len({answer.id for answer in found}) == len(jobs)
+    assert await api.client.get(f"/jobs/{found[-1].id}") is not None
+    [size] = await api.store.aggregation_sizes()
+    assert size.pending == len(jobs) - 1
+
+
+async def test_many_are_taken_as_they_come(client: AsyncClient) -> None:
+    taken = 0
+
+    async def endless() -> AsyncGenerator[JobFields]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield cast("JobFields", JOB | {"extra": "x" * 10_000})
+
+    async with aclosing(endless()) as jobs, aclosing(client.submit_many(jobs)) as answers:
+        first = await anext(answers)
+    assert first.id
+    assert BATCH_BYTES // 10_500 < taken < BATCH_BYTES // 10_000 + 2
+
+
+async def test_without_an_event_loop(api: Served) -> None:
+    def use() -> None:
+        with Client(f"http://127.0.0.1:{api.port}") as client:
+            job_id = client.submit(**JOB)
+            assert client.job(job_id).state == "pending"
+            with pytest.raises(WaitTimeout):
+                client.wait(job_id, timeout_s=0.01)
+            found = list(client.submit_many([JOB_FIELDS, {"url": "", "aggr_id": "a", "aggr_limit": 1}]))
+            assert [bool(answer.id) for answer in found] == [True, False]
+            with pytest.raises(ApiProblem) as caught:
+                client.retry(job_id)
+            assert caught.value.status == 409
+            assert client.retry_failed() == 0
+            assert client.stats("notifier") == {}
+
+    await trio.to_thread.run_sync(use)
+
+
+def test_the_blocking_client_has_all_that_the_other_has() -> None:
+    def names(of: type[object]) -> set[str]:
+        return {name for name in vars(of) if not name.startswith("_")}
+
+    assert names(AsyncClient) - {"aclose"} == names(Client) - {"close"}
+    assert Client.submit.__doc__ == AsyncClient.submit.__doc__
+
+
+def test_on_asyncio_and_without_a_loop_too() -> None:
+    async def submit(transport: Script) -> str:
+        async with AsyncClient(transport=transport) as client:
+            return await client.submit(**JOB)
+
+    def block(transport: Script) -> str:
+        with Client(transport=transport) as client:
+            return client.submit(**JOB)
+
+    runs: Sequence[Callable[[Script], str]] = (
+        block,
+        lambda transport: asyncio.run(submit(transport)),
+        lambda transport: trio.run(partial(submit, transport), clock=trio.testing.MockClock(0, 0)),
+    )
+    for run in runs:
+        transport = Script(accepted("one"))
+        assert run(transport) == "one"
+        [request] = transport.requests
+        assert request.url == "http://127.0.0.1:8000/download"
+        assert json.loads(request.content) == JOB
+
+
+async def test_a_lost_answer_does_not_submit_twice(autojump_clock: trio.testing.MockClock) -> None:
+    """The key is the same in each try, and the store takes it once."""
+    transport = Script(httpx2.ReadError, httpx2.ReadTimeout, problem(502, ""), accepted())
+    async with AsyncClient(transport=transport) as client:
+        assert await client.submit(**JOB) == "x"
+        keys = {request.headers["idempotency-key"] for request in transport.requests}
+        assert (len(transport.requests), len(keys)) == (4, 1)
+        transport = Script(accepted())
+    async with AsyncClient(transport=transport) as client:
+        await client.submit(**JOB, idempotency_key="mine")
+        assert transport.requests[0].headers["idempotency-key"] == "mine"
+        assert "idempotency_key" not in json.loads(transport.requests[0].content)
+
+
+async def test_a_lost_answer_to_many_does_not_submit_twice(api: Served) -> None:
+    class Losing(httpx2.AsyncHTTPTransport):
+        lost = False
+
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            response = await super().handle_async_request(request)
+            if not self.lost:
+                self.lost = True
+                await response.aclose()
+                raise httpx2.ReadError("cut")
+            return response
+
+    async with AsyncClient(f"http://127.0.0.1:{api.port}", transport=Losing()) as client:
+        found = [answer async for answer in client.submit_many([JOB_FIELDS] * 3)]
+    assert len({answer.id for answer in found}) == 3
+    [size] = await api.store.aggregation_sizes()
+    assert size.pending == 3
+
+
+@pytest.mark.parametrize(
+    ("after", "pause_s"),
+    [("7", 7), ("Thu, 26 Nov 2020 19:35:09 GMT", 0.25), ("nonsense", 0.25)],
+)
+async def test_retry_after_is_obeyed(
+    autojump_clock: trio.testing.MockClock, after: str, pause_s: float
+) -> None:
+    async with AsyncClient(transport=Script(unavailable(after), accepted())) as client:
+        began = trio.current_time()
+        await client.submit(**JOB)
+        assert pause_s <= trio.current_time() - began <= max(pause_s, 0.5)
+
+
+async def test_a_pause_that_is_too_long_is_left_to_the_caller(autojump_clock: trio.testing.MockClock) -> None:
+    transport = Script(unavailable(f"{LONGEST_PAUSE_S + 1:.0f}"))
+    async with AsyncClient(transport=transport) as client:
+        with pytest.raises(ApiProblem) as caught:
+            await client.submit(**JOB)
+    assert caught.value.status == 503
+
+
+async def test_tries_end(autojump_clock: trio.testing.MockClock) -> None:
+    async with AsyncClient(transport=Script(*[httpx2.ConnectError] * 3), retries=2) as client:
+        with pytest.raises(Unreachable, match=r"cannot reach http://127\.0\.0\.1:8000: broken off"):
+            await client.submit(**JOB)
+
+
+async def test_what_may_not_be_repeated_is_not(autojump_clock: trio.testing.MockClock) -> None:
+    for lost in (httpx2.ReadError, httpx2.ReadTimeout, problem(504, "")):
+        async with AsyncClient(transport=Script(lost)) as client:
+            with pytest.raises((Unreachable, ApiProblem)):
+                await client.retry("x")
+    sent = Script(httpx2.ConnectError, unavailable("1"), accepted())
+    async with AsyncClient(transport=sent) as client:
+        await client.retry("x")
+    assert len(sent.requests) == 3
+
+
+async def test_lines_that_the_store_did_not_take_are_sent_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    def lines(*answers: dict[str, str]) -> httpx2.Response:
+        return httpx2.Response(200, text="".join(json.dumps(answer) + "\n" for answer in answers))
+
+    busy, bad = ({"code": code, "detail": "No."} for code in ("store_unavailable", "required"))
+    transport = Script(lines({"id": "a"}, busy, bad, busy), lines(busy, {"id": "d"}), lines({"id": "b"}))
+    jobs = [cast("JobFields", JOB | {"extra": str(number)}) for number in range(4)]
+    async with AsyncClient(transport=transport) as client:
+        found: list[Submitted] = [answer async for answer in client.submit_many(jobs)]
+    assert [answer.id for answer in found] == ["a", "b", "", "d"]
+    assert [answer.job for answer in found] == jobs
+    sent = [
+        [json.loads(line)["extra"] for line in request.content.splitlines()] for request in transport.requests
+    ]
+    assert sent == [["0", "1", "2", "3"], ["1", "3"], ["1"]]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx2.Response(200, text="<html>"),
+        httpx2.Response(200, json=[]),
+        httpx2.Response(200, json={"id": "x"}),
+    ],
+)
+async def test_another_service_is_told(answer: httpx2.Response) -> None:
+    async with AsyncClient("http://h/api", transport=Script(answer)) as client:
+        with pytest.raises(ClientError, match="http://h/api/jobs/x answered what no downloader does"):
+            await client.job("x")
+
+
+async def test_a_proxy_s_page_is_a_problem_too() -> None:
+    async with AsyncClient(transport=Script(httpx2.Response(403, text="<html>"))) as client:
+        with pytest.raises(ApiProblem, match=r"//127\.0\.0\.1:8000/jobs/x answered 403 Forb") as caught:
+            await client.job("x")
+    assert (caught.value.status, caught.value.code) == (403, "")
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "ftp://h", "http://", "http://[::1"])
+def test_an_address_that_is_none(url: str) -> None:
+    with pytest.raises(ConfigError, match="must be an http or https URL"):
+        Client(url)
