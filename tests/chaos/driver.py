@@ -68,6 +68,8 @@ class Member:
     proxy: FaultProxy
     running: Running | None = None
     frozen: bool = False
+    cut_off: bool = False
+    """Replies from its store may be lost."""
     meant: bool = False
     """Its end is our doing."""
     pause_s: float = _RESTART_S
@@ -162,7 +164,8 @@ class Chaos:
         while not self.over:
             tables = {"redis": {"url": member.proxy.url}}
             async with self.starting:  # the fleet names processes by their number
-                member.meant = not self.store_up  # without its store it may refuse to start
+                # Without its store it may refuse to start; the link of the one before it may still be cut.
+                member.meant = member.cut_off or not self.store_up
                 running = await self.fleet.start(member.role, *member.arguments, tables=tables, ready=False)
             member.running = running
             member.meant = member.meant or not self.store_up
@@ -250,9 +253,10 @@ class Chaos:
                 member.meant, member.pause_s = True, fault.for_s
                 await self._stop(running)
             case Kind.CUT:
-                proxy.black_hole = True
+                proxy.black_hole = member.cut_off = True
                 await trio.sleep(fault.for_s)
                 proxy.heal()
+                member.cut_off = False
             case Kind.DELAY:
                 proxy.delay_s = 0.1
                 await trio.sleep(fault.for_s)
@@ -262,8 +266,10 @@ class Chaos:
             case Kind.LOSE:
                 rng = random.Random(fault.at_s)
                 proxy.lose_reply_to = lambda _: rng.random() < 0.05
+                member.cut_off = True
                 await trio.sleep(fault.for_s)
                 proxy.lose_reply_to = lambda _: False
+                member.cut_off = False
             case _:
                 raise AssertionError(fault)
 
