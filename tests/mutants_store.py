@@ -6,6 +6,7 @@ OF_STOPS = "tests/faults/test_stops.py"
 STORE, SCHEDULER = "downloader/store", "downloader/scheduler"
 OF_EMBEDDED = "tests/store/test_embedded.py"
 OF_CLUSTER = "tests/faults/test_cluster_faults.py"
+OF_AGGREGATIONS = "tests/api/test_aggregations.py"
 OF_POLITENESS = "tests/store/test_politeness.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
@@ -174,6 +175,48 @@ ROWS = (
         "tests/fetch/test_table.py",
     ),
     (
+        "adjust: a job that comes later changes an operator's limit",
+        f"{STORE}/lua/submit.lua",
+        "found[2] and 'asked_limit' or 'limit'",
+        "'limit'",
+        OF_AGGREGATIONS,
+    ),
+    (
+        "adjust: what the jobs ask for is lost",
+        f"{STORE}/lua/adjust.lua",
+        "redis.call('HSETNX', record, asked, ",
+        "redis.call('HSET', record, asked, ",
+        OF_AGGREGATIONS,
+    ),
+    (
+        "adjust: it waits for the next job",
+        f"{STORE}/lua/adjust.lua",
+        "touch('download', group)",
+        "",
+        OF_AGGREGATIONS,
+    ),
+    (
+        "adjust: a token changes what it may not see",
+        "downloader/api/aggregations.py",
+        "await deps.store.adjust(aggr_id, changes) if visible else None",
+        "await deps.store.adjust(aggr_id, changes)",
+        OF_AGGREGATIONS,
+    ),
+    (
+        "adjust: an unknown field is ignored",
+        "downloader/api/aggregations.py",
+        'extra="forbid"',
+        'extra="ignore"',
+        OF_AGGREGATIONS,
+    ),
+    (
+        "aggregations: the second page begins at the start",
+        f"{STORE}/redis_store.py",
+        'call = {"cursor": match[2], "count": count}',
+        'call = {"cursor": "0", "count": count}',
+        OF_AGGREGATIONS,
+    ),
+    (
         "scale: a lease reads a whole queue",
         f"{STORE}/lua/lease.lua",
         "redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')",
@@ -281,8 +324,8 @@ ROWS = (
     (
         "proxy: the newest job's applies",
         f"{STORE}/lua/submit.lua",
-        "redis.call('HSET', record, 'limit', item.limit)",
-        "redis.call('HSET', record, 'limit', item.limit, 'proxy', item.proxy)",
+        "redis.call('HSETNX', record, 'proxy', item.proxy)",
+        "redis.call('HSET', record, 'proxy', item.proxy)",
         OF_STORE,
     ),
     (

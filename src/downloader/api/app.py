@@ -17,6 +17,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
+from downloader.api.aggregations import add_aggregations
 from downloader.api.asgi import Message, Receive, Send, send_answer, send_problem
 from downloader.api.auth import CALLER, PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
 from downloader.api.bulk import PATH as BULK_PATH
@@ -147,6 +148,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
     add_health(app, deps)
     add_jobs(app, deps)
+    add_aggregations(app, deps)
     add_failed(app, deps)
     add_files(app, deps)
     add_metrics(app, deps)

@@ -27,7 +27,7 @@ def add_failed(app: QuartTrio, deps: ApiDeps) -> None:
     @app.get("/jobs")
     async def jobs() -> tuple[dict[str, Any], int, dict[str, str]]:
         if request.args.get("callback") != "failed":
-            raise Refused(_bad_query("callback", "must be failed: no other jobs are listed."))
+            raise Refused(bad_query("callback", "must be failed: no other jobs are listed."))
         found, cursor = await _failed_callbacks(deps.store)
         headers = {}
         if cursor:
@@ -64,11 +64,11 @@ async def _failed_callbacks(store: JobStore) -> tuple[Sequence[FailedCallback], 
     try:
         since_ms = datetime.fromisoformat(since).timestamp() * 1000 if since else 0
     except (ValueError, OverflowError):
-        raise Refused(_bad_query("since", "must be a time as in RFC 3339.")) from None
+        raise Refused(bad_query("since", "must be a time as in RFC 3339.")) from None
     try:
         page = await store.failed_callbacks(request.args.get("cursor", ""), PAGE)
     except ValueError:
-        raise Refused(_bad_query("cursor", "must be one from an earlier answer.")) from None
+        raise Refused(bad_query("cursor", "must be one from an earlier answer.")) from None
     allows = visible_aggregations()
     found = [
         each
@@ -78,5 +78,6 @@ async def _failed_callbacks(store: JobStore) -> tuple[Sequence[FailedCallback], 
     return found, page.cursor
 
 
-def _bad_query(field: str, detail: str) -> Problem:
+def bad_query(field: str, detail: str) -> Problem:
+    """422: a parameter of the query is malformed."""
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query", detail=f"{field} {detail}", field=field)

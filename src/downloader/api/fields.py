@@ -67,6 +67,7 @@ _CODES = {
     "string_too_long": "too_long",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
+    "extra_forbidden": "unknown_field",
 }
 """Pydantic's error types and their problem codes; the rules below raise the other codes."""
 
@@ -250,7 +251,7 @@ def parse_job(
     try:
         request = DownloadRequest.model_validate(given)
     except ValidationError as error:
-        wrong = [_fault(each) for each in error.errors(include_url=False, include_input=False)]
+        wrong = _faults(error)
         faults += wrong
         at_fault = {fault.field for fault in wrong}
         rest = {name: value for name, value in given.items() if name not in at_fault}
@@ -363,6 +364,15 @@ def _first_of_each_field(faults: Iterable[Fault]) -> Sequence[Fault]:
     for fault in faults:
         found.setdefault(fault.field, replace(fault, detail=f"{fault.field} {fault.detail}."))
     return list(found.values())
+
+
+def refusal(error: ValidationError) -> Refused:
+    """422 for a body that a model refused, with all fields at fault."""
+    return Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(_faults(error))))
+
+
+def _faults(error: ValidationError) -> Sequence[Fault]:
+    return [_fault(each) for each in error.errors(include_url=False, include_input=False)]
 
 
 def _fault(error: ErrorDetails) -> Fault:

@@ -6,7 +6,9 @@ from downloader.errors import StoreError, StoreUnavailable
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
 from downloader.store.job_store import (
     Accepted,
+    Aggregation,
     AggregationLoad,
+    AggregationPage,
     AggregationSize,
     CallbackPlan,
     CloseResult,
@@ -36,7 +38,9 @@ __all__ = [
     "START_S",
     "STOP_S",
     "Accepted",
+    "Aggregation",
     "AggregationLoad",
+    "AggregationPage",
     "AggregationSize",
     "CallbackPlan",
     "CloseResult",

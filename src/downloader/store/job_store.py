@@ -164,6 +164,36 @@ class AggregationLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregation:
+    """An aggregation that has work, and how it runs."""
+
+    aggr_id: str
+    pending: int
+    in_flight: int
+    """Downloads leased now, over the fleet."""
+    limit: int
+    asked: Mapping[str, int | None]
+    """What its jobs ask for, by field, where an operator's value holds."""
+    proxy: str
+    paused: bool
+    cooling_until_ms: int | None
+    """Unix time until which nothing of it starts, because its origin asked for a pause."""
+    cooling_reason: str
+    """The error by which it cools down; empty while it does not."""
+    next_due_ms: int | None
+    """Unix time from which its first pending job may start; `None` if none is pending or it is paused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationPage:
+    """Answer to one call for aggregations."""
+
+    aggregations: Sequence[Aggregation]
+    cursor: str
+    """Argument of the call that continues behind this page; empty at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What the fleet is doing: the busiest aggregations, and totals over all of them."""
 
@@ -294,6 +324,29 @@ class JobStore(Protocol):
 
     async def aggregation_sizes(self) -> Sequence[AggregationSize]:
         """Aggregations that have work, largest backlog first."""
+
+    async def aggregations(self, cursor: str, count: int) -> AggregationPage:
+        """About `count` of the aggregations that have work, behind this cursor (empty: the first).
+
+        All pages together have each aggregation that has work all the time, perhaps twice.
+
+        Raises:
+            ValueError: the cursor does not come from an `AggregationPage`.
+        """
+
+    async def aggregation(self, aggr_id: str) -> Aggregation | None:
+        """One aggregation, or `None` if it has no work."""
+
+    async def adjust(self, aggr_id: str, changes: Mapping[str, int | bool | None]) -> Aggregation | None:
+        """Change an aggregation over the fleet, at once; `None` if it has no work.
+
+        What is in flight goes on. The changes are forgotten with the aggregation's last job.
+
+        Args:
+            aggr_id: the aggregation.
+            changes: values for `limit` and `paused`; one that is absent stays, and `None` clears it, so that
+                what the jobs ask for applies again.
+        """
 
     async def load(self, count: int) -> Load:
         """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.

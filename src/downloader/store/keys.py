@@ -82,7 +82,8 @@ KEYS = (
         holds=(
             "`limit`, `proxy`, `paused` of an aggregation or callback destination; of an aggregation whose"
             " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"
-            " (how many followed each other) and `why`"
+            " (how many followed each other) and `why`; while an operator's `limit` holds, `asked_limit` has"
+            " the jobs'"
         ),
     ),
     Key(

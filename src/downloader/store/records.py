@@ -20,7 +20,15 @@ from downloader.model import (
     State,
     Verdict,
 )
-from downloader.store.job_store import AggregationLoad, FailedCallback, JobView, Load, Reapable, TaskView
+from downloader.store.job_store import (
+    Aggregation,
+    AggregationLoad,
+    FailedCallback,
+    JobView,
+    Load,
+    Reapable,
+    TaskView,
+)
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -127,6 +135,25 @@ def _aggregation(found: Mapping[str, str]) -> AggregationLoad:
         limit=int(found["limit"]),
         paused=found["paused"] == "1",
         cooling_until_ms=int(found["cooling"]) if found["cooling"] else None,
+    )
+
+
+def aggregation(flat: Sequence[Any]) -> Aggregation:
+    """An aggregation as `describe_aggregation` of the scripts has it."""
+    found = fields(flat)
+    pending, running = counts(found["score"])
+    values, asked = fields(found["values"]), fields(found["asked"])
+    return Aggregation(
+        aggr_id=found["name"],
+        pending=pending,
+        in_flight=running,
+        limit=int(values["limit"] or 1),
+        asked={name: int(value) if value else None for name, value in asked.items()},
+        proxy=found["proxy"],
+        paused=found["paused"] == "1",
+        cooling_until_ms=int(found["cooling"]) if found["cooling"] else None,
+        cooling_reason=found["why"],
+        next_due_ms=int(found["due"]) if found["due"] else None,
     )
 
 

@@ -24,6 +24,8 @@ from downloader.store.counting import COUNTED_S, Uncounted
 from downloader.store.job_store import (
     ALL_SHARES,
     Accepted,
+    Aggregation,
+    AggregationPage,
     AggregationSize,
     CallbackPlan,
     CloseResult,
@@ -51,6 +53,9 @@ RESUBSCRIBE_S = 0.5
 
 _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{0,20})\.([0-9A-Za-z]*)")
 """Shard, score and id of the last job that was looked at."""
+
+_SCAN_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
+"""Shard, and the cursor of ZSCAN there."""
 
 PROVEN_S = 600.0
 """How long a callback destination counts as proven after it has taken a callback."""
@@ -337,6 +342,37 @@ class RedisStore:
 
         sizes = [size for answer in (await self._ask(self._all, ask)).values() for size in answer]
         return sorted(sizes, key=lambda size: -size.pending)
+
+    async def aggregations(self, cursor: str, count: int) -> AggregationPage:
+        """See `JobStore.aggregations`."""
+        match = _SCAN_CURSOR.fullmatch(cursor or "0.0")
+        if match is None or int(match[1]) >= self._keys.shards:
+            raise ValueError("no such cursor")
+        shard = int(match[1])
+        call = {"cursor": match[2], "count": count}
+        answer = records.fields(await self._client.run("aggregations", shard, call))
+        if answer["cursor"] != "0":
+            behind = f"{shard}.{answer['cursor']}"
+        else:
+            behind = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
+        found = [records.aggregation(flat) for flat in answer["aggregations"]]
+        return AggregationPage(aggregations=found, cursor=behind)
+
+    async def aggregation(self, aggr_id: str) -> Aggregation | None:
+        """See `JobStore.aggregation`."""
+        shard = self._keys.aggregation_shard(aggr_id)
+        answer = records.fields(await self._client.run("aggregations", shard, {"group": aggr_id}))
+        return next(map(records.aggregation, answer["aggregations"]), None)
+
+    async def adjust(self, aggr_id: str, changes: Mapping[str, int | bool | None]) -> Aggregation | None:
+        """See `JobStore.adjust`."""
+        call = {name: "" if value is None else str(value) for name, value in changes.items()}
+        call["group"] = aggr_id
+        if "paused" in changes:
+            call["paused"] = "1" if changes["paused"] else ""
+        shard = self._keys.aggregation_shard(aggr_id)
+        answer = await self._client.run("adjust", shard, call, durable=True)
+        return records.aggregation(answer) if answer else None
 
     async def load(self, count: int) -> Load:
         """See `JobStore.load`."""

@@ -88,6 +88,34 @@ local function place(kind, group)
   end
 end
 
+-- Fields of an aggregation's record that an operator may set. What its jobs ask for is kept meanwhile in
+-- `asked_<field>`, which is there exactly while the operator's value holds.
+local ADJUSTABLE = {'limit'}
+
+-- What people see of an aggregation, as names and values; nil if it has no work. `asked` has the names and values
+-- of what its jobs ask for where an operator's value holds; '' stands for no value everywhere.
+local function describe_aggregation(group)
+  local score = redis.call('ZSCORE', key_groups('download'), group)
+  if not score then return nil end
+  local record = key_group('download', group)
+  local found = redis.call('HMGET', record, 'proxy', 'paused', 'cooling', 'why')
+  local first = redis.call('ZRANGE', key_queue('download', group), 0, 0, 'WITHSCORES')[2]
+  local cools = tonumber(found[3] or '0') > now
+  local waits = first and found[2] ~= '1'
+  local values, asked = {}, {}
+  for _, name in ipairs(ADJUSTABLE) do
+    local pair = redis.call('HMGET', record, name, 'asked_' .. name)
+    values[#values + 1], values[#values + 2] = name, pair[1] or ''
+    if pair[2] then asked[#asked + 1], asked[#asked + 2] = name, pair[2] end
+  end
+  return {
+    'name', group, 'score', score, 'proxy', found[1] or '', 'paused', found[2] == '1' and '1' or '',
+    'cooling', cools and found[3] or '', 'why', cools and found[4] or '',
+    'due', waits and string.format('%.0f', math.max(tonumber(first), tonumber(found[3] or '0'))) or '',
+    'values', values, 'asked', asked,
+  }
+end
+
 -- Whether the task is leased to this owner. 'held': yes, by the lease of this generation (a string). 'repeated':
 -- this generation has settled it already, and the caller missed the answer. 'lost': anything else. The second
 -- result is the task's group.

@@ -26,7 +26,8 @@ for item in items() do
     end
   end
   local record = key_group('download', group)
-  local proxy = redis.call('HGET', record, 'proxy')
+  local found = redis.call('HMGET', record, 'proxy', 'asked_limit')
+  local proxy = found[1]
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
@@ -35,8 +36,9 @@ for item in items() do
     if item.idempotency ~= '' then
       redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.values, 'PX', IDEMPOTENCY_MS)
     end
-    -- The proxy is fixed when the aggregation is first seen; the newest job's limit applies.
-    redis.call('HSET', record, 'limit', item.limit)
+    -- The proxy is fixed when the aggregation is first seen; the newest job's limit applies, unless an operator
+    -- has set one.
+    redis.call('HSET', record, found[2] and 'asked_limit' or 'limit', item.limit)
     redis.call('HSETNX', record, 'proxy', item.proxy)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     redis.call('ZADD', key_queue('download', group), now, id)

@@ -1,0 +1,113 @@
+"""Routes about aggregations: to see how they run, and to change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from quart import request
+from quart_trio import QuartTrio
+from werkzeug.routing import PathConverter
+
+from downloader.api.deps import ApiDeps
+from downloader.api.failed import bad_query
+from downloader.api.fields import MAX_INT, Integer, refusal
+from downloader.api.jobs import visible_aggregations
+from downloader.api.json import parse_object
+from downloader.api.problems import Problem, Refused
+from downloader.api.views import rfc3339
+from downloader.net import redact_url
+from downloader.store import Aggregation
+
+PAGE = 100
+"""Aggregations on a page, about: a millisecond of the store's time."""
+
+
+class AggregationName(PathConverter):
+    """The rest of a path: a name may have slashes, also at its start."""
+
+    regex = ".*"
+    part_isolating = False
+
+
+class AggregationPatch(BaseModel):
+    """The fields that an operator may change. An unknown one is refused, because nothing would change."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    limit: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
+    paused: bool | None = None
+
+
+def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
+    """`GET /aggregations`, `GET` and `PATCH /aggregations/<aggr_id>`."""
+    app.url_map.converters["aggregation"] = AggregationName
+
+    @app.get("/aggregations")
+    async def list_aggregations() -> tuple[dict[str, Any], int, dict[str, str]]:
+        try:
+            page = await deps.store.aggregations(request.args.get("cursor", ""), PAGE)
+        except ValueError:
+            raise Refused(bad_query("cursor", "must be one from an earlier answer.")) from None
+        allows = visible_aggregations()
+        rows = [_view(each) for each in page.aggregations if allows(each.aggr_id)]
+        rows.sort(key=lambda row: (-row["in_flight"] - row["pending"], row["aggr_id"]))
+        headers = {}
+        if page.cursor:
+            headers["Link"] = f'</aggregations?{urlencode({"cursor": page.cursor})}>; rel="next"'
+        return {"aggregations": rows, "cursor": page.cursor}, HTTPStatus.OK, headers
+
+    @app.get("/aggregations/<aggregation:aggr_id>")
+    async def aggregation(aggr_id: str) -> dict[str, Any]:
+        visible = visible_aggregations()(aggr_id)
+        return _known(await deps.store.aggregation(aggr_id) if visible else None)
+
+    @app.patch("/aggregations/<aggregation:aggr_id>")
+    async def adjust(aggr_id: str) -> dict[str, Any]:
+        changes = _changes(await request.data)
+        visible = visible_aggregations()(aggr_id)
+        return _known(await deps.store.adjust(aggr_id, changes) if visible else None)
+
+
+def _changes(body: bytes) -> Mapping[str, Any]:
+    """The members of a merge patch (RFC 7396), checked.
+
+    Raises:
+        Refused: 400 or 422.
+    """
+    try:
+        patch = AggregationPatch.model_validate(parse_object(body))
+    except ValidationError as error:
+        raise refusal(error) from None
+    return patch.model_dump(exclude_unset=True)
+
+
+def _known(found: Aggregation | None) -> dict[str, Any]:
+    if found is None:
+        raise Refused(_UNKNOWN)
+    return _view(found)
+
+
+def _view(found: Aggregation) -> dict[str, Any]:
+    return {
+        "aggr_id": found.aggr_id,
+        "limit": found.limit,
+        "overridden": dict(found.asked),
+        "proxy": redact_url(found.proxy) if found.proxy else "",
+        "paused": found.paused,
+        "in_flight": found.in_flight,
+        "pending": found.pending,
+        "cooling_until": rfc3339(found.cooling_until_ms),
+        "cooling_reason": found.cooling_reason,
+        "next_due_at": rfc3339(found.next_due_ms),
+    }
+
+
+_UNKNOWN = Problem(
+    HTTPStatus.NOT_FOUND,
+    "unknown_aggregation",
+    detail="There is no aggregation of this name with unfinished downloads.",
+)

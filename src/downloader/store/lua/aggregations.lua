@@ -1,0 +1,21 @@
+-- aggregations: some of the aggregations that have work, or one of them.
+--
+-- KEYS    1 base of the shard
+-- ARGV    1 {group: the one that is asked for, or cursor: from the last answer, '0' at first, and count: about
+--         how many}
+-- from    any
+-- to      the same
+-- answer  cursor: '0' at the end, aggregations: `describe_aggregation` of each
+-- repeat  harmless
+
+if call.group then
+  local found = describe_aggregation(call.group)
+  return {'cursor', '0', 'aggregations', found and {found} or {}}
+end
+-- ZSCAN gives each one that is there all the time, whatever comes and goes between the pages.
+local answer = redis.call('ZSCAN', key_groups('download'), call.cursor, 'COUNT', call.count)
+local found = {}
+for i = 1, #answer[2], 2 do
+  found[#found + 1] = describe_aggregation(answer[2][i])
+end
+return {'cursor', answer[1], 'aggregations', found}

@@ -1,0 +1,195 @@
+"""Aggregations: shown page by page, and changed by an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from pydantic import SecretStr
+
+from downloader.api.aggregations import PAGE
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import Cooldown, Kind, Outcome, Verdict
+from downloader.store import Submission
+from downloader.store.redis_store import RedisStore
+from servers.api import Served, Serving
+from servers.jobs import spec_for
+
+NAMES = ("a/b", "/a", "a/", "a b", "ü", "%2F", "a?b#c", "a//b", "x" * 128)
+
+
+async def submit(store: RedisStore, aggr_id: str = "a", count: int = 1, **fields: Any) -> None:
+    specs = [spec_for(store, aggr_id, **fields) for _ in range(count)]
+    await store.submit([Submission(spec=spec) for spec in specs])
+
+
+async def shown(api: Served, aggr_id: str = "a") -> dict[str, Any]:
+    answer = await api.client.get(f"/aggregations/{quote(aggr_id, safe='')}")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def patched(api: Served, **changes: Any) -> dict[str, Any]:
+    answer = await api.client.patch("/aggregations/a", json=changes)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def granted(store: RedisStore, count: int = 9) -> int:
+    return len((await store.lease(Kind.DOWNLOAD, "me", count, 60)).leases)
+
+
+async def test_an_aggregation_as_it_runs(api: Served) -> None:
+    await submit(api.store, count=3, aggr_limit=2, aggr_proxy="http://me:secret@proxy:8080")
+    assert await granted(api.store, 1) == 1
+    found = await shown(api)
+    assert found.pop("next_due_at").endswith("Z")
+    assert found == {
+        "aggr_id": "a",
+        "limit": 2,
+        "overridden": {},
+        "proxy": "http://proxy:8080",
+        "paused": False,
+        "in_flight": 1,
+        "pending": 2,
+        "cooling_until": None,
+        "cooling_reason": "",
+    }
+
+
+async def test_an_aggregation_that_cools_down(api: Served) -> None:
+    await submit(api.store)
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+    pause = Cooldown(seconds=600, asked=True)
+    end = Outcome(verdict=Verdict.THROTTLED, error="Received Status code 429", cooldown=pause)
+    await api.store.retry_later(Kind.DOWNLOAD, "me", [(lease, end, 0)])
+    found = await shown(api)
+    assert found["cooling_until"] == found["next_due_at"] is not None
+    assert found["cooling_reason"] == "Received Status code 429"
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_any_name_can_be_asked_for(api: Served, name: str) -> None:
+    await submit(api.store, name)
+    assert (await shown(api, name))["aggr_id"] == name
+    answer = await api.client.patch(f"/aggregations/{quote(name, safe='')}", json={"limit": 7})
+    assert (answer.json()["aggr_id"], answer.json()["limit"]) == (name, 7)
+
+
+async def test_all_pages_together_have_each_one(api: Served) -> None:
+    names = {f"host-{number}" for number in range(3 * PAGE)}
+    for name in names:
+        await submit(api.store, name)
+    await submit(api.store, "busy", count=3)
+    seen: list[str] = []
+    pages = 0
+    answer = await api.client.get("/aggregations")
+    while True:
+        assert answer.status_code == 200
+        rows = answer.json()["aggregations"]
+        assert [row["pending"] for row in rows] == sorted((row["pending"] for row in rows), reverse=True)
+        seen += [row["aggr_id"] for row in rows]
+        pages += 1
+        if not answer.json()["cursor"]:
+            assert "link" not in answer.headers
+            break
+        assert answer.links["next"]["url"] == f"/aggregations?cursor={answer.json()['cursor']}"
+        answer = await api.client.get(answer.links["next"]["url"])
+    assert sorted(seen) == sorted(names | {"busy"})
+    assert pages > 1
+
+
+async def test_an_operator_s_limit_holds_until_it_is_cleared(api: Served) -> None:
+    await submit(api.store, count=9, aggr_limit=8)
+    found = await patched(api, limit=2)
+    assert (found["limit"], found["overridden"]) == (2, {"limit": 8})
+    await submit(api.store, aggr_limit=5)
+    assert await granted(api.store) == 2, "jobs that come later do not change it"
+    assert (await patched(api, limit=3))["overridden"] == {"limit": 5}, "nor does a second change hide theirs"
+    found = await patched(api, limit=None)
+    assert (found["limit"], found["overridden"]) == (5, {})
+    assert await granted(api.store) == 3
+    assert (await patched(api, limit=None))["limit"] == 5
+    await submit(api.store, aggr_limit=6)
+    assert await granted(api.store) == 1, "the newest job's value applies again"
+
+
+async def test_a_pause_holds_until_it_ends(api: Served) -> None:
+    await submit(api.store, count=3, aggr_limit=9)
+    found = await patched(api, paused=True)
+    assert (found["paused"], found["next_due_at"], found["limit"]) == (True, None, 9)
+    await submit(api.store, aggr_limit=9)
+    assert await granted(api.store) == 0
+    for end in (False, None):
+        await patched(api, paused=True)
+        assert not (await patched(api, paused=end))["paused"]
+    assert (await patched(api))["next_due_at"] is not None
+    assert await granted(api.store) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"limit": 0}, "out_of_range", "limit"),
+        ({"limit": 2.5}, "wrong_type", "limit"),
+        ({"limit": True}, "wrong_type", "limit"),
+        ({"limit": "2"}, "wrong_type", "limit"),
+        ({"paused": 1}, "wrong_type", "paused"),
+        ({"pasued": True}, "unknown_field", "pasued"),
+        ({"proxy": ""}, "unknown_field", "proxy"),
+    ],
+)
+async def test_a_change_that_is_refused(api: Served, change: Any, code: str, field: str) -> None:
+    await submit(api.store, aggr_limit=4)
+    answer = await api.client.patch("/aggregations/a", json={"paused": True, **change})
+    assert answer.status_code == 422
+    assert (answer.json()["code"], answer.json()["field"]) == (code, field)
+    found = await shown(api)
+    assert (found["limit"], found["paused"]) == (4, False), "all of it or nothing"
+
+
+async def test_no_object_and_no_aggregation(api: Served) -> None:
+    assert (await api.client.patch("/aggregations/a", content=b"[]")).status_code == 400
+    for answer in (
+        await api.client.get("/aggregations/a"),
+        await api.client.patch("/aggregations/a", json={"paused": True}),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (404, "unknown_aggregation")
+    await submit(api.store)
+    assert not (await shown(api))["paused"], "it did not come into being by that"
+    answer = await api.client.get("/aggregations?cursor=x")
+    assert (answer.status_code, answer.json()["field"]) == (422, "cursor")
+
+
+async def test_tokens(serving: Serving, store: RedisStore) -> None:
+    def token(name: str, **fields: Any) -> TokenSettings:
+        return TokenSettings(name=name, token=SecretStr(name * 20), **fields)
+
+    tokens = [
+        token("reader", scopes=["read"]),
+        token("mine", scopes=["admin"], aggregations=["my-*"]),
+        token("sender", scopes=["submit"]),
+    ]
+    api = await serving(settings=ApiSettings(tokens=tokens))
+    for name in ("my-a", "a"):
+        await submit(store, name)
+
+    async def status(name: str, method: str, path: str) -> int:
+        headers = {"Authorization": f"Bearer {name * 20}"}
+        answer = await api.client.request(method, path, headers=headers, content=b'{"paused": true}')
+        return answer.status_code
+
+    assert await status("reader", "GET", "/aggregations/a") == 200
+    assert await status("reader", "PATCH", "/aggregations/a") == 403
+    assert await status("sender", "GET", "/aggregations/a") == 403
+    assert await status("mine", "GET", "/aggregations/a") == 404
+    assert await status("mine", "PATCH", "/aggregations/a") == 404
+    assert await status("mine", "PATCH", "/aggregations/my-a") == 200
+    assert [each.aggr_id for each in (await store.aggregations("", 9)).aggregations if each.paused] == [
+        "my-a"
+    ]
+    rows = await api.client.get("/aggregations", headers={"Authorization": f"Bearer {'mine' * 20}"})
+    assert [row["aggr_id"] for row in rows.json()["aggregations"]] == ["my-a"]
