@@ -8,6 +8,7 @@ OF_EMBEDDED = "tests/store/test_embedded.py"
 OF_CLUSTER = "tests/faults/test_cluster_faults.py"
 OF_AGGREGATIONS = "tests/api/test_aggregations.py"
 OF_POLITENESS = "tests/store/test_politeness.py"
+OF_CANCEL = "tests/store/test_cancel.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
 ROWS = (
@@ -68,6 +69,83 @@ ROWS = (
         "if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end",
         "",
         OF_STORE,
+    ),
+    (
+        "cancel: the slot is free while the holder still works",
+        f"{STORE}/lua/cancel.lua",
+        "  redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)\n",
+        "  redis.call('SREM', key_running('download', group), id)\n",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: the slot is never free",
+        f"{STORE}/lua/_lib.lua",
+        "  redis.call('SREM', key_running('download', group), id)\n",
+        "",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: the slot of a dead holder is never free",
+        f"{STORE}/lua/sweep.lua",
+        "    free_cancelled(string.match(each, '^(%w+) (.*)$'))\n",
+        "",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: a job that waits is begun",
+        f"{STORE}/lua/cancel.lua",
+        "  redis.call('ZREM', key_queue('download', group), id)\n",
+        "",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: what is over is undone",
+        f"{STORE}/lua/cancel.lua",
+        "  return 'conflict'\n",
+        "",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: a repetition has another callback",
+        f"{STORE}/lua/cancel.lua",
+        "if state == 'cancelled' then return 'done' end",
+        "if state == 'cancelled' then state = 'pending' end",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: the holder is not told",
+        f"{STORE}/lua/cancel.lua",
+        "  redis.call('PUBLISH', key_wake('download'), id)\n",
+        "",
+        OF_CANCEL,
+    ),
+    (
+        "cancel: a renewal does not tell",
+        f"{SCHEDULER}/leases.py",
+        "                each.revoke()\n",
+        "                pass\n",
+        "tests/scheduler",
+    ),
+    (
+        "cancel: a late renewal gives the lease back",
+        f"{SCHEDULER}/leases.py",
+        "        if self._revoked:\n",
+        "        if False:\n",
+        "tests/scheduler",
+    ),
+    (
+        "cancel: what was stored in that moment stays",
+        f"{SCHEDULER}/loop.py",
+        "                await workload.discard(lease, end)\n",
+        "                pass\n",
+        "tests/scheduler",
+    ),
+    (
+        "cancel: of another tenant's job",
+        "downloader/api/jobs.py",
+        "    return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None\n",
+        "    return view\n",
+        "tests/api/test_auth.py",
     ),
     (
         "lease: swept before its end",

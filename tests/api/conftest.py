@@ -29,6 +29,7 @@ def deps(store: RedisStore) -> ApiDeps:
         backends=frozenset({"http", "sqs"}),
         egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
+        keep_s=60,
         loopback=True,
         ready=lambda: {"api": True, "processor": True},
     )

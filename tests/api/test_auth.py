@@ -224,7 +224,7 @@ SCOPES = [
     (
         "DELETE",
         f"/jobs/{UNKNOWN}",
-        {"submitter": 403, "retrier": 403, "reader": 403, "worker": 403, "admin": 405},
+        {"submitter": 404, "retrier": 403, "reader": 403, "worker": 404, "admin": 404},
     ),
     ("POST", "/nothing", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
 ]
@@ -374,6 +374,15 @@ async def test_jobs_of_other_aggregations_are_not_there(api: Served) -> None:
         "nothing": 404,
     }
     assert (await api.client.post(f"/retry/{ours}", headers=bearer("shop-admin"))).status_code == 409
+
+
+async def test_who_may_submit_to_an_aggregation_may_cancel_its_jobs(api: Served) -> None:
+    theirs = (await submit(api, "worker", aggr_id="other")).json()["id"]
+    ours = (await submit(api, "shop", **SHOP)).json()["id"]
+    asked = [("shop", theirs, 404), ("nothing", theirs, 404), ("reader", theirs, 403), ("shop", ours, 202)]
+    for name, job_id, status in [*asked, ("submitter", theirs, 202)]:
+        answer = await api.client.delete(f"/jobs/{job_id}", headers=bearer(name))
+        assert answer.status_code == status, (name, job_id)
 
 
 async def test_the_dashboard_shows_what_may_be_seen(api: Served) -> None:

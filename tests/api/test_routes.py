@@ -174,7 +174,7 @@ async def test_a_job_shows_no_secrets(api: Served) -> None:
 @pytest.mark.parametrize(
     "job_id", ["00000000000000", "x", "a" * 200, "..%2f..", "%00", "ü" * 14, "0000000000000*"]
 )
-@pytest.mark.parametrize(("method", "route"), [("GET", "jobs"), ("POST", "retry")])
+@pytest.mark.parametrize(("method", "route"), [("GET", "jobs"), ("DELETE", "jobs"), ("POST", "retry")])
 async def test_unknown_jobs(api: Served, method: str, route: str, job_id: str) -> None:
     answer = await api.client.request(method, f"/{route}/{job_id}")
     assert answer.status_code == 404
@@ -206,6 +206,36 @@ async def test_what_has_not_failed_is_not_tried_again(api: Served, query: str) -
     job_id = await submit(api)
     answer = await api.client.post(f"/retry/{job_id}{query}")
     assert (answer.status_code, answer.json()["code"]) == (409, "not_to_be_retried")
+
+
+async def test_a_job_is_cancelled(api: Served) -> None:
+    job_id = await submit(api)
+    for _ in range(2):
+        answer = await api.client.delete(f"/jobs/{job_id}")
+        assert (answer.status_code, answer.json()) == (202, {"id": job_id})
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert (job["state"], job["error_code"], job["file"]) == ("cancelled", "cancelled", None)
+    assert job["callback"]["state"] == "pending"
+    [lease] = (await api.store.lease(Kind.CALLBACK, "worker", 9, 30)).leases
+    assert lease.group == callback_group("http", JOB["callback_dst"])
+
+
+async def test_its_failure_goes_where_failures_go_and_without_a_callback_nowhere(api: Served) -> None:
+    bucket = {"s3_bucket": "abc", "s3_region": "eu-west-2", "callback_type": "", "callback_dst": ""}
+    failures = {"callback_error_type": "sqs", "callback_error_dst": "failures"}
+    for changes in (bucket, failures):
+        assert (await api.client.delete(f"/jobs/{await submit(api, **changes)}")).status_code == 202
+    [lease] = (await api.store.lease(Kind.CALLBACK, "worker", 9, 30)).leases
+    assert lease.group == "sqs failures"
+    assert (await api.store.reap(9, 60)).jobs == [], "it is kept for a while"
+
+
+async def test_a_job_whose_download_is_over_is_not_cancelled(api: Served) -> None:
+    job_id = await submit(api)
+    await finish(api.store, SUCCEEDED)
+    answer = await api.client.delete(f"/jobs/{job_id}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "not_to_be_cancelled")
+    assert (await api.client.get(f"/jobs/{job_id}")).json()["state"] == "succeeded"
 
 
 @pytest.mark.row("H18")

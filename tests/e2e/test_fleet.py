@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from servers.fleet import (
     open_fleet,
     say,
 )
-from servers.origin import Origin, gate, respond
+from servers.origin import Origin, gate, repeat, respond
 from servers.processes import origin_process
 from servers.sink import Sink
 from servers.valkey import Valkey
@@ -87,6 +88,44 @@ async def test_a_job_on_an_idle_fleet_waits_for_no_poll(
         await fleet.stop_all()
         with History(fleet, sink, url=server.url) as history:
             assert history.check()["succeeded"] == 6
+
+
+async def test_cancelled_jobs_leave_nothing_but_one_callback(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    endless = origin.on("/endless", repeat(b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 4096, interval_s=0.02))
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start_all("api", "processor", "processor", "notifier")
+        runs, waits = [await fleet.post(**job_for(endless, sink.url())) for _ in range(2)]
+        last = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
+        await origin.seen("/endless")
+        for job_id in (waits, runs):
+            assert (await fleet.client.delete(f"/jobs/{job_id}")).status_code == 202
+        await origin.wait_until(lambda: origin.current["/endless"] == 0)
+        for one in await sink.heard_of(runs, waits):
+            assert (one.payload["success"], one.payload["error_code"]) == (False, "cancelled")
+        # Its slot is free at once, and not when its lease would have ended.
+        assert (await sink.heard_of(last, seconds=LOOK_S))[0].payload["success"]
+
+        # At any moment, also while the file is stored and its end reported.
+        answers: dict[str, int] = {}
+
+        async def cancel(number: int) -> None:
+            job = job_for(origin.url(f"/bytes/1000?seed={number}"), sink.url(), group="b", limit=4)
+            job_id = await fleet.post(**job)
+            await trio.sleep(number % 10 / 200)
+            answers[job_id] = (await fleet.client.delete(f"/jobs/{job_id}")).status_code
+
+        async with trio.open_nursery() as nursery:
+            for number in range(60):
+                nursery.start_soon(cancel, number)
+        for one in await sink.heard_of(*answers):
+            assert one.payload["success"] is (answers[one.job_id] == 409)
+        say(f"{Counter(answers.values())} answers")
+        await fleet.stop_all()
+        with History(fleet, sink, url=server.url) as history:
+            assert history.check()["cancelled"] == 2 + list(answers.values()).count(202)
+            assert max(len(received) for received in sink.by_job().values()) == 1
 
 
 async def test_counters_under_the_predecessor_s_names(

@@ -35,6 +35,7 @@ class FakeStore:
     pending: defaultdict[str, list[Lease]] = field(default_factory=lambda: defaultdict(list))
     held: dict[str, Lease] = field(default_factory=dict)
     """By job id."""
+    cancelled: set[str] = field(default_factory=set)
     renewed: Counter[str] = field(default_factory=Counter)
     settled: list[tuple[str, str]] = field(default_factory=list)
     """`(transition, job id)` in order."""
@@ -79,6 +80,10 @@ class FakeStore:
             self.pending[group].append(lease)
             ids.append(spec.id)
         return ids
+
+    def cancel(self, job_id: str) -> None:
+        """A client has; nobody has told the holder."""
+        self.cancelled.add(job_id)
 
     def lose(self, job_id: str) -> None:
         """The sweep has taken it."""
@@ -145,6 +150,8 @@ class FakeStore:
 
     def _answer(self, lease: Lease) -> Settled:
         held = self.held.get(lease.id)
+        if lease.id in self.cancelled:
+            return Settled.CANCELLED
         return Settled.DONE if held and held.generation == lease.generation else Settled.LEASE_LOST
 
     async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:

@@ -423,7 +423,7 @@ class History:
             if record.callback.get("state") == "succeeded":
                 assert received, job_id
                 assert received[-1].payload["success"] == (record.state == "succeeded")
-                assert received[-1].payload["attempts"] == int(record.download["attempts"])
+                assert received[-1].payload["attempts"] == int(record.download.get("attempts", 0))
             else:
                 assert record.callback.get("state") in (None, "failed"), record
 

@@ -13,6 +13,7 @@ from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
 from downloader.scheduler import (
     End,
     Ended,
+    Held,
     Stop,
     Wake,
     Workload,
@@ -42,6 +43,7 @@ class Work(Workload):
         self.let_go: set[str] = set()
         self.ends: list[tuple[str, Verdict]] = []
         self.losses = 0
+        self.discarded: list[tuple[str, Verdict]] = []
         self.open = True
         self._moved = trio.Event()
 
@@ -82,6 +84,9 @@ class Work(Workload):
     def lost(self) -> None:
         self.losses += 1
 
+    async def discard(self, lease: Lease, end: End) -> None:
+        self.discarded.append((lease.id, end.verdict))
+
 
 @dataclass
 class Process:
@@ -91,6 +96,7 @@ class Process:
     work: Work
     stop: Stop = field(default_factory=Stop)
     wake: Wake = field(default_factory=Wake)
+    held: Held = field(default_factory=dict)
     ended: trio.Event = field(default_factory=trio.Event)
     skipped_s: float = 0.0
     """How much further the clock of leases is than Trio's."""
@@ -115,6 +121,7 @@ class Process:
             owner="me",
             wake=self.wake,
             stop=self.stop,
+            held=self.held,
             clock=self.clock,
             task_status=task_status,
         )

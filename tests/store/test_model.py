@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Cooldown, Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.store import CallbackPlan, RetryAnswer, Settled, Submission
+from downloader.store import CallbackPlan, CancelAnswer, RetryAnswer, Settled, Submission
 from downloader.store.loop import asyncio_loop
 from downloader.store.records import fields
 from downloader.store.redis import StoreClient, open_client
@@ -43,7 +43,6 @@ FRUITFUL = 12
 OUTCOMES = {
     "succeeded": Outcome(verdict=Verdict.SUCCEEDED, response_code=200),
     "failed": Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT),
-    "cancelled": Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.CANCELLED),
     "retry": Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT),
     "throttled": Outcome(
         verdict=Verdict.THROTTLED, error="e", cooldown=Cooldown(seconds=COOL_MS / 1000, asked=True)
@@ -52,12 +51,11 @@ OUTCOMES = {
 DELIVERIES = {
     "succeeded": Delivery(verdict=Verdict.SUCCEEDED),
     "failed": Delivery(verdict=Verdict.FAILED, error="e"),
-    "cancelled": Delivery(verdict=Verdict.FAILED, error="e"),
     "retry": Delivery(verdict=Verdict.RETRY, error="e"),
 }
 
 kinds, owners, indexes = st.sampled_from(Kind), st.sampled_from(OWNERS), st.integers(0, 99)
-ends = st.sampled_from(["succeeded", "failed", "cancelled", "retry", "release"])
+ends = st.sampled_from(["succeeded", "failed", "retry", "release"])
 submissions = st.tuples(st.just("submit"), st.sampled_from(list(PLANS)), st.integers(1, 3))
 leases = st.tuples(st.just("lease"), kinds, owners, st.integers(0, 4))
 settlements = st.tuples(st.just("settle"), kinds, indexes, ends)
@@ -79,11 +77,12 @@ steps = st.one_of(
     st.tuples(st.just("reap"), st.booleans()),
     st.tuples(st.just("remove"), indexes),
     st.tuples(st.just("retry"), indexes, st.booleans()),
+    st.tuples(st.just("cancel"), indexes, st.booleans()),
     st.tuples(st.just("restart")),
 )
 ACTIONS = {
     *("submit", "lease", "settle", "settle_late", "settle_anothers", "renew", "lose_answer", "crash"),
-    *("move_clock", "sweep", "reap", "remove", "retry", "restart", "throttle"),
+    *("move_clock", "sweep", "reap", "remove", "retry", "cancel", "restart", "throttle"),
 }
 
 
@@ -102,9 +101,16 @@ class Task:
     deliveries: int = 0
     crashes: int = 0
 
+    stopping: bool = False
+    """It is cancelled and still has its slot."""
+
     def held_by(self, lease: Lease, owner: str) -> bool:
         """Whether the lease is the one under which the task runs."""
         return (self.state, self.owner, self.generation) == (State.RUNNING, owner, lease.generation)
+
+    def cancelled_for(self, lease: Lease, owner: str) -> bool:
+        """Whether the lease is the one under which the task ran when it was cancelled."""
+        return (self.state, self.owner, self.generation) == (State.CANCELLED, owner, lease.generation)
 
 
 @dataclass
@@ -141,6 +147,8 @@ class Model:
     """How often each step had something to do."""
     jobs: dict[str, Job] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
+    orphans: list[Task] = field(default_factory=list)
+    """Cancelled downloads whose job is removed, while they still have their slot."""
     limits: dict[tuple[Kind, str], int] = field(default_factory=dict)
     cooling: dict[str, int] = field(default_factory=dict)
     """Until when aggregations start nothing."""
@@ -162,8 +170,9 @@ class Model:
         return ((job_id, job.tasks[kind]) for job_id, job in self.jobs.items() if kind in job.tasks)
 
     def running(self, kind: Kind, group: str | None = None) -> int:
+        tasks = [task for _, task in self.tasks(kind)] + (self.orphans if kind is Kind.DOWNLOAD else [])
         return sum(
-            task.state is State.RUNNING and group in (None, task.group) for _, task in self.tasks(kind)
+            (task.state is State.RUNNING or task.stopping) and group in (None, task.group) for task in tasks
         )
 
     def task_of(self, lease: Lease) -> Task | None:
@@ -180,8 +189,7 @@ class Model:
 
     def forget_empty_groups(self) -> None:
         for kind, group in list(self.limits):
-            tasks = [task for _, task in self.tasks(kind) if task.group == group]
-            if not any(task.state in (State.PENDING, State.RUNNING) for task in tasks):
+            if not self.running(kind, group) and not self.due(kind, group):
                 del self.limits[kind, group]
                 if kind is Kind.DOWNLOAD:
                     self.cooling.pop(group, None)
@@ -334,6 +342,8 @@ class Model:
     def expected(self, lease: Lease, owner: str) -> Settled:
         """The answer to somebody who settles or renews."""
         task = self.task_of(lease)
+        if task is not None and task.cancelled_for(lease, owner):
+            return Settled.CANCELLED
         if task is not None and (task.held_by(lease, owner) or task.settled == lease.generation):
             return Settled.DONE
         return Settled.LEASE_LOST
@@ -358,7 +368,10 @@ class Model:
         """By a holder whose lease has ended or was settled: a repeated call, or one that was frozen."""
         if late := await self.late(kind):
             lease, owner = late[index % len(late)]
-            assert await self.call_settle(lease, owner, how) is self.expected(lease, owner)
+            expected = self.expected(lease, owner)
+            assert await self.call_settle(lease, owner, how) is expected
+            if expected is Settled.CANCELLED and (task := self.task_of(lease)) is not None:
+                task.stopping = False
             self.done["settle_late"] += 1
 
     async def settle_anothers(self, kind: Kind, index: int, how: str) -> None:
@@ -386,7 +399,7 @@ class Model:
         job, kind = self.jobs[lease.id], lease.kind
         task, plan = job.tasks[kind], PLANS[lease.spec.aggr_id]
         task.settled = lease.generation
-        task.attempts += how != "release" and (kind is Kind.CALLBACK or how not in ("cancelled", "throttled"))
+        task.attempts += how not in ("release", "throttled")
         if how in ("retry", "release", "throttled"):
             task.state, task.due_ms = State.PENDING, self.now_ms + DELAY_MS
             if how == "retry" and kind is Kind.CALLBACK:
@@ -394,15 +407,44 @@ class Model:
             if how == "throttled":
                 self.cooling[task.group] = self.now_ms + COOL_MS
             return
-        task.state = State(how) if kind is Kind.DOWNLOAD or how != "cancelled" else State.FAILED
-        if kind is Kind.DOWNLOAD and plan is not None:
-            job.tasks[Kind.CALLBACK] = Task(plan.group, self.now_ms, generation=job.last_callback)
-            self.limits.setdefault((Kind.CALLBACK, plan.group), plan.limit)
+        task.state = State(how)
+        if kind is Kind.DOWNLOAD:
+            self.note_over(job)
             return
         job.reap_ms = self.now_ms + KEEP_MS
-        if kind is Kind.CALLBACK and how == "succeeded":
+        if how == "succeeded":
             assert plan is not None
             self.limits[kind, task.group] = plan.limit
+
+    def note_over(self, job: Job) -> None:
+        """A download has reached its terminal state."""
+        plan = PLANS[job.spec.aggr_id]
+        if plan is None:
+            job.reap_ms = self.now_ms + KEEP_MS
+            return
+        job.tasks[Kind.CALLBACK] = Task(plan.group, self.now_ms, generation=job.last_callback)
+        self.limits.setdefault((Kind.CALLBACK, plan.group), plan.limit)
+
+    async def cancel(self, index: int, runs: bool) -> None:  # noqa: FBT001  # drawn
+        if runs:
+            await self.held(Kind.DOWNLOAD)
+        wanted = [
+            job_id for job_id, task in self.tasks(Kind.DOWNLOAD) if (task.state is State.RUNNING) is runs
+        ]
+        ids = [*wanted, *self.jobs]
+        if not ids:
+            return
+        job = self.jobs[ids[index % len(ids)]]
+        task = job.tasks[Kind.DOWNLOAD]
+        expected = CancelAnswer.DONE
+        if task.state in (State.SUCCEEDED, State.FAILED):
+            expected = CancelAnswer.CONFLICT
+        assert await self.store.cancel(job.spec, PLANS[job.spec.aggr_id], KEEP_MS / 1000) is expected
+        if task.state in (State.PENDING, State.RUNNING):
+            task.stopping = task.state is State.RUNNING
+            task.state = State.CANCELLED
+            self.note_over(job)
+            self.done["cancel"] += 1
 
     async def sweep(self, kind: Kind) -> None:
         over = [
@@ -414,6 +456,10 @@ class Model:
         for _, task in over:
             task.state, task.due_ms = State.PENDING, self.now_ms
             task.crashes += 1
+        if kind is Kind.DOWNLOAD:
+            for task in [*self.orphans, *(task for _, task in self.tasks(kind))]:
+                task.stopping = task.stopping and task.ends_ms > self.now_ms
+            self.orphans = [task for task in self.orphans if task.stopping]
         self.done["sweep"] += bool(over)
 
     async def reap(self, dies: bool) -> None:  # noqa: FBT001  # drawn
@@ -449,7 +495,8 @@ class Model:
         await self.store.remove(job_ids)
         for job_id in job_ids:
             if self.jobs[job_id].reaping:
-                del self.jobs[job_id]
+                download = self.jobs.pop(job_id).tasks[Kind.DOWNLOAD]
+                self.orphans += [download] if download.stopping else []
                 self.removed.append(job_id)
 
     async def retry(self, index: int, download: bool) -> None:  # noqa: FBT001  # drawn

@@ -16,7 +16,6 @@ from pydantic import SecretStr
 from downloader.api.views import job_view
 from downloader.config import RedisSettings, Settings
 from downloader.errors import ConfigError
-from downloader.fetch import Fetcher
 from downloader.model import Delivery, JobSpec, Kind, Outcome, State, Verdict
 from downloader.notify import Bulkhead
 from downloader.observe import PROCESSOR_COUNTERS, Counters
@@ -117,7 +116,8 @@ async def test_who_has_no_key_hands_the_job_back(redis_settings: RedisSettings, 
             "owner": "me",
             "counters": Counters(PROCESSOR_COUNTERS),
         }
-        downloads = DownloadWork(**common, fetcher=cast("Fetcher", None), disk_has_room=lambda: True)
+        unused = cast("Any", None)
+        downloads = DownloadWork(**common, fetcher=unused, disk_has_room=lambda: True, delete=unused)
         callbacks = CallbackWork(
             **common,
             backends={},

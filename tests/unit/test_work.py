@@ -31,6 +31,7 @@ def downloads() -> DownloadWork:
         counters=Counters(PROCESSOR_COUNTERS),
         fetcher=NONE,
         disk_has_room=lambda: True,
+        delete=NONE,
     )
 
 

@@ -26,6 +26,7 @@ async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[st
         backends=frozenset({"http"}),
         egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
+        keep_s=60,
         loopback=True,
         ready=lambda: {"api": True},
     )

@@ -110,7 +110,7 @@ def scope_of(method: str, path: str) -> Scope:
     """The scope that a request needs."""
     if method in SAFE_METHODS:
         return "read"
-    if method == "POST" and path in SUBMIT_PATHS:
+    if (method == "POST" and path in SUBMIT_PATHS) or method == "DELETE":  # the only one cancels a job
         return "submit"
     if method == "POST" and (path == RETRY_PATH or path.startswith(f"{RETRY_PATH}/")):
         return "retry"

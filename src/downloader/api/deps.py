@@ -27,6 +27,8 @@ class ApiDeps:
     """Of callbacks; what it refuses without a look-up is refused at the POST."""
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
+    keep_s: float
+    """How many seconds a job without a callback is kept (`notifier.failed_retention`)."""
     loopback: bool
     """The API listens on loopback only."""
     ready: Callable[[], Mapping[str, bool]]

@@ -1,4 +1,4 @@
-"""Routes about accepted jobs: to read one and to retry its callback or download."""
+"""Routes about accepted jobs: to read one, to cancel it, and to retry its callback or download."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from downloader.api.deps import ApiDeps
 from downloader.api.globs import Allows, anything
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.views import job_view
-from downloader.store import JobStore, JobView, RetryAnswer
+from downloader.observe import Event, get_logger
+from downloader.store import CallbackPlan, CancelAnswer, JobStore, JobView, RetryAnswer
+
+_log = get_logger()
 
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 
 
 def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /jobs/<id>`, `POST /retry/<id>`, `GET /dashboard/aggregations`."""
+    """`GET /jobs/<id>`, `DELETE /jobs/<id>`, `POST /retry/<id>`, `GET /dashboard/aggregations`."""
 
     @app.get("/jobs/<job_id>")
     async def job(job_id: str) -> dict[str, Any]:
@@ -28,6 +31,11 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
         if view is None:
             raise Refused(UNKNOWN_JOB)
         return job_view(view)
+
+    @app.delete("/jobs/<job_id>")
+    async def cancel(job_id: str) -> tuple[dict[str, Any], int]:
+        await _cancel(deps, job_id)
+        return {"id": job_id}, HTTPStatus.ACCEPTED
 
     @app.post("/retry/<job_id>")
     async def retry(job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
@@ -51,6 +59,19 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
         ]
 
 
+async def _cancel(deps: ApiDeps, job_id: str) -> None:
+    view = await visible_job(deps.store, job_id)
+    answer = CancelAnswer.UNKNOWN
+    if view is not None:
+        plan = CallbackPlan.of(view.spec, success=False, per_destination=deps.callback_limit)
+        answer = await deps.store.cancel(view.spec, plan, deps.keep_s)
+    if view is None or answer is CancelAnswer.UNKNOWN:
+        raise Refused(UNKNOWN_JOB)
+    if answer is CancelAnswer.CONFLICT:
+        raise Refused(_NOT_TO_BE_CANCELLED)
+    _log.info(Event.JOB_CANCELLED, job_id=job_id, aggr_id=view.spec.aggr_id)
+
+
 def visible_aggregations() -> Allows:
     """The aggregations that the request's caller may see."""
     caller = cast("Caller | None", request.scope.get(CALLER))
@@ -67,6 +88,10 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
     view = await store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
     return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
 
+
+_NOT_TO_BE_CANCELLED = Problem(
+    HTTPStatus.CONFLICT, "not_to_be_cancelled", detail="The download of this job is over."
+)
 
 _NOT_TO_BE_RETRIED = Problem(
     HTTPStatus.CONFLICT,

@@ -40,6 +40,8 @@ class Event(StrEnum):
     """The origin asked for a pause: the job's aggregation cools down, and the attempt does not count."""
     JOB_POISON = "job.poison"
     """The job's workers died too often; terminal."""
+    JOB_CANCELLED = "job.cancelled"
+    """A client has cancelled the job; terminal."""
     CALLBACK_DELIVERED = "callback.delivered"
     """The peer has acknowledged the callback."""
     CALLBACK_RETRY = "callback.retry"

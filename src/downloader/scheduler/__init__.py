@@ -5,9 +5,9 @@ The same loop runs downloads and callbacks; a `Workload` says what differs.
 
 from __future__ import annotations
 
-from downloader.scheduler.leases import Held
+from downloader.scheduler.leases import Held, revoke
 from downloader.scheduler.loop import Wake, Workload, run_workload
-from downloader.scheduler.reaper import run_reaper
+from downloader.scheduler.reaper import delete_file, run_reaper
 from downloader.scheduler.settle import End, Ended, settle_callbacks, settle_downloads
 from downloader.scheduler.stop import Stop
 
@@ -18,6 +18,8 @@ __all__ = [
     "Stop",
     "Wake",
     "Workload",
+    "delete_file",
+    "revoke",
     "run_reaper",
     "run_workload",
     "settle_callbacks",

@@ -48,7 +48,17 @@ class HeldLease:
     the inner one, contains the work alone; when it is cancelled, the lease is handed back.
     """
 
-    __slots__ = ("_clock", "_ends_at", "abandoned", "lease", "scope", "started_at", "work", "worked")
+    __slots__ = (
+        "_clock",
+        "_ends_at",
+        "_revoked",
+        "abandoned",
+        "lease",
+        "scope",
+        "started_at",
+        "work",
+        "worked",
+    )
 
     def __init__(
         self, lease: Lease, *, asked_at: float, lease_s: float, clock: Clock, work_until: float
@@ -64,6 +74,7 @@ class HeldLease:
         """Whether it was handed back although its work has not ended, because the work hangs."""
         self._clock = clock
         self._ends_at = 0.0
+        self._revoked = False
         self.prolong(asked_at, lease_s)
 
     def prolong(self, asked_at: float, lease_s: float) -> None:
@@ -74,6 +85,8 @@ class HeldLease:
                 the lease ends here before it ends there.
             lease_s: the seconds that were requested.
         """
+        if self._revoked:
+            return
         self._ends_at = asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
         self.scope.deadline = trio.current_time() + self._ends_at - self._clock()
 
@@ -82,12 +95,28 @@ class HeldLease:
         self._ends_at = 0.0
         self.scope.cancel()
 
+    def revoke(self) -> None:
+        """A client has cancelled the job: cancel the work; from now on nothing is published.
+
+        Settling goes on, because it frees the slot.
+        """
+        self._revoked = True
+        self._ends_at = 0.0
+        self.work.cancel()
+
     def still_ours(self) -> bool:
         """Whether the lease is valid now, so that the result may be published. Thread-safe.
 
         It reads the clock, so it is right also after the process was frozen or the host suspended.
         """
         return self._clock() < self._ends_at
+
+
+def revoke(held: Collection[HeldLease], job_id: str) -> None:
+    """A client has cancelled this job: end its work, if it is among these."""
+    for each in held:
+        if each.lease.id == job_id:
+            each.revoke()
 
 
 async def keep_leases(
@@ -128,6 +157,8 @@ async def _renew(
                 each.prolong(asked_at, lease_s)
             elif answer is Settled.LEASE_LOST:
                 each.lose()
+            elif answer is Settled.CANCELLED:
+                each.revoke()
             else:
                 unknown.append(each)
     return unknown

@@ -110,6 +110,10 @@ class Workload(ABC):
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Called for each settled lease: how its work ended, and how long it took."""
 
+    async def discard(self, lease: Lease, end: End) -> None:
+        """Called for each lease whose job was cancelled: delete what its work has stored."""
+        del lease, end
+
     def may_lease(self) -> bool:
         """False while nothing should be leased (a full disk). Called before each lease call."""
         return True
@@ -307,11 +311,13 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
             failpoint("before-complete")
             settled = await _settle(running, (lease, end))
             failpoint("after-complete")
+            if settled is Settled.CANCELLED:
+                await workload.discard(lease, end)
         if held.abandoned:
             return
         if end is not None and settled is Settled.DONE:
             workload.ended(lease, end, trio.current_time() - held.started_at)
-        else:
+        elif settled is not Settled.CANCELLED:
             log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
             workload.lost()
     finally:

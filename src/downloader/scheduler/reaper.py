@@ -52,6 +52,22 @@ async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None
                 await stop.wait()
 
 
+async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]]) -> bool:
+    """Delete a job's file within a time limit; answers whether it is gone, and logs why it is not."""
+    try:
+        with trio.fail_after(DELETION_S):
+            await delete(spec)
+    except StorageError as error:
+        log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=str(error))
+        return False
+    except Exception as error:  # a storage plugin may raise anything
+        reason = f"the storage failed with {type(error).__name__}"
+        log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=reason, exc_info=error)
+        return False
+    log.debug(Event.FILE_DELETED, job_id=spec.id, aggr_id=spec.aggr_id)
+    return True
+
+
 async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -> float:
     """Delete one batch; answers when to look again, in seconds."""
     try:
@@ -71,17 +87,7 @@ async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitabl
 
     async def one(job: Reapable) -> None:
         async with limiter:
-            try:
-                if job.has_file:
-                    with trio.fail_after(DELETION_S):
-                        await delete(job.spec)
-                    log.debug(Event.FILE_DELETED, job_id=job.spec.id, aggr_id=job.spec.aggr_id)
-            except StorageError as error:
-                log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=str(error))
-            except Exception as error:  # a storage plugin may raise anything
-                reason = f"the storage failed with {type(error).__name__}"
-                log.warning(Event.FILE_UNDELETABLE, job_id=job.spec.id, reason=reason, exc_info=error)
-            else:
+            if not job.has_file or await delete_file(job.spec, delete):
                 gone.append(job.spec.id)
 
     async with trio.open_nursery() as nursery:

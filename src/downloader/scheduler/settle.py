@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from downloader.model import Delivery, Kind, Lease, Outcome, Verdict, callback_group, callback_limit
+from downloader.model import Delivery, Kind, Lease, Outcome, Verdict, callback_limit
 from downloader.store import CallbackPlan, CloseResult, FinishResult, JobStore, Settled
 
 End = Outcome | Delivery
@@ -29,11 +29,8 @@ async def settle_downloads(
 
     def row(lease: Lease, end: End) -> FinishResult:
         assert isinstance(end, Outcome)
-        kind, destination = lease.spec.callback(success=end.verdict is Verdict.SUCCEEDED)
-        plan = None
-        if kind:
-            group = callback_group(kind, destination)
-            plan = CallbackPlan(group=group, limit=callback_limit(group, per_destination))
+        success = end.verdict is Verdict.SUCCEEDED
+        plan = CallbackPlan.of(lease.spec, success=success, per_destination=per_destination)
         return lease, end, plan, keep_s
 
     async def finish(ended: Sequence[Ended]) -> Sequence[Settled]:

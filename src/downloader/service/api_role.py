@@ -48,6 +48,7 @@ async def serve_api(
         buckets=text_globs(settings.processor.s3.buckets),
         egress=settings.egress.policy("callbacks"),
         callback_limit=settings.notifier.per_destination,
+        keep_s=settings.notifier.failed_retention,
         loopback=loopback,
         ready=ready,
         healthy=healthy,

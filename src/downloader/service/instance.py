@@ -24,10 +24,10 @@ import trio
 
 from downloader.config import Settings
 from downloader.fetch import Fetcher, disk_used_percent
-from downloader.model import now_ms
+from downloader.model import Kind, now_ms
 from downloader.notify import Bulkhead, Notifier
 from downloader.observe import COUNTERS, Counters, Event, get_logger
-from downloader.scheduler import Held, Stop, Wake, Workload, run_reaper, run_workload
+from downloader.scheduler import Held, Stop, Wake, Workload, revoke, run_reaper, run_workload
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
@@ -211,7 +211,9 @@ async def _run_roles(
         signals.instance, signals.scope = instance, background.cancel_scope
         background.start_soon(_stop_callbacks, instance)
         if wakes:
-            await background.start(instance.store.listen, wakes)
+            downloads = [worker.held for worker in workers if worker.workload.kind is Kind.DOWNLOAD]
+            listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))
+            await background.start(listen)
         async with trio.open_nursery() as roles:
             for worker in workers:
                 await roles.start(_run_worker, instance, worker)
@@ -230,6 +232,11 @@ async def _run_roles(
         background.cancel_scope.cancel()
 
 
+def _cancelled(downloads: Sequence[Held], job_id: str) -> None:
+    for held in downloads:
+        revoke(held, job_id)
+
+
 def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
     settings = instance.settings
     counters = instance.counters["processor"]
@@ -239,6 +246,7 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
         settings=settings,
         owner=instance.owner,
         counters=counters,
+        delete=instance.files.delete,
         disk_has_room=DiskGate(
             partial(disk_used_percent, settings.spool_dir),
             high=settings.processor.disk_high,

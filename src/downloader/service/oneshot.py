@@ -25,7 +25,7 @@ from downloader.scheduler import End, Stop, Wake, run_workload
 from downloader.service.resources import open_downloads, running_redis
 from downloader.service.signals import stop_signals
 from downloader.service.work import DownloadWork
-from downloader.storage import open_storage
+from downloader.storage import Storage, open_storage
 from downloader.store import JobStore, Submission, asyncio_loop, open_store
 
 SUBMIT_BATCH = 500
@@ -209,11 +209,11 @@ async def _main(run: _Run) -> None:
             )
             rng = random.Random()  # noqa: S311 - jitter, not secrets
             fetcher = await stack.enter_async_context(open_downloads(run.settings, storage, rng=rng))
-            await _work(run, store, fetcher)
+            await _work(run, store, fetcher, storage)
         nursery.cancel_scope.cancel()
 
 
-async def _work(run: _Run, store: JobStore, fetcher: Fetcher) -> None:
+async def _work(run: _Run, store: JobStore, fetcher: Fetcher, storage: Storage) -> None:
     owner = f"fetch-{os.getpid()}-{secrets.token_hex(4)}"
     async with trio.open_nursery() as nursery:
         await nursery.start(store.listen, {Kind.DOWNLOAD: run.wake.set})
@@ -225,6 +225,7 @@ async def _work(run: _Run, store: JobStore, fetcher: Fetcher) -> None:
                 owner=owner,
                 counters=Counters(PROCESSOR_COUNTERS),
                 disk_has_room=lambda: True,
+                delete=lambda spec: storage.delete(spec.storage_key),
                 run=run,
             )
             await work.start(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from structlog.typing import FilteringBoundLogger
@@ -22,7 +22,7 @@ from downloader.model import (
 )
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, get_logger
-from downloader.scheduler import End, Ended, Workload, settle_callbacks, settle_downloads
+from downloader.scheduler import End, Ended, Workload, delete_file, settle_callbacks, settle_downloads
 from downloader.service.predecessor import Workers
 from downloader.store import JobStore, Settled
 
@@ -85,6 +85,8 @@ class DownloadWork(_LeasedWork):
 
     fetcher: Fetcher
     disk_has_room: Callable[[], bool]
+    delete: Callable[[JobSpec], Awaitable[None]]
+    """Deletes a job's file."""
     workers: Workers = field(default_factory=Workers)
 
     def __post_init__(self) -> None:
@@ -113,6 +115,11 @@ class DownloadWork(_LeasedWork):
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
         with self.workers.working(lease.group):
             return await self.fetcher.attempt(lease, still_ours=still_ours)
+
+    async def discard(self, lease: Lease, end: End) -> None:
+        """Delete the file that was stored just before this process learned of the cancel."""
+        if end.verdict is Verdict.SUCCEEDED:
+            await delete_file(lease.spec, self.delete)
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
         """See `settle_downloads`."""

@@ -13,11 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import trio
 
-from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, State
+from downloader.model import (
+    Delivery,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    State,
+    callback_group,
+    callback_limit,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +66,8 @@ class Settled(StrEnum):
     """Applied; also when this very call had been applied before."""
     LEASE_LOST = "lease_lost"
     """Another generation holds or has finished the task; nothing was changed."""
+    CANCELLED = "cancelled"
+    """A client has cancelled the job. A call that settles has freed its slot and changed nothing else."""
     UNKNOWN = "unknown"
     """Its shard did not answer: the call may have been applied. Repeat it."""
 
@@ -68,6 +79,16 @@ class RetryAnswer(StrEnum):
     UNKNOWN = "unknown"
     CONFLICT = "conflict"
     """Not in a state to be retried."""
+
+
+class CancelAnswer(StrEnum):
+    """Answer to `DELETE /jobs/<id>`."""
+
+    DONE = "done"
+    """Its download is cancelled; also if it was so before."""
+    UNKNOWN = "unknown"
+    CONFLICT = "conflict"
+    """Its download is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +122,18 @@ class CallbackPlan:
 
     group: str
     limit: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, *, success: bool, per_destination: int) -> Self | None:
+        """That of a job whose download ended so; `None` if it has no callback.
+
+        `per_destination`: see `callback_limit`.
+        """
+        kind, destination = spec.callback(success=success)
+        if not kind:
+            return None
+        group = callback_group(kind, destination)
+        return cls(group=group, limit=callback_limit(group, per_destination))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +345,18 @@ class JobStore(Protocol):
         `limit`: of the callback's group, if the group has no record.
         """
 
+    async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> CancelAnswer:
+        """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
+
+        The holder of a running one is told through `listen`, or when it renews. The slot stays occupied until
+        the holder has stopped.
+
+        Args:
+            spec: of the job.
+            plan: of the callback of failures; `None` if the job has none.
+            keep_s: how many seconds a job without a callback is kept.
+        """
+
     async def failed_callbacks(self, cursor: str, count: int) -> FailedPage:
         """The failed callbacks among at most `count` finished jobs behind this cursor (empty: none).
 
@@ -384,10 +429,12 @@ class JobStore(Protocol):
         self,
         wakes: Mapping[Kind, Callable[[], None]],
         *,
+        cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
 
-        Calls it also after each (re)subscription, as messages may have been missed. Messages can be lost, so
+        Calls it also after each (re)subscription, as messages may have been missed. Calls `cancelled` with
+        the id of each job that is cancelled while its download runs anywhere. Messages can be lost, so
         callers also ask the store at intervals.
         """

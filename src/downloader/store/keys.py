@@ -131,6 +131,15 @@ KEYS = (
         holds="running tasks by the end of their lease (ms)",
     ),
     Key(
+        name="stopping",
+        type="zset",
+        owner="a member goes when its holder has stopped, or by `sweep`",
+        holds=(
+            "cancelled downloads that still have their slot: `<id> <aggregation>` by the end of their lease"
+            " (ms)"
+        ),
+    ),
+    Key(
         name="memo",
         parameters=("kind", "owner"),
         type="string",
@@ -189,7 +198,10 @@ KEYS = (
         parameters=("kind",),
         type="channel",
         owner="not stored",
-        holds="published when a shard's first group becomes ready or its first timer earlier",
+        holds=(
+            "published when a shard's first group becomes ready or its first timer earlier; with a job's id"
+            " when it is cancelled while it runs"
+        ),
     ),
 )
 

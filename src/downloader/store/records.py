@@ -51,9 +51,7 @@ def fields(flat: Sequence[Any]) -> dict[str, Any]:
 
 def terminal_state(outcome: Outcome) -> State:
     """The terminal state of a download with this outcome."""
-    if outcome.verdict is Verdict.SUCCEEDED:
-        return State.SUCCEEDED
-    return State.CANCELLED if outcome.error_code is ErrorCode.CANCELLED else State.FAILED
+    return State.SUCCEEDED if outcome.verdict is Verdict.SUCCEEDED else State.FAILED
 
 
 def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:

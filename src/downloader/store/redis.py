@@ -220,14 +220,14 @@ class StoreClient:
     async def subscribed(self, channels: Sequence[str]) -> AsyncIterator[Callable[[], Any]]:
         """Subscribe to channels; yields a coroutine function that waits for the next message.
 
-        It returns the channel, and whether this is not a message but a (re)subscription to it. Messages
+        It returns the channel and the message; `None` stands for a (re)subscription to the channel. Messages
         before a (re)subscription may have been missed. It raises `StoreError` when the connection is lost for
         good.
         """
         pubsub = self._redis.pubsub()
         await self.call(lambda: pubsub.subscribe(*channels))
 
-        async def next_message() -> tuple[str, bool]:
+        async def next_message() -> tuple[str, str | None]:
             asked = False
             while True:
                 # After a lost connection the client subscribes again by itself. Only the reply to SUBSCRIBE
@@ -242,11 +242,12 @@ class StoreClient:
                     continue
                 asked = False
                 if message["type"] in ("message", "subscribe"):
-                    return str(message["channel"]), message["type"] == "subscribe"
+                    text = str(message["data"]) if message["type"] == "message" else None
+                    return str(message["channel"]), text
 
-        async def receive() -> tuple[str, bool]:
+        async def receive() -> tuple[str, str | None]:
             try:
-                answer: tuple[str, bool] = await aio_as_trio(next_message)()
+                answer: tuple[str, str | None] = await aio_as_trio(next_message)()
             except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
                 raise as_store_error(error) from error
             return answer

@@ -17,7 +17,18 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
-from downloader.model import Delivery, ErrorCode, JobIds, Kind, Lease, Outcome, State, Verdict, shard_of
+from downloader.model import (
+    Delivery,
+    ErrorCode,
+    JobIds,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    State,
+    Verdict,
+    shard_of,
+)
 from downloader.observe import Event, get_logger
 from downloader.store import records
 from downloader.store.counting import COUNTED_S, Uncounted
@@ -28,6 +39,7 @@ from downloader.store.job_store import (
     AggregationPage,
     AggregationSize,
     CallbackPlan,
+    CancelAnswer,
     CloseResult,
     FailedPage,
     FinishResult,
@@ -56,6 +68,11 @@ _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{0,20})\.([0-9A-Za-z]*)")
 
 _SCAN_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
 """Shard, and the cursor of ZSCAN there."""
+
+NO_CALLBACK = CallbackPlan(group="", limit=0)
+
+CANCELLED = "cancelled by a client"
+"""`error` of a job that was cancelled."""
 
 PROVEN_S = 600.0
 """How long a callback destination counts as proven after it has taken a callback."""
@@ -235,10 +252,10 @@ class RedisStore:
 
         def row(result: FinishResult) -> dict[str, Any]:
             _, outcome, plan, keep_s = result
-            plan = plan or CallbackPlan(group="", limit=0)
+            plan = plan or NO_CALLBACK
             file = outcome.file
-            # Jobs that end as poison or cancelled have made no attempt under this lease.
-            counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.CANCELLED)
+            # A job that ends as poison has made no attempt under this lease.
+            counts = outcome.error_code is not ErrorCode.POISON
             return {
                 "state": records.terminal_state(outcome),
                 "attempts": "1" if counts else "0",
@@ -305,6 +322,19 @@ class RedisStore:
             "limit": str(limit),
         }
         return RetryAnswer(await self._client.run("retry", shard, call))
+
+    async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> CancelAnswer:
+        """See `JobStore.cancel`."""
+        plan = plan or NO_CALLBACK
+        call = {
+            "id": spec.id,
+            "group": spec.aggr_id,
+            "error": CANCELLED,
+            "callback": plan.group,
+            "limit": str(plan.limit),
+            "keep_ms": _ms(keep_s),
+        }
+        return CancelAnswer(await self._client.run("cancel", shard_of(spec.id, self._keys.shards), call))
 
     # Looking
 
@@ -426,6 +456,7 @@ class RedisStore:
         self,
         wakes: Mapping[Kind, Callable[[], None]],
         *,
+        cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """See `JobStore.listen`."""
@@ -442,10 +473,13 @@ class RedisStore:
                         started = True
                         task_status.started()
                     while True:
-                        channel, again = await receive()
+                        channel, text = await receive()
+                        if text:
+                            cancelled(text)
+                            continue
                         # Also for a subscription: what was published before it is lost.
                         by_channel[channel]()
-                        if again and channel == first and await check_layout(self._client):
+                        if text is None and channel == first and await check_layout(self._client):
                             log.error(Event.STORE_EMPTY)
             except StoreUnavailable:
                 await trio.sleep(RESUBSCRIBE_S)

@@ -117,14 +117,18 @@ local function describe_aggregation(group)
 end
 
 -- Whether the task is leased to this owner. 'held': yes, by the lease of this generation (a string). 'repeated':
--- this generation has settled it already, and the caller missed the answer. 'lost': anything else. The second
--- result is the task's group.
+-- this generation has settled it already, and the caller missed the answer. 'cancelled': a client has cancelled the
+-- download meanwhile. 'lost': anything else. The second result is the task's group.
 local function claim(kind, id, owner, generation)
   local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group')
   if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', task[5] end
+  if task[1] == 'cancelled' and owner == task[2] and generation == task[3] then return 'cancelled', task[5] end
   if task[4] == generation then return 'repeated', task[5] end
   return 'lost', task[5]
 end
+
+-- Answers to an owner, by what `claim` has found.
+local ANSWERS = {held = 'done', repeated = 'done', cancelled = 'cancelled', lost = 'lease_lost'}
 
 -- Gives up the task's lease and slot. This comes before all other writes: the server allows ZREM
 -- and SREM when its memory is exhausted, and a script that has written once may go on writing.
@@ -184,6 +188,25 @@ local function touch(kind, group)
   if touched[name] then return end
   touched[name] = true
   touched_order[#touched_order + 1] = {kind, group}
+end
+
+-- The work on a cancelled download has ended, or its lease: its slot is free.
+local function free_cancelled(id, group)
+  redis.call('ZREM', key_stopping(), id .. ' ' .. group)
+  redis.call('SREM', key_running('download', group), id)
+  touch('download', group)
+end
+
+-- After a download: its callback of this group becomes pending, or the job without one ('') is kept for `keep_ms`.
+local function conclude(id, callback, limit, keep_ms)
+  if callback == '' then
+    redis.call('ZADD', key_reap(), now + keep_ms, id)
+    return
+  end
+  redis.call('HSETNX', key_group('callback', callback), 'limit', limit)
+  redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
+  redis.call('ZADD', key_queue('callback', callback), now, id)
+  touch('callback', callback)
 end
 
 -- Called last by every script that touches groups.

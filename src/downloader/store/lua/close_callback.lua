@@ -27,7 +27,7 @@ for item in items() do
     redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
     touch('callback', group)
   end
-  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = ANSWERS[holder]
 end
 place_touched()
 return answers

@@ -6,8 +6,8 @@
 --         keep_ms: how long a job without a callback is kept, cool_ms and asked: see `cool_down`, absent: no
 --         cooldown}
 -- from    download running, this owner and generation
--- to      download succeeded | failed | cancelled, and callback pending where there is one
--- answer  per result: 'done' | 'lease_lost'
+-- to      download succeeded | failed, and callback pending where there is one
+-- answer  per result: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  'done' again, nothing changed
 
 local answers = {}
@@ -25,16 +25,11 @@ for item in items() do
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('download', id, item.error) end
     touch('download', group)
-    if item.callback ~= '' then
-      redis.call('HSETNX', key_group('callback', item.callback), 'limit', item.limit)
-      redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', item.callback)
-      redis.call('ZADD', key_queue('callback', item.callback), now, id)
-      touch('callback', item.callback)
-    else
-      redis.call('ZADD', key_reap(), now + item.keep_ms, id)
-    end
+    conclude(id, item.callback, item.limit, item.keep_ms)
+  elseif holder == 'cancelled' then
+    free_cancelled(id, group)
   end
-  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = ANSWERS[holder]
 end
 place_touched()
 return answers

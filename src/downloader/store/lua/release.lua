@@ -4,7 +4,7 @@
 -- ARGV    1 {kind, owner}, then per lease {id, generation, error: the reason or '', delay_ms}
 -- from    running, this owner and generation
 -- to      pending
--- answer  per lease: 'done' | 'lease_lost'
+-- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  'done' again, nothing changed
 
 local kind = call.kind
@@ -17,8 +17,10 @@ for item in items() do
     redis.call('HSET', key_task(kind, item.id), 'settled', item.generation)
     if item.error ~= '' then remember(kind, item.id, item.error) end
     touch(kind, group)
+  elseif holder == 'cancelled' then
+    free_cancelled(item.id, group)
   end
-  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = ANSWERS[holder]
 end
 place_touched()
 return answers

@@ -4,7 +4,7 @@
 -- ARGV    1 {kind, owner, lease_ms}, then per lease {id, generation}
 -- from    running, this owner and generation
 -- to      the same
--- answer  per lease: 'done' | 'lease_lost'
+-- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  harmless
 
 local kind = call.kind
@@ -17,6 +17,6 @@ for item in items() do
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
   end
   -- One that this holder has just settled is not lost: the answer to that call is on its way.
-  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = ANSWERS[holder]
 end
 return answers

@@ -5,7 +5,7 @@
 --         counts, else '0', cool_ms and asked: see `cool_down`, absent: no cooldown}
 -- from    running, this owner and generation
 -- to      pending
--- answer  per lease: 'done' | 'lease_lost'
+-- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  'done' again, nothing changed
 --
 -- A callback destination that fails is narrowed to one delivery at a time until one succeeds, so that
@@ -26,8 +26,10 @@ for item in items() do
     remember(kind, item.id, item.error)
     if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end
     touch(kind, group)
+  elseif holder == 'cancelled' then
+    free_cancelled(item.id, group)
   end
-  answers[#answers + 1] = holder == 'lost' and 'lease_lost' or 'done'
+  answers[#answers + 1] = ANSWERS[holder]
 end
 place_touched()
 return answers

@@ -2,9 +2,9 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, count: how many at the most}
--- from    running, lease ended
--- to      pending, with one more crash
--- answer  ids
+-- from    running, lease ended; cancelled, lease ended
+-- to      pending, with one more crash; cancelled, its slot free
+-- answer  ids of those that are pending again
 -- repeat  finds the next ones
 
 local kind = call.kind
@@ -16,6 +16,12 @@ for _, id in ipairs(ids) do
   redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
   remember(kind, id, 'the worker died or lost its connection')
   touch(kind, group)
+end
+if kind == 'download' then
+  -- Cancelled downloads whose holder has not reported that it stopped: it has stopped by the end of its lease.
+  for _, each in ipairs(redis.call('ZRANGE', key_stopping(), '-inf', now, 'BYSCORE', 'LIMIT', 0, call.count)) do
+    free_cancelled(string.match(each, '^(%w+) (.*)$'))
+  end
 end
 place_touched()
 return ids

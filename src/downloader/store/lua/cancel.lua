@@ -1,0 +1,39 @@
+-- cancel: a download that is not over ends because a client wishes it, and its callback becomes pending.
+--
+-- KEYS    1 base of the shard
+-- ARGV    1 {id, group: its aggregation, error, callback: its group or '', limit: of that group, keep_ms: how long
+--         a job without a callback is kept}
+-- from    download pending | running
+-- to      download cancelled, and callback pending where there is one
+-- answer  'done' | 'unknown' | 'conflict'
+-- repeat  'done' again, nothing changed
+--
+-- The download of a running job keeps its slot until its holder has stopped, or its lease would have ended: until
+-- then the origin may still be sending.
+
+local id, group = call.id, call.group
+if redis.call('EXISTS', key_job(id)) == 0 then return 'unknown' end
+
+local task = key_task('download', id)
+local state = redis.call('HGET', task, 'state') or 'pending'
+if state == 'cancelled' then return 'done' end
+
+-- ZREM comes before all other writes, which the server refuses when its memory is exhausted.
+if state == 'pending' then
+  redis.call('ZREM', key_queue('download', group), id)
+elseif state == 'running' then
+  local ends = redis.call('ZSCORE', key_leases('download'), id)
+  redis.call('ZREM', key_leases('download'), id)
+  redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
+  redis.call('PUBLISH', key_wake('download'), id)
+else
+  return 'conflict'
+end
+redis.call('HSET', task, 'state', 'cancelled', 'group', group, 'finished', now, 'error', call.error,
+  'code', 'cancelled', 'status', '0')
+redis.call('HDEL', task, 'due')
+remember('download', id, call.error)
+touch('download', group)
+conclude(id, call.callback, call.limit, call.keep_ms)
+place_touched()
+return 'done'

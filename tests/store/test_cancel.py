@@ -1,0 +1,174 @@
+"""A job that a client cancels: what becomes of its download, its slot and its callback."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import trio
+
+from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
+from downloader.store import CallbackPlan, CancelAnswer, JobView, RetryAnswer, Settled, Submission
+from downloader.store.redis_store import RedisStore
+from servers.jobs import spec_for
+
+OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
+FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
+RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
+PLAN = CallbackPlan(group="http c", limit=4)
+
+
+async def submitted(store: RedisStore, aggr_id: str = "a", **fields: object) -> JobSpec:
+    spec = spec_for(store, aggr_id, **fields)
+    await store.submit([Submission(spec=spec)])
+    return spec
+
+
+async def leased(store: RedisStore, kind: Kind = Kind.DOWNLOAD) -> Lease:
+    [lease] = (await store.lease(kind, "me", 9, 10)).leases
+    return lease
+
+
+async def cancelled(store: RedisStore, spec: JobSpec, plan: CallbackPlan | None = PLAN) -> CancelAnswer:
+    return await store.cancel(spec, plan, 60)
+
+
+async def seen(store: RedisStore, job_id: str) -> JobView:
+    view = await store.get(job_id)
+    assert view is not None
+    return view
+
+
+async def lapse(store: RedisStore, key: str, *parameters: str, member: str) -> None:
+    """The end of a lease has come, without waiting for it."""
+    await store._client.command("ZADD", store._keys.key(0, key, *parameters), 1, member)
+
+
+async def nothing_waits(store: RedisStore) -> bool:
+    return not (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
+
+
+@pytest.mark.parametrize("attempts", [0, 1])
+async def test_one_that_waits_is_never_begun(store: RedisStore, attempts: int) -> None:
+    spec = await submitted(store)
+    for _ in range(attempts):
+        await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 60)])
+    assert await cancelled(store, spec) is CancelAnswer.DONE
+    assert await nothing_waits(store)
+    assert await store.aggregation_sizes() == []
+    view = await seen(store, spec.id)
+    assert (view.download.state, view.download.attempts) == (State.CANCELLED, attempts)
+    assert view.download.finished_ms is not None
+    callback = await leased(store, Kind.CALLBACK)
+    assert callback.result is not None
+    assert (callback.result.verdict, callback.result.error_code) == (Verdict.FAILED, ErrorCode.CANCELLED)
+    assert (callback.result.error, callback.result_attempts) == ("cancelled by a client", attempts)
+
+
+@pytest.mark.parametrize("how", ["finish", "retry_later", "release"])
+async def test_one_that_runs_keeps_its_slot_until_its_holder_has_stopped(store: RedisStore, how: str) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    other = await submitted(store)
+    assert await cancelled(store, spec) is CancelAnswer.DONE
+    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 10) == [Settled.CANCELLED]
+    assert await nothing_waits(store), "its origin may still be sending"
+    load = await store.load(9)
+    assert (load.downloads, load.aggregations[0].in_flight) == (1, 1)
+    for _ in range(2):  # the second is a repetition
+        match how:
+            case "finish":
+                answer = await store.finish("me", [(lease, OK, PLAN, 60)])
+            case "retry_later":
+                answer = await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 0)])
+            case _:
+                answer = await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+        assert answer == [Settled.CANCELLED]
+    assert (await leased(store)).id == other.id
+    assert (await seen(store, spec.id)).download.state is State.CANCELLED
+    callback = await leased(store, Kind.CALLBACK)
+    assert callback.result is not None
+    assert callback.result.error_code is ErrorCode.CANCELLED
+
+
+async def test_the_slot_is_not_another_s_to_free(store: RedisStore) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    await submitted(store)
+    await cancelled(store, spec)
+    assert await store.release(Kind.DOWNLOAD, "another", [(lease, "", 0)]) == [Settled.LEASE_LOST]
+    assert await nothing_waits(store)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
+    store: RedisStore,
+    removed: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    spec = await submitted(store)
+    await leased(store)
+    other = await submitted(store)
+    assert await store.cancel(spec, None, 0) is CancelAnswer.DONE
+    if removed:
+        assert [job.has_file for job in (await store.reap(9, 60)).jobs] == [True], "it may have stored one"
+        await store.remove([spec.id])
+    assert await store.sweep(Kind.DOWNLOAD) == []
+    assert await nothing_waits(store)
+    await lapse(store, "stopping", member=f"{spec.id} a")
+    assert await store.sweep(Kind.DOWNLOAD) == []
+    assert (await leased(store)).id == other.id
+    view = await store.get(spec.id)
+    assert view is None if removed else view is not None and view.download.state is State.CANCELLED
+
+
+async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: RedisStore) -> None:
+    spec = await submitted(store)
+    ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
+    ask |= {"last": [], "never": [], "unproven": 0}
+    await store._client.run("lease", 0, ask)
+    await cancelled(store, spec)
+    assert (await store._client.run("lease", 0, ask))[3] == []
+
+
+async def test_what_is_over_is_not_undone(store: RedisStore) -> None:
+    for outcome in (OK, FAILED):
+        spec = await submitted(store)
+        await store.finish("me", [(await leased(store), outcome, PLAN, 60)])
+        before = await seen(store, spec.id)
+        assert await cancelled(store, spec) is CancelAnswer.CONFLICT
+        assert await seen(store, spec.id) == before
+        await leased(store, Kind.CALLBACK)
+    assert await cancelled(store, spec_for(store)) is CancelAnswer.UNKNOWN
+
+
+async def test_a_repetition_changes_nothing(store: RedisStore) -> None:
+    spec = await submitted(store)
+    for _ in range(2):
+        assert await cancelled(store, spec) is CancelAnswer.DONE
+    await leased(store, Kind.CALLBACK)
+    before = await seen(store, spec.id)
+    assert await cancelled(store, spec) is CancelAnswer.DONE
+    assert await seen(store, spec.id) == before
+    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+
+
+async def test_one_without_a_callback_is_kept_for_a_while(store: RedisStore) -> None:
+    spec = await submitted(store)
+    await store.cancel(spec, None, 60)
+    assert (await store.reap(9, 60)).jobs == []
+    await lapse(store, "reap", member=spec.id)
+    assert [(job.spec.id, job.has_file) for job in (await store.reap(9, 60)).jobs] == [(spec.id, False)]
+
+
+async def test_holders_are_told(store: RedisStore, nursery: trio.Nursery) -> None:
+    send, receive = trio.open_memory_channel[str](9)
+    wakes = {Kind.DOWNLOAD: lambda: send.send_nowait("wake")}
+    runs = await submitted(store)
+    await leased(store)
+    waits = await submitted(store)
+    await nursery.start(partial(store.listen, wakes, cancelled=send.send_nowait))
+    with trio.fail_after(2):
+        assert await receive.receive() == "wake"  # of the subscription itself
+        for spec in (waits, runs):
+            await cancelled(store, spec)
+        assert await receive.receive() == runs.id
