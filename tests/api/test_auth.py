@@ -18,6 +18,7 @@ from downloader.api.globs import destination_globs, text_globs, url_globs
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
+from downloader.store import CallbackPlan
 from servers.api import JOB, Served, Serving
 
 CANARY = "c4n4ry"
@@ -397,6 +398,18 @@ async def test_the_dashboard_shows_what_may_be_seen(api: Served) -> None:
         "shop": {"jobs:shop-1", "jobs:shared"},
         "nothing": set(),
     }
+
+
+async def test_destinations_are_for_those_who_see_all_aggregations(api: Served) -> None:
+    await submit(api, "worker", aggr_id="shop-1")
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+    plan = CallbackPlan(group="http secret.example", limit=1)
+    await api.store.finish("me", [(lease, Outcome(verdict=Verdict.SUCCEEDED), plan, 60)])
+    seen = {}
+    for name in ("reader", "shop"):
+        stats = (await api.client.get("/stats", headers=bearer(name))).json()["callbacks"]
+        seen[name] = [each["destination"] for each in stats["destinations"]]
+    assert seen == {"reader": ["http secret.example"], "shop": []}
 
 
 async def test_files_of_other_aggregations_are_not_there(serving: Serving, tmp_path: Path) -> None:

@@ -150,6 +150,23 @@ async def test_what_the_fleet_does(api: Served) -> None:
         ],
         "more_aggregations": 0,
         "in_flight": {"downloads": 2, "callbacks": 0},
+        "waiting": {
+            "downloads": {
+                "pending": 2,
+                "in_flight": 2,
+                "aggregations": 2,
+                "cooling": 0,
+                "next_due_at": None,
+            },
+            "callbacks": {
+                "pending": 0,
+                "in_flight": 0,
+                "failed": 0,
+                "next_due_at": None,
+                "destinations": [],
+                "more_destinations": 0,
+            },
+        },
         "counters": {"processor": {"bytes": 7, "downloads_failed": 3, "in_flight": 1}, "notifier": {}},
     }
 
@@ -434,6 +451,7 @@ async def test_a_store_that_never_answered(serving: Serving, store: RedisStore) 
     async with listening(api) as stream:
         found = await stream.snapshot()
     assert (found["store"], found["instances"], found["aggregations"]) == (False, [], [])
+    assert found["waiting"] is None
 
 
 @pytest.mark.parametrize(

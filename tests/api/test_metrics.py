@@ -9,7 +9,9 @@ from prometheus_client import parser
 
 from downloader.api import ApiDeps
 from downloader.api.metrics import families
+from downloader.model import Cooldown, ErrorCode, Kind, Outcome, Verdict
 from downloader.observe import API_COUNTERS, COUNTERS, HISTOGRAMS, METRICS, Counters
+from downloader.store import CallbackPlan
 from servers.api import JOB, Served, Serving
 
 LABELS = {"backend", "call", "code", "error_code", "kind", "outcome", "role", "route", "status"}
@@ -151,3 +153,47 @@ def test_each_counter_has_a_metric(role: str) -> None:
 
 def test_each_histogram_has_a_metric() -> None:
     assert set(HISTOGRAMS) == {metric.source for metric in METRICS if metric.type == "histogram"}
+
+
+async def test_what_waits(api: Served) -> None:
+    for name in ("a", "a", "b"):
+        await api.post(json.dumps(JOB | {"aggr_id": name, "aggr_limit": 1}).encode())
+    [first, second] = (await api.store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
+    plan = CallbackPlan(group="http client.example", limit=4)
+    done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+    await api.store.finish("me", [(first, done, plan, 60)])
+    cools = Outcome(
+        verdict=Verdict.THROTTLED,
+        error="slow down",
+        error_code=ErrorCode.HTTP_STATUS,
+        cooldown=Cooldown(seconds=60.0, asked=True),
+    )
+    await api.store.retry_later(Kind.DOWNLOAD, "me", [(second, cools, 0)])
+
+    found = await scrape(api)
+    assert found["downloader_pending"] == {("download",): 2, ("callback",): 1}
+    assert found["downloader_groups"] == {("download",): 2, ("callback",): 1}
+    assert found["downloader_in_flight"] == {("download",): 0, ("callback",): 0}
+    assert found["downloader_aggregations_cooling"] == {(): 1}
+    assert 0 <= found["downloader_callbacks_oldest_due_seconds"][()] < 30
+    assert list(found["downloader_next_due_seconds"]) == [("download",)]
+    assert found["downloader_callbacks_failed"] == {(): 0}
+
+    stats = (await api.client.get("/stats")).json()
+    assert stats["downloads"] | {"next_due_at": ""} == {
+        "pending": 2,
+        "in_flight": 0,
+        "aggregations": 2,
+        "cooling": 1,
+        "next_due_at": "",
+    }
+    [destination] = stats["callbacks"].pop("destinations")
+    assert destination.pop("due_at")
+    assert destination == {"destination": "http client.example", "pending": 1, "in_flight": 0, "limit": 4}
+    assert stats["callbacks"] == {
+        "pending": 1,
+        "in_flight": 0,
+        "failed": 0,
+        "next_due_at": None,
+        "more_destinations": 0,
+    }

@@ -19,7 +19,15 @@ from downloader.api.asgi import client_of
 from downloader.api.globs import Allows, anything
 from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Refused, unavailable
-from downloader.api.snapshot import COUNTED_ROLES, NOTHING_KNOWN, ROLES, SAMPLED, Snapshot, encode
+from downloader.api.snapshot import (
+    COUNTED_ROLES,
+    DESTINATIONS,
+    NOTHING_KNOWN,
+    ROLES,
+    SAMPLED,
+    Snapshot,
+    encode,
+)
 from downloader.observe import Event, get_logger
 from downloader.store import JobStore, StoreError
 
@@ -138,9 +146,10 @@ class Events:
     async def _sample(self) -> None:
         try:
             load = await self._store.load(SAMPLED)
+            backlog = await self._store.backlog(DESTINATIONS)
             reports = {role: await self._store.reports(role) for role in ROLES}
             totals = {role: await self._store.totals(role) for role in COUNTED_ROLES}
-            found = Snapshot(store=True, reports=reports, totals=totals, load=load)
+            found = Snapshot(store=True, reports=reports, totals=totals, backlog=backlog, load=load)
         except StoreError:
             found = replace(self._snapshot or NOTHING_KNOWN, store=False)
         except Exception:  # noqa: BLE001  an error of the web page must not stop the API

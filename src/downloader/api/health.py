@@ -10,15 +10,16 @@ from typing import Any
 from quart_trio import QuartTrio
 
 from downloader.api.deps import ApiDeps
+from downloader.api.jobs import sees_all
 from downloader.api.problems import not_found
-from downloader.api.snapshot import COUNTED_ROLES
-from downloader.api.views import counters
+from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
+from downloader.api.views import counters, waiting
 from downloader.observe import by_name
 from downloader.store import StoreError
 
 
 def add_health(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /hb`, `/health/live`, `/health/ready`, `/stats/<role>`."""
+    """`GET /hb`, `/health/live`, `/health/ready`, `/stats`, `/stats/<role>`."""
     heartbeat = deps.settings.heartbeat_path
 
     @app.get("/hb")
@@ -47,6 +48,11 @@ def add_health(app: QuartTrio, deps: ApiDeps) -> None:
         if backends := deps.healthy():
             answer["backends"] = dict(backends)
         return answer, status
+
+    @app.get("/stats")
+    async def backlog() -> Mapping[str, Any]:
+        load, found = await deps.store.load(SAMPLED), await deps.store.backlog(DESTINATIONS)
+        return waiting(load, found, destinations=sees_all())
 
     @app.get("/stats/<role>")
     async def stats(role: str) -> Mapping[str, Any]:

@@ -12,10 +12,10 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from downloader.api.deps import ApiDeps
-from downloader.api.snapshot import ROLES
-from downloader.api.views import counters
+from downloader.api.snapshot import DESTINATIONS, ROLES, SAMPLED
+from downloader.api.views import cooling, counters
 from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric
-from downloader.store import Load
+from downloader.store import Backlog, Load
 
 if TYPE_CHECKING:
     from prometheus_client import core
@@ -36,7 +36,8 @@ def add_metrics(app: QuartTrio, deps: ApiDeps) -> None:
 
         series = {role: await deps.store.totals(role) for role in ROLES}
         reports = {role: await deps.store.reports(role) for role in ROLES}
-        gauges = gauge_values(await deps.store.load(1), reports)
+        load, backlog = await deps.store.load(SAMPLED), await deps.store.backlog(DESTINATIONS)
+        gauges = gauge_values(load, backlog, reports)
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         body = encode(_Collected(list(families(series, gauges))))
         return Response(body, content_type=content_type)
@@ -53,10 +54,22 @@ class _Collected:
 
 
 def gauge_values(
-    load: Load, reports: Mapping[str, Iterable[Mapping[str, object]]]
+    load: Load, backlog: Backlog, reports: Mapping[str, Iterable[Mapping[str, object]]]
 ) -> Mapping[str, Mapping[Labels, float]]:
     """The values of all gauges, by name and label values."""
+    kinds = {("download",): backlog.downloads, ("callback",): backlog.callbacks}
+    due_ms = min((each.due_ms for each in backlog.destinations if each.due_ms), default=backlog.now_ms)
     return {
+        "downloader_pending": {kind: waiting.pending for kind, waiting in kinds.items()},
+        "downloader_groups": {kind: waiting.groups for kind, waiting in kinds.items()},
+        "downloader_next_due_seconds": {
+            kind: max(0, waiting.next_ms - backlog.now_ms) / 1000
+            for kind, waiting in kinds.items()
+            if waiting.next_ms is not None
+        },
+        "downloader_aggregations_cooling": {(): cooling(load)},
+        "downloader_callbacks_oldest_due_seconds": {(): max(0, backlog.now_ms - due_ms) / 1000},
+        "downloader_callbacks_failed": {(): backlog.failed_callbacks},
         "downloader_in_flight": {("download",): load.downloads, ("callback",): load.callbacks},
         "downloader_instances": {(role,): len(list(found)) for role, found in reports.items()},
         "downloader_backends_unhealthy": {(): counters(reports["notifier"]).get("backends_unhealthy", 0)},

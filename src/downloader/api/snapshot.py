@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from downloader.api.globs import Allows, anything
-from downloader.api.views import fleet_counters, rfc3339
-from downloader.store import Load
+from downloader.api.views import fleet_counters, rfc3339, waiting
+from downloader.store import Backlog, Load
 
 ROLES = ("api", "processor", "notifier")
 
@@ -20,6 +20,9 @@ SAMPLED = 500
 
 SHOWN = 100
 """Most aggregations in an event."""
+
+DESTINATIONS = 100
+"""Most destinations of callbacks in an event."""
 
 INSTANCES = 200
 """Most instances in an event."""
@@ -38,11 +41,12 @@ class Snapshot:
     """The instances' reports by role."""
     totals: Mapping[str, Mapping[str, int]]
     """The series of all instances that there have been, by role."""
+    backlog: Backlog | None
     load: Load | None
-    """`None`: the store has not answered yet."""
+    """`None`, as `backlog`: the store has not answered yet."""
 
 
-NOTHING_KNOWN = Snapshot(store=False, reports={}, totals={}, load=None)
+NOTHING_KNOWN = Snapshot(store=False, reports={}, totals={}, backlog=None, load=None)
 
 
 def encode(snapshot: Snapshot, allows: Allows) -> bytes:
@@ -77,6 +81,9 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
             "downloads": snapshot.load.downloads if snapshot.load else 0,
             "callbacks": snapshot.load.callbacks if snapshot.load else 0,
         },
+        "waiting": waiting(snapshot.load, snapshot.backlog, destinations=True)
+        if snapshot.load and snapshot.backlog and allows is anything
+        else None,
         "counters": {
             role: fleet_counters(role, snapshot.reports.get(role, ()), snapshot.totals.get(role, {}))
             for role in COUNTED_ROLES

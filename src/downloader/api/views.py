@@ -9,7 +9,7 @@ from typing import Any
 from downloader.model import State
 from downloader.net import redact_url
 from downloader.observe import COUNTERS, by_name
-from downloader.store import JobView, TaskView
+from downloader.store import Backlog, JobView, Load, TaskView
 
 
 def job_view(view: JobView) -> dict[str, Any]:
@@ -65,6 +65,42 @@ def rfc3339(ms: int | None) -> str | None:
     if not ms:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> dict[str, Any]:
+    """What waits; `destinations`: whether the caller may see those of callbacks."""
+    shown = backlog.destinations if destinations else ()
+    return {
+        "downloads": {
+            "pending": backlog.downloads.pending,
+            "in_flight": load.downloads,
+            "aggregations": backlog.downloads.groups,
+            "cooling": cooling(load),
+            "next_due_at": rfc3339(backlog.downloads.next_ms),
+        },
+        "callbacks": {
+            "pending": backlog.callbacks.pending,
+            "in_flight": load.callbacks,
+            "failed": backlog.failed_callbacks,
+            "next_due_at": rfc3339(backlog.callbacks.next_ms),
+            "destinations": [
+                {
+                    "destination": each.destination,
+                    "pending": each.pending,
+                    "in_flight": each.in_flight,
+                    "limit": each.limit,
+                    "due_at": rfc3339(each.due_ms),
+                }
+                for each in shown
+            ],
+            "more_destinations": backlog.callbacks.groups - len(shown) if destinations else 0,
+        },
+    }
+
+
+def cooling(load: Load) -> int:
+    """How many of the aggregations that were read cool down."""
+    return sum(each.cooling_until_ms is not None for each in load.aggregations)
 
 
 def fleet_counters(

@@ -115,6 +115,39 @@ METRICS = (
         help="Time that a call to Redis or Valkey took, as its caller saw it",
     ),
     Metric(
+        name="downloader_pending",
+        type="gauge",
+        labels=("kind",),
+        help="Downloads and callbacks that wait; those of the 1,000 largest groups, if there are more",
+    ),
+    Metric(
+        name="downloader_groups",
+        type="gauge",
+        labels=("kind",),
+        help="Aggregations with downloads, and destinations with callbacks, that wait or are in flight",
+    ),
+    Metric(
+        name="downloader_next_due_seconds",
+        type="gauge",
+        labels=("kind",),
+        help="Time until the first is due that is not yet; absent if there is none",
+    ),
+    Metric(
+        name="downloader_aggregations_cooling",
+        type="gauge",
+        help="Aggregations that cool down, of the 500 busiest",
+    ),
+    Metric(
+        name="downloader_callbacks_oldest_due_seconds",
+        type="gauge",
+        help="How long the oldest callback has been due, of the 100 destinations with the most",
+    ),
+    Metric(
+        name="downloader_callbacks_failed",
+        type="gauge",
+        help="Callbacks that were given up, are kept and can be sent again",
+    ),
+    Metric(
         name="downloader_in_flight",
         type="gauge",
         labels=("kind",),

@@ -112,6 +112,9 @@ class LeaseBatch:
     """Seconds until another task can run (0: now, as the batch was full); `None`: no such time is known."""
 
 
+SUMMED_GROUPS = 1000
+"""Of how many groups a `Backlog` sums the tasks: a few tenths of a millisecond of the store's time."""
+
 ALL_SHARES = Shares()
 """Any task."""
 
@@ -238,6 +241,46 @@ class Load:
     """In flight, of all aggregations."""
     callbacks: int
     """In flight."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """How much of one kind waits."""
+
+    pending: int
+    """Tasks; those of the `SUMMED_GROUPS` largest groups, if there are more."""
+    groups: int
+    """Aggregations or destinations with tasks that are pending or running."""
+    next_ms: int | None
+    """Unix time at which the first task is due that is not yet; `None`: there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationLoad:
+    """What waits for a destination of callbacks."""
+
+    destination: str
+    """Its group: the backend's name, and a host, queue, topic or prefix."""
+    pending: int
+    in_flight: int
+    limit: int
+    """How many may be in flight, over the fleet; 1 after a failure, until one is delivered."""
+    due_ms: int | None
+    """Unix time since which its first pending callback is due, or will be; `None`: none is pending."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """What waits, over all shards."""
+
+    now_ms: int = field(compare=False)
+    """The store's time."""
+    downloads: Waiting
+    callbacks: Waiting
+    failed_callbacks: int
+    """Kept, and can be sent again."""
+    destinations: Sequence[DestinationLoad]
+    """Those with the most callbacks that are pending or in flight, the most first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -397,6 +440,12 @@ class JobStore(Protocol):
         """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
 
         Its cost depends on `count` only. With several shards it is not one snapshot.
+        """
+
+    async def backlog(self, destinations: int) -> Backlog:
+        """What waits now, with at most so many (1 or more) destinations of callbacks.
+
+        Its cost is bounded. With several shards it is not one snapshot.
         """
 
     async def report(

@@ -153,6 +153,12 @@ KEYS = (
         holds="finished jobs by the time (ms) at which file and record go",
     ),
     Key(
+        name="failed",
+        type="zset",
+        owner="a member goes when its job is retried, or by `reap` when its time is up",
+        holds="jobs whose callback has failed by the time (ms) until which they are kept, to be counted",
+    ),
+    Key(
         name="idempotency",
         parameters=("digest",),
         type="string",

@@ -23,11 +23,14 @@ from downloader.model import (
 from downloader.store.job_store import (
     Aggregation,
     AggregationLoad,
+    Backlog,
+    DestinationLoad,
     FailedCallback,
     JobView,
     Load,
     Reapable,
     TaskView,
+    Waiting,
 )
 
 E = TypeVar("E", bound=StrEnum)
@@ -115,6 +118,55 @@ def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
         total=sum(shard["total"] for shard in found),
         downloads=sum(shard["downloads"] for shard in found),
         callbacks=sum(shard["callbacks"] for shard in found),
+    )
+
+
+def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
+    """The answers of `backlog.lua` from all shards in one value, with at most `count` destinations."""
+    found = [fields(answer) for answer in answers]
+    destinations: dict[str, DestinationLoad] = {}
+    for flat in (flat for shard in found for flat in shard["destinations"]):
+        load = _destination(fields(flat))
+        other = destinations.get(load.destination)
+        destinations[load.destination] = _together(load, other) if other else load
+    largest = sorted(
+        destinations.values(), key=lambda each: (-each.pending - each.in_flight, each.destination)
+    )
+    return Backlog(
+        now_ms=max(shard["now"] for shard in found),
+        downloads=_waiting([fields(shard[Kind.DOWNLOAD]) for shard in found]),
+        callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in found]),
+        failed_callbacks=sum(shard["failed"] for shard in found),
+        destinations=largest[:count],
+    )
+
+
+def _waiting(shards: Sequence[Mapping[str, Any]]) -> Waiting:
+    return Waiting(
+        pending=sum(shard["pending"] for shard in shards),
+        groups=sum(shard["groups"] for shard in shards),
+        next_ms=min((int(float(shard["next"])) for shard in shards if shard["next"] != "0"), default=None),
+    )
+
+
+def _destination(found: Mapping[str, Any]) -> DestinationLoad:
+    return DestinationLoad(
+        destination=found["name"],
+        pending=found["pending"],
+        in_flight=found["running"],
+        limit=int(found["limit"]),
+        due_ms=int(float(found["due"])) or None,
+    )
+
+
+def _together(one: DestinationLoad, other: DestinationLoad) -> DestinationLoad:
+    """The load of one destination in two shards, each of which has a limit of its own."""
+    return DestinationLoad(
+        destination=one.destination,
+        pending=one.pending + other.pending,
+        in_flight=one.in_flight + other.in_flight,
+        limit=one.limit + other.limit,
+        due_ms=min((due for due in (one.due_ms, other.due_ms) if due), default=None),
     )
 
 

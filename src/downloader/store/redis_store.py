@@ -34,10 +34,12 @@ from downloader.store import records
 from downloader.store.counting import COUNTED_S, Uncounted
 from downloader.store.job_store import (
     ALL_SHARES,
+    SUMMED_GROUPS,
     Accepted,
     Aggregation,
     AggregationPage,
     AggregationSize,
+    Backlog,
     CallbackPlan,
     CancelAnswer,
     CloseResult,
@@ -407,6 +409,11 @@ class RedisStore:
     async def load(self, count: int) -> Load:
         """See `JobStore.load`."""
         return records.load(await self._run_on_all("busiest", {"count": count}), count)
+
+    async def backlog(self, destinations: int) -> Backlog:
+        """See `JobStore.backlog`."""
+        call = {"groups": SUMMED_GROUPS, "destinations": destinations}
+        return records.backlog(await self._run_on_all("backlog", call), destinations)
 
     async def report(
         self,

@@ -23,6 +23,8 @@ for item in items() do
       -- A destination that was narrowed after a failure has its whole limit again.
       redis.call('HSET', key_group('callback', group), 'limit', item.limit)
       redis.call('SET', key_proven(group), '1', 'PX', call.proven_ms)
+    else
+      redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
     end
     redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
     touch('callback', group)

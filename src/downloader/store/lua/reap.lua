@@ -7,6 +7,7 @@
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
 -- repeat  gives others; the first are given again after the hold
 
+redis.call('ZREMRANGEBYSCORE', key_failed(), '-inf', now)
 local jobs = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
   -- Removed before all other writes, which the server refuses when its memory is exhausted. Reaping frees memory.

@@ -37,6 +37,7 @@ else
 end
 
 redis.call('ZREM', key_reap(), id)
+redis.call('ZREM', key_failed(), id)
 redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'throttled')
 redis.call('HSET', task, 'retried', call.request)
 requeue(kind, id, group, 0)

@@ -1,0 +1,42 @@
+-- backlog: what waits, in numbers, and the callback destinations with the most.
+--
+-- KEYS    1 base of the shard
+-- ARGV    1 {groups: of how many groups of each kind tasks are summed, destinations: how many at the most}
+-- from    any
+-- to      the same
+-- answer  now (ms), failed (callbacks), download and callback: pending, groups, next (when the first timer is due, ms; 0:
+--         none) of each; destinations: name, pending, running, limit, due (of the first pending callback, ms; 0: none)
+--         of each
+-- repeat  harmless
+
+-- Pending and running tasks of a group, from its score in `groups`.
+local function counts(score)
+  local tasks = math.floor(tonumber(score))
+  local running = math.floor((tonumber(score) - tasks) * 1000000 + 0.5)
+  return tasks - running, running
+end
+
+local function waiting(kind)
+  local pending = 0
+  local rows = redis.call('ZRANGE', key_groups(kind), 0, call.groups - 1, 'REV', 'WITHSCORES')
+  for i = 2, #rows, 2 do pending = pending + counts(rows[i]) end
+  local first = redis.call('ZRANGE', key_timers(kind), 0, 0, 'WITHSCORES')
+  return {'pending', pending, 'groups', redis.call('ZCARD', key_groups(kind)), 'next', first[2] or '0'}
+end
+
+local destinations = {}
+local rows = redis.call('ZRANGE', key_groups('callback'), 0, call.destinations - 1, 'REV', 'WITHSCORES')
+for i = 1, #rows, 2 do
+  local name = rows[i]
+  local pending, running = counts(rows[i + 1])
+  local first = redis.call('ZRANGE', key_queue('callback', name), 0, 0, 'WITHSCORES')
+  destinations[#destinations + 1] = {
+    'name', name, 'pending', pending, 'running', running,
+    'limit', redis.call('HGET', key_group('callback', name), 'limit') or '1', 'due', first[2] or '0',
+  }
+end
+
+return {
+  'now', now, 'failed', redis.call('ZCOUNT', key_failed(), now, '+inf'),
+  'download', waiting('download'), 'callback', waiting('callback'), 'destinations', destinations,
+}

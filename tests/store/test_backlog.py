@@ -1,0 +1,98 @@
+"""What waits: sums, destinations of callbacks, and failed callbacks."""
+
+from __future__ import annotations
+
+import pytest
+
+from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
+from downloader.store import CallbackPlan, RetryAnswer, Submission
+from downloader.store.job_store import Backlog, DestinationLoad, Waiting
+from downloader.store.records import backlog as backlog_of
+from downloader.store.redis_store import RedisStore
+from servers.jobs import spec_for
+
+DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+LATER = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
+
+
+async def finished(store: RedisStore, destination: str) -> str:
+    """The id of a job with a pending callback to this destination."""
+    spec = spec_for(store, f"of {destination}")
+    await store.submit([Submission(spec=spec)])
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+    await store.finish("me", [(lease, DONE, CallbackPlan(group=destination, limit=4), 60)])
+    return spec.id
+
+
+async def test_nothing_waits(store: RedisStore) -> None:
+    none = Waiting(pending=0, groups=0, next_ms=None)
+    assert await store.backlog(9) == Backlog(
+        now_ms=0, downloads=none, callbacks=none, failed_callbacks=0, destinations=[]
+    )
+
+
+async def test_what_waits_is_summed_and_destinations_are_the_largest(store: RedisStore) -> None:
+    for name in ("http many", "http many", "http many", "http one", "sqs two", "sqs two"):
+        await finished(store, name)
+    [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
+    for _ in range(3):
+        await store.submit([Submission(spec=spec_for(store, "a"))])
+    [download] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+    found = await store.backlog(2)
+    assert (found.downloads.pending, found.downloads.groups) == (2, 1)
+    assert (found.callbacks.pending, found.callbacks.groups) == (5, 3)
+    assert [(each.destination, each.pending + each.in_flight) for each in found.destinations] == [
+        ("http many", 3),
+        ("sqs two", 2),
+    ]
+    assert {each.destination: each.in_flight for each in found.destinations}[lease.group] == 1
+    due = [each.due_ms for each in found.destinations]
+    assert all(ms is not None and found.now_ms - 10_000 < ms <= found.now_ms for ms in due)
+    assert found.downloads.next_ms is None
+
+    await store.retry_later(Kind.DOWNLOAD, "me", [(download, LATER, 60)])
+    await store.lease(Kind.DOWNLOAD, "me", 1, 10)
+    assert (await store.backlog(2)).downloads.next_ms is None, "its group is full"
+    await store.submit([Submission(spec=spec_for(store, "b"))])
+    [other] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+    await store.retry_later(Kind.DOWNLOAD, "me", [(other, LATER, 60)])
+    found = await store.backlog(2)
+    assert found.downloads.next_ms == pytest.approx(found.now_ms + 60_000, abs=10_000)
+
+
+async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(store: RedisStore) -> None:
+    ids = [await finished(store, name) for name in ("http a", "http b", "http c")]
+    leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+    ends = [Verdict.FAILED, Verdict.FAILED, Verdict.SUCCEEDED]
+    await store.close_callbacks(
+        "me", [(lease, Delivery(verdict=end), 60, 4) for lease, end in zip(leases, ends, strict=True)]
+    )
+    assert (await store.backlog(9)).failed_callbacks == 2
+    failed = [lease.id for lease in leases[:2]]
+    assert await store.retry(failed[0], download=False, limit=4) is RetryAnswer.DONE
+    assert (await store.backlog(9)).failed_callbacks == 1
+    key = store._keys.key(0, "failed")
+    await store._client.command("ZADD", key, 1, failed[1])
+    assert (await store.backlog(9)).failed_callbacks == 0
+    await store.reap(9, 60)
+    assert await store._client.command("EXISTS", key) == 0
+    assert set(failed) < set(ids)
+
+
+def shard(destination: str, pending: int, due: str, following: str) -> list[object]:
+    """What `backlog.lua` answers for a shard."""
+    load = ["name", destination, "pending", pending, "running", 1, "limit", "4", "due", due]
+    kind = ["pending", pending, "groups", 1, "next", following]
+    return ["now", 9000, "failed", 2, "download", kind, "callback", kind, "destinations", [load]]
+
+
+def test_shards_are_one_fleet() -> None:
+    found = backlog_of([shard("a", 1, "5", "0"), shard("b", 2, "0", "7000"), shard("a", 3, "4", "8000")], 1)
+    kind = Waiting(pending=6, groups=3, next_ms=7000)
+    assert found == Backlog(
+        now_ms=9000,
+        downloads=kind,
+        callbacks=kind,
+        failed_callbacks=6,
+        destinations=[DestinationLoad(destination="a", pending=4, in_flight=2, limit=8, due_ms=4)],
+    )
