@@ -72,7 +72,9 @@ SMUGGLING = [
     (POST + b"Content-Length: -1\r\n\r\n", 400, "bad_request"),
     (POST + b"Content-Length: 0x5\r\n\r\nhello", 400, "bad_request"),
     (POST + b"Content-Length : 5\r\n\r\nhello", 400, "bad_request"),
+    (POST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 400, "bad_request"),
     (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400, "bad_request"),
+    (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     # Line ends that some take for one and some do not.
@@ -86,6 +88,8 @@ SMUGGLING = [
     (b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
     (b"GET /hb HTTP/3.0\r\nHost: localhost\r\n\r\n", 505, "http_version"),
     (b"GET /hb\r\n\r\n", 400, "bad_request"),
+    (b"GET  /hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb HTTP/0.9\r\nHost: localhost\r\n\r\n", 505, "http_version"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "bad_request"),
     (b"nonsense\r\n\r\n", 400, "bad_request"),
     # Hosts and targets.
@@ -116,6 +120,8 @@ async def test_one_refusal_and_the_connection_ends(
         b"5\r\nhelloXX0\r\n\r\n",
         b"-1\r\n\r\n",
         b"5\nhello\n0\n\n" + b"x" * 20_000,
+        b"2\r\n{}\r\n0\r\n\n",
+        b"2\r\n{}\r\n0\r\nA: b\nC: d\r\n\r\n",
         b"5;" + b"x" * 20_000,
     ],
 )
@@ -148,10 +154,20 @@ async def test_a_body_in_tiny_chunks_costs_little(api: Served, path: bytes, chun
 
 @pytest.mark.row("H17")
 async def test_nothing_follows_a_chunked_request(api: Served) -> None:
-    """A bare LF ends the trailers for h11 but not for every proxy: what follows must not be a request."""
-    answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\n" + GET)
+    """A proxy may see its end elsewhere: what follows must not be a request."""
+    answer = await api.say(POST + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + GET)
     assert status(answer) == 422
     assert b"connection: close" in answer.lower()
+    assert answers(answer) == 1
+
+
+@pytest.mark.row("H17")
+async def test_an_upgrade_does_not_end_a_chunked_request(api: Served) -> None:
+    """llhttp takes what follows the head of an upgrade for another protocol."""
+    head = POST + b"Connection: upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n\r\n"
+    job = json.dumps(JOB).encode()
+    answer = await api.say(head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(job), job) + GET)
+    assert status(answer) == 201
     assert answers(answer) == 1
 
 

@@ -129,6 +129,28 @@ async def test_an_answer_that_fails_midway_is_cut_off() -> None:
     assert answer.endswith(b"\r\n\r\n3\r\none\r\n")  # without the last chunk, so the client sees the cut
 
 
+@pytest.mark.parametrize("sent", [b"one", b"too much"])
+async def test_a_body_that_is_not_as_long_as_declared_ends_the_connection(sent: bytes) -> None:
+    async def app(_scope: Message, _receive: Receive, send: Send) -> None:
+        await send(START | {"headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": sent})
+
+    kept = GET.replace(b"Connection: close\r\n", b"")
+    answer = await ask(app, kept + kept)
+    assert answer.count(b"HTTP/1.1") < 2
+    assert b"too much" not in answer
+
+
+async def test_a_header_with_a_line_break_is_not_sent() -> None:
+    async def app(_scope: Message, _receive: Receive, send: Send) -> None:
+        await send(START | {"headers": [(b"location", b"/a\r\nset-cookie: a")]})
+        await send({"type": "http.response.body"})
+
+    answer = await ask(app, GET)
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert b"set-cookie" not in answer
+
+
 async def test_the_client_s_leaving_is_told() -> None:
     left = trio.Event()
     started = trio.Event()

@@ -1,4 +1,4 @@
-"""One request and its response, for both protocols: hypercorn's `HTTPStream` with every wait bounded.
+"""One request and its response, for both protocols, as an ASGI application sees them; every wait is bounded.
 
 The application runs in one task. Received parts of the body are kept until the application reads them; the
 protocol bounds how much is kept.
@@ -11,15 +11,15 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import unquote
 
 import trio
-from hypercorn.protocol.events import Event, Request
-from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
-from hypercorn.typing import ConnectionState
+from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClosed
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.utils import build_and_validate_headers, suppress_body
 
-from downloader.api.asgi import Gone, Message, send_problem
+from downloader.api.asgi import AsgiApp, Gone, Headers, Message, send_problem
 from downloader.api.limits import PIECE_BYTES, Connection
 from downloader.api.problems import INTERNAL, Problem, Refused
 from downloader.errors import first_leaf
@@ -54,15 +54,38 @@ class BodyTaken(Event):
     size: int
 
 
-class Exchange(HTTPStream):
-    """One request and its response. The protocol passes the request to `handle`, which never waits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all exchanges of a connection have in common."""
 
-    def __init__(self, transport: Connection, protocol: H11Protocol | H2Protocol, stream_id: int) -> None:
-        """`transport` is the connection, and `protocol` the one of it."""
-        super().__init__(
-            *(protocol.app, protocol.config, protocol.context, protocol.task_group, protocol.ssl),
-            *(protocol.client, protocol.server, protocol.stream_send, stream_id),
-        )
+    app: AsgiApp
+    config: Any
+    """A `ServerConfig`."""
+    context: WorkerContext
+    tasks: TaskGroup
+    """In which the applications run."""
+    tls: bool
+    client: tuple[str, int] | None
+    server: tuple[str, int] | None
+
+
+class Exchange:
+    """One request and its response. The protocol passes the request on, without ever waiting."""
+
+    idle = False
+    """Read by hypercorn's `H2Protocol`; true of a WebSocket only."""
+
+    def __init__(
+        self,
+        transport: Connection,
+        shared: Shared,
+        send: Callable[[Event], Awaitable[None]],
+        stream_id: int,
+    ) -> None:
+        """`transport` is the connection; `send` handles the events of this exchange."""
+        self.closed = False
+        self.answered = False
+        """The whole response has been passed to the protocol."""
         self.ended = False
         """The whole request has been received."""
         self.held = 0
@@ -72,39 +95,61 @@ class Exchange(HTTPStream):
         self.failure: Refused | None = None
         """Why the rest of the body cannot be received."""
         self._transport = transport
-        self._limits = self.config.limits  # type: ignore[attr-defined]  # of our `ServerConfig`
+        self._shared = shared
+        self._send = send
+        self._stream_id = stream_id
+        self._scope: Message = {}
+        self._status = 0
+        """Of the response, once it has begun."""
+        self._limits = shared.config.limits
         self._body_time_s = self._limits.body_grace_s
         self._messages: deque[Message] = deque()
         self._changed = trio.Event()
-        # `HTTPStream` then calls our `spawn_app`: hypercorn's adds a channel and its own error reports.
-        self._tasks, self.task_group = self.task_group, self  # type: ignore[assignment]  # `HTTPStream` calls nothing else
 
-    async def begin(
-        self, *, version: str, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]
-    ) -> None:
+    def begin(self, *, version: str, method: str, target: bytes, headers: Headers) -> None:
         """Start the application; `target` is path and query."""
-        await self.handle(
-            Request(
-                stream_id=self.stream_id,
-                headers=headers,
-                http_version=version,
-                method=method.decode("ascii"),
-                raw_path=target,
-                state=ConnectionState({}),
-            )
-        )
+        shared = self._shared
+        path, _, query = target.partition(b"?")
+        self._scope = {
+            "type": "http",
+            "http_version": version,
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": method,
+            "scheme": "https" if shared.tls else "http",
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "client": shared.client,
+            "server": shared.server,
+            "extensions": {},
+            RESERVED: self._transport.reserved,
+        }
+        self._transport.add_busy(1)
+        shared.tasks.spawn(self._run)
 
-    @property
-    def answered(self) -> bool:
-        """The whole response has been passed to the protocol."""
-        return self.state is ASGIHTTPState.CLOSED
+    async def handle(self, event: Event) -> None:
+        """Handle an event of HTTP/2."""
+        if isinstance(event, Body):
+            self.put({"type": "http.request", "body": bytes(event.data), "more_body": True})
+        elif isinstance(event, EndBody):
+            self.put({"type": "http.request", "body": b"", "more_body": False})
+        elif isinstance(event, StreamClosed):
+            self.close()
+
+    def close(self) -> None:
+        """The response is complete, or the client has left."""
+        if not self.closed:
+            self.closed = True
+            self.put({"type": "http.disconnect"})
 
     def fail(self, refused: Refused) -> None:
         """The rest of the body cannot be received; `receive` raises this."""
         self.failure = self.failure or refused
         self._changed.set()
 
-    async def put(self, message: Any) -> None:
+    def put(self, message: Message) -> None:
         """Add a message for the application."""
         body = message.get("body", b"")
         self.held += len(body)
@@ -113,30 +158,22 @@ class Exchange(HTTPStream):
         self._messages.append(message)
         self._changed.set()
 
-    async def spawn_app(
-        self, _app: object, _config: object, scope: Any, _send: object
-    ) -> Callable[[Any], Awaitable[None]]:
-        """Run the application in a task; returns a function for messages to it. Called by `HTTPStream`."""
-        scope[RESERVED] = self._transport.reserved
-        self._transport.add_busy(1)
-        self._tasks.spawn(self._run)
-        return self.put
-
     async def _run(self) -> None:
         try:
             await self._answer()
-            await self.app_send(None)  # cuts off an incomplete response
+            if not self.closed:  # the response is incomplete: cut it off
+                await self._send(StreamClosed(self._stream_id))
         except Gone:
             pass
         except Exception:  # noqa: BLE001  an error of one request must not end the others
-            _log.exception(LogEvent.API_FAILED, path=self.scope["path"])
+            _log.exception(LogEvent.API_FAILED, path=self._scope["path"])
         finally:
             self._transport.add_busy(-1)
 
     async def _answer(self) -> None:
         problem: Problem | None = INTERNAL
         try:
-            await self.app(self.scope, self.receive, self.send_message)  # type: ignore[call-arg, arg-type]  # without a wrapper
+            await self._shared.app(self._scope, self.receive, self.send_message)
         except* Gone:
             problem = None
         except* Refused as group:
@@ -145,8 +182,8 @@ class Exchange(HTTPStream):
             problem = refused.problem
         except* Exception:  # noqa: BLE001  an unforeseen error of a route is a 500, not an outage
             if not self.closed:
-                _log.exception(LogEvent.API_FAILED, path=self.scope["path"])
-        if problem is not None and self.state is ASGIHTTPState.REQUEST and not self.closed:
+                _log.exception(LogEvent.API_FAILED, path=self._scope["path"])
+        if problem is not None and not self._status and not self.closed:
             await send_problem(self.send_message, problem)
 
     async def receive(self) -> Message:
@@ -168,7 +205,7 @@ class Exchange(HTTPStream):
         body = b"".join(pieces)
         self.held -= len(body)
         self._body_time_s += len(body) / self._limits.body_rate
-        await self.send(BodyTaken(self.stream_id, len(body)))
+        await self._send(BodyTaken(self._stream_id, len(body)))
         return {"type": "http.request", "body": body, "more_body": message["more_body"]}
 
     async def _wait_for_message(self) -> None:
@@ -179,9 +216,9 @@ class Exchange(HTTPStream):
             return
         if self.failure is not None:
             raise self.failure
-        await self.send(BodyWanted(self.stream_id))
+        await self._send(BodyWanted(self._stream_id))
         self._body_time_s = min(self._body_time_s, self._limits.body_grace_s)
-        limit_s = self._limits.idle_s if self.scope.get(STREAMED) else self._body_time_s
+        limit_s = self._limits.idle_s if self._scope.get(STREAMED) else self._body_time_s
         self._transport.add_busy(-1)
         try:
             with trio.move_on_after(limit_s) as scope:
@@ -201,7 +238,23 @@ class Exchange(HTTPStream):
         for piece in _pieces(message):
             if self.closed:
                 raise Gone
-            await self.app_send(piece)  # type: ignore[arg-type]  # ASGI messages are dictionaries here
+            await self._send_piece(piece)
+
+    async def _send_piece(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and not self._status:
+            status, headers = int(message["status"]), build_and_validate_headers(message["headers"])
+            await self._send(Response(self._stream_id, headers, status))
+            self._status = status
+        elif message["type"] == "http.response.body" and self._status:
+            body = message.get("body", b"")
+            if body and not suppress_body(self._scope["method"], self._status):
+                await self._send(Body(self._stream_id, bytes(body)))
+            if not message.get("more_body", False):
+                await self._send(EndBody(self._stream_id))
+                self.answered = True
+                await self._send(StreamClosed(self._stream_id))
+        else:
+            raise RuntimeError(f"unexpected {message['type']}")
 
 
 def _pieces(message: Message) -> Iterator[Message]:

@@ -19,10 +19,11 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
+from hypercorn.typing import ConnectionState
 from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 
-from downloader.api.exchange import BodyTaken, BodyWanted, Exchange
+from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Shared
 from downloader.api.limits import Connection
 
 FEED_BYTES = 4096
@@ -52,11 +53,22 @@ class Http2(H2Protocol):
     """The client may be sending a body."""
     streams: dict[int, Exchange]  # type: ignore[assignment]  # none of them is a WebSocket
 
-    def __init__(self, transport: Connection, *args: Any) -> None:
-        """`args`: of `H2Protocol`."""
-        super().__init__(*args)
+    def __init__(self, transport: Connection, shared: Shared, send: Any) -> None:
+        """`send` handles hypercorn's events of a connection."""
+        super().__init__(
+            shared.app,  # type: ignore[arg-type]  # called by `Exchange`
+            shared.config,
+            shared.context,
+            shared.tasks,
+            ConnectionState({}),
+            shared.tls,
+            shared.client,
+            shared.server,
+            send,
+        )
         self._transport = transport
-        self._limits = self.config.limits  # type: ignore[attr-defined]  # of our `ServerConfig`
+        self._shared = shared
+        self._limits = shared.config.limits
         self._credit = CREDIT
         self._last_stream = 0
         self._unwanted_bytes = 0
@@ -168,14 +180,14 @@ class Http2(H2Protocol):
         if not path.startswith(b"/") or not path.isascii() or not method.isalpha():
             self._reset(stream_id, ErrorCodes.PROTOCOL_ERROR)
             return
-        self.streams[stream_id] = Exchange(self._transport, self, stream_id)
+        self.streams[stream_id] = Exchange(self._transport, self._shared, self.stream_send, stream_id)
         self.stream_buffers[stream_id] = StreamBuffer(self.context.event_class)
         self.priority.insert_stream(stream_id)
         self.priority.block(stream_id)
         self.keep_alive_requests += 1
         await self.send(Updated(idle=False))
-        await self.streams[stream_id].begin(
-            version="2", method=method, target=path, headers=filter_pseudo_headers(headers)
+        self.streams[stream_id].begin(
+            version="2", method=method.decode(), target=path, headers=filter_pseudo_headers(headers)
         )
 
     async def stream_send(self, event: StreamEvent) -> None:

@@ -22,7 +22,6 @@ import trio
 from h2.exceptions import H2Error
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -30,7 +29,8 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
 from downloader.api.asgi import AsgiApp, Gone
-from downloader.api.http1 import HEAD_TIMEOUT, Http1
+from downloader.api.exchange import Shared
+from downloader.api.http1 import HEAD_TIMEOUT, Http1, SwitchToHttp2
 from downloader.api.http2 import Http2
 from downloader.api.limits import PIECE_BYTES, Limits, OpenConnections, client_address
 from downloader.api.problems import Refused
@@ -150,7 +150,7 @@ class ServerConfig(Config):
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.h11_max_incomplete_size = self.h2_max_header_list_size = limits.head_bytes
+        self.h2_max_header_list_size = limits.head_bytes
         self.h2_max_concurrent_streams = limits.streams
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:  # noqa: ARG002  the same for both
@@ -181,6 +181,7 @@ class BoundedServer(TCPServer):
             OSError: the connection is closed already.
         """
         super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]  # called by `Exchange`
+        self._app = app
         self.reserved = False
         self._open_connections = open_connections
         self._scope = trio.CancelScope()
@@ -196,8 +197,10 @@ class BoundedServer(TCPServer):
         self._ending = False
         """Nothing more is sent, and received bytes are discarded."""
         self._head_s = config.limits.head_s
+        self._deadline = inf
+        """For the next bytes from the client."""
+        self._waiting = trio.CancelScope()
         self._reading = trio.CancelScope()
-        """Its deadline is that of the client's next bytes."""
         self._sending: set[trio.CancelScope] = set()
 
     def cut(self) -> None:
@@ -231,69 +234,72 @@ class BoundedServer(TCPServer):
         alpn = None
         if self._secure:
             try:
-                with trio.fail_at(self._reading.deadline):
+                with trio.fail_at(self._deadline):
                     await self.stream.do_handshake()
             except (trio.BrokenResourceError, trio.TooSlowError):
                 return
             alpn = self.stream.selected_alpn_protocol()
         async with TaskGroup() as tasks:
-            self._args = (
-                *(self.app, self.config, self.context, tasks, ConnectionState({}), self._secure),
-                *(*self._peers, self.protocol_send),
+            client, server = self._peers
+            shared = Shared(
+                app=self._app,
+                config=self.config,
+                context=self.context,
+                tasks=tasks,
+                tls=self._secure,
+                client=client,
+                server=server,
             )
             if alpn == "h2":
-                await self._switch()
+                await self._switch(shared, SwitchToHttp2(b""))
             else:
-                self.protocol = Http1(self, *self._args)
-            await self._read_data()
+                self.protocol = Http1(self, shared, self.protocol_send)
+            await self._read(shared)
 
-    async def _switch(
-        self,
-        data: bytes = b"",
-        headers: list[tuple[bytes, bytes]] | None = None,
-        settings: bytes | None = None,
-    ) -> None:
-        self.protocol = Http2(self, *self._args)
+    async def _switch(self, shared: Shared, switch: SwitchToHttp2) -> None:
+        self.protocol = Http2(self, shared, self.protocol_send)
         self._set_deadline(self.config.limits.idle_s)
         try:
-            await self.protocol.initiate(headers, settings)
+            await self.protocol.initiate(switch.headers, switch.settings)
         except H2Error:
             await self.protocol_send(Closed())
             return
-        await self.protocol.handle(RawData(data=data))
+        await self.protocol.handle(RawData(data=switch.data))
 
-    async def _receive(self, data: bytes) -> None:
-        try:
-            await self.protocol.handle(RawData(data=data))
-        except H2ProtocolAssumedError as assumed:
-            await self._switch(assumed.data)
-        except H2CProtocolRequiredError as required:
-            await self._switch(required.data, required.headers, required.settings)
-
-    async def _read_data(self) -> None:
+    async def _read(self, shared: Shared) -> None:
         """Pass received bytes to the protocol until the stream ends; responses may follow."""
         try:
-            await self._read_to_end()
+            await self._read_to_end(shared)
         except _BROKEN:
             await self.protocol.handle(Closed())
 
-    async def _read_to_end(self) -> None:
+    async def _read_to_end(self, shared: Shared) -> None:
+        data: bytes | None = b""
         half_head = False
         with self._reading:
-            while not self._ending and (data := await self.stream.receive_some(PIECE_BYTES)):
-                await self._receive(bytes(data))
+            while not self._ending and (data := await self._next_bytes()):
+                try:
+                    await self.protocol.handle(RawData(data=data))
+                except SwitchToHttp2 as switch:
+                    await self._switch(shared, switch)
                 begins, half_head = not half_head, self.protocol.half_head
                 if begins and half_head:
                     self._set_deadline(self._head_s)
-        late = self._reading.cancelled_caught and not self._ending
-        if late and half_head and isinstance(self.protocol, Http1):
+        if data is None and half_head and isinstance(self.protocol, Http1):
             await self.protocol.refuse(Refused(HEAD_TIMEOUT))
         if self._ending:
             await self._linger()
-        elif late:
+        elif data is None:
             await self.protocol.handle(Closed())
         else:
             await self.protocol.end_of_stream()
+
+    async def _next_bytes(self) -> bytes | None:
+        """The next bytes from the client: empty at the end of the stream, `None` after the deadline."""
+        # A scope for each read: what has been received is not lost where the deadline passes meanwhile.
+        with trio.CancelScope(deadline=self._deadline) as self._waiting:
+            return bytes(await self.stream.receive_some(PIECE_BYTES))
+        return None
 
     async def _linger(self) -> None:
         """End sending and discard what is received; closing now would reset the connection."""
@@ -307,7 +313,7 @@ class BoundedServer(TCPServer):
 
     def _set_deadline(self, seconds: float) -> None:
         """Bound the wait for the client's next bytes, also the running one."""
-        self._reading.deadline = trio.current_time() + seconds
+        self._deadline = self._waiting.deadline = trio.current_time() + seconds
 
     async def protocol_send(self, event: Event) -> None:
         """Handle an event of the protocol: send bytes, set the deadline, or end the connection."""
