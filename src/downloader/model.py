@@ -131,6 +131,10 @@ class JobSpec:
     url: str
     """As the client wrote it, byte for byte; echoed as `resource_url`."""
     aggr_proxy: str = ""
+    aggr_rate: float | None = None
+    """Downloads of the aggregation that start in a second at the most; `None`: not named."""
+    aggr_delay: float | None = None
+    """Seconds between two starts of the aggregation at the least; `None`: not named."""
     callback_type: str = ""
     callback_dst: str = ""
     callback_error_type: str = ""

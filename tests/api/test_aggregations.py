@@ -50,6 +50,8 @@ async def test_an_aggregation_as_it_runs(api: Served) -> None:
     assert found == {
         "aggr_id": "a",
         "limit": 2,
+        "rate": None,
+        "delay": None,
         "overridden": {},
         "proxy": "http://proxy:8080",
         "paused": False,
@@ -117,6 +119,19 @@ async def test_an_operator_s_limit_holds_until_it_is_cleared(api: Served) -> Non
     assert await granted(api.store) == 1, "the newest job's value applies again"
 
 
+async def test_an_operator_s_rate_and_delay_hold_likewise(api: Served) -> None:
+    await submit(api.store, count=2, aggr_rate=0.5)
+    found = await patched(api, rate=20, delay=1.5)
+    assert (found["rate"], found["delay"]) == (20, 1.5)
+    assert found["overridden"] == {"rate": 0.5, "delay": None}
+    await submit(api.store, aggr_delay=3)
+    found = await patched(api, delay=None)
+    assert (found["rate"], found["delay"], found["overridden"]) == (20, 3, {"rate": 0.5})
+    await submit(api.store)
+    found = await patched(api, rate=None)
+    assert (found["rate"], found["delay"]) == (0.5, 3), "a job that names none changes nothing"
+
+
 async def test_a_pause_holds_until_it_ends(api: Served) -> None:
     await submit(api.store, count=3, aggr_limit=9)
     found = await patched(api, paused=True)
@@ -137,6 +152,10 @@ async def test_a_pause_holds_until_it_ends(api: Served) -> None:
         ({"limit": 2.5}, "wrong_type", "limit"),
         ({"limit": True}, "wrong_type", "limit"),
         ({"limit": "2"}, "wrong_type", "limit"),
+        ({"rate": 0}, "out_of_range", "rate"),
+        ({"rate": True}, "wrong_type", "rate"),
+        ({"delay": -1}, "out_of_range", "delay"),
+        ({"delay": "1"}, "wrong_type", "delay"),
         ({"paused": 1}, "wrong_type", "paused"),
         ({"pasued": True}, "unknown_field", "pasued"),
         ({"proxy": ""}, "unknown_field", "proxy"),

@@ -67,6 +67,8 @@ def test_every_field_arrives() -> None:
     spec = parse(
         body(
             aggr_proxy="socks5://user:pass@proxy.example:1080",
+            aggr_rate=2,
+            aggr_delay=0.5,
             extra="foobar",
             mime_type="!image/vnd.adobe.photoshop,image/*",
             max_retries=0,
@@ -83,6 +85,7 @@ def test_every_field_arrives() -> None:
         )
     )
     assert spec.aggr_proxy == "socks5://user:pass@proxy.example:1080"
+    assert (spec.aggr_rate, spec.aggr_delay) == (2, 0.5)
     assert spec.extra == "foobar"
     assert spec.mime_type == "!image/vnd.adobe.photoshop,image/*"
     assert spec.max_retries == 0
@@ -239,6 +242,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"aggr_proxy": "http://proxy.example/path"}, "url_malformed", "aggr_proxy"),
     ({"aggr_proxy": "http://proxy.example:0"}, "url_port", "aggr_proxy"),
     ({"aggr_proxy": "http://a@b@proxy.example"}, "url_userinfo", "aggr_proxy"),
+    ({"aggr_rate": 0}, "out_of_range", "aggr_rate"),
+    ({"aggr_rate": 2_000_000}, "out_of_range", "aggr_rate"),
+    ({"aggr_rate": "3"}, "wrong_type", "aggr_rate"),
+    ({"aggr_delay": True}, "wrong_type", "aggr_delay"),
+    ({"aggr_delay": -0.5}, "out_of_range", "aggr_delay"),
+    ({"aggr_delay": 86401}, "out_of_range", "aggr_delay"),
     ({"aggr_proxy": 1}, "wrong_type", "aggr_proxy"),
     (NO_CALLBACK, "required", "callback_type"),
     ({"callback_type": "", "callback_dst": ""}, "required", "callback_type"),

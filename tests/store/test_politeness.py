@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
+from collections.abc import Callable
 
 import pytest
 
@@ -18,6 +21,8 @@ THROTTLED = Outcome(
     error_code=ErrorCode.HTTP_STATUS,
     response_code=429,
 )
+
+DONE = Outcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.fixture
@@ -130,6 +135,91 @@ async def test_answers_to_downloads_in_flight_are_one_cooldown(store: RedisStore
     await clock.move(50)
     await throttle(store, (await take(store))[0], 30, asked=False)
     assert await next_due_s(store) == 60, "the next one is the second"
+
+
+async def starts(
+    store: RedisStore, clock: StoreClock, seconds: float, late: Callable[[], float]
+) -> list[int]:
+    """When tasks are given away, if the two instances ask when they are told to, and later by `late()`."""
+    found: list[int] = []
+    end = clock.now_ms + seconds * 1000
+    for owner in itertools.cycle(("me", "other")):
+        batch = await store.lease(Kind.DOWNLOAD, owner, 99, 600)
+        found += [clock.now_ms] * len(batch.leases)
+        await store.finish(owner, [(lease, DONE, None, 60) for lease in batch.leases])
+        await clock.move((batch.next_due_s or 0) + late())
+        if clock.now_ms >= end:
+            return found
+    raise AssertionError
+
+
+@pytest.mark.parametrize("rate", [0.5, 20, 30, 400])
+async def test_instances_share_a_rate(store: RedisStore, clock: StoreClock, rate: float) -> None:
+    seconds = 10 / rate if rate < 1 else 5
+    await submit(store, "a", round(rate * seconds) + 50, aggr_limit=999, aggr_rate=rate)
+    rng = random.Random(1)
+    found = await starts(store, clock, seconds, lambda: rng.choice((0, 0.001, 0.02, 0.3)))
+    assert 0.95 * rate * seconds <= len(found) <= rate * seconds + 1
+    begun = found[0]
+    for count, at in enumerate(found):
+        assert count <= rate * (at - begun) / 1000, "never ahead of it, so not all at once either"
+
+
+async def test_time_in_which_nothing_waited_is_not_made_up_for(store: RedisStore, clock: StoreClock) -> None:
+    await submit(store, "a", 1, aggr_limit=9, aggr_rate=10)
+    [first] = await take(store)
+    await clock.move(0.9)
+    await submit(store, "a", 5, aggr_limit=9)
+    assert len(await take(store)) == 1, "and not the nine that were possible meanwhile"
+    assert await next_due_s(store) == 0.1
+    await clock.move(1.101)
+    assert len(await take(store)) == 1, "nor what was missed more than a second ago"
+    await store.finish("me", [(first, DONE, None, 60)])
+
+
+async def test_a_delay_is_a_least_time(store: RedisStore, clock: StoreClock) -> None:
+    await submit(store, "a", 9, aggr_limit=9, aggr_delay=0.4, aggr_rate=100)
+    found = await starts(store, clock, 5, lambda: 0.05)
+    assert len(found) == 9
+    assert {after - before for before, after in itertools.pairwise(found)} == {450}
+
+
+async def test_a_changed_rate_counts_at_once(store: RedisStore, clock: StoreClock) -> None:
+    await submit(store, "a", 9, aggr_limit=9, aggr_rate=0.001)
+    assert len(await take(store)) == 1
+    assert await next_due_s(store) == 1000
+    await store.adjust("a", {"rate": 0.5})
+    assert await next_due_s(store) == 2
+    await store.adjust("a", {"rate": None, "delay": 30})
+    assert await next_due_s(store) == 1000
+    await submit(store, "a", 1, aggr_limit=9, aggr_rate=1e-9)
+    assert await next_due_s(store) == 86400, "one a day at the least"
+    await submit(store, "a", 1, aggr_limit=9, aggr_rate=1e6)
+    assert await next_due_s(store) == 30
+    await store.adjust("a", {"delay": 0})
+    await clock.move(0.001)
+    assert len(await take(store)) == 8
+
+
+async def test_a_job_that_is_run_again_brings_its_rate(store: RedisStore, clock: StoreClock) -> None:
+    await submit(store, "a", 1, aggr_rate=0.5, aggr_delay=1)
+    [lease] = await take(store)
+    failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED)
+    await store.finish("me", [(lease, failed, None, 60)])
+    assert await store.aggregation("a") is None
+    await store.retry(lease.id, download=True, limit=1)
+    found = await store.aggregation("a")
+    assert found is not None
+    assert (found.rate, found.delay) == (0.5, 1)
+
+
+async def test_an_older_instance_cannot_start_it_early(store: RedisStore, clock: StoreClock) -> None:
+    """Its scripts put a group into `ready` without regard to these fields."""
+    await submit(store, "a", 2, aggr_limit=9, aggr_rate=0.1)
+    assert len(await take(store)) == 1
+    await store._client.command("ZADD", store._keys.key(0, "ready", Kind.DOWNLOAD), 1, "a")
+    assert await take(store) == []
+    assert await next_due_s(store) == 10
 
 
 async def test_a_cooldown_goes_with_the_last_job(store: RedisStore, clock: StoreClock) -> None:

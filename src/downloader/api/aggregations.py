@@ -14,7 +14,7 @@ from werkzeug.routing import PathConverter
 
 from downloader.api.deps import ApiDeps
 from downloader.api.failed import bad_query
-from downloader.api.fields import MAX_INT, Integer, refusal
+from downloader.api.fields import MAX_INT, Delay, Integer, Rate, refusal
 from downloader.api.jobs import visible_aggregations
 from downloader.api.json import parse_object
 from downloader.api.problems import Problem, Refused
@@ -39,6 +39,8 @@ class AggregationPatch(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 
     limit: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
+    rate: Rate | None = None
+    delay: Delay | None = None
     paused: bool | None = None
 
 
@@ -95,6 +97,8 @@ def _view(found: Aggregation) -> dict[str, Any]:
     return {
         "aggr_id": found.aggr_id,
         "limit": found.limit,
+        "rate": found.rate,
+        "delay": found.delay,
         "overridden": dict(found.asked),
         "proxy": redact_url(found.proxy) if found.proxy else "",
         "paused": found.paused,

@@ -29,6 +29,12 @@ MAX_INT = 2**31 - 1
 MAX_SIZE = 2**63 - 1
 """Of a file, in bytes: the largest that file systems and storages know."""
 
+MAX_RATE = 1e6
+"""Starts per second: more than any fleet reaches."""
+
+MAX_DELAY_S = 86400
+"""A day, which is also the longest time between two starts that a rate can demand."""
+
 MAX_RETRIES = 1000
 """Takes months at the default backoff."""
 
@@ -61,10 +67,12 @@ _CODES = {
     "missing": "required",
     "string_type": "wrong_type",
     "int_type": "wrong_type",
+    "float_type": "wrong_type",
     "bool_type": "wrong_type",
     "dict_type": "wrong_type",
     "string_too_short": "required",
     "string_too_long": "too_long",
+    "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "extra_forbidden": "unknown_field",
@@ -174,6 +182,10 @@ def _required_url(url: str) -> str:
     return check_url(url, "download")
 
 
+Rate = Annotated[float, Field(gt=0, le=MAX_RATE)]
+Delay = Annotated[float, Field(ge=0, le=MAX_DELAY_S)]
+
+
 class DownloadRequest(BaseModel):
     """The fields of one job. Unknown ones are ignored, and null means absent."""
 
@@ -182,6 +194,8 @@ class DownloadRequest(BaseModel):
     aggr_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_printable)]
     aggr_limit: Annotated[Integer, Field(ge=1, le=MAX_INT)]
     aggr_proxy: Annotated[str, _url("proxy")] = ""
+    aggr_rate: Rate | None = None
+    aggr_delay: Delay | None = None
     url: Annotated[str, AfterValidator(_required_url)]
     callback_type: str = ""
     callback_dst: str = ""

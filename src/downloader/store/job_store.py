@@ -208,7 +208,11 @@ class Aggregation:
     in_flight: int
     """Downloads leased now, over the fleet."""
     limit: int
-    asked: Mapping[str, int | None]
+    rate: float | None
+    """Starts per second at the most."""
+    delay: float | None
+    """Seconds between two starts at the least."""
+    asked: Mapping[str, float | None]
     """What its jobs ask for, by field, where an operator's value holds."""
     proxy: str
     paused: bool
@@ -425,15 +429,15 @@ class JobStore(Protocol):
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
         """One aggregation, or `None` if it has no work."""
 
-    async def adjust(self, aggr_id: str, changes: Mapping[str, int | bool | None]) -> Aggregation | None:
+    async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
         """Change an aggregation over the fleet, at once; `None` if it has no work.
 
         What is in flight goes on. The changes are forgotten with the aggregation's last job.
 
         Args:
             aggr_id: the aggregation.
-            changes: values for `limit` and `paused`; one that is absent stays, and `None` clears it, so that
-                what the jobs ask for applies again.
+            changes: values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
+                clears it, so that what the jobs ask for applies again.
         """
 
     async def load(self, count: int) -> Load:

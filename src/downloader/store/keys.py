@@ -82,8 +82,9 @@ KEYS = (
         holds=(
             "`limit`, `proxy`, `paused` of an aggregation or callback destination; of an aggregation whose"
             " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"
-            " (how many followed each other) and `why`; while an operator's `limit` holds, `asked_limit` has"
-            " the jobs'"
+            " (how many followed each other) and `why`; `rate` (starts per second), `delay` (s) and"
+            " `started` (the last start that counts, ms); while an operator's limit, rate or delay holds,"
+            " `asked_limit`, `asked_rate` or `asked_delay` has the jobs'"
         ),
     ),
     Key(

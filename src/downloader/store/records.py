@@ -198,13 +198,20 @@ def aggregation(flat: Sequence[Any]) -> Aggregation:
         pending=pending,
         in_flight=running,
         limit=int(values["limit"] or 1),
-        asked={name: int(value) if value else None for name, value in asked.items()},
+        rate=_number(values["rate"]),
+        delay=_number(values["delay"]),
+        asked={name: _number(value) for name, value in asked.items()},
         proxy=found["proxy"],
         paused=found["paused"] == "1",
         cooling_until_ms=int(found["cooling"]) if found["cooling"] else None,
         cooling_reason=found["why"],
         next_due_ms=int(found["due"]) if found["due"] else None,
     )
+
+
+def _number(text: str) -> float | None:
+    """A number, an integer if it is written as one; `None` for an empty text."""
+    return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
 def _outcome(found: Mapping[str, str]) -> Outcome:

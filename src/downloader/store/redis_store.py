@@ -139,6 +139,7 @@ class RedisStore:
                     "id": item.spec.id,
                     "group": item.spec.aggr_id,
                     "limit": str(item.spec.aggr_limit),
+                    **_pace(item.spec),
                     "proxy": item.spec.aggr_proxy,
                     "spec": item.spec.to_json(self._seal),
                     "idempotency": item.idempotency_key,
@@ -396,7 +397,7 @@ class RedisStore:
         answer = records.fields(await self._client.run("aggregations", shard, {"group": aggr_id}))
         return next(map(records.aggregation, answer["aggregations"]), None)
 
-    async def adjust(self, aggr_id: str, changes: Mapping[str, int | bool | None]) -> Aggregation | None:
+    async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
         """See `JobStore.adjust`."""
         call = {name: "" if value is None else str(value) for name, value in changes.items()}
         call["group"] = aggr_id
@@ -586,6 +587,14 @@ def _submission_id(item: Submission) -> str:
 
 def _first(result: tuple[Lease, *tuple[Any, ...]]) -> Lease:
     return result[0]
+
+
+def _pace(spec: JobSpec) -> dict[str, str]:
+    """The rate and the delay that a job names."""
+    if spec.aggr_rate is None and spec.aggr_delay is None:
+        return {}
+    named = {"rate": spec.aggr_rate, "delay": spec.aggr_delay}
+    return {name: str(value) for name, value in named.items() if value is not None}
 
 
 def _cooldown(end: Outcome | Delivery) -> dict[str, Any]:

@@ -53,6 +53,37 @@ local function join_ready(kind, group)
   end
 end
 
+-- The longest time between two starts that a rate can demand.
+local MAX_GAP_MS = 24 * 3600 * 1000
+
+-- A start that is late by this much at the most counts as if it had been in time, so that a rate is reached
+-- although instances take a while to ask.
+local CATCH_UP_MS = 1000
+
+-- Fields of a group's record that say from when on its next task may start: when `started` has been and the time
+-- between two starts has passed, and it does not cool down.
+local GATE = {'cooling', 'rate', 'delay', 'started'}
+
+-- ms between two starts, perhaps with a fraction.
+local function gap_of(rate, delay)
+  local gap = rate and rate ~= '' and math.min(1000 / tonumber(rate), MAX_GAP_MS) or 0
+  return math.max(gap, delay and delay ~= '' and tonumber(delay) * 1000 or 0)
+end
+
+-- The time (ms, perhaps with a fraction) before which a group starts nothing, from the values of GATE.
+local function opens(cooling, rate, delay, started)
+  return math.max(tonumber(cooling or '0'), started and tonumber(started) + gap_of(rate, delay) or 0)
+end
+
+-- Takes note that a task starts, for the rate and the delay. `due` is since when the task has waited: only then the
+-- start is late, and the next one need not wait the whole time. `delay` is a least time, so it is counted from now.
+local function note_start(group, due, cooling, rate, delay, started)
+  if gap_of(rate, delay) == 0 then return end
+  local planned = opens(cooling, rate, delay, started)
+  local late = gap_of(nil, delay) == 0 and due <= planned and now - planned <= CATCH_UP_MS
+  redis.call('HSET', key_group('download', group), 'started', string.format('%.3f', late and planned or now))
+end
+
 -- Puts a group where its tasks, its free slots and the time require: into `ready` or `unproven`, into `timers`,
 -- into none of them, or out of the store with its last task.
 local function place(kind, group)
@@ -69,13 +100,14 @@ local function place(kind, group)
   end
   -- All of its tasks, and behind the point those that run, so that `busiest` needs no other key.
   redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused', 'cooling')
+  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused', unpack(GATE))
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
     leave_ready(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
-  local due = math.max(tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2]), tonumber(record[3] or '0'))
+  local due = tonumber(redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2])
+  due = math.ceil(math.max(due, opens(unpack(record, 3))))
   if due <= now then
     redis.call('ZREM', timers, group)
     join_ready(kind, group)
@@ -90,7 +122,7 @@ end
 
 -- Fields of an aggregation's record that an operator may set. What its jobs ask for is kept meanwhile in
 -- `asked_<field>`, which is there exactly while the operator's value holds.
-local ADJUSTABLE = {'limit'}
+local ADJUSTABLE = {'limit', 'rate', 'delay'}
 
 -- What people see of an aggregation, as names and values; nil if it has no work. `asked` has the names and values
 -- of what its jobs ask for where an operator's value holds; '' stands for no value everywhere.
@@ -98,9 +130,9 @@ local function describe_aggregation(group)
   local score = redis.call('ZSCORE', key_groups('download'), group)
   if not score then return nil end
   local record = key_group('download', group)
-  local found = redis.call('HMGET', record, 'proxy', 'paused', 'cooling', 'why')
+  local found = redis.call('HMGET', record, 'proxy', 'paused', 'why', unpack(GATE))
   local first = redis.call('ZRANGE', key_queue('download', group), 0, 0, 'WITHSCORES')[2]
-  local cools = tonumber(found[3] or '0') > now
+  local cools = tonumber(found[4] or '0') > now
   local waits = first and found[2] ~= '1'
   local values, asked = {}, {}
   for _, name in ipairs(ADJUSTABLE) do
@@ -110,8 +142,8 @@ local function describe_aggregation(group)
   end
   return {
     'name', group, 'score', score, 'proxy', found[1] or '', 'paused', found[2] == '1' and '1' or '',
-    'cooling', cools and found[3] or '', 'why', cools and found[4] or '',
-    'due', waits and string.format('%.0f', math.max(tonumber(first), tonumber(found[3] or '0'))) or '',
+    'cooling', cools and found[4] or '', 'why', cools and found[3] or '',
+    'due', waits and string.format('%.0f', math.ceil(math.max(tonumber(first), opens(unpack(found, 4))))) or '',
     'values', values, 'asked', asked,
   }
 end

@@ -1,8 +1,8 @@
 -- adjust: an operator changes an aggregation; the values hold until they are cleared, whatever its jobs ask for.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {group, limit: a value, '' to go back to what the jobs ask for, absent: unchanged, paused: '1', '',
---         absent: unchanged}
+-- ARGV    1 {group, limit, rate and delay: a value, '' to go back to what the jobs ask for, absent: unchanged,
+--         paused: '1', '', absent: unchanged}
 -- from    any
 -- to      the same
 -- answer  `describe_aggregation`; nothing for no such aggregation

@@ -103,9 +103,9 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   redis.call('ZREM', set, group)
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'cooling')
-  local due = head[1] and math.max(tonumber(head[2]), tonumber(record[2] or '0'))
-  if due and due <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
+  local record = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
+  local due = tonumber(head[2])
+  if due and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
     local id = head[1]
     redis.call('ZREM', queue, id)
     if redis.call('EXISTS', key_job(id)) == 1 then
@@ -115,6 +115,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       redis.call('HINCRBY', task, 'deliveries', 1)
       redis.call('HDEL', task, 'due')
       redis.call('SADD', running, id)
+      note_start(group, due, unpack(record, 2))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       local proven = set == key_ready(kind)
       if not proven then unproven = unproven - 1 end

@@ -30,7 +30,10 @@ if kind == 'download' then
   local generation = redis.call('HGET', key_task('callback', id), 'generation')
   redis.call('DEL', key_task('callback', id))
   if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end
-  redis.call('HSETNX', record, 'limit', asked.aggr_limit)
+  if redis.call('HSETNX', record, 'limit', asked.aggr_limit) == 1 then
+    if asked.aggr_rate then redis.call('HSET', record, 'rate', asked.aggr_rate) end
+    if asked.aggr_delay then redis.call('HSET', record, 'delay', asked.aggr_delay) end
+  end
   redis.call('HSETNX', record, 'proxy', proxy)
 else
   redis.call('HSETNX', key_group(kind, group), 'limit', call.limit)

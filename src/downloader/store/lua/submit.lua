@@ -1,7 +1,8 @@
 -- submit: new jobs enter as pending downloads.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {}, then per job {id, group: its aggregation, limit, proxy, spec, idempotency: digest or '',
+-- ARGV    1 {}, then per job {id, group: its aggregation, limit, rate and delay: absent if
+--         it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any}
 -- from    (no job)
@@ -26,7 +27,7 @@ for item in items() do
     end
   end
   local record = key_group('download', group)
-  local found = redis.call('HMGET', record, 'proxy', 'asked_limit')
+  local found = redis.call('HMGET', record, 'proxy', 'asked_limit', 'asked_rate', 'asked_delay')
   local proxy = found[1]
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
@@ -36,9 +37,11 @@ for item in items() do
     if item.idempotency ~= '' then
       redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.values, 'PX', IDEMPOTENCY_MS)
     end
-    -- The proxy is fixed when the aggregation is first seen; the newest job's limit applies, unless an operator
-    -- has set one.
-    redis.call('HSET', record, found[2] and 'asked_limit' or 'limit', item.limit)
+    -- The proxy is fixed when the aggregation is first seen. Else the newest job that names a value counts, unless
+    -- an operator has set one.
+    for i, name in ipairs(ADJUSTABLE) do
+      if item[name] then redis.call('HSET', record, found[i + 1] and 'asked_' .. name or name, item[name]) end
+    end
     redis.call('HSETNX', record, 'proxy', item.proxy)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     redis.call('ZADD', key_queue('download', group), now, id)
