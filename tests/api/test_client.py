@@ -142,12 +142,27 @@ async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient)
     assert await client.retry_failed() == 1
 
 
+async def test_counters_and_events(api: Served, client: AsyncClient) -> None:
+    await client.ping()
+    assert await client.stats("processor") == {}
+    await client.submit(**JOB)
+    async with aclosing(client.events()) as events:
+        async for event in events:
+            if event["aggregations"]:
+                break
+    assert event["aggregations"][0]["aggr_id"] == JOB["aggr_id"]
+
+
 async def test_a_problem_is_one_type(client: AsyncClient) -> None:
     with pytest.raises(ApiProblem) as caught:
         await client.submit(**JOB | {"aggr_limit": 0})
     found = caught.value
     assert (found.status, found.code, found.field) == (422, "out_of_range", "aggr_limit")
     assert str(found) == found.detail.rstrip(".")
+    with pytest.raises(ApiProblem) as caught:
+        await client.submit(**JOB | {"aggr_limit": 0, "url": "ftp://h/"})
+    assert {error["field"] for error in caught.value.errors} == {"aggr_limit", "url"}
+    assert str(caught.value) == "; ".join(error["detail"].rstrip(".") for error in caught.value.errors)
     for job_id in ("NSb4FOAs9fVaQw", "../x"):
         with pytest.raises(ApiProblem) as caught:
             await client.job(job_id)
@@ -209,6 +224,10 @@ async def test_without_an_event_loop(api: Served) -> None:
                 client.retry(job_id)
             assert caught.value.status == 409
             assert client.retry_failed() == 0
+            for event in client.events():
+                if event["aggregations"]:
+                    break
+            assert event["aggregations"][0]["pending"] == 2
             assert client.stats("notifier") == {}
 
     await trio.to_thread.run_sync(use)

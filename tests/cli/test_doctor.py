@@ -21,6 +21,7 @@ import trio
 from downloader.config import Settings
 from downloader.service.doctor import Finding, FindingState, diagnose
 from downloader.service.doctor.diagnose import secrets_of
+from downloader.service.doctor.parts import Note, examine_api, unreachable_files
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.cli import TIMEOUT_S, run_cli
 from servers.fleet import Tables, open_fleet, to_toml
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 PARTS = [
     *("redis", "processor.filestorage", "processor.s3", "backends.http"),
-    *("spool", "api", "egress.downloads", "egress.callbacks"),
+    *("spool", "api", "egress.downloads", "egress.callbacks", "processor.download_url"),
 ]
 
 
@@ -83,7 +84,7 @@ def test_all_is_well_and_nothing_is_left(folder: Path, server: Valkey) -> None:
 def test_secrets_are_encrypted(folder: Path, server: Valkey) -> None:
     key = base64.b64encode(bytes(32)).decode()
     found = examined(settings(folder, redis=on(server, encryption_keys=[key])))["redis"]
-    assert found.text.endswith("; secrets of jobs are encrypted")
+    assert "; secrets of jobs are encrypted" in found.text
 
 
 def test_the_fleets_own_data_stay(folder: Path, server: Valkey) -> None:
@@ -113,6 +114,32 @@ async def test_beside_a_service_that_runs(folder: Path) -> None:
         await run.stop()
 
 
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({}, True),
+        ({"processor": {"download_url": "http://localhost:8080/f"}}, True),
+        ({"processor": {"download_url": "http://[::1]/f"}}, True),
+        ({"processor": {"download_url": "https://files.example/f"}}, False),
+        ({"api": {"host": "0.0.0.0", "port": 0}}, True),
+        ({"api": {"host": "192.0.2.1", "port": 0}}, False),
+        ({"processor": {"filestorage": {"type": "s3", "bucket": "b"}}}, False),
+    ],
+)
+def test_files_that_no_other_machine_can_fetch(folder: Path, tables: dict[str, Any], told: bool) -> None:  # noqa: FBT001
+    assert bool(unreachable_files(settings(folder, **tables))) is told
+
+
+def test_an_open_api_is_told(folder: Path) -> None:
+    async def examine(port: int) -> str:
+        try:
+            return await examine_api(settings(folder, api={"host": "0.0.0.0", "port": port}))
+        except Note as note:
+            return str(note)
+
+    assert "no [[api.tokens]]" in trio.run(examine, 0)
+
+
 def test_a_store_that_refuses_us(folder: Path) -> None:
     with Valkey("--requirepass", "right") as guarded:
         url = f"unix://:hunter2@{guarded.socket}"
@@ -139,7 +166,10 @@ def test_a_store_of_another_shape_or_durability(folder: Path) -> None:
     with Valkey() as plain:
         found = examined(settings(folder, redis=on(plain)))["redis"]
         assert found.state is FindingState.NOTE
-        assert found.text.endswith("it has no append-only file, so a restart of it may lose jobs")
+        assert found.text.endswith(
+            "it has no maxmemory: jobs are accepted until the system kills it;"
+            " it has no append-only file, so a restart of it may lose jobs"
+        )
         found = examined(settings(folder, redis=on(plain, durability="aof")))["redis"]
         assert found.state is FindingState.FAILED
         assert "redis.durability is 'aof', but: " in found.text
@@ -171,7 +201,7 @@ def test_a_cluster_and_a_sentinel(folder: Path) -> None:
     with watched_by_sentinel(folder) as watched:
         sentinel = {"master": "mymaster", "nodes": [f"127.0.0.1:{watched.sentinel_port}"]}
         found = store(redis={"durability": "replicated"}, **{"redis.sentinel": sentinel})
-        assert found["state"] == "ok"
+        assert found["state"] == "note"
         assert "Sentinel mymaster" in found["text"]
         assert ", waiting for replicated; " in found["text"]
         found = store(**{"redis.sentinel": {**sentinel, "master": "another"}})
@@ -387,5 +417,5 @@ def test_on_a_terminal_it_is_a_table_as_wide_as_that(folder: Path) -> None:
         os.close(parent)
     assert process.join(TIMEOUT_S) == 1
     lines = said.decode().splitlines()
-    assert "1 of 8 parts failed" in lines[-1]
+    assert "1 of 9 parts failed" in lines[-1]
     assert any("failed" in line and "redis" in line and "\x1b[" in line for line in lines)

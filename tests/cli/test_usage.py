@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from downloader.cli import main
+from downloader.cli import COMMANDS, main
 from servers.cli import Ran, run_cli, run_script
 from servers.forked import environment
 
@@ -66,7 +67,8 @@ def test_version_and_help_do_not_wait_for_the_network_libraries() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "run", "api", "processor", "notifier", "fetch", "doctor", "plugins", "config", "version"]
+    "command",
+    ["", *(command.__name__ for commands in COMMANDS.values() for command in commands)],
 )
 def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*filter(None, [command]), "--help"]) == 0
@@ -276,3 +278,31 @@ def test_a_reader_that_goes_away_gets_no_traceback() -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_completion_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    assert main(["--install-completion", "--shell", "bash"]) == 0
+    script = tmp_path / ".local/share/bash-completion/completions/downloader"
+    assert {"submit", "--callback-type", "--processes"} <= set(re.findall(r"[-\w]+", script.read_text()))
+
+
+def test_an_api_alone_is_refused_on_an_embedded_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert complaint(capsys, "api", "--port", "0").startswith(
+        "redis.url: an api alone needs a Redis or Valkey"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_addresses_of_a_running_service_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOWNLOADER_API", "http://h")
+    monkeypatch.setenv("DOWNLOADER_TOKEN", "t")
+    assert main(["config"]) == 0

@@ -16,8 +16,11 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 from downloader.cli.config import config, version, version_text
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
+from downloader.cli.jobs import job, retry
 from downloader.cli.plugins import plugins
 from downloader.cli.roles import api, notifier, processor, run
+from downloader.cli.submit import submit
+from downloader.cli.top import top
 from downloader.errors import ConfigError, DownloaderError, leaves
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -26,6 +29,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
     "Download now": (fetch,),
+    "Operate a running service": (submit, job, retry, top),
     "Inspect": (doctor, plugins, config, version),
 }
 """The commands under the headings of `downloader --help`; a function's name is the command's, its docstring
@@ -39,6 +43,7 @@ EPILOGUE = """\
 For example:
   downloader fetch https://example.org/a.png https://example.org/b.png -o pics
   downloader run
+  downloader submit https://example.org/a.png --callback https://me.example/done
   downloader COMMAND --help
 
 Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration."""
@@ -60,6 +65,7 @@ def make_app() -> App:
         group = Group(heading, sort_key=place)
         for number, command in enumerate(commands):
             app.command(command, group=group, sort_key=number, help_epilogue="")
+    app.register_install_completion_command(show=False)
     app["--help"].show = app["--version"].show = False
     return app
 

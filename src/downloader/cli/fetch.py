@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from downloader.cli.fetch_folder import OutputFolder, open_output
+from downloader.cli.lines import read_lines
 from downloader.cli.options import Json
 from downloader.errors import ConfigError
 
@@ -85,26 +85,11 @@ def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchR
     from downloader.service import FetchRequest, check_url
 
     named = ((repr(url), url) for url in urls)
-    for name, url in itertools.chain(named, _lines(from_file) if from_file else ()):
+    for name, url in itertools.chain(named, read_lines(from_file) if from_file else ()):
         try:
             yield FetchRequest(url=check_url(url), mime_type=mime)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
-
-
-def _lines(from_file: str) -> Iterator[tuple[str, str]]:
-    """`FILE, line NUMBER` and text of each line but blank ones and comments; a # in a URL is its fragment."""
-    name = "standard input" if from_file == "-" else from_file
-    try:
-        data = sys.stdin.buffer.read() if from_file == "-" else Path(from_file).read_bytes()
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name}: not a text file in UTF-8") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if (stripped := line.strip()) and not stripped.startswith("#"):
-            yield f"{name}, line {number}", stripped
 
 
 def _settings(folder: OutputFolder, data_dir: Path) -> Settings:

@@ -28,7 +28,8 @@ def run(
     """Run everything: API, processor and notifier.
 
     Without a configuration and without Redis it starts its embedded Valkey
-    under the data folder. Ctrl-C or SIGTERM lets downloads in flight finish for
+    under the data folder. Without a section under [backends] it sends HTTP
+    callbacks. Ctrl-C or SIGTERM lets downloads in flight finish for
     a while; a second one stops at once.
 
     For example:
@@ -37,7 +38,7 @@ def run(
       downloader run -c config.toml --processes 4
 
     Args:
-        config: Configuration file (TOML). Without one: defaults, and HTTP callbacks.
+        config: Configuration file (TOML).
         host: Address to listen on. Default: 127.0.0.1.
         port: Port to listen on; 0 takes any free one. Default: 8000.
         data_dir: Folder of the embedded store and the files. Default: downloader-data.
@@ -49,9 +50,7 @@ def run(
     settings = load(config, {"api.host": host, "api.port": port, "data_dir": data_dir})
     if allow:
         settings = allow_also(settings, allow)
-    if config is None:
-        settings = with_default_backend(settings)
-    _run_roles(settings, "api", "processor", "notifier", processes=processes)
+    _run_roles(with_default_backend(settings), "api", "processor", "notifier", processes=processes)
 
 
 def api(*, config: Config = None, host: Host = None, port: Port = None) -> None:

@@ -10,8 +10,8 @@ from collections.abc import (
     AsyncIterable,
     Callable,
     Coroutine,
+    Generator,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -44,7 +44,8 @@ LONGEST_POLL_S = 2.0
 """Pauses of `wait`; they grow while nothing ends."""
 
 POLLED = 100
-"""Jobs that `wait_each` asks for in one round, so that waiting for a million costs the service little."""
+"""Jobs that `wait_each` asks for in one round, so that waiting for a million costs the service little. If
+none of them has ended, the next round asks for others."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -176,7 +177,10 @@ class AsyncClient:
                 if job.ended and not (callback and job.callback and not job.callback.ended):
                     ended.add(job_id)
                     yield job
-            left = [job_id for job_id in left if job_id not in ended]
+            if ended:
+                left = [job_id for job_id in left if job_id not in ended]
+            else:
+                left = left[POLLED:] + left[:POLLED]
             if not left:
                 return
             if deadline is not None and time.monotonic() + pause_s > deadline:
@@ -216,6 +220,21 @@ class AsyncClient:
         """Counters of the `processor` or `notifier`, summed over the instances."""
         return json_of(await self._wire.call("GET", f"stats/{_segment(role)}"))
 
+    async def ping(self) -> None:
+        """Raises `Unreachable` if nothing answers."""
+        await self._wire.call("GET", "health/live")
+
+    async def events(self) -> AsyncGenerator[Mapping[str, Any]]:
+        """The state of the fleet, at once and after each change, until the service stops: `GET /events`."""
+        event = ""
+        async with aclosing(self._wire.lines("events")) as lines:
+            async for line in lines:
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    event = value
+                elif name == "data" and event == "snapshot":
+                    yield json.loads(value)
+
 
 def _blocking(
     method: Callable[Concatenate[AsyncClient, _P], Coroutine[Any, Any, _T]],
@@ -229,8 +248,8 @@ def _blocking(
 
 def _iterating(
     method: Callable[Concatenate[AsyncClient, _P], AsyncGenerator[_T]],
-) -> Callable[Concatenate[Client, _P], Iterator[_T]]:
-    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+) -> Callable[Concatenate[Client, _P], Generator[_T]]:
+    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
         found = method(self.client, *args, **kwargs)
         try:
             while True:
@@ -276,6 +295,8 @@ class Client:
     retry = _blocking(AsyncClient.retry)
     retry_failed = _blocking(AsyncClient.retry_failed)
     stats = _blocking(AsyncClient.stats)
+    ping = _blocking(AsyncClient.ping)
+    events = _iterating(AsyncClient.events)
 
 
 async def _batches(
@@ -308,10 +329,11 @@ async def _each(jobs: Iterable[JobFields] | AsyncIterable[JobFields]) -> AsyncGe
 def _submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitted:
     try:
         answer = json.loads(line)
+        warnings = [warning["detail"] for warning in answer.get("warnings", ())]
         if "id" in answer:
-            return Submitted(job=job, id=answer["id"])
-        return Submitted(job=job, problem=ApiProblem.from_document(answer))
-    except (ValueError, TypeError, AttributeError):
+            return Submitted(job=job, id=answer["id"], warnings=warnings)
+        return Submitted(job=job, problem=ApiProblem.from_document(answer), warnings=warnings)
+    except (ValueError, TypeError, AttributeError, KeyError):
         raise no_downloader(response.url) from None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from downloader.errors import DownloaderError
@@ -23,9 +23,18 @@ class WaitTimeout(ClientError, TimeoutError):
 class ApiProblem(ClientError):
     """The service refused the request, or a line of many, with a problem document (RFC 9457)."""
 
-    def __init__(self, *, code: str, detail: str, field: str = "", status: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        code: str,
+        detail: str,
+        field: str = "",
+        status: int = 0,
+        errors: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        details = [str(each.get("detail", "")) for each in errors] or [detail]
         where = f" ({field})" if field and field not in detail else ""
-        super().__init__(f"{detail.rstrip('.')}{where}")
+        super().__init__("; ".join(text.rstrip(".") for text in details) + where)
         self.code = code
         """Stable, for programs: those of `docs/api.md`. Empty if something else than the service answered."""
         self.detail = detail
@@ -34,9 +43,12 @@ class ApiProblem(ClientError):
         """The field, header or parameter at fault; empty if there is none."""
         self.status = status
         """Of the response; 0 for a line of `submit_many`, which has none of its own."""
+        self.errors = errors
+        """All that is wrong with a job, each with `code`, `detail` and `field`; empty for other requests."""
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], *, status: int = 0) -> Self:
         """From the members of a problem document, or of a line of `POST /downloads`."""
         code, detail, field = (str(document.get(name, "")) for name in ("code", "detail", "field"))
-        return cls(code=code, detail=detail or code, field=field, status=status)
+        errors = document.get("errors", ())
+        return cls(code=code, detail=detail or code, field=field, status=status, errors=errors)

@@ -50,6 +50,8 @@ class Submitted:
     job: JobFields
     id: str = ""
     problem: ApiProblem | None = None
+    warnings: Sequence[str] = ()
+    """What the service ignored, such as a field that it does not know."""
 
 
 class _Answer(BaseModel):

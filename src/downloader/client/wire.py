@@ -7,8 +7,10 @@ and the pauses block, so that these coroutines never suspend, and `run` carries 
 from __future__ import annotations
 
 import random
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -37,6 +39,8 @@ _AGAIN = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE
 
 _UNCERTAIN = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
 """Of a proxy between: the request may have been carried out."""
+
+_ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
 _T = TypeVar("_T")
 
@@ -104,6 +108,31 @@ class Wire:
             await self.sleep(max(pause_s, wanted_s))
         raise AssertionError  # `pauses` ends with None
 
+    async def lines(self, path: str) -> AsyncGenerator[str]:
+        """The lines of an answer without an end; not repeated.
+
+        Raises:
+            ApiProblem: a status other than 2xx.
+            Unreachable: no answer, or it was cut off.
+        """
+        try:
+            async with self._http.stream("GET", path) as response:
+                if not response.is_success:
+                    await response.aread()
+                    raise _problem(response)
+                lines = response.aiter_lines()
+                try:
+                    async for line in lines:
+                        yield line
+                finally:
+                    await response.aclose()
+                    # httpx2's generators do not close each other; the error of reading on ends them all.
+                    with suppress(httpx2.StreamError, httpx2.TransportError):
+                        async for _ in lines:
+                            pass
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
+
     def pauses(self) -> Iterator[float | None]:
         """The pause after each try if it fails, in seconds; `None` after the last."""
         for number in range(self._retries):
@@ -114,7 +143,7 @@ class Wire:
         if isinstance(error, httpx2.TimeoutException):
             reason = "no answer in time"
         else:
-            reason = str(error) or type(error).__name__
+            reason = _ERRNO.sub("", str(error)) or type(error).__name__
         return Unreachable(f"cannot reach {self.url}: {reason}")
 
 

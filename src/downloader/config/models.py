@@ -477,7 +477,7 @@ class Settings(Section):
 
 
 def with_default_backend(settings: Settings) -> Settings:
-    """What `downloader run` without a configuration does: as if `[backends.http]` were given."""
+    """What `downloader run` does if no backend is configured: as if `[backends.http]` were given."""
     if settings.backends:
         return settings
     return settings.model_copy(update={"backends": {"http": {}}})

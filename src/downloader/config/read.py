@@ -37,8 +37,8 @@ from downloader.net import EgressPolicy
 PREFIX = "DOWNLOADER_"
 """Prefix of the environment variables that are settings."""
 
-OTHER_VARIABLES = frozenset({"DOWNLOADER_FAILPOINT"})
-"""Variables of this project that are not settings."""
+OTHER_VARIABLES = frozenset({"DOWNLOADER_API", "DOWNLOADER_FAILPOINT", "DOWNLOADER_TOKEN"})
+"""Variables of this project that are not settings; the commands for a running service read two of them."""
 
 SECRET_BYTES = 64 * 1024
 """The largest part of a secret's file that is read; a wrong path may be a device without an end."""

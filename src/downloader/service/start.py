@@ -19,7 +19,7 @@ from typing import Any
 
 import trio
 
-from downloader.config import ApiSettings, Settings
+from downloader.config import EMBEDDED, ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
 from downloader.observe import Event, configure, get_logger
 from downloader.service.instance import grace_of, run_instance
@@ -50,6 +50,11 @@ def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1
     """
     if "notifier" in roles and not settings.backends:
         raise ConfigError("a notifier needs at least one section under [backends], e.g. [backends.http]")
+    if roles == {"api"} and settings.redis.url == EMBEDDED:
+        raise ConfigError(
+            "redis.url: an api alone needs a Redis or Valkey that it shares with a processor and a notifier;"
+            " nobody would run its jobs on an embedded store"
+        )
     sockets = listen(settings.api) if "api" in roles else []
     try:
         if sockets:

@@ -34,6 +34,7 @@ from downloader.service.doctor.parts import (
     examine_egress,
     examine_spool,
     examine_storage,
+    unreachable_files,
 )
 from downloader.service.doctor.store import examine_store
 from downloader.storage import Storage, open_storage
@@ -170,7 +171,10 @@ async def _examine_all(this: _Examination) -> None:
     first = ("redis", "processor.filestorage", "processor.s3")
     this.findings = dict.fromkeys([*first, *backends, *parts])
     if not backends:
-        this.note("backends", FindingState.NOTE, "none is configured: a notifier needs one", 0.0)
+        text = "none is configured: `downloader run` sends HTTP callbacks, a notifier alone does not start"
+        this.note("backends", FindingState.NOTE, text, 0.0)
+    if text := unreachable_files(settings):
+        this.note("processor.download_url", FindingState.NOTE, text, 0.0)
     for line in settings.deprecations:
         this.note("configuration", FindingState.NOTE, line, 0.0)
     async with asyncio_loop(), trio.open_nursery() as nursery:

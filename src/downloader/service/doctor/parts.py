@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import trio
 from rich.filesize import decimal
@@ -21,6 +23,7 @@ from downloader.config import ApiSettings, EgressList, Settings
 from downloader.errors import ConfigError, StorageError
 from downloader.fetch import disk_used_percent
 from downloader.notify import Checkable, open_notifiers
+from downloader.service.files import api_url
 from downloader.service.resources import open_host
 from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, Storage, StoredFile, open_buckets, open_storage
@@ -63,6 +66,24 @@ def _where(url: str, settings: Settings) -> str:
         return f" ({url})"
     root = settings.storage_section.get("rootdir")
     return f" in {root}" if root else ""
+
+
+def unreachable_files(settings: Settings) -> str:
+    """That the `download_url` of callbacks has an address of this machine alone; empty if it has not."""
+    base = settings.processor.download_url
+    if settings.storage_name == "filesystem" and not base:
+        base = api_url(settings)
+    host = urlsplit(base).hostname or ""
+    if host != "localhost" and not host.endswith(".localhost") and not _is_loopback(host):
+        return ""
+    return f"callbacks name files below {base}, which no other machine can fetch"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def examine_buckets(settings: Settings) -> str:
@@ -146,12 +167,13 @@ async def examine_api(settings: Settings) -> str:
         if not await trio.to_thread.run_sync(ask, abandon_on_cancel=True):
             raise ConfigError(f"{str(error).partition(': ')[2]}; another program has it") from None
         text = f"{where} is served by a downloader that runs"
+        loopback = api.host == "localhost" or _is_loopback(api.host)
     else:
-        loopback = listener.getsockname()[0] in ("127.0.0.1", "::1")
+        loopback = _is_loopback(listener.getsockname()[0])
         listener.close()
         text = f"{where} is free"
-        if not api.tokens and not loopback:
-            raise Note(f"{text}; there are no [[api.tokens]]: every client that reaches it may do everything")
+    if not api.tokens and not loopback:
+        raise Note(f"{text}; there are no [[api.tokens]]: every client that reaches it may do everything")
     if api.heartbeat_path and await trio.Path(api.heartbeat_path).exists():
         raise Note(f"{text}; {api.heartbeat_path} exists, which takes it out of rotation")
     tokens = len(api.tokens)

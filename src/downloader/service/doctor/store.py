@@ -106,7 +106,8 @@ async def _examine(redis: RedisSettings, place: str) -> str:
 async def _write(client: StoreClient) -> float:
     """One write by script, deleted again; answers how many milliseconds it took."""
     began = trio.current_time()
-    await client.run("report", 0, {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS}, durable=True)
+    call = {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS, "number": 0, "counted_ms": KEPT_MS}
+    await client.run("report", 0, call, durable=True)
     took_ms = (trio.current_time() - began) * 1000
     await client.run("leave", 0, _WHO)
     return took_ms
@@ -138,10 +139,13 @@ def _server(facts: Mapping[str, Any]) -> str:
 
 
 def _risk(redis: RedisSettings, facts: Mapping[str, Any]) -> str:
-    """The setting of the server by which jobs may be lost; empty if there is none."""
+    """The settings of the server by which jobs may be lost; empty if there are none."""
+    risks = []
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        return f"maxmemory-policy is {policy}, which may delete jobs: it has to be noeviction"
+        risks.append(f"maxmemory-policy is {policy}, which may delete jobs: it has to be noeviction")
+    if facts.get("maxmemory") == 0:
+        risks.append("it has no maxmemory: jobs are accepted until the system kills it")
     if redis.durability == "memory" and facts.get("aof_enabled") == 0:
-        return "it has no append-only file, so a restart of it may lose jobs"
-    return ""
+        risks.append("it has no append-only file, so a restart of it may lose jobs")
+    return "; ".join(risks)

@@ -1,0 +1,161 @@
+"""`downloader job` and `retry`: what became of jobs, and the failed ones once more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from downloader.cli.options import Json
+from downloader.cli.remote import API, Api, Token, connect, explain, write, write_json
+from downloader.errors import ConfigError
+
+if TYPE_CHECKING:
+    from downloader.client import Client, Job
+
+JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
+
+
+def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+    """Show jobs of a running service.
+
+    State, attempts and times, the file, the callback, the last errors.
+    The exit status is 1 if there is no job with one of the ids.
+
+    For example:
+      downloader job NSb4FOAs9fVaQw
+      downloader job NSb4FOAs9fVaQw --json
+
+    Args:
+        job_ids: Ids of jobs.
+        json_: Write a JSON object for each job.
+    """
+
+    def show(client: Client, job_id: str) -> None:
+        found = client.job(job_id)
+        if json_:
+            write_json(found.model_dump(mode="json"))
+        else:
+            write("\n".join(_lines(found)))
+
+    return _each(job_ids, show, api=api, token=token)
+
+
+def retry(
+    *job_ids: JobIds,
+    download: Annotated[bool, Parameter(name="--download", show_default=False)] = False,
+    failed: Annotated[bool, Parameter(name="--failed", show_default=False)] = False,
+    aggr_id: Annotated[str | None, Parameter(name="--aggr-id")] = None,
+    since: Annotated[datetime | None, Parameter(name="--since")] = None,
+    json_: Json = False,
+    api: Api = API,
+    token: Token = "",
+) -> int:
+    """Send failed callbacks again, or repeat failed downloads.
+
+    With --failed all callbacks that have failed, otherwise those of the jobs.
+    The exit status is 1 if a job is unknown or has not failed.
+
+    For example:
+      downloader retry NSb4FOAs9fVaQw
+      downloader retry NSb4FOAs9fVaQw --download
+      downloader retry --failed --aggr-id example.org --since 2026-11-27T08:00
+
+    Args:
+        job_ids: Ids of jobs.
+        download: Repeat their downloads.
+        failed: Send all failed callbacks again.
+        aggr_id: With --failed: only those of this aggregation.
+        since: With --failed: only those that failed at this time or later.
+        json_: Write a JSON object for each job, or with --failed one with their number.
+    """
+    if failed == bool(job_ids):
+        raise ConfigError("give the ids of jobs, or --failed")
+    if failed and download:
+        raise ConfigError("--download needs the ids of jobs")
+    if not failed and (aggr_id is not None or since is not None):
+        raise ConfigError("--aggr-id and --since need --failed")
+    if failed:
+        with connect(api, token) as client:
+            count = client.retry_failed(aggr_id=aggr_id, since=since)
+        if json_:
+            write_json({"retried": count})
+        else:
+            write(f"{count} callbacks are sent again")
+        return 0
+
+    def again(client: Client, job_id: str) -> None:
+        client.retry(job_id, download=download)
+        if json_:
+            write_json({"id": job_id})
+        else:
+            write(f"{job_id} {'is downloaded' if download else 'is called back'} again")
+
+    return _each(job_ids, again, api=api, token=token)
+
+
+def _each(job_ids: Sequence[str], act: Callable[[Client, str], None], *, api: str, token: str) -> int:
+    """Do it for each job; a line on standard error for those that are unknown or in the wrong state."""
+    from downloader.client import ApiProblem
+
+    if not job_ids:
+        raise ConfigError("give the id of a job")
+    status = 0
+    with connect(api, token) as client:
+        for job_id in job_ids:
+            try:
+                act(client, job_id)
+            except ApiProblem as problem:
+                if problem.status not in (404, 409):
+                    raise
+                status = 1
+                sys.stderr.write(f"downloader: {job_id}: {explain(problem)}\n")
+    return status
+
+
+def _lines(job: Job) -> Iterator[str]:
+    """A job for people."""
+    from downloader.observe import escape
+
+    rows = list(_rows(job))
+    width = max(len(name) for name, _ in rows)
+    yield f"{job.id} {job.state}"
+    for name, text in rows:
+        yield f"  {name:<{width}}  {escape(text)}"
+
+
+def _rows(job: Job) -> Iterator[tuple[str, str]]:
+    from rich.filesize import decimal
+
+    yield "url", job.url
+    yield "aggregation", job.aggr_id
+    yield "created", _time(job.created_at)
+    if job.ended:
+        yield "ended", _time(job.finished_at)
+    elif job.due_at is not None:
+        yield "due", _time(job.due_at)
+    yield "attempts", str(job.attempts)
+    if job.crashes:
+        yield "crashes", str(job.crashes)
+    if job.file is not None:
+        yield (
+            "file",
+            f"{job.file.path}, {decimal(job.file.size)}, {job.file.mime_type} {job.file.image_size}".rstrip(),
+        )
+        yield "sha256", job.file.sha256
+    if job.error:
+        yield "error", f"{job.error_code}: {job.error}"
+    for failure in job.errors:
+        yield "attempt failed", f"{_time(failure.at)} {failure.error}"
+    if job.callback is not None:
+        callback = job.callback
+        yield "callback", f"{callback.state}, {callback.type} {callback.destination}"
+        for failure in callback.errors:
+            yield "delivery failed", f"{_time(failure.at)} {failure.error}"
+
+
+def _time(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"

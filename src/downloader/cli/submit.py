@@ -1,0 +1,127 @@
+"""`downloader submit`: jobs to a running service, and if wanted their results."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from downloader.cli.lines import read_lines
+from downloader.cli.options import Json
+from downloader.cli.remote import API, Api, Token, connect
+from downloader.errors import ConfigError
+
+if TYPE_CHECKING:
+    from downloader.client import JobFields
+
+LIMIT = 4
+"""Downloads of one host at once by default, as for `fetch`."""
+
+_NOTHING = "nothing to submit: give URLs, or --from-file"
+
+
+def submit(
+    *urls: Annotated[str, Parameter(name="URL", show_default=False)],
+    from_file: Annotated[
+        str, Parameter(name="--from-file", show_default=False, allow_leading_hyphen=True)
+    ] = "",
+    aggr_id: Annotated[str, Parameter(name="--aggr-id", show_default=False)] = "",
+    aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = LIMIT,
+    callback: Annotated[str, Parameter(name="--callback", show_default=False)] = "",
+    callback_type: Annotated[str, Parameter(name="--callback-type")] = "http",
+    field: Annotated[
+        tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
+    ] = (),
+    wait: Annotated[bool, Parameter(name="--wait", show_default=False)] = False,
+    json_: Json = False,
+    api: Api = API,
+    token: Token = "",
+) -> int:
+    """Submit jobs to a running service.
+
+    A job is a URL, or in a file also a JSON object with the fields of the API's
+    POST /download, which win over the flags. A host is an aggregation of its own
+    unless --aggr-id names one. A terminal shows the progress and a table, a pipe
+    gets a line for each job.
+    The exit status is 1 if any job was refused or, with --wait, failed.
+
+    For example:
+      downloader submit https://example.org/a.png --callback https://me.example/done
+      downloader submit --from-file urls.txt --callback https://me.example/done --wait
+      make-jobs | downloader submit --from-file - --json
+
+    Args:
+        urls: What to download.
+        from_file: File with a URL or a JSON object on each line, or - for standard input; # begins a comment.
+        aggr_id: Aggregation of the jobs. Default: the URL's host.
+        aggr_limit: Downloads of an aggregation at once.
+        callback: Where to send the callbacks: a URL, a topic, a queue.
+        callback_type: The backend for it.
+        field: Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string.
+        wait: Wait until the downloads have ended.
+        json_: Write a JSON object for each job: the answer of the service, with --wait the job at its end.
+    """
+    from downloader.cli.submit_report import open_report
+    from downloader.client import RETRIES
+
+    fields = {"aggr_limit": aggr_limit, **_callback(callback, callback_type), **dict(map(_field, field))}
+    jobs = _jobs(urls, from_file, fields, aggr_id)
+    first = next(jobs, None)
+    if first is None:
+        raise ConfigError(_NOTHING)
+    with connect(api, token) as client:
+        client.ping()  # whether there is a service is said at once; later, it may restart
+    with connect(api, token, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
+        with contextlib.closing(client.submit_many(itertools.chain([first], jobs))) as answers:
+            for answer in answers:
+                report.submitted(answer)
+        if wait:
+            report.waiting()
+            for job in client.wait_each(report.urls):
+                report.ended(job)
+    report.summary()
+    return 1 if report.failed else 0
+
+
+def _callback(destination: str, kind: str) -> Mapping[str, str]:
+    return {"callback_type": kind, "callback_dst": destination} if destination else {}
+
+
+def _field(text: str) -> tuple[str, Any]:
+    name, mark, value = text.partition("=")
+    if not mark or not name:
+        raise ConfigError(f"--field {text}: must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _jobs(
+    urls: Iterable[str], from_file: str, fields: Mapping[str, Any], aggr_id: str
+) -> Iterator[JobFields]:
+    named = ((repr(url), url) for url in urls)
+    for name, text in itertools.chain(named, read_lines(from_file) if from_file else ()):
+        job: dict[str, Any] = {"url": text}
+        if text.startswith("{"):
+            try:
+                job = json.loads(text)
+            except (ValueError, RecursionError):
+                raise ConfigError(f"{name}: not a JSON object") from None
+        group = aggr_id or host_of(job.get("url"))
+        yield cast("JobFields", {"aggr_id": group, **fields, **job})
+
+
+def host_of(url: object) -> str:
+    """The aggregation of a URL: its host, with the port unless it is the scheme's own."""
+    from downloader.net import Url, UrlError
+
+    try:
+        return Url.parse(url).origin.authority.decode() if isinstance(url, str) else "unknown"
+    except UrlError:
+        return "unknown"  # the service says what is wrong with it

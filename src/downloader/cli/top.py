@@ -1,0 +1,106 @@
+"""`downloader top`: what a running service is doing, live."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from downloader.cli.options import Json
+from downloader.cli.remote import API, Api, Token, connect, write_json
+from downloader.errors import DownloaderError
+
+if TYPE_CHECKING:
+    import trio
+    from rich.live import Live
+
+
+RECONNECT_S = 2.0
+
+
+def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
+    """Watch a running service.
+
+    Instances, throughput, failures, and the busiest aggregations, live. q quits.
+    Without a terminal it writes the present state and ends.
+
+    For example:
+      downloader top
+      downloader top --json
+
+    Args:
+        json_: Write the present state as JSON, and end.
+    """
+    if not json_ and sys.stdin.isatty() and sys.stdout.isatty():
+        _live(api, token)
+        return 0
+    with connect(api, token) as client:
+        state = next(client.events())
+    if json_:
+        write_json(state)
+    else:
+        from rich.console import Console
+
+        from downloader.cli.top_view import Rates, view
+
+        Console().print(view(state, Rates(), title=api, height=None))
+    return 0
+
+
+def _live(api: str, token: str) -> None:
+    import termios
+    import tty
+
+    import trio
+    from rich.console import Console
+    from rich.live import Live
+
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    with connect(api, token) as client:  # an error at the start is told in one line
+        state = next(client.events())
+    try:
+        tty.setcbreak(terminal)
+        with Live(console=Console(), screen=True, auto_refresh=False) as live:
+            trio.run(_watch, api, token, state, live)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> None:
+    import trio
+
+    from downloader.cli.top_view import Rates, view
+    from downloader.client import AsyncClient
+
+    rates = Rates()
+    newest = state
+
+    def show(problem: str = "") -> None:
+        height = live.console.size.height
+        live.update(view(newest, rates, title=api, height=height, problem=problem), refresh=True)
+
+    async with AsyncClient(api, token=token, retries=0) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(_quit, nursery.cancel_scope)
+        while True:
+            try:
+                async for newest in client.events():
+                    rates.add(newest, trio.current_time())
+                    show()
+            except DownloaderError as error:
+                show(str(error))
+            else:
+                show("the service has stopped")
+            await trio.sleep(RECONNECT_S)
+
+
+async def _quit(scope: trio.CancelScope) -> None:
+    import trio
+
+    terminal = sys.stdin.fileno()
+    while True:
+        await trio.lowlevel.wait_readable(terminal)
+        if os.read(terminal, 64) in (b"q", b"Q", b""):
+            scope.cancel()
+            return

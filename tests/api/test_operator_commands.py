@@ -1,0 +1,228 @@
+"""The commands for a running service, in this process, against the API on a real store."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import structlog
+import trio
+from pydantic import SecretStr
+
+from downloader.cli import main
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import Delivery, ErrorCode, FileFacts, Outcome, Verdict
+from servers.api import JOB, Served, Serving
+from servers.cli import Ran
+from servers.jobs import end_all
+
+STORED = Outcome(
+    verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab", mime_type="text/plain")
+)
+GONE = Outcome(verdict=Verdict.FAILED, error="gone", error_code=ErrorCode.HTTP_STATUS, response_code=410)
+HTTP = ("--callback", "https://client.example/done")
+
+Run = Callable[..., Awaitable[Ran]]
+
+
+@pytest.fixture
+def run(api: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in a thread, while this one serves."""
+    monkeypatch.setenv("DOWNLOADER_API", f"http://127.0.0.1:{api.port}")
+    monkeypatch.delenv("DOWNLOADER_TOKEN", raising=False)
+
+    async def call(*arguments: str, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with structlog.testing.capture_logs():
+            capsys.readouterr()
+            status = await trio.to_thread.run_sync(main, arguments)
+        return Ran(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+async def ending(api: Served, nursery: trio.Nursery) -> AsyncIterator[Callable[[Outcome], None]]:
+    """Ends all downloads so, from now on."""
+
+    async def end(outcome: Outcome) -> None:
+        while True:
+            await end_all(api.store, outcome)
+            await trio.sleep(0.02)
+
+    yield lambda outcome: nursery.start_soon(end, outcome)
+    nursery.cancel_scope.cancel()
+
+
+async def test_submit_says_what_became_of_each(run: Run, api: Served) -> None:
+    ran = await run("submit", "https://a.example/1", "https://a.example:8443/2", "nonsense", *HTTP)
+    [first, second, third] = ran.out.splitlines()
+    assert (ran.status, ran.err) == (1, "")
+    assert first.split()[0::2] == ["accepted", "https://a.example/1"]
+    assert second.split()[0::2] == ["accepted", "https://a.example:8443/2"]
+    assert third.startswith("refused url_malformed nonsense url ")
+    sizes = {size.aggr_id for size in await api.store.aggregation_sizes()}
+    assert sizes == {"a.example", "a.example:8443"}
+    job = await api.store.get(first.split()[1])
+    assert job is not None
+    assert (job.spec.aggr_limit, job.spec.callback_type, job.spec.callback_dst) == (4, "http", HTTP[1])
+
+
+async def test_submit_from_standard_input(run: Run, api: Served) -> None:
+    text = f'# a comment\n\nhttps://h/1\n{json.dumps({**JOB, "extra": "mine"})}\n{{"url": "https://h/3"}}\n'
+    flags = ("--aggr-id", "g", "--aggr-limit", "9", "-F", "extra=5", "-F", "subpath=x", *HTTP)
+    ran = await run("submit", "--from-file", "-", "--json", *flags, stdin=text)
+    assert ran.status == 0
+    rows = ran.json_lines()
+    assert [row["url"] for row in rows] == ["https://h/1", JOB["url"], "https://h/3"]
+    specs = [job.spec for row in rows if (job := await api.store.get(row["id"])) is not None]
+    assert [(spec.aggr_id, spec.aggr_limit, spec.extra, spec.subpath) for spec in specs] == [
+        ("g", 9, "5", "x"),
+        (JOB["aggr_id"], JOB["aggr_limit"], "mine", "x"),
+        ("g", 9, "5", "x"),
+    ]
+
+
+async def test_refused_jobs_as_json(run: Run) -> None:
+    ran = await run("submit", "ftp://h/x", "--json", *HTTP)
+    [row] = ran.json_lines()
+    assert (ran.status, row["code"], row["field"], row["url"]) == (1, "url_scheme", "url", "ftp://h/x")
+
+
+async def test_what_the_service_does_not_know_is_told_once(run: Run) -> None:
+    ran = await run("submit", "https://h/1", "https://h/2", "-F", "mime_typ=image/*", *HTTP)
+    assert (ran.status, len(ran.out.splitlines())) == (0, 2)
+    assert "`mime_typ`" in ran.complaint
+    assert "`mime_type`" in ran.complaint
+
+
+async def test_submit_and_wait(run: Run, ending: Callable[[Outcome], None]) -> None:
+    ending(STORED)
+    ran = await run("submit", "--wait", "https://h/1?key=secret", "https://h/2", *HTTP)
+    assert (ran.status, ran.err) == (0, "")
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert sorted((state, size, url) for state, _, size, url in lines) == [
+        ("succeeded", "3", "https://h/1?key=secret"),
+        ("succeeded", "3", "https://h/2"),
+    ]
+
+
+async def test_submit_and_wait_for_a_failure(run: Run, ending: Callable[[Outcome], None]) -> None:
+    ending(GONE)
+    ran = await run("submit", "--wait", "--json", "https://h/1", *HTTP)
+    [row] = ran.json_lines()
+    assert (ran.status, row["state"], row["error_code"], row["url"]) == (
+        1,
+        "failed",
+        "http_status",
+        "https://h/1",
+    )
+    ran = await run("submit", "--wait", "https://h/1", *HTTP)
+    assert ran.out.split()[0::2] == ["failed", "http_status", "gone"]
+
+
+async def test_job(run: Run, api: Served) -> None:
+    [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
+    ran = await run("job", row["id"])
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith(f"{row['id']} pending\n  url ")
+    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.FAILED, error="answered 500"))
+    ran = await run("job", row["id"])
+    for text in (
+        "succeeded\n",
+        "3 bytes, text/plain\n",
+        "failed, http https://client.example/done",
+        "answered 500\n",
+    ):
+        assert text in ran.out
+    [document] = (await run("job", row["id"], "--json")).json_lines()
+    assert (document["file"]["sha256"], document["callback"]["state"]) == ("ab", "failed")
+    ran = await run("job", "NSb4FOAs9fVaQw", row["id"], "--json")
+    assert (ran.status, len(ran.json_lines())) == (1, 1)
+    assert ran.complaint == "NSb4FOAs9fVaQw: 404 unknown_job: There is no job with this id"
+
+
+async def test_retry(run: Run, api: Served) -> None:
+    ids = [
+        row["id"] for row in (await run("submit", "https://h/1", "https://h/2", "--json", *HTTP)).json_lines()
+    ]
+    ran = await run("retry", ids[0])
+    assert (ran.status, ran.complaint.startswith(f"{ids[0]}: 409 not_to_be_retried: ")) == (1, True)
+    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.FAILED, error="answered 500"))
+    ran = await run("retry", ids[0])
+    assert (ran.status, ran.out) == (0, f"{ids[0]} is called back again\n")
+    ran = await run("retry", "--failed", "--aggr-id", "other", "--since", "2026-01-01T00:00")
+    assert (ran.status, ran.out) == (0, "0 callbacks are sent again\n")
+    assert (await run("retry", "--failed", "--json")).json_lines() == [{"retried": 1}]
+    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.SUCCEEDED))
+    [row] = (await run("submit", "https://h/3", "--json", *HTTP)).json_lines()
+    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.SUCCEEDED))
+    ran = await run("retry", row["id"], "--download", "--json")
+    assert (ran.status, ran.json_lines()) == (0, [{"id": row["id"]}])
+
+
+async def test_top_without_a_terminal(run: Run) -> None:
+    await run("submit", "https://a.example/1", *HTTP)
+    ran = await run("top")
+    assert ran.status == 0
+    assert ["a.example", "0", "4", "1"] in [line.split() for line in ran.out.splitlines()]
+    [state] = (await run("top", "--json")).json_lines()
+    assert state["aggregations"][0]["aggr_id"] == "a.example"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["submit"], "nothing to submit"),
+        (["submit", "--from-file", "-"], "nothing to submit"),
+        (["submit", "--from-file", "no-such.txt"], "no-such.txt: cannot be read"),
+        (["submit", "https://h/", "-F", "x"], "--field x: must be NAME=VALUE"),
+        (["submit", "https://h/", "--aggr-limit", "0"], 'Invalid value "0" for --aggr-limit.'),
+        (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
+        (["job"], "give the id of a job"),
+        (["retry"], "give the ids of jobs, or --failed"),
+        (["retry", "x", "--failed"], "give the ids of jobs, or --failed"),
+        (["retry", "--failed", "--download"], "--download needs the ids of jobs"),
+        (["retry", "x", "--aggr-id", "a"], "--aggr-id and --since need --failed"),
+        (["retry", "--failed", "--since", "soon"], "--since"),
+    ],
+)
+async def test_wrong_usage(run: Run, arguments: list[str], expected: str) -> None:
+    ran = await run(*arguments)
+    assert (ran.status, ran.out) == (2, "")
+    assert expected in ran.complaint
+
+
+async def test_a_line_that_is_no_job(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text('https://h/1\n{"url": \n')
+    ran = await run("submit", "--from-file", str(tmp_path / "jobs"), *HTTP)
+    assert (ran.status, ran.complaint) == (2, f"{tmp_path / 'jobs'}, line 2: not a JSON object")
+
+
+@pytest.mark.parametrize("command", [["submit", "https://h/"], ["job", "x"], ["retry", "x"], ["top"]])
+async def test_a_service_that_does_not_run(run: Run, command: list[str]) -> None:
+    ran = await run(*command, "--api", "http://127.0.0.1:1")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.complaint.startswith("cannot reach http://127.0.0.1:1: ")
+
+
+async def test_tokens(serving: Serving, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = TokenSettings(name="n", token=SecretStr("t" * 20), scopes=["read"])
+    api = await serving(settings=ApiSettings(tokens=[token]))
+    address = ("--api", f"http://127.0.0.1:{api.port}")
+    ran = await run("job", "NSb4FOAs9fVaQw", *address)
+    assert ran.status == 2
+    assert ran.complaint.startswith("401 unauthorized: ")
+    assert "DOWNLOADER_TOKEN" in ran.complaint
+    monkeypatch.setenv("DOWNLOADER_TOKEN", "t" * 20)
+    ran = await run("job", "NSb4FOAs9fVaQw", *address)
+    assert (ran.status, "404 unknown_job" in ran.complaint) == (1, True)
+    ran = await run("submit", "https://h/", *HTTP, *address)
+    assert ran.status == 2
+    assert ran.complaint.startswith("403 forbidden: ")
+    ran = await run("top", "--json", *address, "--token", "wrong")
+    assert (ran.status, "wrong" in ran.err) == (2, False)

@@ -1,0 +1,86 @@
+"""The picture of `downloader top`, from snapshots as `GET /events` has them."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+from rich.console import Console
+
+from downloader.cli.top_view import WINDOW_S, Rates, view
+
+
+def snapshot(**changes: Any) -> dict[str, Any]:
+    instances = [
+        {
+            "role": role,
+            "host": "h\x1b[31m",
+            "version": "1",
+            "started_ms": (time.time() - 3700) * 1000,
+            "in_flight": 7,
+            "unhealthy": [{"backend": "kafka", "error": "no broker"}] if role == "notifier" else [],
+        }
+        for role in ("processor", "notifier")
+    ]
+    state = {
+        "store": True,
+        "instances": instances,
+        "more_instances": 0,
+        "aggregations": [
+            {"aggr_id": f"a{number}", "in_flight": 1, "limit": 2, "pending": 1234, "paused": number == 0}
+            for number in range(30)
+        ],
+        "more_aggregations": 5,
+        "in_flight": {"downloads": 40, "callbacks": 2},
+        "counters": {"processor": {"downloads_succeeded": 1000, "bytes": 5_000_000}},
+    }
+    return state | changes
+
+
+def shown(
+    state: dict[str, Any], rates: Rates | None = None, *, height: int | None = 24, **more: str
+) -> list[str]:
+    out = io.StringIO()
+    console = Console(file=out, width=80, height=height, color_system=None)
+    console.print(view(state, rates or Rates(), title="http://h", height=height, **more))
+    return out.getvalue().splitlines()
+
+
+def test_it_fits_the_screen() -> None:
+    lines = shown(snapshot())
+    assert len(lines) <= 24
+    text = "\n".join(lines)
+    for part in ("store ok", "1h 1m", "kafka: no broker", "h\\x1b[31m", "1,234  paused", "more"):
+        assert part in text
+    assert "a29" not in text
+    assert "a29" in "\n".join(shown(snapshot(), height=None))
+
+
+def test_the_rows_that_are_left_out_are_counted() -> None:
+    lines = shown(snapshot())
+    rows = [line for line in lines if line.startswith("a") and "1,234" in line]
+    assert f"and {30 - len(rows) + 5} more" in [line.strip() for line in lines]
+
+
+def test_rates_are_of_the_last_seconds() -> None:
+    rates = Rates()
+    for second in range(0, 100, 5):
+        rates.add({"counters": {"processor": {"downloads_succeeded": second * 2}}}, float(second))
+    assert rates.of("processor", "downloads_succeeded") == 2.0
+    rates.add({"counters": {"processor": {"downloads_succeeded": 190}}}, 95 + WINDOW_S + 1)
+    assert rates.of("processor", "downloads_succeeded") < 0.1
+    rates.add({"counters": {}}, 95 + WINDOW_S + 2)  # its instances have gone
+    assert rates.of("processor", "downloads_succeeded") == 0.0
+    assert rates.of("notifier", "callbacks_delivered") == 0.0
+
+
+def test_what_is_wrong_is_said() -> None:
+    assert "the store does not answer" in shown(snapshot(store=False))[0]
+    assert "cannot reach" in shown(snapshot(), problem="cannot reach http://h")[0]
+    assert "no jobs wait or run" in shown(snapshot(aggregations=[], more_aggregations=0))
+
+
+def test_what_another_version_leaves_out_does_no_harm() -> None:
+    assert shown({})
+    assert shown({"store": True, "instances": [{}], "aggregations": [{}]})
