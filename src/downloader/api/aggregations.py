@@ -12,6 +12,7 @@ from quart import request
 from quart_trio import QuartTrio
 from werkzeug.routing import PathConverter
 
+from downloader.api.answers import AggregationAnswer
 from downloader.api.deps import ApiDeps
 from downloader.api.failed import bad_query
 from downloader.api.fields import MAX_INT, Delay, Integer, Rate, refusal
@@ -63,12 +64,12 @@ def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
         return {"aggregations": rows, "cursor": page.cursor}, HTTPStatus.OK, headers
 
     @app.get("/aggregations/<aggregation:aggr_id>")
-    async def aggregation(aggr_id: str) -> dict[str, Any]:
+    async def aggregation(aggr_id: str) -> AggregationAnswer:
         visible = visible_aggregations()(aggr_id)
         return _known(await deps.store.aggregation(aggr_id) if visible else None)
 
     @app.patch("/aggregations/<aggregation:aggr_id>")
-    async def adjust(aggr_id: str) -> dict[str, Any]:
+    async def adjust(aggr_id: str) -> AggregationAnswer:
         changes = _changes(await request.data)
         visible = visible_aggregations()(aggr_id)
         return _known(await deps.store.adjust(aggr_id, changes) if visible else None)
@@ -87,13 +88,13 @@ def _changes(body: bytes) -> Mapping[str, Any]:
     return patch.model_dump(exclude_unset=True)
 
 
-def _known(found: Aggregation | None) -> dict[str, Any]:
+def _known(found: Aggregation | None) -> AggregationAnswer:
     if found is None:
         raise Refused(_UNKNOWN)
     return _view(found)
 
 
-def _view(found: Aggregation) -> dict[str, Any]:
+def _view(found: Aggregation) -> AggregationAnswer:
     return {
         "aggr_id": found.aggr_id,
         "limit": found.limit,

@@ -34,6 +34,7 @@ from downloader.api.intake import Intake
 from downloader.api.jobs import add_jobs
 from downloader.api.limits import Limits
 from downloader.api.metrics import add_metrics
+from downloader.api.openapi import add_openapi
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin
 from downloader.api.page import add_page
 from downloader.api.problems import (
@@ -46,6 +47,7 @@ from downloader.api.problems import (
     too_large,
     unavailable,
 )
+from downloader.api.reference import add_reference
 from downloader.api.server import serve_http
 from downloader.api.submit import PATH, serve_download
 from downloader.model import status_phrase
@@ -153,6 +155,8 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     add_files(app, deps)
     add_metrics(app, deps)
     add_page(app)
+    add_openapi(app, deps)
+    add_reference(app, deps)
     add_events(app, events)
     # `Api` answers POST itself; Quart answers OPTIONS, and other methods with 405.
     for path in _INTAKE:

@@ -9,6 +9,7 @@ from typing import Any, cast
 from quart import request
 from quart_trio import QuartTrio
 
+from downloader.api.answers import JobAnswer
 from downloader.api.auth import CALLER, Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.globs import Allows, anything
@@ -26,7 +27,7 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
     """`GET /jobs/<id>`, `DELETE /jobs/<id>`, `POST /retry/<id>`, `GET /dashboard/aggregations`."""
 
     @app.get("/jobs/<job_id>")
-    async def job(job_id: str) -> dict[str, Any]:
+    async def job(job_id: str) -> JobAnswer:
         view = await visible_job(deps.store, job_id)
         if view is None:
             raise Refused(UNKNOWN_JOB)

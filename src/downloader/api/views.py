@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from downloader.api.answers import CallbackAnswer, JobAnswer, TaskAnswer
 from downloader.model import State
 from downloader.net import redact_url
 from downloader.observe import COUNTERS, by_name
 from downloader.store import Backlog, JobView, Load, TaskView
 
 
-def job_view(view: JobView) -> dict[str, Any]:
+def job_view(view: JobView) -> JobAnswer:
     """The answer of `GET /jobs/<id>`: no headers, `extra` or proxy; no passwords or query values in URLs."""
     spec, outcome = view.spec, view.outcome
     has_file = view.download.state is State.SUCCEEDED and outcome is not None
@@ -39,14 +40,14 @@ def job_view(view: JobView) -> dict[str, Any]:
     }
 
 
-def _callback(view: JobView) -> dict[str, Any] | None:
+def _callback(view: JobView) -> CallbackAnswer | None:
     if view.callback is None:
         return None
     kind, destination = view.spec.callback(success=view.download.state is State.SUCCEEDED)
     return {"type": kind, "destination": redact_url(destination), **_task(view.callback)}
 
 
-def _task(task: TaskView) -> dict[str, Any]:
+def _task(task: TaskView) -> TaskAnswer:
     return {
         "state": str(task.state),
         "attempts": task.attempts,

@@ -30,10 +30,11 @@ from downloader.net.transport import (
     open_transport,
     tls_context,
 )
-from downloader.net.url import HIDDEN, Origin, Url, UrlError, Use, redact_url, userinfo_of
+from downloader.net.url import HIDDEN, MAX_URL_CHARS, Origin, Url, UrlError, Use, redact_url, userinfo_of
 
 __all__ = [
     "HIDDEN",
+    "MAX_URL_CHARS",
     "ROUTE",
     "BadRequest",
     "BadResponse",

@@ -1,0 +1,310 @@
+"""The JSON of the API's answers, as types: the views build them, and the OpenAPI document describes them."""
+
+from __future__ import annotations
+
+from typing import Annotated, NotRequired
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+_ERRORS = "All that is wrong with a job; the first is also in `code`, `detail` and `field`."
+_WARNINGS = "Unknown fields of a job, with the known ones that were probably meant; at most ten."
+
+_DOCUMENTED = with_config(ConfigDict(use_attribute_docstrings=True))
+
+
+# Of fields that a type inherits pydantic does not see the docstring.
+Code = Annotated[str, Field(description="Stable, for programs.")]
+Detail = Annotated[str, Field(description="One sentence for people; may change.")]
+JobId = Annotated[
+    str, Field(description="For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback.")
+]
+StateName = Annotated[str, Field(description="`pending`, `running`, `succeeded`, `failed` or `cancelled`.")]
+Attempts = Annotated[int, Field(description="Those that count against the retries.")]
+Deliveries = Annotated[int, Field(description="How often it was given to an instance.")]
+Cursor = Annotated[str, Field(description="Of the next page; empty at the end.")]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+@_DOCUMENTED
+class FaultAnswer(TypedDict):
+    """What is wrong with one field of a job, or doubtful about it."""
+
+    code: Code
+    detail: Detail
+    field: str
+
+
+@_DOCUMENTED
+class LineProblem(TypedDict):
+    """An error, as `POST /downloads` answers it to a line."""
+
+    code: Code
+    detail: Detail
+    field: NotRequired[Annotated[str, Field(description="The field or header at fault.")]]
+    errors: NotRequired[Annotated[list[FaultAnswer], Field(description=_ERRORS)]]
+    warnings: NotRequired[Annotated[list[FaultAnswer], Field(description=_WARNINGS)]]
+
+
+@_DOCUMENTED
+class ProblemAnswer(LineProblem):
+    """An error as a problem document (RFC 9457)."""
+
+    type: str
+    """Always `about:blank`: `code` tells the kind of error."""
+    title: str
+    """The name of the status."""
+    status: int
+
+
+@_DOCUMENTED
+class AcceptedAnswer(TypedDict):
+    """An accepted job."""
+
+    id: JobId
+    warnings: NotRequired[Annotated[list[FaultAnswer], Field(description=_WARNINGS)]]
+
+
+@_DOCUMENTED
+class AcceptedLine(AcceptedAnswer):
+    """An accepted job of `POST /downloads`."""
+
+    replayed: NotRequired[bool]
+    """The line's idempotency key was known: the id is that of the first job with it."""
+
+
+@_DOCUMENTED
+class IdAnswer(TypedDict):
+    """The job's id."""
+
+    id: JobId
+
+
+@_DOCUMENTED
+class StatusAnswer(TypedDict):
+    """How it is."""
+
+    status: str
+
+
+@_DOCUMENTED
+class ReadyAnswer(TypedDict):
+    """Whether this instance can work."""
+
+    status: str
+    """`ok` or `not ready`."""
+    store: bool
+    """The store answers."""
+    roles: dict[str, bool]
+    """Whether each role of this process runs."""
+    backends: NotRequired[dict[str, bool]]
+    """Whether each backend of this process's notifier is healthy; an unhealthy one does not count."""
+
+
+@_DOCUMENTED
+class AttemptError(TypedDict):
+    """A failed attempt."""
+
+    at: Time | None
+    error: str
+
+
+@_DOCUMENTED
+class TaskAnswer(TypedDict):
+    """A download or a callback. Times are RFC 3339 in UTC."""
+
+    state: StateName
+    attempts: Attempts
+    deliveries: Deliveries
+    due_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    errors: Annotated[list[AttemptError], Field(description="Of the last failed attempts.")]
+
+
+@_DOCUMENTED
+class CallbackAnswer(TaskAnswer):
+    """A job's callback."""
+
+    type: str
+    destination: str
+    """Passwords and query values are hidden."""
+
+
+@_DOCUMENTED
+class FileAnswer(TypedDict):
+    """A stored file."""
+
+    path: str
+    """For `GET /files/<path>`."""
+    size: int
+    sha256: str
+    mime_type: str
+    image_size: str
+    """`WxH`, or empty."""
+
+
+@_DOCUMENTED
+class JobAnswer(TaskAnswer):
+    """A job; the fields of a task are those of its download."""
+
+    id: JobId
+    aggr_id: str
+    url: str
+    """Passwords and query values are hidden."""
+    created_at: Time | None
+    crashes: int
+    """How often an instance that worked on it died."""
+    error: str
+    error_code: str
+    response_code: int
+    """Of the last response; 0 if there was none."""
+    file: FileAnswer | None
+    """`null` until it is stored."""
+    callback: CallbackAnswer | None
+    """`null` while there is none."""
+
+
+@_DOCUMENTED
+class FailedCallbackAnswer(TypedDict):
+    """A job whose callback failed."""
+
+    id: JobId
+    aggr_id: str
+    failed_at: Time | None
+    error: str
+
+
+@_DOCUMENTED
+class FailedPageAnswer(TypedDict):
+    """Jobs whose callback failed. A page may be empty although others follow."""
+
+    jobs: list[FailedCallbackAnswer]
+    cursor: Cursor
+
+
+@_DOCUMENTED
+class RetriedAnswer(TypedDict):
+    """What was sent again."""
+
+    retried: int
+    """How many callbacks of the page."""
+    cursor: Cursor
+
+
+@_DOCUMENTED
+class AggregationAnswer(TypedDict):
+    """How an aggregation that has unfinished downloads runs."""
+
+    aggr_id: str
+    limit: int
+    """At most this many downloads at once, over the fleet."""
+    rate: float | None
+    """At most this many downloads start in a second, over the fleet."""
+    delay: float | None
+    """At least this many seconds between two starts."""
+    overridden: dict[str, float | None]
+    """What the jobs ask for where an operator has set something else."""
+    proxy: str
+    """Passwords are hidden; empty without one."""
+    paused: bool
+    in_flight: int
+    pending: int
+    cooling_until: Time | None
+    """No download starts until then; `null` while it does not cool down."""
+    cooling_reason: str
+    next_due_at: Time | None
+
+
+@_DOCUMENTED
+class AggregationsAnswer(TypedDict):
+    """A page of aggregations; within it the busiest come first."""
+
+    aggregations: list[AggregationAnswer]
+    cursor: Cursor
+
+
+@_DOCUMENTED
+class WaitingDownloads(TypedDict):
+    """Downloads that wait or run."""
+
+    pending: int
+    in_flight: int
+    aggregations: int
+    """How many have work."""
+    cooling: int
+    """How many of the busiest cool down."""
+    next_due_at: Time | None
+
+
+@_DOCUMENTED
+class WaitingDestination(TypedDict):
+    """A destination of callbacks."""
+
+    destination: str
+    """Backend, and host, queue, topic or prefix."""
+    pending: int
+    in_flight: int
+    limit: int
+    due_at: Time | None
+
+
+@_DOCUMENTED
+class WaitingCallbacks(TypedDict):
+    """Callbacks that wait or run."""
+
+    pending: int
+    in_flight: int
+    failed: int
+    """Given up; they can be sent again."""
+    next_due_at: Time | None
+    destinations: list[WaitingDestination]
+    """Those with the most callbacks."""
+    more_destinations: int
+
+
+@_DOCUMENTED
+class WaitingAnswer(TypedDict):
+    """What waits, now, over the fleet."""
+
+    downloads: WaitingDownloads
+    callbacks: WaitingCallbacks
+
+
+@_DOCUMENTED
+class SizeAnswer(TypedDict):
+    """An aggregation that has work."""
+
+    name: str
+    """`jobs:` and the aggregation."""
+    size: int
+    """Pending jobs."""
+
+
+@_DOCUMENTED
+class CallbackPayload(TypedDict):
+    """What a callback sends; the same for every backend, always with every field."""
+
+    success: bool
+    error: str
+    """Why it failed; empty after a success."""
+    extra: str
+    """As the job gave it."""
+    resource_url: str
+    """The job's `url`, byte for byte."""
+    download_url: str
+    """Where the file is; empty where there is none."""
+    job_id: str
+    response_code: int
+    """Of the last response; 0 if there was none."""
+    delivered: bool
+    delivery_error: str
+    image_size: str
+    """`WxH`, or empty."""
+    error_code: str
+    """The kind of failure; empty after a success."""
+    size: int
+    """Bytes of the file."""
+    sha256: str
+    mime_type: str
+    attempts: int

@@ -1,0 +1,152 @@
+"""The OpenAPI document and its page: complete, and what the API really does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from typing import Any
+
+from pydantic import ConfigDict, SecretStr, TypeAdapter, with_config
+
+from downloader.api import ApiDeps
+from downloader.api.answers import CallbackPayload
+from downloader.api.app import create_routes
+from downloader.api.codes import CODES
+from downloader.api.events import Events
+from downloader.api.fields import DownloadRequest
+from downloader.api.job_fields import JOB_FIELDS
+from downloader.api.openapi import openapi_document
+from downloader.api.operations import OPERATIONS
+from downloader.api.reference import render
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import Outcome, Verdict, callback_payload
+from servers.api import Served, Serving
+from servers.jobs import spec_for
+
+IMPLIED = {"HEAD", "OPTIONS"}
+"""Methods that Quart answers by itself."""
+
+
+async def test_every_route_is_described(deps: ApiDeps) -> None:
+    """A route without a row in `downloader.api.operations` fails here, and so does a row without a route."""
+    rules = create_routes(deps, Events(deps.store)).url_map.iter_rules()
+    assert {(method, rule.rule) for rule in rules for method in (rule.methods or set()) - IMPLIED} == {
+        *OPERATIONS
+    }
+
+
+def test_every_field_of_a_job_is_described() -> None:
+    assert JOB_FIELDS.keys() == DownloadRequest.model_fields.keys()
+
+
+async def test_a_callback_is_as_described(deps: ApiDeps) -> None:
+    payload = callback_payload(
+        spec_for(deps.store), Outcome(verdict=Verdict.SUCCEEDED), attempts=1, download_url="http://x/"
+    )
+    exact = with_config(ConfigDict(strict=True, extra="forbid"))(CallbackPayload)
+    assert TypeAdapter(exact).validate_python(payload) == payload
+
+
+def references(part: Any) -> set[str]:
+    """The names of all schemas that are referred to."""
+    if isinstance(part, dict):
+        here = {part["$ref"].removeprefix("#/components/schemas/")} if "$ref" in part else set()
+        return here.union(*map(references, part.values()))
+    return set().union(*map(references, part)) if isinstance(part, list) else set()
+
+
+async def test_the_document_of_an_open_api(deps: ApiDeps) -> None:
+    document = openapi_document(deps)
+    schemas = document["components"]["schemas"]
+    assert document["openapi"].startswith("3.1.")
+    assert references(document) <= schemas.keys()
+    assert "security" not in document["paths"]["/download"]["post"]
+    job = schemas["DownloadRequest"]
+    assert job["required"] == ["aggr_id", "aggr_limit", "url"]
+    assert job["properties"]["aggr_limit"] | {"description": ""} == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 2**31 - 1,
+        "description": "",
+        "examples": [4],
+    }
+    assert job["properties"]["callback_type"]["enum"] == ["", "http", "sqs", None]
+    codes = {each["const"] for each in schemas["ProblemAnswer"]["properties"]["code"]["oneOf"]}
+    assert codes == set(CODES)
+    [callback] = document["paths"]["/download"]["post"]["callbacks"]["finished"].values()
+    [content] = callback["post"]["requestBody"]["content"].values()
+    assert content["schema"] == {"$ref": "#/components/schemas/CallbackPayload"}
+
+
+def with_tokens() -> ApiSettings:
+    return ApiSettings(tokens=[TokenSettings(name="t", token=SecretStr("0123456789abcdef"), scopes=["read"])])
+
+
+async def test_the_document_names_the_scope_of_each_route(serving: Serving) -> None:
+    api = await serving(settings=with_tokens())
+    assert (await api.client.get("/openapi.json")).status_code == 401
+    answer = await api.client.get("/openapi.json", headers={"Authorization": "Bearer 0123456789abcdef"})
+    assert answer.headers["content-type"] == "application/json"
+    document = answer.json()
+    assert document["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    paths = document["paths"]
+    assert paths["/download"]["post"]["security"] == [{"token": ["submit"]}]
+    assert paths["/retry/{job_id}"]["post"]["security"] == [{"token": ["retry"]}]
+    assert paths["/jobs/{job_id}"]["get"]["security"] == [{"token": ["read"]}]
+    assert paths["/hb"]["get"]["security"] == []
+
+
+class Page(HTMLParser):
+    """Collects what the page's test looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.add(tag)
+        self.ids += [found["id"] or ""] if "id" in found else []
+        if tag == "a":
+            self.links.append(found["href"] or "")
+        elif "href" in found or "src" in found:
+            self.loads.append(found.get("href") or found.get("src") or "")
+        assert not {"style", *(name for name in found if name.startswith("on"))} & found.keys()
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+async def test_the_page(api: Served) -> None:
+    answer = await api.client.get("/docs")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert answer.headers["content-security-policy"] == (
+        "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'"
+    )
+    page = Page()
+    page.feed(answer.text)
+    assert page.open == []
+    assert not page.tags & {"script", "style", "iframe", "img", "form"}
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links if link.startswith("#")} <= set(page.ids)
+    for name in (*page.loads, *(link for link in page.links if not link.startswith("#"))):
+        assert (await api.client.get(f"/{name}")).status_code == 200, name
+    for _, rule in OPERATIONS:
+        assert re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule) in answer.text
+    for code in CODES:
+        assert f"<code>{code}</code>" in answer.text
+
+
+async def test_words_of_the_page_are_inert(deps: ApiDeps) -> None:
+    document = openapi_document(deps)
+    document["components"]["schemas"]["IdAnswer"]["description"] = "<b>a `<i>` b"
+    assert "<p>&lt;b&gt;a <code>&lt;i&gt;</code> b</p>" in render(document)
