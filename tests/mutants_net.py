@@ -8,6 +8,7 @@ ADDRESSES, URLS, WIRE = (
     "tests/net/test_url.py",
     "tests/net",
 )
+RESUME = "tests/fetch/test_resume.py"
 REDIRECTS, HOSTILE, TABLE = (f"tests/fetch/test_{name}.py" for name in ("redirects", "hostile", "table"))
 PROXIES = "tests/fetch/test_proxy.py"
 
@@ -93,6 +94,27 @@ ROWS = (
         "if digest(each.algorithm) != each.hexadecimal",
         "if False",
         "tests/fetch/test_expected.py",
+    ),
+    (
+        "resume: the validator is not compared",
+        f"{FETCH}/parts.py",
+        "            and _values(fields, name) == [value]\n",
+        "",
+        RESUME,
+    ),
+    (
+        "resume: the length of the rest is not compared",
+        f"{FETCH}/parts.py",
+        "            and length == total - self.size\n",
+        "",
+        RESUME,
+    ),
+    (
+        "resume: an encoded body is continued",
+        f"{FETCH}/parts.py",
+        "length is None or _is_encoded(fields) or",
+        "length is None or",
+        RESUME,
     ),
     (
         "redirect: from https to http",
@@ -202,7 +224,7 @@ ROWS = (
     (
         "time: a slow body",
         f"{FETCH}/attempt.py",
-        "        watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s)\n",
+        "        watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s, received=sink.size)\n",
         "",
         f"{HOSTILE} -k dripped",
     ),

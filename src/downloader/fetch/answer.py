@@ -10,6 +10,7 @@ from downloader.fetch.errors import FetchError, bad_status
 from downloader.fetch.expected import Digest, declared_digests
 from downloader.fetch.gunzip import Gunzip, Read
 from downloader.fetch.headers import HeaderMap, asks_for_gzip, is_conditional
+from downloader.fetch.parts import Part, Source, source_of
 from downloader.model import ErrorCode
 from downloader.net import ResponseBody, Url, UrlError, parse_retry_after
 
@@ -27,9 +28,21 @@ class Answer:
     read: Read
     """The body's bytes as they are to be stored."""
     length: int | None
-    """Declared length of what `read` returns."""
+    """Declared length of the whole file, as it is to be stored."""
     digests: Sequence[Digest] = ()
-    """Declared of what `read` returns."""
+    """Declared of the whole file."""
+    url: str = ""
+    """Where it came from."""
+    fields: Sequence[Field] = ()
+    """Of a response whose file can be continued if it is cut."""
+    part: Part | None = None
+    """What `read` continues."""
+
+    def source(self) -> Source | None:
+        """What a part of this would be a part of; `None` if it could not be continued."""
+        if self.part is not None:
+            return self.part.source
+        return source_of(self.url, self.fields, self.length, self.digests)
 
 
 def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
@@ -37,7 +50,7 @@ def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
     return {name.lower(): value for name, value in reversed(fields)}
 
 
-def success(status: int, body: ResponseBody, fields: Sequence[Field], request: HeaderMap) -> Answer:
+def success(status: int, url: Url, body: ResponseBody, fields: Sequence[Field], request: HeaderMap) -> Answer:
     """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip.
 
     What is decoded has a checksum of its own, and is not compared with digests, which are of what was sent.
@@ -46,10 +59,17 @@ def success(status: int, body: ResponseBody, fields: Sequence[Field], request: H
     encoding = named.get(b"content-encoding", b"").strip().lower()
     if encoding in _GZIP and not asks_for_gzip(request):
         return Answer(body, Gunzip(body.read).read, None)
+    if status != _OK:
+        return Answer(body, body.read, body.length)
     digests: Sequence[Digest] = ()
-    if status == _OK and (b"content-digest" in named or b"repr-digest" in named):
+    if b"content-digest" in named or b"repr-digest" in named:
         digests = declared_digests(fields)
-    return Answer(body, body.read, body.length, digests)
+    return Answer(body, body.read, body.length, digests, url.text, fields)
+
+
+def continuation(part: Part, body: ResponseBody) -> Answer:
+    """A 206 that continues the part."""
+    return Answer(body, body.read, part.source.total, part.source.digests, part=part)
 
 
 def redirect(url: Url, fields: Sequence[Field]) -> Url:

@@ -15,7 +15,7 @@ import trio
 from downloader.config import ProcessorSettings
 from downloader.content import MAX_PATTERN_CHARS, SNIFF_BYTES, MimePatterns, image_size, sniff_mime
 from downloader.errors import StorageError, StorageRefused
-from downloader.fetch.answer import Answer, failure, redirect, success
+from downloader.fetch.answer import Answer, continuation, failure, redirect, success
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
 from downloader.fetch.headers import (
@@ -24,6 +24,7 @@ from downloader.fetch.headers import (
     may_keep,
     without_secrets,
 )
+from downloader.fetch.parts import Part, Parts, Source
 from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.sink import CompleteBody, Sink
 from downloader.fetch.spool import Spool
@@ -64,7 +65,10 @@ OnProgress = Callable[[int, int | None], None]
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """All keep the method, as it is GET (RFC 9110, 15.4)."""
 
+_OK = 200
 _PARTIAL_CONTENT = 206
+_NO_PART = frozenset({_PARTIAL_CONTENT, 416})
+"""Statuses of a response that does not continue a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,16 @@ class _Progress:
 
     status: int = 0
     report: OnProgress = lambda *_: None
+    part: Part | None = None
+    """Of an earlier attempt, to be continued; `None` once that is known to be impossible."""
+    answer: Answer | None = None
+    """Whose body is being received."""
+
+    def source(self) -> Source | None:
+        """What the bytes in the sink are a part of, if they can be continued."""
+        if self.answer is not None:
+            return self.answer.source()
+        return None if self.part is None else self.part.source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +110,7 @@ class Fetcher:
     base: HeaderMap
     """The configured request headers."""
     transport: Transport
+    parts: Parts
     spool: Spool
     storage: Storage
     own_bucket: BucketOpener | None
@@ -107,8 +122,9 @@ class Fetcher:
     ) -> Outcome:
         """Download the job's file and store it; the outcome has the verdict for the job.
 
-        All failures of a peer, the disk or a storage become outcomes. A cancel leaves no spool file,
-        connection or task behind; whether the file was stored by then is unknown.
+        All failures of a peer, the disk or a storage become outcomes. What has been received of a file is
+        kept in `parts`, if the job has another attempt and its origin may continue it. A cancel leaves no
+        spool file, connection or task behind; whether the file was stored by then is unknown.
 
         Args:
             lease: of a download.
@@ -119,11 +135,14 @@ class Fetcher:
         try:
             facts = await self._download(lease, progress, still_ours)
         except FetchError as exc:
-            return self._failure(lease, exc, progress)
+            error = exc
         except OSError as exc:
-            fault = own_fault(f"our own disk: {os.strerror(exc.errno) if exc.errno else exc}")
-            return self._failure(lease, fault, progress)
-        return Outcome(verdict=Verdict.SUCCEEDED, response_code=progress.status, file=facts)
+            error = own_fault(f"our own disk: {os.strerror(exc.errno) if exc.errno else exc}")
+        else:
+            return Outcome(verdict=Verdict.SUCCEEDED, response_code=progress.status, file=facts)
+        outcome = self._failure(lease, error, progress)
+        await self.parts.expect(lease.id, outcome.retry_after_s)
+        return outcome
 
     def _failure(self, lease: Lease, error: FetchError, progress: _Progress) -> Outcome:
         own = lease.spec.max_retries
@@ -151,17 +170,25 @@ class Fetcher:
         spec = lease.spec
         patterns = _patterns(spec.mime_type)
         expected = Expected(max_size=int(self.settings.max_size), size=spec.size, sha256=spec.sha256)
+        part = progress.part = self.parts.take(lease.id)
         sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
+        keep = self.parts.lasting
         try:
             with trio.CancelScope() as scope:
                 watch = Watch(scope, total_s=self._total_s(spec))
-                answer = await self._follow(lease, watch, progress)
+                if part is not None and not await part.load_into(sink):
+                    progress.part = None
+                answer = progress.answer = await self._follow(lease, watch, progress)
+                if part is not None and answer.part is None:
+                    await sink.discard()
+                    sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
                 try:
                     mime = await self._receive(
                         answer, sink, expected=expected, patterns=patterns, watch=watch, progress=progress
                     )
                 finally:
                     await answer.body.aclose()
+                progress.answer = progress.part = None
                 watch.expect("", math.inf)
                 body = await sink.complete()
                 expected.check_complete(body.size, digest=sink.digest, declared=answer.digests)
@@ -169,9 +196,17 @@ class Fetcher:
                 pixels = await _pixels(mime, body) if spec.extract_image_size else ""
                 await self._store(spec, body, mime, still_ours)
                 return FileFacts(size=body.size, sha256=body.sha256, mime_type=mime, image_size=pixels)
+            keep = True
         except NetError as exc:
-            raise explain(exc) from exc
+            error = explain(exc)
+            keep = error.treatment is not Treatment.FINAL
+            raise error from exc
+        except FetchError as exc:
+            keep = exc.treatment is not Treatment.FINAL
+            raise
         finally:
+            if keep:
+                await self.parts.keep(lease.id, sink, progress.source())
             await sink.discard()
         raise FetchError(watch.reason, ErrorCode.TIMEOUT, Treatment.RETRY)
 
@@ -189,14 +224,23 @@ class Fetcher:
             route = Route(
                 url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, expect=watch.expect
             )
-            request = build_request("GET", route, [*headers.values()])
+            part = progress.part
+            if part is not None and part.source.url != url.text:
+                part = None
+            request = build_request("GET", route, [*(headers | part.condition if part else headers).values()])
             response = await self.transport.handle_async_request(request)
             status = progress.status = response.status_code
             fields, body = response.headers.raw, response.stream
             assert isinstance(body, ResponseBody)
             if status in range(200, 300) and status != _PARTIAL_CONTENT:
-                return success(status, body, fields, headers)
+                return success(status, url, body, fields, headers)
+            if part is not None and status == _PARTIAL_CONTENT and part.is_continued_by(fields, body.length):
+                progress.status = _OK
+                return continuation(part, body)
             await body.aclose()
+            if part is not None and status in _NO_PART:
+                progress.part = None  # from the beginning
+                continue
             if status not in REDIRECTS:
                 raise failure(status, fields, headers)
             following = redirect(url, fields)
@@ -222,7 +266,7 @@ class Fetcher:
             expected.check_declared(answer.length)
         for digest in answer.digests:
             sink.hash_with(digest.algorithm)
-        watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s)
+        watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s, received=sink.size)
         mime = ""
 
         async def fill() -> bool:

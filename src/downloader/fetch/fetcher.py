@@ -12,6 +12,7 @@ from downloader.config import ProcessorSettings
 from downloader.errors import ConfigError
 from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
 from downloader.fetch.headers import base_headers
+from downloader.fetch.parts import Parts
 from downloader.fetch.spool import open_spool
 from downloader.net import EgressPolicy, open_transport, tls_context
 from downloader.storage import Storage
@@ -27,10 +28,12 @@ async def open_fetcher(
     own_bucket: BucketOpener | None = None,
     rng: random.Random,
     limits: FetchLimits | None = None,
+    keep_parts: bool = False,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher with its connections and its folder under `spool_dir`; both end with it.
 
     No attempt may be under way at the end. Folders of crashed instances under `spool_dir` are swept.
+    `keep_parts` lets `Fetcher.parts` keep those of cancelled attempts and failed jobs too, until the end.
 
     Raises:
         ConfigError: `ca_file` cannot be used, or `spool_dir` cannot be written.
@@ -45,6 +48,7 @@ async def open_fetcher(
             settings=settings,
             base=base_headers(settings.request_headers),
             transport=transport,
+            parts=Parts(spool, disk_low=settings.disk_low, lasting=keep_parts),
             spool=spool,
             storage=storage,
             own_bucket=own_bucket,

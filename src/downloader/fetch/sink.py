@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import deque
@@ -29,8 +30,11 @@ _SCRAP_BYTES = 8 * 1024
 _IOV_MAX = 256
 """Chunks for one write; every system takes at least this many in practice (POSIX wants 16)."""
 
+_STEP_BUFFERS = 64
+"""Buffers of a part that are read in one step."""
+
 _CLEANUP_S = 2.0
-"""Time limit of deleting a spool file after a cancel; otherwise the next start deletes it."""
+"""Time limit of closing or deleting a spool file after a cancel; otherwise the next start deletes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class Sink:
         self._hashes = {"sha256": hashlib.sha256()}
         self._name = ""
         self._descriptor = -1
+        self._written = 0
         self.size = 0
 
     @property
@@ -99,6 +104,32 @@ class Sink:
             last += chunk
         else:
             self._chunks.append(bytearray(chunk))
+
+    async def resume(self, name: str, size: int) -> None:
+        """Begin with the first bytes of a spool file, which is read again, to hash what is on the disk.
+
+        The file is this sink's from now on, also after an exception.
+
+        Raises:
+            OSError: the disk refuses it, or the file is shorter than `size` bytes.
+        """
+        self._name = name
+        await trio.to_thread.run_sync(self._reopen, size, limiter=self._spool.threads)
+        while self.size < size:
+            # In steps, since a cancel waits for the step.
+            await trio.to_thread.run_sync(self._reread, size, limiter=self._spool.threads)
+
+    async def detach(self) -> tuple[str, int]:
+        """Close the spool file, and leave it: its name, and how many bytes of it are in order.
+
+        The name is empty if there is no such file, or the disk hangs. Also when cancelled; never raises.
+        """
+        name, written = "", 0
+        if self._name and self._written:
+            with trio.move_on_after(_CLEANUP_S, shield=True):
+                await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
+                name, written, self._name = self._name, self._written, ""
+        return name, written
 
     @asynccontextmanager
     async def writing_behind(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
@@ -172,24 +203,48 @@ class Sink:
             for chunk in chunks:
                 each.update(chunk)
         views = deque(memoryview(chunk) for chunk in chunks)
+        length = sum(map(len, views))
         while views:
             written = os.writev(self._descriptor, tuple(islice(views, _IOV_MAX)))
             while views and written >= len(views[0]):
                 written -= len(views.popleft())
             if written:
                 views[0] = views[0][written:]
+        self._written += length
+
+    def _reopen(self, size: int) -> None:
+        self._descriptor = self._spool.reopen(self._name)
+        if os.fstat(self._descriptor).st_size < size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.ftruncate(self._descriptor, size)  # an incomplete write may have left more
+        self._written = size
+
+    def _reread(self, size: int) -> None:
+        for _ in range(_STEP_BUFFERS):
+            if self.size == size:
+                return
+            data = os.read(self._descriptor, min(BUFFER_BYTES, size - self.size))
+            if not data:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            if self.size < self._head_bytes:
+                self._head = (self._head + data)[: self._head_bytes]
+            for each in self._hashes.values():
+                each.update(data)
+            self.size += len(data)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _finish(self, chunks: list[bytes | bytearray]) -> None:
         self._write(chunks)
         failpoint("before-fsync")
         os.fsync(self._descriptor)
-        descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
+        self._close()
 
     def _remove(self) -> None:
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
-            os.close(descriptor)
+        self._close()
         try:
             self._spool.remove(self._name)
         except OSError:

@@ -25,6 +25,7 @@ _FOLDER = re.compile(r"spool-[0-9a-f]{16}")
 """Only folders with such a name are deleted."""
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _THREADS = 16
@@ -51,6 +52,14 @@ class Spool:
         """
         name = secrets.token_hex(8)
         return name, os.open(name, _CREATE, 0o600, dir_fd=self._descriptor)
+
+    def reopen(self, name: str) -> int:
+        """A descriptor to read a file and then to write on; for the caller to close.
+
+        Raises:
+            OSError: the file is not there, or the disk refuses it.
+        """
+        return os.open(name, _REOPEN, dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
         """Delete a file, unless it has been moved away.

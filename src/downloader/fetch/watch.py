@@ -41,16 +41,19 @@ class Watch:
         self._phase = what
         self._scope.deadline = min(self._end, trio.current_time() + seconds)
 
-    def expect_flow(self, rate: float, seconds: float) -> None:
-        """From now on `rate` bytes per second have to arrive, on average over any `seconds` or so."""
+    def expect_flow(self, rate: float, seconds: float, *, received: int = 0) -> None:
+        """From now on `rate` bytes per second have to arrive, on average over any `seconds` or so.
+
+        `received` are there already.
+        """
         self._needed = rate * seconds
         self._window_s = seconds
         self._start = trio.current_time()
-        self._base = 0
+        self._base = received
         self.expect(f"slower than {rate:g} bytes per second for {seconds:g} s", seconds)
 
     def flow(self, received: int) -> None:
-        """Record that `received` bytes in all have arrived since `expect_flow`."""
+        """Record that `received` bytes in all have arrived."""
         if received - self._base < self._needed:
             return
         now = trio.current_time()

@@ -210,6 +210,8 @@ async def _run_roles(
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope
         background.start_soon(_stop_callbacks, instance)
+        if fetcher is not None:
+            background.start_soon(fetcher.parts.sweep)
         if wakes:
             downloads = [worker.held for worker in workers if worker.workload.kind is Kind.DOWNLOAD]
             listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))

@@ -1,0 +1,197 @@
+"""The beginnings of files whose downloads were cut, for the next attempts of their jobs.
+
+A part stays in the spool of the instance that received it; other instances start from the beginning. It is
+continued only by a 206 that is exactly the rest that was asked for, of a file with the same strong validator
+(RFC 9110, 13.1.5 and 15.3.7). After any other answer the file is received from the beginning.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+import trio
+
+from downloader.fetch.expected import Digest
+from downloader.fetch.headers import HeaderMap
+from downloader.fetch.sink import Sink
+from downloader.fetch.spool import Spool, disk_used_percent
+
+Field = tuple[bytes, bytes]
+
+SLACK_S = 300.0
+"""How much later than due a job's next attempt may begin and still find its part here. A job that waits
+longer has probably been given to another instance."""
+
+SWEEP_S = 10.0
+"""Seconds between two looks at the parts that are kept."""
+
+CLOCKS_S = 60
+"""A `Last-Modified` is a strong validator if the `Date` of its response is later by this much (RFC 9110,
+8.8.2.2): a file that changes again within the second of its date keeps it, and two clocks may differ."""
+
+_STRONG_ETAG = re.compile(rb'"[!#-~\x80-\xff]+"')
+"""One with no characters is one that a faulty server gives to everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a part is a part of."""
+
+    url: str
+    """Where the bytes came from, after redirects."""
+    total: int
+    """Bytes of the whole file."""
+    validator: Field
+    """The `ETag` or `Last-Modified` of the response, if it is strong; the name in lower case."""
+    digests: Sequence[Digest] = ()
+    """Of the whole file, as the response declared them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The first bytes of a file, in the spool."""
+
+    name: str
+    """Of the spool file."""
+    size: int
+    """How many bytes of it are part of the file; there may be more."""
+    source: Source
+
+    async def load_into(self, sink: Sink) -> bool:
+        """Let an empty sink begin with this part; false if it cannot be read. The sink owns its file then."""
+        for digest in self.source.digests:
+            sink.hash_with(digest.algorithm)
+        try:
+            await sink.resume(self.name, self.size)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def condition(self) -> HeaderMap:
+        """The request fields that ask for the rest."""
+        return {
+            b"range": (b"Range", b"bytes=%d-" % self.size),
+            b"if-range": (b"If-Range", self.source.validator[1]),
+        }
+
+    def is_continued_by(self, fields: Sequence[Field], length: int | None) -> bool:
+        """Whether a 206 with this head and declared length is the rest of the file."""
+        total = self.source.total
+        name, value = self.source.validator
+        return (
+            _values(fields, b"content-range") == [b"bytes %d-%d/%d" % (self.size, total - 1, total)]
+            and length == total - self.size
+            and _values(fields, name) == [value]
+            and not _is_encoded(fields)
+            and not any(each.startswith(b"multipart/") for each in _values(fields, b"content-type"))
+        )
+
+
+def source_of(
+    url: str, fields: Sequence[Field], length: int | None, digests: Sequence[Digest]
+) -> Source | None:
+    """The source of a 200 that was cut; `None` if its rest could not be told from that of another file."""
+    if length is None or _is_encoded(fields) or _values(fields, b"accept-ranges") == [b"none"]:
+        return None
+    validator = _strong_validator(fields)
+    return None if validator is None else Source(url, length, validator, digests)
+
+
+def _strong_validator(fields: Sequence[Field]) -> Field | None:
+    """The validator for `If-Range`; a date only if there is no `ETag` at all (RFC 9110, 13.1.5)."""
+    if tags := _values(fields, b"etag"):
+        return (b"etag", tags[0]) if len(tags) == 1 and _STRONG_ETAG.fullmatch(tags[0]) else None
+    dates = _values(fields, b"last-modified"), _values(fields, b"date")
+    if [len(each) for each in dates] != [1, 1]:
+        return None
+    try:
+        modified, sent = (parsedate_to_datetime(values[0].decode("latin-1")).timestamp() for values in dates)
+    except (ValueError, OverflowError):
+        return None
+    return (b"last-modified", dates[0][0]) if sent - modified >= CLOCKS_S else None
+
+
+def _is_encoded(fields: Sequence[Field]) -> bool:
+    return any(value.lower() != b"identity" for value in _values(fields, b"content-encoding"))
+
+
+def _values(fields: Sequence[Field], name: bytes) -> list[bytes]:
+    return [value.strip(b" \t") for field, value in fields if field.lower() == name]
+
+
+class Parts:
+    """The parts that one instance keeps, by job.
+
+    Args:
+        spool: which has the files.
+        disk_low: percent; at this or above no part is kept, so that parts alone never stop the leasing.
+        lasting: keep parts also of cancelled attempts and of failed jobs, and for any time.
+    """
+
+    def __init__(self, spool: Spool, *, disk_low: float, lasting: bool = False) -> None:
+        self.lasting = lasting
+        self._spool = spool
+        self._disk_low = disk_low
+        self._kept: dict[str, tuple[Part, float]] = {}
+        """With the time until which they are kept."""
+        self._filled = trio.Event()
+
+    def has_room(self) -> bool:
+        """Whether the disk has room for parts."""
+        try:
+            return disk_used_percent(self._spool.path) < self._disk_low
+        except OSError:
+            return False
+
+    def take(self, job_id: str) -> Part | None:
+        """The job's part, if there is one; whose file is the caller's from now on."""
+        return self._kept.pop(job_id, (None, 0.0))[0]
+
+    def add(self, job_id: str, part: Part) -> None:
+        """Keep a part, whose file is this object's from now on."""
+        self._kept[job_id] = part, math.inf
+        self._filled.set()
+
+    async def keep(self, job_id: str, sink: Sink, source: Source | None) -> None:
+        """Keep what an attempt that ends has written of a file; `expect` then says for how long.
+
+        Does nothing if `source` is `None`, nothing has been written, or the disk is full. Never raises.
+        """
+        if source is None or not (self.lasting or self.has_room()):
+            return
+        name, size = await sink.detach()
+        if name:
+            self.add(job_id, Part(name, size, source))
+
+    async def expect(self, job_id: str, delay_s: float | None) -> None:
+        """Keep a job's part for an attempt in so many seconds; delete it if there will be none (`None`)."""
+        if job_id not in self._kept or self.lasting:
+            return
+        if delay_s is None:
+            await self._drop(job_id)
+        else:
+            self._kept[job_id] = self._kept[job_id][0], trio.current_time() + delay_s + SLACK_S
+
+    async def sweep(self, interval_s: float = SWEEP_S) -> None:
+        """Delete parts that have expired, and all of them while the disk fills up. Runs until cancelled."""
+        while True:
+            while not self._kept:
+                self._filled = trio.Event()
+                await self._filled.wait()
+            await trio.sleep(interval_s)
+            room = self.has_room()
+            for job_id, (_, until) in list(self._kept.items()):
+                if not room or until <= trio.current_time():
+                    await self._drop(job_id)
+
+    async def _drop(self, job_id: str) -> None:
+        part = self.take(job_id)
+        if part is not None:
+            with suppress(OSError):  # the folder is swept later
+                await trio.to_thread.run_sync(self._spool.remove, part.name)
