@@ -142,10 +142,36 @@ async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient)
     assert await client.retry_failed() == 1
 
 
+async def test_a_job_is_cancelled(client: AsyncClient) -> None:
+    job_id = await client.submit(**JOB)
+    await client.cancel(job_id)
+    await client.cancel(job_id)
+    job = await client.job(job_id)
+    assert (job.state, job.ended, job.error_code) == ("cancelled", True, "cancelled")
+    assert (await client.wait(job_id)).id == job_id
+
+
+async def test_aggregations(client: AsyncClient) -> None:
+    names = [f"a/{number}?" for number in range(250)]
+    async for answer in client.submit_many(cast("JobFields", JOB | {"aggr_id": name}) for name in names):
+        assert answer.id
+    found = [each async for each in client.aggregations()]
+    assert sorted(each.aggr_id for each in found) == sorted(names)
+    one = await client.adjust(names[3], limit=2, rate=0.5, paused=True)
+    assert (one.limit, one.rate, one.delay, one.paused, one.pending) == (2, 0.5, None, True, 1)
+    assert one.overridden["limit"] == JOB["aggr_limit"]
+    assert await client.aggregation(names[3]) == one
+    assert (await client.adjust(names[3], limit=None)).limit == JOB["aggr_limit"]
+    with pytest.raises(ApiProblem) as caught:
+        await client.aggregation("other")
+    assert caught.value.code == "unknown_aggregation"
+
+
 async def test_counters_and_events(api: Served, client: AsyncClient) -> None:
     await client.ping()
     assert await client.stats("processor") == {}
     await client.submit(**JOB)
+    assert (await client.stats())["downloads"]["pending"] == 1
     async with aclosing(client.events()) as events:
         async for event in events:
             if event["aggregations"]:

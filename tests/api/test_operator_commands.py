@@ -165,6 +165,35 @@ async def test_retry(run: Run, api: Served) -> None:
     assert (ran.status, ran.json_lines()) == (0, [{"id": row["id"]}])
 
 
+async def test_cancel(run: Run, api: Served) -> None:
+    [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
+    ran = await run("cancel", row["id"])
+    assert (ran.status, ran.out) == (0, f"{row['id']} is cancelled\n")
+    assert (await run("job", row["id"])).out.startswith(f"{row['id']} cancelled\n")
+    [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
+    await end_all(api.store, STORED)
+    ran = await run("cancel", row["id"], "--json")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.complaint == f"{row['id']}: 409 not_to_be_cancelled: The download of this job is over"
+
+
+async def test_aggregations(run: Run) -> None:
+    await run("submit", "https://a/1", "https://b/1", "https://b/2", *HTTP)
+    assert (await run("aggregations")).out == "b\t0\t2\t4\na\t0\t1\t4\n"
+    ran = await run("aggregations", "b", "--set", "limit=2", "--set", "delay=0.5")
+    assert (ran.status, ran.err) == (0, "")
+    assert "  limit      2 (the jobs ask for 4)\n  delay      0.5 s between starts" in ran.out
+    assert (await run("aggregations", "b", "--json")).json_lines()[0]["delay"] == 0.5
+    assert (await run("pause", "a", "b")).out == "a is paused: 1 pending\nb is paused: 2 pending\n"
+    assert (await run("aggregations")).out.splitlines()[0] == "b\t0\t2\t2\t\t0.5\tpaused"
+    ran = await run("resume", "a", "c", "--json")
+    assert (ran.status, ran.json_lines()[0]["paused"]) == (1, False)
+    assert ran.complaint.startswith("c: 404 unknown_aggregation: ")
+    assert [row["aggr_id"] for row in (await run("aggregations", "--json")).json_lines()] == ["b", "a"]
+    ran = await run("aggregations", "a", "--set", "limit=0")
+    assert (ran.status, ran.complaint.startswith("422 out_of_range: limit ")) == (2, True)
+
+
 async def test_top_without_a_terminal(run: Run) -> None:
     await run("submit", "https://a.example/1", *HTTP)
     ran = await run("top")
@@ -183,7 +212,11 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["submit", "https://h/", "-F", "x"], "--field x: must be NAME=VALUE"),
         (["submit", "https://h/", "--aggr-limit", "0"], 'Invalid value "0" for --aggr-limit.'),
         (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
-        (["job"], "give the id of a job"),
+        (["job"], "give an id"),
+        (["cancel"], "give an id"),
+        (["pause"], "give an id"),
+        (["aggregations", "--set", "limit=1"], "--set needs the names of aggregations"),
+        (["aggregations", "a", "--set", "limit=many"], "--set limit=many: must be NAME=NUMBER"),
         (["retry"], "give the ids of jobs, or --failed"),
         (["retry", "x", "--failed"], "give the ids of jobs, or --failed"),
         (["retry", "--failed", "--download"], "--download needs the ids of jobs"),
@@ -203,7 +236,7 @@ async def test_a_line_that_is_no_job(run: Run, tmp_path: Path) -> None:
     assert (ran.status, ran.complaint) == (2, f"{tmp_path / 'jobs'}, line 2: not a JSON object")
 
 
-@pytest.mark.parametrize("command", [["submit", "https://h/"], ["job", "x"], ["retry", "x"], ["top"]])
+@pytest.mark.parametrize("command", [["submit", "https://h/"], ["job", "x"], ["aggregations"], ["top"]])
 async def test_a_service_that_does_not_run(run: Run, command: list[str]) -> None:
     ran = await run(*command, "--api", "http://127.0.0.1:1")
     assert (ran.status, ran.out) == (1, "")

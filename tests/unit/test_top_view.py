@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -73,6 +74,14 @@ def test_rates_are_of_the_last_seconds() -> None:
     rates.add({"counters": {}}, 95 + WINDOW_S + 2)  # its instances have gone
     assert rates.of("processor", "downloads_succeeded") == 0.0
     assert rates.of("notifier", "callbacks_delivered") == 0.0
+
+
+def test_a_cooling_aggregation_says_for_how_long() -> None:
+    until = datetime.fromtimestamp(time.time() + 90.2, UTC).isoformat().replace("+00:00", "Z")
+    row = {"aggr_id": "a", "cooling_until": until}
+    assert any(
+        line.endswith(("cooling 90 s", "cooling 89 s")) for line in shown(snapshot(aggregations=[row]))
+    )
 
 
 def test_what_is_wrong_is_said() -> None:

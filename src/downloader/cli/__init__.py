@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
+from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.config import config, version, version_text
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
-from downloader.cli.jobs import job, retry
+from downloader.cli.jobs import cancel, job, retry
 from downloader.cli.plugins import plugins
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.submit import submit
@@ -29,7 +30,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
     "Download now": (fetch,),
-    "Operate a running service": (submit, job, retry, top),
+    "Operate a running service": (submit, job, retry, cancel, aggregations, pause, resume, top),
     "Inspect": (doctor, plugins, config, version),
 }
 """The commands under the headings of `downloader --help`; a function's name is the command's, its docstring

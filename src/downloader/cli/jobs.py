@@ -1,16 +1,25 @@
-"""`downloader job` and `retry`: what became of jobs, and the failed ones once more."""
+"""`downloader job`, `cancel` and `retry`: what became of jobs, their end, and failed ones once more."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from downloader.cli.options import Json
-from downloader.cli.remote import API, Api, Token, connect, explain, write, write_json
+from downloader.cli.remote import (
+    API,
+    Api,
+    Token,
+    connect,
+    for_each,
+    local_time,
+    write,
+    write_details,
+    write_json,
+)
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,9 +48,33 @@ def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = ""
         if json_:
             write_json(found.model_dump(mode="json"))
         else:
-            write("\n".join(_lines(found)))
+            write_details(f"{found.id} {found.state}", _rows(found))
 
-    return _each(job_ids, show, api=api, token=token)
+    return for_each(job_ids, show, api=api, token=token)
+
+
+def cancel(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+    """Cancel jobs that wait or are being downloaded.
+
+    Their callback says so. What has been downloaded stays.
+    The exit status is 1 if a job is unknown or its download is over.
+
+    For example:
+      downloader cancel NSb4FOAs9fVaQw
+
+    Args:
+        job_ids: Ids of jobs.
+        json_: Write a JSON object for each job.
+    """
+
+    def end(client: Client, job_id: str) -> None:
+        client.cancel(job_id)
+        if json_:
+            write_json({"id": job_id})
+        else:
+            write(f"{job_id} is cancelled")
+
+    return for_each(job_ids, end, api=api, token=token)
 
 
 def retry(
@@ -94,37 +127,7 @@ def retry(
         else:
             write(f"{job_id} {'is downloaded' if download else 'is called back'} again")
 
-    return _each(job_ids, again, api=api, token=token)
-
-
-def _each(job_ids: Sequence[str], act: Callable[[Client, str], None], *, api: str, token: str) -> int:
-    """Do it for each job; a line on standard error for those that are unknown or in the wrong state."""
-    from downloader.client import ApiProblem
-
-    if not job_ids:
-        raise ConfigError("give the id of a job")
-    status = 0
-    with connect(api, token) as client:
-        for job_id in job_ids:
-            try:
-                act(client, job_id)
-            except ApiProblem as problem:
-                if problem.status not in (404, 409):
-                    raise
-                status = 1
-                sys.stderr.write(f"downloader: {job_id}: {explain(problem)}\n")
-    return status
-
-
-def _lines(job: Job) -> Iterator[str]:
-    """A job for people."""
-    from downloader.observe import escape
-
-    rows = list(_rows(job))
-    width = max(len(name) for name, _ in rows)
-    yield f"{job.id} {job.state}"
-    for name, text in rows:
-        yield f"  {name:<{width}}  {escape(text)}"
+    return for_each(job_ids, again, api=api, token=token)
 
 
 def _rows(job: Job) -> Iterator[tuple[str, str]]:
@@ -132,11 +135,11 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
 
     yield "url", job.url
     yield "aggregation", job.aggr_id
-    yield "created", _time(job.created_at)
+    yield "created", local_time(job.created_at)
     if job.ended:
-        yield "ended", _time(job.finished_at)
+        yield "ended", local_time(job.finished_at)
     elif job.due_at is not None:
-        yield "due", _time(job.due_at)
+        yield "due", local_time(job.due_at)
     yield "attempts", str(job.attempts)
     if job.crashes:
         yield "crashes", str(job.crashes)
@@ -149,13 +152,9 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     if job.error:
         yield "error", f"{job.error_code}: {job.error}"
     for failure in job.errors:
-        yield "attempt failed", f"{_time(failure.at)} {failure.error}"
+        yield "attempt failed", f"{local_time(failure.at)} {failure.error}"
     if job.callback is not None:
         callback = job.callback
         yield "callback", f"{callback.state}, {callback.type} {callback.destination}"
         for failure in callback.errors:
-            yield "delivery failed", f"{_time(failure.at)} {failure.error}"
-
-
-def _time(moment: datetime | None) -> str:
-    return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+            yield "delivery failed", f"{local_time(failure.at)} {failure.error}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,49 @@ def explain(problem: ApiProblem) -> str:
     """One line: status, text, and what to do."""
     words = " ".join(str(word) for word in (problem.status, problem.code) if word)
     return f"{words}: {problem}{_HINTS.get(problem.status, '')}"
+
+
+def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: str, token: str) -> int:
+    """Do something with each job or aggregation; returns the exit status.
+
+    There is a line on standard error for each that is unknown or in the wrong state.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from downloader.client import ApiProblem
+
+    if not names:
+        raise ConfigError("nothing to do: give an id")
+    status = 0
+    with connect(api, token) as client:
+        for name in names:
+            try:
+                act(client, name)
+            except ApiProblem as problem:
+                if problem.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                    raise
+                status = 1
+                sys.stderr.write(f"downloader: {_escape(name)}: {explain(problem)}\n")
+    return status
+
+
+def write_details(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """A thing for people: a line for each of its facts."""
+    found = list(rows)
+    width = max(len(name) for name, _ in found)
+    write("\n".join([_escape(title), *(f"  {name:<{width}}  {_escape(text)}" for name, text in found)]))
+
+
+def local_time(moment: datetime | None) -> str:
+    """For people, in their time zone."""
+    return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def _escape(text: str) -> str:
+    from downloader.observe import escape
+
+    return escape(text)
 
 
 def write_json(document: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -147,11 +148,20 @@ def _aggregations(state: Mapping[str, Any], room: int | None) -> RenderableType:
             f"{one.get('in_flight', 0):,}",
             f"{one.get('limit', 0):,}",
             f"{one.get('pending', 0):,}",
-            Text("paused", "yellow") if one.get("paused") else "",
+            Text(_state(one), "yellow"),
         )
     if more := len(found) - len(shown) + state.get("more_aggregations", 0):
         table.add_row(Text(f"and {more:,} more", "dim"))
     return table
+
+
+def _state(aggregation: Mapping[str, Any]) -> str:
+    if aggregation.get("paused"):
+        return "paused"
+    until = aggregation.get("cooling_until")
+    if not isinstance(until, str):
+        return ""
+    return f"cooling {max(0, round(datetime.fromisoformat(until).timestamp() - time.time()))} s"
 
 
 def _since(started_ms: float) -> str:

@@ -13,12 +13,22 @@ from __future__ import annotations
 
 from downloader.client.client import DEFAULT_URL, RETRIES, AsyncClient, Client
 from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
-from downloader.client.models import Job, JobCallback, JobFields, JobFile, Submitted
+from downloader.client.models import (
+    Aggregation,
+    AggregationChanges,
+    Job,
+    JobCallback,
+    JobFields,
+    JobFile,
+    Submitted,
+)
 from downloader.webhooks import Callback, WebhookError, verify
 
 __all__ = [
     "DEFAULT_URL",
     "RETRIES",
+    "Aggregation",
+    "AggregationChanges",
     "ApiProblem",
     "AsyncClient",
     "Callback",

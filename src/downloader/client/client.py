@@ -22,10 +22,10 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx2
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from downloader.client.errors import ApiProblem, WaitTimeout
-from downloader.client.models import Job, JobFields, Submitted
+from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, Submitted
 from downloader.client.wire import BlockingTransport, Wire, json_of, no_downloader, run
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -49,6 +49,7 @@ none of them has ended, the next round asks for others."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=BaseModel)
 
 
 class AsyncClient:
@@ -143,10 +144,7 @@ class AsyncClient:
     async def job(self, job_id: str) -> Job:
         """A job's state."""
         response = await self._wire.call("GET", f"jobs/{_segment(job_id)}")
-        try:
-            return Job.model_validate(json_of(response))
-        except ValidationError:
-            raise no_downloader(response.url) from None
+        return _parsed(Job, json_of(response), response)
 
     async def wait(self, job_id: str, *, callback: bool = False, timeout_s: float | None = None) -> Job:
         """Wait until a job's download has ended; see `wait_each`."""
@@ -204,21 +202,53 @@ class AsyncClient:
         Returns:
             How many there were.
         """
-        retried, cursor = 0, ""
-        while True:
-            params = {
-                **({} if aggr_id is None else {"aggr_id": aggr_id}),
-                **({} if since is None else {"since": since.astimezone().isoformat()}),
-                **({"cursor": cursor} if cursor else {}),
-            }
-            response = await self._wire.call("POST", "retry", params=params)
-            retried += int(_member(response, "retried"))
-            if not (cursor := str(_member(response, "cursor"))):
-                return retried
+        params = {
+            **({} if aggr_id is None else {"aggr_id": aggr_id}),
+            **({} if since is None else {"since": since.astimezone().isoformat()}),
+        }
+        async with aclosing(self._pages("POST", "retry", params)) as pages:
+            return sum([int(_member(page, "retried")) async for page in pages])
 
-    async def stats(self, role: str) -> Mapping[str, Any]:
-        """Counters of the `processor` or `notifier`, summed over the instances."""
-        return json_of(await self._wire.call("GET", f"stats/{_segment(role)}"))
+    async def cancel(self, job_id: str) -> None:
+        """Cancel a job that waits or is being downloaded."""
+        await self._wire.call("DELETE", f"jobs/{_segment(job_id)}")
+
+    async def aggregations(self) -> AsyncGenerator[Aggregation]:
+        """The aggregations that have unfinished downloads, in no order."""
+        seen = set()
+        async with aclosing(self._pages("GET", "aggregations", {})) as pages:
+            async for page in pages:
+                for row in _member(page, "aggregations"):
+                    found = _parsed(Aggregation, row, page)
+                    if found.aggr_id not in seen:
+                        seen.add(found.aggr_id)
+                        yield found
+
+    async def aggregation(self, aggr_id: str) -> Aggregation:
+        """One of them."""
+        response = await self._wire.call("GET", f"aggregations/{_segment(aggr_id)}")
+        return _parsed(Aggregation, json_of(response), response)
+
+    async def adjust(self, aggr_id: str, **changes: Unpack[AggregationChanges]) -> Aggregation:
+        """Change an aggregation, at once and over the fleet; what is not named stays as it is."""
+        path = f"aggregations/{_segment(aggr_id)}"
+        response = await self._wire.call("PATCH", path, content=_encode(changes))
+        return _parsed(Aggregation, json_of(response), response)
+
+    async def _pages(
+        self, method: str, path: str, params: Mapping[str, str]
+    ) -> AsyncGenerator[httpx2.Response]:
+        cursor = ""
+        while True:
+            query = {**params, "cursor": cursor} if cursor else params
+            response = await self._wire.call(method, path, params=query)
+            yield response
+            if not (cursor := str(_member(response, "cursor"))):
+                return
+
+    async def stats(self, role: str | None = None) -> Mapping[str, Any]:
+        """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
+        return json_of(await self._wire.call("GET", f"stats/{_segment(role)}" if role else "stats"))
 
     async def ping(self) -> None:
         """Raises `Unreachable` if nothing answers."""
@@ -294,6 +324,10 @@ class Client:
     wait_each = _iterating(AsyncClient.wait_each)
     retry = _blocking(AsyncClient.retry)
     retry_failed = _blocking(AsyncClient.retry_failed)
+    cancel = _blocking(AsyncClient.cancel)
+    aggregations = _iterating(AsyncClient.aggregations)
+    aggregation = _blocking(AsyncClient.aggregation)
+    adjust = _blocking(AsyncClient.adjust)
     stats = _blocking(AsyncClient.stats)
     ping = _blocking(AsyncClient.ping)
     events = _iterating(AsyncClient.events)
@@ -339,6 +373,13 @@ def _submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitte
 
 def _not_taken(answer: Submitted) -> bool:
     return answer.problem is not None and answer.problem.code == "store_unavailable"
+
+
+def _parsed(model: type[_M], document: Any, response: httpx2.Response) -> _M:
+    try:
+        return model.model_validate(document)
+    except ValidationError:
+        raise no_downloader(response.url) from None
 
 
 def _member(response: httpx2.Response, name: str) -> Any:

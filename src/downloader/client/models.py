@@ -125,3 +125,35 @@ class Job(_Work):
     def succeeded(self) -> bool:
         """The file is stored."""
         return self.state == State.SUCCEEDED
+
+
+class AggregationChanges(TypedDict, total=False):
+    """What an operator may change of an aggregation; `None` takes back what was set."""
+
+    limit: int | None
+    """Downloads at once."""
+    rate: float | None
+    """Starts per second."""
+    delay: float | None
+    """Seconds between two starts."""
+    paused: bool | None
+
+
+class Aggregation(_Answer):
+    """An aggregation that has unfinished downloads."""
+
+    aggr_id: str
+    limit: int
+    rate: float | None = None
+    delay: float | None = None
+    overridden: Mapping[str, Any] = {}
+    """What its jobs ask for, where an operator's value holds instead."""
+    proxy: str = ""
+    paused: bool = False
+    in_flight: int = 0
+    pending: int = 0
+    cooling_until: datetime | None = None
+    """`None` while it does not cool down."""
+    cooling_reason: str = ""
+    next_due_at: datetime | None = None
+    """From when on its first pending job may start; `None` if none is pending, or while it is paused."""

@@ -1,0 +1,181 @@
+"""`downloader aggregations`, `pause` and `resume`: how groups of jobs run, and changing it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from downloader.cli.options import Json
+from downloader.cli.remote import (
+    API,
+    Api,
+    Token,
+    connect,
+    for_each,
+    local_time,
+    write,
+    write_details,
+    write_json,
+)
+from downloader.errors import ConfigError
+
+if TYPE_CHECKING:
+    from downloader.client import Aggregation, Client
+
+AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]
+
+
+def aggregations(
+    *aggr_ids: AggrIds,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)] = (),
+    json_: Json = False,
+    api: Api = API,
+    token: Token = "",
+) -> int:
+    """Show the aggregations that have unfinished downloads, or change some.
+
+    Without a name a table of all, the busiest first. With --set they are changed,
+    at once and over the fleet, until their last job is done: limit (downloads at
+    once), rate (starts per second), delay (seconds between starts); null goes back
+    to what the jobs ask for.
+    The exit status is 1 if there is no such aggregation.
+
+    For example:
+      downloader aggregations
+      downloader aggregations example.org
+      downloader aggregations example.org --set limit=2 --set rate=null
+
+    Args:
+        aggr_ids: Names of aggregations.
+        set_: A new value, as NAME=VALUE.
+        json_: Write a JSON object for each.
+    """
+    changes = dict(map(_change, set_))
+    if aggr_ids:
+
+        def show(client: Client, aggr_id: str) -> None:
+            found = client.adjust(aggr_id, **changes) if changes else client.aggregation(aggr_id)
+            if json_:
+                write_json(found.model_dump(mode="json"))
+            else:
+                write_details(found.aggr_id, _rows(found))
+
+        return for_each(aggr_ids, show, api=api, token=token)
+    if changes:
+        raise ConfigError("--set needs the names of aggregations")
+    with connect(api, token) as client:
+        found = sorted(client.aggregations(), key=lambda each: (-each.in_flight - each.pending, each.aggr_id))
+    if json_:
+        for each in found:
+            write_json(each.model_dump(mode="json"))
+    else:
+        _show(found)
+    return 0
+
+
+def pause(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+    """Pause aggregations: nothing of them starts, over the fleet.
+
+    Downloads in flight go on, and jobs are accepted.
+
+    For example:
+      downloader pause example.org
+
+    Args:
+        aggr_ids: Names of aggregations.
+        json_: Write a JSON object for each.
+    """
+    return _set_paused(aggr_ids, paused=True, as_json=json_, api=api, token=token)
+
+
+def resume(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+    """Let paused aggregations go on.
+
+    For example:
+      downloader resume example.org
+
+    Args:
+        aggr_ids: Names of aggregations.
+        json_: Write a JSON object for each.
+    """
+    return _set_paused(aggr_ids, paused=False, as_json=json_, api=api, token=token)
+
+
+def _set_paused(aggr_ids: Sequence[str], *, paused: bool, as_json: bool, api: str, token: str) -> int:
+    def change(client: Client, aggr_id: str) -> None:
+        found = client.adjust(aggr_id, paused=paused)
+        if as_json:
+            write_json(found.model_dump(mode="json"))
+        else:
+            from downloader.observe import escape
+
+            write(f"{escape(aggr_id)} {'is paused' if found.paused else 'goes on'}: {found.pending} pending")
+
+    return for_each(aggr_ids, change, api=api, token=token)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, mark, value = text.partition("=")
+    try:
+        if mark and name:
+            return name, json.loads(value)
+    except ValueError:
+        pass
+    raise ConfigError(f"--set {text}: must be NAME=NUMBER, or NAME=null")
+
+
+def _state(found: Aggregation) -> str:
+    if found.paused:
+        return "paused"
+    if found.cooling_until is not None:
+        return f"cooling until {local_time(found.cooling_until)}"
+    return ""
+
+
+def _rows(found: Aggregation) -> Iterator[tuple[str, str]]:
+    if state := _state(found):
+        yield "state", f"{state} {found.cooling_reason}".rstrip()
+    yield "in flight", str(found.in_flight)
+    yield "pending", str(found.pending)
+    for name, unit in (("limit", ""), ("rate", " starts per second"), ("delay", " s between starts")):
+        value = getattr(found, name)
+        if value is not None:
+            asked = f" (the jobs ask for {found.overridden[name]})" if name in found.overridden else ""
+            yield name, f"{value:g}{unit}{asked}"
+    if found.proxy:
+        yield "proxy", found.proxy
+    if found.next_due_at is not None:
+        yield "next due", local_time(found.next_due_at)
+
+
+def _show(found: Sequence[Aggregation]) -> None:
+    """A table on a terminal, tab-separated lines elsewhere."""
+    from downloader.observe import escape
+
+    columns = ("aggregation", "in flight", "pending", "limit", "rate", "delay", "state")
+    cells = [
+        [
+            escape(each.aggr_id),
+            *(str(number) for number in (each.in_flight, each.pending, each.limit)),
+            *("" if number is None else f"{number:g}" for number in (each.rate, each.delay)),
+            _state(each),
+        ]
+        for each in found
+    ]
+    if not sys.stdout.isatty():
+        sys.stdout.writelines("\t".join(line).rstrip() + "\n" for line in cells)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("aggregation", "state") else "right")
+    for name, *rest, state in cells:
+        table.add_row(Text(name, style="bold", overflow="fold"), *rest, Text(state, style="yellow"))
+    Console().print(table if cells else Text("no aggregation has unfinished downloads", style="dim"))
