@@ -21,6 +21,7 @@ from pathlib import Path
 
 import mutants_net
 import mutants_plugins
+import mutants_rows
 import mutants_store
 
 ROOT = Path(__file__).parents[1]
@@ -115,7 +116,11 @@ MUTANTS = (
         "if False:",
         "tests/plugins/test_filesystem.py",
     ),
-    *(Mutant(*row) for row in (*mutants_store.ROWS, *mutants_net.ROWS, *mutants_plugins.ROWS)),
+    *(
+        Mutant(*row)
+        for file in (mutants_store, mutants_net, mutants_plugins, mutants_rows)
+        for row in file.ROWS
+    ),
     Mutant(
         "stop: callbacks wait for hung downloads",
         "downloader/service/instance.py",
