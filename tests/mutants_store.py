@@ -48,6 +48,20 @@ ROWS = (
         OF_STORE,
     ),
     (
+        "intake: wide characters count as one byte",
+        "downloader/api/submit.py",
+        "keep(max(size, memory_of(submission)))",
+        "keep(size)",
+        "tests/api/test_download_bodies.py",
+    ),
+    (
+        "server: each connection keeps 64 KiB",
+        "downloader/api/limits.py",
+        "share = self.unread_bytes // max(1, len(self.ordinary))",
+        "share = PIECE_BYTES",
+        "tests/api/test_server.py",
+    ),
+    (
         "encryption: jobs are stored in the clear",
         f"{STORE}/redis_store.py",
         "item.spec.to_json(self._seal),",

@@ -348,6 +348,28 @@ async def test_what_arrives_has_a_budget_in_bytes(store: RedisStore) -> None:
     assert not intake._bytes
 
 
+@pytest.mark.row("F27")
+async def test_wide_characters_count_as_what_they_take_in_memory(serving: Serving, store: RedisStore) -> None:
+    counting = Counting(store)
+    api = await serving(store=counting)
+    # Python stores four bytes for each character of a text that has one such character.
+    text = "\U0001f600" + "x" * 250_000
+    data = json.dumps(JOB | {"extra": text}, ensure_ascii=False).encode()
+    head = b"POST /download HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+    answers: list[bytes] = []
+
+    async def post() -> None:
+        async with await api.connect() as stream:
+            await stream.send_all(head + data)
+            answers.append((await stream.receive_some(100))[9:12])
+            counting.go.set()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_BYTES // 2 // (4 * len(text)) + 2):
+            nursery.start_soon(post)
+    assert set(answers) == {b"201", b"503"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["/download", "/downloads"])
 async def test_f27_half_a_body_counts_until_its_client_leaves(api: Served, path: str) -> None:

@@ -21,9 +21,15 @@ START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"c
 
 async def served(app: AsgiApp, nursery: trio.Nursery) -> trio.SocketStream:
     """A connection to a server of this application, which ends with the nursery."""
+    port = await listening(app, nursery, Limits(linger_s=0.1))
+    return await trio.open_tcp_stream("127.0.0.1", port)
+
+
+async def listening(app: AsgiApp, nursery: trio.Nursery, limits: Limits) -> int:
+    """The port of a server of this application, which ends with the nursery."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    port = sock.getsockname()[1]
+    port: int = sock.getsockname()[1]
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
         await serve_http(
@@ -31,12 +37,12 @@ async def served(app: AsgiApp, nursery: trio.Nursery) -> trio.SocketStream:
             sockets=[sock],
             stop=trio.sleep_forever,
             grace_s=0,
-            limits=Limits(linger_s=0.1),
+            limits=limits,
             task_status=task_status,
         )
 
     await nursery.start(run)
-    return await trio.open_tcp_stream("127.0.0.1", port)
+    return port
 
 
 async def ask(app: AsgiApp, data: bytes) -> bytes:
@@ -255,3 +261,40 @@ async def test_a_unix_socket(tmp_path: Path, nursery: trio.Nursery) -> None:
         await stream.send_all(GET)
         assert (await read_to_end(stream)).startswith(b"HTTP/1.1 200 ")
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.row("F27")
+async def test_connections_share_the_memory_for_bodies_that_nobody_has_read() -> None:
+    clients, piece, size = 16, 4096, 100_000
+    begun, go, ended = trio.Semaphore(0), trio.Event(), trio.Semaphore(0)
+    first: list[int] = []
+    rest: list[int] = []
+
+    async def app(_scope: Message, receive: Receive, _send: Send) -> None:
+        begun.release()
+        await go.wait()
+        message = await receive()
+        first.append(len(message["body"]))
+        while message["more_body"]:
+            message = await receive()
+            rest.append(len(message["body"]))
+        ended.release()
+
+    async with trio.open_nursery() as nursery:
+        port = await listening(app, nursery, Limits(unread_bytes=clients * piece))
+        streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(clients)]
+        for stream in streams:
+            await stream.send_all(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in streams:
+            await begun.acquire()
+        async with trio.open_nursery() as sending:
+            for stream in streams:
+                sending.start_soon(stream.send_all, b"x" * size)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            go.set()
+        for stream in streams:
+            await ended.acquire()
+            await stream.aclose()
+        nursery.cancel_scope.cancel()
+    assert sum(first) + sum(rest) == clients * size
+    assert max(first) < 2 * piece

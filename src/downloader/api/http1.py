@@ -18,7 +18,7 @@ from hypercorn.utils import suppress_body
 
 from downloader.api.asgi import Headers
 from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Shared
-from downloader.api.limits import PIECE_BYTES, Connection
+from downloader.api.limits import Connection
 from downloader.api.parser import END_OF_HEAD, ChunkedBody, RequestHead
 from downloader.api.problems import Problem, Refused, bad_request
 
@@ -117,7 +117,7 @@ class Http1:
                 if stream is None:
                     if self._last or not await self._take_head():
                         return
-                elif self.unread and stream.failure is None and stream.held < PIECE_BYTES:
+                elif self.unread and stream.failure is None and stream.held < self._transport.piece_bytes:
                     await self._take_body(stream)
                 else:
                     self._moved = trio.Event()

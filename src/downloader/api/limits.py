@@ -9,7 +9,9 @@ from ipaddress import ip_address
 from typing import Protocol
 
 PIECE_BYTES = 64 * 1024
-"""The unit of reading and of sending under one deadline, and the most that is kept of an unread body."""
+"""The unit of sending under one deadline, and the largest of reading."""
+
+SMALLEST_PIECE_BYTES = 4 * 1024
 
 IPV6_SITE_BITS = 64
 """The prefix of an IPv6 address that a client cannot choose."""
@@ -48,6 +50,9 @@ class Limits:
     """To the end of a head on such a connection."""
     streams: int = 100
     """Concurrent requests on one HTTP/2 connection."""
+    unread_bytes: int = 32 * 1024**2
+    """Shared by the HTTP/1 connections: each reads its part at once, and keeps at most three times as much of
+    what no application has read."""
 
 
 class Connection(Protocol):
@@ -55,6 +60,10 @@ class Connection(Protocol):
 
     address: str
     reserved: bool
+
+    @property
+    def piece_bytes(self) -> int:
+        """See `OpenConnections`."""
 
     def cut(self) -> None:
         """Close it at once."""
@@ -84,11 +93,18 @@ class OpenConnections:
     most: int
     per_address: int
     reserve: int
+    unread_bytes: int
     ordinary: set[Connection] = field(default_factory=set)
     reserved: set[Connection] = field(default_factory=set)
     _addresses: Counter[str] = field(default_factory=Counter)
     _waiting: dict[Connection, None] = field(default_factory=dict)
     """Connections that wait for their client and may be closed, the longest waiting first."""
+
+    @property
+    def piece_bytes(self) -> int:
+        """Most bytes to read at once from a connection; the more connections, the fewer."""
+        share = self.unread_bytes // max(1, len(self.ordinary))
+        return max(SMALLEST_PIECE_BYTES, min(PIECE_BYTES, share))
 
     def add(self, new: Connection) -> bool:
         """Count a new connection, and set its `reserved`; false if the reserve is full too."""

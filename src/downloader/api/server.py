@@ -32,7 +32,7 @@ from downloader.api.asgi import AsgiApp, Gone
 from downloader.api.exchange import Shared
 from downloader.api.http1 import HEAD_TIMEOUT, Http1, SwitchToHttp2
 from downloader.api.http2 import Http2
-from downloader.api.limits import PIECE_BYTES, Limits, OpenConnections, client_address
+from downloader.api.limits import Limits, OpenConnections, client_address
 from downloader.api.problems import Refused
 from downloader.errors import ConfigError
 from downloader.observe import Event as LogEvent
@@ -76,7 +76,9 @@ async def serve_http(
     # The other half of the process's descriptors is for files, the store and so on.
     most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     per_address = min(limits.per_address, max(1, most // 2))
-    open_connections = OpenConnections(most=most, per_address=per_address, reserve=limits.reserve)
+    open_connections = OpenConnections(
+        most=most, per_address=per_address, reserve=limits.reserve, unread_bytes=limits.unread_bytes
+    )
 
     async def handle(stream: Any) -> None:
         try:
@@ -203,6 +205,11 @@ class BoundedServer(TCPServer):
         self._reading = trio.CancelScope()
         self._sending: set[trio.CancelScope] = set()
 
+    @property
+    def piece_bytes(self) -> int:
+        """See `OpenConnections`."""
+        return self._open_connections.piece_bytes
+
     def cut(self) -> None:
         """See `Connection`."""
         self._scope.cancel()
@@ -298,7 +305,7 @@ class BoundedServer(TCPServer):
         """The next bytes from the client: empty at the end of the stream, `None` after the deadline."""
         # A scope for each read: what has been received is not lost where the deadline passes meanwhile.
         with trio.CancelScope(deadline=self._deadline) as self._waiting:
-            return bytes(await self.stream.receive_some(PIECE_BYTES))
+            return bytes(await self.stream.receive_some(self.piece_bytes))
         return None
 
     async def _linger(self) -> None:
@@ -309,7 +316,7 @@ class BoundedServer(TCPServer):
         left = self.config.limits.linger_bytes if self.protocol.unread else 0
         with trio.move_on_after(self.config.limits.linger_s):
             while left > 0:
-                left -= len(await self.stream.receive_some(PIECE_BYTES)) or left
+                left -= len(await self.stream.receive_some(self.piece_bytes)) or left
 
     def _set_deadline(self, seconds: float) -> None:
         """Bound the wait for the client's next bytes, also the running one."""

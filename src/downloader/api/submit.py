@@ -18,7 +18,7 @@ from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import parse_job, unknown_fields
 from downloader.api.globs import anything
-from downloader.api.intake import SINGLE_PATH, Intake
+from downloader.api.intake import SINGLE_PATH, Intake, memory_of
 from downloader.api.json import parse_object
 from downloader.api.problems import Fault, Problem, Refused, too_large
 from downloader.model import JobSpec
@@ -73,12 +73,15 @@ async def serve_download(
             raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail=detail, field=fault.field))
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
+        unknown, size = unknown_fields(members), len(body)
+        del body, members  # while it waits for the store, the parsed job alone is kept
+        keep(max(size, memory_of(submission)))
         why, job_id = await intake.submit(submission)
         check_accepted(why, key_field=_KEY_HEADER)
     headers = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     if why is Accepted.REPEATED:
         headers.append(_REPLAYED)
-    answer = created(job_id, unknown_fields(members))
+    answer = created(job_id, unknown)
     await send_answer(send, status=HTTPStatus.CREATED, headers=headers, body=answer)
 
 
@@ -90,17 +93,18 @@ async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -
         StoreUnavailable: from `keep`.
         Gone: the client left before the end of the body.
     """
-    body, more = b"", True
+    pieces, size, more = [], 0, True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Gone
-        body += message["body"]
+        pieces.append(message["body"])
+        size += len(message["body"])
         more = message["more_body"]
-        if len(body) > limit:
+        if size > limit:
             raise Refused(too_large(limit))
-        keep(len(body))
-    return body
+        keep(size)
+    return b"".join(pieces)
 
 
 def key_fault(key: object, field: str) -> Fault | None:
