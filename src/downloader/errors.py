@@ -15,6 +15,11 @@ class DownloaderError(Exception):
 class ConfigError(DownloaderError):
     """Wrong usage or configuration: exit status 2. The text names the wrong key, file or plugin."""
 
+    def __init__(self, text: str, *others: str) -> None:
+        super().__init__(text)
+        self.others = others
+        """What else is wrong, a line each."""
+
 
 class PluginError(ConfigError):
     """A plugin is missing, cannot be imported, has a wrong interface or refuses its section."""

@@ -126,6 +126,18 @@ def test_each_command_refuses_a_wrong_configuration(
     assert complaint(capsys, command, "-c", str(config)) == expected
 
 
+def test_each_thing_that_is_wrong_with_a_configuration_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text("[processor]\nconcurency = 3\nlease = 0\n")
+    assert main(["run", "-c", str(config)]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"downloader: {config}: unknown key processor.concurency; did you mean processor.concurrency?",
+        f"downloader: {config}: processor.lease must be greater than 0",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["serve"], ["run", "-c", "no-such.toml"], ["fetch", "nonsense"]])
 def test_the_real_script_answers_alike(arguments: list[str]) -> None:

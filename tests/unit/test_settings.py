@@ -33,12 +33,13 @@ def config(tmp_path: Path) -> Path:
 
 
 def refused(config: Path, text: str = "", environ: Mapping[str, str] | None = None) -> str:
-    """The one line that a configuration is refused with."""
+    """The first line that a configuration is refused with."""
     config.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load(config, environ)
     message = str(caught.value)
-    assert "\n" not in message
+    assert "\n" not in "".join([message, *caught.value.others])
+    assert "hunter2" not in "".join(caught.value.others)
     return message.replace(str(config), "config.toml")
 
 
@@ -237,13 +238,33 @@ def test_other_peoples_variables_break_no_start() -> None:
         ("[egress.callbacks]\nallow = ['10.0.0.0/99']", "egress.callbacks.allow: '10.0.0.0/99'"),
         ("backends = ['http']", "backends must be a table"),
         ("[backends]\nhttp = true", "backends.http must be a table"),
-        ("[api]\nport = -1\n[processor]\nlease = -1", "(and 1 more)"),
     ],
 )
 def test_a_wrong_value_names_file_key_and_what_was_expected(config: Path, text: str, expected: str) -> None:
     message = refused(config, text)
     assert message.startswith("config.toml: ")
     assert expected in message
+
+
+def test_all_that_is_wrong_is_told(config: Path) -> None:
+    config.write_text(
+        "colour = 1\n[api]\nport = -1\nhots = 'x'\n[[api.tokens]]\nname = 'a'\ntoken = { env = 'NONE' }\n"
+        "scopes = ['write']\n[processor]\nlease = -1\n"
+    )
+    environ = {"DOWNLOADER_API__TOKEN": "x", "DOWNLOADER_REDIS_URL": "x", "DOWNLOADER_API__PORT": "70000"}
+    with pytest.raises(ConfigError) as caught:
+        load(config, environ)
+    lines = [str(caught.value), *caught.value.others]
+    assert sorted(line.replace(str(config), "config.toml").partition(";")[0] for line in lines) == [
+        "DOWNLOADER_API__PORT: api.port must be less than or equal to 65535",
+        "config.toml: api.tokens[0].scopes[0] must be 'submit', 'read', 'retry' or 'admin'",
+        "config.toml: api.tokens[0].token: the environment variable 'NONE' is not set or empty",
+        "config.toml: processor.lease must be greater than 0",
+        "config.toml: unknown key api.hots",
+        "config.toml: unknown key colour",
+        "unknown environment variable DOWNLOADER_API__TOKEN",
+        "unknown environment variable DOWNLOADER_REDIS_URL",
+    ]
 
 
 def test_a_wrong_value_names_the_variable_or_the_command_line(config: Path) -> None:

@@ -74,6 +74,8 @@ def make_app() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and answer the exit status; every expected failure is one line on stderr.
 
+    A configuration has a line for each thing that is wrong with it.
+
     Args:
         arguments: without the program's name; `None` takes the process's.
     """
@@ -117,7 +119,11 @@ def _failed(error: BaseException) -> int:
         return FAILED
     if not all(isinstance(leaf, DownloaderError) for leaf in found):
         raise error
-    return _complain(str(found[0]), USAGE if isinstance(found[0], ConfigError) else FAILED)
+    if not isinstance(found[0], ConfigError):
+        return _complain(str(found[0]), FAILED)
+    for line in (str(found[0]), *found[0].others):
+        _complain(line, USAGE)
+    return USAGE
 
 
 def _complain(message: str, status: int) -> int:

@@ -1,7 +1,7 @@
 """Reads the settings: flags of the command line win over the environment, which wins over the TOML file.
 
-Every failure is a `ConfigError` of one line. It names the file (or variable, or flag), the key and what was
-expected. It never contains a value, which may be a secret.
+All that is wrong is in one `ConfigError`, a line each. A line names the file (or variable, or flag), the key
+and what was expected. It never contains a value, which may be a secret.
 
 Environment: `DOWNLOADER_` and the key in capitals, `__` between tables: `DOWNLOADER_REDIS__URL`. Lists,
 tables and secret references are given as JSON. In the plugins' tables, whose keys have no known type, a value
@@ -64,6 +64,9 @@ class _Layers:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Path_, str] = field(default_factory=dict)
     secrets: set[Path_] = field(default_factory=set)
+    missing: set[Path_] = field(default_factory=set)
+    """Secrets that could not be read."""
+    problems: list[str] = field(default_factory=list)
 
     def origin(self, path: Path_) -> str:
         """The source of the value at `path`, or of the innermost table round it."""
@@ -88,8 +91,12 @@ def load_settings(path: Path | None, *, environ: Mapping[str, str], overrides: M
     if path is not None:
         layers.origins[()] = str(path)
         _add(layers, _read_toml(path), source=str(path))
-    for name, value in _variables(environ):
-        _add(layers, _nest(tuple(name.removeprefix(PREFIX).lower().split("__")), value, name), source=name)
+    for name, value in _variables(environ, layers.problems):
+        path_ = tuple(name.removeprefix(PREFIX).lower().split("__"))
+        try:
+            _add(layers, _nest(path_, value, name), source=name)
+        except ConfigError as error:
+            layers.problems.append(str(error))
     for key, value in overrides.items():
         if value is not None:
             _add(layers, _nested(tuple(key.split(".")), value), source="command line")
@@ -97,7 +104,9 @@ def load_settings(path: Path | None, *, environ: Mapping[str, str], overrides: M
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, layers)) from None
+        layers.problems += _explain(error, layers)
+    if layers.problems:
+        raise ConfigError(*layers.problems)
     settings._secret_paths = frozenset(layers.secrets)  # noqa: SLF001 - this module is the one that fills it
     return settings
 
@@ -147,8 +156,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: a number is too long") from None
 
 
-def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The variables that are settings; refuses those that are misspelt ones."""
+def _variables(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    """The variables that are settings; notes a problem for each that is a misspelt one."""
     keys = [*known_keys()]
     names = {PREFIX + key.replace(".", "__").upper() for key in keys}
     flat = {_letters(name): name for name in sorted(names)}
@@ -161,7 +170,7 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         elif not _is_service_link(name, environ[name]):
             meant = flat.get(_letters(name)) or next(iter(difflib.get_close_matches(name, top, 1, 0.9)), "")
             if meant:
-                raise ConfigError(f"unknown environment variable {name}; did you mean {meant}?")
+                problems.append(f"unknown environment variable {name}; did you mean {meant}?")
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -216,7 +225,7 @@ def _inner(annotation: Any) -> Any:
 
 def _add(layers: _Layers, values: dict[str, Any], *, source: str) -> None:
     """Let one source's values replace those of the sources before it."""
-    _refuse_unknown(values, Settings, (), source)
+    layers.problems += _remove_unknown(values, Settings, (), source)
     _merge(layers.values, values, (), layers.origins, source)
 
 
@@ -235,20 +244,22 @@ def _merge(
             origins[path] = source
 
 
-def _refuse_unknown(values: Mapping[str, Any], model: type[BaseModel], at: Path_, source: str) -> None:
-    for key, value in values.items():
+def _remove_unknown(values: dict[str, Any], model: type[BaseModel], at: Path_, source: str) -> Iterator[str]:
+    """Remove keys that are none, and answer a line for each."""
+    for key, value in list(values.items()):
         path = (*at, key)
         info = model.model_fields.get(key)
         if info is None:
-            if model is FileStorageSettings:
-                continue
-            raise ConfigError(_unknown(path, source))
+            if model is not FileStorageSettings:
+                del values[key]
+                yield _unknown(path, source)
+            continue
         inner = _inner(info.annotation)
         if not isinstance(inner, type):
             continue
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, dict) and not _is_reference(item):
-                _refuse_unknown(item, inner, path, source)
+                yield from _remove_unknown(item, inner, path, source)
 
 
 def _unknown(path: Path_, source: str) -> str:
@@ -284,9 +295,14 @@ def _resolve(value: Any, at: Path_, layers: _Layers, environ: Mapping[str, str])
     if _is_reference(value) and at:
         layers.secrets.add(at)
         where = f"{layers.origin(at)}: {_dotted(at)}"
-        if "env" in value:
-            return _secret_of_variable(value["env"], where, environ)
-        return _secret_of_file(value["file"], where)
+        try:
+            if "env" in value:
+                return _secret_of_variable(value["env"], where, environ)
+            return _secret_of_file(value["file"], where)
+        except ConfigError as error:
+            layers.problems.append(str(error))
+            layers.missing.add(at)
+            return ""
     if isinstance(value, dict):
         return {key: _resolve(item, (*at, key), layers, environ) for key, item in value.items()}
     if isinstance(value, list):
@@ -341,13 +357,16 @@ _EXPECTED = {
 """Messages instead of pydantic's, by type of error."""
 
 
-def _explain(error: ValidationError, layers: _Layers) -> str:
-    """The first of pydantic's errors as one line, and how many more there are."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    first: ErrorDetails = details[0]
-    path = first["loc"]
-    origin = layers.origin(path)
-    expected = _EXPECTED.get(first["type"], _one_line(first["msg"]))
+def _explain(error: ValidationError, layers: _Layers) -> Iterator[str]:
+    """A line for each of pydantic's errors, but those about secrets that could not be read."""
+    for detail in error.errors(include_url=False, include_context=False, include_input=False):
+        if not any(detail["loc"][: len(path)] == path for path in layers.missing):
+            yield _line(detail, layers)
+
+
+def _line(detail: ErrorDetails, layers: _Layers) -> str:
+    path = detail["loc"]
+    expected = _EXPECTED.get(detail["type"], _one_line(detail["msg"]))
     expected = (
         expected.removeprefix("Value error, ")
         .replace("Input should be", "must be")
@@ -359,5 +378,4 @@ def _explain(error: ValidationError, layers: _Layers) -> str:
         what = f"{_dotted(path)} {expected}"
     else:
         what = f"{_dotted(path)}: {expected}"
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{origin}: {what}{more}"
+    return f"{layers.origin(path)}: {what}"
