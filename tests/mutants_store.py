@@ -162,6 +162,13 @@ ROWS = (
         "tests/api/test_auth.py",
     ),
     (
+        "not_before: at once",
+        f"{STORE}/lua/submit.lua",
+        "math.max(now, item.due)",
+        "now",
+        "tests/api/test_routes.py -k waits",
+    ),
+    (
         "lease: swept before its end",
         f"{STORE}/lua/sweep.lua",
         "'-inf', now, 'LIMIT'",

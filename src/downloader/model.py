@@ -156,6 +156,8 @@ class JobSpec:
     """What the file's is to be, lower case; empty: any will do."""
     size: int | None = None
     """Bytes that the file is to have; `None`: any number."""
+    not_before: int = 0
+    """Unix time in ms before which no download begins; 0: at once."""
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
     sealed: str = ""

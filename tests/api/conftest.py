@@ -30,6 +30,7 @@ def deps(store: RedisStore) -> ApiDeps:
         egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
         keep_s=60,
+        download_url=lambda spec: f"https://files.example/{spec.storage_key}",
         loopback=True,
         ready=lambda: {"api": True, "processor": True},
     )

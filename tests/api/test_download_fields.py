@@ -217,6 +217,13 @@ URLS = [
 ]
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"not_before": "tomorrow"}, "malformed", "not_before"),
+    ({"not_before": "2026-11-27T21:00:00"}, "malformed", "not_before"),
+    ({"not_before": "0001-01-01T00:00:00+23:59"}, "malformed", "not_before"),
+    ({"not_before": "9999-12-31T23:59:59-23:59"}, "malformed", "not_before"),
+    ({"not_before": 1795000000}, "wrong_type", "not_before"),
+    ({"callback_type": "none"}, "malformed", "callback_dst"),
+    ({"callback_error_type": "none", "callback_error_dst": "x"}, "malformed", "callback_error_dst"),
     *(({"url": url}, code, "url") for url, code in URLS),
     ({"url": ABSENT}, "required", "url"),
     ({"url": None}, "required", "url"),

@@ -71,7 +71,7 @@ async def test_the_document_of_an_open_api(deps: ApiDeps) -> None:
         "description": "",
         "examples": [4],
     }
-    assert job["properties"]["callback_type"]["enum"] == ["", "http", "sqs", None]
+    assert job["properties"]["callback_type"]["enum"] == ["", "none", "http", "sqs", None]
     codes = {each["const"] for each in schemas["ProblemAnswer"]["properties"]["code"]["oneOf"]}
     assert codes == set(CODES)
     [callback] = document["paths"]["/download"]["post"]["callbacks"]["finished"].values()

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from downloader.config import ApiSettings
-from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict, callback_group
+from downloader.errors import StorageError
+from downloader.model import (
+    Delivery,
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Kind,
+    Outcome,
+    Verdict,
+    callback_group,
+)
 from downloader.store import CallbackPlan, JobStore
 from downloader.store.redis_store import RedisStore
 from servers.api import JOB, Served, Serving
@@ -123,7 +134,7 @@ async def test_a_new_job(api: Served) -> None:
 
 
 async def test_a_downloaded_job(api: Served) -> None:
-    job_id = await submit(api)
+    job_id = await submit(api, extra="of mine")
     await finish(api.store, SUCCEEDED)
     job = (await api.client.get(f"/jobs/{job_id}")).json()
     assert job["state"] == "succeeded"
@@ -135,6 +146,8 @@ async def test_a_downloaded_job(api: Served) -> None:
         "mime_type": "image/png",
         "image_size": "1x2",
     }
+    assert job["download_url"] == f"https://files.example/{job_id[:3]}/{job_id}"
+    assert (job["extra"], job["kept_until"]) == ("of mine", None)
     callback = job["callback"]
     assert callback["type"] == "http"
     assert callback["destination"] == JOB["callback_dst"]
@@ -150,6 +163,48 @@ async def test_a_failed_job_whose_callback_failed(api: Served) -> None:
     assert job["file"] is None
     assert job["callback"]["state"] == "failed"
     assert [entry["error"] for entry in job["callback"]["errors"]] == ["answered 500"]
+    assert job["download_url"] == ""
+    finished = datetime.fromisoformat(job["callback"]["finished_at"])
+    assert datetime.fromisoformat(job["kept_until"]) - finished == timedelta(seconds=60)
+
+
+async def test_a_storage_that_fails_hides_no_job(serving: Serving) -> None:
+    def fail(_: JobSpec) -> str:
+        raise StorageError("it does not answer")
+
+    api = await serving(download_url=fail)
+    job_id = await submit(api)
+    await finish(api.store, SUCCEEDED)
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert (job["state"], job["download_url"]) == ("succeeded", "")
+
+
+async def test_who_asks_for_the_result_needs_no_callback(api: Served) -> None:
+    job_id = await submit(api, callback_type="none", callback_dst=None)
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
+    assert lease.spec.callback(success=True) == lease.spec.callback(success=False) == ("", "")
+    await api.store.finish("worker", [(lease, SUCCEEDED, None, 60.0)])
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert (job["state"], job["callback"]) == ("succeeded", None)
+    assert job["kept_until"] is not None
+
+
+async def test_failures_alone_may_go_nowhere(api: Served) -> None:
+    await submit(api, callback_error_type="none")
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
+    assert lease.spec.callback(success=True) == ("http", JOB["callback_dst"])
+    assert lease.spec.callback(success=False) == ("", "")
+
+
+async def test_a_job_waits_for_its_time(api: Served) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    waits = await submit(api, not_before=later.astimezone(timezone(timedelta(hours=2))).isoformat())
+    runs = await submit(api, not_before="2020-01-01T00:00:00Z")
+    batch = await api.store.lease(Kind.DOWNLOAD, "worker", 9, 30)
+    assert [lease.id for lease in batch.leases] == [runs]
+    assert batch.next_due_s == pytest.approx(3600, abs=30)
+    job = (await api.client.get(f"/jobs/{waits}")).json()
+    assert datetime.fromisoformat(job["due_at"]) - later < timedelta(milliseconds=1)
 
 
 CANARY = "c4n4ry"
@@ -163,7 +218,6 @@ async def test_a_job_shows_no_secrets(api: Served) -> None:
         callback_dst=f"https://user:{CANARY}@client.example/done?token={CANARY}",
         aggr_proxy=f"http://user:{CANARY}@proxy.example",
         request_headers={"Authorization": CANARY},
-        extra=CANARY,
     )
     await finish(api.store, FAILED)
     answer = await api.client.get(f"/jobs/{job_id}")

@@ -27,6 +27,7 @@ async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[st
         egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
         keep_s=60,
+        download_url=lambda spec: f"https://files.example/{spec.storage_key}",
         loopback=True,
         ready=lambda: {"api": True},
     )

@@ -161,8 +161,13 @@ class JobAnswer(TaskAnswer):
     """Of the last response; 0 if there was none."""
     file: FileAnswer | None
     """`null` until it is stored."""
+    download_url: str
+    """Of the file, as in the callback; empty without a file, or while its storage fails."""
+    extra: str
     callback: CallbackAnswer | None
     """`null` while there is none."""
+    kept_until: Time | None
+    """When file and record are deleted; `null` while the download or its callback goes on."""
 
 
 @_DOCUMENTED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -53,6 +54,9 @@ MAX_SEGMENTS = 32
 
 MAX_SEGMENT_BYTES = 255
 """A file name's length on common filesystems."""
+
+NO_CALLBACK = "none"
+"""`callback_type` of a client that asks for the result itself."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110, 5.6.2."""
@@ -172,6 +176,22 @@ def _matches(fits: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def _time(text: object) -> int:
+    """A time with its offset from UTC, as RFC 3339 has it, in Unix ms."""
+    if not isinstance(text, str):
+        raise PydanticCustomError("wrong_type", "must be a string")
+    if not text:
+        return 0
+    try:
+        found = datetime.fromisoformat(text)
+        ms = max(0, int(found.astimezone(UTC).timestamp() * 1000)) if found.tzinfo else None
+    except (ValueError, OverflowError):
+        ms = None
+    if ms is None:
+        raise PydanticCustomError("malformed", "must be a time with its offset, as in RFC 3339")
+    return ms
+
+
 def _url(use: Use) -> AfterValidator:
     return AfterValidator(lambda url: check_url(url, use) if url else url)
 
@@ -214,6 +234,7 @@ class DownloadRequest(BaseModel):
     subpath: Annotated[str, AfterValidator(_subpath)] = ""
     sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
+    not_before: Annotated[int, BeforeValidator(_time)] = 0
 
 
 _KNOWN = frozenset(DownloadRequest.model_fields)
@@ -322,14 +343,25 @@ def _complete_callbacks(
             detail = "needs the http backend, which is not configured here"
             faults.append(Fault("callback_url", "unknown_backend", detail))
         fields |= {"callback_type": "http", "callback_dst": url}
+    elif fields["callback_type"] == NO_CALLBACK:
+        faults += _clear_pair(fields, "callback_type", "callback_dst")
     elif fields["callback_type"] or fields["callback_dst"] or not fields["s3_bucket"]:
         faults += pair_faults("callback_type", "callback_dst")
-    if fields["callback_error_type"] or fields["callback_error_dst"]:
+    if fields["callback_error_type"] == NO_CALLBACK:
+        faults += _clear_pair(fields, "callback_error_type", "callback_error_dst")
+    elif fields["callback_error_type"] or fields["callback_error_dst"]:
         faults += pair_faults("callback_error_type", "callback_error_dst")
     else:
         fields["callback_error_type"] = fields["callback_type"]
         fields["callback_error_dst"] = fields["callback_dst"]
     return "callback_url" if url else "callback_dst"
+
+
+def _clear_pair(fields: dict[str, Any], kind: str, destination: str) -> Iterator[Fault]:
+    """Make the callback in these fields none; what is wrong with that."""
+    if fields[destination]:
+        yield Fault(destination, "malformed", f"must be absent if {kind} is {NO_CALLBACK}")
+    fields[kind] = fields[destination] = ""
 
 
 def _pair_faults(

@@ -41,7 +41,9 @@ JOB_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "minLength": 1,
         **_HTTP,
     },
-    "callback_type": {"description": "A configured backend."},
+    "callback_type": {
+        "description": "A configured backend, or `none` for a client that asks for the result."
+    },
     "callback_dst": {
         "description": "Where the callback goes: for `http` a URL, otherwise a topic, a queue or a prefix.",
         "examples": ["https://client.example/done"],
@@ -90,5 +92,11 @@ JOB_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "description": "Folder under the storage root, before `<id[0:3]>/<id>`.",
         "maxLength": MAX_SUBPATH_BYTES,
         "examples": ["images/2026"],
+    },
+    "not_before": {
+        "description": "No download begins before this time (RFC 3339), by the store's clock.",
+        "type": "string",
+        "format": "date-time",
+        "default": None,
     },
 }

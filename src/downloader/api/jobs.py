@@ -31,7 +31,7 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
         view = await visible_job(deps.store, job_id)
         if view is None:
             raise Refused(UNKNOWN_JOB)
-        return job_view(view)
+        return job_view(view, deps.download_url)
 
     @app.delete("/jobs/<job_id>")
     async def cancel(job_id: str) -> tuple[dict[str, Any], int]:

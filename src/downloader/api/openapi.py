@@ -22,7 +22,7 @@ from downloader.api.answers import CallbackPayload, ProblemAnswer
 from downloader.api.auth import PUBLIC_PATHS, scope_of
 from downloader.api.codes import CODES
 from downloader.api.deps import ApiDeps
-from downloader.api.fields import DownloadRequest
+from downloader.api.fields import NO_CALLBACK, DownloadRequest
 from downloader.api.job_fields import JOB_FIELDS
 from downloader.api.operations import JSON, OPERATIONS, PATH_PARAMETERS, Answer, Operation
 from downloader.api.problems import CONTENT_TYPE
@@ -186,7 +186,7 @@ def _callback(payload: Document) -> Document:
 def _complete_job(schema: Document, deps: ApiDeps) -> None:
     """Add to a job's schema what the configuration decides, and that `null` stands for no value."""
     for name in ("callback_type", "callback_error_type"):
-        schema["properties"][name]["enum"] = ["", *sorted(deps.backends), None]
+        schema["properties"][name]["enum"] = ["", NO_CALLBACK, *sorted(deps.backends), None]
     for name, field in schema["properties"].items():
         field.update(JOB_FIELDS.get(name, {}))
         if name not in schema["required"] and "type" in field:

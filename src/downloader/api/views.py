@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from downloader.api.answers import CallbackAnswer, JobAnswer, TaskAnswer
-from downloader.model import State
+from downloader.errors import StorageError
+from downloader.model import JobSpec, State
 from downloader.net import redact_url
 from downloader.observe import COUNTERS, by_name
 from downloader.store import Backlog, JobView, Load, TaskView
 
 
-def job_view(view: JobView) -> JobAnswer:
-    """The answer of `GET /jobs/<id>`: no headers, `extra` or proxy; no passwords or query values in URLs."""
+def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> JobAnswer:
+    """The answer of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
+
+    Args:
+        view: the job.
+        download_url: the URL of its file; raises `StorageError` if the storage fails.
+    """
     spec, outcome = view.spec, view.outcome
     has_file = view.download.state is State.SUCCEEDED and outcome is not None
     return {
@@ -36,8 +42,18 @@ def job_view(view: JobView) -> JobAnswer:
         }
         if has_file and outcome
         else None,
+        "download_url": _download_url(spec, download_url) if has_file else "",
+        "extra": spec.extra,
         "callback": _callback(view),
+        "kept_until": rfc3339(view.kept_until_ms),
     }
+
+
+def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:
+    try:
+        return download_url(spec)
+    except StorageError:  # the callback has it, as soon as the storage answers
+        return ""
 
 
 def _callback(view: JobView) -> CallbackAnswer | None:

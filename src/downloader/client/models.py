@@ -39,6 +39,7 @@ class JobFields(TypedDict, total=False):
     s3_bucket: str
     s3_region: str
     subpath: str
+    not_before: str
     idempotency_key: str
     """The job is accepted once, however often it is sent with this key; made at random if absent."""
 
@@ -118,8 +119,13 @@ class Job(_Work):
     """For programs."""
     response_code: int = 0
     file: JobFile | None = None
+    download_url: str = ""
+    """Of the stored file."""
+    extra: str = ""
     callback: JobCallback | None = None
     """`None` until the download has ended."""
+    kept_until: datetime | None = None
+    """When file and record are deleted; `None` while download or callback goes on."""
 
     @property
     def succeeded(self) -> bool:

@@ -12,8 +12,7 @@ import trio
 from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.config import Settings
 from downloader.observe import Counters, Event, get_logger
-from downloader.service.files import api_url
-from downloader.storage import Storage
+from downloader.service.files import Files, api_url
 from downloader.store import JobStore
 
 log = get_logger()
@@ -24,7 +23,7 @@ async def serve_api(
     *,
     settings: Settings,
     store: JobStore,
-    storage: Storage,
+    files: Files,
     ready: Callable[[], Mapping[str, bool]],
     healthy: Callable[[], Mapping[str, bool]],
     stop: Callable[[], Awaitable[object]],
@@ -52,7 +51,8 @@ async def serve_api(
         loopback=loopback,
         ready=ready,
         healthy=healthy,
-        files=storage.local,
+        download_url=files.url,
+        files=files.storage.local,
         counters=counters,
     )
     api = settings.api

@@ -337,7 +337,7 @@ def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
         sockets,
         settings=instance.settings,
         store=instance.store,
-        storage=instance.files.storage,
+        files=instance.files,
         ready=lambda: dict(instance.running),
         healthy=lambda: instance.bulkhead.health.healthy() if instance.bulkhead is not None else {},
         stop=instance.stop.wait,

@@ -175,6 +175,8 @@ class JobView:
     """Of the last attempt; `None` before the first has ended."""
     callback: TaskView | None
     """`None` if the download has not finished, or the job has no callback."""
+    kept_until_ms: int | None
+    """When file and record are deleted; `None` while download or callback goes on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,9 +102,10 @@ def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
     download, callback = fields(found["download"]), fields(found["callback"])
     return JobView(
         spec=spec,
-        download=_task(download, due_ms=spec.created_ms),
+        download=_task(download, due_ms=max(spec.created_ms, spec.not_before)),
         outcome=_outcome(download) if "code" in download else None,
         callback=_task(callback, due_ms=None) if "state" in callback else None,
+        kept_until_ms=int(found["keep_until"]) if found["keep_until"] else None,
     )
 
 

@@ -140,6 +140,7 @@ class RedisStore:
                     "group": item.spec.aggr_id,
                     "limit": str(item.spec.aggr_limit),
                     **_pace(item.spec),
+                    "due": item.spec.not_before,
                     "proxy": item.spec.aggr_proxy,
                     "spec": item.spec.to_json(self._seal),
                     "idempotency": item.idempotency_key,

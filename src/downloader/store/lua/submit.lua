@@ -4,7 +4,8 @@
 -- ARGV    1 {}, then per job {id, group: its aggregation, limit, rate and delay: absent if
 --         it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
---         permitted: the one proxy that it may find its aggregation to have, absent: any}
+--         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
+--         time (ms)}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted}
@@ -44,7 +45,7 @@ for item in items() do
     end
     redis.call('HSETNX', record, 'proxy', item.proxy)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
-    redis.call('ZADD', key_queue('download', group), now, id)
+    redis.call('ZADD', key_queue('download', group), math.max(now, item.due), id)
     touch('download', group)
   end
   answers[#answers + 1] = {why, id}
