@@ -62,6 +62,13 @@ ROWS = (
         "tests/api/test_server.py",
     ),
     (
+        "shares: an aggregation gives way after five seconds",
+        f"{SCHEDULER}/loop.py",
+        "SHARE_LOOK_S = 0.5",
+        "SHARE_LOOK_S = 5.0",
+        "tests/scheduler/test_leasing.py",
+    ),
+    (
         "encryption: jobs are stored in the clear",
         f"{STORE}/redis_store.py",
         "item.spec.to_json(self._seal),",

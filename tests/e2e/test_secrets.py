@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 CANARY = "c4n4ry"
 """In every place where a secret may stand."""
 
+NAME = "größer 下载"
+"""A header's value in UTF-8, for the origin alone."""
+
 TOKEN = f"{CANARY}-0123456789abcdef"
 TOKENS = [{"name": "all", "token": TOKEN, "scopes": ["admin"]}]
 
@@ -47,14 +50,15 @@ async def test_h20_a_running_service_tells_no_secret(
 ) -> None:
     # The password of the server's default user is none: it takes any.
     tables: Tables = {
-        "redis": {"url": f"unix://default:{CANARY}@{server.socket}"},
+        "redis": {"url": f"unix://default:{CANARY}@{server.socket}", "encryption_keys": ["A" * 43 + "="]},
         "processor": {"max_retries": 1},
         "processor.request_headers": {"Authorization": CANARY},
     }
     query = f"?X-Amz-Signature={CANARY}"
     away = ("Location", f"http://user:{CANARY}@169.254.169.254/{query}")
     origin.on("/away", respond(302, CANARY.encode(), [away, ("Set-Cookie", CANARY)]))
-    asked: dict[str, Any] = {"user_agent": CANARY, "request_headers": {"Cookie": CANARY}, "extra": CANARY}
+    headers = {"Cookie": CANARY, "X-Name": NAME}
+    asked: dict[str, Any] = {"user_agent": CANARY, "request_headers": headers, "extra": CANARY}
     async with open_proxy("http") as proxy, open_fleet(folder, server, tables) as fleet:
         run = await fleet.start("run", environ={"DOWNLOADER_API__TOKENS": json.dumps(TOKENS)})
         fleet.client.headers["Authorization"] = f"Bearer {TOKEN}"
@@ -72,6 +76,7 @@ async def test_h20_a_running_service_tells_no_secret(
         ids = [good, *bad, untold, lost]
         await sink.heard_of(*ids)
         assert proxy.heads, "the proxy with a password was not used"
+        assert b"\r\nX-Name: " + NAME.encode() + b"\r\n" in origin.asked("/status/404")[0].raw
 
         answers = [await fleet.client.get(page) for page in (*PAGES, *(f"/jobs/{one}" for one in ids))]
         answers.append(await fleet.client.post("/download", json=job_for(CANARY, CANARY)))
@@ -84,6 +89,10 @@ async def test_h20_a_running_service_tells_no_secret(
             assert CANARY not in str(answer.headers)
         assert CANARY.encode() not in await first_event(fleet.client.base_url.port or 0)
         await fleet.stop_all()
+        for job_id in (*bad, untold):  # without a proxy: its password has to be comparable in the store
+            record = server.command("GET", f"downloader:1:{{0}}:job:{job_id}")
+            assert b"sealed" in record
+            assert CANARY.encode() not in record
     said = [json.dumps(line) for line in run.log] + run.noise
     assert [line for line in said if CANARY in line] == []
     assert len(run.events("job.failed")) == 4

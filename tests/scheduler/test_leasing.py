@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -115,6 +116,7 @@ async def test_one_aggregation_has_all_slots_while_nobody_else_waits(
         assert not process.work.cancelled
 
 
+@pytest.mark.row("H21")
 async def test_an_aggregation_gives_way_to_another_within_a_second(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
@@ -123,7 +125,7 @@ async def test_an_aggregation_gives_way_to_another_within_a_second(
         await process.settle_down()
         oldest = ids[:7]
         process.add("b")
-        await trio.sleep(2 * SHARE_LOOK_S)
+        await trio.sleep(1)
         await process.settle_down()
         assert (store.running("a"), store.running("b")) == (7, 1)
         # The newest of its downloads, which loses least; the attempt does not count.
