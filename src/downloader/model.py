@@ -160,6 +160,8 @@ class JobSpec:
     """Unix time in ms before which no download begins; 0: at once."""
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
+    traceparent: str = ""
+    """Of the request that brought it (W3C Trace Context); its callbacks carry it on."""
     sealed: str = ""
     """The `SEALED_FIELDS`, encrypted with a key that this instance does not have. They are empty then: it can
     neither download the job nor deliver its callback."""

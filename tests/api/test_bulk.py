@@ -238,7 +238,7 @@ async def serve_messages(deps: ApiDeps, intake: Intake, messages: Iterator[Messa
     async def send(message: Message) -> None:
         sent.extend(message.get("body", b""))
 
-    scope = {"client": (ADDRESS, 1)}
+    scope = {"client": (ADDRESS, 1), "headers": []}
     await serve_downloads(scope, receive, send, deps=deps, intake=intake)
 
 

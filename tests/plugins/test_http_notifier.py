@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from importlib.metadata import entry_points
@@ -61,7 +62,15 @@ async def test_a_callback_as_the_peer_sees_it(receiver: Receiver, notifier: Noti
     assert headers["webhook-id"] == PAYLOAD.job_id
     assert abs(int(headers["webhook-timestamp"]) - time.time()) < 10
     assert "webhook-signature" not in headers
+    assert "traceparent" not in headers
     assert "transfer-encoding" not in headers
+
+
+async def test_a_callback_carries_the_trace_of_its_job(receiver: Receiver, notifier: Notifier) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    assert await notifier.deliver(receiver.url(), replace(PAYLOAD, traceparent=trace)) == Delivered()
+    ((_, headers, _),) = receiver.requests
+    assert headers["traceparent"] == trace
 
 
 @pytest.mark.parametrize(

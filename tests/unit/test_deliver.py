@@ -40,6 +40,7 @@ SPEC = JobSpec(
     callback_error_type="other",
     callback_error_dst="errors",
     extra="foo\ud800bar",
+    traceparent="00-trace",
 )
 FILE = FileFacts(size=10240, sha256="9f86d0", mime_type="image/png", image_size="10x10")
 SUCCESS = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FILE)
@@ -117,6 +118,7 @@ async def test_the_payload_of_a_success() -> None:
     assert destination == "https://client.test/hook"
     assert payload.job_id == SPEC.id
     assert payload.aggr_id == "example.org"
+    assert payload.traceparent == SPEC.traceparent == "00-trace"
     assert json.loads(payload.body.decode("utf-8")) == {
         "success": True,
         "error": "",

@@ -21,7 +21,7 @@ from downloader.api.fields import unknown_fields
 from downloader.api.intake import BULK_PATH, MAX_BATCH, Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
-from downloader.api.submit import check_accepted, created, key_fault, make_submission
+from downloader.api.submit import check_accepted, created, in_trace, key_fault, make_submission, traceparent
 from downloader.observe import Counters
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
@@ -97,7 +97,7 @@ async def serve_downloads(
         Refused: 408, the client sent nothing for too long.
     """
     scope[STREAMED] = True
-    lines = Lines(deps.settings.max_body)
+    lines, trace = Lines(deps.settings.max_body), traceparent(dict(scope["headers"]))
     started, more = False, True
     with intake.room(client_of(scope)) as keep:
         while more:
@@ -114,7 +114,7 @@ async def serve_downloads(
             arrived = list(lines.feed(message["body"], last=not more))
             for start in range(0, len(arrived), MAX_BATCH):
                 await trio.lowlevel.checkpoint()  # the shortest lines of a chunk take half a second together
-                batch = [_read(line, deps=deps, caller=caller) for line in arrived[start : start + MAX_BATCH]]
+                batch = [_read(line, trace, deps, caller) for line in arrived[start : start + MAX_BATCH]]
                 answer = await _take(batch, intake, deps.counters)
                 if not started:
                     await send(_START)
@@ -126,7 +126,7 @@ async def serve_downloads(
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> _Job | Problem:
+def _read(line: bytes | None, trace: str, deps: ApiDeps, caller: Caller | None) -> _Job | Problem:
     """The job on a line, or the problem with it; `None` is a line that is too long."""
     if line is None:
         return too_large(deps.settings.max_body)
@@ -139,7 +139,7 @@ def _read(line: bytes | None, *, deps: ApiDeps, caller: Caller | None) -> _Job |
         )
     except Refused as refused:
         return refused.problem
-    return submission, unknown_fields(members)
+    return in_trace(submission, trace), unknown_fields(members)
 
 
 async def _take(batch: Sequence[_Job | Problem], intake: Intake, counters: Counters) -> bytes:

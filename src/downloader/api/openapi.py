@@ -43,6 +43,7 @@ _WEBHOOK_HEADERS = {
     "webhook-id": "The same for each attempt at one callback.",
     "webhook-timestamp": "When it was sent, in Unix seconds.",
     "webhook-signature": "With a secret configured: signatures of id, timestamp and body.",
+    "traceparent": "That of the request that brought the job, if it had one (W3C Trace Context).",
 }
 
 

@@ -29,6 +29,8 @@ PATH = SINGLE_PATH
 
 _KEY_HEADER = "Idempotency-Key"
 
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 _HEADERS = ((b"content-type", b"application/json"), (b"x-content-type-options", b"nosniff"))
@@ -66,23 +68,25 @@ async def serve_download(
     """
     with intake.room(client_of(scope)) as keep:
         body = await read_body(receive, deps.settings.max_body, keep)
-        header = dict(scope["headers"]).get(b"idempotency-key")
+        headers = dict(scope["headers"])
+        header = headers.get(b"idempotency-key")
         key = None if header is None else header.decode("latin-1")
         if fault := key_fault(key, _KEY_HEADER):
             detail = f"{fault.field} {fault.detail}."
             raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail=detail, field=fault.field))
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
+        submission = in_trace(submission, traceparent(headers))
         unknown, size = unknown_fields(members), len(body)
         del body, members  # while it waits for the store, the parsed job alone is kept
         keep(max(size, memory_of(submission)))
         why, job_id = await intake.submit(submission)
         check_accepted(why, key_field=_KEY_HEADER)
-    headers = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
+    fields = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     if why is Accepted.REPEATED:
-        headers.append(_REPLAYED)
+        fields.append(_REPLAYED)
     answer = created(job_id, unknown)
-    await send_answer(send, status=HTTPStatus.CREATED, headers=headers, body=answer)
+    await send_answer(send, status=HTTPStatus.CREATED, headers=fields, body=answer)
 
 
 async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -> bytes:
@@ -105,6 +109,18 @@ async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -
             raise Refused(too_large(limit))
         keep(size)
     return b"".join(pieces)
+
+
+def traceparent(headers: Mapping[bytes, bytes]) -> str:
+    """The trace that a request belongs to; empty without a valid header, as W3C Trace Context demands."""
+    value = headers.get(b"traceparent", b"").decode("latin-1")
+    found = _TRACEPARENT.fullmatch(value)
+    return value if found and found[1].strip("0") and found[2].strip("0") else ""
+
+
+def in_trace(submission: Submission, trace: str) -> Submission:
+    """The submission with its trace. Not part of what the job asks for, so of no digest."""
+    return replace(submission, spec=replace(submission.spec, traceparent=trace)) if trace else submission
 
 
 def key_fault(key: object, field: str) -> Fault | None:

@@ -67,7 +67,8 @@ async def deliver(
         body = _body(lease, download_url(lease.spec))
     except StorageError as exc:
         return _retry(lease, RetryLater(str(exc)), schedule, rng)
-    payload = Payload(job_id=lease.id, aggr_id=lease.spec.aggr_id, body=body)
+    spec = lease.spec
+    payload = Payload(job_id=lease.id, aggr_id=spec.aggr_id, body=body, traceparent=spec.traceparent)
     begun_at = trio.current_time()
     result = await _ask(backends[name], destination, payload, timeout_s=timeout_s)
     if isinstance(result, _Broken):

@@ -55,6 +55,8 @@ class Payload:
     aggr_id: str
     body: bytes
     """The payload as UTF-8 JSON; the same bytes in each attempt."""
+    traceparent: str = ""
+    """The trace that the job belongs to (W3C Trace Context), to send along; empty: none."""
 
 
 class Notifier(Protocol):

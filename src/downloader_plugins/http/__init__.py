@@ -192,6 +192,8 @@ class _Http:
             (b"webhook-id", payload.job_id.encode()),
             (b"webhook-timestamp", b"%d" % now),
         ]
+        if payload.traceparent:
+            fields.append((b"traceparent", payload.traceparent.encode()))
         if self.signers:
             moment, body = datetime.fromtimestamp(now, UTC), payload.body.decode()
             signatures = " ".join(signer.sign(payload.job_id, moment, body) for signer in self.signers)

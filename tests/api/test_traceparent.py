@@ -1,0 +1,50 @@
+"""The trace of the request that brings a job, as far as the store."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from servers.api import JOB, Served
+
+VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+async def kept(api: Served, job_id: str) -> str:
+    view = await api.store.get(job_id)
+    assert view is not None
+    return view.spec.traceparent
+
+
+@pytest.mark.parametrize("path", ["/download", "/downloads"])
+async def test_a_job_keeps_the_trace_of_its_request(api: Served, path: str) -> None:
+    answer = await api.client.post(path, json=JOB, headers={"traceparent": VALID})
+    assert await kept(api, answer.json()["id"]) == VALID
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "nonsense",
+        VALID.upper(),
+        VALID + "-x",
+        VALID.replace("00-4", "ff-4"),
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01",
+    ],
+)
+async def test_one_that_is_malformed_is_none(api: Served, value: str) -> None:
+    answer = await api.client.post("/download", json=JOB, headers={"traceparent": value})
+    assert answer.status_code == 201
+    assert await kept(api, answer.json()["id"]) == ""
+
+
+async def test_a_replay_in_another_trace_is_a_replay(api: Served) -> None:
+    body, ids = json.dumps(JOB).encode(), []
+    for trace in (VALID, VALID.replace("4736", "4737")):
+        answer = await api.post(body, {"Idempotency-Key": "k", "traceparent": trace})
+        ids.append(answer.json()["id"])
+    assert ids[0] == ids[1]
+    assert await kept(api, ids[0]) == VALID
