@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mutants_api
 import mutants_net
 import mutants_plugins
 import mutants_rows
@@ -118,7 +119,7 @@ MUTANTS = (
     ),
     *(
         Mutant(*row)
-        for file in (mutants_store, mutants_net, mutants_plugins, mutants_rows)
+        for file in (mutants_api, mutants_store, mutants_net, mutants_plugins, mutants_rows)
         for row in file.ROWS
     ),
     Mutant(
