@@ -4,8 +4,8 @@
 
     callback = verify(headers=request.headers, body=request.body, secrets="whsec_...")
 
-The signature is that of Standard Webhooks (https://www.standardwebhooks.com). The service does not use this
-module; of the service the module imports only the exceptions.
+The signature is that of Standard Webhooks (https://www.standardwebhooks.com). Of the service the module
+imports only the exceptions.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[s
         NotACallback: the signature is valid, but the body is not a callback.
         ConfigError: there is no secret, or one is not `whsec_` and base64.
     """
-    signers = [_signer(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
+    signers = [signer_of(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not signers:
         raise ConfigError("no webhook secret given")
     lowered = {name.lower(): value for name, value in headers.items()}
@@ -100,14 +100,19 @@ def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[s
         raise NotACallback(f"not a callback of downloader, see {where}") from exc
 
 
-def _signer(secret: str) -> Webhook:
+def signer_of(secret: str) -> Webhook:
+    """What signs and verifies with this secret.
+
+    Raises:
+        ConfigError: it is not `whsec_` and base64.
+    """
     text = secret.removeprefix(_PREFIX)
     try:
         key = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError:
         key = b""
     if not secret.startswith(_PREFIX) or not key:
-        raise ConfigError(f"a webhook secret is {_PREFIX} and base64")
+        raise ConfigError(f"a Standard Webhooks secret is {_PREFIX} and base64")
     return Webhook(key)
 
 

@@ -20,7 +20,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import build_and_validate_headers, suppress_body
 
 from downloader.api.asgi import AsgiApp, Gone, Headers, Message, send_problem
-from downloader.api.limits import PIECE_BYTES, Connection
+from downloader.api.limits import PIECE_BYTES, ClientConnection
 from downloader.api.problems import INTERNAL, Problem, Refused
 from downloader.errors import first_leaf
 from downloader.observe import Event as LogEvent
@@ -77,7 +77,7 @@ class Exchange:
 
     def __init__(
         self,
-        transport: Connection,
+        transport: ClientConnection,
         shared: Shared,
         send: Callable[[Event], Awaitable[None]],
         stream_id: int,

@@ -21,7 +21,7 @@ from downloader.api.json import member_text
 from downloader.api.problems import Fault, Refused, faulty
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, is_reserved, now_ms
-from downloader.net import EgressPolicy, EgressRefused, Url, UrlError, Use, is_forbidden
+from downloader.net import EgressPolicy, EgressRefused, Url, UrlError, Use, is_forbidden, is_token
 from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
@@ -58,8 +58,6 @@ MAX_SEGMENT_BYTES = 255
 NO_CALLBACK = "none"
 """`callback_type` of a client that asks for the result itself."""
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110, 5.6.2."""
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
 """RFC 9110, 5.5: no control characters; non-ASCII characters are sent as UTF-8."""
 
@@ -127,7 +125,7 @@ def _request_headers(headers: dict[str, Any]) -> dict[str, str]:
     if len({name.lower() for name in headers}) != len(headers):
         raise PydanticCustomError("header_name", "has a name twice")
     for name in headers:
-        if not _TOKEN.fullmatch(name):
+        if not is_token(name):
             raise PydanticCustomError("header_name", "has a name that is no token (RFC 9110)")
         if is_forbidden(name):
             raise PydanticCustomError("header_forbidden", "has a header that the downloader sets itself")

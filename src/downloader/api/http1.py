@@ -18,7 +18,7 @@ from hypercorn.utils import suppress_body
 
 from downloader.api.asgi import Headers
 from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Shared
-from downloader.api.limits import Connection
+from downloader.api.limits import ClientConnection
 from downloader.api.parser import END_OF_HEAD, ChunkedBody, RequestHead
 from downloader.api.problems import Problem, Refused, bad_request
 
@@ -67,7 +67,7 @@ class SwitchToHttp2(Exception):
 class Http1:
     """One HTTP/1.1 connection. Only its reader calls `handle`."""
 
-    def __init__(self, transport: Connection, shared: Shared, send: Any) -> None:
+    def __init__(self, transport: ClientConnection, shared: Shared, send: Any) -> None:
         """`send` handles hypercorn's events of a connection."""
         self.stream: Exchange | None = None
         self.unread: float = 0

@@ -24,7 +24,7 @@ from hypercorn.utils import filter_pseudo_headers
 from hyperframe.frame import GoAwayFrame
 
 from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Shared
-from downloader.api.limits import Connection
+from downloader.api.limits import ClientConnection
 
 FEED_BYTES = 4096
 """Passed to h2 between two checkpoints: in the smallest frames they take it 10 ms."""
@@ -53,7 +53,7 @@ class Http2(H2Protocol):
     """The client may be sending a body."""
     streams: dict[int, Exchange]  # type: ignore[assignment]  # none of them is a WebSocket
 
-    def __init__(self, transport: Connection, shared: Shared, send: Any) -> None:
+    def __init__(self, transport: ClientConnection, shared: Shared, send: Any) -> None:
         """`send` handles hypercorn's events of a connection."""
         super().__init__(
             shared.app,  # type: ignore[arg-type]  # called by `Exchange`

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from downloader.api.fields import MAX_HEADERS, MAX_SUBPATH_BYTES
-from downloader.net import MAX_URL_CHARS
+from downloader.net import FIELD_NAME, MAX_URL_CHARS
 
 _HTTP: Mapping[str, Any] = {"format": "uri", "maxLength": MAX_URL_CHARS}
 
@@ -81,7 +81,7 @@ JOB_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "description": "Sent with the request; they win over the configured ones. At most 8 KiB together;"
         " those of the message framing are refused.",
         "maxProperties": MAX_HEADERS,
-        "propertyNames": {"pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"},
+        "propertyNames": {"pattern": f"^{FIELD_NAME}$"},
         "additionalProperties": {"type": ["string", "integer"]},
         "examples": [{"Referer": "https://example.org/"}],
     },

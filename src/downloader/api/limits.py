@@ -55,7 +55,7 @@ class Limits:
     what no application has read."""
 
 
-class Connection(Protocol):
+class ClientConnection(Protocol):
     """An open connection."""
 
     address: str
@@ -94,10 +94,10 @@ class OpenConnections:
     per_address: int
     reserve: int
     unread_bytes: int
-    ordinary: set[Connection] = field(default_factory=set)
-    reserved: set[Connection] = field(default_factory=set)
+    ordinary: set[ClientConnection] = field(default_factory=set)
+    reserved: set[ClientConnection] = field(default_factory=set)
     _addresses: Counter[str] = field(default_factory=Counter)
-    _waiting: dict[Connection, None] = field(default_factory=dict)
+    _waiting: dict[ClientConnection, None] = field(default_factory=dict)
     """Connections that wait for their client and may be closed, the longest waiting first."""
 
     @property
@@ -106,7 +106,7 @@ class OpenConnections:
         share = self.unread_bytes // max(1, len(self.ordinary))
         return max(SMALLEST_PIECE_BYTES, min(PIECE_BYTES, share))
 
-    def add(self, new: Connection) -> bool:
+    def add(self, new: ClientConnection) -> bool:
         """Count a new connection, and set its `reserved`; false if the reserve is full too."""
         crowded = new.address != "" and self._addresses[new.address] >= self.per_address
         if (crowded or len(self.ordinary) >= self.most) and not self._cut_one(new.address if crowded else ""):
@@ -121,7 +121,7 @@ class OpenConnections:
         self._waiting[new] = None
         return True
 
-    def remove(self, closed: Connection) -> None:
+    def remove(self, closed: ClientConnection) -> None:
         """Forget a closed connection."""
         self._waiting.pop(closed, None)
         if closed.reserved:
@@ -132,7 +132,7 @@ class OpenConnections:
         if not self._addresses[closed.address]:
             del self._addresses[closed.address]
 
-    def set_waiting(self, connection: Connection, *, waits: bool) -> None:
+    def set_waiting(self, connection: ClientConnection, *, waits: bool) -> None:
         """Note whether the connection waits for its client and may be closed for another."""
         if waits:
             self._waiting.setdefault(connection)

@@ -211,11 +211,11 @@ class BoundedServer(TCPServer):
         return self._open_connections.piece_bytes
 
     def cut(self) -> None:
-        """See `Connection`."""
+        """See `ClientConnection`."""
         self._scope.cancel()
 
     def add_busy(self, change: int) -> None:
-        """See `Connection`."""
+        """See `ClientConnection`."""
         self._busy += change
         self._open_connections.set_waiting(self, waits=not self._busy)
 
@@ -349,7 +349,7 @@ class BoundedServer(TCPServer):
 
     @contextmanager
     def send_deadline(self) -> Iterator[None]:
-        """See `Connection`."""
+        """See `ClientConnection`."""
         limits = self.config.limits
         limit_s = limits.stop_send_s if self.context.terminated.is_set() else limits.send_s
         with trio.CancelScope(deadline=trio.current_time() + limit_s) as scope:
@@ -362,7 +362,7 @@ class BoundedServer(TCPServer):
             raise Gone
 
     async def drain(self) -> None:
-        """See `Connection`; sending gets less time."""
+        """See `ClientConnection`; sending gets less time."""
         deadline = trio.current_time() + self.config.limits.stop_send_s
         for scope in self._sending:
             scope.deadline = min(scope.deadline, deadline)

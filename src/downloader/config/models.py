@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from downloader.net import EgressPolicy, Url, UrlError, is_forbidden
+from downloader.net import EgressPolicy, Url, UrlError, is_forbidden, is_token
 
 EMBEDDED = "embedded"
 """The `redis.url` that makes the service start a Valkey of its own."""
@@ -36,9 +36,6 @@ ENCRYPTION_KEY_BYTES = 32
 
 LONGEST_S = 3600.0
 """Largest lease, grace period and time-out: a larger number is most likely a mistake."""
-
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-"""RFC 9110 section 5.6.2 `token`."""
 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
@@ -53,7 +50,7 @@ def _no_bool(value: object) -> object:
 
 def _headers(headers: dict[str, str]) -> dict[str, str]:
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name):
+        if not is_token(name):
             raise ValueError(f"{name!r} is not a header name")
         if is_forbidden(name):
             raise ValueError(f"{name} is set by the downloader itself")

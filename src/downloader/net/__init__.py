@@ -15,7 +15,7 @@ from downloader.net.errors import (
     TimedOut,
     TlsFailed,
 )
-from downloader.net.fields import is_forbidden, parse_retry_after
+from downloader.net.fields import FIELD_NAME, is_forbidden, is_token, parse_retry_after
 from downloader.net.policy import EgressPolicy
 from downloader.net.resolve import Resolver
 from downloader.net.transport import (
@@ -33,6 +33,7 @@ from downloader.net.transport import (
 from downloader.net.url import HIDDEN, MAX_URL_CHARS, Origin, Url, UrlError, Use, redact_url, userinfo_of
 
 __all__ = [
+    "FIELD_NAME",
     "HIDDEN",
     "MAX_URL_CHARS",
     "ROUTE",
@@ -61,6 +62,7 @@ __all__ = [
     "build_request",
     "guarded_client",
     "is_forbidden",
+    "is_token",
     "open_transport",
     "parse_retry_after",
     "redact_url",

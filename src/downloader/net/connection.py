@@ -16,6 +16,7 @@ from functools import lru_cache
 import httptools
 
 from downloader.net.errors import BadRequest, BadResponse, ConnectionLost, CutShort
+from downloader.net.fields import is_token
 from downloader.net.stream import Stream, StreamBroken
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -41,7 +42,6 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 _CONTROLS = bytes({*range(1, 32), 127} - {*b"\t\r\n"})
 _NO_CONTROLS = bytes.maketrans(_CONTROLS, b"?" * len(_CONTROLS))
 """Real origins send them in values and reasons, where they mean nothing. NUL stays, and is refused."""
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[!-~]+")
 
 _SWITCHING_PROTOCOLS = 101
@@ -408,4 +408,4 @@ def _serialised(method: bytes, target: bytes, fields: Sequence[Field], extra: Se
 
 @lru_cache(maxsize=1024)
 def _is_token(name: bytes) -> bool:
-    return _TOKEN.fullmatch(name) is not None
+    return is_token(name.decode("latin-1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -15,11 +16,21 @@ FORBIDDEN_FIELDS = frozenset(
 """Request fields that frame or route the message, which the transport writes, and the one that makes a whole
 file impossible (`Range`); lower case. So is every name that begins with `proxy-`."""
 
+FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""A regular expression for a field's name (RFC 9110, 5.6.2)."""
+
+_TOKEN = re.compile(FIELD_NAME)
+
 MAX_RETRY_AFTER_S = 86400.0
 """Longest delay that a peer may ask for: a day."""
 
 _DELTA_DIGITS = 12
 """Longer numbers of seconds are not parsed, because that may take long."""
+
+
+def is_token(name: str) -> bool:
+    """Whether a field may have this name."""
+    return _TOKEN.fullmatch(name) is not None
 
 
 def is_forbidden(name: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,7 +17,7 @@ import trio
 from pydantic import BaseModel, ConfigDict, Field
 from standardwebhooks import Webhook
 
-from downloader.errors import PluginError
+from downloader.errors import ConfigError, PluginError
 from downloader.net import (
     BadRequest,
     NetError,
@@ -46,14 +44,13 @@ from downloader.notify import (
     describe_status,
     parse_section,
 )
+from downloader.webhooks import signer_of
 
 ANSWER_BYTES = 64 * 1024
 """Most bytes of an answer that are read, head and 1xx included."""
 
 ANSWER_S = 2.0
 """Time limit for the rest of an answer after its status; it is read only to keep the connection."""
-
-_WHSEC = "whsec_"
 
 _DESTINATIONS = 1024
 """How many parsed destinations are cached."""
@@ -121,14 +118,10 @@ def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
         named.insert(0, ("secret", settings.secret))
     signers = []
     for key, secret in named:
-        body = secret.removeprefix(_WHSEC)
         try:
-            raw = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if not secret.startswith(_WHSEC) or not raw:
-            raise PluginError(f"{key}: a Standard Webhooks secret is {_WHSEC} and base64")
-        signers.append(Webhook(raw))
+            signers.append(signer_of(secret))
+        except ConfigError as exc:
+            raise PluginError(f"{key}: {exc}") from None
     return tuple(signers)
 
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from email.charset import BASE64, Charset
 from email.header import Header
 
+from downloader.net import is_token
+
 MAX_METADATA_BYTES = 2048
 """S3's limit of names and values together."""
-
-_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""A header's name (RFC 9110, 5.6.2)."""
 
 _PLAIN = re.compile(r"(?!.*=\?)(?! )(?!.* $)(?!.*  )[\x20-\x7e]*")
 """Values that S3 returns as they were sent: HTTP strips spaces at the ends, signing folds repeated ones, and
@@ -35,7 +34,7 @@ def user_metadata(given: Mapping[str, str]) -> dict[str, str]:
     room = MAX_METADATA_BYTES
     for given_name, given_value in given.items():
         name, value = given_name.lower(), _encoded(given_value)
-        if value is None or name in kept or not _NAME.fullmatch(given_name):
+        if value is None or name in kept or not is_token(given_name):
             continue
         size = len(name) + len(value)
         if size <= room:
