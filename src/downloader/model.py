@@ -245,6 +245,8 @@ class FileFacts:
     mime_type: str = ""
     image_size: str = ""
     """`"WxH"` in pixels, or empty."""
+    filename: str = ""
+    """What the origin calls it, made harmless; empty if it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

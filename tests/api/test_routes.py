@@ -35,7 +35,7 @@ FAILED = Outcome(
 SUCCEEDED = Outcome(
     verdict=Verdict.SUCCEEDED,
     response_code=200,
-    file=FileFacts(size=10, sha256="ab" * 32, mime_type="image/png", image_size="1x2"),
+    file=FileFacts(size=10, sha256="ab" * 32, mime_type="image/png", image_size="1x2", filename="a.png"),
 )
 
 
@@ -145,6 +145,7 @@ async def test_a_downloaded_job(api: Served) -> None:
         "sha256": "ab" * 32,
         "mime_type": "image/png",
         "image_size": "1x2",
+        "filename": "a.png",
     }
     assert job["download_url"] == f"https://files.example/{job_id[:3]}/{job_id}"
     assert (job["extra"], job["kept_until"]) == ("of mine", None)

@@ -93,12 +93,14 @@ def ranges(origin: Origin, path: str = "/x") -> list[bool]:
 
 @pytest.mark.parametrize("fields", [[ETAG], DATES, [*DATES, ETAG]], ids=["tag", "date", "both"])
 async def test_a_cut_file_is_continued(lab: Lab, origin: Origin, fields: Fields) -> None:
-    url = script(origin, cut(fields=fields), rest(fields=fields))
+    named = [*fields, ("Content-Disposition", "attachment; filename=a.png")]
+    url = script(origin, cut(fields=named), rest(fields=fields))
     outcome = await twice(lab, url, mime_type="image/png", extract_image_size=True, size=len(BODY))
     assert (outcome.verdict, outcome.error) == (Verdict.SUCCEEDED, "")
     assert outcome.response_code == 200, "it is what the file's own response had"
     assert outcome.file.sha256 == hashlib.sha256(BODY).hexdigest()
     assert (outcome.file.size, outcome.file.image_size) == (len(BODY), "2x3")
+    assert outcome.file.filename == "a.png"
     assert lab.stored() == BODY
     [_, second] = origin.asked("/x")
     start = int(second.headers["range"][6:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import resource
@@ -44,6 +45,15 @@ async def test_a_file_is_stored_with_its_facts(lab: Lab, origin: Origin) -> None
     assert outcome.file == FileFacts(size=len(PNG), sha256=digest, mime_type="image/png", image_size="2x3")
     assert lab.files() == [lab.root / "some/folder" / job.id[:3] / job.id]
     assert lab.stored() == PNG
+
+
+async def test_the_name_in_a_response_is_reported(lab: Lab, origin: Origin) -> None:
+    fields = [("Content-Disposition", 'attachment; filename="../a b.png"')]
+    outcome = await lab.fetch(origin.on("/x", respond(200, PNG, fields)))
+    assert outcome.file.filename == "a b.png"
+    packed = respond(200, gzip.compress(PNG), [*fields, ("Content-Encoding", "gzip")])
+    assert (await lab.fetch(origin.on("/y", packed))).file.filename == "a b.png"
+    assert (await lab.fetch(origin.on("/z", respond(200, PNG)))).file.filename == ""
 
 
 @pytest.mark.parametrize("size", [0, 1, 65536, 65537, 1_048_576, 3_000_001])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
@@ -45,6 +47,16 @@ async def test_a_job_goes_from_submission_to_removal(store: RedisStore) -> None:
     assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.CONFLICT
     await store.remove([job_id])
     assert await store.get(job_id) is None
+
+
+async def test_the_name_that_an_origin_gives_to_a_file_is_kept(store: RedisStore) -> None:
+    [job_id] = await submit(store)
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases
+    named = replace(OK, file=replace(OK.file, filename="ä b.png"))
+    assert await store.finish("me", [(lease, named, PLAN, 0)]) == [Settled.DONE]
+    view = await store.get(job_id)
+    assert view is not None
+    assert view.outcome == named
 
 
 async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: RedisStore) -> None:

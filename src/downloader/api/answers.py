@@ -142,6 +142,8 @@ class FileAnswer(TypedDict):
     mime_type: str
     image_size: str
     """`WxH`, or empty."""
+    filename: str
+    """As the origin's `Content-Disposition` has it, made harmless; or empty."""
 
 
 @_DOCUMENTED

@@ -39,6 +39,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> JobAnswer
             "sha256": outcome.file.sha256,
             "mime_type": outcome.file.mime_type,
             "image_size": outcome.file.image_size,
+            "filename": outcome.file.filename,
         }
         if has_file and outcome
         else None,

@@ -10,28 +10,15 @@ import contextlib
 import itertools
 import mimetypes
 import os
-import re
 import shutil
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
 from downloader.errors import ConfigError, StorageError
-
-NAME_BYTES = 200
-"""Longest file name, in bytes. File systems take 255, and ` (2)` may be added."""
-
-_FORBIDDEN = re.compile(r'[/\\:*?"<>|]')
-"""Separators, and characters that Windows refuses."""
-
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
-"""Names of devices on Windows, with any extension."""
-
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories of what does not show or reorders the text round it."""
+from downloader.filenames import safe_name, split_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,25 +82,15 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
 
 
 def file_name(url: str, mime_type: str = "") -> str:
-    """A file's name from its URL: the last segment of the path, made harmless.
+    """A file's name from its URL: the last segment of the path, decoded and made harmless.
 
-    Decoded, without separators, control and invisible characters, leading dots and dashes; not a device of
-    Windows; at most `NAME_BYTES` long with its extension kept. A URL without one gives `index` with the
-    extension of the type.
+    A URL without one gives `index` with the extension of the type.
     """
     from downloader.net import Url
 
     path = Url.parse(url).target.partition(b"?")[0]
     segment = unquote(path.rpartition(b"/")[2], errors="replace")
-    text = unicodedata.normalize("NFC", segment)
-    text = "".join(char for char in text if unicodedata.category(char) not in _INVISIBLE)
-    text = _FORBIDDEN.sub("_", text).lstrip(".- ").rstrip(". ")
-    if not text:
-        text = f"index{mimetypes.guess_extension(mime_type) or ''}"
-    if _RESERVED.fullmatch(text):
-        text = f"_{text}"
-    stem, extension = _split(text)
-    return _shortened(stem, NAME_BYTES - len(extension.encode())) + extension
+    return safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:
@@ -134,15 +111,5 @@ def _move_without_overwriting(source: Path, target: Path) -> None:
 
 
 def _numbered(name: str, number: int) -> str:
-    stem, extension = _split(name)
+    stem, extension = split_name(name)
     return f"{stem} ({number}){extension}"
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Stem and extension; `.tar.gz` is one, and what is very long is none."""
-    match = re.search(r"(\.tar)?\.[A-Za-z0-9]{1,10}$", name)
-    return (name[: match.start()], match[0]) if match and match.start() else (name, "")
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text.encode()[:limit].decode(errors="ignore")

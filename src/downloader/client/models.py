@@ -95,6 +95,8 @@ class JobFile(_Answer):
     sha256: str
     mime_type: str = ""
     image_size: str = ""
+    filename: str = ""
+    """What the origin calls it; empty if it does not say, or from an older service."""
 
 
 class JobCallback(_Work):

@@ -11,6 +11,7 @@ from downloader.fetch.expected import Digest, declared_digests
 from downloader.fetch.gunzip import Gunzip, Read
 from downloader.fetch.headers import HeaderMap, asks_for_gzip, is_conditional
 from downloader.fetch.parts import Part, Source, source_of
+from downloader.filenames import disposition_name
 from downloader.model import ErrorCode
 from downloader.net import ResponseBody, Url, UrlError, parse_retry_after
 
@@ -37,12 +38,14 @@ class Answer:
     """Of a response whose file can be continued if it is cut."""
     part: Part | None = None
     """What `read` continues."""
+    filename: str = ""
+    """What `Content-Disposition` calls the file."""
 
     def source(self) -> Source | None:
         """What a part of this would be a part of; `None` if it could not be continued."""
         if self.part is not None:
             return self.part.source
-        return source_of(self.url, self.fields, self.length, self.digests)
+        return source_of(self.url, self.fields, self.length, digests=self.digests, filename=self.filename)
 
 
 def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
@@ -56,20 +59,29 @@ def success(status: int, url: Url, body: ResponseBody, fields: Sequence[Field], 
     What is decoded has a checksum of its own, and is not compared with digests, which are of what was sent.
     """
     named = first_fields(fields)
+    disposition = named.get(b"content-disposition")
+    filename = disposition_name(disposition) if disposition else ""
     encoding = named.get(b"content-encoding", b"").strip().lower()
     if encoding in _GZIP and not asks_for_gzip(request):
-        return Answer(body, Gunzip(body.read).read, None)
+        return Answer(body, Gunzip(body.read).read, None, filename=filename)
     if status != _OK:
-        return Answer(body, body.read, body.length)
+        return Answer(body, body.read, body.length, filename=filename)
     digests: Sequence[Digest] = ()
     if b"content-digest" in named or b"repr-digest" in named:
         digests = declared_digests(fields)
-    return Answer(body, body.read, body.length, digests, url.text, fields)
+    return Answer(body, body.read, body.length, digests, url.text, fields, filename=filename)
 
 
 def continuation(part: Part, body: ResponseBody) -> Answer:
     """A 206 that continues the part."""
-    return Answer(body, body.read, part.source.total, part.source.digests, part=part)
+    return Answer(
+        body,
+        body.read,
+        part.source.total,
+        part.source.digests,
+        part=part,
+        filename=part.source.filename,
+    )
 
 
 def redirect(url: Url, fields: Sequence[Field]) -> Url:

@@ -195,7 +195,13 @@ class Fetcher:
                 mime = mime or _checked_mime(sink.head, body.size, patterns)
                 pixels = await _pixels(mime, body) if spec.extract_image_size else ""
                 await self._store(spec, body, mime, still_ours)
-                return FileFacts(size=body.size, sha256=body.sha256, mime_type=mime, image_size=pixels)
+                return FileFacts(
+                    size=body.size,
+                    sha256=body.sha256,
+                    mime_type=mime,
+                    image_size=pixels,
+                    filename=answer.filename,
+                )
             keep = True
         except NetError as exc:
             error = explain(exc)

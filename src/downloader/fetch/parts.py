@@ -50,6 +50,8 @@ class Source:
     """The `ETag` or `Last-Modified` of the response, if it is strong; the name in lower case."""
     digests: Sequence[Digest] = ()
     """Of the whole file, as the response declared them."""
+    filename: str = ""
+    """As the response had it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +96,13 @@ class Part:
 
 
 def source_of(
-    url: str, fields: Sequence[Field], length: int | None, digests: Sequence[Digest]
+    url: str, fields: Sequence[Field], length: int | None, *, digests: Sequence[Digest], filename: str
 ) -> Source | None:
     """The source of a 200 that was cut; `None` if its rest could not be told from that of another file."""
     if length is None or _is_encoded(fields) or _values(fields, b"accept-ranges") == [b"none"]:
         return None
     validator = _strong_validator(fields)
-    return None if validator is None else Source(url, length, validator, digests)
+    return None if validator is None else Source(url, length, validator, digests, filename)
 
 
 def _strong_validator(fields: Sequence[Field]) -> Field | None:

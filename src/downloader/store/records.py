@@ -226,6 +226,7 @@ def _outcome(found: Mapping[str, str]) -> Outcome:
             sha256=found.get("sha256", ""),
             mime_type=found.get("mime", ""),
             image_size=found.get("image", ""),
+            filename=found.get("filename", ""),
         ),
     )
 

@@ -270,6 +270,7 @@ class RedisStore:
                 "sha256": file.sha256,
                 "mime": file.mime_type,
                 "image": file.image_size,
+                **({"filename": file.filename} if file.filename else {}),
                 "callback": plan.group,
                 "limit": str(plan.limit),
                 "keep_ms": _ms(keep_s),
