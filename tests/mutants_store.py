@@ -176,6 +176,20 @@ ROWS = (
         "tests/api/test_routes.py -k waits",
     ),
     (
+        "lists: of other tenants' jobs",
+        "downloader/api/listed.py",
+        "        if allows(each.aggr_id)\n",
+        "        if True\n",
+        "tests/api/test_listed.py",
+    ),
+    (
+        "lists: a page begins with the last one's end",
+        f"{STORE}/lua/list.lua",
+        "redis.call('ZRANK', key, call.id) + 1",
+        "redis.call('ZRANK', key, call.id)",
+        "tests/api/test_listed.py",
+    ),
+    (
         "lease: swept before its end",
         f"{STORE}/lua/sweep.lua",
         "'-inf', now, 'LIMIT'",

@@ -14,10 +14,10 @@ from werkzeug.routing import PathConverter
 
 from downloader.api.answers import AggregationAnswer
 from downloader.api.deps import ApiDeps
-from downloader.api.failed import bad_query
 from downloader.api.fields import MAX_INT, Delay, Integer, Rate, refusal
 from downloader.api.jobs import visible_aggregations
 from downloader.api.json import parse_object
+from downloader.api.listed import bad_query
 from downloader.api.problems import Problem, Refused
 from downloader.api.views import rfc3339
 from downloader.net import redact_url

@@ -173,20 +173,27 @@ class JobAnswer(TaskAnswer):
 
 
 @_DOCUMENTED
-class FailedCallbackAnswer(TypedDict):
-    """A job whose callback failed."""
+class ListedAnswer(TypedDict):
+    """A job in a list."""
 
     id: JobId
     aggr_id: str
+    state: StateName
+    callback: str | None
+    """The state of its callback; `null` while there is none."""
+    finished_at: Time | None
+    """When its download ended."""
     failed_at: Time | None
+    """When its callback failed; `null` if it did not."""
     error: str
+    """Of the callback if it failed, otherwise of the download."""
 
 
 @_DOCUMENTED
-class FailedPageAnswer(TypedDict):
-    """Jobs whose callback failed. A page may be empty although others follow."""
+class ListedPageAnswer(TypedDict):
+    """Some jobs. A page may be empty although others follow."""
 
-    jobs: list[FailedCallbackAnswer]
+    jobs: list[ListedAnswer]
     cursor: Cursor
 
 

@@ -26,13 +26,13 @@ from downloader.api.deps import ApiDeps
 from downloader.api.events import PATH as EVENTS_PATH
 from downloader.api.events import Events, Pace, add_events
 from downloader.api.exchange import RESERVED
-from downloader.api.failed import add_failed
 from downloader.api.files import add_files
 from downloader.api.health import add_health
 from downloader.api.hosts import host_check
 from downloader.api.intake import Intake
 from downloader.api.jobs import add_jobs
 from downloader.api.limits import Limits
+from downloader.api.listed import add_listed
 from downloader.api.metrics import add_metrics
 from downloader.api.openapi import add_openapi
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin
@@ -151,7 +151,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     add_health(app, deps)
     add_jobs(app, deps)
     add_aggregations(app, deps)
-    add_failed(app, deps)
+    add_listed(app, deps)
     add_files(app, deps)
     add_metrics(app, deps)
     add_page(app)

@@ -16,10 +16,10 @@ from downloader.api.answers import (
     AcceptedLine,
     AggregationAnswer,
     AggregationsAnswer,
-    FailedPageAnswer,
     IdAnswer,
     JobAnswer,
     LineProblem,
+    ListedPageAnswer,
     ReadyAnswer,
     RetriedAnswer,
     SizeAnswer,
@@ -27,6 +27,7 @@ from downloader.api.answers import (
     WaitingAnswer,
 )
 from downloader.api.fields import DownloadRequest
+from downloader.model import State
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -98,7 +99,7 @@ _FAILED_CALLBACKS = (
     Parameter(name="aggr_id", description="Only jobs of this aggregation."),
     Parameter(
         name="since",
-        description="Only callbacks that failed at this time (RFC 3339) or later.",
+        description="Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
         schema={"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]},
     ),
     _CURSOR,
@@ -162,18 +163,23 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         problems={HTTPStatus.NOT_FOUND: _UNKNOWN, HTTPStatus.CONFLICT: "it has ended already"},
     ),
     ("GET", "/jobs"): Operation(
-        summary="Jobs whose callback failed",
+        summary="Lists of jobs",
+        description="By `state` or `callback` or both; pending ones of one `aggr_id`.",
         parameters=[
             Parameter(
+                name="state",
+                description="Of the download.",
+                schema={"type": "string", "enum": ["", *State]},
+            ),
+            Parameter(
                 name="callback",
-                description="Must be `failed`.",
-                required=True,
-                schema={"type": "string", "enum": ["failed"]},
+                description="The state of the callback, of jobs whose download is over.",
+                schema={"type": "string", "enum": ["", State.SUCCEEDED, State.FAILED]},
             ),
             *_FAILED_CALLBACKS,
         ],
-        answers={HTTPStatus.OK: Answer(description="A page.", body=FailedPageAnswer, headers=_LINK)},
-        problems={HTTPStatus.UNPROCESSABLE_ENTITY: _BAD_QUERY},
+        answers={HTTPStatus.OK: Answer(description="A page.", body=ListedPageAnswer, headers=_LINK)},
+        problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
     ),
     ("POST", "/retry/<job_id>"): Operation(
         summary="Retry a job",

@@ -298,21 +298,40 @@ class ReapBatch:
     """Seconds until the next job is due; `None` if there is none."""
 
 
+class Listed(StrEnum):
+    """The lists of jobs that the store can read page by page."""
+
+    FINISHED = "finished"
+    """Download and callback are over, or there is no callback; by the time at which they are deleted."""
+    RUNNING = "running"
+    """The download runs; by the end of the lease. A job whose lease is renewed may come again."""
+    PENDING = "pending"
+    """The download waits; by the time at which it is due. Of one aggregation only."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedCallback:
-    """A job whose callback has failed."""
+class ListedJob:
+    """A job in a list."""
 
     job_id: str
     aggr_id: str
-    failed_ms: int
+    state: str
+    """Of its download."""
+    callback: str
+    """The state of its callback; empty without one."""
+    finished_ms: int | None
+    """When the download ended."""
+    failed_ms: int | None
+    """When the callback failed; `None` if it did not."""
     error: str
+    """Of the callback if it failed, otherwise of the download."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FailedPage:
-    """Answer to one call for failed callbacks."""
+class JobPage:
+    """Answer to one call for a list of jobs."""
 
-    jobs: Sequence[FailedCallback]
+    jobs: Sequence[ListedJob]
     cursor: str
     """Argument of the call that continues behind this page; empty at the end."""
 
@@ -406,11 +425,14 @@ class JobStore(Protocol):
             keep_s: how many seconds a job without a callback is kept.
         """
 
-    async def failed_callbacks(self, cursor: str, count: int) -> FailedPage:
-        """The failed callbacks among at most `count` finished jobs behind this cursor (empty: none).
+    async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
+        """At most `count` jobs of a list behind this cursor (empty: none).
+
+        Those of other aggregations may be among them, unless the list is `PENDING`. An empty `aggr_id` stands
+        for all.
 
         Raises:
-            ValueError: the cursor does not come from a `FailedPage`.
+            ValueError: the cursor does not come from such a call.
         """
 
     async def get(self, job_id: str) -> JobView | None:

@@ -25,8 +25,8 @@ from downloader.store.job_store import (
     AggregationLoad,
     Backlog,
     DestinationLoad,
-    FailedCallback,
     JobView,
+    ListedJob,
     Load,
     Reapable,
     TaskView,
@@ -84,13 +84,16 @@ def reapable(flat: Sequence[Any]) -> Reapable:
     return Reapable(spec=JobSpec.from_json(found["id"], found["spec"]), has_file=found["file"] == "1")
 
 
-def failed_callback(flat: Sequence[Any]) -> FailedCallback:
-    """A job as `failed.lua` describes it."""
+def listed_job(flat: Sequence[Any]) -> ListedJob:
+    """A job as `list.lua` describes it."""
     found = fields(flat)
-    return FailedCallback(
+    return ListedJob(
         job_id=found["id"],
         aggr_id=found["group"],
-        failed_ms=int(found["finished"]),
+        state=found["state"],
+        callback=found["callback"],
+        finished_ms=int(found["finished"]) if found["finished"] else None,
+        failed_ms=int(found["failed"]) if found["failed"] else None,
         error=found["error"],
     )
 

@@ -43,10 +43,11 @@ from downloader.store.job_store import (
     CallbackPlan,
     CancelAnswer,
     CloseResult,
-    FailedPage,
     FinishResult,
+    JobPage,
     JobView,
     LeaseBatch,
+    Listed,
     Load,
     ReapBatch,
     RetryAnswer,
@@ -343,19 +344,21 @@ class RedisStore:
 
     # Looking
 
-    async def failed_callbacks(self, cursor: str, count: int) -> FailedPage:
-        """See `JobStore.failed_callbacks`."""
-        match = _CURSOR.fullmatch(cursor or "0..")
-        if match is None or int(match[1]) >= self._keys.shards:
+    async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
+        """See `JobStore.jobs`."""
+        shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(self._all)
+        match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
+        if match is None or int(match[1]) not in shards:
             raise ValueError("no such cursor")
         shard = int(match[1])
-        call = {"count": count, "score": match[2], "id": match[3]}
-        answer = records.fields(await self._client.run("failed", shard, call))
+        call = {"which": which, "group": aggr_id, "count": count, "score": match[2], "id": match[3]}
+        answer = records.fields(await self._client.run("list", shard, call))
+        behind = ""
         if answer["id"]:
             behind = f"{shard}.{answer['score']}.{answer['id']}"
-        else:
-            behind = f"{shard + 1}.." if shard + 1 < self._keys.shards else ""
-        return FailedPage(jobs=[records.failed_callback(flat) for flat in answer["jobs"]], cursor=behind)
+        elif shard != shards[-1]:
+            behind = f"{shard + 1}.."
+        return JobPage(jobs=[records.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
 
     async def get(self, job_id: str) -> JobView | None:
         """See `JobStore.get`."""

@@ -1,4 +1,4 @@
-"""Failed callbacks: listed and sent again, page by page."""
+"""Lists of jobs, page by page, and failed callbacks that are sent again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from downloader.api.failed import PAGE
+from downloader.api.listed import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, RetryAnswer, Submission
+from downloader.store import CallbackPlan, Listed, RetryAnswer, Submission
 from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving
 from servers.jobs import spec_for
@@ -37,7 +37,7 @@ async def finished(
 async def listed(api: Served, **query: str) -> list[dict[str, Any]]:
     """All pages, by following the links."""
     found: list[dict[str, Any]] = []
-    answer = await api.client.get("/jobs", params={"callback": "failed", **query})
+    answer = await api.client.get("/jobs", params=query or {"callback": "failed"})
     while True:
         assert answer.status_code == 200
         found += answer.json()["jobs"]
@@ -86,30 +86,83 @@ async def test_more_than_a_page(api: Served) -> None:
 async def test_those_of_an_aggregation_since_a_time(api: Served) -> None:
     first, second = await finished(api.store, 1, "a b"), await finished(api.store, 1, "c")
     now = datetime.now(UTC)
-    assert [row["id"] for row in await listed(api, aggr_id="a b")] == first
-    assert [row["id"] for row in await listed(api, since="2020-01-01T00:00:00Z", aggr_id="c")] == second
+    assert [row["id"] for row in await listed(api, callback="failed", aggr_id="a b")] == first
+    assert [
+        row["id"] for row in await listed(api, callback="failed", since="2020-01-01T00:00:00Z", aggr_id="c")
+    ] == second
     later = now.replace(year=now.year + 1).isoformat()
-    assert await listed(api, since=later) == []
+    assert await listed(api, callback="failed", since=later) == []
     assert await retried(api, since=later) == 0
     assert await retried(api, aggr_id="c") == 1
     assert [row["id"] for row in await listed(api)] == first
 
 
+def ids(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["id"] for row in rows}
+
+
+async def test_jobs_in_each_state(api: Served) -> None:
+    store = api.store
+    succeeded, failed = await finished(store, 2, verdict=Verdict.SUCCEEDED), await finished(store, 1, "b")
+    specs = [spec_for(store, aggr_id, aggr_limit=1) for aggr_id in ("a", "b", "c")]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    runs = {lease.group: lease.id for lease in (await store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases}
+    await store.cancel(specs[2], None, 60)
+    waiting = [spec_for(store, "a") for _ in range(3)]
+    await store.submit([Submission(spec=spec) for spec in waiting])
+
+    assert ids(await listed(api, state="succeeded")) == {*succeeded, *failed}
+    assert ids(await listed(api, state="succeeded", aggr_id="a")) == set(succeeded)
+    assert ids(await listed(api, state="succeeded", callback="failed")) == set(failed)
+    assert ids(await listed(api, callback="succeeded")) == set(succeeded)
+    assert await listed(api, state="failed") == []
+    [row] = await listed(api, state="cancelled", since="2020-01-01T00:00:00Z")
+    assert (row["id"], row["callback"], row["error"]) == (runs["c"], None, "cancelled by a client")
+    assert row["finished_at"] is not None
+    assert ids(await listed(api, state="running")) == {runs["a"], runs["b"]}
+    assert ids(await listed(api, state="running", aggr_id="b")) == {runs["b"]}
+    rows = await listed(api, state="pending", aggr_id="a")
+    assert ids(rows) == {spec.id for spec in waiting}
+    assert {(row["aggr_id"], row["state"], row["finished_at"]) for row in rows} == {("a", "pending", None)}
+    assert await listed(api, state="pending", aggr_id="none") == []
+
+
+@pytest.mark.parametrize("which", [Listed.PENDING, Listed.RUNNING])
+async def test_pages_go_on_where_the_last_one_ended(api: Served, which: Listed) -> None:
+    specs = [spec_for(api.store, aggr_limit=9) for _ in range(7)]
+    await api.store.submit([Submission(spec=spec) for spec in specs])
+    if which is Listed.RUNNING:
+        await api.store.lease(Kind.DOWNLOAD, "me", 9, 30)
+    found, cursor = [], ""
+    while True:
+        page = await api.store.jobs(which, "a", cursor, 3)
+        found += [each.job_id for each in page.jobs]
+        if not (cursor := page.cursor):
+            break
+    assert sorted(found) == sorted(spec.id for spec in specs)
+
+
 async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
     """It was sent again meanwhile: those of the same time come again, and none is left out."""
     failed = sorted(await finished(api.store, 5))
-    page = await api.store.failed_callbacks("", 2)
+    page = await api.store.jobs(Listed.FINISHED, "", "", 2)
     assert [each.job_id for each in page.jobs] == failed[:2]
     assert await api.store.retry(failed[1], download=False, limit=4) is RetryAnswer.DONE
-    rest = await api.store.failed_callbacks(page.cursor, 9)
+    rest = await api.store.jobs(Listed.FINISHED, "", page.cursor, 9)
     assert set(failed[2:]) <= {each.job_id for each in rest.jobs}
 
 
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ({}, "callback"),
+        ({}, "state"),
+        ({"aggr_id": "a"}, "state"),
         ({"callback": "delivered"}, "callback"),
+        ({"state": "done"}, "state"),
+        ({"state": "pending"}, "aggr_id"),
+        ({"state": "pending", "aggr_id": "a", "callback": "failed"}, "callback"),
+        ({"state": "running", "since": "2020-01-01T00:00:00Z"}, "since"),
+        ({"state": "running", "aggr_id": "a", "cursor": "1.."}, "cursor"),
         ({"callback": "failed", "since": "yesterday"}, "since"),
         ({"callback": "failed", "since": "0001-01-01T00:00:00Z" * 9}, "since"),
         ({"callback": "failed", "cursor": "x"}, "cursor"),

@@ -1,0 +1,39 @@
+-- list: some jobs: finished ones, those whose download runs, or those of an aggregation that wait.
+--
+-- KEYS    1 base of the shard
+-- ARGV    1 {which: 'finished' | 'running' | 'pending', group: the aggregation of those that wait, count: how many
+--         are read, score and id: of the last one before, '' for none}
+-- from    any
+-- to      the same
+-- answer  score and id: of the last one read, '' at the end, jobs: id, group, state, callback: its state or '',
+--         finished and failed: when the download ended and the callback failed (ms or ''), error of each
+-- repeat  harmless
+
+local key = key_reap()
+if call.which == 'running' then key = key_leases('download') end
+if call.which == 'pending' then key = key_queue('download', call.group) end
+local score = call.id ~= '' and redis.call('ZSCORE', key, call.id)
+local start = 0
+if score and score == call.score then
+  start = redis.call('ZRANK', key, call.id) + 1
+elseif call.id ~= '' then
+  -- It has gone or moved meanwhile: those of the same time come again, which is better than not at all.
+  start = redis.call('ZCOUNT', key, '-inf', '(' .. call.score)
+end
+local rows = redis.call('ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
+local jobs = {}
+for i = 1, #rows, 2 do
+  local id = rows[i]
+  local download = redis.call('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping')
+  local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error')
+  if not download[5] then
+    local failed = callback[1] == 'failed'
+    jobs[#jobs + 1] = {
+      'id', id, 'group', download[2] or call.group, 'state', download[1] or 'pending',
+      'callback', callback[1] or '', 'finished', download[3] or '', 'failed', failed and callback[2] or '',
+      'error', failed and callback[3] or download[4] or '',
+    }
+  end
+end
+local more = #rows == 2 * call.count
+return {'score', more and rows[#rows] or '', 'id', more and rows[#rows - 1] or '', 'jobs', jobs}
