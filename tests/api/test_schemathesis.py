@@ -1,0 +1,164 @@
+"""The API does what its OpenAPI document says: schemathesis sends what it allows, and what it forbids."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+import trio
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import negative_data_rejection, positive_data_acceptance
+from schemathesis.core.result import Ok
+
+from downloader.api import ApiDeps
+from downloader.api.openapi import openapi_document
+from downloader.api.operations import OPERATIONS
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import Delivery, FileFacts, Kind, Outcome, Verdict
+from downloader.storage import StoredFile
+from downloader.store import CallbackPlan, Submission
+from downloader.store.redis_store import RedisStore
+from servers.api import JOB, Serving
+from servers.jobs import spec_for
+
+Operation = APIOperation[Any, Any, Any, Any]
+AnyCase = Case[Any]
+
+NOT_TRIED = {
+    "GET /events": "a stream without an end",
+    "POST /downloads": "schemathesis writes no NDJSON; test_bulk.py sends it",
+}
+ANY_QUERY = {"GET /aggregations", "POST /retry"}
+"""Nearly every query is one: unknown parameters are ignored."""
+
+EXAMPLES = {"POST /download": 30}
+OTHER_EXAMPLES = 8
+
+SECRET = "0123456789abcdef"
+SETTINGS = ApiSettings(tokens=[TokenSettings(name="t", token=SecretStr(SECRET), scopes=["admin"])])
+VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
+
+
+async def ended_jobs(store: RedisStore) -> list[str]:
+    """Jobs that wait, have failed, and have succeeded with a callback that failed."""
+    specs = [spec_for(store, "a/b", aggr_limit=9) for _ in range(5)]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    leases = (await store.lease(Kind.DOWNLOAD, "me", 2, 60)).leases
+    plan = CallbackPlan(group="http c", limit=9)
+    failed = Outcome(verdict=Verdict.FAILED, error="Received Status code 404 Not Found", response_code=404)
+    stored = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="0" * 64))
+    await store.finish("me", [(leases[0], failed, None, 600), (leases[1], stored, plan, 600)])
+    [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
+    refused = Delivery(verdict=Verdict.FAILED, error="answered 410")
+    await store.close_callbacks("me", [(callback, refused, 600, 9)])
+    return [spec.id for spec in specs]
+
+
+def attempt(
+    operation: Operation,
+    mode: GenerationMode,
+    *,
+    base_url: str,
+    session: requests.Session,
+    known: Mapping[str, Sequence[str]],
+    seen: Counter[int],
+) -> None:
+    """Send requests that the document allows (positive) or forbids (negative), and check each answer."""
+    positive = mode is GenerationMode.POSITIVE
+    has_rules = "422" in operation.definition.raw["responses"]  # such as those between fields
+    skipped = [positive_data_acceptance] if has_rules else []
+    if operation.label in ANY_QUERY:
+        skipped.append(negative_data_rejection)
+
+    @settings(
+        max_examples=EXAMPLES.get(operation.label, OTHER_EXAMPLES),
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        case: AnyCase = data.draw(operation.as_strategy(generation_mode=mode))
+        if positive:
+            make_likely(case, data, known)
+        answer = case.call(base_url=base_url, session=session)
+        seen[answer.status_code] += 1
+        case.validate_response(answer, excluded_checks=skipped)
+
+    check()
+
+
+def make_likely(case: AnyCase, data: st.DataObject, known: Mapping[str, Sequence[str]]) -> None:
+    """Ask for what there is, and send a job that is accepted, in some cases."""
+    for name in case.path_parameters or {}:
+        if name in known:
+            case.path_parameters[name] = data.draw(st.sampled_from(known[name]))
+    if isinstance(case.body, dict) and data.draw(st.booleans()):
+        case.body = case.body | JOB
+
+
+_operations: dict[str, Operation] = {}
+
+
+def operation_of(deps: ApiDeps, label: str) -> Operation:
+    """One of the document's operations; the document is made once, as that takes longer than most tests."""
+    if not _operations:
+        schema = schemathesis.openapi.from_dict(openapi_document(replace(deps, settings=SETTINGS)))
+        _operations.update(
+            (found.ok().label, found.ok()) for found in schema.get_all_operations() if isinstance(found, Ok)
+        )
+    return _operations[label]
+
+
+LABELS = sorted(method + " " + VARIABLE.sub(r"{\1}", rule) for method, rule in OPERATIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)  # the first one pays for making the document, and imports
+@pytest.mark.parametrize("label", [label for label in LABELS if label not in NOT_TRIED])
+async def test_the_api_does_what_its_document_says(
+    serving: Serving, deps: ApiDeps, tmp_path: Path, label: str
+) -> None:
+    async def files(key: str) -> StoredFile | None:
+        return StoredFile(path=path, size=3) if key == "a/b" else None
+
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    api = await serving(settings=SETTINGS, files=files)
+    known = {
+        "job_id": await ended_jobs(api.store),
+        "key": ["a/b", "none"],
+        "aggr_id": ["a/b", "none"],
+        "name": ["docs.css"],
+    }
+    seen: Counter[int] = Counter()
+
+    def try_all() -> None:
+        operation = operation_of(deps, label)
+        base_url = f"http://127.0.0.1:{api.port}"
+        with requests.Session() as session:
+            session.trust_env = False
+            session.headers["Authorization"] = f"Bearer {SECRET}"
+            for mode in GenerationMode:
+                if has_input(operation) or mode is GenerationMode.POSITIVE:
+                    attempt(operation, mode, base_url=base_url, session=session, known=known, seen=seen)
+
+    await trio.to_thread.run_sync(try_all)
+    assert any(status < 300 or status == 409 for status in seen), "it met nothing that exists"
+
+
+def has_input(operation: Operation) -> bool:
+    raw = operation.definition.raw
+    return bool(raw["parameters"] or "requestBody" in raw)
