@@ -54,8 +54,8 @@ TABLES: dict[str, dict[str, Any]] = {
 NO_STORE = frozenset([Kind.CUT, Kind.RESET, Kind.LOSE])
 """Whoever is being started may take these for a store that is not there, and end."""
 
-_OWNED = frozenset({"job", "task", "reap", "layout"})
-"""Keys without a time to live that may be left when every job has ended: the jobs' own, and the layout."""
+_OWNED = frozenset({"job", "task", "reap", "failed", "layout", "totals"})
+"""Keys without a time to live that may be left when every job has ended: the jobs' own, layout, counters."""
 
 
 @dataclass

@@ -121,6 +121,7 @@ async def cycle(store: RedisStore) -> None:
     assert len(jobs) == LEASES - 16
     await store.report("me", "processor", {}, 15)
     await store.load(20)
+    await store.backlog(20)
 
 
 async def test_f21_no_command_grows_with_what_waits(store: RedisStore, full: Valkey) -> None:
