@@ -183,7 +183,7 @@ async def test_colours_and_contrast(page_url: str, store: RedisStore, scheme: st
         seen.live()
         seen.page.locator("summary").click()
         expect(seen.page.locator("#notes .note")).to_have_count(1)
-        expect(seen.page.locator("#aggregations .tag")).to_have_count(3)
+        expect(seen.page.locator("#aggregations .tag")).to_have_count(6)
         found = seen.page.evaluate(CONTRASTS)
         seen.page.evaluate("document.querySelector('#link').className = 'link lost'")
         found += seen.page.evaluate(CONTRASTS)
