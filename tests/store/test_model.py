@@ -7,9 +7,9 @@ instances can see is compared with what the model expects.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -36,7 +36,8 @@ PLANS: Mapping[str, CallbackPlan | None] = {
 }
 """Aggregations, and where the callbacks of their jobs go."""
 OWNERS = ("x", "y")
-LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS, COOL_MS = 100_000, 30_000, 60_000, 40_000, 70_000
+LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
+COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
 FRUITFUL = 12
 """How often at the least each kind of step has to have had something to do, in all examples together."""
 
@@ -59,6 +60,15 @@ ends = st.sampled_from(["succeeded", "failed", "retry", "release"])
 submissions = st.tuples(st.just("submit"), st.sampled_from(list(PLANS)), st.integers(1, 3))
 leases = st.tuples(st.just("lease"), kinds, owners, st.integers(0, 4))
 settlements = st.tuples(st.just("settle"), kinds, indexes, ends)
+adjustments = st.fixed_dictionaries(
+    {},
+    optional={
+        "limit": st.sampled_from([1, 3, None]),
+        "rate": st.sampled_from([1000 / GAP_MS, None]),
+        "delay": st.sampled_from([GAP_MS / 1000, 0, None]),
+        "paused": st.booleans(),
+    },
+)
 steps = st.one_of(
     submissions,
     submissions,
@@ -67,6 +77,7 @@ steps = st.one_of(
     settlements,
     settlements,
     st.tuples(st.just("throttle"), indexes),
+    st.tuples(st.just("adjust"), st.sampled_from(list(PLANS)), adjustments),
     st.tuples(st.just("settle_late"), kinds, indexes, ends),
     st.tuples(st.just("settle_anothers"), kinds, indexes, ends),
     st.tuples(st.just("renew"), kinds, indexes, st.booleans()),
@@ -82,7 +93,7 @@ steps = st.one_of(
 )
 ACTIONS = {
     *("submit", "lease", "settle", "settle_late", "settle_anothers", "renew", "lose_answer", "crash"),
-    *("move_clock", "sweep", "reap", "remove", "retry", "cancel", "restart", "throttle"),
+    *("move_clock", "sweep", "reap", "remove", "retry", "cancel", "restart", "throttle", "adjust"),
 }
 
 
@@ -111,6 +122,35 @@ class Task:
     def cancelled_for(self, lease: Lease, owner: str) -> bool:
         """Whether the lease is the one under which the task ran when it was cancelled."""
         return (self.state, self.owner, self.generation) == (State.CANCELLED, owner, lease.generation)
+
+
+@dataclass
+class Pace:
+    """What an aggregation may do, besides its limit."""
+
+    asked: int = 0
+    """The limit that its newest job has named."""
+    adjusted: bool = False
+    """Whether an operator's limit holds instead."""
+    paused: bool = False
+    cooling: int = 0
+    rate: float | None = None
+    delay: float | None = None
+    started: int | None = None
+    """The last start that counts, in ms."""
+
+    def gap(self) -> float:
+        return max(1000 / self.rate if self.rate else 0, (self.delay or 0) * 1000)
+
+    def opens(self) -> int:
+        """Before when nothing starts."""
+        return max(self.cooling, 0 if self.started is None else round(self.started + self.gap()))
+
+    def start(self, due_ms: int, now_ms: int) -> bool:
+        if self.gap():
+            late = not self.delay and due_ms <= self.opens() and now_ms - self.opens() <= CATCH_UP_MS
+            self.started = self.opens() if late else now_ms
+        return True
 
 
 @dataclass
@@ -150,8 +190,8 @@ class Model:
     orphans: list[Task] = field(default_factory=list)
     """Cancelled downloads whose job is removed, while they still have their slot."""
     limits: dict[tuple[Kind, str], int] = field(default_factory=dict)
-    cooling: dict[str, int] = field(default_factory=dict)
-    """Until when aggregations start nothing."""
+    pace: dict[str, Pace] = field(default_factory=lambda: defaultdict(Pace))
+    """Of aggregations."""
     leases: list[tuple[Lease, str]] = field(default_factory=list)
     """All that were ever given, and to whom."""
     unheard: dict[tuple[Kind, str], list[tuple[str, int]]] = field(default_factory=dict)
@@ -192,7 +232,7 @@ class Model:
             if not self.running(kind, group) and not self.due(kind, group):
                 del self.limits[kind, group]
                 if kind is Kind.DOWNLOAD:
-                    self.cooling.pop(group, None)
+                    self.pace.pop(group, None)
 
     async def held(self, kind: Kind) -> list[tuple[Lease, str]]:
         """The leases of a kind under which tasks run; if there is none, one is made, so that steps count."""
@@ -249,7 +289,9 @@ class Model:
         for _ in range(2):  # the second is a repetition
             await self.store.submit([Submission(spec=spec)])
         self.jobs[spec.id] = Job(spec, {Kind.DOWNLOAD: Task(aggr_id, self.now_ms)})
-        self.limits[Kind.DOWNLOAD, aggr_id] = limit
+        self.pace[aggr_id].asked = limit
+        if not self.pace[aggr_id].adjusted:
+            self.limits[Kind.DOWNLOAD, aggr_id] = limit
         self.done["submit"] += 1
 
     async def lease(self, kind: Kind, owner: str, count: int) -> None:
@@ -294,8 +336,10 @@ class Model:
         assert len(given) == min(count, grantable)
         for job_id, generation in given:
             task = self.jobs[job_id].tasks[kind]
-            assert self.grantable(kind, task.group) > 0, "beyond the limit"
+            assert self.grantable(kind, task.group) > 0, "beyond the limit, or too early"
             assert task.due_ms == min(self.due(kind, task.group)), "another one is due earlier"
+            if kind is Kind.DOWNLOAD:
+                self.pace[task.group].start(task.due_ms, self.now_ms)
             assert generation == task.generation + 1
             task.state, task.owner, task.generation = State.RUNNING, owner, generation
             task.ends_ms = self.now_ms + LEASE_MS
@@ -309,13 +353,20 @@ class Model:
 
     def opens(self, kind: Kind, group: str) -> int:
         """Before when nothing of a group starts."""
-        return self.cooling.get(group, 0) if kind is Kind.DOWNLOAD else 0
+        return self.pace[group].opens() if kind is Kind.DOWNLOAD else 0
+
+    def paused(self, kind: Kind, group: str) -> bool:
+        return kind is Kind.DOWNLOAD and self.pace[group].paused
 
     def grantable(self, kind: Kind, group: str) -> int:
-        if self.opens(kind, group) > self.now_ms:
+        if self.paused(kind, group):
             return 0
         free = max(0, self.limits[kind, group] - self.running(kind, group))
-        return min(free, sum(due <= self.now_ms for due in self.due(kind, group)))
+        due = sorted(due for due in self.due(kind, group) if due <= self.now_ms)[:free]
+        if kind is Kind.CALLBACK:
+            return len(due)
+        pace = replace(self.pace[group])
+        return sum(pace.opens() <= self.now_ms and pace.start(each, self.now_ms) for each in due)
 
     def next_due_s(self, kind: Kind) -> float | None:
         dues = [
@@ -324,6 +375,7 @@ class Model:
             if of is kind
             and (due := self.due(kind, group))
             and self.running(kind, group) < self.limits[kind, group]
+            and not self.paused(kind, group)
         ]
         return min(dues, default=None)
 
@@ -352,6 +404,27 @@ class Model:
         if held := await self.held(kind):
             await self.settle_one(*held[index % len(held)], how)
             self.done["settle"] += 1
+
+    async def adjust(self, aggr_id: str, changes: dict[str, Any]) -> None:
+        """An operator changes an aggregation."""
+        if (Kind.DOWNLOAD, aggr_id) not in self.limits:
+            await self.submit(aggr_id, 3)
+        pace = self.pace[aggr_id]
+        if "limit" in changes:
+            pace.adjusted = changes["limit"] is not None
+            self.limits[Kind.DOWNLOAD, aggr_id] = changes["limit"] or pace.asked
+        for name in ("rate", "delay", "paused"):
+            if name in changes:
+                setattr(pace, name, changes[name])
+        found = await self.store.adjust(aggr_id, changes)
+        assert found is not None
+        assert (found.limit, found.rate, found.delay, found.paused) == (
+            self.limits[Kind.DOWNLOAD, aggr_id],
+            pace.rate,
+            pace.delay,
+            pace.paused,
+        )
+        self.done["adjust"] += bool(changes)
 
     async def throttle(self, index: int) -> None:
         """The origin of a download asks for a pause."""
@@ -405,7 +478,7 @@ class Model:
             if how == "retry" and kind is Kind.CALLBACK:
                 self.limits[kind, task.group] = 1
             if how == "throttled":
-                self.cooling[task.group] = self.now_ms + COOL_MS
+                self.pace[task.group].cooling = self.now_ms + COOL_MS
             return
         task.state = State(how)
         if kind is Kind.DOWNLOAD:
@@ -515,6 +588,8 @@ class Model:
         if download and Kind.CALLBACK in job.tasks:
             job.last_callback = job.tasks.pop(Kind.CALLBACK).generation
         limit = job.spec.aggr_limit if download else 2
+        if download and (kind, task.group) not in self.limits:
+            self.pace[task.group].asked = limit
         self.limits.setdefault((kind, task.group), limit)
         task.state, task.due_ms, task.attempts, task.crashes = State.PENDING, self.now_ms, 0, 0
         job.reap_ms = None
@@ -558,14 +633,15 @@ class Model:
             self.running(Kind.CALLBACK),
         )
         assert {
-            one.aggr_id: (one.pending, one.in_flight, one.limit, one.cooling_until_ms)
+            one.aggr_id: (one.pending, one.in_flight, one.limit, one.cooling_until_ms, one.paused)
             for one in load.aggregations
         } == {
             group: (
                 pending[group],
                 self.running(Kind.DOWNLOAD, group),
                 self.limits[Kind.DOWNLOAD, group],
-                opens if (opens := self.opens(Kind.DOWNLOAD, group)) > self.now_ms else None,
+                pace.cooling if (pace := self.pace[group]).cooling > self.now_ms else None,
+                pace.paused,
             )
             for group in groups
         }
@@ -573,6 +649,9 @@ class Model:
     async def drain(self) -> None:
         """Do all the work that is left; nothing may be stuck."""
         await self.move_clock(10 * LEASE_MS)
+        for kind, group in list(self.limits):
+            if kind is Kind.DOWNLOAD:
+                await self.adjust(group, {"paused": False, "rate": None, "delay": None})
         for kind in Kind:
             await self.sweep(kind)
         for owner in OWNERS:

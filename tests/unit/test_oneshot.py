@@ -142,13 +142,14 @@ def test_json_has_the_same_fields_for_every_file() -> None:
     assert result_fields(good)["seconds"] == 0.123
 
 
-def test_our_own_disk_is_not_waited_for_forever() -> None:
+@pytest.mark.parametrize("verdict", [Verdict.RELEASE, Verdict.THROTTLED])
+def test_attempts_that_do_not_count_do_not_go_on_forever(verdict: Verdict) -> None:
     run = _Run(requests=[], settings=Settings(), limit=1, on_event=lambda _: None)
     spec = JobSpec(id="j", aggr_id="a", aggr_limit=1, url="http://h/")
     lease = Lease(kind=Kind.DOWNLOAD, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1)
-    full = Outcome(verdict=Verdict.RELEASE, error="our own disk: full", error_code=ErrorCode.STORAGE)
+    full = Outcome(verdict=verdict, error="our own disk: full", error_code=ErrorCode.STORAGE)
     verdicts = [_bounded(run, lease, full).verdict for _ in range(3)]
-    assert verdicts == [Verdict.RELEASE, Verdict.RELEASE, Verdict.FAILED]
+    assert verdicts == [verdict, verdict, Verdict.FAILED]
     assert _bounded(run, lease, full).error == full.error
     retry = Outcome(verdict=Verdict.RETRY, error="reset", error_code=ErrorCode.CONNECT)
     assert _bounded(run, lease, retry) is retry

@@ -32,8 +32,8 @@ SUBMIT_BATCH = 500
 """Jobs per call to the store, so that the first downloads begin before all of a long list is submitted."""
 
 OWN_FAULTS = 3
-"""After this many failures of our own disk a file has failed. A service waits until its
-operator has repaired the disk; here a person waits for the result."""
+"""After this many attempts that do not count a file has failed: our own disk failed, or its origin asked for
+a pause. A service goes on until the operator has repaired the disk; here a person waits for the result."""
 
 END_S = 10.0
 """How long closing may take after a signal: longer than the embedded store's stop."""
@@ -281,8 +281,8 @@ class _FetchWork(DownloadWork):
 
 
 def _bounded(run: _Run, lease: Lease, outcome: Outcome) -> Outcome:
-    """The outcome, or a failure if our own disk has failed `OWN_FAULTS` times for this file."""
-    if outcome.verdict is not Verdict.RELEASE:
+    """The outcome, or a failure if `OWN_FAULTS` attempts at this file have not counted."""
+    if outcome.verdict not in (Verdict.RELEASE, Verdict.THROTTLED):
         return outcome
     faults = run.own_faults[lease.id] = run.own_faults.get(lease.id, 0) + 1
     return outcome if faults < OWN_FAULTS else replace(outcome, verdict=Verdict.FAILED)
