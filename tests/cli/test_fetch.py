@@ -95,6 +95,20 @@ async def test_urls_of_standard_input_and_types(origin: Origin, tmp_path: Path) 
     )
 
 
+async def test_headers_retries_and_the_origins_names(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("mine")
+    origin.on("/", respond(200, b"hello\n", [("Content-Disposition", 'attachment; filename="/x/a.pdf"')]))
+    headers = ["--header", "X-Key: a: b", "--header", "user-agent:me"]
+    ran = await fetch(origin.url("/"), origin.url("/status/503"), *headers, "--retries", "0", "-o", tmp_path)
+    assert ran.status == 1
+    assert names(tmp_path) == ["a (2).pdf", "a.pdf"]
+    assert (tmp_path / "a.pdf").read_text() == "mine"
+    [request] = origin.asked("/")
+    assert (request.headers["x-key"], request.headers["user-agent"]) == ("a: b", "me")
+    assert request.headers["accept"] == "*/*"
+    assert len(origin.asked("/status/503")) == 1
+
+
 async def test_nothing_is_overwritten(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("mine")
     ran = await fetch(origin.url("/text"), "-o", tmp_path)
@@ -142,7 +156,10 @@ async def test_interrupted_it_leaves_nothing_half_written(
             rest = await trio.to_thread.run_sync(out.read)
             assert await process.wait() == status
         err.seek(0)
-        assert (rest, err.read()) == ("", "")
+        assert (rest, err.read()) == (
+            "",
+            "downloader: interrupted: 1 fetched, 6 bytes; 0 failed; 1 not fetched\n",
+        )
     assert line == f"ok 6 {tmp_path / 'text'} {origin.url('/text')}\n"
     assert names(tmp_path) == ["text"]
 

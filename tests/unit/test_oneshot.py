@@ -39,8 +39,13 @@ def test_file_name(url: str, name: str) -> None:
 
 
 def test_file_name_without_one_has_the_types_extension() -> None:
-    assert file_name("https://h/", "text/html") == "index.html"
-    assert file_name("https://h/", "no/such") == "index"
+    assert file_name("https://h/", mime_type="text/html") == "index.html"
+    assert file_name("https://h/", mime_type="no/such") == "index"
+
+
+def test_a_url_without_a_name_gets_the_origins() -> None:
+    assert file_name("https://h/get?id=7", said="a.pdf") == "get"
+    assert file_name("https://h/?id=7", said="a.pdf", mime_type="text/html") == "a.pdf"
 
 
 def test_long_names_keep_their_extension_and_whole_characters() -> None:

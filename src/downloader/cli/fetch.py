@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 LIMIT = 4
 """Downloads of one host at once by default: quick, and few enough for any host."""
 
+RETRIES = 2
+"""Further attempts by default, as in the service."""
+
 RETRY_BACKOFF_S = 2.0
 """First delay between attempts; much less than the service's default, because a person waits."""
 
@@ -35,20 +38,27 @@ def fetch(
         str, Parameter(name="--from-file", show_default=False, allow_leading_hyphen=True)
     ] = "",
     mime: Annotated[str, Parameter(name="--mime", show_default=False, allow_leading_hyphen=True)] = "",
+    header: Annotated[
+        tuple[str, ...],
+        Parameter(name="--header", show_default=False, allow_leading_hyphen=True, consume_multiple=False),
+    ] = (),
+    retries: Annotated[int, Parameter(name="--retries", validator=Number(gte=0, lte=1000))] = RETRIES,
     json_: Json = False,
 ) -> int:
     """Fetch URLs into a folder, without a service.
 
     Each host has its own limit of downloads at once. A file is named after its
-    URL, or "name (2).ext" if that name is taken: nothing is overwritten. A file
-    gets its name when it is complete. A terminal shows progress bars and a table,
-    a pipe gets a line for each file. Private addresses are allowed.
+    URL, or as its origin says if the URL has no name, or "name (2).ext" if that
+    name is taken: nothing is overwritten. A file gets its name when it is
+    complete. A terminal shows progress bars and a table, a pipe gets a line for
+    each file. Private addresses are allowed.
     The exit status is 1 if any file failed, and 130 after Ctrl-C.
 
     For example:
       downloader fetch https://example.org/a.png https://example.org/b.png
       downloader fetch --from-file urls.txt -o pictures --mime "image/*"
       list-urls | downloader fetch --from-file - --limit 8 --json
+      downloader fetch https://example.org/a.png --header "Cookie: a=b" --retries 9
 
     Args:
         urls: What to fetch.
@@ -56,6 +66,9 @@ def fetch(
         limit: Downloads of one host at once.
         from_file: File with a URL on each line, or - for standard input; # begins a comment.
         mime: Keep only files of these types, such as "image/*" or "!text/html".
+        header: Send this header, "Name: value", to each host; may be repeated. Not
+            after a redirect to another host.
+        retries: Further attempts at a file whose failure may pass.
         json_: Write a JSON object for each file, when it is done.
     """
     from downloader.content import MimePatterns
@@ -64,6 +77,7 @@ def fetch(
         MimePatterns.parse(mime)
     except ValueError as error:
         raise ConfigError(f"--mime: {error}") from None
+    headers = _headers(header)
     requests = list(_requests(urls, from_file, mime))
     if not requests:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
@@ -74,11 +88,35 @@ def fetch(
 
         configure(form="auto", level="error")
         with open_report(len(requests), folder=folder, as_json_lines=json_) as report:
-            fetch_files(
-                requests, settings=_settings(folder, Path(data_dir)), limit=limit, on_event=report.event
-            )
+            try:
+                settings = _settings(folder, Path(data_dir), headers=headers, retries=retries)
+                fetch_files(requests, settings=settings, limit=limit, on_event=report.event)
+            except (KeyboardInterrupt, SystemExit):
+                report.interrupted()
+                raise
         report.summary()
         return 1 if report.failed else 0
+
+
+def _headers(lines: Iterable[str]) -> dict[str, str]:
+    """The headers of all requests."""
+    from pydantic import ValidationError
+
+    from downloader.config import ProcessorSettings
+
+    headers = dict(ProcessorSettings().request_headers)
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise ConfigError('--header: must be "Name: value"')
+        for known in [known for known in headers if known.lower() == name.lower()]:
+            del headers[known]
+        headers[name] = value.strip()
+    try:
+        return ProcessorSettings(request_headers=headers).request_headers
+    except ValidationError as error:
+        text = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise ConfigError(f"--header: {text.removeprefix('Value error, ')}") from None
 
 
 def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchRequest]:
@@ -92,7 +130,7 @@ def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchR
             raise ConfigError(f"{name}: {error}") from None
 
 
-def _settings(folder: OutputFolder, data_dir: Path) -> Settings:
+def _settings(folder: OutputFolder, data_dir: Path, *, headers: Mapping[str, str], retries: int) -> Settings:
     """For one run. The person at the keyboard is trusted: private addresses are allowed."""
     from downloader.config import Settings
 
@@ -103,6 +141,8 @@ def _settings(folder: OutputFolder, data_dir: Path) -> Settings:
             "storage_dir": str(folder.spool_dir),
             "filestorage": {"type": "filesystem", "rootdir": str(folder.storage_dir)},
             "retry_backoff": RETRY_BACKOFF_S,
+            "request_headers": headers,
+            "max_retries": retries,
         },
     }
     return Settings.model_validate(values)

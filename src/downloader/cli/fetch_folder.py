@@ -41,15 +41,15 @@ class OutputFolder:
         """For complete files until they get their names."""
         return self.hidden / "files"
 
-    def place(self, stored: Path, *, url: str, mime_type: str = "") -> Path:
-        """Give a complete file its name, made from the URL; `name (2).ext` if that one is taken.
+    def place(self, stored: Path, *, url: str, said: str = "", mime_type: str = "") -> Path:
+        """Give a complete file its name, see `file_name`; `name (2).ext` if that one is taken.
 
         An existing file is never overwritten, also if another process creates it at the same time.
 
         Raises:
             StorageError: it cannot be placed.
         """
-        name = file_name(url, mime_type)
+        name = file_name(url, said=said, mime_type=mime_type)
         try:
             for number in itertools.count(self.taken.get(name, 0) + 1):
                 target = self.folder / (name if number == 1 else _numbered(name, number))
@@ -81,16 +81,16 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def file_name(url: str, mime_type: str = "") -> str:
+def file_name(url: str, *, said: str = "", mime_type: str = "") -> str:
     """A file's name from its URL: the last segment of the path, decoded and made harmless.
 
-    A URL without one gives `index` with the extension of the type.
+    A URL without one gives the name that its origin `said`, or `index` with the extension of the type.
     """
     from downloader.net import Url
 
     path = Url.parse(url).target.partition(b"?")[0]
     segment = unquote(path.rpartition(b"/")[2], errors="replace")
-    return safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
+    return safe_name(segment) or said or f"index{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:

@@ -48,6 +48,7 @@ class Report:
         self, count: int, *, folder: OutputFolder, as_json_lines: bool, bars: Progress | None
     ) -> None:
         self.failed = 0
+        self._count = count
         self._folder = folder
         self._json = as_json_lines
         self._bars = bars
@@ -72,11 +73,17 @@ class Report:
         console = Console()
         if rows:
             console.print(_table(rows))
+        console.print(self._counts(), highlight=False)
+
+    def interrupted(self) -> None:
+        """A line on standard error, for a run that was ended."""
+        sys.stderr.write(f"downloader: interrupted: {self._counts()}\n")
+
+    def _counts(self) -> str:
         good = [result for result in self._results if result.ok]
-        console.print(
-            f"{len(good)} fetched, {decimal(sum(r.size for r in good))}; {self.failed} failed",
-            highlight=False,
-        )
+        text = f"{len(good)} fetched, {decimal(sum(r.size for r in good))}; {self.failed} failed"
+        left = self._count - len(self._results)
+        return f"{text}; {left} not fetched" if left else text
 
     def _show(self, event: FetchProgress) -> None:
         if self._bars is None:
@@ -110,7 +117,9 @@ class Report:
         if not result.ok:
             return replace(result, path="")
         try:
-            path = self._folder.place(Path(result.path), url=result.url, mime_type=result.mime_type)
+            path = self._folder.place(
+                Path(result.path), url=result.url, said=result.filename, mime_type=result.mime_type
+            )
         except StorageError as error:
             return replace(result, ok=False, error=str(error), error_code="storage", path="")
         return replace(result, path=str(path))

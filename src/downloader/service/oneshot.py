@@ -84,6 +84,8 @@ class FetchResult:
     size: int = 0
     sha256: str = ""
     mime_type: str = ""
+    filename: str = ""
+    """What the origin calls it, made harmless."""
     path: str = ""
     """The stored file: from the engine its path in the storage, from the command line its final path."""
     attempts: int = 0
@@ -139,6 +141,7 @@ class _Run:
             size=outcome.file.size,
             sha256=outcome.file.sha256,
             mime_type=outcome.file.mime_type,
+            filename=outcome.file.filename,
             path=str(root / lease.spec.storage_key) if ok else "",
             attempts=lease.attempts + 1,
             seconds=time.monotonic() - begun,
