@@ -102,6 +102,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Licences, withdrawn releases and known vulnerabilities of what the service is installed with."""
+    extras = ",".join(PROJECT["project"]["optional-dependencies"])
+    session.install("-e", f".[{extras}]", "pip", "pip-audit")
+    session.run("python", "tests/audit.py")
+
+
+@nox.session
 def readme(session: nox.Session) -> None:
     """The README's first five minutes, typed as they stand there, in a copy of the checkout."""
     session.run("python", "tests/readme.py", *session.posargs)
