@@ -245,8 +245,8 @@ ROWS = (
     (
         "time: no cap",
         f"{FETCH}/attempt.py",
-        "return min(wanted, self.settings.max_download_timeout)",
-        "return wanted",
+        "return min(wanted, self.settings.max_download_timeout, left_s)",
+        "return min(wanted, left_s)",
         f"{TABLE} -k default_and_a_cap",
     ),
     (

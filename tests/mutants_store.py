@@ -190,6 +190,27 @@ ROWS = (
         "tests/api/test_listed.py",
     ),
     (
+        "deadline: a job is downloaded after it",
+        "downloader/service/work.py",
+        "        if lease.spec.left_s(now_ms()) <= 0:\n",
+        "        if False:\n",
+        "tests/unit/test_work.py",
+    ),
+    (
+        "deadline: another attempt waits beyond it",
+        "downloader/service/work.py",
+        "min(outcome.retry_after_s or 0.0, left_s)",
+        "outcome.retry_after_s",
+        "tests/unit/test_work.py",
+    ),
+    (
+        "deadline: an attempt is not cut off",
+        "downloader/fetch/attempt.py",
+        "self.settings.max_download_timeout, left_s)",
+        "self.settings.max_download_timeout)",
+        "tests/e2e/test_fleet.py -k cancelled",
+    ),
+    (
         "lease: swept before its end",
         f"{STORE}/lua/sweep.lua",
         "'-inf', now, 'LIMIT'",

@@ -93,6 +93,7 @@ class ErrorCode(StrEnum):
     STORAGE = "storage"
     CANCELLED = "cancelled"
     POISON = "poison"
+    DEADLINE = "deadline"
     DIGEST = "digest"
     """The file is not the one that the job or the origin's digest names."""
     NOT_MODIFIED = "not_modified"
@@ -158,6 +159,8 @@ class JobSpec:
     """Bytes that the file is to have; `None`: any number."""
     not_before: int = 0
     """Unix time in ms before which no download begins; 0: at once."""
+    deadline: int = 0
+    """Unix time in ms at which the job fails if its file is not stored; 0: never."""
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
     traceparent: str = ""
@@ -216,6 +219,10 @@ class JobSpec:
         if success:
             return self.callback_type, self.callback_dst
         return self.callback_error_type, self.callback_error_dst
+
+    def left_s(self, now: int) -> float:
+        """Seconds until its deadline at this Unix time in ms; infinite without one, negative after it."""
+        return (self.deadline - now) / 1000 if self.deadline else math.inf
 
     @property
     def storage_key(self) -> str:

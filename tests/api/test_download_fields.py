@@ -218,6 +218,7 @@ URLS = [
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"not_before": "tomorrow"}, "malformed", "not_before"),
+    ({"deadline": "tomorrow"}, "malformed", "deadline"),
     ({"not_before": "2026-11-27T21:00:00"}, "malformed", "not_before"),
     ({"not_before": "0001-01-01T00:00:00+23:59"}, "malformed", "not_before"),
     ({"not_before": "9999-12-31T23:59:59-23:59"}, "malformed", "not_before"),

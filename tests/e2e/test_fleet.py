@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,11 @@ async def test_cancelled_jobs_leave_nothing_but_one_callback(
         # Its slot is free at once, and not when its lease would have ended.
         assert (await sink.heard_of(last, seconds=LOOK_S))[0].payload["success"]
 
+        soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+        cut = await fleet.post(**job_for(endless, sink.url(), group="c", deadline=soon))
+        [one] = await sink.heard_of(cut)
+        assert (one.payload["success"], one.payload["error_code"]) == (False, "deadline")
+
         # At any moment, also while the file is stored and its end reported.
         answers: dict[str, int] = {}
 
@@ -114,7 +120,9 @@ async def test_cancelled_jobs_leave_nothing_but_one_callback(
             job = job_for(origin.url(f"/bytes/1000?seed={number}"), sink.url(), group="b", limit=4)
             job_id = await fleet.post(**job)
             await trio.sleep(number % 10 / 200)
-            answers[job_id] = (await fleet.client.delete(f"/jobs/{job_id}")).status_code
+            answers[job_id] = 503
+            while answers[job_id] == 503:  # the store is slow on a busy machine; a repetition changes nothing
+                answers[job_id] = (await fleet.client.delete(f"/jobs/{job_id}")).status_code
 
         async with trio.open_nursery() as nursery:
             for number in range(60):

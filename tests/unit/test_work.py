@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import structlog
 
 from downloader.config import Settings
-from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict, new_id
+from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict, new_id, now_ms
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Workload
-from downloader.service.work import CallbackWork, DownloadWork
+from downloader.service.work import CallbackWork, DownloadWork, within_deadline
 
 NONE = cast("Any", None)
 
@@ -47,6 +49,62 @@ def callbacks() -> CallbackWork:
         download_url=NONE,
         leases_at_stop=False,
     )
+
+
+class Fetched:
+    """A fetcher whose attempts end so, after the clock has gone on."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.attempts = 0
+
+    async def attempt(self, lease: Lease, *, still_ours: Callable[[], bool]) -> Outcome:  # noqa: ARG002
+        self.attempts += 1
+        return self.outcome
+
+
+SUCCEEDED = Outcome(verdict=Verdict.SUCCEEDED)
+RETRY = Outcome(verdict=Verdict.RETRY, error="no", error_code=ErrorCode.TIMEOUT, retry_after_s=120)
+
+
+async def attempted(outcome: Outcome, left_s: float) -> tuple[Outcome, int]:
+    """How a job with so many seconds left ends, and how often it was requested."""
+    work = downloads()
+    fetcher = Fetched(outcome)
+    work.fetcher = cast("Any", fetcher)
+    job = lease(Kind.DOWNLOAD)
+    job = replace(job, spec=replace(job.spec, deadline=now_ms() + int(left_s * 1000)))
+    end = await work.work(job, lambda: True)
+    assert isinstance(end, Outcome)
+    return end, fetcher.attempts
+
+
+async def test_a_job_whose_turn_comes_after_its_deadline_fails_unasked() -> None:
+    end, attempts = await attempted(SUCCEEDED, -1)
+    assert (end.verdict, end.error_code, attempts) == (Verdict.FAILED, ErrorCode.DEADLINE, 0)
+
+
+async def test_another_attempt_is_due_at_the_deadline_at_the_latest() -> None:
+    end, attempts = await attempted(RETRY, 60)
+    assert (end.verdict, attempts) == (Verdict.RETRY, 1)
+    assert end.retry_after_s == pytest.approx(60, abs=30)
+    assert (await attempted(RETRY, 600))[0] == RETRY
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (RETRY, ErrorCode.DEADLINE),
+        (Outcome(verdict=Verdict.THROTTLED, error="no"), ErrorCode.DEADLINE),
+        (Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.TLS), ErrorCode.TLS),
+        (SUCCEEDED, ""),
+    ],
+)
+def test_what_ends_after_the_deadline(outcome: Outcome, code: str) -> None:
+    """A file that is stored by then counts."""
+    end = within_deadline(outcome, 0)
+    assert end.error_code == code
+    assert end.verdict is (Verdict.FAILED if code else Verdict.SUCCEEDED)
 
 
 @pytest.mark.parametrize(

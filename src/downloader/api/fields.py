@@ -233,6 +233,7 @@ class DownloadRequest(BaseModel):
     sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
     not_before: Annotated[int, BeforeValidator(_time)] = 0
+    deadline: Annotated[int, BeforeValidator(_time)] = 0
 
 
 _KNOWN = frozenset(DownloadRequest.model_fields)

@@ -93,6 +93,12 @@ JOB_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "maxLength": MAX_SUBPATH_BYTES,
         "examples": ["images/2026"],
     },
+    "deadline": {
+        "description": "The job fails with `deadline` if its file is not stored by this time (RFC 3339).",
+        "type": "string",
+        "format": "date-time",
+        "default": None,
+    },
     "not_before": {
         "description": "No download begins before this time (RFC 3339), by the store's clock.",
         "type": "string",

@@ -40,6 +40,7 @@ class JobFields(TypedDict, total=False):
     s3_region: str
     subpath: str
     not_before: str
+    deadline: str
     idempotency_key: str
     """The job is accepted once, however often it is sent with this key; made at random if absent."""
 

@@ -29,7 +29,7 @@ from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.sink import CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
-from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, Outcome, Verdict
+from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, Outcome, Verdict, now_ms
 from downloader.net import (
     NetError,
     NetLimits,
@@ -58,6 +58,9 @@ MAX_PLUGIN_CHARS = 500
 
 STORE_BYTES_PER_S = 64 * 1024
 """Storing may take one more second for each so many bytes."""
+
+CUT_OFF_S = 0.5
+"""How long after a job's deadline its attempt is cut off: surely after it, so that the job fails then."""
 
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`; called for each piece of the body."""
@@ -218,7 +221,8 @@ class Fetcher:
 
     def _total_s(self, spec: JobSpec) -> float:
         wanted = spec.download_timeout or self.settings.download_timeout
-        return min(wanted, self.settings.max_download_timeout)
+        left_s = max(0.0, spec.left_s(now_ms())) + CUT_OFF_S
+        return min(wanted, self.settings.max_download_timeout, left_s)
 
     async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> Answer:
         """Send the request and follow redirects; returns a response that is a success."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from structlog.typing import FilteringBoundLogger
 
@@ -19,6 +19,7 @@ from downloader.model import (
     Lease,
     Outcome,
     Verdict,
+    now_ms,
 )
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, get_logger
@@ -113,8 +114,11 @@ class DownloadWork(_LeasedWork):
             )
         if lease.crashes >= POISON_CRASHES:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
+        if lease.spec.left_s(now_ms()) <= 0:
+            return _OVERDUE
         with self.workers.working(lease.group):
-            return await self.fetcher.attempt(lease, still_ours=still_ours)
+            outcome = await self.fetcher.attempt(lease, still_ours=still_ours)
+        return within_deadline(outcome, lease.spec.left_s(now_ms()))
 
     async def discard(self, lease: Lease, end: End) -> None:
         """Delete the file that was stored just before this process learned of the cancel."""
@@ -145,6 +149,23 @@ class DownloadWork(_LeasedWork):
         _log_end(
             self.log, event, lease, end.error, seconds, code=str(end.error_code), status=end.response_code
         )
+
+
+_OVERDUE = Outcome(
+    verdict=Verdict.FAILED, error="not done by the job's deadline", error_code=ErrorCode.DEADLINE
+)
+
+
+def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
+    """An attempt's outcome, with this many seconds left until the job's deadline.
+
+    If there would be another attempt, it is due at the deadline at the latest, and then fails the job.
+    """
+    if outcome.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
+        return outcome
+    if left_s <= 0:
+        return replace(_OVERDUE, response_code=outcome.response_code, cooldown=outcome.cooldown)
+    return replace(outcome, retry_after_s=min(outcome.retry_after_s or 0.0, left_s))
 
 
 @dataclass(kw_only=True, eq=False)

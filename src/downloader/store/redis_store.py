@@ -259,8 +259,9 @@ class RedisStore:
             _, outcome, plan, keep_s = result
             plan = plan or NO_CALLBACK
             file = outcome.file
-            # A job that ends as poison has made no attempt under this lease.
-            counts = outcome.error_code is not ErrorCode.POISON
+            # A job that ends as poison has made no attempt under this lease, and one at its deadline none to
+            # its end.
+            counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.DEADLINE)
             return {
                 "state": records.terminal_state(outcome),
                 "attempts": "1" if counts else "0",
