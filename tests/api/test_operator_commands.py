@@ -72,6 +72,17 @@ async def test_submit_says_what_became_of_each(run: Run, api: Served) -> None:
     assert (job.spec.aggr_limit, job.spec.callback_type, job.spec.callback_dst) == (4, "http", HTTP[1])
 
 
+async def test_without_a_callback_nobody_is_called(run: Run, api: Served) -> None:
+    job = json.dumps({"url": "https://h/2", "callback_url": "https://client.example/2"})
+    text = f"https://h/1\n{job}\n"
+    rows = (await run("submit", "--from-file", "-", "--json", stdin=text)).json_lines()
+    specs = [found.spec for row in rows if (found := await api.store.get(row["id"])) is not None]
+    assert [spec.callback(success=True) for spec in specs] == [
+        ("", ""),
+        ("http", "https://client.example/2"),
+    ]
+
+
 async def test_submit_from_standard_input(run: Run, api: Served) -> None:
     text = f'# a comment\n\nhttps://h/1\n{json.dumps({**JOB, "extra": "mine"})}\n{{"url": "https://h/3"}}\n'
     flags = ("--aggr-id", "g", "--aggr-limit", "9", "-F", "extra=5", "-F", "subpath=x", *HTTP)

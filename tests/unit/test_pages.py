@@ -11,7 +11,7 @@ import pytest
 
 from downloader.api import fields
 from downloader.api.codes import CODES
-from downloader.cli import COMMANDS
+from downloader.cli import COMMANDS, make_app
 from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
@@ -73,6 +73,14 @@ def test_each_state_is_on_the_api_page(state: str) -> None:
 @pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
 def test_each_command_is_on_the_cli_page(command: Callable[..., object]) -> None:
     assert f"| `downloader {command.__name__}` |" in page("cli.md")
+
+
+@pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
+def test_each_flag_is_on_the_cli_page(command: Callable[..., object]) -> None:
+    arguments = make_app()[command.__name__].assemble_argument_collection()
+    names = [name for argument in arguments for name in argument.names]
+    flags = [name for name in names if re.match("--(?!no-|empty-)", name)]
+    assert [flag for flag in sorted(flags) if not re.search(rf"{flag}(?![\w-])", page("cli.md"))] == []
 
 
 @pytest.mark.parametrize("counters", [PROCESSOR_COUNTERS, NOTIFIER_COUNTERS], ids=["processor", "notifier"])

@@ -44,7 +44,7 @@ EPILOGUE = """\
 For example:
   downloader fetch https://example.org/a.png https://example.org/b.png -o pics
   downloader run
-  downloader submit https://example.org/a.png --callback https://me.example/done
+  downloader submit --wait https://example.org/a.png
   downloader COMMAND --help
 
 Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration."""

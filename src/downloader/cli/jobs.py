@@ -23,7 +23,7 @@ from downloader.cli.remote import (
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.client import Client, Job
+    from downloader.client import Client, Job, JobFile
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 
@@ -131,8 +131,6 @@ def retry(
 
 
 def _rows(job: Job) -> Iterator[tuple[str, str]]:
-    from rich.filesize import decimal
-
     yield "url", job.url
     yield "aggregation", job.aggr_id
     yield "created", local_time(job.created_at)
@@ -144,17 +142,27 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     if job.crashes:
         yield "crashes", str(job.crashes)
     if job.file is not None:
-        yield (
-            "file",
-            f"{job.file.path}, {decimal(job.file.size)}, {job.file.mime_type} {job.file.image_size}".rstrip(),
-        )
-        yield "sha256", job.file.sha256
+        yield from _file_rows(job, job.file)
     if job.error:
         yield "error", f"{job.error_code}: {job.error}"
     for failure in job.errors:
         yield "attempt failed", f"{local_time(failure.at)} {failure.error}"
+    if job.kept_until is not None:
+        yield "kept until", local_time(job.kept_until)
     if job.callback is not None:
         callback = job.callback
         yield "callback", f"{callback.state}, {callback.type} {callback.destination}"
         for failure in callback.errors:
             yield "delivery failed", f"{local_time(failure.at)} {failure.error}"
+
+
+def _file_rows(job: Job, file: JobFile) -> Iterator[tuple[str, str]]:
+    from rich.filesize import decimal
+
+    yield (
+        "file",
+        f"{file.path}, {decimal(file.size)}, {file.mime_type} {file.image_size}".rstrip(),
+    )
+    yield "sha256", file.sha256
+    if job.download_url:
+        yield "download", job.download_url

@@ -51,8 +51,8 @@ def submit(
     The exit status is 1 if any job was refused or, with --wait, failed.
 
     For example:
-      downloader submit https://example.org/a.png --callback https://me.example/done
-      downloader submit --from-file urls.txt --callback https://me.example/done --wait
+      downloader submit --wait https://example.org/a.png
+      downloader submit --from-file urls.txt --callback https://me.example/done
       make-jobs | downloader submit --from-file - --json
 
     Args:
@@ -60,7 +60,7 @@ def submit(
         from_file: File with a URL or a JSON object on each line, or - for standard input; # begins a comment.
         aggr_id: Aggregation of the jobs. Default: the URL's host.
         aggr_limit: Downloads of an aggregation at once.
-        callback: Where to send the callbacks: a URL, a topic, a queue.
+        callback: Where to send the callbacks: a URL, a topic, a queue. Without it there are none.
         callback_type: The backend for it.
         field: Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string.
         wait: Wait until the downloads have ended.
@@ -89,7 +89,7 @@ def submit(
 
 
 def _callback(destination: str, kind: str) -> Mapping[str, str]:
-    return {"callback_type": kind, "callback_dst": destination} if destination else {}
+    return {"callback_type": kind, "callback_dst": destination} if destination else {"callback_type": "none"}
 
 
 def _field(text: str) -> tuple[str, Any]:

@@ -101,6 +101,7 @@ async def _quit(scope: trio.CancelScope) -> None:
     terminal = sys.stdin.fileno()
     while True:
         await trio.lowlevel.wait_readable(terminal)
-        if os.read(terminal, 64) in (b"q", b"Q", b""):
+        keys = os.read(terminal, 64)
+        if not keys or b"q" in keys.lower():
             scope.cancel()
             return
