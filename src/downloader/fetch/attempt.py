@@ -175,7 +175,7 @@ class Fetcher:
         expected = Expected(max_size=int(self.settings.max_size), size=spec.size, sha256=spec.sha256)
         part = progress.part = self.parts.take(lease.id)
         sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
-        keep = self.parts.lasting
+        keep = False
         try:
             with trio.CancelScope() as scope:
                 watch = Watch(scope, total_s=self._total_s(spec))

@@ -28,12 +28,10 @@ async def open_fetcher(
     own_bucket: BucketOpener | None = None,
     rng: random.Random,
     limits: FetchLimits | None = None,
-    keep_parts: bool = False,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher with its connections and its folder under `spool_dir`; both end with it.
 
     No attempt may be under way at the end. Folders of crashed instances under `spool_dir` are swept.
-    `keep_parts` lets `Fetcher.parts` keep those of cancelled attempts and failed jobs too, until the end.
 
     Raises:
         ConfigError: `ca_file` cannot be used, or `spool_dir` cannot be written.
@@ -48,7 +46,7 @@ async def open_fetcher(
             settings=settings,
             base=base_headers(settings.request_headers),
             transport=transport,
-            parts=Parts(spool, disk_low=settings.disk_low, lasting=keep_parts),
+            parts=Parts(spool, disk_low=settings.disk_low),
             spool=spool,
             storage=storage,
             own_bucket=own_bucket,

@@ -133,11 +133,9 @@ class Parts:
     Args:
         spool: which has the files.
         disk_low: percent; at this or above no part is kept, so that parts alone never stop the leasing.
-        lasting: keep parts also of cancelled attempts and of failed jobs, and for any time.
     """
 
-    def __init__(self, spool: Spool, *, disk_low: float, lasting: bool = False) -> None:
-        self.lasting = lasting
+    def __init__(self, spool: Spool, *, disk_low: float) -> None:
         self._spool = spool
         self._disk_low = disk_low
         self._kept: dict[str, tuple[Part, float]] = {}
@@ -165,7 +163,7 @@ class Parts:
 
         Does nothing if `source` is `None`, nothing has been written, or the disk is full. Never raises.
         """
-        if source is None or not (self.lasting or self.has_room()):
+        if source is None or not self.has_room():
             return
         name, size = await sink.detach()
         if name:
@@ -173,7 +171,7 @@ class Parts:
 
     async def expect(self, job_id: str, delay_s: float | None) -> None:
         """Keep a job's part for an attempt in so many seconds; delete it if there will be none (`None`)."""
-        if job_id not in self._kept or self.lasting:
+        if job_id not in self._kept:
             return
         if delay_s is None:
             await self._drop(job_id)
