@@ -157,7 +157,7 @@ ROWS = (
     (
         "cancel: what was stored in that moment stays",
         f"{SCHEDULER}/loop.py",
-        "                await workload.discard(lease, end)\n",
+        "                await workload.discard(lease)\n",
         "                pass\n",
         "tests/scheduler",
     ),

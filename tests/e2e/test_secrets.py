@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 CANARY = "c4n4ry"
 """In every place where a secret may stand."""
 
+EXTRA = "3xtr4"
+"""In the job's `extra`, which answers and callbacks return, and the encrypted store does not show."""
+
 NAME = "größer 下载"
 """A header's value in UTF-8, for the origin alone."""
 
@@ -58,7 +61,7 @@ async def test_h20_a_running_service_tells_no_secret(
     away = ("Location", f"http://user:{CANARY}@169.254.169.254/{query}")
     origin.on("/away", respond(302, CANARY.encode(), [away, ("Set-Cookie", CANARY)]))
     headers = {"Cookie": CANARY, "X-Name": NAME}
-    asked: dict[str, Any] = {"user_agent": CANARY, "request_headers": headers, "extra": CANARY}
+    asked: dict[str, Any] = {"user_agent": CANARY, "request_headers": headers, "extra": EXTRA}
     async with open_proxy("http") as proxy, open_fleet(folder, server, tables) as fleet:
         run = await fleet.start("run", environ={"DOWNLOADER_API__TOKENS": json.dumps(TOKENS)})
         fleet.client.headers["Authorization"] = f"Bearer {TOKEN}"
@@ -93,6 +96,7 @@ async def test_h20_a_running_service_tells_no_secret(
             record = server.command("GET", f"downloader:1:{{0}}:job:{job_id}")
             assert b"sealed" in record
             assert CANARY.encode() not in record
+            assert EXTRA.encode() not in record
     said = [json.dumps(line) for line in run.log] + run.noise
     assert [line for line in said if CANARY in line] == []
     assert len(run.events("job.failed")) == 4

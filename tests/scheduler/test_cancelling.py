@@ -16,7 +16,7 @@ def handed_back(process: Process, job_id: str) -> bool:
     work = process.work
     return (
         process.store.calls["release"] == 1
-        and work.discarded == [(job_id, Verdict.RELEASE)]
+        and work.discarded == [job_id]
         and (work.ends, work.losses) == ([], 0)
         and not process.held
     )
@@ -35,7 +35,7 @@ async def test_its_holder_stops_at_once_when_it_is_told(autojump_clock: MockCloc
         process.work.finish(other)
         await process.settle_down()
         assert process.work.ends == [(other, Verdict.SUCCEEDED)]
-        assert process.work.discarded == [(job_id, Verdict.RELEASE)]
+        assert process.work.discarded == [job_id]
 
 
 async def test_its_holder_stops_at_the_next_renewal_if_it_is_not_told(
@@ -77,5 +77,5 @@ async def test_what_was_stored_in_that_moment_is_discarded(
         store.cancel(job_id)
         process.work.finish(job_id)
         await process.settle_down()
-        assert process.work.discarded == [(job_id, Verdict.SUCCEEDED)]
+        assert process.work.discarded == [job_id]
         assert process.work.ends == []

@@ -43,7 +43,7 @@ class Work(Workload):
         self.let_go: set[str] = set()
         self.ends: list[tuple[str, Verdict]] = []
         self.losses = 0
-        self.discarded: list[tuple[str, Verdict]] = []
+        self.discarded: list[str] = []
         self.open = True
         self._moved = trio.Event()
 
@@ -84,8 +84,8 @@ class Work(Workload):
     def lost(self) -> None:
         self.losses += 1
 
-    async def discard(self, lease: Lease, end: End) -> None:
-        self.discarded.append((lease.id, end.verdict))
+    async def discard(self, lease: Lease) -> None:
+        self.discarded.append(lease.id)
 
 
 @dataclass

@@ -79,6 +79,18 @@ async def attempted(outcome: Outcome, left_s: float) -> tuple[Outcome, int]:
     return end, fetcher.attempts
 
 
+async def test_what_a_cancelled_job_has_stored_is_deleted() -> None:
+    deleted = []
+
+    async def delete(spec: JobSpec) -> None:
+        deleted.append(spec)
+
+    work, job = downloads(), lease(Kind.DOWNLOAD)
+    work.delete = delete
+    await work.discard(job)
+    assert deleted == [job.spec]
+
+
 async def test_a_job_whose_turn_comes_after_its_deadline_fails_unasked() -> None:
     end, attempts = await attempted(SUCCEEDED, -1)
     assert (end.verdict, end.error_code, attempts) == (Verdict.FAILED, ErrorCode.DEADLINE, 0)

@@ -110,9 +110,9 @@ class Workload(ABC):
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Called for each settled lease: how its work ended, and how long it took."""
 
-    async def discard(self, lease: Lease, end: End) -> None:
-        """Called for each lease whose job was cancelled: delete what its work has stored."""
-        del lease, end
+    async def discard(self, lease: Lease) -> None:
+        """Called for each lease whose job was cancelled: delete what its work may have stored."""
+        del lease
 
     def may_lease(self) -> bool:
         """False while nothing should be leased (a full disk). Called before each lease call."""
@@ -312,7 +312,7 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
             settled = await _settle(running, (lease, end))
             failpoint("after-complete")
             if settled is Settled.CANCELLED:
-                await workload.discard(lease, end)
+                await workload.discard(lease)
         if held.abandoned:
             return
         if end is not None and settled is Settled.DONE:

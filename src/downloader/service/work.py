@@ -120,10 +120,12 @@ class DownloadWork(_LeasedWork):
             outcome = await self.fetcher.attempt(lease, still_ours=still_ours)
         return within_deadline(outcome, lease.spec.left_s(now_ms()))
 
-    async def discard(self, lease: Lease, end: End) -> None:
-        """Delete the file that was stored just before this process learned of the cancel."""
-        if end.verdict is Verdict.SUCCEEDED:
-            await delete_file(lease.spec, self.delete)
+    async def discard(self, lease: Lease) -> None:
+        """Delete the file if it was stored before this process learned of the cancel.
+
+        Also where the attempt was cancelled: a thread that was publishing the file finishes first.
+        """
+        await delete_file(lease.spec, self.delete)
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
         """See `settle_downloads`."""
