@@ -121,6 +121,18 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     assert view is None if removed else view is not None and view.download.state is State.CANCELLED
 
 
+async def test_one_whose_work_does_not_end_keeps_its_slot(store: RedisStore) -> None:
+    """A thread that waits for the disk cannot be ended; its holder goes on renewing."""
+    spec = await submitted(store)
+    lease = await leased(store)
+    await submitted(store)
+    await store.cancel(spec, None, 60)
+    await lapse(store, "stopping", member=f"{spec.id} a")
+    assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == [Settled.CANCELLED]
+    await store.sweep(Kind.DOWNLOAD)
+    assert await nothing_waits(store)
+
+
 async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: RedisStore) -> None:
     spec = await submitted(store)
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}

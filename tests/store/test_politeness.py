@@ -208,6 +208,7 @@ async def test_a_job_that_is_run_again_brings_its_rate(store: RedisStore, clock:
     await store.finish("me", [(lease, failed, None, 60)])
     assert await store.aggregation("a") is None
     await store.retry(lease.id, download=True, limit=1)
+    assert await ttl_ms(store) == -1
     found = await store.aggregation("a")
     assert found is not None
     assert (found.rate, found.delay) == (0.5, 1)
@@ -222,11 +223,38 @@ async def test_an_older_instance_cannot_start_it_early(store: RedisStore, clock:
     assert await next_due_s(store) == 10
 
 
-async def test_a_cooldown_goes_with_the_last_job(store: RedisStore, clock: StoreClock) -> None:
-    await submit(store, "a", 1)
+async def ttl_ms(store: RedisStore) -> int:
+    """Of the aggregation's record: -1 if it stays, -2 if there is none."""
+    return int(await store._client.command("PTTL", store._keys.key(0, "group", Kind.DOWNLOAD, "a")))
+
+
+async def test_a_cooldown_outlasts_the_last_job(store: RedisStore, clock: StoreClock) -> None:
+    await submit(store, "a", 1, aggr_delay=1)
+    await store.adjust("a", {"limit": 7})
     [lease] = await take(store)
-    await throttle(store, lease, 60)
+    failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED, cooldown=Cooldown(seconds=60, asked=True))
+    await store.finish("me", [(lease, failed, None, 60)])
+    assert await store.aggregation("a") is None
+    assert 0 < await ttl_ms(store) <= 60_000
+    await submit(store, "a", 1, aggr_limit=3)
+    assert await ttl_ms(store) == -1
+    assert await take(store) == []
+    assert await next_due_s(store) == 60
+    found = await store.aggregation("a")
+    assert found is not None
+    assert (found.limit, found.delay, found.asked) == (3, None, {}), "what was set goes with the last job"
     await clock.move(60)
     [lease] = await take(store)
-    await store.finish("me", [(lease, dataclasses.replace(THROTTLED, verdict=Verdict.FAILED), None, 60)])
-    assert await store._client.command("EXISTS", store._keys.key(0, "group", Kind.DOWNLOAD, "a")) == 0
+    await store.finish("me", [(lease, DONE, None, 60)])
+    assert await ttl_ms(store) == -2, "nothing has to wait any more"
+
+
+async def test_jobs_that_come_one_by_one_keep_the_delay(store: RedisStore, clock: StoreClock) -> None:
+    taken = []
+    for _ in range(4):
+        await submit(store, "a", 1, aggr_delay=2)
+        leases = await take(store)
+        taken.append(len(leases))
+        await store.finish("me", [(lease, DONE, None, 60) for lease in leases])
+        await clock.move(1)
+    assert taken == [1, 0, 1, 0]

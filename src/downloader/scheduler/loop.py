@@ -54,6 +54,9 @@ HAND_BACK_S = 2.0
 """At a stop: how long to ask a silent store for leases whose answer was lost, and how long
 after the deadline to go on trying to hand leases back."""
 
+DISCARD_S = 2.0
+"""How long the file of a cancelled job may take to be deleted."""
+
 UNWIND_S = 0.2
 """How long cancelled work may take to end after the stop's deadline. Work that waits for a
 hung disk does not end; its lease is handed back all the same."""
@@ -111,7 +114,10 @@ class Workload(ABC):
         """Called for each settled lease: how its work ended, and how long it took."""
 
     async def discard(self, lease: Lease) -> None:
-        """Called for each lease whose job was cancelled: delete what its work may have stored."""
+        """Called for each lease whose job was cancelled: delete what its work may have stored.
+
+        It has `DISCARD_S`, so that it holds up no stop; the reaper deletes what is left with the job.
+        """
         del lease
 
     def may_lease(self) -> bool:
@@ -312,7 +318,8 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
             settled = await _settle(running, (lease, end))
             failpoint("after-complete")
             if settled is Settled.CANCELLED:
-                await workload.discard(lease)
+                with trio.move_on_after(DISCARD_S):
+                    await workload.discard(lease)
         if held.abandoned:
             return
         if end is not None and settled is Settled.DONE:

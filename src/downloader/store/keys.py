@@ -78,7 +78,7 @@ KEYS = (
         name="group",
         parameters=("kind", "group"),
         type="hash",
-        owner="the transition that takes the group's last task",
+        owner="the transition that takes the group's last task, or the time of its next start",
         holds=(
             "`limit`, `proxy`, `paused` of an aggregation or callback destination; of an aggregation whose"
             " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"

@@ -385,7 +385,7 @@ class RedisStore:
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
         """See `JobStore.aggregations`."""
         match = _SCAN_CURSOR.fullmatch(cursor or "0.0")
-        if match is None or int(match[1]) >= self._keys.shards:
+        if match is None or int(match[1]) >= self._keys.shards or int(match[2]) >= 2**64:
             raise ValueError("no such cursor")
         shard = int(match[1])
         call = {"cursor": match[2], "count": count}

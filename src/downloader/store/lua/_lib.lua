@@ -84,6 +84,20 @@ local function note_start(group, due, cooling, rate, delay, started)
   redis.call('HSET', key_group('download', group), 'started', string.format('%.3f', late and planned or now))
 end
 
+-- Forgets a group with its last task, but for a cooldown and the last start: jobs that come one after another must
+-- not start sooner than those that wait together.
+local function forget(kind, group)
+  local record = key_group(kind, group)
+  local ends = kind == 'download' and opens(unpack(redis.call('HMGET', record, unpack(GATE)))) or 0
+  if ends > now then
+    redis.call('HDEL', record, 'limit', 'proxy', 'paused', 'rate', 'delay', 'asked_limit', 'asked_rate', 'asked_delay')
+    redis.call('PEXPIRE', record, math.ceil(ends - now))
+  else
+    redis.call('DEL', record)
+  end
+  redis.call('ZREM', key_groups(kind), group)
+end
+
 -- Puts a group where its tasks, its free slots and the time require: into `ready` or `unproven`, into `timers`,
 -- into none of them, or out of the store with its last task.
 local function place(kind, group)
@@ -92,8 +106,7 @@ local function place(kind, group)
   local running = redis.call('SCARD', key_running(kind, group))
   local timers = key_timers(kind)
   if pending == 0 and running == 0 then
-    redis.call('DEL', key_group(kind, group))
-    redis.call('ZREM', key_groups(kind), group)
+    forget(kind, group)
     leave_ready(kind, group)
     redis.call('ZREM', timers, group)
     return

@@ -10,11 +10,17 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder = claim(kind, item.id, call.owner, item.generation)
+  local holder, group = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     -- Removed before all other writes, which the server refuses when its memory is exhausted.
     redis.call('ZREM', key_leases(kind), item.id)
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
+  elseif holder == 'cancelled' then
+    -- Its work has not ended yet, so its slot is kept as long as its lease would be.
+    local member = item.id .. ' ' .. group
+    if redis.call('ZREM', key_stopping(), member) == 1 then
+      redis.call('ZADD', key_stopping(), now + call.lease_ms, member)
+    end
   end
   -- One that this holder has just settled is not lost: the answer to that call is on its way.
   answers[#answers + 1] = ANSWERS[holder]

@@ -35,6 +35,7 @@ if kind == 'download' then
     if asked.aggr_delay then redis.call('HSET', record, 'delay', asked.aggr_delay) end
   end
   redis.call('HSETNX', record, 'proxy', proxy)
+  redis.call('PERSIST', record)
 else
   redis.call('HSETNX', key_group(kind, group), 'limit', call.limit)
 end

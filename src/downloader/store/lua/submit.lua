@@ -44,6 +44,7 @@ for item in items() do
       if item[name] then redis.call('HSET', record, found[i + 1] and 'asked_' .. name or name, item[name]) end
     end
     redis.call('HSETNX', record, 'proxy', item.proxy)
+    redis.call('PERSIST', record)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     redis.call('ZADD', key_queue('download', group), math.max(now, item.due), id)
     touch('download', group)
