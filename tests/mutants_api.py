@@ -9,7 +9,7 @@ ROWS = (
     (
         "http: any request line will do",
         f"{API}/parser.py",
-        'rb"[^ ]+ [^ ]+ HTTP',
+        'rb"[!-~]+ [!-~]+ HTTP',
         'rb".+ HTTP',
         f"{HOSTILE} -k refusal",
     ),
@@ -17,8 +17,8 @@ ROWS = (
     (
         "http: any transfer coding that ends in chunked",
         f"{API}/parser.py",
-        "if self.chunked and names[",
-        "if False and names[",
+        "if self.chunked and self._values(",
+        "if False and self._values(",
         f"{HOSTILE} -k refusal",
     ),
     (

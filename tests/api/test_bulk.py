@@ -339,6 +339,24 @@ async def test_a_client_may_pause_between_two_lines(serving: Serving) -> None:
     assert received.count(b'{"id"') == 2
 
 
+async def test_a_malformed_chunk_behind_answers_ends_the_connection(
+    serving: Serving, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The response has begun, so that no problem can be answered; nor is it an error of ours."""
+    api = await serving()
+    data = line()
+    async with await api.connect() as stream:
+        await stream.send_all(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(data), data))
+        received = b""
+        with trio.fail_after(5):
+            while b'{"id"' not in received:
+                received += await stream.receive_some()
+        await stream.send_all(b"ZZ\r\n")
+        received += await read_to_end(stream)
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert "api.failed" not in "".join(capfd.readouterr())
+
+
 async def test_a_client_that_leaves_in_the_middle(
     serving: Serving, store: RedisStore, capfd: pytest.CaptureFixture[str]
 ) -> None:

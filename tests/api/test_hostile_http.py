@@ -77,7 +77,11 @@ SMUGGLING = [
     (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     (POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     (POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n0\r\n\r\n", 400, "bad_request"),
+    (POST + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "bad_request"),
     # Line ends that some take for one and some do not.
+    (b"\rGET /hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    (b"\n\r\rGET /hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    (b"GET /hb\r\nX: HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
     (b"GET /hb HTTP/1.1\nHost: localhost\n\n", 400, "bad_request"),
     (b"GET /hb HTTP/1.1\r\nHost: localhost\n\r\n", 400, "bad_request"),
     (b"GET /hb HTTP/1.1\r\nHost: localhost\r\nA: b\rc\r\n\r\n", 400, "bad_request"),
@@ -201,6 +205,8 @@ async def test_a_body_that_is_announced_too_large_is_not_asked_for(api: Served) 
         b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: {}\r\n",
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
     ],
 )
 async def test_an_upgrade_that_is_not_understood_is_ignored(api: Served, upgrade: bytes) -> None:

@@ -94,20 +94,20 @@ async def serve_downloads(
     Raises:
         Gone: the client left or does not read, or `Intake.room` is used up after the response began.
         StoreUnavailable: `Intake.room` is used up before the response began.
-        Refused: 408, the client sent nothing for too long.
+        Refused: before the response began: the body is malformed, or the client sent nothing for too long.
     """
     scope[STREAMED] = True
     lines, trace = Lines(deps.settings.max_body), traceparent(dict(scope["headers"]))
     started, more = False, True
     with intake.room(client_of(scope)) as keep:
         while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Gone
-            more = message["more_body"]
             try:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Gone
+                more = message["more_body"]
                 keep(lines.kept + len(message["body"]))
-            except StoreUnavailable:
+            except (Refused, StoreUnavailable):
                 if started:
                     raise Gone from None
                 raise

@@ -192,6 +192,7 @@ class Http1:
             target=request.target,
             headers=request.headers,
         )
+        request.headers = []  # an idle connection need not keep them
 
     async def _take_body(self, stream: Exchange) -> None:
         self._expects_continue = False

@@ -19,7 +19,7 @@ from downloader.api.problems import Problem, Refused, bad_request
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 """Also one with bare LF, which `RequestHead` refuses."""
 
-_REQUEST_LINE = re.compile(rb"[^ ]+ [^ ]+ HTTP/(\d\.\d)\r\n")
+_REQUEST_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/(\d\.\d)\r\n")
 
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):", re.IGNORECASE)
 
@@ -63,12 +63,13 @@ class RequestHead:
         self.chunked = b"transfer-encoding" in names
         if self.chunked and self.version == "1.0":
             raise _bad_framing()
-        if self.chunked and names[b"transfer-encoding"].lower() != b"chunked":
+        # llhttp looks at the last field alone.
+        if self.chunked and self._values(b"transfer-encoding") != [b"chunked"]:
             raise _malformed()
         self.length = int(names.get(b"content-length", 0))
         """Of the body, if it is not chunked."""
         self.expects_continue = self.version == "1.1" and names.get(b"expect", b"").lower() == b"100-continue"
-        self.keep = self.version == "1.1" and not (b"connection" in names and self._asks_to_close())
+        self.keep = self.version == "1.1" and not (b"connection" in names and b"close" in self._options())
         """Whether the client keeps the connection open."""
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (not hosts and self.version == "1.1"):
@@ -84,9 +85,12 @@ class RequestHead:
         """Called by the parser."""
         self.headers.append((name.lower(), value.rstrip(b" \t")))
 
-    def _asks_to_close(self) -> bool:
-        options = b",".join(value.lower() for name, value in self.headers if name == b"connection")
-        return b"close" in (option.strip(b" \t") for option in options.split(b","))
+    def _values(self, name: bytes) -> list[bytes]:
+        return [value.lower() for found, value in self.headers if found == name]
+
+    def _options(self) -> set[bytes]:
+        """Of `Connection`."""
+        return {option.strip(b" \t") for option in b",".join(self._values(b"connection")).split(b",")}
 
     def _resolve_target(self) -> None:
         """Bring a target in another form to path and query; the host of an absolute one replaces `Host`."""
@@ -105,9 +109,11 @@ class RequestHead:
 
         One with a body is ignored, as RFC 9110 permits: the whole body would have to come before the answer.
         """
-        upgrade = [value.strip().lower() for name, value in self.headers if name == b"upgrade"]
         settings = [value for name, value in self.headers if name == b"http2-settings"]
-        if upgrade != [b"h2c"] or len(settings) != 1 or self.chunked or self.length:
+        if self._values(b"upgrade") != [b"h2c"] or len(settings) != 1 or self.chunked or self.length:
+            return None
+        # A proxy that passed the fields on without understanding them has left `Connection` out.
+        if self.version == "1.0" or not {b"upgrade", b"http2-settings"} <= self._options():
             return None
         try:
             found = base64.b64decode(
