@@ -18,7 +18,7 @@ class ConfigError(DownloaderError):
     def __init__(self, text: str, *others: str) -> None:
         super().__init__(text)
         self.others = others
-        """What else is wrong, a line each."""
+        """Further errors, a line each."""
 
 
 class PluginError(ConfigError):

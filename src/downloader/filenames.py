@@ -1,4 +1,4 @@
-"""Names for files, made harmless from what others say. Pure."""
+"""Safe file names, made from URLs and headers. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
 """Names of devices on Windows, with any extension."""
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories of what does not show or reorders the text round it."""
+"""Unicode categories of characters that are invisible, or that reorder the text around them."""
 
 _PARAMETER = re.compile(rb';[ \t]*([^ \t=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
 _ESCAPED = re.compile(rb'\\(["\\])')
@@ -39,13 +39,13 @@ def safe_name(text: str) -> str:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Stem and extension; `.tar.gz` is one, and what is very long is none."""
+    """Stem and extension; `.tar.gz` is one extension, and a very long one counts as none."""
     match = re.search(r"(\.tar)?\.[A-Za-z0-9]{1,10}$", name)
     return (name[: match.start()], match[0]) if match and match.start() else (name, "")
 
 
 def disposition_name(value: bytes) -> str:
-    """The file name in a `Content-Disposition` (RFC 6266), made harmless; empty if there is none.
+    """The file name in a `Content-Disposition` (RFC 6266), made safe; empty if there is none.
 
     `filename*` (RFC 8187) is preferred; one that is malformed is ignored. Of a path the last part is taken.
     """

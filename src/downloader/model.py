@@ -95,9 +95,9 @@ class ErrorCode(StrEnum):
     POISON = "poison"
     DEADLINE = "deadline"
     DIGEST = "digest"
-    """The file is not the one that the job or the origin's digest names."""
+    """The file differs from the job's `sha256` or `size`, or from the origin's digest."""
     NOT_MODIFIED = "not_modified"
-    """The answer to a conditional request."""
+    """A 304 to a conditional request."""
 
 
 class Verdict(StrEnum):
@@ -154,9 +154,9 @@ class JobSpec:
     s3_region: str = ""
     subpath: str = ""
     sha256: str = ""
-    """What the file's is to be, lower case; empty: any will do."""
+    """The digest that the file must have, lower case; empty: any."""
     size: int | None = None
-    """Bytes that the file is to have; `None`: any number."""
+    """Bytes that the file must have; `None`: any number."""
     not_before: int = 0
     """Unix time in ms before which no download begins; 0: at once."""
     deadline: int = 0
@@ -164,7 +164,7 @@ class JobSpec:
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
     traceparent: str = ""
-    """Of the request that brought it (W3C Trace Context); its callbacks carry it on."""
+    """Trace of the request that brought the job (W3C Trace Context); its callbacks send it."""
     sealed: str = ""
     """The `SEALED_FIELDS`, encrypted with a key that this instance does not have. They are empty then: it can
     neither download the job nor deliver its callback."""
@@ -253,7 +253,7 @@ class FileFacts:
     image_size: str = ""
     """`"WxH"` in pixels, or empty."""
     filename: str = ""
-    """What the origin calls it, made harmless; empty if it does not say."""
+    """From the response's `Content-Disposition`, made safe; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +262,7 @@ class Cooldown:
 
     seconds: float
     asked: bool
-    """The origin has named the time. If not, the store doubles it while one cooldown follows another."""
+    """The origin gave the length. If not, the store doubles it with each cooldown that follows another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +279,7 @@ class Outcome:
     retry_after_s: float | None = None
     """The origin's `Retry-After`, or the computed delay, for `RETRY` and `RELEASE`."""
     cooldown: Cooldown | None = None
-    """Of the whole aggregation; also of an attempt that counts, or the last one."""
+    """Cooldown of the whole aggregation. The attempt may count, or be the last one."""
     file: FileFacts = field(default_factory=FileFacts)
 
 

@@ -1,4 +1,4 @@
-"""Routes about aggregations: to see how they run, and to change it."""
+"""Routes that show and change aggregations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from downloader.net import redact_url
 from downloader.store import Aggregation
 
 PAGE = 100
-"""Aggregations on a page, about: a millisecond of the store's time."""
+"""About how many aggregations a page has; reading them takes about a millisecond of the store's time."""
 
 
 class AggregationName(PathConverter):
@@ -35,7 +35,7 @@ class AggregationName(PathConverter):
 
 
 class AggregationPatch(BaseModel):
-    """The fields that an operator may change. An unknown one is refused, because nothing would change."""
+    """The fields that an operator may change. Unknown fields are refused, because they have no effect."""
 
     model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
 

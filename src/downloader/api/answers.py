@@ -7,13 +7,13 @@ from typing import Annotated, NotRequired
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-_ERRORS = "All that is wrong with a job; the first is also in `code`, `detail` and `field`."
+_ERRORS = "All errors of a job; the first is also in `code`, `detail` and `field`."
 _WARNINGS = "Unknown fields of a job, with the known ones that were probably meant; at most ten."
 
 _DOCUMENTED = with_config(ConfigDict(use_attribute_docstrings=True))
 
 
-# Of fields that a type inherits pydantic does not see the docstring.
+# Pydantic does not see the docstrings of fields that a type inherits.
 Code = Annotated[str, Field(description="Stable, for programs.")]
 Detail = Annotated[str, Field(description="One sentence for people; may change.")]
 JobId = Annotated[
@@ -28,7 +28,7 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 @_DOCUMENTED
 class FaultAnswer(TypedDict):
-    """What is wrong with one field of a job, or doubtful about it."""
+    """An error in one field of a job, or a warning about it."""
 
     code: Code
     detail: Detail
@@ -37,7 +37,7 @@ class FaultAnswer(TypedDict):
 
 @_DOCUMENTED
 class LineProblem(TypedDict):
-    """An error, as `POST /downloads` answers it to a line."""
+    """The answer of `POST /downloads` to a line with an error."""
 
     code: Code
     detail: Detail
@@ -70,7 +70,7 @@ class AcceptedLine(AcceptedAnswer):
     """An accepted job of `POST /downloads`."""
 
     replayed: NotRequired[bool]
-    """The line's idempotency key was known: the id is that of the first job with it."""
+    """The line's idempotency key was known; the id is that of the first job with this key."""
 
 
 @_DOCUMENTED
@@ -92,7 +92,7 @@ class ReadyAnswer(TypedDict):
     """Whether this instance can work."""
 
     status: str
-    """`ok` or `not ready`."""
+    """`ok`, or `not ready`."""
     store: bool
     """The store answers."""
     roles: dict[str, bool]
@@ -143,7 +143,7 @@ class FileAnswer(TypedDict):
     image_size: str
     """`WxH`, or empty."""
     filename: str
-    """As the origin's `Content-Disposition` has it, made harmless; or empty."""
+    """From the response's `Content-Disposition`, made safe; empty if it has none."""
 
 
 @_DOCUMENTED
@@ -218,7 +218,7 @@ class AggregationAnswer(TypedDict):
     delay: float | None
     """At least this many seconds between two starts."""
     overridden: dict[str, float | None]
-    """What the jobs ask for where an operator has set something else."""
+    """For each field that an operator has set, what the jobs ask for."""
     proxy: str
     """Passwords are hidden; empty without one."""
     paused: bool

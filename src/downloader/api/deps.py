@@ -25,7 +25,7 @@ class ApiDeps:
     buckets: Allows = anything
     """Whether jobs may bring the bucket of this name (`processor.s3.buckets`)."""
     egress: EgressPolicy
-    """Of callbacks; what it refuses without a look-up is refused at the POST."""
+    """The policy of callbacks. A POST is refused if the policy refuses its callback without a DNS look-up."""
     callback_limit: int
     """Most callbacks in flight to one destination over the fleet."""
     keep_s: float

@@ -63,7 +63,7 @@ class Shared:
     """A `ServerConfig`."""
     context: WorkerContext
     tasks: TaskGroup
-    """In which the applications run."""
+    """The nursery of the applications."""
     tls: bool
     client: tuple[str, int] | None
     server: tuple[str, int] | None

@@ -28,7 +28,7 @@ MAX_INT = 2**31 - 1
 """Of a limit or a timeout: the largest 32-bit integer, which some clients send for "no limit"."""
 
 MAX_SIZE = 2**63 - 1
-"""Of a file, in bytes: the largest that file systems and storages know."""
+"""Largest size of a file in bytes that file systems and storages can have."""
 
 MAX_RATE = 1e6
 """Starts per second: more than any fleet reaches."""
@@ -56,7 +56,7 @@ MAX_SEGMENT_BYTES = 255
 """A file name's length on common filesystems."""
 
 NO_CALLBACK = "none"
-"""`callback_type` of a client that asks for the result itself."""
+"""`callback_type` of a job without a callback, whose client asks for the result."""
 
 _VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
 """RFC 9110, 5.5: no control characters; non-ASCII characters are sent as UTF-8."""
@@ -246,11 +246,11 @@ _STAND_INS = {
     "s3_bucket": "xxx",
     "s3_region": "x",
 }
-"""In place of a field at fault while the other rules are checked, where leaving it out would break one."""
+"""Replaces a field with an error while the other rules are checked, if they need the field."""
 
 MAX_WARNINGS = 10
 MAX_NAME_CHARS = 64
-"""Of an unknown field, as a warning repeats it."""
+"""Length of an unknown field's name in a warning."""
 
 
 def parse_job(
@@ -309,7 +309,7 @@ def parse_job(
 
 
 def unknown_fields(members: Mapping[str, Any]) -> Sequence[Fault]:
-    """A warning for each field that no job has, with the known one that it resembles; the first ten."""
+    """A warning for each unknown field, with the most similar known name; at most ten."""
     if members.keys() <= _KNOWN:
         return ()
     return [_unknown(name[:MAX_NAME_CHARS]) for name in members if name not in _KNOWN][:MAX_WARNINGS]
@@ -357,7 +357,7 @@ def _complete_callbacks(
 
 
 def _clear_pair(fields: dict[str, Any], kind: str, destination: str) -> Iterator[Fault]:
-    """Make the callback in these fields none; what is wrong with that."""
+    """Set these fields to no callback, and yield the errors."""
     if fields[destination]:
         yield Fault(destination, "malformed", f"must be absent if {kind} is {NO_CALLBACK}")
     fields[kind] = fields[destination] = ""
@@ -371,7 +371,7 @@ def _pair_faults(
     backends: frozenset[str],
     check_host: Callable[[str], None],
 ) -> Iterator[Fault]:
-    """What is wrong with a callback's type and destination, which stand in these fields."""
+    """The errors of a callback's type and destination, which are in these fields."""
     if missing := [name for name in (kind, destination) if not fields[name]]:
         yield from (Fault(name, "required", "is required") for name in missing)
     elif fields[kind] not in backends:
@@ -404,7 +404,7 @@ def _destination_faults(
 
 
 def _first_of_each_field(faults: Iterable[Fault]) -> Sequence[Fault]:
-    """The faults as sentences; those that follow from another one of the field are left out."""
+    """The faults as sentences, without those that follow from another fault of the same field."""
     found: dict[str, Fault] = {}
     for fault in faults:
         found.setdefault(fault.field, replace(fault, detail=f"{fault.field} {fault.detail}."))

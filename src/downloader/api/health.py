@@ -59,6 +59,6 @@ def add_health(app: QuartTrio, deps: ApiDeps) -> None:
         if role not in COUNTED_ROLES:
             raise not_found("Only processor and notifier have statistics.")
         reports = await deps.store.reports(role)
-        # What only grows is a total over all instances that there have been.
+        # Counters are totals that include instances which have ended.
         totals = by_name(await deps.store.totals(role))
         return dict(sorted((counters(reports) | counters(reports, "predecessor") | totals).items()))

@@ -23,7 +23,7 @@ from downloader.api.parser import END_OF_HEAD, ChunkedBody, RequestHead
 from downloader.api.problems import Problem, Refused, bad_request
 
 FEED_BYTES = 4096
-"""Of a chunked body between two checkpoints: in chunks of one byte they cost a millisecond."""
+"""Bytes of a chunked body between two checkpoints: in chunks of one byte they take a millisecond."""
 
 FREE_FRAMING_BYTES = 16 * 1024
 """Allowed bytes of chunk sizes, extensions, trailers and line ends: a chunk costs as much CPU as kilobytes of

@@ -72,7 +72,7 @@ class Operation:
     body_type: str = JSON
     answers: Mapping[int, Answer]
     problems: Mapping[int, str] = field(default_factory=dict)
-    """When each status is answered with a problem document; those that any route may answer are left out."""
+    """By status, when it is answered with a problem document; without those that any route may answer."""
     calls_back: bool = False
 
 
@@ -86,7 +86,7 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "key": ("The file's path, `file.path` of the job; it has slashes.", _TEXT),
     "name": ("The file's name.", _TEXT),
 }
-"""What the variables of rules are."""
+"""Description and schema of the variables in rules."""
 
 _IDEMPOTENCY_KEY = Parameter(
     name="Idempotency-Key",
@@ -129,7 +129,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         },
         problems={
             HTTPStatus.BAD_REQUEST: "the body is not a JSON object, or the idempotency key is malformed",
-            HTTPStatus.CONFLICT: "the aggregation goes through a proxy that the token may not use",
+            HTTPStatus.CONFLICT: "the aggregation uses a proxy that the token may not use",
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the body is too large",
             HTTPStatus.UNPROCESSABLE_ENTITY: "fields are at fault, all of them in `errors`, or the"
             " idempotency key was used with another job",
@@ -158,9 +158,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("DELETE", "/jobs/<job_id>"): Operation(
         summary="Cancel a job",
-        description="Also in flight. Its callback reports the `error_code` `cancelled`.",
+        description="It may wait or be in flight. Its callback reports the `error_code` `cancelled`.",
         answers={HTTPStatus.ACCEPTED: Answer(description="It is cancelled.", body=IdAnswer)},
-        problems={HTTPStatus.NOT_FOUND: _UNKNOWN, HTTPStatus.CONFLICT: "it has ended already"},
+        problems={HTTPStatus.NOT_FOUND: _UNKNOWN, HTTPStatus.CONFLICT: "its download is over"},
     ),
     ("GET", "/jobs"): Operation(
         summary="Lists of jobs",
@@ -209,21 +209,23 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         problems={HTTPStatus.UNPROCESSABLE_ENTITY: _BAD_QUERY},
     ),
     ("GET", "/aggregations"): Operation(
-        summary="How aggregations run",
+        summary="List the aggregations with unfinished downloads",
         parameters=[_CURSOR],
         answers={HTTPStatus.OK: Answer(description="A page.", body=AggregationsAnswer, headers=_LINK)},
         problems={HTTPStatus.UNPROCESSABLE_ENTITY: _BAD_QUERY},
     ),
     ("GET", "/aggregations/<aggregation:aggr_id>"): Operation(
-        summary="How one aggregation runs",
+        summary="Show one aggregation",
         answers={HTTPStatus.OK: Answer(description="The aggregation.", body=AggregationAnswer)},
         problems={HTTPStatus.NOT_FOUND: _NO_AGGREGATION},
     ),
     ("PATCH", "/aggregations/<aggregation:aggr_id>"): Operation(
-        summary="Change how an aggregation runs",
+        summary="Change an aggregation",
         description="At once over the fleet. A merge patch (RFC 7396): `null` undoes what was set.",
         body=AggregationPatch,
-        answers={HTTPStatus.OK: Answer(description="As it is now.", body=AggregationAnswer)},
+        answers={
+            HTTPStatus.OK: Answer(description="The aggregation after the change.", body=AggregationAnswer)
+        },
         problems={
             HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
             HTTPStatus.NOT_FOUND: _NO_AGGREGATION,
@@ -240,7 +242,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/stats/<role>"): Operation(
         summary="Counters",
-        description="Summed over the live instances.",
+        description="Counters include instances that have ended; gauges are of the live instances.",
         answers={HTTPStatus.OK: Answer(description="The counters by name.", body=dict[str, int | float])},
         problems={HTTPStatus.NOT_FOUND: "there is no such role"},
     ),
@@ -298,7 +300,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         summary="The web page", answers={HTTPStatus.OK: Answer(description="The page.", media_type=_HTML)}
     ),
     ("GET", "/web/<name>"): Operation(
-        summary="What the pages load",
+        summary="Files of the web pages",
         answers={HTTPStatus.OK: Answer(description="The file.", media_type="*/*")},
         problems={HTTPStatus.NOT_FOUND: "there is no such file"},
     ),

@@ -21,7 +21,7 @@ RETRY_AFTER_S = 2
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with one field of a job, or doubtful about it."""
+    """An error in one field of a job, or a warning about it."""
 
     field: str
     code: str
@@ -49,12 +49,12 @@ class Problem:
     more_headers: tuple[tuple[bytes, bytes], ...] = ()
     """Headers that the status requires (`Allow`, `Content-Range`)."""
     errors: Sequence[Fault] = ()
-    """All that is wrong with a job; code, detail and field above are those of the first."""
+    """All errors of a job; code, detail and field above are those of the first."""
     warnings: Sequence[Fault] = ()
-    """What is doubtful about the job."""
+    """Warnings about the job."""
 
     def members(self) -> dict[str, Any]:
-        """What the document has of this error besides its status."""
+        """The members of the document other than its status."""
         members: dict[str, Any] = {"code": self.code, "detail": self.detail}
         if self.field:
             members["field"] = self.field

@@ -303,7 +303,7 @@ class BoundedServer(TCPServer):
 
     async def _next_bytes(self) -> bytes | None:
         """The next bytes from the client: empty at the end of the stream, `None` after the deadline."""
-        # A scope for each read: what has been received is not lost where the deadline passes meanwhile.
+        # A scope for each read, so that received bytes are not lost if the deadline passes meanwhile.
         with trio.CancelScope(deadline=self._deadline) as self._waiting:
             return bytes(await self.stream.receive_some(self.piece_bytes))
         return None

@@ -40,7 +40,7 @@ class Snapshot:
     reports: Mapping[str, Iterable[Mapping[str, Any]]]
     """The instances' reports by role."""
     totals: Mapping[str, Mapping[str, int]]
-    """The series of all instances that there have been, by role."""
+    """By role, the series of all instances, also of those that have ended."""
     backlog: Backlog | None
     load: Load | None
     """`None`, as `backlog`: the store has not answered yet."""

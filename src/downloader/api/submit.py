@@ -119,12 +119,12 @@ def traceparent(headers: Mapping[bytes, bytes]) -> str:
 
 
 def in_trace(submission: Submission, trace: str) -> Submission:
-    """The submission with its trace. Not part of what the job asks for, so of no digest."""
+    """The submission with its trace. The digest leaves it out, because a repetition has another trace."""
     return replace(submission, spec=replace(submission.spec, traceparent=trace)) if trace else submission
 
 
 def key_fault(key: object, field: str) -> Fault | None:
-    """What is wrong with an idempotency key; nothing with `None`, which is no key."""
+    """The error of an idempotency key; `None` if it is valid or absent."""
     if key is None or (isinstance(key, str) and _KEY.fullmatch(key)):
         return None
     return Fault(field, "idempotency_key", "must be 1 to 255 printable ASCII characters")

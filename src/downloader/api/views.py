@@ -86,7 +86,7 @@ def rfc3339(ms: int | None) -> str | None:
 
 
 def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> dict[str, Any]:
-    """What waits; `destinations`: whether the caller may see those of callbacks."""
+    """The JSON of what waits; `destinations`: whether the caller may see the destinations of callbacks."""
     shown = backlog.destinations if destinations else ()
     return {
         "downloads": {
@@ -124,7 +124,7 @@ def cooling(load: Load) -> int:
 def fleet_counters(
     role: str, reports: Iterable[Mapping[str, Any]], totals: Mapping[str, int]
 ) -> dict[str, int | float]:
-    """A role's counters over all instances that there have been, and its gauges over the live ones."""
+    """A role's counters, which include instances that have ended, and its gauges over the live instances."""
     known = {name: value for name, value in by_name(totals).items() if name in COUNTERS[role]}
     return dict(sorted((counters(reports) | known).items()))
 

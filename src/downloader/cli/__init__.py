@@ -74,7 +74,7 @@ def make_app() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and answer the exit status; every expected failure is one line on stderr.
 
-    A configuration has a line for each thing that is wrong with it.
+    A configuration has a line for each of its errors.
 
     Args:
         arguments: without the program's name; `None` takes the process's.

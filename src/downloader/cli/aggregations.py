@@ -1,4 +1,4 @@
-"""`downloader aggregations`, `pause` and `resume`: how groups of jobs run, and changing it."""
+"""`downloader aggregations`, `pause` and `resume`: show and change aggregations."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def aggregations(
 ) -> int:
     """Show the aggregations that have unfinished downloads, or change some.
 
-    Without a name a table of all, the busiest first. With --set they are changed,
-    at once and over the fleet, until their last job is done: limit (downloads at
-    once), rate (starts per second), delay (seconds between starts); null goes back
-    to what the jobs ask for.
+    Without a name it lists all, the busiest first. --set changes them at once,
+    over the fleet, until their last job is done: limit (downloads at once), rate
+    (starts per second), delay (seconds between starts); null restores what the
+    jobs ask for.
     The exit status is 1 if there is no such aggregation.
 
     For example:
@@ -78,9 +78,9 @@ def aggregations(
 
 
 def pause(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
-    """Pause aggregations: nothing of them starts, over the fleet.
+    """Pause aggregations: none of their downloads starts, over the fleet.
 
-    Downloads in flight go on, and jobs are accepted.
+    Downloads in flight go on, and jobs are still accepted.
 
     For example:
       downloader pause example.org
@@ -93,7 +93,7 @@ def pause(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token 
 
 
 def resume(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
-    """Let paused aggregations go on.
+    """Resume paused aggregations.
 
     For example:
       downloader resume example.org

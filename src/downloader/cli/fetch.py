@@ -47,9 +47,9 @@ def fetch(
 ) -> int:
     """Fetch URLs into a folder, without a service.
 
-    Each host has its own limit of downloads at once. A file is named after its
-    URL, or as its origin says if the URL has no name, or "name (2).ext" if that
-    name is taken: nothing is overwritten. A file gets its name when it is
+    Each host has its own limit of downloads at once. A file gets its name from
+    its URL, or from its origin if the URL has no name; it is "name (2).ext" if
+    that name is taken, so no file is overwritten. A file gets its name when it is
     complete. A terminal shows progress bars and a table, a pipe gets a line for
     each file. Private addresses are allowed.
     The exit status is 1 if any file failed, and 130 after Ctrl-C.
@@ -68,7 +68,7 @@ def fetch(
         mime: Keep only files of these types, such as "image/*" or "!text/html".
         header: Send this header, "Name: value", to each host; may be repeated. Not
             after a redirect to another host.
-        retries: Further attempts at a file whose failure may pass.
+        retries: Further attempts at a file after a temporary failure.
         json_: Write a JSON object for each file, when it is done.
     """
     from downloader.content import MimePatterns
@@ -131,7 +131,7 @@ def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchR
 
 
 def _settings(folder: OutputFolder, data_dir: Path, *, headers: Mapping[str, str], retries: int) -> Settings:
-    """For one run. The person at the keyboard is trusted: private addresses are allowed."""
+    """Settings for one run. The user of the command is trusted, so private addresses are allowed."""
     from downloader.config import Settings
 
     values: dict[str, Any] = {

@@ -82,9 +82,9 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
 
 
 def file_name(url: str, *, said: str = "", mime_type: str = "") -> str:
-    """A file's name from its URL: the last segment of the path, decoded and made harmless.
+    """A file's name from its URL: the last segment of the path, decoded and made safe.
 
-    A URL without one gives the name that its origin `said`, or `index` with the extension of the type.
+    Without one it is the name that the origin `said`, or `index` with the extension of the type.
     """
     from downloader.net import Url
 

@@ -76,7 +76,7 @@ class Report:
         console.print(self._counts(), highlight=False)
 
     def interrupted(self) -> None:
-        """A line on standard error, for a run that was ended."""
+        """Write a line on standard error, after Ctrl-C."""
         sys.stderr.write(f"downloader: interrupted: {self._counts()}\n")
 
     def _counts(self) -> str:

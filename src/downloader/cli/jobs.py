@@ -1,4 +1,4 @@
-"""`downloader job`, `cancel` and `retry`: what became of jobs, their end, and failed ones once more."""
+"""`downloader job`, `cancel` and `retry`: show, cancel and retry jobs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
     """Show jobs of a running service.
 
-    State, attempts and times, the file, the callback, the last errors.
+    Shows state, attempts and times, the file, the callback and the last errors.
     The exit status is 1 if there is no job with one of the ids.
 
     For example:
@@ -56,7 +56,7 @@ def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = ""
 def cancel(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
     """Cancel jobs that wait or are being downloaded.
 
-    Their callback says so. What has been downloaded stays.
+    Their callback reports the cancel. A download that is over cannot be cancelled.
     The exit status is 1 if a job is unknown or its download is over.
 
     For example:
@@ -89,7 +89,7 @@ def retry(
 ) -> int:
     """Send failed callbacks again, or repeat failed downloads.
 
-    With --failed all callbacks that have failed, otherwise those of the jobs.
+    With --failed it sends all failed callbacks again, otherwise those of the jobs.
     The exit status is 1 if a job is unknown or has not failed.
 
     For example:

@@ -1,4 +1,4 @@
-"""What the commands for a running service have in common: its address, a client, and errors in one line."""
+"""Shared by the commands for a running service: its address, a client, and errors in one line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Token = Annotated[
         name="--token",
         env_var="DOWNLOADER_TOKEN",
         show_default=False,
-        help="Its token. Others on this machine can see it here; use the variable.",
+        help="Its token. Others on this machine can see it; prefer the variable.",
     ),
 ]
 
@@ -49,12 +49,12 @@ _HINTS: Mapping[int, str] = {
 
 @contextlib.contextmanager
 def connect(api: str, token: str, *, retries: int = 0) -> Iterator[Client]:
-    """A client, whose refusals leave as errors with the right exit status.
+    """A client; refusals of the service are raised as errors with the right exit status.
 
     Args:
         api: `--api`.
         token: `--token`.
-        retries: further tries of a request; a person would rather be told at once.
+        retries: further tries of a request; none by default, so that a person sees an error at once.
 
     Raises:
         ConfigError: the service refused, and the command line or the token has to be changed.
@@ -88,7 +88,7 @@ def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: s
     from downloader.client import ApiProblem
 
     if not names:
-        raise ConfigError("nothing to do: give an id")
+        raise ConfigError("nothing to do: give an id or a name")
     status = 0
     with connect(api, token) as client:
         for name in names:
@@ -103,7 +103,7 @@ def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: s
 
 
 def write_details(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """A thing for people: a line for each of its facts."""
+    """Write a title and its details for people, a line for each."""
     found = list(rows)
     width = max(len(name) for name, _ in found)
     write("\n".join([_escape(title), *(f"  {name:<{width}}  {_escape(text)}" for name, text in found)]))

@@ -1,4 +1,4 @@
-"""`downloader submit`: jobs to a running service, and if wanted their results."""
+"""`downloader submit`: send jobs to a running service, and wait for their results with `--wait`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def submit(
     if first is None:
         raise ConfigError(_NOTHING)
     with connect(api, token) as client:
-        client.ping()  # whether there is a service is said at once; later, it may restart
+        client.ping()  # if there is no service, fail at once; later it may restart
     with connect(api, token, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
         with contextlib.closing(client.submit_many(itertools.chain([first], jobs))) as answers:
             for answer in answers:
@@ -124,4 +124,4 @@ def host_of(url: object) -> str:
     try:
         return Url.parse(url).origin.authority.decode() if isinstance(url, str) else "unknown"
     except UrlError:
-        return "unknown"  # the service says what is wrong with it
+        return "unknown"  # the service answers the error

@@ -1,4 +1,4 @@
-"""What `downloader submit` shows of jobs: progress, a line or JSON object for each, a table at the end."""
+"""The output of `downloader submit`: progress, a line or JSON object for each job, a table at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from downloader.client import Job, Submitted
 from downloader.observe import escape
 
 ROWS = 40
-"""Rows of the table at the end; of more jobs only those that went wrong are listed."""
+"""Most rows of the table at the end; with more jobs, only those that failed or were refused are listed."""
 
 WARNINGS = 20
 """Different warnings that are shown."""
@@ -33,7 +33,7 @@ _STYLES = {
 
 
 class Report:
-    """Receives what becomes of the jobs, counts it, and shows it."""
+    """Receives the answers and results of jobs, counts and shows them."""
 
     def __init__(self, *, wait: bool, as_json: bool, bars: Progress | None) -> None:
         self.urls: dict[str, str] = {}
@@ -71,7 +71,7 @@ class Report:
             )
 
     def waiting(self) -> None:
-        """All were submitted; from now on they end."""
+        """All jobs were submitted; `ended` is called from now on."""
         if self._bars is not None and self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = self._bars.add_task("done", total=len(self.urls))
@@ -107,7 +107,7 @@ class Report:
             self._bars.advance(self._bar)
 
     def _warn(self, text: str) -> None:
-        """Once for all jobs that have the same."""
+        """Show a warning once for all jobs that have it."""
         if text not in self._warnings and len(self._warnings) < WARNINGS:
             self._warnings.add(text)
             self._console.print(f"downloader: {escape(text)}", markup=False, highlight=False, soft_wrap=True)

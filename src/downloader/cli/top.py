@@ -1,4 +1,4 @@
-"""`downloader top`: what a running service is doing, live."""
+"""`downloader top`: show live what a running service is doing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECONNECT_S = 2.0
 def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
     """Watch a running service.
 
-    Instances, throughput, failures, and the busiest aggregations, live. q quits.
+    Shows instances, throughput, failures and the busiest aggregations. q quits.
     Without a terminal it writes the present state and ends.
 
     For example:
@@ -58,7 +58,7 @@ def _live(api: str, token: str) -> None:
 
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
-    with connect(api, token) as client:  # an error at the start is told in one line
+    with connect(api, token) as client:  # an error at the start is printed in one line
         state = next(client.events())
     try:
         tty.setcbreak(terminal)

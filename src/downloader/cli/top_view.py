@@ -1,4 +1,4 @@
-"""The picture of `downloader top`: a snapshot of `GET /events` as text."""
+"""The screen of `downloader top`: a snapshot of `GET /events` as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.text import Text
 from downloader.observe import escape
 
 WINDOW_S = 20.0
-"""Over which rates are taken: instances report every few seconds."""
+"""Rates are averages over this time, because instances report only every few seconds."""
 
 INSTANCES = 8
 """Most instances shown where the screen is small."""
@@ -53,7 +53,7 @@ def _count(counters: Mapping[str, Any], role: str, name: str) -> float:
 def view(
     state: Mapping[str, Any], rates: Rates, *, title: str, height: int | None, problem: str = ""
 ) -> RenderableType:
-    """The picture.
+    """The screen.
 
     Args:
         state: a snapshot of `GET /events`.

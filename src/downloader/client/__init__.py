@@ -1,4 +1,4 @@
-"""For programs that send jobs to a running service and ask what became of them: `Client`, `AsyncClient`.
+"""`Client` and `AsyncClient`, for programs that send jobs to a running service and read their results.
 
 ::
 

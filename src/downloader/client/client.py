@@ -32,7 +32,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `downloader run` listens if it is not told otherwise."""
 
 RETRIES = 5
-"""With their pauses about 15 s together: a service that restarts or fails over is back by then."""
+"""Their pauses are at most about 15 s together, in which a service restarts or fails over."""
 
 BATCH_JOBS = 500
 BATCH_BYTES = 1024**2
@@ -44,8 +44,8 @@ LONGEST_POLL_S = 2.0
 """Pauses of `wait`; they grow while nothing ends."""
 
 POLLED = 100
-"""Jobs that `wait_each` asks for in one round, so that waiting for a million costs the service little. If
-none of them has ended, the next round asks for others."""
+"""Jobs that `wait_each` asks for in one round, so that waiting for a million jobs is a small load. If none
+of them has ended, the next round asks for others."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -55,9 +55,9 @@ _M = TypeVar("_M", bound=BaseModel)
 class AsyncClient:
     """Talks to one service, on Trio or asyncio; close it with `async with` or `aclose`.
 
-    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not answer. Before,
-    it tries again `retries` times where that does no harm: if the service could not be reached or asked to
-    come later (`Retry-After`), and if the answer was lost and the request may be repeated.
+    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not answer. Before
+    that, a request is tried again up to `retries` times if the service could not be reached or answered 429
+    or 503, and, unless repeating it could do harm, if the answer was lost.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class AsyncClient:
     ) -> AsyncGenerator[Submitted]:
         """Submit any number of jobs, in batches; yields the answer to each, in order.
 
-        A job with a problem spoils no other. What was yielded with an id is accepted, whatever becomes of
-        the rest. Jobs are taken from the iterable as they are sent. Each carries an idempotency key, as for
-        `submit`.
+        A job with a problem does not affect the others. A job that was yielded with an id is accepted, even
+        if the call fails later. Jobs are taken from the iterable as they are sent. Each carries an
+        idempotency key, as for `submit`.
         """
         async with aclosing(_batches(jobs)) as batches:
             async for batch in batches:
@@ -154,7 +154,7 @@ class AsyncClient:
     async def wait_each(
         self, job_ids: Iterable[str], *, callback: bool = False, timeout_s: float | None = None
     ) -> AsyncGenerator[Job]:
-        """Wait for jobs; yields each once its download has ended, well or badly.
+        """Wait for jobs; yields each once its download has ended, successfully or not.
 
         Args:
             job_ids: the jobs.
@@ -163,7 +163,7 @@ class AsyncClient:
 
         Raises:
             WaitTimeout: the time is up.
-            ApiProblem: 404, there is no such job, or not any more.
+            ApiProblem: 404, the job never existed, or was deleted meanwhile.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         left = list(dict.fromkeys(job_ids))
@@ -200,7 +200,7 @@ class AsyncClient:
             since: only those that failed at this time or later; one without a time zone is local time.
 
         Returns:
-            How many there were.
+            How many were sent again, without those of answers that were lost.
         """
         params = {
             **({} if aggr_id is None else {"aggr_id": aggr_id}),
@@ -214,7 +214,7 @@ class AsyncClient:
         await self._wire.call("DELETE", f"jobs/{_segment(job_id)}")
 
     async def aggregations(self) -> AsyncGenerator[Aggregation]:
-        """The aggregations that have unfinished downloads, in no order."""
+        """Yield the aggregations that have unfinished downloads, in no particular order."""
         seen = set()
         async with aclosing(self._pages("GET", "aggregations", {})) as pages:
             async for page in pages:
@@ -225,12 +225,12 @@ class AsyncClient:
                         yield found
 
     async def aggregation(self, aggr_id: str) -> Aggregation:
-        """One of them."""
+        """One aggregation that has unfinished downloads."""
         response = await self._wire.call("GET", f"aggregations/{_segment(aggr_id)}")
         return _parsed(Aggregation, json_of(response), response)
 
     async def adjust(self, aggr_id: str, **changes: Unpack[AggregationChanges]) -> Aggregation:
-        """Change an aggregation, at once and over the fleet; what is not named stays as it is."""
+        """Change an aggregation, at once and over the fleet; fields that are not given stay as they are."""
         path = f"aggregations/{_segment(aggr_id)}"
         response = await self._wire.call("PATCH", path, content=_encode(changes))
         return _parsed(Aggregation, json_of(response), response)

@@ -9,7 +9,7 @@ from downloader.errors import DownloaderError
 
 
 class ClientError(DownloaderError):
-    """Base of the errors below; raised itself for an answer that no downloader gives."""
+    """Base of the errors below; raised itself if another program than this service answers."""
 
 
 class Unreachable(ClientError):
@@ -44,7 +44,7 @@ class ApiProblem(ClientError):
         self.status = status
         """Of the response; 0 for a line of `submit_many`, which has none of its own."""
         self.errors = errors
-        """All that is wrong with a job, each with `code`, `detail` and `field`; empty for other requests."""
+        """All errors of a job, each with `code`, `detail` and `field`; empty for other requests."""
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any], *, status: int = 0) -> Self:

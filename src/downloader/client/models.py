@@ -97,7 +97,7 @@ class JobFile(_Answer):
     mime_type: str = ""
     image_size: str = ""
     filename: str = ""
-    """What the origin calls it; empty if it does not say, or from an older service."""
+    """From the response's `Content-Disposition`; empty if it has none, or with an older service."""
 
 
 class JobCallback(_Work):
@@ -137,7 +137,7 @@ class Job(_Work):
 
 
 class AggregationChanges(TypedDict, total=False):
-    """What an operator may change of an aggregation; `None` takes back what was set."""
+    """The fields of an aggregation that an operator may change; `None` undoes an earlier change."""
 
     limit: int | None
     """Downloads at once."""
@@ -156,7 +156,7 @@ class Aggregation(_Answer):
     rate: float | None = None
     delay: float | None = None
     overridden: Mapping[str, Any] = {}
-    """What its jobs ask for, where an operator's value holds instead."""
+    """For each field that an operator has set, what its jobs ask for."""
     proxy: str = ""
     paused: bool = False
     in_flight: int = 0
@@ -165,4 +165,4 @@ class Aggregation(_Answer):
     """`None` while it does not cool down."""
     cooling_reason: str = ""
     next_due_at: datetime | None = None
-    """From when on its first pending job may start; `None` if none is pending, or while it is paused."""
+    """When its first pending job may start; `None` if none is pending, or while it is paused."""

@@ -1,4 +1,4 @@
-"""Requests with retries, and what lets one implementation serve programs with and without an event loop.
+"""Requests with retries, and adapters by which one implementation serves programs with and without a loop.
 
 All code of the clients is written once, as coroutines over `httpx2.AsyncClient`. For `Client` the transport
 and the pauses block, so that these coroutines never suspend, and `run` carries one out like a function.
@@ -38,7 +38,7 @@ _AGAIN = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE
 """The request was not carried out."""
 
 _UNCERTAIN = frozenset({HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT})
-"""Of a proxy between: the request may have been carried out."""
+"""Answers of a proxy: the request may have been carried out."""
 
 _ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 
@@ -126,7 +126,7 @@ class Wire:
                         yield line
                 finally:
                     await response.aclose()
-                    # httpx2's generators do not close each other; the error of reading on ends them all.
+                    # httpx2's generators do not close each other: reading on raises, which ends them all.
                     with suppress(httpx2.StreamError, httpx2.TransportError):
                         async for _ in lines:
                             pass
@@ -169,10 +169,10 @@ def _problem(response: httpx2.Response) -> ApiProblem:
 
 
 def json_of(response: httpx2.Response) -> dict[str, Any]:
-    """The object in an answer.
+    """The JSON object in an answer.
 
     Raises:
-        ClientError: it has none.
+        ClientError: there is none.
     """
     try:
         document = response.json()
@@ -184,7 +184,7 @@ def json_of(response: httpx2.Response) -> dict[str, Any]:
 
 
 def no_downloader(url: httpx2.URL) -> ClientError:
-    """For an answer that this service does not give."""
+    """The error for an answer that this service does not give."""
     return ClientError(f"{url.copy_with(query=None)} answered what no downloader does: another service?")
 
 

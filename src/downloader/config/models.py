@@ -474,7 +474,7 @@ class Settings(Section):
 
 
 def with_default_backend(settings: Settings) -> Settings:
-    """What `downloader run` does if no backend is configured: as if `[backends.http]` were given."""
+    """With these `downloader run` sends HTTP callbacks if no backend is configured."""
     if settings.backends:
         return settings
     return settings.model_copy(update={"backends": {"http": {}}})

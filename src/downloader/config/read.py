@@ -157,7 +157,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _variables(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str]]:
-    """The variables that are settings; notes a problem for each that is a misspelt one."""
+    """The variables that are settings; adds a problem for each that looks like a misspelt one."""
     keys = [*known_keys()]
     names = {PREFIX + key.replace(".", "__").upper() for key in keys}
     flat = {_letters(name): name for name in sorted(names)}
@@ -245,7 +245,7 @@ def _merge(
 
 
 def _remove_unknown(values: dict[str, Any], model: type[BaseModel], at: Path_, source: str) -> Iterator[str]:
-    """Remove keys that are none, and answer a line for each."""
+    """Remove unknown keys, and return a line for each."""
     for key, value in list(values.items()):
         path = (*at, key)
         info = model.model_fields.get(key)
@@ -358,7 +358,7 @@ _EXPECTED = {
 
 
 def _explain(error: ValidationError, layers: _Layers) -> Iterator[str]:
-    """A line for each of pydantic's errors, but those about secrets that could not be read."""
+    """A line for each of pydantic's errors, except those about secrets that could not be read."""
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         if not any(detail["loc"][: len(path)] == path for path in layers.missing):
             yield _line(detail, layers)

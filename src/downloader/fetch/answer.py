@@ -1,4 +1,4 @@
-"""What a response means for an attempt: a file to store, another URL to ask, or a failure."""
+"""What a response means for an attempt: a file to store, a redirect to follow, or a failure."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class Answer:
     length: int | None
     """Declared length of the whole file, as it is to be stored."""
     digests: Sequence[Digest] = ()
-    """Declared of the whole file."""
+    """Digests of the whole file that the response declares."""
     url: str = ""
-    """Where it came from."""
+    """The URL that answered, after redirects."""
     fields: Sequence[Field] = ()
-    """Of a response whose file can be continued if it is cut."""
+    """The response's fields; only if the file can be continued after a cut."""
     part: Part | None = None
-    """What `read` continues."""
+    """The part that `read` continues."""
     filename: str = ""
-    """What `Content-Disposition` calls the file."""
+    """The file's name from `Content-Disposition`."""
 
     def source(self) -> Source | None:
-        """What a part of this would be a part of; `None` if it could not be continued."""
+        """The source of a part of this file; `None` if a part could not be continued."""
         if self.part is not None:
             return self.part.source
         return source_of(self.url, self.fields, self.length, digests=self.digests, filename=self.filename)
@@ -56,7 +56,7 @@ def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
 def success(status: int, url: Url, body: ResponseBody, fields: Sequence[Field], request: HeaderMap) -> Answer:
     """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip.
 
-    What is decoded has a checksum of its own, and is not compared with digests, which are of what was sent.
+    A decoded body has a checksum of its own. It is not compared with digests, which are of the sent bytes.
     """
     named = first_fields(fields)
     disposition = named.get(b"content-disposition")

@@ -60,7 +60,7 @@ STORE_BYTES_PER_S = 64 * 1024
 """Storing may take one more second for each so many bytes."""
 
 CUT_OFF_S = 0.5
-"""How long after a job's deadline its attempt is cut off: surely after it, so that the job fails then."""
+"""How long after a job's deadline its attempt is cut off. The deadline has then passed, so the job fails."""
 
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`; called for each piece of the body."""
@@ -94,12 +94,12 @@ class _Progress:
     status: int = 0
     report: OnProgress = lambda *_: None
     part: Part | None = None
-    """Of an earlier attempt, to be continued; `None` once that is known to be impossible."""
+    """The part of an earlier attempt, to be continued; `None` once that is known to be impossible."""
     answer: Answer | None = None
-    """Whose body is being received."""
+    """The answer whose body is being received."""
 
     def source(self) -> Source | None:
-        """What the bytes in the sink are a part of, if they can be continued."""
+        """The source of the bytes in the sink, if they can be continued."""
         if self.answer is not None:
             return self.answer.source()
         return None if self.part is None else self.part.source
@@ -125,8 +125,8 @@ class Fetcher:
     ) -> Outcome:
         """Download the job's file and store it; the outcome has the verdict for the job.
 
-        All failures of a peer, the disk or a storage become outcomes. What has been received of a file is
-        kept in `parts`, if the job has another attempt and its origin may continue it. A cancel leaves no
+        All failures of a peer, the disk or a storage become outcomes. The received part of a file is kept in
+        `parts`, if the job has another attempt and its origin may continue the file. A cancel leaves no
         spool file, connection or task behind; whether the file was stored by then is unknown.
 
         Args:

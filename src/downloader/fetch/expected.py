@@ -1,4 +1,4 @@
-"""What a file is expected to be, by its job and by its origin. Pure."""
+"""Checks of a file against its job's size and digest and its origin's digests. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from downloader.fetch.errors import FetchError, Treatment
 from downloader.model import ErrorCode
 
 _FIELDS = {b"content-digest": "Content-Digest", b"repr-digest": "Repr-Digest"}
-"""Response fields of RFC 9530 by lower-case name. Of a 200, which is the whole file, both say the same."""
+"""Response fields of RFC 9530 by lower-case name. In a 200, which is the whole file, both mean the same."""
 
 _ALGORITHMS = {b"sha-256": "sha256", b"sha-512": "sha512"}
-"""Names of RFC 9530 to those of hashlib. The others of its registry are not safe, and are ignored."""
+"""hashlib's name for each algorithm of RFC 9530. The others of its registry are not safe, and are ignored."""
 
 _DIGEST_BYTES = {"sha256": 32, "sha512": 64}
 
@@ -61,10 +61,10 @@ def declared_digests(fields: Iterable[tuple[bytes, bytes]]) -> list[Digest]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """Bounds of a file."""
+    """The size and digest that a file must have."""
 
     max_size: int
-    """The configured one, in bytes."""
+    """`max_size` of the configuration, in bytes."""
     size: int | None
     """The job's, in bytes; `None`: any."""
     sha256: str
@@ -74,7 +74,7 @@ class Expected:
         """Check the length that the response declares.
 
         Raises:
-            FetchError: it is not worth receiving.
+            FetchError: the file would be refused.
         """
         if length > self.max_size:
             text = f"{length} bytes declared, more than max_size ({self.max_size} bytes)"
@@ -99,10 +99,10 @@ class Expected:
         Args:
             size: in bytes.
             digest: returns its digest in hexadecimal, given hashlib's name of the algorithm.
-            declared: what the response says of its digests.
+            declared: the digests that the response declares.
 
         Raises:
-            FetchError: it is another file.
+            FetchError: the file differs.
         """
         if self.size is not None and size != self.size:
             raise _mismatch("size", self.size, size)

@@ -1,8 +1,8 @@
-"""The beginnings of files whose downloads were cut, for the next attempts of their jobs.
+"""Parts: the first bytes of files whose downloads were cut off, for the next attempts of their jobs.
 
 A part stays in the spool of the instance that received it; other instances start from the beginning. It is
-continued only by a 206 that is exactly the rest that was asked for, of a file with the same strong validator
-(RFC 9110, 13.1.5 and 15.3.7). After any other answer the file is received from the beginning.
+continued only by a 206 with exactly the requested range, of a file with the same strong validator (RFC 9110,
+13.1.5 and 15.3.7). After any other answer the file is received from the beginning.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from downloader.fetch.spool import Spool, disk_used_percent
 Field = tuple[bytes, bytes]
 
 SLACK_S = 300.0
-"""How much later than due a job's next attempt may begin and still find its part here. A job that waits
-longer has probably been given to another instance."""
+"""How long a part is kept after the job's next attempt is due. A job that waits longer has probably been
+given to another instance."""
 
 SWEEP_S = 10.0
-"""Seconds between two looks at the parts that are kept."""
+"""Time between two checks for expired parts."""
 
 CLOCKS_S = 60
 """A `Last-Modified` is a strong validator if the `Date` of its response is later by this much (RFC 9110,
-8.8.2.2): a file that changes again within the second of its date keeps it, and two clocks may differ."""
+8.8.2.2): a file that changes twice within a second keeps its date, and two clocks may differ."""
 
 _STRONG_ETAG = re.compile(rb'"[!#-~\x80-\xff]+"')
-"""One with no characters is one that a faulty server gives to everything."""
+"""At least one character: faulty servers send an empty tag with every file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a part is a part of."""
+    """The file that a part belongs to, and how to ask for its rest."""
 
     url: str
     """Where the bytes came from, after redirects."""
@@ -49,7 +49,7 @@ class Source:
     validator: Field
     """The `ETag` or `Last-Modified` of the response, if it is strong; the name in lower case."""
     digests: Sequence[Digest] = ()
-    """Of the whole file, as the response declared them."""
+    """Digests of the whole file that the response declared."""
     filename: str = ""
     """As the response had it."""
 
@@ -98,7 +98,7 @@ class Part:
 def source_of(
     url: str, fields: Sequence[Field], length: int | None, *, digests: Sequence[Digest], filename: str
 ) -> Source | None:
-    """The source of a 200 that was cut; `None` if its rest could not be told from that of another file."""
+    """The source of a 200 that was cut off; `None` if the rest could be that of another file."""
     if length is None or _is_encoded(fields) or _values(fields, b"accept-ranges") == [b"none"]:
         return None
     validator = _strong_validator(fields)
@@ -131,7 +131,7 @@ class Parts:
     """The parts that one instance keeps, by job.
 
     Args:
-        spool: which has the files.
+        spool: the folder of the files.
         disk_low: percent; at this or above no part is kept, so that parts alone never stop the leasing.
     """
 
@@ -150,16 +150,16 @@ class Parts:
             return False
 
     def take(self, job_id: str) -> Part | None:
-        """The job's part, if there is one; whose file is the caller's from now on."""
+        """Remove and return the job's part, if there is one. The caller owns its file then."""
         return self._kept.pop(job_id, (None, 0.0))[0]
 
     def add(self, job_id: str, part: Part) -> None:
-        """Keep a part, whose file is this object's from now on."""
+        """Keep a part. This object owns its file then."""
         self._kept[job_id] = part, math.inf
         self._filled.set()
 
     async def keep(self, job_id: str, sink: Sink, source: Source | None) -> None:
-        """Keep what an attempt that ends has written of a file; `expect` then says for how long.
+        """Keep the bytes that an ending attempt has written of a file; a later `expect` sets for how long.
 
         Does nothing if `source` is `None`, nothing has been written, or the disk is full. Never raises.
         """
@@ -170,7 +170,7 @@ class Parts:
             self.add(job_id, Part(name, size, source))
 
     async def expect(self, job_id: str, delay_s: float | None) -> None:
-        """Keep a job's part for an attempt in so many seconds; delete it if there will be none (`None`)."""
+        """Keep a job's part for an attempt after `delay_s` seconds; delete it with `None`, no attempt."""
         if job_id not in self._kept:
             return
         if delay_s is None:

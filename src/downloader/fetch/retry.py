@@ -22,14 +22,15 @@ COOLDOWN_S = 30.0
 """The first cooldown, if the origin does not say how long. The store doubles it."""
 
 MIN_COOLDOWN_S = 1.0
-"""Also for a `Retry-After` of 0 or in the past; otherwise the free attempts would be used up at once."""
+"""Also with a `Retry-After` of 0 or in the past; otherwise uncounted attempts would be used up at once."""
 
 MAX_COOLDOWN_S = 3600.0
-"""Longest cooldown, whatever the origin asks for: so a wrong answer of the origin does not stop it
+"""Longest cooldown, whatever the origin asks for, so that a wrong answer does not stop an aggregation
 for a day."""
 
 COOLDOWN_JITTER = 0.2
-"""Part of a cooldown of no given length that is added at random: several aggregations may have one origin."""
+"""Share of the cooldown that is added at random if the origin gives no length: several aggregations may
+have one origin."""
 
 _MAX_DOUBLINGS = 32
 """Enough to reach the cap, and far below the overflow of a float."""
@@ -76,7 +77,7 @@ def decide(
 
 
 def cooldown(retry_after_s: float | None, rng: random.Random) -> Cooldown:
-    """How long the aggregation of an origin that asked for a pause starts nothing.
+    """The cooldown of an aggregation whose origin asked for a pause.
 
     Args:
         retry_after_s: what the origin asked for, if it did.

@@ -88,7 +88,7 @@ class Sink:
         self._hashes.setdefault(algorithm, hashlib.new(algorithm))
 
     def digest(self, algorithm: str) -> str:
-        """A digest in hexadecimal, of what is complete."""
+        """A digest of the complete file, in hexadecimal."""
         return self._hashes[algorithm].hexdigest()
 
     def add(self, chunk: bytes | bytearray) -> None:
@@ -106,7 +106,7 @@ class Sink:
             self._chunks.append(bytearray(chunk))
 
     async def resume(self, name: str, size: int) -> None:
-        """Begin with the first bytes of a spool file, which is read again, to hash what is on the disk.
+        """Begin with the first bytes of a spool file, and read them, so that the digests include them.
 
         The file is this sink's from now on, also after an exception.
 
@@ -116,11 +116,11 @@ class Sink:
         self._name = name
         await trio.to_thread.run_sync(self._reopen, size, limiter=self._spool.threads)
         while self.size < size:
-            # In steps, since a cancel waits for the step.
+            # In steps, because a cancel waits for the end of a step.
             await trio.to_thread.run_sync(self._reread, size, limiter=self._spool.threads)
 
     async def detach(self) -> tuple[str, int]:
-        """Close the spool file, and leave it: its name, and how many bytes of it are in order.
+        """Close the spool file and keep it; returns its name, and how many of its bytes are valid.
 
         The name is empty if there is no such file, or the disk hangs. Also when cancelled; never raises.
         """

@@ -42,9 +42,9 @@ class Watch:
         self._scope.deadline = min(self._end, trio.current_time() + seconds)
 
     def expect_flow(self, rate: float, seconds: float, *, received: int = 0) -> None:
-        """From now on `rate` bytes per second have to arrive, on average over any `seconds` or so.
+        """From now on `rate` bytes per second have to arrive, on average over about `seconds`.
 
-        `received` are there already.
+        `received` bytes have arrived already.
         """
         self._needed = rate * seconds
         self._window_s = seconds

@@ -168,9 +168,9 @@ class EgressPolicy:
             )
 
     def check_host(self, host: str) -> None:
-        """Refuse a URL's host if that needs no look-up: an address, `localhost`, a name listed in `deny`.
+        """Refuse a URL's host if no DNS look-up is needed: an address, `localhost`, a name listed in `deny`.
 
-        Any other name is judged when a connection is made, by its addresses.
+        Any other name is checked when a connection is made, by its addresses.
 
         Raises:
             EgressRefused: the policy forbids it.

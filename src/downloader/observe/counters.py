@@ -1,4 +1,4 @@
-"""Counters of one instance and role. The store sums them over all instances that there have been.
+"""Counters of one instance and role. The store sums them over all instances, also those that have ended.
 
 A *series* is a counter's name and the values of its labels, joined by `|`: `downloads_failed|dns`. A
 histogram has one series for each of its buckets, `queue_wait_seconds_bucket|0.5`, which counts the values
@@ -124,7 +124,7 @@ class Counters:
         return sums | {name: read() for name, read in self._gauges.items()}
 
     def series(self) -> dict[str, int]:
-        """What only grows, by series."""
+        """Counters and histograms, by series."""
         found = {SEPARATOR.join(key): value for key, value in self._values.items()}
         for (name, *labels), (bounds, (*counts, seconds)) in self._histograms.items():
             found[SEPARATOR.join((name + SUM, *labels))] = int(seconds * 1_000_000)

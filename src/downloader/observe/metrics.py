@@ -130,7 +130,7 @@ METRICS = (
         name="downloader_next_due_seconds",
         type="gauge",
         labels=("kind",),
-        help="Time until the first is due that is not yet; absent if there is none",
+        help="Time until the next waiting download or callback is due; absent if none waits for a time",
     ),
     Metric(
         name="downloader_aggregations_cooling",

@@ -96,9 +96,9 @@ class HeldLease:
         self.scope.cancel()
 
     def revoke(self) -> None:
-        """A client has cancelled the job: cancel the work; from now on nothing is published.
+        """Cancel the work, because a client has cancelled the job; nothing is published from now on.
 
-        Settling goes on, because it frees the slot.
+        The lease is still settled, because that frees the slot.
         """
         self._revoked = True
         self._ends_at = 0.0
@@ -113,7 +113,7 @@ class HeldLease:
 
 
 def revoke(held: Collection[HeldLease], job_id: str) -> None:
-    """A client has cancelled this job: end its work, if it is among these."""
+    """Cancel the work on a job that a client has cancelled, if one of these leases is for it."""
     for each in held:
         if each.lease.id == job_id:
             each.revoke()

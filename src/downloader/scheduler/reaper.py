@@ -53,7 +53,7 @@ async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None
 
 
 async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]]) -> bool:
-    """Delete a job's file within a time limit; answers whether it is gone, and logs why it is not."""
+    """Delete a job's file within a time limit; returns whether it is gone, and logs an error."""
     try:
         with trio.fail_after(DELETION_S):
             await delete(spec)

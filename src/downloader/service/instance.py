@@ -112,7 +112,7 @@ class _Worker:
     held: Held = field(default_factory=dict)
 
     def report(self) -> Report:
-        """What it reports to the fleet now: its facts, and its counts by series."""
+        """The current report of the instance: its facts, and its counts by series."""
         facts = {**self.facts(), "counters": self.counters.snapshot()}
         return facts, {**self.counters.series(), **predecessor.growing(facts["predecessor"])}
 

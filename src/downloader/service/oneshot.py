@@ -32,8 +32,8 @@ SUBMIT_BATCH = 500
 """Jobs per call to the store, so that the first downloads begin before all of a long list is submitted."""
 
 OWN_FAULTS = 3
-"""After this many attempts that do not count a file has failed: our own disk failed, or its origin asked for
-a pause. A service goes on until the operator has repaired the disk; here a person waits for the result."""
+"""A file fails after this many attempts that do not count, because our own disk failed or the origin asked
+for a pause. A service tries until the operator has repaired the disk; here a person waits for the result."""
 
 END_S = 10.0
 """How long closing may take after a signal: longer than the embedded store's stop."""
@@ -85,7 +85,7 @@ class FetchResult:
     sha256: str = ""
     mime_type: str = ""
     filename: str = ""
-    """What the origin calls it, made harmless."""
+    """From the response's `Content-Disposition`, made safe."""
     path: str = ""
     """The stored file: from the engine its path in the storage, from the command line its final path."""
     attempts: int = 0

@@ -30,7 +30,7 @@ NOTIFIER_NAMES: Mapping[str, str] = {
 """The predecessor's name, and our counter with the same meaning."""
 
 _NOW = ("alive", "workers", "maxWorkers", "workerPools", "maxWorkerPools")
-"""Those that do not only grow."""
+"""The values that may decrease."""
 
 _COUNTED = ("workers", "maxWorkers", "maxWorkerPools", "spawnedWorkers", "spawnedWorkerPools")
 
@@ -88,5 +88,5 @@ def callbacks(counters: Counters) -> dict[str, int]:
 
 
 def growing(values: Mapping[str, int]) -> Mapping[str, int]:
-    """Those of the values that only grow: the fleet's totals have them."""
+    """The values that never decrease, which the fleet's totals include."""
     return {name: value for name, value in values.items() if name not in _NOW}

@@ -1,4 +1,4 @@
-"""What an instance tells the fleet: each role's facts, and what it has counted."""
+"""Reports of an instance to the fleet: each role's facts, and its counts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def reporting(
         role: of this instance.
         more: returns what to report now.
         facts: to report each time.
-        interval_s: between two reports; the report of an instance that is silent for three vanishes.
+        interval_s: between two reports; a report expires if no other follows within three intervals.
     """
     facts = {
         "instance": owner,

@@ -53,7 +53,7 @@ def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1
     if roles == {"api"} and settings.redis.url == EMBEDDED:
         raise ConfigError(
             "redis.url: an api alone needs a Redis or Valkey that it shares with a processor and a notifier;"
-            " nobody would run its jobs on an embedded store"
+            " nothing would run its jobs on an embedded store"
         )
     sockets = listen(settings.api) if "api" in roles else []
     try:
@@ -212,7 +212,7 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
 
 
 def tell(parent: Any, said: object) -> None:
-    """Send what `_received` reads; a parent that was killed meanwhile does not wait for it."""
+    """Send what `_received` reads; ignore that the parent was killed meanwhile."""
     with suppress(BrokenPipeError):
         parent.send(said)
 

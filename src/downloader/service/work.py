@@ -52,7 +52,7 @@ _CALLBACKS: Mapping[Verdict, tuple[Event, str]] = {
     Verdict.RELEASE: (Event.CALLBACK_RELEASED, "callbacks_released"),
 }
 _ALARMING = (Event.JOB_FAILED, Event.JOB_POISON, Event.CALLBACK_FAILED)
-"""Ends that are logged as warnings: nothing more happens by itself."""
+"""Final failures, which are logged as warnings: no further attempt follows."""
 
 
 @dataclass(kw_only=True, eq=False)

@@ -85,7 +85,7 @@ class CancelAnswer(StrEnum):
     """Answer to `DELETE /jobs/<id>`."""
 
     DONE = "done"
-    """Its download is cancelled; also if it was so before."""
+    """Its download is cancelled, now or by an earlier call."""
     UNKNOWN = "unknown"
     CONFLICT = "conflict"
     """Its download is over."""
@@ -215,13 +215,13 @@ class Aggregation:
     delay: float | None
     """Seconds between two starts at the least."""
     asked: Mapping[str, float | None]
-    """What its jobs ask for, by field, where an operator's value holds."""
+    """What its jobs ask for, for each field that an operator has set."""
     proxy: str
     paused: bool
     cooling_until_ms: int | None
     """Unix time until which nothing of it starts, because its origin asked for a pause."""
     cooling_reason: str
-    """The error by which it cools down; empty while it does not."""
+    """The error that caused the cooldown; empty while it does not cool down."""
     next_due_ms: int | None
     """Unix time from which its first pending job may start; `None` if none is pending or it is paused."""
 
@@ -258,7 +258,7 @@ class Waiting:
     groups: int
     """Aggregations or destinations with tasks that are pending or running."""
     next_ms: int | None
-    """Unix time at which the first task is due that is not yet; `None`: there is none."""
+    """Unix time at which the next waiting task is due; `None`: none waits for a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +272,7 @@ class DestinationLoad:
     limit: int
     """How many may be in flight, over the fleet; 1 after a failure, until one is delivered."""
     due_ms: int | None
-    """Unix time since which its first pending callback is due, or will be; `None`: none is pending."""
+    """Unix time at which its first pending callback was or will be due; `None`: none is pending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +286,7 @@ class Backlog:
     failed_callbacks: int
     """Kept, and can be sent again."""
     destinations: Sequence[DestinationLoad]
-    """Those with the most callbacks that are pending or in flight, the most first."""
+    """The destinations with the most callbacks that are pending or in flight, the largest first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -426,7 +426,7 @@ class JobStore(Protocol):
         """
 
     async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
-        """At most `count` jobs of a list behind this cursor (empty: none).
+        """At most `count` jobs of a list after this cursor (empty: from the start).
 
         Those of other aggregations may be among them, unless the list is `PENDING`. An empty `aggr_id` stands
         for all.
@@ -442,9 +442,9 @@ class JobStore(Protocol):
         """Aggregations that have work, largest backlog first."""
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
-        """About `count` of the aggregations that have work, behind this cursor (empty: the first).
+        """About `count` of the aggregations that have work, after this cursor (empty: from the start).
 
-        All pages together have each aggregation that has work all the time, perhaps twice.
+        All pages together contain each aggregation that has work during the whole listing, some twice.
 
         Raises:
             ValueError: the cursor does not come from an `AggregationPage`.
@@ -471,7 +471,7 @@ class JobStore(Protocol):
         """
 
     async def backlog(self, destinations: int) -> Backlog:
-        """What waits now, with at most so many (1 or more) destinations of callbacks.
+        """What waits now, with at most this number (1 or more) of callback destinations.
 
         Its cost is bounded. With several shards it is not one snapshot.
         """
@@ -486,12 +486,12 @@ class JobStore(Protocol):
     ) -> None:
         """Publish an instance's facts, which vanish after `ttl_s` seconds of silence.
 
-        `counts` are what its counters have come to by now, by series. What they have grown by since the last
-        report that the store answered is added to the totals of the role, once.
+        `counts` are the present values of its counters, by series. Their growth since the last report that
+        the store answered is added to the totals of the role, once.
         """
 
     async def totals(self, role: str) -> Mapping[str, int]:
-        """The counts of all instances of a role that there have been, by series."""
+        """The counts of all instances of a role, also those that have ended, by series."""
 
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""

@@ -202,8 +202,8 @@ class Bucket:
     async def sweep(self) -> None:
         """Abort the uploads of crashed instances, which cost money and are not visible as objects.
 
-        Aborts old uploads whose keys have this service's form, and those of `check`, which an instance that
-        starts just now does not miss. If uploads cannot be listed, does nothing.
+        Aborts old uploads whose keys have this service's form, and all uploads of `check`; an instance that
+        runs its check at the same time does not need its upload. If uploads cannot be listed, does nothing.
         """
         now = datetime.now(UTC)
         after: dict[str, str] = {}

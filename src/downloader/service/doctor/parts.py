@@ -69,7 +69,7 @@ def _where(url: str, settings: Settings) -> str:
 
 
 def unreachable_files(settings: Settings) -> str:
-    """That the `download_url` of callbacks has an address of this machine alone; empty if it has not."""
+    """A warning if only this machine can reach the `download_url` of callbacks; otherwise empty."""
     base = settings.processor.download_url
     if settings.storage_name == "filesystem" and not base:
         base = api_url(settings)

@@ -139,7 +139,7 @@ def _server(facts: Mapping[str, Any]) -> str:
 
 
 def _risk(redis: RedisSettings, facts: Mapping[str, Any]) -> str:
-    """The settings of the server by which jobs may be lost; empty if there are none."""
+    """The settings of the server that may lose jobs; empty if there are none."""
     risks = []
     policy = facts.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":

@@ -1,4 +1,4 @@
--- cancel: a download that is not over ends because a client wishes it, and its callback becomes pending.
+-- cancel: a download that is not over ends because a client asked for it, and its callback becomes pending.
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {id, group: its aggregation, error, callback: its group or '', limit: of that group, keep_ms: how long
