@@ -185,7 +185,7 @@ KEYS = (
         parameters=("role",),
         type="hash",
         owner="one per store; as many fields as there are series",
-        holds="counters of all instances of a role that there have been, by series",
+        holds="counters of all instances of a role, also those that have ended, by series",
     ),
     Key(
         name="counted",
