@@ -56,8 +56,8 @@ end
 -- The longest time between two starts that a rate can demand.
 local MAX_GAP_MS = 24 * 3600 * 1000
 
--- A start that is late by this much at the most counts as if it had been in time, so that a rate is reached
--- although instances take a while to ask.
+-- A start that is late by at most this much counts as if it had been in time, so that a rate is reached
+-- although instances ask late.
 local CATCH_UP_MS = 1000
 
 -- Fields of a group's record that say from when on its next task may start: when `started` has been and the time
@@ -75,8 +75,9 @@ local function opens(cooling, rate, delay, started)
   return math.max(tonumber(cooling or '0'), started and tonumber(started) + gap_of(rate, delay) or 0)
 end
 
--- Takes note that a task starts, for the rate and the delay. `due` is since when the task has waited: only then the
--- start is late, and the next one need not wait the whole time. `delay` is a least time, so it is counted from now.
+-- Notes that a task starts, for the rate and the delay. The task has waited since `due`. If that was before the
+-- planned time, the start is late; up to `CATCH_UP_MS` the next one is planned from the planned time. With a
+-- `delay`, which is a minimum, the next one is planned from now.
 local function note_start(group, due, cooling, rate, delay, started)
   if gap_of(rate, delay) == 0 then return end
   local planned = opens(cooling, rate, delay, started)
@@ -133,12 +134,12 @@ local function place(kind, group)
   end
 end
 
--- Fields of an aggregation's record that an operator may set. What its jobs ask for is kept meanwhile in
--- `asked_<field>`, which is there exactly while the operator's value holds.
+-- Fields of an aggregation's record that an operator may set. While an operator's value applies, the value that its
+-- jobs ask for is kept in `asked_<field>`.
 local ADJUSTABLE = {'limit', 'rate', 'delay'}
 
--- What people see of an aggregation, as names and values; nil if it has no work. `asked` has the names and values
--- of what its jobs ask for where an operator's value holds; '' stands for no value everywhere.
+-- Describes an aggregation, as names and values; nil if it has no work. `asked` has what its jobs ask for, for each
+-- field that an operator has set; '' stands for no value.
 local function describe_aggregation(group)
   local score = redis.call('ZSCORE', key_groups('download'), group)
   if not score then return nil end
@@ -192,10 +193,10 @@ end
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
 local MAX_COOLDOWN_MS = 3600 * 1000
 
--- Lets an aggregation start nothing for a while, because the origin of this running download asked for a pause.
--- `item` has cool_ms (nothing is done without it), asked (whether the origin has named the time) and error.
--- A time of ours doubles with each cooldown that follows another: one that begins less than its length after the
--- end of the last. The answers to downloads that had begun before are part of the last one.
+-- Begins a cooldown of an aggregation, because the origin of this running download asked for a pause. `item` has
+-- cool_ms (nothing is done without it), asked (whether the origin gave the length) and error. If it did not, the
+-- length doubles with each cooldown that follows another: one that begins less than the last one's length after the
+-- end of the last. If this download began before the last cooldown, its answer is part of that cooldown.
 local function cool_down(id, group, item)
   if not item.cool_ms then return end
   local record = key_group('download', group)

@@ -12,7 +12,7 @@ if call.group then
   local found = describe_aggregation(call.group)
   return {'cursor', '0', 'aggregations', found and {found} or {}}
 end
--- ZSCAN gives each one that is there all the time, whatever comes and goes between the pages.
+-- ZSCAN returns each member that stays during the whole scan, even if others are added or removed meanwhile.
 local answer = redis.call('ZSCAN', key_groups('download'), call.cursor, 'COUNT', call.count)
 local found = {}
 for i = 1, #answer[2], 2 do

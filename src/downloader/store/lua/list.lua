@@ -17,7 +17,7 @@ local start = 0
 if score and score == call.score then
   start = redis.call('ZRANK', key, call.id) + 1
 elseif call.id ~= '' then
-  -- It has gone or moved meanwhile: those of the same time come again, which is better than not at all.
+  -- The last one read is gone or has moved: read those with the same score again, so that none is left out.
   start = redis.call('ZCOUNT', key, '-inf', '(' .. call.score)
 end
 local rows = redis.call('ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
