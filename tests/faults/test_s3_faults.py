@@ -132,6 +132,7 @@ async def test_f14_s3_fails(
                 nursery.start_soon(partial(processor.event, event, job_id=job_id))
         front.heal()
         await processor.stop()
+        await front.settled()  # a late CreateMultipartUpload would leave an upload that nobody knows of
         await fleet.start("processor", environ=CREDENTIALS, tables=tables(own, front.url, timeout=PATIENT_S))
         for subpath, callback in zip(
             ids, await sink.heard_of(*ids.values(), seconds=RELEASED_S), strict=True

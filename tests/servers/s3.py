@@ -80,6 +80,8 @@ class Exchange:
     rest: bytes
     """Of the body, what came with the head."""
     moto: Moto
+    at_moto: set[int]
+    """The requests that moto works on."""
 
     async def body(self) -> bytes:
         """All of it."""
@@ -101,9 +103,13 @@ class Exchange:
         kept = [
             one for one in fields.split(b"\r\n") if not one.lower().startswith((b"expect:", b"connection:"))
         ]
-        async with await trio.open_tcp_stream("127.0.0.1", self.moto.port) as server:
-            await server.send_all(b"\r\n".join([line, *kept, b"Connection: close", b"", b""]) + body)
-            return b"".join([bytes(block) async for block in server])
+        self.at_moto.add(id(self))
+        try:
+            async with await trio.open_tcp_stream("127.0.0.1", self.moto.port) as server:
+                await server.send_all(b"\r\n".join([line, *kept, b"Connection: close", b"", b""]) + body)
+                return b"".join([bytes(block) async for block in server])
+        finally:
+            self.at_moto.discard(id(self))
 
     async def send(self, response: bytes) -> None:
         head, _, body = response.partition(b"\r\n\r\n")
@@ -199,6 +205,7 @@ class Front:
     moto: Moto
     port: int = 0
     asked: list[Asked] = field(default_factory=list)
+    at_moto: set[int] = field(default_factory=set)
     _rules: dict[tuple[str, str], _Scripted] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
 
@@ -224,6 +231,12 @@ class Front:
         """From now on all pass."""
         self._rules.clear()
 
+    async def settled(self) -> None:
+        """Wait until moto has carried out what it was asked, also by clients that have given up since."""
+        with trio.fail_after(60):
+            while self.at_moto:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(0.01)
+
     async def seen(self, operation: str, count: int = 1, *, seconds: float = 20.0) -> Asked:
         """Wait for the `count`-th such request."""
         with trio.fail_after(seconds):
@@ -240,7 +253,7 @@ class Front:
                     return
                 data += more
             head, _, rest = data.partition(b"\r\n\r\n")
-            exchange = Exchange(_parse(head), head, stream, rest, self.moto)
+            exchange = Exchange(_parse(head), head, stream, rest, self.moto, self.at_moto)
             await self._rule(exchange.asked)(exchange)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass
