@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from downloader.model import Verdict
 from downloader.scheduler import revoke
+from downloader.scheduler.loop import DISCARD_S
 from servers.fake_store import FakeStore
 from servers.scheduling import LEASE_S, Process, scheduling
 
@@ -79,3 +81,19 @@ async def test_what_was_stored_in_that_moment_is_discarded(
         await process.settle_down()
         assert process.work.discarded == [job_id]
         assert process.work.ends == []
+
+
+async def test_a_storage_that_hangs_does_not_keep_its_lease(
+    autojump_clock: MockClock, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_: object) -> None:
+        await trio.sleep_forever()
+
+    async with scheduling(store) as process:
+        monkeypatch.setattr(process.work, "discard", hang)
+        [job_id] = process.add("a")
+        await process.settle_down()
+        store.cancel(job_id)
+        revoke(process.held, job_id)
+        await trio.sleep(DISCARD_S + 0.1)
+        assert not process.held
