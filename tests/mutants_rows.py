@@ -5,7 +5,7 @@ from __future__ import annotations
 ROWS = (
     (
         "F10: an empty store is no alarm",
-        "downloader/store/redis_store.py",
+        "downloader/store/redis_reader.py",
         "                            log.error(Event.STORE_EMPTY)",
         "                            pass",
         "tests/faults/test_store.py -k f10",

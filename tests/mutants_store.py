@@ -70,8 +70,8 @@ ROWS = (
     ),
     (
         "encryption: jobs are stored in the clear",
-        f"{STORE}/redis_store.py",
-        "item.spec.to_json(self._seal),",
+        f"{STORE}/arguments.py",
+        "item.spec.to_json(seal),",
         "item.spec.to_json(),",
         "tests/store/test_sealing.py",
     ),
@@ -247,7 +247,7 @@ ROWS = (
     ),
     (
         "cluster: one silent shard fails the call",
-        f"{STORE}/redis_store.py",
+        f"{STORE}/shards.py",
         "if errors and not answers and not some:",
         "if errors:",
         OF_CLUSTER,
@@ -296,7 +296,7 @@ ROWS = (
     ),
     (
         "cooldown: it uses up an attempt",
-        f"{STORE}/redis_store.py",
+        f"{STORE}/arguments.py",
         '"0" if end.verdict is Verdict.THROTTLED else "1"',
         '"1"',
         OF_POLITENESS,
@@ -394,7 +394,7 @@ ROWS = (
     ),
     (
         "aggregations: the second page begins at the start",
-        f"{STORE}/redis_store.py",
+        f"{STORE}/redis_reader.py",
         'call = {"cursor": match[2], "count": count}',
         'call = {"cursor": "0", "count": count}',
         OF_AGGREGATIONS,

@@ -6,9 +6,9 @@ import pytest
 
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, RetryAnswer, Submission
-from downloader.store.job_store import Backlog, DestinationLoad, Waiting
 from downloader.store.records import backlog as backlog_of
 from downloader.store.redis_store import RedisStore
+from downloader.store.views import Backlog, DestinationLoad, Waiting
 from servers.jobs import spec_for
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)

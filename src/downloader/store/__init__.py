@@ -6,35 +6,37 @@ from downloader.errors import StoreError, StoreUnavailable
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
 from downloader.store.job_store import (
     Accepted,
-    Aggregation,
-    AggregationLoad,
-    AggregationPage,
-    AggregationSize,
-    Backlog,
     CallbackPlan,
     CancelAnswer,
     CloseResult,
     FinishResult,
-    JobPage,
     JobStore,
-    JobView,
     LeaseBatch,
-    Listed,
-    ListedJob,
-    Load,
     Reapable,
     ReapBatch,
     RetryAnswer,
     Settled,
     Shares,
     Submission,
-    TaskView,
 )
 from downloader.store.keys import Keys
 from downloader.store.loop import asyncio_loop
 from downloader.store.redis import StoreClient, compare_layout, open_client, where
 from downloader.store.redis_store import open_store
 from downloader.store.sealing import open_sealer
+from downloader.store.views import (
+    Aggregation,
+    AggregationLoad,
+    AggregationPage,
+    AggregationSize,
+    Backlog,
+    JobPage,
+    JobView,
+    Listed,
+    ListedJob,
+    Load,
+    TaskView,
+)
 
 __all__ = [
     "KILLED_S",

@@ -20,7 +20,8 @@ from downloader.model import (
     State,
     Verdict,
 )
-from downloader.store.job_store import (
+from downloader.store.job_store import Reapable
+from downloader.store.views import (
     Aggregation,
     AggregationLoad,
     Backlog,
@@ -28,7 +29,6 @@ from downloader.store.job_store import (
     JobView,
     ListedJob,
     Load,
-    Reapable,
     TaskView,
     Waiting,
 )
@@ -50,11 +50,6 @@ _VERDICTS: Mapping[str, Verdict] = {
 def fields(flat: Sequence[Any]) -> dict[str, Any]:
     """A mapping from a flat list of names and values, the form in which scripts and HGETALL answer."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def terminal_state(outcome: Outcome) -> State:
-    """The terminal state of a download with this outcome."""
-    return State.SUCCEEDED if outcome.verdict is Verdict.SUCCEEDED else State.FAILED
 
 
 def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:

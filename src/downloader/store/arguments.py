@@ -1,0 +1,111 @@
+"""The arguments of the scripts, from values of the model. Pure.
+
+Numbers go as strings where a script stores them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from downloader.model import Delivery, ErrorCode, JobSpec, Lease, Outcome, State, Verdict
+from downloader.store.job_store import CallbackPlan, CloseResult, FinishResult, Submission
+
+NO_CALLBACK = CallbackPlan(group="", limit=0)
+
+
+def submit(item: Submission, permitted: str, seal: Callable[[str], str] | None) -> dict[str, Any]:
+    """Of a job; `permitted` is the proxy that it may find with its aggregation, if not every proxy."""
+    return {
+        "id": item.spec.id,
+        "group": item.spec.aggr_id,
+        "limit": str(item.spec.aggr_limit),
+        **_pace(item.spec),
+        "due": item.spec.not_before,
+        "proxy": item.spec.aggr_proxy,
+        "spec": item.spec.to_json(seal),
+        "idempotency": item.idempotency_key,
+        "values": item.value_digest,
+        "body": item.body_digest,
+        **({"permitted": permitted} if item.permits else {}),
+    }
+
+
+def release(result: tuple[Lease, str, float]) -> dict[str, Any]:
+    """Of a task that is given back: its lease, the reason, and the seconds until it is due."""
+    _, reason, delay_s = result
+    return {"error": reason, "delay_ms": ms(delay_s)}
+
+
+def retry_later(result: tuple[Lease, Outcome | Delivery, float]) -> dict[str, Any]:
+    """Of a task that is tried again: its lease, the end of the attempt, and the seconds until it is due."""
+    _, end, delay_s = result
+    code, status = (end.error_code, end.response_code) if isinstance(end, Outcome) else ("", 0)
+    return {
+        "error": end.error,
+        "code": code,
+        "status": str(status),
+        "attempts": "0" if end.verdict is Verdict.THROTTLED else "1",
+        "delay_ms": ms(delay_s),
+        **_cooldown(end),
+    }
+
+
+def finish(result: FinishResult) -> dict[str, Any]:
+    """Of a download that is over."""
+    _, outcome, plan, keep_s = result
+    plan = plan or NO_CALLBACK
+    file = outcome.file
+    # A job that ends as poison has made no attempt under this lease, and one at its deadline none to its end.
+    counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.DEADLINE)
+    return {
+        "state": _terminal_state(outcome.verdict),
+        "attempts": "1" if counts else "0",
+        "error": outcome.error,
+        "code": outcome.error_code,
+        "status": str(outcome.response_code),
+        "size": str(file.size),
+        "sha256": file.sha256,
+        "mime": file.mime_type,
+        "image": file.image_size,
+        **({"filename": file.filename} if file.filename else {}),
+        "callback": plan.group,
+        "limit": str(plan.limit),
+        "keep_ms": ms(keep_s),
+        **_cooldown(outcome),
+    }
+
+
+def close_callback(result: CloseResult) -> dict[str, Any]:
+    """Of a callback that is over."""
+    _, delivery, keep_s, limit = result
+    return {
+        "state": _terminal_state(delivery.verdict),
+        "error": delivery.error,
+        "keep_ms": ms(keep_s),
+        "limit": str(limit),
+    }
+
+
+def ms(seconds: float) -> int:
+    """Whole milliseconds."""
+    return int(seconds * 1000)
+
+
+def _terminal_state(verdict: Verdict) -> State:
+    return State.SUCCEEDED if verdict is Verdict.SUCCEEDED else State.FAILED
+
+
+def _pace(spec: JobSpec) -> dict[str, str]:
+    """The rate and the delay that a job names."""
+    if spec.aggr_rate is None and spec.aggr_delay is None:
+        return {}
+    named = {"rate": spec.aggr_rate, "delay": spec.aggr_delay}
+    return {name: str(value) for name, value in named.items() if value is not None}
+
+
+def _cooldown(end: Outcome | Delivery) -> dict[str, Any]:
+    """The arguments of `cool_down` in `_lib.lua`."""
+    if not isinstance(end, Outcome) or end.cooldown is None:
+        return {}
+    return {"cool_ms": ms(end.cooldown.seconds), "asked": end.cooldown.asked}

@@ -1,0 +1,168 @@
+"""`RedisReader`: what is read from the store, and what is heard from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import trio
+
+from downloader.errors import StoreUnavailable
+from downloader.model import Kind, shard_of
+from downloader.observe import Event, get_logger
+from downloader.store import records
+from downloader.store.redis import StoreClient, check_layout
+from downloader.store.sealing import Sealer
+from downloader.store.shards import Shards
+from downloader.store.views import (
+    SUMMED_GROUPS,
+    Aggregation,
+    AggregationPage,
+    AggregationSize,
+    Backlog,
+    JobPage,
+    JobView,
+    Listed,
+    Load,
+)
+
+log = get_logger()
+
+RESUBSCRIBE_S = 0.5
+"""Pause before subscribing again after the connection to the store was lost."""
+
+_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{0,20})\.([0-9A-Za-z]*)")
+"""Shard, score and id of the last job that was looked at."""
+
+_SCAN_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
+"""Shard, and the cursor of ZSCAN there."""
+
+
+class RedisReader:
+    """The part of `downloader.store.JobStore` that changes nothing; safe to share between tasks."""
+
+    def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
+        self._client = client
+        self._keys = client.keys
+        self._shards = Shards(client)
+        self._unseal: records.Unseal = (lambda _: None) if sealer is None else sealer.unseal
+
+    async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
+        """See `JobStore.jobs`."""
+        shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(self._shards.all)
+        match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
+        if match is None or int(match[1]) not in shards:
+            raise ValueError("no such cursor")
+        shard = int(match[1])
+        call = {"which": which, "group": aggr_id, "count": count, "score": match[2], "id": match[3]}
+        answer = records.fields(await self._client.run("list", shard, call))
+        behind = ""
+        if answer["id"]:
+            behind = f"{shard}.{answer['score']}.{answer['id']}"
+        elif shard != shards[-1]:
+            behind = f"{shard + 1}.."
+        return JobPage(jobs=[records.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
+
+    async def get(self, job_id: str) -> JobView | None:
+        """See `JobStore.get`."""
+        try:
+            shard = shard_of(job_id, self._keys.shards)
+        except ValueError:
+            return None
+        answer = await self._client.run("get", shard, {"id": job_id})
+        return records.job_view(job_id, answer, self._unseal) if answer else None
+
+    async def aggregation_sizes(self) -> Sequence[AggregationSize]:
+        """See `JobStore.aggregation_sizes`."""
+
+        async def ask(shard: int) -> list[AggregationSize]:
+            key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
+            flat = await self._client.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
+            pairs = flat if flat and isinstance(flat[0], list | tuple) else records.fields(flat).items()
+            return [AggregationSize(aggr_id=name, pending=records.counts(score)[0]) for name, score in pairs]
+
+        sizes = [
+            size for answer in (await self._shards.ask(self._shards.all, ask)).values() for size in answer
+        ]
+        return sorted(sizes, key=lambda size: -size.pending)
+
+    async def aggregations(self, cursor: str, count: int) -> AggregationPage:
+        """See `JobStore.aggregations`."""
+        match = _SCAN_CURSOR.fullmatch(cursor or "0.0")
+        if match is None or int(match[1]) >= self._keys.shards or int(match[2]) >= 2**64:
+            raise ValueError("no such cursor")
+        shard = int(match[1])
+        call = {"cursor": match[2], "count": count}
+        answer = records.fields(await self._client.run("aggregations", shard, call))
+        if answer["cursor"] != "0":
+            behind = f"{shard}.{answer['cursor']}"
+        else:
+            behind = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
+        found = [records.aggregation(flat) for flat in answer["aggregations"]]
+        return AggregationPage(aggregations=found, cursor=behind)
+
+    async def aggregation(self, aggr_id: str) -> Aggregation | None:
+        """See `JobStore.aggregation`."""
+        shard = self._keys.aggregation_shard(aggr_id)
+        answer = records.fields(await self._client.run("aggregations", shard, {"group": aggr_id}))
+        return next(map(records.aggregation, answer["aggregations"]), None)
+
+    async def load(self, count: int) -> Load:
+        """See `JobStore.load`."""
+        return records.load(await self._shards.run_on_all("busiest", {"count": count}), count)
+
+    async def backlog(self, destinations: int) -> Backlog:
+        """See `JobStore.backlog`."""
+        call = {"groups": SUMMED_GROUPS, "destinations": destinations}
+        return records.backlog(await self._shards.run_on_all("backlog", call), destinations)
+
+    async def totals(self, role: str) -> Mapping[str, int]:
+        """See `JobStore.totals`."""
+        found = await self._client.command("HGETALL", self._keys.key(0, "totals", role))
+        return {series: int(value) for series, value in found.items()}
+
+    async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
+        """See `JobStore.reports`."""
+        names = await self._client.command("ZRANGE", self._keys.key(0, "instances", role), 0, -1)
+        if not names:
+            return []
+        keys = [self._keys.key(0, "instance", role, name) for name in names]
+        return [json.loads(text) for text in await self._client.command("MGET", *keys) if text]
+
+    async def ping(self) -> None:
+        """See `JobStore.ping`."""
+        await self._shards.ask(self._shards.all, self._client.ping)
+
+    async def listen(
+        self,
+        wakes: Mapping[Kind, Callable[[], None]],
+        *,
+        cancelled: Callable[[str], None] = lambda _: None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """See `JobStore.listen`."""
+        by_channel = {
+            self._keys.key(shard, "wake", kind): wake
+            for kind, wake in wakes.items()
+            for shard in range(self._keys.shards)
+        }
+        first, started = next(iter(by_channel)), False
+        while True:
+            try:
+                async with self._client.subscribed(list(by_channel)) as receive:
+                    if not started:
+                        started = True
+                        task_status.started()
+                    while True:
+                        channel, text = await receive()
+                        if text:
+                            cancelled(text)
+                            continue
+                        # Also for a subscription: what was published before it is lost.
+                        by_channel[channel]()
+                        if text is None and channel == first and await check_layout(self._client):
+                            log.error(Event.STORE_EMPTY)
+            except StoreUnavailable:
+                await trio.sleep(RESUBSCRIBE_S)
