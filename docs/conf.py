@@ -1,10 +1,10 @@
 """Sphinx: MyST pages, furo; built with `-n -W`, so that a broken reference is an error."""
 
-from importlib.metadata import version as installed_version
+from downloader import __version__
 
 project = "downloader"
 author = "the downloader contributors"
-version = release = installed_version("downloader")
+version = release = __version__
 
 extensions = ["myst_parser"]
 exclude_patterns = ["_build"]

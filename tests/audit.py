@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib.metadata import Distribution, distributions
 from typing import Any
 
-OWN = frozenset({"downloader"})
+OWN = frozenset({"downloader-service"})
 
 LICENCES = frozenset(
     [

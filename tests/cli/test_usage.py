@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from downloader import __version__
 from downloader.cli import COMMANDS, main
 from servers.cli import Ran, run_cli, run_script
 from servers.forked import environment
@@ -29,12 +29,12 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.slow
 def test_version() -> None:
     ran = run_script("version")
-    assert (ran.status, ran.out, ran.err) == (0, f"{version('downloader')}\n", "")
+    assert (ran.status, ran.out, ran.err) == (0, f"{__version__}\n", "")
 
 
 def test_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr() == (f"{version('downloader')}\n", "")
+    assert capsys.readouterr() == (f"{__version__}\n", "")
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_python_dash_m() -> None:
         check=True,
         env=environment(),
     )
-    assert done.stdout == f"{version('downloader')}\n"
+    assert done.stdout == f"{__version__}\n"
 
 
 @pytest.mark.slow
@@ -194,8 +194,8 @@ def test_plugins_lists_what_is_installed_and_what_is_used(
     assert rows["notifier", "http"] == {
         "kind": "notifier",
         "name": "http",
-        "version": version("downloader"),
-        "distribution": "downloader",
+        "version": __version__,
+        "distribution": "downloader-service",
         "configured": True,
         "problem": "",
     }
@@ -212,8 +212,8 @@ def test_plugins_lists_what_is_installed_and_what_is_used(
     assert used == {("storage", "s3"), ("buckets", "s3")}
     assert main(["plugins"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"filesystem\tstorage\t{version('downloader')}\tdownloader\tyes" in lines
-    assert f"http\tnotifier\t{version('downloader')}\tdownloader" in lines
+    assert f"filesystem\tstorage\t{__version__}\tdownloader-service\tyes" in lines
+    assert f"http\tnotifier\t{__version__}\tdownloader-service" in lines
 
 
 def test_a_plugin_that_is_configured_and_not_installed_is_told(
@@ -259,7 +259,7 @@ def test_plugins_that_are_installed_badly_are_listed_too(
     assert main(["plugins", "-c", str(config)]) == 2
     captured = capsys.readouterr()
     assert "http\tnotifier\t3\tother\tyes, but installed twice" in captured.out.splitlines()
-    assert "is installed more than once (downloader " in captured.err
+    assert "is installed more than once (downloader-service " in captured.err
 
 
 @pytest.mark.slow

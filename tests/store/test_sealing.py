@@ -154,5 +154,5 @@ async def test_who_has_no_key_hands_the_job_back(redis_settings: RedisSettings, 
 def test_without_the_package_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)
     assert open_sealer([]) is None
-    with pytest.raises(ConfigError, match=r"^redis\.encryption_keys: .*downloader\[encryption\]$"):
+    with pytest.raises(ConfigError, match=r"^redis\.encryption_keys: .*downloader-service\[encryption\]$"):
         open_sealer([NEW])

@@ -3,11 +3,10 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
-import structlog
 
 from downloader.observe.events import Event
 from downloader.observe.logging import configure, escape, get_logger
@@ -17,10 +16,8 @@ Configure = Callable[..., Lines]
 
 
 @pytest.fixture
-def configured() -> Iterator[Configure]:
-    """Configures logging into memory; the process's own comes back afterwards."""
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
+def configured() -> Configure:
+    """Configures logging into memory."""
 
     def setup(
         form: Literal["auto", "console", "json"], stream: io.StringIO | None = None, **kw: Any
@@ -29,11 +26,7 @@ def configured() -> Iterator[Configure]:
         configure(form=form, stream=out, **kw)
         return lambda: out.getvalue().splitlines()
 
-    yield setup
-    logging.captureWarnings(capture=False)
-    structlog.reset_defaults()
-    root.handlers[:] = before
-    root.setLevel(level)
+    return setup
 
 
 def fail(why: str) -> None:

@@ -142,7 +142,9 @@ def test_installed_lists_strangers_beside_our_own_without_importing(pigeon: Any)
     plugins = installed(NOTIFIERS)
     assert PluginInfo(kind="notifier", name="pigeon", version="2.5", distribution="pigeon-post") in plugins
     assert PluginInfo(kind="notifier", name="broken", version="2.5", distribution="pigeon-post") in plugins
-    assert [plugin for plugin in plugins if plugin.distribution == "downloader" and plugin.name == "http"]
+    assert [
+        plugin for plugin in plugins if plugin.distribution == "downloader-service" and plugin.name == "http"
+    ]
     assert plugins == sorted(plugins)
     assert {plugin.name for plugin in installed(STORAGES)} >= {"attic", "filesystem"}
 

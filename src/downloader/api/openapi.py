@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import TypeAdapter
 from quart import Response
 from quart_trio import QuartTrio
 
+from downloader import __version__
 from downloader.api.answers import CallbackPayload, ProblemAnswer
 from downloader.api.auth import PUBLIC_PATHS, scope_of
 from downloader.api.codes import CODES
@@ -85,7 +85,7 @@ def openapi_document(deps: ApiDeps) -> Document:
         "openapi": "3.1.0",
         "info": {
             "title": "downloader",
-            "version": version("downloader"),
+            "version": __version__,
             "description": _INTRODUCTION,
             "license": {"name": "GPL-3.0-or-later", "identifier": "GPL-3.0-or-later"},
         },

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
+from downloader import __version__
 from downloader.cli.aggregations import aggregations, pause, resume
-from downloader.cli.config import config, version, version_text
+from downloader.cli.config import config, version
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
 from downloader.cli.jobs import cancel, job, retry
@@ -57,7 +58,7 @@ def make_app() -> App:
         help=SUMMARY,
         help_epilogue=EPILOGUE,
         help_format="plaintext",
-        version=version_text,
+        version=__version__,
         default_parameter=Parameter(negative=()),
         suppress_keyboard_interrupt=False,
         result_action="return_value",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import version as installed_version
 
+from downloader import __version__
 from downloader.cli.options import Config, load
 
 
@@ -33,9 +33,4 @@ def version() -> None:
     For example:
       downloader version
     """
-    sys.stdout.write(f"{version_text()}\n")
-
-
-def version_text() -> str:
-    """The installed version."""
-    return installed_version("downloader")
+    sys.stdout.write(f"{__version__}\n")

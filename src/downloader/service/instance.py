@@ -17,11 +17,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import trio
 
+from downloader import __version__
 from downloader.config import Settings
 from downloader.fetch import Fetcher, disk_used_percent
 from downloader.model import Kind, now_ms
@@ -228,7 +228,7 @@ async def _run_roles(
                 Event.SERVICE_STARTED,
                 instance=instance.owner,
                 roles=sorted(instance.roles),
-                version=version("downloader"),
+                version=__version__,
             )
             started()
         background.cancel_scope.cancel()

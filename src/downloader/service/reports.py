@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 import trio
 
+from downloader import __version__
 from downloader.errors import StoreError
 from downloader.observe import Event, get_logger
 from downloader.store import JobStore
@@ -44,7 +44,7 @@ async def reporting(
         "instance": owner,
         "role": role,
         "host": socket.gethostname(),
-        "version": version("downloader"),
+        "version": __version__,
         **facts,
     }
 

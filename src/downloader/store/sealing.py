@@ -22,7 +22,7 @@ class Sealer:
             from cryptography import fernet  # noqa: PLC0415 - optional
         except ImportError:
             raise ConfigError(
-                "redis.encryption_keys: the package cryptography is needed: install downloader[encryption]"
+                "redis.encryption_keys: cryptography is missing: install downloader-service[encryption]"
             ) from None
         self._fernet = fernet.MultiFernet([fernet.Fernet(key.get_secret_value()) for key in keys])
         self._invalid = fernet.InvalidToken
