@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import nox
 
@@ -31,11 +32,14 @@ def pytest(session: nox.Session, *default: str, workers_per_core: float = 1.5) -
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Style, the formatter's verdict, and which module may import which."""
+    """Style, the formatter's verdict, which module may import which, and the workflows."""
     install(session, "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
+    workflows = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows, silent=True)
+    session.run("zizmor", "--offline", "--quiet", ".github")
 
 
 @nox.session
