@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pty
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,14 +12,16 @@ from tempfile import TemporaryFile
 import pytest
 import trio
 
+from downloader.cli.fetch_folder import HIDDEN
 from servers.cli import Ran, run_cli
 from servers.forked import Forked, fork
-from servers.origin import PNG, Origin, open_origin, raw, respond
+from servers.origin import PNG, Exchange, Origin, body_of, open_origin, raw, respond
 from servers.processes import children, gone
 
 pytestmark = pytest.mark.slow  # each starts a process and a store
 
 WAIT_S = 40.0
+MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -41,7 +44,8 @@ async def fetch(*arguments: str | Path, stdin: str = "", cwd: Path | None = None
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """The files that a user sees."""
+    return sorted(path.name for path in folder.iterdir() if path.name != HIDDEN)
 
 
 async def test_files_get_their_names_and_lines(origin: Origin, tmp_path: Path) -> None:
@@ -65,6 +69,7 @@ async def test_json_and_status_1_when_one_fails(origin: Origin, tmp_path: Path) 
     assert good == {
         "url": origin.url("/a.png"),
         "ok": True,
+        "skipped": False,
         "path": str(tmp_path / "out" / "a.png"),
         "size": len(PNG),
         "sha256": hashlib.sha256(PNG).hexdigest(),
@@ -85,10 +90,12 @@ async def test_json_and_status_1_when_one_fails(origin: Origin, tmp_path: Path) 
 
 
 async def test_urls_of_standard_input_and_types(origin: Origin, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("mine")
     urls = f"# list\n{origin.url('/a.png')}\n\n{origin.url('/text')}\n{origin.url('/a.png')}\n"
     ran = await fetch("--from-file", "-", "--mime", "image/*", "-o", tmp_path, stdin=urls)
     assert ran.status == 1
     assert names(tmp_path) == ["a (2).png", "a.png"]
+    assert len(origin.asked("/a.png")) == 1, "a URL that is listed twice is fetched once"
     [failed] = [line for line in ran.out.splitlines() if line.startswith("failed")]
     assert failed == (
         f"failed mime_type {origin.url('/text')} Expected mime-type to be (image/*), found (text/plain)"
@@ -97,13 +104,15 @@ async def test_urls_of_standard_input_and_types(origin: Origin, tmp_path: Path) 
 
 async def test_headers_retries_and_the_origins_names(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_text("mine")
-    origin.on("/", respond(200, b"hello\n", [("Content-Disposition", 'attachment; filename="/x/a.pdf"')]))
+    origin.on("/get", respond(200, b"hello\n", [("Content-Disposition", 'attachment; filename="/x/a.pdf"')]))
     headers = ["--header", "X-Key: a: b", "--header", "user-agent:me"]
-    ran = await fetch(origin.url("/"), origin.url("/status/503"), *headers, "--retries", "0", "-o", tmp_path)
+    ran = await fetch(
+        origin.url("/get"), origin.url("/status/503"), *headers, "--retries", "0", "-o", tmp_path
+    )
     assert ran.status == 1
     assert names(tmp_path) == ["a (2).pdf", "a.pdf"]
     assert (tmp_path / "a.pdf").read_text() == "mine"
-    [request] = origin.asked("/")
+    [request] = origin.asked("/get")
     assert (request.headers["x-key"], request.headers["user-agent"]) == ("a: b", "me")
     assert request.headers["accept"] == "*/*"
     assert len(origin.asked("/status/503")) == 1
@@ -162,6 +171,95 @@ async def test_interrupted_it_leaves_nothing_half_written(
         )
     assert line == f"ok 6 {tmp_path / 'text'} {origin.url('/text')}\n"
     assert names(tmp_path) == ["text"]
+
+
+class Versioned:
+    """A file of 4 MiB as a static server gives it; only its first 3 MiB, and then nothing, while `hangs`."""
+
+    def __init__(self, origin: Origin, path: str) -> None:
+        self.url = origin.on(path, self.answer)
+        self.hangs = True
+        self.change("v1")
+
+    def change(self, version: str) -> None:
+        self.body, self.tag = body_of(4 * MIB, version), f'"{version}"'
+
+    async def answer(self, exchange: Exchange) -> None:
+        asked = exchange.request.headers
+        fields = [("ETag", self.tag)]
+        if self.hangs:
+            head = f"HTTP/1.1 200 OK\r\nETag: {self.tag}\r\nContent-Length: {4 * MIB}\r\n\r\n"
+            await raw(head.encode() + self.body[: 3 * MIB], then="hang")(exchange)
+        elif asked.get("if-none-match") == self.tag:
+            await exchange.respond(304, headers=fields)
+        elif "range" in asked and asked["if-range"] == self.tag:
+            start = int(asked["range"].removeprefix("bytes=").removesuffix("-"))
+            fields.append(("Content-Range", f"bytes {start}-{4 * MIB - 1}/{4 * MIB}"))
+            await exchange.respond(206, self.body[start:], fields)
+        else:
+            await exchange.respond(200, self.body, fields)
+
+
+async def stopped(number: signal.Signals, folder: Path, *urls: str) -> tuple[int, str]:
+    """Start a run, and send it a signal when it has written a MiB of a file; its status, and what it said."""
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:
+        process = launch("-o", folder, *urls, stdout=out.fileno(), stderr=err.fileno())
+        with trio.fail_after(WAIT_S):
+            while not any(  # noqa: ASYNC110  # nothing but the file tells of it
+                path.stat().st_size >= MIB for path in (folder / HIDDEN).glob("spool/*")
+            ):
+                await trio.sleep(0.01)
+            process.send_signal(number)
+            status = await process.wait()
+        err.seek(0)
+        return status, err.read()
+
+
+async def test_a_run_that_was_killed_is_continued_by_the_next(origin: Origin, tmp_path: Path) -> None:
+    big, urls = Versioned(origin, "/big"), [origin.url("/text")]
+    await fetch(*urls, "-o", tmp_path)
+    status, _ = await stopped(signal.SIGKILL, tmp_path, *urls, big.url)
+    assert (status, names(tmp_path)) == (-signal.SIGKILL, ["text"])
+    big.hangs = False
+    ran = await fetch(*urls, big.url, "-o", tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.splitlines() == [
+        f"skipped 6 {tmp_path / 'text'} {urls[0]}",
+        f"ok {4 * MIB} {tmp_path / 'big'} {big.url}",
+    ]
+    assert (tmp_path / "big").read_bytes() == big.body
+    [_, second] = origin.asked("/big")
+    assert int(second.headers["range"][len("bytes=") : -1]) >= MIB
+    ran = await fetch(*urls, big.url, "-o", tmp_path, "--json")
+    assert [(row["ok"], row["skipped"], row["sha256"]) for row in ran.json_lines()] == [
+        (True, True, hashlib.sha256(b"hello\n").hexdigest()),
+        (True, True, hashlib.sha256(big.body).hexdigest()),
+    ]
+    assert [len(origin.asked(path)) for path in ("/text", "/big")] == [1, 2], "skipped without a request"
+
+
+async def test_a_file_that_has_changed_is_fetched_as_a_whole(origin: Origin, tmp_path: Path) -> None:
+    big = Versioned(origin, "/big")
+    status, said = await stopped(signal.SIGINT, tmp_path, big.url)
+    assert status == 130
+    first, second = said.splitlines()
+    assert first == "downloader: interrupted: 0 fetched, 0 bytes; 0 failed; 1 not fetched"
+    assert re.fullmatch(r"downloader: the same command resumes 1 file, of which \d\.\d MB are here", second)
+    big.hangs = False
+    big.change("v2")
+    ran = await fetch(big.url, "-o", tmp_path)
+    assert (ran.status, ran.err) == (0, "")
+    assert (tmp_path / "big").read_bytes() == big.body
+    assert len(origin.asked("/big")) == 2
+
+    ran = await fetch(big.url, "-o", tmp_path, "--check")
+    assert (ran.status, ran.out) == (0, f"skipped {4 * MIB} {tmp_path / 'big'} {big.url}\n")
+    assert origin.asked("/big")[2].headers["if-none-match"] == '"v2"'
+    big.change("v3")
+    assert (await fetch(big.url, "-o", tmp_path)).out.startswith("skipped")
+    assert (await fetch(big.url, "-o", tmp_path, "--check")).out.startswith("ok")
+    assert names(tmp_path) == ["big"]
+    assert (tmp_path / "big").read_bytes() == big.body
 
 
 async def test_a_fetch_that_is_killed_leaves_no_server_behind(origin: Origin, tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def test_file_name_without_one_has_the_types_extension() -> None:
     assert file_name("https://h/", mime_type="no/such") == "index"
 
 
-def test_a_url_without_a_name_gets_the_origins() -> None:
-    assert file_name("https://h/get?id=7", said="a.pdf") == "get"
+def test_the_name_that_the_origin_gives_is_preferred() -> None:
+    assert file_name("https://h/get?id=7") == "get"
+    assert file_name("https://h/get?id=7", said="a.pdf") == "a.pdf"
     assert file_name("https://h/?id=7", said="a.pdf", mime_type="text/html") == "a.pdf"
 
 
@@ -98,6 +99,7 @@ def test_many_files_of_one_name(tmp_path: Path) -> None:
             stored = output.hidden / "stored"
             stored.write_bytes(str(number).encode())
             output.place(stored, url="http://h/a.tar.gz")
+        stored.unlink(missing_ok=True)
     assert len(list(tmp_path.iterdir())) == 300
     assert (tmp_path / "a (300).tar.gz").read_bytes() == b"299"
 
@@ -121,11 +123,11 @@ def test_a_file_system_without_links_will_do(tmp_path: Path, stored: Path) -> No
         assert output.place(stored, url="http://h/a").name == "a (2)"
 
 
-def test_what_is_unfinished_goes(tmp_path: Path) -> None:
+def test_a_run_that_completes_no_file_leaves_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
         with open_output(tmp_path / "new" / "out") as output:
-            output.spool_dir.mkdir()
-            (output.spool_dir / "part").write_bytes(b"half")
+            output.storage_dir.mkdir()
+            (output.storage_dir / "unnamed").write_bytes(b"whole")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -43,16 +43,18 @@ def fetch(
         Parameter(name="--header", show_default=False, allow_leading_hyphen=True, consume_multiple=False),
     ] = (),
     retries: Annotated[int, Parameter(name="--retries", validator=Number(gte=0, lte=1000))] = RETRIES,
+    check: Annotated[bool, Parameter(name="--check")] = False,
     json_: Json = False,
 ) -> int:
     """Fetch URLs into a folder, without a service.
 
     Each host has its own limit of downloads at once. A file gets its name from
-    its URL, or from its origin if the URL has no name; it is "name (2).ext" if
-    that name is taken, so no file is overwritten. A file gets its name when it is
-    complete. A terminal shows progress bars and a table, a pipe gets a line for
-    each file. Private addresses are allowed.
-    The exit status is 1 if any file failed, and 130 after Ctrl-C.
+    its origin (Content-Disposition) or its URL when it is complete; it is "name
+    (2).ext" if that name is taken, so no file is overwritten. The same command
+    run again skips the files that are there, without a request, and resumes those
+    that were interrupted. A terminal shows progress bars and a table, a pipe gets
+    a line for each file. Private addresses are allowed.
+    The exit status is 1 if any file failed, 130 after Ctrl-C, 143 after SIGTERM.
 
     For example:
       downloader fetch https://example.org/a.png https://example.org/b.png
@@ -69,6 +71,8 @@ def fetch(
         header: Send this header, "Name: value", to each host; may be repeated. Not
             after a redirect to another host.
         retries: Further attempts at a file after a temporary failure.
+        check: Ask the origins of files that are there whether they have changed, and
+            replace those that have.
         json_: Write a JSON object for each file, when it is done.
     """
     from downloader.content import MimePatterns
@@ -78,19 +82,27 @@ def fetch(
     except ValueError as error:
         raise ConfigError(f"--mime: {error}") from None
     headers = _headers(header)
-    requests = list(_requests(urls, from_file, mime))
+    requests = {request.url: request for request in _requests(urls, from_file, mime)}
     if not requests:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
     with open_output(output) as folder, tempfile.TemporaryDirectory(prefix="downloader-") as data_dir:
+        from downloader.cli.fetch_record import Record
         from downloader.cli.fetch_report import open_report
         from downloader.observe import configure
         from downloader.service import fetch_files
 
         configure(form="auto", level="error")
-        with open_report(len(requests), folder=folder, as_json_lines=json_) as report:
+        record = Record(folder)
+        with open_report(len(requests), folder=folder, record=record, as_json_lines=json_) as report:
             try:
                 settings = _settings(folder, Path(data_dir), headers=headers, retries=retries)
-                fetch_files(requests, settings=settings, limit=limit, on_event=report.event)
+                fetch_files(
+                    report.missing(requests.values(), check=check),
+                    settings=settings,
+                    limit=limit,
+                    on_event=report.event,
+                    lasting=folder.lasting,
+                )
             except (KeyboardInterrupt, SystemExit):
                 report.interrupted()
                 raise
@@ -143,6 +155,8 @@ def _settings(folder: OutputFolder, data_dir: Path, *, headers: Mapping[str, str
             "retry_backoff": RETRY_BACKOFF_S,
             "request_headers": headers,
             "max_retries": retries,
+            "disk_low": 100,  # a full disk is no reason to begin files from the beginning
+            "disk_high": 100,
         },
     }
     return Settings.model_validate(values)

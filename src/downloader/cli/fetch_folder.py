@@ -1,12 +1,15 @@
 """Where the files of `downloader fetch` go, and how they are named.
 
 The engine stores each complete file in a hidden folder in the output folder. Giving it its final name is then
-one step.
+one step. The hidden folder also has what a later run needs: the record of complete files, and the parts of
+unfinished ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import itertools
 import mimetypes
 import os
@@ -19,6 +22,10 @@ from urllib.parse import unquote
 
 from downloader.errors import ConfigError, StorageError
 from downloader.filenames import safe_name, split_name
+from downloader.folders import private_folder
+
+HIDDEN = ".downloader"
+"""The hidden folder's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +34,10 @@ class OutputFolder:
 
     folder: Path
     hidden: Path
-    """On the same file system as `folder`; gone when the run is over."""
+    """On the same file system as `folder`; this run's alone."""
+    lasting: bool = True
+    """Whether the parts of unfinished files stay for a later run. They do not if another run, which keeps its
+    own, is using the folder at the same time."""
     taken: dict[str, int] = field(default_factory=dict)
     """By name, the last number given, so that with many files of one name not all numbers are tried again."""
 
@@ -41,10 +51,22 @@ class OutputFolder:
         """For complete files until they get their names."""
         return self.hidden / "files"
 
+    @property
+    def record(self) -> Path:
+        """Of the complete files; common to all runs."""
+        return self.folder / HIDDEN / "complete.jsonl"
+
+    def parts(self) -> list[int]:
+        """The sizes of the parts that stay."""
+        notes = self.spool_dir.glob("*.json") if self.lasting else ()
+        parts = [note.with_suffix("") for note in notes]
+        return [part.stat().st_size for part in parts if part.exists()]
+
     def place(self, stored: Path, *, url: str, said: str = "", mime_type: str = "") -> Path:
         """Give a complete file its name, see `file_name`; `name (2).ext` if that one is taken.
 
-        An existing file is never overwritten, also if another process creates it at the same time.
+        An existing file is never overwritten, also if another process creates it at the same time. If it has
+        the same content it is taken as the file.
 
         Raises:
             StorageError: it cannot be placed.
@@ -53,10 +75,14 @@ class OutputFolder:
         try:
             for number in itertools.count(self.taken.get(name, 0) + 1):
                 target = self.folder / (name if number == 1 else _numbered(name, number))
-                with contextlib.suppress(FileExistsError):
+                try:
                     _move_without_overwriting(stored, target)
-                    self.taken[name] = number
-                    return target
+                except FileExistsError:
+                    if not _is_same(stored, target):
+                        continue
+                    stored.unlink()
+                self.taken[name] = number
+                return target
         except OSError as error:
             raise StorageError(f"{name} cannot be placed in {self.folder}: {error.strerror}") from error
         raise AssertionError("itertools.count ends")
@@ -64,33 +90,68 @@ class OutputFolder:
 
 @contextlib.contextmanager
 def open_output(folder: Path) -> Iterator[OutputFolder]:
-    """The output folder, created if missing. Unfinished files are deleted when the context ends.
+    """The output folder, created if missing. Only complete files, parts and the record are left in the end.
 
     Raises:
-        ConfigError: it is no folder, or no file can be made in it.
+        ConfigError: it is no folder, no file can be made in it, or its hidden folder is another user's.
     """
+    hidden = folder / HIDDEN
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(hidden, setting="the output folder")
+            lasting = _lock(hidden, stack)
+            if not lasting:
+                hidden = Path(tempfile.mkdtemp(prefix="run-", dir=hidden))
+                _lock(hidden, stack)
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ConfigError(f"the folder {str(folder)!r} cannot be written: {reason}") from None
+        output = OutputFolder(folder=folder, hidden=hidden, lasting=lasting)
+        try:
+            if lasting:
+                _clean(output)
+            yield output
+        finally:
+            _clean(output)
+            for empty in (output.spool_dir, output.hidden):
+                with contextlib.suppress(OSError):
+                    empty.rmdir()
+
+
+def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
+    """Lock a folder until the stack is closed; false if another process has locked it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack.callback(os.close, descriptor)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=".downloader-", dir=folder))
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"the folder {str(folder)!r} cannot be written: {reason}") from None
-    try:
-        yield OutputFolder(folder=folder, hidden=hidden)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _clean(output: OutputFolder) -> None:
+    """Delete what no later run needs, also of runs that were killed."""
+    if not output.lasting:
+        shutil.rmtree(output.hidden, ignore_errors=True)
+        return
+    shutil.rmtree(output.storage_dir, ignore_errors=True)
+    for run in output.hidden.glob("run-*"):
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            if _lock(run, stack):
+                shutil.rmtree(run)
 
 
 def file_name(url: str, *, said: str = "", mime_type: str = "") -> str:
-    """A file's name from its URL: the last segment of the path, decoded and made safe.
+    """A file's name: what the origin `said`, or the last segment of the URL's path, decoded and made safe.
 
-    Without one it is the name that the origin `said`, or `index` with the extension of the type.
+    Without either it is `index` with the extension of the type.
     """
     from downloader.net import Url
 
     path = Url.parse(url).target.partition(b"?")[0]
     segment = unquote(path.rpartition(b"/")[2], errors="replace")
-    return safe_name(segment) or said or f"index{mimetypes.guess_extension(mime_type) or ''}"
+    return said or safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:
@@ -108,6 +169,25 @@ def _move_without_overwriting(source: Path, target: Path) -> None:
             raise
     else:
         source.unlink(missing_ok=True)
+
+
+def _is_same(stored: Path, target: Path) -> bool:
+    try:
+        if target.is_symlink() or stored.stat().st_size != target.stat().st_size:
+            return False
+        return file_sha256(stored) == file_sha256(target)
+    except OSError:
+        return False
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _numbered(name: str, number: int) -> str:

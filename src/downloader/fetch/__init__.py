@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
 from downloader.fetch.fetcher import open_fetcher
+from downloader.fetch.lasting import LastingParts
 from downloader.fetch.spool import disk_used_percent
 
-__all__ = ["BucketOpener", "FetchLimits", "Fetcher", "disk_used_percent", "open_fetcher"]
+__all__ = ["BucketOpener", "FetchLimits", "Fetcher", "LastingParts", "disk_used_percent", "open_fetcher"]

@@ -24,6 +24,7 @@ from downloader.fetch.headers import (
     may_keep,
     without_secrets,
 )
+from downloader.fetch.lasting import LastingParts
 from downloader.fetch.parts import Part, Parts, Source
 from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.sink import CompleteBody, Sink
@@ -174,8 +175,9 @@ class Fetcher:
         patterns = _patterns(spec.mime_type)
         expected = Expected(max_size=int(self.settings.max_size), size=spec.size, sha256=spec.sha256)
         part = progress.part = self.parts.take(lease.id)
-        sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
-        keep = False
+        name = self.parts.name_of(spec.url)
+        sink = Sink(self.spool, head_bytes=SNIFF_BYTES, name=name)
+        keep = self.parts.lasting
         try:
             with trio.CancelScope() as scope:
                 watch = Watch(scope, total_s=self._total_s(spec))
@@ -184,8 +186,10 @@ class Fetcher:
                 answer = progress.answer = await self._follow(lease, watch, progress)
                 if part is not None and answer.part is None:
                     await sink.discard()
-                    sink = Sink(self.spool, head_bytes=SNIFF_BYTES)
+                    sink = Sink(self.spool, head_bytes=SNIFF_BYTES, name=name)
                 try:
+                    if isinstance(self.parts, LastingParts):
+                        await self.parts.note(spec, answer)
                     mime = await self._receive(
                         answer, sink, expected=expected, patterns=patterns, watch=watch, progress=progress
                     )
@@ -208,16 +212,20 @@ class Fetcher:
             keep = True
         except NetError as exc:
             error = explain(exc)
-            keep = error.treatment is not Treatment.FINAL
+            keep = self._may_continue(error, progress)
             raise error from exc
         except FetchError as exc:
-            keep = exc.treatment is not Treatment.FINAL
+            keep = self._may_continue(exc, progress)
             raise
         finally:
             if keep:
                 await self.parts.keep(lease.id, sink, progress.source())
             await sink.discard()
         raise FetchError(watch.reason, ErrorCode.TIMEOUT, Treatment.RETRY)
+
+    def _may_continue(self, error: FetchError, progress: _Progress) -> bool:
+        """Whether another attempt, or another run with lasting parts, may continue the file."""
+        return error.treatment is not Treatment.FINAL or (self.parts.lasting and progress.answer is None)
 
     def _total_s(self, spec: JobSpec) -> float:
         wanted = spec.download_timeout or self.settings.download_timeout

@@ -12,8 +12,9 @@ from downloader.config import ProcessorSettings
 from downloader.errors import ConfigError
 from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
 from downloader.fetch.headers import base_headers
+from downloader.fetch.lasting import LastingParts
 from downloader.fetch.parts import Parts
-from downloader.fetch.spool import open_spool
+from downloader.fetch.spool import open_lasting_spool, open_spool
 from downloader.net import EgressPolicy, open_transport, tls_context
 from downloader.storage import Storage
 
@@ -28,10 +29,13 @@ async def open_fetcher(
     own_bucket: BucketOpener | None = None,
     rng: random.Random,
     limits: FetchLimits | None = None,
+    lasting: bool = False,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher with its connections and its folder under `spool_dir`; both end with it.
 
     No attempt may be under way at the end. Folders of crashed instances under `spool_dir` are swept.
+    With `lasting` the parts of unfinished files stay in `spool_dir`, for a later fetcher to continue; no two
+    fetchers may use it at the same time.
 
     Raises:
         ConfigError: `ca_file` cannot be used, or `spool_dir` cannot be written.
@@ -39,14 +43,15 @@ async def open_fetcher(
     limits = limits or FetchLimits()
     tls = _tls_context(settings.ca_file)
     async with (
-        open_spool(spool_dir) as spool,
+        (open_lasting_spool if lasting else open_spool)(spool_dir) as spool,
         open_transport(policy, tls=tls, limits=limits.net, max_idle=settings.concurrency) as transport,
     ):
+        parts = (LastingParts if lasting else Parts)(spool, disk_low=settings.disk_low)
         yield Fetcher(
             settings=settings,
             base=base_headers(settings.request_headers),
             transport=transport,
-            parts=Parts(spool, disk_low=settings.disk_low),
+            parts=parts,
             spool=spool,
             storage=storage,
             own_bucket=own_bucket,

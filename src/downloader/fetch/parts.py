@@ -128,12 +128,15 @@ def _values(fields: Sequence[Field], name: bytes) -> list[bytes]:
 
 
 class Parts:
-    """The parts that one instance keeps, by job.
+    """The parts that one instance keeps, by job, as long as it runs.
 
     Args:
         spool: the folder of the files.
         disk_low: percent; at this or above no part is kept, so that parts alone never stop the leasing.
     """
+
+    lasting = False
+    """Whether parts are kept of cancelled attempts and failed jobs too, see `LastingParts`."""
 
     def __init__(self, spool: Spool, *, disk_low: float) -> None:
         self._spool = spool
@@ -148,6 +151,10 @@ class Parts:
             return disk_used_percent(self._spool.path) < self._disk_low
         except OSError:
             return False
+
+    def name_of(self, url: str) -> str:  # noqa: ARG002  # for `LastingParts`
+        """The name of the spool file for a job's URL; empty: any."""
+        return ""
 
     def take(self, job_id: str) -> Part | None:
         """Remove and return the job's part, if there is one. The caller owns its file then."""

@@ -53,10 +53,12 @@ class Sink:
     Args:
         spool: for bodies that are not small.
         head_bytes: how many of the first bytes to keep in `head`.
+        name: of the spool file; empty: a random one.
     """
 
-    def __init__(self, spool: Spool, *, head_bytes: int) -> None:
+    def __init__(self, spool: Spool, *, head_bytes: int, name: str = "") -> None:
         self._spool = spool
+        self._wanted_name = name
         self._head_bytes = head_bytes
         self._head = b""
         self._chunks: list[bytes | bytearray] = []
@@ -113,7 +115,7 @@ class Sink:
         Raises:
             OSError: the disk refuses it, or the file is shorter than `size` bytes.
         """
-        self._name = name
+        self._name, self._written = name, size
         await trio.to_thread.run_sync(self._reopen, size, limiter=self._spool.threads)
         while self.size < size:
             # In steps, because a cancel waits for the end of a step.
@@ -198,7 +200,7 @@ class Sink:
 
     def _write(self, chunks: list[bytes | bytearray]) -> None:
         if self._descriptor < 0:
-            self._name, self._descriptor = self._spool.create()
+            self._name, self._descriptor = self._spool.create(self._wanted_name)
         for each in self._hashes.values():
             for chunk in chunks:
                 each.update(chunk)
@@ -217,7 +219,6 @@ class Sink:
         if os.fstat(self._descriptor).st_size < size:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         os.ftruncate(self._descriptor, size)  # an incomplete write may have left more
-        self._written = size
 
     def _reread(self, size: int) -> None:
         for _ in range(_STEP_BUFFERS):

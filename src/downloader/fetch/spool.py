@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -44,13 +45,15 @@ class Spool:
         """Limiter of the writers' threads, so that a disk that hangs does not use up those of others."""
         self._descriptor = descriptor
 
-    def create(self) -> tuple[str, int]:
+    def create(self, name: str = "") -> tuple[str, int]:
         """A new empty file: its name in `path`, and a descriptor to write to, for the caller to close.
+
+        Without a `name` it gets a random one.
 
         Raises:
             OSError: the disk refuses it, or the name exists already.
         """
-        name = secrets.token_hex(8)
+        name = name or secrets.token_hex(8)
         return name, os.open(name, _CREATE, 0o600, dir_fd=self._descriptor)
 
     def reopen(self, name: str) -> int:
@@ -93,6 +96,21 @@ async def open_spool(root: Path) -> AsyncIterator[Spool]:
     finally:
         with trio.move_on_after(_CLEANUP_S, shield=True):
             await trio.to_thread.run_sync(spool.close, abandon_on_cancel=True)
+
+
+@asynccontextmanager
+async def open_lasting_spool(path: Path) -> AsyncIterator[Spool]:
+    """The folder `path` itself, made if it is missing; its files stay. The caller alone may be using it.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    await trio.to_thread.run_sync(partial(private_folder, path, setting="the spool"))
+    descriptor = os.open(path, _OPEN_FOLDER)
+    try:
+        yield Spool(path, descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def disk_used_percent(path: Path) -> float:

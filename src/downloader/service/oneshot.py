@@ -7,7 +7,7 @@ import random
 import secrets
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -17,7 +17,7 @@ from pathlib import Path
 import trio
 
 from downloader.config import Settings
-from downloader.fetch import Fetcher
+from downloader.fetch import Fetcher, LastingParts
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict, now_ms
 from downloader.net import Url, UrlError
 from downloader.observe import PROCESSOR_COUNTERS, Counters
@@ -56,6 +56,8 @@ class FetchRequest:
     url: str
     mime_type: str = ""
     """Patterns as in a job's `mime_type`; empty checks nothing."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """For this file, besides those of the settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,10 @@ class FetchResult:
     """From the response's `Content-Disposition`, made safe."""
     path: str = ""
     """The stored file: from the engine its path in the storage, from the command line its final path."""
+    validator: tuple[str, str] | None = None
+    """The response's `etag` or `last-modified`, if it is a strong validator: field and value."""
+    skipped: bool = False
+    """Not downloaded, because the file of an earlier run is there."""
     attempts: int = 0
     seconds: float = 0.0
     """From its first attempt to its end."""
@@ -105,6 +111,9 @@ class _Run:
     settings: Settings
     limit: int
     on_event: OnEvent
+    lasting: bool = False
+    parts: LastingParts | None = None
+    """Where the parts of unfinished files stay, if they do."""
     indices: dict[str, int] = field(default_factory=dict)
     """Of requests, by job id."""
     begun: dict[str, float] = field(default_factory=dict)
@@ -131,6 +140,8 @@ class _Run:
         begun = self.begun.get(lease.id, time.monotonic())
         root = Path(str(self.settings.storage_section.get("rootdir", "")))
         ok = outcome.verdict is Verdict.SUCCEEDED
+        if self.parts is not None:
+            self.parts.forget(lease.spec)
         result = FetchResult(
             index=self.indices[lease.id],
             url=lease.spec.url,
@@ -143,6 +154,7 @@ class _Run:
             mime_type=outcome.file.mime_type,
             filename=outcome.file.filename,
             path=str(root / lease.spec.storage_key) if ok else "",
+            validator=self.parts.validators.get(lease.id) if self.parts else None,
             attempts=lease.attempts + 1,
             seconds=time.monotonic() - begun,
         )
@@ -153,7 +165,12 @@ class _Run:
 
 
 def fetch_files(
-    requests: Iterable[FetchRequest], *, settings: Settings, limit: int, on_event: OnEvent
+    requests: Iterable[FetchRequest],
+    *,
+    settings: Settings,
+    limit: int,
+    on_event: OnEvent,
+    lasting: bool = False,
 ) -> list[FetchResult]:
     """Fetch files and return when each has succeeded or failed, in the order of the requests.
 
@@ -165,13 +182,15 @@ def fetch_files(
         settings: `redis` must be embedded; `backends` and `api` are not used.
         limit: per host, at least 1.
         on_event: called with each progress and result; its exceptions end the run.
+        lasting: unfinished files stay in the spool folder, and a later run there continues them. No URL may
+            come twice, and no other run may use the folder at the same time.
 
     Raises:
         DownloaderError: it could not be started.
         KeyboardInterrupt: after SIGINT. All is closed by then, and files with a result are complete.
         SystemExit: likewise after SIGTERM, with the status that shells expect.
     """
-    run = _Run(requests=list(requests), settings=settings, limit=limit, on_event=on_event)
+    run = _Run(requests=list(requests), settings=settings, limit=limit, on_event=on_event, lasting=lasting)
     if run.requests:
         trio.run(_main, run)
     if run.signal is signal.SIGINT:
@@ -211,7 +230,11 @@ async def _main(run: _Run) -> None:
                 open_storage(run.settings.storage_name, run.settings.storage_section)
             )
             rng = random.Random()  # noqa: S311 - jitter, not secrets
-            fetcher = await stack.enter_async_context(open_downloads(run.settings, storage, rng=rng))
+            fetcher = await stack.enter_async_context(
+                open_downloads(run.settings, storage, rng=rng, lasting=run.lasting)
+            )
+            if isinstance(fetcher.parts, LastingParts):
+                run.parts = fetcher.parts
             await _work(run, store, fetcher, storage)
         nursery.cancel_scope.cancel()
 
@@ -249,9 +272,12 @@ async def _submit(run: _Run, store: JobStore) -> None:
                 aggr_limit=run.limit,
                 url=request.url,
                 mime_type=request.mime_type,
+                request_headers=request.headers,
                 created_ms=now_ms(),
             )
             run.indices[spec.id] = index
+            if run.parts is not None:
+                run.parts.expect_job(spec)
             submissions.append(Submission(spec=spec))
         await store.submit(submissions)
 
@@ -297,7 +323,7 @@ async def _signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """End the run at the first signal; finished files stay, unfinished ones are removed."""
+    """End the run at the first signal; finished files stay, unfinished ones too if they are `lasting`."""
     with stop_signals(signal.SIGINT, signal.SIGTERM, within_s=END_S) as received:
         task_status.started()
         async for number in received:

@@ -45,9 +45,16 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
 
 @asynccontextmanager
 async def open_downloads(
-    settings: Settings, storage: Storage, *, rng: random.Random, own_bucket: BucketOpener | None = None
+    settings: Settings,
+    storage: Storage,
+    *,
+    rng: random.Random,
+    own_bucket: BucketOpener | None = None,
+    lasting: bool = False,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher that stores files in `storage`, or in the bucket that a job names.
+
+    For `lasting` see `open_fetcher`.
 
     Raises:
         ConfigError: the spool folder cannot be written, or a certificate file not read.
@@ -59,6 +66,7 @@ async def open_downloads(
         own_bucket=own_bucket,
         spool_dir=settings.spool_dir,
         rng=rng,
+        lasting=lasting,
     ) as fetcher:
         yield fetcher
 

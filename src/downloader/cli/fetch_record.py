@@ -1,0 +1,110 @@
+"""The record of the files that `downloader fetch` has completed in a folder, for later runs.
+
+It has a line of JSON for each file, appended when the file has its name. A line that was cut off by a crash
+is ignored; the file is then fetched again, and found to be the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from downloader.cli.fetch_folder import OutputFolder, file_sha256
+from downloader.service import FetchResult
+
+_CONDITIONS = {"etag": "If-None-Match", "last-modified": "If-Modified-Since"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complete:
+    """A complete file."""
+
+    url: str
+    name: str
+    """In the output folder."""
+    size: int
+    sha256: str
+    mime_type: str
+    mtime_ns: int
+    """Of the file when it was recorded."""
+    validator: tuple[str, str] | None
+    """As in `FetchResult`."""
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """The request header that asks whether the file has changed; none if its origin gave no validator."""
+        if self.validator is None or not self.validator[1].isascii():
+            return {}
+        name, value = self.validator
+        return {_CONDITIONS[name]: value}
+
+
+def _complete(fields: dict[str, Any]) -> Complete:
+    """Raises `KeyError` or `TypeError` for what is no line of a record."""
+    name = fields["name"]
+    if name != Path(name).name:
+        raise KeyError(name)
+    validator = fields["validator"]
+    return Complete(**{**fields, "validator": validator and tuple(validator)})
+
+
+class Record:
+    """The complete files of an output folder, by URL."""
+
+    def __init__(self, output: OutputFolder) -> None:
+        self._output = output
+        self._files: dict[str, Complete] = {}
+        with suppress(FileNotFoundError):
+            for line in output.record.read_bytes().splitlines():
+                with suppress(ValueError, TypeError, KeyError):
+                    known = _complete(json.loads(line))
+                    self._files[known.url] = known
+
+    def intact(self, url: str) -> Complete | None:
+        """The file of a URL, if it is there as it was recorded. It is read only if its time differs."""
+        known = self._files.get(url)
+        if known is None:
+            return None
+        path = self.path(known)
+        try:
+            found = path.lstat()
+            same = found.st_size == known.size and (
+                found.st_mtime_ns == known.mtime_ns or file_sha256(path) == known.sha256
+            )
+        except OSError:
+            return None
+        return known if same else None
+
+    def path(self, known: Complete) -> Path:
+        """Where a file is."""
+        return self._output.folder / known.name
+
+    def add(self, result: FetchResult) -> None:
+        """Record a file that has its name.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        path = Path(result.path)
+        known = Complete(
+            url=result.url,
+            name=path.name,
+            size=result.size,
+            sha256=result.sha256,
+            mime_type=result.mime_type,
+            mtime_ns=path.stat().st_mtime_ns,
+            validator=result.validator,
+        )
+        # The line break before it ends a line that was cut off.
+        line = f"\n{json.dumps(asdict(known))}\n".encode()
+        descriptor = os.open(
+            self._output.record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
