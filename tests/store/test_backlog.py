@@ -79,6 +79,20 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     assert set(failed) < set(ids)
 
 
+async def test_a_success_ends_it_where_an_earlier_version_retried(store: RedisStore) -> None:
+    """Its `retry` leaves the job in `failed`."""
+    job_id = await finished(store, "http a")
+    [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+    await store.close_callbacks("me", [(lease, Delivery(verdict=Verdict.FAILED), 60, 4)])
+    key = store._keys.key(0, "failed")
+    until = await store._client.command("ZSCORE", key, job_id)
+    await store.retry(job_id, download=False, limit=4)
+    await store._client.command("ZADD", key, until, job_id)
+    [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
+    await store.close_callbacks("me", [(lease, Delivery(verdict=Verdict.SUCCEEDED), 60, 4)])
+    assert (await store.backlog(9)).failed_callbacks == 0
+
+
 def shard(destination: str, pending: int, due: str, following: str) -> list[object]:
     """What `backlog.lua` answers for a shard."""
     load = ["name", destination, "pending", pending, "running", 1, "limit", "4", "due", due]

@@ -184,6 +184,16 @@ async def test_a_delay_is_a_least_time(store: RedisStore, clock: StoreClock) -> 
     assert {after - before for before, after in itertools.pairwise(found)} == {450}
 
 
+async def test_jobs_past_their_deadline_use_up_no_start(store: RedisStore, clock: StoreClock) -> None:
+    await submit(store, "a", 3, aggr_limit=9, aggr_rate=0.1, deadline=clock.now_ms + 5000)
+    assert len(await take(store)) == 1
+    await clock.move(1)
+    await submit(store, "a", 3, aggr_limit=9, deadline=clock.now_ms + 60_000)
+    await clock.move(9)
+    assert len(await take(store)) == 3, "the overdue ones, which send no request, and the next one"
+    assert await next_due_s(store) == 10
+
+
 async def test_a_changed_rate_counts_at_once(store: RedisStore, clock: StoreClock) -> None:
     await submit(store, "a", 9, aggr_limit=9, aggr_rate=0.001)
     assert len(await take(store)) == 1

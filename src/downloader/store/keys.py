@@ -156,7 +156,7 @@ KEYS = (
     Key(
         name="failed",
         type="zset",
-        owner="a member goes when its job is retried, or by `reap` when its time is up",
+        owner="a member goes when its job is retried or delivered, or by `reap` when its time is up",
         holds="jobs whose callback has failed by the time (ms) until which they are kept, to be counted",
     ),
     Key(

@@ -77,9 +77,10 @@ end
 
 -- Notes that a task starts, for the rate and the delay. The task has waited since `due`. If that was before the
 -- planned time, the start is late; up to `CATCH_UP_MS` the next one is planned from the planned time. With a
--- `delay`, which is a minimum, the next one is planned from now.
-local function note_start(group, due, cooling, rate, delay, started)
-  if gap_of(rate, delay) == 0 then return end
+-- `delay`, which is a minimum, the next one is planned from now. A job that is past its deadline sends no request, so
+-- it is no start.
+local function note_start(group, due, spec, cooling, rate, delay, started)
+  if gap_of(rate, delay) == 0 or (cjson.decode(spec).deadline or math.huge) <= now then return end
   local planned = opens(cooling, rate, delay, started)
   local late = gap_of(nil, delay) == 0 and due <= planned and now - planned <= CATCH_UP_MS
   redis.call('HSET', key_group('download', group), 'started', string.format('%.3f', late and planned or now))

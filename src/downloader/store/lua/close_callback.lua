@@ -13,6 +13,8 @@ for item in items() do
   local holder, group = claim('callback', item.id, call.owner, item.generation)
   if holder == 'held' then
     leave('callback', item.id, group)
+    -- `retry` of an earlier version has left it there.
+    if item.state == 'succeeded' then redis.call('ZREM', key_failed(), item.id) end
     local task = key_task('callback', item.id)
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', item.generation,
       'error', item.error)

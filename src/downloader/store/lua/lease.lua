@@ -18,7 +18,7 @@ local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
 local unproven = kind == 'callback' and call.unproven or 0
 
-local function describe(id, group, generation, proven, waited)
+local function describe(id, group, generation, proven, waited, spec)
   local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
   local result = {}
@@ -31,7 +31,7 @@ local function describe(id, group, generation, proven, waited)
   return {
     'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
     'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
-    'spec', redis.call('GET', key_job(id)), 'proven', proven and '1' or '', 'waited_ms', waited,
+    'spec', spec, 'proven', proven and '1' or '', 'waited_ms', waited,
     'result', result,
   }
 end
@@ -82,7 +82,8 @@ if memo and string.match(memo, '^%S+') == call.request then
       -- The lease starts again, because its holder counts from this request.
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
-      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind), -1)
+      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind), -1,
+        redis.call('GET', key_job(id)))
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
@@ -108,18 +109,19 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   if due and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
     local id = head[1]
     redis.call('ZREM', queue, id)
-    if redis.call('EXISTS', key_job(id)) == 1 then
+    local spec = redis.call('GET', key_job(id))
+    if spec then
       local task = key_task(kind, id)
       local generation = tostring(redis.call('HINCRBY', task, 'generation', 1))
       redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now)
       redis.call('HINCRBY', task, 'deliveries', 1)
       redis.call('HDEL', task, 'due')
       redis.call('SADD', running, id)
-      note_start(group, due, unpack(record, 2))
+      note_start(group, due, spec, unpack(record, 2))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       local proven = set == key_ready(kind)
       if not proven then unproven = unproven - 1 end
-      leases[#leases + 1] = describe(id, group, generation, proven, now - due)
+      leases[#leases + 1] = describe(id, group, generation, proven, now - due, spec)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end
