@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 API = "downloader/api"
+SESSION = "tests/api/test_session.py"
 HOSTILE, SERVER = "tests/api/test_hostile_http.py", "tests/api/test_server.py"
 
 ROWS = (
@@ -62,5 +63,96 @@ ROWS = (
         "if self._left < 0:",
         "if False:",
         f"{SERVER} -k declared",
+    ),
+    (
+        "session: a cookie needs no header of the page",
+        f"{API}/origin.py",
+        'if headers.get(_PAGE) != b"1":',
+        "if False:",
+        f"{SESSION} -k changes",
+    ),
+    (
+        "session: a cookie from another port",
+        f"{API}/origin.py",
+        '.lower() != b"same-origin" or _is_foreign',
+        '.lower() == b"cross-site" or _is_foreign',
+        f"{SESSION} -k changes",
+    ),
+    (
+        "session: a cookie with another origin",
+        f"{API}/origin.py",
+        'b"same-origin" or _is_foreign(headers):',
+        'b"same-origin":',
+        f"{SESSION} -k changes",
+    ),
+    (
+        "session: changes are not checked",
+        f"{API}/app.py",
+        "if SESSION in scope and method not in SAFE_METHODS:",
+        "if False:",
+        f"{SESSION} -k changes",
+    ),
+    (
+        "session: it never ends",
+        f"{API}/session.py",
+        "if found is not None and found.left_s() > 0 else None",
+        "",
+        f"{SESSION} -k over",
+    ),
+    (
+        "session: any signature",
+        f"{API}/session.py",
+        "if hmac.compare_digest(sign(digest, int(ends)).encode(), value.encode()):",
+        "if True:",
+        f"{SESSION} -k 'over or removed'",
+    ),
+    (
+        "session: scripts read the cookie",
+        f"{API}/session.py",
+        "HttpOnly; ",
+        "",
+        f"{SESSION} -k signing",
+    ),
+    (
+        "session: other sites send the cookie",
+        f"{API}/session.py",
+        "SameSite=Strict",
+        "SameSite=None",
+        f"{SESSION} -k signing",
+    ),
+    (
+        "session: a planted cookie over TLS",
+        f"{API}/session.py",
+        'if scope["scheme"] == "https" else (',
+        "if False else (",
+        f"{SESSION} -k tls",
+    ),
+    (
+        "session: the cookie goes out without TLS",
+        f"{API}/session.py",
+        '"; Secure" if',
+        '"" if',
+        f"{SESSION} -k tls",
+    ),
+    (
+        "session: beside a wrong token",
+        f"{API}/session.py",
+        'if any(name == b"authorization" for name, _ in headers):',
+        "if False:",
+        f"{SESSION} -k over",
+    ),
+    (
+        "session: events outlive it",
+        f"{API}/events.py",
+        " or trio.current_time() >= self._until:",
+        ":",
+        f"{SESSION} -k events",
+    ),
+    (
+        "session: signing out by another site",
+        f"{API}/session.py",
+        "check_page(dict(headers))",
+        "pass",
+        f"{SESSION} -k changes",
     ),
 )

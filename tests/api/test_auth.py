@@ -77,20 +77,18 @@ async def submit(api: Served, token: str, **changes: Any) -> httpx2.Response:
 # -- who gets in --------------------------------------------------------------------------------------
 
 ROUTES = [
-    ("GET", "/"),
-    ("GET", "/web/style.css"),
-    ("GET", "/web/page.js"),
     ("GET", "/events"),
     ("HEAD", "/events"),
     ("GET", "/jobs/00000000000000"),
     ("GET", "/dashboard/aggregations"),
     ("GET", "/stats/processor"),
     ("GET", "/files/a/000/00000000000000"),
+    ("POST", "/"),
+    ("GET", "/web"),
     ("GET", "/nothing"),
     ("GET", "/health/"),
     ("GET", "//hb"),
     ("GET", "/hb/"),
-    ("HEAD", "/"),
     ("OPTIONS", "/download"),
     ("GET", "/download"),
     ("POST", "/download"),
@@ -169,7 +167,7 @@ async def test_what_is_no_token(
 @pytest.mark.parametrize("query", ["access_token", "token", "Authorization"])
 @pytest.mark.row("H19")
 async def test_a_token_in_the_query_is_none(api: Served, query: str, log: Callable[[], str]) -> None:
-    for method, path in (("POST", "/download"), ("GET", "/"), ("POST", "/retry/00000000000000")):
+    for method, path in (("POST", "/download"), ("GET", "/docs"), ("POST", "/retry/00000000000000")):
         answer = await api.client.request(method, path, params={query: secret("admin")}, json=JOB)
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
         assert CANARY not in answer.text
@@ -178,7 +176,7 @@ async def test_a_token_in_the_query_is_none(api: Served, query: str, log: Callab
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Bearer  "])
 async def test_the_scheme_s_case_does_not_matter(api: Served, scheme: str) -> None:
-    answer = await api.client.get("/", headers={"Authorization": f"{scheme} {secret('reader')}"})
+    answer = await api.client.get("/docs", headers={"Authorization": f"{scheme} {secret('reader')}"})
     assert answer.status_code == 200
 
 
@@ -205,8 +203,8 @@ UNKNOWN = "00000000000000"
 
 SCOPES = [
     ("POST", "/download", {"submitter": 201, "reader": 403, "worker": 201, "admin": 201}),
-    ("GET", "/", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
-    ("HEAD", "/", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
+    ("GET", "/docs", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
+    ("HEAD", "/docs", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
     ("GET", f"/jobs/{UNKNOWN}", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
     ("GET", "/dashboard/aggregations", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),
     ("GET", "/stats/notifier", {"submitter": 403, "reader": 200, "worker": 200, "admin": 200}),

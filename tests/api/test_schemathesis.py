@@ -106,7 +106,7 @@ def make_likely(case: AnyCase, data: st.DataObject, known: Mapping[str, Sequence
         if name in known:
             case.path_parameters[name] = data.draw(st.sampled_from(known[name]))
     if isinstance(case.body, dict) and data.draw(st.booleans()):
-        case.body = case.body | JOB
+        case.body = case.body | JOB | {"token": SECRET}  # what a job has, and what a session is begun with
 
 
 _operations: dict[str, Operation] = {}

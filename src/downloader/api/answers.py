@@ -47,6 +47,20 @@ class LineProblem(TypedDict):
 
 
 @_DOCUMENTED
+class SessionAnswer(TypedDict):
+    """Who is signed in."""
+
+    tokens: bool
+    """Whether tokens are configured. Without them the API is open, and nobody needs to sign in."""
+    name: str | None
+    """Of the token; `null`: nobody is signed in."""
+    scopes: list[str]
+    """Of the token; `admin` includes all."""
+    expires_at: Time | None
+    """When the session ends; `null` without one."""
+
+
+@_DOCUMENTED
 class ProblemAnswer(LineProblem):
     """An error as a problem document (RFC 9457)."""
 

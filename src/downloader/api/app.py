@@ -19,7 +19,16 @@ from werkzeug.exceptions import HTTPException
 
 from downloader.api.aggregations import add_aggregations
 from downloader.api.asgi import Message, Receive, Send, send_answer, send_problem
-from downloader.api.auth import CALLER, PUBLIC_PATHS, Caller, check_scope, identify, read_tokens
+from downloader.api.auth import (
+    CALLER,
+    PUBLIC_PATHS,
+    Caller,
+    Callers,
+    check_scope,
+    identify,
+    needs_token,
+    read_tokens,
+)
 from downloader.api.bulk import PATH as BULK_PATH
 from downloader.api.bulk import serve_downloads
 from downloader.api.deps import ApiDeps
@@ -35,7 +44,7 @@ from downloader.api.limits import Limits
 from downloader.api.listed import add_listed
 from downloader.api.metrics import add_metrics
 from downloader.api.openapi import add_openapi
-from downloader.api.origin import SAFE_METHODS, Cors, check_origin
+from downloader.api.origin import SAFE_METHODS, Cors, check_origin, check_page
 from downloader.api.page import add_page
 from downloader.api.problems import (
     CONTENT_TYPE,
@@ -49,6 +58,7 @@ from downloader.api.problems import (
 )
 from downloader.api.reference import add_reference
 from downloader.api.server import serve_http
+from downloader.api.session import SESSION, add_session, find_session
 from downloader.api.submit import PATH, serve_download
 from downloader.model import status_phrase
 from downloader.observe import Event, get_logger
@@ -67,8 +77,8 @@ class Api:
         self.intake = Intake(deps.store, deps.counters)
         self.events = Events(deps.store, pace)
         self._deps = deps
-        self._routes = create_routes(deps, self.events)
         self._callers = read_tokens(deps.settings.tokens)
+        self._routes = create_routes(deps, self.events, self._callers)
         self._check_host = host_check(deps.settings.allowed_hosts, loopback=deps.loopback)
         self._cors = Cors(deps.settings.cors_origins)
 
@@ -111,10 +121,12 @@ class Api:
         if path not in PUBLIC_PATHS:
             if scope.get(RESERVED):
                 raise Refused(_CROWDED)
-            if self._callers:
+            if self._callers and needs_token(method, path):
                 caller = self._identify(scope)
+            if SESSION in scope and method not in SAFE_METHODS:
+                check_page(headers)
             # `/events` is checked although it only reads: a page of another site could hold streams open.
-            if method not in SAFE_METHODS or (path == EVENTS_PATH and not self._cors.permits(headers)):
+            elif method not in SAFE_METHODS or (path == EVENTS_PATH and not self._cors.permits(headers)):
                 check_origin(headers)
         if path.startswith("//"):  # URL parsers would read the next part as a host
             raise not_found("There is no such route.")
@@ -124,14 +136,17 @@ class Api:
         return caller
 
     def _identify(self, scope: Message) -> Caller:
-        """The owner of the request's token; logs a refusal, with the token's name only.
+        """The owner of the request's token or session; logs a refusal, with the token's name only.
 
         Raises:
             Refused: 401 or 403.
         """
         caller: Caller | None = None
         try:
-            caller = identify(self._callers, scope["headers"])
+            if session := find_session(self._callers, scope):
+                scope[SESSION], caller = session, session.caller
+            else:
+                caller = identify(self._callers, scope["headers"])
             check_scope(caller, scope["method"], scope["path"])
         except Refused as refused:
             name = caller.name if caller else None
@@ -141,7 +156,7 @@ class Api:
         return caller
 
 
-def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
+def create_routes(deps: ApiDeps, events: Events, callers: Callers = ()) -> QuartTrio:
     """The Quart application; it has no tasks and no resources."""
     app = QuartTrio("downloader.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = int(deps.settings.max_body)
@@ -158,6 +173,7 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     add_openapi(app, deps)
     add_reference(app, deps)
     add_events(app, events)
+    add_session(app, callers)
     # `Api` answers POST itself; Quart answers OPTIONS, and other methods with 405.
     for path in _INTAKE:
         app.add_url_rule(path, path, methods=["POST", "OPTIONS"], provide_automatic_options=True)
@@ -173,6 +189,8 @@ def create_routes(deps: ApiDeps, events: Events) -> QuartTrio:
     @app.after_request
     async def protect(response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
+        if SESSION in request.scope:  # else a shared cache may keep what a cookie gave access to
+            response.headers.setdefault("Cache-Control", "private, no-cache")
         rule = request.url_rule
         route = UNKNOWN if rule is None else rule.rule
         deps.counters.add("requests", 1, route, status_class(response.status_code))

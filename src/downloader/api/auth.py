@@ -25,6 +25,8 @@ CALLER = "downloader.caller"
 PUBLIC_PATHS = frozenset({"/hb", "/health/live", "/health/ready"})
 """Routes for load balancers and supervisors, which have no token."""
 
+SESSION_PATH = "/session"
+
 SUBMIT_PATHS = frozenset({"/download", "/downloads"})
 
 RETRY_PATH = "/retry"
@@ -68,6 +70,15 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
     ]
 
 
+def needs_token(method: str, path: str) -> bool:
+    """Whether the route needs a token, if there are any.
+
+    The page's static files do not: the page asks for the token. `SESSION_PATH` checks it by itself.
+    """
+    static = method in SAFE_METHODS and (path == "/" or path.startswith("/web/"))
+    return not static and path not in PUBLIC_PATHS and path != SESSION_PATH
+
+
 def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
     """The owner of the request's token.
 
@@ -79,17 +90,21 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
     Raises:
         Refused: 401, the same for a missing and for a wrong token.
     """
-    found = None
     given = [value for name, value in headers if name == b"authorization"]
-    if len(given) == 1:
-        scheme, _, token = given[0].partition(b" ")
-        if scheme.lower() == b"bearer":
-            digest = hashlib.sha256(token.strip(b" ")).digest()
-            for known, caller in callers:  # no break: the time must not depend on which one matches
-                if hmac.compare_digest(known, digest):
-                    found = caller
+    scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+    found = find_token(callers, token.strip(b" ")) if scheme.lower() == b"bearer" else None
     if found is None:
-        raise Refused(_UNAUTHORIZED)
+        raise Refused(UNAUTHORIZED)
+    return found[1]
+
+
+def find_token(callers: Callers, token: bytes) -> tuple[bytes, Caller] | None:
+    """The token's digest and its owner; `None` if it is not configured."""
+    digest = hashlib.sha256(token).digest()
+    found = None
+    for known in callers:  # no break: the time must not depend on which one matches
+        if hmac.compare_digest(known[0], digest):
+            found = known
     return found
 
 
@@ -144,9 +159,9 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
 
 _NO_CALLBACK = ("", "")
 
-_UNAUTHORIZED = Problem(
+UNAUTHORIZED = Problem(
     HTTPStatus.UNAUTHORIZED,
     "unauthorized",
-    detail="An Authorization: Bearer header with a configured token is required.",
+    detail="A configured token is required: in the header Authorization: Bearer, or by POST /session.",
     more_headers=((b"www-authenticate", b"Bearer"),),
 )

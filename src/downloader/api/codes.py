@@ -17,6 +17,7 @@ CODES: Mapping[str, str] = {
     "method_not_allowed": "The route has no such method; see Allow.",
     "misdirected_request": "The host is not one of this API's.",
     "not_found": "There is no such route, file or role.",
+    "page_header": "A session's request to change something lacks `X-Downloader-Page: 1`.",
     "query": "A parameter of the query is malformed.",
     "request_timeout": "The request arrived too slowly.",
     "store_unavailable": "The store cannot take requests now; see Retry-After.",

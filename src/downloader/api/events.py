@@ -7,18 +7,20 @@ off one that does not read (`Limits.send_s`).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, cast
 
 import trio
 from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
-from downloader.api.asgi import client_of
+from downloader.api.asgi import Message, client_of
 from downloader.api.globs import Allows, anything
 from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Refused, unavailable
+from downloader.api.session import SESSION
 from downloader.api.snapshot import (
     COUNTED_ROLES,
     DESTINATIONS,
@@ -100,8 +102,8 @@ class Events:
         self._stopped = True
         self._notify()
 
-    def listener(self, allows: Allows, address: str) -> Listener:
-        """A stream for a caller that may see these aggregations.
+    def listener(self, allows: Allows, address: str, until: float = math.inf) -> Listener:
+        """A stream, until that time, for a caller that may see these aggregations.
 
         Raises:
             Refused: 503, there are too many listeners in all or from this address.
@@ -109,7 +111,7 @@ class Events:
         from_here = sum(listener.address == address for listener in self._listening)
         if self._stopped or len(self._listening) >= self.pace.listeners or from_here >= self.pace.per_address:
             raise Refused(_TOO_MANY)
-        return Listener(self, allows, address)
+        return Listener(self, allows, address, until)
 
     def add(self, listener: Listener) -> None:
         """Count the listener and start sampling."""
@@ -168,8 +170,9 @@ class Events:
 class Listener(ResponseBody):
     """One stream: a response's body that waits for snapshots."""
 
-    def __init__(self, events: Events, allows: Allows, address: str) -> None:
+    def __init__(self, events: Events, allows: Allows, address: str, until: float) -> None:
         self.address = address
+        self._until = until
         self._events = events
         self._allows = allows
         self._sent = b""
@@ -189,9 +192,9 @@ class Listener(ResponseBody):
         if not self._started:
             self._started = True
             return b"retry: %d\n\n" % RETRY_MS
-        until = trio.current_time() + self._events.pace.alive_s
+        until = min(self._until, trio.current_time() + self._events.pace.alive_s)
         found = await self._events.next(self._allows, self._sent, until)
-        if found is None:
+        if found is None or trio.current_time() >= self._until:
             raise StopAsyncIteration
         if found == self._sent:
             return _ALIVE
@@ -204,7 +207,10 @@ def add_events(app: QuartTrio, events: Events) -> None:
 
     @app.get(PATH)
     async def listen() -> Response:
-        body = events.listener(visible_aggregations(), client_of(request.scope))  # type: ignore[arg-type]  # a dictionary
+        scope = cast("Message", request.scope)
+        session = scope.get(SESSION)
+        until = trio.current_time() + session.left_s() if session else math.inf
+        body = events.listener(visible_aggregations(), client_of(scope), until)
         response = Response(b"", headers=_HEADERS)
         if request.method != "HEAD":
             response.response = body

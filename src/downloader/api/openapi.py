@@ -19,7 +19,7 @@ from quart_trio import QuartTrio
 
 from downloader import __version__
 from downloader.api.answers import CallbackPayload, ProblemAnswer
-from downloader.api.auth import PUBLIC_PATHS, scope_of
+from downloader.api.auth import needs_token, scope_of
 from downloader.api.codes import CODES
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import NO_CALLBACK, DownloadRequest
@@ -138,7 +138,7 @@ def _operation(
         payload = schemas[id(CallbackPayload)]
         found["callbacks"] = {"finished": {"{$request.body#/callback_dst}": {"post": _callback(payload)}}}
     if tokens:
-        found["security"] = [] if rule in PUBLIC_PATHS else [{"token": [scope_of(method, rule)]}]
+        found["security"] = [{"token": [scope_of(method, rule)]}] if needs_token(method, rule) else []
     return found
 
 

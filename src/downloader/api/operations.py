@@ -22,11 +22,13 @@ from downloader.api.answers import (
     ListedPageAnswer,
     ReadyAnswer,
     RetriedAnswer,
+    SessionAnswer,
     SizeAnswer,
     StatusAnswer,
     WaitingAnswer,
 )
 from downloader.api.fields import DownloadRequest
+from downloader.api.session import SessionRequest
 from downloader.model import State
 
 JSON = "application/json"
@@ -84,7 +86,7 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "aggr_id": ("The aggregation's name; it may have slashes.", _TEXT),
     "role": ("Whose counters.", {"type": "string", "enum": ["processor", "notifier"]}),
     "key": ("The file's path, `file.path` of the job; it has slashes.", _TEXT),
-    "name": ("The file's name.", _TEXT),
+    "name": ("The file's name.", {"type": "string", "pattern": r"^[\w.-]+$"}),
 }
 """Description and schema of the variables in rules."""
 
@@ -303,6 +305,42 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         summary="Files of the web pages",
         answers={HTTPStatus.OK: Answer(description="The file.", media_type="*/*")},
         problems={HTTPStatus.NOT_FOUND: "there is no such file"},
+    ),
+    ("GET", "/session"): Operation(
+        summary="Who is signed in",
+        description="By the cookie of `POST /session`, or by the token of this request.",
+        answers={HTTPStatus.OK: Answer(description="Who it is, if anybody.", body=SessionAnswer)},
+    ),
+    ("POST", "/session"): Operation(
+        summary="Sign in",
+        description="For the web page: the answer's cookie stands for the token for twelve hours. With it,"
+        " requests other than `GET` and `HEAD` need the header `X-Downloader-Page: 1`.",
+        body=SessionRequest,
+        answers={
+            HTTPStatus.CREATED: Answer(
+                description="Signed in.", body=SessionAnswer, headers={"Set-Cookie": "The session."}
+            )
+        },
+        problems={
+            HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
+            HTTPStatus.UNAUTHORIZED: "the token is wrong",
+            HTTPStatus.NOT_FOUND: "no tokens are configured",
+            HTTPStatus.UNPROCESSABLE_ENTITY: "the token is missing or no text",
+        },
+    ),
+    ("DELETE", "/session"): Operation(
+        summary="Sign out",
+        parameters=[
+            Parameter(
+                name="X-Downloader-Page",
+                description="`1`.",
+                place="header",
+                required=True,
+                schema={"const": "1"},
+            )
+        ],
+        answers={HTTPStatus.NO_CONTENT: Answer(description="The cookie is deleted.", media_type="")},
+        problems={HTTPStatus.FORBIDDEN: "the header is missing, or a browser sent it for another site"},
     ),
     ("GET", "/openapi.json"): Operation(
         summary="This document",

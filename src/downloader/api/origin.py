@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from typing import NoReturn
 
 from downloader.api.asgi import Headers, Message, Send
 from downloader.api.problems import Problem, Refused
@@ -17,6 +18,8 @@ from downloader.observe import Event, get_logger
 _log = get_logger()
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_PAGE = b"x-downloader-page"
 
 _READING = (b"GET", b"HEAD")
 
@@ -37,16 +40,39 @@ def check_origin(headers: Mapping[bytes, bytes]) -> None:
         Refused: 403, code `cross_site`.
     """
     site = headers.get(b"sec-fetch-site")
-    if site is not None:
-        refused = site.lower() not in (b"same-origin", b"none")
-    else:
-        origin = headers.get(b"origin")
-        refused = origin is not None and (
-            origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower() or origin == b""
-        )
-    if refused:
-        _log.info(Event.API_REFUSED, reason="cross_site")
-        raise Refused(_CROSS_SITE)
+    if _is_foreign(headers) if site is None else site.lower() not in (b"same-origin", b"none"):
+        _refuse(_CROSS_SITE)
+
+
+def check_page(headers: Mapping[bytes, bytes]) -> None:
+    """Refuse a request with the cookie of a session that the web page did not send.
+
+    It must have the header `X-Downloader-Page: 1`, which a page of another origin cannot send without a
+    preflight. `Sec-Fetch-Site`, if there is one, must be `same-origin`, and `Origin` have the host of `Host`.
+
+    Args:
+        headers: names in lower case.
+
+    Raises:
+        Refused: 403, code `page_header` or `cross_site`.
+    """
+    if headers.get(_PAGE) != b"1":
+        _refuse(_PAGE_HEADER)
+    if headers.get(b"sec-fetch-site", b"same-origin").lower() != b"same-origin" or _is_foreign(headers):
+        _refuse(_CROSS_SITE)
+
+
+def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether there is an `Origin` of another host than `Host`."""
+    origin = headers.get(b"origin")
+    return origin is not None and (
+        origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower() or origin == b""
+    )
+
+
+def _refuse(problem: Problem) -> NoReturn:
+    _log.info(Event.API_REFUSED, reason=problem.code)
+    raise Refused(problem)
 
 
 class Cors:
@@ -98,6 +124,13 @@ _CROSS_SITE = Problem(
     HTTPStatus.FORBIDDEN,
     "cross_site",
     detail="A browser sent this for another site; such requests are refused.",
+)
+
+_PAGE_HEADER = Problem(
+    HTTPStatus.FORBIDDEN,
+    "page_header",
+    detail="With a session's cookie a request that changes something needs X-Downloader-Page: 1.",
+    field="X-Downloader-Page",
 )
 
 _VARY = (b"vary", b"origin")
