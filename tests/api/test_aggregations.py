@@ -12,6 +12,7 @@ from downloader.api.aggregations import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Cooldown, Kind, Outcome, Verdict
 from downloader.store import Submission
+from downloader.store.redis_reader import LISTED_AT_ONCE
 from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving
 from servers.jobs import spec_for
@@ -102,6 +103,50 @@ async def test_all_pages_together_have_each_one(api: Served) -> None:
         answer = await api.client.get(answer.links["next"]["url"])
     assert sorted(seen) == sorted(names | {"busy"})
     assert pages > 1
+
+
+async def found(api: Served, query: str) -> tuple[list[str], dict[str, Any]]:
+    answer = await api.client.get(f"/aggregations?{query}")
+    assert answer.status_code == 200, answer.text
+    page: dict[str, Any] = answer.json()
+    return [row["aggr_id"] for row in page["aggregations"]], page
+
+
+async def test_they_are_searched_and_sorted_page_by_page(api: Served) -> None:
+    for name, jobs, limit in (("img-b", 1, 3), ("IMG-a", 3, 1), ("video", 2, 2), ("img-c", 1, 9)):
+        await submit(api.store, name, jobs, aggr_limit=limit)
+    await api.client.patch("/aggregations/img-c", json={"paused": True})
+
+    for query, expected in (
+        ("q=", ["IMG-a", "video", "img-b", "img-c"]),
+        ("sort=", ["IMG-a", "video", "img-b", "img-c"]),
+        ("sort=work", ["img-b", "img-c", "video", "IMG-a"]),
+        ("sort=aggr_id", ["IMG-a", "img-b", "img-c", "video"]),
+        ("sort=-limit", ["img-c", "img-b", "video", "IMG-a"]),
+        ("sort=-state&q=img", ["img-c", "IMG-a", "img-b"]),
+        ("q=nowhere", []),
+    ):
+        assert (await found(api, query))[0] == expected, query
+
+    names, page = await found(api, "q=img&sort=aggr_id&count=2")
+    assert (names, page["total"]) == (["IMG-a", "img-b"], 3)
+    assert page["aggregations"][1]["limit"] == 3
+    answer = await api.client.get(f"/aggregations?q=img&sort=aggr_id&count=2&cursor={page['cursor']}")
+    assert [row["aggr_id"] for row in answer.json()["aggregations"]] == ["img-c"]
+    assert (answer.json()["cursor"], "link" in answer.headers) == ("", False)
+
+
+async def test_all_of_many_are_found(api: Served) -> None:
+    names = [f"host-{number:04}" for number in range(LISTED_AT_ONCE + 2)]
+    await api.store.submit([Submission(spec=spec_for(api.store, name)) for name in names])
+    page, answer = await found(api, "sort=-aggr_id&count=2")
+    assert (page, answer["total"]) == ([names[-1], names[-2]], len(names))
+
+
+@pytest.mark.parametrize("query", ["sort=colour", "q=&count=0", "q=&count=101", "q=&count=x", "q=&cursor=-1"])
+async def test_a_search_that_is_refused(api: Served, query: str) -> None:
+    answer = await api.client.get(f"/aggregations?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (422, "query")
 
 
 async def test_an_operator_s_limit_holds_until_it_is_cleared(api: Served) -> None:
@@ -210,5 +255,7 @@ async def test_tokens(serving: Serving, store: RedisStore) -> None:
     assert [each.aggr_id for each in (await store.aggregations("", 9)).aggregations if each.paused] == [
         "my-a"
     ]
-    rows = await api.client.get("/aggregations", headers={"Authorization": f"Bearer {'mine' * 20}"})
-    assert [row["aggr_id"] for row in rows.json()["aggregations"]] == ["my-a"]
+    for path, total in (("/aggregations", None), ("/aggregations?q=a", 1)):
+        rows = await api.client.get(path, headers={"Authorization": f"Bearer {'mine' * 20}"})
+        assert [row["aggr_id"] for row in rows.json()["aggregations"]] == ["my-a"]
+        assert rows.json().get("total") == total

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import trio
-from playwright.sync_api import Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
 
 T = TypeVar("T")
 
@@ -88,24 +91,57 @@ def _plain_asyncio() -> Iterator[None]:
         asyncio.set_event_loop_policy(None)
 
 
-def _browse(url: str, look: Callable[[Seen], T], context: dict[str, Any]) -> T:
-    with _plain_asyncio(), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+Look = Callable[[Seen], None]
+
+Browse = Callable[..., Awaitable[None]]
+"""`await browse(url, look, **context)` has `look` look at the page, in the browser's thread; `context` is the
+browser's (`color_scheme`)."""
+
+_thread = threading.local()
+
+
+@contextmanager
+def open_chromium() -> Iterator[Browse]:
+    """One Chromium, in a thread of its own, since Playwright's plain interface is bound to one."""
+    with ThreadPoolExecutor(1) as executor:
+        playwright, browser = executor.submit(_launch).result()
+
+        def run(url: str, look: Look, context: dict[str, Any], token: trio.lowlevel.TrioToken) -> None:
+            _thread.token = token
+            with browser.new_context(**context) as opened:
+                page = opened.new_page()
+                page.set_default_timeout(SEE_MS)
+                seen = Seen(page, url)
+                seen.watch()
+                look(seen)
+
+        async def browse(url: str, look: Look, **context: Any) -> None:
+            token = trio.lowlevel.current_trio_token()
+            within = copy_context()  # the test's: trio-asyncio finds its loop there
+
+            def wait() -> None:
+                executor.submit(lambda: within.run(run, url, look, context, token)).result()
+
+            await trio.to_thread.run_sync(wait)
+
         try:
-            page = browser.new_context(**context).new_page()
-            page.set_default_timeout(SEE_MS)
-            seen = Seen(page, url)
-            seen.watch()
-            return look(seen)
+            yield browse
         finally:
-            browser.close()
+            executor.submit(browser.close).result()
+            executor.submit(playwright.stop).result()
 
 
-async def browse(url: str, look: Callable[[Seen], T], **context: Any) -> T:
-    """Have `look`, which runs in a thread, look at the page; `context` is of the browser (`color_scheme`)."""
-    return await trio.to_thread.run_sync(_browse, url, look, context)
+def _launch() -> tuple[Playwright, Browser]:
+    with _plain_asyncio():
+        playwright = sync_playwright().start()
+        return playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
 
 
 def meanwhile(call: Callable[[], Awaitable[T]]) -> T:
     """From within `look`: what happens in the service."""
-    return trio.from_thread.run(call)
+    return trio.from_thread.run(call, trio_token=_thread.token)
+
+
+def meanwhile_sync(call: Callable[[], T]) -> T:
+    """As `meanwhile`."""
+    return trio.from_thread.run_sync(call, trio_token=_thread.token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import trio
@@ -12,9 +12,17 @@ from downloader.api import Api, ApiDeps, serve
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
 from downloader.store.redis_store import RedisStore
+from servers.browser import Browse, open_chromium
 from servers.fleet_fixtures import folder, origin, server, sink
 
 __all__ = ["folder", "origin", "server", "sink"]
+
+
+@pytest.fixture(scope="module")
+def browse() -> Iterator[Browse]:
+    """A Chromium for all tests of a module: its start takes longer than most of them."""
+    with open_chromium() as browse:
+        yield browse
 
 
 @pytest.fixture

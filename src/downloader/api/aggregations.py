@@ -12,13 +12,14 @@ from quart import request
 from quart_trio import QuartTrio
 from werkzeug.routing import PathConverter
 
-from downloader.api.answers import AggregationAnswer
+from downloader.api.answers import AggregationAnswer, AggregationsAnswer
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import MAX_INT, Delay, Integer, Rate, refusal
 from downloader.api.jobs import visible_aggregations
 from downloader.api.json import parse_object
 from downloader.api.listed import bad_query
 from downloader.api.problems import Problem, Refused
+from downloader.api.search import Aggregations, Search
 from downloader.api.views import rfc3339
 from downloader.net import redact_url
 from downloader.store import Aggregation
@@ -48,9 +49,22 @@ class AggregationPatch(BaseModel):
 def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
     """`GET /aggregations`, `GET` and `PATCH /aggregations/<aggr_id>`."""
     app.url_map.converters["aggregation"] = AggregationName
+    searched = Aggregations(deps.store)
 
     @app.get("/aggregations")
-    async def list_aggregations() -> tuple[dict[str, Any], int, dict[str, str]]:
+    async def list_aggregations() -> tuple[AggregationsAnswer, int, dict[str, str]]:
+        search = Search.of(request.args)
+        if search is not None:
+            found = await searched.find(search, visible_aggregations())
+            return (
+                {
+                    "aggregations": [_view(each) for each in found.aggregations],
+                    "cursor": found.cursor,
+                    "total": found.total,
+                },
+                HTTPStatus.OK,
+                _link(found.cursor),
+            )
         try:
             page = await deps.store.aggregations(request.args.get("cursor", ""), PAGE)
         except ValueError:
@@ -58,10 +72,7 @@ def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
         allows = visible_aggregations()
         rows = [_view(each) for each in page.aggregations if allows(each.aggr_id)]
         rows.sort(key=lambda row: (-row["in_flight"] - row["pending"], row["aggr_id"]))
-        headers = {}
-        if page.cursor:
-            headers["Link"] = f'</aggregations?{urlencode({"cursor": page.cursor})}>; rel="next"'
-        return {"aggregations": rows, "cursor": page.cursor}, HTTPStatus.OK, headers
+        return {"aggregations": rows, "cursor": page.cursor}, HTTPStatus.OK, _link(page.cursor)
 
     @app.get("/aggregations/<aggregation:aggr_id>")
     async def aggregation(aggr_id: str) -> AggregationAnswer:
@@ -73,6 +84,11 @@ def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
         changes = _changes(await request.data)
         visible = visible_aggregations()(aggr_id)
         return _known(await deps.store.adjust(aggr_id, changes) if visible else None)
+
+
+def _link(cursor: str) -> dict[str, str]:
+    query = urlencode({**request.args.to_dict(), "cursor": cursor})
+    return {"Link": f'</aggregations?{query}>; rel="next"'} if cursor else {}
 
 
 def _changes(body: bytes) -> Mapping[str, Any]:

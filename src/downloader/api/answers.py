@@ -250,6 +250,8 @@ class AggregationsAnswer(TypedDict):
 
     aggregations: list[AggregationAnswer]
     cursor: Cursor
+    total: NotRequired[int]
+    """With `q` or `sort`: how many match, on all pages."""
 
 
 @_DOCUMENTED

@@ -28,6 +28,7 @@ from downloader.api.answers import (
     WaitingAnswer,
 )
 from downloader.api.fields import DownloadRequest
+from downloader.api.search import PAGE_MAX, SORTS
 from downloader.api.session import SessionRequest
 from downloader.model import State
 
@@ -212,7 +213,22 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/aggregations"): Operation(
         summary="List the aggregations with unfinished downloads",
-        parameters=[_CURSOR],
+        description="With `q` or `sort` they are searched and sorted, and `total` says how many match.",
+        parameters=[
+            Parameter(name="q", description="Only those with this in their name, whatever the case."),
+            Parameter(
+                name="sort",
+                description="What they are sorted by; with `-` in front the largest come first. By default"
+                " `-work`, the busiest first.",
+                schema={"type": "string", "enum": ["", *SORTS, *(f"-{name}" for name in SORTS)]},
+            ),
+            Parameter(
+                name="count",
+                description="With `q` or `sort`: how many a page has at the most.",
+                schema={"type": "integer", "minimum": 1, "maximum": PAGE_MAX},
+            ),
+            _CURSOR,
+        ],
         answers={HTTPStatus.OK: Answer(description="A page.", body=AggregationsAnswer, headers=_LINK)},
         problems={HTTPStatus.UNPROCESSABLE_ENTITY: _BAD_QUERY},
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import PurePath
 
 from quart import Response
 from quart_trio import QuartTrio
@@ -14,22 +15,28 @@ _POLICY = (
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _TYPES = {
-    "index.html": "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "docs.css": "text/css; charset=utf-8",
-    "page.js": "text/javascript; charset=utf-8",
-    "icon.svg": "image/svg+xml",
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
 }
+"""By the ending of the name; files with other endings are not served."""
 
 
 def add_page(app: QuartTrio) -> None:
     """`GET /` and `/web/<name>`."""
     web = resources.files("downloader.web")
-    pages = {name: (web / name).read_bytes() for name in _TYPES}
+    pages = {
+        each.name: each.read_bytes()
+        for folder in (web, web / "vendor")
+        for each in folder.iterdir()
+        if PurePath(each.name).suffix in _TYPES
+    }
 
     def page(name: str) -> Response:
         headers = {
-            "Content-Type": _TYPES[name],
+            "Content-Type": _TYPES[PurePath(name).suffix],
             "Content-Security-Policy": _POLICY,
             "Cache-Control": "no-cache",  # page and script must be of one version after an upgrade
             "Referrer-Policy": "no-referrer",

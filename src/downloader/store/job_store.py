@@ -9,7 +9,7 @@ answered as usual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -28,6 +28,7 @@ from downloader.model import (
 )
 from downloader.store.views import (
     Aggregation,
+    AggregationLoad,
     AggregationPage,
     AggregationSize,
     Backlog,
@@ -277,6 +278,9 @@ class JobStore(Protocol):
             ValueError: the cursor does not come from an `AggregationPage`.
         """
 
+    async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
+        """These aggregations, in any order; without those that have no work."""
+
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
         """One aggregation, or `None` if it has no work."""
 
@@ -295,6 +299,12 @@ class JobStore(Protocol):
         """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
 
         Its cost depends on `count` only. With several shards it is not one snapshot.
+        """
+
+    async def loads(self, most: int) -> Sequence[AggregationLoad]:
+        """The aggregations that have work, of each shard the busiest if it has more than `most`.
+
+        For operators who search: its cost grows with their number, in calls of a few milliseconds each.
         """
 
     async def backlog(self, destinations: int) -> Backlog:

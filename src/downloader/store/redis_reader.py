@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -19,6 +20,7 @@ from downloader.store.shards import Shards
 from downloader.store.views import (
     SUMMED_GROUPS,
     Aggregation,
+    AggregationLoad,
     AggregationPage,
     AggregationSize,
     Backlog,
@@ -29,6 +31,9 @@ from downloader.store.views import (
 )
 
 log = get_logger()
+
+LISTED_AT_ONCE = 1000
+"""Aggregations that one call of `loads` reads: a few milliseconds of the store's time."""
 
 RESUBSCRIBE_S = 0.5
 """Pause before subscribing again after the connection to the store was lost."""
@@ -103,15 +108,35 @@ class RedisReader:
         found = [records.aggregation(flat) for flat in answer["aggregations"]]
         return AggregationPage(aggregations=found, cursor=behind)
 
+    async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
+        """See `JobStore.described`."""
+        by_shard: defaultdict[int, list[str]] = defaultdict(list)
+        for aggr_id in aggr_ids:
+            by_shard[self._keys.aggregation_shard(aggr_id)].append(aggr_id)
+        answers = [
+            records.fields(await self._client.run("aggregations", shard, {"groups": groups}))
+            for shard, groups in by_shard.items()
+        ]
+        return [records.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
+
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
         """See `JobStore.aggregation`."""
-        shard = self._keys.aggregation_shard(aggr_id)
-        answer = records.fields(await self._client.run("aggregations", shard, {"group": aggr_id}))
-        return next(map(records.aggregation, answer["aggregations"]), None)
+        return next(iter(await self.described([aggr_id])), None)
 
     async def load(self, count: int) -> Load:
         """See `JobStore.load`."""
-        return records.load(await self._shards.run_on_all("busiest", {"count": count}), count)
+        return records.load(await self._shards.run_on_all("busiest", {"count": count, "skip": 0}), count)
+
+    async def loads(self, most: int) -> Sequence[AggregationLoad]:
+        """See `JobStore.loads`."""
+        found: dict[str, AggregationLoad] = {}  # one that changes its place meanwhile may come twice
+        for skip in range(0, most, LISTED_AT_ONCE):
+            call = {"count": LISTED_AT_ONCE, "skip": skip}
+            page = records.load(await self._shards.run_on_all("busiest", call), most * self._keys.shards)
+            found |= {each.aggr_id: each for each in page.aggregations}
+            if not page.aggregations:
+                break
+        return list(found.values())
 
     async def backlog(self, destinations: int) -> Backlog:
         """See `JobStore.backlog`."""

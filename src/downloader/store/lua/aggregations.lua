@@ -1,16 +1,17 @@
--- aggregations: some of the aggregations that have work, or one of them.
+-- aggregations: some of the aggregations that have work, or those with certain names.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {group: the one that is asked for, or cursor: from the last answer, '0' at first, and count: about
+-- ARGV    1 {groups: those that are asked for, or cursor: from the last answer, '0' at first, and count: about
 --         how many}
 -- from    any
 -- to      the same
 -- answer  cursor: '0' at the end, aggregations: `describe_aggregation` of each
 -- repeat  harmless
 
-if call.group then
-  local found = describe_aggregation(call.group)
-  return {'cursor', '0', 'aggregations', found and {found} or {}}
+if call.groups then
+  local found = {}
+  for _, group in ipairs(call.groups) do found[#found + 1] = describe_aggregation(group) end
+  return {'cursor', '0', 'aggregations', found}
 end
 -- ZSCAN returns each member that stays during the whole scan, even if others are added or removed meanwhile.
 local answer = redis.call('ZSCAN', key_groups('download'), call.cursor, 'COUNT', call.count)

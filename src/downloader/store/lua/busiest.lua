@@ -1,14 +1,15 @@
 -- busiest: the aggregations with the most unfinished jobs.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {count: how many at the most, 1 or more}
+-- ARGV    1 {count: how many at the most, 1 or more, skip: how many busier ones are left out}
 -- from    any
 -- to      the same
 -- answer  total (aggregations with work), downloads and callbacks (running), aggregations: name, score in
 --         `groups`, limit, paused ('1' or ''), cooling (until when, ms; '' if it is not) of each
 -- repeat  harmless
 
-local rows = redis.call('ZRANGE', key_groups('download'), 0, call.count - 1, 'REV', 'WITHSCORES')
+local last = call.skip + call.count - 1
+local rows = redis.call('ZRANGE', key_groups('download'), call.skip, last, 'REV', 'WITHSCORES')
 local aggregations = {}
 for i = 1, #rows, 2 do
   local record = redis.call('HMGET', key_group('download', rows[i]), 'limit', 'paused', 'cooling')

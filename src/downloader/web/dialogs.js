@@ -1,0 +1,52 @@
+// What the page says about an action, and what it asks before one.
+
+import { $, setForeign } from "./dom.js";
+
+const SAID_MS = 8_000;
+
+let timer = 0;
+
+function show(text, bad) {
+  clearTimeout(timer);
+  const said = $("said");
+  said.hidden = false;
+  said.classList.toggle("bad", bad);
+  setForeign($("said-text"), text);
+  // An error stays until it is closed.
+  if (!bad) timer = setTimeout(() => (said.hidden = true), SAID_MS);
+}
+
+export const say = (text) => show(text, false);
+export const complain = (problem) => show(problem.message, true);
+
+$("said-close").addEventListener("click", () => ($("said").hidden = true));
+
+for (const each of document.querySelectorAll("[data-close]")) {
+  each.addEventListener("click", () => each.closest("dialog").close());
+}
+
+// Does something that a button stands for; the button cannot be pressed twice meanwhile.
+export async function act(button, action) {
+  if (button.ariaDisabled === "true") return; // not `disabled`, which would take the focus away
+  button.ariaDisabled = "true";
+  try {
+    say(await action());
+  } catch (problem) {
+    complain(problem);
+  } finally {
+    button.ariaDisabled = null;
+  }
+}
+
+// Asks before something that cannot be undone. Resolves to whether it was confirmed; the focus returns by itself.
+export function confirm(title, text, verb) {
+  const dialog = $("confirm");
+  setForeign($("confirm-title"), title);
+  setForeign($("confirm-text"), text);
+  setForeign($("confirm-do"), verb);
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}

@@ -1,0 +1,80 @@
+// The stream of `GET /events`: opened again when it breaks, closed while nobody sees the page.
+
+import { $, setText } from "./dom.js";
+import { clock } from "./words.js";
+
+const RETRY_MS = 1000;
+const RETRY_MAX_MS = 10_000;
+// The stream says something every 15 s; after two silences and a bit it is dead, whatever TCP believes.
+const DEAD_MS = 35_000;
+// Browsers allow a host six connections: a tab that nobody sees gives its own back.
+const HIDDEN_MS = 5_000;
+let receivers = {};
+let source = null;
+let failures = 0;
+let heardAt = null;
+let retry = 0;
+let dead = 0;
+
+function tell(state, text) {
+  $("link").hidden = false;
+  $("link").className = `link ${state}`;
+  setText($("state"), text);
+  setText($("heard"), state === "lost" && heardAt ? `numbers from ${clock.format(heardAt)}` : "");
+}
+
+function heard() {
+  failures = 0;
+  heardAt = new Date();
+  tell("live", "Live");
+  clearTimeout(dead);
+  dead = setTimeout(lost, DEAD_MS);
+}
+
+function connect() {
+  close();
+  source = new EventSource("events");
+  for (const [name, receive] of Object.entries(receivers)) {
+    source.addEventListener(name, (event) => {
+      heard();
+      receive(JSON.parse(event.data));
+    });
+  }
+  source.addEventListener("alive", heard);
+  // The browser would try again by itself, but not after every kind of failure.
+  source.addEventListener("error", lost);
+}
+
+function close() {
+  clearTimeout(retry);
+  clearTimeout(dead);
+  source?.close();
+  source = null;
+}
+
+function lost() {
+  close();
+  tell("lost", "Reconnecting…");
+  const wait = Math.min(RETRY_MAX_MS, RETRY_MS * 2 ** failures);
+  failures += 1;
+  // Not all pages at once, when a service comes back.
+  retry = setTimeout(connect, wait * (0.75 + Math.random() / 2));
+}
+
+let hidden = 0;
+
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(hidden);
+  if (document.hidden) hidden = setTimeout(close, HIDDEN_MS);
+  else if (!source) connect();
+});
+addEventListener("pagehide", close);
+addEventListener("pageshow", (event) => event.persisted && connect());
+addEventListener("online", connect);
+
+// Calls, for each event that comes, the function of its name with the event's data.
+export function listen(functions) {
+  receivers = functions;
+  tell("", "Connecting…");
+  connect();
+}

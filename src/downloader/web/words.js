@@ -1,0 +1,53 @@
+// Numbers, times and states in words.
+
+export const plain = new Intl.NumberFormat("en");
+export const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
+
+export function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+  let unit = 0;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${value.toLocaleString("en", { maximumSignificantDigits: unit ? 3 : 4 })} ${units[unit]}`;
+}
+
+export const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+export const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+const DAY_MS = 86_400_000;
+
+// A time as short as it can be told: today only the time of day.
+export function moment(time) {
+  return (Math.abs(Date.now() - time) < DAY_MS / 2 ? clock : day).format(time);
+}
+
+export function duration(ms) {
+  const minutes = Math.max(0, Math.floor(ms / 60_000));
+  const hours = Math.floor(minutes / 60);
+  const days = Math.floor(hours / 24);
+  if (days) return `${days} d ${hours % 24} h`;
+  if (hours) return `${hours} h ${minutes % 60} min`;
+  return minutes ? `${minutes} min` : "under a minute";
+}
+
+export function plural(count, one, many) {
+  return `${plain.format(count)} ${count === 1 ? one : many}`;
+}
+
+const later = (time) => time && new Date(time) > Date.now();
+
+// An aggregation's state: a word, what else there is to say, and whether it needs attention.
+export function aggregationState(aggregation) {
+  const { paused, in_flight, pending, limit, cooling_until, cooling_reason, next_due_at } = aggregation;
+  if (paused) return { word: "paused", more: in_flight ? `${plain.format(in_flight)} still in flight` : "", warn: true };
+  if (later(cooling_until)) {
+    return { word: `cooling until ${moment(new Date(cooling_until))}`, more: cooling_reason, warn: true };
+  }
+  if (in_flight) return { word: "running", more: pending && in_flight >= limit ? "at its limit" : "" };
+  if (later(next_due_at)) {
+    return { word: `waiting until ${moment(new Date(next_due_at))}`, more: "for a retry or a start time" };
+  }
+  return pending ? { word: "ready", more: "starts with the next free slot" } : { word: "idle", more: "" };
+}
