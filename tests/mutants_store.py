@@ -8,10 +8,81 @@ OF_EMBEDDED = "tests/store/test_embedded.py"
 OF_CLUSTER = "tests/faults/test_cluster_faults.py"
 OF_AGGREGATIONS = "tests/api/test_aggregations.py"
 OF_POLITENESS = "tests/store/test_politeness.py"
+OF_PRIORITY = "tests/store/test_priority.py"
 OF_CANCEL = "tests/store/test_cancel.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
 ROWS = (
+    (
+        "priority: it does not count",
+        f"{STORE}/lua/lease.lua",
+        "next_task(kind, group, head)",
+        "head[1], tonumber(head[2]), false",
+        OF_PRIORITY,
+    ),
+    (
+        "priority: it is lost with the first attempt",
+        f"{STORE}/lua/_lib.lua",
+        "kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority')",
+        "nil",
+        OF_PRIORITY,
+    ),
+    (
+        "priority: one that is not due hides those below",
+        f"{STORE}/lua/_lib.lua",
+        "from = string.format('%.0f', score - wanted + LEVEL)",
+        "break",
+        OF_PRIORITY,
+    ),
+    (
+        "priority: a job that an older version has leased is leased again",
+        f"{STORE}/lua/_lib.lua",
+        "if queued ~= wanted then",
+        "if false then",
+        OF_PRIORITY,
+    ),
+    (
+        "priority: it is lost when an older version moves the job",
+        f"{STORE}/lua/_lib.lua",
+        "if queued then redis.call('ZADD', key_urgent(group), score - wanted + queued, first[1]) end",
+        "",
+        OF_PRIORITY,
+    ),
+    (
+        "priority: what an older version leaves stays for good",
+        f"{STORE}/lua/_lib.lua",
+        "if kind == 'download' then redis.call('DEL', key_urgent(group)) end",
+        "",
+        OF_PRIORITY,
+    ),
+    (
+        "priority: a cancelled job stays in the index",
+        f"{STORE}/lua/cancel.lua",
+        "redis.call('ZREM', key_urgent(group), id)",
+        "",
+        OF_PRIORITY,
+    ),
+    (
+        "cancel: the 202 does not wait for the append-only file",
+        f"{STORE}/redis_store.py",
+        'self._client.run("cancel", shard, call, durable=True)',
+        'self._client.run("cancel", shard, call)',
+        "tests/store/test_durability.py",
+    ),
+    (
+        "fields: a deadline before not_before is accepted",
+        "downloader/api/fields.py",
+        "if request.deadline and request.deadline <= request.not_before:",
+        "if False:",
+        "tests/api/test_download_fields.py",
+    ),
+    (
+        "lists: a time without an offset is local time",
+        "downloader/api/views.py",
+        "if found.tzinfo is not None:",
+        "if True:",
+        "tests/api/test_listed.py",
+    ),
     (
         "fencing: an old generation settles",
         f"{STORE}/lua/_lib.lua",
@@ -353,7 +424,7 @@ ROWS = (
     (
         "rate: a start is not noted",
         f"{STORE}/lua/lease.lua",
-        "note_start(group, due, spec, unpack(record, 2))",
+        "note_start(group, tonumber(head[2]), spec, unpack(record, 2))",
         "",
         OF_POLITENESS,
     ),

@@ -118,10 +118,6 @@ SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callba
 """Fields of a job that may contain secrets: those that are encrypted in the store if a key is configured."""
 
 
-SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
-"""Fields of a job that may contain secrets: those that are encrypted in the store if a key is configured."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What the client asked for, checked and normalised; never changes once accepted."""
@@ -157,6 +153,8 @@ class JobSpec:
     """The digest that the file must have, lower case; empty: any."""
     size: int | None = None
     """Bytes that the file must have; `None`: any number."""
+    priority: int = 0
+    """0 to 9: of an aggregation's jobs that are due, those of the highest begin first."""
     not_before: int = 0
     """Unix time in ms before which no download begins; 0: at once."""
     deadline: int = 0

@@ -80,7 +80,7 @@ def unavailable(after: str) -> httpx2.Response:
 
 
 def test_the_fields_of_a_job_are_those_of_the_api() -> None:
-    assert set(JobFields.__annotations__) <= {*DownloadRequest.model_fields, "idempotency_key"}
+    assert set(JobFields.__annotations__) == {*DownloadRequest.model_fields, "idempotency_key"}
 
 
 async def test_from_submission_to_the_callback(api: Served, client: AsyncClient) -> None:

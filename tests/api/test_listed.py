@@ -164,6 +164,8 @@ async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
         ({"state": "running", "since": "2020-01-01T00:00:00Z"}, "since"),
         ({"state": "running", "aggr_id": "a", "cursor": "1.."}, "cursor"),
         ({"callback": "failed", "since": "yesterday"}, "since"),
+        ({"callback": "failed", "since": "2026-11-27T08:00:00"}, "since"),
+        ({"callback": "failed", "since": "2026-11-27"}, "since"),
         ({"callback": "failed", "since": "0001-01-01T00:00:00Z" * 9}, "since"),
         ({"callback": "failed", "cursor": "x"}, "cursor"),
         ({"callback": "failed", "cursor": "1.1.a"}, "cursor"),

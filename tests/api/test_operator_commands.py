@@ -98,6 +98,13 @@ async def test_submit_from_standard_input(run: Run, api: Served) -> None:
     ]
 
 
+async def test_submit_with_a_priority(run: Run) -> None:
+    [row] = (await run("submit", "https://h/1", "--priority", "7", "--json")).json_lines()
+    assert "  priority     7\n" in (await run("job", row["id"])).out
+    [document] = (await run("job", row["id"], "--json")).json_lines()
+    assert document["priority"] == 7
+
+
 async def test_refused_jobs_as_json(run: Run) -> None:
     ran = await run("submit", "ftp://h/x", "--json", *HTTP)
     [row] = ran.json_lines()
@@ -222,6 +229,7 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["submit", "--from-file", "no-such.txt"], "no-such.txt: cannot be read"),
         (["submit", "https://h/", "-F", "x"], "--field x: must be NAME=VALUE"),
         (["submit", "https://h/", "--aggr-limit", "0"], 'Invalid value "0" for --aggr-limit.'),
+        (["submit", "https://h/", "--priority", "10"], 'Invalid value "10" for --priority.'),
         (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
         (["job"], "give an id"),
         (["cancel"], "give an id"),

@@ -130,6 +130,10 @@ async def test_a_new_job(api: Served) -> None:
     assert job["url"] == JOB["url"]
     assert job["state"] == "pending"
     assert (job["attempts"], job["file"], job["callback"], job["errors"]) == (0, None, None, [])
+    assert (
+        job["priority"],
+        (await api.client.get(f"/jobs/{await submit(api, priority=9)}")).json()["priority"],
+    ) == (0, 9)
     assert job["created_at"].endswith("Z")
 
 

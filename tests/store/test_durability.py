@@ -32,6 +32,8 @@ async def test_a_job_under_aof_waits_until_its_server_has_synced() -> None:
         async with asyncio_loop(), open_store(redis) as store:
             with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
                 await store.submit([Submission(spec=spec_for(store))])
+            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
+                await store.cancel(spec_for(store), None, 60)
 
 
 @pytest.mark.slow

@@ -57,7 +57,9 @@ DELIVERIES = {
 
 kinds, owners, indexes = st.sampled_from(Kind), st.sampled_from(OWNERS), st.integers(0, 99)
 ends = st.sampled_from(["succeeded", "failed", "retry", "release"])
-submissions = st.tuples(st.just("submit"), st.sampled_from(list(PLANS)), st.integers(1, 3))
+submissions = st.tuples(
+    st.just("submit"), st.sampled_from(list(PLANS)), st.integers(1, 3), st.sampled_from([0, 0, 3, 9])
+)
 leases = st.tuples(st.just("lease"), kinds, owners, st.integers(0, 4))
 settlements = st.tuples(st.just("settle"), kinds, indexes, ends)
 adjustments = st.fixed_dictionaries(
@@ -103,6 +105,7 @@ class Task:
 
     group: str
     due_ms: int
+    priority: int = 0
     state: State = State.PENDING
     owner: str = ""
     ends_ms: int = 0
@@ -284,11 +287,11 @@ class Model:
         for kind in Kind:
             self.unheard.pop((kind, owner), None)
 
-    async def submit(self, aggr_id: str, limit: int) -> None:
-        spec = spec_for(self.store, aggr_id, aggr_limit=limit)
+    async def submit(self, aggr_id: str, limit: int, priority: int = 0) -> None:
+        spec = spec_for(self.store, aggr_id, aggr_limit=limit, priority=priority)
         for _ in range(2):  # the second is a repetition
             await self.store.submit([Submission(spec=spec)])
-        self.jobs[spec.id] = Job(spec, {Kind.DOWNLOAD: Task(aggr_id, self.now_ms)})
+        self.jobs[spec.id] = Job(spec, {Kind.DOWNLOAD: Task(aggr_id, self.now_ms, priority)})
         self.pace[aggr_id].asked = limit
         if not self.pace[aggr_id].adjusted:
             self.limits[Kind.DOWNLOAD, aggr_id] = limit
@@ -337,19 +340,29 @@ class Model:
         for job_id, generation in given:
             task = self.jobs[job_id].tasks[kind]
             assert self.grantable(kind, task.group) > 0, "beyond the limit, or too early"
-            assert task.due_ms == min(self.due(kind, task.group)), "another one is due earlier"
+            assert self.turn(task) == min(map(self.turn, self.due_tasks(kind, task.group))), "not its turn"
             if kind is Kind.DOWNLOAD:
-                self.pace[task.group].start(task.due_ms, self.now_ms)
+                self.pace[task.group].start(min(self.due(kind, task.group)), self.now_ms)
             assert generation == task.generation + 1
             task.state, task.owner, task.generation = State.RUNNING, owner, generation
             task.ends_ms = self.now_ms + LEASE_MS
             task.deliveries += 1
 
+    def waiting(self, kind: Kind, group: str) -> list[Task]:
+        return [task for _, task in self.tasks(kind) if task.group == group and task.state is State.PENDING]
+
     def due(self, kind: Kind, group: str) -> list[int]:
         """When the waiting tasks of a group are due."""
-        return [
-            task.due_ms for _, task in self.tasks(kind) if task.group == group and task.state is State.PENDING
-        ]
+        return [task.due_ms for task in self.waiting(kind, group)]
+
+    def due_tasks(self, kind: Kind, group: str) -> list[Task]:
+        """The waiting tasks of a group that are due now."""
+        return [task for task in self.waiting(kind, group) if task.due_ms <= self.now_ms]
+
+    @staticmethod
+    def turn(task: Task) -> tuple[int, int]:
+        """Those with the least begin first."""
+        return -task.priority, task.due_ms
 
     def opens(self, kind: Kind, group: str) -> int:
         """Before when nothing of a group starts."""
@@ -362,11 +375,15 @@ class Model:
         if self.paused(kind, group):
             return 0
         free = max(0, self.limits[kind, group] - self.running(kind, group))
-        due = sorted(due for due in self.due(kind, group) if due <= self.now_ms)[:free]
+        due = sorted(self.due_tasks(kind, group), key=self.turn)
         if kind is Kind.CALLBACK:
-            return len(due)
+            return len(due[:free])
         pace = replace(self.pace[group])
-        return sum(pace.opens() <= self.now_ms and pace.start(each, self.now_ms) for each in due)
+        return sum(
+            pace.opens() <= self.now_ms
+            and pace.start(min(task.due_ms for task in due[started:]), self.now_ms)
+            for started in range(min(free, len(due)))
+        )
 
     def next_due_s(self, kind: Kind) -> float | None:
         dues = [
@@ -474,7 +491,7 @@ class Model:
         task.settled = lease.generation
         task.attempts += how not in ("release", "throttled")
         if how in ("retry", "release", "throttled"):
-            task.state, task.due_ms = State.PENDING, self.now_ms + DELAY_MS
+            task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms + DELAY_MS
             if how == "retry" and kind is Kind.CALLBACK:
                 self.limits[kind, task.group] = 1
             if how == "throttled":
@@ -527,7 +544,7 @@ class Model:
         ]
         assert set(await self.store.sweep(kind)) == {job_id for job_id, _ in over}
         for _, task in over:
-            task.state, task.due_ms = State.PENDING, self.now_ms
+            task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms
             task.crashes += 1
         if kind is Kind.DOWNLOAD:
             for task in [*self.orphans, *(task for _, task in self.tasks(kind))]:

@@ -171,6 +171,7 @@ class JobAnswer(TaskAnswer):
     created_at: Time | None
     crashes: int
     """How often an instance that worked on it died."""
+    priority: int
     error: str
     error_code: str
     response_code: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -19,6 +18,7 @@ from downloader.api.auth import Caller, check_job
 from downloader.api.globs import Allows
 from downloader.api.json import member_text
 from downloader.api.problems import Fault, Refused, faulty
+from downloader.api.views import unix_ms
 from downloader.content import MimePatterns
 from downloader.model import ID_LENGTH, JobSpec, is_reserved, now_ms
 from downloader.net import EgressPolicy, EgressRefused, Url, UrlError, Use, is_forbidden, is_token
@@ -38,6 +38,9 @@ MAX_DELAY_S = 86400
 
 MAX_RETRIES = 1000
 """Takes months at the default backoff."""
+
+MAX_PRIORITY = 9
+"""As in `_lib.lua`; 0, the default, is the lowest."""
 
 MAX_HEADERS = 32
 MAX_HEADER_BYTES = 8 * 1024
@@ -178,16 +181,10 @@ def _time(text: object) -> int:
     """A time with its offset from UTC, as RFC 3339 has it, in Unix ms."""
     if not isinstance(text, str):
         raise PydanticCustomError("wrong_type", "must be a string")
-    if not text:
-        return 0
     try:
-        found = datetime.fromisoformat(text)
-        ms = max(0, int(found.astimezone(UTC).timestamp() * 1000)) if found.tzinfo else None
-    except (ValueError, OverflowError):
-        ms = None
-    if ms is None:
-        raise PydanticCustomError("malformed", "must be a time with its offset, as in RFC 3339")
-    return ms
+        return unix_ms(text) if text else 0
+    except ValueError as error:
+        raise PydanticCustomError("malformed", str(error)) from None
 
 
 def _url(use: Use) -> AfterValidator:
@@ -232,6 +229,7 @@ class DownloadRequest(BaseModel):
     subpath: Annotated[str, AfterValidator(_subpath)] = ""
     sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
+    priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)] = 0
     not_before: Annotated[int, BeforeValidator(_time)] = 0
     deadline: Annotated[int, BeforeValidator(_time)] = 0
 
@@ -297,6 +295,8 @@ def parse_job(
         faults.append(Fault(missing, "required", "is required with the other one"))
     if request.s3_bucket and not buckets(request.s3_bucket):
         faults.append(Fault("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets"))
+    if request.deadline and request.deadline <= request.not_before:
+        faults.append(Fault("deadline", "out_of_range", "must be later than not_before"))
     destination_field = _complete_callbacks(fields, backends, egress, faults)
     if faults:
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))

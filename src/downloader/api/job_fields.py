@@ -93,6 +93,9 @@ JOB_FIELDS: Mapping[str, Mapping[str, Any]] = {
         "maxLength": MAX_SUBPATH_BYTES,
         "examples": ["images/2026"],
     },
+    "priority": {
+        "description": "Of an aggregation's jobs that are due, those of the highest priority begin first."
+    },
     "deadline": {
         "description": "The job fails with `deadline` if its file is not stored by this time (RFC 3339).",
         "type": "string",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -14,7 +13,7 @@ from downloader.api.answers import ListedAnswer, ListedPageAnswer, RetriedAnswer
 from downloader.api.deps import ApiDeps
 from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Problem, Refused
-from downloader.api.views import rfc3339
+from downloader.api.views import rfc3339, unix_ms
 from downloader.model import State
 from downloader.store import JobStore, Listed, ListedJob, RetryAnswer
 
@@ -57,9 +56,9 @@ async def _page(store: JobStore, state: str, callback: str) -> tuple[Sequence[Li
     aggr_id, since = request.args.get("aggr_id", ""), request.args.get("since", "")
     which = _which(state, callback, aggr_id, since)
     try:
-        since_ms = datetime.fromisoformat(since).timestamp() * 1000 if since else 0
-    except (ValueError, OverflowError):
-        raise Refused(bad_query("since", "must be a time as in RFC 3339.")) from None
+        since_ms = unix_ms(since) if since else 0
+    except ValueError as error:
+        raise Refused(bad_query("since", f"{error}.")) from None
     try:
         page = await store.jobs(which, aggr_id, request.args.get("cursor", ""), PAGE)
     except ValueError:

@@ -30,6 +30,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> JobAnswer
         "created_at": rfc3339(spec.created_ms),
         **_task(view.download),
         "crashes": view.download.crashes,
+        "priority": spec.priority,
         "error": outcome.error if outcome else "",
         "error_code": str(outcome.error_code) if outcome else "",
         "response_code": outcome.response_code if outcome else 0,
@@ -83,6 +84,21 @@ def rfc3339(ms: int | None) -> str | None:
     if not ms:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def unix_ms(text: str) -> int:
+    """The Unix time of a text as in RFC 3339; 1 for one before 1970.
+
+    Raises:
+        ValueError: it is no time, or has no offset from UTC.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return max(1, int(found.astimezone(UTC).timestamp() * 1000))
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be a time with its offset, as in RFC 3339")
 
 
 def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from downloader.cli.remote import (
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.client import Client, Job, JobFile
+    from downloader.client import Client, Job, JobCallback, JobFile
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 
@@ -139,8 +139,9 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     elif job.due_at is not None:
         yield "due", local_time(job.due_at)
     yield "attempts", str(job.attempts)
-    if job.crashes:
-        yield "crashes", str(job.crashes)
+    for name in ("priority", "crashes"):
+        if number := getattr(job, name):
+            yield name, str(number)
     if job.file is not None:
         yield from _file_rows(job, job.file)
     if job.error:
@@ -150,10 +151,13 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     if job.kept_until is not None:
         yield "kept until", local_time(job.kept_until)
     if job.callback is not None:
-        callback = job.callback
-        yield "callback", f"{callback.state}, {callback.type} {callback.destination}"
-        for failure in callback.errors:
-            yield "delivery failed", f"{local_time(failure.at)} {failure.error}"
+        yield from _callback_rows(job.callback)
+
+
+def _callback_rows(callback: JobCallback) -> Iterator[tuple[str, str]]:
+    yield "callback", f"{callback.state}, {callback.type} {callback.destination}"
+    for failure in callback.errors:
+        yield "delivery failed", f"{local_time(failure.at)} {failure.error}"
 
 
 def _file_rows(job: Job, file: JobFile) -> Iterator[tuple[str, str]]:

@@ -34,6 +34,7 @@ def submit(
     aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = LIMIT,
     callback: Annotated[str, Parameter(name="--callback", show_default=False)] = "",
     callback_type: Annotated[str, Parameter(name="--callback-type")] = "http",
+    priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None,
     field: Annotated[
         tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
     ] = (),
@@ -62,6 +63,7 @@ def submit(
         aggr_limit: Downloads of an aggregation at once.
         callback: Where to send the callbacks: a URL, a topic, a queue. Without it there are none.
         callback_type: The backend for it.
+        priority: 0 to 9: of an aggregation's jobs, the highest begin first.
         field: Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string.
         wait: Wait until the downloads have ended.
         json_: Write a JSON object for each job: the answer of the service, with --wait the job at its end.
@@ -70,6 +72,8 @@ def submit(
     from downloader.client import RETRIES
 
     fields = {"aggr_limit": aggr_limit, **_callback(callback, callback_type), **dict(map(_field, field))}
+    if priority is not None:
+        fields["priority"] = priority
     jobs = _jobs(urls, from_file, fields, aggr_id)
     first = next(jobs, None)
     if first is None:

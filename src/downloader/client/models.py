@@ -21,6 +21,8 @@ class JobFields(TypedDict, total=False):
     url: Required[str]
     aggr_id: Required[str]
     aggr_limit: Required[int]
+    aggr_rate: float
+    aggr_delay: float
     aggr_proxy: str
     callback_type: str
     callback_dst: str
@@ -39,6 +41,7 @@ class JobFields(TypedDict, total=False):
     s3_bucket: str
     s3_region: str
     subpath: str
+    priority: int
     not_before: str
     deadline: str
     idempotency_key: str
@@ -116,6 +119,7 @@ class Job(_Work):
     """Without passwords and values of the query."""
     created_at: datetime | None = None
     crashes: int = 0
+    priority: int = 0
     error: str = ""
     """For people; empty unless the download failed."""
     error_code: str = ""

@@ -22,6 +22,7 @@ def submit(item: Submission, permitted: str, seal: Callable[[str], str] | None) 
         "limit": str(item.spec.aggr_limit),
         **_pace(item.spec),
         "due": item.spec.not_before,
+        **({"priority": item.spec.priority} if item.spec.priority else {}),
         "proxy": item.spec.aggr_proxy,
         "spec": item.spec.to_json(seal),
         "idempotency": item.idempotency_key,

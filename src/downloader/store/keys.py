@@ -68,6 +68,16 @@ KEYS = (
         holds="pending tasks of a group by due time (ms)",
     ),
     Key(
+        name="urgent",
+        parameters=("group",),
+        type="zset",
+        owner="a member goes when its download leaves the queue, or else by `lease`; all with their group",
+        holds=(
+            "pending downloads of an aggregation whose priority is above 0, the highest first, then by due"
+            " time; they are in `download:queue` too"
+        ),
+    ),
+    Key(
         name="running",
         parameters=("kind", "group"),
         type="set",

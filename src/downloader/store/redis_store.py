@@ -253,7 +253,8 @@ class RedisStore(RedisReader):
             "limit": str(plan.limit),
             "keep_ms": ms(keep_s),
         }
-        return CancelAnswer(await self._client.run("cancel", shard_of(spec.id, self._keys.shards), call))
+        shard = shard_of(spec.id, self._keys.shards)
+        return CancelAnswer(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
         """See `JobStore.adjust`."""

@@ -75,7 +75,7 @@ local function opens(cooling, rate, delay, started)
   return math.max(tonumber(cooling or '0'), started and tonumber(started) + gap_of(rate, delay) or 0)
 end
 
--- Notes that a task starts, for the rate and the delay. The task has waited since `due`. If that was before the
+-- Notes that a task starts, for the rate and the delay. One has waited since `due`. If that was before the
 -- planned time, the start is late; up to `CATCH_UP_MS` the next one is planned from the planned time. With a
 -- `delay`, which is a minimum, the next one is planned from now. A job that is past its deadline sends no request, so
 -- it is no start.
@@ -84,6 +84,43 @@ local function note_start(group, due, spec, cooling, rate, delay, started)
   local planned = opens(cooling, rate, delay, started)
   local late = gap_of(nil, delay) == 0 and due <= planned and now - planned <= CATCH_UP_MS
   redis.call('HSET', key_group('download', group), 'started', string.format('%.3f', late and planned or now))
+end
+
+-- Jobs with a priority above 0 are in `urgent` too, by a score that has the priority and the due time: the score of
+-- 9 begins at 0, of 8 at `LEVEL`, and so on. Due times are less than `LEVEL`, which is in the year 11476, and all scores are
+-- integers that a double holds.
+local MAX_PRIORITY, LEVEL = 9, 3e14
+
+-- Adds a pending task to its group's queue.
+local function enqueue(kind, id, group, due, priority)
+  redis.call('ZADD', key_queue(kind, group), due, id)
+  if priority then redis.call('ZADD', key_urgent(group), (MAX_PRIORITY - priority) * LEVEL + due, id) end
+end
+
+-- The task of a group that is next: of those that are due, the first of the highest priority. If none is due, the
+-- first one. Answers its id, when it was due, and whether it has a priority; nil for an empty queue. `head` is the
+-- first of the queue, with its due time.
+local function next_task(kind, group, head)
+  local due = tonumber(head[2])
+  if not due then return nil end
+  local from = due <= now and kind == 'download' and 0
+  while from do
+    local first = redis.call('ZRANGEBYSCORE', key_urgent(group), from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if not first[1] then break end
+    local score = tonumber(first[2])
+    local wanted = score % LEVEL
+    local queued = tonumber(redis.call('ZSCORE', key_queue(kind, group), first[1]) or nil)
+    if queued ~= wanted then
+      -- A version without priorities has leased it, and perhaps made it pending again.
+      redis.call('ZREM', key_urgent(group), first[1])
+      if queued then redis.call('ZADD', key_urgent(group), score - wanted + queued, first[1]) end
+    elseif wanted <= now then
+      return first[1], wanted, true
+    else
+      from = string.format('%.0f', score - wanted + LEVEL)
+    end
+  end
+  return head[1], due, false
 end
 
 -- Forgets a group with its last task, but for a cooldown and the last start: jobs that come one after another must
@@ -97,6 +134,7 @@ local function forget(kind, group)
   else
     redis.call('DEL', record)
   end
+  if kind == 'download' then redis.call('DEL', key_urgent(group)) end
   redis.call('ZREM', key_groups(kind), group)
 end
 
@@ -188,7 +226,7 @@ end
 local function requeue(kind, id, group, delay)
   redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', now + delay)
   redis.call('HDEL', key_task(kind, id), 'owner')
-  redis.call('ZADD', key_queue(kind, group), now + delay, id)
+  enqueue(kind, id, group, now + delay, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
 end
 
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.

@@ -21,6 +21,7 @@ if state == 'cancelled' then return 'done' end
 -- ZREM comes before all other writes, which the server refuses when its memory is exhausted.
 if state == 'pending' then
   redis.call('ZREM', key_queue('download', group), id)
+  redis.call('ZREM', key_urgent(group), id)
 elseif state == 'running' then
   local ends = redis.call('ZSCORE', key_leases('download'), id)
   redis.call('ZREM', key_leases('download'), id)

@@ -12,7 +12,7 @@
 --         size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
--- Groups take turns: the first in `ready` gives one task and moves to the end.
+-- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end.
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
@@ -105,10 +105,10 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
-  local due = tonumber(head[2])
-  if due and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
-    local id = head[1]
+  local id, due, urgent = next_task(kind, group, head)
+  if id and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
     redis.call('ZREM', queue, id)
+    if urgent then redis.call('ZREM', key_urgent(group), id) end
     local spec = redis.call('GET', key_job(id))
     if spec then
       local task = key_task(kind, id)
@@ -117,7 +117,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       redis.call('HINCRBY', task, 'deliveries', 1)
       redis.call('HDEL', task, 'due')
       redis.call('SADD', running, id)
-      note_start(group, due, spec, unpack(record, 2))
+      note_start(group, tonumber(head[2]), spec, unpack(record, 2))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       local proven = set == key_ready(kind)
       if not proven then unproven = unproven - 1 end

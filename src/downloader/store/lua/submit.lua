@@ -5,7 +5,7 @@
 --         it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
---         time (ms)}
+--         time (ms), priority: absent for 0}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted}
@@ -46,7 +46,8 @@ for item in items() do
     redis.call('HSETNX', record, 'proxy', item.proxy)
     redis.call('PERSIST', record)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
-    redis.call('ZADD', key_queue('download', group), math.max(now, item.due), id)
+    if item.priority then redis.call('HSET', key_task('download', id), 'priority', item.priority) end
+    enqueue('download', id, group, math.max(now, item.due), item.priority)
     touch('download', group)
   end
   answers[#answers + 1] = {why, id}
