@@ -30,6 +30,7 @@ def add_page(app: QuartTrio) -> None:
     pages = {
         each.name: each.read_bytes()
         for folder in (web, web / "vendor")
+        if folder.is_dir()
         for each in folder.iterdir()
         if PurePath(each.name).suffix in _TYPES
     }
