@@ -68,7 +68,7 @@ def test_version_and_help_do_not_wait_for_the_network_libraries() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", *(command.__name__ for commands in COMMANDS.values() for command in commands)],
+    ["", *(command.__name__.replace("_", "-") for commands in COMMANDS.values() for command in commands)],
 )
 def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*filter(None, [command]), "--help"]) == 0

@@ -70,14 +70,18 @@ def test_each_state_is_on_the_api_page(state: str) -> None:
     assert f"`{state}`" in page("api.md")
 
 
+def name_of(command: Callable[..., object]) -> str:
+    return command.__name__.replace("_", "-")
+
+
 @pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
 def test_each_command_is_on_the_cli_page(command: Callable[..., object]) -> None:
-    assert f"| `downloader {command.__name__}` |" in page("cli.md")
+    assert f"| `downloader {name_of(command)}` |" in page("cli.md")
 
 
 @pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
 def test_each_flag_is_on_the_cli_page(command: Callable[..., object]) -> None:
-    arguments = make_app()[command.__name__].assemble_argument_collection()
+    arguments = make_app()[name_of(command)].assemble_argument_collection()
     names = [name for argument in arguments for name in argument.names]
     flags = [name for name in names if re.match("--(?!no-|empty-)", name)]
     assert [flag for flag in sorted(flags) if not re.search(rf"{flag}(?![\w-])", page("cli.md"))] == []

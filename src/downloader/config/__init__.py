@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from downloader.config.imported import import_config
 from downloader.config.models import (
     EMBEDDED,
     RENEWALS_PER_LEASE,
@@ -28,6 +29,7 @@ __all__ = [
     "Settings",
     "TokenSettings",
     "allow_also",
+    "import_config",
     "load_settings",
     "redacted",
     "with_default_backend",

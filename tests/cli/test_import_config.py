@@ -1,0 +1,153 @@
+"""`downloader import-config`, and the migration page, whose example is converted as it stands."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from downloader.cli import main
+from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
+from downloader_plugins.kafka.settings import read_section
+from servers.cli import Ran
+
+PAGE = (Path(__file__).parents[2] / "docs" / "migration.md").read_text("utf-8")
+BLOCK = r"^```{}\n(.*?)^```$"
+FLAGS = re.MULTILINE | re.DOTALL
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(BLOCK.format(language), PAGE, FLAGS)
+
+
+class Importing:
+    """Runs the command in this process."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.file = folder / "config.json"
+        self._capsys = capsys
+
+    def run(self, config: Any) -> Ran:
+        self.file.write_text(config if isinstance(config, str) else json.dumps(config))
+        status = main(["import-config", str(self.file)])
+        captured = self._capsys.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    def converted(self, config: Any) -> dict[str, Any]:
+        """What the result says, without its comments."""
+        ran = self.run(config)
+        assert (ran.status, ran.err) == (0, "")
+        return tomllib.loads(ran.out)
+
+    def refused(self, config: Any) -> str:
+        """The one line that says why, without the file's name."""
+        ran = self.run(config)
+        assert (ran.status, ran.out) == (2, "")
+        return ran.complaint.removeprefix(str(self.file)).removeprefix(": ")
+
+
+@pytest.fixture
+def importing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Importing:
+    return Importing(tmp_path, capsys)
+
+
+def test_the_pages_example_becomes_what_the_page_says(
+    importing: Importing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [old], [new] = blocks("json"), blocks("toml")
+    assert importing.run(old).out == new
+    [commands] = blocks("sh")
+    assert (
+        commands == "downloader import-config config.json > config.toml\ndownloader config -c config.toml\n"
+    )
+    made = importing.file.with_suffix(".toml")
+    made.write_text(new)
+    assert main(["config", "-c", str(made)]) == 0
+    effective = tomllib.loads(capsys.readouterr().out)
+    assert effective["notifier"]["deletion_interval"] == 180 * 60
+    assert read_section(tomllib.loads(new)["backends"]["kafka"]).timeout == 20
+
+
+def test_the_page_names_all_statistics_of_the_predecessor() -> None:
+    statistics = PAGE.partition("## Statistics")[2]
+    assert [name for name in (*PROCESSOR_NAMES, *NOTIFIER_NAMES) if f"`{name}`" not in statistics] == []
+
+
+@pytest.mark.parametrize(
+    "sentinel",
+    [
+        {"master": "m", "nodes": ["s1:26379", "s2:26379"]},
+        {"master_name": "m", "addrs": ["s1:26379", "s2:26379"]},
+        {"name": "m", "sentinels": "s1:26379, s2:26379"},
+    ],
+)
+def test_sentinels_in_each_spelling(importing: Importing, sentinel: dict[str, Any]) -> None:
+    new = importing.converted({"redis": {"sentinel": sentinel, "password": "a/b", "db": 2}})
+    assert new["redis"] == {
+        "url": "redis://:a%2Fb@/2",
+        "sentinel": {"master": "m", "nodes": ["s1:26379", "s2:26379"]},
+    }
+
+
+def test_files_stay_in_the_storage_dir_that_held_them(importing: Importing) -> None:
+    new = importing.converted({"processor": {"storage_dir": "/d"}})
+    assert new["processor"] == {"storage_dir": "/d", "filestorage": {"type": "filesystem", "rootdir": "/d"}}
+
+
+def test_what_has_no_counterpart_is_named_and_left_out(importing: Importing) -> None:
+    old = {
+        "processor": {"max_retries": 4, "turbo": True},
+        "backends": {"amqp": {"host": "h"}, "kafka": {"bootstrap.servers": "k", "ssl.ca.location": "/x"}},
+        "log": {"level": "info"},
+    }
+    ran = importing.run(old)
+    assert tomllib.loads(ran.out)["processor"] == {"max_retries": 4}
+    assert tomllib.loads(ran.out)["backends"] == {"kafka": {"bootstrap_servers": "k"}}
+    comments = [line for line in ran.out.splitlines() if line.startswith("# ")]
+    for text in (
+        "processor.turbo has no counterpart",
+        "backends.amqp is left out: it needs a notifier plugin (docs/plugins.md)",
+        "ssl.ca.location had no effect: security.protocol is PLAINTEXT",
+        "log has no counterpart",
+    ):
+        assert f"# {text}" in comments
+
+
+@pytest.mark.parametrize(
+    ("old", "complaint"),
+    [
+        ("{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[]", "must be a JSON object"),
+        ({"redis": "localhost"}, "redis must be an object"),
+        ({"redis": {"addr": 6379}}, "redis.addr must be a string"),
+        (
+            {"redis": {"sentinel": {"master": "m"}}},
+            "redis.sentinel must have the name of the master and the addresses of the Sentinels",
+        ),
+        ({"notifier": {"deletion_interval": "3h"}}, "notifier.deletion_interval must be a number"),
+        (
+            {"notifier": {"deletion_interval": -1}},
+            "notifier.deletion_interval must be a number that is not negative",
+        ),
+        (
+            {"backends": {"kafka": {"message.timeout.ms": None}}},
+            "backends.kafka.message.timeout.ms must be a number",
+        ),
+        (
+            {"notifier": {"concurrency": 0}},
+            ", converted: notifier.concurrency must be greater than or equal to 1",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_gives_one_line(importing: Importing, old: Any, complaint: str) -> None:
+    assert importing.refused(old) == complaint
+
+
+def test_a_file_that_is_not_there(importing: Importing, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import-config", str(importing.file)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"downloader: {importing.file} cannot be read: No such file or directory\n"
