@@ -5,6 +5,7 @@ from __future__ import annotations
 API = "downloader/api"
 SESSION = "tests/api/test_session.py"
 HOSTILE, SERVER = "tests/api/test_hostile_http.py", "tests/api/test_server.py"
+PROTOCOLS = "tests/api/test_protocols.py"
 
 ROWS = (
     (
@@ -154,5 +155,54 @@ ROWS = (
         "check_page(dict(headers))",
         "pass",
         f"{SESSION} -k changes",
+    ),
+    (
+        "http: any number of headers",
+        f"{API}/exchange.py",
+        "len(headers) > self._limits.headers",
+        "False",
+        f"{HOSTILE} -k head_that_is_too_large",
+    ),
+    (
+        "http: an idle connection keeps its headers",
+        f"{API}/http1.py",
+        "        request.headers = []",
+        "        pass",
+        f"{SERVER} -k idle",
+    ),
+    (
+        "http: an idle connection keeps what it received",
+        f"{API}/server.py",
+        '                data = b""',
+        "                pass",
+        f"{SERVER} -k idle",
+    ),
+    (
+        "http: a head behind a split one has the time of an idle connection",
+        f"{API}/server.py",
+        "            self._half_head = False  #",
+        "            pass  #",
+        f"{HOSTILE} -k split",
+    ),
+    (
+        "http: the whole head is searched after each byte",
+        f"{API}/http1.py",
+        "self._searched = 0 if end else max(0, len(self._buffer) - MOST_END_OF_HEAD_BYTES + 1)",
+        "self._searched = 0",
+        f"{SERVER} -k byte_by_byte",
+    ),
+    (
+        "http: TLS ends without close_notify",
+        f"{API}/server.py",
+        "                    await stream.unwrap()",
+        "                    pass",
+        f"{PROTOCOLS} -k close_notify",
+    ),
+    (
+        "http: an idle TLS connection ends without close_notify",
+        f"{API}/server.py",
+        "        if data is None or self._ending:",
+        "        if self._ending:",
+        f"{PROTOCOLS} -k close_notify",
     ),
 )

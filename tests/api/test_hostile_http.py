@@ -10,6 +10,7 @@ from time import thread_time
 
 import pytest
 import trio
+import trio.testing
 
 from downloader.api.limits import Limits
 from downloader.storage import StoredFile
@@ -181,6 +182,13 @@ async def test_a_head_that_is_too_large(api: Served) -> None:
     assert (status(answer), code(answer)) == (431, "head_too_large")
     answer = await api.say(b"GET /" + b"x" * 20_000)
     assert (status(answer), code(answer)) == (431, "head_too_large")
+    many = b"A:\r\n" * 3000
+    answer = await api.say(CLOSING_GET[:-2] + many + b"\r\n")
+    assert (status(answer), code(answer)) == (431, "head_too_large")
+    half_a_body = b"Content-Length: 9\r\n\r\n{"
+    answer = await api.say(POST + many + half_a_body)
+    assert (status(answer), code(answer)) == (431, "head_too_large")
+    assert status(await api.say(CLOSING_GET[:-2] + b"A:\r\n" * 98 + b"\r\n")) == 200
     many = b"".join(b"X-%d: y\r\n" % number for number in range(200_000))
     answer = await api.say(b"GET /hb HTTP/1.1\r\nHost: localhost\r\n" + many + b"\r\n")
     assert (status(answer), code(answer)) == (431, "head_too_large")
@@ -284,6 +292,18 @@ async def test_a_head_that_begins_on_an_idle_connection_has_the_time_of_a_head(s
         await stream.send_all(b"GET /hb HTTP/1.1\r\n")
         answer = await read_to_end(stream)
         assert (status(answer), code(answer)) == (408, "request_timeout")
+
+
+@pytest.mark.row("H16")
+async def test_a_head_that_begins_behind_a_split_one_has_the_time_of_a_head(serving: Serving) -> None:
+    api = await serving(limits=Limits(head_s=0.1, idle_s=60, linger_s=0.1))
+    async with await api.connect() as stream:
+        await stream.send_all(GET[:9])
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(GET[9:] + GET[:9])
+        first, _, second = (await read_to_end(stream)).partition(b"HTTP/1.1 408 ")
+        assert (status(first), answers(first)) == (200, 1)
+        assert code(b"HTTP/1.1 408 " + second) == "request_timeout"
 
 
 async def drip(stream: trio.SocketStream, data: bytes) -> None:

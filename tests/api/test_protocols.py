@@ -11,6 +11,7 @@ import pytest
 import trio
 import trustme
 
+from downloader.api.limits import Limits
 from downloader.api.server import tls_context
 from downloader.errors import ConfigError
 from servers.api import JOB, Served, Serving
@@ -91,6 +92,9 @@ async def test_http2_carries_many_requests_at_once(api: Served) -> None:
         refused = await client.post("/download", content=b"x" * 2_000_000)
         assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
         assert (await client.get("/nothing")).json()["code"] == "not_found"
+        many = await client.get("/hb", headers=[("a", "") for _ in range(101)])
+        assert (many.status_code, many.json()["code"]) == (431, "head_too_large")
+        assert (await client.get("/hb")).status_code == 200
 
 
 @pytest.fixture
@@ -116,6 +120,37 @@ async def test_tls(serving: Serving, certificate: tuple[str, str, ssl.SSLContext
             large = await client.post("/download", content=b"x" * 1_000_000)
             assert large.status_code == 413
             assert (await client.get("/hb")).status_code == 200
+
+
+@pytest.mark.parametrize("connection", [b"close", b"keep-alive"])
+async def test_tls_ends_with_close_notify(
+    serving: Serving, certificate: tuple[str, str, ssl.SSLContext], connection: bytes
+) -> None:
+    """So that a client can tell the end of a response from a cut, also on an idle connection."""
+    cert, key, trusting = certificate
+    api = await serving(tls=tls_context(cert, key), limits=Limits(idle_s=0.1))
+    stream = trio.SSLStream(await api.connect(), trusting, server_hostname="127.0.0.1")
+    await stream.send_all(b"GET /hb HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: %b\r\n\r\n" % connection)
+    with trio.fail_after(10):
+        answer = b""
+        while data := await stream.receive_some():  # raises if the connection ends without close_notify
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    await trio.aclose_forcefully(stream)
+
+
+async def test_tls_does_not_wait_for_a_client_that_never_closes(
+    serving: Serving, certificate: tuple[str, str, ssl.SSLContext]
+) -> None:
+    cert, key, trusting = certificate
+    api = await serving(tls=tls_context(cert, key), limits=Limits(linger_s=0.1), grace_s=60)
+    raw = await api.connect()
+    stream = trio.SSLStream(raw, trusting, server_hostname="127.0.0.1")
+    await stream.send_all(b"GET /hb HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    with trio.fail_after(10):
+        while await raw.receive_some():
+            pass
+    await trio.aclose_forcefully(raw)
 
 
 def test_files_that_are_no_certificate(tmp_path: Path, certificate: tuple[str, str, ssl.SSLContext]) -> None:

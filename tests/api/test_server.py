@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+import tracemalloc
 from functools import partial
 from pathlib import Path
+from time import thread_time
+from types import SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
+from hypercorn.events import RawData
 
 from downloader.api.asgi import AsgiApp, Message, Receive, Send
+from downloader.api.http1 import Http1
 from downloader.api.limits import Limits
 from downloader.api.server import serve_http
 from servers.api import read_to_end
@@ -261,6 +267,54 @@ async def test_a_unix_socket(tmp_path: Path, nursery: trio.Nursery) -> None:
         await stream.send_all(GET)
         assert (await read_to_end(stream)).startswith(b"HTTP/1.1 200 ")
     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.row("H25")
+async def test_idle_connections_keep_no_headers() -> None:
+    clients, header_bytes = 20, 12_000
+
+    async def ask_all(streams: list[trio.SocketStream], header: bytes) -> int:
+        for stream in streams:
+            await stream.send_all(b"HEAD / HTTP/1.1\r\nHost: localhost\r\nA: %b\r\n\r\n" % header)
+            assert (await stream.receive_some()).endswith(b"\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        async with trio.open_nursery() as nursery:
+            port = await listening(stream_pieces, nursery, Limits())
+            streams = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(clients)]
+            await ask_all(streams, b"x" * header_bytes)
+            before = await ask_all(streams, b"x")
+            growth = await ask_all(streams, b"x" * header_bytes) - before
+            nursery.cancel_scope.cancel()
+        for stream in streams:
+            await stream.aclose()
+    finally:
+        tracemalloc.stop()
+    assert growth < clients * header_bytes / 2
+
+
+@pytest.mark.row("H25")
+async def test_the_cost_of_a_head_that_comes_byte_by_byte_grows_with_its_size_only() -> None:
+    size = 64 * 1024
+    connection = Http1(
+        SimpleNamespace(),  # not used before a head is complete
+        SimpleNamespace(config=SimpleNamespace(limits=Limits(head_bytes=size))),  # type: ignore[arg-type]  # nothing else is used
+        None,
+    )
+    event = RawData(data=b"x")
+
+    async def quarter() -> float:
+        begun = thread_time()
+        for _ in range(size // 4):
+            await connection.handle(event)
+        return thread_time() - begun
+
+    costs = [await quarter() for _ in range(4)]
+    assert costs[3] < 3 * costs[0]
 
 
 @pytest.mark.row("F27")

@@ -33,6 +33,12 @@ STREAMED = "downloader.streamed"
 RESERVED = "downloader.reserved"
 """Key in the ASGI scope: the connection is of the reserve, on which only health checks are answered."""
 
+HEAD_TOO_LARGE = Problem(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    "head_too_large",
+    detail="The request line and headers are too large, or there are too many headers.",
+)
+
 _BODY_TIMEOUT = Problem(
     HTTPStatus.REQUEST_TIMEOUT,
     "request_timeout",
@@ -99,6 +105,7 @@ class Exchange:
         self._send = send
         self._stream_id = stream_id
         self._scope: Message = {}
+        self._head_too_large = False
         self._status = 0
         """Of the response, once it has begun."""
         self._limits = shared.config.limits
@@ -109,6 +116,7 @@ class Exchange:
     def begin(self, *, version: str, method: str, target: bytes, headers: Headers) -> None:
         """Start the application; `target` is path and query."""
         shared = self._shared
+        self._head_too_large = len(headers) > self._limits.headers
         path, _, query = target.partition(b"?")
         self._scope = {
             "type": "http",
@@ -120,7 +128,7 @@ class Exchange:
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": headers,
+            "headers": [] if self._head_too_large else headers,
             "client": shared.client,
             "server": shared.server,
             "extensions": {},
@@ -172,6 +180,9 @@ class Exchange:
 
     async def _answer(self) -> None:
         problem: Problem | None = INTERNAL
+        if self._head_too_large:
+            await send_problem(self.send_message, HEAD_TOO_LARGE)
+            return
         try:
             await self._shared.app(self._scope, self.receive, self.send_message)
         except* Gone:

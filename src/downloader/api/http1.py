@@ -17,9 +17,9 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.utils import suppress_body
 
 from downloader.api.asgi import Headers
-from downloader.api.exchange import BodyTaken, BodyWanted, Exchange, Shared
+from downloader.api.exchange import HEAD_TOO_LARGE, BodyTaken, BodyWanted, Exchange, Shared
 from downloader.api.limits import ClientConnection
-from downloader.api.parser import END_OF_HEAD, ChunkedBody, RequestHead
+from downloader.api.parser import END_OF_HEAD, MOST_END_OF_HEAD_BYTES, ChunkedBody, RequestHead
 from downloader.api.problems import Problem, Refused, bad_request
 
 FEED_BYTES = 4096
@@ -36,12 +36,6 @@ HEAD_TIMEOUT = Problem(
     HTTPStatus.REQUEST_TIMEOUT,
     "request_timeout",
     detail="The request's head did not arrive in time.",
-)
-
-_HEAD_TOO_LARGE = Problem(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-    "head_too_large",
-    detail="The request line and headers are too large.",
 )
 
 _STREAM_ID = 1
@@ -78,6 +72,8 @@ class Http1:
         self._send = send
         self._buffer = bytearray()
         """Received bytes that were not parsed."""
+        self._searched = 0
+        """In so many of them no end of a head begins."""
         self._request: RequestHead
         self._chunks: ChunkedBody | None = None
         self._framing_bytes = 0
@@ -154,10 +150,13 @@ class Http1:
         """
         if self._buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is ignored
             del self._buffer[:2]
-        end = END_OF_HEAD.search(self._buffer)
+            self._searched = 0
+        # Only in what is new: a client may send byte by byte.
+        end = END_OF_HEAD.search(self._buffer, self._searched)
+        self._searched = 0 if end else max(0, len(self._buffer) - MOST_END_OF_HEAD_BYTES + 1)
         size = end.end() if end else len(self._buffer)
         if size > self._limits.head_bytes:
-            raise Refused(_HEAD_TOO_LARGE)
+            raise Refused(HEAD_TOO_LARGE)
         if not end:
             return False
         if self._buffer.startswith(_PREFACE):

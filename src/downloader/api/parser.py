@@ -19,6 +19,8 @@ from downloader.api.problems import Problem, Refused, bad_request
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 """Also one with bare LF, which `RequestHead` refuses."""
 
+MOST_END_OF_HEAD_BYTES = 4
+
 _REQUEST_LINE = re.compile(rb"[!-~]+ [!-~]+ HTTP/(\d\.\d)\r\n")
 
 _FRAMING = re.compile(rb"\r\n(content-length|transfer-encoding):", re.IGNORECASE)

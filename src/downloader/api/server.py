@@ -198,6 +198,8 @@ class BoundedServer(TCPServer):
         """Exchanges that are not waiting for the client."""
         self._ending = False
         """Nothing more is sent, and received bytes are discarded."""
+        self._half_head = False
+        """A part of a head has been received, and the deadline is that of the head."""
         self._head_s = config.limits.head_s
         self._deadline = inf
         """For the next bytes from the client."""
@@ -282,22 +284,22 @@ class BoundedServer(TCPServer):
 
     async def _read_to_end(self, shared: Shared) -> None:
         data: bytes | None = b""
-        half_head = False
         with self._reading:
             while not self._ending and (data := await self._next_bytes()):
                 try:
                     await self.protocol.handle(RawData(data=data))
                 except SwitchToHttp2 as switch:
                     await self._switch(shared, switch)
-                begins, half_head = not half_head, self.protocol.half_head
-                if begins and half_head:
+                data = b""  # an idle connection need not keep it
+                begins, self._half_head = not self._half_head, self.protocol.half_head
+                if begins and self._half_head:
                     self._set_deadline(self._head_s)
-        if data is None and half_head and isinstance(self.protocol, Http1):
+        if data is None and self._half_head and isinstance(self.protocol, Http1):
             await self.protocol.refuse(Refused(HEAD_TIMEOUT))
-        if self._ending:
-            await self._linger()
-        elif data is None:
+        if data is None and not self._ending:
             await self.protocol.handle(Closed())
+        if data is None or self._ending:
+            await self._linger()
         else:
             await self.protocol.end_of_stream()
 
@@ -310,13 +312,19 @@ class BoundedServer(TCPServer):
 
     async def _linger(self) -> None:
         """End sending and discard what is received; closing now would reset the connection."""
-        if not self._secure:
-            with suppress(OSError, trio.BusyResourceError):
-                await self.stream.send_eof()
         left = self.config.limits.linger_bytes if self.protocol.unread else 0
+        stream: Any = self.stream
         with trio.move_on_after(self.config.limits.linger_s):
+            if self._secure:
+                # Sends close_notify, and waits for the client's; fails if it sends anything else, or closes.
+                with suppress(*_BROKEN, trio.BusyResourceError):
+                    await stream.unwrap()
+                stream = stream.transport_stream
+            else:
+                with suppress(OSError, trio.BusyResourceError):
+                    await stream.send_eof()
             while left > 0:
-                left -= len(await self.stream.receive_some(self.piece_bytes)) or left
+                left -= len(await stream.receive_some(self.piece_bytes)) or left
 
     def _set_deadline(self, seconds: float) -> None:
         """Bound the wait for the client's next bytes, also the running one."""
@@ -331,6 +339,7 @@ class BoundedServer(TCPServer):
                 async with self.send_lock:
                     await self._send(event.data)
         elif isinstance(event, Updated):
+            self._half_head = False  # if another one has begun behind this request, it has its own deadline
             self._set_deadline(self.config.limits.idle_s if event.idle else inf)
         elif not self._ending:  # the reader ends it: this task may be cancelled after the response
             self._ending = True
