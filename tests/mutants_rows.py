@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+OF_SENTINEL = "tests/e2e/test_sentinel.py"
+OF_STATES = "tests/faults/test_store_states.py"
+OF_REPLIES = "tests/store/test_error_replies.py"
+
 ROWS = (
     (
         "F10: an empty store is no alarm",
@@ -9,6 +13,125 @@ ROWS = (
         "                            log.error(Event.STORE_EMPTY)",
         "                            pass",
         "tests/faults/test_store.py -k f10",
+    ),
+    (
+        "F11: a result whose job the new primary never had is taken",
+        "downloader/store/lua/_lib.lua",
+        "lost = 'lease_lost'}",
+        "lost = 'done'}",
+        OF_SENTINEL,
+    ),
+    (
+        "F11: a server that has become a replica ends the service",
+        "downloader/store/redis.py",
+        "    exceptions.ReadOnlyError,\n",
+        "",
+        OF_REPLIES,
+    ),
+    (
+        "F11: a job that no replica has is acknowledged",
+        "downloader/store/redis.py",
+        'pipeline.execute_command("WAIT", self._replicas, wait_ms)',
+        'pipeline.execute_command("ECHO", self._replicas)',
+        OF_SENTINEL,
+    ),
+    (
+        "F12: a store without memory ends the service",
+        "downloader/store/redis.py",
+        "    exceptions.OutOfMemoryError,\n",
+        "",
+        OF_REPLIES,
+    ),
+    (
+        "F12: a store without memory renews nothing",
+        "downloader/store/lua/renew.lua",
+        "    redis.call('ZREM', key_leases(kind), item.id)\n",
+        "",
+        "tests/faults/test_store.py -k f12_a_full",
+    ),
+    (
+        "F12: scripts that the server has forgotten are not sent again",
+        "downloader/store/redis.py",
+        "            return await server.eval(script.text, 1, base, *arguments)",
+        "            raise",
+        "tests/faults/test_store.py -k f12_scripts",
+    ),
+    (
+        "F12: a refused password is tried again and again",
+        "downloader/store/redis.py",
+        " or isinstance(error.__cause__, _REFUSED):",
+        ":",
+        OF_STATES + " -k password",
+    ),
+    (
+        "F12: a store that is loading ends the service",
+        "downloader/store/redis.py",
+        "    return NoAnswer(",
+        "    return StoreRefused(",
+        OF_STATES + " -k loading",
+    ),
+    (
+        "F12: a clock set ahead uses up an attempt",
+        "downloader/store/lua/sweep.lua",
+        "'crashes', 1)",
+        "'attempts', 1)",
+        OF_STATES + " -k clock",
+    ),
+    (
+        "F12: a lease that a clock set ahead has ended finishes the job",
+        "downloader/store/lua/_lib.lua",
+        " and task[2] == owner and task[3] == generation then return 'held'",
+        " then return 'held'",
+        OF_STATES + " -k clock",
+    ),
+    (
+        "F13: a fault of our own disk is the origin's",
+        "downloader/fetch/errors.py",
+        "    return FetchError(text, ErrorCode.STORAGE, Treatment.RELEASE)",
+        "    return FetchError(text, ErrorCode.STORAGE, Treatment.RETRY)",
+        "tests/faults/test_disk.py -k attempt",
+    ),
+    (
+        "F13: a job that met a full disk comes back at once",
+        "downloader/fetch/retry.py",
+        "Verdict.RELEASE, rng.uniform(RELEASE_MIN_S, RELEASE_MAX_S)",
+        "Verdict.RELEASE, 0.0",
+        "tests/unit/test_retry.py",
+    ),
+    (
+        "F13: leasing resumes at the high mark",
+        "downloader/service/disk.py",
+        "used < self._low:",
+        "used < self._high:",
+        "tests/unit/test_disk_gate.py",
+    ),
+    (
+        "F13: leasing goes on above the high mark",
+        "downloader/service/work.py",
+        "return self.disk_has_room()",
+        "return True",
+        "tests/faults/test_disk.py -k pauses",
+    ),
+    (
+        "F17: all destinations share the connections",
+        "downloader_plugins/http/__init__.py",
+        "        origin = route.url.origin\n",
+        '        origin = Url.parse("http://all.test/", "callback").origin\n',
+        "tests/plugins/test_http_connections.py -k dead",
+    ),
+    (
+        "F17: destinations share one queue",
+        "downloader/model.py",
+        '        host = _PORT.sub("", authority.rpartition("@")[2])',
+        '        host = ""',
+        "tests/faults/test_callbacks.py -k f17",
+    ),
+    (
+        "F17: a dead destination keeps its whole limit",
+        "downloader/store/lua/retry_later.lua",
+        "    if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end\n",
+        "",
+        "tests/store/test_transitions.py tests/store/test_lifecycle.py",
     ),
     (
         "F14: our own bucket is given up",
@@ -72,6 +195,13 @@ ROWS = (
         "if code in _FAULTS_OF_THE_MESSAGE else",
         "if False else",
         "tests/plugins/test_sqs_notifier.py",
+    ),
+    (
+        "F22: where a failover has put a shard is never asked",
+        "downloader/store/redis.py",
+        "        for ask in (self._servers.run, self._servers.find):",
+        "        for ask in (self._servers.run, self._servers.run):",
+        "tests/faults/test_cluster_fleet.py",
     ),
     (
         "H15: links among the folders are followed",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -19,8 +18,9 @@ import httpx2
 import redis
 import trio
 
-from chaos.history import Delivery, File, History, Record, Violation, judge, losses
-from chaos.load import LIMITS, Load
+from chaos.history import History, Violation, judge, losses
+from chaos.load import Load
+from chaos.reading import look, read_fleet, read_keys, read_load, read_records
 from chaos.schedule import STORE, Fault, Kind, make_schedule
 from servers.fault_proxy import FaultProxy, open_fault_proxy
 from servers.fleet import BRIEF, GRACE_S, LEASE_S, SLACK_S, SWEEP_S, Fleet, Running, merged, open_fleet
@@ -41,7 +41,6 @@ STOP_S = GRACE_S + 3.0
 _LOOK_S = 0.2
 _RESTART_S = 0.2
 _START_S = 120.0
-_CLIENTS = 4
 
 TABLES: dict[str, dict[str, Any]] = {
     "redis": {"durability": "aof"},
@@ -53,9 +52,6 @@ TABLES: dict[str, dict[str, Any]] = {
 
 NO_STORE = frozenset([Kind.CUT, Kind.RESET, Kind.LOSE])
 """Whoever is being started may take these for a store that is not there, and end."""
-
-_OWNED = frozenset({"job", "task", "reap", "failed", "layout", "totals"})
-"""Keys without a time to live that may be left when every job has ended: the jobs' own, layout, counters."""
 
 
 @dataclass
@@ -312,37 +308,11 @@ class Chaos:
             async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
                 while waiting:
                     for job_id in list(waiting):
-                        found = await self._look(client, job_id)
+                        await _until(lambda: bool(self.apis()))
+                        found = await look(client, self.apis()[0], job_id)
                         if found is not None and found.callback in ("succeeded", "failed"):
                             waiting.discard(job_id)
                     await trio.sleep(_LOOK_S)
-
-    async def read_records(self) -> None:
-        """Ask the API for every job that the store has."""
-        with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
-            ids = [str(key).rpartition(":")[2] for key in client.scan_iter(f"{PREFIX}job:*", count=1000)]
-        async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-            for job_id in ids:
-                if (record := await self._look(client, job_id)) is not None:
-                    self.history.records[job_id] = record
-
-    async def _look(self, client: httpx2.AsyncClient, job_id: str) -> Record | None:
-        await _until(lambda: bool(self.apis()))
-        try:
-            answer = await client.get(f"http://127.0.0.1:{self.apis()[0]}/jobs/{job_id}")
-        except httpx2.TransportError:
-            return None
-        if answer.status_code != 200:
-            return None
-        job = answer.json()
-        file, callback = job["file"], job["callback"]
-        return Record(
-            state=job["state"],
-            attempts=job["attempts"],
-            size=file["size"] if file else None,
-            sha256=file["sha256"] if file else None,
-            callback=callback["state"] if callback else None,
-        )
 
     def apis(self) -> list[int]:
         """Ports that should answer now."""
@@ -350,38 +320,11 @@ class Chaos:
 
     def read_rest(self) -> None:
         """Everything that can be seen when no process runs any more."""
-        history = self.history
         with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
-            for key in map(str, client.scan_iter("*", count=1000)):
-                words = key.removeprefix(PREFIX).split(":")
-                if client.ttl(key) >= 0 or not _OWNED.isdisjoint(words[:2]):
-                    continue
-                if "leases" in words[:2]:
-                    history.leases += [f"{words[0]} {lease}" for lease in client.zrange(key, 0, -1)]
-                else:
-                    history.tokens.append(key)
-        files = [path for path in self.fleet.files.rglob("*") if path.is_file() and ".tmp" not in path.parts]
-        for path in files:
-            data = path.read_bytes()
-            history.files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        history.spool += [str(path) for path in self.fleet.spool.rglob("*") if path.is_file()]
-        for job_id, received in self.load.sink.by_job().items():
-            history.deliveries[job_id] = [
-                Delivery(webhook_id=one.webhook_id, body=one.body, success=one.payload["success"])
-                for one in received
-            ]
-        for running in self.fleet.running:
-            for name in ("job.succeeded", "job.failed", "job.poison", "job.cancelled"):
-                history.ends.update(line["job_id"] for line in running.events(name))
-            if tracebacks := [line for line in running.noise if "Traceback" in line]:
-                history.complaints.append(f"{running.name}: {len(tracebacks)} tracebacks: {running.tail()}")
-            if failed := [line for line in running.log if line.get("exception")]:
-                history.complaints.append(f"{running.name}: {failed[0]}")
-        history.jobs = dict(self.load.accepted)
-        history.limits = dict(LIMITS)
-        history.peaks = dict(self.load.slots.peak)
-        history.late, history.late_s = list(self.late.items()), LATE_S
-        history.complaints += self.load.complaints
+            read_keys(self.history, client)
+        read_fleet(self.history, self.fleet)
+        read_load(self.history, self.load)
+        self.history.late, self.history.late_s = list(self.late.items()), LATE_S
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -488,13 +431,15 @@ async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
             await _until(lambda: all(member.works for member in chaos.members.values()))
         keeping.start_soon(chaos.watch_leases)
         async with trio.open_nursery() as loading:
-            loading.start_soon(chaos.load.run, _CLIENTS)
+            loading.start_soon(chaos.load.run)
             await chaos.play(schedule)
             chaos.load.stopping = True
         with trio.move_on_after(_START_S):
             await _until(lambda: all(member.works for member in chaos.members.values()))
         await chaos.settle()
-        await chaos.read_records()
+        await _until(lambda: bool(chaos.apis()))
+        with redis.Redis.from_url(chaos.server.url, decode_responses=True) as client:
+            await read_records(chaos.history, client, chaos.apis()[0])
         chaos.watching, chaos.over = False, True
         # Whose start clears away what the killed have left.
         fresh = await chaos.fleet.start("processor")

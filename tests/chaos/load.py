@@ -7,7 +7,7 @@ import itertools
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import httpx2
@@ -41,6 +41,7 @@ class Slots:
     whose connection stays open after its lease has ended: `docs/guarantees.md` does not promise otherwise.
     """
 
+    limits: Mapping[str, int]
     now: dict[str, dict[object, float]] = field(default_factory=lambda: defaultdict(dict))
     """By aggregation: each request being answered, and since when."""
     peak: Counter[str] = field(default_factory=Counter)
@@ -52,7 +53,7 @@ class Slots:
         self.now[group][exchange] = now
         if (count := len(self.now[group])) > self.peak[group]:
             self.peak[group] = count
-            if count > LIMITS[group]:
+            if count > self.limits[group]:
                 ages = ", ".join(f"{now - began:.2f} s" for began in self.now[group].values())
                 self.exceeded.append(f"{group}: {count} at once, for {ages}")
 
@@ -69,57 +70,62 @@ class Load:
     rng: random.Random
     apis: Callable[[], list[int]]
     """Ports of the APIs that should answer now."""
-    backlog: int = 60
-    """Jobs under way at most; more would only wait."""
+    limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
+    backlog: int = 15
+    """Jobs of each aggregation under way at most; more would only wait."""
     accepted: dict[str, Job] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     """Submissions that had to be repeated, by reason."""
     complaints: list[str] = field(default_factory=list)
-    slots: Slots = field(default_factory=Slots)
+    slots: Slots = field(init=False)
     gets: Counter[str] = field(default_factory=Counter)
     """Requests for a job's URL, by its path."""
     paths: dict[str, str] = field(default_factory=dict)
     """Path by job id."""
     stopping: bool = False
     _told: set[str] = field(default_factory=set)
+    _waiting: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Accepted jobs by aggregation, without those that were found to be told of."""
     _read: int = 0
     """Deliveries that are in it already."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def run(self, clients: int) -> None:
-        """Submit from several clients at once until `stopping`; what was begun is accepted first."""
+    def __post_init__(self) -> None:
+        self.slots = Slots(self.limits)
+
+    async def run(self) -> None:
+        """Submit to each aggregation until `stopping`; what was begun is accepted first."""
         async with (
             httpx2.AsyncClient(timeout=_REQUEST_S, trust_env=False) as client,
             trio.open_nursery() as nursery,
         ):
-            for _ in range(clients):
-                nursery.start_soon(self._client, client)
+            for group in self.limits:
+                nursery.start_soon(self._client, client, group)
 
-    @property
-    def waiting(self) -> int:
+    def waiting(self, group: str) -> int:
         """Accepted jobs that nobody has been told of."""
         received = self.sink.received
         self._told.update(one.job_id for one in received[self._read :])
         self._read = len(received)
-        return len(self.accepted.keys() - self._told)
+        self._waiting[group] -= self._told
+        return len(self._waiting[group])
 
-    async def _client(self, client: httpx2.AsyncClient) -> None:
+    async def _client(self, client: httpx2.AsyncClient, group: str) -> None:
         while not self.stopping:
-            if self.waiting < self.backlog:
-                await self._submit(client)
+            if self.waiting(group) < self.backlog:
+                await self._submit(client, group)
             else:
                 await trio.sleep(_AGAIN_S)
 
-    async def _submit(self, client: httpx2.AsyncClient) -> None:
+    async def _submit(self, client: httpx2.AsyncClient, group: str) -> None:
         number = next(self._numbers)
-        group = self.rng.choice(list(LIMITS))
         path, job = self._offer(group, number)
         callback = self.rng.choice(["/ok", "/ok", "/flaky/1", "/slow/0.1"])
         body = job_for(
             self.origin.url(path),
             self.sink.url(callback, host=f"127.0.0.{2 + number % HOSTS}"),
             group=group,
-            limit=LIMITS[group],
+            limit=self.limits[group],
         )
         while True:
             ports = self.apis()
@@ -133,6 +139,7 @@ class Load:
                     attempts=job.attempts,
                 )
                 self.paths[job_id] = path
+                self._waiting[group].add(job_id)
                 return
             await trio.sleep(_AGAIN_S)
 

@@ -30,7 +30,7 @@ from servers.kafka import Tansu
 from servers.ports import spare_port
 from servers.stranger import install
 from servers.valkey import Valkey
-from servers.valkey_groups import cluster_of_three, watched_by_sentinel
+from servers.valkey_groups import open_cluster, watched_by_sentinel
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +195,7 @@ def test_a_cluster_and_a_sentinel(folder: Path) -> None:
         found: dict[str, Any] = json.loads(ran.out)[0]
         return found
 
-    with cluster_of_three() as nodes:
+    with open_cluster() as nodes:
         found = store(redis={"url": f"redis://127.0.0.1:{nodes[0].port}", "cluster": True})
         assert found["state"] == "note"
         assert found["text"].startswith(("Valkey ", "Redis "))

@@ -13,7 +13,7 @@ import redis
 from servers.fleet import job_for, open_fleet
 from servers.origin import Origin
 from servers.sink import Sink
-from servers.valkey_groups import cluster_of_three
+from servers.valkey_groups import open_cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -22,7 +22,7 @@ IDLE_START_S = 2.0
 
 @pytest.fixture
 def ports() -> Iterator[list[int]]:
-    with cluster_of_three() as opened:
+    with open_cluster() as opened:
         yield [node.port for node in opened]
 
 

@@ -19,7 +19,7 @@ from downloader.store.loop import asyncio_loop
 from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
-from servers.valkey_groups import cluster_of_three
+from servers.valkey_groups import open_cluster
 
 pytestmark = [
     pytest.mark.slow,
@@ -75,7 +75,7 @@ class Cluster:
 
 @pytest.fixture
 def nodes() -> Iterator[Sequence[Valkey]]:
-    with cluster_of_three() as opened:
+    with open_cluster() as opened:
         yield opened
 
 

@@ -1,4 +1,4 @@
-"""Real servers in groups: a primary with a replica and a Sentinel, and a Cluster of three."""
+"""Real servers in groups: a primary with a replica and a Sentinel, and a Cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -56,9 +58,7 @@ class Watched:
         with redis.Redis(port=port, decode_responses=True) as client, self.sentinel as sentinel:
             role = client.execute_command("ROLE")
             replicas = sentinel.execute_command("SENTINEL", "REPLICAS", "mymaster")
-            info = client.info("replication")
-            up = info.get("slave0", {}).get("state") == "online"
-            return role[0] in ("master", b"master") and up and len(replicas) == 1
+            return role[0] in ("master", b"master") and is_replicated(client) and len(replicas) == 1
 
     def fail_over(self) -> None:
         """Have the Sentinel make the replica the primary, while both live."""
@@ -99,29 +99,46 @@ def watched_by_sentinel(folder: Path) -> Iterator[Watched]:
 
 
 @contextmanager
-def cluster_of_three() -> Iterator[list[Valkey]]:
-    """Three servers that share the slots, each serving its own also while another is gone."""
-    spare = spare_ports(6)
-    ports, buses = spare[:3], spare[3:]
+def open_cluster(*options: str, primaries: int = 3, replicas: int = 0) -> Iterator[list[Valkey]]:
+    """Servers that share the slots, each serving its own also while another is gone; the primaries first.
+
+    Args:
+        options: of each server, besides those that make it a node.
+        primaries: how many have slots, equal shares in their order.
+        replicas: how many of the first primaries have a replica, one each.
+    """
+    count = primaries + replicas
+    spare = spare_ports(2 * count)
+    ports, buses = spare[:count], spare[count:]
     nodes: list[Valkey] = []
     with ExitStack() as stack:
         for port, bus in zip(ports, buses, strict=True):
-            options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--protected-mode", "no")
+            clustered = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--protected-mode", "no")
             alone = ("--cluster-require-full-coverage", "no")
-            nodes.append(stack.enter_context(Valkey(*options, *alone, port=port)))
+            nodes.append(stack.enter_context(Valkey(*clustered, *alone, *options, port=port)))
         clients = [stack.enter_context(redis.Redis(port=port, decode_responses=True)) for port in ports]
-        share = -(-SLOTS // 3)
+        share = -(-SLOTS // primaries)
         for index, client in enumerate(clients):
-            last = min(SLOTS, (index + 1) * share) - 1
-            client.execute_command("CLUSTER", "ADDSLOTSRANGE", index * share, last)
+            if index < primaries:
+                last = min(SLOTS, (index + 1) * share) - 1
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", index * share, last)
             client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], buses[0])
 
         # Without full coverage a node's state is ok before it knows who serves the others' slots.
-        facts = ("cluster_state:ok", "cluster_known_nodes:3", f"cluster_slots_assigned:{SLOTS}")
+        facts = ("cluster_state:ok", f"cluster_known_nodes:{count}", f"cluster_slots_assigned:{SLOTS}")
 
         def agreed() -> bool:
             states = [client.execute_command("CLUSTER", "INFO") for client in clients]
             return all(fact in text for text in states for fact in facts)
 
         until(agreed, "a cluster")
+        for primary, replica in zip(clients, clients[primaries:], strict=False):
+            replica.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID"))
+            until(partial(is_replicated, primary), "replication")
         yield nodes
+
+
+def is_replicated(primary: redis.Redis) -> bool:
+    """Whether a replica is in step."""
+    info: dict[str, Any] = primary.info("replication")
+    return bool(info.get("slave0", {}).get("state") == "online")

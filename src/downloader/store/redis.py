@@ -1,4 +1,4 @@
-"""The client of Redis and Valkey, with its errors mapped to ours. The only core module that imports redis.
+"""The client of Redis and Valkey, with its errors mapped to ours. Only this and `cluster` import redis.
 
 redis-py uses asyncio, so every call runs in the asyncio loop that the service has opened (`asyncio_loop`).
 Calls are shielded from cancellation and bounded in time instead: a cancelled call would cost a connection,
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import redis.asyncio as aioredis
 import trio
 from redis import exceptions
-from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialWithJitterBackoff
@@ -24,6 +24,7 @@ from trio_asyncio import aio_as_trio
 
 from downloader.config import RedisSettings
 from downloader.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
+from downloader.store.cluster import Servers
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Script, load_scripts
 
@@ -50,18 +51,14 @@ _REFUSED = (
     exceptions.DataError,
 )
 _NOT_NOW = (
-    "OOM",
-    "LOADING",
-    "READONLY",
-    "MISCONF",
-    "NOREPLICAS",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "BUSY",
-    "UNKILLABLE",
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+    exceptions.AskError,
+    exceptions.TryAgainError,
 )
-"""First words of error replies after which a later try may succeed (the server's own error codes)."""
+"""Errors after which a later try may succeed."""
+_NOT_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+"""First words of further such error replies, for which redis-py has no types."""
 
 
 Timed = Callable[[str, float], None]
@@ -79,8 +76,7 @@ def as_store_error(error: Exception) -> StoreError:
         return StoreRefused(f"the store refuses us: {error}")
     if isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.ClusterDownError):
         text = str(error)
-        passing = isinstance(error, exceptions.OutOfMemoryError | exceptions.ReadOnlyError)
-        if passing or text.split(" ", 1)[0] in _NOT_NOW:
+        if isinstance(error, _NOT_NOW) or text.split(" ", 1)[0] in _NOT_NOW_CODES:
             return StoreUnavailable(f"the store cannot answer: {text}")
         return StoreRefused(f"the store refuses a call: {text}")
     return NoAnswer(f"the store does not answer: {str(error) or type(error).__name__}")
@@ -95,14 +91,14 @@ class StoreClient:
 
     def __init__(
         self,
-        redis_client: Any,
+        servers: Servers,
         *,
         keys: Keys,
         settings: RedisSettings,
         scripts: Mapping[str, Script],
         timed: Timed,
     ) -> None:
-        self._redis = redis_client
+        self._servers = servers
         self._scripts = scripts
         self._timeout_s = settings.timeout
         self._durability = settings.durability
@@ -141,23 +137,23 @@ class StoreClient:
         run = self._run_durably if durable and self._durability != "memory" else self._run
         begun_at = trio.current_time()
         try:
-            return await self._call_shard(shard, lambda: run(script, base, arguments))
+            return await self._call_shard(shard, lambda server: run(server, script, base, arguments))
         finally:
             self._timed(name, trio.current_time() - begun_at)
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
         """Run a plain command on the keys of `shard`. Raises as `run` does."""
-        return await self._call_shard(shard, lambda: self._redis.execute_command(*words))
+        return await self._call_shard(shard, lambda server: server.execute_command(*words))
 
     async def ping(self, shard: int) -> None:
         """Check that one shard answers. Raises as `run` does."""
         await self.command("EXISTS", self.keys.key(shard, "layout"), shard=shard)
 
-    async def _call_shard(self, shard: int, call: Callable[[], Any]) -> Any:
+    async def _call_shard(self, shard: int, call: Callable[[Any], Any]) -> Any:
         if shard in self._silent:
             raise StoreUnavailable(f"the store does not answer: shard {shard} has not answered lately")
         try:
-            return await self.call(call)
+            return await self.call(lambda: self._servers.run(shard, call))
         except NoAnswer:
             if self.keys.shards > 1:
                 self._silent.add(shard)
@@ -176,10 +172,16 @@ class StoreClient:
                         nursery.start_soon(self._look_at, shard)
 
     async def _look_at(self, shard: int) -> None:
-        with suppress(StoreError):
-            key = self.keys.key(shard, "layout")
-            await self.call(lambda: self._redis.execute_command("EXISTS", key))
-            self._silent.discard(shard)
+        key = self.keys.key(shard, "layout")
+
+        async def exists(server: Any) -> None:
+            await server.execute_command("EXISTS", key)
+
+        for ask in (self._servers.run, self._servers.find):
+            with suppress(StoreError):
+                await self.call(partial(ask, shard, exists))
+                self._silent.discard(shard)
+                return
 
     async def call(self, call: Callable[[], Any]) -> Any:
         """Make one asyncio call: shielded from cancellation, bounded in time, its exceptions mapped."""
@@ -192,17 +194,17 @@ class StoreClient:
             raise as_store_error(error) from error
         raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
 
-    async def _run(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
+    async def _run(self, server: Any, script: Script, base: str, arguments: Sequence[str]) -> Any:
         try:
-            return await self._redis.evalsha(script.sha, 1, base, *arguments)
+            return await server.evalsha(script.sha, 1, base, *arguments)
         except exceptions.NoScriptError:
-            return await self._redis.eval(script.text, 1, base, *arguments)
+            return await server.eval(script.text, 1, base, *arguments)
 
-    async def _run_durably(self, script: Script, base: str, arguments: Sequence[str]) -> Any:
+    async def _run_durably(self, server: Any, script: Script, base: str, arguments: Sequence[str]) -> Any:
         # WAIT and WAITAOF cover the writes of their own connection, so they follow the script on the same
         # one.
         wait_ms = int(self._timeout_s * 1000 * 0.8)
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline = server.pipeline(transaction=False)
         pipeline.execute_command("EVAL", script.text, 1, base, *arguments)
         if self._durability == "aof":
             pipeline.execute_command("WAITAOF", 1, 0, wait_ms)
@@ -224,7 +226,7 @@ class StoreClient:
         before a (re)subscription may have been missed. It raises `StoreError` when the connection is lost for
         good.
         """
-        pubsub = self._redis.pubsub()
+        pubsub = self._servers.any().pubsub()
         await self.call(lambda: pubsub.subscribe(*channels))
 
         async def next_message() -> tuple[str, str | None]:
@@ -272,11 +274,11 @@ async def open_client(
         StoreRefused: it refuses us, or its layout is of another version or kind.
     """
     try:
-        redis_client = _redis_client(settings)
+        servers = Servers(_redis_client(settings), partial(_node_client, settings))
     except (ValueError, exceptions.RedisError) as error:
         raise ConfigError(f"redis.url: {error}") from error
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
-    client = StoreClient(redis_client, keys=keys, settings=settings, scripts=load_scripts(), timed=timed)
+    client = StoreClient(servers, keys=keys, settings=settings, scripts=load_scripts(), timed=timed)
     try:
         try:
             await check_layout(client)
@@ -296,7 +298,7 @@ async def open_client(
                 nursery.cancel_scope.cancel()
     finally:
         with trio.move_on_after(settings.timeout, shield=True):
-            await aio_as_trio(redis_client.aclose)()
+            await aio_as_trio(servers.aclose)()
 
 
 def where(settings: RedisSettings) -> str:
@@ -314,15 +316,7 @@ def _reason(error: Exception) -> str:
 
 
 def _redis_client(settings: RedisSettings) -> Any:
-    options: dict[str, Any] = {
-        "decode_responses": True,
-        # `StoreClient.call` has a deadline; a timer of the client for each read and write would cost CPU.
-        "socket_timeout": None,
-        "socket_connect_timeout": settings.timeout,
-        "retry": Retry(ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S), RETRIES),
-        # Nothing here needs RESP3, and its maintenance notifications cost a round trip per connection.
-        "protocol": 2,
-    }
+    options = _options(settings)
     if settings.sentinel is not None:
         nodes = [_host_port(node) for node in settings.sentinel.nodes]
         password = settings.sentinel.password
@@ -336,9 +330,29 @@ def _redis_client(settings: RedisSettings) -> Any:
             **(_url_options(settings.url) | options),
         )
         return sentinel.master_for(settings.sentinel.master)
-    if settings.cluster:
-        return RedisCluster.from_url(settings.url, **options)
     return aioredis.Redis.from_url(settings.url, **options)
+
+
+def _node_client(settings: RedisSettings, host: str, port: int) -> Any:
+    """A client of another node of the Cluster that `settings` name."""
+    parts = urlsplit(settings.url)
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    name = host or parts.hostname or "localhost"
+    name = f"[{name}]" if ":" in name else name
+    url = parts._replace(netloc=f"{userinfo}{at}{name}:{port}").geturl()
+    return aioredis.Redis.from_url(url, **_options(settings))
+
+
+def _options(settings: RedisSettings) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        # `StoreClient.call` has a deadline; a timer of the client for each read and write would cost CPU.
+        "socket_timeout": None,
+        "socket_connect_timeout": settings.timeout,
+        "retry": Retry(ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S), RETRIES),
+        # Nothing here needs RESP3, and its maintenance notifications cost a round trip per connection.
+        "protocol": 2,
+    }
 
 
 def _url_options(url: str) -> dict[str, Any]:

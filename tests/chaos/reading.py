@@ -1,0 +1,90 @@
+"""Reads a history from a store, the API, the folders and the logs of a fleet, and from its load."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import httpx2
+import redis
+
+from chaos.history import Delivery, File, History, Record
+from chaos.load import Load
+from servers.fleet import Fleet
+
+_SHARD = re.compile(r"downloader:1:\{\d+\}:")
+"""What keys begin with."""
+
+_OWNED = frozenset({"job", "task", "reap", "failed", "layout", "totals"})
+"""Keys without a time to live that may be left when every job has ended: the jobs' own, layout, counters."""
+
+
+async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | None:
+    """What the API says of a job; `None` if it says nothing."""
+    try:
+        answer = await client.get(f"http://127.0.0.1:{port}/jobs/{job_id}")
+    except httpx2.TransportError:
+        return None
+    if answer.status_code != 200:
+        return None
+    job = answer.json()
+    file, callback = job["file"], job["callback"]
+    return Record(
+        state=job["state"],
+        attempts=job["attempts"],
+        size=file["size"] if file else None,
+        sha256=file["sha256"] if file else None,
+        callback=callback["state"] if callback else None,
+    )
+
+
+async def read_records(history: History, server: redis.Redis, port: int) -> None:
+    """Ask the API at this port for every job that the server has."""
+    async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
+        for key in map(str, server.scan_iter("downloader:*:job:*", count=1000)):
+            job_id = key.rpartition(":")[2]
+            if (record := await look(client, port, job_id)) is not None:
+                history.records[job_id] = record
+
+
+def read_keys(history: History, server: redis.Redis) -> None:
+    """The leases and the slots that are left on a server."""
+    for key in map(str, server.scan_iter("*", count=1000)):
+        words = _SHARD.sub("", key).split(":")
+        if server.ttl(key) >= 0 or not _OWNED.isdisjoint(words[:2]):
+            continue
+        if "leases" in words[:2]:
+            left: Any = server.zrange(key, 0, -1)
+            history.leases += [f"{words[0]} {lease}" for lease in left]
+        else:
+            history.tokens.append(key)
+
+
+def read_fleet(history: History, fleet: Fleet) -> None:
+    """The files and the logs."""
+    for path in fleet.files.rglob("*"):
+        if path.is_file() and ".tmp" not in path.parts:
+            data = path.read_bytes()
+            history.files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    history.spool += [str(path) for path in fleet.spool.rglob("*") if path.is_file()]
+    for running in fleet.running:
+        for name in ("job.succeeded", "job.failed", "job.poison", "job.cancelled"):
+            history.ends.update(line["job_id"] for line in running.events(name))
+        if tracebacks := [line for line in running.noise if "Traceback" in line]:
+            history.complaints.append(f"{running.name}: {len(tracebacks)} tracebacks: {running.tail()}")
+        if failed := [line for line in running.log if line.get("exception")]:
+            history.complaints.append(f"{running.name}: {failed[0]}")
+
+
+def read_load(history: History, load: Load) -> None:
+    """What was accepted, and what origin and receiver saw."""
+    for job_id, received in load.sink.by_job().items():
+        history.deliveries[job_id] = [
+            Delivery(webhook_id=one.webhook_id, body=one.body, success=one.payload["success"])
+            for one in received
+        ]
+    history.jobs = dict(load.accepted)
+    history.limits = dict(load.limits)
+    history.peaks = dict(load.slots.peak)
+    history.complaints += load.complaints
