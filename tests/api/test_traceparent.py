@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from servers.api import JOB, Served
+from downloader.observe import Traces
+from servers.api import JOB, Served, Serving
 
 VALID = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -48,3 +50,24 @@ async def test_a_replay_in_another_trace_is_a_replay(api: Served) -> None:
         ids.append(answer.json()["id"])
     assert ids[0] == ids[1]
     assert await kept(api, ids[0]) == VALID
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/download", "/downloads"])
+async def test_with_traces_a_job_is_below_its_request(serving: Serving, path: str) -> None:
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415  not in each checkout
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: PLC0415
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    api = await serving(traces=Traces(provider.get_tracer("t")))
+    answer = await api.client.post(path, json=JOB, headers={"traceparent": VALID})
+    trace = await kept(api, answer.json()["id"])
+    spans: list[Any] = [*exporter.get_finished_spans()]
+    [span] = spans
+    assert (span.name, span.kind.name, span.status.status_code.name) == (f"POST {path}", "SERVER", "UNSET")
+    assert trace == f"{VALID[:35]}-{span.context.span_id:016x}-01"
+    assert f"{span.parent.span_id:016x}" == VALID[36:52]
+    assert span.attributes["http.response.status_code"] == answer.status_code

@@ -29,6 +29,7 @@ class Received:
     body: bytes
     at: float
     """By `time.monotonic`."""
+    traceparent: str = ""
 
 
 @dataclass
@@ -92,7 +93,13 @@ class Sink:
     ) -> None:
         payload = json.loads(body)
         one = Received(
-            payload["job_id"], headers.get("webhook-id", ""), path, payload, body, time.monotonic()
+            payload["job_id"],
+            headers.get("webhook-id", ""),
+            path,
+            payload,
+            body,
+            time.monotonic(),
+            headers.get("traceparent", ""),
         )
         self.received.append(one)
         self._seen[one.job_id] += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from socket import socket
 
@@ -18,7 +19,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from downloader.api.aggregations import add_aggregations
-from downloader.api.asgi import Message, Receive, Send, send_answer, send_problem
+from downloader.api.asgi import AsgiApp, Message, Receive, Send, send_answer, send_problem
 from downloader.api.auth import (
     CALLER,
     PUBLIC_PATHS,
@@ -59,9 +60,9 @@ from downloader.api.problems import (
 from downloader.api.reference import add_reference
 from downloader.api.server import serve_http
 from downloader.api.session import SESSION, add_session, find_session
-from downloader.api.submit import PATH, serve_download
+from downloader.api.submit import PATH, TRACE, serve_download, traceparent
 from downloader.model import status_phrase
-from downloader.observe import Event, get_logger
+from downloader.observe import Event, SpanKind, Traces, get_logger
 from downloader.store import StoreError
 
 _log = get_logger()
@@ -97,7 +98,10 @@ class Api:
             caller = self._admit(scope, headers)
             serve_jobs = _INTAKE.get(scope["path"]) if method == "POST" else None
             if serve_jobs is not None:
-                await serve_jobs(scope, receive, send, deps=self._deps, intake=self.intake, caller=caller)
+                serve = partial(serve_jobs, deps=self._deps, intake=self.intake, caller=caller)
+                if self._deps.traces:
+                    serve = partial(_traced, self._deps.traces, serve)
+                await serve(scope, receive, send)
                 self._deps.counters.add("requests", 1, scope["path"], "2xx")
             else:
                 scope[CALLER] = caller
@@ -154,6 +158,37 @@ class Api:
             _log.info(Event.API_REFUSED, reason=refused.problem.code, token=name, client=client)
             raise
         return caller
+
+
+async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Receive, send: Send) -> None:
+    """Answer in a span; its context is in `scope[TRACE]`, for the jobs that the request brings."""
+    path = scope["path"]
+    attributes = {
+        "http.request.method": scope["method"],
+        "http.route": path,
+        "url.path": path,
+        "url.scheme": scope["scheme"],
+    }
+
+    async def send_noting(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            span.set({"http.response.status_code": int(message["status"])})
+        await send(message)
+
+    parent = traceparent(dict(scope["headers"]))
+    name = f"{scope['method']} {path}"
+    refused: Refused | StoreError | None = None
+    with traces.span(name, kind=SpanKind.SERVER, parent=parent, attributes=attributes) as span:
+        scope[TRACE] = span.traceparent
+        try:
+            await serve(scope, receive, send_noting)
+        except (Refused, StoreError) as error:
+            refused, problem = error, as_problem(error)
+            span.set({"http.response.status_code": problem.status})
+            if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                span.fail(str(int(problem.status)), problem.code)
+    if refused is not None:
+        raise refused
 
 
 def create_routes(deps: ApiDeps, events: Events, callers: Callers = ()) -> QuartTrio:

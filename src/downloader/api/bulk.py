@@ -21,7 +21,15 @@ from downloader.api.fields import unknown_fields
 from downloader.api.intake import BULK_PATH, MAX_BATCH, Intake
 from downloader.api.json import parse_object
 from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
-from downloader.api.submit import check_accepted, created, in_trace, key_fault, make_submission, traceparent
+from downloader.api.submit import (
+    TRACE,
+    check_accepted,
+    created,
+    in_trace,
+    key_fault,
+    make_submission,
+    traceparent,
+)
 from downloader.observe import Counters
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
@@ -97,7 +105,8 @@ async def serve_downloads(
         Refused: before the response began: the body is malformed, or the client sent nothing for too long.
     """
     scope[STREAMED] = True
-    lines, trace = Lines(deps.settings.max_body), traceparent(dict(scope["headers"]))
+    lines = Lines(deps.settings.max_body)
+    trace = scope.get(TRACE) or traceparent(dict(scope["headers"]))
     started, more = False, True
     with intake.room(client_of(scope)) as keep:
         while more:

@@ -9,7 +9,7 @@ from downloader.api.globs import Allows, anything
 from downloader.config import ApiSettings
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy
-from downloader.observe import API_COUNTERS, Counters
+from downloader.observe import API_COUNTERS, Counters, Traces
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
@@ -38,6 +38,7 @@ class ApiDeps:
     """For `/health/ready`: whether each backend of this process's notifier is healthy, by name."""
     counters: Counters = field(default_factory=lambda: Counters(API_COUNTERS))
     """Of this process's API."""
+    traces: Traces | None = None
     download_url: Callable[[JobSpec], str]
     """The URL of a job's file, as in its callback; raises `StorageError` if the storage fails."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None

@@ -27,6 +27,9 @@ from downloader.store import Accepted, StoreUnavailable, Submission
 
 PATH = SINGLE_PATH
 
+TRACE = "downloader.trace"
+"""Key in the ASGI scope: the traceparent of the request's own span; absent without traces."""
+
 _KEY_HEADER = "Idempotency-Key"
 
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
@@ -76,7 +79,7 @@ async def serve_download(
             raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail=detail, field=fault.field))
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
-        submission = in_trace(submission, traceparent(headers))
+        submission = in_trace(submission, scope.get(TRACE) or traceparent(headers))
         unknown, size = unknown_fields(members), len(body)
         del body, members  # while it waits for the store, the parsed job alone is kept
         keep(max(size, memory_of(submission)))

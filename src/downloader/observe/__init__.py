@@ -1,4 +1,4 @@
-"""Log events, logging, counters and metrics, and the failpoints of tests."""
+"""Log events, logging, counters and metrics, traces, and the failpoints of tests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from downloader.observe.events import Event
 from downloader.observe.failpoints import failpoint
 from downloader.observe.logging import configure, escape, get_logger
 from downloader.observe.metrics import KINDS, METRICS, Metric
+from downloader.observe.traces import Kind as SpanKind
+from downloader.observe.traces import Traces, open_traces
 
 __all__ = [
     "API_COUNTERS",
@@ -33,9 +35,12 @@ __all__ = [
     "Counters",
     "Event",
     "Metric",
+    "SpanKind",
+    "Traces",
     "by_name",
     "configure",
     "escape",
     "failpoint",
     "get_logger",
+    "open_traces",
 ]

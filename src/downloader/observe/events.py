@@ -74,5 +74,7 @@ class Event(StrEnum):
     """Redis or Valkey cannot be reached or cannot write; it is tried again."""
     STORE_EMPTY = "store.empty"
     """The store came back without the data that it had acknowledged."""
+    TRACES_UNAVAILABLE = "traces.unavailable"
+    """The environment asks for traces, but what exports them is not installed; the service runs without."""
     LIBRARY = "library"
     """A message of a library (quart, redis, asyncio), in `message`, with its `logger`."""

@@ -11,7 +11,7 @@ import trio
 
 from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.config import Settings
-from downloader.observe import Counters, Event, get_logger
+from downloader.observe import Counters, Event, Traces, get_logger
 from downloader.service.files import Files, api_url
 from downloader.store import JobStore
 
@@ -29,6 +29,7 @@ async def serve_api(
     stop: Callable[[], Awaitable[object]],
     grace_s: float,
     counters: Counters,
+    traces: Traces | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `stop()` returns and requests in flight are answered. Logs `api.open` if all may use it.
@@ -54,6 +55,7 @@ async def serve_api(
         download_url=files.url,
         files=files.storage.local,
         counters=counters,
+        traces=traces,
     )
     api = settings.api
     tls = tls_context(api.certfile, api.keyfile) if api.certfile else None

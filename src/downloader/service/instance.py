@@ -26,7 +26,7 @@ from downloader.config import Settings
 from downloader.fetch import Fetcher, disk_used_percent
 from downloader.model import Kind, now_ms
 from downloader.notify import Bulkhead, Notifier
-from downloader.observe import COUNTERS, Counters, Event, get_logger
+from downloader.observe import COUNTERS, Counters, Event, Traces, get_logger, open_traces
 from downloader.scheduler import Held, Stop, Wake, Workload, revoke, run_reaper, run_workload
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
@@ -66,6 +66,8 @@ class Instance:
     rng: random.Random
     counters: Mapping[str, Counters]
     """By role."""
+    traces: Traces | None
+    """`None`: there are none."""
     stop: Stop = field(default_factory=Stop)
     """The stop of downloads and the API."""
     stop_callbacks: Stop = field(default_factory=Stop)
@@ -145,7 +147,11 @@ async def _run_with(
     signals: _Signals,
     started: Callable[[], None],
 ) -> None:
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    flush_s = signals.grace_s * RESERVE / 4
     async with asyncio_loop(), AsyncExitStack() as stack:
+        tracing = open_traces(instance=owner, version=__version__, flush_s=flush_s)
+        traces = await stack.enter_async_context(tracing)
         redis = await stack.enter_async_context(running_redis(settings))
         counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
         store = await stack.enter_async_context(open_store(redis, _timing(next(iter(counters.values())))))
@@ -155,9 +161,10 @@ async def _run_with(
             roles=roles,
             store=store,
             files=files,
-            owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+            owner=owner,
             rng=random.Random(),  # noqa: S311  # jitter, not secrets
             counters=counters,
+            traces=traces,
         )
         fetcher = backends = None
         if "processor" in roles:
@@ -248,6 +255,7 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
         settings=settings,
         owner=instance.owner,
         counters=counters,
+        traces=instance.traces,
         delete=instance.files.delete,
         disk_has_room=DiskGate(
             partial(disk_used_percent, settings.spool_dir),
@@ -276,6 +284,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
         settings=settings,
         owner=instance.owner,
         counters=counters,
+        traces=instance.traces,
         bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
@@ -343,6 +352,7 @@ def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
         stop=instance.stop.wait,
         grace_s=instance.grace_s * (1 - RESERVE),
         counters=instance.counters["api"],
+        traces=instance.traces,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
@@ -22,9 +23,10 @@ from downloader.model import (
     now_ms,
 )
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
-from downloader.observe import Counters, Event, get_logger
+from downloader.observe import Counters, Event, Traces, get_logger
 from downloader.scheduler import End, Ended, Workload, delete_file, settle_callbacks, settle_downloads
 from downloader.service.predecessor import Workers
+from downloader.service.traced import traced_callback, traced_download
 from downloader.store import JobStore, Settled
 
 log = get_logger()
@@ -63,6 +65,7 @@ class _LeasedWork(Workload):
     settings: Settings
     owner: str
     counters: Counters
+    traces: Traces | None = None
     log: FilteringBoundLogger = field(default_factory=log.bind)
     """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
@@ -117,7 +120,8 @@ class DownloadWork(_LeasedWork):
         if lease.spec.left_s(now_ms()) <= 0:
             return _OVERDUE
         with self.workers.working(lease.group):
-            outcome = await self.fetcher.attempt(lease, still_ours=still_ours)
+            attempt = partial(self.fetcher.attempt, lease, still_ours=still_ours)
+            outcome = await (traced_download(self.traces, lease, attempt) if self.traces else attempt())
         return within_deadline(outcome, lease.spec.left_s(now_ms()))
 
     async def discard(self, lease: Lease) -> None:
@@ -202,6 +206,8 @@ class CallbackWork(_LeasedWork):
         if isinstance(slot, Deferred):
             return Delivery(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
         try:
+            if self.traces:
+                return await traced_callback(self.traces, lease, self._deliver)
             return await self._deliver(lease)
         finally:
             self.bulkhead.release(slot)
