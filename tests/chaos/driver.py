@@ -123,6 +123,8 @@ class Report:
             f"jobs {len(self.history.jobs)}: " + ", ".join(f"{n} {state}" for state, n in states.items()),
             f"kills {kills}, freezes {freezes}, all faults {self.done.total()}: "
             + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
+            "nothing was to be started: "
+            + ", ".join(f"{n} times {why}" for why, n in Counter(c.why for c in self.history.closed).items()),
             f"duplicates: {self.repeated_gets} downloads, {self.repeated_deliveries} callbacks (allowed)",
             f"submissions repeated: {self.refused.total()} ({dict(self.refused)})",
             f"recovery: {LEASE_S:g} s (the lease) and {self.worst_s:.2f} s until it was taken over, at worst",
@@ -323,7 +325,7 @@ class Chaos:
         with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
             read_keys(self.history, client)
         read_fleet(self.history, self.fleet)
-        read_load(self.history, self.load)
+        read_load(self.history, self.load, self.fleet)
         self.history.late, self.history.late_s = list(self.late.items()), LATE_S
 
 

@@ -11,6 +11,12 @@ from dataclasses import dataclass, field
 
 ENDS = frozenset({"succeeded", "failed", "cancelled"})
 
+CATCH_UP_S = 1.0
+"""So much of a rate may be made up for after late starts."""
+
+_ROUNDED_S = 0.005
+"""The store counts milliseconds."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -23,6 +29,8 @@ class Job:
     sha256: str = ""
     attempts: int = 1
     """The most that it may use up; crashes use up none."""
+    cancelled: bool = False
+    """Whether `DELETE /jobs/<id>` was answered 202."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +44,8 @@ class Record:
     sha256: str | None = None
     callback: str | None = None
     """State of the callback; `None` if there is none yet."""
+    started_s: float | None = None
+    """When it was leased last, by the store's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +63,17 @@ class Delivery:
     webhook_id: str
     body: bytes
     success: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """A time in which nothing of an aggregation may be leased. What is leased already may go on."""
+
+    group: str
+    why: str
+    after_s: float
+    until_s: float
+    """By the store's clock, which is that of this machine."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +98,11 @@ class History:
     """Of aggregations."""
     peaks: dict[str, int] = field(default_factory=dict)
     """Requests that the origin saw at once, by aggregation."""
+    closed: list[Closed] = field(default_factory=list)
+    """Pauses, from the answer to the PATCH that began each until the request that ends it; cooldowns, from
+    the log line until the `Retry-After` is over."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Starts per second that aggregations allow."""
     late: list[tuple[str, float]] = field(default_factory=list)
     """Leases that nobody took over for so many seconds after their end, with somebody there to do it."""
     late_s: float = 0.0
@@ -131,7 +157,7 @@ def _ended_twice(history: History) -> Iterator[str]:
 
 def _wrong_outcome(history: History) -> Iterator[str]:
     for job, record in _pairs(history):
-        expected = "succeeded" if job.succeeds else "failed"
+        expected = "cancelled" if job.cancelled else "succeeded" if job.succeeds else "failed"
         if record.state in ENDS and record.state != expected:
             yield f"{job.id} {record.state}, and should have {expected}"
 
@@ -163,7 +189,8 @@ def _file_missing(history: History) -> Iterator[str]:
 def _file_of_nobody(history: History) -> Iterator[str]:
     for name in history.files:
         record = history.records.get(name)
-        if record is None or record.state != "succeeded":
+        # One that was stored while its job was cancelled is deleted with the job's record, if not before.
+        if record is None or record.state not in ("succeeded", "cancelled"):
             yield f"{name} ({record.state if record else 'no such job'})"
 
 
@@ -184,6 +211,28 @@ def _limit_exceeded(history: History) -> Iterator[str]:
     for group, limit in history.limits.items():
         if (peak := history.peaks.get(group, 0)) > limit:
             yield f"{group}: {peak} at once, {limit} allowed"
+
+
+def _started_too_early(history: History) -> Iterator[str]:
+    for job, record in _pairs(history):
+        for each in history.closed:
+            early = (
+                record.started_s is not None and each.after_s < record.started_s < each.until_s - _ROUNDED_S
+            )
+            if early and each.group == job.group:
+                yield f"{job.id} of {job.group}: {each.until_s - (record.started_s or 0):.3f} s, {each.why}"
+
+
+def _rate_exceeded(history: History) -> Iterator[str]:
+    for group, rate in history.rates.items():
+        ours = (record.started_s for job, record in _pairs(history) if job.group == group)
+        least = float("inf")
+        for number, at_s in enumerate(sorted(at_s for at_s in ours if at_s is not None)):
+            # By how much more starts there were since the first than the rate allows.
+            ahead = number - rate * at_s
+            least = min(least, ahead)
+            if ahead - least > rate * (CATCH_UP_S + _ROUNDED_S):
+                yield f"{group}: {ahead - least:.1f} starts more than {rate:g} per second"
 
 
 def _not_notified(history: History) -> Iterator[str]:
@@ -242,6 +291,8 @@ RULES = (
     _file_of_nobody,
     _wrong_content,
     _limit_exceeded,
+    _started_too_early,
+    _rate_exceeded,
     _not_notified,
     _several_ids,
     _several_outcomes,

@@ -8,24 +8,36 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 
 import httpx2
 import trio
 
-from chaos.history import Job
+from chaos.history import Closed, Job
 from servers.fleet import job_for
 from servers.origin import Exchange, Origin, Then, body_of
 from servers.sink import Sink
 
-LIMITS = {"g1": 1, "g2": 2, "g3": 4, "g4": 8}
+CANCELLED, COOLED, RATED, PAUSED = "cancelled", "cooled", "rated", "paused"
+"""Aggregations of which some jobs are cancelled, whose origin asks for pauses, which have a rate, and which
+are paused and resumed now and then."""
+
+LIMITS = {"g1": 1, "g2": 2, "g3": 4, "g4": 8, CANCELLED: 4, COOLED: 4, RATED: 8, PAUSED: 4}
 """Of the aggregations; each is the first segment of its jobs' paths, so that the origin counts by it."""
+
+RATE = 5.0
+RETRY_AFTER_S = 1
 
 HOSTS = 8
 """Destinations of callbacks: 127.0.0.2 and the following."""
 
 _HELD_S = 0.6
 """The longest that the origin takes: far below a lease, so that a dead process's request ends before it."""
+
+_CANCELLED_SHARE = 0.5
+_PAUSE_S = (0.5, 2.0)
+"""The shortest and the longest, and likewise the time between two."""
 
 _BODY_BYTES = 300_000
 _AGAIN_S = 0.1
@@ -82,6 +94,10 @@ class Load:
     """Requests for a job's URL, by its path."""
     paths: dict[str, str] = field(default_factory=dict)
     """Path by job id."""
+    throttled_s: dict[str, float] = field(default_factory=dict)
+    """When the origin asked for a pause, by path."""
+    closed: list[Closed] = field(default_factory=list)
+    """The pauses of `PAUSED`."""
     stopping: bool = False
     _told: set[str] = field(default_factory=set)
     _waiting: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -101,6 +117,8 @@ class Load:
         ):
             for group in self.limits:
                 nursery.start_soon(self._client, client, group)
+            if PAUSED in self.limits:
+                nursery.start_soon(self._pause, client)
 
     def waiting(self, group: str) -> int:
         """Accepted jobs that nobody has been told of."""
@@ -126,22 +144,50 @@ class Load:
             self.sink.url(callback, host=f"127.0.0.{2 + number % HOSTS}"),
             group=group,
             limit=self.limits[group],
+            **({"aggr_rate": RATE} if group == RATED else {}),
         )
         while True:
             ports = self.apis()
             if ports and (job_id := await self._post(client, self.rng.choice(ports), body, f"k{number}")):
-                self.accepted[job_id] = Job(
-                    id=job_id,
-                    group=group,
-                    succeeds=job.succeeds,
-                    size=job.size,
-                    sha256=job.sha256,
-                    attempts=job.attempts,
-                )
-                self.paths[job_id] = path
-                self._waiting[group].add(job_id)
-                return
+                break
             await trio.sleep(_AGAIN_S)
+        self.accepted[job_id] = replace(job, id=job_id)
+        self.paths[job_id] = path
+        self._waiting[group].add(job_id)
+        if group == CANCELLED and self.rng.random() < _CANCELLED_SHARE:
+            await trio.sleep(self.rng.uniform(0, _HELD_S))
+            answer = await self._insist(client, "DELETE", f"/jobs/{job_id}", (202, 409))
+            self.accepted[job_id] = replace(job, id=job_id, cancelled=answer.status_code == 202)
+
+    async def _pause(self, client: httpx2.AsyncClient) -> None:
+        while not self.stopping:
+            await trio.sleep(self.rng.uniform(*_PAUSE_S))
+            answer = await self._insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=True)
+            after_s = time.time()
+            await trio.sleep(self.rng.uniform(*_PAUSE_S))
+            # Without a job that waits it may be forgotten meanwhile, and its pause with it.
+            if answer.status_code == 200 and answer.json()["pending"]:
+                self.closed.append(Closed(group=PAUSED, why="paused", after_s=after_s, until_s=time.time()))
+            await self._insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=False)
+
+    async def _insist(
+        self, client: httpx2.AsyncClient, method: str, path: str, good: tuple[int, ...], **body: object
+    ) -> httpx2.Response:
+        """Repeat a request until its answer has one of these statuses."""
+        while True:
+            if ports := self.apis():
+                with suppress(httpx2.TransportError):
+                    url = f"http://127.0.0.1:{self.rng.choice(ports)}{path}"
+                    answer = await client.request(method, url, json=body or None)
+                    if answer.status_code in good:
+                        return answer
+                    self._refused(answer, f"{method} {path}")
+            await trio.sleep(_AGAIN_S)
+
+    def _refused(self, answer: httpx2.Response, what: str) -> None:
+        self.refused[str(answer.status_code)] += 1
+        if answer.status_code != 503 or "retry-after" not in answer.headers:
+            self.complaints.append(f"{what}: {answer.status_code} {answer.text[:200]}")
 
     async def _post(self, client: httpx2.AsyncClient, port: int, body: dict[str, object], key: str) -> str:
         """The job's id, or `""` if it has to be asked for again."""
@@ -155,9 +201,7 @@ class Load:
         if answer.status_code == 201:
             job_id: str = answer.json()["id"]
             return job_id
-        self.refused[str(answer.status_code)] += 1
-        if answer.status_code != 503 or "retry-after" not in answer.headers:
-            self.complaints.append(f"POST /download: {answer.status_code} {answer.text[:200]}")
+        self._refused(answer, "POST /download")
         return ""
 
     def _offer(self, group: str, number: int) -> tuple[str, Job]:
@@ -165,9 +209,10 @@ class Load:
         path = f"/{group}/{number}"
         body = body_of(self.rng.choice([0, 1, 1000, 70_000, _BODY_BYTES]), path)
         pause_s = self.rng.uniform(0, _HELD_S)
-        kind = self.rng.choices(["whole", "halting", "busy", "cut", "moved", "missing"], [6, 3, 2, 2, 1, 1])[
-            0
-        ]
+        kinds = {"whole": 6, "halting": 3, "busy": 2, "cut": 2, "moved": 1, "missing": 1}
+        if group == COOLED:
+            kinds["throttled"] = 3
+        [kind] = self.rng.choices(list(kinds), list(kinds.values()))
         failures = 1 if kind in ("busy", "cut") else 0
 
         async def answer(exchange: Exchange) -> None:
@@ -180,6 +225,9 @@ class Load:
                     first = _response(500, b"no")
                 case "cut" if self.gets[here] == 1:
                     first, then = _response(200, body, length=len(body) + 1), "rst"
+                case "throttled" if self.gets[here] == 1:
+                    first = _response(429, b"no", f"Retry-After: {RETRY_AFTER_S}\r\n")
+                    self.throttled_s[here] = time.time()
                 case "moved" if here == path:
                     first = _response(302, b"", f"Location: {path}/there\r\n")
                 case "missing":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import httpx2
 import redis
 
-from chaos.history import Delivery, File, History, Record
-from chaos.load import Load
+from chaos.history import Closed, Delivery, File, History, Record
+from chaos.load import CANCELLED, COOLED, RATE, RATED, RETRY_AFTER_S, Load
 from servers.fleet import Fleet
 
 _SHARD = re.compile(r"downloader:1:\{\d+\}:")
@@ -45,7 +47,10 @@ async def read_records(history: History, server: redis.Redis, port: int) -> None
         for key in map(str, server.scan_iter("downloader:*:job:*", count=1000)):
             job_id = key.rpartition(":")[2]
             if (record := await look(client, port, job_id)) is not None:
-                history.records[job_id] = record
+                started: Any = server.hget(key.replace(":job:", ":download:task:"), "started")
+                history.records[job_id] = replace(
+                    record, started_s=None if started is None else int(started) / 1000
+                )
 
 
 def read_keys(history: History, server: redis.Redis) -> None:
@@ -68,8 +73,10 @@ def read_fleet(history: History, fleet: Fleet) -> None:
             data = path.read_bytes()
             history.files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     history.spool += [str(path) for path in fleet.spool.rglob("*") if path.is_file()]
+    # Each DELETE is logged; one whose answer was lost comes again.
+    history.ends.update({line["job_id"] for line in fleet.all_events("job.cancelled")})
     for running in fleet.running:
-        for name in ("job.succeeded", "job.failed", "job.poison", "job.cancelled"):
+        for name in ("job.succeeded", "job.failed", "job.poison"):
             history.ends.update(line["job_id"] for line in running.events(name))
         if tracebacks := [line for line in running.noise if "Traceback" in line]:
             history.complaints.append(f"{running.name}: {len(tracebacks)} tracebacks: {running.tail()}")
@@ -77,14 +84,28 @@ def read_fleet(history: History, fleet: Fleet) -> None:
             history.complaints.append(f"{running.name}: {failed[0]}")
 
 
-def read_load(history: History, load: Load) -> None:
-    """What was accepted, and what origin and receiver saw."""
+def read_load(history: History, load: Load, fleet: Fleet) -> None:
+    """What was accepted, what origin and receiver saw, and when nothing was to be leased."""
+    history.closed = list(load.closed)
+    for line in fleet.all_events("job.throttled"):
+        path = load.paths.get(line["job_id"], "")
+        if path in load.throttled_s:
+            history.closed.append(
+                Closed(
+                    group=COOLED,
+                    why="cooling down",
+                    after_s=datetime.fromisoformat(line["time"]).timestamp(),
+                    until_s=load.throttled_s[path] + RETRY_AFTER_S,
+                )
+            )
     for job_id, received in load.sink.by_job().items():
         history.deliveries[job_id] = [
             Delivery(webhook_id=one.webhook_id, body=one.body, success=one.payload["success"])
             for one in received
         ]
     history.jobs = dict(load.accepted)
-    history.limits = dict(load.limits)
+    # The origin learns late that a cancelled job's holder has gone.
+    history.limits = {group: limit for group, limit in load.limits.items() if group != CANCELLED}
+    history.rates = {group: RATE for group in load.limits if group == RATED}
     history.peaks = dict(load.slots.peak)
     history.complaints += load.complaints

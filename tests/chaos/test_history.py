@@ -10,27 +10,34 @@ from typing import Any
 
 import pytest
 
-from chaos.history import RULES, Delivery, File, History, Job, Record, judge, losses
+from chaos.history import RULES, Closed, Delivery, File, History, Job, Record, judge, losses
 from chaos.schedule import STORE, Kind, make_schedule
 
 
 def good() -> History:
-    """Two jobs, one of which failed, and all as it should be."""
+    """Three jobs, of which one failed and one was cancelled, and all as it should be."""
     return History(
         jobs={
             "a": Job(id="a", group="g", succeeds=True, size=3, sha256="aa", attempts=2),
             "b": Job(id="b", group="g", succeeds=False),
+            "c": Job(id="c", group="g", succeeds=True, cancelled=True),
         },
         records={
-            "a": Record(state="succeeded", attempts=2, size=3, sha256="aa", callback="succeeded"),
-            "b": Record(state="failed", attempts=1, callback="succeeded"),
+            "a": Record(
+                state="succeeded", attempts=2, size=3, sha256="aa", callback="succeeded", started_s=5.0
+            ),
+            "b": Record(state="failed", attempts=1, callback="succeeded", started_s=5.1),
+            "c": Record(state="cancelled", attempts=0, callback="succeeded"),
         },
         ends=Counter({"a": 1}),  # whoever ended b was killed before it could say so
         files={"a": File(size=3, sha256="aa")},
         deliveries={
             "a": [Delivery(webhook_id="a", body=b"1", success=True)] * 2,
             "b": [Delivery(webhook_id="b", body=b"2", success=False)],
+            "c": [Delivery(webhook_id="c", body=b"3", success=False)],
         },
+        closed=[Closed(group="g", why="paused", after_s=3.0, until_s=5.0)],
+        rates={"g": 1.0},
         limits={"g": 2},
         peaks={"g": 2},
         late=[("a", 0.9)],
@@ -80,7 +87,7 @@ BREAKS: dict[str, tuple[Callable[[History], object], set[str]]] = {
     "no callback": (lambda h: h.deliveries.pop("b"), {"not notified"}),
     "a callback that failed": (lambda h: record(h, "b", callback="failed"), {"not notified"}),
     "two ids": (
-        lambda h: h.deliveries["a"].append(Delivery(webhook_id="c", body=b"1", success=True)),
+        lambda h: h.deliveries["a"].append(Delivery(webhook_id="d", body=b"1", success=True)),
         {"several ids"},
     ),
     "no id": (
@@ -100,6 +107,13 @@ BREAKS: dict[str, tuple[Callable[[History], object], set[str]]] = {
         {"several outcomes"},
     ),
     "a late recovery": (lambda h: h.late.append(("b", 1.1)), {"recovered late"}),
+    "a job that is not cancelled": (lambda h: record(h, "c", state="failed"), {"wrong outcome"}),
+    "a cancelled job that was finished": (
+        lambda h: record(h, "a", state="cancelled"),
+        {"wrong outcome", "several outcomes"},
+    ),
+    "a start in a pause": (lambda h: record(h, "b", started_s=4.9), {"started too early"}),
+    "too many starts": (lambda h: record(h, "c", started_s=5.2), {"rate exceeded"}),
     "a traceback": (lambda h: h.complaints.append("processor-1: Traceback"), {"misbehaved"}),
 }
 

@@ -113,7 +113,7 @@ async def test_f22_a_fleet_works_on_while_nodes_are_away(folder: Path, sink: Sin
                 read_keys(history, client)
                 client.close()
             read_fleet(history, fleet)
-            read_load(history, load)
+            read_load(history, load, fleet)
             assert judge(history) == []
             swept = fleet.all_events("sweep.recovered")
             assert [
