@@ -9,6 +9,7 @@ OF_CLUSTER = "tests/faults/test_cluster_faults.py"
 OF_AGGREGATIONS = "tests/api/test_aggregations.py"
 OF_POLITENESS = "tests/store/test_politeness.py"
 OF_PRIORITY = "tests/store/test_priority.py"
+OF_HOSTS = "tests/store/test_host_limits.py"
 OF_CANCEL = "tests/store/test_cancel.py"
 OF_STORE = "tests/store/test_transitions.py tests/store/test_lifecycle.py tests/store/test_model.py"
 
@@ -107,7 +108,7 @@ ROWS = (
     (
         "reply: a repeated settlement is refused",
         f"{STORE}/lua/_lib.lua",
-        "if task[4] == generation then return 'repeated', task[5] end",
+        "if task[4] == generation then return 'repeated', group, host end",
         "",
         OF_STORE,
     ),
@@ -142,8 +143,8 @@ ROWS = (
     (
         "encryption: jobs are stored in the clear",
         f"{STORE}/arguments.py",
-        "item.spec.to_json(seal),",
-        "item.spec.to_json(),",
+        "spec.to_json(seal),",
+        "spec.to_json(),",
         "tests/store/test_sealing.py",
     ),
     (
@@ -171,7 +172,7 @@ ROWS = (
     ),
     (
         "cancel: the slot is never free",
-        f"{STORE}/lua/_lib.lua",
+        f"{STORE}/lua/_hosts.lua",
         "  redis.call('SREM', key_running('download', group), id)\n",
         "",
         OF_CANCEL,
@@ -354,8 +355,8 @@ ROWS = (
     (
         "cooldown: each answer to downloads in flight doubles it",
         f"{STORE}/lua/_lib.lua",
-        "'started') or now) > begun then",
-        "'started') or now) > 0 then",
+        "if began > begun then",
+        "if began > 0 then",
         OF_POLITENESS,
     ),
     (
@@ -375,7 +376,7 @@ ROWS = (
     (
         "cooldown: a job that fails by it does not cool down",
         f"{STORE}/lua/finish.lua",
-        "cool_down(id, group, item)",
+        "cool_down(id, group, host, item)",
         "",
         OF_POLITENESS,
     ),
@@ -422,9 +423,93 @@ ROWS = (
         "tests/store/test_backlog.py",
     ),
     (
+        "host: its limit is not looked at",
+        f"{STORE}/lua/_hosts.lua",
+        "redis.call('ZCARD', visits) < limits.limit\n  if free",
+        "true\n  if free",
+        OF_HOSTS,
+    ),
+    (
+        "host: a place is kept after the end",
+        f"{STORE}/lua/_hosts.lua",
+        "redis.call('ZREM', key_visits(host), id)",
+        "",
+        OF_HOSTS,
+    ),
+    (
+        "host: the place of a dead holder is kept",
+        f"{STORE}/lua/_hosts.lua",
+        "redis.call('ZREMRANGEBYSCORE', visits, '-inf', now)",
+        "",
+        OF_HOSTS,
+    ),
+    (
+        "host: a renewed lease loses its place",
+        f"{STORE}/lua/renew.lua",
+        "redis.call('ZADD', key_visits(host), 'XX', now + call.lease_ms, item.id)",
+        "",
+        OF_HOSTS,
+    ),
+    (
+        "host: those that wait ask again by themselves only",
+        f"{STORE}/lua/_hosts.lua",
+        "  call_next(host)\nend",
+        "end",
+        OF_HOSTS,
+    ),
+    (
+        "host: one that waits holds up the others of its aggregation",
+        f"{STORE}/lua/_hosts.lua",
+        "  postpone(id, group, again)\n",
+        "",
+        OF_HOSTS,
+    ),
+    (
+        "host: any number waits for one",
+        f"{STORE}/lua/_hosts.lua",
+        "count >= MAX_PARKED",
+        "false",
+        OF_HOSTS,
+    ),
+    (
+        "host: aggregations take no turns at it",
+        f"{STORE}/lua/_hosts.lua",
+        "      redis.call('ZREM', waiting, group)\n      if",
+        "      if",
+        OF_HOSTS,
+    ),
+    (
+        "host: its start is not noted",
+        f"{STORE}/lua/_hosts.lua",
+        "note_start(record, due, spec, unpack(pace, 1, 4))",
+        "",
+        OF_HOSTS,
+    ),
+    (
+        "host: it does not cool down",
+        f"{STORE}/lua/_lib.lua",
+        "begin_cooldown(key_host(host), began, item)",
+        "",
+        OF_HOSTS,
+    ),
+    (
+        "host: a farther pattern wins",
+        f"{STORE}/lua/_hosts.lua",
+        "local found, rest = call.hosts[host], host",
+        "local found, rest = call.hosts['*'], host",
+        OF_HOSTS,
+    ),
+    (
+        "host: a cancelled download keeps its place",
+        f"{STORE}/lua/_hosts.lua",
+        "leave_host(id, redis.call('HGET', key_task('download', id), 'host'))",
+        "",
+        OF_HOSTS,
+    ),
+    (
         "rate: a start is not noted",
         f"{STORE}/lua/lease.lua",
-        "note_start(group, tonumber(head[2]), spec, unpack(record, 2))",
+        "note_start(key_group(kind, group), tonumber(head[2]), spec, unpack(record, 2))",
         "",
         OF_POLITENESS,
     ),

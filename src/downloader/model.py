@@ -161,6 +161,8 @@ class JobSpec:
     """Unix time in ms at which the job fails if its file is not stored; 0: never."""
     created_ms: int = 0
     """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
+    host: str = ""
+    """Host of the URL, in the clear; only where limits by host are configured."""
     traceparent: str = ""
     """Trace of the request that brought the job (W3C Trace Context); its callbacks send it."""
     sealed: str = ""

@@ -210,6 +210,13 @@ def test_other_peoples_variables_break_no_start() -> None:
             "processor.request_headers: 'a b' is not a header name",
         ),
         ('[processor]\nrequest_headers = {A = "x\\r\\ny"}', "processor.request_headers: the value of A has"),
+        ("[processor.hosts]\n'http://x' = {limit = 1}", "must be host names, without scheme, port and path"),
+        ("[processor.hosts.'*']\nlimit = 0", "limit must be greater than or equal to 1"),
+        ("[processor.hosts.'*']\nlimits = 1", "processor.hosts"),
+        (
+            "[processor.hosts.'*']\nlimit = 1\n[redis]\nurl = 'redis://h'\ncluster = true",
+            "processor.hosts is not available together with redis.cluster",
+        ),
         ("[processor]\nfilestorage = 's3'", "processor.filestorage must be a table"),
         ("processor = 3", "processor must be a table"),
         ("data_dir = 3", "data_dir must be the path of a folder"),

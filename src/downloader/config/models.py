@@ -34,6 +34,9 @@ RENEWALS_PER_LEASE = 3
 ENCRYPTION_KEY_BYTES = 32
 """Half of them encrypt (AES-128), the other half authenticate (HMAC-SHA256)."""
 
+MAX_DELAY_S = 86400.0
+"""Longest time between two starts at a host, as in a job's `aggr_delay`."""
+
 LONGEST_S = 3600.0
 """Largest lease, grace period and time-out: a larger number is most likely a mistake."""
 
@@ -107,8 +110,8 @@ def _encryption_key(key: SecretStr) -> SecretStr:
     return key
 
 
-def _allowed_host(host: str) -> str:
-    """A name, an address, `*.` and a domain, or `*`; in the form in which `Host` headers are compared."""
+def _host_pattern(host: str) -> str:
+    """A name, an address, `*.` and a domain, or `*`; in the form in which hosts are compared."""
     if host == "*":
         return host
     domain = host.removeprefix("*.")
@@ -272,7 +275,7 @@ class ApiSettings(Section):
     """PEM file of the certificate and its chain, for TLS; empty: no TLS."""
     keyfile: FileName = ""
     """PEM file of its key, without a password."""
-    allowed_hosts: list[Annotated[str, AfterValidator(_allowed_host)]] = Field(default_factory=list)
+    allowed_hosts: list[Annotated[str, AfterValidator(_host_pattern)]] = Field(default_factory=list)
     """Names in `Host` that are answered besides the own addresses; `*.example.org`: all below it, `*`: any.
     Empty: any, but on loopback only loopback's own names."""
     cors_origins: list[Annotated[str, AfterValidator(_cors_origin)]] = Field(default_factory=list)
@@ -322,6 +325,17 @@ class S3Settings(Section):
         return self.model_dump()
 
 
+class HostSettings(Section):
+    """`[processor.hosts."NAME"]`: what all aggregations together may do at a host, over the fleet."""
+
+    limit: Count | None = None
+    """Downloads in flight."""
+    rate: Annotated[float, Number, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Downloads that start in a second."""
+    delay: Annotated[float, Number, Field(ge=0, le=MAX_DELAY_S, allow_inf_nan=False)] = 0.0
+    """Seconds between two starts at the least."""
+
+
 class ProcessorSettings(Section):
     """`[processor]`: downloads."""
 
@@ -347,6 +361,8 @@ class ProcessorSettings(Section):
     disk_low: Percent = 90.0
     ca_file: FileName = ""
     """PEM file of the certificate authorities to trust instead of the system's."""
+    hosts: dict[Annotated[str, AfterValidator(_host_pattern)], HostSettings] = Field(default_factory=dict)
+    """Limits by host; `*.example.org`: of each name below it, `*`: of each host. The nearest one applies."""
     filestorage: FileStorageSettings | None = None
     s3: S3Settings = Field(default_factory=S3Settings)
 
@@ -433,6 +449,9 @@ class Settings(Section):
                     f"{name}.lease must be more than 1.5 times redis.timeout,"
                     " or a slow renewal would come after the lease has ended"
                 )
+        if self.redis.cluster and self.processor.hosts:
+            # A host's jobs are in all shards, and a script sees one of them.
+            raise ValueError("processor.hosts is not available together with redis.cluster")
         self.egress.policy("downloads")
         self.egress.policy("callbacks")
         return self

@@ -154,7 +154,9 @@ async def _run_with(
         traces = await stack.enter_async_context(tracing)
         redis = await stack.enter_async_context(running_redis(settings))
         counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
-        store = await stack.enter_async_context(open_store(redis, _timing(next(iter(counters.values())))))
+        store = await stack.enter_async_context(
+            open_store(redis, _timing(next(iter(counters.values()))), hosts=settings.processor.hosts)
+        )
         files = await stack.enter_async_context(open_files(settings))
         instance = Instance(
             settings=settings,

@@ -6,16 +6,24 @@ Numbers go as strings where a script stores them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from downloader.model import Delivery, ErrorCode, JobSpec, Lease, Outcome, State, Verdict
+from downloader.net import Url, UrlError
 from downloader.store.job_store import CallbackPlan, CloseResult, FinishResult, Submission
 
 NO_CALLBACK = CallbackPlan(group="", limit=0)
 
 
-def submit(item: Submission, permitted: str, seal: Callable[[str], str] | None) -> dict[str, Any]:
-    """Of a job; `permitted` is the proxy that it may find with its aggregation, if not every proxy."""
+def submit(
+    item: Submission, permitted: str, seal: Callable[[str], str] | None, *, with_host: bool = False
+) -> dict[str, Any]:
+    """Of a job; `permitted` is the proxy that it may find with its aggregation, if not every proxy.
+
+    `with_host`: the scripts are to know the host of its URL.
+    """
+    spec = replace(item.spec, host=host_of(item.spec.url)) if with_host else item.spec
     return {
         "id": item.spec.id,
         "group": item.spec.aggr_id,
@@ -24,12 +32,20 @@ def submit(item: Submission, permitted: str, seal: Callable[[str], str] | None) 
         "due": item.spec.not_before,
         **({"priority": item.spec.priority} if item.spec.priority else {}),
         "proxy": item.spec.aggr_proxy,
-        "spec": item.spec.to_json(seal),
+        "spec": spec.to_json(seal),
         "idempotency": item.idempotency_key,
         "values": item.value_digest,
         "body": item.body_digest,
         **({"permitted": permitted} if item.permits else {}),
     }
+
+
+def host_of(url: str) -> str:
+    """The host of a job's URL by which it is limited; empty for a URL that is none."""
+    try:
+        return Url.parse(url).origin.host.removesuffix(".")
+    except UrlError:
+        return ""
 
 
 def release(result: tuple[Lease, str, float]) -> dict[str, Any]:

@@ -98,6 +98,44 @@ KEYS = (
         ),
     ),
     Key(
+        name="visits",
+        parameters=("host",),
+        type="zset",
+        owner="a member goes when its download is settled or swept, or its lease has ended",
+        holds="downloads that have a place at a host, by the end of their lease (ms)",
+    ),
+    Key(
+        name="host",
+        parameters=("host",),
+        type="hash",
+        ttl="25 h",
+        holds=(
+            "of a host with limits, as in an aggregation's record: `cooling`, `cooled`, `cooldowns`, `why`,"
+            " `rate`, `delay` and `started`; and `next` (the time for which a start is planned, ms)"
+        ),
+    ),
+    Key(
+        name="crawl",
+        parameters=("host",),
+        type="string",
+        ttl="24 h",
+        holds="`Crawl-delay` of the host's robots.txt (s)",
+    ),
+    Key(
+        name="parked",
+        parameters=("host", "group"),
+        type="zset",
+        ttl="25 h",
+        holds="pending downloads of an aggregation that wait for a host, by score as in `urgent`",
+    ),
+    Key(
+        name="waiting",
+        parameters=("host",),
+        type="zset",
+        ttl="25 h",
+        holds="aggregations with downloads that wait for a host, by turn",
+    ),
+    Key(
         name="groups",
         parameters=("kind",),
         type="zset",

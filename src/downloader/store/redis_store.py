@@ -12,7 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from downloader.config import RedisSettings
+from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import (
     Delivery,
@@ -59,24 +59,38 @@ PROVEN_S = 600.0
 
 @asynccontextmanager
 async def open_store(
-    settings: RedisSettings, timed: Timed = lambda _name, _seconds: None
+    settings: RedisSettings,
+    timed: Timed = lambda _name, _seconds: None,
+    *,
+    hosts: Mapping[str, HostSettings] = MappingProxyType({}),
 ) -> AsyncIterator[RedisStore]:
-    """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it. `timed`: see `Timed`.
+    """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
+
+    Args:
+        settings: where it is.
+        timed: see `Timed`.
+        hosts: limits by host or pattern, which downloads that this instance leases obey.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
     sealer = open_sealer(settings.encryption_keys)
     async with open_client(settings, timed) as client:
-        yield RedisStore(client, sealer)
+        yield RedisStore(client, sealer, hosts)
 
 
 class RedisStore(RedisReader):
     """Implements `downloader.store.JobStore`; safe to share between tasks."""
 
-    def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
+    def __init__(
+        self,
+        client: StoreClient,
+        sealer: Sealer | None = None,
+        hosts: Mapping[str, HostSettings] = MappingProxyType({}),
+    ) -> None:
         super().__init__(client, sealer)
         self._seal = None if sealer is None else sealer.seal
+        self._hosts = {name: each.model_dump(exclude_none=True) for name, each in hosts.items()}
         self._ids = JobIds()
         self._requests = itertools.count()
         self._session = secrets.token_hex(4)
@@ -109,7 +123,10 @@ class RedisStore(RedisReader):
             return answers
 
         async def run(shard: int, items: Iterable[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
-            rows = [arguments.submit(item, permitted, self._seal) for item, permitted in items]
+            rows = [
+                arguments.submit(item, permitted, self._seal, with_host=bool(self._hosts))
+                for item, permitted in items
+            ]
             answers = await self._client.run("submit", shard, {}, rows, durable=True)
             return [(Accepted(why), job_id) for why, job_id in answers]
 
@@ -135,6 +152,8 @@ class RedisStore(RedisReader):
             "last": list(shares.last),
             "never": list(shares.never),
         }
+        if self._hosts and kind is Kind.DOWNLOAD:
+            common["hosts"] = self._hosts
         leases: list[Lease] = []
         waits: list[float] = []
         unproven = shares.unproven

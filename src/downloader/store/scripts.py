@@ -34,7 +34,8 @@ def load_scripts() -> Mapping[str, Script]:
     Raises:
         ValueError: the header of a file is malformed.
     """
-    library = f"local base = KEYS[1]\n{lua_key_functions()}{_LUA.joinpath('_lib.lua').read_text('utf-8')}"
+    parts = [_LUA.joinpath(name).read_text("utf-8") for name in ("_lib.lua", "_hosts.lua")]
+    library = f"local base = KEYS[1]\n{lua_key_functions()}{parts[0]}{parts[1]}"
     scripts = {}
     for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name):
         name, _, ending = entry.name.partition(".")

@@ -1,4 +1,4 @@
--- Shared by all transitions; loaded in front of each, behind `base` and the key functions.
+-- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua` follows.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
@@ -79,11 +79,11 @@ end
 -- planned time, the start is late; up to `CATCH_UP_MS` the next one is planned from the planned time. With a
 -- `delay`, which is a minimum, the next one is planned from now. A job that is past its deadline sends no request, so
 -- it is no start.
-local function note_start(group, due, spec, cooling, rate, delay, started)
+local function note_start(record, due, spec, cooling, rate, delay, started)
   if gap_of(rate, delay) == 0 or (cjson.decode(spec).deadline or math.huge) <= now then return end
   local planned = opens(cooling, rate, delay, started)
   local late = gap_of(nil, delay) == 0 and due <= planned and now - planned <= CATCH_UP_MS
-  redis.call('HSET', key_group('download', group), 'started', string.format('%.3f', late and planned or now))
+  redis.call('HSET', record, 'started', string.format('%.3f', late and planned or now))
 end
 
 -- Jobs with a priority above 0 are in `urgent` too, by a score that has the priority and the due time: the score of
@@ -203,13 +203,15 @@ end
 
 -- Whether the task is leased to this owner. 'held': yes, by the lease of this generation (a string). 'repeated':
 -- this generation has settled it already, and the caller missed the answer. 'cancelled': a client has cancelled the
--- download meanwhile. 'lost': anything else. The second result is the task's group.
+-- download meanwhile. 'lost': anything else. The second result is the task's group, the third its host if it has a
+-- place there.
 local function claim(kind, id, owner, generation)
-  local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group')
-  if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', task[5] end
-  if task[1] == 'cancelled' and owner == task[2] and generation == task[3] then return 'cancelled', task[5] end
-  if task[4] == generation then return 'repeated', task[5] end
-  return 'lost', task[5]
+  local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group', 'host')
+  local group, host = task[5], task[6]
+  if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', group, host end
+  if task[1] == 'cancelled' and owner == task[2] and generation == task[3] then return 'cancelled', group, host end
+  if task[4] == generation then return 'repeated', group, host end
+  return 'lost', group, host
 end
 
 -- Answers to an owner, by what `claim` has found.
@@ -229,25 +231,38 @@ local function requeue(kind, id, group, delay)
   enqueue(kind, id, group, now + delay, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
 end
 
+-- How long a host's record is kept: longer than any cooldown, and than any time between two starts.
+local HOST_TTL_MS = MAX_GAP_MS + 3600 * 1000
+
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
 local MAX_COOLDOWN_MS = 3600 * 1000
 
--- Begins a cooldown of an aggregation, because the origin of this running download asked for a pause. `item` has
--- cool_ms (nothing is done without it), asked (whether the origin gave the length) and error. If it did not, the
--- length doubles with each cooldown that follows another: one that begins less than the last one's length after the
--- end of the last. If this download began before the last cooldown, its answer is part of that cooldown.
-local function cool_down(id, group, item)
-  if not item.cool_ms then return end
-  local record = key_group('download', group)
+-- Begins a cooldown, noted in this record. `began`: of the download whose origin asked for it.
+local function begin_cooldown(record, began, item)
   local found = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns')
   local ends, begun, count = tonumber(found[1] or '0'), tonumber(found[2] or '0'), tonumber(found[3] or '0')
-  if tonumber(redis.call('HGET', key_task('download', id), 'started') or now) > begun then
+  if began > begun then
     if now >= 2 * ends - begun then count = 0 end
     begun, count = now, count + 1
   end
   local length = item.asked and item.cool_ms or item.cool_ms * 2 ^ (count - 1)
   redis.call('HSET', record, 'cooling', math.max(ends, now + math.floor(math.min(length, MAX_COOLDOWN_MS))),
     'cooled', begun, 'cooldowns', count, 'why', item.error)
+end
+
+-- Begins a cooldown of an aggregation, because the origin of this running download asked for a pause, and of its host
+-- if it has a place there. `item` has cool_ms (nothing is done without it), asked (whether the origin gave the length)
+-- and error. If it did not, the length doubles with each cooldown that follows another: one that begins less than the
+-- last one's length after the end of the last. If this download began before the last cooldown, its answer is part of
+-- that cooldown.
+local function cool_down(id, group, host, item)
+  if not item.cool_ms then return end
+  local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or now)
+  begin_cooldown(key_group('download', group), began, item)
+  if host then
+    begin_cooldown(key_host(host), began, item)
+    redis.call('PEXPIRE', key_host(host), HOST_TTL_MS)
+  end
   redis.call('HINCRBY', key_task('download', id), 'throttled', 1)
 end
 
@@ -273,13 +288,6 @@ local function touch(kind, group)
   if touched[name] then return end
   touched[name] = true
   touched_order[#touched_order + 1] = {kind, group}
-end
-
--- The work on a cancelled download has ended, or its lease: its slot is free.
-local function free_cancelled(id, group)
-  redis.call('ZREM', key_stopping(), id .. ' ' .. group)
-  redis.call('SREM', key_running('download', group), id)
-  touch('download', group)
 end
 
 -- After a download: its callback of this group becomes pending, or the job without one ('') is kept for `keep_ms`.

@@ -13,7 +13,7 @@
 local answers = {}
 for item in items() do
   local id = item.id
-  local holder, group = claim('download', id, call.owner, item.generation)
+  local holder, group, host = claim('download', id, call.owner, item.generation)
   if holder == 'held' then
     leave('download', id, group)
     local task = key_task('download', id)
@@ -22,7 +22,8 @@ for item in items() do
       'sha256', item.sha256, 'mime', item.mime, 'image', item.image)
     if item.filename then redis.call('HSET', task, 'filename', item.filename) end
     redis.call('HINCRBY', task, 'attempts', item.attempts)
-    cool_down(id, group, item)
+    cool_down(id, group, host, item)
+    leave_host(id, host)
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('download', id, item.error) end
     touch('download', group)

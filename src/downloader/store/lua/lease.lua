@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
 --         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
---         destinations that have not answered lately}
+--         destinations that have not answered lately, hosts: limits of hosts, see `_hosts.lua`; absent: none}
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
@@ -12,7 +12,8 @@
 --         size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
--- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end.
+-- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. If the task is a
+-- download that cannot start because of its host, it waits, and the group's turn ends too.
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
@@ -77,11 +78,12 @@ local leases = {}
 local memo = redis.call('GET', key_memo(kind, owner))
 if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
-    local holder, group = claim(kind, id, owner, generation)
+    local holder, group, host = claim(kind, id, owner, generation)
     if holder == 'held' then
       -- The lease starts again, because its holder counts from this request.
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
+      if host then redis.call('ZADD', key_visits(host), 'XX', now + call.lease_ms, id) end
       leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind), -1,
         redis.call('GET', key_job(id)))
     end
@@ -106,18 +108,25 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
   local id, due, urgent = next_task(kind, group, head)
+  local not_before
   if id and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
-    redis.call('ZREM', queue, id)
-    if urgent then redis.call('ZREM', key_urgent(group), id) end
     local spec = redis.call('GET', key_job(id))
-    if spec then
+    local host = call.hosts and spec and cjson.decode(spec).host
+    local starts = true
+    if host then starts, not_before = enter_host(host, id, group, due, spec) end
+    if starts then
+      redis.call('ZREM', queue, id)
+      if urgent then redis.call('ZREM', key_urgent(group), id) end
+    end
+    if starts and spec then
       local task = key_task(kind, id)
       local generation = tostring(redis.call('HINCRBY', task, 'generation', 1))
       redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now)
       redis.call('HINCRBY', task, 'deliveries', 1)
       redis.call('HDEL', task, 'due')
+      if host then redis.call('HSET', task, 'host', host) end
       redis.call('SADD', running, id)
-      note_start(group, tonumber(head[2]), spec, unpack(record, 2))
+      note_start(key_group(kind, group), tonumber(head[2]), spec, unpack(record, 2))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       local proven = set == key_ready(kind)
       if not proven then unproven = unproven - 1 end
@@ -125,8 +134,13 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       granted[#granted + 1] = id .. ':' .. generation
     end
   end
-  place(kind, group)
+  if not_before then
+    redis.call('ZADD', timers, not_before, group)
+  else
+    place(kind, group)
+  end
 end
+for _, each in ipairs(touched_order) do place(each[1], each[2]) end
 
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)

@@ -10,9 +10,10 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, group = claim(kind, item.id, call.owner, item.generation)
+  local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     leave(kind, item.id, group)
+    leave_host(item.id, host)
     requeue(kind, item.id, group, item.delay_ms)
     redis.call('HSET', key_task(kind, item.id), 'settled', item.generation)
     if item.error ~= '' then remember(kind, item.id, item.error) end

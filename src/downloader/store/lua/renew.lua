@@ -10,7 +10,7 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, group = claim(kind, item.id, call.owner, item.generation)
+  local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     -- Removed before all other writes, which the server refuses when its memory is exhausted.
     redis.call('ZREM', key_leases(kind), item.id)
@@ -21,6 +21,9 @@ for item in items() do
     if redis.call('ZREM', key_stopping(), member) == 1 then
       redis.call('ZADD', key_stopping(), now + call.lease_ms, member)
     end
+  end
+  if host and (holder == 'held' or holder == 'cancelled') then
+    redis.call('ZADD', key_visits(host), 'XX', now + call.lease_ms, item.id)
   end
   -- One that this holder has just settled is not lost: the answer to that call is on its way.
   answers[#answers + 1] = ANSWERS[holder]

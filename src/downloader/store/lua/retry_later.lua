@@ -14,7 +14,7 @@
 local kind = call.kind
 local answers = {}
 for item in items() do
-  local holder, group = claim(kind, item.id, call.owner, item.generation)
+  local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     leave(kind, item.id, group)
     requeue(kind, item.id, group, item.delay_ms)
@@ -22,7 +22,8 @@ for item in items() do
     redis.call('HSET', task, 'settled', item.generation,
       'error', item.error, 'code', item.code, 'status', item.status)
     redis.call('HINCRBY', task, 'attempts', item.attempts)
-    cool_down(item.id, group, item)
+    cool_down(item.id, group, host, item)
+    leave_host(item.id, host)
     remember(kind, item.id, item.error)
     if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end
     touch(kind, group)

@@ -1,0 +1,300 @@
+"""Limits of a host, which aggregations share: never exceeded, and no other host waits for it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from downloader.config import HostSettings, RedisSettings
+from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
+from downloader.store import Settled, Submission
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis_store import RedisStore, open_store
+from servers.jobs import spec_for
+from servers.store_clock import StoreClock
+
+DONE = Outcome(verdict=Verdict.SUCCEEDED)
+LIMITS = {
+    "*": HostSettings(limit=3),
+    "slow.test": HostSettings(limit=1),
+    "*.many.test": HostSettings(limit=2),
+    "deep.many.test": HostSettings(limit=9),
+    "paced.test": HostSettings(rate=0.5),
+    "shy.test": HostSettings(delay=4, limit=2),
+}
+
+
+@pytest.fixture
+async def hosts(redis_settings: RedisSettings) -> AsyncIterator[RedisStore]:
+    async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def clock(hosts: RedisStore) -> StoreClock:
+    clock = StoreClock(hosts._client)
+    await clock.start()
+    return clock
+
+
+async def submit(store: RedisStore, aggr_id: str, host: str, count: int = 1, **fields: object) -> list[str]:
+    fields = {"aggr_limit": 99, "url": f"http://{host}/x"} | fields
+    specs = [spec_for(store, aggr_id, **fields) for _ in range(count)]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    return [spec.id for spec in specs]
+
+
+async def take(store: RedisStore, count: int = 99, lease_s: float = 600) -> list[Lease]:
+    return list((await store.lease(Kind.DOWNLOAD, "me", count, lease_s)).leases)
+
+
+async def due_s(store: RedisStore) -> float | None:
+    return (await store.lease(Kind.DOWNLOAD, "other", 1, 600)).next_due_s
+
+
+async def end(store: RedisStore, leases: Sequence[Lease]) -> None:
+    assert set(await store.finish("me", [(lease, DONE, None, 60) for lease in leases])) <= {Settled.DONE}
+
+
+def groups(leases: Sequence[Lease]) -> dict[str, int]:
+    return Counter(lease.group for lease in leases)
+
+
+async def keys_of_hosts(store: RedisStore) -> list[str]:
+    found: list[str] = await store._client.command("KEYS", f"{store._keys.base(0)}*")
+    names = {"visits", "parked", "waiting"}
+    return [key for key in found if key.removeprefix(store._keys.base(0)).split(":")[0] in names]
+
+
+async def test_aggregations_share_a_hosts_limit_in_turns(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "one.test", 20)
+    await submit(hosts, "b", "one.test", 20)
+    running = await take(hosts)
+    assert groups(running) in ({"a": 2, "b": 1}, {"a": 1, "b": 2})
+    taken = list(running)
+    while running:
+        await end(hosts, running[:1])
+        await clock.move(0.001)
+        more = await take(hosts)
+        running = [*running[1:], *more]
+        taken += more
+        assert len(running) <= 3
+        if len(taken) < 36:
+            assert len(running) == 3, "a place that is free is taken at once, though all ask again much later"
+            assert abs(groups(taken)["a"] - groups(taken)["b"]) <= 2
+    assert groups(taken) == {"a": 20, "b": 20}
+    assert await keys_of_hosts(hosts) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "count"),
+    [
+        ("slow.test", 1),
+        ("SLOW.test.", 1),
+        ("x@slow.test:8080", 1),
+        ("more.slow.test", 3),
+        ("many.test", 3),
+        ("a.many.test", 2),
+        ("a.b.many.test", 2),
+        ("deep.many.test", 5),
+        ("xn--slw-rna.test", 3),
+        ("[::1]", 3),
+        ("paced.test", 1),
+    ],
+)
+async def test_the_nearest_limit_applies(hosts: RedisStore, clock: StoreClock, host: str, count: int) -> None:
+    await submit(hosts, "a", host, 5)
+    assert len(await take(hosts)) == count
+
+
+async def test_each_name_below_a_pattern_has_a_limit_of_its_own(hosts: RedisStore, clock: StoreClock) -> None:
+    for name in ("a", "b", "c"):
+        await submit(hosts, "a", f"{name}.many.test", 3)
+    assert len(await take(hosts)) == 6
+
+
+async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "slow.test", 300)
+    await clock.move(1)
+    [behind] = await submit(hosts, "a", "other.test")
+    found: list[Lease] = []
+    while (batch := await hosts.lease(Kind.DOWNLOAD, "me", 9, 600)).next_due_s == 0 or not found:
+        found += batch.leases
+    found += batch.leases
+    assert len(found) == 2
+    assert behind in {lease.id for lease in found}
+    assert (await hosts.load(9)).aggregations[0].pending == 299
+
+
+async def test_a_large_backlog_is_not_looked_through(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "slow.test", 1500)
+    running: list[Lease] = []
+    while (batch := await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
+        running += batch.leases
+    assert batch.next_due_s is not None
+    assert batch.next_due_s >= 1
+    parked = hosts._keys.key(0, "parked", "slow.test", "a")
+    assert await hosts._client.command("ZCARD", parked) == 1000
+    for _ in range(3):
+        await end(hosts, running)
+        await clock.move(0.001)
+        running = await take(hosts)
+        assert len(running) == 1
+
+
+async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "slow.test", 9)
+    [lease] = await take(hosts)
+    later = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
+    await hosts.retry_later(Kind.DOWNLOAD, "me", [(lease, later, 60)])
+    [lease] = await take(hosts)
+    await hosts.release(Kind.DOWNLOAD, "me", [(lease, "", 60)])
+    [lease] = await take(hosts, lease_s=10)
+    assert await take(hosts) == []
+    await clock.move(6)
+    await hosts.renew(Kind.DOWNLOAD, "me", [lease], 10)
+    await clock.move(6)
+    assert await take(hosts) == [], "its lease was renewed, and its place with it"
+    await clock.move(4.001)
+    await hosts.sweep(Kind.DOWNLOAD)
+    [lease] = await take(hosts)
+    await hosts.cancel(lease.spec, None, 60)
+    assert await take(hosts) == [], "its holder has not stopped"
+    assert await hosts.finish("me", [(lease, DONE, None, 60)]) == [Settled.CANCELLED]
+    assert len(await take(hosts)) == 1
+
+
+async def test_a_place_ends_with_the_lease_of_a_holder_that_died(
+    hosts: RedisStore, clock: StoreClock
+) -> None:
+    """Also before the sweep, and if an instance of an earlier version sweeps."""
+    await submit(hosts, "a", "slow.test", 2)
+    assert len(await take(hosts, lease_s=10)) == 1
+    assert await take(hosts) == []
+    await clock.move(11)
+    assert len(await take(hosts)) == 1
+
+
+async def test_one_that_was_cancelled_while_it_waited_is_passed_over(
+    hosts: RedisStore, clock: StoreClock
+) -> None:
+    ids = await submit(hosts, "a", "slow.test", 4)
+    [lease] = await take(hosts)
+    waiting = sorted(set(ids) - {lease.id})
+    for job_id in waiting[:2]:
+        view = await hosts.get(job_id)
+        assert view is not None
+        await hosts.cancel(view.spec, None, 60)
+    await end(hosts, [lease])
+    assert [lease.id for lease in await take(hosts)] == waiting[2:]
+
+
+async def test_priorities_apply_to_those_that_wait_for_a_host(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "slow.test", 3)
+    [lease] = await take(hosts)
+    await clock.move(0.001)
+    [high] = await submit(hosts, "a", "slow.test", priority=7)
+    [highest] = await submit(hosts, "a", "slow.test", priority=9)
+    for expected in (highest, high):
+        assert await take(hosts) == []
+        await end(hosts, [lease])
+        [lease] = await take(hosts)
+        assert lease.id == expected
+
+
+async def test_an_aggregation_that_cannot_start_does_not_keep_a_place_from_others(
+    hosts: RedisStore, clock: StoreClock
+) -> None:
+    await submit(hosts, "a", "slow.test", 2)
+    [lease] = await take(hosts)
+    await submit(hosts, "b", "slow.test")
+    assert await take(hosts) == []
+    await hosts.adjust("a", {"paused": True})
+    await end(hosts, [lease])
+    assert groups(await take(hosts)) == {"b": 1}
+
+
+async def test_a_rate_is_shared_and_no_other_host_waits(hosts: RedisStore, clock: StoreClock) -> None:
+    for aggr_id in ("a", "b"):
+        await submit(hosts, aggr_id, "paced.test", 30)
+    await submit(hosts, "a", "one.test", 3)
+    taken = await take(hosts)
+    assert Counter(lease.spec.host for lease in taken) == {"paced.test": 1, "one.test": 3}
+    begun, starts = clock.now_ms, 1
+    while starts < 20:
+        wait_s = await due_s(hosts)
+        assert wait_s is not None
+        await clock.move(min(wait_s, 0.5) + 0.01)
+        starts += len(await take(hosts))
+        assert starts <= 1 + (clock.now_ms - begun) / 2000
+    assert clock.now_ms - begun <= 1.05 * 19 * 2000
+
+
+async def test_a_delay_is_kept_between_any_two(hosts: RedisStore, clock: StoreClock) -> None:
+    for aggr_id in ("a", "b", "c"):
+        await submit(hosts, aggr_id, "shy.test", 3)
+    times = []
+    for _ in range(400):
+        leases = await take(hosts)
+        times += [clock.now_ms] * len(leases)
+        await end(hosts, leases)
+        await clock.move(0.1)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert len(times) == 9
+    assert all(4000 <= gap <= 4200 for gap in gaps), gaps
+
+
+async def test_a_cooldown_is_of_the_host_too(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "one.test", 2)
+    [first, _] = await take(hosts)
+    await submit(hosts, "b", "one.test", 5)
+    await submit(hosts, "b", "two.test")
+    throttled = Outcome(
+        verdict=Verdict.THROTTLED,
+        error="Received Status code 429 Too Many Requests",
+        error_code=ErrorCode.HTTP_STATUS,
+        cooldown=Cooldown(seconds=5, asked=True),
+    )
+    await hosts.retry_later(Kind.DOWNLOAD, "me", [(first, throttled, 0.0)])
+    assert [lease.spec.host for lease in await take(hosts)] == ["two.test"]
+    await clock.move(4.999)
+    assert await take(hosts) == []
+    await clock.move(0.001)
+    assert len(await take(hosts)) == 2, "its limit is 3, and one is in flight"
+    view = await hosts.get(first.id)
+    assert view is not None
+    assert view.download.attempts == 0
+
+
+async def test_those_that_wait_when_a_cooldown_begins_wait_on(hosts: RedisStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "slow.test", 1)
+    [first] = await take(hosts)
+    await submit(hosts, "b", "slow.test", 3)
+    assert await take(hosts) == []
+    failed = Outcome(verdict=Verdict.FAILED, error="429", cooldown=Cooldown(seconds=5, asked=True))
+    await hosts.finish("me", [(first, failed, None, 60)])
+    assert await take(hosts) == []
+    await clock.move(4.999)
+    assert await take(hosts) == []
+    await clock.move(0.001)
+    assert len(await take(hosts)) == 1
+
+
+async def test_without_limits_jobs_have_no_host(store: RedisStore) -> None:
+    await submit(store, "a", "slow.test", 2)
+    assert [lease.spec.host for lease in await take(store)] == ["", ""]
+
+
+async def test_one_without_limits_takes_what_waits(hosts: RedisStore, clock: StoreClock) -> None:
+    """No job is stuck if the limits are taken out of the configuration."""
+    await submit(hosts, "a", "slow.test", 3)
+    assert len(await take(hosts)) == 1
+    assert await take(hosts) == []
+    hosts._hosts = {}
+    await clock.move(2)
+    found = await take(hosts)
+    assert len(found) == 2
+    await end(hosts, found)
