@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from downloader.model import Verdict
-from downloader.scheduler.leases import MARGIN, MAX_MARGIN_S, boottime
+from downloader.scheduler.leases import MARGIN, MAX_MARGIN_S, RENEW_BATCH, boottime
+from downloader.scheduler.loop import LEASE_BATCH, SWEEPS_PER_LEASE
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, scheduling
 
@@ -22,6 +23,24 @@ async def test_a_renewed_lease_is_kept(autojump_clock: MockClock, store: FakeSto
         await trio.sleep(10 * LEASE_S)
         assert job_id in process.work.working
         assert store.renewed[job_id] >= 10
+
+
+async def test_all_leases_are_renewed_however_many(autojump_clock: MockClock, store: FakeStore) -> None:
+    count = RENEW_BATCH + 1
+    async with scheduling(store, concurrency=count) as process:
+        ids = process.add("a", count)
+        await trio.sleep(LEASE_S)
+        assert process.work.working.keys() == set(ids)
+        assert max(store.asked) == LEASE_BATCH
+
+
+async def test_dead_instances_are_looked_for_also_after_the_store_was_silent(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["sweep"] = refuse
+    async with scheduling(store):
+        await trio.sleep(LEASE_S)
+        assert SWEEPS_PER_LEASE <= store.calls["sweep"] <= 2 * SWEEPS_PER_LEASE
 
 
 async def test_a_holder_that_cannot_renew_stops_before_its_lease_ends(
@@ -104,7 +123,7 @@ async def test_a_lost_lease_ends_its_work_and_settles_nothing(
         lost, kept = process.add("a", 2)
         await process.settle_down()
         store.lose(lost)
-        await trio.sleep(LEASE_S)
+        await trio.sleep(LEASE_S / 2)  # before the lease would have ended by itself
         assert lost in process.work.cancelled
         assert kept in process.work.working
         assert (process.work.losses, process.work.ends, store.settled) == (1, [], [])

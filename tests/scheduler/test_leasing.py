@@ -10,7 +10,7 @@ from downloader.model import Kind, Verdict
 from downloader.scheduler.limits import HOLD_S
 from downloader.scheduler.loop import LOOK_S, SHARE_LOOK_S
 from servers.fake_store import FakeStore, refuse
-from servers.scheduling import scheduling
+from servers.scheduling import Process, Stuck, scheduling
 
 
 async def test_no_more_is_leased_than_there_is_room_for(autojump_clock: MockClock, store: FakeStore) -> None:
@@ -56,8 +56,8 @@ async def test_nothing_is_leased_while_nothing_may_be(autojump_clock: MockClock,
         process.add("a")
         await trio.sleep(60)
         assert not store.held
-        process.work.open = True
-        process.wake.set()
+        process.work.open = True  # which wakes nobody
+        await trio.sleep(LOOK_S)
         await process.settle_down()
         assert store.held
 
@@ -75,6 +75,16 @@ async def test_a_group_whose_former_work_still_unwinds_gets_no_second_slot(
         await process.settle_down()
         assert process.work.begun == [job_id]
         assert ("release", job_id) in store.settled
+
+
+async def test_a_raised_limit_counts_at_once(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        first = process.add("a", limit=1)
+        await process.settle_down()
+        second = process.add("a", limit=2)
+        await process.settle_down()
+        assert process.work.begun == first + second
+        assert store.settled == []
 
 
 async def test_a_slot_is_free_when_its_work_is_over_and_not_when_that_is_answered(
@@ -142,6 +152,35 @@ async def test_it_keeps_half_however_many_others_wait(autojump_clock: MockClock,
         await trio.sleep(10)
         assert store.running("a") == 4
         assert len(store.held) == 8
+
+
+async def test_it_keeps_half_also_if_what_it_hands_back_does_not_end(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    process = Process(store, Stuck(store, Kind.DOWNLOAD, concurrency=8))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        process.add("a", 20)
+        await process.settle_down()
+        process.add("b")
+        await trio.sleep(20 * SHARE_LOOK_S)
+        assert sum(held.work.cancel_called for held in process.held) == 4
+        process.stop.begin(0)
+
+
+async def test_a_silent_store_does_not_end_the_check_of_shares(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, concurrency=8) as process:
+        process.add("a", 20)
+        await process.settle_down()
+        store.before["waiting"] = refuse
+        process.add("b")
+        await trio.sleep(2)
+        assert store.running("b") == 0
+        del store.before["waiting"]
+        await trio.sleep(1)
+        assert store.running("b") == 1
 
 
 async def test_it_is_held_to_its_share_for_a_while(autojump_clock: MockClock, store: FakeStore) -> None:

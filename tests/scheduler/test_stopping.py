@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from downloader.errors import StorageError
-from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict, new_id
-from downloader.scheduler import End, Stop, run_reaper
+from downloader.model import JobSpec, Kind, Verdict, new_id
+from downloader.scheduler import Stop, run_reaper
+from downloader.scheduler.reaper import DELETION_S, DELETIONS, LOOK_S
 from servers.fake_store import FakeStore, refuse
-from servers.scheduling import LEASE_S, Process, Work, scheduling
+from servers.scheduling import LEASE_S, Process, Stuck, Work, scheduling
 
 GRACE_S = 15.0
 
@@ -99,27 +100,18 @@ async def test_what_is_due_at_a_stop_is_taken_along_if_so_wanted(
     assert [ended for ended, _ in process.work.ends] == ([job_id] if at_stop else [])
 
 
+@pytest.mark.parametrize("call", ["release", "lease"])
 async def test_a_store_that_does_not_answer_does_not_hold_up_a_stop(
-    autojump_clock: MockClock, store: FakeStore
+    autojump_clock: MockClock, store: FakeStore, call: str
 ) -> None:
     async with scheduling(store) as process:
         process.add("a")
         await process.settle_down()
         began = trio.current_time()
-        store.before["release"] = refuse
+        store.before[call] = refuse
         process.stop.begin(GRACE_S)
         await process.ended.wait()
         assert GRACE_S <= trio.current_time() - began < GRACE_S + 5 < LEASE_S
-
-
-class Stuck(Work):
-    """Heeds no cancel, as work in a thread that waits for a disk."""
-
-    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
-        self.working[lease.id] = still_ours
-        with trio.CancelScope(shield=True):
-            await trio.sleep(10 * GRACE_S)
-        return Outcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.mark.row("F25")
@@ -140,6 +132,18 @@ async def test_work_that_hangs_is_handed_back_at_the_deadline(
         await process.ended.wait()
     assert work.ends == [(job_id, Verdict.RELEASE)]
     assert work.losses == 0
+
+
+async def test_a_second_stop_does_not_move_the_deadline(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store) as process:
+        process.add("a")
+        await process.settle_down()
+        began = trio.current_time()
+        process.stop.begin(GRACE_S)
+        await trio.sleep(GRACE_S / 2)
+        process.stop.begin(GRACE_S)
+        await process.ended.wait()
+        assert trio.current_time() - began == pytest.approx(GRACE_S)
 
 
 # The reaper
@@ -182,3 +186,43 @@ async def test_the_reaper_ends_by_the_stop_s_deadline(autojump_clock: MockClock,
         began = trio.current_time()
         stop.begin(GRACE_S + 1)
     assert trio.current_time() - began == GRACE_S + 1
+
+
+async def test_deletions_are_few_at_once_and_one_that_hangs_holds_up_no_other(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    hung, *others = store.reapable[:] = deletable(3 * DELETIONS)
+    stop = Stop()
+    at_once: list[int] = []
+    limit = trio.CapacityLimiter(1000)
+
+    async def delete(spec: JobSpec) -> None:
+        async with limit:
+            at_once.append(limit.borrowed_tokens)
+            await trio.sleep(math.inf if spec is hung else 1)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run_reaper(store.typed(), delete, stop=stop))
+        await trio.sleep(DELETION_S + 3 * DELETIONS)
+        stop.begin(0)
+    assert max(at_once) == DELETIONS
+    assert sorted(store.removed) == sorted(spec.id for spec in others)
+
+
+async def test_the_reaper_goes_on_when_the_store_answers_again(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    [spec] = store.reapable[:] = deletable(1)
+    store.before["reap"] = refuse
+    stop = Stop()
+
+    async def delete(_: JobSpec) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: run_reaper(store.typed(), delete, stop=stop))
+        await trio.sleep(1)
+        del store.before["reap"]
+        await trio.sleep(LOOK_S)
+        stop.begin(0)
+    assert store.removed == [spec.id]

@@ -88,6 +88,19 @@ class Work(Workload):
         self.discarded.append(lease.id)
 
 
+class Stuck(Work):
+    """Work that goes on after a cancel, as in a thread that waits for a disk."""
+
+    hangs_s = 1000.0
+
+    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+        self.begun.append(lease.id)
+        self.working[lease.id] = still_ours
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self.hangs_s)
+        return Outcome(verdict=Verdict.SUCCEEDED)
+
+
 @dataclass
 class Process:
     """A scheduler at work."""

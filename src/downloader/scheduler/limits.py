@@ -91,12 +91,15 @@ class Limits:
     def leases_beyond_share(
         self, group: str, others: int, held: Iterable[HeldLease], now: float
     ) -> Sequence[HeldLease]:
-        """The leases that a group hands back because `others` groups wait: the newest, down to its share."""
-        count = min(others, self._beyond(group))
+        """The leases that a group hands back because `others` groups wait: the newest, down to its share.
+
+        Those that are cancelled already count as handed back, however long their work takes to end.
+        """
         self._held_until[group] = now + HOLD_S
         limiter = self._limiters.get(group)
         working = set(limiter.statistics().borrowers) if limiter else set()
         own = [each for each in held if each in working and not each.work.cancel_called]
+        count = min(others, len(own) - self._share)
         return own[len(own) - count :] if count > 0 else []
 
     def _beyond(self, group: str) -> int:
