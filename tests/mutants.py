@@ -27,6 +27,7 @@ import mutants_api
 import mutants_net
 import mutants_plugins
 import mutants_rows
+import mutants_scheduler
 import mutants_store
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +141,14 @@ MUTANTS = (
     ),
     *(
         Mutant(*row)
-        for file in (mutants_api, mutants_store, mutants_net, mutants_plugins, mutants_rows)
+        for file in (
+            mutants_api,
+            mutants_store,
+            mutants_scheduler,
+            mutants_net,
+            mutants_plugins,
+            mutants_rows,
+        )
         for row in file.ROWS
     ),
     Mutant(
