@@ -115,7 +115,7 @@ def audit(session: nox.Session) -> None:
 
 @nox.session
 def readme(session: nox.Session) -> None:
-    """The README's first five minutes, typed as they stand there, in a copy of the checkout."""
+    """The README's first five minutes and the quickstart, typed as they stand, in a copy of the checkout."""
     session.run("python", "tests/readme.py", *session.posargs)
 
 

@@ -1,4 +1,4 @@
-"""Types what the README says, in a copy of this checkout, and looks whether it comes true; exits 1 if not.
+"""Types what the README and the quickstart say, in a copy of this checkout; exits 1 if it fails.
 
 Not for pytest: it installs the package from the registry as a newcomer does. `nox -s readme` runs it.
 """
@@ -101,31 +101,67 @@ def wait_for_callback(log: Path) -> dict[str, object]:
     raise SystemExit(f"no callback within {ANSWER_S} s; the sink said: {log.read_text()}")
 
 
-def walk(folder: Path, logs: Path) -> None:
-    """The first five minutes."""
-    run, sink, origin, submit, look, *_ = blocks((ROOT / "README.md").read_text("utf-8"))
+def sh(command: str, folder: Path, *, seconds: float = ANSWER_S) -> str:
+    """Type a command; what it prints."""
+    say(f"$ {command}")
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=seconds,
+    )
+    shown = done.stdout.decode()
+    say(shown)
+    return shown
+
+
+@contextmanager
+def serving(folder: Path, logs: Path, *, service: str, sink: str, origin: str) -> Iterator[None]:
+    """The three programs that a page starts in terminals of their own."""
     with ExitStack() as stack:
-        names = {"service": (run, 8000), "sink": (sink, 9000), "origin": (origin, 9001)}
-        for name, (command, port) in names.items():
+        for name, command, port in (
+            ("service", service, 8000),
+            ("sink", sink, 9000),
+            ("origin", origin, 9001),
+        ):
             process = stack.enter_context(running(command, folder, logs / name))
             wait_for_port(port, process, seconds=INSTALL_S)
-        say(f"$ {submit}")
-        answer = subprocess.run(
-            ["bash", "-c", submit], cwd=folder, stdout=subprocess.PIPE, check=True, timeout=ANSWER_S
-        )
-        job_id = json.loads(answer.stdout)["id"]
-        callback = wait_for_callback(logs / "sink")
-        say(json.dumps(callback))
-        assert callback["job_id"] == job_id
-        assert callback["success"] is True
-        assert callback["size"] == (ROOT / "LICENSE").stat().st_size
-        shown = subprocess.run(
-            ["bash", "-c", look], cwd=folder, stdout=subprocess.PIPE, check=True, timeout=ANSWER_S
-        ).stdout
-        say(shown.decode())
-        assert b"GNU GENERAL PUBLIC LICENSE" in shown
-        stored = folder / "downloader-data" / "files" / job_id[:3] / job_id
-        assert stored.read_bytes() == (ROOT / "LICENSE").read_bytes()
+        yield
+
+
+def submit_license(command: str, folder: Path, logs: Path) -> str:
+    """The job that both pages submit, its callback and its file; returns the name of the file."""
+    job_id: str = json.loads(sh(command, folder))["id"]
+    callback = wait_for_callback(logs / "sink")
+    say(json.dumps(callback))
+    assert callback["job_id"] == job_id
+    assert callback["success"] is True
+    assert callback["size"] == (ROOT / "LICENSE").stat().st_size
+    stored = Path("downloader-data", "files", job_id[:3], job_id)
+    assert (folder / stored).read_bytes() == (ROOT / "LICENSE").read_bytes()
+    return str(stored)
+
+
+def walk_readme(folder: Path, logs: Path) -> None:
+    """The first five minutes."""
+    run, sink, origin, submit, look, *_ = blocks((ROOT / "README.md").read_text("utf-8"))
+    with serving(folder, logs, service=run, sink=sink, origin=origin):
+        submit_license(submit, folder, logs)
+        assert "GNU GENERAL PUBLIC LICENSE" in sh(look, folder)
+
+
+def walk_quickstart(folder: Path, logs: Path) -> None:
+    """All of the page."""
+    page = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    install, run, sink, origin, submit, wait, jobs, find = blocks(page)
+    sh(install, folder, seconds=INSTALL_S)
+    with serving(folder, logs, service=run, sink=sink, origin=origin):
+        stored = submit_license(submit, folder, logs)
+        _, job_id, *_ = sh(wait, folder).split()
+        assert job_id in [job["id"] for job in json.loads(sh(jobs, folder))["jobs"]]
+        assert stored in sh(find, folder).splitlines()
 
 
 def main() -> None:
@@ -136,11 +172,12 @@ def main() -> None:
         logs.mkdir()
         shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*IGNORED))
         try:
-            walk(folder, logs)
+            walk_quickstart(folder, logs)
+            walk_readme(folder, logs)  # whose install command is the same, and has nothing left to install
         except BaseException:
             say("".join(log.read_text(errors="replace") for log in sorted(logs.iterdir())))
             raise
-    say("The README's first five minutes work.")
+    say("The README's first five minutes and the quickstart work.")
 
 
 if __name__ == "__main__":
