@@ -28,6 +28,7 @@ LICENCES = frozenset(
 """Those (SPDX) under which a part of a program under GPL-3.0-or-later may be distributed."""
 
 CLASSIFIERS: Mapping[str, str] = {
+    "3-Clause BSD License": "BSD-3-Clause",
     "Apache Software License": "Apache-2.0",
     "BSD License": "BSD-3-Clause",
     "ISC License (ISCL)": "ISC",
@@ -35,7 +36,7 @@ CLASSIFIERS: Mapping[str, str] = {
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
 }
-"""Classifiers of releases without a licence expression, and what they stand for."""
+"""Classifiers and texts of releases without a licence expression, and what they stand for."""
 
 PIPS = 12
 """Processes of pip at once."""
@@ -53,7 +54,8 @@ def licence_of(found: Distribution) -> str:
     ]
     if names:
         return " OR ".join(CLASSIFIERS.get(name, name.replace(" ", "-")) for name in names)
-    return str(metadata.json.get("license", "none"))
+    text = str(metadata.json.get("license", "none"))
+    return CLASSIFIERS.get(text, text)
 
 
 def is_allowed(expression: str) -> bool:

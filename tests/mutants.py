@@ -166,6 +166,20 @@ MUTANTS = (
         f"{OF_STOPS} -k log",
     ),
     Mutant(
+        "log: final failures are no warnings",
+        "downloader/service/work.py",
+        "_ALARMING = (Event.JOB_FAILED, Event.JOB_POISON, Event.CALLBACK_FAILED)",
+        "_ALARMING = ()",
+        "tests/unit/test_work.py -k warning",
+    ),
+    Mutant(
+        "log: the start does not tell the page's address",
+        "downloader/service/api_role.py",
+        ', page=f"{api_url(settings)}/"',
+        "",
+        "tests/e2e/test_run.py -k without_any",
+    ),
+    Mutant(
         "webhooks: any secret will do",
         "downloader/webhooks.py",
         "    raise SignatureRefused(reason)",

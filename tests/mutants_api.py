@@ -105,7 +105,7 @@ ROWS = (
         f"{API}/session.py",
         "if hmac.compare_digest(sign(digest, int(ends)).encode(), value.encode()):",
         "if True:",
-        f"{SESSION} -k 'over or removed'",
+        f"{SESSION} -k over",
     ),
     (
         "session: scripts read the cookie",

@@ -51,9 +51,11 @@ def collector() -> Iterator[tuple[str, Spans]]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", spans
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", spans
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def values(attributes: Any) -> dict[str, Any]:

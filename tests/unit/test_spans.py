@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any, NoReturn
 
 import pytest
@@ -79,10 +80,13 @@ async def test_a_collector_that_hangs_does_not_delay_the_end(monkeypatch: pytest
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "30")
-        with trio.fail_after(20):  # far from both limits
-            async with open_traces(instance="i", version="1", flush_s=0.2) as traces:
-                assert traces is not None
-                await traced_download(traces, lease(Kind.DOWNLOAD), succeed)
+        async with AsyncExitStack() as stack:
+            opened = open_traces(instance="i", version="1", flush_s=0.2)
+            traces = await stack.enter_async_context(opened)
+            assert traces is not None
+            await traced_download(traces, lease(Kind.DOWNLOAD), succeed)
+            with trio.fail_after(20):  # far from both limits
+                await stack.aclose()
         silent.settimeout(20)
         connection, _ = silent.accept()
         with connection:
