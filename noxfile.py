@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import nox
 
@@ -37,8 +36,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
-    workflows = sorted(str(path) for path in Path(".github/workflows").glob("*.yml"))
-    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows, silent=True)
+    session.run("actionlint", "-shellcheck=")
     session.run("zizmor", "--offline", "--quiet", ".github")
 
 
@@ -123,3 +121,10 @@ def readme(session: nox.Session) -> None:
 def image(session: nox.Session) -> None:
     """The Containerfile's image and compose.yaml, built and run; as root, with container tools of Debian."""
     session.run("python", "tests/image.py", *session.posargs)
+
+
+@nox.session
+def deploy(session: nox.Session) -> None:
+    """What `deploy/` has: the Helm chart, the CloudFormation templates and the systemd unit."""
+    install(session, "deploy")
+    session.run("pytest", "-c", "deploy/tests/pytest.ini", *(session.posargs or ("deploy/tests",)))

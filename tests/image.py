@@ -81,8 +81,12 @@ def ready(*, port: int = 8000) -> None:
 
 def submit(path: str, *, host: str = "127.0.0.1") -> str:
     """POST a job whose peer is ours; answers its id."""
-    peer = f"http://{host}:{PORT}"
-    job = {"aggr_id": "image", "aggr_limit": 2, "url": peer + path, "callback_url": f"{peer}/done"}
+    return post(f"http://{host}:{PORT}{path}", callback=f"http://{host}:{PORT}/done")
+
+
+def post(url: str, *, callback: str) -> str:
+    """POST a job; answers its id."""
+    job = {"aggr_id": "image", "aggr_limit": 2, "url": url, "callback_url": callback}
     request = urllib.request.Request("http://127.0.0.1:8000/download", data=json.dumps(job).encode())
     with urllib.request.urlopen(request, timeout=5) as answer:
         job_id: str = json.load(answer)["id"]
@@ -110,7 +114,8 @@ def check_content(engine: Engine) -> None:
     look += "find /opt /usr /etc /data -writable ! -type l"
     seen = engine.once(IMAGE, "-c", look, options=["--entrypoint=/bin/sh"])
     assert seen.out.split() == ["downloader", "/data"], seen
-    assert engine.once(IMAGE, "version").out == PROJECT["version"]
+    package = (ROOT / "src/downloader/__init__.py").read_text("utf-8")
+    assert f'__version__ = "{engine.once(IMAGE, "version").out}"\n' in package
     plugins = {one["name"] for one in json.loads(engine.once(IMAGE, "plugins", "--json").out)}
     for path in [ROOT / "pyproject.toml", *ROOT.glob("examples/*/pyproject.toml")]:
         groups = tomllib.loads(path.read_text("utf-8"))["project"].get("entry-points", {})
@@ -228,8 +233,8 @@ def check_compose(engine: Engine, peer: Peer) -> None:
         "DOCKER_HOST": address,
         "COMPOSE_PROJECT_NAME": "fleet",
         # Of the network that compose makes: there our peer is the gateway.
-        "DOWNLOADS_ALLOW": '["10.0.0.0/8"]',
-        "CALLBACKS_ALLOW": '["10.0.0.0/8"]',
+        "DOWNLOADS_ALLOW": '["10.0.0.0/8", "origin"]',
+        "CALLBACKS_ALLOW": '["10.0.0.0/8", "sink"]',
     }
 
     def compose(*arguments: str) -> str:
@@ -252,7 +257,7 @@ def check_compose(engine: Engine, peer: Peer) -> None:
         stack.callback(service.terminate)
         until((engine.folder / "podman.sock").exists, what="podman's API")
         with health_checks(engine, "fleet-valkey-1"):
-            compose("up", "--detach", "--no-build", "--scale", "processor=2")
+            compose("--profile", "demo", "up", "--detach", "--no-build", "--scale", "processor=2")
         stack.callback(compose, "down", "--volumes")
         ready()
         engine.ask("podman", "healthcheck", "run", "fleet-api-1")
@@ -263,7 +268,11 @@ def check_compose(engine: Engine, peer: Peer) -> None:
         assert callback["download_url"].startswith("http://127.0.0.1:8000/files/"), callback
         # Written by a processor, read by the API.
         assert get(callback["download_url"].removeprefix("http://127.0.0.1:8000")) == BODY
-        compose("stop")
+        job_id = post("http://origin:9001/LICENSE", callback="http://sink:9000/done")
+        until(lambda: job_id in Container(engine, "fleet-sink-1").log(), what="the demo's callback")
+        [printed] = [line for line in Container(engine, "fleet-sink-1").log().splitlines() if job_id in line]
+        assert json.loads(printed)["success"] is True, printed
+        compose("--profile", "demo", "stop")
         for name in ("api-1", "processor-1", "processor-2", "notifier-1"):
             container = Container(engine, f"fleet-{name}")
             assert container.exit_status == 0, name
