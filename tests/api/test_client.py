@@ -142,6 +142,37 @@ async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient)
     assert await client.retry_failed() == 1
 
 
+async def test_jobs_are_listed(api: Served, client: AsyncClient) -> None:
+    for name in ("a", "a", "a", "b", "b"):
+        await client.submit(**JOB | {"aggr_id": name})
+    waiting = [job async for job in client.jobs(state="pending", aggr_id="a")]
+    assert [(job.aggr_id, job.state, job.callback) for job in waiting] == [("a", "pending", None)] * 3
+    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.FAILED, error="500"))
+    failed = [job async for job in client.jobs(callback="failed")]
+    assert len({job.id for job in failed}) == len(failed) == 5
+    assert {(job.state, job.callback, job.error) for job in failed} == {("failed", "failed", "500")}
+    soon = datetime.now() + timedelta(minutes=5)  # noqa: DTZ005  # local time
+    assert [job async for job in client.jobs(state="failed", since=soon)] == []
+    recent = client.jobs(state="failed", aggr_id="b", since=soon - timedelta(hours=1))
+    assert [job.aggr_id async for job in recent] == ["b", "b"]
+    with pytest.raises(ApiProblem, match="aggr_id is required"):
+        await anext(client.jobs(state="pending"))
+
+
+def test_a_running_job_that_comes_again_is_listed_once() -> None:
+    """Its lease was renewed while the pages were read."""
+    pages = [(["a", "b"], "1"), (["c"], "2"), (["a", "d", "b"], "")]
+    answers = [
+        httpx2.Response(
+            200,
+            json={"jobs": [{"id": each, "aggr_id": "x", "state": "running"} for each in ids], "cursor": at},
+        )
+        for ids, at in pages
+    ]
+    with Client(transport=Script(*answers)) as client:
+        assert [job.id for job in client.jobs(state="running")] == ["a", "b", "c", "d"]
+
+
 async def test_a_job_is_cancelled(client: AsyncClient) -> None:
     job_id = await client.submit(**JOB)
     await client.cancel(job_id)

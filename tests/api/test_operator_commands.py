@@ -183,6 +183,37 @@ async def test_retry(run: Run, api: Served) -> None:
     assert (ran.status, ran.json_lines()) == (0, [{"id": row["id"]}])
 
 
+class Terminal(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (
+        await run("submit", "https://h/1", f"https://{'long.' * 9}example/2", "--json", *HTTP)
+    ).json_lines()
+    assert (await run("jobs")).out == ""
+    ran = await run("jobs", "--state", "pending", "--aggr", "h")
+    assert (ran.status, ran.out) == (0, f"{rows[0]['id']}\tpending\t\t\th\n")
+    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.FAILED, error="answered 500\t" * 9))
+    found = (await run("jobs", "--callback", "failed", "--since", "2026-01-01", "--json")).json_lines()
+    assert {each["id"] for each in found} == {row["id"] for row in rows}
+    [line] = (await run("jobs", "--state", "failed", "--aggr-id", "h")).out.splitlines()
+    assert line.split("\t")[:3] == [rows[0]["id"], "failed", "failed"]
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    await run("jobs", "--state", "failed")
+    await run("jobs", "--state", "cancelled")
+    head, *table, nothing = terminal.getvalue().splitlines()
+    assert head.split() == ["job", "state", "callback", "ended", "aggregation", "error"]
+    assert sorted(line.split()[0] for line in table) == sorted(row["id"] for row in rows)
+    assert all(len(line) <= 80 and line[50:].startswith(("h ", "long.long")) for line in table)
+    assert nothing == "no such jobs"
+
+
 async def test_cancel(run: Run, api: Served) -> None:
     [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
     ran = await run("cancel", row["id"])
@@ -233,6 +264,9 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
         (["job"], "give an id"),
         (["cancel"], "give an id"),
+        (["jobs", "--state", "done"], "422 query: state must be a state of a download"),
+        (["jobs", "--state", "pending"], "422 query: aggr_id is required for pending jobs"),
+        (["jobs", "--since", "2026-11-27"], "422 query: since is of jobs whose download is over"),
         (["pause"], "give an id"),
         (["aggregations", "--set", "limit=1"], "--set needs the names of aggregations"),
         (["aggregations", "a", "--set", "limit=many"], "--set limit=many: must be NAME=NUMBER"),

@@ -19,7 +19,7 @@ from downloader.cli.config import config, version
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
 from downloader.cli.import_config import import_config
-from downloader.cli.jobs import cancel, job, retry
+from downloader.cli.jobs import cancel, job, jobs, retry
 from downloader.cli.plugins import plugins
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.submit import submit
@@ -32,7 +32,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
     "Download now": (fetch,),
-    "Operate a running service": (submit, job, retry, cancel, aggregations, pause, resume, top),
+    "Operate a running service": (submit, job, jobs, retry, cancel, aggregations, pause, resume, top),
     "Inspect": (doctor, plugins, config, import_config, version),
 }
 """The commands under the headings of `downloader --help`; a function's name is the command's, its docstring

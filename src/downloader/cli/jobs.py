@@ -1,9 +1,12 @@
-"""`downloader job`, `cancel` and `retry`: show, cancel and retry jobs."""
+"""`downloader job`, `jobs`, `cancel` and `retry`: show, list, cancel and retry jobs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -23,9 +26,14 @@ from downloader.cli.remote import (
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.client import Client, Job, JobCallback, JobFile
+    from downloader.client import Client, Job, JobCallback, JobFile, ListedJob
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
+AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
+Since = Annotated[datetime | None, Parameter(name="--since")]
+
+ROWS = 200
+"""Jobs that are shown at once, of any number: as many as the service sends in a page."""
 
 
 def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
@@ -51,6 +59,53 @@ def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = ""
             write_details(f"{found.id} {found.state}", _rows(found))
 
     return for_each(job_ids, show, api=api, token=token)
+
+
+def jobs(
+    *,
+    state: Annotated[str | None, Parameter(name="--state")] = None,
+    aggr_id: AggrId = None,
+    callback: Annotated[str | None, Parameter(name="--callback")] = None,
+    since: Since = None,
+    json_: Json = False,
+    api: Api = API,
+    token: Token = "",
+) -> int:
+    """List jobs of a running service.
+
+    Without --state and --callback it lists the jobs that are being downloaded.
+    A terminal shows a table, a pipe gets tab-separated lines.
+
+    For example:
+      downloader jobs
+      downloader jobs --state failed --since 2026-11-27T08:00
+      downloader jobs --callback failed --aggr-id example.org
+      downloader jobs --state pending --aggr-id example.org
+
+    Args:
+        state: running, succeeded, failed, cancelled; or pending, which needs --aggr-id.
+        aggr_id: Only those of this aggregation.
+        callback: Only those whose callback failed or succeeded.
+        since: Only those that ended at this time or later.
+        json_: Write a JSON object for each.
+    """
+    if state is None and callback is None:
+        state = "running"
+    with (
+        connect(api, token) as client,
+        closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since)) as found,
+    ):
+        if json_:
+            for each in found:
+                write_json(each.model_dump(mode="json"))
+            return 0
+        head = True
+        while batch := list(islice(found, ROWS)):
+            _list(batch, head=head)
+            head = False
+    if head and sys.stdout.isatty():
+        write("no such jobs")
+    return 0
 
 
 def cancel(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
@@ -81,8 +136,8 @@ def retry(
     *job_ids: JobIds,
     download: Annotated[bool, Parameter(name="--download", show_default=False)] = False,
     failed: Annotated[bool, Parameter(name="--failed", show_default=False)] = False,
-    aggr_id: Annotated[str | None, Parameter(name="--aggr-id")] = None,
-    since: Annotated[datetime | None, Parameter(name="--since")] = None,
+    aggr_id: AggrId = None,
+    since: Since = None,
     json_: Json = False,
     api: Api = API,
     token: Token = "",
@@ -128,6 +183,48 @@ def retry(
             write(f"{job_id} {'is downloaded' if download else 'is called back'} again")
 
     return for_each(job_ids, again, api=api, token=token)
+
+
+def _list(found: Sequence[ListedJob], *, head: bool) -> None:
+    """Rows of a table on a terminal, tab-separated lines elsewhere."""
+    from downloader.cli.submit_report import STYLES
+    from downloader.observe import escape
+
+    cells = [
+        (
+            each.id,
+            each.state,
+            each.callback or "",
+            local_time(each.finished_at),
+            escape(each.aggr_id),
+            escape(each.error),
+        )
+        for each in found
+    ]
+    if not sys.stdout.isatty():
+        for line in cells:
+            write("\t".join(line).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # Of fixed widths, but for the last two, so that the columns of all pages are below each other.
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
+    for name, width in (("job", 14), ("state", 9), ("callback", 9), ("ended", 14)):
+        table.add_column(name, width=width, no_wrap=True)
+    for name in ("aggregation", "error"):
+        table.add_column(name, ratio=1, no_wrap=True)
+    for job_id, state, callback, ended, aggr_id, error in cells:
+        table.add_row(
+            job_id,
+            Text(state, STYLES.get(state, "")),
+            Text(callback, STYLES.get(callback, "")),
+            ended[5:],  # without the year
+            Text(aggr_id),
+            Text(error),
+        )
+    Console().print(table)
 
 
 def _rows(job: Job) -> Iterator[tuple[str, str]]:

@@ -23,13 +23,14 @@ ROWS = 40
 WARNINGS = 20
 """Different warnings that are shown."""
 
-_STYLES = {
+STYLES = {
     "accepted": "green",
     "succeeded": "green",
     "refused": "red",
     "failed": "red",
     "cancelled": "yellow",
 }
+"""By state of a job."""
 
 
 class Report:
@@ -128,7 +129,7 @@ class Report:
 def _table(rows: list[tuple[str, ...]], *, details: bool) -> Table:
     table = Table("state", "job", "url", *(["result"] if details else []))
     for state, job_id, url, detail in rows:
-        style = _STYLES.get(state, "")
+        style = STYLES.get(state, "")
         result = [Text(escape(detail), style="" if style == "green" else style)] if details else []
         table.add_row(Text(state, style=style), job_id, Text(escape(url), overflow="fold"), *result)
     return table

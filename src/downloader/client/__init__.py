@@ -20,6 +20,7 @@ from downloader.client.models import (
     JobCallback,
     JobFields,
     JobFile,
+    ListedJob,
     Submitted,
 )
 from downloader.webhooks import Callback, WebhookError, verify
@@ -38,6 +39,7 @@ __all__ = [
     "JobCallback",
     "JobFields",
     "JobFile",
+    "ListedJob",
     "Submitted",
     "Unreachable",
     "WaitTimeout",

@@ -25,8 +25,9 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from downloader.client.errors import ApiProblem, WaitTimeout
-from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, Submitted
+from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, ListedJob, Submitted
 from downloader.client.wire import BlockingTransport, Wire, json_of, no_downloader, run
+from downloader.model import State
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `downloader run` listens if it is not told otherwise."""
@@ -202,12 +203,37 @@ class AsyncClient:
         Returns:
             How many were sent again, without those of answers that were lost.
         """
-        params = {
-            **({} if aggr_id is None else {"aggr_id": aggr_id}),
-            **({} if since is None else {"since": since.astimezone().isoformat()}),
-        }
+        params = _query(aggr_id=aggr_id, since=since)
         async with aclosing(self._pages("POST", "retry", params)) as pages:
             return sum([int(_member(page, "retried")) async for page in pages])
+
+    async def jobs(
+        self,
+        *,
+        state: str | None = None,
+        callback: str | None = None,
+        aggr_id: str | None = None,
+        since: datetime | None = None,
+    ) -> AsyncGenerator[ListedJob]:
+        """Yield the jobs of a list, page by page; `docs/api.md` says which lists there are.
+
+        Args:
+            state: of their download. `pending` needs `aggr_id`.
+            callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state`.
+            aggr_id: only those of this aggregation.
+            since: only those that ended at this time or later; one without a time zone is local time.
+        """
+        params = _query(state=state, callback=callback, aggr_id=aggr_id, since=since)
+        # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
+        seen: set[str] = set()
+        async with aclosing(self._pages("GET", "jobs", params)) as pages:
+            async for page in pages:
+                found = [_parsed(ListedJob, row, page) for row in _member(page, "jobs")]
+                for job in found:
+                    if job.id not in seen:
+                        yield job
+                ids = {job.id for job in found}
+                seen = seen | ids if state == State.RUNNING else ids
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or is being downloaded."""
@@ -324,6 +350,7 @@ class Client:
     wait_each = _iterating(AsyncClient.wait_each)
     retry = _blocking(AsyncClient.retry)
     retry_failed = _blocking(AsyncClient.retry_failed)
+    jobs = _iterating(AsyncClient.jobs)
     cancel = _blocking(AsyncClient.cancel)
     aggregations = _iterating(AsyncClient.aggregations)
     aggregation = _blocking(AsyncClient.aggregation)
@@ -380,6 +407,15 @@ def _parsed(model: type[_M], document: Any, response: httpx2.Response) -> _M:
         return model.model_validate(document)
     except ValidationError:
         raise no_downloader(response.url) from None
+
+
+def _query(**given: str | datetime | None) -> Mapping[str, str]:
+    """The parameters that are given; a time without a zone is local time."""
+    return {
+        name: value.astimezone().isoformat() if isinstance(value, datetime) else value
+        for name, value in given.items()
+        if value is not None
+    }
 
 
 def _member(response: httpx2.Response, name: str) -> Any:

@@ -140,6 +140,23 @@ class Job(_Work):
         return self.state == State.SUCCEEDED
 
 
+class ListedJob(_Answer):
+    """A job in a list."""
+
+    id: str
+    aggr_id: str
+    state: str
+    """Of its download."""
+    callback: str | None = None
+    """The state of its callback; `None` while there is none."""
+    finished_at: datetime | None = None
+    """When its download ended."""
+    failed_at: datetime | None = None
+    """When its callback failed; `None` if it did not."""
+    error: str = ""
+    """Of the callback if it failed, otherwise of the download."""
+
+
 class AggregationChanges(TypedDict, total=False):
     """The fields of an aggregation that an operator may change; `None` undoes an earlier change."""
 
