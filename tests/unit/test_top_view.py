@@ -34,6 +34,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         ],
         "more_aggregations": 5,
         "in_flight": {"downloads": 40, "callbacks": 2},
+        "waiting": {"downloads": {"pending": 37020}, "callbacks": {"pending": 3}},
         "counters": {"processor": {"downloads_succeeded": 1000, "bytes": 5_000_000}},
     }
     return state | changes
@@ -52,10 +53,16 @@ def test_it_fits_the_screen() -> None:
     lines = shown(snapshot())
     assert len(lines) <= 24
     text = "\n".join(lines)
-    for part in ("store ok", "1h 1m", "kafka: no broker", "h\\x1b[31m", "1,234  paused", "more"):
+    for part in ("store ok", "1h 1m", "kafka: no broker", "h\\x1b[31m", "1,234  paused", "more", "37,020"):
         assert part in text
     assert "a29" not in text
     assert "a29" in "\n".join(shown(snapshot(), height=None))
+
+
+def test_a_long_name_leaves_room_for_the_numbers() -> None:
+    rows = [{"aggr_id": "x" * 128, "in_flight": 3, "limit": 4, "pending": 1234567, "paused": True}]
+    [row] = [line for line in shown(snapshot(aggregations=rows)) if line.startswith("xxx")]
+    assert row.split()[1:] == ["3", "4", "1,234,567", "paused"]
 
 
 def test_the_rows_that_are_left_out_are_counted() -> None:
@@ -80,7 +87,8 @@ def test_a_cooling_aggregation_says_for_how_long() -> None:
     until = datetime.fromtimestamp(time.time() + 90.2, UTC).isoformat().replace("+00:00", "Z")
     row = {"aggr_id": "a", "cooling_until": until}
     assert any(
-        line.endswith(("cooling 90 s", "cooling 89 s")) for line in shown(snapshot(aggregations=[row]))
+        line.rstrip().endswith(("cooling 90 s", "cooling 89 s"))
+        for line in shown(snapshot(aggregations=[row]))
     )
 
 

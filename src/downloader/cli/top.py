@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def _live(api: str, token: str) -> None:
     with connect(api, token) as client:  # an error at the start is printed in one line
         state = next(client.events())
     try:
-        tty.setcbreak(terminal)
+        tty.setcbreak(terminal, termios.TCSADRAIN)  # a q that was typed before counts
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
             trio.run(_watch, api, token, state, live)
     finally:
@@ -75,23 +76,30 @@ async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> 
     from downloader.client import AsyncClient
 
     rates = Rates()
-    newest = state
+    newest, problem = state, ""
 
-    def show(problem: str = "") -> None:
+    def show() -> None:
         height = live.console.size.height
         live.update(view(newest, rates, title=api, height=height, problem=problem), refresh=True)
 
+    async def resized() -> None:
+        with trio.open_signal_receiver(signal.SIGWINCH) as signals:
+            async for _ in signals:
+                show()
+
     async with AsyncClient(api, token=token, retries=0) as client, trio.open_nursery() as nursery:
         nursery.start_soon(_quit, nursery.cancel_scope)
+        nursery.start_soon(resized)
         while True:
             try:
                 async for newest in client.events():
+                    problem = ""
                     rates.add(newest, trio.current_time())
                     show()
+                problem = "the service has stopped"
             except DownloaderError as error:
-                show(str(error))
-            else:
-                show("the service has stopped")
+                problem = str(error)
+            show()
             await trio.sleep(RECONNECT_S)
 
 

@@ -89,9 +89,10 @@ def _head(state: Mapping[str, Any], title: str, problem: str) -> Text:
 
 def _flow(state: Mapping[str, Any], rates: Rates) -> Table:
     counters, flying = state.get("counters", {}), state.get("in_flight", {})
+    waiting = state.get("waiting") or {}  # a token that may not see all aggregations gets none
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    for name in ("in flight", "per s", "bytes per s", "done", "failed", "retried"):
+    for name in ("pending", "in flight", "per s", "bytes per s", "done", "failed", "retried"):
         table.add_column(name, justify="right", no_wrap=True)
     rows = (
         ("downloads", "processor", "downloads_succeeded", "downloads_failed", "downloads_retried"),
@@ -102,6 +103,7 @@ def _flow(state: Mapping[str, Any], rates: Rates) -> Table:
         volume = decimal(int(rates.of(role, "bytes"))) if role == "processor" else ""
         table.add_row(
             Text(label, "bold"),
+            f"{waiting[label].get('pending', 0):,}" if label in waiting else "",
             f"{flying.get(label, 0):,}",
             f"{rates.of(role, good) + rates.of(role, bad):.1f}",
             volume,
@@ -137,11 +139,12 @@ def _aggregations(state: Mapping[str, Any], room: int | None) -> RenderableType:
     shown = found if room is None or len(found) <= room else found[: room - 1]
     if not found:
         return Text("no jobs wait or run", "dim")
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    # Only with `expand` do the numbers keep their room beside a long name.
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), expand=True)
     table.add_column("aggregation", overflow="ellipsis", no_wrap=True, ratio=1)
     for name in ("in flight", "limit", "pending"):
-        table.add_column(name, justify="right")
-    table.add_column("state")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True, min_width=15)
     for one in shown:
         table.add_row(
             Text(escape(str(one.get("aggr_id", "")))),
