@@ -211,6 +211,7 @@ async def test_a_change_that_is_refused(api: Served, change: Any, code: str, fie
     answer = await api.client.patch("/aggregations/a", json={"paused": True, **change})
     assert answer.status_code == 422
     assert (answer.json()["code"], answer.json()["field"]) == (code, field)
+    assert (answer.json()["detail"] == f"{field} is not a known field.") is (code == "unknown_field")
     found = await shown(api)
     assert (found["limit"], found["paused"]) == (4, False), "all of it or nothing"
 

@@ -210,7 +210,7 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     head, *table, nothing = terminal.getvalue().splitlines()
     assert head.split() == ["job", "state", "callback", "ended", "aggregation", "error"]
     assert sorted(line.split()[0] for line in table) == sorted(row["id"] for row in rows)
-    assert all(len(line) <= 80 and line[50:].startswith(("h ", "long.long")) for line in table)
+    assert all(len(line) <= 80 and line[47:].startswith(("h ", "long.long")) for line in table)
     assert nothing == "no such jobs"
 
 

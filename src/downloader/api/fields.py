@@ -84,6 +84,9 @@ _CODES = {
 }
 """Pydantic's error types and their problem codes; the rules below raise the other codes."""
 
+_DETAILS = {"required": "is required", "unknown_field": "is not a known field"}
+"""By problem code, where pydantic's own words would not be understood."""
+
 
 def _whole(value: object) -> object:
     """Convert `4.0` to 4: JSON does not distinguish integers from floats."""
@@ -423,11 +426,7 @@ def _faults(error: ValidationError) -> Sequence[Fault]:
 def _fault(error: ErrorDetails) -> Fault:
     """One of pydantic's errors, without the value."""
     code = _code(error["type"], error.get("ctx"))
-    detail = (
-        "is required"
-        if code == "required"
-        else error["msg"].replace("Input ", "").replace("dictionary", "object")
-    )
+    detail = _DETAILS.get(code) or error["msg"].replace("Input ", "").replace("dictionary", "object")
     return Fault(str(error["loc"][0]), code, detail)
 
 

@@ -211,16 +211,16 @@ def _list(found: Sequence[ListedJob], *, head: bool) -> None:
 
     # Of fixed widths, but for the last two, so that the columns of all pages are below each other.
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
-    for name, width in (("job", 14), ("state", 9), ("callback", 9), ("ended", 14)):
+    for name, width in (("job", 14), ("state", 9), ("callback", 9), ("ended", 11)):
         table.add_column(name, width=width, no_wrap=True)
-    for name in ("aggregation", "error"):
-        table.add_column(name, ratio=1, no_wrap=True)
+    table.add_column("aggregation", ratio=2, no_wrap=True)
+    table.add_column("error", ratio=3, no_wrap=True)
     for job_id, state, callback, ended, aggr_id, error in cells:
         table.add_row(
             job_id,
             Text(state, STYLES.get(state, "")),
             Text(callback, STYLES.get(callback, "")),
-            ended[5:],  # without the year
+            ended[5:16],  # without year and seconds
             Text(aggr_id),
             Text(error),
         )
