@@ -37,7 +37,8 @@ _ID_BYTES = 16
 POISON_CRASHES = 5
 """A job whose worker died this many times is failed instead of being tried again."""
 
-_BROKERS = frozenset({"kafka", "sqs"})
+BROKERS = frozenset({"kafka", "sqs"})
+"""Types of callbacks whose destinations are queues or topics of one host."""
 _BROKER_LIMIT = 4096
 """More than any process has in flight (`notifier.concurrency`)."""
 
@@ -382,7 +383,7 @@ def callback_group(callback_type: str, destination: str) -> str:
     if mark:
         # `urlsplit` raises for some usable URLs, such as one with a `[` in the password.
         authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
-        queue = rest[len(authority) :] if callback_type in _BROKERS else ""
+        queue = rest[len(authority) :] if callback_type in BROKERS else ""
         host = _PORT.sub("", authority.rpartition("@")[2])
         destination = f"{scheme}://{host}".lower() + queue if queue else host.lower()
     return f"{callback_type} {destination}"[:256]
@@ -399,7 +400,7 @@ def callback_limit(group: str, per_destination: int) -> int:
     `per_destination` bounds the load on one HTTP host. Brokers take any number of senders, and their plugins
     send in batches, which need many callbacks in flight, so their limit is higher.
     """
-    return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in _BROKERS else per_destination
+    return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in BROKERS else per_destination
 
 
 def callback_payload(spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import json
 import re
 from contextlib import suppress
 from pathlib import Path
-from time import thread_time
 
 import pytest
 import trio
@@ -15,6 +14,7 @@ import trio.testing
 from downloader.api.limits import Limits
 from downloader.storage import StoredFile
 from servers.api import JOB, Served, Serving, read_to_end
+from servers.steps import LIVE_S, measured_steps
 
 QUICK = Limits(head_s=0.2, idle_s=0.2, body_grace_s=0.2, send_s=0.2, linger_s=0.2)
 """So that the tests need not wait as long as people may."""
@@ -41,25 +41,6 @@ def code(answer: bytes) -> str:
     assert b"connection: close" in head.lower()
     value: str = json.loads(body)["code"]
     return value
-
-
-LIVE_S = 0.1
-"""Within which `/health/live` has to be answered: no step of a task may take as long."""
-
-
-class Steps(trio.abc.Instrument):
-    """Measures how long tasks keep the loop: the CPU time of the longest step, which a busy machine does not
-    change."""
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-        self._began = thread_time()
-
-    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
-        self._began = thread_time()
-
-    def after_task_step(self, _task: trio.lowlevel.Task) -> None:
-        self.longest_s = max(self.longest_s, thread_time() - self._began)
 
 
 SMUGGLING = [
@@ -147,12 +128,8 @@ async def test_a_body_in_tiny_chunks_costs_little(api: Served, path: bytes, chun
     """It is refused long before it has come whole, and never holds the loop meanwhile."""
     head = POST.replace(b"/download", path) + b"Transfer-Encoding: chunked\r\n\r\n"
     body = chunk * (40_000 // data)
-    steps = Steps()
-    trio.lowlevel.add_instrument(steps)
-    try:
+    with measured_steps() as steps:
         answer = await api.say(head + body)
-    finally:
-        trio.lowlevel.remove_instrument(steps)
     assert (status(answer), code(answer)) == (400, "small_chunks")
     assert steps.longest_s < LIVE_S
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
+import pytest
 from pydantic import ConfigDict, SecretStr, TypeAdapter, with_config
 
 from downloader.api import ApiDeps
@@ -23,6 +24,7 @@ from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Outcome, Verdict, callback_payload
 from servers.api import Served, Serving
 from servers.jobs import spec_for
+from servers.steps import LIVE_S, measured_steps
 
 IMPLIED = {"HEAD", "OPTIONS"}
 """Methods that Quart answers by itself."""
@@ -34,6 +36,13 @@ async def test_every_route_is_described(deps: ApiDeps) -> None:
     assert {(method, rule.rule) for rule in rules for method in (rule.methods or set()) - IMPLIED} == {
         *OPERATIONS
     }
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+async def test_making_it_does_not_hold_the_loop(api: Served, path: str) -> None:
+    with measured_steps() as steps:
+        assert (await api.client.get(path)).status_code == 200
+    assert steps.longest_s < LIVE_S
 
 
 def test_every_field_of_a_job_is_described() -> None:

@@ -10,6 +10,8 @@ import pytest
 import redis
 import trio
 
+from downloader.config import RedisSettings
+from downloader.store import asyncio_loop, open_store
 from servers.fleet import BRIEF, RECOVERY_S, History, job_for, merged, open_fleet
 from servers.origin import Origin, gate, respond
 from servers.sink import Sink
@@ -30,6 +32,22 @@ def replicated(watched: Watched) -> dict[str, dict[str, Any]]:
         "redis": {"url": "redis://", "durability": "replicated", "timeout": 1.0},
         "redis.sentinel": {"master": "mymaster", "nodes": [f"127.0.0.1:{watched.sentinel_port}"]},
     }
+
+
+async def test_a_store_that_closes_leaves_no_connection_to_a_sentinel(watched: Watched) -> None:
+    settings = RedisSettings.model_validate(
+        {"sentinel": {"master": "mymaster", "nodes": [f"127.0.0.1:{watched.sentinel_port}"]}}
+    )
+    with watched.sentinel as client:
+
+        def connections() -> int:
+            return len(client.client_list())
+
+        before = connections()
+        async with asyncio_loop():
+            async with open_store(settings):
+                assert connections() > before
+            await trio.to_thread.run_sync(until, lambda: connections() <= before, "the end of connections")
 
 
 @pytest.mark.row("F11")

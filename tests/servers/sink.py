@@ -7,6 +7,7 @@ each job; `/flaky/N/...` 500 to the first N deliveries of each job; `/redirect/.
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections import Counter, defaultdict
@@ -129,15 +130,30 @@ class Sink:
 HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 10))
 
 
+async def listeners_on_one_port(hosts: Sequence[str]) -> list[trio.SocketListener]:
+    """On all these addresses the same port, which was free on each of them."""
+    while True:
+        listeners: list[trio.SocketListener] = []
+        try:
+            for host in hosts:
+                port = listeners[0].socket.getsockname()[1] if listeners else 0
+                listeners += await trio.open_tcp_listeners(port, host=host, backlog=1024)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            for listener in listeners:
+                await listener.aclose()
+        else:
+            return listeners
+
+
 @asynccontextmanager
 async def open_sink(hosts: Sequence[str] = HOSTS) -> AsyncIterator[Sink]:
     """A running sink on these addresses: destinations are told apart by their host."""
     sink = Sink()
     async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host=hosts[0], backlog=1024)
+        listeners = await listeners_on_one_port(hosts)
         sink.port = listeners[0].socket.getsockname()[1]
-        for host in hosts[1:]:
-            listeners += await trio.open_tcp_listeners(sink.port, host=host)
         nursery.start_soon(trio.serve_listeners, sink.serve, listeners)
         try:
             yield sink

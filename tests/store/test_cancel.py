@@ -100,10 +100,12 @@ async def test_the_slot_is_not_another_s_to_free(store: RedisStore) -> None:
     assert await nothing_waits(store)
 
 
+@pytest.mark.parametrize("sweeper", list(Kind))
 @pytest.mark.parametrize("removed", [False, True])
 async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     store: RedisStore,
     removed: bool,  # noqa: FBT001  # a parameter of the test
+    sweeper: Kind,
 ) -> None:
     spec = await submitted(store)
     await leased(store)
@@ -112,10 +114,10 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     if removed:
         assert [job.has_file for job in (await store.reap(9, 60)).jobs] == [True], "it may have stored one"
         await store.remove([spec.id])
-    assert await store.sweep(Kind.DOWNLOAD) == []
+    assert await store.sweep(sweeper) == []
     assert await nothing_waits(store)
     await lapse(store, "stopping", member=f"{spec.id} a")
-    assert await store.sweep(Kind.DOWNLOAD) == []
+    assert await store.sweep(sweeper) == []
     assert (await leased(store)).id == other.id
     view = await store.get(spec.id)
     assert view is None if removed else view is not None and view.download.state is State.CANCELLED

@@ -546,10 +546,9 @@ class Model:
         for _, task in over:
             task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms
             task.crashes += 1
-        if kind is Kind.DOWNLOAD:
-            for task in [*self.orphans, *(task for _, task in self.tasks(kind))]:
-                task.stopping = task.stopping and task.ends_ms > self.now_ms
-            self.orphans = [task for task in self.orphans if task.stopping]
+        for task in [*self.orphans, *(task for _, task in self.tasks(Kind.DOWNLOAD))]:
+            task.stopping = task.stopping and task.ends_ms > self.now_ms
+        self.orphans = [task for task in self.orphans if task.stopping]
         self.done["sweep"] += bool(over)
 
     async def reap(self, dies: bool) -> None:  # noqa: FBT001  # drawn

@@ -409,6 +409,21 @@ async def test_a_failed_callback_can_be_sent_again(store: RedisStore) -> None:
     assert (again.attempts, again.result) == (0, OK)
 
 
+@pytest.mark.parametrize(("kind", "limit"), [("http", 4), ("kafka", 4096), ("sqs", 4096)])
+async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
+    store: RedisStore, kind: str, limit: int
+) -> None:
+    spec = await submitted(store, callback_type=kind, callback_dst="there")
+    plan = CallbackPlan.of(spec, success=True, per_destination=4)
+    assert plan is not None
+    await store.finish("me", [(await leased(store), OK, plan, 0)])
+    gone = Delivery(verdict=Verdict.FAILED, error="gone")
+    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), gone, 60, 1)])
+    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.DONE
+    [waits] = (await store.backlog(9)).destinations
+    assert waits.limit == limit
+
+
 async def test_a_failed_download_can_be_run_again(store: RedisStore) -> None:
     spec = await submitted(store, aggr_limit=3, aggr_proxy="http://p")
     await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])

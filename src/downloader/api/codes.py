@@ -59,6 +59,7 @@ CODES: Mapping[str, str] = {
     "url_userinfo": "The URL has more than one @ before its path.",
     "wrong_type": "The value is of another type than the field.",
     # Jobs
+    "encrypted": "The job is encrypted with a key that this instance does not have.",
     "idempotency_conflict": "The idempotency key was used with another job.",
     "idempotency_key": "The idempotency key is not 1 to 255 printable ASCII characters.",
     "not_to_be_cancelled": "The download of the job is over.",

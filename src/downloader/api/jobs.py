@@ -65,6 +65,8 @@ async def _cancel(deps: ApiDeps, job_id: str) -> None:
     answer = CancelAnswer.UNKNOWN
     if view is not None:
         plan = CallbackPlan.of(view.spec, success=False, per_destination=deps.callback_limit)
+        if view.spec.sealed and plan is not None:  # its group depends on the destination
+            raise Refused(_ENCRYPTED)
         answer = await deps.store.cancel(view.spec, plan, deps.keep_s)
     if view is None or answer is CancelAnswer.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
@@ -92,6 +94,12 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
 
 _NOT_TO_BE_CANCELLED = Problem(
     HTTPStatus.CONFLICT, "not_to_be_cancelled", detail="The download of this job is over."
+)
+
+_ENCRYPTED = Problem(
+    HTTPStatus.CONFLICT,
+    "encrypted",
+    detail="The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
 )
 
 _NOT_TO_BE_RETRIED = Problem(

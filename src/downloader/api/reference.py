@@ -8,6 +8,7 @@ from functools import cache
 from html import escape
 from typing import Any
 
+import trio
 from quart import Response
 from quart_trio import QuartTrio
 
@@ -45,7 +46,7 @@ def add_reference(app: QuartTrio, deps: ApiDeps) -> None:
 
     @app.get("/docs")
     async def reference() -> Response:
-        return Response(body(), headers=_HEADERS)
+        return Response(await trio.to_thread.run_sync(body), headers=_HEADERS)
 
 
 def render(document: Document) -> str:

@@ -29,10 +29,12 @@ class Servers:
     Args:
         seed: the client of the configured server.
         open_node: opens a client for another one, by host (empty: the seed's) and port.
+        sentinel: what tells `seed` its server, if anything does; closed with the clients.
     """
 
-    def __init__(self, seed: Any, open_node: Callable[[str, int], Any]) -> None:
+    def __init__(self, seed: Any, open_node: Callable[[str, int], Any], sentinel: Any = None) -> None:
         self._seed = seed
+        self._sentinel = sentinel
         self._open_node = open_node
         self._nodes: dict[tuple[str, int], Any] = {}
         self._of_shard: dict[int, Any] = {}
@@ -53,6 +55,8 @@ class Servers:
         """Close all clients."""
         for client in (self._seed, *self._nodes.values()):
             await client.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
 
     async def _follow(self, shard: int, client: Any, call: Call[T]) -> T:
         moves = 0

@@ -238,7 +238,7 @@ class JobStore(Protocol):
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
-        `limit`: of the callback's group, if the group has no record.
+        `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
         """
 
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> CancelAnswer:

@@ -1,4 +1,6 @@
-"""The client of Redis and Valkey, with its errors mapped to ours. Only this and `cluster` import redis.
+"""The client of Redis and Valkey, with its errors mapped to ours.
+
+Of the core's modules, this, `clients` and `cluster` alone import redis.
 
 redis-py uses asyncio, so every call runs in the asyncio loop that the service has opened (`asyncio_loop`).
 Calls are shielded from cancellation and bounded in time instead: a cancelled call would cost a connection,
@@ -14,24 +16,16 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import redis.asyncio as aioredis
 import trio
 from redis import exceptions
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
-from redis.backoff import ExponentialWithJitterBackoff
 from trio_asyncio import aio_as_trio
 
 from downloader.config import RedisSettings
 from downloader.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
+from downloader.store.clients import servers_for
 from downloader.store.cluster import Servers
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Script, load_scripts
-
-RETRIES = 3
-"""How often a call is repeated after a lost reply or connection. Every script may be repeated."""
-
-RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
 SILENCES = 2
 """After this many times `redis.timeout` without a message, a subscription is checked with a PING."""
@@ -274,7 +268,7 @@ async def open_client(
         StoreRefused: it refuses us, or its layout is of another version or kind.
     """
     try:
-        servers = Servers(_redis_client(settings), partial(_node_client, settings))
+        servers = servers_for(settings)
     except (ValueError, exceptions.RedisError) as error:
         raise ConfigError(f"redis.url: {error}") from error
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
@@ -313,62 +307,6 @@ def where(settings: RedisSettings) -> str:
 
 def _reason(error: Exception) -> str:
     return str(error).removeprefix("the store does not answer: ").removeprefix("the store cannot answer: ")
-
-
-def _redis_client(settings: RedisSettings) -> Any:
-    options = _options(settings)
-    if settings.sentinel is not None:
-        nodes = [_host_port(node) for node in settings.sentinel.nodes]
-        password = settings.sentinel.password
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has not annotated it
-            nodes,
-            sentinel_kwargs={
-                "password": password.get_secret_value() if password else None,
-                "socket_connect_timeout": settings.timeout,
-                "socket_timeout": settings.timeout,
-            },
-            **(_url_options(settings.url) | options),
-        )
-        return sentinel.master_for(settings.sentinel.master)
-    return aioredis.Redis.from_url(settings.url, **options)
-
-
-def _node_client(settings: RedisSettings, host: str, port: int) -> Any:
-    """A client of another node of the Cluster that `settings` name."""
-    parts = urlsplit(settings.url)
-    userinfo, at, _ = parts.netloc.rpartition("@")
-    name = host or parts.hostname or "localhost"
-    name = f"[{name}]" if ":" in name else name
-    url = parts._replace(netloc=f"{userinfo}{at}{name}:{port}").geturl()
-    return aioredis.Redis.from_url(url, **_options(settings))
-
-
-def _options(settings: RedisSettings) -> dict[str, Any]:
-    return {
-        "decode_responses": True,
-        # `StoreClient.call` has a deadline; a timer of the client for each read and write would cost CPU.
-        "socket_timeout": None,
-        "socket_connect_timeout": settings.timeout,
-        "retry": Retry(ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S), RETRIES),
-        # Nothing here needs RESP3, and its maintenance notifications cost a round trip per connection.
-        "protocol": 2,
-    }
-
-
-def _url_options(url: str) -> dict[str, Any]:
-    """User, password, database and TLS from the URL; Sentinel gives the primary's address."""
-    if not url.startswith(("redis://", "rediss://")):
-        return {}
-    options: dict[str, Any] = dict(aioredis.ConnectionPool.from_url(url).connection_kwargs)
-    kept: dict[str, Any] = {name: options[name] for name in ("username", "password", "db") if name in options}
-    if url.startswith("rediss://"):
-        kept["ssl"] = True
-    return kept
-
-
-def _host_port(node: str) -> tuple[str, int]:
-    host, _, port = node.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 async def check_layout(client: StoreClient) -> bool:

@@ -15,12 +15,14 @@ from typing import Any, TypeVar
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import (
+    BROKERS,
     Delivery,
     JobIds,
     JobSpec,
     Kind,
     Lease,
     Outcome,
+    callback_limit,
     shard_of,
 )
 from downloader.observe import Event, get_logger
@@ -258,6 +260,7 @@ class RedisStore(RedisReader):
             "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
             "request": f"{self._session}-{next(self._requests)}",
             "limit": str(limit),
+            "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
         }
         return RetryAnswer(await self._client.run("retry", shard, call))
 

@@ -1,7 +1,7 @@
 -- retry: a failed callback is sent again, or a failed download run again from the start.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {id, kind: what is run again, request, limit: of the callback's group}
+-- ARGV    1 {id, kind: what is run again, request, limit: of the callback's group, limits: of groups of a type}
 -- from    callback failed; or download failed, callback terminal or none, and no other proxy in between
 -- to      callback pending; or download pending and callback none
 -- answer  'done' | 'unknown' | 'conflict'
@@ -37,7 +37,7 @@ if kind == 'download' then
   redis.call('HSETNX', record, 'proxy', proxy)
   redis.call('PERSIST', record)
 else
-  redis.call('HSETNX', key_group(kind, group), 'limit', call.limit)
+  redis.call('HSETNX', key_group(kind, group), 'limit', call.limits[string.match(group, '^%S*')] or call.limit)
 end
 
 redis.call('ZREM', key_reap(), id)

@@ -19,11 +19,10 @@ for _, id in ipairs(ids) do
   remember(kind, id, 'the worker died or lost its connection')
   touch(kind, group)
 end
-if kind == 'download' then
-  -- Cancelled downloads whose holder has not reported that it stopped: it has stopped by the end of its lease.
-  for _, each in ipairs(redis.call('ZRANGE', key_stopping(), '-inf', now, 'BYSCORE', 'LIMIT', 0, call.count)) do
-    free_cancelled(string.match(each, '^(%w+) (.*)$'))
-  end
+-- Cancelled downloads whose holder has not reported that it stopped: it has stopped by the end of its lease. For
+-- both kinds, as a processor of a version without `cancel` does not look for them.
+for _, each in ipairs(redis.call('ZRANGE', key_stopping(), '-inf', now, 'BYSCORE', 'LIMIT', 0, call.count)) do
+  free_cancelled(string.match(each, '^(%w+) (.*)$'))
 end
 place_touched()
 return ids

@@ -1,0 +1,34 @@
+"""Jobs that are encrypted with a key that the API does not have."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from pydantic import SecretStr
+
+from downloader.config import RedisSettings
+from downloader.model import State
+from downloader.store import Submission
+from downloader.store.redis_store import RedisStore, open_store
+from servers.api import Serving
+from servers.jobs import spec_for
+
+KEY = SecretStr(base64.urlsafe_b64encode(bytes(range(32))).decode())
+
+
+@pytest.mark.parametrize("callback_type", ["http", ""])
+async def test_one_with_a_callback_is_not_cancelled_as_nobody_knows_where_it_goes(
+    serving: Serving, redis_settings: RedisSettings, store: RedisStore, callback_type: str
+) -> None:
+    destination = "http://127.0.0.1/secret" if callback_type else ""
+    settings = redis_settings.model_copy(update={"encryption_keys": [KEY]})
+    async with open_store(settings) as with_key:
+        spec = spec_for(with_key, callback_type=callback_type, callback_dst=destination)
+        await with_key.submit([Submission(spec=spec)])
+    api = await serving()
+    answer = await api.client.delete(f"/jobs/{spec.id}")
+    view = await store.get(spec.id)
+    assert view is not None
+    found = answer.status_code, answer.json().get("code"), view.download.state
+    assert found == ((409, "encrypted", State.PENDING) if callback_type else (202, None, State.CANCELLED))
