@@ -74,14 +74,14 @@ MUTANTS = (
         "downloader/api/globs.py",
         "kind in allowed and allowed[kind](destination)",
         "any(allows(destination) for allows in allowed.values())",
-        "tests/api/test_auth.py",
+        "tests/api/test_allow_lists.py",
     ),
     Mutant(
         "tokens: paths are not decoded",
         "downloader/api/globs.py",
         'plain = unquote(path, errors="strict")',
         "plain = path",
-        "tests/api/test_auth.py",
+        "tests/api/test_allow_lists.py",
     ),
     Mutant(
         "embedded: a folder that other users can read",

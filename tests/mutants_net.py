@@ -146,21 +146,21 @@ ROWS = (
     ),
     (
         "connection: used again after an odd head",
-        f"{NET}/connection.py",
+        f"{NET}/response.py",
         "            self.keep = False\n        if self._head:",
         "        if self._head:",
         WIRE,
     ),
     (
         "connection: the length beside chunks",
-        f"{NET}/connection.py",
+        f"{NET}/response.py",
         "    if codings:\n        return [*others, *codings]\n",
         "    if codings and not lengths:\n        return [*others, *codings]\n",
         WIRE,
     ),
     (
         "connection: two lengths",
-        f"{NET}/connection.py",
+        f"{NET}/response.py",
         "if len({value for _, value in lengths}) == 1:",
         "if lengths:",
         WIRE,
@@ -195,7 +195,7 @@ ROWS = (
     ),
     (
         "status: 1xx is final",
-        f"{NET}/connection.py",
+        f"{NET}/response.py",
         "if not _MIN_FINAL <= self._status",
         "if not 0 <= self._status",
         WIRE,

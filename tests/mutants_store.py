@@ -238,7 +238,7 @@ ROWS = (
         "downloader/api/jobs.py",
         "    return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None\n",
         "    return view\n",
-        "tests/api/test_auth.py",
+        "tests/api/test_allow_lists.py",
     ),
     (
         "not_before: at once",
@@ -686,7 +686,7 @@ ROWS = (
         f"{STORE}/lua/submit.lua",
         "and proxy ~= item.permitted then",
         "and false then",
-        f"{OF_STORE} tests/api/test_auth.py",
+        f"{OF_STORE} tests/api/test_allow_lists.py",
     ),
     (
         "proxy: of another tenant at a retry",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -81,3 +81,9 @@ async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> As
 @pytest.fixture
 async def api(serving: Serving) -> Served:
     return await serving()
+
+
+@pytest.fixture
+def log(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """What has been printed since the last call."""
+    return lambda: "".join(capfd.readouterr())

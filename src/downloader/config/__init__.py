@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from downloader.config.checks import EMBEDDED
 from downloader.config.imported import import_config
 from downloader.config.models import (
-    EMBEDDED,
     RENEWALS_PER_LEASE,
     ApiSettings,
     EgressList,

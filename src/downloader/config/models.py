@@ -1,20 +1,17 @@
 """Settings: every key with its type, default and bounds, and every rule that spans keys.
 
+`checks` has the types of values.
+
 Values only, as pydantic models; `downloader.config` reads them from TOML, the environment and flags.
 """
 
 from __future__ import annotations
 
-import base64
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
-    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -23,153 +20,33 @@ from pydantic import (
     model_validator,
 )
 
-from downloader.net import EgressPolicy, Url, UrlError, is_forbidden, is_token
-
-EMBEDDED = "embedded"
-"""The `redis.url` that makes the service start a Valkey of its own."""
+from downloader.config.checks import (
+    EMBEDDED,
+    MAX_DELAY_S,
+    BaseUrl,
+    Bearer,
+    CorsOrigin,
+    Count,
+    CountOrZero,
+    DestinationPattern,
+    EncryptionKey,
+    FileName,
+    Folder,
+    HostPattern,
+    HostPort,
+    Number,
+    Percent,
+    RedisUrl,
+    RequestHeaders,
+    Seconds,
+    SecondsOrZero,
+    ShortSeconds,
+    Size,
+)
+from downloader.net import EgressPolicy
 
 RENEWALS_PER_LEASE = 3
 """A lease is renewed each time this fraction of it has passed, so that two renewals may fail."""
-
-ENCRYPTION_KEY_BYTES = 32
-"""Half of them encrypt (AES-128), the other half authenticate (HMAC-SHA256)."""
-
-MAX_DELAY_S = 86400.0
-"""Longest time between two starts at a host, as in a job's `aggr_delay`."""
-
-LONGEST_S = 3600.0
-"""Largest lease, grace period and time-out: a larger number is most likely a mistake."""
-
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-"""RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
-
-
-def _no_bool(value: object) -> object:
-    """Pydantic takes `true` for 1; in a file of settings it is a mistake."""
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
-    return value
-
-
-def _headers(headers: dict[str, str]) -> dict[str, str]:
-    for name, value in headers.items():
-        if not is_token(name):
-            raise ValueError(f"{name!r} is not a header name")
-        if is_forbidden(name):
-            raise ValueError(f"{name} is set by the downloader itself")
-        if not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"the value of {name} has characters that a header cannot hold")
-    return headers
-
-
-def _base_url(url: str) -> str:
-    if not url:
-        return url
-    try:
-        return Url.parse(url, "endpoint").text
-    except UrlError as exc:
-        raise ValueError(f"must be an absolute http or https URL: this one {exc.detail}") from None
-
-
-def _redis_url(url: str) -> str:
-    if url == EMBEDDED:
-        return url
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        parts = urlsplit("")
-    if parts.scheme == "unix" and parts.path:
-        return url
-    if parts.scheme in ("redis", "rediss"):
-        return url
-    raise ValueError("must be 'embedded', or a redis://, rediss:// or unix:// URL")
-
-
-def _node(node: str) -> str:
-    host, _, port = node.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - TCP's
-        raise ValueError(f"{node!r} is not host:port")
-    return node
-
-
-def _bearer(token: SecretStr) -> SecretStr:
-    text = token.get_secret_value()
-    if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
-    return token
-
-
-def _encryption_key(key: SecretStr) -> SecretStr:
-    try:
-        size = len(base64.urlsafe_b64decode(key.get_secret_value()))
-    except ValueError:
-        size = 0
-    if size != ENCRYPTION_KEY_BYTES:
-        raise ValueError(f"must be {ENCRYPTION_KEY_BYTES} random bytes in base64 (openssl rand -base64 32)")
-    return key
-
-
-def _host_pattern(host: str) -> str:
-    """A name, an address, `*.` and a domain, or `*`; in the form in which hosts are compared."""
-    if host == "*":
-        return host
-    domain = host.removeprefix("*.")
-    text = f"[{domain}]" if domain.count(":") > 1 and not domain.startswith("[") else domain
-    try:
-        origin = Url.parse(f"http://{text}", "endpoint").origin
-    except UrlError:
-        raise ValueError("must be host names, without scheme and path") from None
-    if text.rpartition("]")[2].count(":") or "@" in text or "/" in text:
-        raise ValueError("must be host names, without scheme, port and path")
-    return host[: len(host) - len(domain)] + origin.host.removesuffix(".")
-
-
-def _cors_origin(text: str) -> str:
-    """An origin as browsers write it in `Origin`, or `*`."""
-    if text == "*":
-        return text
-    try:
-        url = Url.parse(text, "endpoint")
-    except UrlError:
-        raise ValueError("must be origins, such as https://example.org") from None
-    if url.target != b"/" or text.endswith("/"):
-        raise ValueError("must be http or https origins, without user and path")
-    return f"{url.origin.scheme}://{url.origin.authority.decode()}"
-
-
-def _destination(pattern: str) -> str:
-    kind, colon, glob = pattern.partition(":")
-    if pattern != "*" and not (kind and colon and glob):
-        raise ValueError("must be URLs, or begin with a type of callbacks, such as sqs:NAME")
-    return pattern
-
-
-def _file_name(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not hold a NUL character")
-    try:
-        return str(Path(value).expanduser()) if value.startswith("~") else value
-    except RuntimeError:
-        raise ValueError("begins with ~ and a user that does not exist") from None
-
-
-def _folder(value: object) -> object:
-    if value == "":
-        raise ValueError("must not be empty")
-    return _file_name(value) if isinstance(value, str) else value
-
-
-Number = BeforeValidator(_no_bool)
-Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-SecondsOrZero = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-ShortSeconds = Annotated[float, Number, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
-Percent = Annotated[float, Number, Field(gt=0, le=100)]
-Count = Annotated[int, Number, Field(ge=1)]
-CountOrZero = Annotated[int, Number, Field(ge=0)]
-Size = Annotated[ByteSize, Number, Field(gt=0)]
-FileName = Annotated[str, AfterValidator(_file_name)]
-HostPort = Annotated[str, AfterValidator(_node)]
 
 
 class Section(BaseModel):
@@ -191,7 +68,7 @@ class SentinelSettings(Section):
 class RedisSettings(Section):
     """`[redis]`: where the fleet's state lives."""
 
-    url: Annotated[str, AfterValidator(_redis_url)] = EMBEDDED
+    url: RedisUrl = EMBEDDED
     """`embedded`, or a redis://, rediss:// or unix:// URL; may hold a password, so it is a secret.
 
     With Sentinel its host is not used, only scheme, user, password and database; left out, it is
@@ -206,7 +83,7 @@ class RedisSettings(Section):
     """How many replicas must have it under `replicated`."""
     timeout: ShortSeconds = 5.0
     """Seconds that one call may take."""
-    encryption_keys: list[Annotated[SecretStr, AfterValidator(_encryption_key)]] = Field(default_factory=list)
+    encryption_keys: list[EncryptionKey] = Field(default_factory=list)
     """Encrypt the secret fields of jobs in the store: the first key encrypts, each of them decrypts."""
     max_memory: Annotated[ByteSize, Number, Field(ge=0)] = ByteSize(0)
     """Of the embedded store's data; 0: half of the machine's memory, or of its container's."""
@@ -248,13 +125,12 @@ class TokenSettings(Section):
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
     """Shown in logs and metrics instead of the token."""
-    token: Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
-    """Of at least 16 characters, so that it cannot be guessed."""
+    token: Bearer
     scopes: list[Scope] = Field(min_length=1)
     """`admin` includes the others."""
     aggregations: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_id`: of jobs to submit, and to see."""
-    destinations: list[Annotated[str, AfterValidator(_destination)]] = Field(default_factory=lambda: ["*"])
+    destinations: list[DestinationPattern] = Field(default_factory=lambda: ["*"])
     """Glob patterns `TYPE:DESTINATION` of callbacks; those that are URLs need no type for `http`."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `s3_bucket`."""
@@ -275,10 +151,10 @@ class ApiSettings(Section):
     """PEM file of the certificate and its chain, for TLS; empty: no TLS."""
     keyfile: FileName = ""
     """PEM file of its key, without a password."""
-    allowed_hosts: list[Annotated[str, AfterValidator(_host_pattern)]] = Field(default_factory=list)
+    allowed_hosts: list[HostPattern] = Field(default_factory=list)
     """Names in `Host` that are answered besides the own addresses; `*.example.org`: all below it, `*`: any.
     Empty: any, but on loopback only loopback's own names."""
-    cors_origins: list[Annotated[str, AfterValidator(_cors_origin)]] = Field(default_factory=list)
+    cors_origins: list[CorsOrigin] = Field(default_factory=list)
     """Origins whose pages may read the GET routes; `*` for any."""
     tokens: list[TokenSettings] = Field(default_factory=list)
     """Empty: every client that reaches the port may do everything."""
@@ -312,7 +188,7 @@ class FileStorageSettings(BaseModel):
 class S3Settings(Section):
     """`[processor.s3]`: for jobs that bring their own bucket; credentials come from boto3's usual chain."""
 
-    endpoint_url: Annotated[str, AfterValidator(_base_url)] = ""
+    endpoint_url: BaseUrl = ""
     """Empty: AWS."""
     timeout: Annotated[float, Number, Field(gt=0, le=50, allow_inf_nan=False)] = 10.0
     """Seconds to wait for each part of an answer."""
@@ -341,10 +217,10 @@ class ProcessorSettings(Section):
 
     storage_dir: FileName = ""
     """Spool for downloads in progress; empty: a folder under `data_dir`."""
-    download_url: Annotated[str, AfterValidator(_base_url)] = ""
+    download_url: BaseUrl = ""
     """Base of `download_url` in callbacks; empty: the API serves the files itself."""
     concurrency: Count = 256
-    request_headers: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
+    request_headers: RequestHeaders = Field(
         default_factory=lambda: {"Accept": "*/*", "User-Agent": "downloader"}
     )
     max_retries: CountOrZero = 2
@@ -361,7 +237,7 @@ class ProcessorSettings(Section):
     disk_low: Percent = 90.0
     ca_file: FileName = ""
     """PEM file of the certificate authorities to trust instead of the system's."""
-    hosts: dict[Annotated[str, AfterValidator(_host_pattern)], HostSettings] = Field(default_factory=dict)
+    hosts: dict[HostPattern, HostSettings] = Field(default_factory=dict)
     """Limits by host; `*.example.org`: of each name below it, `*`: of each host. The nearest one applies."""
     filestorage: FileStorageSettings | None = None
     s3: S3Settings = Field(default_factory=S3Settings)
@@ -427,7 +303,7 @@ class LogSettings(Section):
 class Settings(Section):
     """The whole configuration."""
 
-    data_dir: Annotated[Path, BeforeValidator(_folder)] = Path("downloader-data")
+    data_dir: Folder = Path("downloader-data")
     """Folder of the embedded store, and by default of spool and files; relative to the working directory."""
     redis: RedisSettings = Field(default_factory=RedisSettings)
     api: ApiSettings = Field(default_factory=ApiSettings)

@@ -18,14 +18,11 @@ from downloader.net.errors import (
 from downloader.net.fields import FIELD_NAME, is_forbidden, is_token, parse_retry_after
 from downloader.net.policy import EgressPolicy
 from downloader.net.resolve import Resolver
+from downloader.net.route import ROUTE, Expect, Route, build_request
 from downloader.net.transport import (
-    ROUTE,
-    Expect,
     NetLimits,
     ResponseBody,
-    Route,
     Transport,
-    build_request,
     guarded_client,
     open_transport,
     tls_context,

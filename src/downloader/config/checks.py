@@ -1,0 +1,169 @@
+"""The values that settings can have: types with bounds, and what is checked of texts.
+
+A check raises `ValueError` with a text that does not repeat the value.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
+
+from downloader.net import Url, UrlError, is_forbidden, is_token
+
+EMBEDDED = "embedded"
+"""The `redis.url` that makes the service start a Valkey of its own."""
+
+ENCRYPTION_KEY_BYTES = 32
+"""Half of them encrypt (AES-128), the other half authenticate (HMAC-SHA256)."""
+
+MAX_DELAY_S = 86400.0
+"""Longest time between two starts at a host, as in a job's `aggr_delay`."""
+
+LONGEST_S = 3600.0
+"""Largest lease, grace period and time-out: a larger number is most likely a mistake."""
+
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+"""RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
+
+
+def _no_bool(value: object) -> object:
+    """Pydantic takes `true` for 1; in a file of settings it is a mistake."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not is_token(name):
+            raise ValueError(f"{name!r} is not a header name")
+        if is_forbidden(name):
+            raise ValueError(f"{name} is set by the downloader itself")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(f"the value of {name} has characters that a header cannot hold")
+    return headers
+
+
+def _base_url(url: str) -> str:
+    if not url:
+        return url
+    try:
+        return Url.parse(url, "endpoint").text
+    except UrlError as exc:
+        raise ValueError(f"must be an absolute http or https URL: this one {exc.detail}") from None
+
+
+def _redis_url(url: str) -> str:
+    if url == EMBEDDED:
+        return url
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme == "unix" and parts.path:
+        return url
+    if parts.scheme in ("redis", "rediss"):
+        return url
+    raise ValueError("must be 'embedded', or a redis://, rediss:// or unix:// URL")
+
+
+def _node(node: str) -> str:
+    host, _, port = node.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65535:  # noqa: PLR2004 - TCP's
+        raise ValueError(f"{node!r} is not host:port")
+    return node
+
+
+def _bearer(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
+    return token
+
+
+def _encryption_key(key: SecretStr) -> SecretStr:
+    try:
+        size = len(base64.urlsafe_b64decode(key.get_secret_value()))
+    except ValueError:
+        size = 0
+    if size != ENCRYPTION_KEY_BYTES:
+        raise ValueError(f"must be {ENCRYPTION_KEY_BYTES} random bytes in base64 (openssl rand -base64 32)")
+    return key
+
+
+def _host_pattern(host: str) -> str:
+    """A name, an address, `*.` and a domain, or `*`; in the form in which hosts are compared."""
+    if host == "*":
+        return host
+    domain = host.removeprefix("*.")
+    text = f"[{domain}]" if domain.count(":") > 1 and not domain.startswith("[") else domain
+    try:
+        origin = Url.parse(f"http://{text}", "endpoint").origin
+    except UrlError:
+        raise ValueError("must be host names, without scheme and path") from None
+    if text.rpartition("]")[2].count(":") or "@" in text or "/" in text:
+        raise ValueError("must be host names, without scheme, port and path")
+    return host[: len(host) - len(domain)] + origin.host.removesuffix(".")
+
+
+def _cors_origin(text: str) -> str:
+    """An origin as browsers write it in `Origin`, or `*`."""
+    if text == "*":
+        return text
+    try:
+        url = Url.parse(text, "endpoint")
+    except UrlError:
+        raise ValueError("must be origins, such as https://example.org") from None
+    if url.target != b"/" or text.endswith("/"):
+        raise ValueError("must be http or https origins, without user and path")
+    return f"{url.origin.scheme}://{url.origin.authority.decode()}"
+
+
+def _destination(pattern: str) -> str:
+    kind, colon, glob = pattern.partition(":")
+    if pattern != "*" and not (kind and colon and glob):
+        raise ValueError("must be URLs, or begin with a type of callbacks, such as sqs:NAME")
+    return pattern
+
+
+def _file_name(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold a NUL character")
+    try:
+        return str(Path(value).expanduser()) if value.startswith("~") else value
+    except RuntimeError:
+        raise ValueError("begins with ~ and a user that does not exist") from None
+
+
+def _folder(value: object) -> object:
+    if value == "":
+        raise ValueError("must not be empty")
+    return _file_name(value) if isinstance(value, str) else value
+
+
+Number = BeforeValidator(_no_bool)
+Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
+ShortSeconds = Annotated[float, Number, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
+Percent = Annotated[float, Number, Field(gt=0, le=100)]
+Count = Annotated[int, Number, Field(ge=1)]
+CountOrZero = Annotated[int, Number, Field(ge=0)]
+Size = Annotated[ByteSize, Number, Field(gt=0)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+HostPort = Annotated[str, AfterValidator(_node)]
+RequestHeaders = Annotated[dict[str, str], AfterValidator(_headers)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+EncryptionKey = Annotated[SecretStr, AfterValidator(_encryption_key)]
+CorsOrigin = Annotated[str, AfterValidator(_cors_origin)]
+DestinationPattern = Annotated[str, AfterValidator(_destination)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
+Bearer = Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
+"""Of at least 16 characters, so that it cannot be guessed."""
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]

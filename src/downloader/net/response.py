@@ -1,0 +1,243 @@
+"""A response as bytes: its head and body, parsed by httptools (llhttp), which is strict.
+
+A head that it refuses is read once more by curl's rules, which accept a blank before a colon, folded fields,
+bare LF, one Content-Length twice, or one beside Transfer-Encoding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import httptools
+
+from downloader.net.errors import BadResponse
+
+_VERSION = b"HTTP/1."
+_MALFORMED = "malformed HTTP response"
+_HEAD_END = re.compile(rb"\n\r?\n")
+_CONTROLS = bytes({*range(1, 32), 127} - {*b"\t\r\n"})
+_NO_CONTROLS = bytes.maketrans(_CONTROLS, b"?" * len(_CONTROLS))
+"""Real origins send them in values and reasons, where they mean nothing. NUL stays, and is refused."""
+_SWITCHING_PROTOCOLS = 101
+_MIN_FINAL, _MAX_STATUS = 200, 999
+
+Field = tuple[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A final response up to its body."""
+
+    status: int
+    fields: Sequence[Field]
+    """As they came."""
+    length: int | None
+    """Declared bytes of the body; `None` if they come in chunks or until the close."""
+
+
+class Response:
+    """What the parser has found of one response; has the callbacks of httptools."""
+
+    __slots__ = (
+        "_bodiless",
+        "_fields",
+        "_head",
+        "_odd",
+        "_parser",
+        "_status",
+        "behind",
+        "body",
+        "chunked",
+        "done",
+        "head_done",
+        "keep",
+        "pieces",
+        "until_close",
+    )
+
+    def __init__(self, *, bodiless: bool) -> None:
+        self._bodiless = bodiless
+        self._fields: list[Field] = []
+        self._head = b""
+        self._odd = False
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._status = 0
+        self.head_done = False
+        self.body: bytes | bytearray = b""
+        """Bytes that have been received and not read."""
+        self.pieces = 0
+        """Number of pieces of the body so far: chunks, or parts of chunks that came in different reads."""
+        self.done = False
+        self.keep = False
+        """Whether the peer keeps the connection."""
+        self.behind = False
+        self.chunked = False
+        self.until_close = False
+
+    def feed(self, data: bytes | bytearray) -> None:
+        """Take in what was received.
+
+        Raises:
+            BadResponse: it is malformed.
+        """
+        if self.head_done:
+            self._parse(data)
+            return
+        # Kept until the head is complete, since it may have to be read once more.
+        self._head += data
+        if self._odd:
+            self._feed_odd()
+            return
+        if not self._head.startswith(_VERSION) and not _VERSION.startswith(self._head):
+            raise BadResponse(_MALFORMED)
+        try:
+            self._parse(data)
+        except BadResponse:
+            if self.head_done:
+                raise
+            self._odd = True
+            self._fields = []
+            self._feed_odd()
+
+    def head(self) -> Head:
+        """The head, once it is done.
+
+        Raises:
+            BadResponse: the end of its body is ambiguous, or the status is invalid.
+        """
+        self._head = b""
+        if not _MIN_FINAL <= self._status <= _MAX_STATUS:
+            raise BadResponse(_MALFORMED)
+        length: int | None = None
+        for name, value in self._fields:
+            if len(name) == len(b"content-length") and name.lower() == b"content-length":
+                length = int(value)
+            elif len(name) == len(b"transfer-encoding") and name.lower() == b"transfer-encoding":
+                if self.chunked or value.lower() != b"chunked":
+                    raise BadResponse(_MALFORMED)
+                self.chunked = True
+        self.until_close = not self.chunked and length is None
+        return Head(self._status, self._fields, length)
+
+    def end(self) -> None:
+        """The connection has been closed where that is the end of the body."""
+        self.done = True
+        self.drop_parser()
+
+    def drop_parser(self) -> None:
+        """Break the circle of references between this and the parser."""
+        self._parser = None
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        if self.done:
+            self.behind = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        if not self.head_done:  # else it is a trailer, or behind the end
+            self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        if self.head_done:
+            return
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        if status // 100 == 1 and status != _SWITCHING_PROTOCOLS:
+            self._fields = []
+            return
+        self._status = status
+        self.head_done = True
+        self.done = self._bodiless
+        # True only when asked here.
+        self.keep = self._parser.should_keep_alive()
+
+    def on_body(self, piece: bytes) -> None:
+        """Called by the parser."""
+        self.pieces += 1
+        if self.done:
+            self.behind = True
+        elif not self.body:
+            self.body = piece
+        else:
+            if isinstance(self.body, bytes):
+                self.body = bytearray(self.body)
+            self.body += piece
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        if self.head_done:
+            self.done = True
+
+    def _parse(self, data: bytes | bytearray) -> None:
+        if self._parser is None:
+            self.behind = True
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            if not self.done:
+                # llhttp's message may quote the peer, which may repeat our own headers.
+                raise BadResponse(_MALFORMED) from exc
+            self.behind = True
+        if self.done:
+            self.drop_parser()
+
+    def _feed_odd(self) -> None:
+        while not self.head_done:
+            end = _HEAD_END.search(self._head)
+            if end is None:
+                return
+            head, self._head = self._head[: end.end()], self._head[end.end() :]
+            # A new one for each head, since it would take nothing behind a 1xx with `Connection: close`.
+            self._parser = httptools.HttpResponseParser(self)
+            self._parse(_repaired(head))
+            self.keep = False
+        if self._head:
+            self._parse(self._head)
+
+
+def _repaired(head: bytes) -> bytes:
+    """A head that curl accepts, rewritten for a strict parser.
+
+    Raises:
+        BadResponse: a line is neither a field nor part of one.
+    """
+    status, *lines = head.translate(_NO_CONTROLS).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
+    fields: list[Field] = []
+    for line in lines:
+        if line[:1] in (b" ", b"\t"):  # RFC 9112, 5.2
+            if not fields:
+                raise BadResponse(_MALFORMED)
+            name, value = fields[-1]
+            fields[-1] = name, value + b" " + line.strip(b" \t")
+        else:
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise BadResponse(_MALFORMED)
+            fields.append((name.rstrip(b" \t"), value.strip(b" \t")))
+    return b"\r\n".join((status, *(b"%b: %b" % field for field in _one_framing(fields)), b"", b""))
+
+
+def _one_framing(fields: Iterable[Field]) -> Iterable[Field]:
+    """The fields with one Content-Length, and none beside Transfer-Encoding (RFC 9112, 6.3)."""
+    codings: list[Field] = []
+    lengths: list[Field] = []
+    others: list[Field] = []
+    for name, value in fields:
+        match name.lower():
+            case b"transfer-encoding":
+                if value.lower() != b"identity":
+                    codings.append((name, value))
+            case b"content-length":
+                lengths += [(name, part.strip(b" \t")) for part in value.split(b",")]
+            case _:
+                others.append((name, value))
+    if codings:
+        return [*others, *codings]
+    if len({value for _, value in lengths}) == 1:
+        return [*others, lengths[0]]
+    return [*others, *lengths]

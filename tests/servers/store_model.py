@@ -1,0 +1,259 @@
+"""What a client and an operator would expect of a store: a small model, without any I/O."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from downloader.model import JobSpec, Kind, Lease, State
+from downloader.store import CallbackPlan, RetryAnswer, Settled
+
+PLANS: Mapping[str, CallbackPlan | None] = {
+    "a": CallbackPlan(group="http http://c", limit=2),
+    "b": CallbackPlan(group="http http://c", limit=2),
+    "{c}:ü": None,
+}
+"""Aggregations, and where the callbacks of their jobs go."""
+OWNERS = ("x", "y")
+LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
+COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
+
+
+@dataclass
+class Task:
+    """One task as it must stand in the store."""
+
+    group: str
+    due_ms: int
+    priority: int = 0
+    state: State = State.PENDING
+    owner: str = ""
+    ends_ms: int = 0
+    generation: int = 0
+    settled: int = 0
+    attempts: int = 0
+    deliveries: int = 0
+    crashes: int = 0
+
+    stopping: bool = False
+    """It is cancelled and still has its slot."""
+
+    def held_by(self, lease: Lease, owner: str) -> bool:
+        """Whether the lease is the one under which the task runs."""
+        return (self.state, self.owner, self.generation) == (State.RUNNING, owner, lease.generation)
+
+    def cancelled_for(self, lease: Lease, owner: str) -> bool:
+        """Whether the lease is the one under which the task ran when it was cancelled."""
+        return (self.state, self.owner, self.generation) == (State.CANCELLED, owner, lease.generation)
+
+
+@dataclass
+class Pace:
+    """What an aggregation may do, besides its limit."""
+
+    asked: int = 0
+    """The limit that its newest job has named."""
+    adjusted: bool = False
+    """Whether an operator's limit holds instead."""
+    paused: bool = False
+    cooling: int = 0
+    rate: float | None = None
+    delay: float | None = None
+    started: int | None = None
+    """The last start that counts, in ms."""
+
+    def gap(self) -> float:
+        return max(1000 / self.rate if self.rate else 0, (self.delay or 0) * 1000)
+
+    def opens(self) -> int:
+        """Before when nothing starts."""
+        return max(self.cooling, 0 if self.started is None else round(self.started + self.gap()))
+
+    def start(self, due_ms: int, now_ms: int) -> bool:
+        if self.gap():
+            late = not self.delay and due_ms <= self.opens() and now_ms - self.opens() <= CATCH_UP_MS
+            self.started = self.opens() if late else now_ms
+        return True
+
+
+@dataclass
+class Job:
+    """One job as it must stand in the store."""
+
+    spec: JobSpec
+    tasks: dict[Kind, Task]
+    reap_ms: int | None = None
+    reaping: bool = False
+    last_callback: int = 0
+    """Generation of a callback that a new download has made void."""
+
+
+@dataclass(kw_only=True)
+class Expected:
+    """How the store must stand."""
+
+    now_ms: int = 0
+    jobs: dict[str, Job] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    orphans: list[Task] = field(default_factory=list)
+    """Cancelled downloads whose job is removed, while they still have their slot."""
+    limits: dict[tuple[Kind, str], int] = field(default_factory=dict)
+    pace: dict[str, Pace] = field(default_factory=lambda: defaultdict(Pace))
+    """Of aggregations."""
+    leases: list[tuple[Lease, str]] = field(default_factory=list)
+    """All that were ever given, and to whom."""
+    unheard: dict[tuple[Kind, str], list[tuple[str, int]]] = field(default_factory=dict)
+    """What each instance's last lease call was given, where its answer was lost: job id and generation."""
+
+    def tasks(self, kind: Kind) -> Iterator[tuple[str, Task]]:
+        return ((job_id, job.tasks[kind]) for job_id, job in self.jobs.items() if kind in job.tasks)
+
+    def running(self, kind: Kind, group: str | None = None) -> int:
+        tasks = [task for _, task in self.tasks(kind)] + (self.orphans if kind is Kind.DOWNLOAD else [])
+        return sum(
+            (task.state is State.RUNNING or task.stopping) and group in (None, task.group) for task in tasks
+        )
+
+    def task_of(self, lease: Lease) -> Task | None:
+        job = self.jobs.get(lease.id)
+        return job.tasks.get(lease.kind) if job else None
+
+    def current(self) -> list[tuple[Lease, str]]:
+        """The leases under which tasks run, and their holders."""
+        return [
+            (lease, owner)
+            for lease, owner in self.leases
+            if (task := self.task_of(lease)) is not None and task.held_by(lease, owner)
+        ]
+
+    def forget_empty_groups(self) -> None:
+        for kind, group in list(self.limits):
+            if not self.running(kind, group) and not self.due(kind, group):
+                del self.limits[kind, group]
+                if kind is Kind.DOWNLOAD:
+                    self.pace.pop(group, None)
+
+    def give(self, kind: Kind, owner: str, count: int, given: list[tuple[str, int]]) -> None:
+        """Check what an instance was given, and take note of it."""
+        before = self.unheard.get((kind, owner))
+        if before:
+            mine = [
+                (job_id, generation)
+                for job_id, generation in before
+                if job_id in self.jobs
+                and (task := self.jobs[job_id].tasks.get(kind)) is not None
+                and (task.state, task.owner, task.generation) == (State.RUNNING, owner, generation)
+            ]
+            assert given == mine, "a request that is repeated is given what it was given, and nothing else"
+            for job_id, _ in given:
+                self.jobs[job_id].tasks[kind].ends_ms = self.now_ms + LEASE_MS
+            return
+        grantable = sum(self.grantable(kind, group) for of, group in self.limits if of is kind)
+        assert len(given) == min(count, grantable)
+        for job_id, generation in given:
+            task = self.jobs[job_id].tasks[kind]
+            assert self.grantable(kind, task.group) > 0, "beyond the limit, or too early"
+            assert self.turn(task) == min(map(self.turn, self.due_tasks(kind, task.group))), "not its turn"
+            if kind is Kind.DOWNLOAD:
+                self.pace[task.group].start(min(self.due(kind, task.group)), self.now_ms)
+            assert generation == task.generation + 1
+            task.state, task.owner, task.generation = State.RUNNING, owner, generation
+            task.ends_ms = self.now_ms + LEASE_MS
+            task.deliveries += 1
+
+    def waiting(self, kind: Kind, group: str) -> list[Task]:
+        return [task for _, task in self.tasks(kind) if task.group == group and task.state is State.PENDING]
+
+    def due(self, kind: Kind, group: str) -> list[int]:
+        """When the waiting tasks of a group are due."""
+        return [task.due_ms for task in self.waiting(kind, group)]
+
+    def due_tasks(self, kind: Kind, group: str) -> list[Task]:
+        """The waiting tasks of a group that are due now."""
+        return [task for task in self.waiting(kind, group) if task.due_ms <= self.now_ms]
+
+    @staticmethod
+    def turn(task: Task) -> tuple[int, int]:
+        """Those with the least begin first."""
+        return -task.priority, task.due_ms
+
+    def opens(self, kind: Kind, group: str) -> int:
+        """Before when nothing of a group starts."""
+        return self.pace[group].opens() if kind is Kind.DOWNLOAD else 0
+
+    def paused(self, kind: Kind, group: str) -> bool:
+        return kind is Kind.DOWNLOAD and self.pace[group].paused
+
+    def grantable(self, kind: Kind, group: str) -> int:
+        if self.paused(kind, group):
+            return 0
+        free = max(0, self.limits[kind, group] - self.running(kind, group))
+        due = sorted(self.due_tasks(kind, group), key=self.turn)
+        if kind is Kind.CALLBACK:
+            return len(due[:free])
+        pace = replace(self.pace[group])
+        return sum(
+            pace.opens() <= self.now_ms
+            and pace.start(min(task.due_ms for task in due[started:]), self.now_ms)
+            for started in range(min(free, len(due)))
+        )
+
+    def next_due_s(self, kind: Kind) -> float | None:
+        dues = [
+            max(0, max(min(due), self.opens(kind, group)) - self.now_ms) / 1000
+            for of, group in self.limits
+            if of is kind
+            and (due := self.due(kind, group))
+            and self.running(kind, group) < self.limits[kind, group]
+            and not self.paused(kind, group)
+        ]
+        return min(dues, default=None)
+
+    def expected(self, lease: Lease, owner: str) -> Settled:
+        """The answer to somebody who settles or renews."""
+        task = self.task_of(lease)
+        if task is not None and task.cancelled_for(lease, owner):
+            return Settled.CANCELLED
+        if task is not None and (task.held_by(lease, owner) or task.settled == lease.generation):
+            return Settled.DONE
+        return Settled.LEASE_LOST
+
+    def note_settled(self, lease: Lease, how: str) -> None:
+        job, kind = self.jobs[lease.id], lease.kind
+        task, plan = job.tasks[kind], PLANS[lease.spec.aggr_id]
+        task.settled = lease.generation
+        task.attempts += how not in ("release", "throttled")
+        if how in ("retry", "release", "throttled"):
+            task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms + DELAY_MS
+            if how == "retry" and kind is Kind.CALLBACK:
+                self.limits[kind, task.group] = 1
+            if how == "throttled":
+                self.pace[task.group].cooling = self.now_ms + COOL_MS
+            return
+        task.state = State(how)
+        if kind is Kind.DOWNLOAD:
+            self.note_over(job)
+            return
+        job.reap_ms = self.now_ms + KEEP_MS
+        if how == "succeeded":
+            assert plan is not None
+            self.limits[kind, task.group] = plan.limit
+
+    def note_over(self, job: Job) -> None:
+        """A download has reached its terminal state."""
+        plan = PLANS[job.spec.aggr_id]
+        if plan is None:
+            job.reap_ms = self.now_ms + KEEP_MS
+            return
+        job.tasks[Kind.CALLBACK] = Task(plan.group, self.now_ms, generation=job.last_callback)
+        self.limits.setdefault((Kind.CALLBACK, plan.group), plan.limit)
+
+    def expected_of_retry(self, job_id: str, *, download: bool) -> RetryAnswer:
+        if job_id in self.removed:
+            return RetryAnswer.UNKNOWN
+        job = self.jobs[job_id]
+        states = {kind: task.state for kind, task in job.tasks.items()}
+        again = states.get(Kind.DOWNLOAD if download else Kind.CALLBACK)
+        waits = download and states.get(Kind.CALLBACK) in (State.PENDING, State.RUNNING)
+        return RetryAnswer.CONFLICT if job.reaping or again is not State.FAILED or waits else RetryAnswer.DONE
