@@ -204,6 +204,13 @@ ROWS = (
         "tests/faults/test_cluster_fleet.py",
     ),
     (
+        "F27: what waits for the store has no budget",
+        "downloader/api/intake.py",
+        'self._bytes[""] + more > MAX_BYTES or (client',
+        "False and (client",
+        "tests/faults/test_crowds.py -k f27",
+    ),
+    (
         "H15: links among the folders are followed",
         "downloader_plugins/filesystem/tree.py",
         "_OPEN_FOLDER = _OPEN_ROOT | os.O_NOFOLLOW",

@@ -1,9 +1,12 @@
-"""H25: more clients than the API has descriptors for, and thousands that do not read."""
+"""H25: more clients than the API has descriptors for, and thousands that do not read. F27."""
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import signal
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from downloader.api.intake import MAX_BYTES
 from servers.fleet import Fleet, job_for, open_fleet, say
 from servers.valkey import Valkey
 
@@ -31,6 +35,10 @@ READER_BYTES = 192 * 1024
 """Of the process's memory for one of them: a piece of the file, and what a connection takes."""
 
 LIVE_S = 0.1
+
+POSTS = 1200
+BUDGET_COSTS = 4
+"""Bytes of memory for each byte of the budget: also what is received and not yet read has its own."""
 
 
 async def connect(port: int, address: str, data: bytes) -> trio.SocketStream:
@@ -129,6 +137,48 @@ async def test_4096_slow_readers_of_a_file(folder: Path, server: Valkey) -> None
         assert answer.status_code == 200
         assert not api.noise
         assert not api.events("api.failed")
+
+
+@pytest.mark.row("F27")
+@pytest.mark.timeout(120)
+async def test_f27_large_jobs_while_the_store_hangs(folder: Path, server: Valkey) -> None:
+    body = json.dumps(job_for("http://127.0.0.1/", "http://127.0.0.1/", extra="x" * 240_000)).encode()
+    head = b"POST /download HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answers: Counter[bytes] = Counter()
+    async with open_fleet(folder, server, {"redis": {"timeout": 10.0}}) as fleet:
+        api = await fleet.start("api")
+        port = fleet.client.base_url.port or 0
+        before = memory(api.pid)
+        assert server.process is not None
+        server.process.send_signal(signal.SIGSTOP)
+        refused = trio.Semaphore(0)
+
+        async def post(number: int) -> None:
+            async with await connect(port, f"127.0.0.{2 + number % 8}", head + body) as stream:
+                status = (await stream.receive_some(100))[9:12]
+                answers[status] += 1
+                refused.release()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(POSTS):
+                nursery.start_soon(post, number)
+            # Those that are more than the budget are refused at once; the others wait for the store.
+            for _ in range(POSTS - MAX_BYTES // len(body)):
+                await refused.acquire()
+            assert (await fleet.client.get("/health/live")).status_code == 200
+            server.process.send_signal(signal.SIGCONT)
+        grown = peak(api.pid) - before
+        say(f"{POSTS} jobs, {POSTS * len(body) >> 20} MiB: {grown >> 20} MiB more at the most; {answers}")
+        assert answers.keys() <= {b"201", b"503"}
+        assert grown < BUDGET_COSTS * MAX_BYTES
+        await fleet.post(**job_for("http://127.0.0.1/", "http://127.0.0.1/"))
+        await api.stop()
+
+
+def peak(pid: int) -> int:
+    """Bytes in memory at the most, so far."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def memory(pid: int) -> int:

@@ -11,7 +11,7 @@ import trustme
 
 from downloader.net import NetLimits
 from downloader.net.stream import Stream
-from downloader.notify import Delivered, Notifier, RetryLater
+from downloader.notify import Delivered, Notifier, Result, RetryLater
 from servers.loopback import Changed
 from servers.webhooks import OK, PAYLOAD, Receiver, opened, receiving
 
@@ -218,6 +218,21 @@ async def test_a_cancel_leaves_nothing_behind(receiver: Receiver) -> None:
         assert notifier.slots == {}  # type: ignore[attr-defined] # ours
         receiver.answer = OK
         assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
+
+
+async def test_deliveries_that_have_no_time_to_begin_are_tried_again(receiver: Receiver) -> None:
+    """As those of a process that was frozen: each finds its deadline passed when it asks for a slot."""
+    results: list[Result] = []
+
+    async def deliver(notifier: Notifier) -> None:
+        results.append(await notifier.deliver(receiver.url(), PAYLOAD))
+
+    async with opened({"timeout": 1e-9}) as notifier:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(deliver, notifier)
+        assert notifier.slots == {}  # type: ignore[attr-defined] # ours
+    assert [type(result) for result in results] == [RetryLater] * 3
 
 
 async def test_a_cancelled_notifier_closes_its_connections(receiver: Receiver) -> None:

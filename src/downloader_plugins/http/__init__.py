@@ -174,7 +174,8 @@ class _Http:
         except NetError as exc:
             return RetryLater(str(exc))
         finally:
-            if slots.value == self.max_connections:  # no delivery uses it or waits for it
+            # No delivery uses it or waits for it, and another that had no time to do so has not removed it.
+            if slots.value == self.max_connections and self.slots.get(origin) is slots:
                 del self.slots[origin]
         return RetryLater(f"no answer within {self.timeout_s:g} s") if response is None else _result(response)
 
