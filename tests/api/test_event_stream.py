@@ -480,3 +480,27 @@ async def test_http_1_0_hears_too(api: Served) -> None:
         api.stop()
         await read_to_end(stream)
     assert b"transfer-encoding" not in answer.lower()
+
+
+async def test_the_history_comes_at_once_and_then_as_it_grows(serving: Serving) -> None:
+    api = await serving(pace=Pace(sample_s=0.01, history_s=0.02))
+
+    async def next_samples(stream: Stream) -> list[dict[str, Any]]:
+        while True:
+            name, data = await stream.event()
+            if name == "history":
+                return data  # type: ignore[no-any-return]
+
+    async with listening(api) as stream:
+        [first, *_] = await next_samples(stream)
+        assert first["rates"] == {"succeeded": 0, "failed": 0, "bytes": 0, "delivered": 0}
+        counts = {"downloads_failed|dns": 3}
+        await api.store.report("i", "processor", {}, 60, counts)
+        later = [await next_samples(stream)]
+        while not any(sample["failures"] for sample in later[-1]):
+            later.append(await next_samples(stream))
+        assert [len(samples) for samples in later] == [1] * len(later)
+    async with listening(api) as stream:
+        samples = await next_samples(stream)
+        assert samples[0] == first
+        assert {"dns": 3} in [sample["failures"] for sample in samples]

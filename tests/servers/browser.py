@@ -20,6 +20,8 @@ from urllib.parse import urlsplit
 import trio
 from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
 
+from downloader.config import ApiSettings
+
 T = TypeVar("T")
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -90,6 +92,9 @@ def _plain_asyncio() -> Iterator[None]:
     finally:
         asyncio.set_event_loop_policy(None)
 
+
+ServePage = Callable[[ApiSettings], Awaitable[str]]
+"""Serves the API with these settings; answers the page's address."""
 
 Look = Callable[[Seen], None]
 

@@ -9,10 +9,11 @@ import pytest
 import trio
 
 from downloader.api import Api, ApiDeps, serve
+from downloader.api.events import Pace
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
 from downloader.store.redis_store import RedisStore
-from servers.browser import Browse, open_chromium
+from servers.browser import Browse, ServePage, open_chromium
 from servers.fleet_fixtures import folder, origin, server, sink
 
 __all__ = ["folder", "origin", "server", "sink"]
@@ -26,26 +27,36 @@ def browse() -> Iterator[Browse]:
 
 
 @pytest.fixture
-async def page_url(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[str]:
-    """The page of an API alone, which shows nothing but what the test has put into `store`."""
-    deps = ApiDeps(
-        store=store,
-        settings=ApiSettings(),
-        backends=frozenset({"http"}),
-        egress=EgressPolicy("egress.callbacks"),
-        callback_limit=16,
-        keep_s=60,
-        download_url=lambda spec: f"https://files.example/{spec.storage_key}",
-        loopback=True,
-        ready=lambda: {"api": True},
-    )
-    sock = socket.socket()
-    sock.bind(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}/"
+async def serve_page(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[ServePage]:
+    """Serves the API alone, whose page shows nothing but what the test has put into `store`."""
 
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        await serve(Api(deps), sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status)
+    async def serve_with(settings: ApiSettings) -> str:
+        deps = ApiDeps(
+            store=store,
+            settings=settings,
+            backends=frozenset({"http"}),
+            egress=EgressPolicy("egress.callbacks"),
+            callback_limit=16,
+            keep_s=60,
+            download_url=lambda spec: f"https://files.example/{spec.storage_key}",
+            loopback=True,
+            ready=lambda: {"api": True},
+        )
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
 
-    await nursery.start(run)
-    yield url
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            api = Api(deps, Pace(history_s=0.2))
+            await serve(api, sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status)
+
+        await nursery.start(run)
+        return f"http://127.0.0.1:{sock.getsockname()[1]}/"
+
+    yield serve_with
     nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+async def page_url(serve_page: ServePage) -> str:
+    """The address of an open API's page."""
+    return await serve_page(ApiSettings())

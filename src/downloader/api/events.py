@@ -1,8 +1,9 @@
 """`GET /events`: snapshots of the fleet as server-sent events (WHATWG HTML, 9.2), for the web page.
 
-Each process has one sampler, which reads the store while there are listeners. All listeners share its newest
-snapshot, and nothing is queued for them: one that reads slowly misses the snapshots between. The server cuts
-off one that does not read (`Limits.send_s`).
+Each process has one sampler, which reads the store's state while there are listeners. All listeners share its
+newest snapshot, and nothing is queued for them: one that reads slowly misses snapshots. The server
+cuts off one that does not read (`Limits.send_s`). The history for the charts is sampled always, and sent in
+events of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from quart_trio import QuartTrio
 
 from downloader.api.asgi import Message, client_of
 from downloader.api.globs import Allows, anything
+from downloader.api.history import History
 from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Refused, unavailable
 from downloader.api.session import SESSION
@@ -66,6 +68,8 @@ class Pace:
     """Most listeners from one address, so that one client cannot take all places."""
     sample_s: float = 0.5
     """Shortest time between two samples: a change shows within about a second."""
+    history_s: float = 5.0
+    """Time between two samples of the history, as between two reports of an instance by default."""
     alive_s: float = 15.0
     """Silence after which an `alive` event is sent; proxies close silent streams after 30 s or more."""
 
@@ -76,6 +80,7 @@ class Events:
     def __init__(self, store: JobStore, pace: Pace | None = None) -> None:
         self._store = store
         self.pace = pace or Pace()
+        self.history = History(store)
         self._listening: set[Listener] = set()
         self._has_listeners = trio.Event()
         self._stopped = False
@@ -86,7 +91,21 @@ class Events:
         """`_snapshot` encoded for callers that may see all; empty until first needed."""
 
     async def run(self) -> None:
-        """Sample the store while there are listeners; runs until cancelled."""
+        """Sample the history, and while there are listeners the store's state; runs until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._remember)
+            nursery.start_soon(self._look)
+
+    async def _remember(self) -> None:
+        while True:
+            try:
+                await self.history.sample()
+            except Exception:  # noqa: BLE001  an error of the web page must not stop the API
+                _log.exception(Event.API_FAILED, path=PATH)
+            self._notify()
+            await trio.sleep(self.pace.history_s)
+
+    async def _look(self) -> None:
         while True:
             await self._has_listeners.wait()
             while self._listening:
@@ -122,14 +141,14 @@ class Events:
         """Forget a listener that has left."""
         self._listening.discard(listener)
 
-    async def next(self, allows: Allows, sent: bytes, until: float) -> bytes | None:
-        """Wait for a snapshot other than `sent`, until that time.
+    async def next(self, allows: Allows, sent: bytes, known: int, until: float) -> bytes | None:
+        """Wait for a snapshot other than `sent`, or a newer sample than number `known`, until that time.
 
         Returns:
-            The newest snapshot; `sent` if nothing changed in time; `None` when the API stops.
+            The newest snapshot; `sent` if it did not change in time; `None` when the API stops.
         """
         with trio.move_on_at(until):
-            while not self._stopped and self._encoded(allows) in (b"", sent):
+            while not self._stopped and self._encoded(allows) in (b"", sent) and self.history.newest == known:
                 await self._changed.wait()
         if self._stopped:
             return None
@@ -176,6 +195,8 @@ class Listener(ResponseBody):
         self._events = events
         self._allows = allows
         self._sent = b""
+        self._known = 0
+        """Number of the last sample that was sent."""
         self._started = False
 
     async def __aenter__(self) -> Self:
@@ -193,13 +214,15 @@ class Listener(ResponseBody):
             self._started = True
             return b"retry: %d\n\n" % RETRY_MS
         until = min(self._until, trio.current_time() + self._events.pace.alive_s)
-        found = await self._events.next(self._allows, self._sent, until)
+        found = await self._events.next(self._allows, self._sent, self._known, until)
         if found is None or trio.current_time() >= self._until:
             raise StopAsyncIteration
-        if found == self._sent:
-            return _ALIVE
-        self._sent = found
-        return b"event: snapshot\ndata: " + found + b"\n\n"
+        if found != self._sent:
+            self._sent = found
+            return b"event: snapshot\ndata: " + found + b"\n\n"
+        history = self._events.history
+        samples, self._known = history.since(self._known), history.newest
+        return b"event: history\ndata: " + samples + b"\n\n" if samples else _ALIVE
 
 
 def add_events(app: QuartTrio, events: Events) -> None:

@@ -19,6 +19,7 @@ export async function call(method, path, body) {
     throw new Problem("The service does not answer.");
   }
   const answer = await response.json().catch(() => ({}));
+  if (response.status === 401 && path !== "session") document.dispatchEvent(new Event("refused"));
   if (!response.ok) {
     throw new Problem(answer.detail ?? `The service answered ${response.status}.`, response.status, answer.field);
   }

@@ -8,9 +8,11 @@ const COUNTERS = {
     ["downloads_succeeded", "succeeded", "Downloads whose file was stored"],
     ["downloads_failed", "failed", "Downloads that failed for good", "bad"],
     ["downloads_retried", "retried", "Attempts that failed and are followed by another"],
+    ["downloads_throttled", "throttled", "Attempts that ended with a cooldown of their aggregation and do not count"],
     ["downloads_released", "handed back", "Downloads handed back without counting the attempt"],
     ["leases_lost", "leases lost", "Downloads that another instance has taken over"],
     ["leases_recovered", "recovered", "Downloads taken over from instances that died"],
+    ["poison", "poison", "Downloads that failed because their workers died too often", "bad"],
   ],
   callbacks: [
     ["callbacks_delivered", "delivered", "Callbacks that their peer has acknowledged"],
@@ -19,6 +21,7 @@ const COUNTERS = {
     ["callbacks_released", "handed back", "Callbacks handed back by a stop"],
     ["leases_lost", "leases lost", "Callbacks that another instance has taken over"],
     ["leases_recovered", "recovered", "Callbacks taken over from instances that died"],
+    ["poison", "poison", "Callbacks that failed because their workers died too often", "bad"],
   ],
 };
 
@@ -62,10 +65,13 @@ function notes(snapshot) {
   return found;
 }
 
-// Counters
+// Counters: the first few always, the others when they have counted something
+
+const ALWAYS = 3;
 
 function tiles(id, names) {
   const known = new Map(names.map(([name, ...rest]) => [name, rest]));
+  const always = new Set(names.slice(0, ALWAYS).map(([name]) => name));
   const show = list($(id), ([name]) => {
     const [label, meaning, kind] = known.get(name) ?? [name.replaceAll("_", " "), name];
     const number = make("dd");
@@ -75,6 +81,7 @@ function tiles(id, names) {
       patch([, value]) {
         setText(number, (value < 1_000_000 ? plain : short).format(value));
         setTitle(element, `${meaning}: ${plain.format(value)}`);
+        element.hidden = value === 0 && !always.has(name);
         element.classList.toggle("zero", value === 0);
         element.classList.toggle("bad", kind === "bad" && value > 0);
       },

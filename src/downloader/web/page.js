@@ -1,9 +1,11 @@
 // The page: what `GET /events` tells is handed to those who show it.
 
 import { aggregationsChanged } from "./aggregations.js";
+import { addSamples } from "./charts.js";
 import { $, setText } from "./dom.js";
 import { showFleet } from "./fleet.js";
-import { listen } from "./stream.js";
+import { signIn } from "./signin.js";
+import { listen, stopListening } from "./stream.js";
 
 // Times pass although nothing changes.
 const AGAIN_MS = 5_000;
@@ -25,4 +27,4 @@ for (const example of document.querySelectorAll(".example")) {
   setText(example, example.textContent.replace("http://localhost:8000/", new URL(".", location).href));
 }
 setInterval(() => last && !document.hidden && show(last), AGAIN_MS);
-listen({ snapshot: show });
+signIn(() => listen({ snapshot: show, history: addSamples }), stopListening);

@@ -9,7 +9,8 @@ const RETRY_MAX_MS = 10_000;
 const DEAD_MS = 35_000;
 // Browsers allow a host six connections: a tab that nobody sees gives its own back.
 const HIDDEN_MS = 5_000;
-let receivers = {};
+
+let receivers = null;
 let source = null;
 let failures = 0;
 let heardAt = null;
@@ -33,6 +34,7 @@ function heard() {
 
 function connect() {
   close();
+  if (!receivers) return;
   source = new EventSource("events");
   for (const [name, receive] of Object.entries(receivers)) {
     source.addEventListener(name, (event) => {
@@ -54,6 +56,7 @@ function close() {
 
 function lost() {
   close();
+  document.dispatchEvent(new Event("refused")); // perhaps: a stream does not tell why it ended
   tell("lost", "Reconnecting…");
   const wait = Math.min(RETRY_MAX_MS, RETRY_MS * 2 ** failures);
   failures += 1;
@@ -72,9 +75,16 @@ addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => event.persisted && connect());
 addEventListener("online", connect);
 
-// Calls, for each event that comes, the function of its name with the event's data.
+// Calls, for each event that comes, the function of its name with the event's data. Again it changes nothing.
 export function listen(functions) {
+  if (receivers) return;
   receivers = functions;
   tell("", "Connecting…");
   connect();
+}
+
+export function stopListening() {
+  receivers = null;
+  close();
+  $("link").hidden = true;
 }

@@ -51,3 +51,31 @@ export function aggregationState(aggregation) {
   }
   return pending ? { word: "ready", more: "starts with the next free slot" } : { word: "idle", more: "" };
 }
+
+export function seconds(value) {
+  if (value < 1) return `${Number((value * 1000).toPrecision(2))} ms`;
+  if (value < 100) return `${Number(value.toPrecision(2))} s`;
+  return `${Number((value / 60).toPrecision(2))} min`;
+}
+
+// Why downloads fail, by their `error_code`; `callback` stands for callbacks that were given up.
+export const REASONS = {
+  callback: "callback given up",
+  cancelled: "cancelled",
+  connect: "not reachable",
+  deadline: "deadline passed",
+  digest: "wrong digest or size",
+  dns: "name not found",
+  egress: "address not allowed",
+  http_status: "refused by status",
+  mime_type: "wrong type",
+  not_modified: "not modified",
+  poison: "its workers died",
+  protocol: "malformed response",
+  redirects: "too many redirects",
+  storage: "storage failed",
+  timeout: "timed out",
+  tls: "TLS failed",
+  too_large: "too large",
+  truncated: "cut short",
+};

@@ -1,0 +1,152 @@
+"""Rates, latencies and failures of the last minutes, for the charts of the web page.
+
+Each API process reads the fleet's totals every few seconds and keeps what has changed between them. The store
+keeps no history; a process that has started knows none.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from math import isinf
+from typing import Any
+
+import trio
+
+from downloader.observe import BUCKET, SEPARATOR, by_name
+from downloader.store import JobStore, StoreError
+
+WINDOW = 3
+"""Samples over which rates and latencies are taken: within one an instance may report never, or twice."""
+
+KEPT = 180
+"""Samples: a quarter of an hour."""
+
+Totals = Mapping[str, Mapping[str, int]]
+"""By role, the counts by series."""
+
+RATES = {
+    "succeeded": ("processor", "downloads_succeeded"),
+    "failed": ("processor", "downloads_failed"),
+    "bytes": ("processor", "bytes"),
+    "delivered": ("notifier", "callbacks_delivered"),
+}
+"""Role and counter of each rate."""
+
+LATENCIES = {
+    "queue_wait": ("processor", "queue_wait_seconds"),
+    "download": ("processor", "download_seconds"),
+    "delivery": ("notifier", "delivery_seconds"),
+}
+"""Role and histogram of each latency."""
+
+QUANTILES = (0.5, 0.95)
+
+CALLBACK = "callback"
+"""Stands among the error codes of failed downloads for callbacks that were given up."""
+
+_DIGITS = 4
+"""Significant ones of what is sent."""
+
+
+class History:
+    """The samples of one process. Their numbers begin with 1."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._read: deque[tuple[float, Totals]] = deque(maxlen=WINDOW + 1)
+        self._samples: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
+        self.newest = 0
+        """Number of the newest sample, 0 while there is none."""
+
+    async def sample(self) -> None:
+        """Read the totals and add a sample, but at the first call.
+
+        A sample has no numbers if the store does not answer.
+        """
+        try:
+            totals = {role: await self._store.totals(role) for role in ("processor", "notifier")}
+        except StoreError:
+            self._read.clear()
+            self._add({"at_ms": int(time.time() * 1000)})
+            return
+        self._read.append((trio.current_time(), totals))
+        if len(self._read) > 1:
+            (begun, before), (last, previous), (now, newest) = self._read[0], self._read[-2], self._read[-1]
+            self._add(
+                {
+                    "at_ms": int(time.time() * 1000),
+                    "rates": rates(before, newest, now - begun),
+                    "latencies": latencies(before, newest),
+                    "failures": failures(previous, newest),
+                    "step_s": round(now - last, 1),
+                }
+            )
+
+    def since(self, number: int) -> bytes:
+        """The samples behind that number, as a line of JSON; empty if there is none."""
+        count = min(self.newest - number, len(self._samples))
+        return json.dumps(list(self._samples)[-count:], separators=(",", ":")).encode() if count else b""
+
+    def _add(self, sample: Mapping[str, Any]) -> None:
+        self._samples.append(sample)
+        self.newest += 1
+
+
+def rates(before: Totals, after: Totals, seconds: float) -> dict[str, float]:
+    """Growth a second, by the names of `RATES`."""
+    grown = {role: by_name(_growth(before, after, role)) for role in after}
+    return {name: _short(grown[role].get(counter, 0) / seconds) for name, (role, counter) in RATES.items()}
+
+
+def latencies(before: Totals, after: Totals) -> dict[str, list[float] | None]:
+    """`QUANTILES` in seconds, by the names of `LATENCIES`; `None` where nothing was measured."""
+    found = {}
+    for name, (role, histogram) in LATENCIES.items():
+        counts: Counter[float] = Counter()
+        for series, count in _growth(before, after, role).items():
+            first, *labels = series.split(SEPARATOR)
+            if first == histogram + BUCKET:
+                counts[float(labels[-1])] += count
+        found[name] = [_short(quantile(counts, each)) for each in QUANTILES] if counts.total() else None
+    return found
+
+
+def failures(before: Totals, after: Totals) -> dict[str, int]:
+    """Downloads that have failed for good, by error code, and callbacks that were given up."""
+    found: Counter[str] = Counter()
+    for role, counter in (("processor", "downloads_failed"), ("notifier", "callbacks_failed")):
+        for series, count in _growth(before, after, role).items():
+            name, _, label = series.partition(SEPARATOR)
+            if name == counter and count:
+                found[label if role == "processor" else CALLBACK] += count
+    return dict(found)
+
+
+def quantile(counts: Mapping[float, int], which: float) -> float:
+    """A quantile, as Prometheus estimates it: values lie evenly between the bounds of their bucket.
+
+    Args:
+        counts: how many values each bucket has, by its upper bound; they may not all be 0.
+        which: from 0 to 1.
+    """
+    rank, lower = which * sum(counts.values()), 0.0
+    for bound in sorted(counts):
+        if rank <= counts[bound]:
+            return lower if isinf(bound) else lower + (bound - lower) * rank / counts[bound]
+        rank -= counts[bound]
+        lower = bound
+    return lower
+
+
+def _growth(before: Totals, after: Totals, role: str) -> dict[str, int]:
+    """How much each series has grown; one that has shrunk began anew in an emptied store."""
+    known = before.get(role, {})
+    pairs = ((series, count, known.get(series, 0)) for series, count in after[role].items())
+    return {series: count - past if count >= past else count for series, count, past in pairs}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,64 @@
+"""The page where the API wants tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from playwright.sync_api import expect
+from pydantic import SecretStr
+
+from downloader.config import ApiSettings, TokenSettings
+from downloader.store import Submission
+from downloader.store.redis_store import RedisStore
+from servers.browser import Browse, Seen, ServePage, meanwhile
+from servers.jobs import spec_for
+
+pytestmark = pytest.mark.slow
+
+TOKENS = [
+    TokenSettings(name="watcher", token=SecretStr("watcher" * 5), scopes=["read"]),
+    TokenSettings(name="keeper", token=SecretStr("keeper" * 5), scopes=["admin"]),
+]
+
+
+async def test_signing_in_and_out(browse: Browse, serve_page: ServePage, store: RedisStore) -> None:
+    url = await serve_page(ApiSettings(tokens=TOKENS))
+    await store.submit([Submission(spec=spec_for(store, "a"))])
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        token = page.get_by_label("A token of this service")
+        expect(token).to_be_focused()
+        expect(page.locator("#live")).to_be_hidden()
+        page.keyboard.type("no such token")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text("No such token is configured.")
+        page.keyboard.type("watcher" * 5)
+        page.keyboard.press("Enter")
+        expect(token).to_be_hidden()
+        expect(page.locator("#who-name")).to_have_text("watcher")
+        page.get_by_role("button", name="Pause a").click()
+        expect(page.locator("#said.bad")).to_contain_text("lacks the scope admin")
+        assert page.evaluate("document.cookie") == ""
+        assert page.evaluate("localStorage.length + sessionStorage.length") == 0
+
+        page.get_by_role("button", name="Sign out").click()
+        expect(token).to_be_focused()
+        expect(page.locator("#live")).to_be_hidden()
+        token.fill("keeper" * 5)
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name="Pause a").click()
+        expect(page.locator("#said")).to_contain_text("a is paused.")
+        found = meanwhile(partial(store.aggregation, "a"))
+        assert found is not None
+        assert found.paused
+
+        page.context.clear_cookies()  # as if the session had ended
+        page.get_by_role("button", name="Resume a").click()
+        expect(token).to_be_focused()
+        refused = [text for text in seen.complaints if "401" not in text and "403" not in text]
+        assert (refused, seen.strangers) == ([], [])
+
+    await browse(url, look)
