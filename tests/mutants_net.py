@@ -9,6 +9,7 @@ ADDRESSES, URLS, WIRE = (
     "tests/net",
 )
 RESUME = "tests/fetch/test_resume.py"
+LASTING = "tests/fetch/test_lasting.py"
 REDIRECTS, HOSTILE, TABLE = (f"tests/fetch/test_{name}.py" for name in ("redirects", "hostile", "table"))
 PROXIES = "tests/fetch/test_proxy.py"
 
@@ -263,5 +264,26 @@ ROWS = (
         "self._member.decompress(self._pending)",
         f"{HOSTILE} -k bomb",
     ),
+    (
+        "lasting: cancelled parts are deleted",
+        f"{FETCH}/attempt.py",
+        "keep = self.parts.lasting",
+        "keep = False",
+        LASTING,
+    ),
+    (
+        "lasting: a refusal deletes the part",
+        f"{FETCH}/attempt.py",
+        " or (self.parts.lasting and progress.answer is None)",
+        "",
+        LASTING,
+    ),
+    (
+        "lasting: the note of an older version stays",
+        f"{FETCH}/lasting.py",
+        "        if answer.part is None:\n",
+        "        if answer.part is None and not self._note(self.name_of(spec.url)).exists():\n",
+        LASTING,
+    ),
+    ("lasting: no sweep", f"{FETCH}/lasting.py", "        self._sweep()\n", "        pass\n", LASTING),
 )
-"""Each is given to `Mutant` in `mutants.py`."""

@@ -99,6 +99,8 @@ class Report:
 
     def interrupted(self) -> None:
         """Write a line on standard error, after Ctrl-C."""
+        if self._bars is not None:
+            self._bars.stop()  # otherwise a bar would stay above the text
         text = f"downloader: interrupted: {self._counts()}\n"
         if sizes := self._folder.parts():
             files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"

@@ -1,0 +1,134 @@
+"""What `downloader fetch` keeps in its hidden folder for the next run, without a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from downloader.cli.fetch_folder import HIDDEN, OutputFolder, open_output
+from downloader.cli.fetch_record import Record
+from downloader.service import FetchResult
+
+URL = "http://h/a.txt"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[OutputFolder]:
+    with open_output(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def file(output: OutputFolder) -> Path:
+    """A complete file that is in the record."""
+    path = output.folder / "a.txt"
+    add(output, path, b"hello")
+    return path
+
+
+def add(output: OutputFolder, path: Path, content: bytes, *, url: str = URL) -> None:
+    path.write_bytes(content)
+    Record(output).add(
+        FetchResult(
+            index=0,
+            url=url,
+            ok=True,
+            size=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            path=str(path),
+            validator=("etag", '"v1"'),
+        )
+    )
+
+
+def intact(output: OutputFolder, url: str = URL) -> bool:
+    return Record(output).intact(url) is not None
+
+
+def test_a_recorded_file_is_intact_with_its_time_or_its_digest(output: OutputFolder, file: Path) -> None:
+    known = Record(output).intact(URL)
+    assert known is not None
+    assert known.condition == {"If-None-Match": '"v1"'}
+    os.utime(file, (1, 1))
+    assert intact(output), "it was copied"
+    file.write_bytes(b"jello")
+    os.utime(file, (1, 1))
+    assert not intact(output), "it was changed"
+    file.write_bytes(b"hello, too")
+    assert not intact(output)
+    file.unlink()
+    assert not intact(output)
+    assert not intact(output, "http://h/other")
+
+
+def test_the_last_line_of_a_url_counts(output: OutputFolder, file: Path) -> None:
+    add(output, file, b"changed at its origin")
+    assert intact(output)
+
+
+def test_a_line_that_was_cut_off_spoils_no_other(output: OutputFolder, file: Path) -> None:
+    text = output.record.read_text()
+    output.record.write_text(text + text.strip()[:-20])
+    add(output, output.folder / "b.txt", b"b", url="http://h/b.txt")
+    assert intact(output)
+    assert intact(output, "http://h/b.txt")
+
+
+@pytest.mark.parametrize("line", ["7", "null", "{}", "[]", "\udcff"])
+def test_a_line_that_is_none_is_ignored(output: OutputFolder, file: Path, line: str) -> None:
+    with output.record.open("ab") as record:
+        record.write(line.encode(errors="surrogateescape") + b"\n")
+    assert intact(output)
+
+
+def test_a_record_names_files_of_its_own_folder_only(output: OutputFolder, file: Path) -> None:
+    """Whoever gave the user the folder must not choose which file `--check` replaces."""
+    (output.folder / "sub").mkdir()
+    fields = json.loads(output.record.read_text()) | {"name": "sub/../a.txt"}
+    output.record.write_text(json.dumps(fields))
+    assert not intact(output)
+
+
+def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: OutputFolder) -> None:
+    output.storage_dir.mkdir()
+    with open_output(tmp_path) as second:
+        assert (output.lasting, second.lasting) == (True, False)
+        assert second.record == output.record
+        second.storage_dir.mkdir()
+        assert second.storage_dir != output.storage_dir
+        third = second.hidden
+    assert not third.exists()
+    assert output.storage_dir.exists(), "the first one is still using it"
+
+
+def test_what_a_killed_run_has_left_is_deleted(tmp_path: Path) -> None:
+    killed = tmp_path / HIDDEN / "run-x"
+    (killed / "files").mkdir(parents=True)
+    (tmp_path / HIDDEN / "files" / "unnamed").mkdir(parents=True)
+    with open_output(tmp_path), open_output(tmp_path) as second:
+        assert sorted(path.name for path in (tmp_path / HIDDEN).iterdir()) == [second.hidden.name]
+
+
+def test_a_file_with_the_same_content_is_the_file(output: OutputFolder, file: Path) -> None:
+    stored = output.hidden / "stored"
+    stored.write_bytes(b"hello")
+    assert output.place(stored, url=URL) == file
+    assert not stored.exists()
+    stored.write_bytes(b"jello")
+    assert output.place(stored, url=URL).name == "a (2).txt"
+    assert file.read_bytes() == b"hello"
+    stored.write_bytes(b"hello")
+    assert output.place(stored, url=URL).name == "a (3).txt", "in one run each file gets its own"
+
+
+def test_parts_with_a_note_are_counted(output: OutputFolder) -> None:
+    output.spool_dir.mkdir()
+    for name, size in (("p", 3), ("q", 4)):
+        (output.spool_dir / name).write_bytes(b"x" * size)
+    (output.spool_dir / "p.json").write_text("{}")
+    assert output.parts() == [3]
