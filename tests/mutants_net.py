@@ -13,7 +13,65 @@ LASTING = "tests/fetch/test_lasting.py"
 REDIRECTS, HOSTILE, TABLE = (f"tests/fetch/test_{name}.py" for name in ("redirects", "hostile", "table"))
 PROXIES = "tests/fetch/test_proxy.py"
 
+ROBOTS = "tests/fetch/test_robots.py tests/unit/test_robots_rules.py"
+
 ROWS = (
+    (
+        "robots: a hop is not asked",
+        f"{FETCH}/attempt.py",
+        "                await self.robots.check(url, aggregation=lease.group, proxy=proxy)\n",
+        "                pass\n",
+        ROBOTS,
+    ),
+    (
+        "robots: read to its end",
+        f"{FETCH}/robots.py",
+        "while len(data) < MAX_BYTES and",
+        "while",
+        ROBOTS,
+    ),
+    (
+        "robots: waited for without an end",
+        f"{FETCH}/robots.py",
+        "trio.fail_after(self.within_s)",
+        "trio.fail_after(999)",
+        ROBOTS,
+    ),
+    (
+        "robots: a 5xx allows all",
+        f"{FETCH}/robots.py",
+        "status >= 500 or",
+        "",
+        ROBOTS,
+    ),
+    (
+        "robots: each attempt asks",
+        f"{FETCH}/robots.py",
+        "if (pending := self._pending.get(key)) is not None:",
+        "if (pending := self._pending.get(key)) is not None and False:",
+        ROBOTS,
+    ),
+    (
+        "robots: those that waited go on without the delay",
+        f"{FETCH}/robots.py",
+        "if waited and rules.crawl_delay_s",
+        "if False and rules.crawl_delay_s",
+        ROBOTS,
+    ),
+    (
+        "robots: any number of wildcards",
+        f"{FETCH}/robots_rules.py",
+        "> MAX_WILD_RULES:",
+        "> 10**9:",
+        ROBOTS,
+    ),
+    (
+        "robots: what is kept is not bounded",
+        f"{FETCH}/robots.py",
+        "            self._forget(next(iter(self._kept)))\n",
+        "            break\n",
+        ROBOTS,
+    ),
     (
         "egress: the first address decides",
         f"{NET}/dial.py",

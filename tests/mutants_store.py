@@ -486,6 +486,13 @@ ROWS = (
         OF_HOSTS,
     ),
     (
+        "robots: its delay is not the host's",
+        f"{STORE}/lua/_hosts.lua",
+        "tonumber(redis.call('GET', key_crawl(host)) or '0')",
+        "0",
+        OF_HOSTS,
+    ),
+    (
         "host: it does not cool down",
         f"{STORE}/lua/_lib.lua",
         "begin_cooldown(key_host(host), began, item)",

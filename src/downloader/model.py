@@ -99,6 +99,8 @@ class ErrorCode(StrEnum):
     """The file differs from the job's `sha256` or `size`, or from the origin's digest."""
     NOT_MODIFIED = "not_modified"
     """A 304 to a conditional request."""
+    ROBOTS = "robots"
+    """Refused by its origin's robots.txt, or there was no answer for that."""
 
 
 class Verdict(StrEnum):

@@ -247,6 +247,18 @@ async def test_a_delay_is_kept_between_any_two(hosts: RedisStore, clock: StoreCl
     assert all(4000 <= gap <= 4200 for gap in gaps), gaps
 
 
+async def test_the_delay_of_a_robots_txt_is_the_hosts(hosts: RedisStore, clock: StoreClock) -> None:
+    await hosts.set_crawl_delay("one.test", 5, 600)
+    await submit(hosts, "a", "one.test", 9)
+    await submit(hosts, "b", "one.test", 9)
+    times = []
+    for _ in range(200):
+        times += [clock.now_ms] * len(await take(hosts))
+        await clock.move(0.1)
+    assert len(times) == 3, "its limit"
+    assert all(5000 <= after - before <= 5200 for before, after in itertools.pairwise(times))
+
+
 async def test_a_cooldown_is_of_the_host_too(hosts: RedisStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "one.test", 2)
     [first, _] = await take(hosts)

@@ -215,7 +215,7 @@ def test_other_peoples_variables_break_no_start() -> None:
         ("[processor.hosts.'*']\nlimits = 1", "processor.hosts"),
         (
             "[processor.hosts.'*']\nlimit = 1\n[redis]\nurl = 'redis://h'\ncluster = true",
-            "processor.hosts is not available together with redis.cluster",
+            "processor.hosts and processor.robots are not available with redis.cluster",
         ),
         ("[processor]\nfilestorage = 's3'", "processor.filestorage must be a table"),
         ("processor = 3", "processor must be a table"),

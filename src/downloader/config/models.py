@@ -239,6 +239,8 @@ class ProcessorSettings(Section):
     """PEM file of the certificate authorities to trust instead of the system's."""
     hosts: dict[HostPattern, HostSettings] = Field(default_factory=dict)
     """Limits by host; `*.example.org`: of each name below it, `*`: of each host. The nearest one applies."""
+    robots: bool = False
+    """Whether each URL's origin is asked by its robots.txt whether it may be fetched, and how often."""
     filestorage: FileStorageSettings | None = None
     s3: S3Settings = Field(default_factory=S3Settings)
 
@@ -325,9 +327,9 @@ class Settings(Section):
                     f"{name}.lease must be more than 1.5 times redis.timeout,"
                     " or a slow renewal would come after the lease has ended"
                 )
-        if self.redis.cluster and self.processor.hosts:
-            # A host's jobs are in all shards, and a script sees one of them.
-            raise ValueError("processor.hosts is not available together with redis.cluster")
+        if self.redis.cluster and (self.processor.hosts or self.processor.robots):
+            # A host's jobs are in all shards, and a script sees one of them; a robots.txt limits a host too.
+            raise ValueError("processor.hosts and processor.robots are not available with redis.cluster")
         self.egress.policy("downloads")
         self.egress.policy("callbacks")
         return self

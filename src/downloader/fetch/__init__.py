@@ -5,6 +5,15 @@ from __future__ import annotations
 from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
 from downloader.fetch.fetcher import open_fetcher
 from downloader.fetch.lasting import LastingParts
+from downloader.fetch.robots import OnCrawlDelay
 from downloader.fetch.spool import disk_used_percent
 
-__all__ = ["BucketOpener", "FetchLimits", "Fetcher", "LastingParts", "disk_used_percent", "open_fetcher"]
+__all__ = [
+    "BucketOpener",
+    "FetchLimits",
+    "Fetcher",
+    "LastingParts",
+    "OnCrawlDelay",
+    "disk_used_percent",
+    "open_fetcher",
+]

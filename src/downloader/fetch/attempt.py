@@ -27,6 +27,7 @@ from downloader.fetch.headers import (
 from downloader.fetch.lasting import LastingParts
 from downloader.fetch.parts import Part, Parts, Source
 from downloader.fetch.retry import cooldown, decide
+from downloader.fetch.robots import Robots
 from downloader.fetch.sink import CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
@@ -118,6 +119,8 @@ class Fetcher:
     spool: Spool
     storage: Storage
     own_bucket: BucketOpener | None
+    robots: Robots | None = None
+    """`None`: robots.txt is not asked."""
     rng: random.Random
     limits: FetchLimits
 
@@ -239,6 +242,8 @@ class Fetcher:
         proxy = _parse(lease.proxy, "proxy", "the URL of the aggregation's proxy") if lease.proxy else None
         headers = job_headers(self.base, user_agent=spec.user_agent, headers=spec.request_headers)
         for _ in range(self.limits.redirects + 1):
+            if self.robots is not None:
+                await self.robots.check(url, aggregation=lease.group, proxy=proxy)
             route = Route(
                 url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, expect=watch.expect
             )

@@ -14,6 +14,7 @@ from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
 from downloader.fetch.headers import base_headers
 from downloader.fetch.lasting import LastingParts
 from downloader.fetch.parts import Parts
+from downloader.fetch.robots import OnCrawlDelay, Robots
 from downloader.fetch.spool import open_lasting_spool, open_spool
 from downloader.net import EgressPolicy, open_transport, tls_context
 from downloader.storage import Storage
@@ -27,6 +28,7 @@ async def open_fetcher(
     storage: Storage,
     spool_dir: Path,
     own_bucket: BucketOpener | None = None,
+    on_crawl_delay: OnCrawlDelay | None = None,
     rng: random.Random,
     limits: FetchLimits | None = None,
     lasting: bool = False,
@@ -47,14 +49,17 @@ async def open_fetcher(
         open_transport(policy, tls=tls, limits=limits.net, max_idle=settings.concurrency) as transport,
     ):
         parts = (LastingParts if lasting else Parts)(spool, disk_low=settings.disk_low)
+        base = base_headers(settings.request_headers)
+        robots = Robots(transport=transport, headers=base, on_crawl_delay=on_crawl_delay)
         yield Fetcher(
             settings=settings,
-            base=base_headers(settings.request_headers),
+            base=base,
             transport=transport,
             parts=parts,
             spool=spool,
             storage=storage,
             own_bucket=own_bucket,
+            robots=robots if settings.robots else None,
             rng=rng,
             limits=limits,
         )

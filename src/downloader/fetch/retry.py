@@ -61,6 +61,8 @@ def decide(
         rng: source of the jitter.
     """
     if treatment is Treatment.RELEASE:
+        if retry_after_s is not None:
+            return Verdict.RELEASE, retry_after_s
         return Verdict.RELEASE, rng.uniform(RELEASE_MIN_S, RELEASE_MAX_S)
     cools_down = treatment is Treatment.COOL_DOWN
     if cools_down and throttled < FREE_COOLDOWNS:

@@ -171,7 +171,11 @@ async def _run_with(
         fetcher = backends = None
         if "processor" in roles:
             downloads = open_downloads(
-                settings, files.storage, rng=instance.rng, own_bucket=files.buckets.bucket
+                settings,
+                files.storage,
+                rng=instance.rng,
+                own_bucket=files.buckets.bucket,
+                on_crawl_delay=store.set_crawl_delay,
             )
             fetcher = await stack.enter_async_context(downloads)
         if "notifier" in roles:

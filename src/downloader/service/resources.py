@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
-from downloader.fetch import BucketOpener, Fetcher, open_fetcher
+from downloader.fetch import BucketOpener, Fetcher, OnCrawlDelay, open_fetcher
 from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Host, Notifier, open_notifiers
 from downloader.service.files import Files
@@ -50,11 +50,12 @@ async def open_downloads(
     *,
     rng: random.Random,
     own_bucket: BucketOpener | None = None,
+    on_crawl_delay: OnCrawlDelay | None = None,
     lasting: bool = False,
 ) -> AsyncIterator[Fetcher]:
     """A fetcher that stores files in `storage`, or in the bucket that a job names.
 
-    For `lasting` see `open_fetcher`.
+    For `on_crawl_delay` and `lasting` see `open_fetcher`.
 
     Raises:
         ConfigError: the spool folder cannot be written, or a certificate file not read.
@@ -65,6 +66,7 @@ async def open_downloads(
         storage=storage,
         own_bucket=own_bucket,
         spool_dir=settings.spool_dir,
+        on_crawl_delay=on_crawl_delay,
         rng=rng,
         lasting=lasting,
     ) as fetcher:

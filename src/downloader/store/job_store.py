@@ -226,6 +226,12 @@ class JobStore(Protocol):
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
         """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
 
+    async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:
+        """Let downloads from a host start at least this many seconds after each other, for the next `keep_s`.
+
+        Instances whose store knows no limits of hosts do not obey it.
+        """
+
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         """Make at most `count` tasks per shard whose lease has ended pending again; answers their job ids."""
 

@@ -64,14 +64,15 @@ async def open_store(
     settings: RedisSettings,
     timed: Timed = lambda _name, _seconds: None,
     *,
-    hosts: Mapping[str, HostSettings] = MappingProxyType({}),
+    hosts: Mapping[str, HostSettings] | None = None,
 ) -> AsyncIterator[RedisStore]:
     """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
 
     Args:
         settings: where it is.
         timed: see `Timed`.
-        hosts: limits by host or pattern, which downloads that this instance leases obey.
+        hosts: limits by host or pattern, which downloads that this instance leases obey; `None`: hosts have
+            no limits, also no delay of their robots.txt.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
@@ -88,11 +89,13 @@ class RedisStore(RedisReader):
         self,
         client: StoreClient,
         sealer: Sealer | None = None,
-        hosts: Mapping[str, HostSettings] = MappingProxyType({}),
+        hosts: Mapping[str, HostSettings] | None = None,
     ) -> None:
         super().__init__(client, sealer)
         self._seal = None if sealer is None else sealer.seal
-        self._hosts = {name: each.model_dump(exclude_none=True) for name, each in hosts.items()}
+        self._hosts = None
+        if hosts is not None:
+            self._hosts = {name: each.model_dump(exclude_none=True) for name, each in hosts.items()}
         self._ids = JobIds()
         self._requests = itertools.count()
         self._session = secrets.token_hex(4)
@@ -126,7 +129,7 @@ class RedisStore(RedisReader):
 
         async def run(shard: int, items: Iterable[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
             rows = [
-                arguments.submit(item, permitted, self._seal, with_host=bool(self._hosts))
+                arguments.submit(item, permitted, self._seal, with_host=self._hosts is not None)
                 for item, permitted in items
             ]
             answers = await self._client.run("submit", shard, {}, rows, durable=True)
@@ -154,7 +157,7 @@ class RedisStore(RedisReader):
             "last": list(shares.last),
             "never": list(shares.never),
         }
-        if self._hosts and kind is Kind.DOWNLOAD:
+        if self._hosts is not None and kind is Kind.DOWNLOAD:
             common["hosts"] = self._hosts
         leases: list[Lease] = []
         waits: list[float] = []
@@ -229,6 +232,10 @@ class RedisStore(RedisReader):
         """See `JobStore.sweep`."""
         call = {"kind": kind, "count": count}
         return [job_id for ids in await self._shards.run_on_all("sweep", call) for job_id in ids]
+
+    async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:
+        """See `JobStore.set_crawl_delay`."""
+        await self._client.command("SET", self._keys.key(0, "crawl", host), str(seconds), "PX", ms(keep_s))
 
     # The end of a job
 

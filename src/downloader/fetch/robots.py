@@ -1,0 +1,208 @@
+"""Asks an origin's robots.txt before a file is fetched (RFC 9309), if `processor.robots` is on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from downloader.errors import StoreError
+from downloader.fetch.answer import Field, failure, first_fields, redirect, success
+from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
+from downloader.fetch.headers import HeaderMap
+from downloader.fetch.robots_rules import LARGE_RULES, Rules, product_token
+from downloader.model import ErrorCode
+from downloader.net import (
+    BadResponse,
+    EgressRefused,
+    NetError,
+    Origin,
+    ResponseBody,
+    Route,
+    Transport,
+    Url,
+    build_request,
+)
+
+MAX_BYTES = 500 * 1024
+"""RFC 9309, 2.5: at least this much is read; what follows is not."""
+
+FETCH_S = 30.0
+"""For the whole of a robots.txt, redirects included."""
+
+MIN_AGE_S, MAX_AGE_S = 60.0, 24 * 3600.0
+"""How long a robots.txt is kept: `max-age` of its `Cache-Control` within these bounds, else the longest."""
+
+FAILURE_AGE_S = 30.0
+"""How long it is remembered that there was no answer."""
+
+MAX_ORIGINS = 2000
+MAX_KEPT_BYTES = 16 * 1024 * 1024
+"""Origins whose rules are kept, and the text of these rules; the oldest go first."""
+
+REDIRECTS = 5
+"""RFC 9309, 2.3.1.2. After more of them, the file counts as not there."""
+
+_MAX_AGE = re.compile(r"max-age=([0-9]{1,9})")
+_STATUSES = frozenset({301, 302, 303, 307, 308})
+_TOO_MANY_REQUESTS = 429
+
+OnCrawlDelay = Callable[[str, float, float], Awaitable[None]]
+"""`(host, seconds, age)`: the host asks for this time between two requests; to be known for `age` seconds."""
+
+_Key = tuple[Origin, str]
+"""Origin and proxy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """What is known of an origin."""
+
+    rules: Rules = field(default_factory=Rules)
+    error: FetchError | None = None
+    """Why there is no answer."""
+    until: float
+
+
+@dataclass(kw_only=True, eq=False)
+class Robots:
+    """The robots.txt of each origin that this process fetches from; one attempt at a time fetches it."""
+
+    transport: Transport
+    headers: HeaderMap
+    """The configured request headers; the product in `User-Agent` is whose rules apply."""
+    on_crawl_delay: OnCrawlDelay | None
+    """`None`: a host's delay is not obeyed."""
+    within_s: float = FETCH_S
+    _kept: dict[_Key, _Entry] = field(default_factory=dict)
+    _kept_bytes: int = 0
+    _pending: dict[_Key, trio.Event] = field(default_factory=dict)
+
+    async def check(self, url: Url, *, aggregation: str, proxy: Url | None) -> None:
+        """Return if the URL may be fetched.
+
+        An attempt that is cancelled while it fetches the file leaves this to the next one that waits for it.
+
+        Raises:
+            FetchError: it may not; or there is no answer from the origin; or the origin asks for a delay,
+                which the store now knows: the job is handed back, and starts when the delay permits.
+        """
+        key = (url.origin, "" if proxy is None else proxy.text)
+        waited = False
+        while (entry := self._current(key)) is None:
+            waited = True
+            if (pending := self._pending.get(key)) is not None:
+                await pending.wait()
+                continue
+            self._pending[key] = trio.Event()
+            try:
+                self._keep(key, await self._fetch(url, aggregation, proxy))
+            finally:
+                self._pending.pop(key).set()
+        if entry.error is not None:
+            error = entry.error
+            raise FetchError(str(error), error.code, error.treatment, retry_after_s=error.retry_after_s)
+        rules = entry.rules
+        if rules.count > LARGE_RULES:
+            allowed = await trio.to_thread.run_sync(rules.allow, url)
+        else:
+            allowed = rules.allow(url)
+        if not allowed:
+            why = " (it has too many rules)" if rules.too_many else ""
+            raise FetchError(f"refused by the robots.txt of {url.origin.host}{why}", ErrorCode.ROBOTS)
+        if waited and rules.crawl_delay_s and self.on_crawl_delay is not None:
+            # Those that waited for the file were leased without regard to its delay.
+            raise FetchError(
+                "its robots.txt asks for a delay", ErrorCode.ROBOTS, Treatment.RELEASE, retry_after_s=0.0
+            )
+
+    def _current(self, key: _Key) -> _Entry | None:
+        entry = self._kept.get(key)
+        return entry if entry is not None and trio.current_time() < entry.until else None
+
+    def _keep(self, key: _Key, entry: _Entry) -> None:
+        self._forget(key)
+        self._kept[key] = entry
+        self._kept_bytes += entry.rules.size
+        while len(self._kept) > MAX_ORIGINS or (self._kept_bytes > MAX_KEPT_BYTES and len(self._kept) > 1):
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: _Key) -> None:
+        if (entry := self._kept.pop(key, None)) is not None:
+            self._kept_bytes -= entry.rules.size
+
+    async def _fetch(self, url: Url, aggregation: str, proxy: Url | None) -> _Entry:
+        try:
+            with trio.fail_after(self.within_s):
+                data, fields = await self._read(url.join(b"/robots.txt"), aggregation, proxy)
+        except trio.TooSlowError:
+            error = _no_answer(f"not received within {self.within_s:g} s")
+        except NetError as exc:
+            error = explain(exc)  # as a request for the file would end
+        except FetchError as exc:
+            error = exc
+        else:
+            return await self._read_rules(url, data, fields)
+        return _Entry(error=error, until=trio.current_time() + FAILURE_AGE_S)
+
+    async def _read_rules(self, url: Url, data: bytes, fields: Sequence[Field]) -> _Entry:
+        token = product_token(self.headers.get(b"user-agent", (b"", b""))[1].decode("latin-1"))
+        rules = await trio.to_thread.run_sync(Rules.parse, data, token)
+        age_s = _age_s(fields)
+        if rules.crawl_delay_s and self.on_crawl_delay is not None:
+            try:
+                await self.on_crawl_delay(url.origin.host.removesuffix("."), rules.crawl_delay_s, age_s)
+            except StoreError as exc:
+                raise own_fault("our own store does not answer") from exc
+        return _Entry(rules=rules, until=trio.current_time() + age_s)
+
+    async def _read(self, url: Url, aggregation: str, proxy: Url | None) -> tuple[bytes, Sequence[Field]]:
+        """The first bytes of the file, none if there is no such file, and the fields of the response.
+
+        Raises:
+            NetError: the origin cannot be reached.
+            FetchError: it answers 5xx or 429.
+        """
+        for hop in range(REDIRECTS + 1):
+            route = Route(url=url, aggregation=aggregation, proxy=proxy)
+            request = build_request("GET", route, [*self.headers.values()])
+            try:
+                response = await self.transport.handle_async_request(request)
+            except (EgressRefused, BadResponse) as exc:
+                if hop == 0 and isinstance(exc, EgressRefused):
+                    raise
+                return b"", ()  # a redirect to where we may not go, or nothing that could be read
+            fields, body, status = response.headers.raw, response.stream, response.status_code
+            assert isinstance(body, ResponseBody)
+            try:
+                if status in range(200, 300):
+                    read = success(status, url, body, fields, self.headers).read
+                    data = bytearray()
+                    while len(data) < MAX_BYTES and (piece := await read()) is not None:
+                        data += piece
+                    return bytes(data[:MAX_BYTES]), fields
+            finally:
+                await body.aclose()
+            if status in _STATUSES:
+                try:
+                    url = redirect(url, fields)
+                except FetchError:
+                    return b"", ()
+            elif status >= 500 or status == _TOO_MANY_REQUESTS:  # noqa: PLR2004
+                error = failure(status, fields, {})
+                raise _no_answer(str(error), error.retry_after_s)
+            else:
+                return b"", fields
+        return b"", ()
+
+
+def _no_answer(why: str, retry_after_s: float | None = None) -> FetchError:
+    text = f"no answer for robots.txt: {why}"
+    return FetchError(text, ErrorCode.ROBOTS, Treatment.COOL_DOWN, retry_after_s=retry_after_s)
+
+
+def _age_s(fields: Sequence[Field]) -> float:
+    found = _MAX_AGE.search(first_fields(fields).get(b"cache-control", b"").decode("latin-1").lower())
+    return min(max(float(found[1]), MIN_AGE_S), MAX_AGE_S) if found else MAX_AGE_S
