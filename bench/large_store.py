@@ -123,7 +123,7 @@ async def measure(url: str, folder: Path, jobs: int, aggregations: int) -> Measu
     """Fill an empty store, and all measures."""
     with redis.Redis.from_url(url) as database:
         empty = database.info("memory")["used_memory"]
-        async with asyncio_loop(), open_store(RedisSettings(url=url)) as store:
+        async with asyncio_loop(), open_store(RedisSettings(url=url, timeout=60)) as store:
             began = time.perf_counter()
             job_id = await fill_up(store, jobs, aggregations)
             found = {
