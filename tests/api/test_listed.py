@@ -14,7 +14,7 @@ from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Listed, RetryAnswer, Submission
 from downloader.store.redis_store import RedisStore
 from servers.api import Served, Serving
-from servers.jobs import spec_for
+from servers.jobs import end_all, spec_for
 
 
 async def finished(
@@ -185,3 +185,48 @@ async def test_a_token_reaches_its_own_aggregations(serving: Serving) -> None:
     own, _ = await finished(api.store, 1), await finished(api.store, 1, "b")
     assert [row["id"] for row in await listed(api)] == own
     assert await retried(api) == 1
+
+
+async def failures(api: Served, **query: str) -> list[str]:
+    answer = await api.client.get("/failures", params=query)
+    assert answer.status_code == 200
+    return [job["id"] for job in answer.json()["jobs"]]
+
+
+async def test_the_newest_failures_come_first(api: Served) -> None:
+    old = spec_for(api.store, "b")
+    await api.store.submit([Submission(spec=old)])
+    told = Delivery(verdict=Verdict.SUCCEEDED)
+    await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"), callback=told)
+    await finished(api.store, 1, verdict=Verdict.SUCCEEDED)
+    [new] = await finished(api.store, 1)
+    assert await failures(api) == [new, old.id]
+    assert await failures(api, aggr_id="b") == [old.id]
+    answer = await api.client.get("/failures")
+    assert [job["error"] for job in answer.json()["jobs"]] == ["answered 500", "no route"]
+    await api.client.post(f"/retry/{new}")
+    assert await failures(api) == [old.id], "it has not failed any more"
+
+
+async def test_as_many_failures_are_kept_as_are_shown(api: Served) -> None:
+    await finished(api.store, PAGE + 5)
+    assert len(await failures(api)) == PAGE
+    assert await api.store._client.command("ZCARD", api.store._keys.key(0, "failures")) == PAGE
+
+
+async def test_a_token_sees_failures_of_its_aggregations_only(serving: Serving, store: RedisStore) -> None:
+    token = TokenSettings(name="t", token=SecretStr("t" * 20), scopes=["read"], aggregations=["b*"])
+    api = await serving(settings=ApiSettings(tokens=[token]))
+    [job] = await finished(store, 1, aggr_id="b")
+    await finished(store, 1, aggr_id="a")
+    answer = await api.client.get("/failures", headers={"Authorization": f"Bearer {'t' * 20}"})
+    assert [each["id"] for each in answer.json()["jobs"]] == [job]
+
+
+async def test_a_deleted_job_is_no_failure_any_more(api: Served) -> None:
+    [job] = await finished(api.store, 1, keep_s=0)
+    assert await failures(api) == [job]
+    [reapable] = (await api.store.reap(9, 60)).jobs
+    await api.store.remove([reapable.spec.id])
+    assert await failures(api) == []
+    assert await api.store._client.command("ZCARD", api.store._keys.key(0, "failures")) == 0

@@ -213,6 +213,14 @@ class ListedPageAnswer(TypedDict):
 
 
 @_DOCUMENTED
+class FailuresAnswer(TypedDict):
+    """What failed lately."""
+
+    jobs: list[ListedAnswer]
+    """The newest failures first."""
+
+
+@_DOCUMENTED
 class RetriedAnswer(TypedDict):
     """What was sent again."""
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from quart import request
 from quart_trio import QuartTrio
 
-from downloader.api.answers import ListedAnswer, ListedPageAnswer, RetriedAnswer
+from downloader.api.answers import FailuresAnswer, ListedAnswer, ListedPageAnswer, RetriedAnswer
 from downloader.api.deps import ApiDeps
 from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Problem, Refused
@@ -25,7 +25,7 @@ CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
 
 
 def add_listed(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /jobs` and `POST /retry`."""
+    """`GET /jobs`, `GET /failures` and `POST /retry`."""
 
     @app.get("/jobs")
     async def jobs() -> tuple[ListedPageAnswer, int, dict[str, str]]:
@@ -36,6 +36,13 @@ def add_listed(app: QuartTrio, deps: ApiDeps) -> None:
             query = urlencode({**request.args.to_dict(), "cursor": cursor})
             headers["Link"] = f'</jobs?{query}>; rel="next"'
         return {"jobs": [_answer(each) for each in found], "cursor": cursor}, HTTPStatus.OK, headers
+
+    @app.get("/failures")
+    async def failures() -> FailuresAnswer:
+        allows, aggr_id = visible_aggregations(), request.args.get("aggr_id", "")
+        newest = await deps.store.failures(PAGE)
+        found = [each for each in newest if allows(each.aggr_id) and aggr_id in ("", each.aggr_id)]
+        return {"jobs": [_answer(each) for each in found]}
 
     @app.post("/retry")
     async def retry_all() -> RetriedAnswer:

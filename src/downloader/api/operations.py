@@ -16,6 +16,7 @@ from downloader.api.answers import (
     AcceptedLine,
     AggregationAnswer,
     AggregationsAnswer,
+    FailuresAnswer,
     IdAnswer,
     JobAnswer,
     LineProblem,
@@ -183,6 +184,12 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         ],
         answers={HTTPStatus.OK: Answer(description="A page.", body=ListedPageAnswer, headers=_LINK)},
         problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
+    ),
+    ("GET", "/failures"): Operation(
+        summary="What failed lately",
+        description="The newest of the jobs whose download or callback failed for good; at most 200.",
+        parameters=_FAILED_CALLBACKS[:1],
+        answers={HTTPStatus.OK: Answer(description="The newest first.", body=FailuresAnswer)},
     ),
     ("POST", "/retry/<job_id>"): Operation(
         summary="Retry a job",

@@ -35,6 +35,7 @@ from downloader.store.views import (
     JobPage,
     JobView,
     Listed,
+    ListedJob,
     Load,
 )
 
@@ -267,6 +268,12 @@ class JobStore(Protocol):
 
         Raises:
             ValueError: the cursor does not come from such a call.
+        """
+
+    async def failures(self, count: int) -> Sequence[ListedJob]:
+        """At most `count` of the jobs whose download or callback failed last, the newest first.
+
+        Each shard knows 200 at the most.
         """
 
     async def get(self, job_id: str) -> JobView | None:

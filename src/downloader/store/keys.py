@@ -208,6 +208,12 @@ KEYS = (
         holds="jobs whose callback has failed by the time (ms) until which they are kept, to be counted",
     ),
     Key(
+        name="failures",
+        type="zset",
+        owner="a member goes with its job, or when 200 newer ones are noted",
+        holds="jobs whose download or callback failed last, by when (ms), to be shown",
+    ),
+    Key(
         name="idempotency",
         parameters=("digest",),
         type="string",

@@ -27,6 +27,7 @@ from downloader.store.views import (
     JobPage,
     JobView,
     Listed,
+    ListedJob,
     Load,
 )
 
@@ -69,6 +70,14 @@ class RedisReader:
         elif shard != shards[-1]:
             behind = f"{shard + 1}.."
         return JobPage(jobs=[records.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
+
+    async def failures(self, count: int) -> Sequence[ListedJob]:
+        """See `JobStore.failures`."""
+        call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
+        answers = await self._shards.run_on_all("list", call)
+        found = [records.listed_job(flat) for each in answers for flat in records.fields(each)["jobs"]]
+        found.sort(key=lambda job: -(job.failed_ms or job.finished_ms or 0))
+        return found[:count]
 
     async def get(self, job_id: str) -> JobView | None:
         """See `JobStore.get`."""

@@ -163,6 +163,8 @@ class Listed(StrEnum):
     """The download runs; by the end of the lease. A job whose lease is renewed may come again."""
     PENDING = "pending"
     """The download waits; by the time at which it is due. Of one aggregation only."""
+    FAILURES = "failures"
+    """Download or callback failed lately, the newest first; a bounded list, of one page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

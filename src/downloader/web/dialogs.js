@@ -9,6 +9,8 @@ let timer = 0;
 function show(text, bad) {
   clearTimeout(timer);
   const said = $("said");
+  // What is outside an open dialog is neither read aloud nor can it be pressed.
+  ([...document.querySelectorAll("dialog[open]")].at(-1) ?? document.body).append(said);
   said.hidden = false;
   said.classList.toggle("bad", bad);
   setForeign($("said-text"), text);
@@ -20,6 +22,10 @@ export const say = (text) => show(text, false);
 export const complain = (problem) => show(problem.message, true);
 
 $("said-close").addEventListener("click", () => ($("said").hidden = true));
+
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("close", () => dialog.contains($("said")) && document.body.append($("said")));
+}
 
 for (const each of document.querySelectorAll("[data-close]")) {
   each.addEventListener("click", () => each.closest("dialog").close());

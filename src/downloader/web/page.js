@@ -1,9 +1,11 @@
 // The page: what `GET /events` tells is handed to those who show it.
 
 import { aggregationsChanged } from "./aggregations.js";
+import { callbacksChanged } from "./callbacks.js";
 import { addSamples } from "./charts.js";
 import { $, setText } from "./dom.js";
 import { showFleet } from "./fleet.js";
+import { jobMayHaveChanged, openLinkedJob } from "./job.js";
 import { signIn } from "./signin.js";
 import { listen, stopListening } from "./stream.js";
 
@@ -16,6 +18,8 @@ function show(snapshot) {
   last = snapshot;
   showFleet(snapshot);
   aggregationsChanged();
+  callbacksChanged(snapshot);
+  jobMayHaveChanged();
   const busy = snapshot.aggregations.length > 0;
   const used = busy || Object.values(snapshot.counters.processor).some((value) => value > 0);
   $("quiet").hidden = busy || !used;
@@ -27,4 +31,10 @@ for (const example of document.querySelectorAll(".example")) {
   setText(example, example.textContent.replace("http://localhost:8000/", new URL(".", location).href));
 }
 setInterval(() => last && !document.hidden && show(last), AGAIN_MS);
-signIn(() => listen({ snapshot: show, history: addSamples }), stopListening);
+
+function start() {
+  listen({ snapshot: show, history: addSamples });
+  openLinkedJob();
+}
+
+signIn(start, stopListening);

@@ -79,3 +79,19 @@ export const REASONS = {
   too_large: "too large",
   truncated: "cut short",
 };
+
+export const full = new Intl.DateTimeFormat("en-GB", {
+  day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", second: "2-digit",
+});
+
+// How callbacks to a destination are doing; `limit` is 1 after a failure, until one is delivered.
+export function destinationState({ pending, in_flight, limit, due_at }) {
+  const more = limit === 1 && pending ? "one at a time until one is delivered" : "";
+  if (later(due_at)) return { word: `next attempt at ${moment(new Date(due_at))}`, more, warn: true };
+  if (due_at) return { word: `oldest due for ${age(Date.now() - new Date(due_at))}`, more };
+  return { word: in_flight ? "being delivered" : "nothing waits", more };
+}
+
+function age(ms) {
+  return ms < 60_000 ? `${Math.max(0, Math.round(ms / 1000))} s` : duration(ms);
+}

@@ -266,6 +266,12 @@ local function cool_down(id, group, host, item)
   redis.call('HINCRBY', key_task('download', id), 'throttled', 1)
 end
 
+-- Notes a job among the newest failures, of which 200 are kept.
+local function note_failure(id)
+  redis.call('ZADD', key_failures(), now, id)
+  redis.call('ZREMRANGEBYRANK', key_failures(), 0, -201)
+end
+
 -- Adds a failed attempt to the task's log: lines of `<ms> <error>`, the newest last.
 local function remember(kind, id, text)
   local task = key_task(kind, id)

@@ -26,6 +26,7 @@ for item in items() do
     leave_host(id, host)
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('download', id, item.error) end
+    if item.state == 'failed' then note_failure(id) end
     touch('download', group)
     conclude(id, item.callback, item.limit, item.keep_ms)
   elseif holder == 'cancelled' then

@@ -1,7 +1,7 @@
--- list: some jobs: finished ones, those whose download runs, or those of an aggregation that wait.
+-- list: some jobs: finished ones, those whose download runs, those of an aggregation that wait, or the newest failures.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {which: 'finished' | 'running' | 'pending', group: the aggregation of those that wait, count: how many
+-- ARGV    1 {which: 'finished' | 'running' | 'pending' | 'failures', group: the aggregation of those that wait, count: how many
 --         are read, score and id: of the last one before, '' for none}
 -- from    any
 -- to      the same
@@ -20,14 +20,21 @@ elseif call.id ~= '' then
   -- The last one read is gone or has moved: read those with the same score again, so that none is left out.
   start = redis.call('ZCOUNT', key, '-inf', '(' .. call.score)
 end
-local rows = redis.call('ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
+local rows
+if call.which == 'failures' then
+  rows = redis.call('ZRANGE', key_failures(), 0, call.count - 1, 'REV', 'WITHSCORES')
+else
+  rows = redis.call('ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
+end
 local jobs = {}
 for i = 1, #rows, 2 do
   local id = rows[i]
   local download = redis.call('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping')
   local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error')
-  if not download[5] then
-    local failed = callback[1] == 'failed'
+  local failed = callback[1] == 'failed'
+  -- A job that has been retried is no failure any more.
+  local stale = call.which == 'failures' and not failed and download[1] ~= 'failed'
+  if not download[5] and not stale then
     jobs[#jobs + 1] = {
       'id', id, 'group', download[2] or call.group, 'state', download[1] or 'pending',
       'callback', callback[1] or '', 'finished', download[3] or '', 'failed', failed and callback[2] or '',
@@ -35,5 +42,5 @@ for i = 1, #rows, 2 do
     }
   end
 end
-local more = #rows == 2 * call.count
+local more = call.which ~= 'failures' and #rows == 2 * call.count
 return {'score', more and rows[#rows] or '', 'id', more and rows[#rows - 1] or '', 'jobs', jobs}

@@ -13,6 +13,7 @@ for item in items() do
   -- A job that `reap` has not given may have been retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
+    redis.call('ZREM', key_failures(), id)
     removed = removed + redis.call('DEL', key_job(id))
     redis.call('DEL', key_task('download', id), key_task('callback', id))
   end

@@ -1,0 +1,168 @@
+// One job's story, by its id: what happened when, and what can be done about it.
+
+import { call } from "./api.js";
+import { act, confirm } from "./dialogs.js";
+import { $, list, make, setForeign, setText } from "./dom.js";
+import { bytes, duration, full, plural } from "./words.js";
+
+const LOOK_MS = 1_000;
+
+const dialog = $("job");
+let id = "";
+let job = null;
+
+const STATES = {
+  pending: "waits",
+  running: "is being downloaded",
+  succeeded: "is stored",
+  failed: "has failed",
+  cancelled: "is cancelled",
+};
+
+const later = (time) => new Date(time) > Date.now();
+
+// What is known of a download or callback: its failed attempts, the last start, the next one, and its end.
+function* attempts(task, what, end) {
+  const errors = task.errors.filter(({ at }) => at !== task.finished_at || task.state !== "failed");
+  for (const { at, error } of errors) yield { at, title: `${what} failed`, text: error, kind: "warn" };
+  const over = task.finished_at && !["pending", "running"].includes(task.state);
+  if (task.started_at) {
+    const which = task.deliveries > 1 ? `, the last of ${plural(task.deliveries, "start", "starts")}` : "";
+    yield { at: task.started_at, title: `${what} started${which}`, text: "" };
+  }
+  if (over) yield { at: task.finished_at, ...end };
+  else if (task.state === "pending" && task.due_at) {
+    yield { at: task.due_at, title: later(task.due_at) ? `${what} begins` : `${what} is due`, text: "", next: true };
+  }
+}
+
+function ending(found) {
+  if (found.state === "succeeded") {
+    const { size = 0, mime_type = "", image_size = "", filename = "" } = found.file ?? {};
+    return { title: "Stored", text: [bytes(size), mime_type, image_size, filename].filter(Boolean).join(" · "), kind: "good" };
+  }
+  if (found.state === "failed") return { title: "Failed for good", text: found.error, kind: "bad" };
+  return { title: "Cancelled", text: "", kind: "warn" };
+}
+
+function story(found) {
+  const events = [{ at: found.created_at, title: "Submitted", text: found.url }, ...attempts(found, "Download", ending(found))];
+  const { callback } = found;
+  if (callback) {
+    const given = callback.errors.at(-1)?.error ?? "";
+    const end = callback.state === "succeeded" ? { title: "Callback delivered", text: callback.destination, kind: "good" } : { title: "Callback given up", text: given, kind: "bad" };
+    events.push(...attempts(callback, "Callback", end));
+  }
+  if (found.kept_until) events.push({ at: found.kept_until, title: "File and record are deleted", text: "", next: true });
+  // Equal times stay in the order of the story.
+  return events.filter(({ at }) => at).sort((a, b) => new Date(a.at) - new Date(b.at));
+}
+
+const showStory = list($("job-story"), () => {
+  const [time, title, text] = [make("time"), make("b"), make("span", "sub")];
+  return {
+    element: make("li", "", time, make("div", "", title, text)),
+    patch(event) {
+      time.dateTime = event.at;
+      setText(time, full.format(new Date(event.at)));
+      setText(title, event.title);
+      setForeign(text, event.text);
+      time.parentElement.className = event.next ? "next" : (event.kind ?? "");
+    },
+  };
+});
+
+function show() {
+  $("job-error").hidden = true;
+  $("job-facts").hidden = false;
+  const { state, callback } = job;
+  const wait = state === "pending" && job.due_at && later(job.due_at) ? `, until ${full.format(new Date(job.due_at))}` : "";
+  setText($("job-state"), `It ${STATES[state] ?? state}${wait}; ${plural(job.attempts, "attempt", "attempts")}${age(job)}.`);
+  setForeign($("job-aggregation"), job.aggr_id);
+  showStory(story(job).map((event, index) => [`${index} ${event.title}`, event]));
+  const url = job.download_url;
+  $("job-file").hidden = !/^https?:/.test(url);
+  $("job-file").href = /^https?:/.test(url) ? url : "#";
+  $("job-cancel").hidden = !["pending", "running"].includes(state);
+  $("job-download").hidden = state !== "failed" || ["pending", "running"].includes(callback?.state);
+  $("job-callback").hidden = callback?.state !== "failed";
+}
+
+function age(found) {
+  return found.created_at ? `, submitted ${duration(Date.now() - new Date(found.created_at))} ago` : "";
+}
+
+async function look() {
+  const wanted = id;
+  try {
+    const found = await call("GET", `jobs/${encodeURIComponent(wanted)}`);
+    if (wanted !== id) return;
+    job = found;
+    show();
+  } catch (problem) {
+    if (wanted !== id) return;
+    $("job-error").hidden = false;
+    setForeign($("job-error"), problem.message);
+    if (!job) for (const each of ["job-facts", "job-cancel", "job-download", "job-callback", "job-file"]) $(each).hidden = true;
+  }
+}
+
+let lookedAt = -Infinity;
+
+// After a change of the fleet, which may concern the job that is shown.
+export function jobMayHaveChanged() {
+  if (!dialog.open || performance.now() - lookedAt < LOOK_MS) return;
+  lookedAt = performance.now();
+  look();
+}
+
+function open() {
+  const [, wanted] = location.hash.match(/^#job\/(.+)$/) ?? [];
+  if (!wanted) return dialog.close();
+  id = decodeURIComponent(wanted);
+  job = null;
+  setForeign($("job-title"), `Job ${id}`);
+  if (!dialog.open) dialog.showModal();
+  look();
+}
+
+dialog.addEventListener("close", () => {
+  id = "";
+  if (location.hash.startsWith("#job/")) history.replaceState(null, "", location.pathname + location.search);
+});
+
+$("job-search").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const wanted = $("job-id").value.trim();
+  if (wanted) location.hash = `job/${encodeURIComponent(wanted)}`;
+  $("job-id").value = "";
+});
+
+function action(name, method, path, said) {
+  $(name).addEventListener("click", () =>
+    act($(name), async () => {
+      await call(method, path(encodeURIComponent(id)));
+      await look();
+      $("job-title").focus();
+      return `Job ${id} ${said}.`;
+    }),
+  );
+}
+
+action("job-download", "POST", (job_id) => `retry/${job_id}?download=1`, "is downloaded again");
+action("job-callback", "POST", (job_id) => `retry/${job_id}`, "has its callback sent again");
+$("job-cancel").addEventListener("click", async () => {
+  const wanted = id;
+  const sure = await confirm("Cancel this job?", `${wanted} ends, and its callback reports that it was cancelled.`, "Cancel the job");
+  if (!sure) return;
+  act($("job-cancel"), async () => {
+    await call("DELETE", `jobs/${encodeURIComponent(wanted)}`);
+    await look();
+    $("job-title").focus();
+    return `Job ${wanted} is cancelled.`;
+  });
+});
+
+addEventListener("hashchange", open);
+
+export const openLinkedJob = () => location.hash && open();
