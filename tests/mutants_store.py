@@ -72,7 +72,7 @@ ROWS = (
     ),
     (
         "fields: a deadline before not_before is accepted",
-        "downloader/api/fields.py",
+        "downloader/api/parse.py",
         "if request.deadline and request.deadline <= request.not_before:",
         "if False:",
         "tests/api/test_download_fields.py",

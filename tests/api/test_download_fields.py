@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from downloader.api import text_globs
-from downloader.api.fields import check_url, parse_job
+from downloader.api.fields import check_url
 from downloader.api.json import parse_object
+from downloader.api.parse import parse_job
 from downloader.api.problems import Refused
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy, Url

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from downloader.api.fields import MAX_NAME_CHARS, MAX_WARNINGS
+from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS
 from downloader.net import EgressPolicy
 from servers.api import JOB, Served, Serving
 

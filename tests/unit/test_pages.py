@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from downloader.api import fields
+from downloader.api import fields, parse
 from downloader.api.codes import CODES
 from downloader.cli import COMMANDS, make_app
 from downloader.config.read import known_keys
@@ -34,7 +34,7 @@ def page(name: str) -> str:
 
 
 def problem_codes() -> set[str]:
-    found = set(fields._CODES.values())
+    found = set(parse._CODES.values())
     for module in (*API.glob("*.py"), API.parent / "net" / "url.py"):
         found.update(CODE.findall(module.read_text("utf-8")))
     return found - {"url"}  # answered with the code of the `UrlError`

@@ -14,10 +14,11 @@ from werkzeug.routing import PathConverter
 
 from downloader.api.answers import AggregationAnswer, AggregationsAnswer
 from downloader.api.deps import ApiDeps
-from downloader.api.fields import MAX_INT, Delay, Integer, Rate, refusal
+from downloader.api.fields import MAX_INT, Delay, Integer, Rate
 from downloader.api.jobs import visible_aggregations
 from downloader.api.json import parse_object
 from downloader.api.listed import bad_query
+from downloader.api.parse import refusal
 from downloader.api.problems import Problem, Refused
 from downloader.api.search import Aggregations, Search
 from downloader.api.views import rfc3339

@@ -17,9 +17,9 @@ from downloader.api.asgi import Gone, Message, Receive, Send, client_of
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.exchange import STREAMED
-from downloader.api.fields import unknown_fields
 from downloader.api.intake import BULK_PATH, MAX_BATCH, Intake
 from downloader.api.json import parse_object
+from downloader.api.parse import unknown_fields
 from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
 from downloader.api.submit import (
     TRACE,

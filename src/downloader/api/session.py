@@ -21,9 +21,9 @@ from quart_trio import QuartTrio
 from downloader.api.answers import SessionAnswer
 from downloader.api.asgi import Headers, Message
 from downloader.api.auth import SESSION_PATH, UNAUTHORIZED, Caller, Callers, find_token, identify
-from downloader.api.fields import refusal
 from downloader.api.json import parse_object
 from downloader.api.origin import check_page
+from downloader.api.parse import refusal
 from downloader.api.problems import Refused, not_found
 from downloader.api.views import rfc3339
 from downloader.observe import Event, get_logger
