@@ -28,6 +28,7 @@ import mutants_net
 import mutants_plugins
 import mutants_rows
 import mutants_scheduler
+import mutants_scripts
 import mutants_store
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +146,7 @@ MUTANTS = (
             mutants_api,
             mutants_store,
             mutants_scheduler,
+            mutants_scripts,
             mutants_net,
             mutants_plugins,
             mutants_rows,

@@ -144,12 +144,22 @@ async def test_pages_go_on_where_the_last_one_ended(api: Served, which: Listed) 
 
 async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
     """It was sent again meanwhile: those of the same time come again, and none is left out."""
+    early = await finished(api.store, 2, keep_s=30)
     failed = sorted(await finished(api.store, 5))
-    page = await api.store.jobs(Listed.FINISHED, "", "", 2)
-    assert [each.job_id for each in page.jobs] == failed[:2]
+    page = await api.store.jobs(Listed.FINISHED, "", "", 4)
+    assert [each.job_id for each in page.jobs] == sorted(early) + failed[:2]
     assert await api.store.retry(failed[1], download=False, limit=4) is RetryAnswer.DONE
     rest = await api.store.jobs(Listed.FINISHED, "", page.cursor, 9)
-    assert set(failed[2:]) <= {each.job_id for each in rest.jobs}
+    found = {each.job_id for each in rest.jobs}
+    assert set(failed[2:]) <= found
+    assert not found & set(early)
+
+
+async def test_a_job_that_is_being_deleted_is_not_listed(api: Served) -> None:
+    [job_id] = await finished(api.store, 1, keep_s=0)
+    assert [job["id"] for job in await listed(api)] == [job_id]
+    assert len((await api.store.reap(9, 60)).jobs) == 1
+    assert await listed(api) == []
 
 
 @pytest.mark.parametrize(

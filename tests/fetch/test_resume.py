@@ -335,7 +335,7 @@ async def test_bytes_behind_the_part_are_dropped(lab: Lab, origin: Origin) -> No
     await attempt(lab, job)
     [path] = lab.spooled()
     with path.open("ab") as file:
-        file.write(b"half of a buffer")
+        file.write(BODY)  # more than is still to come
     assert (await attempt(lab, job, 1)).verdict is Verdict.SUCCEEDED
     assert lab.stored() == BODY
 

@@ -355,6 +355,7 @@ async def test_too_large(tmp_path: Path, origin: Origin) -> None:
             assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.TOO_LARGE)
             assert outcome.response_code == 200
             assert "max_size" in outcome.error
+        assert "declared" in declared.error, "it is not received"
         assert (await lab.fetch(origin.url("/bytes/1000"))).verdict is Verdict.SUCCEEDED
 
 

@@ -11,8 +11,14 @@ from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Settled, Submission
 from downloader.store.loop import asyncio_loop
+from downloader.store.records import fields
 from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
+
+
+def records(answer: object) -> list[dict[str, object]]:
+    """The leases in an answer of the script."""
+    return [fields(lease) for lease in fields(answer)["leases"]]
 
 
 @pytest.mark.row("F4")
@@ -29,6 +35,17 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: Red
     ends_ms = float(await store._client.command("ZSCORE", leases, spec.id))
     now_s, _ = await store._client.command("TIME")
     assert ends_ms / 1000 - int(now_s) > 55
+
+
+@pytest.mark.row("F4")
+async def test_f4_a_lease_that_has_ended_is_not_given_to_who_asks_again(store: RedisStore) -> None:
+    await store.submit([Submission(spec=spec_for(store))])
+    ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
+    ask |= {"last": [], "never": [], "unproven": 0}
+    [lease] = records(await store._client.run("lease", 0, ask))
+    await store._client.command("ZADD", store._keys.key(0, "leases", Kind.DOWNLOAD), 1, lease["id"])
+    await store.sweep(Kind.DOWNLOAD)
+    assert records(await store._client.run("lease", 0, ask)) == []
 
 
 @pytest.mark.row("F4")

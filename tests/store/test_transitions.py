@@ -26,6 +26,7 @@ from downloader.store import (
     Load,
     RetryAnswer,
     Settled,
+    Shares,
     Submission,
     TaskView,
 )
@@ -292,7 +293,7 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStor
 async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
     spec = await submitted(store)
     await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 0)])
-    await store.release(Kind.DOWNLOAD, "me", [(await leased(store), "our disk is full", 0)])
+    await store.release(Kind.DOWNLOAD, "me", [(await leased(store), "our disk\nis full", 0)])
     view = await download(store, spec.id)
     assert (view.state, view.attempts, view.deliveries) == (State.PENDING, 1, 2)
     assert [entry["error"] for entry in view.log] == [RETRY.error, "our disk is full"]
@@ -363,12 +364,15 @@ async def test_settling_twice_is_answered_alike_and_done_once(store: RedisStore)
     assert (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases == []
 
 
-async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(store: RedisStore) -> None:
+@pytest.mark.parametrize("transition", ["retry_later", "release"])
+async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(
+    store: RedisStore, transition: str
+) -> None:
     spec = await submitted(store)
     lease = await leased(store)
-    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+    await settle(store, transition, "me", lease)
     await leased(store, "other")
-    assert await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)]) == [Settled.DONE]
+    assert await settle(store, transition, "me", lease) is Settled.DONE
     assert (await download(store, spec.id)).state is State.RUNNING
 
 
@@ -390,6 +394,26 @@ async def test_a_failing_destination_is_narrowed_until_it_works(store: RedisStor
     [alone] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     await store.close_callbacks("me", [(alone, DELIVERED, 60, 4)])
     assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 3
+
+
+async def test_a_destination_that_has_answered_is_proven(store: RedisStore) -> None:
+    for aggregation in "ab":
+        await submitted(store, aggregation)
+        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    assert (await store.lease(Kind.CALLBACK, "me", 1, 10, shares=Shares(unproven=0))).leases == []
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert not lease.proven
+    await store.close_callbacks("me", [(lease, DELIVERED, 60, 4)])
+    [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 10, shares=Shares(unproven=0))).leases
+    assert lease.proven
+
+
+async def test_the_last_failures_of_a_job_are_kept(store: RedisStore) -> None:
+    spec = await submitted(store)
+    for number in range(7):
+        await store.release(Kind.DOWNLOAD, "me", [(await leased(store), f"reason {number}", 0)])
+    log = (await download(store, spec.id)).log
+    assert [entry["error"] for entry in log] == [f"reason {number}" for number in range(2, 7)]
 
 
 # the end
@@ -426,13 +450,17 @@ async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
 
 async def test_a_failed_download_can_be_run_again(store: RedisStore) -> None:
     spec = await submitted(store, aggr_limit=3, aggr_proxy="http://p")
+    await lapse(store, await leased(store))
+    await store.sweep(Kind.DOWNLOAD)
     await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
     assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
-    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), DELIVERED, 60, 4)])
+    held = await leased(store, kind=Kind.CALLBACK)
+    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    await store.close_callbacks("me", [(held, DELIVERED, 0, 4)])
     assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
     assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
     lease = await leased(store)
-    assert (lease.attempts, lease.limit, lease.proxy) == (0, 3, "http://p")
+    assert (lease.attempts, lease.crashes, lease.limit, lease.proxy) == (0, 0, 3, "http://p")
     view = await store.get(spec.id)
     assert view is not None
     assert view.callback is None
@@ -484,13 +512,16 @@ async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: RedisSt
     assert batch.jobs == []
     assert batch.next_due_s == pytest.approx(30, abs=1)
     await store._client.command("ZADD", store._keys.key(0, "reap"), 1, spec.id)
-    batch = await store.reap(9, 60)
-    assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
+    for hold_s in (0, 60):  # the first reaper dies
+        batch = await store.reap(9, hold_s)
+        assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
     assert (await store.reap(9, 60)).jobs == []
     assert await store.retry(spec.id, download=True, limit=1) is RetryAnswer.CONFLICT
     await store.remove([spec.id])
     await store.remove([spec.id])
     assert await store.get(spec.id) is None
+    for kind in Kind:
+        assert not await store._client.command("EXISTS", store._keys.key(0, "task", kind, spec.id))
 
 
 # instances
@@ -511,6 +542,10 @@ async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
         assert 0 < await store._client.command("PTTL", store._keys.key(0, *key)) <= 60_000
     await store._client.command("DEL", store._keys.key(0, "instance", "processor", "one"))
     assert await store.reports("processor") == []
+    instances = store._keys.key(0, "instances", "processor")
+    await store._client.command("ZADD", instances, 1, "one")
+    await store.report("two", "processor", {}, 60)
+    assert await store._client.command("ZCARD", instances) == 1
 
 
 # what goes on
@@ -575,18 +610,17 @@ def test_a_score_tells_pending_and_running(score: str | float, expected: tuple[i
 
 
 async def test_a_submission_wakes_the_listeners(store: RedisStore, nursery: trio.Nursery) -> None:
-    woken = {Kind.DOWNLOAD: trio.Event(), Kind.CALLBACK: trio.Event()}
-    wakes = {kind: lambda kind=kind: woken[kind].set() for kind in woken}
+    channels = {kind: trio.open_memory_channel[None](9) for kind in (Kind.DOWNLOAD, Kind.CALLBACK)}
+    wakes = {kind: lambda send=send: send.send_nowait(None) for kind, (send, _) in channels.items()}
     await nursery.start(store.listen, wakes)
-    for kind in woken:
-        woken[kind] = trio.Event()
-    await submitted(store)
     with trio.fail_after(2):
-        await woken[Kind.DOWNLOAD].wait()
-    assert not woken[Kind.CALLBACK].is_set()
-    await store.finish("me", [(await leased(store), OK, PLAN, 0)])
-    with trio.fail_after(2):
-        await woken[Kind.CALLBACK].wait()
+        for _, receive in channels.values():
+            await receive.receive()  # of the subscription itself
+        await submitted(store)
+        await channels[Kind.DOWNLOAD][1].receive()
+        assert channels[Kind.CALLBACK][1].statistics().current_buffer_used == 0
+        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+        await channels[Kind.CALLBACK][1].receive()
 
 
 async def test_an_earlier_timer_wakes_the_listeners(store: RedisStore, nursery: trio.Nursery) -> None:
