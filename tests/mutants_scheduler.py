@@ -178,4 +178,11 @@ ROWS = (
         "        raise\n    return LOOK_S if",
         f"{STOPPING} -k answers_again",
     ),
+    (
+        "end: the job of a failed callback is kept as short as one that was delivered",
+        "downloader/scheduler/settle.py",
+        "deletion_s if end.verdict is Verdict.SUCCEEDED else failed_s",
+        "deletion_s",
+        f"{STOPPING} -k kept_longer",
+    ),
 )

@@ -48,6 +48,8 @@ class FakeStore:
     """What it does between its effect and its answer."""
     reapable: list[JobSpec] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    kept_s: dict[str, float] = field(default_factory=dict)
+    """How long the job is kept, of each callback that has ended."""
     _unheard: list[Lease] = field(default_factory=list)
 
     def typed(self) -> JobStore:
@@ -158,6 +160,7 @@ class FakeStore:
         return await self._settle("finish", [lease for lease, *_ in results])
 
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
+        self.kept_s.update((lease.id, keep_s) for lease, _, keep_s, _ in results)
         return await self._settle("close_callback", [lease for lease, *_ in results])
 
     async def retry_later(
