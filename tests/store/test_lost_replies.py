@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 
 
-def records(answer: object) -> list[dict[str, object]]:
+def records(answer: Sequence[Any]) -> list[dict[str, Any]]:
     """The leases in an answer of the script."""
     return [fields(lease) for lease in fields(answer)["leases"]]
 
