@@ -198,8 +198,8 @@ ROWS = (
     (
         "lists: of what is being deleted",
         f"{LUA}/list.lua",
-        "  if not download[5] then\n",
-        "  if true then\n",
+        "if not download[5] and not stale then",
+        "if not stale then",
         "tests/api/test_listed.py -k deleted",
     ),
     (
