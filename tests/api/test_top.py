@@ -41,10 +41,9 @@ class Terminal:
 
     async def shows(self, text: bytes) -> None:
         """Wait until this has been shown, since the last such call."""
-        with trio.fail_after(40):
-            while text not in self.seen:
-                await trio.lowlevel.wait_readable(self.near)
-                self.seen += os.read(self.near, 65536)
+        while text not in self.seen:
+            await trio.lowlevel.wait_readable(self.near)
+            self.seen += os.read(self.near, 65536)
         self.seen = self.seen.partition(text)[2]
 
     def control(self) -> None:
@@ -90,6 +89,7 @@ async def submit(api: Served, aggr_id: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)  # a busy machine takes long to start the program
 @pytest.mark.parametrize(("key", "status"), [(b"q", 0), (b"\x03", 130)], ids=["q", "Ctrl-C"])
 async def test_it_follows_the_service_and_the_terminal_until_a_key_ends_it(
     api: Served, key: bytes, status: int
@@ -107,6 +107,5 @@ async def test_it_follows_the_service_and_the_terminal_until_a_key_ends_it(
             os.write(terminal.near, key)
             await terminal.shows(SHOWN_AGAIN)
             await terminal.shows(LEFT)
-            with trio.fail_after(40):
-                assert await process.wait() == status
+            assert await process.wait() == status
             assert termios.tcgetattr(terminal.far) == before
