@@ -95,7 +95,7 @@ async def close_callback(store: RedisStore) -> None:
 async def test_a_job_is_found_by_its_id_and_cancelled(
     browse: Browse, page_url: str, store: RedisStore
 ) -> None:
-    spec = spec_for(store, "a")
+    spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     await store.submit([Submission(spec=spec)])
 
     def look(seen: Seen) -> None:

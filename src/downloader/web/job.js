@@ -127,6 +127,7 @@ function open() {
 }
 
 dialog.addEventListener("close", () => {
+  if (dialog.open) return; // the event comes late: another job is shown already
   id = "";
   if (location.hash.startsWith("#job/")) history.replaceState(null, "", location.pathname + location.search);
 });
