@@ -798,7 +798,7 @@ ROWS = (
         "downloader/api/openapi.py",
         "await trio.to_thread.run_sync(body)",
         "body()",
-        "tests/api/test_openapi.py -k hold",
+        "tests/api/test_openapi.py -k outside",
     ),
     (
         "sentinel: connections stay",
