@@ -31,8 +31,14 @@ from downloader.store import JobStore, asyncio_loop, open_store
 
 SMALL = 1_000
 CALLS = 200
-DESTINATION = "http://127.0.0.1:9/callback"
-ROUTES = ("/jobs/{id}", "/jobs?aggr_id=bench-0", "/aggregations", "/aggregations/bench-0", "/metrics")
+DESTINATION = "http://127.0.0.1:8080/callback"
+ROUTES = (
+    "/jobs/{id}",
+    "/jobs?aggr_id=bench-0&state=pending",
+    "/aggregations",
+    "/aggregations/bench-0",
+    "/metrics",
+)
 LISTS = ("/dashboard/aggregations",)
 """Answers with a line for each aggregation."""
 
