@@ -73,8 +73,9 @@ class Seen:
         self.page.goto(self.url)
 
     def live(self) -> None:
-        """Wait for the stream's first word."""
+        """Wait for the first snapshot; the stream may begin with the history."""
         self.page.wait_for_selector("#link.live")
+        self.page.wait_for_selector("#live", state="visible")
 
     def check(self) -> None:
         """Nothing has gone wrong."""

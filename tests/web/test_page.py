@@ -120,6 +120,7 @@ async def test_hostile_names_are_text(browse: Browse, page_url: str, store: Redi
     def look(seen: Seen) -> None:
         seen.open()
         seen.live()
+        expect(seen.page.locator("#aggregations tbody tr")).to_have_count(len(names))
         shown = seen.page.locator("#aggregations tbody bdi").all_text_contents()
         assert sorted(shown) == sorted(
             name.replace("\u202e", "U+202E").replace("\u200b", "U+200B") for name in names

@@ -28,6 +28,9 @@ PAGE_MAX = 100
 AGE_FACTOR = 20
 """How long they are kept, in times of what reading them took: reading takes a twentieth of the time."""
 
+AGE_MAX_S = 3.0
+"""How long they are kept at the most: a store that is slow for a moment must not make them old."""
+
 SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
     "aggr_id": lambda load: load.aggr_id.casefold(),
     "in_flight": lambda load: load.in_flight,
@@ -119,7 +122,7 @@ class Aggregations:
             if begun >= self._keep_until:
                 self._loads = await self._store.loads(SEARCHED)
                 now = trio.current_time()
-                self._keep_until = now + AGE_FACTOR * (now - begun)
+                self._keep_until = now + min(AGE_MAX_S, AGE_FACTOR * (now - begun))
         return self._loads
 
 
