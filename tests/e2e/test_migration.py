@@ -37,6 +37,7 @@ def converted(folder: Path, server: Valkey) -> dict[str, dict[str, Any]]:
     [example] = re.findall(r"^```json\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     old = json.loads(example.replace("/var/lib/downloader", str(folder)))
     old["redis"]["addr"] = server.url
+    old["redis"]["timeout"] = 5  # for a busy machine
     old["notifier"]["download_url"] = ""
     old["backends"]["kafka"]["ssl.ca.location"] = write_authority(folder)
     return dict(tables(tomllib.loads(import_config(json.dumps(old)))))
