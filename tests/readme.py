@@ -1,4 +1,4 @@
-"""Types what the README and the quickstart say, in a copy of this checkout; exits 1 if it fails.
+"""Types what README, quickstart and tutorial say, in a copy of this checkout; exits 1 if it fails.
 
 Not for pytest: it installs the package from the registry as a newcomer does. `nox -s readme` runs it.
 """
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 INSTALL_S = 300.0
 ANSWER_S = 15.0
 STOP_S = 30.0
+CRAWL_S = 180.0
 POLL_S = 0.05
 IGNORED = (".git", ".venv", ".nox", ".*_cache", "__pycache__", "downloader-data", ".bench-*", "_build")
 
@@ -145,11 +146,15 @@ def submit_license(command: str, folder: Path, logs: Path) -> str:
 
 
 def walk_readme(folder: Path, logs: Path) -> None:
-    """The first five minutes."""
-    run, sink, origin, submit, look, *_ = blocks((ROOT / "README.md").read_text("utf-8"))
-    with serving(folder, logs, service=run, sink=sink, origin=origin):
-        submit_license(submit, folder, logs)
-        assert "GNU GENERAL PUBLIC LICENSE" in sh(look, folder)
+    """The first job, by command and by API."""
+    run, wait, post, *_ = blocks((ROOT / "README.md").read_text("utf-8"))
+    with running(run, folder, logs / "service") as service:
+        wait_for_port(8000, service, seconds=INSTALL_S)
+        state, job_id, *_ = sh(wait, folder, seconds=CRAWL_S).split()
+        assert state == "succeeded"
+        document = json.loads((folder / "downloader-data" / "files" / job_id[:3] / job_id).read_bytes())
+        assert document["openapi"].startswith("3.1")
+        assert json.loads(sh(post, folder))["id"]
 
 
 def walk_quickstart(folder: Path, logs: Path) -> None:
@@ -164,6 +169,27 @@ def walk_quickstart(folder: Path, logs: Path) -> None:
         assert stored in sh(find, folder).splitlines()
 
 
+def walk_tutorial(folder: Path, logs: Path) -> None:
+    """All of the page, in the environment of the quickstart."""
+    page = (ROOT / "docs" / "tutorial.md").read_text("utf-8")
+    for name, text in re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(text)
+    [printed] = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    site, receiver, run, crawl, politely, steer = blocks(page)
+    with serving(folder, logs, service=run, sink=receiver, origin=site):
+        assert sh(crawl, folder, seconds=CRAWL_S) == printed
+        refused = (logs / "origin").read_text().count(" 429\n")
+        assert refused > 0, "the site has refused nothing"
+        assert sh(politely, folder, seconds=CRAWL_S) == printed
+        assert (logs / "origin").read_text().count(" 429\n") == refused, "the site has refused a polite crawl"
+        said = sh(steer, folder, seconds=CRAWL_S)
+        [shown] = [json.loads(line) for line in said.splitlines() if line.startswith('{"aggr_id"')]
+        assert shown["paused"], shown
+        assert shown["pending"] > 0, shown
+        assert said.endswith(printed)
+    assert (logs / "sink").read_text().count(" stored http://") == 60
+
+
 def main() -> None:
     # A shell that starts us in the background has it ignored, and what we start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -174,10 +200,11 @@ def main() -> None:
         try:
             walk_quickstart(folder, logs)
             walk_readme(folder, logs)  # whose install command is the same, and has nothing left to install
+            walk_tutorial(folder, logs)
         except BaseException:
             say("".join(log.read_text(errors="replace") for log in sorted(logs.iterdir())))
             raise
-    say("The README's first five minutes and the quickstart work.")
+    say("The README's first five minutes, the quickstart and the tutorial work.")
 
 
 if __name__ == "__main__":
