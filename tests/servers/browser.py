@@ -61,7 +61,7 @@ class Seen:
                 self.complaints.append(message.text) if message.type in ("error", "warning") else None
             ),
         )
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("pageerror", lambda error: self.complaints.append(error.stack or str(error)))
         self.page.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
         self.page.on("request", self._note_request)
 

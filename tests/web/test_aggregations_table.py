@@ -126,7 +126,7 @@ async def test_thousands_are_searched_sorted_and_cut_into_pages(
         )
         page.get_by_role("searchbox", name="Search aggregations").fill("IMA")
         expect(names).to_have_text(["Images"])
-        page.get_by_role("searchbox").fill("nothing of the kind")
+        page.get_by_role("searchbox", name="Search aggregations").fill("nothing of the kind")
         expect(page.locator("#aggregations-none")).to_be_visible()
         expect(page.locator("#aggregations")).to_be_hidden()
         seen.check()

@@ -9,6 +9,8 @@ const SPAN_S = 900;
 const SPAN_MIN_S = 120;
 // Bars of failures stand for as long.
 const BAR_S = 30;
+// A logarithm has no place for 0, which the fastest calls are rounded to.
+const LATENCY_MIN_S = 0.001;
 // So many reasons have a colour of their own.
 const COLOURS = ["bad", "warn", "accent", "blue", "muted"];
 
@@ -85,13 +87,15 @@ class Chart {
       points: { show: false },
     });
     const range = (_plot, _low, high) => [0, high > 0 ? high * 1.1 : 1];
+    // Whole powers of ten: from any other lower end uPlot 1.6.32 counts its ticks without end.
+    const logRange = (_plot, low, high) => uPlot.rangeLog(Math.min(low ?? 0.01, 0.01), Math.max(high ?? 1, 1), 10, true);
     return {
       ...this.size(),
       legend: { show: false },
       cursor: { show: false },
       scales: {
         x: { range: () => [Math.min(at()[0], Date.now() / 1000 - SPAN_MIN_S), Date.now() / 1000] },
-        y: this.log ? { distr: 3, range: (_plot, low, high) => [Math.min(low ?? 0.01, 0.01), Math.max(high ?? 1, 1)] } : { range },
+        y: this.log ? { distr: 3, range: logRange } : { range },
       },
       axes: [
         { ...axis, grid: { show: false }, values: (_plot, ticks) => ticks.map((tick) => time.format(tick * 1000)), incrs: MINUTES_S, size: 28, space: 70 },
@@ -126,7 +130,7 @@ const LATENCIES = [
 ];
 
 function showLatencies(chart) {
-  const values = ([name]) => samples.map((sample) => sample.latencies?.[name]?.[1] ?? null);
+  const values = ([name]) => samples.map((sample) => (sample.latencies?.[name] ? Math.max(sample.latencies[name][1], LATENCY_MIN_S) : null));
   const text = ([name]) => {
     const found = last().latencies?.[name];
     return found ? `${seconds(found[0])}, 95% ${seconds(found[1])}` : "–";
