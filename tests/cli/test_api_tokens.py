@@ -47,8 +47,8 @@ def start_and_ask(
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             statuses = {
-                "without": client.get("/").status_code,
-                "with": client.get("/", headers=bearer).status_code,
+                "without": client.get("/stats").status_code,
+                "with": client.get("/stats", headers=bearer).status_code,
                 "post": client.post("/download", json={}, headers=bearer).status_code,
             }
         process.send_signal(signal.SIGTERM)

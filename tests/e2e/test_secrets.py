@@ -85,7 +85,7 @@ async def test_h20_a_running_service_tells_no_secret(
         answers.append(await fleet.client.post("/download", json=job_for(CANARY, CANARY)))
         answers.append(await fleet.client.post("/download", content=f'{{"{CANARY}'.encode()))
         wrong = {"Authorization": f"Bearer {CANARY}-of-somebody-else"}
-        answers.append(await fleet.client.get("/", headers=wrong))
+        answers.append(await fleet.client.get("/stats", headers=wrong))
         assert {answer.status_code for answer in answers} == {200, 400, 401, 404, 422}
         for answer in answers:
             assert CANARY not in answer.text, answer.url

@@ -59,6 +59,13 @@ def test_encryption_keys(config: Path) -> None:
 # -- sources ------------------------------------------------------------------------------------------
 
 
+def test_hosts_are_limited_only_where_the_operator_says_so() -> None:
+    assert Settings().processor.host_limits is None
+    assert Settings.model_validate({"processor": {"robots": True}}).processor.host_limits == {}
+    limited = Settings.model_validate({"processor": {"hosts": {"*": {"limit": 2}}}})
+    assert limited.processor.host_limits == limited.processor.hosts != {}
+
+
 def test_environment_wins_over_the_file_and_flags_over_both(config: Path) -> None:
     config.write_text('data_dir = "of-file"\n[api]\nport = 1\nhost = "file"\n[redis]\nkey_prefix = "file"\n')
     environ = {"DOWNLOADER_API__PORT": "2", "DOWNLOADER_API__HOST": "env"}

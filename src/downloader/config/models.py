@@ -7,6 +7,7 @@ Values only, as pydantic models; `downloader.config` reads them from TOML, the e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -251,6 +252,11 @@ class ProcessorSettings(Section):
         if self.download_timeout > self.max_download_timeout:
             raise ValueError("download_timeout must not be above max_download_timeout")
         return self
+
+    @property
+    def host_limits(self) -> Mapping[str, HostSettings] | None:
+        """What downloads at a host are held to; `None` if hosts have no limits, not even a Crawl-delay."""
+        return self.hosts if self.hosts or self.robots else None
 
 
 class NotifierSettings(Section):

@@ -155,7 +155,7 @@ async def _run_with(
         redis = await stack.enter_async_context(running_redis(settings))
         counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
         store = await stack.enter_async_context(
-            open_store(redis, _timing(next(iter(counters.values()))), hosts=settings.processor.hosts)
+            open_store(redis, _timing(next(iter(counters.values()))), hosts=settings.processor.host_limits)
         )
         files = await stack.enter_async_context(open_files(settings))
         instance = Instance(
