@@ -112,6 +112,13 @@ def audit(session: nox.Session) -> None:
 
 
 @nox.session
+def screenshots(session: nox.Session) -> None:
+    """Takes the pictures of the web page in docs/images, of a small fleet at work, with Debian's Chromium."""
+    install(session, "test")
+    session.run("python", "tests/screenshots.py", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def readme(session: nox.Session) -> None:
     """The README's first five minutes and the quickstart, typed as they stand, in a copy of the checkout."""
     session.run("python", "tests/readme.py", *session.posargs)

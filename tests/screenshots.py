@@ -21,6 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from servers.browser import ARGUMENTS, CHROMIUM
@@ -156,7 +157,7 @@ def patch(page: str, aggr_id: str, **changes: object) -> None:
 
 def look(browser: Browser, page: str, out: Path, name: str, *, dark: bool, width: int) -> None:
     context = browser.new_context(
-        viewport={"width": width, "height": 900},
+        viewport={"width": width, "height": 1000 if width > 800 else 900},
         color_scheme="dark" if dark else "light",
         reduced_motion="reduce",
         device_scale_factor=1 if width > 800 else 2,
@@ -166,8 +167,11 @@ def look(browser: Browser, page: str, out: Path, name: str, *, dark: bool, width
     tab.wait_for_selector("#link.live")
     tab.wait_for_selector("#aggregations tbody tr")
     tab.wait_for_timeout(3_000)
-    tab.screenshot(path=out / f"{name}.png", full_page=True)
+    file = out / f"{name}.png"
+    tab.screenshot(path=file, full_page=width < 800)
     context.close()
+    # A palette is enough for a page of few colours, and makes the file a third as large.
+    Image.open(file).quantize(128).save(file, optimize=True)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ NOT_TRIED = {
     "GET /events": "a stream without an end",
     "POST /downloads": "schemathesis writes no NDJSON; test_bulk.py sends it",
 }
-ANY_QUERY = {"GET /aggregations", "POST /retry"}
+ANY_QUERY = {"GET /aggregations", "GET /failures", "POST /retry"}
 """Nearly every query is one: unknown parameters are ignored."""
 
 EXAMPLES = {"POST /download": 30}

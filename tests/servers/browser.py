@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import trio
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
 
 from downloader.config import ApiSettings
@@ -76,6 +77,11 @@ class Seen:
         """Wait for the first snapshot; the stream may begin with the history."""
         self.page.wait_for_selector("#link.live")
         self.page.wait_for_selector("#live", state="visible")
+
+    def barriers(self) -> list[str]:
+        """What keeps people out, as axe-core finds it (WCAG 2.2 A and AA, and its best practices)."""
+        found = Axe().run(self.page).response["violations"]
+        return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
 
     def check(self) -> None:
         """Nothing has gone wrong."""

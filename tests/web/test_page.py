@@ -185,6 +185,7 @@ async def test_colours_and_contrast(browse: Browse, page_url: str, store: RedisS
         seen.page.locator("summary").click()
         expect(seen.page.locator("#notes .note")).to_have_count(1)
         expect(seen.page.locator("#aggregations tbody tr")).to_have_count(3)
+        assert seen.barriers() == []
         found = seen.page.evaluate(CONTRASTS)
         seen.page.evaluate("document.querySelector('#link').className = 'link lost'")
         found += seen.page.evaluate(CONTRASTS)

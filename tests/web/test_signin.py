@@ -35,6 +35,7 @@ async def test_signing_in_and_out(browse: Browse, serve_page: ServePage, store: 
         page.keyboard.type("no such token")
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_text("No such token is configured.")
+        assert seen.barriers() == []
         page.keyboard.type("watcher" * 5)
         page.keyboard.press("Enter")
         expect(token).to_be_hidden()

@@ -64,32 +64,40 @@ def _live(api: str, token: str) -> None:
     try:
         tty.setcbreak(terminal, termios.TCSADRAIN)  # a q that was typed before counts
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
-            trio.run(_watch, api, token, state, live)
+            interrupted = trio.run(_watch, api, token, state, live)
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
-async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> None:
+async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> bool:
+    """Draw each state until somebody quits; whether that was by Ctrl-C."""
     import trio
 
     from downloader.cli.top_view import Rates, view
     from downloader.client import AsyncClient
 
     rates = Rates()
-    newest, problem = state, ""
+    newest, problem, interrupted = state, "", False
 
     def show() -> None:
         height = live.console.size.height
         live.update(view(newest, rates, title=api, height=height, problem=problem), refresh=True)
 
-    async def resized() -> None:
-        with trio.open_signal_receiver(signal.SIGWINCH) as signals:
-            async for _ in signals:
+    async def heed_signals(scope: trio.CancelScope) -> None:
+        nonlocal interrupted
+        # Not by a KeyboardInterrupt: code that ignores exceptions, such as a finalizer, would lose it.
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGWINCH) as signals:
+            async for number in signals:
+                if number == signal.SIGINT:
+                    interrupted = True
+                    scope.cancel()
                 show()
 
     async with AsyncClient(api, token=token, retries=0) as client, trio.open_nursery() as nursery:
         nursery.start_soon(_quit, nursery.cancel_scope)
-        nursery.start_soon(resized)
+        nursery.start_soon(heed_signals, nursery.cancel_scope)
         while True:
             try:
                 async for newest in client.events():
@@ -101,6 +109,7 @@ async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> 
                 problem = str(error)
             show()
             await trio.sleep(RECONNECT_S)
+    return interrupted
 
 
 async def _quit(scope: trio.CancelScope) -> None:
