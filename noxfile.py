@@ -58,7 +58,7 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """The tests that kill, freeze or flood the service, build wheels, or move a gigabyte."""
     install(session, "test")
-    pytest(session, "-m", "fault", workers_per_core=2)
+    pytest(session, "-m", "fault", workers_per_core=2.5)
 
 
 @nox.session

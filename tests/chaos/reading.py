@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import redis
+import trio
 
 from chaos.history import Closed, Delivery, File, History, Record
 from chaos.load import CANCELLED, COOLED, RATE, RATED, RETRY_AFTER_S, Load
@@ -18,8 +19,11 @@ from servers.fleet import Fleet
 _SHARD = re.compile(r"downloader:1:\{\d+\}:")
 """What keys begin with."""
 
-_OWNED = frozenset({"job", "task", "reap", "failed", "layout", "totals"})
+_OWNED = frozenset({"job", "task", "reap", "failed", "failures", "layout", "totals"})
 """Keys without a time to live that may be left when every job has ended: the jobs' own, layout, counters."""
+
+BACK_S, POLL_S = 20.0, 0.1
+"""How long an API may take to find a store that is back."""
 
 
 async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | None:
@@ -43,10 +47,17 @@ async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | N
 
 async def read_records(history: History, server: redis.Redis, port: int) -> None:
     """Ask the API at this port for every job that the server has."""
+    patient_until = trio.current_time() + BACK_S
     async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
         for key in map(str, server.scan_iter("downloader:*:job:*", count=1000)):
             job_id = key.rpartition(":")[2]
-            if (record := await look(client, port, job_id)) is not None:
+            # An API that has not talked to this server since it was away answers 503 at first.
+            while (
+                record := await look(client, port, job_id)
+            ) is None and trio.current_time() < patient_until:
+                await trio.sleep(POLL_S)
+                record = await look(client, port, job_id)
+            if record is not None:
                 started: Any = server.hget(key.replace(":job:", ":download:task:"), "started")
                 history.records[job_id] = replace(
                     record, started_s=None if started is None else int(started) / 1000
