@@ -11,6 +11,13 @@ KEEPING, LEASING, STOPPING = (
 
 ROWS = (
     (
+        "host: hosts cool down where nobody has limited them",
+        "downloader/config/models.py",
+        "        return self.hosts if self.hosts or self.robots else None\n",
+        "        return self.hosts\n",
+        "tests/unit/test_settings.py -k hosts_are_limited",
+    ),
+    (
         "lease: the work of a lost one goes on",
         LEASES,
         "                each.lose()\n",

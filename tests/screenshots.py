@@ -1,7 +1,7 @@
 """Takes the pictures of the web page in `docs/images`: `nox -s screenshots`.
 
 It runs a small fleet on loopback with an origin and a receiver of callbacks, lets it work for some time, and
-has Chromium look at it. `--out`, `--seconds` and `--all` (also dark, and as a phone shows it) are for people
+has Chromium look at it. `--out`, `--seconds` and `--all` (also as a phone shows it) are for people
 who work on the page.
 """
 
