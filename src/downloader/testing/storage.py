@@ -304,9 +304,17 @@ class StorageContract(Contract[StoragePeer]):
         """Instances share a storage: opening and closing one does not disturb the puts of another."""
         async with run.opened() as first:
             with a_body(self.large_bytes, spooled=True) as (body, data):
+                stored = trio.Event()
+
+                async def store_first() -> None:
+                    await put(run, first, _KEY, body)
+                    stored.set()
+
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(put, run, first, _KEY, body)
-                    for _ in range(_OTHERS):
+                    nursery.start_soon(store_first)
+                    opened = 0
+                    while opened < _OTHERS or not stored.is_set():
+                        opened += 1
                         async with run.opened() as second:
                             with a_body(20) as (small, _):
                                 await put(run, second, f"{_KEY}x", small)
