@@ -1,5 +1,6 @@
 """What the console script answers to wrong usage and wrong configuration, without any service."""
 
+import inspect
 import json
 import os
 import re
@@ -76,6 +77,30 @@ def test_help_is_on_stdout_with_an_example(command: str, capsys: pytest.CaptureF
     assert err == ""
     assert out.startswith(f"Usage: downloader {command}".rstrip())
     assert f"  downloader {command}" in out.partition("For example:")[2]
+
+
+def test_each_command_with_output_has_json() -> None:
+    commands = [command for each in COMMANDS.values() for command in each]
+    without = {each.__name__ for each in commands if "json_" not in inspect.signature(each).parameters}
+    serving = {each.__name__ for each in COMMANDS["Serve"]}
+    assert without == serving | {"import_config"}, "import-config makes a configuration, which is TOML"
+
+
+def test_version_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"version": __version__}
+
+
+def test_config_as_json_is_what_it_is_as_toml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('[backends.stranger]\npassword = "hunter2"\nsince = 2026-11-27T08:00:00Z\n')
+    assert main(["config", "-c", str(config)]) == 0
+    toml = tomllib.loads(capsys.readouterr().out)
+    assert main(["config", "-c", str(config), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["backends"].pop("stranger") == {"password": "***", "since": "2026-11-27 08:00:00+00:00"}
+    del toml["backends"]["stranger"]
+    assert found == toml
 
 
 @pytest.mark.parametrize(

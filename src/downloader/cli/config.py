@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from downloader import __version__
-from downloader.cli.options import Config, load
+from downloader.cli.options import Config, Json, load
 
 
-def config(*, config: Config = None) -> None:
+def config(*, config: Config = None, json_: Json = False) -> None:
     """Print the effective configuration, without its secrets.
 
     It is the result of file, environment and defaults, as TOML.
@@ -19,18 +19,26 @@ def config(*, config: Config = None) -> None:
 
     Args:
         config: Configuration file (TOML).
+        json_: Print a JSON object instead.
     """
+    import json
+
     import tomli_w
 
     from downloader.config import redacted
 
-    sys.stdout.write(tomli_w.dumps(redacted(load(config))))
+    found = redacted(load(config))
+    # TOML has dates and times, which a plugin's table may have; JSON has not.
+    sys.stdout.write(f"{json.dumps(found, indent=2, default=str)}\n" if json_ else tomli_w.dumps(found))
 
 
-def version() -> None:
+def version(*, json_: Json = False) -> None:
     """Print the version.
 
     For example:
       downloader version
+
+    Args:
+        json_: Print a JSON object.
     """
-    sys.stdout.write(f"{__version__}\n")
+    sys.stdout.write(f'{{"version": "{__version__}"}}\n' if json_ else f"{__version__}\n")
