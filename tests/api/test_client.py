@@ -424,6 +424,13 @@ async def test_another_service_is_told(answer: httpx2.Response) -> None:
             await client.job("x")
 
 
+@pytest.mark.parametrize("answer", [httpx2.Response(200, text="data: 1"), httpx2.Response(200, json={})])
+async def test_another_service_has_no_events(answer: httpx2.Response) -> None:
+    async with AsyncClient("http://h/api", transport=Script(answer)) as client:
+        with pytest.raises(ClientError, match="http://h/api/events answered what no downloader does"):
+            await anext(client.events())
+
+
 async def test_a_proxy_s_page_is_a_problem_too() -> None:
     async with AsyncClient(transport=Script(httpx2.Response(403, text="<html>"))) as client:
         with pytest.raises(ApiProblem, match=r"//127\.0\.0\.1:8000/jobs/x answered 403 Forb") as caught:
@@ -431,7 +438,9 @@ async def test_a_proxy_s_page_is_a_problem_too() -> None:
     assert (caught.value.status, caught.value.code) == (403, "")
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "ftp://h", "http://", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "ftp://h", "http://", "http://[::1", "http://a..b", "http://h:99999"]
+)
 def test_an_address_that_is_none(url: str) -> None:
     with pytest.raises(ConfigError, match="must be an http or https URL"):
         Client(url)

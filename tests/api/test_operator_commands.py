@@ -14,6 +14,7 @@ import trio
 from pydantic import SecretStr
 
 from downloader.cli import main
+from downloader.client import Client
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, ErrorCode, FileFacts, Outcome, Verdict
 from servers.api import JOB, Served, Serving
@@ -264,7 +265,7 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
         (["job"], "give an id"),
         (["cancel"], "give an id"),
-        (["jobs", "--state", "done"], "422 query: state must be a state of a download"),
+        (["jobs", "--state", "done"], "422 query: state must be one of pending, running, "),
         (["jobs", "--state", "pending"], "422 query: aggr_id is required for pending jobs"),
         (["jobs", "--since", "2026-11-27"], "422 query: since is of jobs whose download is over"),
         (["pause"], "give an id"),
@@ -283,10 +284,44 @@ async def test_wrong_usage(run: Run, arguments: list[str], expected: str) -> Non
     assert expected in ran.complaint
 
 
-async def test_a_line_that_is_no_job(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "jobs").write_text('https://h/1\n{"url": \n')
-    ran = await run("submit", "--from-file", str(tmp_path / "jobs"), *HTTP)
-    assert (ran.status, ran.complaint) == (2, f"{tmp_path / 'jobs'}, line 2: not a JSON object")
+@pytest.mark.parametrize("others", ["https://h/1\n", ""])
+async def test_a_line_that_is_no_job_is_refused_and_spoils_no_other(
+    run: Run, ending: Callable[[Outcome], None], tmp_path: Path, others: str
+) -> None:
+    ending(STORED)
+    (tmp_path / "jobs").write_text('{"url": \n' + others)
+    ran = await run("submit", "--wait", "--from-file", str(tmp_path / "jobs"), *HTTP)
+    assert (ran.status, ran.err) == (1, "")
+    refused, *done = ran.out.splitlines()
+    assert refused == f'refused bad_json {{"url": {tmp_path / "jobs"}, line 1: not a JSON object'
+    assert [line.split()[0] for line in done] == ["succeeded"] * bool(others)
+
+
+async def test_jobs_from_standard_input_are_waited_for(run: Run, ending: Callable[[Outcome], None]) -> None:
+    ending(GONE)
+    jobs = [{"url": f"https://h/{number}", "aggr_id": "a"} for number in range(3)]
+    text = "".join(f"{json.dumps(job)}\n" for job in jobs)
+    ran = await run("submit", "--wait", "--json", "--from-file", "-", stdin=text)
+    rows = ran.json_lines()
+    assert (ran.status, {row["url"] for row in rows}) == (1, {job["url"] for job in jobs})
+    assert {(row["aggr_id"], row["state"]) for row in rows} == {("a", "failed")}
+
+
+async def test_ctrl_c_says_what_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_self: object, ids: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "wait_each", interrupt)
+    ran = await run("submit", "--wait", "https://h/1", "https://h/2")
+    assert ran.status == 130
+    assert ran.complaint.startswith("interrupted: 2 of 2 jobs have not ended, and go on")
+
+
+@pytest.mark.parametrize("command", [["job"], ["pause"], ["aggregations"], ["jobs", "--aggr-id"]])
+async def test_a_name_that_is_not_unicode_is_unknown(run: Run, command: list[str]) -> None:
+    ran = await run(*command, "\udcff")
+    assert (ran.status, ran.out) == ((0, "") if command[0] == "jobs" else (1, ""))
+    assert ran.err == "" or ran.complaint.startswith("\\udcff: 404 unknown_")
 
 
 @pytest.mark.parametrize("command", [["submit", "https://h/"], ["job", "x"], ["aggregations"], ["top"]])
@@ -312,3 +347,7 @@ async def test_tokens(serving: Serving, run: Run, monkeypatch: pytest.MonkeyPatc
     assert ran.complaint.startswith("403 forbidden: ")
     ran = await run("top", "--json", *address, "--token", "wrong")
     assert (ran.status, "wrong" in ran.err) == (2, False)
+    for token_ in ("hunter2\n", "hunter\xe9"):
+        ran = await run("jobs", *address, "--token", token_)
+        assert (ran.status, "hunter" in ran.err) == (2, False)
+        assert ran.complaint.startswith("the token has a character that no header can have")

@@ -101,7 +101,7 @@ def _which(state: str, callback: str, aggr_id: str, since: str) -> Listed:
     if not state or state in FINISHED_STATES:
         return Listed.FINISHED
     if state not in (State.PENDING, State.RUNNING):
-        raise Refused(bad_query("state", "must be a state of a download."))
+        raise Refused(bad_query("state", f"must be one of {', '.join(State)}."))
     if callback:
         raise Refused(bad_query("callback", "is of jobs whose download is over."))
     if since:

@@ -144,8 +144,10 @@ def _rows(found: Aggregation) -> Iterator[tuple[str, str]]:
     for name, unit in (("limit", ""), ("rate", " starts per second"), ("delay", " s between starts")):
         value = getattr(found, name)
         if value is not None:
-            asked = f" (the jobs ask for {found.overridden[name]})" if name in found.overridden else ""
-            yield name, f"{value:g}{unit}{asked}"
+            asked = found.overridden.get(name)
+            wanted = "none" if asked is None else f"{asked:g}"
+            note = f" (the jobs ask for {wanted})" if name in found.overridden else ""
+            yield name, f"{value:g}{unit}{note}"
     if found.proxy:
         yield "proxy", found.proxy
     if found.next_due_at is not None:

@@ -172,7 +172,7 @@ def retry(
         if json_:
             write_json({"retried": count})
         else:
-            write(f"{count} callbacks are sent again")
+            write(f"{count} {'callback is' if count == 1 else 'callbacks are'} sent again")
         return 0
 
     def again(client: Client, job_id: str) -> None:

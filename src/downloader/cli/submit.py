@@ -17,7 +17,7 @@ from downloader.cli.remote import API, Api, Token, connect
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.client import JobFields
+    from downloader.client import ApiProblem, JobFields
 
 LIMIT = 4
 """Downloads of one host at once by default, as for `fetch`."""
@@ -69,25 +69,32 @@ def submit(
         json_: Write a JSON object for each job: the answer of the service, with --wait the job at its end.
     """
     from downloader.cli.submit_report import open_report
-    from downloader.client import RETRIES
+    from downloader.client import RETRIES, Submitted
 
     fields = {"aggr_limit": aggr_limit, **_callback(callback, callback_type), **dict(map(_field, field))}
     if priority is not None:
         fields["priority"] = priority
-    jobs = _jobs(urls, from_file, fields, aggr_id)
-    first = next(jobs, None)
-    if first is None:
+    unreadable: list[tuple[str, ApiProblem]] = []
+    jobs = _jobs(urls, from_file, fields, aggr_id, unreadable)
+    first = list(itertools.islice(jobs, 1))
+    if not first and not unreadable:
         raise ConfigError(_NOTHING)
     with connect(api, token) as client:
         client.ping()  # if there is no service, fail at once; later it may restart
     with connect(api, token, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
-        with contextlib.closing(client.submit_many(itertools.chain([first], jobs))) as answers:
+        with contextlib.closing(client.submit_many(itertools.chain(first, jobs))) as answers:
             for answer in answers:
                 report.submitted(answer)
+            for text, problem in unreadable:
+                report.submitted(Submitted(job=cast("JobFields", {"url": text}), problem=problem))
         if wait:
             report.waiting()
-            for job in client.wait_each(report.urls):
-                report.ended(job)
+            try:
+                for job in client.wait_each(report.urls):
+                    report.ended(job)
+            except KeyboardInterrupt:
+                report.interrupted()
+                raise
     report.summary()
     return 1 if report.failed else 0
 
@@ -107,8 +114,15 @@ def _field(text: str) -> tuple[str, Any]:
 
 
 def _jobs(
-    urls: Iterable[str], from_file: str, fields: Mapping[str, Any], aggr_id: str
+    urls: Iterable[str],
+    from_file: str,
+    fields: Mapping[str, Any],
+    aggr_id: str,
+    unreadable: list[tuple[str, ApiProblem]],
 ) -> Iterator[JobFields]:
+    """The jobs as they are read; lines that begin like JSON and are none go to `unreadable`."""
+    from downloader.client import ApiProblem
+
     named = ((repr(url), url) for url in urls)
     for name, text in itertools.chain(named, read_lines(from_file) if from_file else ()):
         job: dict[str, Any] = {"url": text}
@@ -116,7 +130,8 @@ def _jobs(
             try:
                 job = json.loads(text)
             except (ValueError, RecursionError):
-                raise ConfigError(f"{name}: not a JSON object") from None
+                unreadable.append((text, ApiProblem(code="bad_json", detail=f"{name}: not a JSON object")))
+                continue
         group = aggr_id or host_of(job.get("url"))
         yield cast("JobFields", {"aggr_id": group, **fields, **job})
 

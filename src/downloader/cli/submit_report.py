@@ -47,6 +47,7 @@ class Report:
         self._bar = bars.add_task("submitted", total=None) if bars is not None else None
         self._shown = 0
         """Jobs that went well."""
+        self._ended = 0
         self._bytes = 0
         self._good: list[tuple[str, ...]] = []
         self._bad: list[tuple[str, ...]] = []
@@ -80,6 +81,7 @@ class Report:
     def ended(self, job: Job) -> None:
         """A job has ended."""
         self._advance()
+        self._ended += 1
         url = self.urls[job.id]
         document = {**job.model_dump(mode="json"), "url": url}
         if job.file is not None:
@@ -89,6 +91,14 @@ class Report:
         else:
             line = f"{job.state} {job.id} {job.error_code} {escape(url)} {escape(job.error)}"
             self._add(document, line, (job.state, job.id, url, job.error))
+
+    def interrupted(self) -> None:
+        """Write a line on standard error, after Ctrl-C."""
+        if self._bars is not None:
+            self._bars.stop()  # otherwise a bar would stay above the text
+        left = len(self.urls) - self._ended
+        text = f"downloader: interrupted: {left} of {len(self.urls)} jobs have not ended, and go on"
+        sys.stderr.write(f"{text} (see downloader jobs)\n")
 
     def summary(self) -> None:
         """The table at the end, on a terminal."""

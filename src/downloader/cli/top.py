@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import trio
     from rich.live import Live
 
+    from downloader.client import Client
+
 
 RECONNECT_S = 2.0
 
@@ -37,7 +39,7 @@ def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
         _live(api, token)
         return 0
     with connect(api, token) as client:
-        state = next(client.events())
+        state = _present(client)
     if json_:
         write_json(state)
     else:
@@ -47,6 +49,13 @@ def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
 
         Console().print(view(state, Rates(), title=api, height=None))
     return 0
+
+
+def _present(client: Client) -> Mapping[str, Any]:
+    state = next(client.events(), None)
+    if state is None:
+        raise DownloaderError("the service has stopped")
+    return state
 
 
 def _live(api: str, token: str) -> None:
@@ -60,7 +69,7 @@ def _live(api: str, token: str) -> None:
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
     with connect(api, token) as client:  # an error at the start is printed in one line
-        state = next(client.events())
+        state = _present(client)
     try:
         tty.setcbreak(terminal, termios.TCSADRAIN)  # a q that was typed before counts
         with Live(console=Console(), screen=True, auto_refresh=False) as live:

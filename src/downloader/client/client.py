@@ -79,7 +79,7 @@ class AsyncClient:
                 client closes it.
 
         Raises:
-            ConfigError: the address is no URL.
+            ConfigError: the address is no URL, or the token cannot be sent.
         """
         self._wire = Wire(
             url,
@@ -412,7 +412,9 @@ def _parsed(model: type[_M], document: Any, response: httpx2.Response) -> _M:
 def _query(**given: str | datetime | None) -> Mapping[str, str]:
     """The parameters that are given; a time without a zone is local time."""
     return {
-        name: value.astimezone().isoformat() if isinstance(value, datetime) else value
+        name: value.astimezone().isoformat()
+        if isinstance(value, datetime)
+        else value.encode(errors="replace").decode()  # without half of a surrogate pair
         for name, value in given.items()
         if value is not None
     }
@@ -430,7 +432,7 @@ def _encode(fields: Mapping[str, Any]) -> bytes:
 
 
 def _segment(text: str) -> str:
-    return quote(text, safe="")
+    return quote(text, safe="", errors="surrogatepass")  # the service then knows nothing of this name
 
 
 def _new_key() -> str:

@@ -50,6 +50,8 @@ class Wire:
 
     def __init__(self, url: str, *, token: str, transport: httpx2.AsyncBaseTransport, retries: int) -> None:
         self.url = _checked(url)
+        if not (token.isascii() and token.isprintable()):
+            raise ConfigError("the token has a character that no header can have, such as a line break")
         self.sleep = transport.sleep if isinstance(transport, BlockingTransport) else anyio.sleep
         self._retries = retries
         self._http = httpx2.AsyncClient(
@@ -109,10 +111,11 @@ class Wire:
         raise AssertionError  # `pauses` ends with None
 
     async def lines(self, path: str) -> AsyncGenerator[str]:
-        """The lines of an answer without an end; not repeated.
+        """The lines of a stream of events; not repeated.
 
         Raises:
             ApiProblem: a status other than 2xx.
+            ClientError: it is no such stream.
             Unreachable: no answer, or it was cut off.
         """
         try:
@@ -120,6 +123,8 @@ class Wire:
                 if not response.is_success:
                     await response.aread()
                     raise _problem(response)
+                if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                    raise no_downloader(response.url)
                 lines = response.aiter_lines()
                 try:
                     async for line in lines:
@@ -150,9 +155,10 @@ class Wire:
 def _checked(url: str) -> httpx2.URL:
     try:
         parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
+        parsed.host.encode("idna")  # as connecting does
+    except (httpx2.InvalidURL, UnicodeError):
         parsed = httpx2.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not parsed.host or (parsed.port or 0) >= 2**16:
         raise ConfigError(f"the service's address must be an http or https URL, not {url!r}")
     return parsed
 
