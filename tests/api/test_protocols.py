@@ -13,7 +13,9 @@ import trustme
 
 from downloader.api.limits import Limits
 from downloader.api.server import tls_context
+from downloader.config import Settings
 from downloader.errors import ConfigError
+from downloader.service.doctor.parts import examine_api
 from servers.api import JOB, Served, Serving
 
 pytestmark = pytest.mark.slow
@@ -120,6 +122,15 @@ async def test_tls(serving: Serving, certificate: tuple[str, str, ssl.SSLContext
             large = await client.post("/download", content=b"x" * 1_000_000)
             assert large.status_code == 413
             assert (await client.get("/hb")).status_code == 200
+
+
+async def test_the_doctor_knows_an_api_with_tls(
+    serving: Serving, certificate: tuple[str, str, ssl.SSLContext]
+) -> None:
+    cert, key, _ = certificate
+    api = await serving(tls=tls_context(cert, key))
+    given = Settings.model_validate({"api": {"port": api.port, "certfile": cert, "keyfile": key}})
+    assert "is served by a downloader that runs" in await examine_api(given)
 
 
 @pytest.mark.parametrize("connection", [b"close", b"keep-alive"])

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import secrets
+import ssl
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -188,6 +189,11 @@ def _is_ours(api: ApiSettings) -> bool:
     """Whether a downloader answers there, by the one route that needs no token."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)  # noqa: S104  # connected to
     connection = http.client.HTTPConnection(host, api.port, timeout=ASK_S)
+    if api.certfile:
+        # Which program it is does not depend on the certificate's name, which is seldom the address.
+        tls = ssl.create_default_context()
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(host, api.port, timeout=ASK_S, context=tls)
     try:
         connection.request("GET", "/health/ready")
         answer = json.loads(connection.getresponse().read(10_000))
