@@ -24,7 +24,9 @@ from pathlib import Path
 import pytest
 
 import mutants_api
+import mutants_leases
 import mutants_net
+import mutants_pace
 import mutants_plugins
 import mutants_rows
 import mutants_scheduler
@@ -145,6 +147,8 @@ MUTANTS = (
         for file in (
             mutants_api,
             mutants_store,
+            mutants_leases,
+            mutants_pace,
             mutants_scheduler,
             mutants_scripts,
             mutants_net,

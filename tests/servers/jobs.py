@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from downloader.model import Delivery, JobSpec, Kind, Outcome
-from downloader.store import CallbackPlan, JobStore
+from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome
+from downloader.store import Accepted, CallbackPlan, JobStore, Submission
 
 
 def spec_for(store: JobStore, aggr_id: str = "a", **fields: Any) -> JobSpec:
@@ -22,6 +22,19 @@ def spec_for(store: JobStore, aggr_id: str = "a", **fields: Any) -> JobSpec:
     values.setdefault("callback_error_type", values["callback_type"])
     values.setdefault("callback_error_dst", values["callback_dst"])
     return JobSpec(**values)
+
+
+async def submitted(store: JobStore, aggr_id: str = "a", **fields: object) -> JobSpec:
+    """Such a job, accepted as a new one."""
+    spec = spec_for(store, aggr_id, **fields)
+    assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
+    return spec
+
+
+async def leased(store: JobStore, owner: str = "me", kind: Kind = Kind.DOWNLOAD) -> Lease:
+    """A lease of one task, which has to be there."""
+    [lease] = (await store.lease(kind, owner, 1, 10)).leases
+    return lease
 
 
 async def end_all(

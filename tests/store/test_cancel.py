@@ -8,20 +8,14 @@ import pytest
 import trio
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.store import CallbackPlan, CancelAnswer, JobView, RetryAnswer, Settled, Submission
+from downloader.store import CallbackPlan, CancelAnswer, JobView, RetryAnswer, Settled
 from downloader.store.redis_store import RedisStore
-from servers.jobs import spec_for
+from servers.jobs import spec_for, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
 PLAN = CallbackPlan(group="http c", limit=4)
-
-
-async def submitted(store: RedisStore, aggr_id: str = "a", **fields: object) -> JobSpec:
-    spec = spec_for(store, aggr_id, **fields)
-    await store.submit([Submission(spec=spec)])
-    return spec
 
 
 async def leased(store: RedisStore, kind: Kind = Kind.DOWNLOAD) -> Lease:
@@ -181,7 +175,7 @@ async def test_holders_are_told(store: RedisStore, nursery: trio.Nursery) -> Non
     await leased(store)
     waits = await submitted(store)
     await nursery.start(partial(store.listen, wakes, cancelled=send.send_nowait))
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         assert await receive.receive() == "wake"  # of the subscription itself
         for spec in (waits, runs):
             await cancelled(store, spec)
