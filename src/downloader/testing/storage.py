@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
@@ -243,8 +244,8 @@ class StorageContract(Contract[StoragePeer]):
             return
         async with run.opened(hasty=True) as storage:
             with a_body(300) as (body, old):
-                await put(run, storage, _KEY, body)
-                await put(run, storage, f"{_KEY}x", body)
+                for key in (_KEY, f"{_KEY}x"):
+                    await self._retried(run, partial(put, run, storage, key, body))
             tried = [old]
             async with run.peer.broken(fault):
                 for size, spooled in ((400, False), (self.large_bytes, True)):
@@ -268,21 +269,23 @@ class StorageContract(Contract[StoragePeer]):
 
     async def _recovers(self, run: Run[StoragePeer], storage: Storage) -> None:
         with a_body(self.large_bytes, spooled=True) as (body, data), a_body(20) as (small, _):
-            deadline = time.monotonic() + run.times.recover_s
-            while True:
-                try:
-                    await put(run, storage, f"{_KEY}y", small)
-                    await put(run, storage, _KEY, body)
-                except StorageError:
-                    if time.monotonic() > deadline:
-                        raise
-                    await trio.sleep(0.05)
-                else:
-                    break
+            await self._retried(run, partial(put, run, storage, f"{_KEY}y", small))
+            await self._retried(run, partial(put, run, storage, _KEY, body))
         await holds(run, _KEY, data)
-        await delete(run, storage, f"{_KEY}x")
-        await delete(run, storage, f"{_KEY}y")
+        for key in (f"{_KEY}x", f"{_KEY}y"):
+            await self._retried(run, partial(delete, run, storage, key))
         await only(run, _KEY)
+
+    async def _retried(self, run: Run[StoragePeer], call: Callable[[], Awaitable[None]]) -> None:
+        """Call until no `StorageError` is raised: a busy machine may exceed the short timeouts."""
+        deadline = time.monotonic() + run.times.recover_s
+        while True:
+            try:
+                return await call()
+            except StorageError:
+                if time.monotonic() > deadline:
+                    raise
+            await trio.sleep(0.05)
 
     @promise
     async def test_files_outlive_the_storage(self, run: Run[StoragePeer]) -> None:
