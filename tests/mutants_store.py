@@ -6,7 +6,7 @@ STORE = "downloader/store"
 OF_EMBEDDED = "tests/store/test_embedded.py"
 OF_CLUSTER = "tests/faults/test_cluster_faults.py"
 OF_STORE = (
-    "tests/store/test_submitting.py tests/store/test_transitions.py tests/store/test_fleet.py"
+    "tests/store/test_submitting.py tests/store/test_transitions.py tests/store/test_fleet_facts.py"
     " tests/store/test_lifecycle.py tests/store/test_model.py"
 )
 

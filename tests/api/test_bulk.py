@@ -104,7 +104,7 @@ async def test_answers_come_while_lines_are_sent(api: Served) -> None:
         for number in range(1, 4):
             data = line()
             await stream.send_all(b"%x\r\n%s\r\n" % (len(data), data))
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while received.count(b'{"id"') < number:
                     received += await stream.receive_some()
         await stream.send_all(b"0\r\n\r\n")
@@ -330,7 +330,7 @@ async def test_a_client_may_pause_between_two_lines(serving: Serving) -> None:
         data = line()
         await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % (2 * len(data)) + data)
         received = b""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while b'{"id"' not in received:
                 received += await stream.receive_some()
             await trio.testing.wait_all_tasks_blocked(0.05)
@@ -348,7 +348,7 @@ async def test_a_malformed_chunk_behind_answers_ends_the_connection(
     async with await api.connect() as stream:
         await stream.send_all(HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n" % (len(data), data))
         received = b""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while b'{"id"' not in received:
                 received += await stream.receive_some()
         await stream.send_all(b"ZZ\r\n")
@@ -366,7 +366,7 @@ async def test_a_client_that_leaves_in_the_middle(
         async with await api.connect() as stream:
             await stream.send_all(HEAD + b"Content-Length: %d\r\n\r\n" % (3 * len(data)) + data + data[:9])
             assert await stream.receive_some()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while (await api.client.get("/hb")).status_code != 200:
             pass
     assert [size.pending for size in await store.aggregation_sizes()] == [5]

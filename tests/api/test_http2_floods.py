@@ -161,7 +161,7 @@ async def test_a_window_that_the_client_never_opens(serving: Serving) -> None:
             + SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0}).serialize()
             + HeadersFrame(1, get, flags=["END_HEADERS", "END_STREAM"]).serialize()
         )
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             received = b"".join([piece async for piece in stream])
     kinds = [type(frame) for frame in frames_in(received)]
     assert HeadersFrame in kinds
@@ -178,6 +178,6 @@ async def test_no_more_requests_at_once_than_allowed(api: Served) -> None:
         await stream.send_all(
             PREFACE + SettingsFrame(0).serialize() + b"".join(frame.serialize() for frame in frames)
         )
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             assert await goaway(stream) not in (None, 0)
     assert (await api.client.get("/hb")).status_code == 200

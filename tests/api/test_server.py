@@ -179,7 +179,7 @@ async def test_the_client_s_leaving_is_told() -> None:
         async with await served(app, nursery) as stream:
             await stream.send_all(GET)
             await started.wait()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await left.wait()
         nursery.cancel_scope.cancel()
 
@@ -201,7 +201,7 @@ async def test_sending_to_a_client_that_left_raises_an_os_error() -> None:
     async with trio.open_nursery() as nursery:
         async with await served(app, nursery) as stream:
             await stream.send_all(GET)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await failed.wait()
         nursery.cancel_scope.cancel()
 
@@ -218,7 +218,7 @@ async def test_what_is_sent_after_the_stop_has_less_time() -> None:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
     port = sock.getsockname()[1]
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             serving = partial(
                 serve_http,

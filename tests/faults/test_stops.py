@@ -57,7 +57,7 @@ async def appears(path: Path) -> None:
 
 async def blocked(url: str) -> None:
     """Submit jobs until the service does not answer any more."""
-    async with httpx2.AsyncClient(trust_env=False, timeout=2) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
         while True:
             try:
                 await client.post(url, json=job_for("http://x.test/", "http://x.test/"))

@@ -517,13 +517,14 @@ async def test_download_timeout_has_a_default_and_a_cap(
     assert outcome.error == "not done within the job's download_timeout of 0.1 s"
 
 
+@pytest.mark.slow
 async def test_download_timeout_covers_storing(tmp_path: Path, origin: Origin) -> None:
     storage = SilentStorage(StorageError(""))
-    async with open_lab(tmp_path, storage=storage, download_timeout=0.3) as lab:
+    async with open_lab(tmp_path, storage=storage, download_timeout=1.5) as lab:
         outcome = await lab.fetch(origin.url("/bytes/10"))
     assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TIMEOUT)
     assert (outcome.error, outcome.response_code) == (
-        "not done within the job's download_timeout of 0.3 s",
+        "not done within the job's download_timeout of 1.5 s",
         200,
     )
 

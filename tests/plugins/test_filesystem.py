@@ -356,7 +356,7 @@ async def test_a_cancel_waits_for_the_write_in_progress(
         finally:
             returned.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put)
             await check.reached()
@@ -371,7 +371,7 @@ async def test_a_cancel_waits_for_the_write_in_progress(
 
 async def test_a_put_cancelled_while_it_waits_writes_nothing(storage: Storage, root: Path) -> None:
     check = BlockingCheck()
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=check))
             await check.reached()
@@ -398,7 +398,7 @@ async def test_a_failure_in_a_batch_is_its_own_alone(storage: Storage, root: Pat
         except (StorageError, ZeroDivisionError):
             failed.append(key)
 
-    with trio.fail_after(10):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=check))
             await check.reached()

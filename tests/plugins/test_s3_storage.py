@@ -140,7 +140,7 @@ async def test_what_a_killed_start_left_is_aborted_by_the_next(moto: Moto, bucke
     moto.s3.create_multipart_upload(Bucket=bucket, Key="a/another's")
     async with opened_storage(open_s3, section(bucket, front.url, prefix="a")):
         await front.seen("AbortMultipartUpload", 2)
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while s3.uploads(moto, bucket) != ["a/another's"]:  # noqa: ASYNC110 - nothing tells of it
                 await trio.sleep(0.01)
 
@@ -353,7 +353,7 @@ async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front,
             await begun.wait()
             nursery.cancel_scope.cancel()
         cancelled.set()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await over.wait()
         assert received < body.size
     assert s3.keys(front.moto, bucket) == []

@@ -398,7 +398,7 @@ async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: SqsProxy) -> None:
             assert isinstance(answer, RetryLater)
             assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS gave no answer in time")
         proxy.on.clear()
-        with trio.fail_after(10):
+        with trio.fail_after(20):
             while await notifier.deliver("jobs", PAYLOAD) != Delivered():
                 pass
 

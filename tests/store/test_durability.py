@@ -28,7 +28,7 @@ async def test_aof_is_refused_at_the_start_by_a_server_without_one() -> None:
 @pytest.mark.row("F9")
 async def test_a_job_under_aof_waits_until_its_server_has_synced() -> None:
     with Valkey("--appendonly", "yes", "--appendfsync", "no") as never:
-        redis = RedisSettings(url=never.url, durability="aof", timeout=1)
+        redis = RedisSettings(url=never.url, durability="aof", timeout=3)
         async with asyncio_loop(), open_store(redis) as store:
             with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
                 await store.submit([Submission(spec=spec_for(store))])

@@ -80,7 +80,7 @@ async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(stor
 
 @pytest.mark.slow
 async def test_a_subscription_with_nothing_to_say_is_left_alone(redis_settings: RedisSettings) -> None:
-    settings = redis_settings.model_copy(update={"timeout": 0.1})
+    settings = redis_settings.model_copy(update={"timeout": 0.3})
     wakes: list[float] = []
     async with asyncio_loop(), open_store(settings) as store, trio.open_nursery() as nursery:
         await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: wakes.append(trio.current_time())})

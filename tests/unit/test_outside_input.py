@@ -167,7 +167,7 @@ async def through(said: bytes, proxy: str) -> bytes | None:
         try:
             await trio.SocketStream(theirs).send_all(said)
             theirs.shutdown(socket.SHUT_WR)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await connect_socks(
                     stream, Url.parse("http://example.org/x").origin, Url.parse(proxy, "proxy")
                 )

@@ -89,7 +89,7 @@ async def test_what_failed_is_told_and_retried(browse: Browse, page_url: str, st
 
 
 async def close_callback(store: RedisStore) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
         await store.close_callbacks("me", [(lease, REFUSED, 60, 4)])
 
