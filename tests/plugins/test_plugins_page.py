@@ -4,59 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from readme import environment, running, wait_for_port
+from readme import running, wait_for_port
+from servers.pages import ANSWER_S, FILE, SHELL, line_of, sh, write
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "plugins.md").read_text("utf-8").partition("\n## Reference\n")[0]
 
-FILE = re.compile(r"^`([\w.]+)`(, at its end)?:\n\n```\w+\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-INSTALL_S = 480.0
-ANSWER_S = 20.0
-
 # It installs from a package index, with pip, as it says.
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(900)]
-
-
-def sh(command: str, folder: Path, *, seconds: float = INSTALL_S) -> str:
-    """Type a command; what it prints."""
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def write(folder: Path, text: str) -> None:
-    """The files of a part of the page."""
-    for name, at_the_end, content in FILE.findall(text):
-        path = folder / name
-        path.write_text(f"{path.read_text()}\n{content}" if at_the_end else content)
-
-
-def line_of(log: Path, beginning: str) -> str:
-    """Wait for a line that a program prints."""
-    deadline = time.monotonic() + ANSWER_S
-    while True:
-        found = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(beginning)]
-        if found:
-            return found[0]
-        assert time.monotonic() < deadline, f"no line {beginning!r}: {log.read_text(errors='replace')}"
-        time.sleep(0.02)
 
 
 def test_the_page_teaches_to_write_a_notifier_and_a_storage(tmp_path: Path) -> None:

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from downloader.api import fields, parse
 from downloader.api.codes import CODES
-from downloader.cli import COMMANDS, make_app
 from downloader.config.read import known_keys
-from downloader.model import ErrorCode, State
-from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
+from downloader.model import State
 from downloader.observe.events import Event
-from downloader.observe.metrics import METRICS
-from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
 
 ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
@@ -50,66 +45,14 @@ def test_each_problem_code_has_a_meaning() -> None:
     assert problem_codes() - CODES.keys() == set()
 
 
-@pytest.mark.parametrize("code", CODES)
-def test_each_problem_code_is_on_the_api_page(code: str) -> None:
-    assert f"`{code}`" in page("api.md")
-
-
 @pytest.mark.parametrize("field", fields.DownloadRequest.model_fields)
 def test_each_field_of_a_job_is_on_the_api_page(field: str) -> None:
     assert re.search(rf"^\|.*`{field}`.*\|.*\|$", page("api.md"), re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", [code for code in ErrorCode if code])
-def test_each_error_code_is_on_the_api_page(code: str) -> None:
-    assert f"`{code}`" in page("api.md")
-
-
 @pytest.mark.parametrize("state", State)
 def test_each_state_is_on_the_api_page(state: str) -> None:
     assert f"`{state}`" in page("api.md")
-
-
-def name_of(command: Callable[..., object]) -> str:
-    return command.__name__.replace("_", "-")
-
-
-@pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
-def test_each_command_is_on_the_cli_page(command: Callable[..., object]) -> None:
-    assert f"| `downloader {name_of(command)}` |" in page("cli.md")
-
-
-@pytest.mark.parametrize("command", [command for commands in COMMANDS.values() for command in commands])
-def test_each_flag_is_on_the_cli_page(command: Callable[..., object]) -> None:
-    arguments = make_app()[name_of(command)].assemble_argument_collection()
-    names = [name for argument in arguments for name in argument.names]
-    flags = [name for name in names if re.match("--(?!no-|empty-)", name)]
-    assert [flag for flag in sorted(flags) if not re.search(rf"{flag}(?![\w-])", page("cli.md"))] == []
-
-
-@pytest.mark.parametrize("counters", [PROCESSOR_COUNTERS, NOTIFIER_COUNTERS], ids=["processor", "notifier"])
-def test_each_counter_is_on_the_operations_page(counters: dict[str, str]) -> None:
-    for name, meaning in counters.items():
-        assert f"| `{name}` | {meaning} |" in page("operations.md")
-
-
-def test_the_metrics_page_has_each_metric_and_no_other() -> None:
-    rows = []
-    for metric in METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        rows.append(f"| `{metric.name}` | {metric.type} | {labels} | {metric.help} |")
-    assert re.findall(r"^\| `downloader_.*", page("metrics.md"), re.MULTILINE) == rows
-
-
-def test_each_name_of_the_predecessor_is_on_the_operations_page() -> None:
-    for name, meaning in PROCESSOR_NAMES.items():
-        assert f"| `{name}` | {meaning} |" in page("operations.md")
-    for name, ours in NOTIFIER_NAMES.items():
-        assert f"| `{name}` | as `{ours}` |" in page("operations.md")
-
-
-def test_the_configuration_page_shows_the_example_that_has_every_key() -> None:
-    assert "../config.toml.example" in page("configuration.md")
 
 
 @pytest.mark.parametrize("name", ["configuration.md", "operations.md", "security.md", "api.md"])

@@ -60,34 +60,40 @@ class SentinelSettings(Section):
     """`[redis.sentinel]`: the primary is asked for by name."""
 
     master: str = Field(min_length=1)
+    """The name that the Sentinels know the primary by."""
     nodes: list[HostPort] = Field(min_length=1)
     """`host:port` of each Sentinel."""
     password: SecretStr | None = None
-    """Password of the Sentinels; the primary's is in `redis.url`."""
+    """Password of the Sentinels themselves; that of the primary is in `redis.url`."""
 
 
 class RedisSettings(Section):
     """`[redis]`: where the fleet's state lives."""
 
     url: RedisUrl = EMBEDDED
-    """`embedded`, or a redis://, rediss:// or unix:// URL; may hold a password, so it is a secret.
-
-    With Sentinel its host is not used, only scheme, user, password and database; left out, it is
-    `redis://` then.
-    """
+    """`embedded` starts a Valkey under `data_dir`. Otherwise a redis://, rediss:// or unix:// URL, with user,
+    password and database; it is a secret. With Sentinel only scheme, user, password and database are used,
+    and the default is `redis://`. With `cluster` it is the URL of any node."""
     sentinel: SentinelSettings | None = None
+    """Ask these Sentinels for the primary."""
     cluster: bool = False
+    """Whether `url` is the URL of a node of a Cluster."""
     key_prefix: str = Field(default="downloader", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
+    """The beginning of each key, so that several services can share one Redis."""
     durability: Literal["memory", "aof", "replicated"] = "memory"
-    """What a 201 waits for."""
+    """What a 201 waits for: `memory`, the store has the job; `aof`, it is on the disk of the server;
+    `replicated`, it is on replicas too."""
     replicas: Count = 1
-    """How many replicas must have it under `replicated`."""
+    """How many replicas must have a job under `replicated`."""
     timeout: ShortSeconds = 5.0
-    """Seconds that one call may take."""
+    """Seconds that one call of the store may take."""
     encryption_keys: list[EncryptionKey] = Field(default_factory=list)
-    """Encrypt the secret fields of jobs in the store: the first key encrypts, each of them decrypts."""
+    """Keys that encrypt the secret fields of jobs in the store; they need `downloader-service[encryption]`.
+    The first one encrypts, all of them decrypt. All instances need the same keys. Each is 32 random bytes in
+    base64 (`openssl rand -base64 32`)."""
     max_memory: Annotated[ByteSize, Number, Field(ge=0)] = ByteSize(0)
-    """Of the embedded store's data; 0: half of the machine's memory, or of its container's."""
+    """Memory that the data of the embedded store may use. When it is full, jobs are answered 503. `0`: half
+    of the memory of the machine, or of its container."""
 
     @model_validator(mode="before")
     @classmethod
@@ -127,12 +133,14 @@ class TokenSettings(Section):
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
     """Shown in logs and metrics instead of the token."""
     token: Bearer
+    """What clients send as `Authorization: Bearer`; at least 16 characters."""
     scopes: list[Scope] = Field(min_length=1)
-    """`admin` includes the others."""
+    """What the token may do. `admin` includes the others."""
     aggregations: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of `aggr_id`: of jobs to submit, and to see."""
+    """Glob patterns of `aggr_id`: which aggregations the token may submit to, and see."""
     destinations: list[DestinationPattern] = Field(default_factory=lambda: ["*"])
-    """Glob patterns `TYPE:DESTINATION` of callbacks; those that are URLs need no type for `http`."""
+    """Glob patterns of callback destinations, with their type in front, such as `sqs:shop-*`; URLs of `http`
+    callbacks need no type."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `s3_bucket`."""
     proxies: list[str] = Field(default_factory=lambda: ["*"])
@@ -143,22 +151,29 @@ class ApiSettings(Section):
     """`[api]`: the HTTP API."""
 
     host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on."""
     port: Annotated[int, Number, Field(ge=0, le=65535)] = 8000
-    """0: any free one."""
+    """Port to listen on; `0` takes any free one."""
     heartbeat_path: FileName = ""
-    """`GET /hb` answers 503 while this file exists; empty: never."""
+    """`GET /hb` answers 503 while this file exists, so that a load balancer takes the instance out. Empty:
+    never."""
     max_body: Size = ByteSize(256 * 1024)
+    """Largest body of a request."""
     certfile: FileName = ""
-    """PEM file of the certificate and its chain, for TLS; empty: no TLS."""
+    """PEM file of the certificate with its chain, for TLS. Empty: no TLS."""
     keyfile: FileName = ""
     """PEM file of its key, without a password."""
     allowed_hosts: list[HostPattern] = Field(default_factory=list)
-    """Names in `Host` that are answered besides the own addresses; `*.example.org`: all below it, `*`: any.
-    Empty: any, but on loopback only loopback's own names."""
+    """Names in a request's `Host` that are answered besides the address that it came to; others get 421.
+    `*.example.org` is each name below example.org, `*` any name. Empty: any name, but on loopback only
+    localhost and loopback addresses. Behind a proxy on the same machine that forwards `Host`, name the hosts
+    that it serves."""
     cors_origins: list[CorsOrigin] = Field(default_factory=list)
-    """Origins whose pages may read the GET routes; `*` for any."""
+    """Origins whose pages a browser may let read the GET routes, such as `https://dashboard.example.org`; `*`
+    is any."""
     tokens: list[TokenSettings] = Field(default_factory=list)
-    """Empty: every client that reaches the port may do everything."""
+    """Tables `[[api.tokens]]`, one for each token. Empty: everyone who reaches the port may do everything.
+    With tokens, each route but `/hb`, `/health/*` and the static files of the web page needs one."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -179,6 +194,8 @@ class FileStorageSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
     type: str = Field(default="filesystem", min_length=1)
+    """The storage plugin: `filesystem`, `s3` or another one that is installed. The other keys of the table
+    are the plugin's."""
 
     @property
     def section(self) -> dict[str, Any]:
@@ -190,11 +207,11 @@ class S3Settings(Section):
     """`[processor.s3]`: for jobs that bring their own bucket; credentials come from boto3's usual chain."""
 
     endpoint_url: BaseUrl = ""
-    """Empty: AWS."""
+    """URL of an S3 server other than AWS. Empty: AWS."""
     timeout: Annotated[float, Number, Field(gt=0, le=50, allow_inf_nan=False)] = 10.0
     """Seconds to wait for each part of an answer."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of the buckets that jobs may bring; `[]` refuses all."""
+    """Glob patterns of the buckets that jobs may name; `[]` refuses all."""
 
     @property
     def section(self) -> dict[str, Any]:
@@ -206,44 +223,62 @@ class HostSettings(Section):
     """`[processor.hosts."NAME"]`: what all aggregations together may do at a host, over the fleet."""
 
     limit: Count | None = None
-    """Downloads in flight."""
+    """Downloads in flight. Without it any number."""
     rate: Annotated[float, Number, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Downloads that start in a second."""
+    """Downloads that start in a second, at most."""
     delay: Annotated[float, Number, Field(ge=0, le=MAX_DELAY_S, allow_inf_nan=False)] = 0.0
-    """Seconds between two starts at the least."""
+    """Seconds between two starts, at least."""
 
 
 class ProcessorSettings(Section):
     """`[processor]`: downloads."""
 
     storage_dir: FileName = ""
-    """Spool for downloads in progress; empty: a folder under `data_dir`."""
+    """Folder (spool) of downloads in progress, best on the disk of the stored files. Empty: a folder under
+    `data_dir`."""
     download_url: BaseUrl = ""
-    """Base of `download_url` in callbacks; empty: the API serves the files itself."""
+    """Base of `download_url` in callbacks, such as `https://files.example.org/`. Empty: the API serves the
+    files itself."""
     concurrency: Count = 256
+    """Downloads in flight, at most, in each process."""
     request_headers: RequestHeaders = Field(
         default_factory=lambda: {"Accept": "*/*", "User-Agent": "downloader"}
     )
+    """Headers sent with each request. A job's own headers win."""
     max_retries: CountOrZero = 2
+    """Further attempts at a download that failed for a reason that may pass, where a job names no number."""
     retry_backoff: Seconds = 120.0
+    """Seconds of the first delay between attempts. Later delays grow exponentially; all have full jitter."""
     max_size: Size = ByteSize(10 * 1024**3)
+    """Largest file."""
     download_timeout: Seconds = 3600.0
-    """Seconds for a whole attempt, storing included, where the job names none."""
+    """Seconds for a whole attempt, storing included, where a job names none."""
     max_download_timeout: Seconds = 86400.0
-    """What a job may name at most."""
+    """The longest `download_timeout` that a job may name, in seconds."""
     lease: ShortSeconds = 30.0
+    """Seconds that a job stays with an instance that has gone silent before another instance takes it. More
+    than 1.5 times `redis.timeout`."""
     grace: ShortSeconds = 20.0
+    """Seconds that downloads in flight get at a stop."""
     stats_interval: ShortSeconds = 5.0
+    """Seconds between two reports of an instance's counters."""
     disk_high: Percent = 95.0
+    """Percent of the spool's disk in use at which no more downloads begin."""
     disk_low: Percent = 90.0
+    """Percent of the spool's disk in use below which downloads begin again."""
     ca_file: FileName = ""
-    """PEM file of the certificate authorities to trust instead of the system's."""
+    """PEM file of the certificate authorities to trust. Empty: those of the system."""
     hosts: dict[HostPattern, HostSettings] = Field(default_factory=dict)
-    """Limits by host; `*.example.org`: of each name below it, `*`: of each host. The nearest one applies."""
+    """Limits of a host for all aggregations together, over the fleet. The name is a host or address,
+    `*.example.org` (each name below it) or `*` (each host); the nearest one applies, as a whole. All
+    instances need the same table, those of the API too. Not with `redis.cluster`."""
     robots: bool = False
-    """Whether each URL's origin is asked by its robots.txt whether it may be fetched, and how often."""
+    """Whether only what the robots.txt of an origin allows is fetched, and its `Crawl-delay` obeyed. All
+    instances need the same value, those of the API too. Not with `redis.cluster`."""
     filestorage: FileStorageSettings | None = None
+    """Where complete files are kept: the table of a storage plugin. Empty: a folder under `data_dir`."""
     s3: S3Settings = Field(default_factory=S3Settings)
+    """For jobs that bring their own bucket. Credentials come from boto3's usual chain."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -263,32 +298,44 @@ class NotifierSettings(Section):
     """`[notifier]`: callbacks and the deletion of what has been delivered."""
 
     concurrency: Count = 64
+    """Callbacks in flight, at most, in each process."""
     per_destination: Count = 16
-    """Callbacks in flight to one destination over the fleet; 1 while it is failing. Topics and queues that
-    work have no such bound: brokers are made for many, and their plugins send in batches."""
+    """Callbacks in flight to one destination over the fleet; one while it is failing. A topic or queue that
+    works has no such bound."""
     deletion_interval: SecondsOrZero = 10800.0
-    """Seconds after which the file of a delivered job is deleted."""
+    """Seconds after which the file of a job is deleted, counted from the delivery of its callback."""
     failed_retention: SecondsOrZero = 604800.0
-    """Seconds to keep the records of failed callbacks and of jobs without a callback."""
+    """Seconds for which jobs with a failed callback, and jobs without a callback, are kept with their
+    files."""
     retry_schedule: list[Seconds] = Field(default_factory=lambda: [5.0, 60.0, 600.0, 3600.0, 21600.0])
-    """Seconds before each further attempt; empty: there is one attempt."""
+    """Seconds before each further attempt at a callback, with jitter. After the last one the callback is
+    failed, and can be sent again by hand. Empty: there is one attempt."""
     lease: ShortSeconds = 60.0
+    """Seconds that a callback stays with an instance that has gone silent before another instance takes
+    it."""
     grace: ShortSeconds = 20.0
+    """Seconds that callbacks in flight get at a stop, in a process without a processor."""
     stats_interval: ShortSeconds = 5.0
+    """Seconds between two reports of an instance's counters."""
 
 
 class EgressList(Section):
     """Addresses to allow (CIDR or host name) beyond public ones, and to deny."""
 
     allow: list[str] = Field(default_factory=list)
+    """Private addresses that may be connected to, beside all public ones: CIDR ranges, addresses, host names,
+    or `*.example.org`."""
     deny: list[str] = Field(default_factory=list)
+    """Addresses that are refused, in the same forms. It wins over `allow`."""
 
 
 class EgressSettings(Section):
     """`[egress]`: what this service may connect to on behalf of clients."""
 
     downloads: EgressList = Field(default_factory=EgressList)
+    """For downloads: jobs, redirects and robots.txt."""
     callbacks: EgressList = Field(default_factory=EgressList)
+    """For HTTP callbacks, and what plugins send through the service."""
 
     def policy(self, name: Literal["downloads", "callbacks"]) -> EgressPolicy:
         """The policy that a list describes.
@@ -304,15 +351,17 @@ class LogSettings(Section):
     """`[log]`."""
 
     format: Literal["auto", "console", "json"] = "auto"
-    """`auto`: console on a terminal, JSON elsewhere."""
+    """`auto` is `console` on a terminal and `json` elsewhere."""
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe events that are logged."""
 
 
 class Settings(Section):
     """The whole configuration."""
 
     data_dir: Folder = Path("downloader-data")
-    """Folder of the embedded store, and by default of spool and files; relative to the working directory."""
+    """Folder of the embedded store, the spool and the files where nothing else is set; relative to the
+    working directory."""
     redis: RedisSettings = Field(default_factory=RedisSettings)
     api: ApiSettings = Field(default_factory=ApiSettings)
     processor: ProcessorSettings = Field(default_factory=ProcessorSettings)
