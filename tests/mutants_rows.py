@@ -5,8 +5,24 @@ from __future__ import annotations
 OF_SENTINEL = "tests/e2e/test_sentinel.py"
 OF_STATES = "tests/faults/test_store_states.py"
 OF_REPLIES = "tests/store/test_error_replies.py"
+OF_TRANSITIONS = "tests/store/test_transitions.py"
+OF_LEASING, OF_KEEPING = "tests/scheduler/test_leasing.py", "tests/scheduler/test_keeping.py"
 
 ROWS = (
+    (
+        "F9: pauses grow to two seconds",
+        "downloader/scheduler/loop.py",
+        "MAX_BACKOFF_S = 0.1, 0.5",
+        "MAX_BACKOFF_S = 0.1, 2.0",
+        f"{OF_LEASING} -k two_short",
+    ),
+    (
+        "F9: pauses between settlements have no bound",
+        "downloader/scheduler/loop.py",
+        "_jittered(backoff_s))\n        backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)",
+        "_jittered(backoff_s))\n        backoff_s = 2 * backoff_s",
+        f"{OF_LEASING} -k two_short",
+    ),
     (
         "F10: an empty store is no alarm",
         "downloader/store/redis_reader.py",
@@ -202,6 +218,55 @@ ROWS = (
         "        for ask in (self._servers.run, self._servers.find):",
         "        for ask in (self._servers.run, self._servers.run):",
         "tests/faults/test_cluster_fleet.py",
+    ),
+    (
+        "F22: an outage counts a crash for good",
+        "downloader/store/lua/release.lua",
+        "'crashes', -1)",
+        "'crashes', 0)",
+        f"{OF_TRANSITIONS} -k comes_back",
+    ),
+    (
+        "F22: any holder takes a crash back",
+        "downloader/store/lua/release.lua",
+        "'swept') == item.generation then",
+        "'swept') then",
+        f"{OF_TRANSITIONS} -k comes_back",
+    ),
+    (
+        "F22: a crash is taken back twice",
+        "downloader/store/lua/release.lua",
+        "    redis.call('HDEL', key_task(kind, item.id), 'swept')\n",
+        "",
+        f"{OF_TRANSITIONS} -k comes_back",
+    ),
+    (
+        "F22: a crash of an earlier run is taken back",
+        "downloader/store/lua/retry.lua",
+        "'crashes', 'swept', 'throttled')",
+        "'crashes', 'throttled')",
+        f"{OF_TRANSITIONS} -k comes_back",
+    ),
+    (
+        "F22: what an outage has ended is not handed back",
+        "downloader/scheduler/leases.py",
+        "            each.unanswered = answer is Settled.UNKNOWN\n",
+        "            each.unanswered = False\n",
+        f"{OF_KEEPING} -k away",
+    ),
+    (
+        "F22: what was taken from a holder is handed back",
+        "downloader/scheduler/leases.py",
+        "            each.unanswered = answer is Settled.UNKNOWN\n",
+        "",
+        f"{OF_KEEPING} -k took_away",
+    ),
+    (
+        "F22: a renewal that is still under way counts as answered",
+        "downloader/scheduler/leases.py",
+        "            each.unanswered = True\n",
+        "            pass\n",
+        f"{OF_KEEPING} -k under_way",
     ),
     (
         "F27: what waits for the store has no budget",

@@ -86,15 +86,15 @@ ROWS = (
     (
         "retry: with the crashes of the first run",
         f"{LUA}/retry.lua",
-        "'attempts', 'crashes', 'throttled')",
-        "'attempts', 'throttled')",
+        "'attempts', 'crashes', 'swept', 'throttled')",
+        "'attempts', 'swept', 'throttled')",
         f"{TRANSITIONS} -k run_again",
     ),
     (
         "retry: with the attempts of the first run",
         f"{LUA}/retry.lua",
-        "'attempts', 'crashes', 'throttled')",
-        "'crashes', 'throttled')",
+        "'attempts', 'crashes', 'swept', 'throttled')",
+        "'crashes', 'swept', 'throttled')",
         f"{TRANSITIONS} -k sent_again",
     ),
     (

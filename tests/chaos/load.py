@@ -213,6 +213,8 @@ class Load:
         if group == COOLED:
             kinds["throttled"] = 3
         [kind] = self.rng.choices(list(kinds), list(kinds.values()))
+        # With Retry-After a 503 asks for a pause, as a 429 does; without, it is a failure like a 500.
+        busy, throttled = self.rng.choice([500, 503]), self.rng.choice([429, 503])
         failures = 1 if kind in ("busy", "cut") else 0
 
         async def answer(exchange: Exchange) -> None:
@@ -222,11 +224,11 @@ class Load:
             then: Then = "keep"
             match kind:
                 case "busy" if self.gets[here] == 1:
-                    first = _response(500, b"no")
+                    first = _response(busy, b"no")
                 case "cut" if self.gets[here] == 1:
                     first, then = _response(200, body, length=len(body) + 1), "rst"
                 case "throttled" if self.gets[here] == 1:
-                    first = _response(429, b"no", f"Retry-After: {RETRY_AFTER_S}\r\n")
+                    first = _response(throttled, b"no", f"Retry-After: {RETRY_AFTER_S}\r\n")
                     self.throttled_s[here] = time.time()
                 case "moved" if here == path:
                     first = _response(302, b"", f"Location: {path}/there\r\n")

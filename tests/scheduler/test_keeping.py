@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from downloader.model import Verdict
 from downloader.scheduler.leases import MARGIN, MAX_MARGIN_S, RENEW_BATCH, boottime
-from downloader.scheduler.loop import LEASE_BATCH, SWEEPS_PER_LEASE
+from downloader.scheduler.loop import LEASE_BATCH, MAX_BACKOFF_S, SWEEPS_PER_LEASE
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, scheduling
 
@@ -59,7 +59,65 @@ async def test_a_holder_that_cannot_renew_stops_before_its_lease_ends(
         assert process.work.cancelled[job_id] - began == pytest.approx(TRUSTED_S)
         assert TRUSTED_S <= LEASE_S - 1
         assert process.work.losses == 1
+
+
+@pytest.mark.row("F22")
+async def test_a_lease_that_ended_while_the_store_was_away_is_handed_back_when_it_answers(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """The store then knows that its holder has not crashed, also if another instance has swept it."""
+    store.before["renew"] = store.before["release"] = refuse
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await trio.sleep(10 * LEASE_S)
+        assert process.work.losses == 1
+        assert job_id not in process.work.working
         assert store.settled == []
+        del store.before["renew"], store.before["release"]
+        await trio.sleep(MAX_BACKOFF_S)
+        await process.settle_down()
+        assert store.settled == [("release", job_id)]
+        assert process.work.ends == []
+
+
+@pytest.mark.row("F22")
+async def test_a_lease_that_the_store_took_away_is_not_handed_back(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """Neither one that was renewed late, by a holder whose loop was blocked."""
+    store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await trio.sleep(LEASE_S / 2)
+        del store.before["renew"]
+        store.lose(job_id)
+        await trio.sleep(LEASE_S)
+        assert process.work.losses == 1
+        assert store.calls["release"] == 0
+
+
+@pytest.mark.row("F22")
+async def test_a_lease_that_ends_while_its_renewal_is_under_way_is_handed_back(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["renew"] = trio.sleep_forever
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await trio.sleep(LEASE_S)
+        await process.settle_down()
+        assert store.settled == [("release", job_id)]
+
+
+async def test_a_stop_does_not_wait_for_leases_that_ended_while_the_store_was_away(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["renew"] = store.before["release"] = refuse
+    async with scheduling(store) as process:
+        process.add("a")
+        await trio.sleep(LEASE_S + 1)
+        process.stop.begin(15)
+        with trio.fail_after(1):
+            await process.ended.wait()
 
 
 async def test_a_lease_counts_from_the_request_and_not_from_the_answer(

@@ -7,10 +7,15 @@ import trio
 from trio.testing import MockClock
 
 from downloader.model import Kind, Verdict
+from downloader.scheduler.leases import MARGIN
 from downloader.scheduler.limits import HOLD_S
-from downloader.scheduler.loop import LOOK_S, SHARE_LOOK_S
+from downloader.scheduler.loop import LOOK_S, MAX_BACKOFF_S, SHARE_LOOK_S
+from downloader.store.redis_reader import RESUBSCRIBE_S
 from servers.fake_store import FakeStore, refuse
-from servers.scheduling import Process, Stuck, scheduling
+from servers.scheduling import LEASE_S, Process, Stuck, scheduling
+
+RESUME_S = 5.0
+"""Within which clients go on when the store is back."""
 
 
 async def test_no_more_is_leased_than_there_is_room_for(autojump_clock: MockClock, store: FakeStore) -> None:
@@ -112,8 +117,34 @@ async def test_it_asks_again_soon_after_the_store_did_not_answer(
         await trio.sleep(30)
         assert store.calls["lease"] > 10
         del store.before["lease"]
-        await trio.sleep(2)
+        await trio.sleep(MAX_BACKOFF_S)
+        await process.settle_down()
         assert process.work.working
+
+
+@pytest.mark.row("F9")
+@pytest.mark.parametrize("kind", Kind)
+async def test_after_the_store_was_away_a_job_waits_for_two_short_pauses(
+    autojump_clock: MockClock, store: FakeStore, kind: Kind
+) -> None:
+    """One until a result is settled, one until the next lease, and none has grown beyond its limit."""
+    store.before["lease"] = store.before["finish"] = store.before["close_callback"] = refuse
+    async with scheduling(store, kind=kind) as process:
+        del store.before["lease"]
+        [first] = process.add("a")
+        await process.settle_down()
+        store.before["lease"] = refuse
+        process.work.finish(first)
+        store.add("a", kind=kind)
+        await trio.sleep(LEASE_S * (1 - 2 * MARGIN))
+        assert (store.settled, process.work.begun) == ([], [first])
+        store.before.clear()
+        await trio.sleep(MAX_BACKOFF_S)
+        await process.settle_down()
+        assert len(store.settled) == 1
+        assert len(process.work.begun) == 2
+        # A job settles its download, leases its callback and settles it; wake-ups come after a subscription.
+        assert 3 * MAX_BACKOFF_S + RESUBSCRIBE_S < RESUME_S / 2, "calls and work take time too"
 
 
 async def test_one_aggregation_has_all_slots_while_nobody_else_waits(

@@ -35,6 +35,8 @@ class Task:
     attempts: int = 0
     deliveries: int = 0
     crashes: int = 0
+    swept: int = 0
+    """Generation of the last lease that was swept, until its holder shows that it has not crashed."""
 
     stopping: bool = False
     """It is cancelled and still has its slot."""

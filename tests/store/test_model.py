@@ -198,8 +198,12 @@ class Model(Expected):
             lease, owner = late[index % len(late)]
             expected = self.expected(lease, owner)
             assert await self.call_settle(lease, owner, how) is expected
-            if expected is Settled.CANCELLED and (task := self.task_of(lease)) is not None:
+            task = self.task_of(lease)
+            if task is not None and expected is Settled.CANCELLED:
                 task.stopping = False
+            if task is not None and how == "release" and task.swept == lease.generation:
+                task.crashes -= 1
+                task.swept = 0
             self.done["settle_late"] += 1
 
     async def settle_anothers(self, kind: Kind, index: int, how: str) -> None:
@@ -254,6 +258,7 @@ class Model(Expected):
         for _, task in over:
             task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms
             task.crashes += 1
+            task.swept = task.generation
         for task in [*self.orphans, *(task for _, task in self.tasks(Kind.DOWNLOAD))]:
             task.stopping = task.stopping and task.ends_ms > self.now_ms
         self.orphans = [task for task in self.orphans if task.stopping]
@@ -316,6 +321,7 @@ class Model(Expected):
             self.pace[task.group].asked = limit
         self.limits.setdefault((kind, task.group), limit)
         task.state, task.due_ms, task.attempts, task.crashes = State.PENDING, self.now_ms, 0, 0
+        task.swept = 0
         job.reap_ms = None
         self.done["retry"] += 1
 

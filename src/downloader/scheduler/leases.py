@@ -56,6 +56,7 @@ class HeldLease:
         "lease",
         "scope",
         "started_at",
+        "unanswered",
         "work",
         "worked",
     )
@@ -72,6 +73,8 @@ class HeldLease:
         """Whether its work has ended."""
         self.abandoned = False
         """Whether it was handed back although its work has not ended, because the work hangs."""
+        self.unanswered = False
+        """Whether the store has not answered the last call to renew it."""
         self._clock = clock
         self._ends_at = 0.0
         self._revoked = False
@@ -151,8 +154,11 @@ async def _renew(
     for start in range(0, len(held), RENEW_BATCH):
         chunk = held[start : start + RENEW_BATCH]
         asked_at = clock()
+        for each in chunk:
+            each.unanswered = True
         answers = await store.renew(kind, owner, [each.lease for each in chunk], lease_s)
         for each, answer in zip(chunk, answers, strict=True):
+            each.unanswered = answer is Settled.UNKNOWN
             if answer is Settled.DONE:
                 each.prolong(asked_at, lease_s)
             elif answer is Settled.LEASE_LOST:

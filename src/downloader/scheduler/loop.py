@@ -47,8 +47,8 @@ LINGER_S = 0.005
 
 SWEEPS_PER_LEASE = 10
 
-BACKOFF_S, MAX_BACKOFF_S = 0.1, 2.0
-"""Pauses between calls to a store that does not answer."""
+BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
+"""Pauses between calls to a store that does not answer. When it is back, a job waits for few of them."""
 
 HAND_BACK_S = 2.0
 """At a stop: how long to ask a silent store for leases whose answer was lost, and how long
@@ -146,6 +146,7 @@ class _Running:
     limits: Limits
     commit: GroupCommit[Ended, Settled]
     held: Held
+    services: trio.Nursery
     room: Wake = field(default_factory=Wake)
 
     @property
@@ -191,20 +192,21 @@ async def run_workload(
         max_batch=SETTLE_BATCH,
         linger_s=lambda: LINGER_S if len(held) >= BUSY_FROM else 0.0,
     )
-    running = _Running(
-        store=store,
-        workload=workload,
-        owner=owner,
-        wake=wake,
-        stop=stop,
-        clock=clock,
-        limits=Limits(workload.kind, workload.concurrency),
-        commit=commit,
-        held=held,
-    )
-    stop.on_begin(running.stop_begins)
     renew = partial(keep_leases, clock=clock)
     async with trio.open_nursery() as services:
+        running = _Running(
+            store=store,
+            workload=workload,
+            owner=owner,
+            wake=wake,
+            stop=stop,
+            clock=clock,
+            limits=Limits(workload.kind, workload.concurrency),
+            commit=commit,
+            held=held,
+            services=services,
+        )
+        stop.on_begin(running.stop_begins)
         services.start_soon(commit.run)
         services.start_soon(renew, store, workload.kind, owner, held.keys(), workload.lease_s)
         services.start_soon(_sweep, store, workload)
@@ -327,6 +329,9 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
         elif settled is not Settled.CANCELLED:
             log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
             workload.lost()
+            if held.unanswered:
+                # So that the store learns that not this holder has failed, and counts no crash.
+                running.services.start_soon(_settle, running, (lease, _released(lease, "", 0.0)))
     finally:
         del running.held[held]
         running.room.set()
@@ -375,7 +380,7 @@ def _released(lease: Lease, reason: str, delay_s: float) -> End:
 async def _settle(running: _Running, result: Ended) -> Settled:
     """Settle as soon as the store answers; `UNKNOWN` if a stop cannot wait for that.
 
-    It is cancelled when the lease ends, because then the store would refuse it.
+    The result of work is cancelled when the lease ends, because then the store would refuse it.
     """
     backoff_s = BACKOFF_S
     while True:

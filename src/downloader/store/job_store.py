@@ -222,7 +222,11 @@ class JobStore(Protocol):
     async def release(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
     ) -> Sequence[Settled]:
-        """Like `retry_later`, for the given reason; the attempt does not count."""
+        """Like `retry_later`, for the given reason; the attempt does not count.
+
+        If the last sweep took the task from this lease, the answer is `LEASE_LOST`, and the crash that the
+        sweep counted is taken back, because the caller has not crashed.
+        """
 
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
         """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""

@@ -2,8 +2,8 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per lease {id, generation, error: the reason or '', delay_ms}
--- from    running, this owner and generation
--- to      pending
+-- from    running, this owner and generation; or swept when it had this generation
+-- to      pending; or the same with one crash less, as its holder has not died
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  'done' again, nothing changed
 
@@ -20,6 +20,9 @@ for item in items() do
     touch(kind, group)
   elseif holder == 'cancelled' then
     free_cancelled(item.id, group)
+  elseif holder == 'lost' and redis.call('HGET', key_task(kind, item.id), 'swept') == item.generation then
+    redis.call('HDEL', key_task(kind, item.id), 'swept')
+    redis.call('HINCRBY', key_task(kind, item.id), 'crashes', -1)
   end
   answers[#answers + 1] = ANSWERS[holder]
 end

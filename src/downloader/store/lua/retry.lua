@@ -42,7 +42,7 @@ end
 
 redis.call('ZREM', key_reap(), id)
 redis.call('ZREM', key_failed(), id)
-redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'throttled')
+redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')
 redis.call('HSET', task, 'retried', call.request)
 requeue(kind, id, group, 0)
 touch(kind, group)

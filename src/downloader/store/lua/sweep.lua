@@ -10,12 +10,13 @@
 local kind = call.kind
 local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, call.count)
 for _, id in ipairs(ids) do
-  local found = redis.call('HMGET', key_task(kind, id), 'group', 'host')
+  local found = redis.call('HMGET', key_task(kind, id), 'group', 'host', 'generation')
   local group = found[1]
   leave(kind, id, group)
   leave_host(id, found[2])
   requeue(kind, id, group, 0)
   redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
+  redis.call('HSET', key_task(kind, id), 'swept', found[3])
   remember(kind, id, 'the worker died or lost its connection')
   touch(kind, group)
 end
