@@ -12,8 +12,8 @@ import structlog
 from hypothesis import settings
 
 from downloader.config import RedisSettings
+from downloader.store.job_store import JobStore, open_store
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis_store import RedisStore, open_store
 from servers.aws import Moto
 from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey
@@ -90,7 +90,7 @@ def redis_settings(valkey: Valkey) -> RedisSettings:
 
 
 @pytest.fixture
-async def store(redis_settings: RedisSettings) -> AsyncIterator[RedisStore]:
+async def store(redis_settings: RedisSettings) -> AsyncIterator[JobStore]:
     """A fresh store."""
     async with asyncio_loop(), open_store(redis_settings) as opened:
         yield opened

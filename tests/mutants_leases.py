@@ -11,7 +11,7 @@ OF_CANCEL = "tests/store/test_cancel.py"
 ROWS = (
     (
         "cancel: the 202 does not wait for the append-only file",
-        f"{STORE}/redis_store.py",
+        f"{STORE}/job_store.py",
         'self._client.run("cancel", shard, call, durable=True)',
         'self._client.run("cancel", shard, call)',
         "tests/store/test_durability.py",
@@ -46,7 +46,7 @@ ROWS = (
     ),
     (
         "reply: a lease whose answer was lost is not asked for again",
-        f"{STORE}/redis_store.py",
+        f"{STORE}/job_store.py",
         'self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")',
         'self._unanswered[key] = f"{self._session}-{next(self._requests)}"',
         OF_STORE,

@@ -307,7 +307,7 @@ ROWS = (
     ),
     (
         "aggregations: the second page begins at the start",
-        f"{STORE}/redis_reader.py",
+        f"{STORE}/reader.py",
         'call = {"cursor": match[2], "count": count}',
         'call = {"cursor": "0", "count": count}',
         OF_AGGREGATIONS,

@@ -25,7 +25,7 @@ ROWS = (
     ),
     (
         "F10: an empty store is no alarm",
-        "downloader/store/redis_reader.py",
+        "downloader/store/reader.py",
         "                            log.error(Event.STORE_EMPTY)",
         "                            pass",
         "tests/faults/test_store.py -k f10",

@@ -17,12 +17,12 @@ from downloader.api.events import Pace
 from downloader.api.limits import Limits
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.api import Served, Serving
 
 
 @pytest.fixture
-def deps(store: RedisStore) -> ApiDeps:
+def deps(store: JobStore) -> ApiDeps:
     return ApiDeps(
         store=store,
         settings=ApiSettings(),
@@ -37,7 +37,7 @@ def deps(store: RedisStore) -> ApiDeps:
 
 
 @pytest.fixture
-async def serving(deps: ApiDeps, store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[Serving]:
+async def serving(deps: ApiDeps, store: JobStore, nursery: trio.Nursery) -> AsyncIterator[Serving]:
     """Serves the API with some of its dependencies changed."""
     clients: list[httpx2.AsyncClient] = []
 

@@ -12,15 +12,15 @@ from downloader.api.aggregations import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Cooldown, Kind, Outcome, Verdict
 from downloader.store import Submission
-from downloader.store.redis_reader import LISTED_AT_ONCE
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
+from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
 from servers.jobs import spec_for
 
 NAMES = ("a/b", "/a", "a/", "a b", "ü", "%2F", "a?b#c", "a//b", "x" * 128)
 
 
-async def submit(store: RedisStore, aggr_id: str = "a", count: int = 1, **fields: Any) -> None:
+async def submit(store: JobStore, aggr_id: str = "a", count: int = 1, **fields: Any) -> None:
     specs = [spec_for(store, aggr_id, **fields) for _ in range(count)]
     await store.submit([Submission(spec=spec) for spec in specs])
 
@@ -39,7 +39,7 @@ async def patched(api: Served, **changes: Any) -> dict[str, Any]:
     return found
 
 
-async def granted(store: RedisStore, count: int = 9) -> int:
+async def granted(store: JobStore, count: int = 9) -> int:
     return len((await store.lease(Kind.DOWNLOAD, "me", count, 60)).leases)
 
 
@@ -229,7 +229,7 @@ async def test_no_object_and_no_aggregation(api: Served) -> None:
     assert (answer.status_code, answer.json()["field"]) == (422, "cursor")
 
 
-async def test_tokens(serving: Serving, store: RedisStore) -> None:
+async def test_tokens(serving: Serving, store: JobStore) -> None:
     def token(name: str, **fields: Any) -> TokenSettings:
         return TokenSettings(name=name, token=SecretStr(name * 20), **fields)
 

@@ -21,7 +21,7 @@ from downloader.api.intake import MAX_BATCH, MAX_BYTES, Intake
 from downloader.api.limits import PIECE_BYTES, Limits
 from downloader.config import ApiSettings, TokenSettings
 from downloader.store import Accepted, StoreUnavailable, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.api import JOB, Served, Serving, read_to_end
 
 HEAD = b"POST /downloads HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -129,7 +129,7 @@ async def test_over_http_2(api: Served) -> None:
 class Watched:
     """A store that tells how many jobs each call has, and may be away."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: JobStore) -> None:
         self._store = store
         self.new_id = store.new_id
         self.sizes: list[int] = []
@@ -146,7 +146,7 @@ class Watched:
         return await self._store.submit(submissions)
 
 
-async def test_jobs_that_arrive_together_are_one_call(serving: Serving, store: RedisStore) -> None:
+async def test_jobs_that_arrive_together_are_one_call(serving: Serving, store: JobStore) -> None:
     watched = Watched(store)
     api = await serving(store=watched)
     data = line() * 100
@@ -156,14 +156,14 @@ async def test_jobs_that_arrive_together_are_one_call(serving: Serving, store: R
     assert len(watched.sizes) <= 3  # the head may come alone
 
 
-async def test_a_batch_is_bounded(serving: Serving, store: RedisStore) -> None:
+async def test_a_batch_is_bounded(serving: Serving, store: JobStore) -> None:
     watched = Watched(store)
     api = await serving(store=watched)
     assert len(await post(api, line() * 3 * MAX_BATCH)) == 3 * MAX_BATCH
     assert max(watched.sizes) <= MAX_BATCH
 
 
-async def test_the_store_goes_away_in_the_middle(serving: Serving, store: RedisStore) -> None:
+async def test_the_store_goes_away_in_the_middle(serving: Serving, store: JobStore) -> None:
     watched = Watched(store)
     api = await serving(store=watched)
     async with await api.connect() as stream:
@@ -191,7 +191,7 @@ class OneShardGone(Watched):
 
 
 @pytest.mark.row("F22")
-async def test_a_job_whose_shard_is_gone_is_not_accepted(serving: Serving, store: RedisStore) -> None:
+async def test_a_job_whose_shard_is_gone_is_not_accepted(serving: Serving, store: JobStore) -> None:
     api = await serving(store=OneShardGone(store))
     lines = await post(api, 6 * line())
     assert ["id" in each for each in lines] == [True, False] * 3
@@ -200,7 +200,7 @@ async def test_a_job_whose_shard_is_gone_is_not_accepted(serving: Serving, store
 
 @pytest.mark.row("F22")
 async def test_posts_that_share_a_call_with_others_whose_shard_is_gone(
-    serving: Serving, store: RedisStore
+    serving: Serving, store: JobStore
 ) -> None:
     api = await serving(store=OneShardGone(store))
     answers: list[httpx2.Response] = []
@@ -242,7 +242,7 @@ async def serve_messages(deps: ApiDeps, intake: Intake, messages: Iterator[Messa
     await serve_downloads(scope, receive, send, deps=deps, intake=intake)
 
 
-async def test_a_job_whose_line_has_not_ended_goes_with_its_client(deps: ApiDeps, store: RedisStore) -> None:
+async def test_a_job_whose_line_has_not_ended_goes_with_its_client(deps: ApiDeps, store: JobStore) -> None:
     intake, sent = Intake(store), bytearray()
     messages = iter([chunk(line() + line().rstrip()), LEFT])
     with pytest.raises(Gone):
@@ -253,7 +253,7 @@ async def test_a_job_whose_line_has_not_ended_goes_with_its_client(deps: ApiDeps
 
 
 async def test_between_two_chunks_only_the_line_that_has_begun_is_kept(
-    deps: ApiDeps, store: RedisStore
+    deps: ApiDeps, store: JobStore
 ) -> None:
     intake = Intake(store)
 
@@ -269,7 +269,7 @@ async def test_between_two_chunks_only_the_line_that_has_begun_is_kept(
         await serve_messages(deps, intake, messages(), bytearray())
 
 
-async def test_a_client_whose_budget_is_used_up(deps: ApiDeps, store: RedisStore) -> None:
+async def test_a_client_whose_budget_is_used_up(deps: ApiDeps, store: JobStore) -> None:
     """Answered 503 before the response has begun, cut off after."""
     intake, sent = Intake(store), bytearray()
     with intake.room(ADDRESS) as keep:
@@ -290,7 +290,7 @@ async def test_a_client_whose_budget_is_used_up(deps: ApiDeps, store: RedisStore
 
 
 async def test_jobs_accepted_before_the_store_goes_away_keep_their_ids(
-    deps: ApiDeps, store: RedisStore
+    deps: ApiDeps, store: JobStore
 ) -> None:
     watched, sent = Watched(store), bytearray()
     watched.away_after = 1
@@ -303,9 +303,7 @@ async def test_jobs_accepted_before_the_store_goes_away_keep_their_ids(
 
 
 @pytest.mark.row("H25")
-async def test_a_chunk_of_the_shortest_lines_does_not_hold_up_others(
-    deps: ApiDeps, store: RedisStore
-) -> None:
+async def test_a_chunk_of_the_shortest_lines_does_not_hold_up_others(deps: ApiDeps, store: JobStore) -> None:
     count, turns, sent = 100 * MAX_BATCH, 0, bytearray()
 
     async def other() -> None:
@@ -358,7 +356,7 @@ async def test_a_malformed_chunk_behind_answers_ends_the_connection(
 
 
 async def test_a_client_that_leaves_in_the_middle(
-    serving: Serving, store: RedisStore, capfd: pytest.CaptureFixture[str]
+    serving: Serving, store: JobStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     api = await serving(limits=Limits(connections=2))
     data = line()
@@ -386,7 +384,7 @@ async def send_until_cut(stream: trio.SocketStream, chunk: bytes) -> int:
 
 
 @pytest.mark.slow
-async def test_who_does_not_read_the_answers_is_not_read(serving: Serving, store: RedisStore) -> None:
+async def test_who_does_not_read_the_answers_is_not_read(serving: Serving, store: JobStore) -> None:
     """What the server takes in is bounded by what fits into the sockets, and then it is cut off."""
     watched = Watched(store)
     api = await serving(store=watched, limits=Limits(send_s=1))

@@ -17,7 +17,7 @@ from downloader.api.intake import MAX_BATCH, MAX_BYTES, MAX_EXTRA, MAX_WAITING, 
 from downloader.config import ApiSettings, RedisSettings
 from downloader.model import JobSpec, State
 from downloader.store import Accepted, StoreUnavailable, Submission
-from downloader.store.redis_store import RedisStore, open_store
+from downloader.store.job_store import JobStore, open_store
 from servers.api import JOB, Served, Serving
 from servers.hostile_urls import HOSTILE_URLS
 from servers.valkey import Valkey
@@ -243,7 +243,7 @@ async def test_503_while_the_store_is_away(serving: Serving, deps: Any) -> None:
 class Counting:
     """A store that counts its calls and takes its time over them."""
 
-    def __init__(self, store: RedisStore) -> None:
+    def __init__(self, store: JobStore) -> None:
         self._store = store
         self.new_id = store.new_id
         self.sizes: list[int] = []
@@ -257,12 +257,12 @@ class Counting:
         return await self._store.submit(submissions)
 
 
-def submission(store: RedisStore, aggr_id: str = "a") -> Submission:
+def submission(store: JobStore, aggr_id: str = "a") -> Submission:
     spec = JobSpec(id=store.new_id(aggr_id), aggr_id=aggr_id, aggr_limit=1, url="http://x/")
     return Submission(spec=spec)
 
 
-async def test_jobs_that_arrive_together_travel_together(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_jobs_that_arrive_together_travel_together(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -284,7 +284,7 @@ async def test_jobs_that_arrive_together_travel_together(store: RedisStore, nurs
     nursery.cancel_scope.cancel()
 
 
-async def test_a_batch_is_bounded(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_a_batch_is_bounded(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -298,7 +298,7 @@ async def test_a_batch_is_bounded(store: RedisStore, nursery: trio.Nursery) -> N
 
 
 async def test_who_gives_up_before_the_batch_leaves_is_not_in_it(
-    store: RedisStore, nursery: trio.Nursery
+    store: JobStore, nursery: trio.Nursery
 ) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
@@ -316,7 +316,7 @@ async def test_who_gives_up_before_the_batch_leaves_is_not_in_it(
     nursery.cancel_scope.cancel()
 
 
-async def test_too_many_that_wait_are_refused_at_once(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_too_many_that_wait_are_refused_at_once(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -334,7 +334,7 @@ async def test_too_many_that_wait_are_refused_at_once(store: RedisStore, nursery
 
 
 @pytest.mark.row("F27")
-async def test_what_arrives_has_a_budget_in_bytes(store: RedisStore) -> None:
+async def test_what_arrives_has_a_budget_in_bytes(store: JobStore) -> None:
     intake = Intake(store)
     with intake.room("10.0.0.1") as keep, intake.room("10.0.0.2") as other, intake.room("") as unknown:
         keep(MAX_BYTES // 2)
@@ -349,7 +349,7 @@ async def test_what_arrives_has_a_budget_in_bytes(store: RedisStore) -> None:
 
 
 @pytest.mark.row("F27")
-async def test_wide_characters_count_as_what_they_take_in_memory(serving: Serving, store: RedisStore) -> None:
+async def test_wide_characters_count_as_what_they_take_in_memory(serving: Serving, store: JobStore) -> None:
     counting = Counting(store)
     api = await serving(store=counting)
     # Python stores four bytes for each character of a text that has one such character.
@@ -388,7 +388,7 @@ async def test_f27_half_a_body_counts_until_its_client_leaves(api: Served, path:
             pass
 
 
-async def test_large_jobs_travel_in_small_batches(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_large_jobs_travel_in_small_batches(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -404,7 +404,7 @@ async def test_large_jobs_travel_in_small_batches(store: RedisStore, nursery: tr
     nursery.cancel_scope.cancel()
 
 
-async def test_a_client_that_leaves_takes_no_other_with_it(serving: Serving, store: RedisStore) -> None:
+async def test_a_client_that_leaves_takes_no_other_with_it(serving: Serving, store: JobStore) -> None:
     counting = Counting(store)
     api = await serving(store=counting)
     data = body()

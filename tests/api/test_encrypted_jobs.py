@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from downloader.config import RedisSettings
 from downloader.model import State
 from downloader.store import Submission
-from downloader.store.redis_store import RedisStore, open_store
+from downloader.store.job_store import JobStore, open_store
 from servers.api import Serving
 from servers.jobs import spec_for
 
@@ -19,7 +19,7 @@ KEY = SecretStr(base64.urlsafe_b64encode(bytes(range(32))).decode())
 
 @pytest.mark.parametrize("callback_type", ["http", ""])
 async def test_one_with_a_callback_is_not_cancelled_as_nobody_knows_where_it_goes(
-    serving: Serving, redis_settings: RedisSettings, store: RedisStore, callback_type: str
+    serving: Serving, redis_settings: RedisSettings, store: JobStore, callback_type: str
 ) -> None:
     destination = "http://127.0.0.1/secret" if callback_type else ""
     settings = redis_settings.model_copy(update={"encryption_keys": [KEY]})

@@ -18,7 +18,7 @@ from downloader.config import ApiSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Outcome, Verdict
 from downloader.store import Load, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.api import Served, Serving, read_to_end
 from servers.jobs import spec_for
 
@@ -86,7 +86,7 @@ async def api(serving: Serving) -> Served:
     return await serving(pace=QUICK)
 
 
-async def submit(store: RedisStore, *names: str, limit: int = 1) -> None:
+async def submit(store: JobStore, *names: str, limit: int = 1) -> None:
     await store.submit([Submission(spec=spec_for(store, name, aggr_limit=limit)) for name in names])
 
 
@@ -317,7 +317,7 @@ async def test_64_listeners_of_one_client_do_not_lock_out_another(serving: Servi
         await trio.aclose_forcefully(stream)
 
 
-async def test_no_listener_no_question_to_the_store(serving: Serving, store: RedisStore) -> None:
+async def test_no_listener_no_question_to_the_store(serving: Serving, store: JobStore) -> None:
     """Asked of the server that runs the scripts, not of our own code."""
     api = await serving(pace=QUICK)
 
@@ -409,7 +409,7 @@ async def test_a_stop_does_not_wait_for_who_does_not_read(serving: Serving) -> N
 class Flaky:
     """A store that does not always answer."""
 
-    def __init__(self, store: RedisStore, error: Exception) -> None:
+    def __init__(self, store: JobStore, error: Exception) -> None:
         self._store = store
         self._error = error
         self.works = True
@@ -428,7 +428,7 @@ class Flaky:
     [StoreUnavailable("it sleeps"), pytest.param(RuntimeError("a bug of ours"), marks=pytest.mark.slow)],
 )
 async def test_a_store_that_does_not_answer_is_told_of(
-    serving: Serving, store: RedisStore, error: Exception
+    serving: Serving, store: JobStore, error: Exception
 ) -> None:
     flaky = Flaky(store, error)
     api = await serving(pace=QUICK, store=flaky)
@@ -444,7 +444,7 @@ async def test_a_store_that_does_not_answer_is_told_of(
     assert (await api.client.get("/hb")).status_code == 200
 
 
-async def test_a_store_that_never_answered(serving: Serving, store: RedisStore) -> None:
+async def test_a_store_that_never_answered(serving: Serving, store: JobStore) -> None:
     flaky = Flaky(store, StoreUnavailable("it sleeps"))
     flaky.works = False
     api = await serving(pace=QUICK, store=flaky)

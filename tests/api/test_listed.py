@@ -12,13 +12,13 @@ from downloader.api.listed import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Listed, RetryAnswer, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.api import Served, Serving
 from servers.jobs import end_all, spec_for
 
 
 async def finished(
-    store: RedisStore, count: int, aggr_id: str = "a", verdict: Verdict = Verdict.FAILED, keep_s: float = 60
+    store: JobStore, count: int, aggr_id: str = "a", verdict: Verdict = Verdict.FAILED, keep_s: float = 60
 ) -> list[str]:
     """Jobs whose callback has ended so; their ids."""
     specs = [spec_for(store, aggr_id, aggr_limit=count) for _ in range(count)]
@@ -224,7 +224,7 @@ async def test_as_many_failures_are_kept_as_are_shown(api: Served) -> None:
     assert await api.store._client.command("ZCARD", api.store._keys.key(0, "failures")) == PAGE
 
 
-async def test_a_token_sees_failures_of_its_aggregations_only(serving: Serving, store: RedisStore) -> None:
+async def test_a_token_sees_failures_of_its_aggregations_only(serving: Serving, store: JobStore) -> None:
     token = TokenSettings(name="t", token=SecretStr("t" * 20), scopes=["read"], aggregations=["b*"])
     api = await serving(settings=ApiSettings(tokens=[token]))
     [job] = await finished(store, 1, aggr_id="b")

@@ -23,7 +23,6 @@ from downloader.model import (
     callback_group,
 )
 from downloader.store import CallbackPlan, JobStore
-from downloader.store.redis_store import RedisStore
 from servers.api import JOB, Served, Serving
 
 FAILED = Outcome(
@@ -46,14 +45,14 @@ async def submit(api: Served, **changes: Any) -> str:
     return job_id
 
 
-async def finish(store: RedisStore, outcome: Outcome) -> None:
+async def finish(store: JobStore, outcome: Outcome) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     kind, destination = lease.spec.callback(success=outcome.verdict is Verdict.SUCCEEDED)
     plan = CallbackPlan(group=callback_group(kind, destination), limit=4)
     await store.finish("worker", [(lease, outcome, plan, 60.0)])
 
 
-async def fail_callback(store: RedisStore) -> None:
+async def fail_callback(store: JobStore) -> None:
     [lease] = (await store.lease(Kind.CALLBACK, "worker", 1, 30)).leases
     delivery = Delivery(verdict=Verdict.FAILED, error="answered 500")
     await store.close_callbacks("worker", [(lease, delivery, 60.0, 4)])
@@ -388,7 +387,7 @@ class Broken:
 
 @pytest.mark.parametrize("path", ["/jobs/00000000000000", "/dashboard/aggregations", "/stats/processor"])
 async def test_a_bug_of_ours_is_a_500_without_details(
-    serving: Serving, store: RedisStore, path: str, capfd: pytest.CaptureFixture[str]
+    serving: Serving, store: JobStore, path: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     api = await serving(store=Broken(store))
     answer = await api.client.get(path)

@@ -27,7 +27,7 @@ from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
 from downloader.store import CallbackPlan, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.api import JOB, Serving
 from servers.jobs import spec_for
 
@@ -49,7 +49,7 @@ SETTINGS = ApiSettings(tokens=[TokenSettings(name="t", token=SecretStr(SECRET), 
 VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
 
 
-async def ended_jobs(store: RedisStore) -> list[str]:
+async def ended_jobs(store: JobStore) -> list[str]:
     """Jobs that wait, have failed, and have succeeded with a callback that failed."""
     specs = [spec_for(store, "a/b", aggr_limit=9) for _ in range(5)]
     await store.submit([Submission(spec=spec) for spec in specs])

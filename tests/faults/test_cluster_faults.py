@@ -14,9 +14,9 @@ from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict, shard_of
 from downloader.store import Accepted, Settled, Submission
+from downloader.store.job_store import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
 from servers.valkey_groups import open_cluster
@@ -40,7 +40,7 @@ class Cluster:
     """A store on a Cluster, and a job in each of its shards."""
 
     nodes: Sequence[Valkey]
-    store: RedisStore
+    store: JobStore
     settings: RedisSettings
 
     def specs(self) -> dict[int, JobSpec]:
@@ -102,7 +102,7 @@ def revive(node: Valkey, how: str) -> None:
         node.process.send_signal(signal.SIGCONT)
 
 
-async def submit_all(store: RedisStore, specs: dict[int, JobSpec]) -> Sequence[tuple[Accepted, str]]:
+async def submit_all(store: JobStore, specs: dict[int, JobSpec]) -> Sequence[tuple[Accepted, str]]:
     return await store.submit([Submission(spec=spec) for spec in specs.values()])
 
 

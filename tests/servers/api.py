@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import trio
 
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 
 JOB: dict[str, Any] = {
     "aggr_id": "example.org",
@@ -27,7 +27,7 @@ class Served:
 
     port: int
     client: httpx2.AsyncClient
-    store: RedisStore
+    store: JobStore
     stop: Callable[[], None]
     ended: trio.Event
 

@@ -6,8 +6,8 @@ import pytest
 
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, RetryAnswer, Submission
+from downloader.store.job_store import JobStore
 from downloader.store.records import backlog as backlog_of
-from downloader.store.redis_store import RedisStore
 from downloader.store.views import Backlog, DestinationLoad, Waiting
 from servers.jobs import spec_for
 
@@ -15,7 +15,7 @@ DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 LATER = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
 
 
-async def finished(store: RedisStore, destination: str) -> str:
+async def finished(store: JobStore, destination: str) -> str:
     """The id of a job with a pending callback to this destination."""
     spec = spec_for(store, f"of {destination}")
     await store.submit([Submission(spec=spec)])
@@ -24,14 +24,14 @@ async def finished(store: RedisStore, destination: str) -> str:
     return spec.id
 
 
-async def test_nothing_waits(store: RedisStore) -> None:
+async def test_nothing_waits(store: JobStore) -> None:
     none = Waiting(pending=0, groups=0, next_ms=None)
     assert await store.backlog(9) == Backlog(
         now_ms=0, downloads=none, callbacks=none, failed_callbacks=0, destinations=[]
     )
 
 
-async def test_what_waits_is_summed_and_destinations_are_the_largest(store: RedisStore) -> None:
+async def test_what_waits_is_summed_and_destinations_are_the_largest(store: JobStore) -> None:
     for name in ("http many", "http many", "http many", "http one", "sqs two", "sqs two"):
         await finished(store, name)
     [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
@@ -60,7 +60,7 @@ async def test_what_waits_is_summed_and_destinations_are_the_largest(store: Redi
     assert found.downloads.next_ms == pytest.approx(found.now_ms + 60_000, abs=10_000)
 
 
-async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(store: RedisStore) -> None:
+async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(store: JobStore) -> None:
     ids = [await finished(store, name) for name in ("http a", "http b", "http c")]
     leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     ends = [Verdict.FAILED, Verdict.FAILED, Verdict.SUCCEEDED]
@@ -79,7 +79,7 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     assert set(failed) < set(ids)
 
 
-async def test_a_success_ends_it_where_an_earlier_version_retried(store: RedisStore) -> None:
+async def test_a_success_ends_it_where_an_earlier_version_retried(store: JobStore) -> None:
     """Its `retry` leaves the job in `failed`."""
     job_id = await finished(store, "http a")
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases

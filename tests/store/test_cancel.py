@@ -9,7 +9,7 @@ import trio
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.store import CallbackPlan, CancelAnswer, JobView, RetryAnswer, Settled
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.jobs import spec_for, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
@@ -18,32 +18,32 @@ RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
 PLAN = CallbackPlan(group="http c", limit=4)
 
 
-async def leased(store: RedisStore, kind: Kind = Kind.DOWNLOAD) -> Lease:
+async def leased(store: JobStore, kind: Kind = Kind.DOWNLOAD) -> Lease:
     [lease] = (await store.lease(kind, "me", 9, 10)).leases
     return lease
 
 
-async def cancelled(store: RedisStore, spec: JobSpec, plan: CallbackPlan | None = PLAN) -> CancelAnswer:
+async def cancelled(store: JobStore, spec: JobSpec, plan: CallbackPlan | None = PLAN) -> CancelAnswer:
     return await store.cancel(spec, plan, 60)
 
 
-async def seen(store: RedisStore, job_id: str) -> JobView:
+async def seen(store: JobStore, job_id: str) -> JobView:
     view = await store.get(job_id)
     assert view is not None
     return view
 
 
-async def lapse(store: RedisStore, key: str, *parameters: str, member: str) -> None:
+async def lapse(store: JobStore, key: str, *parameters: str, member: str) -> None:
     """The end of a lease has come, without waiting for it."""
     await store._client.command("ZADD", store._keys.key(0, key, *parameters), 1, member)
 
 
-async def nothing_waits(store: RedisStore) -> bool:
+async def nothing_waits(store: JobStore) -> bool:
     return not (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
 
 
 @pytest.mark.parametrize("attempts", [0, 1])
-async def test_one_that_waits_is_never_begun(store: RedisStore, attempts: int) -> None:
+async def test_one_that_waits_is_never_begun(store: JobStore, attempts: int) -> None:
     spec = await submitted(store)
     for _ in range(attempts):
         await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 60)])
@@ -60,7 +60,7 @@ async def test_one_that_waits_is_never_begun(store: RedisStore, attempts: int) -
 
 
 @pytest.mark.parametrize("how", ["finish", "retry_later", "release"])
-async def test_one_that_runs_keeps_its_slot_until_its_holder_has_stopped(store: RedisStore, how: str) -> None:
+async def test_one_that_runs_keeps_its_slot_until_its_holder_has_stopped(store: JobStore, how: str) -> None:
     spec = await submitted(store)
     lease = await leased(store)
     other = await submitted(store)
@@ -85,7 +85,7 @@ async def test_one_that_runs_keeps_its_slot_until_its_holder_has_stopped(store: 
     assert callback.result.error_code is ErrorCode.CANCELLED
 
 
-async def test_the_slot_is_not_another_s_to_free(store: RedisStore) -> None:
+async def test_the_slot_is_not_another_s_to_free(store: JobStore) -> None:
     spec = await submitted(store)
     lease = await leased(store)
     await submitted(store)
@@ -97,7 +97,7 @@ async def test_the_slot_is_not_another_s_to_free(store: RedisStore) -> None:
 @pytest.mark.parametrize("sweeper", list(Kind))
 @pytest.mark.parametrize("removed", [False, True])
 async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
-    store: RedisStore,
+    store: JobStore,
     removed: bool,  # noqa: FBT001  # a parameter of the test
     sweeper: Kind,
 ) -> None:
@@ -117,7 +117,7 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     assert view is None if removed else view is not None and view.download.state is State.CANCELLED
 
 
-async def test_one_whose_work_does_not_end_keeps_its_slot(store: RedisStore) -> None:
+async def test_one_whose_work_does_not_end_keeps_its_slot(store: JobStore) -> None:
     """A thread that waits for the disk cannot be ended; its holder goes on renewing."""
     spec = await submitted(store)
     lease = await leased(store)
@@ -129,7 +129,7 @@ async def test_one_whose_work_does_not_end_keeps_its_slot(store: RedisStore) -> 
     assert await nothing_waits(store)
 
 
-async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: RedisStore) -> None:
+async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: JobStore) -> None:
     spec = await submitted(store)
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
     ask |= {"last": [], "never": [], "unproven": 0}
@@ -138,7 +138,7 @@ async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: RedisStor
     assert (await store._client.run("lease", 0, ask))[3] == []
 
 
-async def test_what_is_over_is_not_undone(store: RedisStore) -> None:
+async def test_what_is_over_is_not_undone(store: JobStore) -> None:
     for outcome in (OK, FAILED):
         spec = await submitted(store)
         await store.finish("me", [(await leased(store), outcome, PLAN, 60)])
@@ -149,7 +149,7 @@ async def test_what_is_over_is_not_undone(store: RedisStore) -> None:
     assert await cancelled(store, spec_for(store)) is CancelAnswer.UNKNOWN
 
 
-async def test_a_repetition_changes_nothing(store: RedisStore) -> None:
+async def test_a_repetition_changes_nothing(store: JobStore) -> None:
     spec = await submitted(store)
     for _ in range(2):
         assert await cancelled(store, spec) is CancelAnswer.DONE
@@ -160,7 +160,7 @@ async def test_a_repetition_changes_nothing(store: RedisStore) -> None:
     assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
 
 
-async def test_one_without_a_callback_is_kept_for_a_while(store: RedisStore) -> None:
+async def test_one_without_a_callback_is_kept_for_a_while(store: JobStore) -> None:
     spec = await submitted(store)
     await store.cancel(spec, None, 60)
     assert (await store.reap(9, 60)).jobs == []
@@ -168,7 +168,7 @@ async def test_one_without_a_callback_is_kept_for_a_while(store: RedisStore) -> 
     assert [(job.spec.id, job.has_file) for job in (await store.reap(9, 60)).jobs] == [(spec.id, False)]
 
 
-async def test_holders_are_told(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_holders_are_told(store: JobStore, nursery: trio.Nursery) -> None:
     send, receive = trio.open_memory_channel[str](9)
     wakes = {Kind.DOWNLOAD: lambda: send.send_nowait("wake")}
     runs = await submitted(store)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from downloader.store.counting import Uncounted
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 
 
-async def test_totals_are_sums_over_all_instances_that_there_have_been(store: RedisStore) -> None:
+async def test_totals_are_sums_over_all_instances_that_there_have_been(store: JobStore) -> None:
     assert await store.totals("processor") == {}
     await store.report("one", "processor", {}, 60, {"x": 1, "y|a": 5})
     await store.report("two", "processor", {}, 60, {"x": 10})
@@ -21,7 +21,7 @@ async def test_totals_are_sums_over_all_instances_that_there_have_been(store: Re
     assert await store.totals("notifier") == {"x": 100}
 
 
-async def test_a_report_that_is_repeated_adds_nothing(store: RedisStore) -> None:
+async def test_a_report_that_is_repeated_adds_nothing(store: JobStore) -> None:
     call = {
         "role": "processor",
         "instance": "i",
@@ -51,7 +51,7 @@ def test_counts_without_an_answer_are_sent_again_unchanged() -> None:
     assert uncounted.next({"x": 4, "y": 1}) == {}
 
 
-async def test_the_number_of_the_last_counts_outlives_a_silence(store: RedisStore) -> None:
+async def test_the_number_of_the_last_counts_outlives_a_silence(store: JobStore) -> None:
     await store.report("i", "processor", {}, 0.01, {"x": 1})
     key = store._keys.key(0, "counted", "processor", "i")
     assert await store._client.command("PTTL", key) == pytest.approx(86_400_000, abs=60_000)

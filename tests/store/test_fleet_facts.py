@@ -7,9 +7,9 @@ import trio
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import AggregationLoad, CallbackPlan, Load
+from downloader.store.job_store import JobStore
 from downloader.store.records import counts
 from downloader.store.records import load as load_of
-from downloader.store.redis_store import RedisStore
 from servers.jobs import leased, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
@@ -20,7 +20,7 @@ PLAN = CallbackPlan(group="http http://c", limit=4)
 # instances
 
 
-async def test_reports_of_live_instances_are_listed(store: RedisStore) -> None:
+async def test_reports_of_live_instances_are_listed(store: JobStore) -> None:
     await store.report("one", "processor", {"counters": {"x": 1}}, 60)
     await store.report("two", "processor", {"counters": {"x": 2}}, 60)
     await store.report("three", "notifier", {"counters": {"x": 4}}, 60)
@@ -29,7 +29,7 @@ async def test_reports_of_live_instances_are_listed(store: RedisStore) -> None:
     assert [facts["counters"]["x"] for facts in await store.reports("processor")] == [2]
 
 
-async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
+async def test_a_silent_instance_vanishes(store: JobStore) -> None:
     await store.report("one", "processor", {}, 60)
     for key in (("instance", "processor", "one"), ("instances", "processor")):
         assert 0 < await store._client.command("PTTL", store._keys.key(0, *key)) <= 60_000
@@ -44,7 +44,7 @@ async def test_a_silent_instance_vanishes(store: RedisStore) -> None:
 # what goes on
 
 
-async def test_the_busiest_aggregations_come_first(store: RedisStore) -> None:
+async def test_the_busiest_aggregations_come_first(store: JobStore) -> None:
     for aggregation, jobs in {"few": 1, "runs": 3, "waits": 2}.items():
         for _ in range(jobs):
             await submitted(store, aggregation, aggr_limit=3)
@@ -65,7 +65,7 @@ async def test_the_busiest_aggregations_come_first(store: RedisStore) -> None:
     ]
 
 
-async def test_an_empty_fleet_does_nothing(store: RedisStore) -> None:
+async def test_an_empty_fleet_does_nothing(store: JobStore) -> None:
     assert await store.load(9) == Load(aggregations=[], total=0, downloads=0, callbacks=0)
 
 
@@ -102,7 +102,7 @@ def test_a_score_tells_pending_and_running(score: str | float, expected: tuple[i
 # wake-ups
 
 
-async def test_a_submission_wakes_the_listeners(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_a_submission_wakes_the_listeners(store: JobStore, nursery: trio.Nursery) -> None:
     channels = {kind: trio.open_memory_channel[None](9) for kind in (Kind.DOWNLOAD, Kind.CALLBACK)}
     wakes = {kind: lambda send=send: send.send_nowait(None) for kind, (send, _) in channels.items()}
     await nursery.start(store.listen, wakes)
@@ -116,7 +116,7 @@ async def test_a_submission_wakes_the_listeners(store: RedisStore, nursery: trio
         await channels[Kind.CALLBACK][1].receive()
 
 
-async def test_an_earlier_timer_wakes_the_listeners(store: RedisStore, nursery: trio.Nursery) -> None:
+async def test_an_earlier_timer_wakes_the_listeners(store: JobStore, nursery: trio.Nursery) -> None:
     """Whoever sleeps until a job's next attempt was told of it when there was none."""
     for aggregation in "ab":
         await submitted(store, aggregation)

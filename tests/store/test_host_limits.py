@@ -11,8 +11,8 @@ import pytest
 from downloader.config import HostSettings, RedisSettings
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import Settled, Submission
+from downloader.store.job_store import JobStore, open_store
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 
@@ -28,34 +28,34 @@ LIMITS = {
 
 
 @pytest.fixture
-async def hosts(redis_settings: RedisSettings) -> AsyncIterator[RedisStore]:
+async def hosts(redis_settings: RedisSettings) -> AsyncIterator[JobStore]:
     async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS) as opened:
         yield opened
 
 
 @pytest.fixture
-async def clock(hosts: RedisStore) -> StoreClock:
+async def clock(hosts: JobStore) -> StoreClock:
     clock = StoreClock(hosts._client)
     await clock.start()
     return clock
 
 
-async def submit(store: RedisStore, aggr_id: str, host: str, count: int = 1, **fields: object) -> list[str]:
+async def submit(store: JobStore, aggr_id: str, host: str, count: int = 1, **fields: object) -> list[str]:
     fields = {"aggr_limit": 99, "url": f"http://{host}/x"} | fields
     specs = [spec_for(store, aggr_id, **fields) for _ in range(count)]
     await store.submit([Submission(spec=spec) for spec in specs])
     return [spec.id for spec in specs]
 
 
-async def take(store: RedisStore, count: int = 99, lease_s: float = 600) -> list[Lease]:
+async def take(store: JobStore, count: int = 99, lease_s: float = 600) -> list[Lease]:
     return list((await store.lease(Kind.DOWNLOAD, "me", count, lease_s)).leases)
 
 
-async def due_s(store: RedisStore) -> float | None:
+async def due_s(store: JobStore) -> float | None:
     return (await store.lease(Kind.DOWNLOAD, "other", 1, 600)).next_due_s
 
 
-async def end(store: RedisStore, leases: Sequence[Lease]) -> None:
+async def end(store: JobStore, leases: Sequence[Lease]) -> None:
     assert set(await store.finish("me", [(lease, DONE, None, 60) for lease in leases])) <= {Settled.DONE}
 
 
@@ -63,13 +63,13 @@ def groups(leases: Sequence[Lease]) -> dict[str, int]:
     return Counter(lease.group for lease in leases)
 
 
-async def keys_of_hosts(store: RedisStore) -> list[str]:
+async def keys_of_hosts(store: JobStore) -> list[str]:
     found: list[str] = await store._client.command("KEYS", f"{store._keys.base(0)}*")
     names = {"visits", "parked", "waiting"}
     return [key for key in found if key.removeprefix(store._keys.base(0)).split(":")[0] in names]
 
 
-async def test_aggregations_share_a_hosts_limit_in_turns(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_aggregations_share_a_hosts_limit_in_turns(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "one.test", 20)
     await submit(hosts, "b", "one.test", 20)
     running = await take(hosts)
@@ -105,18 +105,18 @@ async def test_aggregations_share_a_hosts_limit_in_turns(hosts: RedisStore, cloc
         ("paced.test", 1),
     ],
 )
-async def test_the_nearest_limit_applies(hosts: RedisStore, clock: StoreClock, host: str, count: int) -> None:
+async def test_the_nearest_limit_applies(hosts: JobStore, clock: StoreClock, host: str, count: int) -> None:
     await submit(hosts, "a", host, 5)
     assert len(await take(hosts)) == count
 
 
-async def test_each_name_below_a_pattern_has_a_limit_of_its_own(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_each_name_below_a_pattern_has_a_limit_of_its_own(hosts: JobStore, clock: StoreClock) -> None:
     for name in ("a", "b", "c"):
         await submit(hosts, "a", f"{name}.many.test", 3)
     assert len(await take(hosts)) == 6
 
 
-async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 300)
     await clock.move(1)
     [behind] = await submit(hosts, "a", "other.test")
@@ -129,7 +129,7 @@ async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: RedisStore, clo
     assert (await hosts.load(9)).aggregations[0].pending == 299
 
 
-async def test_a_large_backlog_is_not_looked_through(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_a_large_backlog_is_not_looked_through(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 1500)
     running: list[Lease] = []
     while (batch := await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
@@ -145,7 +145,7 @@ async def test_a_large_backlog_is_not_looked_through(hosts: RedisStore, clock: S
         assert len(running) == 1
 
 
-async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 9)
     [lease] = await take(hosts)
     later = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
@@ -167,9 +167,7 @@ async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: RedisStore, cl
     assert len(await take(hosts)) == 1
 
 
-async def test_a_place_ends_with_the_lease_of_a_holder_that_died(
-    hosts: RedisStore, clock: StoreClock
-) -> None:
+async def test_a_place_ends_with_the_lease_of_a_holder_that_died(hosts: JobStore, clock: StoreClock) -> None:
     """Also before the sweep, and if an instance of an earlier version sweeps."""
     await submit(hosts, "a", "slow.test", 2)
     assert len(await take(hosts, lease_s=10)) == 1
@@ -179,7 +177,7 @@ async def test_a_place_ends_with_the_lease_of_a_holder_that_died(
 
 
 async def test_one_that_was_cancelled_while_it_waited_is_passed_over(
-    hosts: RedisStore, clock: StoreClock
+    hosts: JobStore, clock: StoreClock
 ) -> None:
     ids = await submit(hosts, "a", "slow.test", 4)
     [lease] = await take(hosts)
@@ -192,7 +190,7 @@ async def test_one_that_was_cancelled_while_it_waited_is_passed_over(
     assert [lease.id for lease in await take(hosts)] == waiting[2:]
 
 
-async def test_priorities_apply_to_those_that_wait_for_a_host(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_priorities_apply_to_those_that_wait_for_a_host(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 3)
     [lease] = await take(hosts)
     await clock.move(0.001)
@@ -206,7 +204,7 @@ async def test_priorities_apply_to_those_that_wait_for_a_host(hosts: RedisStore,
 
 
 async def test_an_aggregation_that_cannot_start_does_not_keep_a_place_from_others(
-    hosts: RedisStore, clock: StoreClock
+    hosts: JobStore, clock: StoreClock
 ) -> None:
     await submit(hosts, "a", "slow.test", 2)
     [lease] = await take(hosts)
@@ -217,7 +215,7 @@ async def test_an_aggregation_that_cannot_start_does_not_keep_a_place_from_other
     assert groups(await take(hosts)) == {"b": 1}
 
 
-async def test_a_rate_is_shared_and_no_other_host_waits(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_a_rate_is_shared_and_no_other_host_waits(hosts: JobStore, clock: StoreClock) -> None:
     for aggr_id in ("a", "b"):
         await submit(hosts, aggr_id, "paced.test", 30)
     await submit(hosts, "a", "one.test", 3)
@@ -233,7 +231,7 @@ async def test_a_rate_is_shared_and_no_other_host_waits(hosts: RedisStore, clock
     assert clock.now_ms - begun <= 1.05 * 19 * 2000
 
 
-async def test_a_delay_is_kept_between_any_two(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_a_delay_is_kept_between_any_two(hosts: JobStore, clock: StoreClock) -> None:
     for aggr_id in ("a", "b", "c"):
         await submit(hosts, aggr_id, "shy.test", 3)
     times = []
@@ -247,7 +245,7 @@ async def test_a_delay_is_kept_between_any_two(hosts: RedisStore, clock: StoreCl
     assert all(4000 <= gap <= 4200 for gap in gaps), gaps
 
 
-async def test_the_delay_of_a_robots_txt_is_the_hosts(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_the_delay_of_a_robots_txt_is_the_hosts(hosts: JobStore, clock: StoreClock) -> None:
     await hosts.set_crawl_delay("one.test", 5, 600)
     await submit(hosts, "a", "one.test", 9)
     await submit(hosts, "b", "one.test", 9)
@@ -259,7 +257,7 @@ async def test_the_delay_of_a_robots_txt_is_the_hosts(hosts: RedisStore, clock: 
     assert all(5000 <= after - before <= 5200 for before, after in itertools.pairwise(times))
 
 
-async def test_a_cooldown_is_of_the_host_too(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_a_cooldown_is_of_the_host_too(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "one.test", 2)
     [first, _] = await take(hosts)
     await submit(hosts, "b", "one.test", 5)
@@ -281,7 +279,7 @@ async def test_a_cooldown_is_of_the_host_too(hosts: RedisStore, clock: StoreCloc
     assert view.download.attempts == 0
 
 
-async def test_those_that_wait_when_a_cooldown_begins_wait_on(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_those_that_wait_when_a_cooldown_begins_wait_on(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 1)
     [first] = await take(hosts)
     await submit(hosts, "b", "slow.test", 3)
@@ -295,12 +293,12 @@ async def test_those_that_wait_when_a_cooldown_begins_wait_on(hosts: RedisStore,
     assert len(await take(hosts)) == 1
 
 
-async def test_without_limits_jobs_have_no_host(store: RedisStore) -> None:
+async def test_without_limits_jobs_have_no_host(store: JobStore) -> None:
     await submit(store, "a", "slow.test", 2)
     assert [lease.spec.host for lease in await take(store)] == ["", ""]
 
 
-async def test_one_without_limits_takes_what_waits(hosts: RedisStore, clock: StoreClock) -> None:
+async def test_one_without_limits_takes_what_waits(hosts: JobStore, clock: StoreClock) -> None:
     """No job is stuck if the limits are taken out of the configuration."""
     await submit(hosts, "a", "slow.test", 3)
     assert len(await take(hosts)) == 1

@@ -6,7 +6,7 @@ import pytest
 
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
 from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.jobs import spec_for
 
 OK = Outcome(
@@ -17,14 +17,14 @@ OK = Outcome(
 PLAN = CallbackPlan(group="http http://c", limit=4)
 
 
-async def submit(store: RedisStore, aggr_id: str = "a", count: int = 1, limit: int = 1) -> list[str]:
+async def submit(store: JobStore, aggr_id: str = "a", count: int = 1, limit: int = 1) -> list[str]:
     specs = [spec_for(store, aggr_id, aggr_limit=limit) for _ in range(count)]
     answers = await store.submit([Submission(spec=spec) for spec in specs])
     assert [why for why, _ in answers] == [Accepted.NEW] * count
     return [job_id for _, job_id in answers]
 
 
-async def test_a_job_goes_from_submission_to_removal(store: RedisStore) -> None:
+async def test_a_job_goes_from_submission_to_removal(store: JobStore) -> None:
     [job_id] = await submit(store)
     view = await store.get(job_id)
     assert view is not None
@@ -49,7 +49,7 @@ async def test_a_job_goes_from_submission_to_removal(store: RedisStore) -> None:
     assert await store.get(job_id) is None
 
 
-async def test_the_name_that_an_origin_gives_to_a_file_is_kept(store: RedisStore) -> None:
+async def test_the_name_that_an_origin_gives_to_a_file_is_kept(store: JobStore) -> None:
     [job_id] = await submit(store)
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases
     named = replace(OK, file=replace(OK.file, filename="ä b.png"))
@@ -59,7 +59,7 @@ async def test_the_name_that_an_origin_gives_to_a_file_is_kept(store: RedisStore
     assert view.outcome == named
 
 
-async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: RedisStore) -> None:
+async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: JobStore) -> None:
     ids = await submit(store, count=3, limit=2)
     batch = await store.lease(Kind.DOWNLOAD, "me", 5, 10)
     assert {lease.id for lease in batch.leases} <= set(ids)
@@ -70,7 +70,7 @@ async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: Red
 
 
 @pytest.mark.row("F21")
-async def test_aggregations_take_turns(store: RedisStore) -> None:
+async def test_aggregations_take_turns(store: JobStore) -> None:
     await submit(store, "big", count=50, limit=50)
     [late] = await submit(store, "late")
     first_two = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
@@ -78,7 +78,7 @@ async def test_aggregations_take_turns(store: RedisStore) -> None:
 
 
 @pytest.mark.row("F21")
-async def test_turns_go_round(store: RedisStore) -> None:
+async def test_turns_go_round(store: JobStore) -> None:
     for aggregation in "abc":
         await submit(store, aggregation, count=3, limit=3)
     turns = [(await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases[0].group for _ in range(9)]

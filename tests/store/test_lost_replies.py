@@ -12,9 +12,9 @@ import trio
 from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Settled, Submission
+from downloader.store.job_store import JobStore, open_store
 from downloader.store.loop import asyncio_loop
 from downloader.store.records import fields
-from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 
 
@@ -24,7 +24,7 @@ def records(answer: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.row("F4")
-async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: RedisStore) -> None:
+async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: JobStore) -> None:
     """The holder counts from its last question; the store must not count from the first."""
     spec = spec_for(store)
     await store.submit([Submission(spec=spec)])
@@ -40,7 +40,7 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: Red
 
 
 @pytest.mark.row("F4")
-async def test_f4_a_lease_that_has_ended_is_not_given_to_who_asks_again(store: RedisStore) -> None:
+async def test_f4_a_lease_that_has_ended_is_not_given_to_who_asks_again(store: JobStore) -> None:
     await store.submit([Submission(spec=spec_for(store))])
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
     ask |= {"last": [], "never": [], "unproven": 0}
@@ -51,7 +51,7 @@ async def test_f4_a_lease_that_has_ended_is_not_given_to_who_asks_again(store: R
 
 
 @pytest.mark.row("F4")
-async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(store: RedisStore) -> None:
+async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(store: JobStore) -> None:
     """A renewal on its way while a completion is: its holder must hear of success, not of a lost lease."""
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
     await store.submit([Submission(spec=spec_for(store))])
@@ -63,7 +63,7 @@ async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(store: RedisSto
 
 
 @pytest.mark.row("F15")
-async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(store: RedisStore) -> None:
+async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(store: JobStore) -> None:
     """Killed between storing and completing, and failed in the end: nobody else would delete the file."""
     failed = Outcome(verdict=Verdict.FAILED, error="x", error_code=ErrorCode.HTTP_STATUS)
     died, plain = (spec_for(store, name) for name in "ab")

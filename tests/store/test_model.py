@@ -20,10 +20,10 @@ from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Lease, Outcome, State
 from downloader.store import CancelAnswer, RetryAnswer, Settled, Submission
+from downloader.store.job_store import JobStore
 from downloader.store.loop import asyncio_loop
 from downloader.store.records import fields
 from downloader.store.redis import StoreClient, open_client
-from downloader.store.redis_store import RedisStore
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 from servers.store_model import (
@@ -56,11 +56,11 @@ class Model(Expected):
     def __post_init__(self) -> None:
         self.clock = StoreClock(self.client)
         self.now_ms = self.clock.now_ms
-        self.stores = {owner: RedisStore(self.client) for owner in OWNERS}
+        self.stores = {owner: JobStore(self.client) for owner in OWNERS}
         self.base = self.client.keys.base(0)
 
     @property
-    def store(self) -> RedisStore:
+    def store(self) -> JobStore:
         return self.stores["x"]
 
     async def held(self, kind: Kind) -> list[tuple[Lease, str]]:
@@ -106,7 +106,7 @@ class Model(Expected):
         await self.sweep(kind)
 
     def restart_instance(self, owner: str) -> None:
-        self.stores[owner] = RedisStore(self.client)
+        self.stores[owner] = JobStore(self.client)
         for kind in Kind:
             self.unheard.pop((kind, owner), None)
 

@@ -11,7 +11,7 @@ import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import RetryAnswer, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 
@@ -26,32 +26,32 @@ DONE = Outcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.fixture
-async def clock(store: RedisStore) -> StoreClock:
+async def clock(store: JobStore) -> StoreClock:
     """The server's clock, which moves only when the test says so."""
     clock = StoreClock(store._client)
     await clock.start()
     return clock
 
 
-async def submit(store: RedisStore, aggr_id: str, count: int, **fields: object) -> None:
+async def submit(store: JobStore, aggr_id: str, count: int, **fields: object) -> None:
     specs = [spec_for(store, aggr_id, **fields) for _ in range(count)]
     await store.submit([Submission(spec=spec) for spec in specs])
 
 
-async def take(store: RedisStore, count: int = 9, owner: str = "me") -> list[Lease]:
+async def take(store: JobStore, count: int = 9, owner: str = "me") -> list[Lease]:
     return list((await store.lease(Kind.DOWNLOAD, owner, count, 600)).leases)
 
 
-async def next_due_s(store: RedisStore) -> float | None:
+async def next_due_s(store: JobStore) -> float | None:
     return (await store.lease(Kind.DOWNLOAD, "other", 1, 600)).next_due_s
 
 
-async def throttle(store: RedisStore, lease: Lease, seconds: float, *, asked: bool = True) -> None:
+async def throttle(store: JobStore, lease: Lease, seconds: float, *, asked: bool = True) -> None:
     end = dataclasses.replace(THROTTLED, cooldown=Cooldown(seconds=seconds, asked=asked))
     await store.retry_later(Kind.DOWNLOAD, "me", [(lease, end, 0.0)])
 
 
-async def test_a_cooldown_holds_the_aggregation_and_no_other(store: RedisStore, clock: StoreClock) -> None:
+async def test_a_cooldown_holds_the_aggregation_and_no_other(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 9, aggr_limit=2)
     first, second = await take(store)
     await throttle(store, first, 3)
@@ -68,7 +68,7 @@ async def test_a_cooldown_holds_the_aggregation_and_no_other(store: RedisStore, 
     assert all(load.cooling_until_ms is None for load in (await store.load(9)).aggregations)
 
 
-async def test_a_cooldown_uses_up_no_attempt_and_is_counted(store: RedisStore, clock: StoreClock) -> None:
+async def test_a_cooldown_uses_up_no_attempt_and_is_counted(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1)
     for times in range(3):
         [lease] = await take(store)
@@ -86,7 +86,7 @@ async def test_a_cooldown_uses_up_no_attempt_and_is_counted(store: RedisStore, c
 
 
 async def test_a_job_that_fails_by_it_cools_its_aggregation_down_too(
-    store: RedisStore, clock: StoreClock
+    store: JobStore, clock: StoreClock
 ) -> None:
     await submit(store, "a", 2)
     [lease] = await take(store)
@@ -103,7 +103,7 @@ async def test_a_job_that_fails_by_it_cools_its_aggregation_down_too(
 
 
 async def test_cooldowns_that_follow_each_other_double_up_to_an_hour(
-    store: RedisStore, clock: StoreClock
+    store: JobStore, clock: StoreClock
 ) -> None:
     await submit(store, "a", 1)
     for seconds in (30, 60, 120, 240, 480, 960, 1920, 3600, 3600):
@@ -121,7 +121,7 @@ async def test_cooldowns_that_follow_each_other_double_up_to_an_hour(
     assert await next_due_s(store) == 30, "it was quiet for as long as the cooldown took"
 
 
-async def test_answers_to_downloads_in_flight_are_one_cooldown(store: RedisStore, clock: StoreClock) -> None:
+async def test_answers_to_downloads_in_flight_are_one_cooldown(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 4, aggr_limit=4)
     first, second, third, fourth = await take(store)
     await throttle(store, first, 30, asked=False)
@@ -137,9 +137,7 @@ async def test_answers_to_downloads_in_flight_are_one_cooldown(store: RedisStore
     assert await next_due_s(store) == 60, "the next one is the second"
 
 
-async def starts(
-    store: RedisStore, clock: StoreClock, seconds: float, late: Callable[[], float]
-) -> list[int]:
+async def starts(store: JobStore, clock: StoreClock, seconds: float, late: Callable[[], float]) -> list[int]:
     """When tasks are given away, if the two instances ask when they are told to, and later by `late()`."""
     found: list[int] = []
     end = clock.now_ms + seconds * 1000
@@ -154,7 +152,7 @@ async def starts(
 
 
 @pytest.mark.parametrize("rate", [0.5, 20, 30, 400])
-async def test_instances_share_a_rate(store: RedisStore, clock: StoreClock, rate: float) -> None:
+async def test_instances_share_a_rate(store: JobStore, clock: StoreClock, rate: float) -> None:
     seconds = 10 / rate if rate < 1 else 5
     await submit(store, "a", round(rate * seconds) + 50, aggr_limit=999, aggr_rate=rate)
     rng = random.Random(1)
@@ -165,7 +163,7 @@ async def test_instances_share_a_rate(store: RedisStore, clock: StoreClock, rate
         assert count <= rate * (at - begun) / 1000, "never ahead of it, so not all at once either"
 
 
-async def test_time_in_which_nothing_waited_is_not_made_up_for(store: RedisStore, clock: StoreClock) -> None:
+async def test_time_in_which_nothing_waited_is_not_made_up_for(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_limit=9, aggr_rate=10)
     [first] = await take(store)
     await clock.move(0.9)
@@ -177,14 +175,14 @@ async def test_time_in_which_nothing_waited_is_not_made_up_for(store: RedisStore
     await store.finish("me", [(first, DONE, None, 60)])
 
 
-async def test_a_delay_is_a_least_time(store: RedisStore, clock: StoreClock) -> None:
+async def test_a_delay_is_a_least_time(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 9, aggr_limit=9, aggr_delay=0.4, aggr_rate=100)
     found = await starts(store, clock, 5, lambda: 0.05)
     assert len(found) == 9
     assert {after - before for before, after in itertools.pairwise(found)} == {450}
 
 
-async def test_jobs_past_their_deadline_use_up_no_start(store: RedisStore, clock: StoreClock) -> None:
+async def test_jobs_past_their_deadline_use_up_no_start(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 3, aggr_limit=9, aggr_rate=0.1, deadline=clock.now_ms + 5000)
     assert len(await take(store)) == 1
     await clock.move(1)
@@ -194,7 +192,7 @@ async def test_jobs_past_their_deadline_use_up_no_start(store: RedisStore, clock
     assert await next_due_s(store) == 10
 
 
-async def test_a_changed_rate_counts_at_once(store: RedisStore, clock: StoreClock) -> None:
+async def test_a_changed_rate_counts_at_once(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 9, aggr_limit=9, aggr_rate=0.001)
     assert len(await take(store)) == 1
     assert await next_due_s(store) == 1000
@@ -211,7 +209,7 @@ async def test_a_changed_rate_counts_at_once(store: RedisStore, clock: StoreCloc
     assert len(await take(store)) == 8
 
 
-async def test_a_job_that_is_run_again_brings_its_rate(store: RedisStore, clock: StoreClock) -> None:
+async def test_a_job_that_is_run_again_brings_its_rate(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_rate=0.5, aggr_delay=1)
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED)
@@ -224,7 +222,7 @@ async def test_a_job_that_is_run_again_brings_its_rate(store: RedisStore, clock:
     assert (found.rate, found.delay) == (0.5, 1)
 
 
-async def test_an_older_instance_cannot_start_it_early(store: RedisStore, clock: StoreClock) -> None:
+async def test_an_older_instance_cannot_start_it_early(store: JobStore, clock: StoreClock) -> None:
     """Its scripts put a group into `ready` without regard to these fields."""
     await submit(store, "a", 2, aggr_limit=9, aggr_rate=0.1)
     assert len(await take(store)) == 1
@@ -233,12 +231,12 @@ async def test_an_older_instance_cannot_start_it_early(store: RedisStore, clock:
     assert await next_due_s(store) == 10
 
 
-async def ttl_ms(store: RedisStore) -> int:
+async def ttl_ms(store: JobStore) -> int:
     """Of the aggregation's record: -1 if it stays, -2 if there is none."""
     return int(await store._client.command("PTTL", store._keys.key(0, "group", Kind.DOWNLOAD, "a")))
 
 
-async def test_a_cooldown_outlasts_the_last_job(store: RedisStore, clock: StoreClock) -> None:
+async def test_a_cooldown_outlasts_the_last_job(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_delay=1)
     await store.adjust("a", {"limit": 7})
     [lease] = await take(store)
@@ -259,7 +257,7 @@ async def test_a_cooldown_outlasts_the_last_job(store: RedisStore, clock: StoreC
     assert await ttl_ms(store) == -2, "nothing has to wait any more"
 
 
-async def test_jobs_that_come_one_by_one_keep_the_delay(store: RedisStore, clock: StoreClock) -> None:
+async def test_jobs_that_come_one_by_one_keep_the_delay(store: JobStore, clock: StoreClock) -> None:
     taken = []
     for _ in range(4):
         await submit(store, "a", 1, aggr_delay=2)

@@ -6,7 +6,7 @@ import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, CancelAnswer, RetryAnswer, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 
@@ -16,14 +16,14 @@ PLAN = CallbackPlan(group="http c", limit=4)
 
 
 @pytest.fixture
-async def clock(store: RedisStore) -> StoreClock:
+async def clock(store: JobStore) -> StoreClock:
     """The server's clock, which moves only when the test says so."""
     clock = StoreClock(store._client)
     await clock.start()
     return clock
 
 
-async def submit(store: RedisStore, *priorities: int, aggr_id: str = "a", **fields: object) -> list[str]:
+async def submit(store: JobStore, *priorities: int, aggr_id: str = "a", **fields: object) -> list[str]:
     specs = [
         spec_for(store, aggr_id, **{"aggr_limit": 99, "priority": priority} | fields)
         for priority in priorities
@@ -32,7 +32,7 @@ async def submit(store: RedisStore, *priorities: int, aggr_id: str = "a", **fiel
     return [spec.id for spec in specs]
 
 
-async def order(store: RedisStore, count: int = 99) -> list[str]:
+async def order(store: JobStore, count: int = 99) -> list[str]:
     """Jobs in the order in which they begin, whichever instance asks."""
     return [
         lease.id
@@ -41,13 +41,13 @@ async def order(store: RedisStore, count: int = 99) -> list[str]:
     ]
 
 
-async def members(store: RedisStore, name: str, *parameters: str) -> list[str]:
+async def members(store: JobStore, name: str, *parameters: str) -> list[str]:
     found: list[str] = await store._client.command("ZRANGE", store._keys.key(0, name, *parameters), 0, -1)
     return found
 
 
 async def test_the_highest_begin_first_and_equal_ones_as_they_came(
-    store: RedisStore, clock: StoreClock
+    store: JobStore, clock: StoreClock
 ) -> None:
     first = await submit(store, 0, 5, 9)
     await clock.move(1)
@@ -57,14 +57,14 @@ async def test_the_highest_begin_first_and_equal_ones_as_they_came(
     assert await members(store, "urgent", "a") == []
 
 
-async def test_many_in_one_call(store: RedisStore) -> None:
+async def test_many_in_one_call(store: JobStore) -> None:
     low, high, middle = await submit(store, 0, 9, 4)
     batch = await store.lease(Kind.DOWNLOAD, "me", 99, 600)
     assert [lease.id for lease in batch.leases] == [high, middle, low]
     assert [lease.spec.priority for lease in batch.leases] == [9, 4, 0]
 
 
-async def test_one_that_waits_for_its_time_holds_back_nothing(store: RedisStore, clock: StoreClock) -> None:
+async def test_one_that_waits_for_its_time_holds_back_nothing(store: JobStore, clock: StoreClock) -> None:
     later = clock.now_ms + 60_000
     [high] = await submit(store, 9, not_before=later)
     [middle] = await submit(store, 5, not_before=later)
@@ -76,7 +76,7 @@ async def test_one_that_waits_for_its_time_holds_back_nothing(store: RedisStore,
     assert await order(store, 3) == [high, middle, low]
 
 
-async def test_other_aggregations_have_their_turns(store: RedisStore) -> None:
+async def test_other_aggregations_have_their_turns(store: JobStore) -> None:
     urgent = await submit(store, 9, 9, 9)
     patient = await submit(store, 0, 0, 0, aggr_id="b")
     assert [job_id in urgent for job_id in await order(store)] == [True, False] * 3
@@ -85,7 +85,7 @@ async def test_other_aggregations_have_their_turns(store: RedisStore) -> None:
 
 @pytest.mark.parametrize("how", ["retry_later", "release", "sweep", "retry"])
 async def test_it_is_kept_whichever_way_a_job_waits_again(
-    store: RedisStore, clock: StoreClock, how: str
+    store: JobStore, clock: StoreClock, how: str
 ) -> None:
     [high] = await submit(store, 7)
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
@@ -102,7 +102,7 @@ async def test_it_is_kept_whichever_way_a_job_waits_again(
     assert await order(store, 1) == [high]
 
 
-async def test_a_cancelled_one_is_forgotten(store: RedisStore) -> None:
+async def test_a_cancelled_one_is_forgotten(store: JobStore) -> None:
     [high, low] = await submit(store, 9, 0)
     view = await store.get(high)
     assert view is not None
@@ -111,7 +111,7 @@ async def test_a_cancelled_one_is_forgotten(store: RedisStore) -> None:
     assert await order(store) == [low]
 
 
-async def test_versions_without_priorities_share_the_store(store: RedisStore, clock: StoreClock) -> None:
+async def test_versions_without_priorities_share_the_store(store: JobStore, clock: StoreClock) -> None:
     """Such a version leases from the queue, and makes pending again there, without a look at `urgent`."""
     queue = store._keys.key(0, "queue", "download", "a")
     taken, moved, high, low = await submit(store, 9, 8, 7, 0)
@@ -124,7 +124,7 @@ async def test_versions_without_priorities_share_the_store(store: RedisStore, cl
     assert await members(store, "urgent", "a") == []
 
 
-async def test_what_such_a_version_leaves_goes_with_the_aggregation(store: RedisStore) -> None:
+async def test_what_such_a_version_leaves_goes_with_the_aggregation(store: JobStore) -> None:
     taken, _ = await submit(store, 9, 0)
     await store._client.command("ZREM", store._keys.key(0, "queue", "download", "a"), taken)
     store_key = store._keys.key(0, "urgent", "a")
@@ -135,7 +135,7 @@ async def test_what_such_a_version_leaves_goes_with_the_aggregation(store: Redis
     assert await store._client.command("EXISTS", store_key) == 0
 
 
-async def test_a_job_without_one_costs_nothing(store: RedisStore) -> None:
+async def test_a_job_without_one_costs_nothing(store: JobStore) -> None:
     [job_id] = await submit(store, 0)
     assert await store._client.command("EXISTS", store._keys.key(0, "urgent", "a")) == 0
     assert await store._client.command("EXISTS", store._keys.key(0, "task", "download", job_id)) == 0

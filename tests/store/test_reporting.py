@@ -6,10 +6,10 @@ import trio
 
 from downloader.observe import COUNTERS, Counters
 from downloader.service.reports import Report, reporting
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 
 
-async def test_the_last_counts_are_reported_at_the_end(store: RedisStore) -> None:
+async def test_the_last_counts_are_reported_at_the_end(store: JobStore) -> None:
     counters, asked = Counters(COUNTERS["processor"]), trio.Event()
 
     def report() -> Report:

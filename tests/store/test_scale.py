@@ -12,8 +12,8 @@ import redis
 from downloader.config import RedisSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Shares, Submission
+from downloader.store.job_store import JobStore, open_store
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis_store import RedisStore, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
 
@@ -52,7 +52,7 @@ def full() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-async def store(full: Valkey) -> AsyncIterator[RedisStore]:
+async def store(full: Valkey) -> AsyncIterator[JobStore]:
     """A store in which all these jobs wait."""
     full.command("FLUSHALL")
     async with asyncio_loop(), open_store(RedisSettings(url=full.url, timeout=60)) as opened:
@@ -100,7 +100,7 @@ def size_of(words: list[str]) -> float:
     return len(arguments)
 
 
-async def cycle(store: RedisStore) -> None:
+async def cycle(store: JobStore) -> None:
     """Every transition that runs by itself."""
     await store.submit([Submission(spec=spec_for(store, "late"))])
     leases = list(
@@ -124,7 +124,7 @@ async def cycle(store: RedisStore) -> None:
     await store.backlog(20)
 
 
-async def test_f21_no_command_grows_with_what_waits(store: RedisStore, full: Valkey) -> None:
+async def test_f21_no_command_grows_with_what_waits(store: JobStore, full: Valkey) -> None:
     with watched(full) as commands:
         await cycle(store)
     large = {" ".join(words)[:200] for words in commands if size_of(words) > BOUND}
@@ -132,7 +132,7 @@ async def test_f21_no_command_grows_with_what_waits(store: RedisStore, full: Val
     assert len(commands) < 100 * LEASES, "some eighty for each job"
 
 
-async def test_f21_all_have_their_turn_before_one_has_its_second(store: RedisStore) -> None:
+async def test_f21_all_have_their_turn_before_one_has_its_second(store: JobStore) -> None:
     late = spec_for(store, "late")
     await store.submit([Submission(spec=late)])
     leased: Counter[str] = Counter()

@@ -21,8 +21,8 @@ from downloader.notify import Bulkhead
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.service.work import CallbackWork, DownloadWork
 from downloader.store import CallbackPlan, Settled, Submission
+from downloader.store.job_store import JobStore, open_store
 from downloader.store.loop import asyncio_loop
-from downloader.store.redis_store import RedisStore, open_store
 from downloader.store.sealing import open_sealer
 from servers.jobs import spec_for
 from servers.valkey import Valkey
@@ -46,19 +46,19 @@ DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 
 
 @asynccontextmanager
-async def with_keys(settings: RedisSettings, *keys: SecretStr) -> AsyncIterator[RedisStore]:
+async def with_keys(settings: RedisSettings, *keys: SecretStr) -> AsyncIterator[JobStore]:
     async with open_store(settings.model_copy(update={"encryption_keys": list(keys)})) as store:
         yield store
 
 
-async def submitted(store: RedisStore) -> JobSpec:
+async def submitted(store: JobStore) -> JobSpec:
     spec = spec_for(store, **SECRETS)
     [(_, job_id)] = await store.submit([Submission(spec=spec)])
     assert job_id == spec.id
     return spec
 
 
-async def run_to_the_end(store: RedisStore) -> None:
+async def run_to_the_end(store: JobStore) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     plan = CallbackPlan(group="http 127.0.0.1", limit=4)
     assert await store.finish("me", [(lease, DONE, plan, 60)]) == [Settled.DONE]

@@ -8,12 +8,12 @@ import pytest
 
 from downloader.model import Kind
 from downloader.store import Accepted, Submission
+from downloader.store.job_store import JobStore
 from downloader.store.keys import Keys
-from downloader.store.redis_store import RedisStore
 from servers.jobs import spec_for, submitted
 
 
-async def test_a_job_is_stored_as_it_was_given(store: RedisStore) -> None:
+async def test_a_job_is_stored_as_it_was_given(store: JobStore) -> None:
     spec = await submitted(store, extra='{"ü": 1}', request_headers={"X-A": "1"}, max_retries=0)
     view = await store.get(spec.id)
     assert view is not None
@@ -38,7 +38,7 @@ class ManyShards:
 
 async def test_jobs_that_are_submitted_together_are_one_call_for_each_shard() -> None:
     connection = ManyShards()
-    store = RedisStore(connection)  # type: ignore[arg-type]  # run and keys are all that it uses
+    store = JobStore(connection)  # type: ignore[arg-type]  # run and keys are all that it uses
     specs = [spec_for(store, f"a{number % 10}") for number in range(40)]
     answers = await store.submit([Submission(spec=spec) for spec in specs])
     assert answers == [(Accepted.NEW, spec.id) for spec in specs]
@@ -46,13 +46,13 @@ async def test_jobs_that_are_submitted_together_are_one_call_for_each_shard() ->
     assert len(shards) == len(set(shards)) > 1
 
 
-async def test_a_repeated_submission_enqueues_nothing(store: RedisStore) -> None:
+async def test_a_repeated_submission_enqueues_nothing(store: JobStore) -> None:
     spec = await submitted(store)
     assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
     assert [size.pending for size in await store.aggregation_sizes()] == [1]
 
 
-async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> None:
+async def test_an_idempotency_key_answers_the_first_job(store: JobStore) -> None:
     first, second, third = (spec_for(store) for _ in range(3))
     answers = await store.submit(
         [
@@ -72,7 +72,7 @@ async def test_an_idempotency_key_answers_the_first_job(store: RedisStore) -> No
     assert [size.pending for size in await store.aggregation_sizes()] == [1]
 
 
-async def test_an_idempotency_key_that_an_earlier_version_kept(store: RedisStore) -> None:
+async def test_an_idempotency_key_that_an_earlier_version_kept(store: JobStore) -> None:
     """It kept the digest of the job's text."""
     first, second, third = (spec_for(store) for _ in range(3))
     key = store._keys.key(0, "idempotency", "k")
@@ -86,7 +86,7 @@ async def test_an_idempotency_key_that_an_earlier_version_kept(store: RedisStore
     assert answers == [(Accepted.REPEATED, first.id), (Accepted.CONFLICT, first.id)]
 
 
-async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: RedisStore) -> None:
+async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: JobStore) -> None:
     await submitted(store, aggr_limit=1, aggr_proxy="http://first")
     await submitted(store, aggr_limit=3, aggr_proxy="http://second")
     await submitted(store, aggr_limit=2)
@@ -95,7 +95,7 @@ async def test_the_newest_limit_applies_and_the_first_proxy_stays(store: RedisSt
     assert {(lease.limit, lease.proxy) for lease in leases} == {(2, "http://first")}
 
 
-async def test_h23_a_job_never_goes_through_a_proxy_that_it_may_not_use(store: RedisStore) -> None:
+async def test_h23_a_job_never_goes_through_a_proxy_that_it_may_not_use(store: JobStore) -> None:
     await submitted(store, aggr_proxy="http://theirs")
     spec, allowed = spec_for(store, aggr_limit=9, aggr_proxy="http://ours"), spec_for(store, aggr_limit=7)
 
@@ -118,7 +118,7 @@ async def test_h23_a_job_never_goes_through_a_proxy_that_it_may_not_use(store: R
     assert {(lease.limit, lease.proxy) for lease in leases} == {(7, "http://theirs")}
 
 
-async def test_its_own_proxy_and_none_need_no_judgement(store: RedisStore) -> None:
+async def test_its_own_proxy_and_none_need_no_judgement(store: JobStore) -> None:
     for proxy in ("http://ours", ""):
         for _ in range(2):
             spec = spec_for(store, f"of {proxy}", aggr_proxy=proxy)

@@ -25,8 +25,8 @@ from downloader.store import (
     Submission,
     TaskView,
 )
+from downloader.store.job_store import JobStore
 from downloader.store.records import fields
-from downloader.store.redis_store import RedisStore
 from servers.jobs import leased, spec_for, submitted
 
 OK = Outcome(
@@ -45,18 +45,18 @@ PLAN = CallbackPlan(group="http http://c", limit=4)
 DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
 
 
-async def lapse(store: RedisStore, lease: Lease) -> None:
+async def lapse(store: JobStore, lease: Lease) -> None:
     """A lease's time is over, without waiting for it."""
     await store._client.command("ZADD", store._keys.key(0, "leases", lease.kind), 1, lease.id)
 
 
-async def download(store: RedisStore, job_id: str) -> TaskView:
+async def download(store: JobStore, job_id: str) -> TaskView:
     view = await store.get(job_id)
     assert view is not None
     return view.download
 
 
-async def callback(store: RedisStore, job_id: str) -> TaskView:
+async def callback(store: JobStore, job_id: str) -> TaskView:
     view = await store.get(job_id)
     assert view is not None
     assert view.callback is not None
@@ -67,14 +67,14 @@ async def callback(store: RedisStore, job_id: str) -> TaskView:
 
 
 @pytest.mark.row("F24")
-async def test_fields_of_a_newer_version_survive(store: RedisStore) -> None:
+async def test_fields_of_a_newer_version_survive(store: JobStore) -> None:
     spec = spec_for(store, unknown={"from_the_future": [1]})
     await store.submit([Submission(spec=spec)])
     assert (await leased(store)).spec.unknown == {"from_the_future": [1]}
 
 
 @pytest.mark.row("F24")
-async def test_states_and_codes_of_a_newer_version_are_passed_on(store: RedisStore) -> None:
+async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore) -> None:
     """A record by hand: what an older version does not know never raises, least of all in a lease call."""
     spec = await submitted(store)
     await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
@@ -101,7 +101,7 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: RedisSto
 
 
 @pytest.mark.row("F24")
-async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: RedisStore) -> None:
+async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: JobStore) -> None:
     spec = await submitted(store)
     lease = await leased(store)
     key = store._keys.key(0, "task", Kind.DOWNLOAD, spec.id)
@@ -115,7 +115,7 @@ async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: RedisSt
 
 
 @pytest.mark.row("F4")
-async def test_a_lost_reply_leases_nothing_twice(store: RedisStore) -> None:
+async def test_a_lost_reply_leases_nothing_twice(store: JobStore) -> None:
     await submitted(store, aggr_limit=5)
     await submitted(store, aggr_limit=5)
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
@@ -126,7 +126,7 @@ async def test_a_lost_reply_leases_nothing_twice(store: RedisStore) -> None:
     assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases) == 1
 
 
-async def test_a_lease_tells_when_something_more_is_due(store: RedisStore) -> None:
+async def test_a_lease_tells_when_something_more_is_due(store: JobStore) -> None:
     assert (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).next_due_s is None
     await submitted(store)
     lease = await leased(store)
@@ -136,13 +136,13 @@ async def test_a_lease_tells_when_something_more_is_due(store: RedisStore) -> No
     assert batch.next_due_s == pytest.approx(60, abs=15)
 
 
-async def test_a_full_batch_asks_to_come_back_at_once(store: RedisStore) -> None:
+async def test_a_full_batch_asks_to_come_back_at_once(store: JobStore) -> None:
     for aggregation in "abc":
         await submitted(store, aggregation)
     assert (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).next_due_s == 0
 
 
-async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStore) -> None:
+async def test_within_an_aggregation_the_earlier_due_goes_first(store: JobStore) -> None:
     first = await submitted(store)
     lease = await leased(store)
     second = await submitted(store)
@@ -159,7 +159,7 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(store: RedisStor
 
 
 @pytest.mark.row("F13")
-async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
+async def test_a_retry_counts_and_a_release_does_not(store: JobStore) -> None:
     spec = await submitted(store)
     await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 0)])
     await store.release(Kind.DOWNLOAD, "me", [(await leased(store), "our disk\nis full", 0)])
@@ -169,7 +169,7 @@ async def test_a_retry_counts_and_a_release_does_not(store: RedisStore) -> None:
     assert (await leased(store)).attempts == 1
 
 
-async def settle(store: RedisStore, transition: str, owner: str, lease: Lease) -> Settled:
+async def settle(store: JobStore, transition: str, owner: str, lease: Lease) -> Settled:
     """Settle a download's or callback's lease as somebody who takes himself for its holder."""
     match transition:
         case "finish":
@@ -188,7 +188,7 @@ async def settle(store: RedisStore, transition: str, owner: str, lease: Lease) -
 @pytest.mark.parametrize("transition", ["finish", "close_callbacks", "retry_later", "release", "renew"])
 @pytest.mark.parametrize("now_held_by", ["me", "another"])
 @pytest.mark.row("F7")
-async def test_a_late_holder_changes_nothing(store: RedisStore, transition: str, now_held_by: str) -> None:
+async def test_a_late_holder_changes_nothing(store: JobStore, transition: str, now_held_by: str) -> None:
     """Also one to which the task has been given anew: only the generation tells the two leases apart."""
     spec = await submitted(store)
     kind = Kind.DOWNLOAD
@@ -261,7 +261,7 @@ async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(store: Red
 
 @pytest.mark.parametrize("transition", ["finish", "retry_later", "release", "renew"])
 @pytest.mark.row("F7")
-async def test_only_its_holder_settles_a_lease(store: RedisStore, transition: str) -> None:
+async def test_only_its_holder_settles_a_lease(store: JobStore, transition: str) -> None:
     spec = await submitted(store)
     lease = await leased(store, "me")
     before = await store.get(spec.id)
@@ -271,7 +271,7 @@ async def test_only_its_holder_settles_a_lease(store: RedisStore, transition: st
 
 
 @pytest.mark.row("F4")
-async def test_settling_twice_is_answered_alike_and_done_once(store: RedisStore) -> None:
+async def test_settling_twice_is_answered_alike_and_done_once(store: JobStore) -> None:
     spec = await submitted(store)
     lease = await leased(store)
     for _ in range(2):
@@ -286,7 +286,7 @@ async def test_settling_twice_is_answered_alike_and_done_once(store: RedisStore)
 
 @pytest.mark.parametrize("transition", ["retry_later", "release"])
 async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(
-    store: RedisStore, transition: str
+    store: JobStore, transition: str
 ) -> None:
     spec = await submitted(store)
     lease = await leased(store)
@@ -296,7 +296,7 @@ async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(
     assert (await download(store, spec.id)).state is State.RUNNING
 
 
-async def test_renewed_leases_are_not_swept(store: RedisStore) -> None:
+async def test_renewed_leases_are_not_swept(store: JobStore) -> None:
     await submitted(store)
     lease = await leased(store)
     await lapse(store, lease)
@@ -304,7 +304,7 @@ async def test_renewed_leases_are_not_swept(store: RedisStore) -> None:
     assert await store.sweep(Kind.DOWNLOAD) == []
 
 
-async def test_a_failing_destination_is_narrowed_until_it_works(store: RedisStore) -> None:
+async def test_a_failing_destination_is_narrowed_until_it_works(store: JobStore) -> None:
     for aggregation in "abcd":
         await submitted(store, aggregation)
         await store.finish("me", [(await leased(store), OK, PLAN, 0)])
@@ -316,7 +316,7 @@ async def test_a_failing_destination_is_narrowed_until_it_works(store: RedisStor
     assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 3
 
 
-async def test_a_destination_that_has_answered_is_proven(store: RedisStore) -> None:
+async def test_a_destination_that_has_answered_is_proven(store: JobStore) -> None:
     for aggregation in "ab":
         await submitted(store, aggregation)
         await store.finish("me", [(await leased(store), OK, PLAN, 0)])
@@ -328,7 +328,7 @@ async def test_a_destination_that_has_answered_is_proven(store: RedisStore) -> N
     assert lease.proven
 
 
-async def test_the_last_failures_of_a_job_are_kept(store: RedisStore) -> None:
+async def test_the_last_failures_of_a_job_are_kept(store: JobStore) -> None:
     spec = await submitted(store)
     for number in range(7):
         await store.release(Kind.DOWNLOAD, "me", [(await leased(store), f"reason {number}", 0)])
@@ -339,7 +339,7 @@ async def test_the_last_failures_of_a_job_are_kept(store: RedisStore) -> None:
 # the end
 
 
-async def test_a_failed_callback_can_be_sent_again(store: RedisStore) -> None:
+async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     spec = await submitted(store)
     await store.finish("me", [(await leased(store), OK, PLAN, 0)])
     assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
@@ -355,7 +355,7 @@ async def test_a_failed_callback_can_be_sent_again(store: RedisStore) -> None:
 
 @pytest.mark.parametrize(("kind", "limit"), [("http", 4), ("kafka", 4096), ("sqs", 4096)])
 async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
-    store: RedisStore, kind: str, limit: int
+    store: JobStore, kind: str, limit: int
 ) -> None:
     spec = await submitted(store, callback_type=kind, callback_dst="there")
     plan = CallbackPlan.of(spec, success=True, per_destination=4)
@@ -368,7 +368,7 @@ async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
     assert waits.limit == limit
 
 
-async def test_a_failed_download_can_be_run_again(store: RedisStore) -> None:
+async def test_a_failed_download_can_be_run_again(store: JobStore) -> None:
     spec = await submitted(store, aggr_limit=3, aggr_proxy="http://p")
     await lapse(store, await leased(store))
     await store.sweep(Kind.DOWNLOAD)
@@ -389,7 +389,7 @@ async def test_a_failed_download_can_be_run_again(store: RedisStore) -> None:
 
 
 async def test_h23_a_download_runs_again_through_its_first_proxy(
-    store: RedisStore,
+    store: JobStore,
 ) -> None:
     first = await submitted(store, aggr_proxy="http://first")
     second = await submitted(store)
@@ -406,7 +406,7 @@ async def test_h23_a_download_runs_again_through_its_first_proxy(
 
 
 @pytest.mark.row("F7")
-async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: RedisStore) -> None:
+async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: JobStore) -> None:
     spec = await submitted(store)
     for _ in range(2):
         await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
@@ -420,12 +420,12 @@ async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: Red
 
 
 @pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])
-async def test_an_unknown_job_is_unknown(store: RedisStore, job_id: str) -> None:
+async def test_an_unknown_job_is_unknown(store: JobStore, job_id: str) -> None:
     assert await store.get(job_id) is None
     assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.UNKNOWN
 
 
-async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: RedisStore) -> None:
+async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: JobStore) -> None:
     spec = await submitted(store)
     await store.finish("me", [(await leased(store), FAILED, None, 30)])
     batch = await store.reap(9, 60)

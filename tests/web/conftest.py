@@ -12,7 +12,7 @@ from downloader.api import Api, ApiDeps, serve
 from downloader.api.events import Pace
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.browser import Browse, ServePage, open_chromium
 from servers.fleet_fixtures import folder, origin, server, sink
 
@@ -27,7 +27,7 @@ def browse() -> Iterator[Browse]:
 
 
 @pytest.fixture
-async def serve_page(store: RedisStore, nursery: trio.Nursery) -> AsyncIterator[ServePage]:
+async def serve_page(store: JobStore, nursery: trio.Nursery) -> AsyncIterator[ServePage]:
     """Serves the API alone, whose page shows nothing but what the test has put into `store`."""
 
     async def serve_with(settings: ApiSettings) -> str:

@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import expect
 
 from downloader.store import Aggregation, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import spec_for
 
@@ -18,19 +18,17 @@ TO = "\N{EN DASH}"
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-async def submit(store: RedisStore, *names: str, limit: int = 4) -> None:
+async def submit(store: JobStore, *names: str, limit: int = 4) -> None:
     await store.submit([Submission(spec=spec_for(store, name, aggr_limit=limit)) for name in names])
 
 
-def stored(store: RedisStore, name: str) -> Aggregation:
+def stored(store: JobStore, name: str) -> Aggregation:
     found = meanwhile(partial(store.aggregation, name))
     assert found is not None
     return found
 
 
-async def test_an_operator_pauses_resumes_and_limits(
-    browse: Browse, page_url: str, store: RedisStore
-) -> None:
+async def test_an_operator_pauses_resumes_and_limits(browse: Browse, page_url: str, store: JobStore) -> None:
     await submit(store, "a/b", HOSTILE)
 
     def look(seen: Seen) -> None:
@@ -81,7 +79,7 @@ async def test_an_operator_pauses_resumes_and_limits(
     await browse(page_url, look)
 
 
-async def test_an_error_is_told_in_the_api_s_words(browse: Browse, page_url: str, store: RedisStore) -> None:
+async def test_an_error_is_told_in_the_api_s_words(browse: Browse, page_url: str, store: JobStore) -> None:
     await submit(store, "gone")
 
     def look(seen: Seen) -> None:
@@ -93,14 +91,14 @@ async def test_an_error_is_told_in_the_api_s_words(browse: Browse, page_url: str
         expect(seen.page.locator("#said.bad")).to_contain_text("There is no aggregation of this name")
         assert [text for text in seen.complaints if "404" not in text] == []
 
-    async def drop(store: RedisStore, name: str) -> None:
+    async def drop(store: JobStore, name: str) -> None:
         await store._client.command("ZREM", store._keys.key(0, "groups", "download"), name)
 
     await browse(page_url, look)
 
 
 async def test_thousands_are_searched_sorted_and_cut_into_pages(
-    browse: Browse, page_url: str, store: RedisStore
+    browse: Browse, page_url: str, store: JobStore
 ) -> None:
     await submit(store, *(f"host-{number:03}" for number in range(60)), "busy", "busy", "Images")
 

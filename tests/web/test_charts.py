@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import expect
 
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.browser import Browse, Seen, meanwhile
 
 pytestmark = pytest.mark.slow
@@ -19,7 +19,7 @@ INKED = """
 CODES = {"dns": 9, "http_status": 8, "timeout": 7, "tls": 6, "connect": 5, "truncated": 4}
 
 
-async def test_what_was_counted_is_drawn_and_told(browse: Browse, page_url: str, store: RedisStore) -> None:
+async def test_what_was_counted_is_drawn_and_told(browse: Browse, page_url: str, store: JobStore) -> None:
 
     def look(seen: Seen) -> None:
         page = seen.page

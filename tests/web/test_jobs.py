@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, State, Verdict
 from downloader.store import JobView, Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import end_all, spec_for
 
@@ -23,13 +23,13 @@ REFUSED = Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone"
 DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
 
 
-def stored(store: RedisStore, job_id: str) -> JobView:
+def stored(store: JobStore, job_id: str) -> JobView:
     found = meanwhile(partial(store.get, job_id))
     assert found is not None
     return found
 
 
-async def test_what_failed_is_told_and_retried(browse: Browse, page_url: str, store: RedisStore) -> None:
+async def test_what_failed_is_told_and_retried(browse: Browse, page_url: str, store: JobStore) -> None:
     spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     job = spec.id
     await store.submit([Submission(spec=spec)])
@@ -88,14 +88,14 @@ async def test_what_failed_is_told_and_retried(browse: Browse, page_url: str, st
     await browse(page_url, look)
 
 
-async def close_callback(store: RedisStore) -> None:
+async def close_callback(store: JobStore) -> None:
     with trio.fail_after(20):
         [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
         await store.close_callbacks("me", [(lease, REFUSED, 60, 4)])
 
 
 async def test_a_job_is_found_by_its_id_and_cancelled(
-    browse: Browse, page_url: str, store: RedisStore
+    browse: Browse, page_url: str, store: JobStore
 ) -> None:
     spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     await store.submit([Submission(spec=spec)])

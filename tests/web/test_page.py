@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from downloader.model import Kind
 from downloader.store import Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.browser import SEE_MS, Browse, Seen, meanwhile, meanwhile_sync
 from servers.fleet import Tables, job_for, open_fleet
 from servers.jobs import spec_for
@@ -33,13 +33,13 @@ PHONE = {"viewport": {"width": 360, "height": 740}}
 LONG = "archive.example.com/a/name/that/goes/on/and/on/" + "x" * 80
 
 
-async def submit(store: RedisStore, name: str, *, jobs: int = 1, limit: int = 4) -> None:
+async def submit(store: JobStore, name: str, *, jobs: int = 1, limit: int = 4) -> None:
     await store.submit(
         [Submission(spec=spec_for(store, name, aggr_limit=limit)) for _ in range(jobs)],
     )
 
 
-async def report(store: RedisStore, role: str, instance: str, **facts: Any) -> None:
+async def report(store: JobStore, role: str, instance: str, **facts: Any) -> None:
     known = {
         "instance": instance,
         "role": role,
@@ -51,7 +51,7 @@ async def report(store: RedisStore, role: str, instance: str, **facts: Any) -> N
     await store.report(instance, role, known | facts, 60)
 
 
-async def fill(store: RedisStore) -> None:
+async def fill(store: JobStore) -> None:
     """Some of everything that the page can show."""
     await submit(store, "full", jobs=3, limit=1)
     await submit(store, LONG, jobs=1200, limit=40)
@@ -110,7 +110,7 @@ async def test_a_running_job_appears_and_disappears(
 
 
 @pytest.mark.row("H14")
-async def test_hostile_names_are_text(browse: Browse, page_url: str, store: RedisStore) -> None:
+async def test_hostile_names_are_text(browse: Browse, page_url: str, store: JobStore) -> None:
     names = [HOSTILE, "abc\u202egpj.exe", "__proto__", "a\u200bb", "constructor", "  x  y"]
     for name in names:
         await submit(store, name)
@@ -175,7 +175,7 @@ async def test_a_store_that_is_away_is_told_of(browse: Browse, folder: Path, ser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_colours_and_contrast(browse: Browse, page_url: str, store: RedisStore, scheme: str) -> None:
+async def test_colours_and_contrast(browse: Browse, page_url: str, store: JobStore, scheme: str) -> None:
     """WCAG 2.2, 1.4.3: every text that shows has a contrast of 4.5 to what is behind it."""
     await fill(store)
 
@@ -232,7 +232,7 @@ CONTRASTS = """
 
 
 async def test_a_phone_shows_it_without_scrolling_sideways(
-    browse: Browse, page_url: str, store: RedisStore
+    browse: Browse, page_url: str, store: JobStore
 ) -> None:
 
     def look(seen: Seen) -> None:
@@ -290,7 +290,7 @@ async def test_the_keyboard_reaches_everything(browse: Browse, page_url: str) ->
 
 
 async def test_a_tab_that_nobody_sees_listens_to_nothing(
-    browse: Browse, page_url: str, store: RedisStore
+    browse: Browse, page_url: str, store: JobStore
 ) -> None:
 
     def look(seen: Seen) -> None:

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from downloader.config import ApiSettings, TokenSettings
 from downloader.store import Submission
-from downloader.store.redis_store import RedisStore
+from downloader.store.job_store import JobStore
 from servers.browser import Browse, Seen, ServePage, meanwhile
 from servers.jobs import spec_for
 
@@ -22,7 +22,7 @@ TOKENS = [
 ]
 
 
-async def test_signing_in_and_out(browse: Browse, serve_page: ServePage, store: RedisStore) -> None:
+async def test_signing_in_and_out(browse: Browse, serve_page: ServePage, store: JobStore) -> None:
     url = await serve_page(ApiSettings(tokens=TOKENS))
     await store.submit([Submission(spec=spec_for(store, "a"))])
 

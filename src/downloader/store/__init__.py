@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from downloader.errors import StoreError, StoreUnavailable
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
-from downloader.store.job_store import (
+from downloader.store.job_store import JobStore, open_store
+from downloader.store.keys import Keys
+from downloader.store.loop import asyncio_loop
+from downloader.store.redis import StoreClient, compare_layout, open_client, where
+from downloader.store.sealing import open_sealer
+from downloader.store.values import (
     Accepted,
     CallbackPlan,
     CancelAnswer,
     CloseResult,
     FinishResult,
-    JobStore,
     LeaseBatch,
     Reapable,
     ReapBatch,
@@ -19,11 +23,6 @@ from downloader.store.job_store import (
     Shares,
     Submission,
 )
-from downloader.store.keys import Keys
-from downloader.store.loop import asyncio_loop
-from downloader.store.redis import StoreClient, compare_layout, open_client, where
-from downloader.store.redis_store import open_store
-from downloader.store.sealing import open_sealer
 from downloader.store.views import (
     Aggregation,
     AggregationLoad,

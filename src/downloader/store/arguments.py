@@ -11,7 +11,7 @@ from typing import Any
 
 from downloader.model import Delivery, ErrorCode, JobSpec, Lease, Outcome, State, Verdict
 from downloader.net import Url, UrlError
-from downloader.store.job_store import CallbackPlan, CloseResult, FinishResult, Submission
+from downloader.store.values import CallbackPlan, CloseResult, FinishResult, Submission
 
 NO_CALLBACK = CallbackPlan(group="", limit=0)
 

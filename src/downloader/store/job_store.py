@@ -1,182 +1,121 @@
-"""The interface of the store, `JobStore`, and the values that it takes and returns. Nothing here is Redis's.
-
-Each method runs one atomic transition (`docs/state-machine.md`) in each shard that it concerns. It may be
-repeated, and its time is bounded. A store has one shard; a Cluster has several. Unless a method says
-otherwise it raises `StoreUnavailable` if none of these shards answers (the call may have been applied), and
-`StoreRefused` if the store will never carry it out. If only some shards fail, the items of the others are
-answered as usual.
-"""
+"""`JobStore`: a method per transition, which runs its script on the shards that it concerns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+import itertools
+import json
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import Any, TypeVar
 
-import trio
-
+from downloader.config import HostSettings, RedisSettings
+from downloader.errors import StoreUnavailable
 from downloader.model import (
+    BROKERS,
     Delivery,
+    JobIds,
     JobSpec,
     Kind,
     Lease,
     Outcome,
-    callback_group,
     callback_limit,
+    shard_of,
 )
-from downloader.store.views import (
-    Aggregation,
-    AggregationLoad,
-    AggregationPage,
-    AggregationSize,
-    Backlog,
-    JobPage,
-    JobView,
-    Listed,
-    ListedJob,
-    Load,
+from downloader.observe import Event, get_logger
+from downloader.store import arguments, records
+from downloader.store.arguments import NO_CALLBACK, ms
+from downloader.store.counting import COUNTED_S, Uncounted
+from downloader.store.reader import StoreReader
+from downloader.store.redis import StoreClient, Timed, open_client
+from downloader.store.sealing import Sealer, open_sealer
+from downloader.store.values import (
+    ALL_SHARES,
+    Accepted,
+    CallbackPlan,
+    CancelAnswer,
+    CloseResult,
+    FinishResult,
+    LeaseBatch,
+    ReapBatch,
+    RetryAnswer,
+    Settled,
+    Shares,
+    Submission,
 )
+from downloader.store.views import Aggregation
+
+log = get_logger()
+
+T = TypeVar("T", bound=tuple[Lease, *tuple[Any, ...]])
+
+CANCELLED = "cancelled by a client"
+"""`error` of a job that was cancelled."""
+
+PROVEN_S = 600.0
+"""How long a callback destination counts as proven after it has taken a callback."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
-    """A job on its way into the store."""
+@asynccontextmanager
+async def open_store(
+    settings: RedisSettings,
+    timed: Timed = lambda _name, _seconds: None,
+    *,
+    hosts: Mapping[str, HostSettings] | None = None,
+) -> AsyncIterator[JobStore]:
+    """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
 
-    spec: JobSpec
-    """With an id from `JobStore.new_id`."""
-    idempotency_key: str = ""
-    """Digest of the client's `Idempotency-Key` and token; empty if the client sent no key."""
-    value_digest: str = ""
-    """Digest of the job's values, kept with the key and compared when the key is known."""
-    body_digest: str = ""
-    """Digest of the request body: what earlier versions kept with a key, for a day."""
-    permits: Callable[[str], bool] | None = None
-    """Called with the proxy that the aggregation has already: may the job use it? `None`: it may use any."""
+    Args:
+        settings: where it is.
+        timed: see `Timed`.
+        hosts: limits by host or pattern, which downloads that this instance leases obey; `None`: hosts have
+            no limits, also no delay of their robots.txt.
 
-
-class Accepted(StrEnum):
-    """What became of a submission."""
-
-    NEW = "new"
-    REPEATED = "repeated"
-    """The idempotency key is known with the same job; the answer has the first job's id."""
-    CONFLICT = "conflict"
-    """The idempotency key is known with another job; nothing was enqueued."""
-    PROXIED = "proxied"
-    """Its aggregation has a proxy that it may not use; nothing was enqueued."""
-    UNAVAILABLE = "unavailable"
-    """Its shard refused it for now, or did not answer. In the latter case it may have been enqueued."""
+    Raises:
+        ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
+    """
+    sealer = open_sealer(settings.encryption_keys)
+    async with open_client(settings, timed) as client:
+        yield JobStore(client, sealer, hosts)
 
 
-class Settled(StrEnum):
-    """What became of a holder's call for a task that it has leased."""
+class JobStore(StoreReader):
+    """The fleet's shared state in Redis or Valkey; safe to share between tasks.
 
-    DONE = "done"
-    """Applied; also when this very call had been applied before."""
-    LEASE_LOST = "lease_lost"
-    """Another generation holds or has finished the task; nothing was changed."""
-    CANCELLED = "cancelled"
-    """A client has cancelled the job. A call that settles has freed its slot and changed nothing else."""
-    UNKNOWN = "unknown"
-    """Its shard did not answer: the call may have been applied. Repeat it."""
+    Each method that changes something runs one atomic transition (`docs/state-machine.md`) in each shard that
+    it concerns. It may be repeated, and its time is bounded. A store has one shard; a Cluster has several.
+    Unless a method says otherwise it raises `StoreUnavailable` if none of these shards answers (the call may
+    have been applied), and `StoreRefused` if the store will never carry it out. If only some shards fail, the
+    items of the others are answered as usual.
+    """
 
+    def __init__(
+        self,
+        client: StoreClient,
+        sealer: Sealer | None = None,
+        hosts: Mapping[str, HostSettings] | None = None,
+    ) -> None:
+        super().__init__(client, sealer)
+        self._seal = None if sealer is None else sealer.seal
+        self._hosts = None
+        if hosts is not None:
+            self._hosts = {name: each.model_dump(exclude_none=True) for name, each in hosts.items()}
+        self._ids = JobIds()
+        self._requests = itertools.count()
+        self._session = secrets.token_hex(4)
+        # The shard that the next lease call asks first; it changes, so that no shard is always asked last.
+        self._next_shard = 0
+        self._unanswered: dict[tuple[Kind, int], str] = {}
+        self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
-class RetryAnswer(StrEnum):
-    """Answer to `POST /retry/<id>`."""
-
-    DONE = "done"
-    UNKNOWN = "unknown"
-    CONFLICT = "conflict"
-    """Not in a state to be retried."""
-
-
-class CancelAnswer(StrEnum):
-    """Answer to `DELETE /jobs/<id>`."""
-
-    DONE = "done"
-    """Its download is cancelled, now or by an earlier call."""
-    UNKNOWN = "unknown"
-    CONFLICT = "conflict"
-    """Its download is over."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shares:
-    """Which tasks a lease call may give to an instance; depends on what the instance has in flight."""
-
-    last: Sequence[str] = ()
-    """Groups that give tasks only if no other group can."""
-    never: Sequence[str] = ()
-    """Groups that give no tasks."""
-    unproven: int = 1_000_000
-    """How many callbacks at the most may go to destinations that have not answered lately."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaseBatch:
-    """Answer to one lease call."""
-
-    leases: Sequence[Lease]
-    next_due_s: float | None
-    """Seconds until another task can run (0: now, as the batch was full); `None`: no such time is known."""
-
-
-ALL_SHARES = Shares()
-"""Any task."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallbackPlan:
-    """The callback of a finished download."""
-
-    group: str
-    limit: int
-
-    @classmethod
-    def of(cls, spec: JobSpec, *, success: bool, per_destination: int) -> Self | None:
-        """That of a job whose download ended so; `None` if it has no callback.
-
-        `per_destination`: see `callback_limit`.
-        """
-        kind, destination = spec.callback(success=success)
-        if not kind:
-            return None
-        group = callback_group(kind, destination)
-        return cls(group=group, limit=callback_limit(group, per_destination))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reapable:
-    """A job whose file and record are due to be deleted."""
-
-    spec: JobSpec
-    has_file: bool
-    """Whether a file may have been stored, in the service's storage or in the bucket that the job named."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReapBatch:
-    """Answer to one reap call."""
-
-    jobs: Sequence[Reapable]
-    next_due_s: float | None
-    """Seconds until the next job is due; `None` if there is none."""
-
-
-FinishResult = tuple[Lease, Outcome, CallbackPlan | None, float]
-"""A download's lease, its outcome, its callback, and the seconds that a job without callback is kept."""
-
-CloseResult = tuple[Lease, Delivery, float, int]
-"""A callback's lease, its end, the seconds that its job is kept, and the group's limit after a success."""
-
-
-class JobStore(Protocol):
-    """The fleet's shared state."""
+    # Submitting
 
     def new_id(self, aggr_id: str) -> str:
         """A new id for a job of this aggregation; its last character gives the shard."""
+        return self._ids.new(self._keys.aggregation_shard(aggr_id), self._keys.shards)
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         """Enqueue jobs, each atomically, in one round trip per shard; answers `(result, job id)` in order.
@@ -184,6 +123,34 @@ class JobStore(Protocol):
         Raises:
             StoreUnavailable: no shard answered; the jobs may have been enqueued.
         """
+
+        async def ask(shard: int, items: Sequence[Submission]) -> list[tuple[Accepted, str]]:
+            answers = await run(shard, [(item, item.spec.aggr_proxy) for item in items])
+            # The script cannot match patterns. If the aggregation has another proxy that is permitted, the
+            # submission is repeated with that proxy named.
+            again = {
+                at: (items[at], proxy)
+                for at, (why, proxy) in enumerate(answers)
+                if why is Accepted.PROXIED and (permits := items[at].permits) and permits(proxy)
+            }
+            if again:
+                for at, answer in zip(again, await run(shard, again.values()), strict=True):
+                    answers[at] = answer
+            return answers
+
+        async def run(shard: int, items: Iterable[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
+            rows = [
+                arguments.submit(item, permitted, self._seal, with_host=self._hosts is not None)
+                for item, permitted in items
+            ]
+            answers = await self._client.run("submit", shard, {}, rows, durable=True)
+            return [(Accepted(why), job_id) for why, job_id in answers]
+
+        return await self._shards.per_item(
+            submissions, lambda item: item.spec.id, ask, lambda item: (Accepted.UNAVAILABLE, item.spec.id)
+        )
+
+    # Leased work
 
     async def lease(
         self, kind: Kind, owner: str, count: int, lease_s: float, *, shares: Shares = ALL_SHARES
@@ -196,28 +163,65 @@ class JobStore(Protocol):
         Raises:
             StoreUnavailable: no shard answered. A later call gives the leases that they may have granted.
         """
+        first = self._next_shard
+        shards = [(first + offset) % self._keys.shards for offset in range(self._keys.shards)]
+        if count == 0:
+            shards = [shard for shard in shards if (kind, shard) in self._unanswered]
+        self._next_shard = (first + 1) % self._keys.shards
+        common = {
+            "kind": kind,
+            "owner": owner,
+            "lease_ms": ms(lease_s),
+            "last": list(shares.last),
+            "never": list(shares.never),
+        }
+        if self._hosts is not None and kind is Kind.DOWNLOAD:
+            common["hosts"] = self._hosts
+        leases: list[Lease] = []
+        waits: list[float] = []
+        unproven = shares.unproven
+        while shards and (count == 0 or len(leases) < count):
+            # At most one shard per free slot at a time, so that no more leases are granted than there are
+            # slots.
+            room = count - len(leases)
+            asked, shards = (shards[:room], shards[room:]) if count else (shards, [])
+            parts = zip(asked, _split(room, len(asked)), _split(unproven, len(asked)), strict=True)
+            calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in parts}
+            answers = await self._shards.ask(
+                asked, partial(self._lease_from, kind, calls), some=bool(leases or waits)
+            )
+            for answer in answers.values():
+                granted = [records.lease(kind, flat, self._unseal) for flat in answer["leases"]]
+                unproven -= sum(not lease.proven for lease in granted)
+                leases += granted
+                if answer["due_ms"] >= 0:
+                    waits.append(answer["due_ms"] / 1000)
+        if shards:
+            waits.append(0)
+        return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
+
+    async def _lease_from(
+        self, kind: Kind, calls: Mapping[int, Mapping[str, Any]], shard: int
+    ) -> dict[str, Any]:
+        # A call that failed may have been applied. The next call repeats its request id, and the script gives
+        # the same leases again; otherwise these tasks would wait until the leases end.
+        key = kind, shard
+        request = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
+        answer = await self._client.run("lease", shard, {**calls[shard], "request": request})
+        del self._unanswered[key]
+        return records.fields(answer)
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
         """How many groups, those in `without` excluded, have a due task and a free slot in the fleet."""
+        call = {"kind": kind, "without": list(without)}
+        return sum(await self._shards.run_on_all("waiting", call))
 
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
     ) -> Sequence[Settled]:
         """Prolong leases to `lease_s` seconds from now; answers in order. Raises `StoreRefused` only."""
-
-    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
-        """Downloads reach their terminal state, and their callbacks, if any, become pending.
-
-        Like all that settle, it answers in order, and raises `StoreRefused` only.
-        """
-
-    async def retry_later(
-        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
-    ) -> Sequence[Settled]:
-        """Tasks become pending again, due after the given seconds.
-
-        The attempt counts, unless the verdict is `THROTTLED`. The outcome's cooldown, if any, begins.
-        """
+        call = {"kind": kind, "owner": owner, "lease_ms": ms(lease_s)}
+        return await self._settle("renew", call, [(lease,) for lease in leases], lambda _: {})
 
     async def release(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
@@ -227,30 +231,79 @@ class JobStore(Protocol):
         If the last sweep took the task from this lease, the answer is `LEASE_LOST`, and the crash that the
         sweep counted is taken back, because the caller has not crashed.
         """
+        return await self._settle("release", {"kind": kind, "owner": owner}, results, arguments.release)
+
+    async def retry_later(
+        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
+    ) -> Sequence[Settled]:
+        """Tasks become pending again, due after the given seconds.
+
+        The attempt counts, unless the verdict is `THROTTLED`. The outcome's cooldown, if any, begins.
+        """
+        return await self._settle(
+            "retry_later", {"kind": kind, "owner": owner}, results, arguments.retry_later
+        )
+
+    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
+        """Downloads reach their terminal state, and their callbacks, if any, become pending.
+
+        Like all that settle, it answers in order, and raises `StoreRefused` only.
+        """
+        return await self._settle("finish", {"owner": owner}, results, arguments.finish)
 
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
         """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
+        call = {"owner": owner, "proven_ms": ms(PROVEN_S)}
+        return await self._settle("close_callback", call, results, arguments.close_callback)
+
+    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
+        """Make at most `count` tasks per shard whose lease has ended pending again; answers their job ids."""
+        call = {"kind": kind, "count": count}
+        return [job_id for ids in await self._shards.run_on_all("sweep", call) for job_id in ids]
 
     async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:
         """Let downloads from a host start at least this many seconds after each other, for the next `keep_s`.
 
         Instances whose store knows no limits of hosts do not obey it.
         """
+        await self._client.command("SET", self._keys.key(0, "crawl", host), str(seconds), "PX", ms(keep_s))
 
-    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
-        """Make at most `count` tasks per shard whose lease has ended pending again; answers their job ids."""
+    # The end of a job
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """At most `count` jobs per shard that are due to be deleted; no other call gets them for `hold_s`."""
+        call = {"count": count, "hold_ms": ms(hold_s)}
+        found = [records.fields(answer) for answer in await self._shards.run_on_all("reap", call)]
+        waits = [each["due_ms"] / 1000 for each in found if each["due_ms"] >= 0]
+        jobs = [records.reapable(flat) for each in found for flat in each["jobs"]]
+        return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
 
     async def remove(self, job_ids: Sequence[str]) -> None:
         """Delete the records of jobs that `reap` has given; `reap` repeats those of a silent shard later."""
+
+        async def ask(shard: int, ids: Sequence[str]) -> Sequence[None]:
+            await self._client.run("remove", shard, {}, [{"id": job_id} for job_id in ids])
+            return [None] * len(ids)
+
+        await self._shards.per_item(job_ids, str, ask, lambda _: None)
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
         `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
         """
+        try:
+            shard = shard_of(job_id, self._keys.shards)
+        except ValueError:
+            return RetryAnswer.UNKNOWN
+        call = {
+            "id": job_id,
+            "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
+            "request": f"{self._session}-{next(self._requests)}",
+            "limit": str(limit),
+            "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
+        }
+        return RetryAnswer(await self._client.run("retry", shard, call))
 
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> CancelAnswer:
         """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
@@ -263,43 +316,17 @@ class JobStore(Protocol):
             plan: of the callback of failures; `None` if the job has none.
             keep_s: how many seconds a job without a callback is kept.
         """
-
-    async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
-        """At most `count` jobs of a list after this cursor (empty: from the start).
-
-        Those of other aggregations may be among them, unless the list is `PENDING`. An empty `aggr_id` stands
-        for all.
-
-        Raises:
-            ValueError: the cursor does not come from such a call.
-        """
-
-    async def failures(self, count: int) -> Sequence[ListedJob]:
-        """At most `count` of the jobs whose download or callback failed last, the newest first.
-
-        Each shard knows 200 at the most.
-        """
-
-    async def get(self, job_id: str) -> JobView | None:
-        """One job, or `None`."""
-
-    async def aggregation_sizes(self) -> Sequence[AggregationSize]:
-        """Aggregations that have work, largest backlog first."""
-
-    async def aggregations(self, cursor: str, count: int) -> AggregationPage:
-        """About `count` of the aggregations that have work, after this cursor (empty: from the start).
-
-        All pages together contain each aggregation that has work during the whole listing, some twice.
-
-        Raises:
-            ValueError: the cursor does not come from an `AggregationPage`.
-        """
-
-    async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
-        """These aggregations, in any order; without those that have no work."""
-
-    async def aggregation(self, aggr_id: str) -> Aggregation | None:
-        """One aggregation, or `None` if it has no work."""
+        plan = plan or NO_CALLBACK
+        call = {
+            "id": spec.id,
+            "group": spec.aggr_id,
+            "error": CANCELLED,
+            "callback": plan.group,
+            "limit": str(plan.limit),
+            "keep_ms": ms(keep_s),
+        }
+        shard = shard_of(spec.id, self._keys.shards)
+        return CancelAnswer(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
         """Change an aggregation over the fleet, at once; `None` if it has no work.
@@ -311,24 +338,13 @@ class JobStore(Protocol):
             changes: values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
                 clears it, so that what the jobs ask for applies again.
         """
-
-    async def load(self, count: int) -> Load:
-        """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
-
-        Its cost depends on `count` only. With several shards it is not one snapshot.
-        """
-
-    async def loads(self, most: int) -> Sequence[AggregationLoad]:
-        """The aggregations that have work, of each shard the busiest if it has more than `most`.
-
-        For operators who search: its cost grows with their number, in calls of a few milliseconds each.
-        """
-
-    async def backlog(self, destinations: int) -> Backlog:
-        """What waits now, with at most this number (1 or more) of callback destinations.
-
-        Its cost is bounded. With several shards it is not one snapshot.
-        """
+        call = {name: "" if value is None else str(value) for name, value in changes.items()}
+        call["group"] = aggr_id
+        if "paused" in changes:
+            call["paused"] = "1" if changes["paused"] else ""
+        shard = self._keys.aggregation_shard(aggr_id)
+        answer = await self._client.run("adjust", shard, call, durable=True)
+        return records.aggregation(answer) if answer else None
 
     async def report(
         self,
@@ -343,29 +359,47 @@ class JobStore(Protocol):
         `counts` are the present values of its counters, by series. Their growth since the last report that
         the store answered is added to the totals of the role, once.
         """
-
-    async def totals(self, role: str) -> Mapping[str, int]:
-        """The counts of all instances of a role, also those that have ended, by series."""
+        uncounted = self._uncounted[instance, role]
+        call = {
+            "role": role,
+            "instance": instance,
+            "facts": json.dumps(facts),
+            "ttl_ms": ms(ttl_s),
+            "counted_ms": ms(COUNTED_S),
+        }
+        added = uncounted.next(counts)
+        call["number"] = uncounted.number
+        rows = [{"series": series, "amount": str(amount)} for series, amount in added.items()]
+        await self._client.run("report", 0, call, rows)
+        uncounted.confirm()
 
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""
+        await self._client.run("leave", 0, {"role": role, "instance": instance})
 
-    async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
-        """The facts of the live instances of a role."""
-
-    async def ping(self) -> None:
-        """Check that the store, or at least one of its shards, answers."""
-
-    async def listen(
+    async def _settle(
         self,
-        wakes: Mapping[Kind, Callable[[], None]],
-        *,
-        cancelled: Callable[[str], None] = lambda _: None,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
+        script: str,
+        call: Mapping[str, Any],
+        items: Sequence[T],
+        row: Callable[[T], dict[str, Any]],
+    ) -> Sequence[Settled]:
+        """Run a transition on leased tasks; `row` gives the arguments besides id and generation."""
 
-        Calls it also after each (re)subscription, as messages may have been missed. Calls `cancelled` with
-        the id of each job that is cancelled while its download runs anywhere. Messages can be lost, so
-        callers also ask the store at intervals.
-        """
+        async def ask(shard: int, items: Sequence[T]) -> Sequence[Settled]:
+            rows = []
+            for item in items:
+                lease = item[0]
+                rows.append({"id": lease.id, "generation": str(lease.generation), **row(item)})
+            return [Settled(answer) for answer in await self._client.run(script, shard, call, rows)]
+
+        try:
+            return await self._shards.per_item(items, lambda item: item[0].id, ask, lambda _: Settled.UNKNOWN)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, call=script, count=len(items), reason=str(error))
+            return [Settled.UNKNOWN] * len(items)
+
+
+def _split(total: int, parts: int) -> Iterable[int]:
+    """`total` as a sum of `parts` integers that differ by at most one."""
+    return (total // parts + (part < total % parts) for part in range(parts))

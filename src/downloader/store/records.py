@@ -20,7 +20,7 @@ from downloader.model import (
     State,
     Verdict,
 )
-from downloader.store.job_store import Reapable
+from downloader.store.values import Reapable
 from downloader.store.views import (
     Aggregation,
     AggregationLoad,

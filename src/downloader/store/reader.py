@@ -1,4 +1,4 @@
-"""`RedisReader`: what is read from the store, and what is heard from it."""
+"""`StoreReader`: what is read from the store, and the messages that it publishes."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ _SCAN_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
 """Shard, and the cursor of ZSCAN there."""
 
 
-class RedisReader:
-    """The part of `downloader.store.JobStore` that changes nothing; safe to share between tasks."""
+class StoreReader:
+    """The part of `JobStore` that changes nothing."""
 
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         self._client = client
@@ -56,7 +56,14 @@ class RedisReader:
         self._unseal: records.Unseal = (lambda _: None) if sealer is None else sealer.unseal
 
     async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
-        """See `JobStore.jobs`."""
+        """At most `count` jobs of a list after this cursor (empty: from the start).
+
+        Those of other aggregations may be among them, unless the list is `PENDING`. An empty `aggr_id` stands
+        for all.
+
+        Raises:
+            ValueError: the cursor does not come from such a call.
+        """
         shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(self._shards.all)
         match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
         if match is None or int(match[1]) not in shards:
@@ -72,7 +79,10 @@ class RedisReader:
         return JobPage(jobs=[records.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
 
     async def failures(self, count: int) -> Sequence[ListedJob]:
-        """See `JobStore.failures`."""
+        """At most `count` of the jobs whose download or callback failed last, the newest first.
+
+        Each shard knows 200 at the most.
+        """
         call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
         answers = await self._shards.run_on_all("list", call)
         found = [records.listed_job(flat) for each in answers for flat in records.fields(each)["jobs"]]
@@ -80,7 +90,7 @@ class RedisReader:
         return found[:count]
 
     async def get(self, job_id: str) -> JobView | None:
-        """See `JobStore.get`."""
+        """One job, or `None`."""
         try:
             shard = shard_of(job_id, self._keys.shards)
         except ValueError:
@@ -89,7 +99,7 @@ class RedisReader:
         return records.job_view(job_id, answer, self._unseal) if answer else None
 
     async def aggregation_sizes(self) -> Sequence[AggregationSize]:
-        """See `JobStore.aggregation_sizes`."""
+        """Aggregations that have work, largest backlog first."""
 
         async def ask(shard: int) -> list[AggregationSize]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
@@ -103,7 +113,13 @@ class RedisReader:
         return sorted(sizes, key=lambda size: -size.pending)
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
-        """See `JobStore.aggregations`."""
+        """About `count` of the aggregations that have work, after this cursor (empty: from the start).
+
+        All pages together contain each aggregation that has work during the whole listing, some twice.
+
+        Raises:
+            ValueError: the cursor does not come from an `AggregationPage`.
+        """
         match = _SCAN_CURSOR.fullmatch(cursor or "0.0")
         if match is None or int(match[1]) >= self._keys.shards or int(match[2]) >= 2**64:
             raise ValueError("no such cursor")
@@ -118,7 +134,7 @@ class RedisReader:
         return AggregationPage(aggregations=found, cursor=behind)
 
     async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
-        """See `JobStore.described`."""
+        """These aggregations, in any order; without those that have no work."""
         by_shard: defaultdict[int, list[str]] = defaultdict(list)
         for aggr_id in aggr_ids:
             by_shard[self._keys.aggregation_shard(aggr_id)].append(aggr_id)
@@ -129,15 +145,21 @@ class RedisReader:
         return [records.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
 
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
-        """See `JobStore.aggregation`."""
+        """One aggregation, or `None` if it has no work."""
         return next(iter(await self.described([aggr_id])), None)
 
     async def load(self, count: int) -> Load:
-        """See `JobStore.load`."""
+        """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
+
+        Its cost depends on `count` only. With several shards it is not one snapshot.
+        """
         return records.load(await self._shards.run_on_all("busiest", {"count": count, "skip": 0}), count)
 
     async def loads(self, most: int) -> Sequence[AggregationLoad]:
-        """See `JobStore.loads`."""
+        """The aggregations that have work, of each shard the busiest if it has more than `most`.
+
+        For operators who search: its cost grows with their number, in calls of a few milliseconds each.
+        """
         found: dict[str, AggregationLoad] = {}  # one that changes its place meanwhile may come twice
         for skip in range(0, most, LISTED_AT_ONCE):
             call = {"count": LISTED_AT_ONCE, "skip": skip}
@@ -148,17 +170,20 @@ class RedisReader:
         return list(found.values())
 
     async def backlog(self, destinations: int) -> Backlog:
-        """See `JobStore.backlog`."""
+        """What waits now, with at most this number (1 or more) of callback destinations.
+
+        Its cost is bounded. With several shards it is not one snapshot.
+        """
         call = {"groups": SUMMED_GROUPS, "destinations": destinations}
         return records.backlog(await self._shards.run_on_all("backlog", call), destinations)
 
     async def totals(self, role: str) -> Mapping[str, int]:
-        """See `JobStore.totals`."""
+        """The counts of all instances of a role, also those that have ended, by series."""
         found = await self._client.command("HGETALL", self._keys.key(0, "totals", role))
         return {series: int(value) for series, value in found.items()}
 
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
-        """See `JobStore.reports`."""
+        """The facts of the live instances of a role."""
         names = await self._client.command("ZRANGE", self._keys.key(0, "instances", role), 0, -1)
         if not names:
             return []
@@ -166,7 +191,7 @@ class RedisReader:
         return [json.loads(text) for text in await self._client.command("MGET", *keys) if text]
 
     async def ping(self) -> None:
-        """See `JobStore.ping`."""
+        """Check that the store, or at least one of its shards, answers."""
         await self._shards.ask(self._shards.all, self._client.ping)
 
     async def listen(
@@ -176,7 +201,12 @@ class RedisReader:
         cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """See `JobStore.listen`."""
+        """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
+
+        Calls it also after each (re)subscription, as messages may have been missed. Calls `cancelled` with
+        the id of each job that is cancelled while its download runs anywhere. Messages can be lost, so
+        callers also ask the store at intervals.
+        """
         by_channel = {
             self._keys.key(shard, "wake", kind): wake
             for kind, wake in wakes.items()
