@@ -18,21 +18,3 @@ from downloader.config.models import (
 )
 from downloader.config.read import allow_also, load_settings
 from downloader.config.redact import redacted
-
-__all__ = [
-    "EMBEDDED",
-    "RENEWALS_PER_LEASE",
-    "ApiSettings",
-    "EgressList",
-    "HostSettings",
-    "ProcessorSettings",
-    "RedisSettings",
-    "Scope",
-    "Settings",
-    "TokenSettings",
-    "allow_also",
-    "import_config",
-    "load_settings",
-    "redacted",
-    "with_default_backend",
-]

@@ -7,13 +7,3 @@ from downloader.fetch.fetcher import open_fetcher
 from downloader.fetch.lasting import LastingParts
 from downloader.fetch.robots import OnCrawlDelay
 from downloader.fetch.spool import disk_used_percent
-
-__all__ = [
-    "BucketOpener",
-    "FetchLimits",
-    "Fetcher",
-    "LastingParts",
-    "OnCrawlDelay",
-    "disk_used_percent",
-    "open_fetcher",
-]

@@ -20,27 +20,3 @@ from downloader.observe.logging import configure, escape, get_logger
 from downloader.observe.metrics import KINDS, METRICS, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces
-
-__all__ = [
-    "API_COUNTERS",
-    "BUCKET",
-    "COUNTERS",
-    "HISTOGRAMS",
-    "KINDS",
-    "METRICS",
-    "NOTIFIER_COUNTERS",
-    "PROCESSOR_COUNTERS",
-    "SEPARATOR",
-    "SUM",
-    "Counters",
-    "Event",
-    "Metric",
-    "SpanKind",
-    "Traces",
-    "by_name",
-    "configure",
-    "escape",
-    "failpoint",
-    "get_logger",
-    "open_traces",
-]

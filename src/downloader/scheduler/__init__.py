@@ -10,18 +10,3 @@ from downloader.scheduler.loop import Wake, Workload, run_workload
 from downloader.scheduler.reaper import delete_file, run_reaper
 from downloader.scheduler.settle import End, Ended, settle_callbacks, settle_downloads
 from downloader.scheduler.stop import Stop
-
-__all__ = [
-    "End",
-    "Ended",
-    "Held",
-    "Stop",
-    "Wake",
-    "Workload",
-    "delete_file",
-    "revoke",
-    "run_reaper",
-    "run_workload",
-    "settle_callbacks",
-    "settle_downloads",
-]

@@ -12,15 +12,3 @@ from downloader.service.oneshot import (
     fetch_files,
 )
 from downloader.service.start import run_service
-
-__all__ = [
-    "FetchProgress",
-    "FetchRequest",
-    "FetchResult",
-    "FetchState",
-    "Finding",
-    "check_url",
-    "diagnose",
-    "fetch_files",
-    "run_service",
-]
