@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import httpcore2
 import trio
 
-from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload, new_id
+from downloader.ids import new_id
+from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload
 from downloader.storage import Body, Storage, StorageHost
 from downloader_plugins.filesystem import open_filesystem
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import trio
 
-from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload, new_id
+from downloader.ids import new_id
+from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload
 from downloader.net import (
     EgressPolicy,
     ResponseBody,

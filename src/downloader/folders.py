@@ -15,14 +15,11 @@ def private_folder(path: Path, *, setting: str) -> None:
     """Create a folder and its parents with `MODE`; an existing folder gets the same mode.
 
     Shared folders keep their mode: those directly under the root, and those with the sticky bit. So do
-    folders of the superuser.
-
-    Args:
-        path: the folder. A symbolic link is refused: its owner could make it point elsewhere.
-        setting: the key of the configuration, for the message.
+    folders of the superuser. A symbolic link is refused: its owner could make it point elsewhere.
 
     Raises:
-        ConfigError: it cannot be created, is a symbolic link, or belongs to another user.
+        ConfigError: it cannot be created, is a symbolic link, or belongs to another user; the text begins
+            with `setting`, the key of the configuration.
     """
     try:
         path.mkdir(mode=MODE, parents=True, exist_ok=True)

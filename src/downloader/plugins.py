@@ -113,16 +113,10 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
 
 
 def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: Iterable[str] = ()) -> None:
-    """Check the methods of the object that a plugin's context manager yields.
-
-    Args:
-        obj: the object.
-        methods: names of its coroutine methods.
-        name: of the plugin, for the message.
-        plain: names of its ordinary methods.
+    """Check the object that a plugin's context manager yields: its coroutine methods and its `plain` ones.
 
     Raises:
-        PluginError: a method is missing, or is not of that kind.
+        PluginError: a method is missing, or is not of that kind; the text begins with `name`.
     """
     coroutines = tuple(methods)
     for method in (*coroutines, *plain):

@@ -12,7 +12,8 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
-from downloader.model import FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict, shard_of
+from downloader.ids import shard_of
+from downloader.model import FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.store import Accepted, Settled, Submission
 from downloader.store.job_store import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS

@@ -9,7 +9,8 @@ import trio
 from trio.testing import MockClock
 
 from downloader.errors import StorageError
-from downloader.model import Delivery, JobSpec, Kind, Verdict, new_id
+from downloader.ids import new_id
+from downloader.model import Delivery, JobSpec, Kind, Verdict
 from downloader.scheduler import Stop, run_reaper, settle_callbacks
 from downloader.scheduler.reaper import DELETION_S, DELETIONS, LOOK_S
 from servers.fake_store import FakeStore, refuse

@@ -11,7 +11,8 @@ from typing import cast
 
 import trio
 
-from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, new_id
+from downloader.ids import new_id
+from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome
 from downloader.store import (
     CloseResult,
     FinishResult,

@@ -4,21 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from downloader.ids import ID_LENGTH, ID_PREFIX_LENGTH, ID_PREFIX_S, JobIds, new_id, shard_of
 from downloader.model import (
-    ID_LENGTH,
-    ID_PREFIX_LENGTH,
-    ID_PREFIX_S,
     ErrorCode,
     FileFacts,
-    JobIds,
     JobSpec,
     Outcome,
     Verdict,
     callback_group,
     callback_limit,
     callback_payload,
-    new_id,
-    shard_of,
 )
 
 SPEC = JobSpec(id="0123456789ABCD", aggr_id="a", aggr_limit=1, url="http://example.org/x")

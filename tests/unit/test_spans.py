@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 import pytest
 import trio
 
-from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict, new_id
+from downloader.ids import new_id
+from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.observe import Traces, open_traces
 from downloader.observe.traces import exporters
 from downloader.service.traced import traced_callback, traced_download

@@ -11,7 +11,8 @@ import pytest
 import structlog
 
 from downloader.config import Settings
-from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict, new_id, now_ms
+from downloader.ids import new_id
+from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict, now_ms
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Workload
 from downloader.service.work import CallbackWork, DownloadWork, within_deadline

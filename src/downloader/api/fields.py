@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from downloader.api.views import unix_ms
 from downloader.content import MimePatterns
-from downloader.model import ID_LENGTH
+from downloader.ids import ID_LENGTH
 from downloader.net import Url, UrlError, Use, is_forbidden, is_token
 from downloader.storage import is_bucket_name
 

@@ -18,12 +18,7 @@ from downloader.errors import StorageError, StorageRefused
 from downloader.fetch.answer import Answer, continuation, failure, redirect, success
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
-from downloader.fetch.headers import (
-    HeaderMap,
-    job_headers,
-    may_keep,
-    without_secrets,
-)
+from downloader.fetch.headers import HeaderMap, job_headers, may_keep, without_secrets
 from downloader.fetch.lasting import LastingParts
 from downloader.fetch.parts import Part, Parts, Source
 from downloader.fetch.retry import cooldown, decide
@@ -353,9 +348,7 @@ class Fetcher:
         if not spec.s3_bucket:
             return self.storage
         if self.own_bucket is None:
-            raise FetchError(
-                "this service cannot store in a bucket of the caller's (s3_bucket)", ErrorCode.STORAGE
-            )
+            raise FetchError("this service cannot store in buckets of jobs (s3_bucket)", ErrorCode.STORAGE)
         return await self.own_bucket(spec.s3_bucket, spec.s3_region)
 
 

@@ -94,12 +94,9 @@ class Expected:
             raise _mismatch("size", self.size, "more")
 
     def check_complete(self, size: int, *, digest: Callable[[str], str], declared: Iterable[Digest]) -> None:
-        """Check a complete file.
+        """Check a complete file against the job's size and digest, and against the declared digests.
 
-        Args:
-            size: in bytes.
-            digest: returns its digest in hexadecimal, given hashlib's name of the algorithm.
-            declared: the digests that the response declares.
+        `digest` returns the file's digest in hexadecimal, given hashlib's name of the algorithm.
 
         Raises:
             FetchError: the file differs.

@@ -25,12 +25,7 @@ NOTE = ".json"
 
 
 class LastingParts(Parts):
-    """The parts in a folder that stays.
-
-    Args:
-        spool: opened by `open_lasting_spool`.
-        disk_low: as for `Parts`.
-    """
+    """The parts in a folder that stays; `spool` is from `open_lasting_spool`."""
 
     lasting = True
 

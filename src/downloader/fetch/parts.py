@@ -130,9 +130,7 @@ def _values(fields: Sequence[Field], name: bytes) -> list[bytes]:
 class Parts:
     """The parts that one instance keeps, by job, as long as it runs.
 
-    Args:
-        spool: the folder of the files.
-        disk_low: percent; at this or above no part is kept, so that parts alone never stop the leasing.
+    At `disk_low` percent or above no part is kept, so that parts alone never stop the leasing.
     """
 
     lasting = False

@@ -48,11 +48,11 @@ def decide(
 ) -> tuple[Verdict, float | None]:
     """What becomes of a job after a failed attempt, and after how many seconds.
 
-    Delays are exponential with full jitter: uniform between 0 and `backoff_s * 2**attempts`, at most
-    an hour; never shorter than the origin's `Retry-After`.
+    Delays are exponential with full jitter: uniform between 0 and `backoff_s * 2**attempts`, at most an hour;
+    never shorter than the origin's `Retry-After`.
 
     Args:
-        treatment: what the failure calls for.
+        treatment: of the failure.
         attempts: attempts that ended before this one and count.
         throttled: attempts that ended before this one with a cooldown.
         max_retries: how many more than one attempt the job may have.
@@ -79,12 +79,7 @@ def decide(
 
 
 def cooldown(retry_after_s: float | None, rng: random.Random) -> Cooldown:
-    """The cooldown of an aggregation whose origin asked for a pause.
-
-    Args:
-        retry_after_s: what the origin asked for, if it did.
-        rng: source of the jitter.
-    """
+    """The cooldown of an aggregation whose origin asked for a pause, perhaps of `retry_after_s` seconds."""
     if retry_after_s is None:
         return Cooldown(seconds=COOLDOWN_S * rng.uniform(1, 1 + COOLDOWN_JITTER), asked=False)
     return Cooldown(seconds=min(max(retry_after_s, MIN_COOLDOWN_S), MAX_COOLDOWN_S), asked=True)

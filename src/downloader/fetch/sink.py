@@ -50,10 +50,7 @@ class CompleteBody:
 class Sink:
     """Receives one body; at most two buffers of it are in memory, whatever its length.
 
-    Args:
-        spool: for bodies that are not small.
-        head_bytes: how many of the first bytes to keep in `head`.
-        name: of the spool file; empty: a random one.
+    `head` keeps `head_bytes` of it. The spool file has this name, or without one a random name.
     """
 
     def __init__(self, spool: Spool, *, head_bytes: int, name: str = "") -> None:

@@ -36,14 +36,10 @@ _TARGET = re.compile(rb"[!-~]+")
 
 
 class Connection:
-    """An open connection, for one request at a time; owns its stream.
+    """An open connection, for one request at a time; owns its stream, which has TLS if the origin has.
 
-    After any exception, a cancel included, it can only be closed. The caller bounds its waits.
-
-    Args:
-        stream: connected, with TLS on it if the origin's scheme is https.
-        prefix: what goes before the path in the request line (`http://host`, for forwarding proxies).
-        extra: further request fields, for the proxy.
+    After any exception, a cancel included, it can only be closed. The caller bounds its waits. For a proxy,
+    `prefix` goes before the path in the request line (`http://host`), and `extra` fields are added.
     """
 
     def __init__(self, stream: Stream, *, prefix: bytes = b"", extra: Sequence[Field] = ()) -> None:

@@ -26,6 +26,9 @@ from downloader.net.url import Origin, Url, UrlError
 _CLOSE_S = 2.0
 """For closing idle connections at the end; to close a socket takes no time, TLS may wait."""
 
+_CLIENT_TIMEOUT_S = 30.0
+"""Of a plugin's client, for each wait; a plugin may give a request another one."""
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -275,14 +278,8 @@ async def open_transport(
 ) -> AsyncIterator[Transport]:
     """A transport whose connections obey `policy`; they are closed with it.
 
-    No request may be under way at the end. What is raised inside comes out as it is.
-
-    Args:
-        policy: what may be connected to, proxies included.
-        tls: for all https origins and proxies; see `tls_context`.
-        limits: how long to wait.
-        max_idle: unused connections that are kept.
-        resolver: looks names up.
+    No request may be under way at the end. What is raised inside comes out as it is. `tls`, see
+    `tls_context`, is for all https origins and proxies. At most `max_idle` unused connections are kept.
     """
     limits = limits or NetLimits()
     dialer = Dialer(policy=policy, within_s=limits.connect_s, resolver=resolver or SystemResolver())
@@ -302,14 +299,14 @@ async def open_transport(
         raise failure
 
 
-def guarded_client(transport: Transport, *, timeout_s: float = 30.0) -> httpx2.AsyncClient:
+def guarded_client(transport: Transport) -> httpx2.AsyncClient:
     """A client for plugins: no redirects, no proxies of the environment, no cookies kept.
 
     Closing it leaves the transport open. It raises `NetError`s, which are also httpx2's exceptions.
     """
     return httpx2.AsyncClient(
         transport=transport,
-        timeout=timeout_s,
+        timeout=_CLIENT_TIMEOUT_S,
         follow_redirects=False,
         trust_env=False,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),

@@ -258,12 +258,9 @@ def userinfo_of(url: str) -> str:
 def redact_url(url: str, *, userinfo: str = "") -> str:
     """The URL without user and password, its query's values and fragment replaced by `***`.
 
-    A presigned URL's query is as good as a password; the parameters' names stay, to be recognised by.
-    Works on the text, since what is logged need not be a valid URL.
-
-    Args:
-        url: any text; one without `//` is answered with only its query redacted.
-        userinfo: put in place of a user and password, where there are some.
+    A presigned URL's query is as good as a password; the parameters' names stay, to be recognised by. Works
+    on any text, since what is logged need not be a valid URL; without `//` only the query is redacted. A
+    `userinfo` is put in place of a user and password, where there are some.
     """
     match = _SHOWN.fullmatch(url)
     scheme, authority, rest = match.group("scheme", "authority", "rest") if match else ("", "", url)

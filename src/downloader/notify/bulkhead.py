@@ -75,13 +75,13 @@ def share(slots: int, *, others: int, backends: int) -> int:
 
 
 def admit(now: float, health: BackendHealth, *, room: bool, begun_at: float, moved_at: float) -> Admission:
-    """Whether one more callback may be sent to a backend; pure.
+    """Whether one more callback may be sent to a backend; pure. Times are Trio's.
 
     An unhealthy backend gets probes, which are callbacks, at pauses that double; a probe that hangs does not
     block the next one. Without room the callbacks of a healthy backend wait while deliveries end.
 
     Args:
-        now: Trio time, like `begun_at` and `moved_at`.
+        now: the time.
         health: of the backend.
         room: whether it has fewer callbacks in flight than its share.
         begun_at: when its last delivery began.
@@ -128,13 +128,7 @@ class _Backend:
 
 
 class Bulkhead:
-    """Distributes the slots of one process among its backends.
-
-    Args:
-        backends: names of the configured backends.
-        slots: how many callbacks the process may have in flight.
-        rng: source of the delays' jitter.
-    """
+    """Distributes the slots of one process among its configured backends; `rng` gives the delays' jitter."""
 
     def __init__(self, backends: Iterable[str], *, slots: int, rng: random.Random) -> None:
         self._backends = {name: _Backend() for name in backends}

@@ -48,16 +48,9 @@ async def deliver(
     """Send the callback once and return its next state; raises nothing that a plugin raises.
 
     The body is the same in each attempt. After a cancel the peer may or may not have it. A failure of the
-    plugin counts as an attempt only while the plugin is healthy.
-
-    Args:
-        lease: of a callback, with the download's result in it.
-        backends: the open plugins by name, the job's among them.
-        schedule: `notifier.retry_schedule`; after its last attempt the callback is `FAILED`.
-        download_url: the URL of a job's file; raises StorageError if the storage fails.
-        timeout_s: the plugin's deadline, longer than its own timeouts.
-        rng: source of the delays' jitter.
-        health: of the backends; updated here.
+    plugin counts as an attempt only while the plugin is healthy, and updates `health`. After the last attempt
+    of the `schedule` the callback is `FAILED`. `download_url` raises `StorageError` if the storage fails.
+    `timeout_s` is the plugin's deadline, longer than its own timeouts.
     """
     assert lease.result is not None, "a callback's lease carries the download's result"
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)

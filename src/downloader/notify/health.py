@@ -80,15 +80,9 @@ class Breakers:
     ) -> bool:
         """Count a failure of the plugin; returns whether it counts as an attempt at the callback.
 
-        It does while the plugin is healthy: then the callback may be the cause. A delivery that began before
-        the plugin became healthy again is not counted.
-
-        Args:
-            name: of the backend.
-            reason: one line.
-            begun_at: when the delivery began (Trio time).
-            error: logged with its traceback.
-            facts: of the callback, for the log.
+        It does while the plugin is healthy: then the callback may be the cause. A delivery that began (Trio
+        time) before the plugin became healthy again is not counted. `error` is logged with its traceback,
+        `facts` are those of the callback.
         """
         before = self._health[name]
         stale = begun_at <= before.regained_at

@@ -12,14 +12,10 @@ _JITTER = 0.2
 def next_delay_s(
     tries: int, schedule: Sequence[float], *, retry_after_s: float | None = None, rng: random.Random
 ) -> float | None:
-    """Seconds until the next attempt; `None` when the schedule is used up.
+    """Seconds until the next attempt after `tries` (1 or more) failed; `None` if the schedule is used up.
 
-    Args:
-        tries: failed attempts, the last one included; at least 1.
-        schedule: seconds to wait after the first failure, after the second, and so on.
-        retry_after_s: what the peer asked for, a lower limit of the result. If the schedule's delay is
-            shorter, the result is this plus jitter.
-        rng: source of the jitter.
+    What the peer asked for (`retry_after_s`) is a lower limit: if the schedule's delay is shorter, the result
+    is this plus jitter.
     """
     if tries > len(schedule):
         return None

@@ -36,17 +36,12 @@ async def open_notifiers(
 ) -> AsyncIterator[Mapping[str, Notifier]]:
     """Open each backend with its section; at the end close them in reverse order, whatever happens.
 
-    Each runs in its own task. A plugin that ends because a background task of it raised is opened again, and
-    affects no other; until then its deliveries raise.
-
-    Args:
-        backends: the sections by name, from `[backends]`.
-        host: given to each, with its own logger.
-        opening_s: time limit for opening each.
+    Each runs in its own task, and its host has a logger of its own. A plugin that ends because a background
+    task of it raised is opened again, and affects no other; until then its deliveries raise.
 
     Raises:
         PluginError: on entering: a plugin is missing, cannot be imported, refuses its section, does not open
-            in time or yields an object without `deliver()`; the text begins with `backends.NAME`.
+            within `opening_s` or yields an object without `deliver()`; the text begins with `backends.NAME`.
     """
     factories = {name: _factory(name) for name in backends}
     notifiers: dict[str, Notifier] = {}

@@ -48,10 +48,8 @@ def configure(
 ) -> None:
     """Set up the process's logging, the standard library's and so every other library's included.
 
-    Args:
-        form: `auto` prints for people when `stream` is a terminal, JSON otherwise.
-        level: the least that is printed; other libraries' messages are from `warning` on.
-        stream: where to; default standard error.
+    The form `auto` prints for people when `stream` (default: standard error) is a terminal, JSON otherwise.
+    Other libraries' messages are printed from `warning` on.
     """
     out = stream if stream is not None else sys.stderr
     terminal = out.isatty()
@@ -86,9 +84,9 @@ def configure(
     logging.captureWarnings(capture=True)
 
 
-def escape(value: str, *, limit: int = VALUE_LENGTH) -> str:
-    """The text on one line, harmless to a terminal, cut after `limit` characters."""
-    return _UNPRINTABLE.sub(_escaped, _cut(value, limit))
+def escape(value: str) -> str:
+    """The text on one line, harmless to a terminal, cut after `VALUE_LENGTH` characters."""
+    return _UNPRINTABLE.sub(_escaped, _cut(value))
 
 
 class _Lines:
@@ -130,7 +128,7 @@ def _as_library(_logger: Any, _method: str, event: EventDict) -> EventDict:
 def _cut_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
     for key, value in event.items():
         if isinstance(value, str) and key != "exception":
-            event[key] = _cut(value, VALUE_LENGTH)
+            event[key] = _cut(value)
     return event
 
 
@@ -142,7 +140,7 @@ def _quote_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
         elif key == "event":
             event[key] = escape(str(value))
         elif isinstance(value, str):
-            text = _cut(value, VALUE_LENGTH)
+            text = _cut(value)
             event[key] = str(text) if _PLAIN.fullmatch(text) else _Quoted(text)
     return event
 
@@ -161,5 +159,5 @@ def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape", "surrogatepass").decode()
 
 
-def _cut(value: str, limit: int) -> str:
-    return value if len(value) <= limit else f"{value[:limit]}... ({len(value)} characters)"
+def _cut(value: str) -> str:
+    return value if len(value) <= VALUE_LENGTH else f"{value[:VALUE_LENGTH]}... ({len(value)} characters)"

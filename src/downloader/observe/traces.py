@@ -63,9 +63,7 @@ class Traces:
         """`tracer`: an `opentelemetry.trace.Tracer`."""
         from opentelemetry.context import Context  # noqa: PLC0415  see the module
         from opentelemetry.trace import SpanKind  # noqa: PLC0415
-        from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
-            TraceContextTextMapPropagator,
-        )
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
         self._tracer = tracer
         self._kinds = {kind: SpanKind[kind.value] for kind in Kind}
@@ -76,11 +74,8 @@ class Traces:
     def span(self, name: str, *, kind: Kind, parent: str, attributes: Attributes) -> Iterator[Span]:
         """A span around what is done in the context; an exception or a cancel marks it as failed.
 
-        Args:
-            name: of few different values.
-            kind: see `Kind`.
-            parent: a traceparent; empty: the span begins a trace.
-            attributes: without secrets.
+        There are few different names. `parent` is a traceparent; without one the span begins a trace.
+        Attributes contain no secrets.
         """
         context = self._extract({"traceparent": parent}, context=self._root)
         started = self._tracer.start_span(
@@ -101,11 +96,7 @@ async def open_traces(*, instance: str, version: str, flush_s: float) -> AsyncIt
     """The traces of this process, as OpenTelemetry's environment variables configure them.
 
     A thread of the SDK exports the spans. At the end those that it still has are sent, for `flush_s` at most.
-
-    Args:
-        instance: this process's `service.instance.id`.
-        version: this program's.
-        flush_s: the limit of the last export.
+    `instance` is this process's `service.instance.id`.
 
     Yields:
         `None` if the environment asks for none, or if what it asks for is not installed; a warning says so.

@@ -83,10 +83,8 @@ class HeldLease:
     def prolong(self, asked_at: float, lease_s: float) -> None:
         """The lease is valid until a margin before `asked_at + lease_s`.
 
-        Args:
-            asked_at: the clock's time before the request was sent. The store counts from a later moment, so
-                the lease ends here before it ends there.
-            lease_s: the seconds that were requested.
+        `asked_at` is the clock's time before the request was sent. The store counts from a later moment, so
+        the lease ends here before it ends there.
         """
         if self._revoked:
             return

@@ -99,10 +99,7 @@ class Workload(ABC):
         """Do a lease's work. Expected failures are returned; an exception ends the process.
 
         It is cancelled when the lease is lost, at a stop's deadline, and when other groups wait for the slot.
-
-        Args:
-            lease: what to work on.
-            still_ours: whether the lease is still valid; thread-safe.
+        `still_ours` says whether the lease is still valid; thread-safe.
         """
 
     @abstractmethod
@@ -174,6 +171,8 @@ async def run_workload(
 ) -> None:
     """Lease and work until `stop` begins; work in flight then has until the stop's deadline.
 
+    A cancel ends the work in flight and hands nothing back: other instances take over when the leases end.
+
     Args:
         store: where the leases come from.
         workload: what to do with them.
@@ -183,8 +182,6 @@ async def run_workload(
         held: empty; holds the leases in flight while it runs, for others to count.
         clock: by which leases end.
         task_status: started when leasing begins.
-
-    A cancel ends the work in flight and hands nothing back: other instances take over when the leases end.
     """
     held = {} if held is None else held
     commit: GroupCommit[Ended, Settled] = GroupCommit(
@@ -253,10 +250,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
 
 
 async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[bool, float | None]:
-    """Lease what there is room for and start on it.
-
-    Answers whether the store answered, and when to look again, as `LeaseBatch` does.
-    """
+    """Lease up to `count` and start on them; whether the store answered, and `LeaseBatch.next_due_s`."""
     workload = running.workload
     shares = running.limits.shares(trio.current_time())
     asked_at = running.clock()
@@ -385,9 +379,8 @@ async def _settle(running: _Running, result: Ended) -> Settled:
     backoff_s = BACKOFF_S
     while True:
         settled = await running.commit.submit(result)
-        if settled is not Settled.UNKNOWN:
-            return settled
-        if trio.current_time() >= running.stop.deadline + HAND_BACK_S:
+        gives_up = trio.current_time() >= running.stop.deadline + HAND_BACK_S
+        if settled is not Settled.UNKNOWN or gives_up:
             return settled
         await trio.sleep(_jittered(backoff_s))
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)

@@ -32,13 +32,9 @@ DELETION_S = 60.0
 async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
     """Delete jobs that are due until `stop` begins; the current batch then has until the stop's deadline.
 
-    Jobs of a batch that are not removed by then are given to a reaper again after `HOLD_S`. Deleting a file
+    `delete` deletes a job's file; its exceptions are logged, and the job is tried again later. Jobs of a
+    batch that are not removed by the deadline are given to a reaper again after `HOLD_S`. Deleting a file
     twice is harmless.
-
-    Args:
-        store: gives the jobs that are due.
-        delete: deletes a job's file. Its exceptions are logged, and the job is tried again later.
-        stop: ends it.
     """
     with trio.CancelScope(deadline=stop.deadline) as scope:
 

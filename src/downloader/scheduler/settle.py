@@ -19,12 +19,8 @@ async def settle_downloads(
 ) -> Sequence[Settled]:
     """Settle downloads; answers in order.
 
-    Args:
-        store: which holds the leases.
-        owner: of the leases.
-        results: how the work ended.
-        per_destination: limit of a new destination of callbacks, see `callback_limit`.
-        keep_s: how many seconds jobs without a callback are kept.
+    `per_destination` is the limit of a new destination of callbacks, see `callback_limit`. Jobs without a
+    callback are kept for `keep_s` seconds.
     """
 
     def row(lease: Lease, end: End) -> FinishResult:
@@ -50,13 +46,8 @@ async def settle_callbacks(
 ) -> Sequence[Settled]:
     """Settle callbacks; answers in order.
 
-    Args:
-        store: which holds the leases.
-        owner: of the leases.
-        results: how the work ended.
-        per_destination: limit of a destination that works, see `callback_limit`.
-        deletion_s: how many seconds after a delivery the job is kept.
-        failed_s: how many seconds the job of a failed callback is kept.
+    `per_destination` is the limit of a destination that works, see `callback_limit`. Jobs are kept for
+    `deletion_s` seconds after a delivery, and for `failed_s` after a failure.
     """
 
     def row(lease: Lease, end: End) -> CloseResult:

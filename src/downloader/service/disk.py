@@ -16,11 +16,7 @@ LOOK_S = 1.0
 class DiskGate:
     """Closed from the moment the disk is `high` percent full until it is less than `low` percent full.
 
-    Args:
-        used_percent: reads how full the disk is, in percent.
-        high: closes it.
-        low: opens it again.
-        clock: answers seconds.
+    `used_percent` reads how full the disk is; `clock` returns seconds.
     """
 
     def __init__(

@@ -23,16 +23,16 @@ import trio
 
 from downloader import __version__
 from downloader.config import Settings
-from downloader.fetch import Fetcher, disk_used_percent
+from downloader.fetch import Fetcher, disk_used_percent, open_fetcher
 from downloader.model import Kind, now_ms
-from downloader.notify import Bulkhead, Notifier
+from downloader.notify import Bulkhead, Notifier, open_notifiers
 from downloader.observe import COUNTERS, Counters, Event, Traces, get_logger, open_traces
 from downloader.scheduler import Held, Stop, Wake, Workload, revoke, run_reaper, run_workload
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
 from downloader.service.files import Files
 from downloader.service.reports import Report, reporting
-from downloader.service.resources import open_backends, open_downloads, open_files, running_redis
+from downloader.service.resources import open_files, open_host, running_redis
 from downloader.service.signals import end_with_reason, stop_signals
 from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
 from downloader.store import JobStore, asyncio_loop, open_store
@@ -170,17 +170,24 @@ async def _run_with(
         )
         fetcher = backends = None
         if "processor" in roles:
-            downloads = open_downloads(
-                settings,
-                files.storage,
-                rng=instance.rng,
+            downloads = open_fetcher(
+                settings=settings.processor,
+                policy=settings.egress.policy("downloads"),
+                storage=files.storage,
+                spool_dir=settings.spool_dir,
                 own_bucket=files.buckets.bucket,
                 on_crawl_delay=store.set_crawl_delay,
+                rng=instance.rng,
             )
             fetcher = await stack.enter_async_context(downloads)
         if "notifier" in roles:
-            backends = await stack.enter_async_context(open_backends(settings, files.storage))
-        serve = _api_server(instance, sockets) if "api" in roles else None
+            host = await stack.enter_async_context(open_host(settings, files.storage))
+            backends = await stack.enter_async_context(open_notifiers(settings.backends, host))
+        serve: Serve | None = None
+        if "api" in roles:
+            from downloader.service.api_role import serve_api  # noqa: PLC0415 - see that module's docstring
+
+            serve = partial(serve_api, instance, sockets)
         _freeze_imports()
         await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
@@ -341,24 +348,6 @@ def _reporting(
     facts = {"started_ms": instance.started_ms}
     return reporting(
         instance.store, instance.owner, role, more, facts=facts, interval_s=settings.stats_interval
-    )
-
-
-def _api_server(instance: Instance, sockets: Sequence[socket.socket]) -> Serve:
-    from downloader.service.api_role import serve_api  # noqa: PLC0415 - see that module's docstring
-
-    return partial(
-        serve_api,
-        sockets,
-        settings=instance.settings,
-        store=instance.store,
-        files=instance.files,
-        ready=lambda: dict(instance.running),
-        healthy=lambda: instance.bulkhead.health.healthy() if instance.bulkhead is not None else {},
-        stop=instance.stop.wait,
-        grace_s=instance.grace_s * (1 - RESERVE),
-        counters=instance.counters["api"],
-        traces=instance.traces,
     )
 
 

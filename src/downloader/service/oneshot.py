@@ -17,12 +17,12 @@ from pathlib import Path
 import trio
 
 from downloader.config import Settings
-from downloader.fetch import Fetcher, LastingParts
+from downloader.fetch import Fetcher, LastingParts, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome, Verdict, now_ms
 from downloader.net import Url, UrlError
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Stop, Wake, run_workload
-from downloader.service.resources import open_downloads, running_redis
+from downloader.service.resources import running_redis
 from downloader.service.signals import stop_signals
 from downloader.service.work import DownloadWork
 from downloader.storage import Storage, open_storage
@@ -223,15 +223,22 @@ def group_of(url: str) -> str:
 async def _main(run: _Run) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(_signals, run, nursery.cancel_scope)
+        settings = run.settings
         async with asyncio_loop(), AsyncExitStack() as stack:
-            redis = await stack.enter_async_context(running_redis(run.settings))
+            redis = await stack.enter_async_context(running_redis(settings))
             store = await stack.enter_async_context(open_store(redis))
             storage = await stack.enter_async_context(
-                open_storage(run.settings.storage_name, run.settings.storage_section)
+                open_storage(settings.storage_name, settings.storage_section)
             )
-            rng = random.Random()  # noqa: S311 - jitter, not secrets
             fetcher = await stack.enter_async_context(
-                open_downloads(run.settings, storage, rng=rng, lasting=run.lasting)
+                open_fetcher(
+                    settings=settings.processor,
+                    policy=settings.egress.policy("downloads"),
+                    storage=storage,
+                    spool_dir=settings.spool_dir,
+                    rng=random.Random(),  # noqa: S311 - jitter, not secrets
+                    lasting=run.lasting,
+                )
             )
             if isinstance(fetcher.parts, LastingParts):
                 run.parts = fetcher.parts

@@ -32,13 +32,7 @@ async def reporting(
 ) -> AsyncIterator[None]:
     """Report a role every `interval_s` while the context lasts and at its end, then delete its report.
 
-    Args:
-        store: to report to.
-        owner: the instance's name.
-        role: of this instance.
-        more: returns what to report now.
-        facts: to report each time.
-        interval_s: between two reports; a report expires if no other follows within three intervals.
+    A report has `facts` and what `more` returns. It expires if no other follows within three intervals.
     """
     facts = {
         "instance": owner,

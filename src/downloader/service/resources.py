@@ -1,15 +1,13 @@
-"""Opens the resources of the roles: the store's server, the files, the fetcher, the backends."""
+"""Opens resources of the roles: the store's server, the files, the host of notifiers."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
-from downloader.fetch import BucketOpener, Fetcher, OnCrawlDelay, open_fetcher
 from downloader.net import guarded_client, open_transport, tls_context
-from downloader.notify import Host, Notifier, open_notifiers
+from downloader.notify import Host
 from downloader.service.files import Files
 from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage
 from downloader.store import embedded_valkey
@@ -41,47 +39,6 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
         open_buckets(OWN_BUCKETS, settings.processor.s3.section) as buckets,
     ):
         yield Files(settings=settings, storage=storage, buckets=buckets)
-
-
-@asynccontextmanager
-async def open_downloads(
-    settings: Settings,
-    storage: Storage,
-    *,
-    rng: random.Random,
-    own_bucket: BucketOpener | None = None,
-    on_crawl_delay: OnCrawlDelay | None = None,
-    lasting: bool = False,
-) -> AsyncIterator[Fetcher]:
-    """A fetcher that stores files in `storage`, or in the bucket that a job names.
-
-    For `on_crawl_delay` and `lasting` see `open_fetcher`.
-
-    Raises:
-        ConfigError: the spool folder cannot be written, or a certificate file not read.
-    """
-    async with open_fetcher(
-        settings=settings.processor,
-        policy=settings.egress.policy("downloads"),
-        storage=storage,
-        own_bucket=own_bucket,
-        spool_dir=settings.spool_dir,
-        on_crawl_delay=on_crawl_delay,
-        rng=rng,
-        lasting=lasting,
-    ) as fetcher:
-        yield fetcher
-
-
-@asynccontextmanager
-async def open_backends(settings: Settings, storage: Storage) -> AsyncIterator[Mapping[str, Notifier]]:
-    """The configured notifiers by name. Their host gives them `storage`.
-
-    Raises:
-        PluginError: one of them cannot be opened.
-    """
-    async with open_host(settings, storage) as host, open_notifiers(settings.backends, host) as backends:
-        yield backends
 
 
 @asynccontextmanager

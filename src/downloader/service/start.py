@@ -37,12 +37,9 @@ RESTART_S = 1.0
 
 
 def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1) -> None:
-    """Run until a signal ends it.
+    """Run these roles (some of `api`, `processor`, `notifier`) until a signal ends it.
 
-    Args:
-        settings: the effective configuration.
-        roles: some of `api`, `processor`, `notifier`.
-        processes: how many processes share the work; each runs all the roles.
+    With several `processes` each runs all the roles.
 
     Raises:
         ConfigError: the configuration keeps it from starting (a used port, a folder, a plugin).

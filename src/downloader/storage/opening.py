@@ -35,15 +35,10 @@ async def open_storage(
 ) -> AsyncIterator[Storage]:
     """Open the storage plugin `name` with its section, and close it at the end.
 
-    Args:
-        name: of the plugin.
-        section: passed to its factory.
-        where: the configuration's table, for messages.
-        opening_s: time limit for opening.
-
     Raises:
         PluginError: on entering: the plugin is missing, cannot be imported, refuses its section, does not
-            open in time or yields an object without the methods of a storage; the text begins with `where`.
+            open within `opening_s` or yields an object without the methods of a storage; the text begins with
+            `where`, the configuration's table.
     """
     async with _opened(STORAGES, name, section, where, opening_s) as storage:
         yield CheckedStorage(storage)

@@ -26,10 +26,8 @@ class Servers:
     last, at first at the seed, and the call follows MOVED. It does not follow ASK: while the keys of a slot
     are on two nodes, a script would take those on the other node for missing.
 
-    Args:
-        seed: the client of the configured server.
-        open_node: opens a client for another one, by host (empty: the seed's) and port.
-        sentinel: what tells `seed` its server, if anything does; closed with the clients.
+    `seed` is the client of the configured server; `open_node` opens one for another host (empty: the seed's)
+    and port. A `sentinel`, which tells the seed its server, is closed with the clients.
     """
 
     def __init__(self, seed: Any, open_node: Callable[[str, int], Any], sentinel: Any = None) -> None:

@@ -55,11 +55,9 @@ class FolderInUse(ConfigError):
 async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[str]:
     """Run a Valkey on `data_dir/valkey`; yields its `unix://` URL; stops it at the end.
 
-    Call this in the main thread: on Linux the server ends with the thread that started it.
-
-    Args:
-        data_dir: created if missing; this folder and `valkey` in it get the mode 0700.
-        max_memory: bytes of data, above which writes are refused; 0: `MEMORY_SHARE` of the memory.
+    Call this in the main thread: on Linux the server ends with the thread that started it. The two folders
+    are created if missing, and get the mode 0700. Above `max_memory` bytes of data writes are refused; 0
+    stands for `MEMORY_SHARE` of the memory.
 
     Raises:
         ConfigError: the folder cannot be used, or another instance uses it.

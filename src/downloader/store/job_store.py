@@ -14,17 +14,8 @@ from typing import Any, TypeVar
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
-from downloader.model import (
-    BROKERS,
-    Delivery,
-    JobIds,
-    JobSpec,
-    Kind,
-    Lease,
-    Outcome,
-    callback_limit,
-    shard_of,
-)
+from downloader.ids import JobIds, shard_of
+from downloader.model import BROKERS, Delivery, JobSpec, Kind, Lease, Outcome, callback_limit
 from downloader.observe import Event, get_logger
 from downloader.store import arguments, records
 from downloader.store.arguments import NO_CALLBACK, ms
@@ -68,11 +59,8 @@ async def open_store(
 ) -> AsyncIterator[JobStore]:
     """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
 
-    Args:
-        settings: where it is.
-        timed: see `Timed`.
-        hosts: limits by host or pattern, which downloads that this instance leases obey; `None`: hosts have
-            no limits, also no delay of their robots.txt.
+    `hosts` are limits by host or pattern, which downloads that this instance leases obey; with `None` hosts
+    have no limits, also no delay of their robots.txt.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
@@ -309,12 +297,8 @@ class JobStore(StoreReader):
         """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
 
         The holder of a running one is told through `listen`, or when it renews. The slot stays occupied until
-        the holder has stopped.
-
-        Args:
-            spec: of the job.
-            plan: of the callback of failures; `None` if the job has none.
-            keep_s: how many seconds a job without a callback is kept.
+        the holder has stopped. `plan` is that of the callback of failures; a job without a callback is kept
+        for `keep_s` seconds.
         """
         plan = plan or NO_CALLBACK
         call = {
@@ -331,12 +315,9 @@ class JobStore(StoreReader):
     async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
         """Change an aggregation over the fleet, at once; `None` if it has no work.
 
-        What is in flight goes on. The changes are forgotten with the aggregation's last job.
-
-        Args:
-            aggr_id: the aggregation.
-            changes: values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
-                clears it, so that what the jobs ask for applies again.
+        `changes` has values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
+        clears it, so that what the jobs ask for applies again. What is in flight goes on. The changes are
+        forgotten with the aggregation's last job.
         """
         call = {name: "" if value is None else str(value) for name, value in changes.items()}
         call["group"] = aggr_id

@@ -13,9 +13,8 @@ CGROUPS = Path("/sys/fs/cgroup")
 def memory_bytes(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes of the machine's memory, or of the smallest limit that applies to this process.
 
-    Args:
-        cgroups: the mounted file system of control groups, version 2, or 1 with a folder `memory`.
-        own: the file that names this process's group in each hierarchy.
+    `cgroups` is the mounted file system of control groups, version 2, or 1 with a folder `memory`; `own` is
+    the file that names this process's group in each hierarchy.
     """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([machine, *_limits(cgroups, own)])

@@ -11,7 +11,8 @@ from typing import Any
 import trio
 
 from downloader.errors import StoreUnavailable
-from downloader.model import Kind, shard_of
+from downloader.ids import shard_of
+from downloader.model import Kind
 from downloader.observe import Event, get_logger
 from downloader.store import records
 from downloader.store.redis import StoreClient, check_layout

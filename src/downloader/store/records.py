@@ -10,16 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from downloader.model import (
-    ErrorCode,
-    FileFacts,
-    JobSpec,
-    Kind,
-    Lease,
-    Outcome,
-    State,
-    Verdict,
-)
+from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.store.values import Reapable
 from downloader.store.views import (
     Aggregation,

@@ -112,14 +112,9 @@ class StoreClient:
         *,
         durable: bool = False,
     ) -> Any:
-        """Run one transition on one shard.
+        """Run one transition on one shard, with arguments by name for the whole call and for each item.
 
-        Args:
-            name: the script.
-            shard: the shard whose keys the script uses.
-            call: the arguments for the whole call, by name.
-            items: the arguments for each item, by name.
-            durable: whether to wait until the write is as durable as configured.
+        A `durable` one waits until the write is as durable as configured.
 
         Raises:
             StoreUnavailable: not carried out, or carried out and the answer was lost.
@@ -327,11 +322,7 @@ async def check_layout(client: StoreClient) -> bool:
 
 
 def compare_layout(text: str, shards: int) -> None:
-    """Check a layout read from the store.
-
-    Args:
-        text: JSON, as `check_layout` wrote it.
-        shards: the number that this instance uses.
+    """Check a layout read from the store, the JSON of `check_layout`, for an instance with that many shards.
 
     Raises:
         StoreRefused: its version or its number of shards differs.

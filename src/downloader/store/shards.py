@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import trio
 
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
-from downloader.model import shard_of
+from downloader.ids import shard_of
 from downloader.observe import Event, get_logger
 from downloader.store.redis import StoreClient
 

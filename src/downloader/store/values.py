@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from downloader.model import (
-    Delivery,
-    JobSpec,
-    Lease,
-    Outcome,
-    callback_group,
-    callback_limit,
-)
+from downloader.model import Delivery, JobSpec, Lease, Outcome, callback_group, callback_limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

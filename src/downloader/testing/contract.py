@@ -128,11 +128,9 @@ class Run(Generic[P]):
     async def opened(
         self, section: Mapping[str, Any] | None = None, *, hasty: bool = False
     ) -> AsyncIterator[Any]:
-        """Open the plugin; opening and closing have to end in time.
+        """Open the plugin, with the peer's section by default and its short timeouts if `hasty`.
 
-        Args:
-            section: by default the peer's.
-            hasty: whether to use the peer's short timeouts.
+        Opening and closing have to end in time.
         """
         more = self.peer.hasty if hasty else {}
         manager = self.peer.open({**(self.peer.section if section is None else section), **more}, self.host)

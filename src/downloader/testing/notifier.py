@@ -9,14 +9,7 @@ from typing import Any
 
 import trio
 
-from downloader.notify import (
-    Checkable,
-    Delivered,
-    Host,
-    Notifier,
-    Payload,
-    Rejected,
-)
+from downloader.notify import Checkable, Delivered, Host, Notifier, Payload, Rejected
 from downloader.testing.contract import Contract, Run, check_line, promise
 from downloader.testing.host import open_host
 from downloader.testing.notifier_peer import (

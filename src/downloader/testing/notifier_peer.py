@@ -12,14 +12,7 @@ from functools import partial
 
 import trio
 
-from downloader.notify import (
-    Delivered,
-    Notifier,
-    Payload,
-    Rejected,
-    Result,
-    RetryLater,
-)
+from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.testing.contract import Peer, Run, check_line
 from downloader.testing.tcp_proxy import Fault
 

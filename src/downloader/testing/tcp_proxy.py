@@ -98,11 +98,7 @@ class TcpProxy:
 
 @asynccontextmanager
 async def open_tcp_proxy(target: int | Path) -> AsyncIterator[TcpProxy]:
-    """Run a proxy while the context is open.
-
-    Args:
-        target: the server: a port of 127.0.0.1, or the path of a unix socket.
-    """
+    """Run a proxy while the context is open, before a port of 127.0.0.1 or the path of a unix socket."""
     proxy = TcpProxy(target)
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -60,9 +60,7 @@ class Put:
 class Folders:
     """Descriptors of folders below a root, closed together at the end of the `with` block.
 
-    Args:
-        root: the root folder.
-        mode: of the files that new folders will contain.
+    New folders get a mode that fits that of the files in them.
     """
 
     def __init__(self, root: Path, *, mode: int = 0) -> None:

@@ -25,14 +25,7 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import DefaultPartitioner
 
-from downloader.notify import (
-    CommitAbandoned,
-    Delivered,
-    GroupCommit,
-    Rejected,
-    Result,
-    RetryLater,
-)
+from downloader.notify import CommitAbandoned, Delivered, GroupCommit, Rejected, Result, RetryLater
 from downloader_plugins.kafka.reasons import TOO_LARGE, failure
 from downloader_plugins.kafka.settings import KafkaSettings
 
@@ -80,15 +73,9 @@ def _size(message: _Message) -> int:
 
 
 class Session:
-    """Delivers with a started producer until it is `lost`; works while `run` runs.
+    """Delivers with a started producer, in its asyncio loop, until it is `lost`; works while `run` runs.
 
     When `run` is cancelled all deliveries end.
-
-    Args:
-        settings: the section.
-        producer: a started producer.
-        loop: its asyncio loop.
-        group_commit: the host's.
     """
 
     def __init__(

@@ -214,18 +214,15 @@ class Bucket:
                     age = now - upload.get("Initiated", now)  # not all servers tell
                     short = upload["Key"].removeprefix(self.folder)
                     if short == CHECK_KEY or (age > _LEFTOVER_AGE and _OUR_KEY.fullmatch(short)):
-                        await self._abort_leftover(upload["Key"], upload["UploadId"])
+                        async with self.uploads.turn(upload["Key"]):  # not all servers have a correct time
+                            if upload["UploadId"] not in self.uploads:
+                                await self._abort_upload(upload["Key"], upload["UploadId"])
                 after = {
                     "KeyMarker": page.get("NextKeyMarker", ""),
                     "UploadIdMarker": page.get("NextUploadIdMarker", ""),
                 }
                 if not page.get("IsTruncated") or not after["KeyMarker"]:
                     return
-
-    async def _abort_leftover(self, key: str, upload: str) -> None:
-        async with self.uploads.turn(key):  # not all servers have a correct time
-            if upload not in self.uploads:
-                await self._abort_upload(key, upload)
 
     def _full(self, key: str) -> str:
         full = self.folder + key
@@ -386,11 +383,7 @@ class Bucket:
                 raise
 
     def _facts(self, body: Body) -> dict[str, Any]:
-        return {
-            **self.options,
-            "ContentType": body.mime_type,
-            "Metadata": user_metadata(body.metadata),
-        }
+        return {**self.options, "ContentType": body.mime_type, "Metadata": user_metadata(body.metadata)}
 
     def _confirmed(self, answer: Mapping[str, Any]) -> str:
         """The ETag of an answer; an answer without it confirms nothing, also with status 200."""

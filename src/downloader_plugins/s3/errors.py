@@ -77,16 +77,11 @@ class PassingError(StorageError):
 
 
 def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
-    """The `StorageError` for an exception of botocore.
+    """The `StorageError` for a botocore exception, or for an `OSError` of the file to be sent.
 
     Its text is one line with the bucket, S3's code and the status. It leaves out S3's message, which may
-    repeat what the client sent.
-
-    Args:
-        exc: a `ClientError`, any other `BotoCoreError`, or an `OSError` of the file to be sent.
-        bucket: its name.
-        own: whether it is the service's own bucket, for which no answer is final. Another bucket that is
-            missing or forbidden is `StorageRefused`.
+    repeat what the client sent. If the bucket is the service's `own`, no answer is final. Another one that is
+    missing or forbidden is `StorageRefused`.
     """
     if isinstance(exc, ClientError):
         return _answered(exc.response, bucket=bucket, own=own)

@@ -95,13 +95,9 @@ class BucketsSettings(ConnectionSettings):
 
 
 def object_url(name: str, region: str, key: str, *, endpoint_url: str) -> str:
-    """The URL of an object, without credentials: https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html.
+    """The URL of an object, without credentials; with an `endpoint_url` the region is ignored.
 
-    Args:
-        name: of the bucket.
-        region: an AWS region; ignored with an `endpoint_url`.
-        key: with its prefix.
-        endpoint_url: empty for AWS.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
     """
     base = endpoint_url or f"https://s3.{region}.{_suffix(region)}"
     # AWS has the bucket's name in the host, except a name with dots, for which there is no certificate.

@@ -25,10 +25,7 @@ from downloader_plugins.sqs.queue import Queue, deduplication_id, group_id, same
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_sqs import SQSClient
-    from types_boto3_sqs.type_defs import (
-        SendMessageBatchRequestEntryTypeDef,
-        SendMessageBatchResultTypeDef,
-    )
+    from types_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef, SendMessageBatchResultTypeDef
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -99,13 +96,7 @@ def size_of(payload: Payload) -> int:
 def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Payload]) -> Sent:
     """Send up to `MESSAGES` messages, of `BATCH_BYTES` together if they are several.
 
-    Raises nothing that botocore raises.
-
-    Args:
-        client: of the queue's region.
-        queue: the queue.
-        known_url: of an earlier `Sent`, or empty.
-        payloads: the messages, in order.
+    `known_url` is that of an earlier `Sent`, or empty. Raises nothing that botocore raises.
     """
     try:
         url = known_url or find(client, queue)

@@ -132,14 +132,10 @@ def diagnose(
     part_s: float = PART_S,
     stuck_s: float = STUCK_S,
 ) -> Sequence[Finding]:
-    """Try all that is configured.
+    """Try all that is configured; a part that takes longer than `part_s` seconds has failed.
 
-    Args:
-        settings: the effective configuration.
-        show: prints findings. Called in a thread, before the process exits with status 1, only if a part
-            ignores its cancel. Otherwise the findings are returned.
-        part_s: time limit of one part, in seconds; after it the part has failed.
-        stuck_s: seconds after which the process exits if a part ignores its cancel.
+    If a part ignores its cancel, a thread calls `show` with the findings after `stuck_s` seconds, and the
+    process exits with status 1.
     """
     this = _Examination(settings, list(secrets_of(settings)), show, part_s)
     timer = threading.Timer(stuck_s, this.give_up)
