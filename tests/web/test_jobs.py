@@ -94,9 +94,7 @@ async def close_callback(store: JobStore) -> None:
         await store.close_callbacks("me", [(lease, REFUSED, 60, 4)])
 
 
-async def test_a_job_is_found_by_its_id_and_cancelled(
-    browse: Browse, page_url: str, store: JobStore
-) -> None:
+async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: str, store: JobStore) -> None:
     spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     await store.submit([Submission(spec=spec)])
 
