@@ -218,7 +218,7 @@ def without_crashes(view: JobView | None) -> JobView:
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.row("F22")
-async def test_a_holder_that_comes_back_has_not_crashed(store: RedisStore, kind: Kind) -> None:
+async def test_a_holder_that_comes_back_has_not_crashed(store: JobStore, kind: Kind) -> None:
     """Its lease ended and was swept while the store, or the way to it, was away."""
     spec = await submitted(store)
     if kind is Kind.CALLBACK:
@@ -248,7 +248,7 @@ async def test_a_holder_that_comes_back_has_not_crashed(store: RedisStore, kind:
     assert await store.renew(kind, "other", [current], 30) == [Settled.DONE]
 
 
-async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(store: RedisStore) -> None:
+async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(store: JobStore) -> None:
     spec = await submitted(store)
     late = await leased(store)
     await lapse(store, late)
