@@ -14,7 +14,6 @@ import trio
 from pydantic import SecretStr
 
 from downloader.cli import main
-from downloader.client import Client
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, ErrorCode, FileFacts, Outcome, Verdict
 from servers.api import JOB, Served, Serving
@@ -307,14 +306,18 @@ async def test_jobs_from_standard_input_are_waited_for(run: Run, ending: Callabl
     assert {(row["aggr_id"], row["state"]) for row in rows} == {("a", "failed")}
 
 
-async def test_ctrl_c_says_what_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_self: object, ids: object) -> object:
-        raise KeyboardInterrupt
+async def test_ctrl_c_says_what_goes_on(
+    run: Run, ending: Callable[[Outcome], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(io.StringIO):
+        def write(self, text: str) -> int:  # noqa: ARG002  # of files
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Client, "wait_each", interrupt)
+    ending(STORED)
+    monkeypatch.setattr(sys, "stdout", Interrupted())
     ran = await run("submit", "--wait", "https://h/1", "https://h/2")
     assert ran.status == 130
-    assert ran.complaint.startswith("interrupted: 2 of 2 jobs have not ended, and go on")
+    assert ran.complaint == "interrupted: 1 of 2 jobs have not ended, and go on (see downloader jobs)"
 
 
 @pytest.mark.parametrize("command", [["job"], ["pause"], ["aggregations"], ["jobs", "--aggr-id"]])

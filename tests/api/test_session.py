@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import trio
 import trustme
 from pydantic import SecretStr
 
-from downloader.api.auth import read_tokens
+from downloader.api.auth import Caller, read_tokens
 from downloader.api.server import tls_context
-from downloader.api.session import SESSION_S, sign
+from downloader.api.session import SESSION_S, find_session, sign
 from downloader.config import ApiSettings, TokenSettings
 from servers.api import JOB, Served, Serving
 
@@ -172,6 +173,36 @@ async def test_a_session_that_is_over(api: Served) -> None:
         assert (await api.client.get("/session", headers=headers)).json()["name"] is None
     wrong = good | {"Authorization": "Bearer wrong"}
     assert (await api.client.get("/stats", headers=wrong)).status_code == 401
+
+
+async def test_of_several_sessions_the_first_that_is_valid_counts(api: Served) -> None:
+    """Another service on this host, or another host of its domain, may have set more cookies."""
+    now = time.time()
+    theirs, mine, over = (
+        cookie(*which)["Cookie"].removeprefix("other=1; ")
+        for which in (("shop", now + 60), ("admin", now + 60), ("reader", now - 60))
+    )
+    for cookies, name in (
+        (f"{over}; {mine}; {theirs}", "admin"),
+        (f"{theirs}; __Host-{mine}", "admin"),
+        (f"__Host-{over}; {mine}", "admin"),
+    ):
+        who = await api.client.get("/session", headers={"Cookie": cookies})
+        assert who.json()["name"] == name, cookies
+
+
+def test_a_request_s_cookies_cost_little() -> None:
+    class Counted(list[tuple[bytes, Caller]]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[tuple[bytes, Caller]]:
+            self.passes += 1
+            return super().__iter__()
+
+    callers = Counted(read_tokens(settings().tokens))
+    many = ";".join([f"{COOKIE}={int(time.time()) + 60}."] * 400)
+    assert find_session(callers, {"headers": [(b"cookie", many.encode())], "scheme": "http"}) is None
+    assert 0 < callers.passes <= 4
 
 
 async def test_a_removed_token_ends_its_sessions_everywhere(serving: Serving, api: Served) -> None:

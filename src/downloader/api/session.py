@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -71,21 +72,22 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
     """The session of a request without `Authorization`; `None` if there is none or it has ended.
 
     Over TLS only `SECURE_COOKIE` counts: other hosts of the same domain can set the other one. Without
-    TLS both do, because a proxy in front may have it.
+    TLS both do, because a proxy in front may have it, and `SECURE_COOKIE` comes first.
     """
     headers: Headers = scope["headers"]
     if any(name == b"authorization" for name, _ in headers):
         return None
     names = (SECURE_COOKIE,) if scope["scheme"] == "https" else (SECURE_COOKIE, COOKIE)
+    given = [(names.index(name), value) for name, value in _cookies(headers) if name in names]
     found = None
-    for name, value in _cookies(headers):
+    for _, value in sorted(given, key=itemgetter(0))[:_COOKIES]:
         ends = value.partition(".")[0]
-        if name not in names or not (ends.isascii() and ends.isdigit() and len(ends) <= _DIGITS):
+        if not (ends.isascii() and ends.isdigit() and len(ends) <= _DIGITS) or int(ends) <= time.time():
             continue
         for digest, caller in callers:  # no break: the time must not depend on which one matches
             if hmac.compare_digest(sign(digest, int(ends)).encode(), value.encode()):
-                found = Session(caller=caller, ends=int(ends))
-    return found if found is not None and found.left_s() > 0 else None
+                found = found or Session(caller=caller, ends=int(ends))
+    return found
 
 
 def add_session(app: QuartTrio, callers: Callers) -> None:
@@ -165,3 +167,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 _DIGITS = 12
 """Of a Unix time, until the year 33658."""
+
+_COOKIES = 4
+"""Most cookies of a request that are looked at. Each is compared with each token, and a head has room for
+hundreds."""
