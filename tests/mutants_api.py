@@ -96,9 +96,16 @@ ROWS = (
     (
         "session: it never ends",
         f"{API}/session.py",
-        "if found is not None and found.left_s() > 0 else None",
+        " or int(ends) <= time.time()",
         "",
         f"{SESSION} -k over",
+    ),
+    (
+        "session: any number of cookies",
+        f"{API}/session.py",
+        "[:_COOKIES]",
+        "",
+        f"{SESSION} -k cost_little",
     ),
     (
         "session: any signature",

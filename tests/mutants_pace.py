@@ -196,8 +196,15 @@ ROWS = (
     (
         "host: one that waits holds up the others of its aggregation",
         f"{STORE}/lua/_hosts.lua",
-        "  postpone(id, group, again)\n",
+        "  postpone(id, group, math.max(now, from) + again)\n",
         "",
+        OF_HOSTS,
+    ),
+    (
+        "host: thousands of aggregations that wait ask it each second",
+        f"{STORE}/lua/_hosts.lua",
+        "math.min(ASK_AGAIN_STEP_MS * all, ASK_AGAIN_MAX_MS)",
+        "0",
         OF_HOSTS,
     ),
     (

@@ -145,6 +145,27 @@ async def test_a_large_backlog_is_not_looked_through(hosts: JobStore, clock: Sto
         assert len(running) == 1
 
 
+async def test_many_aggregations_that_wait_for_a_host_cost_little(
+    hosts: JobStore, clock: StoreClock
+) -> None:
+    """If each asked again after a second, ten thousand of them would keep the store busy for nothing."""
+    names = [f"g{number}" for number in range(401)]
+    specs = [spec_for(hosts, name, aggr_limit=9, url="http://slow.test/x") for name in names]
+    await hosts.submit([Submission(spec=spec) for spec in specs])
+    [running] = await take(hosts, 500)
+    waiting = [each for each in await hosts.described(names) if each.aggr_id != running.group]
+    due_s = [((each.next_due_ms or 0) - clock.now_ms) / 1000 for each in waiting]
+    assert [sum(second <= each < second + 1 for each in due_s) for second in range(5)] == [
+        0,
+        200,
+        100,
+        100,
+        0,
+    ]
+    await end(hosts, [running])
+    assert len(await take(hosts)) == 1, "the next one is made due all the same"
+
+
 async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 9)
     [lease] = await take(hosts)

@@ -11,8 +11,9 @@
 local MAX_PARKED = 1000
 
 -- When a download that waits asks its host again although it was not made due: after at least this long, and so
--- much longer for each that waits with it. Only needed where the one whose turn it was did not start.
-local ASK_AGAIN_MS, ASK_AGAIN_STEP_MS = 1000, 10
+-- much longer for each that waits for the host, to this time at the most. Only needed where the one whose turn it
+-- was did not start.
+local ASK_AGAIN_MS, ASK_AGAIN_STEP_MS, ASK_AGAIN_MAX_MS = 1000, 10, 30000
 
 -- How many aggregations are looked at for one that can start a download at a host.
 local CANDIDATES = 16
@@ -120,13 +121,18 @@ local function enter_host(host, id, group, due, spec)
     return false
   end
   local count = redis.call('ZCARD', parked)
-  local again = math.max(now, from) + math.max(ASK_AGAIN_MS, ASK_AGAIN_STEP_MS * count)
-  if count >= MAX_PARKED and not redis.call('ZSCORE', parked, id) then return false, again end
+  local again = math.max(ASK_AGAIN_MS, ASK_AGAIN_STEP_MS * count)
+  if count >= MAX_PARKED and not redis.call('ZSCORE', parked, id) then
+    return false, math.max(now, from) + again
+  end
+  -- As if each aggregation had as many.
+  local all = (count + 1) * redis.call('ZCARD', key_waiting(host))
+  again = math.max(again, math.min(ASK_AGAIN_STEP_MS * all, ASK_AGAIN_MAX_MS))
   local priority = tonumber(redis.call('HGET', key_task('download', id), 'priority') or '0')
   redis.call('ZADD', parked, 'NX', (MAX_PRIORITY - priority) * LEVEL + due, id)
   queue_up(key_waiting(host), group)
   redis.call('PEXPIRE', parked, HOST_TTL_MS)
   redis.call('PEXPIRE', key_waiting(host), HOST_TTL_MS)
-  postpone(id, group, again)
+  postpone(id, group, math.max(now, from) + again)
   return false
 end
