@@ -1,0 +1,140 @@
+"""What the page costs with 10,000 aggregations: bytes, and questions to the store, whoever looks at it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+
+from downloader.api.events import Events, Listener
+from downloader.api.globs import anything
+from downloader.api.search import PAGE_MAX, Aggregations, Search
+from downloader.api.snapshot import DESTINATIONS, SHOWN
+from downloader.store import Aggregation, AggregationLoad, Backlog, JobStore, Load
+from downloader.store.views import DestinationLoad, Waiting
+
+MANY = 10_000
+
+NAME = "\U0001f600" * 123
+"""Twelve bytes a character in JSON: with the number below as long as a name may be."""
+
+READING_S = 0.1
+
+
+class Store:
+    """Answers what a store with `MANY` aggregations would, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.loads_ = [
+            AggregationLoad(aggr_id=f"{NAME}{number:05}", pending=10**6, in_flight=8, limit=8, paused=False)
+            for number in range(MANY)
+        ]
+
+    async def _answer(self, question: str) -> None:
+        self.asked[question] += 1
+        await trio.sleep(READING_S)
+
+    async def load(self, count: int) -> Load:
+        await self._answer("load")
+        return Load(aggregations=self.loads_[:count], total=MANY, downloads=80_000, callbacks=0)
+
+    async def loads(self, most: int) -> Sequence[AggregationLoad]:
+        await self._answer("loads")
+        return self.loads_[:most]
+
+    async def backlog(self, destinations: int) -> Backlog:
+        await self._answer("backlog")
+        much = Waiting(pending=10**9, groups=MANY, next_ms=None)
+        busy = [
+            DestinationLoad(
+                destination=f"http {NAME}{number:05}", pending=10**6, in_flight=8, limit=8, due_ms=1
+            )
+            for number in range(MANY)
+        ]
+        return Backlog(
+            now_ms=2,
+            downloads=much,
+            callbacks=much,
+            failed_callbacks=0,
+            destinations=busy[:destinations],
+        )
+
+    async def reports(self, _role: str) -> Sequence[Mapping[str, Any]]:
+        await self._answer("reports")
+        return []
+
+    async def totals(self, _role: str) -> Mapping[str, int]:
+        await self._answer("totals")
+        return {}
+
+    async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
+        names = list(aggr_ids)
+        self.asked["described"] = max(self.asked["described"], len(names))
+        return [
+            Aggregation(
+                aggr_id=name,
+                pending=1,
+                in_flight=8,
+                limit=8,
+                rate=None,
+                delay=None,
+                asked={},
+                proxy="",
+                paused=False,
+                cooling_until_ms=None,
+                cooling_reason="",
+                next_due_ms=None,
+            )
+            for name in names
+        ]
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+async def test_one_sample_serves_all_listeners(
+    store: Store, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    events = Events(cast("JobStore", store))
+    nursery.start_soon(events.run)
+    received: list[bytes] = []
+
+    async def listen(listener: Listener) -> None:
+        async with listener:
+            assert (await anext(listener)).startswith(b"retry: ")
+            received.append(await anext(listener))
+
+    async with trio.open_nursery() as listeners:
+        for number in range(64):
+            listeners.start_soon(listen, events.listener(anything, f"client {number % 4}"))
+    assert store.asked["load"] == store.asked["backlog"] == 1
+    [event] = set(received)
+    data = json.loads(event.partition(b"data: ")[2])
+    assert (len(data["aggregations"]), data["more_aggregations"]) == (SHOWN, MANY - SHOWN)
+    assert len(data["waiting"]["callbacks"]["destinations"]) == DESTINATIONS
+    assert len(event) < 400_000, "twelve times as much as with plain names"
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_reading_serves_all_searches(store: Store, autojump_clock: trio.testing.MockClock) -> None:
+    found = Aggregations(cast("JobStore", store))
+
+    async def search(text: str) -> None:
+        page = await found.find(Search(text=text, sort="-work", skip=0, count=PAGE_MAX), anything)
+        assert len(page.aggregations) <= PAGE_MAX
+
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            nursery.start_soon(search, str(number))
+    assert (store.asked["loads"], store.asked["described"]) == (1, PAGE_MAX)
+    await trio.sleep(60)
+    await search("")
+    assert store.asked["loads"] == 2, "what is answered is not old"
