@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ from servers.kafka import Tansu, create_topic, mock_cluster, read_topic
 from servers.kafka_notifier import payload, proxied, topic
 from servers.kafka_proxy import MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS, TOPIC_AUTHORIZATION_FAILED
 from servers.plugins import opened_notifier
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,15 @@ async def test_a_callback_arrives_with_the_jobs_id_as_key(servers: str) -> None:
         assert await notifier.deliver(name, body) == Delivered()
         [record] = await read_topic(servers, name)
         assert (record.key, record.value) == (b"6QEywYsd0jrKAg", body.body)
+
+
+async def test_the_trace_goes_along(servers: str) -> None:
+    name = topic()
+    async with opened_notifier(open_kafka, {"bootstrap_servers": servers}) as notifier:
+        for one in (replace(payload(), traceparent=TRACE), payload()):
+            assert await notifier.deliver(name, one) == Delivered()
+        found = [record.headers for record in await read_topic(servers, name)]
+    assert found == [[("traceparent", TRACE.encode())], []]
 
 
 async def test_many_at_once_arrive_once_each_and_by_key(servers: str) -> None:
@@ -149,6 +161,8 @@ async def test_a_callback_too_large_for_a_request_is_rejected_unsent() -> None:
     async with proxied({"max_request_size": 5000}) as (proxy, _, notifier):
         assert await notifier.deliver("jobs", payload("x" * 4700)) == Delivered()
         asked = proxy.asked[0]
+        traced = await notifier.deliver("jobs", replace(payload("x" * 4800), traceparent=TRACE))
+        assert isinstance(traced, Rejected)
         result = await notifier.deliver("jobs", payload("x" * 5000))
         assert result == Rejected("the callback has 5013 bytes, too many for max_request_size")
         assert proxy.asked[0] == asked

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 KEYS = {"access_key_id": "testing", "secret_access_key": "a-secret-of-tests"}
 PAYLOAD = Payload(job_id="6QEywYsd0jrKAg", aggr_id="example.org", body=b'{"success":true}')
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 MISSING = "AWS.SimpleQueueService.NonExistentQueue"
 AT_ONCE_S = 10.0
 """For what waits for no answer, on a busy machine; who waits for one does so for longer."""
@@ -61,7 +63,10 @@ def messages(moto: Moto, name: str = "jobs") -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while True:
         answer = moto.sqs.receive_message(
-            QueueUrl=url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["All"]
+            QueueUrl=url,
+            MaxNumberOfMessages=10,
+            MessageSystemAttributeNames=["All"],
+            MessageAttributeNames=["All"],
         )
         batch: list[dict[str, Any]] = [dict(message) for message in answer.get("Messages", [])]
         found += batch
@@ -126,6 +131,15 @@ async def test_a_url_of_another_host_gets_no_request(moto: Moto, proxy: SqsProxy
         answer = await notifier.deliver(f"{proxy.url}/{ACCOUNT}/jobs", PAYLOAD)
     assert answer == Rejected("the callback's destination is a URL of another host than the configured SQS")
     assert proxy.asked == []
+
+
+async def test_the_trace_goes_along(moto: Moto) -> None:
+    create(moto)
+    async with opened(moto) as notifier:
+        for one in (replace(PAYLOAD, traceparent=TRACE), PAYLOAD):
+            assert await notifier.deliver("jobs", one) == Delivered()
+    found = [each.get("MessageAttributes", {}) for each in messages(moto)]
+    assert sorted(each.get("traceparent", {}).get("StringValue", "") for each in found) == ["", TRACE]
 
 
 async def test_a_fifo_queue_gets_group_and_deduplication(moto: Moto) -> None:
@@ -293,12 +307,16 @@ async def test_one_message_too_large_for_the_queue_spoils_no_other(moto: Moto) -
     assert sorted(bodies(moto)) == [payloads[0].body, payloads[2].body]
 
 
+@pytest.mark.parametrize("trace", ["", TRACE])
 @pytest.mark.parametrize(("size", "taken"), [(1024 * 1024, True), (1024 * 1024 + 1, False)])
-async def test_the_largest_message(moto: Moto, proxy: SqsProxy, size: int, taken: bool) -> None:  # noqa: FBT001 - of a table
+async def test_the_largest_message(moto: Moto, proxy: SqsProxy, size: int, trace: str, taken: bool) -> None:  # noqa: FBT001 - of a table
     create(moto, MaximumMessageSize="1048576")
-    body = b'"' + b"x" * (size - 2) + b'"'
+    attribute = len("traceparent" + "String" + trace) if trace else 0
+    body = b'"' + b"x" * (size - attribute - 2) + b'"'
     async with opened(proxy) as notifier:
-        answer = await notifier.deliver("jobs", Payload(job_id="a", aggr_id="a", body=body))
+        answer = await notifier.deliver(
+            "jobs", Payload(job_id="a", aggr_id="a", body=body, traceparent=trace)
+        )
     assert answer == (Delivered() if taken else Rejected("the callback has 1048577 bytes; SQS takes 1048576"))
     assert bool(proxy.asked) == taken
 

@@ -40,6 +40,7 @@ class Record:
     key: bytes
     value: bytes
     partition: int
+    headers: list[tuple[str, bytes]]
 
 
 def binary() -> str:
@@ -177,7 +178,7 @@ def _read(consumer: Any, topic: str, count: int, seconds: float) -> list[Record]
 
 
 def _record(message: Any) -> Record:
-    return Record(message.key(), message.value(), message.partition())
+    return Record(message.key(), message.value(), message.partition(), message.headers() or [])
 
 
 async def create_topic(tansu: Tansu, name: str, *, partitions: int) -> None:

@@ -145,9 +145,7 @@ async def test_a_large_backlog_is_not_looked_through(hosts: JobStore, clock: Sto
         assert len(running) == 1
 
 
-async def test_many_aggregations_that_wait_for_a_host_cost_little(
-    hosts: JobStore, clock: StoreClock
-) -> None:
+async def test_many_aggregations_that_wait_for_a_host_cost_little(hosts: JobStore, clock: StoreClock) -> None:
     """If each asked again after a second, ten thousand of them would keep the store busy for nothing."""
     names = [f"g{number}" for number in range(401)]
     specs = [spec_for(hosts, name, aggr_limit=9, url="http://slow.test/x") for name in names]

@@ -1,5 +1,7 @@
 """Delivers callbacks to Kafka: the destination is the topic, the job's id the key, the payload the value.
 
+A job's `traceparent` is a header of its record.
+
 A callback is delivered when the broker has reported that all in-sync replicas have written it.
 """
 
@@ -87,7 +89,8 @@ class _Kafka:
             session = await self.link.ready()
             if session is None:
                 return RetryLater(f"not connected to Kafka: {self.link.reason}")
-            return await session.deliver(destination, payload.job_id.encode(), payload.body)
+            headers = [("traceparent", payload.traceparent.encode())] if payload.traceparent else []
+            return await session.deliver(destination, payload.job_id.encode(), payload.body, headers)
         return RetryLater(f"no delivery report within {self.timeout_s:g} s")
 
     async def check(self) -> str:

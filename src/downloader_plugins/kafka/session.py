@@ -31,12 +31,18 @@ from downloader_plugins.kafka.settings import KafkaSettings
 
 T = TypeVar("T")
 
+Headers = Sequence[tuple[str, bytes]]
+"""Of a record: names and values."""
+
 BATCH_BYTES = 128 * 1024
 """Most bytes of a batch; a larger callback is sent alone."""
 
 _RECORD_OVERHEAD_BYTES = 128
 """Upper limit of what a batch of one record has besides key and value: 61 bytes for the batch, 21 for the
 record. Counted for each record, so that a batch never has more than `BATCH_BYTES`."""
+
+_HEADER_OVERHEAD_BYTES = 10
+"""Upper limit of the two lengths of a header."""
 
 _MAX_BATCH = 1000
 """Most callbacks in a batch; filling it blocks the loop for a few milliseconds."""
@@ -60,6 +66,7 @@ class _Message(NamedTuple):
     partition: int
     key: bytes
     value: bytes
+    headers: Headers
     began: float
     """Trio time."""
 
@@ -68,8 +75,9 @@ class _Message(NamedTuple):
         return self.topic, self.partition
 
 
-def _size(message: _Message) -> int:
-    return len(message.key) + len(message.value) + _RECORD_OVERHEAD_BYTES
+def _size(key: bytes, value: bytes, headers: Headers) -> int:
+    fields = sum(len(name) + len(text) + _HEADER_OVERHEAD_BYTES for name, text in headers)
+    return len(key) + len(value) + fields + _RECORD_OVERHEAD_BYTES
 
 
 class Session:
@@ -92,7 +100,7 @@ class Session:
         self._messages: GroupCommit[_Message, Result] = group_commit(
             self._send,
             max_batch=_MAX_BATCH,
-            weight=_size,
+            weight=lambda message: _size(message.key, message.value, message.headers),
             max_weight=BATCH_BYTES,
             lane=lambda message: message.lane,
         )
@@ -106,12 +114,12 @@ class Session:
         """Set when the producer cannot be used any more."""
         self.lost_reason = ""
 
-    async def deliver(self, topic: str, key: bytes, value: bytes) -> Result:
+    async def deliver(self, topic: str, key: bytes, value: bytes, headers: Headers = ()) -> Result:
         """Send, and wait for the delivery report; the caller sets the time limit.
 
         A cancel withdraws a message that the producer does not have yet.
         """
-        if len(key) + len(value) + _RECORD_OVERHEAD_BYTES > self._settings.max_request_size:
+        if _size(key, value, headers) > self._settings.max_request_size:
             return Rejected(f"the callback has {len(value)} bytes, too many for max_request_size")
         began = trio.current_time()
         try:
@@ -121,7 +129,7 @@ class Session:
             return failure(exc, topic)
         if self.lost.is_set():
             return _ENDED
-        message = _Message(topic, _partition(key, sorted(partitions), ()), key, value, began)
+        message = _Message(topic, _partition(key, sorted(partitions), ()), key, value, headers, began)
         try:
             return await self._messages.submit(message)
         except CommitAbandoned:
@@ -144,7 +152,7 @@ class Session:
         topic, lane = messages[0].topic, messages[0].lane
         builder = self._producer.create_batch()
         for message in messages:
-            builder.append(key=message.key, value=message.value, timestamp=None)
+            builder.append(key=message.key, value=message.value, headers=message.headers, timestamp=None)
         assert builder.record_count() == len(messages), "`_size` limits a batch"
         builder.close()
         self._asked[lane] = asked = trio.current_time()

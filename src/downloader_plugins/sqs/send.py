@@ -25,7 +25,11 @@ from downloader_plugins.sqs.queue import Queue, deduplication_id, group_id, same
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_sqs import SQSClient
-    from types_boto3_sqs.type_defs import SendMessageBatchRequestEntryTypeDef, SendMessageBatchResultTypeDef
+    from types_boto3_sqs.type_defs import (
+        MessageAttributeValueTypeDef,
+        SendMessageBatchRequestEntryTypeDef,
+        SendMessageBatchResultTypeDef,
+    )
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -89,8 +93,16 @@ class Sent:
 
 
 def size_of(payload: Payload) -> int:
-    """The size that counts for SQS's limits, in bytes; our messages have no attributes."""
-    return len(payload.body)
+    """The size that counts for SQS's limits, in bytes: attributes count by name, type and value."""
+    return len(payload.body) + sum(
+        len(name) + len(value["DataType"]) + len(value["StringValue"])
+        for name, value in _attributes(payload).items()
+    )
+
+
+def _attributes(payload: Payload) -> dict[str, MessageAttributeValueTypeDef]:
+    traceparent = payload.traceparent
+    return {"traceparent": {"DataType": "String", "StringValue": traceparent}} if traceparent else {}
 
 
 def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Payload]) -> Sent:
@@ -160,6 +172,8 @@ def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatch
             "Id": str(index),
             "MessageBody": payload.body.decode("utf-8"),
         }
+        if attributes := _attributes(payload):
+            entry["MessageAttributes"] = attributes
         if queue.fifo:
             entry["MessageGroupId"] = group_id(payload.aggr_id)
             entry["MessageDeduplicationId"] = deduplication_id(payload.job_id, payload.body)
