@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 LUA = "downloader/store/lua"
-BACKLOG, TRANSITIONS = (f"tests/store/test_{name}.py" for name in ("backlog", "transitions"))
+BACKLOG, FACTS, SUBMITTING, TRANSITIONS = (
+    f"tests/store/test_{name}.py" for name in ("backlog", "fleet_facts", "submitting", "transitions")
+)
 
 ROWS = (
     (
@@ -11,7 +13,7 @@ ROWS = (
         f"{LUA}/lease.lua",
         "    if holder == 'held' then\n      -- The lease",
         "    if true then\n      -- The lease",
-        "tests/store/test_lost_replies.py -k asks_again",
+        "tests/store/test_lost_replies.py -k ended_lease",
     ),
     (
         "reply: a repeated release is refused",
@@ -32,14 +34,14 @@ ROWS = (
         f"{LUA}/submit.lua",
         "(seen_job == item.values or seen_job == item.body) and 'repeated' or 'conflict'",
         "'repeated'",
-        f"{TRANSITIONS} -k idempotency",
+        f"{SUBMITTING} -k idempotency",
     ),
     (
         "idempotency: what an earlier version kept is not known",
         f"{LUA}/submit.lua",
         " or seen_job == item.body)",
         ")",
-        f"{TRANSITIONS} -k idempotency",
+        f"{SUBMITTING} -k idempotency",
     ),
     (
         "cooldown: its time to live stays with new jobs",
@@ -81,7 +83,7 @@ ROWS = (
         f"{LUA}/retry.lua",
         "redis.call('ZREM', key_failed(), id)\n",
         "",
-        f"{BACKLOG} -k retried",
+        f"{BACKLOG} -k retr",
     ),
     (
         "retry: with the crashes of the first run",
@@ -116,7 +118,7 @@ ROWS = (
         f"{LUA}/close_callback.lua",
         "      redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)\n",
         "      local _ = 1\n",
-        f"{BACKLOG} -k retried",
+        f"{BACKLOG} -k retr",
     ),
     (
         "reaper: the records of tasks stay",
@@ -144,7 +146,7 @@ ROWS = (
         f"{LUA}/reap.lua",
         "redis.call('ZREMRANGEBYSCORE', key_failed(), '-inf', now)\n",
         "",
-        f"{BACKLOG} -k retried",
+        f"{BACKLOG} -k retr",
     ),
     (
         "cancel: any sweep frees the slot",
@@ -193,7 +195,7 @@ ROWS = (
         f"{LUA}/report.lua",
         "redis.call('ZREMRANGEBYSCORE', key_instances(call.role), '-inf', now - call.ttl_ms)\n",
         "",
-        f"{TRANSITIONS} -k vanishes",
+        f"{FACTS} -k vanishes",
     ),
     (
         "lists: of what is being deleted",
@@ -214,7 +216,7 @@ ROWS = (
         f"{LUA}/backlog.lua",
         "redis.call('ZCOUNT', key_failed(), now, '+inf')",
         "redis.call('ZCOUNT', key_failed(), '-inf', '+inf')",
-        f"{BACKLOG} -k retried",
+        f"{BACKLOG} -k retr",
     ),
     (
         "log: without bound",
@@ -235,14 +237,14 @@ ROWS = (
         f"{LUA}/_lib.lua",
         "    if not first[2] or due < tonumber(first[2]) then woken[kind] = true end\n",
         "",
-        f"{TRANSITIONS} -k wakes",
+        f"{FACTS} -k wakes",
     ),
     (
         "wake: not for a first group",
         f"{LUA}/_lib.lua",
         "    redis.call('ZADD', set, 1, group)\n    woken[kind] = true\n",
         "    redis.call('ZADD', set, 1, group)\n",
-        f"{TRANSITIONS} -k wakes",
+        f"{FACTS} -k wakes",
     ),
     (
         "size: as declared",

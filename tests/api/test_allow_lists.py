@@ -150,7 +150,7 @@ async def test_jobs_of_other_aggregations_are_not_there(api: Served) -> None:
     assert (await api.client.post(f"/retry/{ours}", headers=bearer("shop-admin"))).status_code == 409
 
 
-async def test_who_may_submit_to_an_aggregation_may_cancel_its_jobs(api: Served) -> None:
+async def test_submitters_may_cancel_jobs_of_their_aggregations(api: Served) -> None:
     theirs = (await submit(api, "worker", aggr_id="other")).json()["id"]
     ours = (await submit(api, "shop", **SHOP)).json()["id"]
     asked = [("shop", theirs, 404), ("nothing", theirs, 404), ("reader", theirs, 403), ("shop", ours, 202)]

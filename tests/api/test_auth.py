@@ -61,7 +61,7 @@ async def test_every_route_wants_a_token(api: Served, method: str, path: str) ->
 
 
 @pytest.mark.parametrize("path", ["/hb", "/health/live", "/health/ready"])
-async def test_what_supervisors_ask_needs_none(api: Served, path: str) -> None:
+async def test_health_checks_need_no_token(api: Served, path: str) -> None:
     assert (await api.client.get(path)).status_code == 200
     assert (await api.client.get(path, headers={"Authorization": "Bearer wrong"})).status_code == 200
 
@@ -96,7 +96,7 @@ REFUSED: Sequence[list[bytes]] = [
 @pytest.mark.parametrize("values", REFUSED, ids=lambda values: repr(values)[:50])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/download"), ("GET", "/dashboard/aggregations")])
 @pytest.mark.row("H19")
-async def test_what_is_no_token(
+async def test_invalid_tokens(
     api: Served, method: str, path: str, values: list[bytes], log: Callable[[], str]
 ) -> None:
     headers = b"".join(b"Authorization: %b\r\n" % value for value in values)

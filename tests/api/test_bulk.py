@@ -242,7 +242,9 @@ async def serve_messages(deps: ApiDeps, intake: Intake, messages: Iterator[Messa
     await serve_downloads(scope, receive, send, deps=deps, intake=intake)
 
 
-async def test_a_job_whose_line_has_not_ended_goes_with_its_client(deps: ApiDeps, store: JobStore) -> None:
+async def test_an_incomplete_line_is_dropped_when_its_client_disconnects(
+    deps: ApiDeps, store: JobStore
+) -> None:
     intake, sent = Intake(store), bytearray()
     messages = iter([chunk(line() + line().rstrip()), LEFT])
     with pytest.raises(Gone):
@@ -384,7 +386,7 @@ async def send_until_cut(stream: trio.SocketStream, chunk: bytes) -> int:
 
 
 @pytest.mark.slow
-async def test_who_does_not_read_the_answers_is_not_read(serving: Serving, store: JobStore) -> None:
+async def test_a_client_that_does_not_read_its_answers_is_not_read(serving: Serving, store: JobStore) -> None:
     """What the server takes in is bounded by what fits into the sockets, and then it is cut off."""
     watched = Watched(store)
     api = await serving(store=watched, limits=Limits(send_s=1))

@@ -366,7 +366,7 @@ async def test_retry_after_is_obeyed(
         assert pause_s <= trio.current_time() - began <= max(pause_s, 0.5)
 
 
-async def test_a_pause_that_is_too_long_is_left_to_the_caller(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_retry_after_that_is_too_long_is_raised(autojump_clock: trio.testing.MockClock) -> None:
     transport = Script(unavailable(f"{LONGEST_PAUSE_S + 1:.0f}"))
     async with AsyncClient(transport=transport) as client:
         with pytest.raises(ApiProblem) as caught:
@@ -380,7 +380,7 @@ async def test_tries_end(autojump_clock: trio.testing.MockClock) -> None:
             await client.submit(**JOB)
 
 
-async def test_what_may_not_be_repeated_is_not(autojump_clock: trio.testing.MockClock) -> None:
+async def test_requests_that_may_not_be_repeated_are_not(autojump_clock: trio.testing.MockClock) -> None:
     for lost in (httpx2.ReadError, httpx2.ReadTimeout, problem(504, "")):
         async with AsyncClient(transport=Script(lost)) as client:
             with pytest.raises((Unreachable, ApiProblem)):
@@ -418,7 +418,7 @@ async def test_lines_that_the_store_did_not_take_are_sent_again(
         httpx2.Response(200, json={"id": "x"}),
     ],
 )
-async def test_another_service_is_told(answer: httpx2.Response) -> None:
+async def test_another_service_is_recognised(answer: httpx2.Response) -> None:
     async with AsyncClient("http://h/api", transport=Script(answer)) as client:
         with pytest.raises(ClientError, match="http://h/api/jobs/x answered what no downloader does"):
             await client.job("x")
@@ -431,7 +431,7 @@ async def test_another_service_has_no_events(answer: httpx2.Response) -> None:
             await anext(client.events())
 
 
-async def test_a_proxy_s_page_is_a_problem_too() -> None:
+async def test_an_error_page_of_a_proxy_is_a_problem_too() -> None:
     async with AsyncClient(transport=Script(httpx2.Response(403, text="<html>"))) as client:
         with pytest.raises(ApiProblem, match=r"//127\.0\.0\.1:8000/jobs/x answered 403 Forb") as caught:
             await client.job("x")
@@ -441,6 +441,6 @@ async def test_a_proxy_s_page_is_a_problem_too() -> None:
 @pytest.mark.parametrize(
     "url", ["", "nonsense", "ftp://h", "http://", "http://[::1", "http://a..b", "http://h:99999"]
 )
-def test_an_address_that_is_none(url: str) -> None:
+def test_an_invalid_address(url: str) -> None:
     with pytest.raises(ConfigError, match="must be an http or https URL"):
         Client(url)

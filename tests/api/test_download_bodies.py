@@ -262,7 +262,7 @@ def submission(store: JobStore, aggr_id: str = "a") -> Submission:
     return Submission(spec=spec)
 
 
-async def test_jobs_that_arrive_together_travel_together(store: JobStore, nursery: trio.Nursery) -> None:
+async def test_jobs_that_arrive_together_share_a_call(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -297,9 +297,7 @@ async def test_a_batch_is_bounded(store: JobStore, nursery: trio.Nursery) -> Non
     nursery.cancel_scope.cancel()
 
 
-async def test_who_gives_up_before_the_batch_leaves_is_not_in_it(
-    store: JobStore, nursery: trio.Nursery
-) -> None:
+async def test_a_cancelled_submission_is_not_in_the_batch(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -334,7 +332,7 @@ async def test_too_many_that_wait_are_refused_at_once(store: JobStore, nursery: 
 
 
 @pytest.mark.row("F27")
-async def test_what_arrives_has_a_budget_in_bytes(store: JobStore) -> None:
+async def test_received_bytes_have_a_budget(store: JobStore) -> None:
     intake = Intake(store)
     with intake.room("10.0.0.1") as keep, intake.room("10.0.0.2") as other, intake.room("") as unknown:
         keep(MAX_BYTES // 2)
@@ -388,7 +386,7 @@ async def test_f27_half_a_body_counts_until_its_client_leaves(api: Served, path:
             pass
 
 
-async def test_large_jobs_travel_in_small_batches(store: JobStore, nursery: trio.Nursery) -> None:
+async def test_large_jobs_go_in_small_batches(store: JobStore, nursery: trio.Nursery) -> None:
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
@@ -404,7 +402,7 @@ async def test_large_jobs_travel_in_small_batches(store: JobStore, nursery: trio
     nursery.cancel_scope.cancel()
 
 
-async def test_a_client_that_leaves_takes_no_other_with_it(serving: Serving, store: JobStore) -> None:
+async def test_a_client_that_disconnects_affects_no_other(serving: Serving, store: JobStore) -> None:
     counting = Counting(store)
     api = await serving(store=counting)
     data = body()

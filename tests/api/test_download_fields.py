@@ -402,7 +402,7 @@ def test_headers_are_measured_as_they_are_sent() -> None:
 
 
 @pytest.mark.parametrize("topic", ["__consumer_offsets", "__transaction_state", "_schemas", "_"])
-def test_h27_topics_of_kafka_s_own_are_refused(topic: str) -> None:
+def test_h27_kafka_s_internal_topics_are_refused(topic: str) -> None:
     success = {"callback_type": "kafka", "callback_dst": topic}
     failure = {"callback_error_type": "kafka", "callback_error_dst": topic}
     assert refusal(body(**success)) == (422, "reserved", "callback_dst")
@@ -446,7 +446,7 @@ def test_no_value_is_echoed(field: str, value: object) -> None:
 @pytest.mark.slow
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(alphabet="ab.1:@/?#[]%\\ü。-_~", max_size=20))
-def test_whatever_is_taken_the_http_client_can_parse(rest: str) -> None:
+def test_httpx2_parses_every_accepted_url(rest: str) -> None:
     with suppress(PydanticCustomError):
         assert Url.parse(check_url(f"http://{rest}", "download")).httpx.raw_host
 

@@ -18,7 +18,7 @@ KEY = SecretStr(base64.urlsafe_b64encode(bytes(range(32))).decode())
 
 
 @pytest.mark.parametrize("callback_type", ["http", ""])
-async def test_one_with_a_callback_is_not_cancelled_as_nobody_knows_where_it_goes(
+async def test_an_encrypted_job_with_a_callback_is_not_cancelled(
     serving: Serving, redis_settings: RedisSettings, store: JobStore, callback_type: str
 ) -> None:
     destination = "http://127.0.0.1/secret" if callback_type else ""

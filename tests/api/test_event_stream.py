@@ -90,7 +90,7 @@ async def submit(store: JobStore, *names: str, limit: int = 1) -> None:
     await store.submit([Submission(spec=spec_for(store, name, aggr_limit=limit)) for name in names])
 
 
-async def test_what_the_fleet_does(api: Served) -> None:
+async def test_a_snapshot_of_the_fleet(api: Served) -> None:
     store = api.store
     facts = {"instance": "h-1-a", "role": "processor", "host": "h", "version": "1.2.3", "started_ms": 5}
     now, counts = {"counters": {"in_flight": 1, "bytes": 7}}, {"downloads_failed|dns": 3, "spawnedWorkers": 9}
@@ -171,7 +171,7 @@ async def test_what_the_fleet_does(api: Served) -> None:
     }
 
 
-async def test_changes_are_told_and_only_those(api: Served) -> None:
+async def test_only_changes_are_sent(api: Served) -> None:
     async with listening(api) as stream:
         assert loads(await stream.snapshot()) == {}
         await submit(api.store, "a")
@@ -184,12 +184,12 @@ async def test_changes_are_told_and_only_those(api: Served) -> None:
             await stream.event(seconds=0.1)
 
 
-async def test_a_second_listener_hears_at_once_what_is_known(api: Served) -> None:
+async def test_a_second_listener_gets_the_snapshot_at_once(api: Served) -> None:
     async with listening(api) as first, listening(api) as second:
         assert await first.snapshot() == await second.snapshot()
 
 
-async def test_silence_is_broken(serving: Serving) -> None:
+async def test_a_silent_stream_gets_alive_events(serving: Serving) -> None:
     api = await serving(pace=Pace(sample_s=0.01, alive_s=0.05))
     async with listening(api) as stream:
         await stream.snapshot()
@@ -206,7 +206,7 @@ async def test_silence_is_broken(serving: Serving) -> None:
 
 
 @pytest.mark.slow
-async def test_a_stream_outlives_what_bounds_a_request(serving: Serving) -> None:
+async def test_a_stream_outlives_the_limits_of_a_request(serving: Serving) -> None:
     limits = Limits(head_s=0.05, idle_s=0.05, body_grace_s=0.05, send_s=0.05, linger_s=0.05)
     api = await serving(pace=Pace(sample_s=0.01, alive_s=0.1), limits=limits)
     async with listening(api) as stream:
@@ -317,7 +317,7 @@ async def test_64_listeners_of_one_client_do_not_lock_out_another(serving: Servi
         await trio.aclose_forcefully(stream)
 
 
-async def test_no_listener_no_question_to_the_store(serving: Serving, store: JobStore) -> None:
+async def test_without_listeners_the_store_is_not_asked(serving: Serving, store: JobStore) -> None:
     """Asked of the server that runs the scripts, not of our own code."""
     api = await serving(pace=QUICK)
 
@@ -347,7 +347,7 @@ NAME = "ü" * 120
 
 
 @pytest.mark.slow
-async def test_who_does_not_read_is_cut_off_and_the_others_hear(serving: Serving) -> None:
+async def test_a_listener_that_does_not_read_is_closed_and_others_get_events(serving: Serving) -> None:
     api = await serving(pace=replace(QUICK, listeners=2), limits=Limits(send_s=0.2))
     await submit(api.store, *(f"{number}{NAME}" for number in range(100)))
     async with listening(api) as reading, await api.connect() as deaf:
@@ -389,7 +389,7 @@ async def test_a_stop_ends_the_stream_at_once(serving: Serving) -> None:
 
 
 @pytest.mark.slow
-async def test_a_stop_does_not_wait_for_who_does_not_read(serving: Serving) -> None:
+async def test_a_stop_does_not_wait_for_a_listener_that_does_not_read(serving: Serving) -> None:
     api = await serving(pace=QUICK, grace_s=60)
     await submit(api.store, *(f"{number}{NAME}" for number in range(100)))
     async with listening(api) as reading, await api.connect() as deaf:
@@ -427,7 +427,7 @@ class Flaky:
     "error",
     [StoreUnavailable("it sleeps"), pytest.param(RuntimeError("a bug of ours"), marks=pytest.mark.slow)],
 )
-async def test_a_store_that_does_not_answer_is_told_of(
+async def test_a_store_that_does_not_answer_is_reported(
     serving: Serving, store: JobStore, error: Exception
 ) -> None:
     flaky = Flaky(store, error)
@@ -470,7 +470,7 @@ async def test_reports_of_another_version_do_no_harm(api: Served, facts: dict[st
     assert (instance["role"], instance["host"], instance["started_ms"]) == ("notifier", "", 0)
 
 
-async def test_http_1_0_hears_too(api: Served) -> None:
+async def test_http_1_0_clients_get_events(api: Served) -> None:
     async with await api.connect() as stream:
         await stream.send_all(b"GET /events HTTP/1.0\r\n\r\n")
         answer = b""

@@ -172,13 +172,13 @@ async def test_a_head_that_is_too_large(api: Served) -> None:
 
 
 @pytest.mark.row("H16")
-async def test_a_body_of_10_mb_reads_its_refusal(api: Served) -> None:
+async def test_a_client_that_sends_10_mb_can_read_the_refusal(api: Served) -> None:
     for head in (b"Content-Length: 10000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n989680\r\n"):
         answer = await api.say(POST + head + b"x" * 10_000_000)
         assert (status(answer), code(answer)) == (413, "too_large")
 
 
-async def test_a_body_that_is_announced_too_large_is_not_asked_for(api: Served) -> None:
+async def test_a_body_declared_too_large_is_refused_without_100_continue(api: Served) -> None:
     answer = await api.say(POST + b"Expect: 100-continue\r\nContent-Length: 10000000\r\n\r\n")
     assert status(answer) == 413
 
@@ -236,7 +236,7 @@ async def test_two_slashes_before_a_route_are_no_route(api: Served) -> None:
     assert (status(answer), code(answer)) == (404, "not_found")
 
 
-async def test_no_headers_that_tell_what_runs_here(api: Served) -> None:
+async def test_no_header_names_the_server(api: Served) -> None:
     answer = await api.client.get("/hb")
     assert "server" not in answer.headers
     assert "date" in answer.headers
@@ -354,7 +354,7 @@ async def test_a_reader_that_does_not_read(serving: Serving, tmp_path: Path) -> 
         assert len(await read_or_reset(stream)) < 50_000_000
 
 
-async def test_clients_that_leave_are_nobody_s_fault(api: Served, capfd: pytest.CaptureFixture[str]) -> None:
+async def test_clients_that_disconnect_log_no_error(api: Served, capfd: pytest.CaptureFixture[str]) -> None:
     body = json.dumps(JOB).encode()
     for data in (
         *(b"G", GET, POST + b"Content-Length: 9\r\n\r\n{", POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n"),
@@ -389,7 +389,7 @@ async def test_a_thousand_idle_connections(serving: Serving) -> None:
 
 
 @pytest.mark.row("H16")
-async def test_a_crowded_server_closes_what_waits_for_its_client(serving: Serving) -> None:
+async def test_a_full_server_closes_connections_that_wait_for_their_client(serving: Serving) -> None:
     api = await serving(limits=Limits(connections=2, linger_s=0.1))
     for sent in (b"", b"GET /hb", POST + b"Content-Length: 9\r\n\r\n{"):
         async with await api.connect() as oldest:
@@ -452,7 +452,7 @@ async def test_stop_lets_a_request_be_answered(serving: Serving) -> None:
 
 
 @pytest.mark.slow
-async def test_stop_cuts_who_does_not_read_or_finish(serving: Serving, tmp_path: Path) -> None:
+async def test_a_stop_closes_connections_that_do_not_read_or_finish(serving: Serving, tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(b"x" * 50_000_000)
 

@@ -51,7 +51,7 @@ async def test_on_loopback_only_its_own_names_are_answered(api: Served, host: st
 
 @pytest.mark.parametrize("name", ["evil.example", "evil.example:8000"])
 @pytest.mark.row("H24")
-async def test_a_page_whose_name_was_rebound_to_loopback_gets_nowhere(api: Served, name: str) -> None:
+async def test_a_page_of_a_name_rebound_to_loopback_is_refused(api: Served, name: str) -> None:
     """What a browser sends for that page: to itself, as far as it knows."""
     headers = {"Host": name, "Origin": f"http://{name}", "Sec-Fetch-Site": "same-origin"}
     for path in ("/download", "/downloads", "/retry/00000000000000"):
@@ -130,7 +130,7 @@ async def shared(serving: Serving) -> Served:
     return await serving(settings=ApiSettings(cors_origins=[PAGE, "http://localhost:3000"], tokens=[token]))
 
 
-async def test_nobody_s_pages_may_read_by_default(api: Served) -> None:
+async def test_no_other_origin_may_read_by_default(api: Served) -> None:
     for method in ("GET", "OPTIONS"):
         answer = await api.client.request(
             method, "/stats/processor", headers={"Origin": PAGE, "Access-Control-Request-Method": "GET"}
@@ -210,7 +210,7 @@ async def test_any_page(serving: Serving) -> None:
     "origin",
     ["", "null", "dash.example", "https://", "https://a.example/", "ftp://a.example", "https://u@a.example"],
 )
-def test_origins_that_are_none(origin: str) -> None:
+def test_invalid_origins(origin: str) -> None:
     with pytest.raises(ValidationError, match=r"cors_origins[\s\S]*must be (http or https )?origins"):
         ApiSettings(cors_origins=[origin])
 

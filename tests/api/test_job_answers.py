@@ -64,7 +64,7 @@ WRONG: list[tuple[dict[str, Any], list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("job", "expected"), WRONG, ids=str)
-async def test_all_that_is_wrong_is_answered(
+async def test_all_errors_are_answered(
     api: Served, job: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
     for answer in await answers(api, job):

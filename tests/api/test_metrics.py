@@ -31,7 +31,7 @@ async def scrape(api: Served) -> dict[str, dict[tuple[str, ...], float]]:
     return found
 
 
-async def test_each_metric_is_told_before_anything_has_happened(api: Served) -> None:
+async def test_each_metric_is_present_from_the_start(api: Served) -> None:
     text = (await api.client.get("/metrics")).text
     for metric in METRICS:
         name = metric.name.removesuffix("_total") if metric.type == "counter" else metric.name
@@ -50,7 +50,7 @@ async def test_the_library_answers_in_the_format_that_is_asked_for(api: Served) 
     assert answer.text.endswith("# EOF\n")
 
 
-async def test_what_the_api_counts(serving: Serving, deps: ApiDeps) -> None:
+async def test_counters_of_the_api(serving: Serving, deps: ApiDeps) -> None:
     counters = Counters(API_COUNTERS)
     api = await serving(counters=counters)
     job = json.dumps(JOB).encode()
@@ -115,7 +115,7 @@ async def test_totals_over_instances_that_come_and_go(api: Served) -> None:
     assert not [name for name in stats if "seconds" in name]
 
 
-def test_what_another_version_has_counted_is_no_error() -> None:
+def test_unknown_counters_of_another_version_are_ignored() -> None:
     """An older or newer one has other series, labels and buckets in the same totals."""
     series = {
         "processor": {
@@ -155,7 +155,7 @@ def test_each_histogram_has_a_metric() -> None:
     assert set(HISTOGRAMS) == {metric.source for metric in METRICS if metric.type == "histogram"}
 
 
-async def test_what_waits(api: Served) -> None:
+async def test_pending_work(api: Served) -> None:
     for name in ("a", "a", "b"):
         await api.post(json.dumps(JOB | {"aggr_id": name, "aggr_limit": 1}).encode())
     [first, second] = (await api.store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases

@@ -58,7 +58,7 @@ async def ending(api: Served, nursery: trio.Nursery) -> AsyncIterator[Callable[[
     nursery.cancel_scope.cancel()
 
 
-async def test_submit_says_what_became_of_each(run: Run, api: Served) -> None:
+async def test_submit_reports_each_job(run: Run, api: Served) -> None:
     ran = await run("submit", "https://a.example/1", "https://a.example:8443/2", "nonsense", *HTTP)
     [first, second, third] = ran.out.splitlines()
     assert (ran.status, ran.err) == (1, "")
@@ -72,7 +72,7 @@ async def test_submit_says_what_became_of_each(run: Run, api: Served) -> None:
     assert (job.spec.aggr_limit, job.spec.callback_type, job.spec.callback_dst) == (4, "http", HTTP[1])
 
 
-async def test_without_a_callback_nobody_is_called(run: Run, api: Served) -> None:
+async def test_without_a_callback_none_is_sent(run: Run, api: Served) -> None:
     job = json.dumps({"url": "https://h/2", "callback_url": "https://client.example/2"})
     text = f"https://h/1\n{job}\n"
     rows = (await run("submit", "--from-file", "-", "--json", stdin=text)).json_lines()
@@ -111,7 +111,7 @@ async def test_refused_jobs_as_json(run: Run) -> None:
     assert (ran.status, row["code"], row["field"], row["url"]) == (1, "url_scheme", "url", "ftp://h/x")
 
 
-async def test_what_the_service_does_not_know_is_told_once(run: Run) -> None:
+async def test_a_warning_about_unknown_fields_is_printed_once(run: Run) -> None:
     ran = await run("submit", "https://h/1", "https://h/2", "-F", "mime_typ=image/*", *HTTP)
     assert (ran.status, len(ran.out.splitlines())) == (0, 2)
     assert "`mime_typ`" in ran.complaint

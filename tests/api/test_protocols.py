@@ -58,7 +58,7 @@ async def test_curl(api: Served, options: tuple[str, ...], get_version: str, pos
     assert json.loads(body)["id"] == job_id
 
 
-async def test_what_java_sends(api: Served) -> None:
+async def test_an_upgrade_as_java_sends_it(api: Served) -> None:
     """`java.net.http.HttpClient` (17) with its defaults asks for h2c with each request, bodies or not."""
     body = json.dumps(JOB).encode()
     head = (

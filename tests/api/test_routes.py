@@ -75,7 +75,7 @@ async def test_health(api: Served) -> None:
     assert ready.json() == {"status": "ok", "store": True, "roles": {"api": True, "processor": True}}
 
 
-async def test_a_backend_that_is_unhealthy_shows_and_takes_nothing_out_of_service(serving: Serving) -> None:
+async def test_an_unhealthy_backend_is_shown_and_leaves_the_instance_ready(serving: Serving) -> None:
     api = await serving(healthy=lambda: {"http": True, "kafka": False})
     ready = await api.client.get("/health/ready")
     assert ready.status_code == 200
@@ -172,7 +172,7 @@ async def test_a_failed_job_whose_callback_failed(api: Served) -> None:
     assert datetime.fromisoformat(job["kept_until"]) - finished == timedelta(seconds=60)
 
 
-async def test_a_storage_that_fails_hides_no_job(serving: Serving) -> None:
+async def test_a_failing_storage_hides_no_job(serving: Serving) -> None:
     def fail(_: JobSpec) -> str:
         raise StorageError("it does not answer")
 
@@ -183,7 +183,7 @@ async def test_a_storage_that_fails_hides_no_job(serving: Serving) -> None:
     assert (job["state"], job["download_url"]) == ("succeeded", "")
 
 
-async def test_who_asks_for_the_result_needs_no_callback(api: Served) -> None:
+async def test_callback_type_none_needs_no_destination(api: Served) -> None:
     job_id = await submit(api, callback_type="none", callback_dst=None)
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     assert lease.spec.callback(success=True) == lease.spec.callback(success=False) == ("", "")
@@ -260,7 +260,7 @@ async def test_a_failed_download_is_run_again(api: Served) -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?download=1", "?download=0"])
-async def test_what_has_not_failed_is_not_tried_again(api: Served, query: str) -> None:
+async def test_a_job_that_has_not_failed_is_not_retried(api: Served, query: str) -> None:
     job_id = await submit(api)
     answer = await api.client.post(f"/retry/{job_id}{query}")
     assert (answer.status_code, answer.json()["code"]) == (409, "not_to_be_retried")
@@ -367,7 +367,7 @@ async def test_the_page_and_its_policy(api: Served) -> None:
         ("icon.svg", "image/svg+xml"),
     ],
 )
-async def test_what_the_page_loads(api: Served, name: str, kind: str) -> None:
+async def test_files_of_the_page(api: Served, name: str, kind: str) -> None:
     answer = await api.client.get(f"/web/{name}")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == kind

@@ -85,7 +85,7 @@ async def test_http_1_0_gets_a_body_that_the_close_ends() -> None:
     assert answer.endswith(b"\r\n\r\nonetwo")
 
 
-async def test_what_an_application_is_told() -> None:
+async def test_the_scope_of_a_request() -> None:
     seen: list[Message] = []
 
     async def app(scope: Message, receive: Receive, send: Send) -> None:
@@ -206,7 +206,7 @@ async def test_sending_to_a_client_that_left_raises_an_os_error() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_what_is_sent_after_the_stop_has_less_time() -> None:
+async def test_sending_after_the_stop_has_less_time() -> None:
     stopped = trio.Event()
 
     async def app(_scope: Message, _receive: Receive, send: Send) -> None:

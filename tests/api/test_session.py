@@ -94,7 +94,7 @@ async def test_signing_in_and_out(api: Served, capfd: pytest.CaptureFixture[str]
     ],
 )
 @pytest.mark.row("H19")
-async def test_what_is_no_token(api: Served, body: Any, status: int, code: str) -> None:
+async def test_invalid_tokens(api: Served, body: Any, status: int, code: str) -> None:
     answer = await api.client.post("/session", json=body)
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     assert "set-cookie" not in answer.headers
@@ -234,7 +234,7 @@ async def test_without_tokens_nobody_signs_in(serving: Serving) -> None:
     assert (await sign_in(api, "admin")).status_code == 404
 
 
-async def test_a_bearer_sees_who_it_is(api: Served) -> None:
+async def test_get_session_names_the_token_of_the_request(api: Served) -> None:
     answer = await api.client.get("/session", headers={"Authorization": f"Bearer {SECRETS['reader']}"})
     assert answer.json() == {"tokens": True, "name": "reader", "scopes": ["read"], "expires_at": None}
 

@@ -37,7 +37,7 @@ async def test_a_job_keeps_the_trace_of_its_request(api: Served, path: str) -> N
         f"00-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01",
     ],
 )
-async def test_one_that_is_malformed_is_none(api: Served, value: str) -> None:
+async def test_a_malformed_traceparent_is_ignored(api: Served, value: str) -> None:
     answer = await api.client.post("/download", json=JOB, headers={"traceparent": value})
     assert answer.status_code == 201
     assert await kept(api, answer.json()["id"]) == ""

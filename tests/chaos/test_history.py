@@ -50,7 +50,7 @@ def record(history: History, job_id: str, **changes: Any) -> History:
     return history
 
 
-def test_nothing_is_said_of_a_good_history() -> None:
+def test_a_correct_history_has_no_violations() -> None:
     assert judge(good()) == []
 
 

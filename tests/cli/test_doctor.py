@@ -68,7 +68,7 @@ def unchanged(folder: Path) -> Iterator[None]:
     assert sorted(folder.rglob("*")) == before
 
 
-def test_all_is_well_and_nothing_is_left(folder: Path, server: Valkey) -> None:
+def test_all_parts_pass_and_nothing_is_left(folder: Path, server: Valkey) -> None:
     with unchanged(folder):
         findings = examined(settings(folder, redis=on(server, durability="aof")))
     assert list(findings) == PARTS
@@ -132,7 +132,7 @@ def test_files_that_no_other_machine_can_fetch(folder: Path, tables: dict[str, A
     assert bool(unreachable_files(settings(folder, **tables))) is told
 
 
-def test_an_open_api_is_told(folder: Path) -> None:
+def test_an_open_api_is_reported(folder: Path) -> None:
     async def examine(port: int) -> str:
         try:
             return await examine_api(settings(folder, api={"host": "0.0.0.0", "port": port}))
@@ -237,7 +237,7 @@ def test_a_disk_that_is_too_full(folder: Path, server: Valkey) -> None:
     assert examined(settings(folder, redis=on(server), processor=soon))["spool"].state is FindingState.NOTE
 
 
-def test_a_port_of_somebody_else_and_one_that_is_open_to_all(folder: Path, server: Valkey) -> None:
+def test_a_port_of_another_program_and_an_open_api(folder: Path, server: Valkey) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         found = examined(settings(folder, redis=on(server), api={"port": port}))["api"]
@@ -272,7 +272,7 @@ def stranger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("pigeon", {}, "no notifier plugin 'pigeon' is installed (installed: absent, bad, broken, "),
     ],
 )
-def test_a_backend_that_fails_is_told_beside_one_that_does_not(
+def test_a_failing_backend_is_reported_beside_a_working_one(
     folder: Path, stranger: dict[str, str], name: str, section: dict[str, str], expected: str
 ) -> None:
     backends = {name: {**stranger, "password": "hunter2", **section}, "http": {}}
@@ -284,7 +284,9 @@ def test_a_backend_that_fails_is_told_beside_one_that_does_not(
     assert not (folder / "diary").exists(), "nothing is delivered"
 
 
-def test_a_backend_says_what_it_has_found(folder: Path, server: Valkey, stranger: dict[str, str]) -> None:
+def test_the_result_of_a_backends_check_is_shown(
+    folder: Path, server: Valkey, stranger: dict[str, str]
+) -> None:
     Path(stranger["cure"]).touch()
     findings = examined(settings(folder, redis=on(server), backends={"bad": stranger}))
     assert (findings["backends.bad"].state, findings["backends.bad"].text) == (
@@ -381,7 +383,7 @@ def configured(folder: Path, tables: Tables) -> Path:
     return config
 
 
-def test_what_it_prints(folder: Path, server: Valkey) -> None:
+def test_its_output(folder: Path, server: Valkey) -> None:
     config = configured(folder, {"redis": {"url": server.url}})
     ran = run_cli("doctor", "-c", config)
     assert (ran.status, ran.err) == (0, "")

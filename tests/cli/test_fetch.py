@@ -133,14 +133,14 @@ async def test_a_host_has_its_limit(origin: Origin, tmp_path: Path) -> None:
     assert max(origin.peak.values()) <= 2
 
 
-async def test_what_may_pass_is_tried_again(origin: Origin, tmp_path: Path) -> None:
+async def test_a_temporary_error_is_retried(origin: Origin, tmp_path: Path) -> None:
     ran = await fetch(origin.url("/flaky/1/503/5?key=k"), "-o", tmp_path, "--json")
     [row] = ran.json_lines()
     assert (ran.status, row["attempts"]) == (0, 2)
     assert row["seconds"] < 4.5, "two at most of backoff: the loop must not wait for its next look"
 
 
-async def test_what_an_origin_says_reaches_no_terminal_raw(origin: Origin, tmp_path: Path) -> None:
+async def test_text_of_an_origin_is_escaped_on_a_terminal(origin: Origin, tmp_path: Path) -> None:
     origin.on("/x%1b%5b31m.txt", raw(b"HTTP/1.1 404 \x1b[31mred\r\nContent-Length: 0\r\n\r\n"))
     ran = await fetch(origin.url("/x%1b%5b31m.txt"), "-o", tmp_path)
     assert ran.status == 1

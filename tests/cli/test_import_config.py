@@ -98,7 +98,7 @@ def test_files_stay_in_the_storage_dir_that_held_them(importing: Importing) -> N
     assert new["processor"] == {"storage_dir": "/d", "filestorage": {"type": "filesystem", "rootdir": "/d"}}
 
 
-def test_what_has_no_counterpart_is_named_and_left_out(importing: Importing) -> None:
+def test_settings_without_a_counterpart_are_named_and_left_out(importing: Importing) -> None:
     old = {
         "processor": {"max_retries": 4, "turbo": True},
         "backends": {"amqp": {"host": "h"}, "kafka": {"bootstrap.servers": "k", "ssl.ca.location": "/x"}},
@@ -143,7 +143,9 @@ def test_what_has_no_counterpart_is_named_and_left_out(importing: Importing) -> 
         ),
     ],
 )
-def test_what_cannot_be_converted_gives_one_line(importing: Importing, old: Any, complaint: str) -> None:
+def test_a_file_that_cannot_be_converted_gives_one_line(
+    importing: Importing, old: Any, complaint: str
+) -> None:
     assert importing.refused(old) == complaint
 
 

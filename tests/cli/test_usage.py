@@ -151,9 +151,7 @@ def test_each_command_refuses_a_wrong_configuration(
     assert complaint(capsys, command, "-c", str(config)) == expected
 
 
-def test_each_thing_that_is_wrong_with_a_configuration_is_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_error_of_a_configuration_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.toml"
     config.write_text("[processor]\nconcurency = 3\nlease = 0\n")
     assert main(["run", "-c", str(config)]) == 2
@@ -241,7 +239,7 @@ def test_plugins_lists_what_is_installed_and_what_is_used(
     assert f"http\tnotifier\t{__version__}\tdownloader-service" in lines
 
 
-def test_a_plugin_that_is_configured_and_not_installed_is_told(
+def test_a_configured_plugin_that_is_not_installed_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "c.toml"

@@ -274,7 +274,7 @@ async def test_a_bucket_that_is_not_listed_is_refused(
         await service.stop()
 
 
-async def test_a_bucket_that_is_not_listed_any_more_is_final_and_gets_nothing(
+async def test_a_bucket_removed_from_the_list_is_a_final_failure(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, moto: Moto
 ) -> None:
     """The processor checks too: the API may have another configuration, or have taken the job earlier."""

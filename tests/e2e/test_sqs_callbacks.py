@@ -103,7 +103,7 @@ async def test_failures_may_go_elsewhere(folder: Path, origin: Origin, sink: Sin
         assert [one.job_id for one in sink.received] == [good]
 
 
-async def test_a_queue_that_is_not_listed_is_told_of(folder: Path, origin: Origin, moto: Moto) -> None:
+async def test_a_queue_that_is_not_listed_is_rejected(folder: Path, origin: Origin, moto: Moto) -> None:
     moto.sqs.create_queue(QueueName="secret")
     async with a_run(folder, moto, queues=["jobs-*"]) as fleet:
         job_id = await fleet.post(**job_for(origin.url("/bytes/1"), "secret", callback_type="sqs"))

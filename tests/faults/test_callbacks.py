@@ -178,7 +178,7 @@ async def test_h21_silent_destinations_leave_half_of_the_slots_to_those_that_ans
 
 
 @pytest.mark.row("F20")
-async def test_f20_origins_that_fail_are_told_of_and_free_their_slot(
+async def test_f20_failing_origins_are_reported_and_free_their_slot(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
     brief = {"processor": {"download_timeout": 1, "max_retries": 1, "retry_backoff": 0.1}}

@@ -102,7 +102,7 @@ async def test_f25_a_lease_answered_after_the_deadline_is_handed_back(
 
 @pytest.mark.row("F25")
 @pytest.mark.parametrize("size", [1, 200_000], ids=["small", "spooled"])
-async def test_f25_a_disk_that_hangs_holds_up_no_stop_and_no_lease(
+async def test_f25_a_hung_disk_delays_no_stop_and_no_lease(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, size: int
 ) -> None:
     async with open_fleet(folder, server, {"backends.http": {"timeout": 60.0}}) as fleet:
@@ -141,7 +141,7 @@ async def test_f25_slow_deletions_do_not_hold_up_a_stop(
 
 
 @pytest.mark.row("F25")
-async def test_f25_a_log_that_nobody_reads_holds_up_no_stop(folder: Path, server: Valkey) -> None:
+async def test_f25_an_unread_log_delays_no_stop(folder: Path, server: Valkey) -> None:
     """The event loop is blocked in writing it, so no task can act on the signal."""
     config = folder / "config.toml"
     own = {"": {"data_dir": str(folder / "data")}, "redis": {"url": server.url}}

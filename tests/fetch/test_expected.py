@@ -72,7 +72,7 @@ async def test_another_counted_size(lab: Lab, origin: Origin, wanted: int, found
     assert lab.files() == []
 
 
-async def test_what_is_expected_is_the_decoded_file(lab: Lab, origin: Origin) -> None:
+async def test_size_and_digest_are_those_of_the_decoded_file(lab: Lab, origin: Origin) -> None:
     packed = gzip.compress(BODY)
     # The digest of what is sent is another, and is not compared.
     fields = [("Content-Encoding", "gzip"), (REPR, BAD_256)]
@@ -167,14 +167,14 @@ async def test_a_file_that_has_not_changed(lab: Lab, origin: Origin, name: str) 
     assert lab.files() == []
 
 
-async def test_a_304_that_was_not_asked_for(lab: Lab, origin: Origin) -> None:
+async def test_an_unrequested_304(lab: Lab, origin: Origin) -> None:
     origin.on("/x", respond(304))
     for headers in ({}, {"If-Match": '"a"'}):
         outcome = await lab.fetch(origin.url("/x"), request_headers=headers)
         assert end(outcome) == (Verdict.FAILED, ErrorCode.HTTP_STATUS)
 
 
-async def test_a_304_of_an_origin_that_was_not_told_the_condition(lab: Lab, origin: Origin) -> None:
+async def test_a_304_to_a_request_without_the_condition(lab: Lab, origin: Origin) -> None:
     origin.on("/x", respond(304))
     origin.on("/to", respond(302, headers=[("Location", origin.url("/x", host="localhost"))]))
     outcome = await lab.fetch(origin.url("/to"), request_headers={"If-None-Match": '"a"'})

@@ -226,7 +226,7 @@ async def test_other_encodings_are_stored_as_sent(lab: Lab, origin: Origin, name
 
 @pytest.mark.parametrize("name", ["gzip", "x-gzip", " GZip "])
 @pytest.mark.parametrize("size", [0, 1000, 3_000_000])
-async def test_gzip_that_nobody_asked_for_is_decoded(lab: Lab, origin: Origin, name: str, size: int) -> None:
+async def test_unrequested_gzip_is_decoded(lab: Lab, origin: Origin, name: str, size: int) -> None:
     body = body_of(size)
     data = gzip.compress(body[: size // 2]) + gzip.compress(body[size // 2 :]) + b"behind it"
     outcome = await lab.fetch(origin.on("/x", respond(200, data, [("Content-Encoding", name)])))

@@ -133,7 +133,7 @@ async def test_a_part_is_replaced_with_its_note_by_another_version(
 
 
 @pytest.mark.parametrize("fields", [[], [("ETag", 'W/"v1"')], [TAG, ("Accept-Ranges", "none")]])
-async def test_what_cannot_be_continued_is_not_kept(
+async def test_a_part_that_cannot_be_continued_is_not_kept(
     tmp_path: Path, origin: Origin, fields: Sequence[tuple[str, str]]
 ) -> None:
     async with open_lab(tmp_path, lasting=True) as lab:

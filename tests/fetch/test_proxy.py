@@ -78,7 +78,7 @@ async def test_socks_credentials(lab: Lab, origin: Origin, given: str, verdict: 
 
 
 @pytest.mark.parametrize("kind", ["http", "socks5"])
-async def test_a_refusing_proxy_holds_up_nothing(tmp_path: Path, kind: Kind) -> None:
+async def test_a_refusing_proxy_blocks_no_later_attempt(tmp_path: Path, kind: Kind) -> None:
     async with (
         open_origin(server_context()) as origin,
         open_proxy(kind) as proxy,
@@ -96,7 +96,7 @@ async def test_a_refusing_proxy_holds_up_nothing(tmp_path: Path, kind: Kind) -> 
             ).verdict is Verdict.SUCCEEDED
 
 
-async def test_a_tls_failure_behind_a_proxy_holds_up_nothing(tmp_path: Path) -> None:
+async def test_a_tls_failure_behind_a_proxy_blocks_no_later_attempt(tmp_path: Path) -> None:
     async with (
         open_origin(server_context("elsewhere.example")) as origin,
         open_proxy("http") as proxy,
@@ -196,7 +196,7 @@ async def test_odd_answers_to_connect(lab: Lab, answers: list[bytes], error: str
         assert (outcome.error, outcome.response_code) == (error, 0)
 
 
-async def test_garbage_for_an_answer_to_connect(lab: Lab) -> None:
+async def test_garbage_in_answer_to_connect(lab: Lab) -> None:
     async with scripted_proxy(b"garbage\r\n\r\n") as port:
         outcome = await lab.fetch("https://127.0.0.1:8443/", proxy=f"http://127.0.0.1:{port}")
         assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.PROTOCOL)

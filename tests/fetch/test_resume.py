@@ -142,21 +142,23 @@ async def test_a_file_is_continued_after_each_cut(lab: Lab, origin: Origin) -> N
     ],
     ids=str,
 )
-async def test_what_may_have_changed_unnoticed_starts_anew(lab: Lab, origin: Origin, fields: Fields) -> None:
+async def test_a_file_without_a_strong_validator_starts_over(
+    lab: Lab, origin: Origin, fields: Fields
+) -> None:
     url = script(origin, cut(fields=fields), respond(200, OTHER))
     assert (await twice(lab, url, kept=False)).verdict is Verdict.SUCCEEDED
     assert lab.stored() == OTHER
     assert ranges(origin) == [False, False]
 
 
-async def test_a_file_of_unknown_length_starts_anew(lab: Lab, origin: Origin) -> None:
+async def test_a_file_of_unknown_length_starts_over(lab: Lab, origin: Origin) -> None:
     start = head(200, None, [ETAG, ("Transfer-Encoding", "chunked")])
     url = script(origin, raw(start + b"%x\r\n" % len(BODY) + BODY[:CUT]), respond(200, BODY))
     assert (await twice(lab, url, kept=False)).verdict is Verdict.SUCCEEDED
     assert lab.stored() == BODY
 
 
-async def test_gzip_that_is_decoded_starts_anew(lab: Lab, origin: Origin) -> None:
+async def test_decoded_gzip_starts_over(lab: Lab, origin: Origin) -> None:
     packed = gzip.compress(BODY, 0)
     fields = [ETAG, ("Content-Encoding", "gzip")]
     url = script(origin, cut(packed, fields), respond(200, packed, fields))
@@ -164,7 +166,7 @@ async def test_gzip_that_is_decoded_starts_anew(lab: Lab, origin: Origin) -> Non
     assert lab.stored() == BODY
 
 
-async def test_a_small_file_starts_anew(lab: Lab, origin: Origin) -> None:
+async def test_a_small_file_starts_over(lab: Lab, origin: Origin) -> None:
     url = script(origin, cut(at=1000), respond(200, BODY))
     assert (await twice(lab, url, kept=False)).verdict is Verdict.SUCCEEDED
     assert ranges(origin) == [False, False]
@@ -211,7 +213,7 @@ RIGHT = "bytes {0}-{1}/{2}"
     ],
     ids=range(19),
 )
-async def test_any_other_answer_than_the_rest_starts_anew(lab: Lab, origin: Origin, answer: Handler) -> None:
+async def test_any_other_answer_than_the_rest_starts_over(lab: Lab, origin: Origin, answer: Handler) -> None:
     url = script(origin, cut(), answer, respond(200, OTHER[:-7]))
     outcome = await twice(lab, url)
     assert (outcome.verdict, outcome.file.size) == (Verdict.SUCCEEDED, len(OTHER) - 7)
@@ -219,7 +221,7 @@ async def test_any_other_answer_than_the_rest_starts_anew(lab: Lab, origin: Orig
     assert ranges(origin) == [False, True, False]
 
 
-async def test_a_206_in_chunks_starts_anew(lab: Lab, origin: Origin) -> None:
+async def test_a_206_in_chunks_starts_over(lab: Lab, origin: Origin) -> None:
     async def chunked(exchange: Exchange) -> None:
         start = offset(exchange)
         fields = [ETAG, ("Content-Range", f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")]
@@ -252,7 +254,7 @@ async def test_a_206_that_is_cut_after_a_200_is_cut_of_the_newer_file(lab: Lab, 
     assert origin.asked("/x")[2].headers["if-range"] == '"v2"'
 
 
-async def test_a_206_that_nobody_asked_for_is_final(lab: Lab, origin: Origin) -> None:
+async def test_an_unrequested_206_is_final(lab: Lab, origin: Origin) -> None:
     fields = [ETAG, ("Content-Range", f"bytes 0-{len(BODY) - 1}/{len(BODY)}")]
     outcome = await lab.fetch(origin.on("/x", respond(206, BODY, fields)))
     assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.HTTP_STATUS)
@@ -292,7 +294,7 @@ async def test_a_continued_file_has_the_digest_of_its_first_response(
     assert lab.spooled() == [], "the next attempt starts from the beginning"
 
 
-async def test_a_redirect_to_another_url_starts_anew(lab: Lab, origin: Origin) -> None:
+async def test_a_redirect_to_another_url_starts_over(lab: Lab, origin: Origin) -> None:
     origin.on("/a", cut())
     origin.on("/b", respond(200, OTHER))
     url = script(
@@ -395,7 +397,7 @@ async def _swept(parts: Parts, lab: Lab, left: int) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_part_is_deleted_when_its_time_is_over(lab: Lab, origin: Origin, kept: Lease) -> None:
+async def test_an_expired_part_is_deleted(lab: Lab, origin: Origin, kept: Lease) -> None:
     other = lease(script(origin, cut(), path="/y"))
     await attempt(lab, other)
     parts = lab.fetcher.parts

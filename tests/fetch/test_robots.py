@@ -36,7 +36,7 @@ def file_and_robots(origin: Origin, robots: Handler, path: str = "/private/x") -
     return origin.on(path, respond(200, b"file"))
 
 
-async def test_what_it_refuses_is_not_fetched(lab: Lab, origin: Origin) -> None:
+async def test_a_disallowed_url_is_not_fetched(lab: Lab, origin: Origin) -> None:
     url = file_and_robots(origin, respond(200, DENY))
     outcome = await lab.fetch(url, request_headers={"Authorization": "secret"})
     assert end(outcome) == REFUSED
@@ -56,7 +56,7 @@ async def test_it_is_off_by_default(tmp_path: Path, origin: Origin) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 301, 400, 401, 403, 404, 410])
-async def test_one_that_is_not_there_allows_all(lab: Lab, origin: Origin, status: int) -> None:
+async def test_a_missing_robots_txt_allows_all(lab: Lab, origin: Origin, status: int) -> None:
     assert end(await lab.fetch(file_and_robots(origin, respond(status, DENY)))) == OK
 
 
@@ -74,9 +74,7 @@ async def test_an_origin_that_cannot_answer_is_asked_later(lab: Lab, origin: Ori
     assert origin.asked("/private/x") == []
 
 
-async def test_an_origin_that_cannot_be_reached_ends_the_attempt_as_its_file_would(
-    lab: Lab, origin: Origin
-) -> None:
+async def test_an_unreachable_origin_fails_as_a_download_does(lab: Lab, origin: Origin) -> None:
     outcome = await lab.fetch(file_and_robots(origin, raw(b"", then="rst")))
     assert end(outcome) == (Verdict.RETRY, ErrorCode.CONNECT)
     assert origin.asked("/private/x") == []
@@ -129,7 +127,7 @@ async def test_its_age_follows_cache_control_within_bounds(lab: Lab, origin: Ori
         assert age_s - 60 < entry.until - trio.current_time() <= age_s
 
 
-async def test_what_is_kept_is_bounded(lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_cache_is_bounded(lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("downloader.fetch.robots.MAX_KEPT_BYTES", 300)
     robots = lab.fetcher.robots
     assert robots is not None
@@ -140,7 +138,7 @@ async def test_what_is_kept_is_bounded(lab: Lab, origin: Origin, monkeypatch: py
     assert [key[0].host for key in robots._kept] == ["localhost"]
 
 
-async def test_a_crawl_delay_is_told_before_any_file_is_fetched(lab: Lab, origin: Origin) -> None:
+async def test_a_crawl_delay_is_known_before_any_file_is_fetched(lab: Lab, origin: Origin) -> None:
     told: list[tuple[str, float, float]] = []
 
     async def on_crawl_delay(host: str, seconds: float, age_s: float) -> None:
@@ -186,7 +184,7 @@ async def test_an_endless_one_is_cut(lab: Lab, origin: Origin) -> None:
 
 
 @pytest.mark.row("H12")
-async def test_a_slow_one_is_given_up(lab: Lab, origin: Origin) -> None:
+async def test_a_slow_robots_txt_is_given_up(lab: Lab, origin: Origin) -> None:
     async def drip(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\n\r\n")
         while True:

@@ -529,7 +529,7 @@ async def test_download_timeout_covers_storing(tmp_path: Path, origin: Origin) -
     )
 
 
-async def test_our_own_lack_of_descriptors_is_no_fault_of_the_origin(lab: Lab, origin: Origin) -> None:
+async def test_a_lack_of_descriptors_is_our_own_fault(lab: Lab, origin: Origin) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.open("/dev/null", os.O_RDONLY)
     os.close(lowest_free)

@@ -152,7 +152,7 @@ UNDERSTOOD: dict[str, tuple[bytes, bytes, bool]] = {
 
 @pytest.mark.parametrize("name", UNDERSTOOD)
 @pytest.mark.row("H11")
-async def test_what_is_understood(name: str) -> None:
+async def test_accepted_responses(name: str) -> None:
     data, body, reusable = UNDERSTOOD[name]
     for pieces in splits(data):
         found = await receive(pieces)
@@ -224,7 +224,7 @@ async def test_a_trailer_is_no_header() -> None:
     ],
 )
 @pytest.mark.row("H11")
-async def test_what_is_refused(data: bytes) -> None:
+async def test_refused_responses(data: bytes) -> None:
     for pieces in splits(data[:6000]):
         with pytest.raises(BadResponse, match=r"^malformed HTTP response$"):
             await receive(pieces)
@@ -243,7 +243,7 @@ async def test_what_is_refused(data: bytes) -> None:
     ],
 )
 @pytest.mark.row("H11")
-async def test_what_is_cut_short(data: bytes) -> None:
+async def test_truncated_responses(data: bytes) -> None:
     for pieces in splits(data):
         with pytest.raises(CutShort, match="unexpected EOF"):
             await receive(pieces)
@@ -339,7 +339,9 @@ async def test_a_head_has_no_body() -> None:
         (b"GET", b"/", [(b"", b"a")]),
     ],
 )
-async def test_what_cannot_be_sent(method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]) -> None:
+async def test_malformed_requests_are_not_sent(
+    method: bytes, target: bytes, fields: list[tuple[bytes, bytes]]
+) -> None:
     wire = Wire([OK])
     with pytest.raises(BadRequest):
         await connection(wire).request(method, target, fields)

@@ -84,7 +84,7 @@ async def test_ipv6_loopback_is_refused_without_a_syn(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1", "2130706433", "localhost", "0x7f.1"])
-async def test_what_is_allowed_connects_in_every_spelling(host: str) -> None:
+async def test_an_allowed_address_connects_in_every_spelling(host: str) -> None:
     async with serving(echo) as port:
         stream = await dialer(LOOPBACK).connect(host_of(host), port)
         await stream.send(b"ping")
@@ -108,7 +108,7 @@ async def test_addresses_are_never_looked_up() -> None:
 
 
 @pytest.mark.row("H4")
-async def test_one_private_answer_poisons_the_name() -> None:
+async def test_one_private_address_refuses_the_name() -> None:
     with listening() as sock:
         names = Names(mixed_test=[["93.184.216.34", "127.0.0.1"]])
         with pytest.raises(EgressRefused, match=r"127\.0\.0\.1 \(mixed\.test\)"):
@@ -185,7 +185,7 @@ async def test_the_next_address_is_tried_when_one_fails() -> None:
 
 
 @pytest.mark.parametrize(("before", "found"), [(15, True), (16, False)])
-async def test_a_name_with_very_many_addresses_is_not_called_at_all_of_them(
+async def test_not_all_of_very_many_addresses_are_tried(
     before: int,
     found: bool,  # noqa: FBT001 - a parameter
 ) -> None:
@@ -201,7 +201,7 @@ async def test_a_name_with_very_many_addresses_is_not_called_at_all_of_them(
 
 
 @pytest.mark.slow
-async def test_a_silent_address_holds_up_the_next_for_a_moment_only() -> None:
+async def test_a_silent_address_delays_the_next_by_a_moment_only() -> None:
     with silent_port() as (port, _):
         async with serving_on("127.0.0.2", port):
             names = Names(two_test=[["127.0.0.1", "127.0.0.2"]])
@@ -240,7 +240,7 @@ async def test_all_addresses_refused_is_a_connect_error() -> None:
         await dialer(LOOPBACK, resolver=names).connect("two.test", spare_port())
 
 
-async def test_a_slow_name_server_is_bounded_and_told_apart() -> None:
+async def test_a_slow_name_server_times_out_with_its_own_error() -> None:
     async def hang(host: str, port: int) -> Sequence[str]:
         await trio.sleep_forever()
         raise AssertionError
@@ -285,7 +285,7 @@ async def test_hanging_look_ups_leave_trios_own_threads_alone(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".test", "y" * 300, "no-such-host.invalid"])
-async def test_what_no_name_server_knows(host: str) -> None:
+async def test_a_name_without_an_address(host: str) -> None:
     with pytest.raises(NameNotResolved) as caught:
         await dialer(PUBLIC_ONLY).connect(host, 80)
     assert "in time" not in str(caught.value)

@@ -365,7 +365,7 @@ def test_no_spelling_of_a_private_ipv4_address_passes(v4: int) -> None:
 
 
 @given(st.integers(0, 2**128 - 1) | st.integers(0x2000 << 112, (0x4000 << 112) - 1))
-def test_what_passes_is_global_by_the_standard_library_too(number: int) -> None:
+def test_accepted_addresses_are_global_for_the_standard_library(number: int) -> None:
     address = IPv6Address(number)
     try:
         PUBLIC_ONLY.check("x.test", address)

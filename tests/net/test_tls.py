@@ -110,7 +110,7 @@ async def test_plain_http_answer_is_tls(ca: trustme.CA) -> None:
             await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
 
 
-async def test_a_certificate_wanted_of_us_is_tls(ca: trustme.CA) -> None:
+async def test_a_requested_client_certificate_is_a_tls_failure(ca: trustme.CA) -> None:
     context = server_context(ca, "origin.test")
     context.verify_mode = ssl.CERT_REQUIRED
     ca.configure_trust(context)

@@ -69,7 +69,7 @@ async def test_a_connection_is_used_again_by_its_aggregation_only(origin: Origin
     await origin.wait_until(lambda: origin.open_connections == 0)
 
 
-async def test_a_body_that_is_here_already_need_not_be_read(origin: Origin) -> None:
+async def test_a_body_that_has_arrived_need_not_be_read(origin: Origin) -> None:
     async with opened() as transport:
         for path in ("/bytes/10", "/bytes/30000000", "/bytes/10"):
             request = build_request("GET", Route(url=Url.parse(origin.url(path))), [])
@@ -130,7 +130,7 @@ async def test_a_cancel_leaves_no_connection(origin: Origin) -> None:
 
 
 @pytest.mark.slow
-async def test_what_goes_wrong_has_a_type(origin: Origin) -> None:
+async def test_each_failure_has_its_exception_type(origin: Origin) -> None:
     names = Names(private_test=[["10.0.0.1"]])
     async with opened(resolver=names, limits=NetLimits(response_s=1)) as transport:
         with pytest.raises(EgressRefused):
@@ -241,7 +241,7 @@ async def test_a_client_is_guarded(origin: Origin, monkeypatch: pytest.MonkeyPat
         (raw(b"", "hang"), httpx2.TimeoutException),
     ],
 )
-async def test_what_a_client_raises_is_httpx2s(
+async def test_the_exceptions_of_a_client_are_those_of_httpx2(
     origin: Origin, handler: Handler, kind: type[httpx2.TransportError]
 ) -> None:
     async with lent() as client:

@@ -132,7 +132,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("code", "text"), [(code, text) for code in HOSTILE for text in HOSTILE[code]])
 @pytest.mark.row("H7")
-def test_what_no_use_allows(code: str, text: str) -> None:
+def test_urls_refused_for_every_use(code: str, text: str) -> None:
     for use in USES:
         with pytest.raises(UrlError) as caught:
             Url.parse(text, use)

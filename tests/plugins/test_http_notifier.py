@@ -221,7 +221,7 @@ async def test_a_reset_after_the_body_is_retried(receiver: Receiver, notifier: N
     ],
     ids=["nothing", "smtp", "length", "upgrade", "head"],
 )
-async def test_what_is_no_answer_is_retried(
+async def test_an_invalid_answer_is_retried(
     receiver: Receiver, notifier: Notifier, answer: bytes, reason: str
 ) -> None:
     async def speak(stream: trio.abc.Stream) -> None:
@@ -233,7 +233,7 @@ async def test_what_is_no_answer_is_retried(
 
 
 @pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX\0: "])
-async def test_a_peer_that_sends_our_request_back_tells_nobody(
+async def test_a_peer_that_echoes_our_request_leaks_nothing(
     receiver: Receiver, notifier: Notifier, before: bytes
 ) -> None:
     async def echo(stream: trio.abc.Stream) -> None:
@@ -318,7 +318,7 @@ async def test_of_a_huge_answer_only_64_kib_are_read(receiver: Receiver, chunked
     assert sent < 10 * 1024 * 1024
 
 
-async def test_a_dripped_body_does_not_hold_a_delivery_up(
+async def test_a_dripped_answer_does_not_delay_a_delivery(
     receiver: Receiver,
 ) -> None:
     gone = trio.Event()
@@ -347,7 +347,7 @@ async def test_a_body_cut_short_after_a_2xx_is_delivered(receiver: Receiver, not
     assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
 
 
-async def test_nobody_listens(notifier: Notifier) -> None:
+async def test_a_refused_connection_is_retried(notifier: Notifier) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]

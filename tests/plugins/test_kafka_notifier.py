@@ -111,7 +111,7 @@ async def test_compression(servers: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "a b", "a/b", "h\u00e9", "x" * 250, "a\n", "http://x/", "a\0"]
 )
-async def test_what_is_no_topic_is_rejected(tansu: Tansu, name: str) -> None:
+async def test_an_invalid_topic_is_rejected(tansu: Tansu, name: str) -> None:
     async with opened_notifier(open_kafka, {"bootstrap_servers": tansu.servers}) as notifier:
         result = await notifier.deliver(name, payload())
     assert isinstance(result, Rejected)
@@ -177,7 +177,7 @@ async def test_a_callback_larger_than_a_batch_goes_alone(servers: str) -> None:
 
 
 @pytest.mark.row("F18")
-async def test_one_too_large_for_the_topic_does_not_take_others_with_it() -> None:
+async def test_a_callback_too_large_for_the_topic_affects_no_other() -> None:
     async with proxied({}) as (proxy, broker, notifier):
         await create_topic(broker, "one", partitions=1)
         assert await notifier.deliver("one", payload("first")) == Delivered()
@@ -218,7 +218,7 @@ async def test_too_few_replicas_is_no_delivery() -> None:
         assert await notifier.deliver("jobs", payload()) == Delivered()
 
 
-async def test_a_large_batch_is_taken_apart_and_each_gets_its_own_answer() -> None:
+async def test_the_messages_of_a_batch_too_large_are_sent_one_by_one() -> None:
     async with proxied({}) as (proxy, broker, notifier):
         await create_topic(broker, "one", partitions=1)
         assert await notifier.deliver("one", payload("first")) == Delivered()

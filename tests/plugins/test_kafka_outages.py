@@ -99,7 +99,7 @@ async def test_one_dead_broker_of_several_at_the_start() -> None:
 
 
 @pytest.mark.row("F18")
-async def test_a_broker_that_freezes_holds_nothing_up() -> None:
+async def test_a_frozen_broker_delays_nothing_else() -> None:
     with Tansu() as broker:
         async with opened({"bootstrap_servers": broker.servers}) as notifier:
             assert await notifier.deliver("jobs", payload("before")) == Delivered()
@@ -192,7 +192,7 @@ async def test_a_lost_report_is_no_delivery() -> None:
 
 
 @pytest.mark.row("F18")
-async def test_an_unknown_topic_is_told_from_a_silent_broker() -> None:
+async def test_an_unknown_topic_is_distinguished_from_a_silent_broker() -> None:
     async with proxied({"timeout": 4}) as (proxy, broker, notifier):
         proxy.no_new_topics = True
         results: dict[str, Result] = {}
@@ -252,7 +252,7 @@ async def refusal(stream: trio.SocketStream) -> None:
 
 
 @pytest.mark.parametrize("handler", [garbage, refusal, silence])
-async def test_what_is_no_broker_is_tried_again(handler: Any) -> None:
+async def test_a_server_that_is_no_broker_is_tried_again(handler: Any) -> None:
     async with serving(handler) as port, opened({"bootstrap_servers": f"127.0.0.1:{port}"}) as notifier:
         for _ in range(3):
             result = await answer_within(AT_ONCE_S, notifier)

@@ -135,7 +135,9 @@ async def test_a_cancelled_start_leaves_nothing_in_the_bucket(
     assert s3.uploads(moto, bucket) == []
 
 
-async def test_what_a_killed_start_left_is_aborted_by_the_next(moto: Moto, bucket: str, front: Front) -> None:
+async def test_leftover_uploads_of_a_killed_start_are_aborted_by_the_next(
+    moto: Moto, bucket: str, front: Front
+) -> None:
     moto.s3.create_multipart_upload(Bucket=bucket, Key=f"a/{CHECK_KEY}")
     moto.s3.create_multipart_upload(Bucket=bucket, Key="a/another's")
     async with opened_storage(open_s3, section(bucket, front.url, prefix="a")):
@@ -209,7 +211,7 @@ async def test_a_file_in_parts_takes_up_no_memory(moto: Moto, bucket: str, tmp_p
     assert moto.s3.head_object(Bucket=bucket, Key=KEY)["ContentLength"] == body.size
 
 
-async def test_what_is_sent_can_be_checked_and_has_no_trailers(
+async def test_uploads_have_content_md5_and_no_trailers(
     bucket: str, front: Front, large: Body, tmp_path: Path
 ) -> None:
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
@@ -235,7 +237,7 @@ async def test_a_changed_bit_is_no_success(moto: Moto, bucket: str, front: Front
     assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []
 
 
-async def test_a_server_that_says_yes_to_all_has_stored_nothing(
+async def test_a_server_that_confirms_everything_has_stored_nothing(
     bucket: str, front: Front, large: Body
 ) -> None:
     yes = s3.answer(s3.response(200))
@@ -281,7 +283,7 @@ async def test_an_upload_is_complete_when_s3_says_so(
         assert s3.keys(front.moto, bucket) == s3.uploads(front.moto, bucket) == []
 
 
-async def test_whose_job_it_is_is_asked_last(moto: Moto, bucket: str, front: Front, tmp_path: Path) -> None:
+async def test_still_ours_is_asked_last(moto: Moto, bucket: str, front: Front, tmp_path: Path) -> None:
     asked: list[int] = []
 
     def ours() -> bool:
@@ -360,7 +362,7 @@ async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front,
 
 
 @pytest.mark.row("F14")
-async def test_what_a_crash_left_is_aborted_before_the_next_upload(
+async def test_leftover_uploads_are_aborted_before_the_next_upload(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
     key = "a/key"
@@ -376,7 +378,7 @@ async def test_what_a_crash_left_is_aborted_before_the_next_upload(
         assert s3.uploads(moto, bucket) == ["other"]
 
 
-async def test_whoever_may_not_list_uploads_stores_all_the_same(
+async def test_files_are_stored_without_permission_to_list_uploads(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
     front.on("ListMultipartUploads", s3.answer(s3.error(403, "AccessDenied")))

@@ -228,7 +228,7 @@ def said(code: str, status: int) -> ClientError:
     ],
 )
 @pytest.mark.row("F14")
-def test_what_is_final_depends_on_whose_bucket_it_is(
+def test_errors_are_final_for_a_job_s_own_bucket_only(
     exc: Exception, callers: type[StorageError], own: type[StorageError]
 ) -> None:
     for is_own, kind in ((False, callers), (True, own)):

@@ -228,7 +228,7 @@ async def test_a_listed_url_may_be_of_another_account(moto: Moto, proxy: SqsProx
 # -- batches ------------------------------------------------------------------------------------------
 
 
-async def test_what_waits_together_travels_together(moto: Moto, proxy: SqsProxy) -> None:
+async def test_items_that_wait_together_share_a_call(moto: Moto, proxy: SqsProxy) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         go = hold(proxy, "SendMessageBatch")
@@ -371,7 +371,7 @@ MAY_PASS = [
 
 @pytest.mark.parametrize("operation", ["SendMessageBatch", "GetQueueUrl"])
 @pytest.mark.row("F18")
-async def test_what_may_pass_is_tried_again(moto: Moto, proxy: SqsProxy, operation: str) -> None:
+async def test_a_temporary_error_is_retried(moto: Moto, proxy: SqsProxy, operation: str) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         for answer, reason in MAY_PASS:
@@ -390,7 +390,7 @@ async def test_what_may_pass_is_tried_again(moto: Moto, proxy: SqsProxy, operati
     assert bodies(moto) == [PAYLOAD.body]
 
 
-async def test_nobody_listens(moto: Moto) -> None:
+async def test_a_refused_connection_is_retried(moto: Moto) -> None:
     async with opened_notifier(
         open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
     ) as notifier:

@@ -119,7 +119,7 @@ def test_a_queue_by_its_url_at_an_endpoint_of_our_own(path: str) -> None:
         "http://localhost:4566/a/b/c/d/jobs",
     ],
 )
-def test_what_is_no_queue_of_ours(destination: str) -> None:
+def test_destinations_that_are_no_queue_of_ours(destination: str) -> None:
     for endpoints in (
         AWS,
         Endpoints(region=REGION, origin="https://vpce-1.sqs.eu-west-2.vpce.amazonaws.com"),
@@ -151,7 +151,7 @@ def test_origins(url: str, origin: str) -> None:
 @pytest.mark.parametrize(
     "url", ["", "localhost", "ftp://x", "http://u:p@x", "http://x?q", "http://x/#f", "http://", "http://x:y"]
 )
-def test_what_is_no_endpoint(url: str) -> None:
+def test_invalid_endpoints(url: str) -> None:
     with pytest.raises(ValueError, match="must be an http or https URL"):
         origin_of(url)
 

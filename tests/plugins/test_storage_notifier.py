@@ -76,13 +76,13 @@ async def test_delivered_again_it_is_the_same_object(notifier: Notifier, root: P
         *(".tmp", ".hidden/x", "a\nb", "a\0b", "a\\b", "a%2f..", "\u202ea", "a" * 513, "\u00fc" * 257),
     ],
 )
-async def test_what_is_no_folder_is_rejected(notifier: Notifier, root: Path, destination: str) -> None:
+async def test_an_invalid_folder_is_rejected(notifier: Notifier, root: Path, destination: str) -> None:
     answer = await notifier.deliver(destination, PAYLOAD)
     assert answer == Rejected("the callback's destination is not a folder in the file storage")
     assert files(root.parent) == {}
 
 
-async def test_what_stands_in_the_way_is_tried_again(notifier: Notifier, root: Path) -> None:
+async def test_a_file_in_place_of_the_folder_is_retried(notifier: Notifier, root: Path) -> None:
     (root / "done").write_bytes(b"a file")
     answer = await notifier.deliver("done", PAYLOAD)
     assert isinstance(answer, RetryLater)
@@ -129,7 +129,7 @@ async def test_the_object_says_what_it_is() -> None:
     assert body.still_ours()
 
 
-async def test_our_own_bucket_that_is_missing_is_the_operators_to_mend() -> None:
+async def test_a_missing_own_bucket_is_tried_again() -> None:
     async with notifier_on(Odd(StorageRefused("bucket files does not exist"))) as notifier:
         answer = await notifier.deliver("done", PAYLOAD)
     assert answer == RetryLater("not stored: bucket files does not exist")

@@ -70,7 +70,7 @@ async def test_a_renewal_that_is_answered_late_gives_nothing_back(
         assert handed_back(process, job_id)
 
 
-async def test_what_was_stored_in_that_moment_is_discarded(
+async def test_a_file_stored_during_the_cancel_is_deleted(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
     async with scheduling(store) as process:

@@ -235,7 +235,7 @@ def test_the_clock_of_leases_counts_suspends(monkeypatch: pytest.MonkeyPatch) ->
     assert boottime() == 1234.5
 
 
-def test_where_no_clock_counts_suspends_the_monotonic_one_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_boottime_the_monotonic_clock_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
     before = time.monotonic()
     assert before <= boottime() <= time.monotonic()

@@ -92,7 +92,7 @@ async def test_a_raised_limit_counts_at_once(autojump_clock: MockClock, store: F
         assert store.settled == []
 
 
-async def test_a_slot_is_free_when_its_work_is_over_and_not_when_that_is_answered(
+async def test_a_slot_is_freed_when_its_work_ends_not_when_it_is_settled(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
     """The store gives it away as soon as it knows: a lease of the same group may come before the answer."""

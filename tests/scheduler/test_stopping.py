@@ -33,7 +33,7 @@ async def test_a_stop_ends_leasing_at_once(autojump_clock: MockClock, store: Fak
         assert len(store.pending["b"]) == 1
 
 
-async def test_what_is_in_flight_at_the_deadline_is_handed_back(
+async def test_work_in_flight_at_the_deadline_is_handed_back(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
     async with scheduling(store) as process:
@@ -88,7 +88,7 @@ async def test_a_lease_whose_answer_was_lost_is_asked_for_and_handed_back(
 
 
 @pytest.mark.parametrize("at_stop", [True, False])
-async def test_what_is_due_at_a_stop_is_taken_along_if_so_wanted(
+async def test_a_workload_may_lease_what_is_due_at_a_stop(
     autojump_clock: MockClock, store: FakeStore, *, at_stop: bool
 ) -> None:
     """So the callbacks of a process's last downloads do not wait for its next start."""

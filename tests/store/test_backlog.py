@@ -31,7 +31,7 @@ async def test_nothing_waits(store: JobStore) -> None:
     )
 
 
-async def test_what_waits_is_summed_and_destinations_are_the_largest(store: JobStore) -> None:
+async def test_pending_tasks_are_summed_and_the_largest_destinations_listed(store: JobStore) -> None:
     for name in ("http many", "http many", "http many", "http one", "sqs two", "sqs two"):
         await finished(store, name)
     [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
@@ -79,7 +79,7 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     assert set(failed) < set(ids)
 
 
-async def test_a_success_ends_it_where_an_earlier_version_retried(store: JobStore) -> None:
+async def test_a_success_after_a_retry_of_an_earlier_version_ends_the_failure(store: JobStore) -> None:
     """Its `retry` leaves the job in `failed`."""
     job_id = await finished(store, "http a")
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases

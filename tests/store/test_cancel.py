@@ -43,7 +43,7 @@ async def nothing_waits(store: JobStore) -> bool:
 
 
 @pytest.mark.parametrize("attempts", [0, 1])
-async def test_one_that_waits_is_never_begun(store: JobStore, attempts: int) -> None:
+async def test_a_cancelled_pending_job_never_starts(store: JobStore, attempts: int) -> None:
     spec = await submitted(store)
     for _ in range(attempts):
         await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 60)])
@@ -60,7 +60,7 @@ async def test_one_that_waits_is_never_begun(store: JobStore, attempts: int) -> 
 
 
 @pytest.mark.parametrize("how", ["finish", "retry_later", "release"])
-async def test_one_that_runs_keeps_its_slot_until_its_holder_has_stopped(store: JobStore, how: str) -> None:
+async def test_a_running_job_keeps_its_slot_until_its_holder_has_stopped(store: JobStore, how: str) -> None:
     spec = await submitted(store)
     lease = await leased(store)
     other = await submitted(store)
@@ -117,7 +117,7 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     assert view is None if removed else view is not None and view.download.state is State.CANCELLED
 
 
-async def test_one_whose_work_does_not_end_keeps_its_slot(store: JobStore) -> None:
+async def test_a_job_whose_work_does_not_end_keeps_its_slot(store: JobStore) -> None:
     """A thread that waits for the disk cannot be ended; its holder goes on renewing."""
     spec = await submitted(store)
     lease = await leased(store)
@@ -138,7 +138,7 @@ async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: JobStore)
     assert (await store._client.run("lease", 0, ask))[3] == []
 
 
-async def test_what_is_over_is_not_undone(store: JobStore) -> None:
+async def test_a_finished_download_is_not_cancelled(store: JobStore) -> None:
     for outcome in (OK, FAILED):
         spec = await submitted(store)
         await store.finish("me", [(await leased(store), outcome, PLAN, 60)])
@@ -160,7 +160,7 @@ async def test_a_repetition_changes_nothing(store: JobStore) -> None:
     assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
 
 
-async def test_one_without_a_callback_is_kept_for_a_while(store: JobStore) -> None:
+async def test_a_job_without_a_callback_is_kept_for_a_while(store: JobStore) -> None:
     spec = await submitted(store)
     await store.cancel(spec, None, 60)
     assert (await store.reap(9, 60)).jobs == []
@@ -168,7 +168,7 @@ async def test_one_without_a_callback_is_kept_for_a_while(store: JobStore) -> No
     assert [(job.spec.id, job.has_file) for job in (await store.reap(9, 60)).jobs] == [(spec.id, False)]
 
 
-async def test_holders_are_told(store: JobStore, nursery: trio.Nursery) -> None:
+async def test_holders_are_notified_of_a_cancel(store: JobStore, nursery: trio.Nursery) -> None:
     send, receive = trio.open_memory_channel[str](9)
     wakes = {Kind.DOWNLOAD: lambda: send.send_nowait("wake")}
     runs = await submitted(store)

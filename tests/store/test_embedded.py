@@ -50,7 +50,7 @@ def as_another_user(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
 
 
 @pytest.mark.row("H22")
-async def test_nobody_else_can_read_it(data_dir: Path) -> None:
+async def test_other_users_cannot_read_it(data_dir: Path) -> None:
     async with asyncio_loop(), embedded_valkey(data_dir) as url:
         async with open_store(RedisSettings(url=url, durability="aof")) as store:
             await store.submit(
@@ -125,7 +125,7 @@ async def test_a_folder_of_another_user_is_refused(data_dir: Path, name: str) ->
 
 
 @pytest.mark.row("H22")
-def test_what_the_whole_machine_shares_keeps_its_mode(data_dir: Path) -> None:
+def test_shared_folders_keep_their_mode(data_dir: Path) -> None:
     data_dir.mkdir()
     data_dir.chmod(0o1777)
     root = stat.S_IMODE(Path("/").stat().st_mode)
@@ -135,7 +135,7 @@ def test_what_the_whole_machine_shares_keeps_its_mode(data_dir: Path) -> None:
     assert stat.S_IMODE(Path("/").stat().st_mode) == root
 
 
-async def test_what_it_has_said_yes_to_is_synced_each_second(data_dir: Path) -> None:
+async def test_confirmed_writes_are_synced_each_second(data_dir: Path) -> None:
     """`aof` waits for that, and a store that never syncs never says so."""
     async with asyncio_loop(), embedded_valkey(data_dir) as url:
         async with open_store(RedisSettings(url=url, durability="aof")) as store:

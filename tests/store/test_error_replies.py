@@ -31,7 +31,7 @@ def parsed(reply: str) -> Exception:
         "BUSY Valkey is busy running a script.",
     ],
 )
-def test_what_passes_is_tried_again(reply: str) -> None:
+def test_temporary_errors_are_unavailability(reply: str) -> None:
     assert isinstance(as_store_error(parsed(reply)), StoreUnavailable)
 
 
@@ -45,5 +45,5 @@ def test_what_passes_is_tried_again(reply: str) -> None:
         "ERR unknown command 'EVALSHA'",
     ],
 )
-def test_what_stays_is_not(reply: str) -> None:
+def test_permanent_errors_are_refusals(reply: str) -> None:
     assert isinstance(as_store_error(parsed(reply)), StoreRefused)

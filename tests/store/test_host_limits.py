@@ -129,7 +129,7 @@ async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: JobStore, clock
     assert (await hosts.load(9)).aggregations[0].pending == 299
 
 
-async def test_a_large_backlog_is_not_looked_through(hosts: JobStore, clock: StoreClock) -> None:
+async def test_a_large_backlog_is_not_scanned(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 1500)
     running: list[Lease] = []
     while (batch := await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
@@ -195,7 +195,7 @@ async def test_a_place_ends_with_the_lease_of_a_holder_that_died(hosts: JobStore
     assert len(await take(hosts)) == 1
 
 
-async def test_one_that_was_cancelled_while_it_waited_is_passed_over(
+async def test_a_job_cancelled_while_it_waits_for_a_host_is_skipped(
     hosts: JobStore, clock: StoreClock
 ) -> None:
     ids = await submit(hosts, "a", "slow.test", 4)
@@ -298,7 +298,7 @@ async def test_a_cooldown_is_of_the_host_too(hosts: JobStore, clock: StoreClock)
     assert view.download.attempts == 0
 
 
-async def test_those_that_wait_when_a_cooldown_begins_wait_on(hosts: JobStore, clock: StoreClock) -> None:
+async def test_jobs_that_wait_for_a_host_wait_for_its_cooldown(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 1)
     [first] = await take(hosts)
     await submit(hosts, "b", "slow.test", 3)
@@ -317,7 +317,9 @@ async def test_without_limits_jobs_have_no_host(store: JobStore) -> None:
     assert [lease.spec.host for lease in await take(store)] == ["", ""]
 
 
-async def test_one_without_limits_takes_what_waits(hosts: JobStore, clock: StoreClock) -> None:
+async def test_an_instance_without_host_limits_leases_jobs_that_wait(
+    hosts: JobStore, clock: StoreClock
+) -> None:
     """No job is stuck if the limits are taken out of the configuration."""
     await submit(hosts, "a", "slow.test", 3)
     assert len(await take(hosts)) == 1

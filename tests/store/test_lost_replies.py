@@ -40,7 +40,7 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: Job
 
 
 @pytest.mark.row("F4")
-async def test_f4_a_lease_that_has_ended_is_not_given_to_who_asks_again(store: JobStore) -> None:
+async def test_f4_an_ended_lease_is_not_given_again(store: JobStore) -> None:
     await store.submit([Submission(spec=spec_for(store))])
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
     ask |= {"last": [], "never": [], "unproven": 0}
@@ -51,7 +51,7 @@ async def test_f4_a_lease_that_has_ended_is_not_given_to_who_asks_again(store: J
 
 
 @pytest.mark.row("F4")
-async def test_f4_what_was_settled_is_not_lost_to_who_settled_it(store: JobStore) -> None:
+async def test_f4_a_holder_that_settles_again_is_answered_done(store: JobStore) -> None:
     """A renewal on its way while a completion is: its holder must hear of success, not of a lost lease."""
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
     await store.submit([Submission(spec=spec_for(store))])
@@ -79,7 +79,7 @@ async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(stor
 
 
 @pytest.mark.slow
-async def test_a_subscription_with_nothing_to_say_is_left_alone(redis_settings: RedisSettings) -> None:
+async def test_a_subscription_without_messages_is_kept(redis_settings: RedisSettings) -> None:
     settings = redis_settings.model_copy(update={"timeout": 0.3})
     wakes: list[float] = []
     async with asyncio_loop(), open_store(settings) as store, trio.open_nursery() as nursery:

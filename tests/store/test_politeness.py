@@ -163,7 +163,7 @@ async def test_instances_share_a_rate(store: JobStore, clock: StoreClock, rate: 
         assert count <= rate * (at - begun) / 1000, "never ahead of it, so not all at once either"
 
 
-async def test_time_in_which_nothing_waited_is_not_made_up_for(store: JobStore, clock: StoreClock) -> None:
+async def test_idle_time_earns_no_extra_starts(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_limit=9, aggr_rate=10)
     [first] = await take(store)
     await clock.move(0.9)

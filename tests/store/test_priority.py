@@ -64,7 +64,7 @@ async def test_many_in_one_call(store: JobStore) -> None:
     assert [lease.spec.priority for lease in batch.leases] == [9, 4, 0]
 
 
-async def test_one_that_waits_for_its_time_holds_back_nothing(store: JobStore, clock: StoreClock) -> None:
+async def test_a_job_that_is_not_due_delays_no_other(store: JobStore, clock: StoreClock) -> None:
     later = clock.now_ms + 60_000
     [high] = await submit(store, 9, not_before=later)
     [middle] = await submit(store, 5, not_before=later)
@@ -124,7 +124,7 @@ async def test_versions_without_priorities_share_the_store(store: JobStore, cloc
     assert await members(store, "urgent", "a") == []
 
 
-async def test_what_such_a_version_leaves_goes_with_the_aggregation(store: JobStore) -> None:
+async def test_its_leftovers_go_with_the_aggregation(store: JobStore) -> None:
     taken, _ = await submit(store, 9, 0)
     await store._client.command("ZREM", store._keys.key(0, "queue", "download", "a"), taken)
     store_key = store._keys.key(0, "urgent", "a")
@@ -135,7 +135,7 @@ async def test_what_such_a_version_leaves_goes_with_the_aggregation(store: JobSt
     assert await store._client.command("EXISTS", store_key) == 0
 
 
-async def test_a_job_without_one_costs_nothing(store: JobStore) -> None:
+async def test_a_job_without_priority_costs_nothing(store: JobStore) -> None:
     [job_id] = await submit(store, 0)
     assert await store._client.command("EXISTS", store._keys.key(0, "urgent", "a")) == 0
     assert await store._client.command("EXISTS", store._keys.key(0, "task", "download", job_id)) == 0

@@ -103,7 +103,9 @@ async def test_a_key_that_was_the_first_still_decrypts(redis_settings: RedisSett
             assert [view.spec.url for view in views if view] == [plain.url, "", new.url]
 
 
-async def test_who_has_no_key_hands_the_job_back(redis_settings: RedisSettings, tmp_path: Path) -> None:
+async def test_an_instance_without_the_key_hands_the_job_back(
+    redis_settings: RedisSettings, tmp_path: Path
+) -> None:
     settings = Settings.model_validate({"data_dir": str(tmp_path)})
     async with (
         asyncio_loop(),

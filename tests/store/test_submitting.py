@@ -118,7 +118,7 @@ async def test_h23_a_job_never_goes_through_a_proxy_that_it_may_not_use(store: J
     assert {(lease.limit, lease.proxy) for lease in leases} == {(7, "http://theirs")}
 
 
-async def test_its_own_proxy_and_none_need_no_judgement(store: JobStore) -> None:
+async def test_its_own_proxy_or_none_needs_no_permission(store: JobStore) -> None:
     for proxy in ("http://ours", ""):
         for _ in range(2):
             spec = spec_for(store, f"of {proxy}", aggr_proxy=proxy)

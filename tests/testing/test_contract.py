@@ -46,7 +46,7 @@ def test_a_scenario_that_does_not_end_is_given_up_and_cleaned_up() -> None:
 
 
 @pytest.mark.slow
-def test_a_blocked_loop_is_given_up_and_told_where() -> None:
+def test_a_blocked_loop_fails_the_test_and_names_the_place() -> None:
     async def scenario(run: Run[Any]) -> None:
         with run.watched(0.1, "the call"):
             time.sleep(0.4)  # noqa: ASYNC251 - the fault that is looked for
@@ -91,12 +91,12 @@ def test_the_only_cause_is_found() -> None:
         ("hunter2!", "secret"),
     ],
 )
-def test_a_line_for_people_is_judged(text: object, complaint: str) -> None:
+def test_a_text_for_people_is_checked(text: object, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
         check_line(text, ["hunter2"], "it")
 
 
-def test_a_plugin_error_is_told_from_others() -> None:
+def test_a_plugin_error_is_distinguished_from_others() -> None:
     run: Run[Any] = Run(peer=None, host=None, times=brief(), hang=lambda _: None)
     assert run.plugin_error(ExceptionGroup("a", [PluginError("key: x")])) == "key: x"
     with pytest.raises(AssertionError, match="which is no PluginError"):

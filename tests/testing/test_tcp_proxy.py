@@ -113,7 +113,7 @@ async def test_cut_passes_on_the_request_and_no_answer() -> None:
         assert echo.got == b"before" + 2 * b"asked"
 
 
-async def test_with_nobody_behind_it_connections_end() -> None:
+async def test_without_a_target_connections_end() -> None:
     async with open_tcp_proxy(spare_port()) as proxy, connected(proxy.port) as stream:
         with trio.fail_after(ANSWER_S):
             assert await stream.receive_some() == b""

@@ -53,7 +53,7 @@ def samples(history: History, number: int = 0) -> list[dict[str, Any]]:
     return cast("list[dict[str, Any]]", json.loads(history.since(number) or b"[]"))
 
 
-def test_growth_is_told() -> None:
+def test_rates_failures_and_latencies_come_from_the_growth_of_counters() -> None:
     assert rates(BEFORE, AFTER, 10) == {"succeeded": 3, "failed": 0.5, "bytes": 6000, "delivered": 3}
     assert failures(BEFORE, AFTER) == {"dns": 3, "tls": 2, "callback": 4}
     found = latencies(BEFORE, AFTER)
@@ -62,7 +62,7 @@ def test_growth_is_told() -> None:
     assert found["queue_wait"] is None
 
 
-def test_what_an_emptied_store_counts_anew_is_growth() -> None:
+def test_counts_of_an_emptied_store_are_growth() -> None:
     assert rates(AFTER, BEFORE, 10)["succeeded"] == 10
 
 
@@ -101,7 +101,7 @@ async def test_samples_are_numbered_and_bounded() -> None:
     assert len(history.since(0)) < 40_000
 
 
-async def test_a_store_that_is_away_leaves_a_gap() -> None:
+async def test_an_unreachable_store_leaves_a_gap() -> None:
     store = Totals()
     history = History(cast("JobStore", store))
     await history.sample()

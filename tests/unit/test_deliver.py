@@ -297,7 +297,7 @@ async def test_a_group_of_errors_of_a_storage_is_a_storage_error() -> None:
 
 
 @pytest.mark.row("F23")
-async def test_a_wish_for_eternity_is_a_day() -> None:
+async def test_an_endless_retry_after_is_a_day() -> None:
     delivery = await send(lambda: RetryLater("x", 1e300))
     assert delivery.retry_after_s is not None
     assert 86400 <= delivery.retry_after_s < 1.3 * 86400
@@ -316,7 +316,7 @@ async def test_a_reason_that_the_store_cannot_keep_is_changed() -> None:
     ],
 )
 @pytest.mark.row("F23")
-async def test_a_storage_that_cannot_say_where_a_file_is(act: Callable[[], Any], what: str) -> None:
+async def test_a_storage_whose_url_fails(act: Callable[[], Any], what: str) -> None:
     plugin: Any = SimpleNamespace(url=lambda _: act())
     storage = CheckedStorage(plugin)
     backend = Scripted(Delivered)
@@ -383,7 +383,7 @@ async def test_health_is_lost_and_regained() -> None:
     assert len(logs) == UNHEALTHY_AFTER + 2
 
 
-async def test_good_deliveries_leave_no_trace_in_the_health() -> None:
+async def test_successful_deliveries_do_not_change_the_health() -> None:
     health = Breakers(["http"])
     with capture_logs() as logs:
         await send(Delivered, health=health)

@@ -20,7 +20,7 @@ def test_its_layers_are_those_that_lint_checks() -> None:
     assert "```text\n" + "\n".join(layers) + "\n```" in PAGE
 
 
-def test_each_part_is_told_and_exists() -> None:
+def test_each_part_is_documented_and_exists() -> None:
     package = ROOT / "src/downloader"
     parts = {
         path.stem

@@ -71,7 +71,7 @@ def test_the_last_line_of_a_url_counts(output: OutputFolder, file: Path) -> None
     assert intact(output)
 
 
-def test_a_line_that_was_cut_off_spoils_no_other(output: OutputFolder, file: Path) -> None:
+def test_a_truncated_line_affects_no_other(output: OutputFolder, file: Path) -> None:
     text = output.record.read_text()
     output.record.write_text(text + text.strip()[:-20])
     add(output, output.folder / "b.txt", b"b", url="http://h/b.txt")
@@ -80,7 +80,7 @@ def test_a_line_that_was_cut_off_spoils_no_other(output: OutputFolder, file: Pat
 
 
 @pytest.mark.parametrize("line", ["7", "null", "{}", "[]", "\udcff"])
-def test_a_line_that_is_none_is_ignored(output: OutputFolder, file: Path, line: str) -> None:
+def test_an_invalid_line_is_ignored(output: OutputFolder, file: Path, line: str) -> None:
     with output.record.open("ab") as record:
         record.write(line.encode(errors="surrogateescape") + b"\n")
     assert intact(output)
@@ -106,7 +106,7 @@ def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: Ou
     assert output.storage_dir.exists(), "the first one is still using it"
 
 
-def test_what_a_killed_run_has_left_is_deleted(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
     killed = tmp_path / HIDDEN / "run-x"
     (killed / "files").mkdir(parents=True)
     (tmp_path / HIDDEN / "files" / "unnamed").mkdir(parents=True)

@@ -51,7 +51,7 @@ async def submit_all(commit: GroupCommit[str, str], items: Sequence[str], calls:
     return [answers[item] for item in items]
 
 
-async def test_a_lone_item_goes_at_once_and_what_comes_meanwhile_goes_together() -> None:
+async def test_a_single_item_is_committed_at_once_and_later_ones_together() -> None:
     calls = Calls()
     async with running(calls) as commit:
         assert await submit_all(commit, ["a", "b", "c"], calls) == ["A", "B", "C"]
@@ -150,7 +150,7 @@ async def test_the_first_batch_may_linger(autojump_clock: trio.testing.MockClock
     assert calls.batches == ([["a", "b"]] if linger_s else [["a"], ["b"]])
 
 
-async def test_when_it_ends_nobody_waits_any_more() -> None:
+async def test_its_end_releases_all_that_wait() -> None:
     calls = Calls()
     commit: GroupCommit[str, str] = GroupCommit(calls, max_batch=1)
 

@@ -36,7 +36,7 @@ def test_a_promise_is_proved_by_tests_that_exist(promise: str, row: str) -> None
     assert named(row) <= TESTS
 
 
-def test_each_row_is_told() -> None:
+def test_each_row_is_documented() -> None:
     assert tuple(TOLD) == ROWS
 
 

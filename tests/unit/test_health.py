@@ -73,7 +73,7 @@ def test_a_healthy_backend_goes_on_up_to_its_share() -> None:
 @pytest.mark.parametrize(
     ("quiet", "delay"), [(STALL_S, SHORTEST_S), (7.0, 7.0), (1000.0, LONGEST_S)], ids=["new", "old", "ages"]
 )
-def test_a_full_backend_that_ends_nothing_is_given_no_more(quiet: float, delay: float) -> None:
+def test_a_full_backend_that_completes_nothing_gets_no_more(quiet: float, delay: float) -> None:
     assert asked(room=False, moved_at=NOW - quiet) == Deferred(delay)
 
 
@@ -139,7 +139,7 @@ async def test_few_slots_still_reach_new_destinations(
     await acquired(bulkhead("a", slots=slots), "a", proven=False)
 
 
-async def test_what_waits_for_a_full_backend_goes_on_when_one_ends(
+async def test_a_waiting_callback_is_sent_when_a_slot_is_freed(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     opened = bulkhead("a", "b")
@@ -165,7 +165,7 @@ async def test_what_waits_for_a_full_backend_goes_on_when_one_ends(
     assert [type(one) for one in later] == [Slot, Deferred]
 
 
-async def test_a_stalled_backend_leaves_room_and_keeps_nobody_waiting(
+async def test_a_stalled_backend_leaves_slots_and_delays_no_other(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     opened = bulkhead("a", "b")
@@ -210,7 +210,7 @@ async def test_an_unhealthy_backend_gets_one_callback_at_a_time(
         await acquired(opened, "a")
 
 
-async def test_what_began_before_a_recovery_says_nothing_of_now(
+async def test_a_failure_that_began_before_a_recovery_is_not_counted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     health = bulkhead("a", "b").health
@@ -243,7 +243,7 @@ async def test_probes_of_an_hour_are_few(autojump_clock: trio.testing.MockClock)
     assert 100 < probes < 130
 
 
-async def test_one_that_does_not_heed_a_cancel_is_found(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_delivery_that_ignores_a_cancel_is_found(autojump_clock: trio.testing.MockClock) -> None:
     opened = bulkhead("a", "b", slots=16)
     for _ in range(UNHEALTHY_AFTER):
         await acquired(opened, "a")

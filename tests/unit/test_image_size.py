@@ -68,7 +68,7 @@ def by_pillow(data: bytes) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-def test_the_size_is_pillows(size: tuple[int, int], tmp_path: Path) -> None:
+def test_the_size_agrees_with_pillow(size: tuple[int, int], tmp_path: Path) -> None:
     path = tmp_path / "picture"
     for name, data in variants(size):
         mime = sniff_mime(data, size=len(data))
@@ -96,7 +96,7 @@ def png_of(width: int, height: int) -> bytes:
     ],
     ids=["gif", "jpeg", "webp", "png"],
 )
-def test_large_sizes_are_pillows(mime: str, data: bytes, expected: str) -> None:
+def test_large_sizes_agree_with_pillow(mime: str, data: bytes, expected: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

@@ -44,7 +44,7 @@ def test_ids_of_the_same_seconds_share_their_first_characters_alone() -> None:
 
 
 @given(st.text(max_size=20))
-def test_whatever_is_no_id_is_refused(text: str) -> None:
+def test_an_invalid_id_is_refused(text: str) -> None:
     if len(text) == ID_LENGTH and text.isascii() and text.isalnum():
         assert 0 <= shard_of(text, 16) < 16
     else:
@@ -74,7 +74,7 @@ def test_a_stored_job_is_read_as_it_was(spec: JobSpec) -> None:
     assert JobSpec.from_json(spec.id, spec.to_json()) == spec
 
 
-def test_a_job_that_says_little_is_stored_in_few_bytes() -> None:
+def test_a_job_with_few_fields_is_stored_in_few_bytes() -> None:
     assert SPEC.to_json() == '{"aggr_id":"a","aggr_limit":1,"url":"http://example.org/x"}'
 
 

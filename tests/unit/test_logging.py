@@ -132,7 +132,7 @@ def test_long_values_are_cut(configured: Configure) -> None:
     assert escape("\ud800") == r"\ud800"
 
 
-def test_a_stream_that_is_gone_costs_lines_only(configured: Configure) -> None:
+def test_a_closed_stream_loses_lines_only(configured: Configure) -> None:
     stream = io.StringIO()
     configured("json", stream)
     stream.close()

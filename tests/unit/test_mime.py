@@ -101,7 +101,7 @@ def test_a_rare_type_is_left_to_puremagic() -> None:
 @pytest.mark.parametrize(
     "start", [b"\x01\0\0\0", b"RIFF\x01\0\0\0none", b"FORM\0\0\0\0none", b"\0\0\x01\0\0\0"]
 )
-def test_what_puremagic_only_guesses_is_unknown(start: bytes) -> None:
+def test_a_guess_of_puremagic_is_unknown(start: bytes) -> None:
     assert sniff(start + bytes(range(256))) == "application/octet-stream"
 
 

@@ -61,7 +61,7 @@ def test_long_names_keep_their_extension_and_whole_characters() -> None:
     "url", ["", "h/x", "ftp://h/", "http:///x", "http://h:0/", "http://h:99999/", "http://h /", "http://h/\n",
             "http://h\\@evil/", "http://[::1/", "http://h/\u202e", "file:///etc/passwd"]
 )  # fmt: skip
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         check_url(url)
 
@@ -104,7 +104,7 @@ def test_many_files_of_one_name(tmp_path: Path) -> None:
     assert (tmp_path / "a (300).tar.gz").read_bytes() == b"299"
 
 
-def test_a_file_system_without_links_will_do(tmp_path: Path, stored: Path) -> None:
+def test_a_file_system_without_hard_links_works(tmp_path: Path, stored: Path) -> None:
     shm = Path("/dev/shm")  # another file system, to which no link can be made
     if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev or not os.access(shm, os.W_OK):
         pytest.skip("needs a second file system")
@@ -135,7 +135,7 @@ def test_a_run_that_completes_no_file_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "new" / "out").iterdir()) == []
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "file", tmp_path / "file" / "x", Path("a\0b")):
         with pytest.raises(ConfigError, match=r"^the folder .* cannot be written: "), open_output(path):

@@ -166,7 +166,7 @@ def test_installed_lists_strangers_beside_our_own_without_importing(pigeon: Any)
         ),
     ],
 )
-def test_what_is_wrong_with_a_plugin_is_one_line(pigeon: Any, name: str, expected: str) -> None:
+def test_each_plugin_error_is_one_line(pigeon: Any, name: str, expected: str) -> None:
     with pytest.raises(PluginError) as caught:
         load_factory(NOTIFIERS, name)
     message = str(caught.value)
@@ -234,7 +234,7 @@ async def test_those_already_open_are_closed_when_a_later_one_fails(pigeon: Any,
     assert pigeon.log == ["open", "closed"], "a missing plugin is found out before any is opened"
 
 
-async def test_what_the_body_raises_is_no_plugins_fault(pigeon: Any, host: Host) -> None:
+async def test_an_exception_of_the_caller_is_no_plugin_error(pigeon: Any, host: Host) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with open_notifiers({"pigeon": {}}, host):
             raise OSError("ours")
@@ -263,7 +263,7 @@ async def test_a_plugin_that_hangs_while_it_closes_is_cancelled(
     assert trio.current_time() == pytest.approx(CLOSING_S)
 
 
-async def test_a_start_that_is_given_up_does_not_wait_for_plugins(
+async def test_a_cancelled_start_does_not_wait_for_plugins(
     pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
 ) -> None:
     with trio.move_on_after(1):

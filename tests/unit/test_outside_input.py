@@ -193,7 +193,7 @@ def test_any_answer_of_a_socks_proxy(proxy: str, said: bytes) -> None:
     address=st.sampled_from([b"\x01" + bytes(4), b"\x04" + bytes(16), b"\x03\x00", b"\x03\x03abc"]),
     behind=st.binary(max_size=50),
 )
-def test_what_follows_a_reply_is_the_origins(address: bytes, behind: bytes) -> None:
+def test_bytes_behind_a_socks_reply_are_the_origins(address: bytes, behind: bytes) -> None:
     reply = b"\x05\x00\x00" + address + b"\x00\x50"
     assert trio.run(through, GREETING + reply + behind, "socks5://127.0.0.1:1080") == behind
     for end in range(len(reply)):

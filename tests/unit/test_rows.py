@@ -28,13 +28,13 @@ def test_a_row_without_a_test_is_at_fault(matrix: Matrix) -> None:
 
 
 @pytest.mark.parametrize("outcome", ["failed", "skipped"])
-def test_a_case_that_did_not_pass_is_a_fault_of_its_row(matrix: Matrix, outcome: str) -> None:
+def test_a_failed_case_fails_its_row(matrix: Matrix, outcome: str) -> None:
     matrix.add(["F9", "F28"], "tests/x.py::test_F9[other]", outcome)
     assert matrix.at_fault(ran=True) == ["F9", "F28"]
     told = ", ".join(sorted(["1 passed", f"1 {outcome}"]))
     assert f"F9   FAULT tests/x.py::test_F9 ({told})" in matrix.lines(ran=True)
 
 
-def test_what_was_only_collected_was_not_run(matrix: Matrix) -> None:
+def test_a_test_that_was_only_collected_does_not_count(matrix: Matrix) -> None:
     matrix.add(["F1"], "tests/x.py::test_more", "collected")
     assert matrix.at_fault(ran=True) == ["F1"]

@@ -171,7 +171,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest(config: Path, name: str
     )
 
 
-def test_other_peoples_variables_break_no_start() -> None:
+def test_unrelated_variables_do_not_prevent_a_start() -> None:
     environ = {
         "DOWNLOADER_PORT": "tcp://10.0.0.1:80",
         "DOWNLOADER_PORT_80_TCP": "tcp://10.0.0.1:80",
@@ -260,7 +260,7 @@ def test_a_wrong_value_names_file_key_and_what_was_expected(config: Path, text: 
     assert expected in message
 
 
-def test_all_that_is_wrong_is_told(config: Path) -> None:
+def test_all_errors_are_reported(config: Path) -> None:
     config.write_text(
         "colour = 1\n[api]\nport = -1\nhots = 'x'\n[[api.tokens]]\nname = 'a'\ntoken = { env = 'NONE' }\n"
         "scopes = ['write']\n[processor]\nlease = -1\n"
@@ -425,7 +425,7 @@ def test_settings_reach_other_processes_whole(config: Path) -> None:
     assert redacted(again)["redis"]["url"] == redacted(settings)["redis"]["url"] == "***"
 
 
-def test_default_backend_is_for_who_has_none(config: Path) -> None:
+def test_the_default_backend_is_added_if_none_is_configured(config: Path) -> None:
     assert Settings().backends == {}
     assert with_default_backend(Settings()).backends == {"http": {}}
     config.write_text("[backends.sqs]\n")

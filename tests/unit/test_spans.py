@@ -37,7 +37,7 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
         (ENDPOINT | {"OTEL_SDK_DISABLED": "True"}, []),
     ],
 )
-def test_what_the_environment_asks_for(environ: dict[str, str], expected: list[str]) -> None:
+def test_exporters_named_by_the_environment(environ: dict[str, str], expected: list[str]) -> None:
     assert [*exporters(environ)] == expected
 
 

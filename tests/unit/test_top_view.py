@@ -92,12 +92,12 @@ def test_a_cooling_aggregation_says_for_how_long() -> None:
     )
 
 
-def test_what_is_wrong_is_said() -> None:
+def test_errors_are_shown() -> None:
     assert "the store does not answer" in shown(snapshot(store=False))[0]
     assert "cannot reach" in shown(snapshot(), problem="cannot reach http://h")[0]
     assert "no jobs wait or run" in shown(snapshot(aggregations=[], more_aggregations=0))
 
 
-def test_what_another_version_leaves_out_does_no_harm() -> None:
+def test_missing_fields_of_another_version_do_no_harm() -> None:
     assert shown({})
     assert shown({"store": True, "instances": [{}], "aggregations": [{}]})

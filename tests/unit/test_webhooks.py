@@ -52,13 +52,13 @@ def signed(body: bytes = BODY, *secrets: str, age_s: int = 0) -> dict[str, str]:
     }
 
 
-def test_a_good_one_is_read() -> None:
+def test_a_valid_callback_is_parsed() -> None:
     callback = verify(headers={"Host": "x", **signed()}, body=BODY, secrets=SECRET)
     assert callback == Callback(**PAYLOAD)
     assert callback.model_dump() == PAYLOAD
 
 
-def test_what_the_service_sends_is_read_whole() -> None:
+def test_verify_reads_every_field_of_a_callback() -> None:
     spec = JobSpec(id="6QEywYsd0jrKAg", aggr_id="a", aggr_limit=1, url="http://example.org/x")
     facts = FileFacts(size=3, sha256="ab" * 32, mime_type="image/png", image_size="1x1")
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=facts)
@@ -69,7 +69,7 @@ def test_what_the_service_sends_is_read_whole() -> None:
         assert verify(headers=signed(body), body=body, secrets=SECRET).model_dump() == sent
 
 
-def test_while_secrets_change_each_of_them_will_do() -> None:
+def test_during_a_rotation_each_secret_verifies() -> None:
     both = signed(BODY, OTHER, SECRET)
     for secrets in (SECRET, OTHER, [SECRET, OTHER], (OTHER, SECRET)):
         assert verify(headers=both, body=BODY, secrets=secrets).size == 10240
@@ -110,7 +110,7 @@ def test_a_forged_header(change: dict[str, str], reason: str) -> None:
 
 
 @pytest.mark.parametrize(("age_s", "reason"), [(330, "too old"), (-330, "too new")])
-def test_one_of_another_time(age_s: int, reason: str) -> None:
+def test_a_timestamp_too_far_from_now(age_s: int, reason: str) -> None:
     with pytest.raises(SignatureRefused, match=reason):
         verify(headers=signed(age_s=age_s), body=BODY, secrets=SECRET)
     assert verify(headers=signed(age_s=age_s // 2), body=BODY, secrets=SECRET).success
@@ -137,14 +137,14 @@ def test_another_secret() -> None:
         (json.dumps({k: v for k, v in PAYLOAD.items() if k != "success"}).encode(), "success"),
     ],
 )
-def test_something_else_that_is_signed(body: bytes, where: str) -> None:
+def test_a_signed_body_that_is_no_callback(body: bytes, where: str) -> None:
     with pytest.raises(NotACallback, match=f"see {where}$") as caught:
         verify(headers=signed(body), body=body, secrets=SECRET)
     assert "10240" not in str(caught.value)
 
 
 @pytest.mark.parametrize("secrets", ["", "whsec_", "whsec_ä", "whsec_!!!!", "secret", [], [SECRET, ""]])
-def test_a_secret_that_is_none(secrets: str | list[str]) -> None:
+def test_an_invalid_secret(secrets: str | list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         verify(headers=signed(), body=BODY, secrets=secrets)
     assert "!!!!" not in str(caught.value)
@@ -156,7 +156,7 @@ def test_a_secret_that_is_none(secrets: str | list[str]) -> None:
     signature=st.text() | st.text(alphabet="v1, =A/+"),
     body=st.binary(),
 )
-def test_whatever_comes_is_refused_in_one_way(
+def test_any_other_request_raises_a_webhook_error(
     identity: str, timestamp: str, signature: str, body: bytes
 ) -> None:
     headers = {"webhook-id": identity, "webhook-timestamp": timestamp, "webhook-signature": signature}

@@ -80,7 +80,7 @@ async def attempted(outcome: Outcome, left_s: float) -> tuple[Outcome, int]:
     return end, fetcher.attempts
 
 
-async def test_what_a_cancelled_job_has_stored_is_deleted() -> None:
+async def test_the_file_of_a_cancelled_job_is_deleted() -> None:
     deleted = []
 
     async def delete(spec: JobSpec) -> None:
@@ -92,7 +92,7 @@ async def test_what_a_cancelled_job_has_stored_is_deleted() -> None:
     assert deleted == [job.spec]
 
 
-async def test_a_job_whose_turn_comes_after_its_deadline_fails_unasked() -> None:
+async def test_a_job_leased_after_its_deadline_fails_without_a_request() -> None:
     end, attempts = await attempted(SUCCEEDED, -1)
     assert (end.verdict, end.error_code, attempts) == (Verdict.FAILED, ErrorCode.DEADLINE, 0)
 
@@ -113,7 +113,7 @@ async def test_another_attempt_is_due_at_the_deadline_at_the_latest() -> None:
         (SUCCEEDED, ""),
     ],
 )
-def test_what_ends_after_the_deadline(outcome: Outcome, code: str) -> None:
+def test_an_outcome_after_the_deadline(outcome: Outcome, code: str) -> None:
     """A file that is stored by then counts."""
     end = within_deadline(outcome, 0)
     assert end.error_code == code
@@ -132,7 +132,7 @@ def test_what_ends_after_the_deadline(outcome: Outcome, code: str) -> None:
         (Delivery(verdict=Verdict.RETRY, error="no"), "callback.retry", "info"),
     ],
 )
-def test_an_end_that_nobody_repairs_is_a_warning(end: End, event: str, level: str) -> None:
+def test_a_final_failure_is_a_warning(end: End, event: str, level: str) -> None:
     work: Workload
     with structlog.testing.capture_logs() as lines:
         kind, work = (

@@ -79,7 +79,7 @@ async def test_an_operator_pauses_resumes_and_limits(browse: Browse, page_url: s
     await browse(page_url, look)
 
 
-async def test_an_error_is_told_in_the_api_s_words(browse: Browse, page_url: str, store: JobStore) -> None:
+async def test_an_error_is_shown_in_the_api_s_words(browse: Browse, page_url: str, store: JobStore) -> None:
     await submit(store, "gone")
 
     def look(seen: Seen) -> None:

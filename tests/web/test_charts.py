@@ -19,7 +19,7 @@ INKED = """
 CODES = {"dns": 9, "http_status": 8, "timeout": 7, "tls": 6, "connect": 5, "truncated": 4}
 
 
-async def test_what_was_counted_is_drawn_and_told(browse: Browse, page_url: str, store: JobStore) -> None:
+async def test_counters_are_drawn_and_listed(browse: Browse, page_url: str, store: JobStore) -> None:
 
     def look(seen: Seen) -> None:
         page = seen.page

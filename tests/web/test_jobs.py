@@ -29,7 +29,7 @@ def stored(store: JobStore, job_id: str) -> JobView:
     return found
 
 
-async def test_what_failed_is_told_and_retried(browse: Browse, page_url: str, store: JobStore) -> None:
+async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, store: JobStore) -> None:
     spec = spec_for(store, "a", created_ms=1_790_000_000_000)
     job = spec.id
     await store.submit([Submission(spec=spec)])

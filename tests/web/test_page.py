@@ -157,7 +157,7 @@ async def test_a_restarted_service_is_found_again(browse: Browse, folder: Path, 
         await browse(f"http://127.0.0.1:{port}/", look)
 
 
-async def test_a_store_that_is_away_is_told_of(browse: Browse, folder: Path, server: Valkey) -> None:
+async def test_an_unreachable_store_is_shown(browse: Browse, folder: Path, server: Valkey) -> None:
     async with open_fleet(folder, server) as fleet:
         await fleet.start("api")
 
@@ -289,9 +289,7 @@ async def test_the_keyboard_reaches_everything(browse: Browse, page_url: str) ->
     await browse(page_url, look)
 
 
-async def test_a_tab_that_nobody_sees_listens_to_nothing(
-    browse: Browse, page_url: str, store: JobStore
-) -> None:
+async def test_a_hidden_tab_closes_its_event_stream(browse: Browse, page_url: str, store: JobStore) -> None:
 
     def look(seen: Seen) -> None:
         page = seen.page
