@@ -23,10 +23,12 @@ def install(session: nox.Session, group: str | None = None, *options: str) -> No
     session.install("-e", ".", *group_packages, *options)
 
 
-def pytest(session: nox.Session, *default: str, workers_per_core: float = 1.5) -> None:
+def pytest(
+    session: nox.Session, *default: str, workers_per_core: float = 1.5, dist: tuple[str, ...] = ("worksteal",)
+) -> None:
     """Run tests on more workers than cores, as many tests wait; `--` replaces the default selection."""
     workers = max(2, min(8, int((os.cpu_count() or 1) * workers_per_core)))
-    session.run("pytest", "-n", str(workers), "--dist", "worksteal", *(session.posargs or default))
+    session.run("pytest", "-n", str(workers), "--dist", *dist, *(session.posargs or default))
 
 
 @nox.session
@@ -58,7 +60,8 @@ def tests(session: nox.Session) -> None:
 def faults(session: nox.Session) -> None:
     """The tests that kill, freeze or flood the service, build wheels, or move a gigabyte."""
     install(session, "test")
-    pytest(session, "-m", "fault", workers_per_core=2.5)
+    # One by one in their order, which begins with the longest: see tests/conftest.py.
+    pytest(session, "-m", "fault", workers_per_core=2.5, dist=("load", "--maxschedchunk", "1"))
 
 
 @nox.session

@@ -36,6 +36,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reporter.write_line("CI: a skipped test counts as a failed one", red=True)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest starts first: begun last, it would keep one core busy and the others idle."""
+    items.sort(key=_limit_s, reverse=True)
+
+
+def _limit_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker is not None and marker.args else 0.0
+
+
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A test that runs a command in this process sets up logging; the next test has the defaults again."""
