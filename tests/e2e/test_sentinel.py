@@ -29,7 +29,7 @@ def watched(folder: Path) -> Iterator[Watched]:
 def replicated(watched: Watched) -> dict[str, dict[str, Any]]:
     """Settings of a fleet on these servers."""
     return {
-        "redis": {"url": "redis://", "durability": "replicated", "timeout": 1.0},
+        "redis": {"url": "redis://", "durability": "replicated", "timeout": 2.5},
         "redis.sentinel": {"master": "mymaster", "nodes": [f"127.0.0.1:{watched.sentinel_port}"]},
     }
 

