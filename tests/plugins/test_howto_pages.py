@@ -5,25 +5,53 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import socket
+import subprocess
 import sys
 import tempfile
+import time
+import tomllib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx2
 import pytest
 
-from downloader.config import load_settings
+from downloader.cli import make_app
+from downloader.config import Settings, load_settings
+from downloader.service.doctor import FindingState, diagnose
+from downloader.storage import Body
+from downloader_plugins.filesystem import open_filesystem
 from readme import running, wait_for_port
 from servers.pages import ANSWER_S, SHELL, line_of, sh, write
+from servers.plugins import opened_storage
+from servers.valkey import Valkey
 
 GUIDES = {
     path.stem: path.read_text("utf-8") for path in (Path(__file__).parents[2] / "docs/howto").glob("*.md")
 }
-ENVIRON = {"REDIS_PASSWORD": "secret", "STORE_KEY": "A" * 43 + "="}
+WALKED = {"s3", "kafka", "sqs"}
+
+ENVIRON = {
+    "REDIS_URL": "rediss://:secret@redis.internal",
+    "STORE_KEY": "A" * 43 + "=",
+    "SHOP_TOKEN": "shop" * 4,
+    "PAGE_TOKEN": "page" * 4,
+    "PROMETHEUS_TOKEN": "scraper" * 4,
+    "WEBHOOK_SECRET": "whsec_c2VjcmV0",
+}
 """What the guides' configurations refer to."""
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+HEADERS = {
+    "Content-Disposition": "attachment",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+"""As at the API's `/files`."""
+
+BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 walk = pytest.mark.usefixtures("alone")
 """The service of each walk listens on port 8000, as its reader's does."""
@@ -130,3 +158,76 @@ def test_the_configurations_of_a_guide_are_valid(name: str, tmp_path: Path) -> N
             config = tmp_path / "config.toml"
             config.write_text(text)
             load_settings(config, environ=ENVIRON, overrides={})
+
+
+def blocks(name: str, kind: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(GUIDES[name]) if language == kind]
+
+
+@pytest.mark.slow
+@pytest.mark.plugin
+async def test_nginx_serves_stored_files_as_the_nginx_guide_says(tmp_path: Path) -> None:
+    files, api = blocks("nginx", "nginx")
+    [config, _] = blocks("nginx", "toml")
+    section = tomllib.loads(config.replace("/srv/", f"{tmp_path}/"))["processor"]["filestorage"]
+    del section["type"]
+    async with opened_storage(open_filesystem, section) as storage:
+        await storage.put("NSb/NSb4FOAs9fVaQw", Body(size=4, sha256="", mime_type="text/html", data=b"<p>x"))
+    tmp_path.joinpath("files", ".tmp", "part").write_bytes(b"part")
+    with nginx(tmp_path, files.replace("/srv/", f"{tmp_path}/"), api) as client:
+        answer = client.get("http://files.example.org/NSb/NSb4FOAs9fVaQw")
+        assert (answer.status_code, answer.content) == (200, b"<p>x")
+        assert answer.headers["Content-Type"] == "application/octet-stream"
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+        assert client.get("http://files.example.org/.tmp/part").status_code == 404
+        assert client.get("http://downloads.example.org/").status_code == 401
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
+@contextmanager
+def nginx(folder: Path, *servers: str) -> Iterator[httpx2.Client]:
+    """Debian's nginx with these servers, on a socket in the folder; a client of it."""
+    path = folder / "s"
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = " ".join(f"{kind}_temp_path {folder};" for kind in kinds)
+    sites = "".join(servers).replace("listen 80;", f"listen unix:{path};")
+    folder.joinpath("nginx.conf").write_text(
+        f"daemon off; user root root; pid {folder}/pid; events {{ }}\n"
+        f"http {{ access_log off; {temporary}\n{sites} }}\n"
+    )
+    command = ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
+    with subprocess.Popen(command) as process:
+        try:
+            while not listens(path):
+                assert process.poll() is None
+                time.sleep(0.005)
+            with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(path))) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.plugin
+def test_the_doctor_approves_of_a_server_with_the_redis_guides_settings(tmp_path: Path) -> None:
+    [text] = blocks("redis", "text")
+    options = [word for line in text.splitlines() for word in ("--" + line).split()]
+    with Valkey(*options) as server:
+        redis = {"url": server.url, "durability": "aof"}
+        given = Settings.model_validate({"data_dir": str(tmp_path), "api": {"port": 0}, "redis": redis})
+        [found] = [one for one in diagnose(given, show=lambda _: None) if one.part == "redis"]
+        assert found.state is FindingState.OK, found.text
+
+
+@pytest.mark.parametrize("name", sorted(GUIDES.keys() - WALKED))
+def test_the_commands_of_a_guide_are_the_command_lines_own(name: str) -> None:
+    app = make_app()
+    for command in blocks(name, "sh"):
+        for line in command.splitlines():
+            program, *words = line.split()
+            assert program == "downloader"
+            app.parse_args(words, exit_on_error=False, print_error=False)
