@@ -141,8 +141,8 @@ KEYS = (
         type="zset",
         owner="a member goes with its group",
         holds=(
-            "groups with work, by number of tasks pending or running; behind the point, in millionths,"
-            " those running"
+            "groups with work; the score is the number of tasks that are pending or running, plus a"
+            " millionth for each that is running"
         ),
     ),
     Key(
