@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from downloader.api.views import unix_ms
 from downloader.content import MimePatterns
 from downloader.ids import ID_LENGTH
-from downloader.net import Url, UrlError, Use, is_forbidden, is_token
+from downloader.net import FIELD_NAME, MAX_URL_CHARS, Url, UrlError, Use, is_forbidden, is_token
 from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
@@ -179,34 +179,103 @@ Rate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Delay = Annotated[float, Field(ge=0, le=MAX_DELAY_S)]
 
 
+def _described(**schema: Any) -> Any:
+    """Additions to a field's JSON schema: examples, and rules that validators check in code."""
+    return Field(json_schema_extra=schema)
+
+
+_HTTP = {"format": "uri", "maxLength": MAX_URL_CHARS}
+_TIME = _described(type="string", format="date-time", default=None)
+
+
 class DownloadRequest(BaseModel):
     """The fields of one job. Unknown ones are ignored, and null means absent."""
 
-    model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        strict=True, extra="ignore", hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
-    aggr_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(check_printable)]
-    aggr_limit: Annotated[Integer, Field(ge=1, le=MAX_INT)]
-    aggr_proxy: Annotated[str, _url("proxy")] = ""
+    aggr_id: Annotated[
+        str,
+        Field(min_length=1, max_length=128),
+        AfterValidator(check_printable),
+        _described(examples=["example.org"]),
+    ]
+    """The aggregation: a group of jobs with a common limit, usually those of one origin. Printable
+    characters."""
+    aggr_limit: Annotated[Integer, Field(ge=1, le=MAX_INT), _described(examples=[4])]
+    """At most this many downloads of the aggregation at once, over all instances. The newest accepted job's
+    value applies."""
+    aggr_proxy: Annotated[str, _url("proxy"), _described(**_HTTP)] = ""
+    """Proxy URL (http, https, socks5) of the whole aggregation; fixed when the aggregation is first seen."""
     aggr_rate: Rate | None = None
+    """At most this many downloads of the aggregation start in a second, over the fleet. The newest accepted
+    job that names one counts."""
     aggr_delay: Delay | None = None
-    url: Annotated[str, AfterValidator(_required_url)]
+    """Likewise, at least this many seconds between two starts."""
+    url: Annotated[
+        str,
+        AfterValidator(_required_url),
+        _described(examples=["https://example.org/image.png"], minLength=1, **_HTTP),
+    ]
+    """Absolute http or https URL, read as a browser reads it and echoed byte for byte as `resource_url`. User
+    and password are sent as Basic authorization."""
     callback_type: str = ""
-    callback_dst: str = ""
-    callback_url: str = ""
+    """A configured backend, or `none` for a client that asks for the result."""
+    callback_dst: Annotated[
+        str, _described(examples=["https://client.example/done"], maxLength=MAX_URL_CHARS)
+    ] = ""
+    """Where the callback goes: for `http` a URL, otherwise a topic, a queue or a prefix."""
+    callback_url: Annotated[str, _described(deprecated=True, **_HTTP)] = ""
+    """Deprecated: `callback_type` `http` with this destination; wins over the pair."""
     callback_error_type: str = ""
-    callback_error_dst: str = ""
-    extra: Any = ""
-    mime_type: Annotated[str, AfterValidator(_mime_type)] = ""
+    """As `callback_type`, for failures; without it they go there too."""
+    callback_error_dst: Annotated[str, _described(maxLength=MAX_URL_CHARS)] = ""
+    """As `callback_dst`, for failures."""
+    extra: Annotated[Any, _described(examples=["order 17"])] = ""
+    """Passed back in the callback; a value that is not a string as its JSON text."""
+    mime_type: Annotated[
+        str,
+        AfterValidator(_mime_type),
+        _described(examples=["image/png,image/webp", "!image/vnd.adobe.photoshop,image/*"]),
+    ] = ""
+    """Comma-separated glob patterns; `!` negates. No negated one may match the content's type, and if there
+    are others, at least one must."""
     max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)] | None = None
+    """Further attempts; without it `processor.max_retries`."""
     extract_image_size: bool = False
+    """Fill `image_size` for jpeg, png, gif, webp and avif."""
     download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
-    request_headers: Annotated[dict[str, Any], AfterValidator(_request_headers)] = Field(default_factory=dict)
+    """Seconds for a whole attempt, storing included; without it that of the configuration."""
+    request_headers: Annotated[
+        dict[str, Any],
+        AfterValidator(_request_headers),
+        _described(
+            maxProperties=MAX_HEADERS,
+            propertyNames={"pattern": f"^{FIELD_NAME}$"},
+            additionalProperties={"type": ["string", "integer"]},
+            examples=[{"Referer": "https://example.org/"}],
+        ),
+    ] = Field(default_factory=dict)
+    """Sent with the request; they win over the configured ones. At most 8 KiB together; those of the message
+    framing are refused."""
     user_agent: Annotated[str, Field(max_length=1024), AfterValidator(_header_value)] = ""
+    """`User-Agent`, unless `request_headers` has one."""
     s3_bucket: Annotated[str, AfterValidator(_matches(is_bucket_name))] = ""
+    """Store in this bucket, with `s3_region`; makes the callback optional."""
     s3_region: Annotated[str, AfterValidator(_matches(_REGION.fullmatch))] = ""
-    subpath: Annotated[str, AfterValidator(check_subpath)] = ""
+    """Of the bucket."""
+    subpath: Annotated[
+        str, AfterValidator(check_subpath), _described(maxLength=MAX_SUBPATH_BYTES, examples=["images/2026"])
+    ] = ""
+    """Folder under the storage root, before `<id[0:3]>/<id>`."""
     sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
+    """Of the file that is expected, in hex digits; another one fails with `digest`."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
+    """Bytes of the file that is expected; another one fails with `digest`."""
     priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)] = 0
-    not_before: Annotated[int, BeforeValidator(_time)] = 0
-    deadline: Annotated[int, BeforeValidator(_time)] = 0
+    """Of an aggregation's jobs that are due, those of the highest priority begin first."""
+    not_before: Annotated[int, BeforeValidator(_time), _TIME] = 0
+    """No download begins before this time (RFC 3339), by the store's clock."""
+    deadline: Annotated[int, BeforeValidator(_time), _TIME] = 0
+    """The job fails with `deadline` if its file is not stored by this time (RFC 3339)."""

@@ -24,7 +24,6 @@ from downloader.api.auth import needs_token, scope_of
 from downloader.api.codes import CODES
 from downloader.api.deps import ApiDeps
 from downloader.api.fields import NO_CALLBACK, DownloadRequest
-from downloader.api.job_fields import JOB_FIELDS
 from downloader.api.operations import JSON, OPERATIONS, PATH_PARAMETERS, Answer, Operation
 from downloader.api.problems import CONTENT_TYPE
 
@@ -192,7 +191,7 @@ def _complete_job(schema: Document, deps: ApiDeps) -> None:
     for name in ("callback_type", "callback_error_type"):
         schema["properties"][name]["enum"] = ["", NO_CALLBACK, *sorted(deps.backends), None]
     for name, field in schema["properties"].items():
-        field.update(JOB_FIELDS.get(name, {}))
+        field["description"] = " ".join(field["description"].split())
         if name not in schema["required"] and "type" in field:
             field["type"] = [field["type"], "null"]
     schema["description"] += f" The body has at most {int(deps.settings.max_body)} bytes."
