@@ -80,12 +80,9 @@ def needs_token(method: str, path: str) -> bool:
 
 
 def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
-    """The owner of the request's token.
+    """The owner of the request's token; names of `headers` are in lower case.
 
-    Args:
-        callers: from `read_tokens`.
-        headers: of the request, names in lower case. Exactly one must be `Authorization`: if there were
-            two, a proxy in front might have checked the other one.
+    Exactly one must be `Authorization`: if there were two, a proxy in front might have checked the other one.
 
     Raises:
         Refused: 401, the same for a missing and for a wrong token.
@@ -133,12 +130,7 @@ def scope_of(method: str, path: str) -> Scope:
 
 
 def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
-    """Check a job against the caller's allow-lists.
-
-    Args:
-        caller: the submitter.
-        spec: the job.
-        destination_field: the field that `spec.callback_dst` was read from, for the error.
+    """Check a job against the caller's allow-lists; `destination_field` is that of `spec.callback_dst`.
 
     Raises:
         Refused: 403 with the fields.

@@ -126,11 +126,9 @@ def failures(before: Totals, after: Totals) -> dict[str, int]:
 
 
 def quantile(counts: Mapping[float, int], which: float) -> float:
-    """A quantile, as Prometheus estimates it: values lie evenly between the bounds of their bucket.
+    """A quantile (0 to 1), as Prometheus estimates it: values lie evenly between the bounds of their bucket.
 
-    Args:
-        counts: how many values each bucket has, by its upper bound; they may not all be 0.
-        which: from 0 to 1.
+    `counts` has how many values are in each bucket, by its upper bound; they may not all be 0.
     """
     rank, lower = which * sum(counts.values()), 0.0
     for bound in sorted(counts):

@@ -26,14 +26,10 @@ CheckHost = Callable[[Headers, tuple[str, int] | None], None]
 
 
 def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
-    """The check for these settings.
+    """The check for `api.allowed_hosts`, and for an API that listens on loopback only or not.
 
     The connection's own local address always passes, and on loopback also `localhost`. A request without
-    `Host` passes too: browsers always send it.
-
-    Args:
-        allowed: `api.allowed_hosts`. If it is empty and not `loopback`, any host passes.
-        loopback: the API listens on loopback only.
+    `Host` passes too: browsers always send it. If nothing is allowed and not `loopback`, any host passes.
     """
     names = frozenset(allowed)
     if "*" in names or (not names and not loopback):

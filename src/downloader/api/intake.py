@@ -61,10 +61,7 @@ class Intake:
 
     @contextmanager
     def room(self, client: str) -> Iterator[Callable[[int], None]]:
-        """Account for the memory of one request.
-
-        Args:
-            client: its address; empty if unknown.
+        """Account for the memory of one request of a client, by its address; empty if unknown.
 
         Yields:
             A function to call with the number of bytes now kept of the body, whenever that changes. It raises

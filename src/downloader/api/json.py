@@ -48,12 +48,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def member_text(body: bytes, name: str) -> str:
-    """The JSON text of one member's value, as received.
-
-    Args:
-        body: accepted by `parse_object`.
-        name: a key of its object.
-    """
+    """The JSON text of one member's value, as received, of a body that `parse_object` accepts."""
     text = body.decode("utf-8")
     at = _skip(text, text.index("{") + 1)
     while True:

@@ -28,13 +28,10 @@ _PREFLIGHT_S = 600
 
 
 def check_origin(headers: Mapping[bytes, bytes]) -> None:
-    """Refuse a request that a browser sent for another site.
+    """Refuse a request that a browser sent for another site; names of `headers` are in lower case.
 
     If there is `Sec-Fetch-Site`, it must be `same-origin` or `none` (typed or bookmarked). Otherwise
     `Origin`, if there is one, must have the same host as `Host`; `null` is refused.
-
-    Args:
-        headers: names in lower case.
 
     Raises:
         Refused: 403, code `cross_site`.
@@ -49,9 +46,6 @@ def check_page(headers: Mapping[bytes, bytes]) -> None:
 
     It must have the header `X-Downloader-Page: 1`, which a page of another origin cannot send without a
     preflight. `Sec-Fetch-Site`, if there is one, must be `same-origin`, and `Origin` have the host of `Host`.
-
-    Args:
-        headers: names in lower case.
 
     Raises:
         Refused: 403, code `page_header` or `cross_site`.

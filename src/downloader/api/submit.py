@@ -142,15 +142,7 @@ def make_submission(
     caller: Caller | None,
     earlier: Sequence[Fault] = (),
 ) -> Submission:
-    """Check one job and give it an id.
-
-    Args:
-        body: the job as received.
-        members: `parse_object(body)`.
-        key: its idempotency key, checked.
-        deps: of the API.
-        caller: the submitter; `None` while the API is open.
-        earlier: see `parse_job`.
+    """Check one job and give it an id; arguments as for `parse_job`. `key` is its idempotency key, checked.
 
     Raises:
         Refused: 400, 403 or 422; with warnings of unknown fields.
@@ -200,11 +192,7 @@ def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
 
 
 def check_accepted(why: Accepted, *, key_field: str) -> None:
-    """Check that the store has the job.
-
-    Args:
-        why: the store's verdict.
-        key_field: the field or header with the idempotency key, for the error.
+    """Check that the store has the job; `key_field` names the field or header with the idempotency key.
 
     Raises:
         Refused: 422, the key was used with another job; 409, the aggregation has another proxy.

@@ -17,9 +17,7 @@ from downloader.store import Backlog, JobView, Load, TaskView
 def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> JobAnswer:
     """The answer of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
 
-    Args:
-        view: the job.
-        download_url: the URL of its file; raises `StorageError` if the storage fails.
+    `download_url` gives the URL of the job's file, and raises `StorageError` if the storage fails.
     """
     spec, outcome = view.spec, view.outcome
     has_file = view.download.state is State.SUCCEEDED and outcome is not None

@@ -47,18 +47,16 @@ _RARE_MATCH_BYTES = 4
 
 
 def sniff_mime(head: bytes, *, size: int | None) -> str:
-    """The type of a file, by its first bytes.
+    """The type of a file, by its first bytes: a name of IANA's or libmagic's.
 
-    Never raises, and takes a bounded time, whatever the bytes.
+    It is `application/x-empty` for nothing, `text/plain` for text without a signature,
+    `application/octet-stream` for the unknown (also for a single byte, as libmagic). Never raises, and takes
+    a bounded time, whatever the bytes.
 
     Args:
         head: The first `SNIFF_BYTES` of the file, or all of it; what is beyond is not looked at.
-        size: Bytes of the whole file; `None` while unknown: then it is complete if the head is shorter
-            than `SNIFF_BYTES`.
-
-    Returns:
-        A name of IANA's or libmagic's: `application/x-empty` for nothing, `text/plain` for text without
-        a signature, `application/octet-stream` for the unknown (also for a single byte, as libmagic).
+        size: Bytes of the whole file; `None` while unknown: then it is complete if the head is shorter than
+            `SNIFF_BYTES`.
     """
     cut = len(head) >= SNIFF_BYTES if size is None else size > min(len(head), SNIFF_BYTES)
     head = head[:SNIFF_BYTES]
