@@ -237,9 +237,7 @@ class JobSpec:
 
 
 _SPEC_DEFAULTS: dict[str, Any] = {
-    f.name: f.default_factory()
-    if callable(f.default_factory)
-    else f.default  # `MISSING`, which no value equals
+    f.name: f.default_factory() if callable(f.default_factory) else f.default  # or `MISSING`
     for f in fields(JobSpec)
     if f.name not in ("id", "unknown")
 }

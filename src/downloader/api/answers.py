@@ -53,9 +53,9 @@ class SessionAnswer(TypedDict):
     tokens: bool
     """Whether tokens are configured. Without them the API is open, and nobody needs to sign in."""
     name: str | None
-    """Of the token; `null`: nobody is signed in."""
+    """The token's name; `null`: nobody is signed in."""
     scopes: list[str]
-    """Of the token; `admin` includes all."""
+    """The token's scopes; `admin` includes all."""
     expires_at: Time | None
     """When the session ends; `null` without one."""
 
@@ -65,7 +65,7 @@ class ProblemAnswer(LineProblem):
     """An error as a problem document (RFC 9457)."""
 
     type: str
-    """Always `about:blank`: `code` tells the kind of error."""
+    """Always `about:blank`: `code` is the kind of error."""
     title: str
     """The name of the status."""
     status: int
@@ -175,11 +175,11 @@ class JobAnswer(TaskAnswer):
     error: str
     error_code: str
     response_code: int
-    """Of the last response; 0 if there was none."""
+    """The status of the last response; 0 if there was none."""
     file: FileAnswer | None
     """`null` until it is stored."""
     download_url: str
-    """Of the file, as in the callback; empty without a file, or while its storage fails."""
+    """The file's URL, as in the callback; empty without a file, or while its storage fails."""
     extra: str
     callback: CallbackAnswer | None
     """`null` while there is none."""
@@ -201,7 +201,7 @@ class ListedAnswer(TypedDict):
     failed_at: Time | None
     """When its callback failed; `null` if it did not."""
     error: str
-    """Of the callback if it failed, otherwise of the download."""
+    """The callback's error if it failed, otherwise the download's."""
 
 
 @_DOCUMENTED
@@ -335,7 +335,7 @@ class CallbackPayload(TypedDict):
     """Where the file is; empty where there is none."""
     job_id: str
     response_code: int
-    """Of the last response; 0 if there was none."""
+    """The status of the last response; 0 if there was none."""
     delivered: bool
     delivery_error: str
     image_size: str

@@ -30,7 +30,7 @@ SESSION_PATH = "/session"
 SUBMIT_PATHS = frozenset({"/download", "/downloads"})
 
 RETRY_PATH = "/retry"
-"""In bulk, and with a job's id behind it."""
+"""Route of retries: in bulk, or with a job's id behind it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The codes of problem documents, and what each means; `docs/api.md` tells them by route."""
+"""The codes of problem documents, and what each means; `docs/api.md` lists them by route."""
 
 from __future__ import annotations
 

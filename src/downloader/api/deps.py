@@ -37,7 +37,7 @@ class ApiDeps:
     healthy: Callable[[], Mapping[str, bool]] = dict
     """For `/health/ready`: whether each backend of this process's notifier is healthy, by name."""
     counters: Counters = field(default_factory=lambda: Counters(API_COUNTERS))
-    """Of this process's API."""
+    """The counters of this process's API."""
     traces: Traces | None = None
     download_url: Callable[[JobSpec], str]
     """The URL of a job's file, as in its callback; raises `StorageError` if the storage fails."""

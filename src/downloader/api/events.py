@@ -38,10 +38,10 @@ from downloader.store import JobStore, StoreError
 PATH = "/events"
 
 RETRY_MS = 2000
-"""After which a browser reconnects when its stream has ended: a restart takes about as long."""
+"""Time until a browser reconnects when its stream has ended: a restart takes about as long."""
 
 PAUSE_FACTOR = 9
-"""The pause after a sample, in times of what the sample took: sampling takes a tenth of the time."""
+"""The pause after a sample, as a multiple of the sample's time: sampling takes a tenth of the time."""
 
 PAUSE_MAX_S = 2.0
 """The longest such pause: a sample that waited for an unreachable store cost the store nothing."""

@@ -107,7 +107,7 @@ class Exchange:
         self._scope: Message = {}
         self._head_too_large = False
         self._status = 0
-        """Of the response, once it has begun."""
+        """The response's status, once it has begun."""
         self._limits = shared.config.limits
         self._body_time_s = self._limits.body_grace_s
         self._messages: deque[Message] = deque()

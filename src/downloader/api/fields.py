@@ -17,7 +17,7 @@ from downloader.net import FIELD_NAME, MAX_URL_CHARS, Url, UrlError, Use, is_for
 from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
-"""Of a limit or a timeout: the largest 32-bit integer, which some clients send for "no limit"."""
+"""Largest limit or timeout: the largest 32-bit integer, which some clients send for "no limit"."""
 
 MAX_SIZE = 2**63 - 1
 """Largest size of a file in bytes that file systems and storages can have."""
@@ -39,7 +39,7 @@ MAX_HEADER_BYTES = 8 * 1024
 """Names and values of `request_headers` together: origins commonly accept as much."""
 
 MAX_DESTINATION_CHARS = 2048
-"""Of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
+"""Length of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
 
 MAX_SUBPATH_BYTES = 512
 """An S3 key has at most 1024 bytes: prefix, subpath and file name."""
@@ -264,15 +264,15 @@ class DownloadRequest(BaseModel):
     s3_bucket: Annotated[str, AfterValidator(_matches(is_bucket_name))] = ""
     """Store in this bucket, with `s3_region`; makes the callback optional."""
     s3_region: Annotated[str, AfterValidator(_matches(_REGION.fullmatch))] = ""
-    """Of the bucket."""
+    """The bucket's region."""
     subpath: Annotated[
         str, AfterValidator(check_subpath), _described(maxLength=MAX_SUBPATH_BYTES, examples=["images/2026"])
     ] = ""
     """Folder under the storage root, before `<id[0:3]>/<id>`."""
     sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
-    """Of the file that is expected, in hex digits; another one fails with `digest`."""
+    """The expected digest of the file, in hex digits; another one fails with `digest`."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
-    """Bytes of the file that is expected; another one fails with `digest`."""
+    """The expected size of the file in bytes; another one fails with `digest`."""
     priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)] = 0
     """Of an aggregation's jobs that are due, those of the highest priority begin first."""
     not_before: Annotated[int, BeforeValidator(_time), _TIME] = 0

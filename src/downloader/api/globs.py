@@ -16,7 +16,7 @@ Allows = Callable[[str], bool]
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 _DECODINGS = 8
-"""Most rounds of percent-decoding; no honest URL needs as many."""
+"""Most rounds of percent-decoding; no real URL needs as many."""
 
 _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 """A slash or backslash, percent-encoded any number of times."""

@@ -48,7 +48,7 @@ CALLBACK = "callback"
 """Stands among the error codes of failed downloads for callbacks that were given up."""
 
 _DIGITS = 4
-"""Significant ones of what is sent."""
+"""Significant digits of the numbers that are sent."""
 
 
 class History:
@@ -140,7 +140,7 @@ def quantile(counts: Mapping[float, int], which: float) -> float:
 
 
 def _growth(before: Totals, after: Totals, role: str) -> dict[str, int]:
-    """How much each series has grown; one that has shrunk began anew in an emptied store."""
+    """How much each series has grown; one that has shrunk restarted at 0 in an emptied store."""
     known = before.get(role, {})
     pairs = ((series, count, known.get(series, 0)) for series, count in after[role].items())
     return {series: count - past if count >= past else count for series, count, past in pairs}

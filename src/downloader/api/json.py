@@ -15,7 +15,7 @@ MAX_DEPTH = 100
 """Levels of nesting. Python's own limit depends on its version and on the stack."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-"""Also an unterminated one, so that each character is scanned only once."""
+"""A string, also an unterminated one, so that each character is scanned only once."""
 
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _OTHER_BYTES = bytes(set(range(256)) - _STEPS.keys())

@@ -24,7 +24,7 @@ class Limits:
     head_bytes: int = 16 * 1024
     """Request line and headers together, as in node.js; more is answered 431."""
     headers: int = 100
-    """Of a request, as in Apache; more are answered 431. A short one takes ten times its bytes in memory."""
+    """Headers of a request, as in Apache; more are answered 431. A short one takes ten times its bytes."""
     head_s: float = 10.0
     """From a head's first byte to its end; for the first one from connecting, TLS handshake included."""
     idle_s: float = 60.0

@@ -61,7 +61,7 @@ class Answer:
     """A type that pydantic knows; `None`: there is no JSON."""
     media_type: str = JSON
     headers: Mapping[str, str] = field(default_factory=dict)
-    """What each header tells."""
+    """The meaning of each header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ _PAGE = b"x-downloader-page"
 _READING = (b"GET", b"HEAD")
 
 _PREFLIGHT_S = 600
-"""For which a browser may cache the answer to a preflight."""
+"""Seconds for which a browser may cache the answer to a preflight."""
 
 
 def check_origin(headers: Mapping[bytes, bytes]) -> None:

@@ -17,7 +17,7 @@ from downloader.api.asgi import Headers
 from downloader.api.problems import Problem, Refused, bad_request
 
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-"""Also one with bare LF, which `RequestHead` refuses."""
+"""The end of a head, also with bare LF, which `RequestHead` refuses."""
 
 MOST_END_OF_HEAD_BYTES = 4
 
@@ -69,7 +69,7 @@ class RequestHead:
         if self.chunked and self._values(b"transfer-encoding") != [b"chunked"]:
             raise _malformed()
         self.length = int(names.get(b"content-length", 0))
-        """Of the body, if it is not chunked."""
+        """Bytes of the body, if it is not chunked."""
         self.expects_continue = self.version == "1.1" and names.get(b"expect", b"").lower() == b"100-continue"
         self.keep = self.version == "1.1" and not (b"connection" in names and b"close" in self._options())
         """Whether the client keeps the connection open."""
@@ -91,7 +91,7 @@ class RequestHead:
         return [value.lower() for found, value in self.headers if found == name]
 
     def _options(self) -> set[bytes]:
-        """Of `Connection`."""
+        """The options in `Connection`, in lower case."""
         return {option.strip(b" \t") for option in b",".join(self._values(b"connection")).split(b",")}
 
     def _resolve_target(self) -> None:

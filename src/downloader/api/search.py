@@ -26,7 +26,7 @@ SEARCHED = 20_000
 PAGE_MAX = 100
 
 AGE_FACTOR = 20
-"""How long they are kept, in times of what reading them took: reading takes a twentieth of the time."""
+"""How long they are kept, as a multiple of the time for reading them: a twentieth of the time is reading."""
 
 AGE_MAX_S = 3.0
 """How long they are kept at the most: a store that is slow for a moment must not make them old."""
@@ -49,7 +49,7 @@ _COUNT = f"must be from 1 to {PAGE_MAX}."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What a request asks for."""
+    """The parameters of a request."""
 
     text: str
     """In any place of the name, whatever the case."""

@@ -166,7 +166,7 @@ def _cookies(headers: Headers) -> Iterator[tuple[str, str]]:
 _NO_STORE = {"Cache-Control": "no-store"}
 
 _DIGITS = 12
-"""Of a Unix time, until the year 33658."""
+"""Bytes of a Unix time, until the year 33658."""
 
 _COOKIES = 4
 """Most cookies of a request that are looked at. Each is compared with each token, and a head has room for

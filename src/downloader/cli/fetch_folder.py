@@ -53,7 +53,7 @@ class OutputFolder:
 
     @property
     def record(self) -> Path:
-        """Of the complete files; common to all runs."""
+        """The record of the complete files; common to all runs."""
         return self.folder / HIDDEN / "complete.jsonl"
 
     def parts(self) -> list[int]:

@@ -30,7 +30,7 @@ class Complete:
     sha256: str
     mime_type: str
     mtime_ns: int
-    """Of the file when it was recorded."""
+    """Time of the file's last change when it was recorded."""
     validator: tuple[str, str] | None
     """As in `FetchResult`."""
 

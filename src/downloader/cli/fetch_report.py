@@ -222,7 +222,7 @@ class _Amount(ProgressColumn):
 
 
 class _Speed(TransferSpeedColumn):
-    """Of a file; the whole is counted in files."""
+    """The speed of a file; the line of the whole run has none."""
 
     def render(self, task: Task) -> Text:
         """See rich."""

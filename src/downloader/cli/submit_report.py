@@ -38,7 +38,7 @@ class Report:
 
     def __init__(self, *, wait: bool, as_json: bool, bars: Progress | None) -> None:
         self.urls: dict[str, str] = {}
-        """Of the accepted jobs, by id."""
+        """The accepted jobs, by id."""
         self.failed = 0
         """Jobs that were refused or have failed."""
         self._wait, self._json, self._bars = wait, as_json, bars

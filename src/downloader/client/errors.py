@@ -42,7 +42,7 @@ class ApiProblem(ClientError):
         self.field = field
         """The field, header or parameter at fault; empty if there is none."""
         self.status = status
-        """Of the response; 0 for a line of `submit_many`, which has none of its own."""
+        """The response's status; 0 for a line of `submit_many`, which has none of its own."""
         self.errors = errors
         """All errors of a job, each with `code`, `detail` and `field`; empty for other requests."""
 

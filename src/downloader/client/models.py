@@ -127,7 +127,7 @@ class Job(_Work):
     response_code: int = 0
     file: JobFile | None = None
     download_url: str = ""
-    """Of the stored file."""
+    """The stored file's URL."""
     extra: str = ""
     callback: JobCallback | None = None
     """`None` until the download has ended."""
@@ -146,7 +146,7 @@ class ListedJob(_Answer):
     id: str
     aggr_id: str
     state: str
-    """Of its download."""
+    """The state of its download."""
     callback: str | None = None
     """The state of its callback; `None` while there is none."""
     finished_at: datetime | None = None
@@ -154,7 +154,7 @@ class ListedJob(_Answer):
     failed_at: datetime | None = None
     """When its callback failed; `None` if it did not."""
     error: str = ""
-    """Of the callback if it failed, otherwise of the download."""
+    """The callback's error if it failed, otherwise the download's."""
 
 
 class AggregationChanges(TypedDict, total=False):

@@ -120,7 +120,7 @@ _BRANDS: Mapping[bytes, str] = {
     b"jpm": "image/jpm",
     b"mj2": "video/mj2",
 }
-"""Of ISO media by major brand, four characters or three."""
+"""Types of ISO media by major brand, four characters or three."""
 
 
 def jpeg_2000(head: bytes) -> str:

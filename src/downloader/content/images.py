@@ -16,7 +16,7 @@ _GIF_HEAD_BYTES = 10
 """Signature, width, height."""
 
 _MAX_READ_BYTES = 4 * 1024 * 1024
-"""Of one file; an AVIF's table of items and a JPEG's markers take far less."""
+"""Most bytes read of one file; an AVIF's table of items and a JPEG's markers take far less."""
 
 _MAX_CALLS = 20_000
 """Reads and seeks on one file. imagesize looks for a JPEG's markers byte by byte, so that gigabytes of

@@ -33,7 +33,7 @@ class LastingParts(Parts):
         super().__init__(spool, disk_low=disk_low)
         self._folder = spool.path
         self.validators: dict[str, tuple[str, str]] = {}
-        """Of jobs whose response had one that is strong: its field and value."""
+        """Field and value of the strong validator of a job's response, if it had one."""
         self._sweep()
 
     def name_of(self, url: str) -> str:

@@ -59,7 +59,7 @@ class Part:
     """The first bytes of a file, in the spool."""
 
     name: str
-    """Of the spool file."""
+    """The spool file's name."""
     size: int
     """How many bytes of it are part of the file; there may be more."""
     source: Source

@@ -22,7 +22,7 @@ COOLDOWN_S = 30.0
 """The first cooldown, if the origin does not say how long. The store doubles it."""
 
 MIN_COOLDOWN_S = 1.0
-"""Also with a `Retry-After` of 0 or in the past; otherwise uncounted attempts would be used up at once."""
+"""Shortest cooldown, also for a `Retry-After` of 0: uncounted attempts must not be used up at once."""
 
 MAX_COOLDOWN_S = 3600.0
 """Longest cooldown, whatever the origin asks for, so that a wrong answer does not stop an aggregation

@@ -41,7 +41,7 @@ class Rules:
     """There are more than `MAX_WILD_RULES`; nothing is allowed then."""
     crawl_delay_s: float = 0.0
     size: int = 0
-    """Of their text."""
+    """Length of their text."""
 
     @classmethod
     def parse(cls, data: bytes, token: str) -> Self:

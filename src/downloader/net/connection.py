@@ -29,8 +29,8 @@ _SMALL_PIECE_BYTES = 1024
 """Each piece calls back from the parser: 256 KiB in chunks of ten bytes would hold the loop up for 3 ms."""
 
 MAX_OVERHEAD_BYTES = 256 * 1024
-"""Of chunk sizes, extensions and trailers, beside half as many bytes as the content has: a megabyte in chunks
-of one byte would cost as much CPU as a hundred megabytes in large ones."""
+"""Most bytes of chunk sizes, extensions and trailers, beside half of the content's: a megabyte in chunks of
+one byte would cost as much CPU as a hundred megabytes in large ones."""
 
 _TARGET = re.compile(rb"[!-~]+")
 

@@ -27,7 +27,7 @@ _CLOSE_S = 2.0
 """For closing idle connections at the end; to close a socket takes no time, TLS may wait."""
 
 _CLIENT_TIMEOUT_S = 30.0
-"""Of a plugin's client, for each wait; a plugin may give a request another one."""
+"""Timeout of each wait of a plugin's client; a plugin may give a request another one."""
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -162,12 +162,12 @@ class Transport(httpx2.AsyncBaseTransport):
         if use.keep <= 0 or not connection.reusable:
             await connection.aclose()
             return
-        alike = self._by_key.setdefault(use.key, [])
-        alike.append(connection)
+        same_key = self._by_key.setdefault(use.key, [])
+        same_key.append(connection)
         self._idle[connection] = (trio.current_time() + self._limits.idle_s, use.key)
         self._filled.set()
-        if len(alike) > use.keep:
-            await self._drop(alike[0])
+        if len(same_key) > use.keep:
+            await self._drop(same_key[0])
         elif len(self._idle) > self._max_idle:
             await self._drop(next(iter(self._idle)))
 
@@ -245,14 +245,14 @@ class Transport(httpx2.AsyncBaseTransport):
         return stream
 
     async def _take(self, key: _Key) -> Connection | None:
-        alike = self._by_key.get(key)
-        while alike:
-            connection = alike[-1]
+        same_key = self._by_key.get(key)
+        while same_key:
+            connection = same_key[-1]
             self._forget(connection)
             if not connection.is_stale():
                 return connection
             await connection.aclose()
-            alike = self._by_key.get(key)
+            same_key = self._by_key.get(key)
         return None
 
     async def _drop(self, connection: Connection) -> None:
@@ -261,9 +261,9 @@ class Transport(httpx2.AsyncBaseTransport):
 
     def _forget(self, connection: Connection) -> None:
         _, key = self._idle.pop(connection)
-        alike = self._by_key[key]
-        alike.remove(connection)
-        if not alike:
+        same_key = self._by_key[key]
+        same_key.remove(connection)
+        if not same_key:
             del self._by_key[key]
 
 

@@ -50,8 +50,8 @@ async def open_notifiers(
     async with trio.open_nursery() as nursery:
         try:
             for name, section in backends.items():
-                lent = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
-                supervisor = _Supervisor(name, factories[name], section, lent, notifiers, opening_s)
+                own_host = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
+                supervisor = _Supervisor(name, factories[name], section, own_host, notifiers, opening_s)
                 problem = await nursery.start(supervisor.run)
                 if problem is not None:
                     break

@@ -65,7 +65,7 @@ class FetchProgress:
     """How far a file is."""
 
     index: int
-    """Of the request, from 0."""
+    """The request's place, from 0."""
     url: str
     state: FetchState
     received_bytes: int = 0
@@ -115,7 +115,7 @@ class _Run:
     parts: LastingParts | None = None
     """Where the parts of unfinished files stay, if they do."""
     indices: dict[str, int] = field(default_factory=dict)
-    """Of requests, by job id."""
+    """Places of requests, by job id."""
     begun: dict[str, float] = field(default_factory=dict)
     """Monotonic time of each job's first attempt."""
     own_faults: dict[str, int] = field(default_factory=dict)

@@ -19,7 +19,7 @@ NO_CALLBACK = CallbackPlan(group="", limit=0)
 def submit(
     item: Submission, permitted: str, seal: Callable[[str], str] | None, *, with_host: bool = False
 ) -> dict[str, Any]:
-    """Of a job; `permitted` is the proxy that it may find with its aggregation, if not every proxy.
+    """Arguments for a job; `permitted` is the proxy that its aggregation may have, if not every proxy.
 
     `with_host`: the scripts are to know the host of its URL.
     """
@@ -49,13 +49,13 @@ def host_of(url: str) -> str:
 
 
 def release(result: tuple[Lease, str, float]) -> dict[str, Any]:
-    """Of a task that is given back: its lease, the reason, and the seconds until it is due."""
+    """Arguments for a task that is handed back: its lease, the reason, and the seconds until it is due."""
     _, reason, delay_s = result
     return {"error": reason, "delay_ms": ms(delay_s)}
 
 
 def retry_later(result: tuple[Lease, Outcome | Delivery, float]) -> dict[str, Any]:
-    """Of a task that is tried again: its lease, the end of the attempt, and the seconds until it is due."""
+    """Arguments for a task that is tried again: its lease, the attempt's end, and the seconds until then."""
     _, end, delay_s = result
     code, status = (end.error_code, end.response_code) if isinstance(end, Outcome) else ("", 0)
     return {
@@ -69,7 +69,7 @@ def retry_later(result: tuple[Lease, Outcome | Delivery, float]) -> dict[str, An
 
 
 def finish(result: FinishResult) -> dict[str, Any]:
-    """Of a download that is over."""
+    """Arguments for a download that has ended."""
     _, outcome, plan, keep_s = result
     plan = plan or NO_CALLBACK
     file = outcome.file
@@ -94,7 +94,7 @@ def finish(result: FinishResult) -> dict[str, Any]:
 
 
 def close_callback(result: CloseResult) -> dict[str, Any]:
-    """Of a callback that is over."""
+    """Arguments for a callback that has ended."""
     _, delivery, keep_s, limit = result
     return {
         "state": _terminal_state(delivery.verdict),

@@ -20,14 +20,14 @@ MOVES = 3
 class Servers:
     """A client for each server that is known. All its methods that are `async` run in the asyncio loop.
 
-    redis-py has a client for a Cluster. When any node has failed, it lets all calls wait until a random node
-    has told the topology, without a time limit, and then opens all connections anew, so one dead node and one
-    frozen node stop the calls to all others. Here a shard, which is one slot, is asked for where it was found
-    last, at first at the seed, and the call follows MOVED. It does not follow ASK: while the keys of a slot
-    are on two nodes, a script would take those on the other node for missing.
+    redis-py has a client for a Cluster. When any node has failed, it lets all calls wait, without a time
+    limit, until a random node has answered with the topology, and then opens all connections again. So one
+    dead node and one frozen node stop the calls to all others. Here a shard, which is one slot, is asked for
+    where it was found last, at first at the seed, and the call follows MOVED. It does not follow ASK: while
+    the keys of a slot are on two nodes, a script would take those on the other node for missing.
 
     `seed` is the client of the configured server; `open_node` opens one for another host (empty: the seed's)
-    and port. A `sentinel`, which tells the seed its server, is closed with the clients.
+    and port. A `sentinel`, which gives the seed its server, is closed with the clients.
     """
 
     def __init__(self, seed: Any, open_node: Callable[[str, int], Any], sentinel: Any = None) -> None:

@@ -18,7 +18,7 @@ class Uncounted:
 
     def __init__(self) -> None:
         self.number = 0
-        """Of the counts to send."""
+        """The number of the counts to send."""
         self._confirmed: dict[str, int] = {}
         self._sent: Mapping[str, int] = {}
 

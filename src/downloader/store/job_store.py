@@ -296,9 +296,9 @@ class JobStore(StoreReader):
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> CancelAnswer:
         """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
 
-        The holder of a running one is told through `listen`, or when it renews. The slot stays occupied until
-        the holder has stopped. `plan` is that of the callback of failures; a job without a callback is kept
-        for `keep_s` seconds.
+        The holder of a running one learns of it through `listen`, or when it renews, and the slot stays
+        occupied until it has stopped. `plan` is that of the callback of failures. A job without a callback is
+        kept for `keep_s` seconds.
         """
         plan = plan or NO_CALLBACK
         call = {
@@ -317,7 +317,7 @@ class JobStore(StoreReader):
 
         `changes` has values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
         clears it, so that what the jobs ask for applies again. What is in flight goes on. The changes are
-        forgotten with the aggregation's last job.
+        deleted with the aggregation's last job.
         """
         call = {name: "" if value is None else str(value) for name, value in changes.items()}
         call["group"] = aggr_id

@@ -336,7 +336,7 @@ def compare_layout(text: str, shards: int) -> None:
     if found.get("shards") != shards:
         raise StoreRefused(
             f"the store was set up with {found.get('shards')} shards and this instance uses"
-            f" {shards}; is redis.cluster set alike everywhere?"
+            f" {shards}; is redis.cluster the same everywhere?"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from downloader.model import JobSpec, Outcome, State
 
 SUMMED_GROUPS = 1000
-"""Of how many groups a `Backlog` sums the tasks: a few tenths of a millisecond of the store's time."""
+"""Groups whose tasks a `Backlog` sums: a few tenths of a millisecond of the store's time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class JobView:
     spec: JobSpec
     download: TaskView
     outcome: Outcome | None
-    """Of the last attempt; `None` before the first has ended."""
+    """The last attempt's outcome; `None` before the first has ended."""
     callback: TaskView | None
     """`None` if the download has not finished, or the job has no callback."""
     kept_until_ms: int | None
@@ -174,7 +174,7 @@ class ListedJob:
     job_id: str
     aggr_id: str
     state: str
-    """Of its download."""
+    """The state of its download."""
     callback: str
     """The state of its callback; empty without one."""
     finished_ms: int | None
@@ -182,7 +182,7 @@ class ListedJob:
     failed_ms: int | None
     """When the callback failed; `None` if it did not."""
     error: str
-    """Of the callback if it failed, otherwise of the download."""
+    """The callback's error if it failed, otherwise the download's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from downloader_plugins.kafka.settings import KafkaSettings
 T = TypeVar("T")
 
 Headers = Sequence[tuple[str, bytes]]
-"""Of a record: names and values."""
+"""Names and values of a record's headers."""
 
 BATCH_BYTES = 128 * 1024
 """Most bytes of a batch; a larger callback is sent alone."""

@@ -183,15 +183,15 @@ def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatch
 
 def _results(answer: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
     """The result of each message; a 200 does not mean that all were accepted."""
-    told: dict[str, Result] = {taken.get("Id", ""): Delivered() for taken in answer.get("Successful") or ()}
+    found: dict[str, Result] = {taken.get("Id", ""): Delivered() for taken in answer.get("Successful") or ()}
     for failed in answer.get("Failed") or ():
         code = failed.get("Code", "")
         reason = f"SQS refused the message: {code}"
-        told[failed.get("Id", "")] = (
+        found[failed.get("Id", "")] = (
             Rejected(reason) if code in _FAULTS_OF_THE_MESSAGE else RetryLater(reason)
         )
     unknown = RetryLater("SQS gave no result for the message")
-    return [told.get(str(index), unknown) for index in range(count)]
+    return [found.get(str(index), unknown) for index in range(count)]
 
 
 def _all(payloads: Sequence[Payload], result: Result, url: str = "") -> Sent:
