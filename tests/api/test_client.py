@@ -27,7 +27,7 @@ from downloader.client import (
     Unreachable,
     WaitTimeout,
 )
-from downloader.client.client import BATCH_BYTES, BATCH_JOBS
+from downloader.client.bodies import BATCH_BYTES, BATCH_JOBS
 from downloader.client.wire import LONGEST_PAUSE_S
 from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import ConfigError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -19,12 +18,11 @@ from contextlib import aclosing
 from datetime import datetime
 from functools import update_wrapper
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
-from urllib.parse import quote
 
 import httpx2
-from pydantic import BaseModel, ValidationError
 
-from downloader.client.errors import ApiProblem, WaitTimeout
+from downloader.client import bodies
+from downloader.client.errors import WaitTimeout
 from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, ListedJob, Submitted
 from downloader.client.wire import BlockingTransport, Wire, json_of, no_downloader, run
 from downloader.model import State
@@ -34,11 +32,6 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 RETRIES = 5
 """Their pauses are at most about 15 s together, in which a service restarts or fails over."""
-
-BATCH_JOBS = 500
-BATCH_BYTES = 1024**2
-"""Jobs and bytes in one request of `submit_many`, which is sent again as a whole. Its answers fit into the
-buffers of a connection, so that the service is not held up while the request is still being sent."""
 
 FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 2.0
@@ -50,7 +43,6 @@ of them has ended, the next round asks for others."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_M = TypeVar("_M", bound=BaseModel)
 
 
 class AsyncClient:
@@ -105,11 +97,11 @@ class AsyncClient:
         does not submit it twice.
         """
         fields = dict(job)
-        key = str(fields.pop("idempotency_key", "") or _new_key())
+        key = str(fields.pop("idempotency_key", "") or bodies.new_key())
         response = await self._wire.call(
-            "POST", "download", content=_encode(fields), headers={"Idempotency-Key": key}
+            "POST", "download", content=bodies.encode(fields), headers={"Idempotency-Key": key}
         )
-        return str(_member(response, "id"))
+        return str(bodies.member(response, "id"))
 
     async def submit_many(
         self, jobs: Iterable[JobFields] | AsyncIterable[JobFields]
@@ -120,7 +112,7 @@ class AsyncClient:
         if the call fails later. Jobs are taken from the iterable as they are sent. Each carries an
         idempotency key, as for `submit`.
         """
-        async with aclosing(_batches(jobs)) as batches:
+        async with aclosing(bodies.batches(jobs)) as batches:
             async for batch in batches:
                 for answer in await self._submit_batch(batch):
                     yield answer
@@ -135,8 +127,8 @@ class AsyncClient:
             if len(lines) != len(left):
                 raise no_downloader(response.url)
             for index, line in zip(left, lines, strict=True):
-                answers[index] = _submitted(batch[index][0], line, response)
-            left = [index for index in left if _not_taken(answers[index])]
+                answers[index] = bodies.submitted(batch[index][0], line, response)
+            left = [index for index in left if bodies.not_taken(answers[index])]
             if not left or pause_s is None:
                 break
             await self._wire.sleep(pause_s)
@@ -144,8 +136,8 @@ class AsyncClient:
 
     async def job(self, job_id: str) -> Job:
         """A job's state."""
-        response = await self._wire.call("GET", f"jobs/{_segment(job_id)}")
-        return _parsed(Job, json_of(response), response)
+        response = await self._wire.call("GET", f"jobs/{bodies.segment(job_id)}")
+        return bodies.parsed(Job, json_of(response), response)
 
     async def wait(self, job_id: str, *, callback: bool = False, timeout_s: float | None = None) -> Job:
         """Wait until a job's download has ended; see `wait_each`."""
@@ -191,7 +183,7 @@ class AsyncClient:
         """Send the failed callback of a job again, or with `download` repeat its failed download."""
         params = {"download": "1"} if download else None
         # A second one would be refused: the job is not failed any more.
-        await self._wire.call("POST", f"retry/{_segment(job_id)}", params=params, repeatable=False)
+        await self._wire.call("POST", f"retry/{bodies.segment(job_id)}", params=params, repeatable=False)
 
     async def retry_failed(self, *, aggr_id: str | None = None, since: datetime | None = None) -> int:
         """Send all failed callbacks again.
@@ -203,9 +195,9 @@ class AsyncClient:
         Returns:
             How many were sent again, without those of answers that were lost.
         """
-        params = _query(aggr_id=aggr_id, since=since)
+        params = bodies.query(aggr_id=aggr_id, since=since)
         async with aclosing(self._pages("POST", "retry", params)) as pages:
-            return sum([int(_member(page, "retried")) async for page in pages])
+            return sum([int(bodies.member(page, "retried")) async for page in pages])
 
     async def jobs(
         self,
@@ -223,12 +215,12 @@ class AsyncClient:
             aggr_id: only those of this aggregation.
             since: only those that ended at this time or later; one without a time zone is local time.
         """
-        params = _query(state=state, callback=callback, aggr_id=aggr_id, since=since)
+        params = bodies.query(state=state, callback=callback, aggr_id=aggr_id, since=since)
         # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
         seen: set[str] = set()
         async with aclosing(self._pages("GET", "jobs", params)) as pages:
             async for page in pages:
-                found = [_parsed(ListedJob, row, page) for row in _member(page, "jobs")]
+                found = [bodies.parsed(ListedJob, row, page) for row in bodies.member(page, "jobs")]
                 for job in found:
                     if job.id not in seen:
                         yield job
@@ -237,29 +229,29 @@ class AsyncClient:
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or is being downloaded."""
-        await self._wire.call("DELETE", f"jobs/{_segment(job_id)}")
+        await self._wire.call("DELETE", f"jobs/{bodies.segment(job_id)}")
 
     async def aggregations(self) -> AsyncGenerator[Aggregation]:
         """Yield the aggregations that have unfinished downloads, in no particular order."""
         seen = set()
         async with aclosing(self._pages("GET", "aggregations", {})) as pages:
             async for page in pages:
-                for row in _member(page, "aggregations"):
-                    found = _parsed(Aggregation, row, page)
+                for row in bodies.member(page, "aggregations"):
+                    found = bodies.parsed(Aggregation, row, page)
                     if found.aggr_id not in seen:
                         seen.add(found.aggr_id)
                         yield found
 
     async def aggregation(self, aggr_id: str) -> Aggregation:
         """One aggregation that has unfinished downloads."""
-        response = await self._wire.call("GET", f"aggregations/{_segment(aggr_id)}")
-        return _parsed(Aggregation, json_of(response), response)
+        response = await self._wire.call("GET", f"aggregations/{bodies.segment(aggr_id)}")
+        return bodies.parsed(Aggregation, json_of(response), response)
 
     async def adjust(self, aggr_id: str, **changes: Unpack[AggregationChanges]) -> Aggregation:
         """Change an aggregation, at once and over the fleet; fields that are not given stay as they are."""
-        path = f"aggregations/{_segment(aggr_id)}"
-        response = await self._wire.call("PATCH", path, content=_encode(changes))
-        return _parsed(Aggregation, json_of(response), response)
+        path = f"aggregations/{bodies.segment(aggr_id)}"
+        response = await self._wire.call("PATCH", path, content=bodies.encode(changes))
+        return bodies.parsed(Aggregation, json_of(response), response)
 
     async def _pages(
         self, method: str, path: str, params: Mapping[str, str]
@@ -269,12 +261,12 @@ class AsyncClient:
             query = {**params, "cursor": cursor} if cursor else params
             response = await self._wire.call(method, path, params=query)
             yield response
-            if not (cursor := str(_member(response, "cursor"))):
+            if not (cursor := str(bodies.member(response, "cursor"))):
                 return
 
     async def stats(self, role: str | None = None) -> Mapping[str, Any]:
         """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
-        return json_of(await self._wire.call("GET", f"stats/{_segment(role)}" if role else "stats"))
+        return json_of(await self._wire.call("GET", f"stats/{bodies.segment(role)}" if role else "stats"))
 
     async def ping(self) -> None:
         """Raises `Unreachable` if nothing answers."""
@@ -358,82 +350,3 @@ class Client:
     stats = _blocking(AsyncClient.stats)
     ping = _blocking(AsyncClient.ping)
     events = _iterating(AsyncClient.events)
-
-
-async def _batches(
-    jobs: Iterable[JobFields] | AsyncIterable[JobFields],
-) -> AsyncGenerator[Sequence[tuple[JobFields, bytes]]]:
-    """The jobs, and their lines of NDJSON, in batches of bounded size."""
-    batch: list[tuple[JobFields, bytes]] = []
-    size = 0
-    async with aclosing(_each(jobs)) as each:
-        async for job in each:
-            line = _encode({**job, "idempotency_key": job.get("idempotency_key") or _new_key()}) + b"\n"
-            if batch and (len(batch) == BATCH_JOBS or size + len(line) > BATCH_BYTES):
-                yield batch
-                batch, size = [], 0
-            batch.append((job, line))
-            size += len(line)
-    if batch:
-        yield batch
-
-
-async def _each(jobs: Iterable[JobFields] | AsyncIterable[JobFields]) -> AsyncGenerator[JobFields]:
-    if isinstance(jobs, AsyncIterable):
-        async for job in jobs:
-            yield job
-    else:
-        for job in jobs:
-            yield job
-
-
-def _submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitted:
-    try:
-        answer = json.loads(line)
-        warnings = [warning["detail"] for warning in answer.get("warnings", ())]
-        if "id" in answer:
-            return Submitted(job=job, id=answer["id"], warnings=warnings)
-        return Submitted(job=job, problem=ApiProblem.from_document(answer), warnings=warnings)
-    except (ValueError, TypeError, AttributeError, KeyError):
-        raise no_downloader(response.url) from None
-
-
-def _not_taken(answer: Submitted) -> bool:
-    return answer.problem is not None and answer.problem.code == "store_unavailable"
-
-
-def _parsed(model: type[_M], document: Any, response: httpx2.Response) -> _M:
-    try:
-        return model.model_validate(document)
-    except ValidationError:
-        raise no_downloader(response.url) from None
-
-
-def _query(**given: str | datetime | None) -> Mapping[str, str]:
-    """The parameters that are given; a time without a zone is local time."""
-    return {
-        name: value.astimezone().isoformat()
-        if isinstance(value, datetime)
-        else value.encode(errors="replace").decode()  # without half of a surrogate pair
-        for name, value in given.items()
-        if value is not None
-    }
-
-
-def _member(response: httpx2.Response, name: str) -> Any:
-    document = json_of(response)
-    if name not in document:
-        raise no_downloader(response.url)
-    return document[name]
-
-
-def _encode(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, separators=(",", ":")).encode()
-
-
-def _segment(text: str) -> str:
-    return quote(text, safe="", errors="surrogatepass")  # the service then knows nothing of this name
-
-
-def _new_key() -> str:
-    return secrets.token_hex(16)

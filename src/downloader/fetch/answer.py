@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from downloader.fetch.errors import FetchError, bad_status
 from downloader.fetch.expected import Digest, declared_digests
 from downloader.fetch.gunzip import Gunzip, Read
-from downloader.fetch.headers import HeaderMap, asks_for_gzip, is_conditional
+from downloader.fetch.headers import Field, HeaderMap, asks_for_gzip, is_conditional
 from downloader.fetch.parts import Part, Source, source_of
 from downloader.filenames import disposition_name
 from downloader.model import ErrorCode
 from downloader.net import ResponseBody, Url, UrlError, parse_retry_after
 
-Field = tuple[bytes, bytes]
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+"""All keep the method, as it is GET (RFC 9110, 15.4)."""
 
 _OK = 200
 _GZIP = frozenset({b"gzip", b"x-gzip"})

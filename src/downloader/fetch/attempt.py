@@ -15,7 +15,7 @@ import trio
 from downloader.config import ProcessorSettings
 from downloader.content import MAX_PATTERN_CHARS, SNIFF_BYTES, MimePatterns, image_size, sniff_mime
 from downloader.errors import StorageError, StorageRefused
-from downloader.fetch.answer import Answer, continuation, failure, redirect, success
+from downloader.fetch.answer import REDIRECTS, Answer, continuation, failure, redirect, success
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
 from downloader.fetch.headers import HeaderMap, job_headers, may_keep, without_secrets
@@ -61,9 +61,6 @@ CUT_OFF_S = 0.5
 
 OnProgress = Callable[[int, int | None], None]
 """`(bytes received, bytes declared)`; called for each piece of the body."""
-
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
-"""All keep the method, as it is GET (RFC 9110, 15.4)."""
 
 _OK = 200
 _PARTIAL_CONTENT = 206

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from downloader.fetch.errors import FetchError, Treatment
+from downloader.fetch.headers import Field
 from downloader.model import ErrorCode
 
 _FIELDS = {b"content-digest": "Content-Digest", b"repr-digest": "Repr-Digest"}
@@ -39,7 +40,7 @@ class Digest:
     """Lower case."""
 
 
-def declared_digests(fields: Iterable[tuple[bytes, bytes]]) -> list[Digest]:
+def declared_digests(fields: Iterable[Field]) -> list[Digest]:
     """The digests in `Content-Digest` and `Repr-Digest` that can be checked.
 
     A field that is no dictionary of byte sequences (RFC 9651) is ignored as a whole. Other algorithms are

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from downloader.net import Origin, is_forbidden
 
-HeaderMap = dict[bytes, tuple[bytes, bytes]]
+Field = tuple[bytes, bytes]
+"""Name and value of a header, as they are sent."""
+
+HeaderMap = dict[bytes, Field]
 """Lower-case name to `(name, value)` as they are sent."""
 
 _KEPT = frozenset({b"accept", b"accept-encoding", b"user-agent"})

@@ -17,11 +17,9 @@ from email.utils import parsedate_to_datetime
 import trio
 
 from downloader.fetch.expected import Digest
-from downloader.fetch.headers import HeaderMap
+from downloader.fetch.headers import Field, HeaderMap
 from downloader.fetch.sink import Sink
 from downloader.fetch.spool import Spool, disk_used_percent
-
-Field = tuple[bytes, bytes]
 
 SLACK_S = 300.0
 """How long a part is kept after the job's next attempt is due. A job that waits longer has probably been

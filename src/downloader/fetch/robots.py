@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import trio
 
 from downloader.errors import StoreError
-from downloader.fetch.answer import Field, failure, first_fields, redirect, success
+from downloader.fetch.answer import REDIRECTS, failure, first_fields, redirect, success
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
-from downloader.fetch.headers import HeaderMap
+from downloader.fetch.headers import Field, HeaderMap
 from downloader.fetch.robots_rules import LARGE_RULES, Rules, product_token
 from downloader.model import ErrorCode
 from downloader.net import (
@@ -42,11 +42,10 @@ MAX_ORIGINS = 2000
 MAX_KEPT_BYTES = 16 * 1024 * 1024
 """Origins whose rules are kept, and the text of these rules; the oldest go first."""
 
-REDIRECTS = 5
+MAX_REDIRECTS = 5
 """RFC 9309, 2.3.1.2. After more of them, the file counts as not there."""
 
 _MAX_AGE = re.compile(r"max-age=([0-9]{1,9})")
-_STATUSES = frozenset({301, 302, 303, 307, 308})
 _TOO_MANY_REQUESTS = 429
 
 OnCrawlDelay = Callable[[str, float, float], Awaitable[None]]
@@ -165,7 +164,7 @@ class Robots:
             NetError: the origin cannot be reached.
             FetchError: it answers 5xx or 429.
         """
-        for hop in range(REDIRECTS + 1):
+        for hop in range(MAX_REDIRECTS + 1):
             route = Route(url=url, aggregation=aggregation, proxy=proxy)
             request = build_request("GET", route, [*self.headers.values()])
             try:
@@ -185,7 +184,7 @@ class Robots:
                     return bytes(data[:MAX_BYTES]), fields
             finally:
                 await body.aclose()
-            if status in _STATUSES:
+            if status in REDIRECTS:
                 try:
                     url = redirect(url, fields)
                 except FetchError:
