@@ -84,7 +84,7 @@ ROWS = (
         "downloader/store/redis.py",
         "    return NoAnswer(",
         "    return StoreRefused(",
-        OF_STATES + " -k loading",
+        OF_REPLIES,
     ),
     (
         "F12: a clock set ahead uses up an attempt",
@@ -98,7 +98,7 @@ ROWS = (
         "downloader/store/lua/_lib.lua",
         " and task[2] == owner and task[3] == generation then return 'held'",
         " then return 'held'",
-        OF_STATES + " -k clock",
+        f"{OF_TRANSITIONS} -k 'late_holder or only_its_holder'",
     ),
     (
         "F13: a fault of our own disk is the origin's",
