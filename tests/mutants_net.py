@@ -109,6 +109,27 @@ ROWS = (
         ADDRESSES,
     ),
     (
+        "egress: translated addresses",
+        f"{NET}/policy.py",
+        "(_NAT64, _COMPATIBLE, _TRANSLATED)",
+        "(_NAT64, _COMPATIBLE)",
+        ADDRESSES,
+    ),
+    (
+        "egress: ISATAP",
+        f"{NET}/policy.py",
+        " or number >> 32 & 0xFFFFFFFF in _ISATAP_IDS",
+        "",
+        ADDRESSES,
+    ),
+    (
+        "spool: a file that stands there is written to",
+        f"{FETCH}/spool.py",
+        "os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW",
+        "os.O_CREAT | os.O_NOFOLLOW",
+        "tests/fetch/test_spool.py -k planted",
+    ),
+    (
         "egress: own addresses",
         f"{NET}/policy.py",
         "        if is_own(final):",

@@ -95,6 +95,13 @@ ROWS = (
         "tests/faults/test_callbacks.py -k h21",
     ),
     (
+        "shares: a callback that was sent keeps its slot",
+        "downloader/service/work.py",
+        "            self.bulkhead.release(slot)\n",
+        "            pass\n",
+        "tests/unit/test_work.py",
+    ),
+    (
         "shares: a backend that hangs takes all slots of new destinations",
         "downloader/notify/bulkhead.py",
         "return proven or backend.unproven < share(half, others=others, backends=backends)",

@@ -5,10 +5,25 @@ from __future__ import annotations
 OF_SENTINEL = "tests/e2e/test_sentinel.py"
 OF_STATES = "tests/faults/test_store_states.py"
 OF_REPLIES = "tests/store/test_error_replies.py"
+OF_WORK = "tests/unit/test_work.py"
 OF_TRANSITIONS = "tests/store/test_transitions.py"
 OF_LEASING, OF_KEEPING = "tests/scheduler/test_leasing.py", "tests/scheduler/test_keeping.py"
 
 ROWS = (
+    (
+        "F6: callbacks go on killing their workers",
+        "downloader/service/work.py",
+        "        if lease.crashes >= POISON_CRASHES:\n            return Delivery",
+        "        if False:\n            return Delivery",
+        OF_WORK,
+    ),
+    (
+        "F6: downloads go on killing their workers",
+        "downloader/service/work.py",
+        "        if lease.crashes >= POISON_CRASHES:\n            return Outcome",
+        "        if False:\n            return Outcome",
+        OF_WORK,
+    ),
     (
         "F9: pauses grow to two seconds",
         "downloader/scheduler/loop.py",

@@ -68,7 +68,8 @@ def read_keys(history: History, server: redis.Redis) -> None:
     """The leases and the slots that are left on a server."""
     for key in map(str, server.scan_iter("*", count=1000)):
         words = _SHARD.sub("", key).split(":")
-        if server.ttl(key) >= 0 or not _OWNED.isdisjoint(words[:2]):
+        # -2: its time to live has ended since it was listed.
+        if server.ttl(key) != -1 or not _OWNED.isdisjoint(words[:2]):
             continue
         if "leases" in words[:2]:
             left: Any = server.zrange(key, 0, -1)

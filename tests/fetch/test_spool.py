@@ -72,6 +72,14 @@ async def test_removing_twice_is_no_error(tmp_path: Path) -> None:
         spool.remove(name)
 
 
+@pytest.mark.row("H15")
+async def test_a_file_that_was_planted_is_not_written_to(tmp_path: Path) -> None:
+    async with open_spool(tmp_path) as spool:
+        (spool.path / "part").write_bytes(b"planted")
+        with pytest.raises(FileExistsError):
+            spool.create("part")
+
+
 @pytest.mark.slow
 async def test_the_folder_of_a_crashed_instance_is_swept_and_a_living_ones_is_not(tmp_path: Path) -> None:
     script = f"""

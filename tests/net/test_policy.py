@@ -148,6 +148,8 @@ def test_an_address_of_this_machine_passes_when_allowed_only() -> None:
         "2001:0:a9fe:a9fe::1",
         "2001:0:808:808::5601:5601",
         "::169.254.169.254",
+        "::ffff:0:169.254.169.254",
+        "2a00:1450:4001:81b:0:5efe:169.254.169.254",
         "fd00:ec2::254%eth0",
     ],
 )

@@ -184,6 +184,7 @@ async def test_refuses_what_is_planted_at_the_spool(
         await storage.put(KEY, body)
     assert not (root / KEY).exists()
     assert (tmp_path / "elsewhere").read_bytes() == b"secret"
+    assert stat.S_IMODE((tmp_path / "elsewhere").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("component", ["a", "a/b", "a/b/NSb"])

@@ -1,4 +1,4 @@
-"""What is counted and logged at the end of a download or callback."""
+"""What is done with a lease, and what is counted and logged at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ import structlog
 
 from downloader.config import Settings
 from downloader.ids import new_id
-from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict, now_ms
+from downloader.model import (
+    POISON_CRASHES,
+    Delivery,
+    ErrorCode,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    Verdict,
+    now_ms,
+)
+from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Workload
 from downloader.service.work import CallbackWork, DownloadWork, within_deadline
@@ -78,6 +89,58 @@ async def attempted(outcome: Outcome, left_s: float) -> tuple[Outcome, int]:
     end = await work.work(job, lambda: True)
     assert isinstance(end, Outcome)
     return end, fetcher.attempts
+
+
+class Receiver:
+    """A backend that takes every callback."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+
+    async def deliver(self, destination: str, payload: Payload) -> Result:  # noqa: ARG002
+        self.taken.append(payload.job_id)
+        return Delivered()
+
+
+def callback() -> tuple[CallbackWork, Receiver, Lease]:
+    """With one slot for all callbacks."""
+    work, receiver, job = callbacks(), Receiver(), lease(Kind.CALLBACK)
+    work.backends = {"http": receiver}
+    work.bulkhead = Bulkhead(work.backends, slots=1, rng=random.Random(0))
+    work.download_url = lambda _: "http://files/x"
+    spec = replace(job.spec, callback_type="http", callback_dst="http://c/")
+    return work, receiver, replace(job, spec=spec)
+
+
+@pytest.mark.row("F6")
+@pytest.mark.parametrize("crashes", [POISON_CRASHES - 1, POISON_CRASHES])
+async def test_a_download_whose_workers_have_died_too_often_fails_without_a_request(crashes: int) -> None:
+    work, fetcher = downloads(), Fetched(SUCCEEDED)
+    work.fetcher = cast("Any", fetcher)
+    end = await work.work(replace(lease(Kind.DOWNLOAD), crashes=crashes), lambda: True)
+    poisoned = crashes == POISON_CRASHES
+    assert isinstance(end, Outcome)
+    assert (end.error_code, end.verdict) == (
+        (ErrorCode.POISON, Verdict.FAILED) if poisoned else ("", Verdict.SUCCEEDED)
+    )
+    assert fetcher.attempts == (not poisoned)
+
+
+@pytest.mark.row("F6")
+@pytest.mark.parametrize("crashes", [POISON_CRASHES - 1, POISON_CRASHES])
+async def test_a_callback_whose_workers_have_died_too_often_fails_without_being_sent(crashes: int) -> None:
+    work, receiver, job = callback()
+    end = await work.work(replace(job, crashes=crashes), lambda: True)
+    poisoned = crashes == POISON_CRASHES
+    assert end.verdict is (Verdict.FAILED if poisoned else Verdict.SUCCEEDED)
+    assert len(receiver.taken) == (not poisoned)
+
+
+async def test_a_slot_is_free_when_its_callback_was_sent() -> None:
+    work, receiver, job = callback()
+    for _ in range(3):
+        assert (await work.work(job, lambda: True)).verdict is Verdict.SUCCEEDED
+    assert receiver.taken == [job.id] * 3
 
 
 async def test_the_file_of_a_cancelled_job_is_deleted() -> None:
