@@ -36,10 +36,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         reporter.write_line("CI: a skipped test counts as a failed one", red=True)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What may take longest starts first: begun last, it would keep one core busy and the others idle."""
     items.sort(key=_limit_s, reverse=True)
+    for item in items:
+        if _depends_on_server(item):
+            item.add_marker("server")
+
+
+def _depends_on_server(item: pytest.Item) -> bool:
+    if item.path.parent.name in ("store", "e2e"):
+        return item.get_closest_marker("fault") is None
+    return item.path.name == "test_store.py"
 
 
 def _limit_s(item: pytest.Item) -> float:

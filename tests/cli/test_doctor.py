@@ -53,7 +53,7 @@ def examined(given: Settings, **bounds: float) -> dict[str, Finding]:
 
 
 def on(server: Valkey, **more: Any) -> dict[str, Any]:
-    return {"url": server.url, "timeout": 1.0, **more}
+    return {"url": server.url, "timeout": 5.0, **more}
 
 
 def failed(findings: dict[str, Finding]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from servers.cli import Ran, run_script
+from servers.cli import Ran, run_cli
 from servers.fleet import DEFAULTS, Tables, merged, to_toml
 from servers.valkey import Valkey
 
@@ -23,7 +23,7 @@ def start(folder: Path, server: Valkey | None, role: str, tables: dict[str, dict
     }
     config = folder / "config.toml"
     config.write_text(to_toml(merged(merged(DEFAULTS, own), tables)))
-    return run_script(role, "-c", config)
+    return run_cli(role, "-c", config)
 
 
 def test_a_notifier_without_backends(folder: Path, server: Valkey) -> None:
@@ -155,7 +155,7 @@ def test_a_server_that_is_not_redis(folder: Path) -> None:
 
 @pytest.mark.parametrize("processes", ["0", "two"])
 def test_a_wrong_number_of_processes(folder: Path, processes: str) -> None:
-    ran = run_script("run", "--data-dir", folder / "d", "--processes", processes)
+    ran = run_cli("run", "--data-dir", folder / "d", "--processes", processes)
     assert ran.status == 2
     assert "processes" in ran.complaint
 
@@ -165,6 +165,6 @@ def test_a_child_that_cannot_start_ends_the_whole(folder: Path, server: Valkey) 
     own: Tables = {"": {"data_dir": str(folder / "data")}, "redis": {"url": server.url, "timeout": 1.0}}
     config = folder / "config.toml"
     config.write_text(to_toml(merged(merged(DEFAULTS, own), tables)))
-    ran = run_script("run", "-c", config, "--processes", "2")
+    ran = run_cli("run", "-c", config, "--processes", "2")
     assert ran.status == 2
     assert "/proc/none" in ran.complaint

@@ -13,7 +13,7 @@ from typing import Any
 
 from servers.forked import environment, fork
 
-TIMEOUT_S = 50.0
+TIMEOUT_S = 100.0
 """Below the test's own, so that the process and what it said are reported."""
 
 SCRIPT = Path(sys.executable).with_name("downloader")
