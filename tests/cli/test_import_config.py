@@ -138,6 +138,16 @@ def test_settings_without_a_counterpart_are_named_and_left_out(importing: Import
             "backends.kafka.message.timeout.ms must be a number",
         ),
         (
+            {"backends": {"kafka": {"message.timeout.ms": "inf"}}},
+            "backends.kafka.message.timeout.ms must be a number",
+        ),
+        (
+            {"notifier": {"deletion_interval": 1e308}},
+            "notifier.deletion_interval must be a number that is not negative",
+        ),
+        ("[" * 99_999, "is nested too deeply"),
+        ({"redis": {"password": "\ud800"}}, "has half of a surrogate pair"),
+        (
             {"notifier": {"concurrency": 0}},
             ", converted: notifier.concurrency must be greater than or equal to 1",
         ),
@@ -147,6 +157,10 @@ def test_a_file_that_cannot_be_converted_gives_one_line(
     importing: Importing, old: Any, complaint: str
 ) -> None:
     assert importing.refused(old) == complaint
+
+
+def test_a_byte_order_mark_is_no_text(importing: Importing) -> None:
+    assert importing.converted("\ufeff{}") == importing.converted("{}")
 
 
 def test_a_file_that_is_not_there(importing: Importing, capsys: pytest.CaptureFixture[str]) -> None:

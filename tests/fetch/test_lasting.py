@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,9 +149,21 @@ async def test_a_file_that_is_refused_for_its_content_is_not_kept(tmp_path: Path
         assert lab.spooled() == []
 
 
-@pytest.mark.parametrize("spoiled", ["note cut off", "no note", "no part"])
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        "note cut off",
+        "no note",
+        "no part",
+        {"total": -5},
+        {"validator": ["etag", "x\r\nCookie: stolen"]},
+        {"validator": [1, 2]},
+        {"digests": [["Repr-Digest", "shake_128", "00"]]},
+        {"url": 7},
+    ],
+)
 async def test_a_part_without_a_note_is_deleted(
-    tmp_path: Path, origin: Origin, job: Lease, spoiled: str
+    tmp_path: Path, origin: Origin, job: Lease, spoiled: str | dict[str, object]
 ) -> None:
     note, part = sorted((tmp_path / "spool").iterdir(), key=lambda path: not path.suffix)
     match spoiled:
@@ -158,8 +171,10 @@ async def test_a_part_without_a_note_is_deleted(
             note.write_text(note.read_text()[:-9])
         case "no note":
             note.unlink()
-        case _:
+        case "no part":
             part.unlink()
+        case dict():
+            note.write_text(json.dumps(json.loads(note.read_text()) | spoiled))
     async with open_lab(tmp_path, lasting=True) as lab:
         assert lab.spooled() == []
         assert (await resume(lab, job)).verdict is Verdict.SUCCEEDED

@@ -12,6 +12,7 @@ import pytest
 
 from downloader.cli.fetch_folder import HIDDEN, OutputFolder, open_output
 from downloader.cli.fetch_record import Record
+from downloader.errors import ConfigError
 from downloader.service import FetchResult
 
 URL = "http://h/a.txt"
@@ -79,19 +80,75 @@ def test_a_truncated_line_affects_no_other(output: OutputFolder, file: Path) -> 
     assert intact(output, "http://h/b.txt")
 
 
-@pytest.mark.parametrize("line", ["7", "null", "{}", "[]", "\udcff"])
+@pytest.mark.parametrize("line", ["7", "null", "{}", "[]", "\udcff", "[" * 9999])
 def test_an_invalid_line_is_ignored(output: OutputFolder, file: Path, line: str) -> None:
     with output.record.open("ab") as record:
         record.write(line.encode(errors="surrogateescape") + b"\n")
     assert intact(output)
 
 
-def test_a_record_names_files_of_its_own_folder_only(output: OutputFolder, file: Path) -> None:
-    """Whoever gave the user the folder must not choose which file `--check` replaces."""
+@pytest.mark.row("H15")
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "sub/../a.txt"},
+        {"name": ".."},
+        {"name": ""},
+        {"name": "a\0"},
+        {"name": "\ud800"},
+        {"name": 7},
+        {"validator": 7},
+        {"validator": ["etag", '"v1"', ""]},
+        {"validator": ["etag", '"v1"\r\nCookie: stolen']},
+        {"validator": ["etag", 7]},
+        {"validator": ["cookie", "stolen"]},
+    ],
+)
+def test_a_hostile_record_is_ignored(output: OutputFolder, file: Path, changed: dict[str, object]) -> None:
+    """Whoever gave the user the folder must not choose which file `--check` replaces, or what it sends."""
     (output.folder / "sub").mkdir()
-    fields = json.loads(output.record.read_text()) | {"name": "sub/../a.txt"}
+    fields = json.loads(output.record.read_text())
     output.record.write_text(json.dumps(fields))
+    assert intact(output)
+    output.record.write_text(json.dumps(fields | changed))
     assert not intact(output)
+
+
+@pytest.mark.row("H15")
+def test_a_link_for_a_record_leads_nowhere(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / HIDDEN).mkdir()
+    (tmp_path / HIDDEN / "complete.jsonl").symlink_to(victim)
+    with open_output(tmp_path) as output:
+        with pytest.raises(ConfigError, match=r"complete\.jsonl cannot be read: Too many levels of symbolic"):
+            Record(output)
+        output.record.unlink()
+        known = Record(output)
+        output.record.symlink_to(victim)
+        with pytest.raises(OSError, match="symbolic"):
+            known.add(FetchResult(index=0, url=URL, ok=True, path=str(victim)))
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.row("H15")
+@pytest.mark.parametrize("said", ["../victim", "/victim", "..", "a/../../victim"])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, said: str) -> None:
+    with open_output(tmp_path / "out") as output:
+        stored = output.hidden / "stored"
+        stored.write_bytes(b"x")
+        placed = output.place(stored, url="http://h/a", said=said)
+        assert placed.parent.resolve() == output.folder.resolve()
+
+
+@pytest.mark.row("H15")
+def test_a_link_for_the_storage_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "out" / HIDDEN).mkdir(parents=True)
+    (tmp_path / "out" / HIDDEN / "files").symlink_to(tmp_path / "victim")
+    with open_output(tmp_path / "out") as output:
+        assert not output.storage_dir.exists()
+    assert (tmp_path / "victim").exists()
 
 
 def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: OutputFolder) -> None:

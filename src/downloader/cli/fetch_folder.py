@@ -135,6 +135,8 @@ def _clean(output: OutputFolder) -> None:
     if not output.lasting:
         shutil.rmtree(output.hidden, ignore_errors=True)
         return
+    if output.storage_dir.is_symlink():
+        output.storage_dir.unlink()
     shutil.rmtree(output.storage_dir, ignore_errors=True)
     for run in output.hidden.glob("run-*"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -151,7 +153,8 @@ def file_name(url: str, *, said: str = "", mime_type: str = "") -> str:
 
     path = Url.parse(url).target.partition(b"?")[0]
     segment = unquote(path.rpartition(b"/")[2], errors="replace")
-    return said or safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
+    # A `said` of an earlier run is from its note, which whoever gave the user the folder may have written.
+    return safe_name(said) or safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from downloader.cli.fetch_folder import OutputFolder, file_sha256
+from downloader.errors import ConfigError
 from downloader.service import FetchResult
 
 _CONDITIONS = {"etag": "If-None-Match", "last-modified": "If-Modified-Since"}
@@ -44,11 +45,14 @@ class Complete:
 
 
 def _complete(fields: dict[str, Any]) -> Complete:
-    """Raises `KeyError` or `TypeError` for what is no line of a record."""
-    name = fields["name"]
-    if name != Path(name).name:
-        raise KeyError(name)
-    validator = fields["validator"]
+    """Raises `KeyError`, `TypeError` or `ValueError` for what is no line of a record."""
+    name, validator = fields["name"], fields["validator"]
+    if name != Path(name).name or name in ("", "..") or b"\0" in os.fsencode(name):
+        raise ValueError(name)
+    if validator is not None:
+        header, value = validator
+        if not (header in _CONDITIONS and value.isprintable()):
+            raise ValueError(value)
     return Complete(**{**fields, "validator": validator and tuple(validator)})
 
 
@@ -58,11 +62,10 @@ class Record:
     def __init__(self, output: OutputFolder) -> None:
         self._output = output
         self._files: dict[str, Complete] = {}
-        with suppress(FileNotFoundError):
-            for line in output.record.read_bytes().splitlines():
-                with suppress(ValueError, TypeError, KeyError):
-                    known = _complete(json.loads(line))
-                    self._files[known.url] = known
+        for line in self._read().splitlines():
+            with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                known = _complete(json.loads(line))
+                self._files[known.url] = known
 
     def intact(self, url: str) -> Complete | None:
         """The file of a URL, if it is there as it was recorded. It is read only if its time differs."""
@@ -101,10 +104,19 @@ class Record:
         )
         # The line break before it ends a line that was cut off.
         line = f"\n{json.dumps(asdict(known))}\n".encode()
-        descriptor = os.open(
-            self._output.record, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        with open(self._output.record, "ab", buffering=0, opener=_open) as record:
+            record.write(line)
+
+    def _read(self) -> bytes:
         try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+            with open(self._output.record, "rb", opener=_open) as record:
+                return record.read()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise ConfigError(f"{self._output.record} cannot be read: {error.strerror}") from None
+
+
+def _open(path: str, flags: int) -> int:
+    """A link that whoever gave the user the folder has left there leads nowhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -30,7 +30,9 @@ def import_config(file: Annotated[Path, Parameter(name="FILE", allow_leading_hyp
 
     name = "standard input" if str(file) == "-" else str(file)
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8")
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: not a text file in UTF-8") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:

@@ -62,6 +62,9 @@ KAFKA_FIXED: Mapping[str, str] = {
 }
 """What cannot be set any more, and why."""
 
+_LARGEST = 1e15
+"""More than any number of a configuration."""
+
 _COMPRESSORS = ("snappy", "lz4", "zstd")
 _BACKENDS = ("http", "kafka", "sqs", "storage")
 _MASTER = ("master", "master_name", "mastername", "masterName", "name")
@@ -77,8 +80,13 @@ def import_config(text: str) -> str:
     """
     try:
         values = json.loads(text)
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ConfigError("has half of a surrogate pair") from None
     except ValueError as error:
         raise ConfigError(f"is not JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError("is nested too deeply") from None
     if not isinstance(values, dict):
         raise ConfigError("must be a JSON object")
     old = _Table(values)
@@ -128,7 +136,7 @@ class _Table:
 
     def number(self, key: str) -> float | None:
         value = self.take(key, kind=(int, float), what="a number")
-        if value is not None and not (math.isfinite(value) and value >= 0):
+        if value is not None and not 0 <= value <= _LARGEST:
             raise ConfigError(f"{self.name(key)} must be a number that is not negative")
         return None if value is None else float(value)
 
@@ -162,7 +170,7 @@ class _Sections:
             return
         try:
             line = tomli_w.dumps({key: value}).strip()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             line = "["
         if line.startswith("["):  # a table, or null in a list
             self.note(section, f"{key} cannot be taken over")
@@ -292,8 +300,10 @@ def _kafka_value(key: str, name: str, value: Any) -> tuple[Any, str]:
     if name == "timeout":
         try:
             milliseconds = float(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"backends.kafka.{key} must be a number") from None
+        except (TypeError, ValueError, OverflowError):
+            milliseconds = math.nan
+        if not abs(milliseconds) <= _LARGEST:
+            raise ConfigError(f"backends.kafka.{key} must be a number")
         return _plain(milliseconds / 1000), f"seconds; it was {_plain(milliseconds)} milliseconds"
     if name == "ssl_check_hostname":
         return str(value).lower() != "none", ""

@@ -10,8 +10,10 @@ import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated, Literal
 
 import trio
+from pydantic import BaseModel, Field
 
 from downloader.fetch.answer import Answer
 from downloader.fetch.expected import Digest
@@ -22,6 +24,16 @@ from downloader.model import JobSpec
 
 NOTE = ".json"
 """What the name of a note has after the name of its part."""
+
+
+class _Note(BaseModel):
+    """What a note may have; its folder may come from somebody else."""
+
+    url: str
+    total: int = Field(gt=0)
+    validator: tuple[str, Annotated[str, Field(pattern=r"^[\x20-\x7e\x80-\xff]+$")]]
+    digests: list[tuple[str, Literal["sha256", "sha512"], str]]
+    filename: str
 
 
 class LastingParts(Parts):
@@ -102,14 +114,14 @@ def _write(note: Path, source: Source | None) -> None:
 
 def _read(note: Path) -> Source | None:
     """The source that a note describes; `None` if it is not there, or was cut off."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        fields = json.loads(note.read_text())
-        name, value = fields["validator"]
+    with suppress(OSError, ValueError):
+        found = _Note.model_validate_json(note.read_bytes())
+        name, value = found.validator
         return Source(
-            url=fields["url"],
-            total=int(fields["total"]),
+            url=found.url,
+            total=found.total,
             validator=(name.encode(), value.encode("latin-1")),
-            digests=[Digest(*each) for each in fields["digests"]],
-            filename=fields["filename"],
+            digests=[Digest(*each) for each in found.digests],
+            filename=found.filename,
         )
     return None
