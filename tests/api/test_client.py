@@ -28,7 +28,7 @@ from downloader.client import (
     WaitTimeout,
 )
 from downloader.client.bodies import BATCH_BYTES, BATCH_JOBS
-from downloader.client.wire import LONGEST_PAUSE_S
+from downloader.client.wire import LEAST_S, LONGEST_PAUSE_S
 from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import ConfigError
 from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict
@@ -380,6 +380,21 @@ async def test_tries_end(autojump_clock: trio.testing.MockClock) -> None:
             await client.submit(**JOB)
 
 
+async def test_waiting_ends_in_time_whatever_the_service_does(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    transport = Script(httpx2.ReadTimeout)
+    async with AsyncClient(transport=transport) as client:
+        with pytest.raises(WaitTimeout, match="1 of the jobs have not ended within 0 s"):
+            await client.wait("x", timeout_s=0)
+    assert [set(request.extensions["timeout"].values()) for request in transport.requests] == [{LEAST_S}]
+    transport = Script(unavailable("30"))
+    async with AsyncClient(transport=transport) as client:
+        with pytest.raises(ApiProblem, match="No"):
+            await client.wait("x", timeout_s=20)
+    assert transport.requests[0].extensions["timeout"]["read"] <= 20
+
+
 async def test_requests_that_may_not_be_repeated_are_not(autojump_clock: trio.testing.MockClock) -> None:
     for lost in (httpx2.ReadError, httpx2.ReadTimeout, problem(504, "")):
         async with AsyncClient(transport=Script(lost)) as client:
@@ -436,6 +451,15 @@ async def test_an_error_page_of_a_proxy_is_a_problem_too() -> None:
         with pytest.raises(ApiProblem, match=r"//127\.0\.0\.1:8000/jobs/x answered 403 Forb") as caught:
             await client.job("x")
     assert (caught.value.status, caught.value.code) == (403, "")
+
+
+@pytest.mark.parametrize("errors", [None, 7, "no", ["no"], {"a": 1}, [{"detail": 7}]])
+async def test_a_stranger_s_errors_are_no_error_of_ours(errors: object) -> None:
+    answer = httpx2.Response(400, json={"code": "bad", "detail": "No.", "errors": errors})
+    async with AsyncClient(transport=Script(answer)) as client:
+        with pytest.raises(ApiProblem) as caught:
+            await client.job("x")
+    assert (caught.value.code, caught.value.detail) == ("bad", "No.")
 
 
 @pytest.mark.parametrize(

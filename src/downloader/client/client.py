@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -22,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 import httpx2
 
 from downloader.client import bodies
-from downloader.client.errors import WaitTimeout
+from downloader.client.errors import Unreachable, WaitTimeout
 from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, ListedJob, Submitted
 from downloader.client.wire import BlockingTransport, Wire, json_of, no_downloader, run
 from downloader.model import State
@@ -136,7 +137,10 @@ class AsyncClient:
 
     async def job(self, job_id: str) -> Job:
         """A job's state."""
-        response = await self._wire.call("GET", f"jobs/{bodies.segment(job_id)}")
+        return await self._job(job_id)
+
+    async def _job(self, job_id: str, until: float = math.inf) -> Job:
+        response = await self._wire.call("GET", f"jobs/{bodies.segment(job_id)}", until=until)
         return bodies.parsed(Job, json_of(response), response)
 
     async def wait(self, job_id: str, *, callback: bool = False, timeout_s: float | None = None) -> Job:
@@ -158,13 +162,18 @@ class AsyncClient:
             WaitTimeout: the time is up.
             ApiProblem: 404, the job never existed, or was deleted meanwhile.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
         left = list(dict.fromkeys(job_ids))
         pause_s = FIRST_POLL_S
         while left:
-            ended = set()
+            ended: set[str] = set()
             for job_id in left[:POLLED]:
-                job = await self.job(job_id)
+                try:
+                    job = await self._job(job_id, until)
+                except Unreachable as error:
+                    if time.monotonic() < until:
+                        raise
+                    raise _too_late(len(left) - len(ended), timeout_s) from error
                 if job.ended and not (callback and job.callback and not job.callback.ended):
                     ended.add(job_id)
                     yield job
@@ -174,8 +183,8 @@ class AsyncClient:
                 left = left[POLLED:] + left[:POLLED]
             if not left:
                 return
-            if deadline is not None and time.monotonic() + pause_s > deadline:
-                raise WaitTimeout(f"{len(left)} of the jobs have not ended within {timeout_s:g} s")
+            if time.monotonic() + pause_s > until:
+                raise _too_late(len(left), timeout_s)
             await self._wire.sleep(pause_s)
             pause_s = FIRST_POLL_S if ended else min(pause_s * 1.5, LONGEST_POLL_S)
 
@@ -282,6 +291,10 @@ class AsyncClient:
                     event = value
                 elif name == "data" and event == "snapshot":
                     yield json.loads(value)
+
+
+def _too_late(left: int, timeout_s: float | None) -> WaitTimeout:
+    return WaitTimeout(f"{left} of the jobs have not ended within {timeout_s:g} s")
 
 
 def _blocking(

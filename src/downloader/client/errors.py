@@ -50,5 +50,6 @@ class ApiProblem(ClientError):
     def from_document(cls, document: Mapping[str, Any], *, status: int = 0) -> Self:
         """From the members of a problem document, or of a line of `POST /downloads`."""
         code, detail, field = (str(document.get(name, "")) for name in ("code", "detail", "field"))
-        errors = document.get("errors", ())
+        found = document.get("errors")
+        errors = [each for each in found if isinstance(each, Mapping)] if isinstance(found, list) else ()
         return cls(code=code, detail=detail or code, field=field, status=status, errors=errors)

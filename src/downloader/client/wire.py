@@ -6,6 +6,7 @@ and the pauses block, so that these coroutines never suspend, and `run` carries 
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
@@ -27,6 +28,9 @@ TIMEOUT_S = 30.0
 """For each wait of a request, connecting excepted; the service answers within about 10 s, or with 503."""
 
 CONNECT_S = 5.0
+
+LEAST_S = 1.0
+"""For an answer, however little time is left: to wait for no time at all is to ask once."""
 
 FIRST_PAUSE_S = 0.5
 """Before the first retry; it doubles. The service's own `Retry-After` is 2 s."""
@@ -74,6 +78,7 @@ class Wire:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         repeatable: bool = True,
+        until: float = math.inf,
     ) -> httpx2.Response:
         """A request, and its whole answer.
 
@@ -85,15 +90,22 @@ class Wire:
             headers: further headers.
             repeatable: it does no harm to carry out the request twice. Others are repeated only if they were
                 certainly not carried out.
+            until: the monotonic time after which there is no further try. An answer is waited for until then,
+                and for `LEAST_S` at least.
 
         Raises:
             ApiProblem: a status other than 2xx.
             Unreachable: no answer.
         """
         for pause_s in self.pauses():
+            left_s = max(until - time.monotonic(), 0.0)
+            if pause_s is not None and pause_s > left_s:
+                pause_s = None  # noqa: PLW2901  # it is the last try
+            wait_s = max(left_s, LEAST_S)
+            timeout = httpx2.Timeout(min(TIMEOUT_S, wait_s), connect=min(CONNECT_S, wait_s))
             try:
                 response = await self._http.request(
-                    method, path, params=params, content=content, headers=headers
+                    method, path, params=params, content=content, headers=headers, timeout=timeout
                 )
             except httpx2.TransportError as error:
                 unsent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
@@ -105,7 +117,7 @@ class Wire:
                 return response
             again = response.status_code in _AGAIN or (repeatable and response.status_code in _UNCERTAIN)
             wanted_s = parse_retry_after(response.headers.get("retry-after", ""), datetime.now(UTC)) or 0.0
-            if pause_s is None or not again or wanted_s > LONGEST_PAUSE_S:
+            if pause_s is None or not again or wanted_s > min(LONGEST_PAUSE_S, left_s):
                 raise _problem(response)
             await self.sleep(max(pause_s, wanted_s))
         raise AssertionError  # `pauses` ends with None
