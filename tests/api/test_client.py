@@ -435,14 +435,14 @@ async def test_lines_that_the_store_did_not_take_are_sent_again(
 )
 async def test_another_service_is_recognised(answer: httpx2.Response) -> None:
     async with AsyncClient("http://h/api", transport=Script(answer)) as client:
-        with pytest.raises(ClientError, match="http://h/api/jobs/x answered what no downloader does"):
+        with pytest.raises(ClientError, match="http://h/api/jobs/x did not answer as a downloader does"):
             await client.job("x")
 
 
 @pytest.mark.parametrize("answer", [httpx2.Response(200, text="data: 1"), httpx2.Response(200, json={})])
 async def test_another_service_has_no_events(answer: httpx2.Response) -> None:
     async with AsyncClient("http://h/api", transport=Script(answer)) as client:
-        with pytest.raises(ClientError, match="http://h/api/events answered what no downloader does"):
+        with pytest.raises(ClientError, match="http://h/api/events did not answer as a downloader does"):
             await anext(client.events())
 
 

@@ -266,7 +266,7 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["cancel"], "give an id"),
         (["jobs", "--state", "done"], "422 query: state must be one of pending, running, "),
         (["jobs", "--state", "pending"], "422 query: aggr_id is required for pending jobs"),
-        (["jobs", "--since", "2026-11-27"], "422 query: since is of jobs whose download is over"),
+        (["jobs", "--since", "2026-11-27"], "422 query: since applies only to jobs whose download is over"),
         (["pause"], "give an id"),
         (["aggregations", "--set", "limit=1"], "--set needs the names of aggregations"),
         (["aggregations", "a", "--set", "limit=many"], "--set limit=many: must be NAME=NUMBER"),

@@ -53,7 +53,8 @@ def examined(given: Settings, **bounds: float) -> dict[str, Finding]:
 
 
 def on(server: Valkey, **more: Any) -> dict[str, Any]:
-    return {"url": server.url, "timeout": 5.0, **more}
+    # Long, because a busy machine may take a second for an answer; `lease` allows no more.
+    return {"url": server.url, "timeout": 15.0, **more}
 
 
 def failed(findings: dict[str, Finding]) -> dict[str, str]:
@@ -232,7 +233,7 @@ def test_a_disk_that_is_too_full(folder: Path, server: Valkey) -> None:
     full = {"disk_high": 0.0001, "disk_low": 0.0001}
     found = examined(settings(folder, redis=on(server), processor=full))["spool"]
     assert found.state is FindingState.FAILED
-    assert "on nothing is downloaded" in found.text
+    assert "no download starts at disk_high" in found.text
     soon = {"disk_high": 100, "disk_low": 0.0001}
     assert examined(settings(folder, redis=on(server), processor=soon))["spool"].state is FindingState.NOTE
 
@@ -328,22 +329,22 @@ def test_buckets_and_queues_that_are_not_there(
         monkeypatch.setenv(name, value)
     with Moto() as moto:
         s3 = {"type": "s3", "bucket": "files", "region": REGION, "endpoint_url": moto.url}
-        sqs = {"region": REGION, "endpoint_url": moto.url, "queues": ["jobs"]}
+        sqs = {"region": REGION, "endpoint_url": moto.url, "queues": ["jobs"], "timeout": 40}
         given = settings(
             folder, redis=on(server), processor={"filestorage": s3}, backends={"sqs": sqs, "storage": {}}
         )
-        findings = examined(given)
+        findings = examined(given, part_s=50, stuck_s=110)
         assert {"processor.filestorage", "backends.sqs"} <= failed(findings).keys()
         assert "files" in findings["processor.filestorage"].text
         assert "jobs" in findings["backends.sqs"].text
         moto.s3.create_bucket(Bucket="files", CreateBucketConfiguration={"LocationConstraint": "eu-west-2"})
         moto.sqs.create_queue(QueueName="jobs")
-        findings = examined(given)
+        findings = examined(given, part_s=50, stuck_s=110)
         assert failed(findings) == {}
         assert "wrote and deleted an object" in findings["processor.filestorage"].text
         assert moto.s3.list_objects_v2(Bucket="files")["KeyCount"] == 0
         assert findings["backends.storage"].state is FindingState.OK
-    findings = examined(given)
+    findings = examined(given, part_s=50, stuck_s=110)
     assert {"processor.filestorage", "backends.sqs"} <= failed(findings).keys()
 
 

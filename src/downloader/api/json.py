@@ -77,7 +77,7 @@ def _is_deep(body: bytes) -> bool:
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise bad_request("duplicate_key", "A key stands twice in one object.")
+        raise bad_request("duplicate_key", "An object has one key twice.")
     return result
 
 

@@ -103,9 +103,9 @@ def _which(state: str, callback: str, aggr_id: str, since: str) -> Listed:
     if state not in (State.PENDING, State.RUNNING):
         raise Refused(bad_query("state", f"must be one of {', '.join(State)}."))
     if callback:
-        raise Refused(bad_query("callback", "is of jobs whose download is over."))
+        raise Refused(bad_query("callback", "applies only to jobs whose download is over."))
     if since:
-        raise Refused(bad_query("since", "is of jobs whose download is over."))
+        raise Refused(bad_query("since", "applies only to jobs whose download is over."))
     if state == State.RUNNING:
         return Listed.RUNNING
     if not aggr_id:

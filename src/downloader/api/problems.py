@@ -102,7 +102,7 @@ def unavailable(code: str, detail: str) -> Problem:
 
 STORE_UNAVAILABLE = unavailable("store_unavailable", "The store cannot take requests now; try again.")
 INTERNAL = Problem(
-    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail="An error on our side; it is in our log."
+    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail="An internal error; the service's log has it."
 )
 
 

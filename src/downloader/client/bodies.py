@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from downloader.client.errors import ApiProblem
 from downloader.client.models import JobFields, Submitted
-from downloader.client.wire import json_of, no_downloader
+from downloader.client.wire import json_of, not_a_downloader
 
 BATCH_JOBS = 500
 BATCH_BYTES = 1024**2
@@ -61,7 +61,7 @@ def submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitted
             return Submitted(job=job, id=answer["id"], warnings=warnings)
         return Submitted(job=job, problem=ApiProblem.from_document(answer), warnings=warnings)
     except (ValueError, TypeError, AttributeError, KeyError):
-        raise no_downloader(response.url) from None
+        raise not_a_downloader(response.url) from None
 
 
 def not_taken(answer: Submitted) -> bool:
@@ -74,7 +74,7 @@ def parsed(model: type[M], document: Any, response: httpx2.Response) -> M:
     try:
         return model.model_validate(document)
     except ValidationError:
-        raise no_downloader(response.url) from None
+        raise not_a_downloader(response.url) from None
 
 
 def query(**given: str | datetime | None) -> Mapping[str, str]:
@@ -92,7 +92,7 @@ def member(response: httpx2.Response, name: str) -> Any:
     """One member of the JSON object in an answer; raises `ClientError` if it is missing."""
     document = json_of(response)
     if name not in document:
-        raise no_downloader(response.url)
+        raise not_a_downloader(response.url)
     return document[name]
 
 

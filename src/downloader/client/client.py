@@ -25,7 +25,7 @@ import httpx2
 from downloader.client import bodies
 from downloader.client.errors import Unreachable, WaitTimeout
 from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, ListedJob, Submitted
-from downloader.client.wire import BlockingTransport, Wire, json_of, no_downloader, run
+from downloader.client.wire import BlockingTransport, Wire, json_of, not_a_downloader, run
 from downloader.model import State
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -126,7 +126,7 @@ class AsyncClient:
             response = await self._wire.call("POST", "downloads", content=body)
             lines = response.text.splitlines()
             if len(lines) != len(left):
-                raise no_downloader(response.url)
+                raise not_a_downloader(response.url)
             for index, line in zip(left, lines, strict=True):
                 answers[index] = bodies.submitted(batch[index][0], line, response)
             left = [index for index in left if bodies.not_taken(answers[index])]

@@ -136,7 +136,7 @@ class Wire:
                     await response.aread()
                     raise _problem(response)
                 if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                    raise no_downloader(response.url)
+                    raise not_a_downloader(response.url)
                 lines = response.aiter_lines()
                 try:
                     async for line in lines:
@@ -197,13 +197,15 @@ def json_of(response: httpx2.Response) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise no_downloader(response.url)
+        raise not_a_downloader(response.url)
     return document
 
 
-def no_downloader(url: httpx2.URL) -> ClientError:
+def not_a_downloader(url: httpx2.URL) -> ClientError:
     """The error for an answer that this service does not give."""
-    return ClientError(f"{url.copy_with(query=None)} answered what no downloader does: another service?")
+    return ClientError(
+        f"{url.copy_with(query=None)} did not answer as a downloader does: is it another service?"
+    )
 
 
 class BlockingTransport(httpx2.AsyncBaseTransport):

@@ -133,7 +133,7 @@ async def examine_spool(settings: Settings) -> str:
     text, used = await trio.to_thread.run_sync(_try_folder, folder, abandon_on_cancel=True)
     if used >= settings.processor.disk_high:
         raise StorageError(
-            f"{text}; from disk_high = {settings.processor.disk_high:g}% on nothing is downloaded"
+            f"{text}; no download starts at disk_high = {settings.processor.disk_high:g}% or more"
         )
     if used >= settings.processor.disk_low:
         raise Note(f"{text}; at disk_high = {settings.processor.disk_high:g}% downloads pause")
