@@ -9,6 +9,20 @@ PROTOCOLS = "tests/api/test_protocols.py"
 
 ROWS = (
     (
+        "hosts: localhost over any connection",
+        f"{API}/hosts.py",
+        "return here.is_loopback and (",
+        "return (",
+        "tests/api/test_hosts.py -k over_loopback",
+    ),
+    (
+        "origin: pages of the same site count as our own",
+        f"{API}/origin.py",
+        '(b"same-origin", b"none")',
+        '(b"same-origin", b"none", b"same-site")',
+        "tests/api/test_download_bodies.py -k other_sites",
+    ),
+    (
         "http: any request line will do",
         f"{API}/parser.py",
         'rb"[!-~]+ [!-~]+ HTTP',

@@ -314,9 +314,16 @@ ROWS = (
     (
         "H16: a connection may be idle for any time",
         "downloader/api/server.py",
+        "self.config.limits.idle_s if event.idle else inf",
+        "inf",
+        "tests/api/test_hostile_http.py -k silence",
+    ),
+    (
+        "H16: an HTTP/2 connection that asks for nothing may take any time",
+        "downloader/api/server.py",
         "        self._set_deadline(self.config.limits.idle_s)",
         "        self._set_deadline(inf)",
-        "tests/api/test_hostile_http.py",
+        "tests/api/test_http2_floods.py -k never_asks",
     ),
     (
         "H16: a reader may take any time",

@@ -68,7 +68,7 @@ async def serving(deps: ApiDeps, store: JobStore, nursery: trio.Nursery) -> Asyn
             ended.set()
 
         await nursery.start(run)
-        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
         clients.append(client)
         return Served(port=port, client=client, store=store, stop=stopping.set, ended=ended)
 

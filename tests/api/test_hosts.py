@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import httpx2
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from downloader.api.hosts import host_check
+from downloader.api.problems import Refused
 from downloader.config import ApiSettings, TokenSettings
 from servers.api import JOB, Served, Serving
 
@@ -47,6 +50,23 @@ async def test_on_loopback_only_its_own_names_are_answered(api: Served, host: st
         assert answer.json()["code"] == "misdirected_request"
         assert "api.allowed_hosts" in answer.json()["detail"]
         assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("here", "host", "passes"),
+    [
+        ("127.0.0.1", "localhost", True),
+        ("192.0.2.7", "localhost", False),
+        ("192.0.2.7", "127.0.0.1", False),
+        ("192.0.2.7", "192.0.2.7", True),
+        ("192.0.2.7", "192.0.2.8", False),
+    ],
+)
+@pytest.mark.row("H24")
+def test_only_a_connection_over_loopback_is_to_localhost(here: str, host: str, passes: bool) -> None:  # noqa: FBT001
+    check = host_check(["api.example.org"], loopback=False)
+    with nullcontext() if passes else pytest.raises(Refused):
+        check([(b"host", host.encode())], (here, 8000))
 
 
 @pytest.mark.parametrize("name", ["evil.example", "evil.example:8000"])

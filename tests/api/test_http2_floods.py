@@ -169,6 +169,15 @@ async def test_a_window_that_the_client_never_opens(serving: Serving) -> None:
     assert DataFrame not in kinds
 
 
+@pytest.mark.row("H16")
+async def test_a_connection_that_never_asks_for_anything(serving: Serving) -> None:
+    api = await serving(limits=Limits(idle_s=0.05, linger_s=0.05))
+    async with await api.connect() as stream:
+        await stream.send_all(PREFACE + SettingsFrame(0).serialize())
+        with trio.fail_after(20):
+            assert b"".join([piece async for piece in stream])
+
+
 @pytest.mark.slow
 @pytest.mark.row("H17")
 async def test_no_more_requests_at_once_than_allowed(api: Served) -> None:
