@@ -20,7 +20,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
+from downloader.api.auth import needs_token, scope_of
 from downloader.api.codes import CODES
+from downloader.api.fields import DownloadRequest
+from downloader.api.operations import OPERATIONS
 from downloader.cli import COMMANDS, make_app
 from downloader.config.models import Settings
 from downloader.model import ErrorCode
@@ -56,6 +59,21 @@ BOUNDS: Mapping[Any, tuple[str, str]] = {
     Le: ("le", "at most"),
     Lt: ("lt", "less than"),
 }
+
+
+SIGNS: Mapping[str, str] = {
+    "ge": "at least",
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "le": "at most",
+    "maximum": "at most",
+}
+"""Bounds in a JSON Schema; a validator that runs first makes pydantic write them as in Python."""
+
+LENGTHS: Mapping[str, str] = {"maxLength": "characters", "maxProperties": "members"}
+
+HUGE = 2**31 - 1
+"""A bound from here on is one of the machine, and tells a reader nothing."""
 
 
 def docstrings(cls: type) -> dict[str, str]:
@@ -214,6 +232,35 @@ def enumerated(columns: str, members: Any) -> str:
     return named(columns, {one.value: text_of(texts, members, one.name) for one in members if one.value})
 
 
+def routes() -> str:
+    """All routes of the API, with the scope that a token needs."""
+    rows = [
+        (
+            f"`{method} {re.sub(r'<[a-z]+:', '<', rule)}`",
+            one.summary,
+            f"`{scope_of(method, rule)}`" * needs_token(method, rule),
+        )
+        for (method, rule), one in OPERATIONS.items()
+    ]
+    return table("route | does | scope", rows)
+
+
+def job_fields() -> str:
+    """The fields of a job, with their types."""
+    schema = DownloadRequest.model_json_schema()
+    rows = []
+    for name, field in schema["properties"].items():
+        kind = {**field, **field.get("anyOf", [{}])[0]}
+        facts = [kind.get("type", "any value")]
+        facts += [
+            f"{sign} {kind[key]:g}" for key, sign in SIGNS.items() if key in kind and abs(kind[key]) < HUGE
+        ]
+        facts += [f"at most {kind[key]} {what}" for key, what in LENGTHS.items() if key in kind]
+        facts += ["required"] * (name in schema["required"])
+        rows.append((f"`{name}`", ", ".join(facts), " ".join(field["description"].split())))
+    return table("field | type | means", rows)
+
+
 def metrics() -> str:
     """All metrics, with their labels."""
     rows = [
@@ -277,6 +324,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-s3": lambda: entries(S3StorageSettings, "processor.filestorage"),
     "plugin-buckets": lambda: entries(BucketsSettings, "processor.s3"),
     "suites": suites,
+    "routes": routes,
+    "job-fields": job_fields,
     "commands": commands,
     "problem-codes": lambda: named("code | means", CODES),
     "error-codes": lambda: enumerated("error_code | means", ErrorCode),

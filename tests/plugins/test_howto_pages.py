@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +25,7 @@ from downloader.service.doctor import FindingState, diagnose
 from downloader.storage import Body
 from downloader_plugins.filesystem import open_filesystem
 from readme import running, wait_for_port
-from servers.pages import ANSWER_S, SHELL, line_of, sh, write
+from servers.pages import SHELL, line_of, sh, write
 from servers.plugins import opened_storage
 from servers.valkey import Valkey
 
@@ -53,8 +53,18 @@ HEADERS = {
 
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
-walk = pytest.mark.usefixtures("alone")
-"""The service of each walk listens on port 8000, as its reader's does."""
+PORT = 8124
+"""Where the services of the walks listen instead of on 8000, where another one may."""
+
+START_S = 120.0
+"""The machine is shared, and a program may wait long for its turn."""
+
+
+def walk(test: Callable[[Path], None]) -> Callable[[Path], None]:
+    """A test that types a guide; one at a time, as all of them use the same port."""
+    for mark in (pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(600)):
+        test = mark(test)
+    return pytest.mark.usefixtures("alone")(test)
 
 
 @pytest.fixture
@@ -75,17 +85,24 @@ def folder(tmp_path: Path) -> Path:
 def serve(stack: ExitStack, command: str, folder: Path, port: int) -> Path:
     """A program of the page in a terminal of its own; what it prints."""
     log = folder / "logs" / str(port)
-    wait_for_port(port, stack.enter_context(running(command, folder, log)), seconds=ANSWER_S)
+    wait_for_port(port, stack.enter_context(running(command, folder, log)), seconds=START_S)
     return log
 
 
 def commands(page: str) -> list[str]:
     """All but the first, which installs what the tests' environment has."""
-    install, *others = SHELL.findall(GUIDES[page])
+    install, *others = SHELL.findall(GUIDES[page].replace(":8000", f":{PORT}"))
     assert install.startswith(".venv/bin/pip install -q ")
     name = re.sub(r"\[.*", "", install.split()[-1].strip("'")).replace("-", "_")
     assert find_spec(name) is not None
     return others
+
+
+def configure(folder: Path, page: str) -> None:
+    """The page's configuration, with the port above."""
+    write(folder, GUIDES[page])
+    with (folder / "config.toml").open("a") as config:
+        config.write(f"\n[api]\nport = {PORT}\n")
 
 
 def tried(doctor: str, folder: Path) -> None:
@@ -95,53 +112,44 @@ def tried(doctor: str, folder: Path) -> None:
     assert {line.split()[0] for line in said} <= {"ok", "note"}
 
 
-@pytest.mark.slow
-@pytest.mark.plugin
-@pytest.mark.fault
 @walk
 def test_the_s3_guide_ends_with_a_file_in_the_bucket(folder: Path) -> None:
     moto, bucket, doctor, run, submit, look = commands("s3")
-    write(folder, GUIDES["s3"])
+    configure(folder, "s3")
     with ExitStack() as stack:
         serve(stack, moto, folder, 5555)
         sh(bucket, folder)
         tried(doctor, folder)
-        serve(stack, run, folder, 8000)
-        state, job_id, size, _ = sh(submit, folder).split()
+        serve(stack, run, folder, PORT)
+        state, job_id, size, _ = sh(f"DOWNLOADER_API=http://127.0.0.1:{PORT} {submit}", folder).split()
         assert state == "succeeded"
         assert sh(look, folder).splitlines() == [f"{size} files/{job_id[:3]}/{job_id}"]
 
 
-@pytest.mark.slow
-@pytest.mark.plugin
-@pytest.mark.fault
 @walk
 def test_the_kafka_guide_ends_with_a_message_on_the_topic(folder: Path) -> None:
     broker, topics, doctor, run, submit, consumer = commands("kafka")
-    write(folder, GUIDES["kafka"])
+    configure(folder, "kafka")
     with ExitStack() as stack:
         serve(stack, broker, folder, 9092)
         sh(topics, folder)
         tried(doctor, folder)
-        serve(stack, run, folder, 8000)
+        serve(stack, run, folder, PORT)
         job_id = json.loads(sh(submit, folder))["id"]
         log = folder / "logs" / "consumer"
         stack.enter_context(running(consumer, folder, log))
         assert_told(job_id, line_of(log, f"{job_id} ").partition(" ")[2])
 
 
-@pytest.mark.slow
-@pytest.mark.plugin
-@pytest.mark.fault
 @walk
 def test_the_sqs_guide_ends_with_a_message_in_the_queue(folder: Path) -> None:
     moto, queue, doctor, run, submit, receive = commands("sqs")
-    write(folder, GUIDES["sqs"])
+    configure(folder, "sqs")
     with ExitStack() as stack:
         serve(stack, moto, folder, 5556)
         assert sh(queue, folder).endswith("/downloads\n")
         tried(doctor, folder)
-        serve(stack, run, folder, 8000)
+        serve(stack, run, folder, PORT)
         job_id = json.loads(sh(submit, folder))["id"]
         assert_told(job_id, sh(receive, folder))
 

@@ -56,4 +56,4 @@ def test_the_page_has_no_block_that_nobody_tries() -> None:
     blocks = len(re.findall(r"^```\w", PAGE, re.MULTILINE))
     assert blocks == len(FILE.findall(PAGE)) + len(SHELL.findall(PAGE))
     reference = (ROOT / "docs" / "plugins.md").read_text("utf-8").partition("\n## Reference\n")[2]
-    assert "```" not in reference
+    assert re.findall(r"^```(?!\{generated\}).+", reference, re.MULTILINE) == []

@@ -45,11 +45,6 @@ def test_each_problem_code_has_a_meaning() -> None:
     assert problem_codes() - CODES.keys() == set()
 
 
-@pytest.mark.parametrize("field", fields.DownloadRequest.model_fields)
-def test_each_field_of_a_job_is_on_the_api_page(field: str) -> None:
-    assert re.search(rf"^\|.*`{field}`.*\|.*\|$", page("api.md"), re.MULTILINE)
-
-
 @pytest.mark.parametrize("state", State)
 def test_each_state_is_on_the_api_page(state: str) -> None:
     assert f"`{state}`" in page("api.md")

@@ -209,19 +209,23 @@ class DownloadRequest(BaseModel):
     aggr_proxy: Annotated[str, _url("proxy"), _described(**_HTTP)] = ""
     """Proxy URL (http, https, socks5) of the whole aggregation; fixed when the aggregation is first seen."""
     aggr_rate: Rate | None = None
-    """At most this many downloads of the aggregation start in a second, over the fleet. The newest accepted
-    job that names one counts."""
+    """At most this many downloads of the aggregation start in a second, over all instances. The value of the
+    newest accepted job that has this field applies."""
     aggr_delay: Delay | None = None
-    """Likewise, at least this many seconds between two starts."""
+    """At least this many seconds between two starts of the aggregation. The newest value applies, as for
+    `aggr_rate`."""
     url: Annotated[
         str,
         AfterValidator(_required_url),
         _described(examples=["https://example.org/image.png"], minLength=1, **_HTTP),
     ]
-    """Absolute http or https URL, read as a browser reads it and echoed byte for byte as `resource_url`. User
-    and password are sent as Basic authorization."""
+    """Absolute http or https URL; echoed byte for byte as `resource_url`. Read as a browser reads it:
+    surrounding blanks are dropped, characters that a URL cannot have are percent-encoded; user and password
+    are sent as Basic authorization. Refused: control characters, a backslash before the path, other
+    protocols' ports."""
     callback_type: str = ""
-    """A configured backend, or `none` for a client that asks for the result."""
+    """A configured backend, such as `http`. `none`: no callback, and no `callback_dst`; the client asks `GET
+    /jobs/<id>` instead."""
     callback_dst: Annotated[
         str, _described(examples=["https://client.example/done"], maxLength=MAX_URL_CHARS)
     ] = ""
@@ -229,7 +233,7 @@ class DownloadRequest(BaseModel):
     callback_url: Annotated[str, _described(deprecated=True, **_HTTP)] = ""
     """Deprecated: `callback_type` `http` with this destination; wins over the pair."""
     callback_error_type: str = ""
-    """As `callback_type`, for failures; without it they go there too."""
+    """As `callback_type`, for failures; without it they go where successes go. `none`: nowhere."""
     callback_error_dst: Annotated[str, _described(maxLength=MAX_URL_CHARS)] = ""
     """As `callback_dst`, for failures."""
     extra: Annotated[Any, _described(examples=["order 17"])] = ""
@@ -240,13 +244,14 @@ class DownloadRequest(BaseModel):
         _described(examples=["image/png,image/webp", "!image/vnd.adobe.photoshop,image/*"]),
     ] = ""
     """Comma-separated glob patterns; `!` negates. No negated one may match the content's type, and if there
-    are others, at least one must."""
+    are others, at least one of them must."""
     max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)] | None = None
     """Further attempts; without it `processor.max_retries`."""
     extract_image_size: bool = False
-    """Fill `image_size` for jpeg, png, gif, webp and avif."""
+    """Whether to fill `image_size` for jpeg, png, gif, webp and avif."""
     download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)] | None = None
-    """Seconds for a whole attempt, storing included; without it that of the configuration."""
+    """Seconds for a whole attempt, storing included; without it `processor.download_timeout`, and never more
+    than `processor.max_download_timeout`."""
     request_headers: Annotated[
         dict[str, Any],
         AfterValidator(_request_headers),
@@ -257,25 +262,29 @@ class DownloadRequest(BaseModel):
             examples=[{"Referer": "https://example.org/"}],
         ),
     ] = Field(default_factory=dict)
-    """Sent with the request; they win over the configured ones. At most 8 KiB together; those of the message
-    framing are refused."""
+    """Sent with the request; they win over the configured ones. At most 32, 8 KiB together. Those of the
+    message framing are refused."""
     user_agent: Annotated[str, Field(max_length=1024), AfterValidator(_header_value)] = ""
     """`User-Agent`, unless `request_headers` has one."""
     s3_bucket: Annotated[str, AfterValidator(_matches(is_bucket_name))] = ""
-    """Store in this bucket, with `s3_region`; makes the callback optional."""
+    """Store in this bucket of the caller instead of the configured storage; needs `s3_region`, and makes the
+    callback optional."""
     s3_region: Annotated[str, AfterValidator(_matches(_REGION.fullmatch))] = ""
     """The bucket's region."""
     subpath: Annotated[
         str, AfterValidator(check_subpath), _described(maxLength=MAX_SUBPATH_BYTES, examples=["images/2026"])
     ] = ""
-    """Folder under the storage root, before `<id[0:3]>/<id>`."""
+    """Folder under the storage root, before `<id[0:3]>/<id>`; at most 32 parts, not beginning with a dot, and
+    no part that could be another job's file."""
     sha256: Annotated[str, AfterValidator(_matches(_SHA256.fullmatch)), AfterValidator(str.lower)] = ""
-    """The expected digest of the file, in hex digits; another one fails with `digest`."""
+    """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = None
-    """The expected size of the file in bytes; another one fails with `digest`."""
+    """The number of bytes that the file must have. A file that differs is not stored."""
     priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)] = 0
     """Of an aggregation's jobs that are due, those of the highest priority begin first."""
     not_before: Annotated[int, BeforeValidator(_time), _TIME] = 0
-    """No download begins before this time (RFC 3339), by the store's clock."""
+    """A time with its offset from UTC, as in RFC 3339 (`2026-11-27T21:00:00+01:00`). No download begins
+    before it, by the store's clock."""
     deadline: Annotated[int, BeforeValidator(_time), _TIME] = 0
-    """The job fails with `deadline` if its file is not stored by this time (RFC 3339)."""
+    """A time in the same form as `not_before`, by which the file must be stored. Otherwise the job fails with
+    `error_code` `deadline`."""

@@ -366,11 +366,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         problems={HTTPStatus.FORBIDDEN: "the header is missing, or a browser sent it for another site"},
     ),
     ("GET", "/openapi.json"): Operation(
-        summary="This document",
+        summary="The OpenAPI document",
         answers={HTTPStatus.OK: Answer(description="OpenAPI 3.1.", body=dict[str, Any])},
     ),
     ("GET", "/docs"): Operation(
-        summary="This document as a page",
+        summary="The OpenAPI document as a page",
         answers={HTTPStatus.OK: Answer(description="The page.", media_type=_HTML)},
     ),
 }
