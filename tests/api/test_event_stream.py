@@ -165,6 +165,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
                 "next_due_at": None,
                 "destinations": [],
                 "more_destinations": 0,
+                "failed_to": [],
             },
         },
         "counters": {"processor": {"bytes": 7, "downloads_failed": 3, "in_flight": 1}, "notifier": {}},

@@ -63,6 +63,7 @@ class Store:
             callbacks=much,
             failed_callbacks=0,
             destinations=busy[:destinations],
+            failed_to=[(f"http {NAME}{number:05}", 10**6) for number in range(destinations)],
         )
 
     async def reports(self, _role: str) -> Sequence[Mapping[str, Any]]:

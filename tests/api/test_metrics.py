@@ -196,4 +196,5 @@ async def test_pending_work(api: Served) -> None:
         "failed": 0,
         "next_due_at": None,
         "more_destinations": 0,
+        "failed_to": [],
     }

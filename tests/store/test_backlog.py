@@ -27,7 +27,7 @@ async def finished(store: JobStore, destination: str) -> str:
 async def test_nothing_waits(store: JobStore) -> None:
     none = Waiting(pending=0, groups=0, next_ms=None)
     assert await store.backlog(9) == Backlog(
-        now_ms=0, downloads=none, callbacks=none, failed_callbacks=0, destinations=[]
+        now_ms=0, downloads=none, callbacks=none, failed_callbacks=0, destinations=[], failed_to=[]
     )
 
 
@@ -67,13 +67,16 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     await store.close_callbacks(
         "me", [(lease, Delivery(verdict=end), 60, 4) for lease, end in zip(leases, ends, strict=True)]
     )
-    assert (await store.backlog(9)).failed_callbacks == 2
+    found = await store.backlog(9)
+    assert (found.failed_callbacks, found.failed_to) == (2, [(each.group, 1) for each in leases[:2]])
     failed = [lease.id for lease in leases[:2]]
     assert await store.retry(failed[0], download=False, limit=4) is RetryAnswer.DONE
-    assert (await store.backlog(9)).failed_callbacks == 1
+    found = await store.backlog(9)
+    assert (found.failed_callbacks, found.failed_to) == (1, [(leases[1].group, 1)])
     key = store._keys.key(0, "failed")
     await store._client.command("ZADD", key, 1, failed[1])
-    assert (await store.backlog(9)).failed_callbacks == 0
+    found = await store.backlog(9)
+    assert (found.failed_callbacks, found.failed_to) == (0, [])
     await store.reap(9, 60)
     assert await store._client.command("EXISTS", key) == 0
     assert set(failed) < set(ids)
@@ -97,7 +100,8 @@ def shard(destination: str, pending: int, due: str, following: str) -> list[obje
     """What `backlog.lua` answers for a shard."""
     load = ["name", destination, "pending", pending, "running", 1, "limit", "4", "due", due]
     kind = ["pending", pending, "groups", 1, "next", following]
-    return ["now", 9000, "failed", 2, "download", kind, "callback", kind, "destinations", [load]]
+    waiting = ["download", kind, "callback", kind, "destinations", [load]]
+    return ["now", 9000, "failed", 2, *waiting, "failed_to", [destination, 2, "of all", 3]]
 
 
 def test_shards_are_one_fleet() -> None:
@@ -109,4 +113,5 @@ def test_shards_are_one_fleet() -> None:
         callbacks=kind,
         failed_callbacks=6,
         destinations=[DestinationLoad(destination="a", pending=4, in_flight=2, limit=8, due_ms=4)],
+        failed_to=[("of all", 9)],
     )

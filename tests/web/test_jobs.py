@@ -42,6 +42,7 @@ async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, sto
         expect(row).to_have_count(1)
         expect(row).to_contain_text("410 Gone")
         expect(page.locator("#failures-count")).to_contain_text("1 callback given up")
+        expect(page.locator("#failures-to")).to_contain_text("1 to http")
 
         row.get_by_role("link").press("Enter")
         dialog = page.get_by_role("dialog", name=f"Job {job}")

@@ -289,6 +289,14 @@ class WaitingDestination(TypedDict):
 
 
 @_DOCUMENTED
+class FailedDestination(TypedDict):
+    """A destination whose callbacks have failed."""
+
+    destination: str
+    failed: int
+
+
+@_DOCUMENTED
 class WaitingCallbacks(TypedDict):
     """Callbacks that wait or run."""
 
@@ -300,6 +308,8 @@ class WaitingCallbacks(TypedDict):
     destinations: list[WaitingDestination]
     """Those with the most callbacks."""
     more_destinations: int
+    failed_to: list[FailedDestination]
+    """Those with the most failed callbacks, of the 500 that are kept longest."""
 
 
 @_DOCUMENTED

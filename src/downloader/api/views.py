@@ -99,6 +99,10 @@ def unix_ms(text: str) -> int:
     raise ValueError("must be a time with its offset, as in RFC 3339")
 
 
+FAILED_SHOWN = 20
+"""Most destinations that are named with the number of their failed callbacks."""
+
+
 def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> dict[str, Any]:
     """The JSON of what waits; `destinations`: whether the caller may see the destinations of callbacks."""
     shown = backlog.destinations if destinations else ()
@@ -126,6 +130,10 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> dict[str, An
                 for each in shown
             ],
             "more_destinations": backlog.callbacks.groups - len(shown) if destinations else 0,
+            "failed_to": [
+                {"destination": name, "failed": failed}
+                for name, failed in (backlog.failed_to[:FAILED_SHOWN] if destinations else ())
+            ],
         },
     }
 

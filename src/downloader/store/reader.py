@@ -19,6 +19,7 @@ from downloader.store.redis import StoreClient, check_layout
 from downloader.store.sealing import Sealer
 from downloader.store.shards import Shards
 from downloader.store.views import (
+    COUNTED_FAILURES,
     SUMMED_GROUPS,
     Aggregation,
     AggregationLoad,
@@ -175,7 +176,7 @@ class StoreReader:
 
         Its cost is bounded. With several shards it is not one snapshot.
         """
-        call = {"groups": SUMMED_GROUPS, "destinations": destinations}
+        call = {"groups": SUMMED_GROUPS, "destinations": destinations, "failures": COUNTED_FAILURES}
         return records.backlog(await self._shards.run_on_all("backlog", call), destinations)
 
     async def totals(self, role: str) -> Mapping[str, int]:

@@ -6,6 +6,7 @@ are passed on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -122,12 +123,18 @@ def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
     largest = sorted(
         destinations.values(), key=lambda each: (-each.pending - each.in_flight, each.destination)
     )
+    failed = Counter[str]()
+    for shard in found:
+        names = iter(shard["failed_to"])
+        for name, number in zip(names, names, strict=True):
+            failed[name] += number
     return Backlog(
         now_ms=max(shard["now"] for shard in found),
         downloads=_waiting([fields(shard[Kind.DOWNLOAD]) for shard in found]),
         callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in found]),
         failed_callbacks=sum(shard["failed"] for shard in found),
         destinations=largest[:count],
+        failed_to=sorted(failed.items(), key=lambda each: (-each[1], each[0]))[:count],
     )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from downloader.model import JobSpec, Outcome, State
 
+COUNTED_FAILURES = 500
+"""Failed callbacks whose destinations a `Backlog` counts: less than a millisecond of the store's time."""
+
 SUMMED_GROUPS = 1000
 """Groups whose tasks a `Backlog` sums: a few tenths of a millisecond of the store's time."""
 
@@ -152,6 +155,9 @@ class Backlog:
     """Kept, and can be sent again."""
     destinations: Sequence[DestinationLoad]
     """The destinations with the most callbacks that are pending or in flight, the largest first."""
+    failed_to: Sequence[tuple[str, int]]
+    """Destinations and how many of their callbacks have failed, the most first; of `COUNTED_FAILURES` in each
+    shard."""
 
 
 class Listed(StrEnum):

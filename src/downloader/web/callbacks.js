@@ -7,6 +7,8 @@ import { destinationState, moment, plain, plural } from "./words.js";
 
 const LOOK_MS = 2_000;
 const SHOWN = 50;
+// Destinations that are named with the number of their failed callbacks.
+const DESTINATIONS = 5;
 
 const showDestinations = list($("destinations").tBodies[0], () => {
   const [name, word, more] = [make("bdi"), make("span", "word"), make("span", "sub")];
@@ -37,6 +39,12 @@ function showCallbacks(waiting) {
   $("destinations-none").hidden = destinations.length > 0;
   setText($("destinations-more"), `${plain.format(more_destinations)} more destinations.`);
   $("destinations-more").hidden = more_destinations === 0;
+}
+
+function showFailedTo(destinations = []) {
+  const told = destinations.slice(0, DESTINATIONS).map(({ destination, failed }) => `${plain.format(failed)} to ${destination}`);
+  setForeign($("failures-to"), told.join(" · "));
+  $("failures-to").hidden = told.length === 0;
 }
 
 // Failures
@@ -90,6 +98,7 @@ export function callbacksChanged(snapshot) {
   const { waiting, counters } = snapshot;
   $("callbacks-panel").hidden = waiting === null;
   if (waiting) showCallbacks(waiting);
+  showFailedTo(waiting?.callbacks.failed_to);
   failed = waiting?.callbacks.failed ?? 0;
   $("failures-retry").hidden = waiting !== null && failed === 0;
   setText($("failures-count"), waiting && failed ? `${plural(failed, "callback", "callbacks")} given up and kept` : "");

@@ -1,12 +1,13 @@
 -- backlog: what waits, in numbers, and the callback destinations with the most.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {groups: of how many groups of each kind tasks are summed, destinations: how many at the most}
+-- ARGV    1 {groups: of how many groups of each kind tasks are summed, destinations: how many at the most, failures: of
+--         how many failed callbacks, those that are kept longest, the destinations are counted}
 -- from    any
 -- to      the same
 -- answer  now (ms), failed (callbacks), download and callback: pending, groups, next (when the first timer is due, ms; 0:
 --         none) of each; destinations: name, pending, running, limit, due (of the first pending callback, ms; 0: none)
---         of each
+--         of each; failed_to: name and number of failed callbacks of each destination, in turn
 -- repeat  harmless
 
 -- Pending and running tasks of a group, from its score in `groups`.
@@ -36,7 +37,20 @@ for i = 1, #rows, 2 do
   }
 end
 
+-- Without an index of their own: the callbacks' own tasks have their destinations.
+local failed_to, place_of = {}, {}
+local failed = redis.call('ZRANGE', key_failed(), '+inf', now, 'BYSCORE', 'REV', 'LIMIT', 0, call.failures)
+for _, id in ipairs(failed) do
+  local name = redis.call('HGET', key_task('callback', id), 'group')
+  if name then
+    local place = place_of[name] or #failed_to + 1
+    place_of[name] = place
+    failed_to[place], failed_to[place + 1] = name, (failed_to[place + 1] or 0) + 1
+  end
+end
+
 return {
   'now', now, 'failed', redis.call('ZCOUNT', key_failed(), now, '+inf'),
   'download', waiting('download'), 'callback', waiting('callback'), 'destinations', destinations,
+  'failed_to', failed_to,
 }
