@@ -106,9 +106,9 @@ async def test_cancelled_jobs_leave_nothing_but_one_callback(
         for one in await sink.heard_of(runs, waits):
             assert (one.payload["success"], one.payload["error_code"]) == (False, "cancelled")
         # Its slot is free at once, and not when its lease would have ended.
-        assert (await sink.heard_of(last, seconds=LOOK_S))[0].payload["success"]
+        assert (await sink.heard_of(last, seconds=4 * LOOK_S))[0].payload["success"]
 
-        soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+        soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
         cut = await fleet.post(**job_for(endless, sink.url(), group="c", deadline=soon))
         [one] = await sink.heard_of(cut)
         assert (one.payload["success"], one.payload["error_code"]) == (False, "deadline")
@@ -145,7 +145,7 @@ async def test_counters_under_the_predecessor_s_names(
     callback, url = sink.url(), origin.url("/bytes/10")
 
     async def until(role: str, **expected: int) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while True:  # reports come once a second
                 found = (await fleet.client.get(f"/stats/{role}")).json()
                 if {name: found.get(name, 0) for name in expected} == expected:

@@ -92,7 +92,7 @@ async def test_600_half_heads_and_half_bodies_at_1024_descriptors(folder: Path, 
             if number % 100 == 99:
                 assert (await fleet.client.get("/hb")).status_code == 200
                 await fleet.post(**job_for("http://127.0.0.1/", "http://127.0.0.1/"))
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while sum(kept := [is_open(stream) for stream in streams]) > DESCRIPTORS // 2:
                 await fleet.client.get("/hb")  # until it has taken in the last ones
         say(f"{sum(kept)} of 600 are kept")

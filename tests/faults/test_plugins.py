@@ -94,7 +94,7 @@ async def ready(fleet: Fleet) -> dict[str, Any]:
 
 async def until(fleet: Fleet, what: str, value: object) -> None:
     """Wait for a counter of the notifier; reports come once a second."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while (found := (await fleet.client.get("/stats/notifier")).json()).get(what) != value:
             assert what in found, found
             await trio.sleep(0.1)
