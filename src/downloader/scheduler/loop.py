@@ -236,8 +236,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
         if next_due_s != 0:
             held_back = running.limits.shares(trio.current_time()).never
             longest_s = SHARE_LOOK_S if held_back else LOOK_S
-            due_s = math.inf if next_due_s is None else next_due_s
-            await _look_again(running.wake, min(due_s, longest_s))
+            await _look_again(running.wake, longest_s if next_due_s is None else min(next_due_s, longest_s))
     if workload.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
     # Ask for leases whose answer was lost; the work of each ends at once, and it is handed back.
@@ -277,10 +276,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
 
 async def _wait_for_room(running: _Running) -> None:
     """Wait for a free slot. If a group has more than its share while others wait, cancel the excess."""
-    if running.limits.too_large() is None:
-        await running.room.wait()
-        return
-    with trio.move_on_after(_jittered(SHARE_LOOK_S)):
+    with trio.move_on_after(_jittered(SHARE_LOOK_S if running.limits.too_large() else math.inf)):
         await running.room.wait()
         return
     group = running.limits.too_large()
@@ -324,7 +320,7 @@ async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  
             log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
             workload.lost()
             if held.unanswered:
-                # So that the store learns that not this holder has failed, and counts no crash.
+                # The store learns from it that this holder has not died, and counts no crash.
                 running.services.start_soon(_settle, running, (lease, _released(lease, "", 0.0)))
     finally:
         del running.held[held]
