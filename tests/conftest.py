@@ -1,4 +1,4 @@
-"""Fixtures for everybody: a real Valkey per test worker, and a store on it for each test."""
+"""Common fixtures: a real Valkey per test worker, and a store on it for each test."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def aws() -> Iterator[Moto]:
 
 @pytest.fixture
 def moto(aws: Moto) -> Iterator[Moto]:
-    """It, without anything in it; a test may do to it what it likes."""
+    """The test worker's AWS, empty; a test may break it."""
     aws.reset()
     yield aws
     aws.revive()
@@ -85,7 +85,7 @@ def moto(aws: Moto) -> Iterator[Moto]:
 
 @pytest.fixture
 async def front(moto: Moto) -> AsyncIterator[Front]:
-    """A front before it that does what a test says."""
+    """A proxy in front of it that a test controls."""
     async with open_front(moto) as running:
         yield running
 
@@ -105,7 +105,7 @@ def valkey() -> Iterator[Valkey]:
 
 @pytest.fixture
 def redis_settings(valkey: Valkey) -> RedisSettings:
-    """Settings of a store that nobody else uses."""
+    """Settings of a store that no other test uses."""
     return RedisSettings(url=valkey.url, key_prefix=f"t{next(_prefixes)}")
 
 

@@ -29,7 +29,7 @@ IGNORED = (".git", ".venv", ".nox", ".*_cache", "__pycache__", "downloader-data"
 
 
 def say(text: str) -> None:
-    """For whoever reads CI's log."""
+    """Print a line to CI's log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

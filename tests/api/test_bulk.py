@@ -127,7 +127,7 @@ async def test_over_http_2(api: Served) -> None:
 
 
 class Watched:
-    """A store that tells how many jobs each call has, and may be away."""
+    """A store that records how many jobs each call has, and may be unreachable."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -222,7 +222,7 @@ LEFT: Message = {"type": "http.disconnect"}
 
 
 def chunk(body: bytes) -> Message:
-    """A part of a body that does not end it."""
+    """A part of a body, with more to follow."""
     return {"type": "http.request", "body": body, "more_body": True}
 
 
@@ -272,7 +272,7 @@ async def test_between_two_chunks_only_the_line_that_has_begun_is_kept(
 
 
 async def test_a_client_whose_budget_is_used_up(deps: ApiDeps, store: JobStore) -> None:
-    """Answered 503 before the response has begun, cut off after."""
+    """It is answered 503 before the response has begun; afterwards the connection is closed."""
     intake, sent = Intake(store), bytearray()
     with intake.room(ADDRESS) as keep:
         keep(MAX_BYTES // 2)
@@ -324,7 +324,7 @@ async def test_a_chunk_of_the_shortest_lines_does_not_hold_up_others(deps: ApiDe
 
 
 async def test_a_client_may_pause_between_two_lines(serving: Serving) -> None:
-    """For longer than a body may pause, which is not at all here."""
+    """The limit between two parts of a body is 0 here."""
     api = await serving(limits=Limits(body_grace_s=0))
     async with await api.connect() as stream:
         data = line()

@@ -52,7 +52,7 @@ async def client(api: Served) -> AsyncIterator[AsyncClient]:
 
 
 class Script(httpx2.MockTransport):
-    """Answers one request after the other as told, and keeps them."""
+    """Answers requests with the given answers, in order, and keeps the requests."""
 
     def __init__(self, *answers: Answer) -> None:
         super().__init__(self._answer)

@@ -22,7 +22,7 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 async def ending(api: Served, nursery: trio.Nursery) -> AsyncIterator[Served]:
-    """An API whose jobs all end well."""
+    """An API whose jobs all succeed."""
 
     async def end(store: JobStore) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""GET /events: what is told to whom, how soon, and what listeners may cost."""
+"""GET /events: what each listener gets, how soon, and what listeners may cost."""
 
 from __future__ import annotations
 
@@ -319,7 +319,7 @@ async def test_64_listeners_of_one_client_do_not_lock_out_another(serving: Servi
 
 
 async def test_without_listeners_the_store_is_not_asked(serving: Serving, store: JobStore) -> None:
-    """Asked of the server that runs the scripts, not of our own code."""
+    """Counted by the server that runs the scripts, not by our own code."""
     api = await serving(pace=QUICK)
 
     async def asked() -> int:
@@ -363,7 +363,7 @@ async def test_a_listener_that_does_not_read_is_closed_and_others_get_events(ser
 
 
 async def has_room(api: Served) -> bool:
-    """Whether one more could listen."""
+    """Whether one more listener is accepted."""
     return (await api.client.head("/events")).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""Clients that are slow, silent, greedy, or try to be misunderstood; and the end of the server."""
+"""Clients that are slow, silent or greedy, or send ambiguous requests; and the stop of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from servers.api import JOB, Served, Serving, read_to_end
 from servers.steps import LIVE_S, measured_steps
 
 QUICK = Limits(head_s=0.5, idle_s=0.5, body_grace_s=0.5, send_s=0.5, linger_s=0.5)
-"""So that the tests need not wait as long as people may."""
+"""Short limits, so that the tests need not wait as long as clients may."""
 
 GET = b"GET /hb HTTP/1.1\r\nHost: localhost\r\n\r\n"
 CLOSING_GET = b"GET /hb HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -125,7 +125,7 @@ async def test_malformed_chunks(serving: Serving, body: bytes) -> None:
     ("chunk", "data"), [(b"1\r\n \r\n", 1), (b"10;" + b"x" * 1000 + b"\r\n" + b" " * 16 + b"\r\n", 16)]
 )
 async def test_a_body_in_tiny_chunks_costs_little(api: Served, path: bytes, chunk: bytes, data: int) -> None:
-    """It is refused long before it has come whole, and never holds the loop meanwhile."""
+    """It is refused long before all of it has arrived, and never blocks the loop."""
     head = POST.replace(b"/download", path) + b"Transfer-Encoding: chunked\r\n\r\n"
     body = chunk * (40_000 // data)
     with measured_steps() as steps:

@@ -28,7 +28,7 @@ from servers.api import JOB, Served, Serving
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 GROWTH_KIB = 32 * 1024
-"""By which the process may grow meanwhile, this client and its frames included."""
+"""Most growth of the process, this client and its frames included."""
 
 REQUEST = Encoder().encode(
     [(":method", "POST"), (":path", "/download"), (":scheme", "http"), (":authority", "127.0.0.1")],

@@ -47,7 +47,7 @@ def run(api: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 @pytest.fixture
 async def ending(api: Served, nursery: trio.Nursery) -> AsyncIterator[Callable[[Outcome], None]]:
-    """Ends all downloads so, from now on."""
+    """Ends all downloads with this outcome from now on."""
 
     async def end(outcome: Outcome) -> None:
         while True:

@@ -96,7 +96,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a run came to."""
+    """The result of a run."""
 
     seed: int
     seconds: float

@@ -1,4 +1,4 @@
-"""Every bad start is one clear line on standard error and the right status. Acceptance 9."""
+"""Every failed start is one clear line on standard error and the right status."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several real processes on one store: limits, crashes, freezes, stops. Acceptance 6, 7 and 8."""
+"""Several real processes on one store: limits, crashes, freezes, stops."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from servers.valkey import Valkey
 pytestmark = pytest.mark.slow
 
 LOOK_S = 5.0
-"""After which an instance looks by itself: whoever is not woken starts that late each time."""
+"""Time after which an instance asks the store by itself; without a wake-up each start is that late."""
 
 
 @pytest.mark.row("F21")

@@ -51,7 +51,7 @@ def key_of(job_id: str) -> str:
 
 
 async def until_gone(fleet: Fleet, job_id: str) -> None:
-    """Until the job's record has been removed, which is the last that becomes of it."""
+    """Wait until the job's record has been removed, which is its last transition."""
     with trio.fail_after(30):
         while (await fleet.client.get(f"/jobs/{job_id}")).status_code != 404:  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""`run --processes`: what befalls one child is not the end of the others."""
+"""`run --processes`: a failure of one child does not end the others."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 class Wire:
-    """The transport stream of a peer that says the same whatever it is asked."""
+    """The transport stream of a peer that gives the same answer to every request."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.pieces = [piece for piece in pieces if piece]
@@ -52,7 +52,7 @@ class Wire:
 
 @dataclass(frozen=True)
 class Found:
-    """What came of one response."""
+    """The result of one response."""
 
     status: int
     fields: tuple[tuple[bytes, bytes], ...]
@@ -430,7 +430,7 @@ def responses(draw: st.DrawFn) -> bytes:
 
 
 def by_h11(data: bytes) -> Found | None:
-    """What h11 makes of it; `None` if it raises."""
+    """How h11 parses it; `None` if h11 raises."""
     state = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
     state.send(h11.Request(method=b"GET", target=b"/", headers=[(b"Host", b"h")]))
     state.send(h11.EndOfMessage())

@@ -257,7 +257,7 @@ async def test_a_cut_head_is_retried(receiver: Receiver, notifier: Notifier, siz
 
 
 def counted(notifier: Notifier) -> list[int]:
-    """How much each read of its connections takes."""
+    """The sizes of the reads of its connections."""
     taken: list[int] = []
 
     def count(stream: Stream) -> None:

@@ -48,7 +48,7 @@ async def opened(section: dict[str, Any]) -> AsyncIterator[Notifier]:
 
 
 async def eventually_delivered(notifier: Notifier, name: str = "jobs", *, seconds: float = 15.0) -> None:
-    """As the service does it: again while the answer is to try again."""
+    """Deliver as the service does: again while the result is `RetryLater`."""
     result: Result | None = None
     with trio.move_on_after(seconds):
         while (result := await notifier.deliver(name, payload("at last"))) != Delivered():
@@ -220,7 +220,7 @@ async def test_an_unknown_topic_is_distinguished_from_a_silent_broker() -> None:
 
 
 def notifier_to(notifier: Notifier, name: str) -> Notifier:
-    """One whose every destination is this."""
+    """A notifier that sends every callback to this destination."""
 
     class To:
         async def deliver(self, _: str, one: Any) -> Result:

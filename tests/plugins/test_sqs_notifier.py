@@ -83,7 +83,7 @@ def bodies(moto: Moto, name: str = "jobs") -> list[bytes]:
 async def deliver_all(
     notifier: Notifier, payloads: list[Payload], *, destination: str = "jobs"
 ) -> list[Result]:
-    """At once; their results in order."""
+    """Deliver all at once; returns the results in order."""
     results: dict[int, Result] = {}
 
     async def one(index: int) -> None:

@@ -92,7 +92,7 @@ async def test_a_file_in_place_of_the_folder_is_retried(notifier: Notifier, root
 
 
 class Odd:
-    """A storage that takes note of what it gets, refuses, or hangs."""
+    """A storage that records what it gets, refuses it, or hangs."""
 
     def __init__(self, error: Exception | None = None, *, hangs: bool = False) -> None:
         self.error = error

@@ -21,7 +21,7 @@ SCRIPT = Path(sys.executable).with_name("downloader")
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a run came to."""
+    """The result of a run."""
 
     status: int
     out: str

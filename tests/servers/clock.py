@@ -35,7 +35,7 @@ class Clock:
 
 
 def open_clock(folder: Path) -> Clock:
-    """A clock that goes right, until it is set."""
+    """A clock that shows the right time until it is set."""
     if LIBRARY is None:
         pytest.skip("libfaketime is not installed")
     clock = Clock(folder / "clock")

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """For whoever reads CI's log."""
+    """Print a line to CI's log."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -159,7 +159,7 @@ class Engine:
         return Container(self, name)
 
     def once(self, image: str, *arguments: str, options: Sequence[str] = ()) -> Ran:
-        """A container, to its end."""
+        """Run a container to its end."""
         return self.run("podman", "run", "--rm", "--network=host", *options, image, *arguments)
 
 
@@ -172,12 +172,12 @@ class Container:
 
     @property
     def pid(self) -> int:
-        """Of its process 1, as we see it; 0 once it has ended."""
+        """The process id of its process 1 outside of it; 0 once it has ended."""
         return int(self.engine.inspect("container", self.name)["State"]["Pid"])
 
     @property
     def exit_status(self) -> int:
-        """Of its process 1, once it has ended."""
+        """The exit status of its process 1, once it has ended."""
         return int(self.engine.inspect("container", self.name)["State"]["ExitCode"])
 
     def log(self) -> str:

@@ -31,7 +31,7 @@ ALL_SHARES = Shares()
 
 @dataclass
 class FakeStore:
-    """Queues by group; whatever is leased stays with its holder until it is settled or `lose` takes it."""
+    """Queues by group; a leased task stays with its holder until it is settled or `lose` takes it."""
 
     pending: defaultdict[str, list[Lease]] = field(default_factory=lambda: defaultdict(list))
     held: dict[str, Lease] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class FakeStore:
     _unheard: list[Lease] = field(default_factory=list)
 
     def typed(self) -> JobStore:
-        """It, as what the scheduler wants."""
+        """This store, typed as the scheduler expects it."""
         return cast("JobStore", self)
 
     def add(
@@ -85,11 +85,11 @@ class FakeStore:
         return ids
 
     def cancel(self, job_id: str) -> None:
-        """A client has; nobody has told the holder."""
+        """Cancel the job as a client does, without notifying the holder."""
         self.cancelled.add(job_id)
 
     def lose(self, job_id: str) -> None:
-        """The sweep has taken it."""
+        """Take the lease from its holder, as a sweep does."""
         del self.held[job_id]
 
     def running(self, group: str) -> int:
@@ -212,5 +212,5 @@ class FakeStore:
 
 
 async def refuse() -> None:
-    """A hook: the store does not answer."""
+    """A hook that lets the store not answer."""
     raise StoreUnavailable("the store does not answer")

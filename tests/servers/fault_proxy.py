@@ -29,21 +29,21 @@ class _Link:
     asked: bytes = b""
     """What its client has sent, the last of it."""
     forgotten: bool = False
-    """Nothing passes any more, and nobody is told."""
+    """Whether bytes are dropped silently."""
     drop: bool = False
-    """The next reply is to be lost, and the connection with it."""
+    """Whether the next reply is lost, and the connection with it."""
 
 
 @dataclass
 class FaultProxy:
-    """What is wrong with the network, from now on."""
+    """The faults of the network; a test sets them."""
 
     port: int = 0
     connections: int = 0
     delay_s: float = 0.0
-    """Before each piece, in either direction."""
+    """Delay of each piece, in either direction, in seconds."""
     black_hole: bool = False
-    """Takes everything, passes nothing on, closes nothing."""
+    """Whether all bytes are read and dropped, and no connection is closed."""
     refuse: bool = False
     """New connections are reset at once."""
     lose_reply_to: Callable[[bytes], bool] = lambda _: False
@@ -53,7 +53,7 @@ class FaultProxy:
     hold_reply_with: bytes = b""
     """A reply with these bytes in it is held back until `let_go`; none by default."""
     held: trio.Event = field(default_factory=trio.Event)
-    """Such a reply has come."""
+    """Set when such a reply has come."""
     let_go: trio.Event = field(default_factory=trio.Event)
     _links: dict[_Link, None] = field(default_factory=dict)
     _changed: trio.Event = field(default_factory=trio.Event)
@@ -63,7 +63,7 @@ class FaultProxy:
         return f"redis://127.0.0.1:{self.port}"
 
     def reset_all(self) -> None:
-        """Every connection ends with a reset."""
+        """Reset every connection."""
         for link in list(self._links):
             _reset(link.client)
             _reset(link.server)

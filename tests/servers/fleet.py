@@ -83,7 +83,7 @@ BRIEF: Tables = {"processor": {"lease": LEASE_S}, "notifier": {"lease": LEASE_S}
 
 
 def say(text: str) -> None:
-    """A measurement, for whoever runs the tests with `-rP`."""
+    """Print a measurement; `pytest -rP` shows it."""
     sys.stdout.write(f"{text}\n")
 
 
@@ -143,7 +143,7 @@ class Running:
         raise AssertionError(f"{self.name} did not log {name} {fields} in {seconds} s: {self.tail()}")
 
     def tail(self) -> str:
-        """What it said last."""
+        """The end of its log."""
         return "\n".join([*self.noise[-20:], *(json.dumps(line) for line in self.log[-20:])])
 
     def send(self, number: signal.Signals) -> None:

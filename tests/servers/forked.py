@@ -38,12 +38,12 @@ class Forked:
         self.returncode: int | None = None
         """Its exit status, negative for a signal; `None` until it was waited for."""
         self.stderr: trio.abc.ReceiveStream | None = None
-        """Where somebody reads it."""
+        """The stream of its standard error, if it is read."""
         self._descriptor = os.pidfd_open(pid)
         self._waiting = trio.Lock()
 
     def send_signal(self, number: int) -> None:
-        """Does nothing to one that has ended."""
+        """Send the process a signal, unless it has ended."""
         if self.returncode is None:
             os.kill(self.pid, number)
 

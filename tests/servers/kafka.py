@@ -35,7 +35,7 @@ QUIET = {"log_level": 2}
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a consumer got."""
+    """A record that a consumer has received."""
 
     key: bytes
     value: bytes
@@ -62,7 +62,7 @@ class Tansu:
 
     @property
     def servers(self) -> str:
-        """For consumers; they are told to go to `advertised`."""
+        """Address for consumers, which are then sent to `advertised`."""
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class Tansu:
         self.process.wait()
 
     def freeze(self) -> None:
-        """It answers nothing any more, and its connections stay."""
+        """Stop it: it answers nothing, and its connections stay open."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
         os.waitpid(self.process.pid, os.WUNTRACED)  # until it has stopped

@@ -38,11 +38,11 @@ class KafkaProxy:
     produce_errors: deque[int] = field(default_factory=deque)
     """Each is the answer to one record batch, whatever the broker says; 0 leaves it alone."""
     produce_error: int = 0
-    """The answer to all others."""
+    """The error code in all other answers; 0 for none."""
     largest: int = 0
     """Bytes; a larger produce request is answered with MESSAGE_TOO_LARGE without the broker. 0: any."""
     deaf: bool = False
-    """Answers get lost."""
+    """Whether answers are lost."""
     no_new_topics: bool = False
     """A topic that is not there is not made either."""
     asked: Counter[int] = field(default_factory=Counter)
@@ -148,7 +148,7 @@ class _Link:
         return struct.pack(">hhi", 0, -1, len(answer)) + answer + lifetime
 
     def _authenticate(self, said: bytes) -> bytes | None:
-        """The server's turn; `None`: refused."""
+        """The server's answer; `None` if it refuses the client."""
         if self.mechanism == "PLAIN":
             _, user, password = said.decode().split("\0")
             self.let_in = self.proxy.users.get(user) == password

@@ -95,7 +95,7 @@ Handler = Callable[[Exchange], Awaitable[None]]
 
 
 def raw(data: bytes, then: Then = "close") -> Handler:
-    """Exactly these bytes."""
+    """Answer with exactly these bytes."""
 
     async def handler(exchange: Exchange) -> None:
         await exchange.send(data)
@@ -105,7 +105,7 @@ def raw(data: bytes, then: Then = "close") -> Handler:
 
 
 def respond(status: int, body: bytes = b"", headers: Iterable[tuple[str, str]] = ()) -> Handler:
-    """A well-formed response."""
+    """Answer with a well-formed response."""
     fields = list(headers)
 
     async def handler(exchange: Exchange) -> None:
@@ -133,7 +133,7 @@ def repeat(
 
 
 def gate(event: trio.Event, then: Handler) -> Handler:
-    """Wait for the event first."""
+    """Wait for the event, then answer."""
 
     async def handler(exchange: Exchange) -> None:
         await event.wait()
@@ -176,7 +176,7 @@ class Origin:
         return f"{self.scheme}://{userinfo}{host}:{self.port}{path}"
 
     def on(self, path: str, handler: Handler) -> str:
-        """Answer this path so; returns its URL."""
+        """Set the answer for a path; returns its URL."""
         self.routes[path] = handler
         return self.url(path)
 
@@ -184,7 +184,7 @@ class Origin:
         return [request for request in self.requests if request.path == path]
 
     async def wait_until(self, condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
-        """Wait until something that this server knows is so."""
+        """Wait until a condition on this server's state is true."""
         with trio.fail_after(seconds):
             while not condition():
                 await self._changed.wait()

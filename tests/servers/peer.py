@@ -14,7 +14,7 @@ from servers.containers import until
 
 PORT = 9000
 BODY = hashlib.shake_256(b"image").digest(300_000)
-"""Of every file."""
+"""The content of every file."""
 
 
 class Peer(ThreadingHTTPServer):

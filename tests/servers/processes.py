@@ -55,6 +55,6 @@ async def gone(*pids: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """Of all its threads."""
+    """The child processes of all its threads."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(word) for task in tasks for word in task.read_text().split()]

@@ -1,6 +1,6 @@
 """What tests of S3 share: buckets on moto, and a front before it.
 
-At the front a test says what becomes of each request; those of which nothing is said pass to moto. The front
+A test sets how the front answers each request; the others pass to moto. The front
 judges `Content-MD5` as S3 does, and moto does not.
 """
 
@@ -41,7 +41,7 @@ def new_bucket(moto: Moto, name: str = "") -> str:
 
 
 def keys(moto: Moto, bucket: str) -> list[str]:
-    """Of its objects."""
+    """The keys of its objects."""
     return [one["Key"] for one in moto.s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
@@ -78,13 +78,13 @@ class Exchange:
     head: bytes
     stream: trio.SocketStream
     rest: bytes
-    """Of the body, what came with the head."""
+    """The part of the body that came with the head."""
     moto: Moto
     at_moto: set[int]
     """The requests that moto works on."""
 
     async def body(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         if self.asked.headers.get("expect") == "100-continue":
             await self.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
         left = int(self.asked.headers.get("content-length", 0)) - len(self.rest)
@@ -137,7 +137,7 @@ def error(status: int, code: str) -> bytes:
 
 
 def answer(whole: bytes) -> Rule:
-    """This, without asking moto, once the body is here."""
+    """Answer this when the body has arrived, without asking moto."""
 
     async def rule(exchange: Exchange) -> None:
         await exchange.body()
@@ -147,7 +147,7 @@ def answer(whole: bytes) -> Rule:
 
 
 async def forward(exchange: Exchange) -> None:
-    """What S3 does."""
+    """Pass the request to moto, and answer as moto does."""
     await _forward(exchange, await exchange.body())
 
 
@@ -160,32 +160,32 @@ async def _forward(exchange: Exchange, body: bytes) -> None:
 
 
 async def flip(exchange: Exchange) -> None:
-    """One bit of the body is changed on its way."""
+    """Change one bit of the body."""
     body = bytearray(await exchange.body())
     body[len(body) // 2] ^= 1
     await _forward(exchange, bytes(body))
 
 
 async def lose_answer(exchange: Exchange) -> None:
-    """It is carried out, and the connection reset in place of the answer."""
+    """Have moto carry it out, and reset the connection instead of answering."""
     await exchange.ask_moto(await exchange.body())
     exchange.reset()
 
 
 async def hang(exchange: Exchange) -> None:
-    """The body is taken, and nothing answered."""
+    """Read the body and answer nothing."""
     await exchange.body()
     await trio.sleep_forever()
 
 
 async def deaf(exchange: Exchange) -> None:
-    """Not even the body is taken."""
+    """Do not even read the body."""
     await exchange.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
     await trio.sleep_forever()
 
 
 async def cut(exchange: Exchange) -> None:
-    """A reset in the middle of the body."""
+    """Reset the connection in the middle of the body."""
     await exchange.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
     await exchange.stream.receive_some(BLOCK_BYTES)
     exchange.reset()
@@ -228,7 +228,7 @@ class Front:
         self._rules[operation, folder] = _Scripted(rule, skip, times)
 
     def heal(self) -> None:
-        """From now on all pass."""
+        """Let all requests pass from now on."""
         self._rules.clear()
 
     async def settled(self) -> None:

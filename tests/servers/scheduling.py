@@ -28,7 +28,7 @@ LEASE_S = 30.0
 
 
 class Work(Workload):
-    """Each job works until it is let go; then it succeeds."""
+    """Each job works until the test ends it; then it succeeds."""
 
     def __init__(self, store: FakeStore, kind: Kind, concurrency: int) -> None:
         self.kind = kind
@@ -66,7 +66,7 @@ class Work(Workload):
         return Delivery(verdict=Verdict.SUCCEEDED)
 
     def finish(self, *job_ids: str) -> None:
-        """Let these end."""
+        """End the work on these jobs."""
         self.let_go |= set(job_ids)
         self._moved.set()
         self._moved = trio.Event()

@@ -1,4 +1,4 @@
-"""A door in front of moto's SQS, at which a test says what becomes of each request.
+"""A proxy in front of moto's SQS; a test sets how each request is answered.
 
 Requests pass unless `on` says otherwise: moto always answers, and always the same.
 """
@@ -46,7 +46,7 @@ def error(status: int, code: str, message: str = "said the proxy") -> bytes:
 
 
 def always(answer: bytes) -> Rule:
-    """Each request gets this answer."""
+    """Answer each request with this."""
 
     async def rule(_: Asked) -> Answer:
         await trio.lowlevel.checkpoint()
@@ -56,13 +56,13 @@ def always(answer: bytes) -> Rule:
 
 
 async def hang(_: Asked) -> Answer:
-    """No answer, ever."""
+    """Never answer."""
     await trio.sleep_forever()
     raise AssertionError
 
 
 async def through(_: Asked) -> Answer:
-    """Moto's answer."""
+    """Answer as moto does."""
     await trio.lowlevel.checkpoint()
     return None
 

@@ -1,4 +1,4 @@
-"""What a client and an operator would expect of a store: a small model, without any I/O."""
+"""A small model of what clients and operators expect of a store, without I/O."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Pace:
         return max(1000 / self.rate if self.rate else 0, (self.delay or 0) * 1000)
 
     def opens(self) -> int:
-        """Before when nothing starts."""
+        """The time before which nothing starts."""
         return max(self.cooling, 0 if self.started is None else round(self.started + self.gap()))
 
     def start(self, due_ms: int, now_ms: int) -> bool:
@@ -104,7 +104,7 @@ class Expected:
     pace: dict[str, Pace] = field(default_factory=lambda: defaultdict(Pace))
     """Of aggregations."""
     leases: list[tuple[Lease, str]] = field(default_factory=list)
-    """All that were ever given, and to whom."""
+    """All leases that were ever given, and to which instance."""
     unheard: dict[tuple[Kind, str], list[tuple[str, int]]] = field(default_factory=dict)
     """What each instance's last lease call was given, where its answer was lost: job id and generation."""
 
@@ -177,11 +177,11 @@ class Expected:
 
     @staticmethod
     def turn(task: Task) -> tuple[int, int]:
-        """Those with the least begin first."""
+        """Sort key of tasks: the lowest begins first."""
         return -task.priority, task.due_ms
 
     def opens(self, kind: Kind, group: str) -> int:
-        """Before when nothing of a group starts."""
+        """The time before which nothing of a group starts."""
         return self.pace[group].opens() if kind is Kind.DOWNLOAD else 0
 
     def paused(self, kind: Kind, group: str) -> bool:
@@ -213,7 +213,7 @@ class Expected:
         return min(dues, default=None)
 
     def expected(self, lease: Lease, owner: str) -> Settled:
-        """The answer to somebody who settles or renews."""
+        """The expected answer to a call that settles or renews."""
         task = self.task_of(lease)
         if task is not None and task.cancelled_for(lease, owner):
             return Settled.CANCELLED

@@ -30,7 +30,7 @@ def server_binary() -> str:
 
 
 def command(path: str, *words: str) -> bytes:
-    """One command over a fresh connection; the first read of the reply."""
+    """Send one command over a new connection; returns the first read of the reply."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(5)
         connection.connect(path)

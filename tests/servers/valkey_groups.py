@@ -17,13 +17,13 @@ from servers.ports import spare_ports
 from servers.valkey import Valkey, server_binary
 
 AGREE_S = 20.0
-"""For servers to find each other; a second or two on a machine that is not busy."""
+"""Time for servers to find each other; a second or two on an idle machine."""
 
 SLOTS = 16384
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Ask servers that tell of nothing by themselves until something is so."""
+    """Poll servers, which send no events, until a condition is true."""
     deadline = time.monotonic() + AGREE_S
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What waits: sums, destinations of callbacks, and failed callbacks."""
+"""Pending work: sums, destinations of callbacks, and failed callbacks."""
 
 from __future__ import annotations
 

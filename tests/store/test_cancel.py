@@ -34,7 +34,7 @@ async def seen(store: JobStore, job_id: str) -> JobView:
 
 
 async def lapse(store: JobStore, key: str, *parameters: str, member: str) -> None:
-    """The end of a lease has come, without waiting for it."""
+    """Move the end of a lease to now."""
     await store._client.command("ZADD", store._keys.key(0, key, *parameters), 1, member)
 
 

@@ -1,4 +1,4 @@
-"""What a 201 waits for, on servers that can and cannot keep it."""
+"""What a 201 waits for, on servers with and without the configured durability."""
 
 from __future__ import annotations
 

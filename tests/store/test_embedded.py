@@ -1,4 +1,4 @@
-"""The embedded Valkey: whose it is, who can read it, how much it holds, and what it does with its data."""
+"""The embedded Valkey: its owner, who can read it, its memory limit, and its files."""
 
 from __future__ import annotations
 

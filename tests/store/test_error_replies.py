@@ -1,4 +1,4 @@
-"""Which error replies of a server pass by themselves, and which do not."""
+"""Which error replies of a server are temporary, and which are permanent."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Model(Expected):
         return []
 
     async def fill(self, kind: Kind) -> None:
-        """Have a task wait."""
+        """Make sure that a task waits."""
         if kind is Kind.DOWNLOAD:
             await self.submit("a", 3)
         elif held := await self.held(Kind.DOWNLOAD):
@@ -193,7 +193,7 @@ class Model(Expected):
         self.forget_empty_groups()
 
     async def settle_late(self, kind: Kind, index: int, how: str) -> None:
-        """By a holder whose lease has ended or was settled: a repeated call, or one that was frozen."""
+        """Settle with a lease that has ended or was settled: a repeated call, or a holder that was frozen."""
         if late := await self.late(kind):
             lease, owner = late[index % len(late)]
             expected = self.expected(lease, owner)
@@ -207,7 +207,7 @@ class Model(Expected):
             self.done["settle_late"] += 1
 
     async def settle_anothers(self, kind: Kind, index: int, how: str) -> None:
-        """By an instance that does not hold the lease."""
+        """Settle as an instance that does not hold the lease."""
         if held := await self.held(kind):
             lease, owner = held[index % len(held)]
             other = next(name for name in OWNERS if name != owner)
@@ -287,7 +287,7 @@ class Model(Expected):
         self.done["reap"] += bool(due)
 
     async def remove(self, index: int) -> None:
-        """Of any job at all: nobody removes what he was not given."""
+        """Remove any job: it is removed only if a reaper was given it."""
         if self.jobs:
             job_id = list(self.jobs)[index % len(self.jobs)]
             await self.forget([job_id])

@@ -1,4 +1,4 @@
-"""What an aggregation does that must not start now: it waits, costs nothing, and goes on in time."""
+"""Aggregations that may not start a download now: they wait, cost nothing, and start in time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DONE = Outcome(verdict=Verdict.SUCCEEDED)
 
 @pytest.fixture
 async def clock(store: JobStore) -> StoreClock:
-    """The server's clock, which moves only when the test says so."""
+    """The server's clock, which only the test moves."""
     clock = StoreClock(store._client)
     await clock.start()
     return clock

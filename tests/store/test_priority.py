@@ -17,7 +17,7 @@ PLAN = CallbackPlan(group="http c", limit=4)
 
 @pytest.fixture
 async def clock(store: JobStore) -> StoreClock:
-    """The server's clock, which moves only when the test says so."""
+    """The server's clock, which only the test moves."""
     clock = StoreClock(store._client)
     await clock.start()
     return clock

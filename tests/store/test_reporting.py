@@ -1,4 +1,4 @@
-"""What an instance reports as it ends."""
+"""The last report of an instance."""
 
 from __future__ import annotations
 

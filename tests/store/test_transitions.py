@@ -46,7 +46,7 @@ DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
 
 
 async def lapse(store: JobStore, lease: Lease) -> None:
-    """A lease's time is over, without waiting for it."""
+    """Move the end of a lease to now."""
     await store._client.command("ZADD", store._keys.key(0, "leases", lease.kind), 1, lease.id)
 
 
@@ -170,7 +170,7 @@ async def test_a_retry_counts_and_a_release_does_not(store: JobStore) -> None:
 
 
 async def settle(store: JobStore, transition: str, owner: str, lease: Lease) -> Settled:
-    """Settle a download's or callback's lease as somebody who takes himself for its holder."""
+    """Settle the lease of a download or callback as an instance that assumes it is the holder."""
     match transition:
         case "finish":
             answers = await store.finish(owner, [(lease, FAILED, PLAN, 0)])

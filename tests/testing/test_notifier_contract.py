@@ -82,10 +82,10 @@ class Sound:
             raise PluginError("port: must be a number")
 
     async def begin(self) -> None:
-        """For flaws."""
+        """Called at this point; flawed plugins override it."""
 
     async def end(self) -> None:
-        """For flaws."""
+        """Called at this point; flawed plugins override it."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         if not destination.startswith("board/"):

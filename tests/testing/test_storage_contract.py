@@ -71,10 +71,10 @@ class Sound:
         return PluginError("size: must be a number")
 
     def begin(self) -> None:
-        """For flaws."""
+        """Called at this point; flawed plugins override it."""
 
     def end(self) -> None:
-        """For flaws."""
+        """Called at this point; flawed plugins override it."""
 
     async def put(self, key: str, body: Body) -> None:
         with self.errors():

@@ -1,4 +1,4 @@
-"""What the audit makes of licences; the rest of it asks an index."""
+"""How the audit judges licences; the rest of it needs a package index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A child of `run --processes`, and the parent that waits for its word."""
+"""A child of `run --processes`, and the parent that waits for its message."""
 
 from __future__ import annotations
 

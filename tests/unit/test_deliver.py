@@ -56,7 +56,7 @@ URL = "http://localhost/foo/6QE/6QEywYsd0jrKAg"
 
 
 class Scripted:
-    """A backend that does what it was told to, and remembers what it was asked."""
+    """A backend that returns what a test has set, and records its calls."""
 
     def __init__(self, act: Callable[[], Any]) -> None:
         self.act = act

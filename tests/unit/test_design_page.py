@@ -1,4 +1,4 @@
-"""The design page speaks of the code as it is."""
+"""The design page agrees with the code."""
 
 from __future__ import annotations
 

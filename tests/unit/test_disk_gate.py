@@ -6,7 +6,7 @@ from downloader.service.disk import LOOK_S, DiskGate
 
 
 class Disk:
-    """A disk and a clock in our hands."""
+    """A disk and a clock that the test sets."""
 
     def __init__(self) -> None:
         self.used = 0.0

@@ -1,4 +1,4 @@
-"""Group commit: who travels with whom, who is told what, and what a cancel leaves."""
+"""Group commit: which items share a call, which results they get, and what a cancel leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from downloader.groupcommit import CommitAbandoned, GroupCommit
 
 
 class Calls:
-    """A commit that is held until `go`; answers each item's text in capitals."""
+    """A commit that waits for `go`; returns each item's text in capitals."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -37,7 +37,7 @@ async def running(calls: Calls, **options: Any) -> AsyncIterator[GroupCommit[str
 
 
 async def submit_all(commit: GroupCommit[str, str], items: Sequence[str], calls: Calls) -> list[str]:
-    """Submit one by one, each before the next, and let them go when all wait."""
+    """Submit items one after the other, and commit when all wait."""
     answers: dict[str, str] = {}
 
     async def one(item: str) -> None:

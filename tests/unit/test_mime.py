@@ -1,4 +1,4 @@
-"""Media types judged on content: agreement with libmagic, which is really asked, and hostile content."""
+"""Media types of contents: agreement with the installed libmagic, and hostile content."""
 
 from __future__ import annotations
 

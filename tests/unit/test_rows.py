@@ -9,7 +9,7 @@ from rows import ROWS, Matrix
 
 @pytest.fixture
 def matrix() -> Matrix:
-    """All is well."""
+    """A matrix without a fault."""
     whole = Matrix()
     for row in ROWS:
         whole.add([row], f"tests/x.py::test_{row}[case]", "passed")

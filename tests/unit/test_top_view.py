@@ -1,4 +1,4 @@
-"""The picture of `downloader top`, from snapshots as `GET /events` has them."""
+"""The screen of `downloader top`, from snapshots as `GET /events` has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a receiver of callbacks is told, for good and for forged requests."""
+"""What `verify` returns or raises for valid and for forged requests."""
 
 from __future__ import annotations
 

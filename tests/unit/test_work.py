@@ -64,7 +64,7 @@ def callbacks() -> CallbackWork:
 
 
 class Fetched:
-    """A fetcher whose attempts end so, after the clock has gone on."""
+    """A fetcher whose attempts end with this outcome, after the clock has advanced."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
