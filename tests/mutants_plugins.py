@@ -67,6 +67,13 @@ ROWS = (
         "tests/plugins/test_s3_words.py tests/plugins/test_s3_storage.py",
     ),
     (
+        "files: what a job's own bucket has is deleted",
+        "downloader/service/files.py",
+        "        if not spec.s3_bucket:\n            await",
+        "        if True:\n            await",
+        "tests/unit/test_stored_files.py",
+    ),
+    (
         "files: the umask decides",
         "downloader_plugins/filesystem/tree.py",
         "    os.fchmod(put.fd, mode)  # independent of the umask\n",
