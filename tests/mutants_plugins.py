@@ -99,7 +99,7 @@ ROWS = (
         "downloader/scheduler/limits.py",
         "return Shares(unproven=max(0, self._share - self._unproven))",
         "return Shares(unproven=1000)",
-        "tests/faults/test_callbacks.py -k h21",
+        "tests/scheduler/test_leasing.py",
     ),
     (
         "shares: a callback that was sent keeps its slot",
