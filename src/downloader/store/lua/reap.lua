@@ -5,7 +5,7 @@
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
--- repeat  gives others; the first are given again after the hold
+-- repeat  other jobs; the same ones are given again after the hold
 
 redis.call('ZREMRANGEBYSCORE', key_failed(), '-inf', now)
 local jobs = {}

@@ -5,7 +5,7 @@
 -- from    running, lease ended; cancelled, lease ended
 -- to      pending, with one more crash; cancelled, its slot free
 -- answer  ids of those that are pending again
--- repeat  finds the next ones
+-- repeat  goes on with the next leases that have ended
 
 local kind = call.kind
 local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, call.count)
