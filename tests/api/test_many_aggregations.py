@@ -15,6 +15,7 @@ from downloader.api.events import Events, Listener
 from downloader.api.globs import anything
 from downloader.api.search import PAGE_MAX, Aggregations, Search
 from downloader.api.snapshot import DESTINATIONS, SHOWN
+from downloader.errors import StoreError, StoreUnavailable
 from downloader.store import Aggregation, AggregationLoad, Backlog, JobStore, Load
 from downloader.store.views import DestinationLoad, Waiting
 
@@ -31,6 +32,7 @@ class Store:
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
+        self.away = False
         self.loads_ = [
             AggregationLoad(aggr_id=f"{NAME}{number:05}", pending=10**6, in_flight=8, limit=8, paused=False)
             for number in range(MANY)
@@ -46,6 +48,8 @@ class Store:
 
     async def loads(self, most: int) -> Sequence[AggregationLoad]:
         await self._answer("loads")
+        if self.away:
+            raise StoreUnavailable("gone")
         return self.loads_[:most]
 
     async def backlog(self, destinations: int) -> Backlog:
@@ -139,3 +143,28 @@ async def test_one_reading_serves_all_searches(store: Store, autojump_clock: tri
     await trio.sleep(60)
     await search("")
     assert store.asked["loads"] == 2, "what is answered is not old"
+
+
+async def test_a_store_that_is_away_lets_searches_wait_once(
+    store: Store, autojump_clock: trio.testing.MockClock
+) -> None:
+    store.away = True
+    found = Aggregations(cast("JobStore", store))
+    refused = []
+
+    async def search() -> None:
+        try:
+            await found.find(Search(text="", sort="-work", skip=0, count=PAGE_MAX), anything)
+        except StoreError:
+            refused.append(trio.current_time())
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(search)
+    assert len(refused) == 50
+    assert max(refused) - began == pytest.approx(READING_S)
+    store.away = False
+    await trio.sleep(60)
+    await search()
+    assert len(refused) == 50

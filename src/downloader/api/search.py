@@ -18,7 +18,8 @@ from werkzeug.datastructures import MultiDict
 from downloader.api.globs import Allows
 from downloader.api.listed import bad_query
 from downloader.api.problems import Refused
-from downloader.store import Aggregation, AggregationLoad, JobStore
+from downloader.errors import StoreUnavailable
+from downloader.store import Aggregation, AggregationLoad, JobStore, StoreError
 
 SEARCHED = 20_000
 """Most aggregations that are searched, of each shard of the store the busiest."""
@@ -98,6 +99,9 @@ class Aggregations:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._loads: Sequence[AggregationLoad] = ()
+        """The busiest first: this order decides among those that are equal in another."""
+        self._error: StoreError | None = None
+        """Of the last reading."""
         self._keep_until = -inf
         self._reading = trio.Lock()
 
@@ -106,10 +110,10 @@ class Aggregations:
         matching = [
             load
             for load in await self._newest()
-            if search.text in load.aggr_id.casefold() and allows(load.aggr_id)
+            if (not search.text or search.text in load.aggr_id.casefold()) and allows(load.aggr_id)
         ]
-        matching.sort(key=lambda load: (-load.in_flight - load.pending, load.aggr_id))  # decides among equals
-        matching.sort(key=SORTS[search.sort.removeprefix("-")], reverse=search.sort.startswith("-"))
+        if search.sort != BUSIEST:
+            matching.sort(key=SORTS[search.sort.removeprefix("-")], reverse=search.sort.startswith("-"))
         end = search.skip + search.count
         names = [load.aggr_id for load in matching[search.skip : end]]
         place = {name: index for index, name in enumerate(names)}
@@ -117,13 +121,24 @@ class Aggregations:
         return Found(aggregations=page, total=len(matching), cursor=str(end) if end < len(matching) else "")
 
     async def _newest(self) -> Sequence[AggregationLoad]:
+        """An error is kept like an answer: else each of those that wait would wait for one of its own."""
         async with self._reading:
             begun = trio.current_time()
             if begun >= self._keep_until:
-                self._loads = await self._store.loads(SEARCHED)
+                try:
+                    found = await self._store.loads(SEARCHED)
+                    self._loads, self._error = sorted(found, key=_by_work), None
+                except StoreError as error:
+                    self._error = error
                 now = trio.current_time()
                 self._keep_until = now + min(AGE_MAX_S, AGE_FACTOR * (now - begun))
+        if self._error is not None:
+            raise StoreUnavailable(str(self._error)) from self._error
         return self._loads
+
+
+def _by_work(load: AggregationLoad) -> tuple[int, str]:
+    return -load.in_flight - load.pending, load.aggr_id
 
 
 def _number(text: str, default: int, field: str, detail: str) -> int:
