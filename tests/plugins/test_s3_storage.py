@@ -132,6 +132,7 @@ async def test_a_cancelled_start_leaves_nothing_in_the_bucket(
         nursery.start_soon(start)
         await arrived.wait()
         nursery.cancel_scope.cancel()
+    await front.settled()
     assert s3.uploads(moto, bucket) == []
 
 

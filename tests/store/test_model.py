@@ -405,7 +405,7 @@ async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 @pytest.mark.row("F4", "F7")
 def test_any_sequence_of_transitions_keeps_the_promises() -> None:
     done: Counter[str] = Counter()

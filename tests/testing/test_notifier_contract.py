@@ -262,16 +262,17 @@ class TornByCancels(Sound):
         self.turn = trio.Lock()
 
     async def send(self, destination: str, body: bytes) -> bytes:
-        async with self.turn:
-            self.stream = self.stream or await trio.open_tcp_stream("127.0.0.1", self.port)
-            message = json.dumps([destination, len(body)]).encode() + b"\n" + body
-            try:
+        message = json.dumps([destination, len(body)]).encode() + b"\n" + body
+        try:
+            async with self.turn:
+                self.stream = self.stream or await trio.open_tcp_stream("127.0.0.1", self.port)
                 await self.stream.send_all(message)
                 return bytes(await self.stream.receive_some(3))
-            except trio.Cancelled:
+        except trio.Cancelled:
+            if self.stream is not None:
                 with trio.CancelScope(shield=True):
-                    await self.stream.send_all(message[:20])
-                raise
+                    await self.stream.send_all(message[:10])
+            raise
 
     async def end(self) -> None:
         if self.stream is not None:
