@@ -68,3 +68,15 @@ def test_the_image_imports_modules_that_exist() -> None:
     )
     for name in line.split(", "):
         assert importlib.util.find_spec(name), name
+
+
+def test_nothing_says_to_install_the_other_project_of_the_name() -> None:
+    """PyPI's `downloader` is somebody else's; ours is `downloader-service`."""
+    files = [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "src").rglob("*.py"),
+        *ROOT.glob("*.md"),
+        *ROOT.glob("examples/*/*.md"),
+    ]
+    wrong = re.compile(r"pip install[^\n|&]*[ '\"]downloader(?:\[|['\"\s]|$)")
+    assert [path for path in files if wrong.search(path.read_text("utf-8"))] == []

@@ -105,7 +105,7 @@ async def open_traces(*, instance: str, version: str, flush_s: float) -> AsyncIt
     try:
         provider = _provider(names, instance=instance, version=version) if names else None
     except (ImportError, LookupError, ValueError) as error:
-        log.warning(Event.TRACES_UNAVAILABLE, reason=f"{error}; pip install 'downloader[otel]'")
+        log.warning(Event.TRACES_UNAVAILABLE, reason=f"{error}; pip install 'downloader-service[otel]'")
         provider = None
     if provider is None:
         yield None
