@@ -25,7 +25,17 @@ ANSWER_S = 15.0
 STOP_S = 30.0
 CRAWL_S = 180.0
 POLL_S = 0.05
-IGNORED = (".git", ".venv", ".nox", ".*_cache", "__pycache__", "downloader-data", ".bench-*", "_build")
+IGNORED = (
+    ".git",
+    ".venv",
+    ".nox",
+    ".*_cache",
+    ".hypothesis",
+    "__pycache__",
+    "downloader-data",
+    ".bench-*",
+    "_build",
+)
 
 
 def say(text: str) -> None:
