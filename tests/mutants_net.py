@@ -35,7 +35,7 @@ ROWS = (
         f"{FETCH}/robots.py",
         "trio.fail_after(self.within_s)",
         "trio.fail_after(999)",
-        ROBOTS,
+        "tests/fetch/test_robots.py -k slow",
     ),
     (
         "robots: a 5xx allows all",

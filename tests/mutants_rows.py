@@ -330,7 +330,7 @@ ROWS = (
         "downloader/api/server.py",
         "deadline=trio.current_time() + limit_s",
         "deadline=inf",
-        "tests/api/test_hostile_http.py -k reader",
+        "tests/api/test_hostile_http.py -k does_not_read",
     ),
     (
         "H20: a job shows its URL's secrets",

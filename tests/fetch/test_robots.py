@@ -195,7 +195,8 @@ async def test_a_slow_robots_txt_is_given_up(lab: Lab, origin: Origin) -> None:
     assert robots is not None
     robots.within_s = 0.3
     url = file_and_robots(origin, drip)
-    assert end(await lab.fetch(url)) == LATER
+    with trio.fail_after(20):
+        assert end(await lab.fetch(url)) == LATER
     assert origin.asked("/private/x") == []
 
 
