@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 INSTALL_S = 300.0
-ANSWER_S = 15.0
+ANSWER_S = 60.0
 STOP_S = 30.0
 CRAWL_S = 180.0
 POLL_S = 0.05

@@ -13,7 +13,7 @@ FILE = re.compile(r"^`([\w.]+)`(, at its end)?:\n\n```\w+\n(.*?)^```$", re.MULTI
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 INSTALL_S = 480.0
-ANSWER_S = 20.0
+ANSWER_S = 120.0
 
 
 def sh(command: str, folder: Path, *, seconds: float = INSTALL_S) -> str:

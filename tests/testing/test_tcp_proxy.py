@@ -12,7 +12,7 @@ from downloader.testing import Fault, open_tcp_proxy
 from servers.loopback import serving
 from servers.ports import spare_port
 
-ANSWER_S = 5.0
+ANSWER_S = 20.0
 SILENCE_S = 0.1
 
 
