@@ -80,12 +80,12 @@ def ready(*, port: int = 8000) -> None:
 
 
 def submit(path: str, *, host: str = "127.0.0.1") -> str:
-    """POST a job whose peer is ours; answers its id."""
+    """POST a job whose peer is ours; returns its id."""
     return post(f"http://{host}:{PORT}{path}", callback=f"http://{host}:{PORT}/done")
 
 
 def post(url: str, *, callback: str) -> str:
-    """POST a job; answers its id."""
+    """POST a job; returns its id."""
     job = {"aggr_id": "image", "aggr_limit": 2, "url": url, "callback_url": callback}
     request = urllib.request.Request("http://127.0.0.1:8000/download", data=json.dumps(job).encode())
     with urllib.request.urlopen(request, timeout=5) as answer:

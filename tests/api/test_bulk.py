@@ -374,7 +374,7 @@ async def test_a_client_that_leaves_in_the_middle(
 
 
 async def send_until_cut(stream: trio.SocketStream, chunk: bytes) -> int:
-    """Send without reading; answers how much was sent."""
+    """Send without reading; returns how much was sent."""
     sent = 0
     with trio.fail_after(30):
         try:

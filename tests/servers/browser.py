@@ -101,7 +101,7 @@ def _plain_asyncio() -> Iterator[None]:
 
 
 ServePage = Callable[[ApiSettings], Awaitable[str]]
-"""Serves the API with these settings; answers the page's address."""
+"""Serves the API with these settings; returns the page's address."""
 
 Look = Callable[[Seen], None]
 

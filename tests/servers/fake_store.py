@@ -66,7 +66,7 @@ class FakeStore:
         kind: Kind = Kind.DOWNLOAD,
         proven: bool = True,
     ) -> list[str]:
-        """Enqueue; answers the ids."""
+        """Enqueue; returns the ids."""
         ids = []
         for _ in range(count):
             spec = JobSpec(id=new_id(0, 1), aggr_id=group, aggr_limit=limit, url="http://x/")

@@ -75,7 +75,7 @@ class FaultProxy:
         self.reset_all()
 
     def forget(self, command: bytes) -> int:
-        """Connections that have carried this command pass nothing on from now; answers how many they are."""
+        """Connections that have carried this command pass nothing on from now; returns how many they are."""
         found = [link for link in self._links if command in link.asked]
         for link in found:
             link.forgotten = True

@@ -168,7 +168,7 @@ class Running:
         await self.wait()
 
     async def stop(self, *, within: float = STOP_S, status: int = 0) -> float:
-        """SIGTERM, and its end; answers how many seconds it took."""
+        """SIGTERM, and its end; returns how many seconds it took."""
         began = time.monotonic()
         self.send(signal.SIGTERM)
         assert await self.wait(within) == status, self.tail()
@@ -376,7 +376,7 @@ class History:
         return sum(int(self.redis.zcard(f"{self.prefix}{kind}:leases")) for kind in kinds)
 
     def check(self, *, accepted: Sequence[str] | None = None, queued: int = 0) -> Counter[str]:
-        """Judge a store at rest with `queued` jobs still waiting; answers how many ended in which state."""
+        """Judge a store at rest with `queued` jobs still waiting; returns how many ended in which state."""
         ids = list(self.fleet.accepted if accepted is None else accepted)
         records = {job_id: self.record(job_id) for job_id in ids}
         states = Counter(record.state for record in records.values())

@@ -20,7 +20,7 @@ class Disk:
     size_bytes: int
 
     def fill(self, part: float) -> Path:
-        """Write a file of this part of the disk; answers where it is."""
+        """Write a file of this part of the disk; returns where it is."""
         filler = self.path / "filler"
         filler.write_bytes(b"x" * int(self.size_bytes * part))
         return filler

@@ -100,7 +100,7 @@ ENTRY_POINTS = """
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the distribution into the folder; answers the environment in which it is installed.
+    """Write the distribution into the folder; returns the environment in which it is installed.
 
     Whoever imports `strangers_broken` leaves a file `imported` in the folder.
     """

@@ -88,7 +88,7 @@ class Intake:
             keep(0)
 
     async def submit(self, submission: Submission) -> tuple[Accepted, str]:
-        """Submit one job, in one call with others that arrive meanwhile; answers as `JobStore.submit`.
+        """Submit one job, in one call with others that arrive meanwhile; returns what the store answers.
 
         After a cancel or an error the store may have accepted the job all the same.
 
@@ -108,7 +108,7 @@ class Intake:
     async def submit_all(
         self, submissions: Sequence[Submission]
     ) -> Sequence[tuple[Accepted, str] | StoreError]:
-        """Submit at most `MAX_BATCH` jobs that arrived together in one call; answers in order.
+        """Submit at most `MAX_BATCH` jobs that arrived together in one call; returns the answers in order.
 
         A job without an answer of the store gets the error instead. After an error or a cancel the store may
         have accepted the job all the same.

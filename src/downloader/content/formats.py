@@ -1,7 +1,7 @@
 """Functions that distinguish types with the same signature.
 
 Each takes the first bytes of a file that has the signature which `downloader.content.signatures` names beside
-it, and answers a type, or `None` if the file is of none of them. None raises, whatever the bytes; each reads
+it, and returns a type, or `None` if the file is of none of them. None raises, whatever the bytes; each reads
 a bounded part, or all of them once.
 """
 

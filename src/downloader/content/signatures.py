@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from downloader.content import formats
 
 Verdict = str | Callable[[bytes], str | None]
-"""A type, or a function that reads the first bytes and answers a type or `None`."""
+"""A type, or a function that reads the first bytes and returns a type or `None`."""
 
 _LEADING: Sequence[tuple[bytes, Verdict]] = (
     # pictures

@@ -147,7 +147,7 @@ async def keep_leases(
 async def _renew(
     store: JobStore, kind: Kind, owner: str, held: Sequence[HeldLease], lease_s: float, *, clock: Clock
 ) -> Sequence[HeldLease]:
-    """Renew once; answers those for which the store did not answer."""
+    """Renew once; returns those for which the store did not answer."""
     unknown: list[HeldLease] = []
     for start in range(0, len(held), RENEW_BATCH):
         chunk = held[start : start + RENEW_BATCH]

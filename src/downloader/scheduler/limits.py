@@ -58,7 +58,7 @@ class Limits:
         return True
 
     def leave(self, held: HeldLease) -> bool:
-        """Release the slot; answers whether the bounds of shares have changed, so that more may be leased."""
+        """Release the slot; returns whether the bounds of shares have changed, so that more may be leased."""
         before = self._bounds()
         group = held.lease.group
         limiter = self._limiters[group]

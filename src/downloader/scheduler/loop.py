@@ -104,7 +104,7 @@ class Workload(ABC):
 
     @abstractmethod
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """Report to the store how work ended; answers in order."""
+        """Report to the store how work ended; returns the results in order."""
 
     @abstractmethod
     def ended(self, lease: Lease, end: End, seconds: float) -> None:

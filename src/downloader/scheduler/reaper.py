@@ -65,7 +65,7 @@ async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]
 
 
 async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -> float:
-    """Delete one batch; answers when to look again, in seconds."""
+    """Delete one batch; returns in how many seconds to look again."""
     try:
         batch = await store.reap(REAP_BATCH, HOLD_S)
         gone = await _delete(batch.jobs, delete)

@@ -17,7 +17,7 @@ Ended = tuple[Lease, End]
 async def settle_downloads(
     store: JobStore, owner: str, results: Sequence[Ended], *, per_destination: int, keep_s: float
 ) -> Sequence[Settled]:
-    """Settle downloads; answers in order.
+    """Settle downloads; returns the results in order.
 
     `per_destination` is the limit of a new destination of callbacks, see `callback_limit`. Jobs without a
     callback are kept for `keep_s` seconds.
@@ -44,7 +44,7 @@ async def settle_callbacks(
     deletion_s: float,
     failed_s: float,
 ) -> Sequence[Settled]:
-    """Settle callbacks; answers in order.
+    """Settle callbacks; returns the results in order.
 
     `per_destination` is the limit of a destination that works, see `callback_limit`. Jobs are kept for
     `deletion_s` seconds after a delivery, and for `failed_s` after a failure.

@@ -106,7 +106,7 @@ class JobStore(StoreReader):
         return self._ids.new(self._keys.aggregation_shard(aggr_id), self._keys.shards)
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
-        """Enqueue jobs, each atomically, in one round trip per shard; answers `(result, job id)` in order.
+        """Enqueue jobs, each atomically, in one round trip per shard; returns `(result, job id)` in order.
 
         Raises:
             StoreUnavailable: no shard answered; the jobs may have been enqueued.
@@ -207,7 +207,7 @@ class JobStore(StoreReader):
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
     ) -> Sequence[Settled]:
-        """Prolong leases to `lease_s` seconds from now; answers in order. Raises `StoreRefused` only."""
+        """Prolong leases to `lease_s` seconds from now; results in order. Raises `StoreRefused` only."""
         call = {"kind": kind, "owner": owner, "lease_ms": ms(lease_s)}
         return await self._settle("renew", call, [(lease,) for lease in leases], lambda _: {})
 
@@ -235,7 +235,7 @@ class JobStore(StoreReader):
     async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
         """Downloads reach their terminal state, and their callbacks, if any, become pending.
 
-        Like all that settle, it answers in order, and raises `StoreRefused` only.
+        Like all that settle, it returns the results in order, and raises `StoreRefused` only.
         """
         return await self._settle("finish", {"owner": owner}, results, arguments.finish)
 
@@ -245,7 +245,7 @@ class JobStore(StoreReader):
         return await self._settle("close_callback", call, results, arguments.close_callback)
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
-        """Make at most `count` tasks per shard whose lease has ended pending again; answers their job ids."""
+        """Make at most `count` tasks per shard whose lease has ended pending again; returns their job ids."""
         call = {"kind": kind, "count": count}
         return [job_id for ids in await self._shards.run_on_all("sweep", call) for job_id in ids]
 

@@ -305,7 +305,7 @@ def _reason(error: Exception) -> str:
 
 
 async def check_layout(client: StoreClient) -> bool:
-    """Write the layout into an empty store, or compare it with the one found; answers whether it was empty.
+    """Write the layout into an empty store, or compare it with the one found; returns whether it was empty.
 
     Raises:
         StoreUnavailable: the store does not answer.

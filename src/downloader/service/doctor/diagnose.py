@@ -76,7 +76,7 @@ class Finding:
 
 
 Try = Callable[[], Awaitable[str]]
-"""Tries a part and answers what it found; raises `Note` or another exception that says what is wrong."""
+"""Tries a part and returns what it found; raises `Note` or another exception that says what is wrong."""
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ async def _examine(redis: RedisSettings, place: str) -> str:
 
 
 async def _write(client: StoreClient) -> float:
-    """One write by script, deleted again; answers how many milliseconds it took."""
+    """One write by script, deleted again; returns how many milliseconds it took."""
     began = trio.current_time()
     call = {**_WHO, "facts": "{}", "ttl_ms": KEPT_MS, "number": 0, "counted_ms": KEPT_MS}
     await client.run("report", 0, call, durable=True)
