@@ -179,7 +179,7 @@ async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Pat
 async def test_f6_a_job_that_kills_its_worker_is_given_up(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
-    async with open_fleet(folder, server, {"redis": {"timeout": 0.5}, "processor": {"lease": 1.0}}) as fleet:
+    async with open_fleet(folder, server, {"redis": {"timeout": 1.5}, "processor": {"lease": 2.5}}) as fleet:
         await fleet.start_all("api", "notifier")
         errors: dict[str, Any] = {"callback_error_type": "http", "callback_error_dst": sink.url("/ok/err")}
         deadly = await fleet.post(**job_for(origin.url("/bytes/77"), sink.url("/ok/never"), **errors))
