@@ -231,9 +231,14 @@ def _test(source: Path, tests: list[str], report: Path) -> int | None:
         os.environ.update(PYTHONPATH=str(source), PYTHONDONTWRITEBYTECODE="1")
         sys.dont_write_bytecode = True
         os.chdir(ROOT)
-        status = pytest.main([*OPTIONS, *tests])
-        sys.stdout.flush()
-        os._exit(status)
+        status = 3
+        try:
+            status = pytest.main([*OPTIONS, *tests])
+        finally:  # also after an exception of a time limit, which must not delete the parent's folder
+            try:
+                sys.stdout.flush()
+            finally:
+                os._exit(status)
     ends = time.monotonic() + TIMEOUT_S
     while time.monotonic() < ends:
         found, status = os.waitpid(pid, os.WNOHANG)

@@ -17,6 +17,27 @@ ROBOTS = "tests/fetch/test_robots.py tests/unit/test_robots_rules.py"
 
 ROWS = (
     (
+        "robots: that there is no answer is remembered for a day",
+        f"{FETCH}/robots.py",
+        "trio.current_time() + FAILURE_AGE_S)",
+        "trio.current_time() + MAX_AGE_S)",
+        "tests/fetch/test_robots.py -k asked_later",
+    ),
+    (
+        "robots: many rules hold up the loop",
+        f"{FETCH}/robots.py",
+        "if rules.count > LARGE_RULES:",
+        "if False:",
+        "tests/fetch/test_robots.py -k many_rules",
+    ),
+    (
+        "robots: a delay of any length",
+        f"{FETCH}/robots_rules.py",
+        "min(parsed.crawl_delay(_ANY) or 0.0, MAX_CRAWL_DELAY_S)",
+        "parsed.crawl_delay(_ANY) or 0.0",
+        "tests/unit/test_robots_rules.py",
+    ),
+    (
         "robots: a hop is not asked",
         f"{FETCH}/attempt.py",
         "                await self.robots.check(url, aggregation=lease.group, proxy=proxy)\n",
@@ -77,7 +98,7 @@ ROWS = (
         f"{NET}/dial.py",
         "        for address in addresses:\n            self.policy.check(",
         "        for address in addresses[:1]:\n            self.policy.check(",
-        ADDRESSES,
+        "tests/net/test_dial.py -k one_private_address",
     ),
     (
         "egress: addresses are not checked",

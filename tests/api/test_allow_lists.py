@@ -293,6 +293,7 @@ def test_text_globs(patterns: list[str], text: str, allowed: bool) -> None:  # n
         ("https://*.example/*", "https://evil.test\uff0f.example/x", False),
         ("https://*.example/*", "https://evil.test%2f.example/x", False),
         ("https://h.example/*", "https://h.example:6379/x", False),
+        ("https://user:secret@h.example/*", "https://h.example/x", True),
     ],
 )
 def test_url_globs(pattern: str, text: str, allowed: bool) -> None:  # noqa: FBT001  a table's column

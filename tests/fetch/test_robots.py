@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import trio
 
 from downloader.errors import StoreUnavailable
+from downloader.fetch.robots_rules import Rules
 from downloader.model import ErrorCode, Outcome, Verdict
+from downloader.net import Url
 from servers.lab import Lab, open_lab
 from servers.origin import Exchange, Handler, Origin, gate, raw, repeat, respond
 
@@ -71,6 +74,9 @@ async def test_an_origin_that_cannot_answer_is_asked_later(lab: Lab, origin: Ori
     assert end(await lab.fetch(url, throttled=10)) == (Verdict.RETRY, ErrorCode.ROBOTS)
     assert end(await lab.fetch(url, throttled=10, attempts=2)) == REFUSED
     assert len(origin.asked("/robots.txt")) == 1, "it is remembered for a while"
+    assert lab.fetcher.robots is not None
+    [entry] = lab.fetcher.robots._kept.values()
+    assert entry.until - trio.current_time() <= 30
     assert origin.asked("/private/x") == []
 
 
@@ -170,6 +176,22 @@ async def test_a_store_that_does_not_answer_ends_no_process(lab: Lab, origin: Or
 
 
 # Hostile ones.
+
+
+@pytest.mark.parametrize(("count", "in_loop"), [(100, True), (300, False)])
+async def test_many_rules_do_not_hold_up_the_event_loop(
+    lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch, count: int, *, in_loop: bool
+) -> None:
+    compared_in: list[bool] = []
+
+    def allow(_rules: Rules, _url: Url) -> bool:
+        compared_in.append(threading.current_thread() is threading.main_thread())
+        return True
+
+    monkeypatch.setattr(Rules, "allow", allow)
+    text = b"User-agent: *\n" + b"".join(b"Disallow: /%d\n" % number for number in range(count))
+    assert end(await lab.fetch(file_and_robots(origin, respond(200, text), "/x"))) == OK
+    assert compared_in == [in_loop]
 
 
 @pytest.mark.row("H12")

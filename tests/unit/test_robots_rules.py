@@ -53,6 +53,12 @@ def test_the_product_token() -> None:
     assert not allows("User-agent: *\nDisallow: /x", user_agent="")
 
 
+@pytest.mark.parametrize(("written", "delay_s"), [("2.5", 2.5), ("3600", 3600), ("86400", 3600), ("soon", 0)])
+def test_a_crawl_delay_is_an_hour_at_most(written: str, delay_s: float) -> None:
+    text = f"User-agent: *\nCrawl-delay: {written}\n"
+    assert Rules.parse(text.encode(), "fetchbot").crawl_delay_s == delay_s
+
+
 def test_the_rules_of_thousands_of_crawlers_take_no_memory() -> None:
     agents = "".join(f"User-agent: a{'b' * (number % 60)}\n" for number in range(15_000))
     text = f"{agents}User-agent: fetchbot\n" + "".join(f"Disallow: /{number}\n" for number in range(15_000))
