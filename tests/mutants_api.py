@@ -6,6 +6,7 @@ API = "downloader/api"
 SESSION = "tests/api/test_session.py"
 HOSTILE, SERVER = "tests/api/test_hostile_http.py", "tests/api/test_server.py"
 PROTOCOLS = "tests/api/test_protocols.py"
+MANY = "tests/api/test_many_aggregations.py"
 
 ROWS = (
     (
@@ -288,5 +289,54 @@ ROWS = (
         "return await traced_callback(self.traces, lease, self._deliver)",
         "pass",
         "tests/e2e/test_traces.py",
+    ),
+    (
+        "search: each request reads all aggregations",
+        f"{API}/search.py",
+        "if begun >= self._keep_until:",
+        "if True:",
+        MANY,
+    ),
+    (
+        "search: each waits by itself for a store that is away",
+        f"{API}/search.py",
+        "self._error = error",
+        "raise",
+        MANY,
+    ),
+    (
+        "events: as many aggregations as there are",
+        f"{API}/snapshot.py",
+        "for load in visible[:SHOWN]",
+        "for load in visible",
+        MANY,
+    ),
+    (
+        "client: waiting takes no time into account",
+        "downloader/client/wire.py",
+        "if pause_s is not None and pause_s > left_s:",
+        "if False:",
+        "tests/api/test_client.py -k waiting_ends",
+    ),
+    (
+        "fetch: an earlier run's note names any file",
+        "downloader/cli/fetch_folder.py",
+        "safe_name(said) or",
+        "said or",
+        "tests/unit/test_fetch_record.py",
+    ),
+    (
+        "fetch: the record may be a link",
+        "downloader/cli/fetch_record.py",
+        "flags | os.O_NOFOLLOW",
+        "flags",
+        "tests/unit/test_fetch_record.py",
+    ),
+    (
+        "submit: a line that is no JSON ends it",
+        "downloader/cli/submit.py",
+        "                continue\n",
+        "                return\n",
+        "tests/api/test_operator_commands.py -k spoils",
     ),
 )

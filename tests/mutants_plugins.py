@@ -115,4 +115,18 @@ ROWS = (
         "return True",
         "tests/unit/test_health.py",
     ),
+    (
+        "kafka: no trace",
+        "downloader_plugins/kafka/session.py",
+        "headers=message.headers",
+        "headers=()",
+        "tests/plugins/test_kafka_notifier.py -k trace",
+    ),
+    (
+        "sqs: the trace does not count for the size",
+        "downloader_plugins/sqs/send.py",
+        "for name, value in _attributes(payload).items()",
+        "for name, value in ()",
+        "tests/plugins/test_sqs_notifier.py -k largest",
+    ),
 )
