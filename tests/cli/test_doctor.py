@@ -265,10 +265,10 @@ def stranger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     [
         ("bad", {"open": "refuses"}, "loft: there is no room for it"),
         ("bad", {"open": "raises"}, "cannot be opened: OSError: the loft is shut"),
-        ("bad", {"open": "hangs"}, "hangs: no end within 2 s"),
+        ("bad", {"open": "hangs"}, "hangs: no end within 6 s"),
         ("bad", {}, "OSError: *** is not to be printed"),
-        ("bad", {"mode": "hangs"}, "hangs: no end within 2 s"),
-        ("bad", {"mode": "clings"}, "hangs: no end within 2 s"),
+        ("bad", {"mode": "hangs"}, "hangs: no end within 6 s"),
+        ("bad", {"mode": "clings"}, "hangs: no end within 6 s"),
         ("broken", {}, "notifier plugin 'broken' (stranger 2.5) cannot be imported: ModuleNotFoundError: "),
         ("pigeon", {}, "no notifier plugin 'pigeon' is installed (installed: absent, bad, broken, "),
     ],
@@ -277,7 +277,7 @@ def test_a_failing_backend_is_reported_beside_a_working_one(
     folder: Path, stranger: dict[str, str], name: str, section: dict[str, str], expected: str
 ) -> None:
     backends = {name: {**stranger, "password": "hunter2", **section}, "http": {}}
-    findings = examined(settings(folder, backends=backends), part_s=2)
+    findings = examined(settings(folder, backends=backends), part_s=6)
     assert list(failed(findings)) == [f"backends.{name}"]
     assert findings[f"backends.{name}"].text.startswith(expected)
     assert "hunter2" not in str(findings)
