@@ -135,7 +135,7 @@ async def test_a_url_of_another_host_gets_no_request(moto: Moto, proxy: SqsProxy
 
 async def test_the_trace_goes_along(moto: Moto) -> None:
     create(moto)
-    async with opened(moto) as notifier:
+    async with opened(moto, timeout=60) as notifier:
         for one in (replace(PAYLOAD, traceparent=TRACE), PAYLOAD):
             assert await notifier.deliver("jobs", one) == Delivered()
     found = [each.get("MessageAttributes", {}) for each in messages(moto)]
@@ -313,7 +313,7 @@ async def test_the_largest_message(moto: Moto, proxy: SqsProxy, size: int, trace
     create(moto, MaximumMessageSize="1048576")
     attribute = len("traceparent" + "String" + trace) if trace else 0
     body = b'"' + b"x" * (size - attribute - 2) + b'"'
-    async with opened(proxy) as notifier:
+    async with opened(proxy, timeout=60) as notifier:
         answer = await notifier.deliver(
             "jobs", Payload(job_id="a", aggr_id="a", body=body, traceparent=trace)
         )
