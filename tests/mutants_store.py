@@ -12,6 +12,20 @@ OF_STORE = (
 
 ROWS = (
     (
+        "loop: the error of a lost connection ends the process",
+        "downloader/store/loop.py",
+        "return future is not None and not isinstance(future, asyncio.Task)",
+        "return False",
+        "tests/store/test_loop.py",
+    ),
+    (
+        "loop: the error of a task is forgotten",
+        "downloader/store/loop.py",
+        "return future is not None and not isinstance(future, asyncio.Task)",
+        "return True",
+        "tests/store/test_loop.py",
+    ),
+    (
         "fields: a deadline before not_before is accepted",
         "downloader/api/parse.py",
         "if request.deadline and request.deadline <= request.not_before:",
