@@ -193,7 +193,7 @@ def walk_tutorial(folder: Path, logs: Path) -> None:
         assert sh(politely, folder, seconds=CRAWL_S) == printed
         assert (logs / "origin").read_text().count(" 429\n") == refused, "the site has refused a polite crawl"
         said = sh(steer, folder, seconds=CRAWL_S)
-        [shown] = [json.loads(line) for line in said.splitlines() if line.startswith('{"aggr_id"')]
+        [shown] = [json.loads(line) for line in said.splitlines() if line.startswith('{"aggr_id": "site"')]
         assert shown["paused"], shown
         assert shown["pending"] > 0, shown
         assert said.endswith(printed)

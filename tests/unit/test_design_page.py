@@ -8,7 +8,7 @@ from pathlib import Path
 
 from downloader.model import POISON_CRASHES
 from downloader.scheduler.loop import LOOK_S
-from downloader.service.instance import RESERVE
+from downloader.service.shared import RESERVE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/design/index.md").read_text("utf-8")

@@ -12,7 +12,7 @@ import trio
 from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.observe import Event, get_logger
 from downloader.service.files import api_url
-from downloader.service.instance import RESERVE, Instance
+from downloader.service.shared import RESERVE, Instance
 
 log = get_logger()
 

@@ -24,18 +24,18 @@ import trio
 from downloader import __version__
 from downloader.config import Settings
 from downloader.fetch import Fetcher, disk_used_percent, open_fetcher
-from downloader.model import Kind, now_ms
+from downloader.model import Kind
 from downloader.notify import Bulkhead, Notifier, open_notifiers
-from downloader.observe import COUNTERS, Counters, Event, Traces, get_logger, open_traces
+from downloader.observe import COUNTERS, Counters, Event, get_logger, open_traces
 from downloader.scheduler import Held, Stop, Wake, Workload, revoke, run_reaper, run_workload
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
-from downloader.service.files import Files
 from downloader.service.reports import Report, reporting
 from downloader.service.resources import open_files, open_host, running_redis
+from downloader.service.shared import RESERVE, Instance, grace_of
 from downloader.service.signals import end_with_reason, stop_signals
 from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
-from downloader.store import JobStore, asyncio_loop, open_store
+from downloader.store import asyncio_loop, open_store
 
 log = get_logger()
 
@@ -44,49 +44,11 @@ ROLES = ("api", "processor", "notifier")
 GC_THRESHOLDS = (10_000, 20, 50)
 """Instead of 700, 10, 10: a few megabytes of cycles may wait."""
 
-RESERVE = 0.25
-"""Part of the grace period reserved for handing back, callbacks and closing."""
-
 Serve = Callable[..., Awaitable[None]]
 """`serve_api` with all but its `task_status`."""
 
 LATE_S = 5.0
 """How long after its cancel a delivery is reported as one that does not end."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Instance:
-    """What the roles of one process share."""
-
-    settings: Settings
-    roles: frozenset[str]
-    store: JobStore
-    files: Files
-    owner: str
-    rng: random.Random
-    counters: Mapping[str, Counters]
-    """By role."""
-    traces: Traces | None
-    """`None`: there are none."""
-    stop: Stop = field(default_factory=Stop)
-    """The stop of downloads and the API."""
-    stop_callbacks: Stop = field(default_factory=Stop)
-    """The stop of callbacks; begins when no more downloads can finish here."""
-    running: dict[str, bool] = field(default_factory=dict)
-    """Per role, whether it runs; for readiness."""
-    bulkhead: Bulkhead | None = None
-    """Divides the slots among the backends; notifiers only."""
-    started_ms: int = field(default_factory=now_ms)
-
-    @property
-    def grace_s(self) -> float:
-        """Seconds from the first signal to the exit."""
-        return grace_of(self.settings, self.roles)
-
-
-def grace_of(settings: Settings, roles: frozenset[str]) -> float:
-    """How many seconds a process with these roles has for its stop."""
-    return settings.processor.grace if "processor" in roles else settings.notifier.grace
 
 
 @dataclass(slots=True, kw_only=True)

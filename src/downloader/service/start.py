@@ -22,8 +22,9 @@ import trio
 from downloader.config import EMBEDDED, ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
 from downloader.observe import Event, configure, get_logger
-from downloader.service.instance import grace_of, run_instance
+from downloader.service.instance import run_instance
 from downloader.service.resources import running_redis
+from downloader.service.shared import grace_of
 from downloader.service.signals import stop_signals
 from downloader.store import KILLED_S, STOP_S
 
