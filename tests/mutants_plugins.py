@@ -4,6 +4,13 @@ from __future__ import annotations
 
 ROWS = (
     (
+        "s3: an upload whose id was lost stays",
+        "downloader_plugins/s3/bucket.py",
+        "if requests > 1:",
+        "if False:",
+        "tests/plugins/test_s3_storage.py -k id_was_lost",
+    ),
+    (
         "answers: a wait for ever",
         "downloader/notify/delivery.py",
         " if math.isfinite(after_s) and after_s >= 0:",

@@ -315,6 +315,18 @@ async def test_s3_may_stumble(moto: Moto, bucket: str, front: Front, large: Body
     assert s3.uploads(moto, bucket) == []
 
 
+async def test_an_upload_whose_id_was_lost_is_aborted_when_another_begins(
+    moto: Moto, bucket: str, front: Front, large: Body
+) -> None:
+    async with opened_storage(open_s3, section(bucket, front.url, timeout=10)) as storage:
+        front.on("CreateMultipartUpload", s3.lose_answer, times=2)
+        before = front.counts["CreateMultipartUpload"]
+        await storage.put(KEY, large)
+    assert front.counts["CreateMultipartUpload"] == before + 3
+    assert s3.digest(moto, bucket, KEY) == large.sha256
+    assert s3.uploads(moto, bucket) == []
+
+
 LEFT = {"PutObject": s3.hang, "CreateMultipartUpload": s3.lose_answer, "UploadPart": s3.deaf}
 
 

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -239,18 +240,23 @@ class Bucket:
                 # Uploads of earlier attempts; an attempt of another instance that still runs fails by this.
                 _check_ours(body)
                 await self._abort_uploads_of(key)
-                upload = await self._begun(key, facts)
+                requests, upload = await self._begun(key, facts)
                 live.enter_context(self.uploads.live(upload))
             try:
+                if requests > 1:
+                    # S3 may have carried out an earlier one although its answer was lost.
+                    await self._abort_uploads_of(key)
                 etags = await self._send_parts(key, upload, body.size, path)
                 await self._tried(lambda _: self._complete(key, upload, etags, body))
             except BaseException:
                 await _clean_up(partial(self._abort_upload, key, upload))
                 raise
 
-    async def _begun(self, key: str, facts: Mapping[str, Any]) -> str:
+    async def _begun(self, key: str, facts: Mapping[str, Any]) -> tuple[int, str]:
+        """Begin an upload; returns how many requests that took, and its id."""
+        requests = count(1)
         try:
-            return await self._tried(lambda _: self._begin(key, facts))
+            return await self._tried(lambda _: (next(requests), self._begin(key, facts)))
         except BaseException:
             # S3 may have created it although its answer was lost.
             await _clean_up(partial(self._abort_uploads_of, key))
