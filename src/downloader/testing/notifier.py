@@ -32,6 +32,8 @@ _LARGE_BYTES = 100_000
 """Size of the largest payload. A client's `extra` may be twice as long, but some queues take no more."""
 _CANCELS_S = (0.0, 0.01, 0.1, 0.4)
 """Moments at which a delivery is cancelled: before it does anything, while it connects, while it waits."""
+_MOMENTS = 100
+"""Further moments, evenly over the time of a delivery: a client may lose a cancel between two steps."""
 _IN_FLIGHT_S = 0.3
 """Time from the start of a delivery until the plugin is closed or everything is cancelled."""
 _ODD = ("", " ", "\n", "\0", "a\r\nX-Injected: 1", "../../etc/passwd", "x" * 5000, "h\u00e9", "\U0001f642")
@@ -221,8 +223,12 @@ class NotifierContract(Contract[NotifierPeer]):
         if Fault.SILENT not in run.peer.faults:
             return
         async with run.opened(hasty=True) as notifier:
+            began = time.monotonic()
+            await delivered(run, notifier, run.peer.destination(), a_payload())
+            took_s = min(time.monotonic() - began, 1.0)
+            moments = [took_s * turn / _MOMENTS for turn in range(_MOMENTS)]
             async with run.peer.failing(Fault.SILENT) as destination:
-                for after_s in _CANCELS_S:
+                for after_s in (*_CANCELS_S, *moments):
                     call = partial(notifier.deliver, destination, a_payload())
                     result = await run.cancelled(call, after_s=after_s, what="a delivery")
                     assert not isinstance(result, Delivered), (

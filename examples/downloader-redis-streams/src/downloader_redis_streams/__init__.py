@@ -64,6 +64,9 @@ async def open_redis_streams(section: Mapping[str, Any], host: Host) -> AsyncIte
         settings.url,
         password=settings.password.get_secret_value() if settings.password is not None else None,
         max_connections=settings.connections,
+        # Deliveries have a deadline. For one of its own redis-py 8.1 uses `asyncio.wait_for`, which on
+        # Python 3.11 loses a cancel that comes when the waiting has just ended.
+        socket_timeout=None,
         # The service tries again, on its schedule: here each delivery is one XADD.
         retry=Retry(NoBackoff(), 0),
     )
