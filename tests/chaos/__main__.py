@@ -1,4 +1,4 @@
-"""`nox -s chaos -- --minutes 60 --seed 7`: break a fleet for as long as that, and say what came of it."""
+"""`nox -s chaos -- --minutes 60 --seed 7`: break a fleet for that long, and print the result."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from chaos.driver import run_chaos
 from servers.fleet import say
 
 NESTED = 50
-"""Groups of exceptions within each other; by default the cause is not printed that stands in the tenth."""
+"""How many levels of nested exception groups are printed. The default, 10, can hide the cause."""
 
 
 def main() -> int:
     """Exit status 1 if a promise was broken, 2 if the run itself failed."""
     parser = argparse.ArgumentParser(prog="nox -s chaos --", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults go on")
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long faults are caused")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats a schedule of faults")
     parser.add_argument("--pace", type=float, default=1.2, help="seconds from one fault to the next")
     chosen = parser.parse_args()
-    # A short path, as it has unix sockets in it.
+    # The path must be short, because it has unix sockets in it.
     folder = Path(tempfile.mkdtemp(prefix="dlx-"))
     try:
         report = trio.run(

@@ -1,4 +1,4 @@
-"""Breaks a real fleet under load, in the order that a seed gives, and judges what is left."""
+"""Breaks a real fleet under load, by a schedule made from a seed, and then checks every promise."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from servers.valkey import Valkey
 
 PREFIX = "downloader:1:{0}:"
 LATE_S = SWEEP_S + SLACK_S
-"""After a lease's end, until somebody else has its task."""
+"""How long after the end of a lease another instance must have its task."""
 
 SETTLE_S = 60.0
-"""When the faults are over: for all jobs to end and be told of."""
+"""How long all jobs may take to end, and their callbacks to be delivered, when the faults are over."""
 
 STOP_S = GRACE_S + 3.0
-"""A stop takes at most the grace period; the rest is the busy machine's."""
+"""A stop takes at most the grace period; the 3 s are for a busy machine."""
 
 _LOOK_S = 0.2
 _RESTART_S = 0.2
@@ -44,19 +44,19 @@ _START_S = 120.0
 
 TABLES: dict[str, dict[str, Any]] = {
     "redis": {"durability": "aof"},
-    # As many as the origin's limits let through fit into each process, and none into one alone.
+    # Fewer than the limits allow together, so that one process alone cannot take all downloads.
     "processor": {"concurrency": 8, "download_url": "http://files.test"},
-    # The receiver is always there; what is slow is this machine.
+    # Many quick retries: the receiver never fails for long, but this machine may be slow.
     "notifier": {"retry_schedule": [0.2] * 20, "concurrency": 16},
 }
 
 NO_STORE = frozenset([Kind.CUT, Kind.RESET, Kind.LOSE])
-"""Whoever is being started may take these for a store that is not there, and end."""
+"""A process that is being started may end because of these, as if there were no store."""
 
 
 @dataclass
 class Member:
-    """One place in the fleet: a process, and the one that takes its place."""
+    """One place in the fleet, with the process that runs there now. A process that ends is replaced."""
 
     name: str
     role: str
@@ -65,14 +65,14 @@ class Member:
     running: Running | None = None
     frozen: bool = False
     cut_off: bool = False
-    """Replies from its store may be lost."""
+    """Whether replies from the store may not reach it."""
     meant: bool = False
-    """Its end is our doing."""
+    """Whether the process ends because of a fault that we caused."""
     pause_s: float = _RESTART_S
 
     @property
     def works(self) -> bool:
-        """Whether it has started, and neither it nor its link is in trouble."""
+        """Whether it has started, is not frozen, and can reach the store."""
         return (
             self.running is not None
             and bool(self.running.events("service.started"))
@@ -84,7 +84,7 @@ class Member:
         return sorted({line["port"] for line in self.running.events("api.listening")}) if self.running else []
 
     def children(self) -> list[int]:
-        """Processes of the service below it, none for a single one."""
+        """The children that run the service, if this is a `run --processes`."""
         if self.running is None:
             return []
         with suppress(OSError):
@@ -109,12 +109,12 @@ class Report:
     repeated_deliveries: int
     refused: Counter[str]
     worst_s: float
-    """From a lease's end until somebody else took its task over, at worst."""
+    """The longest time from the end of a lease until another instance had its task."""
     resumed_s: float
-    """From when the store was back until the next callback arrived, at worst."""
+    """The longest time from when the store was back until the next callback arrived."""
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as it is printed."""
         states = Counter(record.state for record in self.history.records.values())
         kills = sum(self.done[kind] for kind in (Kind.KILL, Kind.KILL_CHILD, Kind.STORE_KILL))
         freezes = sum(self.done[kind] for kind in (Kind.FREEZE, Kind.STORE_FREEZE))
@@ -123,12 +123,12 @@ class Report:
             f"jobs {len(self.history.jobs)}: " + ", ".join(f"{n} {state}" for state, n in states.items()),
             f"kills {kills}, freezes {freezes}, all faults {self.done.total()}: "
             + ", ".join(f"{n} {kind}" for kind, n in sorted(self.done.items())),
-            "nothing was to be started: "
+            "times without starts: "
             + ", ".join(f"{n} times {why}" for why, n in Counter(c.why for c in self.history.closed).items()),
             f"duplicates: {self.repeated_gets} downloads, {self.repeated_deliveries} callbacks (allowed)",
             f"submissions repeated: {self.refused.total()} ({dict(self.refused)})",
-            f"recovery: {LEASE_S:g} s (the lease) and {self.worst_s:.2f} s until it was taken over, at worst",
-            f"store: {self.resumed_s:.2f} s from when it was back until the next callback arrived, at worst",
+            f"recovery: at most {LEASE_S:g} s of lease and {self.worst_s:.2f} s until another had the task",
+            f"store: at most {self.resumed_s:.2f} s from when it was back until the next callback arrived",
             f"losses {losses(self.violations)}, broken promises {len(self.violations)}",
             *(f"  {one}" for one in self.violations),
         ]
@@ -150,19 +150,19 @@ class Chaos:
     """No member is to be started again."""
     watching: bool = True
     late: dict[str, float] = field(default_factory=dict)
-    """Of each lease that was over: for how many seconds somebody should have taken its task over."""
+    """By lease: for how many seconds after its end no instance took its task, although one could have."""
     resumed_s: list[float] = field(default_factory=list)
-    """From when the store was back until the next callback arrived."""
+    """For each outage of the store: seconds from when it was back until the next callback arrived."""
     starting: trio.Lock = field(default_factory=trio.Lock)
     breaking_store: trio.Lock = field(default_factory=trio.Lock)
-    """One fault of the store at a time: a kill would end the start that another waits for."""
+    """Allows one fault of the store at a time: a kill would end a start that another fault waits for."""
 
     async def keep(self, member: Member) -> None:
-        """Start the member, and again whenever it has ended."""
+        """Start the member, and start it again whenever it has ended."""
         while not self.over:
             tables = {"redis": {"url": member.proxy.url}}
-            async with self.starting:  # the fleet names processes by their number
-                # Without its store it may refuse to start; the link of the one before it may still be cut.
+            async with self.starting:  # the fleet numbers its processes
+                # It may refuse to start without its store, and the link may still be cut from the last fault.
                 member.meant = member.cut_off or not self.store_up
                 running = await self.fleet.start(member.role, *member.arguments, tables=tables, ready=False)
             member.running = running
@@ -175,7 +175,7 @@ class Chaos:
             member.pause_s = _RESTART_S
 
     async def play(self, schedule: Iterable[Fault]) -> None:
-        """Carry the faults out, each at its time; returns when all are over."""
+        """Carry out each fault at its time; returns when all are over."""
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for fault in schedule:
@@ -219,7 +219,7 @@ class Chaos:
         self._store_is(up=True)
 
     async def _resume(self) -> None:
-        """Measure how long it takes until a callback arrives that was not there before."""
+        """Measure how long it takes until the next callback arrives."""
         began, before = time.monotonic(), len(self.load.sink.received)
         with suppress(trio.TooSlowError):
             await self.load.sink.until(lambda: len(self.load.sink.received) > before, seconds=SETTLE_S)
@@ -272,7 +272,7 @@ class Chaos:
                 raise AssertionError(fault)
 
     async def _stop(self, running: Running) -> None:
-        """SIGTERM; the end has to come within the grace period, whatever else is broken."""
+        """Send SIGTERM; the process must end within the grace period, whatever else is broken."""
         with suppress(ProcessLookupError):
             running.send(signal.SIGTERM)
         with trio.move_on_after(STOP_S):
@@ -284,7 +284,7 @@ class Chaos:
         _signal(running, signal.SIGKILL)
 
     async def watch_leases(self) -> None:
-        """Measure how long leases that are over stay, while there is an instance that could sweep them."""
+        """Measure how long leases stay after their end while some instance could sweep them."""
         able_since: dict[str, float] = {}
         roles = {"download": ("processor", "run"), "callback": ("notifier", "run")}
         with redis.Redis.from_url(self.server.url, socket_timeout=1.0, decode_responses=True) as client:
@@ -304,7 +304,7 @@ class Chaos:
                             self.late[lease] = max(late_s, self.late.get(lease, 0.0))
 
     async def settle(self) -> None:
-        """Wait until every accepted job has ended and its callback is delivered; not for ever."""
+        """Wait until every accepted job and its callback have ended, but not longer than `SETTLE_S`."""
         waiting = set(self.load.accepted)
         with trio.move_on_after(SETTLE_S):
             async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
@@ -317,11 +317,11 @@ class Chaos:
                     await trio.sleep(_LOOK_S)
 
     def apis(self) -> list[int]:
-        """Ports that should answer now."""
+        """The ports of the APIs that should answer now."""
         return _ports(self.members)
 
     def read_rest(self) -> None:
-        """Everything that can be seen when no process runs any more."""
+        """Read what must be read after all processes have ended."""
         with redis.Redis.from_url(self.server.url, decode_responses=True) as client:
             read_keys(self.history, client)
         read_fleet(self.history, self.fleet)
@@ -341,13 +341,13 @@ def _ports(members: Mapping[str, Member]) -> list[int]:
 
 
 def _signal(running: Running, number: signal.Signals) -> None:
-    """To the process and all below it."""
+    """Send a signal to the process and its children."""
     with suppress(ProcessLookupError):
         running.send_group(number)
 
 
 def _overdue(client: redis.Redis) -> list[tuple[str, str, float]]:
-    """Leases whose time is over, with their kind and for how many seconds, by the store's clock."""
+    """Leases that have ended and were not swept: kind, name, and seconds since then by the store's clock."""
     seconds, micros = (int(part) for part in client.time())
     now_ms = seconds * 1000 + micros // 1000
     found = []
@@ -361,9 +361,10 @@ def _overdue(client: redis.Redis) -> list[tuple[str, str, float]]:
 async def run_chaos(
     folder: Path, *, seed: int, seconds: float, say: Callable[[str], None], pace_s: float = 1.2
 ) -> Report:
-    """Break a fleet for so many seconds, let it recover, stop it, and judge.
+    """Break a fleet for `seconds`, let it recover, stop it, and check every promise.
 
-    The fleet: an API, two processors, a notifier, and `run --processes 2`, which has all roles twice.
+    The fleet has an API, two processors, a notifier, and a `run --processes 2` (two children with
+    all roles).
     """
     layout = {
         "api": ("api", ()),
@@ -417,7 +418,7 @@ async def run_chaos(
 
 
 def _repeated(chaos: Chaos) -> int:
-    """Callbacks delivered beyond those that each job needs; `/flaky/1` asks for two."""
+    """Callbacks that were delivered more often than needed; `/flaky/1` needs two deliveries."""
     return sum(
         max(0, len(received) - (2 if received[0].path.startswith("/flaky") else 1))
         for received in chaos.load.sink.by_job().values()
@@ -425,7 +426,7 @@ def _repeated(chaos: Chaos) -> int:
 
 
 async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
-    """From the first start to the last stop."""
+    """Start the fleet, break it, let it recover, read what is left, and stop it."""
     async with trio.open_nursery() as keeping:
         for member in chaos.members.values():
             keeping.start_soon(chaos.keep, member)
@@ -443,7 +444,7 @@ async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
         with redis.Redis.from_url(chaos.server.url, decode_responses=True) as client:
             await read_records(chaos.history, client, chaos.apis()[0])
         chaos.watching, chaos.over = False, True
-        # Whose start clears away what the killed have left.
+        # The start of a processor deletes the spool files of those that were killed.
         fresh = await chaos.fleet.start("processor")
         async with trio.open_nursery() as stopping:
             stopping.start_soon(chaos._stop, fresh)

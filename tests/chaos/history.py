@@ -1,4 +1,4 @@
-"""What must hold when all is over, whatever has happened on the way; a pure judgement over what was seen.
+"""The rules that must hold at the end of a run, checked by pure functions on what was recorded.
 
 The rules are those under "Always" in `docs/guarantees.md`.
 """
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 ENDS = frozenset({"succeeded", "failed", "cancelled"})
 
 CATCH_UP_S = 1.0
-"""So much of a rate may be made up for after late starts."""
+"""After late starts, starts may come earlier to make up for at most this much time."""
 
 _ROUNDED_S = 0.005
-"""The store counts milliseconds."""
+"""The store's times are in whole milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """An accepted job, and how it has to end: its origin is ours."""
+    """An accepted job, and how it must end. That is known, because the origin is our own."""
 
     id: str
     group: str
@@ -28,22 +28,22 @@ class Job:
     size: int = 0
     sha256: str = ""
     attempts: int = 1
-    """The most that it may use up; crashes use up none."""
+    """How many attempts may be counted at most; those that end by a crash are not counted."""
     cancelled: bool = False
     """Whether `DELETE /jobs/<id>` was answered 202."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What the service says of a job at the end."""
+    """What the API answers for a job at the end."""
 
     state: str
     attempts: int
     size: int | None = None
-    """`None` without a file."""
+    """`None` if there is no file."""
     sha256: str | None = None
     callback: str | None = None
-    """State of the callback; `None` if there is none yet."""
+    """The callback's state; `None` if there is no callback yet."""
     started_s: float | None = None
     """When it was leased last, by the store's clock."""
 
@@ -67,48 +67,48 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """A time in which nothing of an aggregation may be leased. What is leased already may go on."""
+    """A time in which no job of an aggregation may be leased; jobs leased before go on."""
 
     group: str
     why: str
     after_s: float
     until_s: float
-    """By the store's clock, which is that of this machine."""
+    """Both times are by the store's clock, which is that of this machine."""
 
 
 @dataclass(slots=True, kw_only=True)
 class History:
-    """Everything that was seen."""
+    """Everything that was recorded in a run."""
 
     jobs: dict[str, Job] = field(default_factory=dict)
-    """Those answered 201, by id."""
+    """The jobs that were answered 201, by id."""
     records: dict[str, Record] = field(default_factory=dict)
-    """Of every job in the store, whoever submitted it."""
+    """By id, for every job in the store, whichever client submitted it."""
     ends: Counter[str] = field(default_factory=Counter)
-    """How often an instance said that it had ended a job, by id."""
+    """By id: how often an instance logged that the job had ended."""
     files: dict[str, File] = field(default_factory=dict)
-    """By name, which is the job's id."""
+    """By the file's name, which is the job's id."""
     spool: list[str] = field(default_factory=list)
     leases: list[str] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
-    """Slots of groups that somebody still sits in, and keys that nobody owns any more."""
+    """Slots of groups that are still taken, and keys that have no owner any more."""
     deliveries: dict[str, list[Delivery]] = field(default_factory=dict)
-    """By job."""
+    """By the job's id."""
     limits: dict[str, int] = field(default_factory=dict)
-    """Of aggregations."""
+    """By aggregation."""
     peaks: dict[str, int] = field(default_factory=dict)
-    """Requests that the origin saw at once, by aggregation."""
+    """By aggregation: how many requests the origin received at once."""
     closed: list[Closed] = field(default_factory=list)
-    """Pauses, from the answer to the PATCH that began each until the request that ends it; cooldowns, from
-    the log line until the `Retry-After` is over."""
+    """Pauses and cooldowns. A pause lasts from the answer to the PATCH that began it until the request that
+    ends it, a cooldown from its log line until the end of `Retry-After`."""
     rates: dict[str, float] = field(default_factory=dict)
-    """Starts per second that aggregations allow."""
+    """By aggregation: how many starts per second are allowed."""
     late: list[tuple[str, float]] = field(default_factory=list)
-    """Leases that nobody took over for so many seconds after their end, with somebody there to do it."""
+    """Lease, and for how many seconds after its end no instance took its task, although one could have."""
     late_s: float = 0.0
-    """How late that may be."""
+    """How many seconds `late` may have."""
     complaints: list[str] = field(default_factory=list)
-    """What no process should have done: ended by itself, told a traceback, stopped too late."""
+    """What processes did wrong: ended by themselves, printed a traceback, stopped too late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Violation:
 
 
 def judge(history: History) -> list[Violation]:
-    """All that does not hold; empty when everything does."""
+    """The broken promises; an empty list if all are kept."""
     return [
         Violation(rule.__name__.removeprefix("_").replace("_", " "), what)
         for rule in RULES
@@ -132,7 +132,7 @@ def judge(history: History) -> list[Violation]:
 
 
 def losses(violations: Sequence[Violation]) -> int:
-    """How many accepted jobs have not ended."""
+    """How many accepted jobs did not end."""
     return sum(one.rule in ("lost", "still queued") for one in violations)
 
 
@@ -141,7 +141,7 @@ def _lost(history: History) -> Iterator[str]:
 
 
 def _accepted_twice(history: History) -> Iterator[str]:
-    # Each was submitted under one Idempotency-Key until it was accepted: no other may be there.
+    # A job is submitted with one Idempotency-Key until it is accepted, so no other job may exist.
     yield from (job_id for job_id in history.records if job_id not in history.jobs)
 
 
@@ -189,7 +189,7 @@ def _file_missing(history: History) -> Iterator[str]:
 def _file_of_nobody(history: History) -> Iterator[str]:
     for name in history.files:
         record = history.records.get(name)
-        # One that was stored while its job was cancelled is deleted with the job's record, if not before.
+        # A file that was stored while its job was cancelled is deleted with the job's record at the latest.
         if record is None or record.state not in ("succeeded", "cancelled"):
             yield f"{name} ({record.state if record else 'no such job'})"
 
@@ -228,7 +228,7 @@ def _rate_exceeded(history: History) -> Iterator[str]:
         ours = (record.started_s for job, record in _pairs(history) if job.group == group)
         least = float("inf")
         for number, at_s in enumerate(sorted(at_s for at_s in ours if at_s is not None)):
-            # By how much more starts there were since the first than the rate allows.
+            # How many starts there were up to now, minus how many the rate allows in that time.
             ahead = number - rate * at_s
             least = min(least, ahead)
             if ahead - least > rate * (CATCH_UP_S + _ROUNDED_S):

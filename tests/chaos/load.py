@@ -1,4 +1,4 @@
-"""Jobs for a fleet that is being broken: an origin of known answers, and clients that do not give up."""
+"""Jobs for a fleet that is being broken: an origin with known answers, and clients that retry."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from servers.origin import Exchange, Origin, Then, body_of
 from servers.sink import Sink
 
 CANCELLED, COOLED, RATED, PAUSED = "cancelled", "cooled", "rated", "paused"
-"""Aggregations of which some jobs are cancelled, whose origin asks for pauses, which have a rate, and which
-are paused and resumed now and then."""
+"""Four special aggregations: jobs of the first are cancelled, the origin of the second asks for pauses, the
+third has a rate, and the fourth is paused and resumed now and then."""
 
 LIMITS = {"g1": 1, "g2": 2, "g3": 4, "g4": 8, CANCELLED: 4, COOLED: 4, RATED: 8, PAUSED: 4}
-"""Of the aggregations; each is the first segment of its jobs' paths, so that the origin counts by it."""
+"""By aggregation. Its name is the first segment of the paths of its jobs, by which the origin counts."""
 
 RATE = 5.0
 RETRY_AFTER_S = 1
 
 HOSTS = 8
-"""Destinations of callbacks: 127.0.0.2 and the following."""
+"""How many hosts callbacks go to: 127.0.0.2 and the following."""
 
 _HELD_S = 0.6
-"""The longest that the origin takes: far below a lease, so that a dead process's request ends before it."""
+"""The longest time of an answer: far below a lease, so that the request of a dead process ends first."""
 
 _CANCELLED_SHARE = 0.5
 _PAUSE_S = (0.5, 2.0)
-"""The shortest and the longest, and likewise the time between two."""
+"""The shortest and the longest pause, and likewise the time between two pauses."""
 
 _BODY_BYTES = 300_000
 _AGAIN_S = 0.1
@@ -46,19 +46,19 @@ _REQUEST_S = 5.0
 
 @dataclass
 class Slots:
-    """How many requests of each aggregation are being answered, and were at most.
+    """How many requests of each aggregation the origin answers now, and the highest number so far.
 
-    A request counts until the moment before its last byte leaves: once the peer has that, it may begin
-    another before this process gets to look. The response waits in the kernel for a peer that is frozen,
-    whose connection stays open after its lease has ended: `docs/guarantees.md` does not promise otherwise.
+    A request stops counting just before its last byte is sent: when the processor has that byte, it may send
+    the next request before this process runs again. If the processor is frozen, the response waits in the
+    kernel and the connection outlives the lease; `docs/guarantees.md` lists that as not promised.
     """
 
     limits: Mapping[str, int]
     now: dict[str, dict[object, float]] = field(default_factory=lambda: defaultdict(dict))
-    """By aggregation: each request being answered, and since when."""
+    """By aggregation: each request that is being answered, and when it began."""
     peak: Counter[str] = field(default_factory=Counter)
     exceeded: list[str] = field(default_factory=list)
-    """Of each new peak above a limit: for how long its requests had been answered, for whoever looks why."""
+    """A line for each new peak above a limit, with the age of each request, to help to find the reason."""
 
     def enter(self, group: str, exchange: object) -> None:
         now = time.monotonic()
@@ -75,42 +75,42 @@ class Slots:
 
 @dataclass
 class Load:
-    """Submits jobs until it is told to stop, and knows how each has to end."""
+    """Submits jobs until `stopping` is set, and knows how each must end."""
 
     origin: Origin
     sink: Sink
     rng: random.Random
     apis: Callable[[], list[int]]
-    """Ports of the APIs that should answer now."""
+    """The ports of the APIs that should answer now."""
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     backlog: int = 15
-    """Jobs of each aggregation under way at most; more would only wait."""
+    """How many unfinished jobs an aggregation may have; more of them would only wait."""
     accepted: dict[str, Job] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
-    """Submissions that had to be repeated, by reason."""
+    """By reason: how many submissions had to be repeated."""
     complaints: list[str] = field(default_factory=list)
     slots: Slots = field(init=False)
     gets: Counter[str] = field(default_factory=Counter)
-    """Requests for a job's URL, by its path."""
+    """By path: how many requests for it the origin received."""
     paths: dict[str, str] = field(default_factory=dict)
-    """Path by job id."""
+    """By job id: the path of its URL."""
     throttled_s: dict[str, float] = field(default_factory=dict)
-    """When the origin asked for a pause, by path."""
+    """By path: when the origin asked for a pause."""
     closed: list[Closed] = field(default_factory=list)
     """The pauses of `PAUSED`."""
     stopping: bool = False
     _told: set[str] = field(default_factory=set)
     _waiting: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Accepted jobs by aggregation, without those that were found to be told of."""
+    """By aggregation: accepted jobs, without those whose callback is known to have arrived."""
     _read: int = 0
-    """Deliveries that are in it already."""
+    """How many of the sink's deliveries are in `_told` already."""
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.limits)
 
     async def run(self) -> None:
-        """Submit to each aggregation until `stopping`; what was begun is accepted first."""
+        """Submit jobs to each aggregation until `stopping`; a submission that has begun is finished first."""
         async with (
             httpx2.AsyncClient(timeout=_REQUEST_S, trust_env=False) as client,
             trio.open_nursery() as nursery,
@@ -121,7 +121,7 @@ class Load:
                 nursery.start_soon(self._pause, client)
 
     def waiting(self, group: str) -> int:
-        """Accepted jobs that nobody has been told of."""
+        """How many accepted jobs have had no callback yet."""
         received = self.sink.received
         self._told.update(one.job_id for one in received[self._read :])
         self._read = len(received)
@@ -165,7 +165,7 @@ class Load:
             answer = await self._insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=True)
             after_s = time.time()
             await trio.sleep(self.rng.uniform(*_PAUSE_S))
-            # Without a job that waits it may be forgotten meanwhile, and its pause with it.
+            # If no job waits, the aggregation may be deleted meanwhile, and its pause with it.
             if answer.status_code == 200 and answer.json()["pending"]:
                 self.closed.append(Closed(group=PAUSED, why="paused", after_s=after_s, until_s=time.time()))
             await self._insist(client, "PATCH", f"/aggregations/{PAUSED}", (200, 404), paused=False)
@@ -190,7 +190,7 @@ class Load:
             self.complaints.append(f"{what}: {answer.status_code} {answer.text[:200]}")
 
     async def _post(self, client: httpx2.AsyncClient, port: int, body: dict[str, object], key: str) -> str:
-        """The job's id, or `""` if it has to be asked for again."""
+        """The job's id, or `""` if the request must be repeated."""
         try:
             answer = await client.post(
                 f"http://127.0.0.1:{port}/download", json=body, headers={"Idempotency-Key": key}
@@ -205,7 +205,7 @@ class Load:
         return ""
 
     def _offer(self, group: str, number: int) -> tuple[str, Job]:
-        """Put a file, or a failure, at a path of its own; the job that asks for it has no id yet."""
+        """Put a file or a failure at a new path; returns the path, and its job, which has no id yet."""
         path = f"/{group}/{number}"
         body = body_of(self.rng.choice([0, 1, 1000, 70_000, _BODY_BYTES]), path)
         pause_s = self.rng.uniform(0, _HELD_S)
@@ -213,7 +213,7 @@ class Load:
         if group == COOLED:
             kinds["throttled"] = 3
         [kind] = self.rng.choices(list(kinds), list(kinds.values()))
-        # With Retry-After a 503 asks for a pause, as a 429 does; without, it is a failure like a 500.
+        # A 503 with Retry-After asks for a pause, like a 429; a 503 without it is a failure, like a 500.
         busy, throttled = self.rng.choice([500, 503]), self.rng.choice([429, 503])
         failures = 1 if kind in ("busy", "cut") else 0
 
@@ -259,7 +259,7 @@ class Load:
         )
 
     def repeated_gets(self) -> int:
-        """Requests beyond those that each job needs: allowed, as downloads run at least once."""
+        """Requests that were not needed. They are allowed, because downloads run at least once."""
         return sum(
             max(0, self.gets[path] - self.accepted[job_id].attempts) for job_id, path in self.paths.items()
         )

@@ -1,4 +1,4 @@
-"""Reads a history from a store, the API, the folders and the logs of a fleet, and from its load."""
+"""Fills a history from the store, the API, the folders and the logs of a fleet, and from its load."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from chaos.load import CANCELLED, COOLED, RATE, RATED, RETRY_AFTER_S, Load
 from servers.fleet import Fleet
 
 _SHARD = re.compile(r"downloader:1:\{\d+\}:")
-"""What keys begin with."""
+"""The prefix of all keys."""
 
 _OWNED = frozenset({"job", "task", "reap", "failed", "failures", "layout", "totals"})
-"""Keys without a time to live that may be left when every job has ended: the jobs' own, layout, counters."""
+"""Keys without a time to live that may exist when all jobs have ended: records of jobs, layout, counters."""
 
 BACK_S, POLL_S = 20.0, 0.1
-"""How long an API may take to find a store that is back."""
+"""How long an API may take until it answers again after an outage of the store."""
 
 
 async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | None:
-    """What the API says of a job; `None` if it says nothing."""
+    """What the API answers for a job; `None` if it does not answer 200."""
     try:
         answer = await client.get(f"http://127.0.0.1:{port}/jobs/{job_id}")
     except httpx2.TransportError:
@@ -46,12 +46,12 @@ async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | N
 
 
 async def read_records(history: History, server: redis.Redis, port: int) -> None:
-    """Ask the API at this port for every job that the server has."""
+    """Ask the API at this port for every job in the store."""
     patient_until = trio.current_time() + BACK_S
     async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
         for key in map(str, server.scan_iter("downloader:*:job:*", count=1000)):
             job_id = key.rpartition(":")[2]
-            # An API that has not talked to this server since it was away answers 503 at first.
+            # After an outage of the store, an API may answer 503 to the first requests.
             while (
                 record := await look(client, port, job_id)
             ) is None and trio.current_time() < patient_until:
@@ -65,10 +65,10 @@ async def read_records(history: History, server: redis.Redis, port: int) -> None
 
 
 def read_keys(history: History, server: redis.Redis) -> None:
-    """The leases and the slots that are left on a server."""
+    """Read the leases and the taken slots that are left in a store."""
     for key in map(str, server.scan_iter("*", count=1000)):
         words = _SHARD.sub("", key).split(":")
-        # -2: its time to live has ended since it was listed.
+        # A ttl of -2 means that the key has expired since it was listed.
         if server.ttl(key) != -1 or not _OWNED.isdisjoint(words[:2]):
             continue
         if "leases" in words[:2]:
@@ -79,13 +79,13 @@ def read_keys(history: History, server: redis.Redis) -> None:
 
 
 def read_fleet(history: History, fleet: Fleet) -> None:
-    """The files and the logs."""
+    """Read the files and the logs."""
     for path in fleet.files.rglob("*"):
         if path.is_file() and ".tmp" not in path.parts:
             data = path.read_bytes()
             history.files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     history.spool += [str(path) for path in fleet.spool.rglob("*") if path.is_file()]
-    # Each DELETE is logged; one whose answer was lost comes again.
+    # Each DELETE is logged, and repeated if its answer was lost: so count each job once.
     history.ends.update({line["job_id"] for line in fleet.all_events("job.cancelled")})
     for running in fleet.running:
         for name in ("job.succeeded", "job.failed", "job.poison"):
@@ -97,7 +97,7 @@ def read_fleet(history: History, fleet: Fleet) -> None:
 
 
 def read_load(history: History, load: Load, fleet: Fleet) -> None:
-    """What was accepted, what origin and receiver saw, and when nothing was to be leased."""
+    """Read which jobs were accepted, what origin and receiver received, and when no job might be leased."""
     history.closed = list(load.closed)
     for line in fleet.all_events("job.throttled"):
         path = load.paths.get(line["job_id"], "")
@@ -116,7 +116,7 @@ def read_load(history: History, load: Load, fleet: Fleet) -> None:
             for one in received
         ]
     history.jobs = dict(load.accepted)
-    # The origin learns late that a cancelled job's holder has gone.
+    # Left out: the origin notices late that the connection of a cancelled job was closed.
     history.limits = {group: limit for group, limit in load.limits.items() if group != CANCELLED}
     history.rates = {group: RATE for group in load.limits if group == RATED}
     history.peaks = dict(load.slots.peak)

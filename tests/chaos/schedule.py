@@ -1,4 +1,4 @@
-"""Which fault happens when: made from a seed, so that the seed alone repeats it."""
+"""Which fault happens when. The schedule is made from a seed, so the same seed repeats it."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from servers.fleet import LEASE_S
 
 
 class Kind(StrEnum):
-    """What is done to a process, to its link to the store, or to the store."""
+    """A fault of a process, of its connection to the store (its link), or of the store."""
 
     KILL = "kill"
     """SIGKILL to the process and its children; it is started again."""
     KILL_CHILD = "kill-child"
     """SIGKILL to one child of `run --processes`; its parent starts it again."""
     FREEZE = "freeze"
-    """SIGSTOP, later SIGCONT: for less than a lease, or for longer."""
+    """SIGSTOP, and later SIGCONT; the time between may be shorter or longer than a lease."""
     STOP = "stop"
     """SIGTERM, as in a deploy; it is started again."""
     CUT = "cut"
-    """Its link to the store swallows everything and closes nothing."""
+    """Its link passes nothing on, but the connections stay open."""
     DELAY = "delay"
-    """Its link takes its time."""
+    """Its link delays everything."""
     RESET = "reset"
-    """Its connections to the store are reset."""
+    """The connections of its link are reset."""
     LOSE = "lose"
-    """Now and then the store carries a request out, and the reply is lost with its connection."""
+    """Its link sometimes loses the reply to a request that the store has carried out, and the connection."""
     STORE_KILL = "store-kill"
     """SIGKILL to the store; it starts again with its append-only file."""
     STORE_FREEZE = "store-freeze"
-    """SIGSTOP to the store, later SIGCONT."""
+    """SIGSTOP to the store, and later SIGCONT."""
     SCRIPT_FLUSH = "script-flush"
     """The store forgets its scripts."""
 
@@ -61,13 +61,13 @@ _LASTS_S: Mapping[Kind, tuple[float, float]] = {
     Kind.STORE_KILL: (0.1, 2.0),
     Kind.STORE_FREEZE: (0.1, 3.0),
 }
-"""The shortest and the longest; for those that end by themselves, the pause before the next start."""
+"""The shortest and the longest time of a fault; for `KILL` and `STOP`, the pause before the next start."""
 
 _REST_S = 2.5
-"""Before the same target is hit again: about the time that a start takes."""
+"""The time before the next fault of the same target: about as long as a start takes."""
 
 _STORE_SHARE = 0.15
-"""Of all faults: each of them is one for everybody."""
+"""The share of faults that hit the store. It is small, because they affect all processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class Fault:
     """One fault."""
 
     at_s: float
-    """Since the beginning."""
+    """Seconds since the beginning of the run."""
     kind: Kind
     target: str
     """A member's name, or `store`."""
@@ -88,13 +88,13 @@ class Fault:
 def make_schedule(
     seed: int, *, seconds: float, members: Mapping[str, bool], pace_s: float = 1.2
 ) -> list[Fault]:
-    """Faults over so many seconds, never two at once for one target.
+    """Make faults for `seconds`, never two at once for one target.
 
     Args:
         seed: the same seed makes the same faults.
-        seconds: the last fault begins before.
-        members: by name, whether it has child processes.
-        pace_s: from one fault to the next, on average.
+        seconds: all faults begin within this time.
+        members: names of the members, and whether each has child processes.
+        pace_s: the average time from one fault to the next.
     """
     rng = random.Random(seed)
     free_at = dict.fromkeys([*members, STORE], 0.0)

@@ -1,4 +1,4 @@
-"""A real fleet under load, broken at random from a seed; longer with `nox -s chaos -- --minutes 60`."""
+"""A short run of `nox -s chaos`: a real fleet under load is broken at random, by a fixed seed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["folder"]
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(300)]
 
 SEED = 352
-"""Of the first hundreds the one that has each kind of fault within so short a time."""
+"""Chosen among the first few hundred because it has each kind of fault within `SECONDS`."""
 SECONDS = 20.0
-"""Of faults; starting, recovering and stopping come on top."""
+"""How long faults are caused. Starting, recovering and stopping the fleet take further time."""
 
 
 @pytest.mark.row("F1", "F5", "F7", "F8", "F9")

@@ -1,4 +1,4 @@
-"""The checker finds each kind of broken promise, and the schedule is what its seed says."""
+"""`judge` finds each kind of broken promise, and a seed always makes the same schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chaos.schedule import STORE, Kind, make_schedule
 
 
 def good() -> History:
-    """Three jobs, of which one failed and one was cancelled, and all as it should be."""
+    """A history without violations: one job succeeded, one failed and one was cancelled."""
     return History(
         jobs={
             "a": Job(id="a", group="g", succeeds=True, size=3, sha256="aa", attempts=2),
@@ -29,7 +29,7 @@ def good() -> History:
             "b": Record(state="failed", attempts=1, callback="succeeded", started_s=5.1),
             "c": Record(state="cancelled", attempts=0, callback="succeeded"),
         },
-        ends=Counter({"a": 1}),  # whoever ended b was killed before it could say so
+        ends=Counter({"a": 1}),  # the instance that ended b was killed before it could log that
         files={"a": File(size=3, sha256="aa")},
         deliveries={
             "a": [Delivery(webhook_id="a", body=b"1", success=True)] * 2,
