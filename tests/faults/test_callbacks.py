@@ -1,4 +1,4 @@
-"""Callbacks to hosts that fail, and notifiers that die. Faults F3, F16, F17, F20 and the way back."""
+"""Callbacks to hosts that fail, and notifiers that are killed. Faults F3, F16, F17 and F20."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 
 
 DELIVERIES = {"after-lease": 1, "before-complete": 2, "after-complete": 1}
-"""Of a callback whose notifier dies before the POST; after the 200 and before the ack; after the ack."""
+"""How often a callback arrives whose notifier dies at this point: before the POST, between the 200 and its
+recording in the store, or after that."""
 
 
 @pytest.mark.parametrize("point", DELIVERIES)
@@ -73,7 +74,7 @@ async def test_f3_a_notifier_that_dies_gives_one_id(
 async def test_f16_each_answer_has_its_consequence(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
-    # One host name for each, as destinations are told apart by it.
+    # Each has a host of its own, because that makes it a destination of its own.
     paths = {
         "500": "/status/500",
         "410": "/status/410",
@@ -110,7 +111,7 @@ async def test_f16_each_answer_has_its_consequence(
         assert (job["state"], job["callback"]["state"]) == ("succeeded", "failed")
         assert "500" in str(job["callback"]), job
 
-        # The way back: a failed callback is sent again, with the same id; a delivered one is not.
+        # A failed callback can be sent again, with the same id; a delivered one cannot.
         assert (await fleet.client.post(f"/retry/{ids['flaky']}")).status_code == 409
         assert (await fleet.client.post("/retry/AAAAAAAAAAAAAA")).status_code == 404
         assert (await fleet.client.post(f"/retry/{ids['500']}")).status_code == 201
@@ -146,7 +147,7 @@ async def test_f17_a_dead_host_delays_nobody_else(
         await fleet.post_all(
             [job_for(origin.url("/bytes/2"), dead, group="dead", limit=9) for _ in range(60)]
         )
-        # Two rounds of its limit, each as long as the timeout.
+        # Two rounds of as many deliveries as its limit allows; each round takes as long as the timeout.
         await sink.until(lambda: len([one for one in sink.received if one.path == "/hang"]) >= 16, seconds=60)
         after = await spans(15)
         say(f"median {statistics.median(before):.3f} s, beside a dead host {statistics.median(after):.3f} s")
@@ -159,7 +160,7 @@ async def test_h21_silent_destinations_leave_half_of_the_slots_to_those_that_ans
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
     hosts, slots = [f"127.1.{number // 250}.{number % 250 + 1}" for number in range(300)], 32
-    # A delivery to a silent one lasts longer than the test: what gets through does so beside them.
+    # A delivery to a silent host takes longer than this test, so none of their slots becomes free.
     patient: Tables = {"backends.http": {"timeout": 300.0}, "notifier": {"concurrency": slots}}
     async with open_sink(hosts) as silent, open_fleet(folder, server, patient) as fleet:
         run = await fleet.start("run")
@@ -193,7 +194,7 @@ async def test_f20_failing_origins_are_reported_and_free_their_slot(
     async with open_fleet(folder, server, brief) as fleet:
         await fleet.start("run")
         errors: dict[str, Any] = {"callback_error_type": "http", "callback_error_dst": sink.url("/ok/errors")}
-        # All in one aggregation of one slot: a failure frees it for the next.
+        # All are in one aggregation with one slot: each runs only if the one before has freed the slot.
         posts = [job_for(origin.url(path), sink.url(), **errors) for path in expected]
         posts += [job_for(origin.url("/redirect/3"), sink.url(), **errors)]
         posts += [job_for(f"http://127.0.0.1:{spare_port()}/refused", sink.url(), **errors)]

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 
 
 def workers(parent: int) -> list[int]:
-    """The children that run the service."""
+    """The process ids of the children that run the service."""
     tasks = Path(f"/proc/{parent}/task").glob("*/children")
     pids = [int(pid) for task in tasks for pid in task.read_text().split()]
     return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
@@ -34,7 +34,7 @@ async def test_a_child_that_cannot_start_while_the_store_is_away_is_started_agai
         first = workers(run.pid)[0]
         server.kill()
         os.kill(first, signal.SIGKILL)
-        # The one in its place finds no store, and that ends it alone.
+        # The new child cannot reach the store and ends; the parent and the other child do not end.
         await run.event("service.failed", status=1)
         await trio.to_thread.run_sync(server.start)
         await run.event("service.started", count=3)

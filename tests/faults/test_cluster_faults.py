@@ -1,4 +1,4 @@
-"""A node of a Cluster is dead or frozen, under load: only its own jobs wait for it (F22)."""
+"""A node of a Cluster is dead or frozen under load: only jobs in its shards wait (F22)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ OWNER = "me"
 
 @dataclass
 class Cluster:
-    """A store on a Cluster, and a job in each of its shards."""
+    """A Cluster and a store that uses it."""
 
     nodes: Sequence[Valkey]
     store: JobStore
     settings: RedisSettings
 
     def specs(self) -> dict[int, JobSpec]:
-        """A job for each shard."""
+        """A new job for each shard, by shard."""
         found: dict[int, JobSpec] = {}
         for number in range(10_000):
             spec = spec_for(self.store, f"group {number}", aggr_limit=100)
@@ -65,7 +65,7 @@ class Cluster:
         return held
 
     async def lease_all(self) -> list[Lease]:
-        """Lease until nothing more is due."""
+        """Lease until no further task is due."""
         leases: list[Lease] = []
         while True:
             batch = await self.store.lease(Kind.DOWNLOAD, OWNER, 64, 60)
@@ -122,7 +122,7 @@ async def test_f22_the_other_shards_go_on(cluster: Cluster, how: str) -> None:
 
     halt(node, how)
     try:
-        # Submissions for live shards are taken, and those of the dead one say so.
+        # Jobs for live shards are accepted; those for the lost shards are answered UNAVAILABLE.
         answers = await store.submit([Submission(spec=spec) for spec in during.values()])
         told = dict(zip(during, (why for why, _ in answers), strict=True))
         assert {shard for shard, why in told.items() if why is Accepted.NEW} == alive
@@ -130,7 +130,7 @@ async def test_f22_the_other_shards_go_on(cluster: Cluster, how: str) -> None:
         with pytest.raises(StoreUnavailable):
             await store.submit([Submission(spec=during[shard]) for shard in gone])
 
-        # It has been silent once: from now on it keeps nobody waiting.
+        # One call has waited for the silent node. From now on it delays no other call.
         began = trio.current_time()
         leased: list[Lease] = []
         while len(leased) < len(alive):
@@ -153,11 +153,11 @@ async def test_f22_the_other_shards_go_on(cluster: Cluster, how: str) -> None:
     finally:
         revive(node, how)
 
-    # When it is back, its jobs go on, and neither an attempt nor a crash has been counted.
+    # When the node is back, its jobs go on; no further attempt and no crash has been counted.
     if how == "killed":
-        return  # it kept nothing in memory
+        return  # a killed node has lost its data, because it has no append-only file
     with trio.fail_after(30):
-        while any(  # noqa: ASYNC110  # a server that tells of nothing by itself
+        while any(  # noqa: ASYNC110  # the server sends no event for it
             why is Accepted.UNAVAILABLE for why, _ in await submit_all(store, again)
         ):
             await trio.sleep(0.1)
@@ -172,7 +172,7 @@ async def test_f22_the_other_shards_go_on(cluster: Cluster, how: str) -> None:
 
 
 async def test_f22_a_lease_that_a_silent_shard_gave_is_given_again(cluster: Cluster) -> None:
-    """It was granted, and the answer never came: the next call hears of it."""
+    """The shard granted the lease, but its answer was lost: a later call gets the same lease."""
     store, node = cluster.store, cluster.nodes[2]
     gone = await cluster.shards_of(node)
     specs = cluster.specs()

@@ -1,6 +1,6 @@
-"""A whole fleet on a Cluster under load: one node is dead, one frozen, one taken over by its replica.
+"""A whole fleet on a Cluster under load: a node is dead, another frozen, a third replaced by its replica.
 
-Fault F22: what the other nodes hold goes on meanwhile, and nothing is lost or held against a job.
+Fault F22: jobs in the shards of the other nodes go on; no job is lost, and none fails because of it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.row("F22"), pytes
 
 KEYS = Keys(prefix="downloader", shards=CLUSTER_SHARDS)
 PRIMARIES = 5
-"""Of which two may be away: three are a majority, without which a Cluster serves nothing."""
+"""Two of them may be away: the other three are the majority that a Cluster needs."""
 KILLED, FROZEN, REPLICATED = 1, 2, 0
 SETTLE_S = 60.0
 LEASE_S = 8.0
 AWAY_S = LEASE_S + 1.0
-"""Longer than a lease: what is leased on the other nodes has to be renewed meanwhile."""
+"""Longer than a lease, so that leases on the other nodes must be renewed in this time."""
 JOBS = 40
-"""Of the other nodes' shards, accepted and done while nodes are away."""
+"""How many jobs of the other nodes' shards must be accepted and done while nodes are away."""
 
 
 def groups() -> dict[str, int]:
-    """An aggregation in each shard, with its limit."""
+    """The name and the limit of an aggregation for each shard, in the order of the shards."""
     found: dict[int, str] = {}
     for number in range(10_000):
         found.setdefault(KEYS.aggregation_shard(f"g{number}"), f"g{number}")
@@ -66,7 +66,7 @@ async def test_f22_a_fleet_works_on_while_nodes_are_away(folder: Path, sink: Sin
             load = Load(origin, sink, random.Random(22), lambda: [listening["port"]], groups(), backlog=2)
 
             async def goes_on(*away: int, seconds: float = 0.0) -> None:
-                """Jobs of the other nodes' shards are accepted and done, for at least so long."""
+                """Wait until new jobs of the shards that are not away are done, and `seconds` are over."""
                 before, began = set(load.accepted), trio.current_time()
 
                 def done() -> int:
@@ -93,13 +93,13 @@ async def test_f22_a_fleet_works_on_while_nodes_are_away(folder: Path, sink: Sin
                     frozen.send_signal(signal.SIGCONT)
                 await trio.to_thread.run_sync(nodes[KILLED].start)
                 await goes_on()
-                # What it has acknowledged is on its replica when it dies: `memory` promises no more.
+                # It is killed when its replica has all its data: `memory` promises nothing else.
                 with redis.Redis(port=nodes[REPLICATED].port) as client:
                     client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
                     await trio.to_thread.run_sync(until, lambda: is_in_step(client), "a replica in step")
                 nodes[REPLICATED].kill()
                 await goes_on(REPLICATED)
-                # Its replica has its shards now.
+                # The replica has taken over its shards.
                 await goes_on()
                 load.stopping = True
             await sink.heard_of(*load.accepted, seconds=SETTLE_S)
@@ -123,6 +123,6 @@ async def test_f22_a_fleet_works_on_while_nodes_are_away(folder: Path, sink: Sin
 
 
 def is_in_step(primary: redis.Redis) -> bool:
-    """Whether the replica has all that the primary has."""
+    """Whether the replica has all data of the primary."""
     info = primary.info("replication")
     return is_replicated(primary) and info["slave0"]["offset"] == info["master_repl_offset"]

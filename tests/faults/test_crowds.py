@@ -1,4 +1,4 @@
-"""H25: more clients than the API has descriptors for, and thousands that do not read. F27."""
+"""More clients than the API has descriptors, and thousands that do not read (H25); large bodies (F27)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ HALF_HEAD = b"GET /hb HTTP/1.1\r\nHost: loc"
 HALF_BODY = b"POST /download HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
 
 READERS = 4096
-"""As many connections as the API keeps by default."""
+"""The number of connections that the API keeps by default."""
 
 FILE_BYTES = 64 * 1024**2
-"""More than what the sockets' buffers on both sides take."""
+"""More than fits into the buffers of the sockets on both sides."""
 
 READER_BYTES = 192 * 1024
-"""Of the process's memory for one of them: a piece of the file, and what a connection takes."""
+"""Memory of the process for one reader: a piece of the file, and the connection."""
 
 LIVE_S = 0.1
 
 POSTS = 1200
 BUDGET_COSTS = 4
-"""Bytes of memory for each byte of the budget: also what is received and not yet read has its own."""
+"""How many bytes the process may grow by for each byte of the intake's budget: received bytes that the
+application has not read yet have a budget of their own."""
 
 
 async def connect(port: int, address: str, data: bytes) -> trio.SocketStream:
@@ -49,7 +50,7 @@ async def connect(port: int, address: str, data: bytes) -> trio.SocketStream:
 
 
 def is_open(stream: trio.SocketStream) -> bool:
-    """Whether the server has neither closed it nor answered."""
+    """Whether the server has neither closed the connection nor answered."""
     try:
         os.read(stream.socket.fileno(), 1)
     except BlockingIOError:
@@ -60,8 +61,8 @@ def is_open(stream: trio.SocketStream) -> bool:
 
 
 async def live_s(fleet: Fleet) -> float:
-    """How long `/health/live` takes, over a connection of its own: the best of ten, on a machine that may
-    be busy with something else."""
+    """How many seconds `/health/live` takes over a new connection: the shortest of ten times, because other
+    work may delay some of them."""
     times = []
     for _ in range(10):
         began = trio.current_time()
@@ -94,7 +95,7 @@ async def test_600_half_heads_and_half_bodies_at_1024_descriptors(folder: Path, 
                 await fleet.post(**job_for("http://127.0.0.1/", "http://127.0.0.1/"))
         with trio.fail_after(30):
             while sum(kept := [is_open(stream) for stream in streams]) > DESCRIPTORS // 2:
-                await fleet.client.get("/hb")  # until it has taken in the last ones
+                await fleet.client.get("/hb")  # until the server has accepted the last connections
         say(f"{sum(kept)} of 600 are kept")
         excess = 600 - DESCRIPTORS // 2
         assert sum(kept[:excess]) < excess // 2, "those that have waited longest are closed first"
@@ -132,7 +133,7 @@ async def test_4096_slow_readers_of_a_file(folder: Path, server: Valkey) -> None
         assert await live_s(fleet) < LIVE_S
         assert grown < READERS * READER_BYTES
         await close_all(streams)
-        # Over a new connection: a kept one may have been closed for another.
+        # Over a new connection: the server may have closed the kept one in favour of another.
         answer = await fleet.client.get("/hb", headers={"Connection": "close"}, timeout=60)
         assert answer.status_code == 200
         assert not api.noise
@@ -162,7 +163,7 @@ async def test_f27_large_jobs_while_the_store_hangs(folder: Path, server: Valkey
         async with trio.open_nursery() as nursery:
             for number in range(POSTS):
                 nursery.start_soon(post, number)
-            # Those that are more than the budget are refused at once; the others wait for the store.
+            # Jobs beyond the budget are refused at once; the others wait for the store.
             for _ in range(POSTS - MAX_BYTES // len(body)):
                 await refused.acquire()
             assert (await fleet.client.get("/health/live")).status_code == 200
@@ -176,11 +177,11 @@ async def test_f27_large_jobs_while_the_store_hangs(folder: Path, server: Valkey
 
 
 def peak(pid: int) -> int:
-    """Bytes in memory at the most, so far."""
+    """The largest resident memory of the process so far, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def memory(pid: int) -> int:
-    """Bytes in memory."""
+    """The resident memory of the process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()

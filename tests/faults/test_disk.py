@@ -16,14 +16,14 @@ from servers.valkey import Valkey
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 
 DISK_KIB = 48 * 1024
-"""Two downloads of 12 MiB fit, and one of them does not when it is three quarters full."""
+"""A disk on which two files of a third of its size fit, but not one when it is three quarters full."""
 AGAIN_S = 60.0
-"""A job that met a fault of our own disk waits for up to half a minute."""
+"""After a fault of the disk, a job waits for up to 30 s before it is tried again."""
 
 
 @pytest.fixture
 def disk(folder: Path) -> Iterator[Disk]:
-    """The disk under the fleet's data folder."""
+    """A small disk, mounted at the fleet's data folder."""
     with tiny_disk(folder / "data", kib=DISK_KIB) as mounted:
         yield mounted
 
@@ -44,10 +44,10 @@ async def test_f13_leasing_pauses_while_the_disk_is_too_full(
 
         await one_job()
         filler = disk.fill(0.7)
-        await processor.event("disk.full")  # it looks by itself
+        await processor.event("disk.full")  # it checks the disk regularly, also without a job
         elsewhere: Tables = {"processor": {"storage_dir": str(folder / "spool"), "disk_high": 100}}
         other = await fleet.start("processor", tables=elsewhere)
-        # Each of these wakes both.
+        # Each of these jobs wakes both processors; only the other one may lease it.
         for _ in range(10):
             await one_job()
         assert len(processor.events("job.succeeded")) == 1
@@ -75,7 +75,7 @@ async def test_f13_a_disk_that_takes_nothing_uses_up_no_attempt(
             released = await processor.event("job.released", job_id=ids[-1])
             assert (released["code"], fault in released["error"]) == ("storage", True), released
 
-        # So full that the download does not fit, and not so full that none is begun.
+        # The file does not fit, but the disk is not so full that leasing pauses.
         filler = disk.fill(0.75)
         await meets("No space left")
         filler.unlink()

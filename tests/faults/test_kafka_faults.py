@@ -1,4 +1,4 @@
-"""Kafka frozen, dead, restarted; topics unknown; messages too large. Fault F18, Kafka's half."""
+"""Fault F18 for Kafka: brokers that are frozen, dead or restarted, unknown topics, messages too large."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def to_kafka(origin: Origin, topic: str = "jobs", **more: Any) -> dict[str, Any]
 
 
 async def http_spans(fleet: Fleet, origin: Origin, sink: Sink, count: int = 15) -> list[float]:
-    """Seconds from POST to callback, one job after the other."""
+    """For jobs one after the other: seconds from the POST to the HTTP callback."""
     found = []
     for _ in range(count):
         began = time.monotonic()
@@ -60,7 +60,7 @@ async def http_spans(fleet: Fleet, origin: Origin, sink: Sink, count: int = 15) 
 
 
 async def failed_callbacks(run: Running, fleet: Fleet, ids: list[str], *, seconds: float = 30.0) -> set[str]:
-    """Wait until these callbacks are dead; the reasons that people see."""
+    """Wait until these callbacks have failed, and return the reasons that `GET /jobs/<id>` shows."""
     reasons = set()
     for job_id in ids:
         await run.event("callback.failed", job_id=job_id, seconds=seconds)
@@ -75,7 +75,7 @@ async def test_f18_a_frozen_broker_delays_nobody_else(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
     with Tansu() as broker:
-        # Held for longer than the others may come late.
+        # The timeout is longer than the time by which the other callbacks may be late.
         twice = merged(tables(broker.servers, timeout=6), {"notifier": {"retry_schedule": [0.2]}})
         async with open_fleet(folder, server, twice) as fleet:
             run = await fleet.start("run")
@@ -88,7 +88,7 @@ async def test_f18_a_frozen_broker_delays_nobody_else(
             say(f"median {statistics.median(before):.3f} s, then {statistics.median(after):.3f} s")
             assert statistics.median(after) < statistics.median(before) + ASIDE_S
             assert max(after) < max(before) + ASIDE_MAX_S
-            # Bounded: two attempts, each as long as the timeout, one at a time as the destination fails.
+            # The callbacks fail after two attempts each, one at a time, because the destination fails.
             reasons = await failed_callbacks(run, fleet, ids, seconds=60)
             say(f"reasons: {reasons}")
             assert reasons
@@ -116,7 +116,7 @@ async def test_f18_a_stop_while_the_broker_is_frozen(
     server: Valkey, folder: Path, sink: Sink, origin: Origin
 ) -> None:
     with Tansu() as broker:
-        # A timeout beyond the grace period, so that the stop has to cut deliveries short.
+        # The timeout is longer than the grace period, so that the stop must cancel deliveries.
         async with open_fleet(folder, server, tables(broker.servers, timeout=60)) as fleet:
             run = await fleet.start("run")
             first = await fleet.post(**to_kafka(origin))
@@ -129,7 +129,7 @@ async def test_f18_a_stop_while_the_broker_is_frozen(
             say(f"stopped after {seconds:.2f} s")
             assert {job_id for job_id in ids if run.events("callback.released", job_id=job_id)} == set(ids)
 
-            # Handed back without counting: the next instance delivers them.
+            # They were handed back without a counted attempt, and the next instance delivers them.
             broker.thaw()
             again = await fleet.start("run")
             for job_id in ids:
@@ -154,10 +154,10 @@ async def test_f18_a_dead_broker_keeps_nothing_from_starting(
                 while not run.events("callback.delivered", job_id=job_id):
                     answer = await fleet.client.post(f"/retry/{job_id}")
                     assert answer.status_code in (201, 409)
-                    await trio.sleep(0.1)  # the connection comes back when the pause is over
+                    await trio.sleep(0.1)  # the producer connects again after a pause
             [record] = await wait_for_records(broker.servers, "jobs", 1)
             assert record.key.decode() == job_id
-        # Gone again: the stop does not wait for it.
+        # The broker is down again, and the stop does not wait for it.
         await run.stop()
 
 
@@ -176,7 +176,7 @@ async def test_f18_a_restarted_broker_costs_no_callback(
         ids = await fleet.post_all([to_kafka(origin) for _ in range(20)])
         for job_id in ids:
             await run.event("job.succeeded", job_id=job_id)
-        # tansu acknowledges what is sent to a topic that it does not know: it comes back with its topics.
+        # tansu acknowledges messages to unknown topics, so make the topic before it can be reached again.
         proxy.upstream = spare_port()
         broker.start()
         await create_topic(broker, "jobs", partitions=2)

@@ -1,4 +1,4 @@
-"""A stranger's backend that cannot be started, raises, hangs or falls apart. Fault F19."""
+"""A backend of a plugin package that cannot be started, raises, hangs or ends by itself. Fault F19."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ from servers.valkey import Valkey
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
 WAITING = 200
-"""Callbacks for the bad backend, each to a destination of its own: no limit of one destination helps."""
+"""How many callbacks the bad backend gets. Each has a destination of its own, so that the limit of a
+destination does not bound them."""
 
 SLOTS = 24
 
@@ -43,7 +44,7 @@ CANNOT_IMPORT = "backends.{0}: notifier plugin '{0}' (stranger 2.5) cannot be im
 
 
 def bad(folder: Path, mode: str, **section: str) -> Tables:
-    """A configuration with the bad backend beside `http`."""
+    """Tables that add the bad backend to the configuration, which has `http` already."""
     return {
         "notifier": {**BRIEF["notifier"], "concurrency": SLOTS, "retry_schedule": [0.2, 0.3, 30.0]},
         "backends.bad": {
@@ -61,7 +62,7 @@ def for_bad(origin: Origin, number: int, **more: Any) -> dict[str, Any]:
 
 
 async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[float]:
-    """Seconds from the POST to the callback over `http`, one job after the other; sorted."""
+    """For jobs one after the other: seconds from the POST to the HTTP callback, sorted."""
     found = []
     for _ in range(count):
         began = time.monotonic()
@@ -72,16 +73,16 @@ async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[fl
 
 
 def diary(folder: Path) -> list[tuple[str, bool]]:
-    """Deliveries of the bad backend: job, and whether it was cured."""
+    """The deliveries that the bad backend was asked for: the job, and whether the backend was cured."""
     path = folder / "diary"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(line.split()[0], line.split()[1] == "True") for line in lines]
 
 
 async def asked(folder: Path, count: int) -> None:
-    """Wait until the bad backend, which is another process, has been given this many callbacks."""
+    """Wait until the bad backend, in another process, has been asked for this many deliveries."""
     with trio.fail_after(20):
-        while len(diary(folder)) < count:  # noqa: ASYNC110  # the file is all that it tells
+        while len(diary(folder)) < count:  # noqa: ASYNC110  # it only writes a file
             await trio.sleep(0.05)
 
 
@@ -93,7 +94,7 @@ async def ready(fleet: Fleet) -> dict[str, Any]:
 
 
 async def until(fleet: Fleet, what: str, value: object) -> None:
-    """Wait for a counter of the notifier; reports come once a second."""
+    """Wait until a counter of the notifier has this value; instances report once a second."""
     with trio.fail_after(30):
         while (found := (await fleet.client.get("/stats/notifier")).json()).get(what) != value:
             assert what in found, found
@@ -118,7 +119,7 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
         assert during[50] < before[15] + ASIDE_S
         assert during[98] < before[-1] + ASIDE_MAX_S
 
-        # It says so: once in the log, in readiness (which stays), in the counters, in the report.
+        # Log and counters say so, and the readiness too, which stays 200.
         unhealthy = await run.event("backend.unhealthy", backend="bad")
         reason = {
             "raises": "OSError",
@@ -132,7 +133,7 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
         after = await spans(fleet, origin, sink, 20)
         assert after[10] < before[15] + ASIDE_S
 
-        # It gets well, and nothing of the outage is held against the jobs.
+        # When the backend is cured, all callbacks are delivered. Only the first failures count as attempts.
         tried = len(diary(folder))
         (folder / "cure").touch()
         await run.event("backend.healthy", backend="bad", seconds=45)
@@ -187,7 +188,7 @@ async def test_f26_a_callback_is_left_to_the_notifier_that_has_its_backend(
         ids = await fleet.post_all([for_bad(origin, number) for number in range(20)])
         released = await without.event("callback.released", job_id=ids[0])
         assert released["error"] == "backend bad is not configured here: there is no [backends.bad]"
-        # Other callbacks go on beside it.
+        # Other callbacks go on.
         assert len(await spans(fleet, origin, sink, 5)) == 5
 
         within = await fleet.start("notifier", environ=environ)
@@ -205,7 +206,7 @@ async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, mode: str
 ) -> None:
     environ = install(folder / "stranger")
-    # Deliveries have two leases' time, which is to be longer than the stop.
+    # A delivery may take two leases, which must be longer than the stop.
     patient = merged(bad(folder, mode), {"notifier": {"lease": GRACE_S}})
     async with open_fleet(folder, server, patient) as fleet:
         run = await fleet.start("run", environ=environ)
@@ -213,7 +214,7 @@ async def test_f19_a_backend_that_hangs_does_not_hold_up_a_stop(
         await asked(folder, 3)
         run.send(signal.SIGTERM)
         status = await run.wait()
-        # What is stuck in a thread can only be left behind.
+        # A thread that is stuck cannot be ended, so the process is killed while it still runs.
         assert status in HUNG if mode == "blocks" else status == 0
         assert len(run.events("callback.released")) == 3
 

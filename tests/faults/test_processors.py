@@ -1,4 +1,4 @@
-"""Processors that are killed, frozen, poisoned and stopped. Faults F1, F2, F5, F6, F7."""
+"""Processors that are killed, frozen or stopped, and jobs that kill them. Faults F1, F2, F5, F6 and F7."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from servers.valkey import Valkey
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(180)]
 
 KILLING_S = 60.0
-"""What F1 demands."""
+"""How long F1 kills processors."""
 
 WAITING = 8
-"""Jobs for each slot of an aggregation, of a fifth of a second each."""
+"""How many jobs wait for each slot of an aggregation; a job takes 0.2 s."""
 
 LARGE_BYTES = 32 * 1024 * 1024
-"""More than the socket buffers of both ends take."""
+"""More than fits into the buffers of the sockets on both sides."""
 
 
 @pytest.mark.row("F1")
@@ -50,7 +50,7 @@ async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path
         kills, over = 0, False
 
         async def feed(path: str, limit: int) -> None:
-            """Keep as many waiting as its slots take in a second or two, however fast this machine is."""
+            """Keep `WAITING` jobs waiting for each slot, however fast the machine is."""
             posted: set[str] = set()
             while not over:
                 url = f"{origin}{path}?seed={len(posted)}"
@@ -81,7 +81,7 @@ async def test_f1_processors_killed_again_and_again(server: Valkey, folder: Path
         await fleet.stop_all()
         with History(fleet, sink, url=server.url) as history:
             states = history.check()
-            # A job is given up if each of its five workers is killed, which in so many kills may happen.
+            # With so many kills, five workers of one job may be killed; then it fails with `poison`.
             crashes = (history.record(job_id).download.get("crashes") for job_id in fleet.accepted)
             given_up = [count for count in crashes if count == "5"]
             assert states == Counter(succeeded=len(fleet.accepted) - len(given_up), failed=len(given_up))
@@ -149,7 +149,7 @@ async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Pat
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(start)
                     await old.stop()
-            # Neither a peer that stops reading nor one that stops sending holds the API's process up.
+            # A client that stops reading and one that stops sending do not delay the stop of the API.
             port = api.events("api.listening")[0]["port"]
             path = f"/files/{large[:3]}/{large}"
             async with (
@@ -202,7 +202,7 @@ async def test_f6_a_job_that_kills_its_worker_is_given_up(
 
 
 async def _die_five_times(fleet: Fleet, environ: dict[str, str]) -> None:
-    """Each next one is being started while the one before dies."""
+    """Start a processor that the job kills, five times, one after the other."""
     for _ in range(5):
         one = await fleet.start("processor", environ=environ, ready=False)
         assert await one.wait(40) == -signal.SIGKILL
@@ -210,7 +210,7 @@ async def _die_five_times(fleet: Fleet, environ: dict[str, str]) -> None:
 
 @pytest.mark.row("F7")
 async def test_f7_frozen_over_its_lease_with_many_in_flight(server: Valkey, folder: Path, sink: Sink) -> None:
-    # Neither has room for all that may be in flight, so both have some of it.
+    # One processor cannot take all eight downloads, so both have some of them.
     room = merged(BRIEF, {"processor": {"concurrency": 4}})
     async with origin_process() as origin, open_fleet(folder, server, room) as fleet:
         frozen, other, _, _ = await fleet.start_all("processor", "processor", "notifier", "api")
@@ -219,7 +219,7 @@ async def test_f7_frozen_over_its_lease_with_many_in_flight(server: Valkey, fold
         )
         with trio.fail_after(20):
             while server.command("ZCARD", "downloader:1:{0}:download:leases") != b":8\r\n":  # noqa: ASYNC110
-                await trio.sleep(0.01)  # nothing tells of it; they last for two seconds
+                await trio.sleep(0.01)  # no event tells it; the downloads take two seconds
         frozen.send(signal.SIGSTOP)
         await other.event("sweep.recovered")
         frozen.send(signal.SIGCONT)

@@ -1,4 +1,4 @@
-"""F14: S3 answers errors, loses connections, hangs; a processor dies in mid-upload."""
+"""Fault F14: S3 answers errors, loses connections or hangs; a processor is killed during an upload."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from servers.valkey import Valkey
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
 RELEASED_S = 60.0
-"""A job whose file our own storage did not take waits for up to 30 s."""
+"""A job whose file our own storage refused waits for up to 30 s before it is tried again."""
 
 PATIENT_S = 30.0
-"""S3's timeout once nothing fails any more: a busy machine may need more than the second that faults get, and
-each failure would release the job for up to 30 s again."""
+"""The timeout of S3 after the faults: on a busy machine a request may take more than the second that is set
+during the faults, and each failure would make the job wait for up to 30 s again."""
 
 LARGE = os.urandom(12_000_000)
 SMALL = os.urandom(1000)
@@ -54,7 +54,7 @@ TRANSIENT: Mapping[str, tuple[str, Rule]] = {
         s3.answer(s3.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>")),
     ),
 }
-"""By the job's subpath: what fails, and how. Nobody's bucket is to blame, so all are tried again."""
+"""By subpath of the job: what fails, and how. The bucket is not at fault, so each job is retried."""
 
 BUCKETS: Mapping[str, tuple[str, Rule]] = {
     "small-403": ("PutObject", s3.answer(s3.error(403, "AccessDenied"))),
@@ -62,11 +62,11 @@ BUCKETS: Mapping[str, tuple[str, Rule]] = {
     "part-403": ("UploadPart", s3.answer(s3.error(403, "AccessDenied"))),
     "part-404": ("UploadPart", s3.answer(s3.error(404, "NoSuchBucket"))),
 }
-"""These are tried again if the bucket is our own, and final if it is a caller's."""
+"""Likewise; these are retried if the bucket is our own, and final if it is the caller's."""
 
 
 class S3History(History):
-    """Files are where S3 has them."""
+    """A history whose files are the objects in a bucket."""
 
     def __init__(self, fleet: Fleet, sink: Sink, *, url: str, moto: Moto, bucket: str) -> None:
         super().__init__(fleet, sink, url=url)
@@ -89,7 +89,7 @@ def tables(bucket: str, url: str, *, timeout: float = 1.0) -> dict[str, dict[str
 
 
 async def start_all(fleet: Fleet) -> Running:
-    """Processor, notifier, API; the processor is answered."""
+    """Start a processor, a notifier and an API; returns the processor."""
     found: list[Running] = []
 
     async def start(role: str) -> None:
@@ -132,7 +132,7 @@ async def test_f14_s3_fails(
                 nursery.start_soon(partial(processor.event, event, job_id=job_id))
         front.heal()
         await processor.stop()
-        await front.settled()  # a late CreateMultipartUpload would leave an upload that nobody knows of
+        await front.settled()  # or a late CreateMultipartUpload would leave an upload that no process knows
         await fleet.start("processor", environ=CREDENTIALS, tables=tables(own, front.url, timeout=PATIENT_S))
         for subpath, callback in zip(
             ids, await sink.heard_of(*ids.values(), seconds=RELEASED_S), strict=True

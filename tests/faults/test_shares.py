@@ -1,4 +1,4 @@
-"""One aggregation that holds its slots for long leaves room for the others. Hostile input H21."""
+"""An aggregation with very slow downloads leaves slots for the others. Hostile input H21."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(180)]
 
 SLOTS = 256
 DRIP_BYTES = 2048
-"""A second: twice of what counts as a stall."""
+"""Bytes per second: twice the rate below which a download counts as stalled."""
 
 
 async def drip(exchange: Exchange) -> None:
-    """A body that takes hours and never stalls."""
+    """Answer with a body that takes hours but is never so slow that it counts as stalled."""
     await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
     while True:
         await exchange.send(bytes(DRIP_BYTES))
@@ -37,8 +37,8 @@ async def test_h21_downloads_that_drip_leave_room_for_anothers(
         await fleet.post_all([slow] * (SLOTS + 20))
         await origin.wait_until(lambda: origin.current["/drip"] == SLOTS, seconds=START_S)
 
-        # Within a second, says `test_an_aggregation_gives_way_to_another_within_a_second` by a clock that no
-        # load slows down. Here it starts at all, and what that costs is counted.
+        # `test_an_aggregation_gives_way_to_another_within_a_second` checks with a virtual clock how soon it
+        # starts. This test checks that it starts, and how many downloads are handed back for it.
         began = trio.current_time()
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url(), group="other"))
         await origin.wait_until(lambda: bool(origin.asked("/bytes/10")), seconds=START_S)
@@ -47,6 +47,6 @@ async def test_h21_downloads_that_drip_leave_room_for_anothers(
         [notice] = await sink.heard_of(job_id)
         assert notice.payload["success"]
 
-        # It cost one of the others its slot, and none of them an attempt.
+        # One slow download was handed back, and its attempt was not counted.
         [cut] = fleet.all_events("job.released")
         assert (await fleet.job(cut["job_id"]))["attempts"] == 0

@@ -1,4 +1,4 @@
-"""SQS that fails: the half of fault F18 that is not Kafka's."""
+"""Fault F18 for SQS: errors, throttling, missing queues, no answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.ma
 
 MISSING = "AWS.SimpleQueueService.NonExistentQueue"
 ATTEMPTS = 4
-"""The first one, and one for each delay of the tests' schedule."""
+"""The first attempt, and one for each delay in the retry schedule of the tests."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def tables_for(server: Moto | SqsProxy, *, timeout: float = 1.0, **notifier: Any
 
 
 def bodies(moto: Moto, name: str = "jobs") -> list[dict[str, Any]]:
-    """What a consumer of the queue gets."""
+    """The bodies of up to ten messages that a consumer of the queue gets."""
     url = moto.sqs.get_queue_url(QueueName=name)["QueueUrl"]
     answer = moto.sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)
     return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
@@ -90,7 +90,7 @@ async def test_f18_what_does_not_pass_is_a_failed_callback_with_a_reason(
         assert reason in json.dumps(job["callback"]), job
         assert not run.events("backend.unhealthy"), "the peer is at fault, not the plugin"
 
-        # Kept, and sent again by hand when SQS is well again.
+        # The callback was kept, and can be sent again when SQS works.
         proxy.on.clear()
         assert (await fleet.client.post(f"/retry/{job_id}")).status_code == 201
         await run.event("callback.delivered", job_id=job_id)
@@ -138,7 +138,7 @@ async def test_f18_an_sqs_that_comes_back_gets_what_it_missed(
             moto.thaw()
         for job_id in ids:
             await run.event("callback.delivered", job_id=job_id)
-        # At least once: what was sent while it was frozen has arrived as well.
+        # A message may come twice: moto also has those that were sent while it was frozen.
         found = await trio.to_thread.run_sync(all_bodies, moto)
         assert {one["job_id"] for one in found} >= set(ids)
         await fleet.stop_all()
@@ -156,7 +156,7 @@ async def test_f18_a_silent_sqs_delays_no_other_backend(
     folder: Path, origin: Origin, sink: Sink, proxy: SqsProxy
 ) -> None:
     proxy.on["*"] = hang
-    # More callbacks to SQS than there are places for callbacks.
+    # There are more callbacks to SQS than slots for callbacks.
     tables = tables_for(proxy, timeout=10.0, concurrency=24, retry_schedule=[30.0])
     async with open_fleet(folder, None, tables) as fleet:
         await fleet.start("run", environ=CREDENTIALS)
@@ -176,7 +176,7 @@ async def test_f18_a_silent_sqs_delays_no_other_backend(
 
 
 async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[float]:
-    """How long it takes from the POST of a job to its callback over HTTP."""
+    """For jobs one after the other: seconds from the POST to the HTTP callback."""
     found = []
     for _ in range(count):
         began = time.monotonic()
@@ -196,7 +196,7 @@ async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origi
         await run.stop()
         assert run.events("callback.released", job_id=job_id)
 
-        # Handed back, and delivered by the next one, without an attempt used up.
+        # The callback was handed back without a counted attempt, and the next instance delivers it.
         proxy.on.clear()
         again = await fleet.start("run", environ=CREDENTIALS)
         line = await again.event("callback.delivered", job_id=job_id)

@@ -1,4 +1,4 @@
-"""Stops while something hangs: the process ends within its grace period and leaves nothing leased."""
+"""Stops while something hangs: the process ends within its grace period and leaves no lease. Fault F25."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ NEVER = trio.Event()
 
 @pytest.fixture
 async def proxy(server: Valkey) -> AsyncIterator[FaultProxy]:
-    """The network between one process and the server."""
+    """A proxy between one process and the server."""
     async with open_fault_proxy(partial(trio.open_unix_socket, str(server.socket))) as opened:
         yield opened
 
 
 async def appears(path: Path) -> None:
-    """Wait for a file, the only sign that a plugin in another process gives."""
+    """Wait for a file, which is the only sign that the plugin gives from another process."""
     with trio.fail_after(20):
         while not await trio.Path(path).exists():  # noqa: ASYNC110
             await trio.sleep(0.02)
 
 
 async def blocked(url: str) -> None:
-    """Submit jobs until the service does not answer any more."""
+    """Submit jobs until the service stops answering."""
     async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
         while True:
             try:
@@ -89,7 +89,7 @@ async def test_f25_a_lease_answered_after_the_deadline_is_handed_back(
         with trio.fail_after(10):
             await proxy.held.wait()
         processor.send(signal.SIGTERM)
-        await processor.event("job.released", job_id=first)  # which happens at the deadline
+        await processor.event("job.released", job_id=first)  # at the stop's deadline
         proxy.let_go.set()
         assert await processor.wait() == 0
         assert processor.events("job.released", job_id=late)
@@ -142,7 +142,7 @@ async def test_f25_slow_deletions_do_not_hold_up_a_stop(
 
 @pytest.mark.row("F25")
 async def test_f25_an_unread_log_delays_no_stop(folder: Path, server: Valkey) -> None:
-    """The event loop is blocked in writing it, so no task can act on the signal."""
+    """The event loop is blocked in writing the log, so no task can handle the signal."""
     config = folder / "config.toml"
     own = {"": {"data_dir": str(folder / "data")}, "redis": {"url": server.url}}
     config.write_text(to_toml(merged(DEFAULTS, own)))
@@ -186,7 +186,7 @@ trio.run(main)
 @pytest.mark.row("F25")
 @pytest.mark.parametrize("wrapper", [[], ["unshare", "-pf", "--kill-child"]], ids=["plain", "process 1"])
 def test_f25_the_kernel_keeps_the_time_in_a_container_too(wrapper: list[str]) -> None:
-    """There the service is process 1, which the kernel ends by no signal without a handler."""
+    """The service is process 1 there, which the kernel does not end by a signal without a handler."""
     if wrapper and os.geteuid() != 0:
         wrapper = [*wrapper, "-r"]
     done = subprocess.run([*wrapper, sys.executable, "-c", BLOCKED], check=False, timeout=STOP_S)
@@ -195,7 +195,7 @@ def test_f25_the_kernel_keeps_the_time_in_a_container_too(wrapper: list[str]) ->
 
 @pytest.mark.row("F25")
 async def test_f25_a_start_that_hangs_ends_in_time_too(folder: Path, sink: Sink) -> None:
-    """Its store takes the connection and says nothing, and its time-out is longer than the grace period."""
+    """The store accepts the connection and never answers; its time-out is longer than the grace period."""
     asked = trio.Event()
 
     async def silent(stream: trio.SocketStream) -> None:

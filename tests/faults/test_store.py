@@ -33,21 +33,21 @@ from servers.valkey import Valkey
 pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 
 IN_TIME_S = 2.5
-"""Half of what it takes until an instance looks by itself: the median of who is woken stays below."""
+"""Half of the interval at which an instance asks the store by itself. A job that waits less was announced."""
 
 RESUME_S = 5.0 + SLACK_S
-"""What F9 allows, on a busy machine."""
+"""The time that F9 allows, and some more for a busy machine."""
 
 
 @pytest.fixture
 async def proxy(server: Valkey) -> AsyncIterator[FaultProxy]:
-    """The network between one process and the server."""
+    """A proxy between one process and the server."""
     async with open_fault_proxy(partial(trio.open_unix_socket, str(server.socket))) as opened:
         yield opened
 
 
 def first_call(*scripts: str) -> Callable[[bytes], bool]:
-    """Requests that run one of these scripts, the first time that each is asked for."""
+    """A condition that is true for the first request that runs each of these scripts."""
     shas = {load_scripts()[name].sha.encode() for name in scripts}
 
     def lose(request: bytes) -> bool:
@@ -59,7 +59,7 @@ def first_call(*scripts: str) -> Callable[[bytes], bool]:
 
 
 def half_then(event: trio.Event) -> Handler:
-    """Half of a body, and the rest after the event."""
+    """A handler that sends half of a body, and the rest after the event."""
 
     async def handler(exchange: Exchange) -> None:
         await exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")
@@ -80,7 +80,7 @@ async def test_f4_lost_replies_lease_and_finish_nothing_twice(
             nursery.start_soon(partial(fleet.start, "processor", tables=far))
             nursery.start_soon(fleet.start, "api")
             nursery.start_soon(partial(fleet.start, "notifier", tables=far))
-        # Scripts must be known to the server, or the first call of each is answered NOSCRIPT.
+        # The server must know the scripts; otherwise it answers NOSCRIPT to the first call of each.
         await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
         proxy.lose_reply_to = first_call("lease", "finish", "close_callback")
         ids = await fleet.post_all([job_for(origin.url("/bytes/2"), sink.url(), limit=3) for _ in range(6)])
@@ -101,7 +101,7 @@ async def test_f8_a_black_hole_ends_work_before_its_lease(
     dropped = trio.Event()
 
     async def handler(exchange: object) -> None:
-        """The first one is never answered; tells when it is given up."""
+        """Never answer the first request, but notice when its connection is closed."""
         if len(origin.asked("/long")) > 1:
             await respond(200, b"second")(exchange)  # type: ignore[arg-type]
             return
@@ -127,14 +127,14 @@ async def test_f8_a_black_hole_ends_work_before_its_lease(
         with trio.fail_after(RECOVERY_S):
             await dropped.wait()
         await sink.heard_of(job_id)
-        # One slot, and never two at it: the first had gone when the second came.
+        # The first request had ended before the second one arrived, so the limit of 1 held.
         assert origin.peak["/long"] == 1
         await cut[0].event("lease.not_renewed")
         await cut[0].event("lease.lost", job_id=job_id)
-        await trio.sleep(max(0.0, 2 * LEASE_S - (time.monotonic() - cut_at)))  # two leases, says F8
+        await trio.sleep(max(0.0, 2 * LEASE_S - (time.monotonic() - cut_at)))  # F8 cuts it off for two leases
         proxy.heal()
         await fleet.running[-1].stop()
-        # It works on, and is told of jobs, not only by looking.
+        # The processor continues to work and is told of new jobs.
         other = await fleet.post(**job_for(origin.url("/bytes/5"), sink.url()))
         await sink.heard_of(other)
         await fleet.stop_all()
@@ -182,7 +182,7 @@ async def test_f8_a_stop_without_the_store_ends_within_grace(
         cut.send(signal.SIGTERM)
         assert await cut.wait() in HUNG
         assert cut.noise == []
-        # What it could not hand back, others take when the lease has ended.
+        # Another instance takes the job that it could not hand back, when its lease has ended.
         await fleet.start("run")
         await origin.seen("/held", 2)
         assert (await fleet.job(job_id))["state"] == "running"
@@ -195,7 +195,7 @@ async def test_f9_killed_and_restarted_with_its_append_only_file(
 ) -> None:
     server.options = ("--appendonly", "yes", "--appendfsync", appendfsync)
     server.command("CONFIG", "SET", "appendfsync", appendfsync)
-    durable = {"redis": {"durability": "aof", "timeout": 3.0}}  # within which a server syncs each second
+    durable = {"redis": {"durability": "aof", "timeout": 3.0}}  # everysec syncs within that time
     async with open_fleet(folder, server, durable) as fleet:
         processor, notifier, api = await fleet.start_all("processor", "notifier", "api")
         ids: list[str] = []
@@ -232,7 +232,7 @@ async def test_f9_killed_and_restarted_with_its_append_only_file(
         await sink.heard_of(*ids, seconds=30)
         await fleet.stop_all()
         with History(fleet, sink, url=server.url) as history:
-            # Jobs whose answer was lost may be in the store too: at least those that were accepted are.
+            # The store may also have jobs whose answer was lost; it must have all that were accepted.
             states = [history.record(job_id).state for job_id in ids]
             assert set(states) == {"succeeded"}
             assert history.leases() == 0
@@ -254,14 +254,14 @@ async def test_f10_a_store_that_comes_back_empty(folder: Path, sink: Sink, origi
             await origin.seen("/held", 2)
             server.kill()
             await trio.to_thread.run_sync(server.start)
-            # Nobody works on what nobody knows of, and nothing of it is left.
+            # The downloads whose jobs the store has lost are cancelled, and their spool files deleted.
             await processor.event("lease.lost", count=2)
             assert [path for path in fleet.spool.rglob("*") if path.is_file()] == []
             hold.set()
             fleet.accepted.clear()
             job_id = await fleet.post(**job_for(origin.url("/bytes/3"), sink.url()))
             await sink.heard_of(job_id)
-            # What clients were told of stays where they were told that it is.
+            # A file whose callback was delivered can still be fetched.
             assert (await fleet.client.get(f"/files/{before[:3]}/{before}")).status_code == 200
             await fleet.stop_all()
             kept.unlink()
@@ -287,11 +287,11 @@ async def test_f12_a_full_store_refuses_jobs_and_ends_those_it_has(
         answer = await fleet.client.post("/download", json=job_for(origin.url("/bytes/1"), sink.url()))
         assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
         assert int(answer.headers["retry-after"]) > 0
-        # Longer than a lease: renewals go on.
+        # After more than a lease no lease is lost, so renewals go on.
         await trio.sleep(LEASE_S + 2 * SWEEP_S)
         assert fleet.all_events("lease.lost") == fleet.all_events("lease.not_renewed") == []
         hold.set()
-        # Finishing, leasing the others, callbacks and deletion all go on: they are what frees memory.
+        # Completions, leases, callbacks and deletions go on, because they free memory.
         await sink.heard_of(*ids)
         await notifier.event("file.deleted", count=4)
         await fleet.stop_all()
@@ -310,7 +310,7 @@ async def test_h26_more_jobs_than_the_embedded_store_has_memory_for(
         run = await fleet.start("run")
         ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
         await origin.seen("/held", 2)
-        # 80 MB if all were taken, and each 201 is of a job that is kept for hours.
+        # All of them would take 80 MB, and none would be deleted during this test.
         refused = await fleet.client.post("/download", json=large)
         for _ in range(400):
             if refused.status_code != 201:
@@ -318,7 +318,7 @@ async def test_h26_more_jobs_than_the_embedded_store_has_memory_for(
             refused = await fleet.client.post("/download", json=large)
         assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
         assert int(refused.headers["retry-after"]) > 0
-        # What it has is worked on, and nothing of it was thrown away.
+        # The jobs that it has go on, and none was deleted.
         hold.set()
         await sink.heard_of(*ids)
         assert run.events("lease.lost") == []
@@ -347,7 +347,7 @@ async def test_a_lost_subscription_is_made_again(
         spans = []
         for _ in range(3):
             server.command("CLIENT", "KILL", "TYPE", "pubsub")
-            # Whether it comes before or after the new subscription, it is not left for the next look.
+            # The job may come before or after the new subscription; in both cases it starts at once.
             began = time.monotonic()
             job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
             [callback] = await sink.heard_of(job_id)
@@ -359,7 +359,7 @@ async def test_a_lost_subscription_is_made_again(
 async def test_a_silent_subscription_is_made_again(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, proxy: FaultProxy
 ) -> None:
-    """A firewall has forgotten the connection: nothing closes it, and nothing comes any more."""
+    """The proxy acts as a firewall that drops the connection silently: it stays open, and no data arrives."""
     async with open_fleet(folder, server) as fleet:
         run = await fleet.start("run", tables={"redis": {"url": proxy.url}})
         await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))

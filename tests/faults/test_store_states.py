@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.fault, pytest.mark.timeout(120)]
 HOUR_S = 3600
 
 LOADS_SLOWLY = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
-"""A hundredth of a second for each key, and an answer to those who ask between two of them."""
+"""Loading a key takes 0.01 s, and between two keys the server answers requests."""
 
 FILLERS = 300
-"""Keys of more than those bytes: three seconds of loading."""
+"""The number of keys, each larger than those 1024 bytes: loading them takes three seconds."""
 
 
 def check_unavailable(answer: httpx2.Response) -> None:
-    """The job was refused for now, and the client told when to come back."""
+    """The answer is 503 `store_unavailable` with `Retry-After`."""
     assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable"), answer.text
     assert int(answer.headers["retry-after"]) > 0
 
@@ -68,7 +68,7 @@ async def test_f12_a_store_that_is_loading(folder: Path, sink: Sink, origin: Ori
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask_meanwhile)
                 await trio.to_thread.run_sync(server.start)
-            # Nothing that was running was lost, and new jobs are taken.
+            # The running download was not lost, and new jobs are accepted.
             hold.set()
             ids.append(await fleet.post(**job_for(origin.url("/bytes/2"), sink.url())))
             await sink.heard_of(*ids)
@@ -80,7 +80,7 @@ async def test_f12_a_store_that_is_loading(folder: Path, sink: Sink, origin: Ori
 
 
 def change_password(server: Valkey, new: str) -> None:
-    """And end all connections, as those may stay that have given the old one."""
+    """Set a new password, and close all connections: those that gave the old one would stay otherwise."""
     with redis.Redis(unix_socket_path=str(server.socket)) as client:
         client.config_set("requirepass", new)
         client.client_kill_filter(_type="pubsub")
@@ -96,7 +96,7 @@ async def test_f12_the_password_is_changed(server: Valkey, folder: Path, sink: S
         await origin.seen("/held")
         change_password(server, "other")
         check_unavailable(await fleet.client.post("/download", json=job_for(origin.url("/x"), sink.url())))
-        # Trying again would not help who works; whoever starts them again may know the new one.
+        # Processors and notifiers end, because a retry would not help; they can be started with the new one.
         for one in (processor, notifier):
             assert await one.wait(START_S) == 1
             assert one.noise == ["downloader: the store refuses us: Authentication required."]
@@ -129,14 +129,14 @@ async def test_f12_the_clock_is_moved(folder: Path, sink: Sink, origin: Origin, 
             )
             await sink.heard_of(*more)
             if moved_s > 0:
-                # By this clock the leases have ended: the jobs run again, at no cost of theirs.
+                # By this clock the leases have ended: the jobs run again, and no attempt is counted.
                 await origin.seen("/held", 4)
             hold.set()
             if moved_s > 0:
                 await sink.heard_of(*ids)
             else:
                 await sink.until(lambda: len(sink.received) >= len(more) + 2)
-            # What became due before the clock was set back is due again when the clock is right.
+            # Jobs that were due before the clock was set back are due again when it is right.
             clock.set(0)
             more += await fleet.post_all([job_for(origin.url("/bytes/9"), sink.url(), group="c")])
             await sink.heard_of(*ids, *more)
