@@ -104,6 +104,7 @@ def check_content(engine: Engine) -> None:
     assert list(config["Volumes"]) == ["/data"], config
     assert list(config["ExposedPorts"]) == ["8000/tcp"], config
     assert config["StopSignal"] == "SIGTERM", config
+    assert config["Healthcheck"]["Test"] == ["CMD", "/opt/downloader/bin/downloader", "health"], config
     assert config["Labels"]["org.opencontainers.image.description"] == PROJECT["description"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == PROJECT["license"]
     own_bytes = image["Size"] - engine.inspect("image", BASE)["Size"]
@@ -197,6 +198,7 @@ def check_one_role(engine: Engine) -> None:
     ready(port=8010)
     [started] = container.events("service.started")
     assert started["roles"] == ["api"], started
+    engine.ask("podman", "healthcheck", "run", container.name)
     assert len(container.processes()) == 1, container.processes()
     assert container.wait_for_stop() == 0
     container.remove()
@@ -260,7 +262,8 @@ def check_compose(engine: Engine, peer: Peer) -> None:
             compose("--profile", "demo", "up", "--detach", "--no-build", "--scale", "processor=2")
         stack.callback(compose, "down", "--volumes")
         ready()
-        engine.ask("podman", "healthcheck", "run", "fleet-api-1")
+        for name in ("api", "processor", "notifier", "origin"):
+            engine.ask("podman", "healthcheck", "run", f"fleet-{name}-1")
         network = engine.inspect("network", "fleet_default")["subnets"][0]["gateway"]
         job_id = submit("/file", host=network)
         callback = peer.callback(job_id)

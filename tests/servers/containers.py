@@ -234,7 +234,7 @@ def build_base(engine: Engine) -> None:
 def build(engine: Engine, folder: Path, *options: str, recipe: str = "") -> None:
     """Build an image from a folder and its Containerfile, or from a recipe given as text."""
     file = "-" if recipe else str(folder / "Containerfile")
-    command = ["buildah", "build", "--quiet", "--pull=never", "--layers=false", *options]
+    command = ["buildah", "build", "--quiet", "--pull=never", "--layers=false", "--format=docker", *options]
     engine.ask(*command, "--file", file, str(folder), input_text=recipe)
 
 

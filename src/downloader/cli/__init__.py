@@ -18,6 +18,7 @@ from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.config import config, version
 from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
+from downloader.cli.health import health
 from downloader.cli.import_config import import_config
 from downloader.cli.jobs import cancel, job, jobs, retry
 from downloader.cli.plugins import plugins
@@ -33,7 +34,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
     "Download now": (fetch,),
     "Operate a running service": (submit, job, jobs, retry, cancel, aggregations, pause, resume, top),
-    "Inspect": (doctor, plugins, config, import_config, version),
+    "Inspect": (doctor, health, plugins, config, import_config, version),
 }
 """The commands under the headings of `downloader --help`; a function's name is the command's, its docstring
 the help."""
