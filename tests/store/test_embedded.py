@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import subprocess
 import tempfile
@@ -173,6 +174,15 @@ def test_memory_of_control_groups_of_version_1(tmp_path: Path) -> None:
     (tmp_path / "memory/docker/1").mkdir(parents=True)
     (tmp_path / "memory/docker/1/memory.limit_in_bytes").write_text("300000\n")
     assert memory_bytes(tmp_path, own) == 300_000
+
+
+async def test_a_machine_that_it_is_not_built_for_is_one_line(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(ConfigError, match=r"^redis.url: there is no embedded store for this machine: "):
+        async with embedded_valkey(data_dir):
+            pytest.fail("it runs")
 
 
 async def test_a_server_that_was_left_behind_is_ended_first(

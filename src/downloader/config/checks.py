@@ -27,6 +27,9 @@ MAX_DELAY_S = 86400.0
 LONGEST_S = 3600.0
 """Largest lease, grace period and time-out: a larger number is most likely a mistake."""
 
+MAX_S = 1e12
+"""Largest of all other times: doubles, which the store keeps, hold moments so far away to the millisecond."""
+
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
 
@@ -148,9 +151,9 @@ def _folder(value: object) -> object:
 
 
 Number = BeforeValidator(_no_bool)
-Seconds = Annotated[float, Number, Field(gt=0, allow_inf_nan=False)]
-SecondsOrZero = Annotated[float, Number, Field(ge=0, allow_inf_nan=False)]
-ShortSeconds = Annotated[float, Number, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)]
+Seconds = Annotated[float, Number, Field(gt=0, le=MAX_S)]
+SecondsOrZero = Annotated[float, Number, Field(ge=0, le=MAX_S)]
+ShortSeconds = Annotated[float, Number, Field(gt=0, le=LONGEST_S)]
 Percent = Annotated[float, Number, Field(gt=0, le=100)]
 Count = Annotated[int, Number, Field(ge=1)]
 CountOrZero = Annotated[int, Number, Field(ge=0)]

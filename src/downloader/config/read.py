@@ -30,7 +30,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from downloader.config.models import FileStorageSettings, Section, Settings
+from downloader.config.models import FileStorageSettings, HostSettings, Section, Settings
 from downloader.errors import ConfigError
 from downloader.net import EgressPolicy
 
@@ -366,6 +366,10 @@ def _explain(error: ValidationError, layers: _Layers) -> Iterator[str]:
 
 def _line(detail: ErrorDetails, layers: _Layers) -> str:
     path = detail["loc"]
+    if detail["type"] == "extra_forbidden":  # of a host; `_remove_unknown` has found those of other tables
+        near = difflib.get_close_matches(str(path[-1]), HostSettings.model_fields, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{layers.origin(path)}: unknown key {_dotted(path)}{hint}"
     expected = _EXPECTED.get(detail["type"], _one_line(detail["msg"]))
     expected = (
         expected.removeprefix("Value error, ")

@@ -80,8 +80,9 @@ def listen(settings: ApiSettings) -> Sequence[socket.socket]:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         listener = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"api.host: cannot listen on {where}: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot hold
+        reason = getattr(error, "strerror", None) or "not a host name"
+        raise ConfigError(f"api.host: cannot listen on {where}: {reason}") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

