@@ -35,6 +35,9 @@ OPENING_S = 20.0
 CLOSING_S = 5.0
 """Time limit for closing a plugin; then it is cancelled."""
 
+REASON_CHARS = 500
+"""Most characters of a plugin's text that are kept in the store and shown to clients."""
+
 KINDS = {NOTIFIERS: "notifier", STORAGES: "storage", BUCKETS: "buckets"}
 
 
@@ -100,7 +103,9 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
     point = find(group, name)
     try:
         factory = point.load()
-    except Exception as error:  # a plugin's import can raise anything
+    except BaseException as error:  # a plugin's import can raise anything, SystemExit too
+        if isinstance(error, KeyboardInterrupt):
+            raise
         raise PluginError(
             f"{kind} plugin {name!r} ({_source(point)}) cannot be imported: {describe(error)}"
         ) from error
@@ -138,17 +143,23 @@ def find_cancel(error: BaseException) -> BaseException | None:
     )
 
 
+def one_line(text: str) -> str:
+    """A plugin's text on one line of at most `REASON_CHARS`, in which the store can keep it."""
+    # A lone surrogate, which UTF-8 cannot encode, becomes a question mark.
+    return " ".join(text.split())[:REASON_CHARS].encode("utf-8", "replace").decode()
+
+
 def describe(error: BaseException) -> str:
     """The type and the text of a plugin's exception, on one line."""
-    text = " ".join(str(error).split())
+    text = one_line(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def opening_failed(error: Exception) -> str:
+def opening_failed(error: BaseException) -> str:
     """Why a plugin could not be opened, on one line; of an exception group the first error."""
     cause = first_leaf(error)
     if isinstance(cause, PluginError):
-        return " ".join(str(cause).split())
+        return one_line(str(cause))
     return f"cannot be opened: {describe(cause)}"
 
 

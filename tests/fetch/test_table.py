@@ -24,6 +24,7 @@ from downloader.fetch.retry import (
 )
 from downloader.model import Cooldown, ErrorCode, FileFacts, Verdict
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
+from downloader.storage.checked import CheckedStorage
 from servers.certs import old_tls_server, server_context, write_authority
 from servers.lab import Lab, lease, open_lab, small
 from servers.loopback import serving
@@ -386,14 +387,18 @@ class BrokenStorage:
     [
         (StorageError("bucket is busy"), Verdict.RELEASE, "bucket is busy"),
         (StorageRefused("no such bucket"), Verdict.FAILED, "no such bucket"),
-        (OSError(28, "No space left on device"), Verdict.RELEASE, "the storage failed with OSError"),
+        (
+            OSError(28, "No space left on device"),
+            Verdict.RELEASE,
+            "the storage failed: put() raised OSError",
+        ),
         (StorageError("two\nlines" + "x" * 999), Verdict.RELEASE, "two lines" + "x" * 491),
-        (KeyError("secret"), Verdict.RELEASE, "the storage failed with KeyError"),
+        (KeyError("secret"), Verdict.RELEASE, "the storage failed: put() raised KeyError"),
     ],
 )
 @pytest.mark.row("F13")
 async def test_storage(tmp_path: Path, origin: Origin, error: Exception, verdict: Verdict, text: str) -> None:
-    async with open_lab(tmp_path, storage=BrokenStorage(error)) as lab:
+    async with open_lab(tmp_path, storage=CheckedStorage(BrokenStorage(error))) as lab:
         outcome = await lab.fetch(origin.url("/bytes/100000"), attempts=2)
         assert (outcome.verdict, outcome.error_code, outcome.error) == (verdict, ErrorCode.STORAGE, text)
         assert outcome.response_code == 200

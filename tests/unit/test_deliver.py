@@ -27,7 +27,7 @@ from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, Re
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.delivery import deliver
 from downloader.notify.health import UNHEALTHY_AFTER, Breakers
-from downloader.storage import Body, StorageError
+from downloader.storage import Body, StorageError, StorageRefused
 from downloader.storage.checked import CheckedStorage
 
 SPEC = JobSpec(
@@ -294,6 +294,21 @@ async def test_a_group_of_errors_of_a_storage_is_a_storage_error() -> None:
     plugin: Any = SimpleNamespace(delete=call)
     with pytest.raises(StorageError, match=r"^the storage failed: delete\(\) raised BaseExceptionGroup$"):
         await CheckedStorage(plugin).delete("a")
+
+
+@pytest.mark.parametrize("kind", [StorageError, StorageRefused])
+@pytest.mark.row("F23")
+async def test_an_error_of_a_storage_is_one_line_that_the_store_can_keep(kind: type[StorageError]) -> None:
+    class Busy(kind):  # type: ignore[misc,valid-type]
+        """A plugin's own."""
+
+    async def call(*_: object) -> None:
+        raise Busy("two\nlines of \udcff" + "x" * 999)
+
+    plugin: Any = SimpleNamespace(delete=call)
+    with pytest.raises(kind) as caught:
+        await CheckedStorage(plugin).delete("a")
+    assert (type(caught.value), str(caught.value)) == (kind, "two lines of ?" + "x" * 486)
 
 
 @pytest.mark.row("F23")

@@ -71,6 +71,20 @@ MODULE = """
     def open_nothing(section, host):
         return None
 
+    def open_quitter(section, host):
+        raise SystemExit("no loft")
+
+    @asynccontextmanager
+    async def open_deserter(section, host):
+        async def desert():
+            await trio.sleep(1)
+            raise SystemExit
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(desert)
+            yield Pigeon(section)
+            nursery.cancel_scope.cancel()
+
     @asynccontextmanager
     async def open_asleep(section, host):
         try:
@@ -103,6 +117,9 @@ ENTRY_POINTS = """
     stone = strangers_pigeon:open_stone
     sync = strangers_pigeon:open_sync
     nothing = strangers_pigeon:open_nothing
+    quitter = strangers_pigeon:open_quitter
+    deserter = strangers_pigeon:open_deserter
+    script = strangers_script:open_it
     number = strangers_pigeon:no_factory
     asleep = strangers_pigeon:open_asleep
     frail = strangers_pigeon:open_frail
@@ -111,6 +128,7 @@ ENTRY_POINTS = """
 
     [downloader.storages.v1]
     attic = strangers_pigeon:open_stone
+    quitter = strangers_pigeon:open_quitter
     nap = strangers_pigeon:open_asleep
 """
 
@@ -120,6 +138,7 @@ def pigeon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Installs the stranger's distribution; its module."""
     (tmp_path / "strangers_pigeon.py").write_text(textwrap.dedent(MODULE))
     (tmp_path / "strangers_broken.py").write_text("import no_such_library\n")
+    (tmp_path / "strangers_script.py").write_text("raise SystemExit(3)\n")
     info = tmp_path / "pigeon_post-2.5.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pigeon-post\nVersion: 2.5\n")
@@ -156,6 +175,7 @@ def test_installed_lists_strangers_beside_our_own_without_importing(pigeon: Any)
             "broken",
             "cannot be imported: ModuleNotFoundError: No module named 'no_such_library'",
         ),
+        ("script", "cannot be imported: SystemExit: 3"),
         (
             "absent",
             "cannot be imported: AttributeError: module 'strangers_pigeon' has no attribute 'is_not_there'",
@@ -208,6 +228,7 @@ async def test_notifiers_are_opened_with_their_section_and_closed(pigeon: Any, h
         ({"pigeon": {"coop": "full"}}, "backends.pigeon: coop: no room"),
         ({"pigeon": {"coop": "burnt"}}, "backends.pigeon: cannot be opened: OSError: nothing left"),
         ({"nothing": {}}, "backends.nothing: cannot be opened: TypeError: "),
+        ({"quitter": {}}, "backends.quitter: cannot be opened: SystemExit: no loft"),
         ({"stone": {}}, "backends.stone: the plugin gives a object, which has no method deliver()"),
         ({"sync": {}}, "backends.sync: the plugin gives a Sync, whose deliver() is no coroutine function"),
         ({"broken": {}}, "backends.broken: notifier plugin 'broken' (pigeon-post 2.5) cannot be imported: "),
@@ -289,10 +310,24 @@ async def test_a_plugin_that_ends_by_itself_ends_nothing_else_and_is_opened_agai
     assert logs[0]["error"].startswith("backends.frail: has ended by itself: ")
 
 
+async def test_a_plugin_that_wants_to_end_the_process_ends_itself(
+    pigeon: Any, host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    with capture_logs() as logs:
+        async with open_notifiers({"deserter": {}}, host) as notifiers:
+            await trio.sleep(1.5)
+            with pytest.raises(PluginHasEnded):
+                await notifiers["deserter"].deliver("home", payload())
+    assert [entry["event"] for entry in logs] == ["backend.failed"]
+
+
 async def test_a_storage_of_another_interface_is_one_line(pigeon: Any) -> None:
     expected = r"^processor\.filestorage: the plugin gives a object, which has no method put\(\)"
     with pytest.raises(PluginError, match=expected):
         async with open_storage("attic", {}):
+            pytest.fail("it was opened")
+    with pytest.raises(PluginError, match=r"^here: cannot be opened: SystemExit: no loft$"):
+        async with open_storage("quitter", {}, where="here"):
             pytest.fail("it was opened")
     with pytest.raises(PluginError, match=r"^here: no storage plugin 'nope' is installed"):
         async with open_storage("nope", {}, where="here"):

@@ -50,9 +50,6 @@ Raises `StorageError` or `StorageRefused`.
 MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
 """Longest `error` of an outcome. The sentence on an unexpected MIME type fits in."""
 
-MAX_PLUGIN_CHARS = 500
-"""Longest text of a storage plugin's error."""
-
 STORE_BYTES_PER_S = 64 * 1024
 """Storing may take one more second for each so many bytes."""
 
@@ -329,14 +326,10 @@ class Fetcher:
                         still_ours=still_ours,
                     ),
                 )
-        except FetchError:
-            raise
         except StorageRefused as exc:
-            raise FetchError(_one_line(exc), ErrorCode.STORAGE) from exc
+            raise FetchError(str(exc), ErrorCode.STORAGE) from exc
         except StorageError as exc:
-            raise own_fault(_one_line(exc)) from exc
-        except Exception as exc:  # a storage plugin may raise anything
-            raise own_fault(f"the storage failed with {type(exc).__name__}") from exc
+            raise own_fault(str(exc)) from exc
         if bound.cancelled_caught:
             raise own_fault("the storage did not take the file in time")
         failpoint("after-rename")
@@ -347,10 +340,6 @@ class Fetcher:
         if self.own_bucket is None:
             raise FetchError("this service cannot store in buckets of jobs (s3_bucket)", ErrorCode.STORAGE)
         return await self.own_bucket(spec.s3_bucket, spec.s3_region)
-
-
-def _one_line(exc: StorageError) -> str:
-    return " ".join(str(exc).split())[:MAX_PLUGIN_CHARS]
 
 
 def _parse(text: str, use: Use, what: str) -> Url:

@@ -17,10 +17,7 @@ from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.notify.schedule import next_delay_s
-from downloader.plugins import find_cancel
-
-_REASON_CHARS = 500
-"""Limit of a reason, which comes from a plugin or peer and is kept in the store."""
+from downloader.plugins import find_cancel, one_line
 
 _MAX_AFTER_S = 86400.0
 """Limit of `RetryLater.after_s`: a day."""
@@ -76,7 +73,7 @@ async def deliver(
         case Delivered():
             return Delivery(verdict=Verdict.SUCCEEDED)
         case Rejected(reason):
-            return Delivery(verdict=Verdict.FAILED, error=_one_line(reason))
+            return Delivery(verdict=Verdict.FAILED, error=one_line(reason))
         case RetryLater():
             return _retry(lease, result, schedule, rng)
         case _:
@@ -88,7 +85,7 @@ def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: ran
     after_s = None if result.after_s is None else min(result.after_s, _MAX_AFTER_S)
     delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=after_s, rng=rng)
     verdict = Verdict.FAILED if delay is None else Verdict.RETRY
-    return Delivery(verdict=verdict, error=_one_line(result.reason), retry_after_s=delay)
+    return Delivery(verdict=verdict, error=one_line(result.reason), retry_after_s=delay)
 
 
 async def _ask(
@@ -130,8 +127,3 @@ def _body(lease: Lease, download_url: str) -> bytes:
 
 # ASCII: a client's `extra` may have a lone surrogate, which UTF-8 cannot encode.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def _one_line(reason: str) -> str:
-    # A lone surrogate, which the store cannot keep, becomes a question mark.
-    return " ".join(reason.split())[:_REASON_CHARS].encode("utf-8", "replace").decode()

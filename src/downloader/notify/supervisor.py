@@ -20,6 +20,7 @@ from downloader.plugins import (
     OPENING_S,
     check_interface,
     describe,
+    find_cancel,
     load_factory,
     opening_failed,
 )
@@ -114,7 +115,7 @@ class _Supervisor:
         self._scope = trio.CancelScope(deadline=trio.current_time() + self.opening_s)
         is_open = False
         text = f"did not open within {self.opening_s:g} s"
-        cause: Exception | None = None
+        cause: BaseException | None = None
         try:
             with self._scope:
                 async with self.factory(self.section, self.host) as notifier:
@@ -125,7 +126,9 @@ class _Supervisor:
                     self._scope.deadline, self._scope.shield = math.inf, True
                     opened()
                     await self._closing.wait()
-        except Exception as error:  # noqa: BLE001 - a plugin can raise anything
+        except BaseException as error:  # noqa: BLE001 - a plugin can raise anything, SystemExit too
+            if (cancel := find_cancel(error)) is not None:
+                raise cancel from None
             cause = error
             text = f"has ended by itself: {describe(error)}" if is_open else opening_failed(error)
         problem = PluginError(f"backends.{self.name}: {text}")

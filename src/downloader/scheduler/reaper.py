@@ -32,7 +32,7 @@ DELETION_S = 60.0
 async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
     """Delete jobs that are due until `stop` begins; the current batch then has until the stop's deadline.
 
-    `delete` deletes a job's file; its exceptions are logged, and the job is tried again later. Jobs of a
+    `delete` deletes a job's file; a `StorageError` is logged, and the job is tried again later. Jobs of a
     batch that are not removed by the deadline are given to a reaper again after `HOLD_S`. Deleting a file
     twice is harmless.
     """
@@ -53,12 +53,9 @@ async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]
     try:
         with trio.fail_after(DELETION_S):
             await delete(spec)
-    except StorageError as error:
-        log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=str(error))
-        return False
-    except Exception as error:  # a storage plugin may raise anything
-        reason = f"the storage failed with {type(error).__name__}"
-        log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=reason, exc_info=error)
+    except (StorageError, trio.TooSlowError) as error:
+        reason = str(error) or f"not deleted within {DELETION_S:g} s"
+        log.warning(Event.FILE_UNDELETABLE, job_id=spec.id, reason=reason)
         return False
     log.debug(Event.FILE_DELETED, job_id=spec.id, aggr_id=spec.aggr_id)
     return True

@@ -1,4 +1,4 @@
-"""Wrappers of storage plugins that turn unexpected exceptions and results into `StorageError`."""
+"""Wrappers of storage plugins. They raise only `StorageError`, with one line that the store can keep."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from downloader.errors import StorageError
-from downloader.plugins import find_cancel
+from downloader.errors import StorageError, StorageRefused
+from downloader.plugins import find_cancel, one_line
 from downloader.storage.protocol import Body, Buckets, Storage, StoredFile
 
 
@@ -15,8 +15,9 @@ from downloader.storage.protocol import Body, Buckets, Storage, StoredFile
 def _checked(call: str) -> Iterator[None]:
     try:
         yield
-    except StorageError:
-        raise
+    except StorageError as exc:
+        kind = StorageRefused if isinstance(exc, StorageRefused) else StorageError
+        raise kind(one_line(str(exc))) from exc
     # A plugin can raise anything, SystemExit too. Its text may hold a secret: the message has the type only.
     except BaseException as exc:
         if (cancel := find_cancel(exc)) is not None:

@@ -17,6 +17,7 @@ from downloader.plugins import (
     OPENING_S,
     STORAGES,
     check_interface,
+    find_cancel,
     load_factory,
     opening_failed,
 )
@@ -71,7 +72,9 @@ async def _opened(
             try:
                 plugin = await stack.enter_async_context(load_factory(group, name)(section, host))
                 check_interface(plugin, _COROUTINES[group], "the plugin", plain=("url",))
-            except Exception as error:  # noqa: BLE001 - a plugin can raise anything
+            except BaseException as error:  # noqa: BLE001 - a plugin can raise anything, SystemExit too
+                if (cancel := find_cancel(error)) is not None:
+                    raise cancel from None
                 problem = PluginError(f"{where}: {opening_failed(error)}")
                 problem.__cause__ = error
             else:
