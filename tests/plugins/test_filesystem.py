@@ -1,5 +1,6 @@
 """The filesystem storage on real folders: atomic, durable on return, and never outside of its root."""
 
+import errno
 import hashlib
 import os
 import resource
@@ -110,6 +111,25 @@ def other_device(tmp_path: Path) -> Iterator[Path]:
     for file in folder.iterdir():
         file.unlink()
     folder.rmdir()
+
+
+async def test_a_disk_without_permissions_refuses_files_and_leaks_no_descriptor(
+    storage: Storage, root: Path, other_device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    before = open_descriptors()
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(StorageError, match=os.strerror(errno.EPERM)):
+        await storage.put("new/folder", spooled(other_device / "spool", b"data"))
+    (root / "old").mkdir()
+    with pytest.raises(StorageError, match=os.strerror(errno.EPERM)):
+        await storage.put("old/small", small(b"data"))
+    with pytest.raises(StorageError, match=os.strerror(errno.EPERM)):
+        await storage.put("old/copied", spooled(other_device / "spool", b"data"))
+    assert open_descriptors() == before
+    assert names(root / "old") == []
 
 
 async def test_copies_from_another_filesystem(storage: Storage, root: Path, other_device: Path) -> None:

@@ -128,8 +128,12 @@ def _open_child(name: str, *, parent: int, mode: int | None) -> int:
     except FileExistsError:
         return os.open(name, _OPEN_FOLDER, dir_fd=parent)
     fd = os.open(name, _OPEN_FOLDER, dir_fd=parent)
-    # Independent of the umask; higher bits, such as setgid, are inherited from the parent.
-    os.fchmod(fd, os.fstat(fd).st_mode & ~0o777 | mode)
+    try:
+        # Independent of the umask; higher bits, such as setgid, are inherited from the parent.
+        os.fchmod(fd, os.fstat(fd).st_mode & ~0o777 | mode)
+    except OSError:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -327,8 +331,7 @@ def _copy(
     name = secrets.token_hex(8)
     fd = os.open(name, _CREATE, _UNFINISHED_MODE, dir_fd=tmp)
     try:
-        os.fchmod(fd, mode)
-        _copy_bytes(source, fd, key=key, size=body.size, fsync=fsync)
+        _copy_bytes(source, fd, key=key, size=body.size, mode=mode, fsync=fsync)
         _check_ours(key, body)
         rename_into(folders, parts, source=name, source_dir=tmp)
     except BaseException:
@@ -337,9 +340,10 @@ def _copy(
         raise
 
 
-def _copy_bytes(source: int, target: int, *, key: str, size: int, fsync: bool) -> None:
-    """Copy all bytes, then close `target`."""
+def _copy_bytes(source: int, target: int, *, key: str, size: int, mode: int, fsync: bool) -> None:
+    """Copy all bytes, then close `target`; it is closed after an error too."""
     with os.fdopen(target, "wb") as out, os.fdopen(os.dup(source), "rb", buffering=0) as file:
+        os.fchmod(target, mode)
         shutil.copyfileobj(file, out, _COPY_BUFFER_BYTES)
         out.flush()
         if out.tell() != size:
