@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import os
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,6 +22,7 @@ from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 from downloader_plugins.s3.client import Clients
 from downloader_plugins.s3.errors import PassingError, error_code, explain
 from downloader_plugins.s3.facts import user_metadata
+from downloader_plugins.s3.slices import Slice, content_md5
 from downloader_plugins.s3.threads import Call, Threads
 from downloader_plugins.s3.uploads import Uploads
 
@@ -51,9 +49,6 @@ _CLEANUP_S, _HURRIED_CLEANUP_S = 10.0, 0.5
 """How long a failed `put`, and a cancelled one, waits until its upload is aborted. Then the request goes on
 in its thread; an upload that remains is aborted when the job is tried again."""
 
-_READ_BYTES = 256 * 1024
-"""Bytes of the file that are read at once for its digest."""
-
 _LEFTOVER_AGE = timedelta(days=1)
 """Older uploads are taken for leftovers of a crash."""
 
@@ -69,52 +64,6 @@ CHECK_KEY = ".downloader-check"
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
 
 T = TypeVar("T")
-
-
-class _Slice:
-    """A part of a file as a file object that botocore can read and seek."""
-
-    def __init__(self, path: Path, offset: int, size: int, call: Call) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._offset = offset
-        self._size = size
-        self._at = 0
-        self._call = call
-
-    def read(self, count: int | None = -1) -> bytes:
-        self._call.check()
-        left = self._size - self._at
-        data = os.pread(
-            self._file.fileno(),
-            left if count is None or count < 0 else min(count, left),
-            self._offset + self._at,
-        )
-        self._at += len(data)
-        return data
-
-    def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
-        self._at = to + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def close(self) -> None:
-        self._file.close()
-
-    def md5(self) -> str:
-        """The value for `Content-MD5`; seeks back to the start."""
-        digest = _md5()
-        while data := self.read(_READ_BYTES):
-            digest.update(data)
-        if self._at < self._size:
-            raise StorageError("the file to be sent is shorter than it was")
-        self.seek(0)
-        return base64.b64encode(digest.digest()).decode()
-
-
-def _md5(data: bytes = b"") -> Any:
-    return hashlib.md5(data, usedforsecurity=False)  # a checksum that S3 defines
 
 
 async def _clean_up(abort: Callable[[], Awaitable[None]]) -> None:
@@ -322,10 +271,9 @@ class Bucket:
     def _put_whole(self, key: str, body: Body, call: Call) -> None:
         if body.path is None:
             data = body.data or b""
-            digest = base64.b64encode(_md5(data).digest()).decode()
-            self._put_object(key, body, data, digest)
+            self._put_object(key, body, data, content_md5([data]))
             return
-        with closing(_Slice(body.path, 0, body.size, call)) as source:
+        with closing(Slice(body.path, 0, body.size, call)) as source:
             self._put_object(key, body, source, source.md5())
 
     def _put_object(self, key: str, body: Body, source: Any, md5: str) -> None:
@@ -343,7 +291,7 @@ class Bucket:
         return answer["UploadId"]
 
     def _send_part(self, part: _Part, call: Call) -> str:
-        with closing(_Slice(part.path, part.offset, part.size, call)) as source:
+        with closing(Slice(part.path, part.offset, part.size, call)) as source:
             answer = self.clients.quick.upload_part(
                 Bucket=self.name,
                 Key=part.key,
