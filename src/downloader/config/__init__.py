@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from downloader.config.api import ApiSettings, Scope, TokenSettings
 from downloader.config.checks import EMBEDDED
 from downloader.config.imported import import_config
 from downloader.config.models import (
     RENEWALS_PER_LEASE,
-    ApiSettings,
     EgressList,
     HostSettings,
     ProcessorSettings,
     RedisSettings,
-    Scope,
     Settings,
-    TokenSettings,
     with_default_backend,
 )
 from downloader.config.read import allow_also, load_settings

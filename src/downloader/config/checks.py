@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr
 
 from downloader.net import Url, UrlError, is_forbidden, is_token
 
@@ -32,6 +32,12 @@ MAX_S = 1e12
 
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
+
+
+class Section(BaseModel):
+    """A table of the configuration; unknown keys are refused, and no message repeats a value."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, hide_input_in_errors=True)
 
 
 def _no_bool(value: object) -> object:

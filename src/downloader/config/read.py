@@ -30,7 +30,8 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from downloader.config.models import FileStorageSettings, HostSettings, Section, Settings
+from downloader.config.checks import Section
+from downloader.config.models import FileStorageSettings, HostSettings, Settings
 from downloader.errors import ConfigError
 from downloader.net import EgressPolicy
 

@@ -1,0 +1,82 @@
+"""The settings of the HTTP API: the table `[api]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ByteSize, Field, model_validator
+
+from downloader.config.checks import (
+    Bearer,
+    CorsOrigin,
+    DestinationPattern,
+    FileName,
+    HostPattern,
+    Number,
+    Section,
+    Size,
+)
+
+Scope = Literal["submit", "read", "retry", "admin"]
+"""What a token may do; `downloader.api` says which requests need which."""
+
+
+class TokenSettings(Section):
+    """`[[api.tokens]]`: who may call the API, and for what. A list of `["*"]` allows all of its kind."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
+    """Shown in logs and metrics instead of the token."""
+    token: Bearer
+    """What clients send as `Authorization: Bearer`; at least 16 characters."""
+    scopes: list[Scope] = Field(min_length=1)
+    """What the token may do. `admin` includes the others."""
+    aggregations: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `aggr_id`: which aggregations the token may submit to, and see."""
+    destinations: list[DestinationPattern] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of callback destinations, with their type in front, such as `sqs:shop-*`; URLs of `http`
+    callbacks need no type."""
+    buckets: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `s3_bucket`."""
+    proxies: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `aggr_proxy`."""
+
+
+class ApiSettings(Section):
+    """`[api]`: the HTTP API."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    """Address to listen on."""
+    port: Annotated[int, Number, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; `0` takes any free one."""
+    heartbeat_path: FileName = ""
+    """`GET /hb` answers 503 while this file exists, so that a load balancer takes the instance out. Empty:
+    never."""
+    max_body: Size = ByteSize(256 * 1024)
+    """Largest body of a request."""
+    certfile: FileName = ""
+    """PEM file of the certificate with its chain, for TLS. Empty: no TLS."""
+    keyfile: FileName = ""
+    """PEM file of its key, without a password."""
+    allowed_hosts: list[HostPattern] = Field(default_factory=list)
+    """Names in a request's `Host` that are answered besides the address that it came to; others get 421.
+    `*.example.org` is each name below example.org, `*` any name. Empty: any name, but on loopback only
+    localhost and loopback addresses. Behind a proxy on the same machine that forwards `Host`, name the hosts
+    that it serves."""
+    cors_origins: list[CorsOrigin] = Field(default_factory=list)
+    """Origins whose pages a browser may let read the GET routes, such as `https://dashboard.example.org`; `*`
+    is any."""
+    tokens: list[TokenSettings] = Field(default_factory=list)
+    """Tables `[[api.tokens]]`, one for each token. Empty: everyone who reaches the port may do everything.
+    With tokens, each route but `/hb`, `/health/*` and the static files of the web page needs one."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> Self:
+        for what, values in (
+            ("name", [token.name for token in self.tokens]),
+            ("token", [token.token.get_secret_value() for token in self.tokens]),
+        ):
+            if len(set(values)) < len(values):
+                raise ValueError(f"tokens must not share a {what}")
+        if bool(self.certfile) != bool(self.keyfile):
+            raise ValueError("certfile and keyfile go together")
+        return self
