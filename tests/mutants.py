@@ -209,8 +209,8 @@ def run(mutant: Mutant) -> str:
         shown = report.read_text("utf-8", errors="replace")
     if status == 0:
         return "survived"
-    # 2 is a run that `-x` has interrupted.
-    if status not in (1, 2) or "FAILED" not in shown:
+    # 2: `-x` has interrupted the run; 3: what the failed test left open raised a warning at the very end.
+    if status not in (1, 2, 3) or "FAILED" not in shown:
         return f"could not be tried: status {status}, {shown[-1000:]}"
     first = next((line for line in shown.splitlines() if line.startswith("FAILED")), "")
     return f"killed by {first.removeprefix('FAILED ').split(' - ')[0]}"

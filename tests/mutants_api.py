@@ -81,6 +81,13 @@ ROWS = (
         f"{SERVER} -k declared",
     ),
     (
+        "app: two slashes before a route",
+        f"{API}/app.py",
+        'if path.startswith("//"):',
+        "if False:",
+        f"{HOSTILE} -k two_slashes",
+    ),
+    (
         "session: a cookie needs no header of the page",
         f"{API}/origin.py",
         'if headers.get(_PAGE) != b"1":',

@@ -43,7 +43,7 @@ _RESTART_S = 0.2
 _START_S = 120.0
 
 TABLES: dict[str, dict[str, Any]] = {
-    "redis": {"durability": "aof"},
+    "redis": {"durability": "aof", "timeout": 1.0},
     # Fewer than the limits allow together, so that one process alone cannot take all downloads.
     "processor": {"concurrency": 8, "download_url": "http://files.test"},
     # Many quick retries: the receiver never fails for long, but this machine may be slow.

@@ -56,25 +56,15 @@ async def test_jobs_survive_failovers(watched: Watched, folder: Path, sink: Sink
         run = await fleet.start("run")
 
         async def flows(number: int) -> None:
-            """Clients try again at a 503; what is accepted is done."""
-            with trio.fail_after(20):
-                while True:
-                    answer = await fleet.client.post(
-                        "/download", json=job_for(origin.url(f"/bytes/{number}"), sink.url())
-                    )
-                    if answer.status_code == 201:
-                        break
-                    assert answer.status_code == 503, answer.text
-                    await trio.sleep(0.1)
-                fleet.accepted.append(answer.json()["id"])
-                await sink.heard_of(answer.json()["id"])
+            """What is accepted is done."""
+            await sink.heard_of(await fleet.insist(**job_for(origin.url(f"/bytes/{number}"), sink.url())))
 
         await flows(1)
         # Clean: the old primary lives on as a replica and answers READONLY.
         await trio.to_thread.run_sync(watched.fail_over)
         await flows(2)
         await trio.to_thread.run_sync(until, watched.is_ready, "replication the other way round")
-        held = [await fleet.post(**job_for(origin.url("/slow/1/9"), sink.url())) for _ in range(3)]
+        held = [await fleet.insist(**job_for(origin.url("/slow/1/9"), sink.url())) for _ in range(3)]
         old = await trio.to_thread.run_sync(watched.primary_port)
         watched.nodes[old].kill()
         # What was acknowledged as replicated is there, and is done.
@@ -97,9 +87,9 @@ async def test_f11_a_replica_that_is_behind_takes_over(
     hold = trio.Event()
     origin.on("/held", gate(hold, respond(200, b"held")))
     origin.on("/unheard", gate(hold, respond(404)))
-    async with open_fleet(folder, None, merged(replicated(watched), BRIEF)) as fleet:
+    async with open_fleet(folder, None, merged(BRIEF, replicated(watched))) as fleet:
         run = await fleet.start("run")
-        ids = await fleet.post_all([job_for(origin.url("/held"), sink.url(), limit=2) for _ in range(4)])
+        ids = [await fleet.insist(**job_for(origin.url("/held"), sink.url(), limit=2)) for _ in range(4)]
         await origin.seen("/held", 2)
         old = await trio.to_thread.run_sync(watched.primary_port)
         # From here on the replica gets nothing: what is done now is lost with the primary.

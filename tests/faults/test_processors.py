@@ -15,6 +15,7 @@ import trio
 
 from servers.fleet import (
     BRIEF,
+    PATIENT,
     RECOVERY_S,
     Fleet,
     History,
@@ -125,7 +126,7 @@ async def test_f2_killed_at_a_named_point(
 @pytest.mark.row("F5")
 async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Path, sink: Sink) -> None:
     limits = {"/slow/0.3/3001": 6, "/slow/0.3/3002": 6}
-    async with origin_process() as origin, open_fleet(folder, server) as fleet:
+    async with origin_process() as origin, open_fleet(folder, server, PATIENT) as fleet:
         first, second, third, _, api = await fleet.start_all(
             "processor", "processor", "processor", "notifier", "api"
         )

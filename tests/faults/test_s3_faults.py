@@ -14,7 +14,7 @@ import trio
 
 from servers import s3
 from servers.aws import CREDENTIALS, REGION, Moto
-from servers.fleet import BRIEF, RECOVERY_S, Fleet, History, Running, job_for, open_fleet
+from servers.fleet import BRIEF, RECOVERY_S, Fleet, History, Running, Tables, job_for, merged, open_fleet
 from servers.origin import Origin, respond
 from servers.s3 import Front, Rule
 from servers.sink import Sink
@@ -81,11 +81,8 @@ class S3History(History):
 def tables(bucket: str, url: str, *, timeout: float = 1.0) -> dict[str, dict[str, Any]]:
     short = {"endpoint_url": url, "timeout": timeout}
     own = {"type": "s3", "bucket": bucket, "region": REGION, **short}
-    return {
-        "processor.filestorage": own,
-        "processor.s3": short,
-        "processor": {"concurrency": 32, **BRIEF["processor"]},
-    }
+    more: Tables = {"processor.filestorage": own, "processor.s3": short, "processor": {"concurrency": 32}}
+    return merged(BRIEF, more)
 
 
 async def start_all(fleet: Fleet) -> Running:

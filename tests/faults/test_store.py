@@ -361,7 +361,7 @@ async def test_a_silent_subscription_is_made_again(
 ) -> None:
     """The proxy acts as a firewall that drops the connection silently: it stays open, and no data arrives."""
     async with open_fleet(folder, server) as fleet:
-        run = await fleet.start("run", tables={"redis": {"url": proxy.url}})
+        run = await fleet.start("run", tables={"redis": {"url": proxy.url, "timeout": 1.0}})
         await sink.heard_of(await fleet.post(**job_for(origin.url("/bytes/1"), sink.url())))
         assert proxy.forget(b"SUBSCRIBE") == 1
         await proxy.forwarded(b"SUBSCRIBE")

@@ -182,7 +182,7 @@ async def test_slow_but_steady_is_fine(tmp_path: Path, origin: Origin) -> None:
 async def test_endless_chunks_end_at_max_size(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, max_size="4MiB") as lab:
         unit = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-        outcome = await lab.fetch(origin.on("/x", repeat(CHUNKED, unit)))
+        outcome = await lab.fetch(origin.on("/x", repeat(CHUNKED, unit, end=b"0\r\n\r\n", count=4 * 64)))
         assert end(outcome) == (Verdict.FAILED, ErrorCode.TOO_LARGE)
 
 

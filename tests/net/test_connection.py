@@ -26,6 +26,9 @@ from downloader.net.stream import Stream
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
+OFFERED_BYTES = 3_000_000
+"""Of a flood: several times as many as are read of one."""
+
 
 class Wire:
     """The transport stream of a peer that gives the same answer to every request."""
@@ -270,7 +273,7 @@ async def test_nothing_at_all() -> None:
 )
 @pytest.mark.row("H12")
 async def test_floods_are_bounded(start: bytes, unit: bytes) -> None:
-    wire = Wire([start, *[unit] * 400])
+    wire = Wire([start, *[unit] * (1 + OFFERED_BYTES // len(unit))])
     offered = sum(map(len, wire.pieces))
     talk = connection(wire)
 

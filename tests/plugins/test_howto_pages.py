@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -61,17 +59,10 @@ START_S = 120.0
 
 
 def walk(test: Callable[[Path], None]) -> Callable[[Path], None]:
-    """A test that types a guide; one at a time, as all of them use the same port."""
+    """A test that types a guide, whose ports are fixed."""
     for mark in (pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(600)):
         test = mark(test)
     return pytest.mark.usefixtures("alone")(test)
-
-
-@pytest.fixture
-def alone() -> Iterator[None]:
-    with Path(tempfile.gettempdir(), "downloader-howto.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ PAGE = (ROOT / "docs" / "plugins.md").read_text("utf-8").partition("\n## Referen
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(900)]
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_page_teaches_to_write_a_notifier_and_a_storage(tmp_path: Path) -> None:
     (tmp_path / "downloader").symlink_to(ROOT)
     folder, logs = tmp_path / "downloader-hook", tmp_path / "logs"

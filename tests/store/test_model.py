@@ -393,7 +393,7 @@ class Model(Expected):
 
 
 async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done: Counter[str]) -> None:
-    redis = RedisSettings(url=server.url, key_prefix=prefix)
+    redis = RedisSettings(url=server.url, key_prefix=prefix, timeout=60)  # for a busy machine
     async with asyncio_loop(), open_client(redis) as client:
         model = Model(server=server, client=client, done=done)
         await model.clock.start()
