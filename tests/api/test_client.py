@@ -431,10 +431,11 @@ async def test_lines_that_the_store_did_not_take_are_sent_again(
         httpx2.Response(200, text="<html>"),
         httpx2.Response(200, json=[]),
         httpx2.Response(200, json={"id": "x"}),
+        httpx2.Response(200, stream=httpx2.ByteStream(b"no gzip"), headers={"Content-Encoding": "gzip"}),
     ],
 )
 async def test_another_service_is_recognised(answer: httpx2.Response) -> None:
-    async with AsyncClient("http://h/api", transport=Script(answer)) as client:
+    async with AsyncClient("http://h/api", retries=0, transport=Script(answer)) as client:
         with pytest.raises(ClientError, match="http://h/api/jobs/x did not answer as a downloader does"):
             await client.job("x")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -328,6 +328,15 @@ async def test_errors_are_problem_documents(
     assert answer.json()["status"] == status
     if status == 405:
         assert answer.headers["allow"]
+
+
+async def test_a_body_of_unknown_length_that_is_too_large(api: Served) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b" " * 65_536
+
+    answer = await api.client.patch("/aggregations/x", content=body())
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
 
 
 async def test_head_and_options(api: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -155,6 +156,10 @@ async def test_a_file_that_is_refused_for_its_content_is_not_kept(tmp_path: Path
         "note cut off",
         "no note",
         "no part",
+        "a folder as the part",
+        "a folder as the note",
+        "a pipe as the note",
+        "another folder",
         {"total": -5},
         {"validator": ["etag", "x\r\nCookie: stolen"]},
         {"validator": [1, 2]},
@@ -173,6 +178,18 @@ async def test_a_part_without_a_note_is_deleted(
             note.unlink()
         case "no part":
             part.unlink()
+        case "a folder as the part":
+            part.unlink()
+            (part / "folder").mkdir(parents=True)
+        case "a folder as the note":
+            note.unlink()
+            note.mkdir()
+        case "a pipe as the note":
+            note.unlink()
+            os.mkfifo(note)
+        case "another folder":
+            note.unlink()
+            (part.parent / "folder").mkdir()
         case dict():
             note.write_text(json.dumps(json.loads(note.read_text()) | spoiled))
     async with open_lab(tmp_path, lasting=True) as lab:

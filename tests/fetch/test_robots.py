@@ -239,6 +239,11 @@ async def test_redirects_lead_nowhere(lab: Lab, origin: Origin) -> None:
 async def test_garbage_is_no_rule(lab: Lab, origin: Origin) -> None:
     robots = lab.fetcher.robots
     assert robots is not None
-    for data in (b"garbage\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n" + bytes(range(256)) * 100):
+    for data in (
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n" + bytes(range(256)) * 100,
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno gzip",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+    ):
         robots._kept.clear()
         assert end(await lab.fetch(file_and_robots(origin, raw(data)))) == OK

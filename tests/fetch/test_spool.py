@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -12,6 +13,8 @@ import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import trio
@@ -103,6 +106,25 @@ trio.run(main)
         async with open_spool(tmp_path) as third:
             assert _folders(tmp_path) == {living.path, third.path}
             assert (living.path / name).exists()
+
+
+@pytest.mark.parametrize(("module", "step"), [(os, "open"), (fcntl, "flock")])
+async def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
+) -> None:
+    real = getattr(module, step)
+    swept: list[Path] = []
+
+    def sweep_first(*args: Any, **more: Any) -> Any:
+        if not swept and (folders := _folders(tmp_path)):
+            swept.extend(folders)
+            folders.pop().rmdir()
+        return real(*args, **more)
+
+    monkeypatch.setattr(module, step, sweep_first)
+    async with open_spool(tmp_path) as spool:
+        assert _folders(tmp_path) == {spool.path}
+    assert len(swept) == 1
 
 
 async def test_the_sweep_follows_and_touches_nothing_else(tmp_path: Path) -> None:

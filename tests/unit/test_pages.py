@@ -11,7 +11,7 @@ import pytest
 from downloader.api import fields, parse
 from downloader.api.codes import CODES
 from downloader.config.read import known_keys
-from downloader.model import State
+from downloader.model import ErrorCode, State
 from downloader.observe.events import Event
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +43,12 @@ def test_the_search_for_codes_finds_some_of_each_spelling() -> None:
 
 def test_each_problem_code_has_a_meaning() -> None:
     assert problem_codes() - CODES.keys() == set()
+
+
+def test_the_web_page_has_words_for_each_reason_of_a_failure() -> None:
+    words = (API.parent / "web" / "words.js").read_text("utf-8")
+    reasons = words.partition("REASONS = {")[2].partition("}")[0]
+    assert set(re.findall(r"^ *(\w+):", reasons, re.MULTILINE)) == {*ErrorCode, "callback"} - {""}
 
 
 @pytest.mark.parametrize("state", State)

@@ -16,7 +16,7 @@ from socket import socket
 import trio
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from downloader.api.aggregations import add_aggregations
 from downloader.api.asgi import AsgiApp, Message, Receive, Send, send_answer, send_problem
@@ -194,7 +194,7 @@ async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Recei
 def create_routes(deps: ApiDeps, events: Events, callers: Callers = ()) -> QuartTrio:
     """The Quart application; it has no tasks and no resources."""
     app = QuartTrio("downloader.api", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = int(deps.settings.max_body)
+    app.config["MAX_CONTENT_LENGTH"] = limit = int(deps.settings.max_body)
     app.config["BODY_TIMEOUT"] = app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each wait
     app.url_map.merge_slashes = False  # `/files//x` is not `/files/x`
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
@@ -215,7 +215,7 @@ def create_routes(deps: ApiDeps, events: Events, callers: Callers = ()) -> Quart
 
     @app.errorhandler(Exception)
     async def answer_error(error: Exception) -> Response:
-        problem = as_problem(error)
+        problem = too_large(limit) if isinstance(error, RequestEntityTooLarge) else as_problem(error)
         if problem is INTERNAL:
             _log.exception(Event.API_FAILED, path=request.path)
         headers = {name.decode(): value.decode() for name, value in problem.headers()}

@@ -107,10 +107,10 @@ class Wire:
                 response = await self._http.request(
                     method, path, params=params, content=content, headers=headers, timeout=timeout
                 )
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 unsent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
                 if pause_s is None or not (repeatable or unsent):
-                    raise self._unreachable(error) from error
+                    raise self._no_answer(error) from error
                 await self.sleep(pause_s)
                 continue
             if response.is_success:
@@ -144,11 +144,11 @@ class Wire:
                 finally:
                     await response.aclose()
                     # httpx2's generators do not close each other: reading on raises, which ends them all.
-                    with suppress(httpx2.StreamError, httpx2.TransportError):
+                    with suppress(httpx2.StreamError, httpx2.RequestError):
                         async for _ in lines:
                             pass
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
+        except httpx2.RequestError as error:
+            raise self._no_answer(error) from error
 
     def pauses(self) -> Iterator[float | None]:
         """The pause after each try if it fails, in seconds; `None` after the last."""
@@ -156,7 +156,9 @@ class Wire:
             yield min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311
         yield None
 
-    def _unreachable(self, error: httpx2.TransportError) -> Unreachable:
+    def _no_answer(self, error: httpx2.RequestError) -> ClientError:
+        if isinstance(error, httpx2.DecodingError):  # the body is not in the encoding that its head names
+            return not_a_downloader(error.request.url)
         if isinstance(error, httpx2.TimeoutException):
             reason = "no answer in time"
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
@@ -86,12 +87,19 @@ class LastingParts(Parts):
         return self._folder / f"{name}{NOTE}"
 
     def _sweep(self) -> None:
-        """Delete parts without a readable note, and notes without a part."""
-        names = {path.name for path in self._folder.iterdir()}
-        for name in {name.removesuffix(NOTE) for name in names}:
-            if not {name, name + NOTE} <= names or _read(self._note(name)) is None:
-                for path in (self._folder / name, self._note(name)):
-                    path.unlink(missing_ok=True)
+        """Delete all but parts with a readable note, and these notes.
+
+        The folder may come from somebody else, with anything in it.
+        """
+        for path in list(self._folder.iterdir()):
+            name = path.name.removesuffix(NOTE)
+            part, note = self._folder / name, self._note(name)
+            if part.is_file() and note.is_file() and _read(note) is not None:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
     async def _drop(self, job_id: str) -> None:
         self.take(job_id)

@@ -138,6 +138,8 @@ class Robots:
                 data, fields = await self._read(url.join(b"/robots.txt"), aggregation, proxy)
         except trio.TooSlowError:
             error = _no_answer(f"not received within {self.within_s:g} s")
+        except BadResponse:
+            return await self._read_rules(url, b"", ())
         except NetError as exc:
             error = explain(exc)  # as a request for the file would end
         except FetchError as exc:
@@ -161,6 +163,7 @@ class Robots:
         """The first bytes of the file, none if there is no such file, and the fields of the response.
 
         Raises:
+            BadResponse: the response is malformed; so it has no rules.
             NetError: the origin cannot be reached.
             FetchError: it answers 5xx or 429.
         """
@@ -169,10 +172,10 @@ class Robots:
             request = build_request("GET", route, [*self.headers.values()])
             try:
                 response = await self.transport.handle_async_request(request)
-            except (EgressRefused, BadResponse) as exc:
-                if hop == 0 and isinstance(exc, EgressRefused):
+            except EgressRefused:
+                if hop == 0:
                     raise
-                return b"", ()  # a redirect to where we may not go, or nothing that could be read
+                return b"", ()  # a redirect to where we may not go
             fields, body, status = response.headers.raw, response.stream, response.status_code
             assert isinstance(body, ResponseBody)
             try:

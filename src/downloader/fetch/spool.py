@@ -7,13 +7,12 @@ names, with `O_EXCL` and `O_NOFOLLOW`, so that planted links and files have no e
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -148,17 +147,15 @@ def _create_folder(root: Path) -> Spool:
     while True:
         path = root / f"spool-{secrets.token_hex(8)}"
         path.mkdir(mode=0o700)
-        descriptor = os.open(path, _OPEN_FOLDER)
-        try:
+        with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
+            # Both errors, and another folder in this place, mean that an instance that starts has deleted it:
+            # as long as it is not locked, it looks like a crashed instance's.
+            descriptor = os.open(path, _OPEN_FOLDER)
+            stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_at(path, descriptor):
+                stack.pop_all()
                 return Spool(path, descriptor)
-        except OSError as exc:
-            if exc.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
-                os.close(descriptor)
-                raise
-        # Another instance has deleted the folder before it was locked.
-        os.close(descriptor)
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

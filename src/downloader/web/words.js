@@ -73,6 +73,7 @@ export const REASONS = {
   poison: "its workers died",
   protocol: "malformed response",
   redirects: "too many redirects",
+  robots: "refused by robots.txt",
   storage: "storage failed",
   timeout: "timed out",
   tls: "TLS failed",
