@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quart import request
@@ -17,7 +16,7 @@ from downloader.api.deps import ApiDeps
 from downloader.api.fields import MAX_INT, Delay, Integer, Rate
 from downloader.api.jobs import visible_aggregations
 from downloader.api.json import parse_object
-from downloader.api.listed import bad_query
+from downloader.api.listed import bad_query, next_page
 from downloader.api.parse import refusal
 from downloader.api.problems import Problem, Refused
 from downloader.api.search import Aggregations, Search
@@ -57,15 +56,9 @@ def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
         search = Search.of(request.args)
         if search is not None:
             found = await searched.find(search, visible_aggregations())
-            return (
-                {
-                    "aggregations": [_view(each) for each in found.aggregations],
-                    "cursor": found.cursor,
-                    "total": found.total,
-                },
-                HTTPStatus.OK,
-                _link(found.cursor),
-            )
+            rows = [_view(each) for each in found.aggregations]
+            answer: AggregationsAnswer = {"aggregations": rows, "cursor": found.cursor, "total": found.total}
+            return answer, HTTPStatus.OK, next_page("/aggregations", found.cursor)
         try:
             page = await deps.store.aggregations(request.args.get("cursor", ""), PAGE)
         except ValueError:
@@ -73,7 +66,8 @@ def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
         allows = visible_aggregations()
         rows = [_view(each) for each in page.aggregations if allows(each.aggr_id)]
         rows.sort(key=lambda row: (-row["in_flight"] - row["pending"], row["aggr_id"]))
-        return {"aggregations": rows, "cursor": page.cursor}, HTTPStatus.OK, _link(page.cursor)
+        answer = {"aggregations": rows, "cursor": page.cursor}
+        return answer, HTTPStatus.OK, next_page("/aggregations", page.cursor)
 
     @app.get("/aggregations/<aggregation:aggr_id>")
     async def aggregation(aggr_id: str) -> AggregationAnswer:
@@ -85,11 +79,6 @@ def add_aggregations(app: QuartTrio, deps: ApiDeps) -> None:
         changes = _changes(await request.data)
         visible = visible_aggregations()(aggr_id)
         return _known(await deps.store.adjust(aggr_id, changes) if visible else None)
-
-
-def _link(cursor: str) -> dict[str, str]:
-    query = urlencode({**request.args.to_dict(), "cursor": cursor})
-    return {"Link": f'</aggregations?{query}>; rel="next"'} if cursor else {}
 
 
 def _changes(body: bytes) -> Mapping[str, Any]:

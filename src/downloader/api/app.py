@@ -30,7 +30,6 @@ from downloader.api.auth import (
     needs_token,
     read_tokens,
 )
-from downloader.api.bulk import PATH as BULK_PATH
 from downloader.api.bulk import serve_downloads
 from downloader.api.deps import ApiDeps
 from downloader.api.events import PATH as EVENTS_PATH
@@ -39,7 +38,7 @@ from downloader.api.exchange import RESERVED
 from downloader.api.files import add_files
 from downloader.api.health import add_health
 from downloader.api.hosts import host_check
-from downloader.api.intake import Intake
+from downloader.api.intake import BULK_PATH, SINGLE_PATH, Intake
 from downloader.api.jobs import add_jobs
 from downloader.api.limits import Limits
 from downloader.api.listed import add_listed
@@ -60,7 +59,7 @@ from downloader.api.problems import (
 from downloader.api.reference import add_reference
 from downloader.api.server import serve_http
 from downloader.api.session import SESSION, add_session, find_session
-from downloader.api.submit import PATH, TRACE, serve_download, traceparent
+from downloader.api.submit import TRACE, serve_download, traceparent
 from downloader.model import status_phrase
 from downloader.observe import Event, SpanKind, Traces, get_logger
 from downloader.store import StoreError
@@ -261,7 +260,7 @@ def as_problem(error: Exception) -> Problem:
 UNKNOWN = "other"
 """Stands for the route of a request that was refused before its route was known, or has none."""
 
-_INTAKE = {PATH: serve_download, BULK_PATH: serve_downloads}
+_INTAKE = {SINGLE_PATH: serve_download, BULK_PATH: serve_downloads}
 
 _CROWDED = unavailable("too_many_connections", "Too many clients are connected; try again.")
 

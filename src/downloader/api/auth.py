@@ -14,6 +14,7 @@ from http import HTTPStatus
 from typing import get_args
 
 from downloader.api.globs import Allows, destination_globs, text_globs, url_globs
+from downloader.api.intake import BULK_PATH, SINGLE_PATH
 from downloader.api.origin import SAFE_METHODS
 from downloader.api.problems import Fault, Problem, Refused, faulty
 from downloader.config import Scope, TokenSettings
@@ -26,8 +27,6 @@ PUBLIC_PATHS = frozenset({"/hb", "/health/live", "/health/ready"})
 """Routes for load balancers and supervisors, which have no token."""
 
 SESSION_PATH = "/session"
-
-SUBMIT_PATHS = frozenset({"/download", "/downloads"})
 
 RETRY_PATH = "/retry"
 """Route of retries: in bulk, or with a job's id behind it."""
@@ -122,7 +121,7 @@ def scope_of(method: str, path: str) -> Scope:
     """The scope that a request needs."""
     if method in SAFE_METHODS:
         return "read"
-    if (method == "POST" and path in SUBMIT_PATHS) or method == "DELETE":  # the only one cancels a job
+    if method == "DELETE" or (method == "POST" and path in (SINGLE_PATH, BULK_PATH)):  # DELETE cancels a job
         return "submit"
     if method == "POST" and (path == RETRY_PATH or path.startswith(f"{RETRY_PATH}/")):
         return "retry"

@@ -33,8 +33,6 @@ from downloader.api.submit import (
 from downloader.observe import Counters
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
-PATH = BULK_PATH
-
 KEY_FIELD = "idempotency_key"
 
 _START = {
@@ -158,7 +156,7 @@ async def _take(batch: Sequence[_Job | Problem], intake: Intake, counters: Count
     lines = [item if isinstance(item, Problem) else _answer_line(next(answers), item[1]) for item in batch]
     for line in lines:
         if isinstance(line, Problem):
-            counters.add("jobs_refused", 1, PATH, line.code)
+            counters.add("jobs_refused", 1, BULK_PATH, line.code)
     return b"".join(_problem_line(line) if isinstance(line, Problem) else line for line in lines)
 
 

@@ -169,12 +169,6 @@ def _url(use: Use) -> AfterValidator:
     return AfterValidator(lambda url: check_url(url, use) if url else url)
 
 
-def _required_url(url: str) -> str:
-    if not url:
-        raise PydanticCustomError("required", "is required")
-    return check_url(url, "download")
-
-
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE)]
 Delay = Annotated[float, Field(ge=0, le=MAX_DELAY_S)]
 
@@ -216,8 +210,9 @@ class DownloadRequest(BaseModel):
     `aggr_rate`."""
     url: Annotated[
         str,
-        AfterValidator(_required_url),
-        _described(examples=["https://example.org/image.png"], minLength=1, **_HTTP),
+        Field(min_length=1),
+        _url("download"),
+        _described(examples=["https://example.org/image.png"], **_HTTP),
     ]
     """Absolute http or https URL; echoed byte for byte as `resource_url`. Read as a browser reads it:
     surrounding blanks are dropped, characters that a URL cannot have are percent-encoded; user and password

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from downloader.api.asgi import Headers
 from downloader.api.problems import Problem, Refused
-from downloader.net import Url, UrlError
+from downloader.net import Url, UrlError, host_matches
 from downloader.observe import Event, get_logger
 
 _log = get_logger()
@@ -48,9 +48,7 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
         except (UrlError, UnicodeDecodeError):
             return False
         host = url.origin.host.removesuffix(".")
-        parents = host.split(".")[1:]
-        listed = host in names or any("*." + ".".join(parents[at:]) in names for at in range(len(parents)))
-        return url.target == b"/" and (listed or _is_own(host, server))
+        return url.target == b"/" and (host_matches(host, names) or _is_own(host, server))
 
     return check
 

@@ -28,14 +28,11 @@ def add_listed(app: QuartTrio, deps: ApiDeps) -> None:
     """`GET /jobs`, `GET /failures` and `POST /retry`."""
 
     @app.get("/jobs")
-    async def jobs() -> tuple[ListedPageAnswer, int, dict[str, str]]:
+    async def list_jobs() -> tuple[ListedPageAnswer, int, dict[str, str]]:
         state, callback = request.args.get("state", ""), request.args.get("callback", "")
         found, cursor = await _page(deps.store, state, callback)
-        headers = {}
-        if cursor:
-            query = urlencode({**request.args.to_dict(), "cursor": cursor})
-            headers["Link"] = f'</jobs?{query}>; rel="next"'
-        return {"jobs": [_answer(each) for each in found], "cursor": cursor}, HTTPStatus.OK, headers
+        jobs = [_answer(each) for each in found]
+        return {"jobs": jobs, "cursor": cursor}, HTTPStatus.OK, next_page("/jobs", cursor)
 
     @app.get("/failures")
     async def failures() -> FailuresAnswer:
@@ -123,6 +120,12 @@ def _answer(job: ListedJob) -> ListedAnswer:
         "failed_at": rfc3339(job.failed_ms),
         "error": job.error,
     }
+
+
+def next_page(route: str, cursor: str) -> dict[str, str]:
+    """The header that leads to the page behind the request's (RFC 8288); none if the cursor is empty."""
+    query = urlencode({**request.args.to_dict(), "cursor": cursor})
+    return {"Link": f'<{route}?{query}>; rel="next"'} if cursor else {}
 
 
 def bad_query(field: str, detail: str) -> Problem:

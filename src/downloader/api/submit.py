@@ -17,15 +17,13 @@ from downloader.api.asgi import Gone, Message, Receive, Send, client_of, send_an
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.globs import anything
-from downloader.api.intake import SINGLE_PATH, Intake, memory_of
+from downloader.api.intake import Intake, memory_of
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job, unknown_fields
 from downloader.api.problems import Fault, Problem, Refused, too_large
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
 from downloader.store import Accepted, StoreUnavailable, Submission
-
-PATH = SINGLE_PATH
 
 TRACE = "downloader.trace"
 """Key in the ASGI scope: the traceparent of the request's own span; absent without traces."""

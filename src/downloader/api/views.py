@@ -159,4 +159,4 @@ def counters(reports: Iterable[Mapping[str, Any]], field: str = "counters") -> d
         for name, value in found.items() if isinstance(found, Mapping) else ():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 sums[name] = sums.get(name, 0) + value
-    return dict(sorted(sums.items()))
+    return sums

@@ -16,7 +16,7 @@ from downloader.net.errors import (
     TlsFailed,
 )
 from downloader.net.fields import FIELD_NAME, is_forbidden, is_token, parse_retry_after
-from downloader.net.policy import EgressPolicy
+from downloader.net.policy import EgressPolicy, host_matches
 from downloader.net.resolve import Resolver
 from downloader.net.route import ROUTE, Expect, Route, build_request
 from downloader.net.transport import (
@@ -58,6 +58,7 @@ __all__ = [
     "Use",
     "build_request",
     "guarded_client",
+    "host_matches",
     "is_forbidden",
     "is_token",
     "open_transport",

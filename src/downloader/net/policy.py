@@ -1,7 +1,7 @@
 """Which addresses may be connected to: pure decisions, no I/O.
 
 The verdict is made from this module's own tables and not from `ipaddress.is_global`: that one passes
-NAT64, multicast, `fec0::/10` and `::127.0.0.1`, and changed its mind between Python 3.11 and 3.13.
+NAT64, multicast, `fec0::/10` and `::127.0.0.1`, and answers differently in Python 3.11 and 3.13.
 The tables follow the IANA special-purpose registries (RFC 6890 and its updates).
 """
 
@@ -26,7 +26,7 @@ _NOT_PUBLIC_V4 = tuple(
         "10.0.0.0/8",
         "100.64.0.0/10",  # carrier-grade NAT
         "127.0.0.0/8",
-        "169.254.0.0/16",  # link-local, home of most metadata services
+        "169.254.0.0/16",  # link-local, with most metadata services
         "172.16.0.0/12",
         "192.0.0.0/24",  # IETF protocol assignments
         "192.0.2.0/24",  # documentation
@@ -155,9 +155,9 @@ class EgressPolicy:
                     f" that very address to {self.setting}.allow"
                 )
             return
-        # A translator goes on to the inner address, so that one decides.
+        # A translator (NAT64) connects to the inner address, so that one decides.
         final = inner[0] if plain in _NAT64 else plain
-        if _any_in((plain, final), self.allow_networks) or _matches(host, self.allow_hosts):
+        if _any_in((plain, final), self.allow_networks) or host_matches(host, self.allow_hosts):
             return
         if zoned or not _is_public(final):
             raise EgressRefused(f"address not allowed: {shown}; to permit it add it to {self.setting}.allow")
@@ -191,12 +191,12 @@ class EgressPolicy:
         Raises:
             EgressRefused: it is listed in `deny`.
         """
-        if self.deny_hosts and _matches(host, self.deny_hosts):
+        if self.deny_hosts and host_matches(host, self.deny_hosts):
             raise EgressRefused(f"address not allowed: {host}; it is listed in {self.setting}.deny")
 
     def allows_name(self, host: str) -> bool:
         """Whether `allow` lists this host by name."""
-        return _matches(host, self.allow_hosts)
+        return host_matches(host, self.allow_hosts)
 
 
 def _parse_entries(entries: Iterable[str], where: str) -> tuple[tuple[Network, ...], frozenset[str]]:
@@ -283,7 +283,8 @@ def _names_exactly(network: Network, meant: Iterable[Address]) -> bool:
     return network.num_addresses == 1 and network.network_address in meant
 
 
-def _matches(host: str, names: frozenset[str]) -> bool:
+def host_matches(host: str, names: frozenset[str]) -> bool:
+    """Whether the host is one of the names; `*.example.org` among them is every name below `example.org`."""
     if host in names:
         return True
     labels = host.split(".")
