@@ -360,7 +360,7 @@ async def test_the_page_and_its_policy(api: Served) -> None:
         " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     assert page.headers["cache-control"] == "no-cache"
-    assert "POST /download" in page.text
+    assert "HTTP API" in page.text
     assert not re.search(
         r"\bstyle=|\bon[a-z]+=|javascript:|<style|<script(?! type=\"module\" src=)", page.text
     )

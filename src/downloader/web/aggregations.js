@@ -77,7 +77,7 @@ const table = $("aggregations");
 const showRows = list(table.tBodies[0], row);
 let order = [];
 
-// Rows keep their places while somebody points at one or has the focus there, lest a click hits another.
+// Rows keep their places while the pointer or the focus is in them, so that a click hits the row that it was aimed at.
 function calmly(found) {
   if (table.tBodies[0].matches(":hover, :focus-within")) {
     const place = new Map(order.map((name, index) => [name, index]));
@@ -101,7 +101,7 @@ async function look() {
   try {
     page = await call("GET", `aggregations?${parameters}`);
   } catch (problem) {
-    if (problem.status === 422) complain(problem); // of a store or a service that is away the page tells elsewhere
+    if (problem.status === 422) complain(problem); // that the store or the service does not answer is shown elsewhere
     return;
   }
   if (ticket !== asked) return; // the view has changed meanwhile

@@ -1,6 +1,6 @@
 // Requests to the service that serves this page.
 
-// What the service answers instead of doing it, in its own words.
+// Why the service has not done what it was asked for, in its own words.
 export class Problem extends Error {
   constructor(detail, status = 0, field = "") {
     super(detail);

@@ -7,11 +7,11 @@ import { REASONS, bytes, plain, seconds } from "./words.js";
 const HEIGHT_PX = 150;
 const SPAN_S = 900;
 const SPAN_MIN_S = 120;
-// Bars of failures stand for as long.
+// The time that one bar of failures covers.
 const BAR_S = 30;
 // A logarithm has no place for 0, which the fastest calls are rounded to.
 const LATENCY_MIN_S = 0.001;
-// So many reasons have a colour of their own.
+// Of the most frequent reasons; if there are more, the last one stands for all others.
 const COLOURS = ["bad", "warn", "accent", "blue", "muted"];
 
 const narrow = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });

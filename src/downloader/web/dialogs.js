@@ -1,4 +1,4 @@
-// What the page says about an action, and what it asks before one.
+// Messages about actions, and questions before them.
 
 import { $, setForeign } from "./dom.js";
 
@@ -31,7 +31,7 @@ for (const each of document.querySelectorAll("[data-close]")) {
   each.addEventListener("click", () => each.closest("dialog").close());
 }
 
-// Does something that a button stands for; the button cannot be pressed twice meanwhile.
+// Carries out a button's action; meanwhile the button cannot be pressed again.
 export async function act(button, action) {
   if (button.ariaDisabled === "true") return; // not `disabled`, which would take the focus away
   button.ariaDisabled = "true";

@@ -25,12 +25,12 @@ export function setTitle(element, text) {
 
 const foreign = new WeakMap();
 
-// Text that a client or a peer chose. What would be invisible, or turn the text round, is spelled out.
+// Text that a client or a peer chose. Characters that are invisible or reverse the text are spelled out.
 export function setForeign(element, text) {
   if (foreign.get(element) === text) return;
   foreign.set(element, text);
   const children = [];
-  // At odd indices stand the separators: what is odd, and marks behind which a long text may be broken.
+  // Separators have odd indices: characters to be spelled out, and marks behind which a long text may be broken.
   text.split(/([\p{C}\p{Zl}\p{Zp}]|(?! )\p{Zs}|[-./:@_])/u).forEach((part, index) => {
     if (index % 2 === 0) children.push(part);
     else if (/[-./:@_]/.test(part)) children.push(part, make("wbr"));
@@ -40,7 +40,7 @@ export function setForeign(element, text) {
 }
 
 // Keyed children: rows are made once, patched, moved only when out of place, and removed with what they show.
-// Who has the focus keeps it when a row moves; when a row with the focus goes, its section gets it.
+// What has the focus keeps it when its row moves. When its row is removed, the section gets the focus.
 export function list(parent, build) {
   const rows = new Map();
   return (entries) => {

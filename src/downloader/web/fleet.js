@@ -25,7 +25,7 @@ const COUNTERS = {
   ],
 };
 
-// Counters that are told of elsewhere.
+// Counters that are shown elsewhere.
 const HEADLINES = new Set(["in_flight", "bytes", "backends_unhealthy"]);
 
 // What needs attention

@@ -1,4 +1,4 @@
-// One job's story, by its id: what happened when, and what can be done about it.
+// The dialog about one job: what has happened to it, and what can be done with it.
 
 import { call } from "./api.js";
 import { act, confirm } from "./dialogs.js";

@@ -1,4 +1,4 @@
-// The page: what `GET /events` tells is handed to those who show it.
+// The page: hands the events of `GET /events` to the modules that show them.
 
 import { aggregationsChanged } from "./aggregations.js";
 import { callbacksChanged } from "./callbacks.js";
@@ -9,7 +9,7 @@ import { jobMayHaveChanged, openLinkedJob } from "./job.js";
 import { signIn } from "./signin.js";
 import { listen, stopListening } from "./stream.js";
 
-// Times pass although nothing changes.
+// How often times and ages are shown anew while nothing changes.
 const AGAIN_MS = 5_000;
 
 let last = null;

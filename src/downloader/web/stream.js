@@ -5,9 +5,9 @@ import { clock } from "./words.js";
 
 const RETRY_MS = 1000;
 const RETRY_MAX_MS = 10_000;
-// The stream says something every 15 s; after two silences and a bit it is dead, whatever TCP believes.
+// An event comes every 15 s at least. Without one for twice as long the connection is broken, even if TCP has not noticed.
 const DEAD_MS = 35_000;
-// Browsers allow a host six connections: a tab that nobody sees gives its own back.
+// Browsers allow six connections to a host, so a hidden tab closes its own.
 const HIDDEN_MS = 5_000;
 
 let receivers = null;
@@ -56,7 +56,7 @@ function close() {
 
 function lost() {
   close();
-  document.dispatchEvent(new Event("refused")); // perhaps: a stream does not tell why it ended
+  document.dispatchEvent(new Event("refused")); // perhaps, for the session may have ended: a stream does not tell why it broke
   tell("lost", "Reconnecting…");
   const wait = Math.min(RETRY_MAX_MS, RETRY_MS * 2 ** failures);
   failures += 1;
@@ -75,7 +75,7 @@ addEventListener("pagehide", close);
 addEventListener("pageshow", (event) => event.persisted && connect());
 addEventListener("online", connect);
 
-// Calls, for each event that comes, the function of its name with the event's data. Again it changes nothing.
+// Calls the function of each event's name with the event's data. A second call changes nothing.
 export function listen(functions) {
   if (receivers) return;
   receivers = functions;

@@ -18,7 +18,7 @@ export const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "sh
 
 const DAY_MS = 86_400_000;
 
-// A time as short as it can be told: today only the time of day.
+// A time in its short form: the time of day if it is less than half a day away.
 export function moment(time) {
   return (Math.abs(Date.now() - time) < DAY_MS / 2 ? clock : day).format(time);
 }
@@ -38,7 +38,7 @@ export function plural(count, one, many) {
 
 const later = (time) => time && new Date(time) > Date.now();
 
-// An aggregation's state: a word, what else there is to say, and whether it needs attention.
+// An aggregation's state: a word, a remark, and whether it needs attention.
 export function aggregationState(aggregation) {
   const { paused, in_flight, pending, limit, cooling_until, cooling_reason, next_due_at } = aggregation;
   if (paused) return { word: "paused", more: in_flight ? `${plain.format(in_flight)} still in flight` : "", warn: true };
