@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from downloader.cli.options import Json
-from downloader.cli.remote import (
-    API,
-    Api,
-    Token,
-    connect,
-    for_each,
-    local_time,
-    write,
-    write_details,
-    write_json,
-)
+from downloader.cli.remote import API, Api, Token, connect, for_each, local_time, write_json, write_result
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,10 +49,7 @@ def aggregations(
 
         def show(client: Client, aggr_id: str) -> None:
             found = client.adjust(aggr_id, **changes) if changes else client.aggregation(aggr_id)
-            if json_:
-                write_json(found.model_dump(mode="json"))
-            else:
-                write_details(found.aggr_id, _rows(found))
+            write_result(found, found.aggr_id, _rows(found), as_json=json_)
 
         return for_each(aggr_ids, show, api=api, token=token)
     if changes:
@@ -71,7 +58,7 @@ def aggregations(
         found = sorted(client.aggregations(), key=lambda each: (-each.in_flight - each.pending, each.aggr_id))
     if json_:
         for each in found:
-            write_json(each.model_dump(mode="json"))
+            write_json(each)
     else:
         _show(found)
     return 0
@@ -108,12 +95,8 @@ def resume(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token
 def _set_paused(aggr_ids: Sequence[str], *, paused: bool, as_json: bool, api: str, token: str) -> int:
     def change(client: Client, aggr_id: str) -> None:
         found = client.adjust(aggr_id, paused=paused)
-        if as_json:
-            write_json(found.model_dump(mode="json"))
-        else:
-            from downloader.observe import escape
-
-            write(f"{escape(aggr_id)} {'is paused' if found.paused else 'goes on'}: {found.pending} pending")
+        line = f"{aggr_id} {'is paused' if found.paused else 'goes on'}: {found.pending} pending"
+        write_result(found, line, as_json=as_json)
 
     return for_each(aggr_ids, change, api=api, token=token)
 

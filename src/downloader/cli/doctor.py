@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from downloader.cli.options import Config, Json, load
+from downloader.cli.remote import write
 
 if TYPE_CHECKING:
     from downloader.service import Finding
@@ -64,16 +65,14 @@ def _progress() -> Iterator[None]:
 
 
 def _show_json(findings: Sequence[Finding]) -> None:
-    sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
-    sys.stdout.flush()
+    write(json.dumps([asdict(finding) for finding in findings], indent=2))
 
 
 def _show_lines(findings: Sequence[Finding]) -> None:
     from downloader.observe import escape
 
     for finding in findings:
-        sys.stdout.write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}\n")
-    sys.stdout.flush()
+        write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}")
 
 
 def _show_table(findings: Sequence[Finding]) -> None:

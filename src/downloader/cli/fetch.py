@@ -13,15 +13,12 @@ from cyclopts.validators import Number
 
 from downloader.cli.fetch_folder import OutputFolder, open_output
 from downloader.cli.lines import read_lines
-from downloader.cli.options import Json
+from downloader.cli.options import HOST_LIMIT, Json
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
     from downloader.config import Settings
     from downloader.service import FetchRequest
-
-LIMIT = 4
-"""Downloads of one host at once by default: quick, and few enough for any host."""
 
 RETRIES = 2
 """Further attempts by default, as in the service."""
@@ -33,7 +30,7 @@ RETRY_BACKOFF_S = 2.0
 def fetch(
     *urls: Annotated[str, Parameter(name="URL", show_default=False)],
     output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path(),
-    limit: Annotated[int, Parameter(name="--limit", validator=Number(gte=1))] = LIMIT,
+    limit: Annotated[int, Parameter(name="--limit", validator=Number(gte=1))] = HOST_LIMIT,
     from_file: Annotated[
         str, Parameter(name="--from-file", show_default=False, allow_leading_hyphen=True)
     ] = "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -29,6 +28,7 @@ from rich.text import Text
 
 from downloader.cli.fetch_folder import OutputFolder, file_name
 from downloader.cli.fetch_record import Complete, Record
+from downloader.cli.remote import write, write_json
 from downloader.errors import StorageError
 from downloader.model import ErrorCode
 from downloader.observe import escape
@@ -141,9 +141,9 @@ class Report:
         self.failed += not placed.ok
         self._results.append(placed)
         if self._json:
-            _write(json.dumps(result_fields(placed)))
+            write_json(result_fields(placed))
         elif not sys.stdout.isatty():
-            _write(_line(placed))
+            write(_line(placed))
 
     def _place(self, result: FetchResult) -> FetchResult:
         """The result with the final path of its file, which is recorded."""
@@ -232,27 +232,10 @@ class _Speed(TransferSpeedColumn):
 def result_fields(result: FetchResult) -> dict[str, Any]:
     """What `--json` prints of a file."""
     fields = (
-        "url",
-        "ok",
-        "skipped",
-        "path",
-        "size",
-        "sha256",
-        "mime_type",
-        "error",
-        "error_code",
-        "response_code",
+        *("url", "ok", "skipped", "path", "size", "sha256", "mime_type"),
+        *("error", "error_code", "response_code", "attempts"),
     )
-    return {
-        **{name: getattr(result, name) for name in fields},
-        "attempts": result.attempts,
-        "seconds": round(result.seconds, 3),
-    }
-
-
-def _write(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    return {**{name: getattr(result, name) for name in fields}, "seconds": round(result.seconds, 3)}
 
 
 def _line(result: FetchResult) -> str:

@@ -20,8 +20,8 @@ from downloader.cli.remote import (
     for_each,
     local_time,
     write,
-    write_details,
     write_json,
+    write_result,
 )
 from downloader.errors import ConfigError
 
@@ -53,10 +53,7 @@ def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = ""
 
     def show(client: Client, job_id: str) -> None:
         found = client.job(job_id)
-        if json_:
-            write_json(found.model_dump(mode="json"))
-        else:
-            write_details(f"{found.id} {found.state}", _rows(found))
+        write_result(found, f"{found.id} {found.state}", _rows(found), as_json=json_)
 
     return for_each(job_ids, show, api=api, token=token)
 
@@ -97,7 +94,7 @@ def jobs(
     ):
         if json_:
             for each in found:
-                write_json(each.model_dump(mode="json"))
+                write_json(each)
             return 0
         head = True
         while batch := list(islice(found, ROWS)):
@@ -124,10 +121,7 @@ def cancel(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token =
 
     def end(client: Client, job_id: str) -> None:
         client.cancel(job_id)
-        if json_:
-            write_json({"id": job_id})
-        else:
-            write(f"{job_id} is cancelled")
+        write_result({"id": job_id}, f"{job_id} is cancelled", as_json=json_)
 
     return for_each(job_ids, end, api=api, token=token)
 
@@ -169,18 +163,14 @@ def retry(
     if failed:
         with connect(api, token) as client:
             count = client.retry_failed(aggr_id=aggr_id, since=since)
-        if json_:
-            write_json({"retried": count})
-        else:
-            write(f"{count} {'callback is' if count == 1 else 'callbacks are'} sent again")
+        line = f"{count} {'callback is' if count == 1 else 'callbacks are'} sent again"
+        write_result({"retried": count}, line, as_json=json_)
         return 0
 
     def again(client: Client, job_id: str) -> None:
         client.retry(job_id, download=download)
-        if json_:
-            write_json({"id": job_id})
-        else:
-            write(f"{job_id} {'is downloaded' if download else 'is called back'} again")
+        line = f"{job_id} {'is downloaded' if download else 'is called back'} again"
+        write_result({"id": job_id}, line, as_json=json_)
 
     return for_each(job_ids, again, api=api, token=token)
 

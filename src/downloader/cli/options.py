@@ -12,6 +12,9 @@ from cyclopts.validators import Number
 if TYPE_CHECKING:
     from downloader.config import Settings
 
+HOST_LIMIT = 4
+"""Downloads of one host at once by default: quick, and few enough for any host."""
+
 Config = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 Host = Annotated[str | None, Parameter(name="--host")]
 Port = Annotated[int | None, Parameter(name="--port", validator=Number(gte=0, lte=65535))]

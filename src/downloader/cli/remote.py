@@ -14,6 +14,8 @@ from cyclopts import Parameter
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from downloader.client import ApiProblem, Client
 
 API = "http://127.0.0.1:8000"
@@ -102,10 +104,15 @@ def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: s
     return status
 
 
-def write_details(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Write a title and its details for people, a line for each."""
+def write_result(
+    result: BaseModel | Mapping[str, Any], title: str, rows: Iterable[tuple[str, str]] = (), *, as_json: bool
+) -> None:
+    """Write a result: a line of JSON for programs; for people a title, and a line for each detail."""
+    if as_json:
+        write_json(result)
+        return
     found = list(rows)
-    width = max(len(name) for name, _ in found)
+    width = max((len(name) for name, _ in found), default=0)
     write("\n".join([_escape(title), *(f"  {name:<{width}}  {_escape(text)}" for name, text in found)]))
 
 
@@ -120,11 +127,11 @@ def _escape(text: str) -> str:
     return escape(text)
 
 
-def write_json(document: Mapping[str, Any]) -> None:
+def write_json(result: BaseModel | Mapping[str, Any]) -> None:
     """A line of `--json`."""
     import json
 
-    write(json.dumps(document))
+    write(json.dumps(result if isinstance(result, Mapping) else result.model_dump(mode="json")))
 
 
 def write(line: str) -> None:

@@ -12,17 +12,12 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from downloader.cli.lines import read_lines
-from downloader.cli.options import Json
+from downloader.cli.options import HOST_LIMIT, Json
 from downloader.cli.remote import API, Api, Token, connect
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
     from downloader.client import ApiProblem, JobFields
-
-LIMIT = 4
-"""Downloads of one host at once by default, as for `fetch`."""
-
-_NOTHING = "nothing to submit: give URLs, or --from-file"
 
 
 def submit(
@@ -31,7 +26,7 @@ def submit(
         str, Parameter(name="--from-file", show_default=False, allow_leading_hyphen=True)
     ] = "",
     aggr_id: Annotated[str, Parameter(name="--aggr-id", show_default=False)] = "",
-    aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = LIMIT,
+    aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = HOST_LIMIT,
     callback: Annotated[str, Parameter(name="--callback", show_default=False)] = "",
     callback_type: Annotated[str, Parameter(name="--callback-type")] = "http",
     priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None,
@@ -78,7 +73,7 @@ def submit(
     jobs = _jobs(urls, from_file, fields, aggr_id, unreadable)
     first = list(itertools.islice(jobs, 1))
     if not first and not unreadable:
-        raise ConfigError(_NOTHING)
+        raise ConfigError("nothing to submit: give URLs, or --from-file")
     with connect(api, token) as client:
         client.ping()  # if there is no service, fail at once; later it may restart
     with connect(api, token, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
