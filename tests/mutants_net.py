@@ -360,8 +360,8 @@ ROWS = (
     (
         "gzip: inflated at once",
         f"{FETCH}/gunzip.py",
-        "self._member.decompress(self._pending, PIECE_BYTES)",
-        "self._member.decompress(self._pending)",
+        "self._member.decompress(fed, PIECE_BYTES)",
+        "self._member.decompress(fed)",
         f"{HOSTILE} -k bomb",
     ),
     (

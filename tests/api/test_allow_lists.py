@@ -332,6 +332,12 @@ def test_h27_encoded_dots_leave_no_folder_that_is_allowed(path: str) -> None:
     assert not destination_globs(["other:a/*"])("other", f"a/{path}")
 
 
+def test_thousands_of_dots_take_no_time() -> None:
+    allows, dots = destination_globs(["other:a/*"]), "." * 20_000
+    assert allows("other", f"a/{dots}x")
+    assert not allows("other", f"a/{dots}/x")
+
+
 @pytest.mark.parametrize(
     ("pattern", "kind", "destination", "allowed"),
     [

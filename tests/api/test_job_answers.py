@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS
+from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, unknown_fields
 from downloader.net import EgressPolicy
 from servers.api import JOB, Served, Serving
 
@@ -109,6 +110,23 @@ async def test_warnings_are_bounded(api: Served) -> None:
     for answer in await answers(api, JOB | {f"{'x' * 1000}{n}": n for n in range(100)}):
         assert len(answer["warnings"]) == MAX_WARNINGS
         assert {len(warning["field"]) for warning in answer["warnings"]} == {MAX_NAME_CHARS}
+
+
+class Members(dict[str, object]):
+    """Counts the names that are read."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for name in super().__iter__():
+            self.read += 1
+            yield name
+
+
+def test_only_unknown_fields_that_are_named_are_compared_with_the_known_ones() -> None:
+    members = Members({f"agr_limit{n}": n for n in range(1000)})
+    assert len(unknown_fields(members)) == MAX_WARNINGS
+    assert members.read == MAX_WARNINGS
 
 
 EGRESS: list[tuple[dict[str, str], str]] = [

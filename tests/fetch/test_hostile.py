@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from downloader.fetch.gunzip import Gunzip
 from downloader.model import ErrorCode, Outcome, Verdict
 from servers.lab import Lab, open_lab, small
 from servers.origin import BLOCK_BYTES, Exchange, Handler, Origin, Then, body_of, gate, raw, repeat, respond
@@ -254,6 +255,39 @@ async def test_gzip_without_its_end_is_truncated(lab: Lab, origin: Origin, cut: 
 @pytest.mark.parametrize("data", [b"not gzip at all", gzip.compress(b"abc", mtime=0)[:-8] + bytes(8)])
 async def test_malformed_gzip_is_final(lab: Lab, origin: Origin, data: bytes) -> None:
     assert end(await lab.fetch(origin.on("/x", respond(200, data, [("Content-Encoding", "gzip")])))) == FINAL
+
+
+@pytest.mark.row("H12")
+@pytest.mark.parametrize("content", [b"", b"x"])
+async def test_gzip_in_members_of_next_to_nothing_is_refused(
+    lab: Lab, origin: Origin, content: bytes
+) -> None:
+    data = gzip.compress(content) * 20_000
+    assert end(await lab.fetch(origin.on("/x", respond(200, data, [("Content-Encoding", "gzip")])))) == FINAL
+    assert lab.files() == []
+
+
+@pytest.mark.row("H12")
+@pytest.mark.parametrize("content", [b"", b"x"])
+async def test_many_members_of_gzip_hold_nobody_up(content: bytes) -> None:
+    chunks, turns = [gzip.compress(content) * 1000], 0
+
+    async def source() -> bytes | None:
+        return chunks.pop() if chunks else None
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        unpacked = Gunzip(source)
+        while await unpacked.read() is not None:
+            pass
+        nursery.cancel_scope.cancel()
+    assert turns > 900
 
 
 @pytest.mark.row("H12")

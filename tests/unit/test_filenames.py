@@ -54,6 +54,12 @@ def test_long_names_are_cut() -> None:
     assert name.endswith("a.tar.gz")
 
 
+def test_of_a_very_long_name_its_middle_is_not_looked_at() -> None:
+    hidden = "\u200b" * 512
+    assert disposition_name(f"attachment; filename=a{hidden}b{hidden}.txt".encode()) == "a.txt"
+    assert disposition_name(f"attachment; filename=a{hidden[:256]}b{hidden[:256]}.txt".encode()) == "ab.txt"
+
+
 def test_a_hostile_field_takes_no_time() -> None:
     for value in (b";" * 60_000, b'; a="' + b"\\" * 60_000, b'; a="\\"' * 10_000, b"; a" * 20_000):
         assert disposition_name(value) == ""

@@ -21,8 +21,9 @@ _DECODINGS = 8
 _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 """A slash or backslash, percent-encoded any number of times."""
 
-_CLIMBING = re.compile(r"(?:^|/)[\s.]*\.\.[\s.]*(?:[/;]|$)")
-"""A part that some servers read as `..`: followed by path parameters, or with blanks and dots around it."""
+_CLIMBING = re.compile(r"(?:^|/)(?=[\s.]*?\.\.)[\s.]*+(?:[/;]|$)")
+"""A part that some servers read as `..`: followed by path parameters, or with blanks and dots around it.
+Without backtracking, since a path may have thousands of dots."""
 
 
 def anything(_text: str) -> bool:
