@@ -79,7 +79,7 @@ async def test_a_page_of_a_name_rebound_to_loopback_is_refused(api: Served, name
         assert (answer.status_code, answer.json()["code"]) == (421, "misdirected_request")
     for path in ("/", "/events", "/jobs/00000000000000", "/files/a", "/nothing", "/health/ready"):
         assert (await api.client.get(path, headers=headers)).status_code == 421
-    assert await api.store.aggregation_sizes() == []
+    assert await api.store.aggregation_sizes() == {}
 
 
 @pytest.mark.row("H24")

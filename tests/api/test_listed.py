@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from downloader.api.listed import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Listed, RetryAnswer, Submission
+from downloader.store import CallbackPlan, Changed, Listed, Submission
 from downloader.store.job_store import JobStore
 from servers.api import Served, Serving
 from servers.jobs import end_all, spec_for
@@ -148,7 +148,7 @@ async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
     failed = sorted(await finished(api.store, 5))
     page = await api.store.jobs(Listed.FINISHED, "", "", 4)
     assert [each.job_id for each in page.jobs] == sorted(early) + failed[:2]
-    assert await api.store.retry(failed[1], download=False, limit=4) is RetryAnswer.DONE
+    assert await api.store.retry(failed[1], download=False, limit=4) is Changed.DONE
     rest = await api.store.jobs(Listed.FINISHED, "", page.cursor, 9)
     found = {each.job_id for each in rest.jobs}
     assert set(failed[2:]) <= found

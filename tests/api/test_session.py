@@ -156,7 +156,7 @@ async def test_only_the_page_changes_something(api: Served, method: str, path: s
         answer = await api.client.request(method, path, headers=headers)
         assert (answer.status_code, answer.json()["code"]) == (403, code), headers
         assert "set-cookie" not in answer.headers
-    assert await api.store.aggregation_sizes() == []
+    assert await api.store.aggregation_sizes() == {}
     from_the_page = PAGE | {"Sec-Fetch-Site": "same-origin", "Origin": own}
     assert (await api.client.request(method, path, headers=from_the_page)).status_code != 403
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from downloader.model import JobSpec, Kind, Lease, State
-from downloader.store import CallbackPlan, RetryAnswer, Settled
+from downloader.store import CallbackPlan, Changed, Settled
 
 PLANS: Mapping[str, CallbackPlan | None] = {
     "a": CallbackPlan(group="http http://c", limit=2),
@@ -251,11 +251,11 @@ class Expected:
         job.tasks[Kind.CALLBACK] = Task(plan.group, self.now_ms, generation=job.last_callback)
         self.limits.setdefault((Kind.CALLBACK, plan.group), plan.limit)
 
-    def expected_of_retry(self, job_id: str, *, download: bool) -> RetryAnswer:
+    def expected_of_retry(self, job_id: str, *, download: bool) -> Changed:
         if job_id in self.removed:
-            return RetryAnswer.UNKNOWN
+            return Changed.UNKNOWN
         job = self.jobs[job_id]
         states = {kind: task.state for kind, task in job.tasks.items()}
         again = states.get(Kind.DOWNLOAD if download else Kind.CALLBACK)
         waits = download and states.get(Kind.CALLBACK) in (State.PENDING, State.RUNNING)
-        return RetryAnswer.CONFLICT if job.reaping or again is not State.FAILED or waits else RetryAnswer.DONE
+        return Changed.CONFLICT if job.reaping or again is not State.FAILED or waits else Changed.DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, RetryAnswer, Submission
+from downloader.store import CallbackPlan, Changed, Submission
 from downloader.store.job_store import JobStore
 from downloader.store.records import backlog as backlog_of
 from downloader.store.views import Backlog, DestinationLoad, Waiting
@@ -70,7 +70,7 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     found = await store.backlog(9)
     assert (found.failed_callbacks, found.failed_to) == (2, [(each.group, 1) for each in leases[:2]])
     failed = [lease.id for lease in leases[:2]]
-    assert await store.retry(failed[0], download=False, limit=4) is RetryAnswer.DONE
+    assert await store.retry(failed[0], download=False, limit=4) is Changed.DONE
     found = await store.backlog(9)
     assert (found.failed_callbacks, found.failed_to) == (1, [(leases[1].group, 1)])
     key = store._keys.key(0, "failed")

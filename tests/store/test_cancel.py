@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.store import CallbackPlan, CancelAnswer, JobView, RetryAnswer, Settled
+from downloader.store import CallbackPlan, Changed, JobView, Settled
 from downloader.store.job_store import JobStore
 from servers.jobs import spec_for, submitted
 
@@ -23,7 +23,7 @@ async def leased(store: JobStore, kind: Kind = Kind.DOWNLOAD) -> Lease:
     return lease
 
 
-async def cancelled(store: JobStore, spec: JobSpec, plan: CallbackPlan | None = PLAN) -> CancelAnswer:
+async def cancelled(store: JobStore, spec: JobSpec, plan: CallbackPlan | None = PLAN) -> Changed:
     return await store.cancel(spec, plan, 60)
 
 
@@ -47,9 +47,9 @@ async def test_a_cancelled_pending_job_never_starts(store: JobStore, attempts: i
     spec = await submitted(store)
     for _ in range(attempts):
         await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 60)])
-    assert await cancelled(store, spec) is CancelAnswer.DONE
+    assert await cancelled(store, spec) is Changed.DONE
     assert await nothing_waits(store)
-    assert await store.aggregation_sizes() == []
+    assert await store.aggregation_sizes() == {}
     view = await seen(store, spec.id)
     assert (view.download.state, view.download.attempts) == (State.CANCELLED, attempts)
     assert view.download.finished_ms is not None
@@ -64,7 +64,7 @@ async def test_a_running_job_keeps_its_slot_until_its_holder_has_stopped(store: 
     spec = await submitted(store)
     lease = await leased(store)
     other = await submitted(store)
-    assert await cancelled(store, spec) is CancelAnswer.DONE
+    assert await cancelled(store, spec) is Changed.DONE
     assert await store.renew(Kind.DOWNLOAD, "me", [lease], 10) == [Settled.CANCELLED]
     assert await nothing_waits(store), "its origin may still be sending"
     load = await store.load(9)
@@ -104,7 +104,7 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     spec = await submitted(store)
     await leased(store)
     other = await submitted(store)
-    assert await store.cancel(spec, None, 0) is CancelAnswer.DONE
+    assert await store.cancel(spec, None, 0) is Changed.DONE
     if removed:
         assert [job.has_file for job in (await store.reap(9, 60)).jobs] == [True], "it may have stored one"
         await store.remove([spec.id])
@@ -143,21 +143,21 @@ async def test_a_finished_download_is_not_cancelled(store: JobStore) -> None:
         spec = await submitted(store)
         await store.finish("me", [(await leased(store), outcome, PLAN, 60)])
         before = await seen(store, spec.id)
-        assert await cancelled(store, spec) is CancelAnswer.CONFLICT
+        assert await cancelled(store, spec) is Changed.CONFLICT
         assert await seen(store, spec.id) == before
         await leased(store, Kind.CALLBACK)
-    assert await cancelled(store, spec_for(store)) is CancelAnswer.UNKNOWN
+    assert await cancelled(store, spec_for(store)) is Changed.UNKNOWN
 
 
 async def test_a_repetition_changes_nothing(store: JobStore) -> None:
     spec = await submitted(store)
     for _ in range(2):
-        assert await cancelled(store, spec) is CancelAnswer.DONE
+        assert await cancelled(store, spec) is Changed.DONE
     await leased(store, Kind.CALLBACK)
     before = await seen(store, spec.id)
-    assert await cancelled(store, spec) is CancelAnswer.DONE
+    assert await cancelled(store, spec) is Changed.DONE
     assert await seen(store, spec.id) == before
-    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
 
 
 async def test_a_job_without_a_callback_is_kept_for_a_while(store: JobStore) -> None:

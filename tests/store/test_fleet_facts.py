@@ -58,7 +58,7 @@ async def test_the_busiest_aggregations_come_first(store: JobStore) -> None:
     ]
     assert (load.total, load.downloads, load.callbacks) == (3, 4, 0)
     assert not any(one.paused for one in load.aggregations)
-    assert [(size.aggr_id, size.pending) for size in await store.aggregation_sizes()] == [
+    assert list((await store.aggregation_sizes()).items()) == [
         ("waits", 2),
         ("runs", 0),
         ("few", 0),

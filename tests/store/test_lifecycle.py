@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
-from downloader.store import Accepted, CallbackPlan, RetryAnswer, Settled, Submission
+from downloader.store import Accepted, CallbackPlan, Changed, Settled, Submission
 from downloader.store.job_store import JobStore
 from servers.jobs import spec_for
 
@@ -44,7 +44,7 @@ async def test_a_job_goes_from_submission_to_removal(store: JobStore) -> None:
 
     batch = await store.reap(10, 60)
     assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(job_id, True)]
-    assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.CONFLICT
+    assert await store.retry(job_id, download=False, limit=1) is Changed.CONFLICT
     await store.remove([job_id])
     assert await store.get(job_id) is None
 

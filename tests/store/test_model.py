@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Lease, Outcome, State
-from downloader.store import CancelAnswer, RetryAnswer, Settled, Submission
+from downloader.store import Changed, Settled, Submission
 from downloader.store.job_store import JobStore
 from downloader.store.loop import asyncio_loop
 from downloader.store.records import fields
@@ -238,9 +238,9 @@ class Model(Expected):
             return
         job = self.jobs[ids[index % len(ids)]]
         task = job.tasks[Kind.DOWNLOAD]
-        expected = CancelAnswer.DONE
+        expected = Changed.DONE
         if task.state in (State.SUCCEEDED, State.FAILED):
-            expected = CancelAnswer.CONFLICT
+            expected = Changed.CONFLICT
         assert await self.store.cancel(job.spec, PLANS[job.spec.aggr_id], KEEP_MS / 1000) is expected
         if task.state in (State.PENDING, State.RUNNING):
             task.stopping = task.state is State.RUNNING
@@ -310,7 +310,7 @@ class Model(Expected):
         job_id = ids[index % len(ids)]
         answer = await self.store.retry(job_id, download=download, limit=2)
         assert answer is self.expected_of_retry(job_id, download=download)
-        if answer is not RetryAnswer.DONE:
+        if answer is not Changed.DONE:
             return
         job = self.jobs[job_id]
         task = job.tasks[kind]
@@ -345,7 +345,7 @@ class Model(Expected):
             assert await self.store.get(self.removed[-1]) is None
         groups = [group for kind, group in self.limits if kind is Kind.DOWNLOAD]
         pending = {group: len(self.due(Kind.DOWNLOAD, group)) for group in groups}
-        sizes = {size.aggr_id: size.pending for size in await self.store.aggregation_sizes()}
+        sizes = await self.store.aggregation_sizes()
         assert sizes == pending
         load = await self.store.load(9)
         assert (load.total, load.downloads, load.callbacks) == (

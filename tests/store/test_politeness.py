@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import RetryAnswer, Submission
+from downloader.store import Changed, Submission
 from downloader.store.job_store import JobStore
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
@@ -93,7 +93,7 @@ async def test_a_job_that_fails_by_it_cools_its_aggregation_down_too(
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED, cooldown=Cooldown(seconds=5, asked=True))
     await store.finish("me", [(lease, failed, None, 60)])
     assert await next_due_s(store) == 5
-    assert await store.retry(lease.id, download=True, limit=1) is RetryAnswer.DONE
+    assert await store.retry(lease.id, download=True, limit=1) is Changed.DONE
     await clock.move(5)
     for _ in range(2):
         [lease] = await take(store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, CancelAnswer, RetryAnswer, Submission
+from downloader.store import CallbackPlan, Changed, Submission
 from downloader.store.job_store import JobStore
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
@@ -96,7 +96,7 @@ async def test_it_is_kept_whichever_way_a_job_waits_again(
         await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
     elif how == "retry":
         await store.finish("me", [(lease, FAILED, None, 60)])
-        assert await store.retry(high, download=True, limit=4) is RetryAnswer.DONE
+        assert await store.retry(high, download=True, limit=4) is Changed.DONE
     await clock.move(10)
     await store.sweep(Kind.DOWNLOAD)
     assert await order(store, 1) == [high]
@@ -106,7 +106,7 @@ async def test_a_cancelled_one_is_forgotten(store: JobStore) -> None:
     [high, low] = await submit(store, 9, 0)
     view = await store.get(high)
     assert view is not None
-    assert await store.cancel(view.spec, PLAN, 60) is CancelAnswer.DONE
+    assert await store.cancel(view.spec, PLAN, 60) is Changed.DONE
     assert await members(store, "urgent", "a") == []
     assert await order(store) == [low]
 

@@ -18,8 +18,8 @@ from downloader.model import (
 )
 from downloader.store import (
     CallbackPlan,
+    Changed,
     JobView,
-    RetryAnswer,
     Settled,
     Shares,
     Submission,
@@ -92,7 +92,7 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore
     assert view is not None
     assert view.outcome is not None
     assert (view.download.state, view.outcome.error_code) == ("quarantined", "virus")
-    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     assert await store.renew(Kind.CALLBACK, "me", [lease], 10) == [Settled.DONE]
     assert await store.close_callbacks("me", [(lease, DELIVERED, 0, 4)]) == [Settled.DONE]
     novelty = store._keys.key(0, "task", Kind.CALLBACK, spec.id)
@@ -254,7 +254,7 @@ async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(store: Job
     await lapse(store, late)
     await store.sweep(Kind.DOWNLOAD)
     await store.finish("me", [(await leased(store), FAILED, None, 60)])
-    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     assert await store.release(Kind.DOWNLOAD, "me", [(late, "", 0)]) == [Settled.LEASE_LOST]
     assert (await download(store, spec.id)).crashes == 0
 
@@ -342,13 +342,13 @@ async def test_the_last_failures_of_a_job_are_kept(store: JobStore) -> None:
 async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     spec = await submitted(store)
     await store.finish("me", [(await leased(store), OK, PLAN, 0)])
-    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
     gone = Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
     await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), gone, 60, 4)])
     assert (await callback(store, spec.id)).state is State.FAILED
 
-    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.DONE
-    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
+    assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
     again = await leased(store, kind=Kind.CALLBACK)
     assert (again.attempts, again.result) == (0, OK)
 
@@ -363,7 +363,7 @@ async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
     await store.finish("me", [(await leased(store), OK, plan, 0)])
     gone = Delivery(verdict=Verdict.FAILED, error="gone")
     await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), gone, 60, 1)])
-    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.DONE
+    assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
     [waits] = (await store.backlog(9)).destinations
     assert waits.limit == limit
 
@@ -373,12 +373,12 @@ async def test_a_failed_download_can_be_run_again(store: JobStore) -> None:
     await lapse(store, await leased(store))
     await store.sweep(Kind.DOWNLOAD)
     await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
-    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     held = await leased(store, kind=Kind.CALLBACK)
-    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     await store.close_callbacks("me", [(held, DELIVERED, 0, 4)])
-    assert await store.retry(spec.id, download=False, limit=4) is RetryAnswer.CONFLICT
-    assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
+    assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     lease = await leased(store)
     assert (lease.attempts, lease.crashes, lease.limit, lease.proxy) == (0, 0, 3, "http://p")
     view = await store.get(spec.id)
@@ -397,11 +397,11 @@ async def test_h23_a_download_runs_again_through_its_first_proxy(
         await store.finish("me", [(await leased(store), FAILED, None, 60)])
     other = await submitted(store, aggr_proxy="http://other")
     for spec in (first, second):
-        assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.CONFLICT
+        assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     await store.finish("me", [(await leased(store), FAILED, None, 60)])
     for spec in (second, first):
-        assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
-    assert await store.retry(other.id, download=True, limit=4) is RetryAnswer.CONFLICT
+        assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    assert await store.retry(other.id, download=True, limit=4) is Changed.CONFLICT
     assert (await leased(store)).proxy == "http://first"
 
 
@@ -414,7 +414,7 @@ async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: Job
         if held.generation == 1:
             first = held
             await store.close_callbacks("me", [(first, DELIVERED, 60, 4)])
-            assert await store.retry(spec.id, download=True, limit=4) is RetryAnswer.DONE
+            assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     assert await store.close_callbacks("me", [(first, DELIVERED, 60, 4)]) == [Settled.LEASE_LOST]
     assert (await callback(store, spec.id)).state is State.RUNNING
 
@@ -422,7 +422,7 @@ async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: Job
 @pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])
 async def test_an_unknown_job_is_unknown(store: JobStore, job_id: str) -> None:
     assert await store.get(job_id) is None
-    assert await store.retry(job_id, download=False, limit=1) is RetryAnswer.UNKNOWN
+    assert await store.retry(job_id, download=False, limit=1) is Changed.UNKNOWN
 
 
 async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: JobStore) -> None:
@@ -436,7 +436,7 @@ async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: JobStor
         batch = await store.reap(9, hold_s)
         assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
     assert (await store.reap(9, 60)).jobs == []
-    assert await store.retry(spec.id, download=True, limit=1) is RetryAnswer.CONFLICT
+    assert await store.retry(spec.id, download=True, limit=1) is Changed.CONFLICT
     await store.remove([spec.id])
     await store.remove([spec.id])
     assert await store.get(spec.id) is None

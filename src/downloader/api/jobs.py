@@ -16,7 +16,7 @@ from downloader.api.globs import Allows, anything
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.views import job_view
 from downloader.observe import Event, get_logger
-from downloader.store import CallbackPlan, CancelAnswer, JobStore, JobView, RetryAnswer
+from downloader.store import CallbackPlan, Changed, JobStore, JobView
 
 _log = get_logger()
 
@@ -40,14 +40,14 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
 
     @app.post("/retry/<job_id>")
     async def retry(job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-        answer = RetryAnswer.UNKNOWN
+        answer = Changed.UNKNOWN
         known = _JOB_ID.fullmatch(job_id) is not None
         if known and (sees_all() or await visible_job(deps.store, job_id) is not None):
             again = request.args.get("download", "") not in ("", "0", "false")
             answer = await deps.store.retry(job_id, download=again, limit=deps.callback_limit)
-        if answer is RetryAnswer.UNKNOWN:
+        if answer is Changed.UNKNOWN:
             raise Refused(UNKNOWN_JOB)
-        if answer is RetryAnswer.CONFLICT:
+        if answer is Changed.CONFLICT:
             raise Refused(_NOT_TO_BE_RETRIED)
         return {"id": job_id}, HTTPStatus.CREATED, {"Location": f"/jobs/{job_id}"}
 
@@ -55,22 +55,20 @@ def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
     async def aggregations() -> list[dict[str, Any]]:
         sizes = await deps.store.aggregation_sizes()
         allowed = visible_aggregations()
-        return [
-            {"name": f"jobs:{size.aggr_id}", "size": size.pending} for size in sizes if allowed(size.aggr_id)
-        ]
+        return [{"name": f"jobs:{name}", "size": size} for name, size in sizes.items() if allowed(name)]
 
 
 async def _cancel(deps: ApiDeps, job_id: str) -> None:
     view = await visible_job(deps.store, job_id)
-    answer = CancelAnswer.UNKNOWN
+    answer = Changed.UNKNOWN
     if view is not None:
         plan = CallbackPlan.of(view.spec, success=False, per_destination=deps.callback_limit)
         if view.spec.sealed and plan is not None:  # its group depends on the destination
             raise Refused(_ENCRYPTED)
         answer = await deps.store.cancel(view.spec, plan, deps.keep_s)
-    if view is None or answer is CancelAnswer.UNKNOWN:
+    if view is None or answer is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
-    if answer is CancelAnswer.CONFLICT:
+    if answer is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_CANCELLED)
     _log.info(Event.JOB_CANCELLED, job_id=job_id, aggr_id=view.spec.aggr_id)
 

@@ -15,7 +15,7 @@ from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Problem, Refused
 from downloader.api.views import rfc3339, unix_ms
 from downloader.model import State
-from downloader.store import JobStore, Listed, ListedJob, RetryAnswer
+from downloader.store import Changed, JobStore, Listed, ListedJob
 
 PAGE = 200
 """Jobs that one request reads: a few milliseconds of the store's time."""
@@ -47,7 +47,7 @@ def add_listed(app: QuartTrio, deps: ApiDeps) -> None:
         retried = 0
         for each in found:
             answer = await deps.store.retry(each.job_id, download=False, limit=deps.callback_limit)
-            retried += answer is RetryAnswer.DONE
+            retried += answer is Changed.DONE
         return {"retried": retried, "cursor": cursor}
 
 

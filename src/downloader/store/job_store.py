@@ -27,12 +27,11 @@ from downloader.store.values import (
     ALL_SHARES,
     Accepted,
     CallbackPlan,
-    CancelAnswer,
+    Changed,
     CloseResult,
     FinishResult,
     LeaseBatch,
     ReapBatch,
-    RetryAnswer,
     Settled,
     Shares,
     Submission,
@@ -275,7 +274,7 @@ class JobStore(StoreReader):
 
         await self._shards.per_item(job_ids, str, ask, lambda _: None)
 
-    async def retry(self, job_id: str, *, download: bool, limit: int) -> RetryAnswer:
+    async def retry(self, job_id: str, *, download: bool, limit: int) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
         `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
@@ -283,7 +282,7 @@ class JobStore(StoreReader):
         try:
             shard = shard_of(job_id, self._keys.shards)
         except ValueError:
-            return RetryAnswer.UNKNOWN
+            return Changed.UNKNOWN
         call = {
             "id": job_id,
             "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
@@ -291,9 +290,9 @@ class JobStore(StoreReader):
             "limit": str(limit),
             "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
         }
-        return RetryAnswer(await self._client.run("retry", shard, call))
+        return Changed(await self._client.run("retry", shard, call))
 
-    async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> CancelAnswer:
+    async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> Changed:
         """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
 
         The holder of a running one learns of it through `listen`, or when it renews, and the slot stays
@@ -310,7 +309,7 @@ class JobStore(StoreReader):
             "keep_ms": ms(keep_s),
         }
         shard = shard_of(spec.id, self._keys.shards)
-        return CancelAnswer(await self._client.run("cancel", shard, call, durable=True))
+        return Changed(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
         """Change an aggregation over the fleet, at once; `None` if it has no work.

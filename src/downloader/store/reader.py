@@ -24,7 +24,6 @@ from downloader.store.views import (
     Aggregation,
     AggregationLoad,
     AggregationPage,
-    AggregationSize,
     Backlog,
     JobPage,
     JobView,
@@ -100,19 +99,17 @@ class StoreReader:
         answer = await self._client.run("get", shard, {"id": job_id})
         return records.job_view(job_id, answer, self._unseal) if answer else None
 
-    async def aggregation_sizes(self) -> Sequence[AggregationSize]:
-        """Aggregations that have work, largest backlog first."""
+    async def aggregation_sizes(self) -> Mapping[str, int]:
+        """How many jobs are pending in each aggregation that has work, the largest first."""
 
-        async def ask(shard: int) -> list[AggregationSize]:
+        async def ask(shard: int) -> Mapping[str, str]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
             flat = await self._client.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
-            pairs = flat if flat and isinstance(flat[0], list | tuple) else records.fields(flat).items()
-            return [AggregationSize(aggr_id=name, pending=records.counts(score)[0]) for name, score in pairs]
+            return dict(flat) if flat and isinstance(flat[0], list | tuple) else records.fields(flat)
 
-        sizes = [
-            size for answer in (await self._shards.ask(self._shards.all, ask)).values() for size in answer
-        ]
-        return sorted(sizes, key=lambda size: -size.pending)
+        answers = (await self._shards.ask(self._shards.all, ask)).values()
+        sizes = {name: records.counts(score)[0] for each in answers for name, score in each.items()}
+        return dict(sorted(sizes.items(), key=lambda size: -size[1]))
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
         """About `count` of the aggregations that have work, after this cursor (empty: from the start).

@@ -53,23 +53,15 @@ class Settled(StrEnum):
     """Its shard did not answer: the call may have been applied. Repeat it."""
 
 
-class RetryAnswer(StrEnum):
-    """Answer to `POST /retry/<id>`."""
+class Changed(StrEnum):
+    """What became of a client's call to retry or to cancel a job."""
 
     DONE = "done"
+    """Done, now or by an earlier call."""
     UNKNOWN = "unknown"
+    """There is no such job."""
     CONFLICT = "conflict"
-    """Not in a state to be retried."""
-
-
-class CancelAnswer(StrEnum):
-    """Answer to `DELETE /jobs/<id>`."""
-
-    DONE = "done"
-    """Its download is cancelled, now or by an earlier call."""
-    UNKNOWN = "unknown"
-    CONFLICT = "conflict"
-    """Its download is over."""
+    """The job's state does not allow it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,14 +48,6 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AggregationSize:
-    """An aggregation and the number of its pending jobs."""
-
-    aggr_id: str
-    pending: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationLoad:
     """What an aggregation is doing."""
 
