@@ -395,5 +395,8 @@ def describe_status(status: int) -> str:
 
 
 def now_ms() -> int:
-    """Unix time in milliseconds, for display only: the store's clock decides what is due."""
+    """Unix time in milliseconds by this host's clock, for display and for jobs' deadlines.
+
+    By the store's clock tasks are due and leases end.
+    """
     return time.time_ns() // 1_000_000

@@ -267,6 +267,7 @@ def stranger(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ("bad", {"open": "raises"}, "cannot be opened: OSError: the loft is shut"),
         ("bad", {"open": "hangs"}, "hangs: no end within 6 s"),
         ("bad", {}, "OSError: *** is not to be printed"),
+        ("bad", {"mode": "exits"}, "SystemExit: 3"),
         ("bad", {"mode": "hangs"}, "hangs: no end within 6 s"),
         ("bad", {"mode": "clings"}, "hangs: no end within 6 s"),
         ("broken", {}, "notifier plugin 'broken' (stranger 2.5) cannot be imported: ModuleNotFoundError: "),

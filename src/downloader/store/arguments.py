@@ -115,8 +115,6 @@ def _terminal_state(verdict: Verdict) -> State:
 
 def _pace(spec: JobSpec) -> dict[str, str]:
     """The rate and the delay that a job names."""
-    if spec.aggr_rate is None and spec.aggr_delay is None:
-        return {}
     named = {"rate": spec.aggr_rate, "delay": spec.aggr_delay}
     return {name: str(value) for name, value in named.items() if value is not None}
 

@@ -216,7 +216,6 @@ class StoreClient:
         good.
         """
         pubsub = self._servers.any().pubsub()
-        await self.call(lambda: pubsub.subscribe(*channels))
 
         async def next_message() -> tuple[str, str | None]:
             asked = False
@@ -244,6 +243,7 @@ class StoreClient:
             return answer
 
         try:
+            await self.call(lambda: pubsub.subscribe(*channels))
             yield receive
         finally:
             await self.call(pubsub.aclose)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -231,7 +230,7 @@ class _Sqs:
         self._settings = settings
         self._endpoints = endpoints
         self._regions = regions
-        self._urls: OrderedDict[Queue, str] = OrderedDict()
+        self._urls: dict[Queue, str] = {}
         self.messages: GroupCommit[_Message, Result] = host.group_commit(
             self._send,
             max_batch=MESSAGES,
@@ -276,7 +275,7 @@ class _Sqs:
     async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
         queue, payloads = messages[0].queue, [message.payload for message in messages]
         region = await self._regions.get(queue.region)
-        call = partial(send, region.client, queue, self._known_url(queue), payloads)
+        call = partial(send, region.client, queue, self._urls.get(queue, ""), payloads)
         sent: Sent | None = None
         with trio.move_on_after(self._settings.timeout):
             sent = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=region.threads)
@@ -290,19 +289,12 @@ class _Sqs:
     def _too_late(self) -> RetryLater:
         return RetryLater(f"SQS gave no answer within {self._settings.timeout:g} s")
 
-    def _known_url(self, queue: Queue) -> str:
-        url = self._urls.get(queue, "")
-        if url:
-            self._urls.move_to_end(queue)
-        return url
-
     def _keep_url(self, queue: Queue, url: str) -> None:
-        if not url:
-            self._urls.pop(queue, None)
-            return
-        self._urls[queue] = url
+        self._urls.pop(queue, None)
+        if url:
+            self._urls[queue] = url  # at the end: the first one was used longest ago
         if len(self._urls) > _URLS:
-            self._urls.popitem(last=False)
+            del self._urls[next(iter(self._urls))]
 
 
 def _look(client: SQSClient, names: Sequence[str]) -> str:

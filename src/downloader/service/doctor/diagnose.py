@@ -22,7 +22,7 @@ from pydantic import SecretStr
 from downloader.config import Settings, redacted
 from downloader.errors import DownloaderError, PluginError, first_leaf
 from downloader.net import HIDDEN, userinfo_of
-from downloader.plugins import describe
+from downloader.plugins import describe, find_cancel
 from downloader.service.doctor.parts import (
     OPENING_S,
     MissingFolders,
@@ -97,7 +97,9 @@ class _Examination:
         with trio.move_on_after(within_s):
             try:
                 text, state = await attempt(), FindingState.OK
-            except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            except BaseException as error:  # noqa: BLE001 - a plugin may raise anything, SystemExit too
+                if (cancel := find_cancel(error)) is not None:
+                    raise cancel from None
                 cause = first_leaf(error)
                 state = FindingState.NOTE if isinstance(cause, Note) else FindingState.FAILED
                 text = str(cause) if isinstance(cause, (Note, DownloaderError)) else describe(cause)
