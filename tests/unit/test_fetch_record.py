@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -49,6 +52,26 @@ def add(output: OutputFolder, path: Path, content: bytes, *, url: str = URL) -> 
 
 def intact(output: OutputFolder, url: str = URL) -> bool:
     return Record(output).intact(url) is not None
+
+
+@pytest.mark.parametrize(("module", "step"), [(os, "open"), (fcntl, "flock")])
+def test_a_second_run_has_a_folder_although_the_first_one_sweeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
+) -> None:
+    real = getattr(module, step)
+    swept: list[Path] = []
+
+    def sweep_first(*args: Any, **more: Any) -> Any:
+        if not swept and (folders := list((tmp_path / HIDDEN).glob("run-*"))):
+            swept.extend(folders)
+            folders[0].rmdir()
+        return real(*args, **more)
+
+    with open_output(tmp_path):
+        monkeypatch.setattr(module, step, sweep_first)
+        with open_output(tmp_path) as second:
+            assert second.hidden.is_dir()
+    assert len(swept) == 1
 
 
 def test_a_recorded_file_is_intact_with_its_time_or_its_digest(output: OutputFolder, file: Path) -> None:

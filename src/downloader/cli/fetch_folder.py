@@ -102,8 +102,7 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
             private_folder(hidden, setting="the output folder")
             lasting = _lock(hidden, stack)
             if not lasting:
-                hidden = Path(tempfile.mkdtemp(prefix="run-", dir=hidden))
-                _lock(hidden, stack)
+                hidden = _run_folder(hidden, stack)
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"the folder {str(folder)!r} cannot be written: {reason}") from None
@@ -117,6 +116,16 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
             for empty in (output.spool_dir, output.hidden):
                 with contextlib.suppress(OSError):
                     empty.rmdir()
+
+
+def _run_folder(hidden: Path, stack: contextlib.ExitStack) -> Path:
+    """A new folder for a run that is not the only one, locked until the stack is closed."""
+    while True:
+        # Another run that ends deletes the folders that are not locked, perhaps this one before it is.
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=hidden))
+        with contextlib.suppress(FileNotFoundError):
+            if _lock(folder, stack) and folder.exists():
+                return folder
 
 
 def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
