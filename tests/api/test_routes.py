@@ -23,7 +23,7 @@ from downloader.model import (
     callback_group,
 )
 from downloader.store import CallbackPlan, JobStore
-from servers.api import JOB, Served, Serving
+from servers.api import JOB, Served, Serving, read_to_end
 
 FAILED = Outcome(
     verdict=Verdict.FAILED,
@@ -337,6 +337,14 @@ async def test_a_body_of_unknown_length_that_is_too_large(api: Served) -> None:
 
     answer = await api.client.patch("/aggregations/x", content=body())
     assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("route", ["/stats", "/jobs/NSb4FOAs9fVaQw", "/metrics", "/health/ready"])
+async def test_a_client_that_sends_no_more_gets_its_answer(api: Served, route: str) -> None:
+    async with await api.connect() as stream:
+        await stream.send_all(f"GET {route} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        await stream.send_eof()
+        assert (await read_to_end(stream)).startswith(b"HTTP/1.1 ")
 
 
 async def test_head_and_options(api: Served) -> None:

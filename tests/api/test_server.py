@@ -16,6 +16,7 @@ import trio.testing
 from hypercorn.events import RawData
 
 from downloader.api.asgi import AsgiApp, Message, Receive, Send
+from downloader.api.exchange import ENDLESS
 from downloader.api.http1 import Http1
 from downloader.api.limits import Limits
 from downloader.api.server import serve_http
@@ -167,7 +168,8 @@ async def test_the_client_s_leaving_is_told() -> None:
     left = trio.Event()
     started = trio.Event()
 
-    async def app(_scope: Message, receive: Receive, send: Send) -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        scope[ENDLESS] = True
         await send(START)
         await send({"type": "http.response.body", "body": b"one", "more_body": True})
         started.set()
@@ -188,7 +190,6 @@ async def test_sending_to_a_client_that_left_raises_an_os_error() -> None:
     failed = trio.Event()
 
     async def app(_scope: Message, receive: Receive, send: Send) -> None:
-        await receive()
         await receive()
         await send(START)
         try:

@@ -18,6 +18,7 @@ from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
 from downloader.api.asgi import Message, client_of
+from downloader.api.exchange import ENDLESS
 from downloader.api.globs import Allows, anything
 from downloader.api.history import History
 from downloader.api.jobs import visible_aggregations
@@ -236,6 +237,7 @@ def add_events(app: QuartTrio, events: Events) -> None:
         body = events.listener(visible_aggregations(), client_of(scope), until)
         response = Response(b"", headers=_HEADERS)
         if request.method != "HEAD":
+            scope[ENDLESS] = True
             response.response = body
             del response.headers["Content-Length"]
         return response

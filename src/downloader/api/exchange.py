@@ -30,6 +30,9 @@ STREAMED = "downloader.streamed"
 """Key in the ASGI scope, set by an application: the client may pause between two parts of the body for
 `Limits.idle_s`."""
 
+ENDLESS = "downloader.endless"
+"""Key in the ASGI scope, set by an application: its response does not end before the client leaves."""
+
 RESERVED = "downloader.reserved"
 """Key in the ASGI scope: the connection is of the reserve, on which only health checks are answered."""
 
@@ -112,6 +115,11 @@ class Exchange:
         self._body_time_s = self._limits.body_grace_s
         self._messages: deque[Message] = deque()
         self._changed = trio.Event()
+
+    @property
+    def endless(self) -> bool:
+        """Whether the response does not end before the client leaves."""
+        return ENDLESS in self._scope
 
     def begin(self, *, version: str, method: str, target: bytes, headers: Headers) -> None:
         """Start the application; `target` is path and query."""

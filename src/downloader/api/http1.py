@@ -122,10 +122,11 @@ class Http1:
             await self.refuse(refused)
 
     async def end_of_stream(self) -> None:
-        """The client sends no more; it may still read the response to a complete request."""
-        if self.stream is not None and self.stream.ended:
-            self.stream.put({"type": "http.disconnect"})
-        else:
+        """The client sends no more: it has left, or it waits for the response to its complete request.
+
+        Only sending the response shows which. One without an end is ended here.
+        """
+        if self.stream is None or not self.stream.ended or self.stream.endless:
             self._close_stream()
 
     async def refuse(self, refused: Refused) -> None:
