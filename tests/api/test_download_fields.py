@@ -366,6 +366,20 @@ def test_refused(changes: dict[str, Any], code: str, field: str) -> None:
     assert refusal(body(**changes)) == (422, code, field)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (NO_CALLBACK, 'callback_type is required, or "none" if there is to be no callback'),
+        ({"callback_type": "pigeon"}, "callback_type is not a backend that is configured here: http, k"),
+        ({"url": "example.org/a"}, "url is not an absolute URL: https:// or"),
+    ],
+)
+def test_a_refusal_says_what_to_write_instead(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(body(**changes))
+    assert caught.value.problem.detail.startswith(words)
+
+
 def test_callback_url_wins() -> None:
     spec = parse(body(callback_type="sqs", callback_dst="q", callback_url="http://old.example/"))
     assert spec.callback(success=True) == ("http", "http://old.example/")

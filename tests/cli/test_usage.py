@@ -290,11 +290,11 @@ def test_plugins_that_are_installed_badly_are_listed_too(
 def test_a_url_file_is_refused_with_the_line_at_fault(tmp_path: Path) -> None:
     text = "\ufeffhttp://h/a\n\n  # a comment\r\nhttp://h/b#fragment\nnot a url\n"
     ran = run_cli("fetch", "--from-file", "-", stdin=text, cwd=tmp_path)
-    expected = "standard input, line 5: the URL is not an absolute URL"
+    expected = "standard input, line 5: the URL is not an absolute URL: https:// or the host is missing"
     assert (ran.status, ran.complaint) == (2, expected)
     (tmp_path / "urls").write_text(text)
     ran = run_cli("fetch", "--from-file", "urls", cwd=tmp_path)
-    assert ran.complaint == "urls, line 5: the URL is not an absolute URL"
+    assert ran.complaint == "urls, line 5: the URL is not an absolute URL: https:// or the host is missing"
     (tmp_path / "urls").write_bytes(b"\xff\xfe")
     ran = run_cli("fetch", "--from-file", "urls", cwd=tmp_path)
     assert (ran.status, ran.complaint) == (2, "urls: not a text file in UTF-8")

@@ -188,9 +188,11 @@ def _pair_faults(
 ) -> Iterator[Fault]:
     """The errors of a callback's type and destination, which are in these fields."""
     if missing := [name for name in (kind, destination) if not fields[name]]:
-        yield from (Fault(name, "required", "is required") for name in missing)
+        hints = {"callback_type": f'is required, or "{NO_CALLBACK}" if there is to be no callback'}
+        yield from (Fault(name, "required", hints.get(name, "is required")) for name in missing)
     elif fields[kind] not in backends:
-        yield Fault(kind, "unknown_backend", "is not a backend that is configured here")
+        known = ", ".join(sorted(backends))
+        yield Fault(kind, "unknown_backend", f"is not a backend that is configured here: {known}")
     else:
         yield from _destination_faults(destination, fields[kind], fields[destination], check_host)
 

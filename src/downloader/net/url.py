@@ -140,7 +140,7 @@ class Url:
             raise UrlError("url_characters", "has control characters")
         match = _URL.fullmatch(text)
         if match is None:
-            raise UrlError("url_malformed", "is not an absolute URL")
+            raise UrlError("url_malformed", "is not an absolute URL: https:// or the host is missing")
         scheme, authority, path, query = match.groups("")
         if use == "proxy" and (path not in ("", "/") or query):
             raise UrlError("url_malformed", "of a proxy must not have a path")
