@@ -1,8 +1,13 @@
 """How errors that come out of a command become an exit status and one line."""
 
+import errno
+import io
+import os
+import sys
+
 import pytest
 
-from downloader.cli import _failed
+from downloader.cli import _failed, main
 from downloader.errors import ConfigError, PluginError, StoreUnavailable
 
 
@@ -16,6 +21,8 @@ from downloader.errors import ConfigError, PluginError, StoreUnavailable
         (ExceptionGroup("n", [StoreUnavailable("a"), ConfigError("b")]), 1, "downloader: a\n"),
         (BaseExceptionGroup("n", [KeyboardInterrupt(), StoreUnavailable("a")]), 130, ""),
         (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.EPIPE, "Broken pipe"), 1, ""),
+        (OSError(errno.ENOSPC, "No space left"), 1, "downloader: No space left on device\n"),
     ],
 )
 def test_expected_errors(
@@ -32,3 +39,23 @@ def test_a_bug_is_no_expected_error(error: BaseException) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         _failed(error)
     assert caught.value is error
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_a_stream_that_the_parent_has_closed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(sys, name, None)
+    assert main(["version"]) == 0
+    assert main(["no-such-command"]) == 2
+    getattr(sys, name).close()
+
+
+def test_a_full_disk_under_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(io.FileIO(full, "w", closefd=False), line_buffering=False)
+    )
+    assert main(["version"]) == 1
+    os.close(full)
+    assert capsys.readouterr().err == "downloader: No space left on device\n"

@@ -155,6 +155,24 @@ def test_a_link_for_a_record_leads_nowhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.row("H15")
+def test_pipes_keep_nobody_waiting(output: OutputFolder) -> None:
+    """Of an output folder that comes from somebody else."""
+    pipe, stored = output.folder / "a", output.folder / "stored"
+    add(output, pipe, b"")
+    pipe.unlink()
+    os.mkfifo(pipe)
+    assert not intact(output)
+    stored.write_bytes(b"")
+    assert output.place(stored, url="http://h/a").name == "a (2)"
+    known = Record(output)
+    output.record.unlink()
+    os.mkfifo(output.record)
+    assert not intact(output)
+    with pytest.raises(OSError, match="No such device"):
+        known.add(FetchResult(index=0, url=URL, ok=True, path=str(output.folder / "a (2)")))
+
+
+@pytest.mark.row("H15")
 @pytest.mark.parametrize("said", ["../victim", "/victim", "..", "a/../../victim"])
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, said: str) -> None:
     with open_output(tmp_path / "out") as output:

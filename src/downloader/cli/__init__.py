@@ -6,10 +6,12 @@ command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
@@ -84,14 +86,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if os.getpid() == 1:
         _end_at_sigterm()
+    _open_streams()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = make_app()(tokens, exit_on_error=False, print_error=False)
+        sys.stdout.flush()
     except CycloptsError as error:
         return _complain(_wrong_usage(error), USAGE)
-    except (DownloaderError, BrokenPipeError, KeyboardInterrupt, BaseExceptionGroup) as error:
+    except (DownloaderError, OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
         return _failed(error)
     return status if isinstance(status, int) else DONE
+
+
+def _open_streams() -> None:
+    """Open those of the standard streams that the parent has closed, which Python leaves out."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for good
 
 
 def _wrong_usage(error: CycloptsError) -> str:
@@ -117,9 +128,10 @@ def _failed(error: BaseException) -> int:
     found = list(leaves(error))
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
         return INTERRUPTED
-    if all(isinstance(leaf, BrokenPipeError) for leaf in found):
+    if all(isinstance(leaf, OSError) and leaf.errno in (errno.EPIPE, errno.ENOSPC) for leaf in found):
         sys.stdout = None  # otherwise the interpreter prints an error when it flushes it at exit
-        return FAILED
+        full = any(leaf.errno == errno.ENOSPC for leaf in found if isinstance(leaf, OSError))
+        return _complain(os.strerror(errno.ENOSPC), FAILED) if full else FAILED
     if not all(isinstance(leaf, DownloaderError) for leaf in found):
         raise error
     if not isinstance(found[0], ConfigError):

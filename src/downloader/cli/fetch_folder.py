@@ -14,6 +14,7 @@ import itertools
 import mimetypes
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -185,7 +186,8 @@ def _move_without_overwriting(source: Path, target: Path) -> None:
 
 def _is_same(stored: Path, target: Path) -> bool:
     try:
-        if target.is_symlink() or stored.stat().st_size != target.stat().st_size:
+        found = target.lstat()
+        if not stat.S_ISREG(found.st_mode) or stored.stat().st_size != found.st_size:
             return False
         return file_sha256(stored) == file_sha256(target)
     except OSError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,8 +76,10 @@ class Record:
         path = self.path(known)
         try:
             found = path.lstat()
-            same = found.st_size == known.size and (
-                found.st_mtime_ns == known.mtime_ns or file_sha256(path) == known.sha256
+            same = (
+                stat.S_ISREG(found.st_mode)
+                and found.st_size == known.size
+                and (found.st_mtime_ns == known.mtime_ns or file_sha256(path) == known.sha256)
             )
         except OSError:
             return None
@@ -118,5 +121,5 @@ class Record:
 
 
 def _open(path: str, flags: int) -> int:
-    """A link that whoever gave the user the folder has left there leads nowhere."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    """Of whoever gave the user the folder, a link there leads nowhere, and a pipe keeps nobody waiting."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
