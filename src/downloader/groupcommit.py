@@ -46,7 +46,7 @@ class GroupCommit(Generic[T, R]):
 
     Args:
         commit: takes items of one lane and returns a result for each, in order. An exception of it is raised
-            by the `submit` of each item.
+            by the `submit` of each item; so is a `ValueError` if there are more or fewer results.
         max_batch: most items in one call.
         weight: the weight of an item.
         max_weight: most weight in one call; a heavier item is committed alone.
@@ -113,8 +113,12 @@ class GroupCommit(Generic[T, R]):
                 with trio.move_on_after(self._finish_s, shield=True):
                     await item.done.wait()
         if item.error is not None:
-            # A copy: each task adds its own traceback to the exception that it raises.
-            raise copy.copy(item.error) from item.error
+            try:
+                # A copy: each task adds its own traceback to the exception that it raises.
+                error = copy.copy(item.error)
+            except Exception:  # noqa: BLE001  # not all classes can be called with their `args`
+                raise item.error from None
+            raise error from item.error
         return item.answer  # type: ignore[return-value]  # set whenever `error` is not
 
     @asynccontextmanager
@@ -175,6 +179,7 @@ class GroupCommit(Generic[T, R]):
     async def _commit_batch(self, batch: Sequence[_Item[T, R]]) -> None:
         try:
             answers = await self._commit([item.value for item in batch])
+            answered = list(zip(batch, answers, strict=True))
         except Exception as error:  # noqa: BLE001  # raised by the tasks that wait
             for item in batch:
                 item.fail(error)
@@ -183,6 +188,6 @@ class GroupCommit(Generic[T, R]):
             for item in batch:
                 item.fail(CommitAbandoned("closed"))
             raise
-        for item, answer in zip(batch, answers, strict=True):
+        for item, answer in answered:
             item.answer = answer
             item.done.set()

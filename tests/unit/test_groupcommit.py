@@ -105,6 +105,35 @@ async def test_an_error_is_raised_to_all_of_the_batch_and_to_no_other() -> None:
         assert await commit.submit("c") == "C"
 
 
+class NotCopied(Exception):
+    """An error such as `httpx2.HTTPStatusError`, which its `args` alone do not make again."""
+
+    def __init__(self, text: str, *, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+async def test_an_error_that_cannot_be_copied_is_raised_as_it_is() -> None:
+    calls = Calls()
+    calls.error = NotCopied("full", status=507)
+    calls.go.set()
+    async with running(calls) as commit:
+        with pytest.raises(NotCopied, match=r"^full$"):
+            await commit.submit("a")
+
+
+@pytest.mark.parametrize("answers", [[], ["A", "B"], None])
+async def test_a_wrong_number_of_results_is_an_error_of_each_item(answers: Any) -> None:
+    async def commit(_: Sequence[str]) -> Any:
+        return answers
+
+    committing: GroupCommit[str, str] = GroupCommit(commit, max_batch=10)
+    async with committing.running():
+        for _ in range(2):
+            with pytest.raises((ValueError, TypeError)):
+                await committing.submit("a")
+
+
 async def test_a_cancel_before_its_batch_leaves_withdraws_an_item() -> None:
     calls = Calls()
     async with running(calls) as commit, trio.open_nursery() as nursery:
