@@ -144,13 +144,6 @@ ROWS = (
         "tests/faults/test_disk.py -k pauses",
     ),
     (
-        "F17: all destinations share the connections",
-        "downloader_plugins/http/__init__.py",
-        "        origin = route.url.origin\n",
-        '        origin = Url.parse("http://all.test/", "callback").origin\n',
-        "tests/plugins/test_http_connections.py -k dead",
-    ),
-    (
         "F17: destinations share one queue",
         "downloader/model.py",
         '        host = _PORT.sub("", authority.rpartition("@")[2])',

@@ -6,7 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
@@ -21,7 +21,6 @@ from downloader.errors import ConfigError, PluginError
 from downloader.net import (
     BadRequest,
     NetError,
-    Origin,
     ResponseBody,
     Route,
     Transport,
@@ -55,6 +54,10 @@ ANSWER_S = 2.0
 _DESTINATIONS = 1024
 """How many parsed destinations are cached."""
 
+_KEPT = 64
+"""Most idle connections that are kept to one destination. In use are as many as deliveries are in flight,
+which `notifier.per_destination` bounds."""
+
 _FIELDS = (
     (b"User-Agent", b"downloader"),
     (b"Accept", b"*/*"),
@@ -77,8 +80,6 @@ class HttpSettings(BaseModel):
     """Several secrets, for rotation: each callback has a signature for each."""
     ca_file: str = ""
     """PEM file of the certificate authorities to trust instead of the system's."""
-    max_connections: int = Field(default=64, ge=1)
-    """Most connections to one destination."""
 
 
 @asynccontextmanager
@@ -96,7 +97,7 @@ async def open_http(
     def route(destination: str) -> Route:
         return Route(
             url=Url.parse(destination, "callback"),
-            keep=settings.max_connections,
+            keep=_KEPT,
             answer_bytes=ANSWER_BYTES,
             tls=tls,
             expect=lambda _what, _seconds: None,  # the delivery as a whole has a deadline
@@ -105,7 +106,6 @@ async def open_http(
     yield _Http(
         timeout_s=settings.timeout,
         answer_s=answer_s,
-        max_connections=settings.max_connections,
         signers=_signers(settings),
         transport=host.transport,
         route=lru_cache(_DESTINATIONS)(route),
@@ -135,19 +135,16 @@ def _tls(ca_file: str) -> ssl.SSLContext | None:
         raise PluginError(f"ca_file: {ca_file} cannot be used: {exc.strerror or exc}") from exc
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Http:
     """The notifier."""
 
     timeout_s: float
     answer_s: float
-    max_connections: int
     signers: tuple[Webhook, ...]
     transport: Transport
     route: Callable[[str], Route]
     """The route to a destination. Raises `UrlError`."""
-    slots: dict[Origin, trio.Semaphore] = field(default_factory=dict)
-    """A semaphore of `max_connections` for each origin with deliveries in flight."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; of the URL, reasons contain only the host."""
@@ -155,28 +152,19 @@ class _Http:
             route = self.route(destination)
         except UrlError as exc:
             return Rejected(f"the callback's destination {exc.detail}")
-        origin = route.url.origin
-        slots = self.slots.get(origin)
-        if slots is None:
-            slots = self.slots[origin] = trio.Semaphore(self.max_connections)
         request = build_request("POST", route, self._fields(payload), payload.body)
         response: httpx2.Response | None = None
         try:
             with trio.move_on_after(self.timeout_s) as scope:
-                async with slots:
-                    response = await self.transport.handle_async_request(request)
-                    scope.deadline = min(scope.deadline, trio.current_time() + self.answer_s)
-                    await _finish(response)
+                response = await self.transport.handle_async_request(request)
+                scope.deadline = min(scope.deadline, trio.current_time() + self.answer_s)
+                await _finish(response)
         except (EgressRefused, BadRequest) as exc:
             return Rejected(str(exc))
         except TlsFailed as exc:
             return RetryLater(f"TLS handshake failed: {exc}")
         except NetError as exc:
             return RetryLater(str(exc))
-        finally:
-            # No delivery uses it or waits for it, and another that had no time to do so has not removed it.
-            if slots.value == self.max_connections and self.slots.get(origin) is slots:
-                del self.slots[origin]
         return RetryLater(f"no answer within {self.timeout_s:g} s") if response is None else _result(response)
 
     def _fields(self, payload: Payload) -> list[tuple[bytes, bytes]]:
