@@ -172,6 +172,11 @@ SCOPES = [
         f"/jobs/{UNKNOWN}",
         {"submitter": 404, "retrier": 403, "reader": 403, "worker": 404, "admin": 404},
     ),
+    (
+        "PATCH",
+        "/aggregations/x",
+        {"submitter": 403, "retrier": 403, "reader": 403, "worker": 403, "admin": 400},
+    ),
     ("POST", "/nothing", {"submitter": 403, "reader": 403, "worker": 403, "admin": 404}),
 ]
 
