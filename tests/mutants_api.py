@@ -81,6 +81,13 @@ ROWS = (
         f"{SERVER} -k declared",
     ),
     (
+        "scopes: who may submit may change aggregations",
+        f"{API}/auth.py",
+        'if method == "DELETE" or (',
+        'if method in ("DELETE", "PATCH") or (',
+        "tests/api/test_auth.py -k scopes",
+    ),
+    (
         "app: two slashes before a route",
         f"{API}/app.py",
         'if path.startswith("//"):',

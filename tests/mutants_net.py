@@ -166,6 +166,13 @@ ROWS = (
         PROXIES,
     ),
     (
+        "proxies: a kept connection serves any",
+        f"{NET}/transport.py",
+        '"" if route.proxy is None else route.proxy.text,',
+        '"",',
+        f"{PROXIES} -k own_proxy",
+    ),
+    (
         "url: ports of other protocols in callbacks and proxies",
         f"{NET}/url.py",
         'if use != "endpoint" and port',

@@ -55,6 +55,21 @@ async def test_the_connection_through_a_proxy_is_kept(tmp_path: Path, kind: Kind
         assert len(proxy.log) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_kept_connection_serves_only_its_own_proxy(tmp_path: Path, kind: Kind) -> None:
+    """A name of an aggregation may be used again soon after its last job, with another proxy or with none."""
+    tls = server_context() if kind == "https" else None
+    async with (
+        open_origin() as origin,
+        open_proxy(kind, tls) as first,
+        open_proxy(kind, tls) as second,
+        open_lab(tmp_path, ca_file=write_authority(tmp_path)) as lab,
+    ):
+        for proxy in (first.url(), second.url(), ""):
+            assert (await lab.fetch(origin.url("/bytes/10"), proxy=proxy)).verdict is Verdict.SUCCEEDED
+        assert (len(first.log), len(second.log), origin.connections) == (1, 1, 3)
+
+
 async def test_http_credentials_go_to_the_proxy_only(lab: Lab, tmp_path: Path) -> None:
     wanted = f"Proxy-Authorization: Basic {base64.b64encode(b'us:er').decode()}"
     async with open_proxy("http") as proxy, open_origin() as plain, open_origin(server_context()) as secure:
