@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-LEASES, LIMITS, LOOP, REAPER, STOP = (
-    f"downloader/scheduler/{name}.py" for name in ("leases", "limits", "loop", "reaper", "stop")
+LEASES, LIMITS, LOOP, REAPER, STOP, SWEEP = (
+    f"downloader/scheduler/{name}.py" for name in ("leases", "limits", "loop", "reaper", "stop", "sweep")
 )
 KEEPING, LEASING, STOPPING = (
     f"tests/scheduler/test_{name}.py" for name in ("keeping", "leasing", "stopping")
@@ -55,23 +55,30 @@ ROWS = (
     (
         "sweep: not done",
         LOOP,
-        "        services.start_soon(_sweep, store, workload)\n",
+        "        services.start_soon(sweep_leases, store, workload.kind, workload.lease_s, workload.swept)\n",
         "",
         f"{KEEPING} -k dead_instances",
     ),
     (
         "sweep: a silent store ends the process",
-        LOOP,
+        SWEEP,
         "            continue\n        for job_id",
         "            raise\n        for job_id",
         f"{KEEPING} -k dead_instances",
     ),
     (
         "sweep: every ten leases",
-        LOOP,
-        "_jittered(workload.lease_s / SWEEPS_PER_LEASE)",
-        "_jittered(workload.lease_s * SWEEPS_PER_LEASE)",
+        SWEEP,
+        "lease_s / SWEEPS_PER_LEASE",
+        "lease_s * SWEEPS_PER_LEASE",
         f"{KEEPING} -k dead_instances",
+    ),
+    (
+        "sweep: one call, however many leases have ended",
+        SWEEP,
+        "        found = len(ids)\n",
+        "",
+        f"{KEEPING} -k found_by_one_sweep",
     ),
     (
         "disk: it is not looked at again",

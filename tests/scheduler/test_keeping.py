@@ -8,9 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from downloader.ids import new_id
 from downloader.model import Verdict
 from downloader.scheduler.leases import MARGIN, MAX_MARGIN_S, RENEW_BATCH, boottime
-from downloader.scheduler.loop import LEASE_BATCH, MAX_BACKOFF_S, SWEEPS_PER_LEASE
+from downloader.scheduler.loop import LEASE_BATCH, MAX_BACKOFF_S
+from downloader.scheduler.sweep import SWEEP_BATCH, SWEEPS_PER_LEASE
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, scheduling
 
@@ -41,6 +43,15 @@ async def test_dead_instances_are_looked_for_also_after_the_store_was_silent(
     async with scheduling(store):
         await trio.sleep(LEASE_S)
         assert SWEEPS_PER_LEASE <= store.calls["sweep"] <= 2 * SWEEPS_PER_LEASE
+
+
+async def test_all_that_a_dead_instance_held_is_found_by_one_sweep(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.dead = [new_id(0, 1) for _ in range(2 * SWEEP_BATCH + 50)]
+    async with scheduling(store):
+        await trio.sleep(LEASE_S / SWEEPS_PER_LEASE)
+        assert store.dead == []
 
 
 async def test_a_holder_that_cannot_renew_stops_before_its_lease_ends(

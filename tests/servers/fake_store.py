@@ -47,6 +47,8 @@ class FakeStore:
     """What a call of that name does before it takes effect."""
     after: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
     """What it does between its effect and its answer."""
+    dead: list[str] = field(default_factory=list)
+    """Ids of the jobs whose lease has ended."""
     reapable: list[JobSpec] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
     kept_s: dict[str, float] = field(default_factory=dict)
@@ -193,7 +195,8 @@ class FakeStore:
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         await self._meet(self.before, "sweep")
-        return []
+        found, self.dead = self.dead[:count], self.dead[count:]
+        return found
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         await self._meet(self.before, "reap")

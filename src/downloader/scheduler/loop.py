@@ -22,6 +22,7 @@ from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_l
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.settle import End, Ended
 from downloader.scheduler.stop import Stop
+from downloader.scheduler.sweep import sweep_leases
 from downloader.store import JobStore, Settled, StoreUnavailable
 
 log = get_logger()
@@ -44,8 +45,6 @@ BUSY_FROM = 64
 
 LINGER_S = 0.005
 """Short, compared to the time that a task takes while so many are in flight."""
-
-SWEEPS_PER_LEASE = 10
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
 """Pauses between calls to a store that does not answer. When it is back, a job waits for few of them."""
@@ -206,7 +205,7 @@ async def run_workload(
         stop.on_begin(running.stop_begins)
         services.start_soon(commit.run)
         services.start_soon(renew, store, workload.kind, owner, held.keys(), workload.lease_s)
-        services.start_soon(_sweep, store, workload)
+        services.start_soon(sweep_leases, store, workload.kind, workload.lease_s, workload.swept)
         services.start_soon(_hand_back_hung, running)
         async with trio.open_nursery() as tasks:
             task_status.started()
@@ -380,20 +379,6 @@ async def _settle(running: _Running, result: Ended) -> Settled:
             return settled
         await trio.sleep(_jittered(backoff_s))
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-
-
-async def _sweep(store: JobStore, workload: Workload) -> None:
-    while True:
-        # Jitter keeps a fleet that was started at once from sweeping at once.
-        await trio.sleep(_jittered(workload.lease_s / SWEEPS_PER_LEASE))
-        try:
-            swept = await store.sweep(workload.kind)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
-            continue
-        for job_id in swept:
-            log.warning(Event.SWEEP_RECOVERED, kind=workload.kind, job_id=job_id)
-        workload.swept(len(swept))
 
 
 def _jittered(seconds: float) -> float:

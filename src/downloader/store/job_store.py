@@ -244,7 +244,7 @@ class JobStore(StoreReader):
         return await self._settle("close_callback", call, results, arguments.close_callback)
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
-        """Make at most `count` tasks per shard whose lease has ended pending again; returns their job ids."""
+        """Make at most `count` tasks per shard pending again whose lease has ended; returns their job ids."""
         call = {"kind": kind, "count": count}
         return [job_id for ids in await self._shards.run_on_all("sweep", call) for job_id in ids]
 
