@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -149,6 +150,17 @@ def submit(page: str, port: int, second: int) -> None:
         answer.read()
 
 
+def work(page: str, port: int, done: threading.Event) -> None:
+    """Submit jobs each second, until the last picture is taken."""
+    for second in count():
+        submit(page, port, second)
+        if second == 1:
+            patch(page, "maps.example.com", paused=True)
+            patch(page, "shop.example.com", rate=3)
+        if done.wait(1):
+            return
+
+
 def patch(page: str, aggr_id: str, **changes: object) -> None:
     request = Request(f"{page}aggregations/{aggr_id}", json.dumps(changes).encode(), method="PATCH")
     with urlopen(request) as answer:
@@ -183,12 +195,10 @@ def main() -> None:
     chosen.out.mkdir(parents=True, exist_ok=True)
     random.seed(8)
     with tempfile.TemporaryDirectory() as folder, site() as port, service(Path(folder)) as page:
-        for second in range(chosen.seconds):
-            submit(page, port, second)
-            if second == 1:
-                patch(page, "maps.example.com", paused=True)
-                patch(page, "shop.example.com", rate=3)
-            time.sleep(1)
+        done = threading.Event()
+        worker = threading.Thread(target=work, args=(page, port, done), daemon=True)
+        worker.start()
+        time.sleep(chosen.seconds)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
             look(browser, page, chosen.out, "page", dark=False, width=1180)
@@ -196,6 +206,8 @@ def main() -> None:
             if chosen.all:
                 look(browser, page, chosen.out, "page-phone", dark=False, width=390)
             browser.close()
+        done.set()
+        worker.join()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import { $, list, make, setForeign, setText } from "./dom.js";
 import { destinationState, moment, plain, plural } from "./words.js";
 
 const LOOK_MS = 2_000;
-const SHOWN = 50;
+const SHOWN = 25;
 // Destinations that are named with the number of their failed callbacks.
 const DESTINATIONS = 5;
 
