@@ -166,4 +166,4 @@ def test_a_byte_order_mark_is_no_text(importing: Importing) -> None:
 def test_a_file_that_is_not_there(importing: Importing, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import-config", str(importing.file)]) == 2
     said = capsys.readouterr().err
-    assert said == f"downloader: {importing.file} cannot be read: No such file or directory\n"
+    assert said == f"downloader: {importing.file}: cannot be read: No such file or directory\n"

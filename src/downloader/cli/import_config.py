@@ -34,7 +34,7 @@ def import_config(file: Annotated[Path, Parameter(name="FILE", allow_leading_hyp
     except UnicodeDecodeError:
         raise ConfigError(f"{name}: not a text file in UTF-8") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     try:
         converted = convert(text)
     except ConfigError as error:
