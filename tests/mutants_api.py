@@ -335,8 +335,8 @@ ROWS = (
     (
         "fetch: an earlier run's note names any file",
         "downloader/cli/fetch_folder.py",
-        "safe_name(said) or",
-        "said or",
+        "safe_name(suggested) or",
+        "suggested or",
         "tests/unit/test_fetch_record.py",
     ),
     (

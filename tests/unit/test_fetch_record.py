@@ -178,7 +178,7 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, said: str) -> None:
     with open_output(tmp_path / "out") as output:
         stored = output.hidden / "stored"
         stored.write_bytes(b"x")
-        placed = output.place(stored, url="http://h/a", said=said)
+        placed = output.place(stored, url="http://h/a", suggested=said)
         assert placed.parent.resolve() == output.folder.resolve()
 
 

@@ -45,8 +45,8 @@ def test_file_name_without_one_has_the_types_extension() -> None:
 
 def test_the_name_that_the_origin_gives_is_preferred() -> None:
     assert file_name("https://h/get?id=7") == "get"
-    assert file_name("https://h/get?id=7", said="a.pdf") == "a.pdf"
-    assert file_name("https://h/?id=7", said="a.pdf", mime_type="text/html") == "a.pdf"
+    assert file_name("https://h/get?id=7", suggested="a.pdf") == "a.pdf"
+    assert file_name("https://h/?id=7", suggested="a.pdf", mime_type="text/html") == "a.pdf"
 
 
 def test_long_names_keep_their_extension_and_whole_characters() -> None:

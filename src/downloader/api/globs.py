@@ -21,7 +21,7 @@ _DECODINGS = 8
 _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 """A slash or backslash, percent-encoded any number of times."""
 
-_CLIMBING = re.compile(r"(?:^|/)(?=[\s.]*?\.\.)[\s.]*+(?:[/;]|$)")
+_PARENT = re.compile(r"(?:^|/)(?=[\s.]*?\.\.)[\s.]*+(?:[/;]|$)")
 """A part that some servers read as `..`: followed by path parameters, or with blanks and dots around it.
 Without backtracking, since a path may have thousands of dots."""
 
@@ -108,8 +108,8 @@ def _readings(path: str) -> list[str]:
     Empty if one of them contains `..` or unprintable characters.
     """
     found = [_decoded(path), _decoded(_SEPARATOR.sub("_", path))]
-    climbs = any(not text.isprintable() or _CLIMBING.search(text) for text in found)
-    return [] if climbs else found
+    leads_up = any(not text.isprintable() or _PARENT.search(text) for text in found)
+    return [] if leads_up else found
 
 
 def _decoded(path: str) -> str:

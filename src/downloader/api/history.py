@@ -19,7 +19,7 @@ from downloader.observe import BUCKET, SEPARATOR, by_name
 from downloader.store import JobStore, StoreError
 
 WINDOW = 3
-"""Samples over which rates and latencies are taken: within one an instance may report never, or twice."""
+"""How many samples back rates and latencies reach: between two an instance may report twice, or never."""
 
 KEPT = 180
 """Samples: a quarter of an hour."""
@@ -62,7 +62,7 @@ class History:
         """Number of the newest sample, 0 while there is none."""
 
     async def sample(self) -> None:
-        """Read the totals and add a sample, but at the first call.
+        """Read the totals, and add a sample unless this is the first call.
 
         A sample has no numbers if the store does not answer.
         """

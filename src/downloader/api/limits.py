@@ -24,7 +24,8 @@ class Limits:
     head_bytes: int = 16 * 1024
     """Request line and headers together, as in node.js; more is answered 431."""
     headers: int = 100
-    """Headers of a request, as in Apache; more are answered 431. A short one takes ten times its bytes."""
+    """Headers of a request, as in Apache; more are answered 431. In memory a short one takes ten times
+    as many bytes as on the wire."""
     head_s: float = 10.0
     """From a head's first byte to its end; for the first one from connecting, TLS handshake included."""
     idle_s: float = 60.0

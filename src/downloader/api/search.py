@@ -121,7 +121,10 @@ class Aggregations:
         return Found(aggregations=page, total=len(matching), cursor=str(end) if end < len(matching) else "")
 
     async def _newest(self) -> Sequence[AggregationLoad]:
-        """An error is kept like an answer: else each of those that wait would wait for one of its own."""
+        """All aggregations, read again if they are too old.
+
+        An error is kept as long: otherwise each waiting request would wait for an error of its own.
+        """
         async with self._reading:
             begun = trio.current_time()
             if begun >= self._keep_until:

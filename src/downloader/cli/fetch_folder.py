@@ -63,7 +63,7 @@ class OutputFolder:
         parts = [note.with_suffix("") for note in notes]
         return [part.stat().st_size for part in parts if part.exists()]
 
-    def place(self, stored: Path, *, url: str, said: str = "", mime_type: str = "") -> Path:
+    def place(self, stored: Path, *, url: str, suggested: str = "", mime_type: str = "") -> Path:
         """Give a complete file its name, see `file_name`; `name (2).ext` if that one is taken.
 
         An existing file is never overwritten, also if another process creates it at the same time. If it has
@@ -72,7 +72,7 @@ class OutputFolder:
         Raises:
             StorageError: it cannot be placed.
         """
-        name = file_name(url, said=said, mime_type=mime_type)
+        name = file_name(url, suggested=suggested, mime_type=mime_type)
         try:
             for number in itertools.count(self.taken.get(name, 0) + 1):
                 target = self.folder / (name if number == 1 else _numbered(name, number))
@@ -154,8 +154,8 @@ def _clean(output: OutputFolder) -> None:
                 shutil.rmtree(run)
 
 
-def file_name(url: str, *, said: str = "", mime_type: str = "") -> str:
-    """A file's name: what the origin `said`, or the last segment of the URL's path, decoded and made safe.
+def file_name(url: str, *, suggested: str = "", mime_type: str = "") -> str:
+    """A file's name: what its origin `suggested`, or the last segment of the URL's path, made safe.
 
     Without either it is `index` with the extension of the type.
     """
@@ -163,8 +163,8 @@ def file_name(url: str, *, said: str = "", mime_type: str = "") -> str:
 
     path = Url.parse(url).target.partition(b"?")[0]
     segment = unquote(path.rpartition(b"/")[2], errors="replace")
-    # A `said` of an earlier run is from its note, which whoever gave the user the folder may have written.
-    return safe_name(said) or safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
+    # Made safe again: it may come from the note of a part, in a folder that came from somebody else.
+    return safe_name(suggested) or safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:

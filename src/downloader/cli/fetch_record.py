@@ -121,5 +121,5 @@ class Record:
 
 
 def _open(path: str, flags: int) -> int:
-    """Of whoever gave the user the folder, a link there leads nowhere, and a pipe keeps nobody waiting."""
+    """Follows no symbolic link and waits for no pipe: the folder may come from somebody else."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

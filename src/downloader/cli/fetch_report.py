@@ -161,7 +161,7 @@ class Report:
                 stored.replace(path)
             else:
                 path = self._folder.place(
-                    stored, url=result.url, said=result.filename, mime_type=result.mime_type
+                    stored, url=result.url, suggested=result.filename, mime_type=result.mime_type
                 )
             placed = replace(result, path=str(path))
             self._record.add(placed)

@@ -30,7 +30,7 @@ TIMEOUT_S = 30.0
 CONNECT_S = 5.0
 
 LEAST_S = 1.0
-"""For an answer, however little time is left: to wait for no time at all is to ask once."""
+"""Shortest wait for an answer, even if less time is left: so a `timeout_s` of 0 asks once."""
 
 FIRST_PAUSE_S = 0.5
 """Before the first retry; it doubles. The service's own `Retry-After` is 2 s."""

@@ -73,6 +73,7 @@ class Response:
         self.keep = False
         """Whether the peer keeps the connection."""
         self.behind = False
+        """Whether bytes have come behind the end of the response."""
         self.chunked = False
         self.until_close = False
 
@@ -152,7 +153,7 @@ class Response:
         self._status = status
         self.head_done = True
         self.done = self._bodiless
-        # True only when asked here.
+        # llhttp knows it during this callback only.
         self.keep = self._parser.should_keep_alive()
 
     def on_body(self, piece: bytes) -> None:

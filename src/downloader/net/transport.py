@@ -24,7 +24,7 @@ from downloader.net.stream import Stream
 from downloader.net.url import Origin, Url, UrlError
 
 _CLOSE_S = 2.0
-"""For closing idle connections at the end; to close a socket takes no time, TLS may wait."""
+"""Time limit for closing idle connections at the end; none of them waits for its peer."""
 
 _CLIENT_TIMEOUT_S = 30.0
 """Timeout of each wait of a plugin's client; a plugin may give a request another one."""
