@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from downloader.errors import StoreUnavailable
+from downloader.fetch.robots import Robots
 from downloader.fetch.robots_rules import Rules
 from downloader.model import ErrorCode, Outcome, Verdict
 from downloader.net import Url
@@ -91,6 +93,23 @@ async def test_each_hop_is_asked(lab: Lab, origin: Origin) -> None:
     file_and_robots(origin, respond(200, DENY))
     away = origin.on("/away", respond(302, headers=[("Location", "/private/x")]))
     assert end(await lab.fetch(away)) == REFUSED
+
+
+async def test_a_redirect_leaves_robots_txt_its_time(lab: Lab, origin: Origin) -> None:
+    left_s: list[float] = []
+
+    class Timed(Robots):
+        async def check(self, url: Url, *, aggregation: str, proxy: Url | None) -> None:
+            left_s.append(trio.current_effective_deadline() - trio.current_time())
+            await super().check(url, aggregation=aggregation, proxy=proxy)
+
+    timed = Timed(transport=lab.fetcher.transport, headers={}, on_crawl_delay=None)
+    lab = replace(lab, fetcher=replace(lab.fetcher, robots=timed))
+    file_and_robots(origin, respond(200, b""))
+    away = origin.on("/away", respond(302, headers=[("Location", "/private/x")]))
+    assert end(await lab.fetch(away, download_timeout=1000)) == OK
+    assert len(left_s) == 2
+    assert min(left_s) > 900
 
 
 async def test_attempts_share_one_request(lab: Lab, origin: Origin) -> None:

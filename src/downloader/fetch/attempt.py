@@ -232,6 +232,7 @@ class Fetcher:
         headers = job_headers(self.base, user_agent=spec.user_agent, headers=spec.request_headers)
         for _ in range(self.limits.redirects + 1):
             if self.robots is not None:
+                watch.expect("", math.inf)  # the bound of the response before is over
                 await self.robots.check(url, aggregation=lease.group, proxy=proxy)
             route = Route(
                 url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, expect=watch.expect

@@ -18,7 +18,7 @@ from downloader.net.errors import (
 from downloader.net.fields import FIELD_NAME, is_forbidden, is_token, parse_retry_after
 from downloader.net.policy import EgressPolicy, host_matches
 from downloader.net.resolve import Resolver
-from downloader.net.route import ROUTE, Expect, Route, build_request
+from downloader.net.route import Expect, Route, build_request
 from downloader.net.transport import (
     NetLimits,
     ResponseBody,
@@ -33,7 +33,6 @@ __all__ = [
     "FIELD_NAME",
     "HIDDEN",
     "MAX_URL_CHARS",
-    "ROUTE",
     "BadRequest",
     "BadResponse",
     "ConnectFailed",
