@@ -194,9 +194,9 @@ ROWS = (
     ),
     (
         "end: the job of a failed callback is kept as short as one that was delivered",
-        "downloader/scheduler/settle.py",
-        "deletion_s if end.verdict is Verdict.SUCCEEDED else failed_s",
-        "deletion_s",
-        f"{STOPPING} -k kept_longer",
+        "downloader/service/work.py",
+        "notifier.deletion_interval if success else notifier.failed_retention",
+        "notifier.deletion_interval",
+        "tests/unit/test_work.py -k kept_longer",
     ),
 )

@@ -10,8 +10,8 @@ from trio.testing import MockClock
 
 from downloader.errors import StorageError
 from downloader.ids import new_id
-from downloader.model import Delivery, JobSpec, Kind, Verdict
-from downloader.scheduler import Stop, run_reaper, settle_callbacks
+from downloader.model import JobSpec, Kind, Verdict
+from downloader.scheduler import Stop, run_reaper
 from downloader.scheduler.reaper import DELETION_S, DELETIONS, LOOK_S
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, Process, Stuck, Work, scheduling
@@ -145,24 +145,6 @@ async def test_a_second_stop_does_not_move_the_deadline(autojump_clock: MockCloc
         process.stop.begin(GRACE_S)
         await process.ended.wait()
         assert trio.current_time() - began == pytest.approx(GRACE_S)
-
-
-# The end of a job
-
-
-async def test_the_job_of_a_failed_callback_is_kept_longer(store: FakeStore) -> None:
-    delivered, failed = store.add("a", 2, kind=Kind.CALLBACK)
-    leases = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
-    ends = [Delivery(verdict=verdict) for verdict in (Verdict.SUCCEEDED, Verdict.FAILED)]
-    await settle_callbacks(
-        store.typed(),
-        "me",
-        list(zip(leases, ends, strict=True)),
-        per_destination=4,
-        deletion_s=60,
-        failed_s=600,
-    )
-    assert store.kept_s == {delivered: 60, failed: 600}
 
 
 # The reaper

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import trio
 import trio.testing
@@ -18,8 +19,7 @@ from downloader.scheduler import (
     Wake,
     Workload,
     run_workload,
-    settle_callbacks,
-    settle_downloads,
+    settle,
 )
 from downloader.store import Settled
 from servers.fake_store import FakeStore
@@ -72,10 +72,14 @@ class Work(Workload):
         self._moved = trio.Event()
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        return await settle(self.store.typed(), self.kind, "me", results, self._close)
+
+    async def _close(self, results: Sequence[Ended]) -> Sequence[Settled]:
         if self.kind is Kind.DOWNLOAD:
-            return await settle_downloads(self.store.typed(), "me", results, per_destination=4, keep_s=60)
-        return await settle_callbacks(
-            self.store.typed(), "me", results, per_destination=4, deletion_s=60, failed_s=60
+            ended = [(lease, cast("Outcome", end), None, 60.0) for lease, end in results]
+            return await self.store.finish("me", ended)
+        return await self.store.close_callbacks(
+            "me", [(lease, cast("Delivery", end), 60.0, 4) for lease, end in results]
         )
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # not asked for

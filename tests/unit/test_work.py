@@ -27,6 +27,7 @@ from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Workload
 from downloader.service.work import CallbackWork, DownloadWork, within_deadline
+from servers.fake_store import FakeStore
 
 NONE = cast("Any", None)
 
@@ -203,3 +204,15 @@ def test_a_final_failure_is_a_warning(end: End, event: str, level: str) -> None:
         )
         work.ended(lease(kind), end, 0.1)
     assert [(line["event"], line["log_level"]) for line in lines] == [(event, level)]
+
+
+async def test_the_job_of_a_failed_callback_is_kept_longer() -> None:
+    store, work = FakeStore(), callbacks()
+    work.store = store.typed()
+    delivered, failed = store.add("a", 2, kind=Kind.CALLBACK)
+    leases = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
+    ends = [Delivery(verdict=verdict) for verdict in (Verdict.SUCCEEDED, Verdict.FAILED)]
+    await work.settle(list(zip(leases, ends, strict=True)))
+    notifier = work.settings.notifier
+    assert notifier.deletion_interval < notifier.failed_retention
+    assert store.kept_s == {delivered: notifier.deletion_interval, failed: notifier.failed_retention}

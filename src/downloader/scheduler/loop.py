@@ -18,9 +18,9 @@ import trio
 from downloader.groupcommit import GroupCommit
 from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
 from downloader.observe import Event, failpoint, get_logger
+from downloader.scheduler.ends import End, Ended
 from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases
 from downloader.scheduler.limits import Limits
-from downloader.scheduler.settle import End, Ended
 from downloader.scheduler.stop import Stop
 from downloader.scheduler.sweep import sweep_leases
 from downloader.store import JobStore, Settled, StoreUnavailable

@@ -20,14 +20,15 @@ from downloader.model import (
     Lease,
     Outcome,
     Verdict,
+    callback_limit,
     now_ms,
 )
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, Traces, get_logger
-from downloader.scheduler import End, Ended, Workload, delete_file, settle_callbacks, settle_downloads
+from downloader.scheduler import End, Ended, Workload, delete_file, settle
 from downloader.service.predecessor import Workers
 from downloader.service.traced import traced_callback, traced_download
-from downloader.store import JobStore, Settled
+from downloader.store import CallbackPlan, CloseResult, FinishResult, JobStore, Settled
 
 log = get_logger()
 
@@ -132,14 +133,18 @@ class DownloadWork(_LeasedWork):
         await delete_file(lease.spec, self.delete)
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """See `settle_downloads`."""
-        return await settle_downloads(
-            self.store,
-            self.owner,
-            results,
-            per_destination=self.settings.notifier.per_destination,
-            keep_s=self.settings.notifier.failed_retention,
-        )
+        """Report attempts. A job without a callback is kept as long as one whose callback has failed."""
+        return await settle(self.store, self.kind, self.owner, results, self._finish)
+
+    async def _finish(self, results: Sequence[Ended]) -> Sequence[Settled]:
+        notifier = self.settings.notifier
+        rows: list[FinishResult] = []
+        for lease, end in results:
+            assert isinstance(end, Outcome)
+            success = end.verdict is Verdict.SUCCEEDED
+            plan = CallbackPlan.of(lease.spec, success=success, per_destination=notifier.per_destination)
+            rows.append((lease, end, plan, notifier.failed_retention))
+        return await self.store.finish(self.owner, rows)
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Count and log an attempt."""
@@ -224,16 +229,18 @@ class CallbackWork(_LeasedWork):
         )
 
     async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """See `settle_callbacks`."""
+        """Report deliveries. The job of a failed one is kept longer."""
+        return await settle(self.store, self.kind, self.owner, results, self._close)
+
+    async def _close(self, results: Sequence[Ended]) -> Sequence[Settled]:
         notifier = self.settings.notifier
-        return await settle_callbacks(
-            self.store,
-            self.owner,
-            results,
-            per_destination=notifier.per_destination,
-            deletion_s=notifier.deletion_interval,
-            failed_s=notifier.failed_retention,
-        )
+        rows: list[CloseResult] = []
+        for lease, end in results:
+            assert isinstance(end, Delivery)
+            success = end.verdict is Verdict.SUCCEEDED
+            keep_s = notifier.deletion_interval if success else notifier.failed_retention
+            rows.append((lease, end, keep_s, callback_limit(lease.group, notifier.per_destination)))
+        return await self.store.close_callbacks(self.owner, rows)
 
     def ended(self, lease: Lease, end: End, seconds: float) -> None:
         """Count and log a delivery."""
