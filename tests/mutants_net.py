@@ -365,6 +365,13 @@ ROWS = (
         f"{HOSTILE} -k max_size",
     ),
     (
+        "mime: judged at the end only",
+        f"{FETCH}/attempt.py",
+        "if patterns is not None and not mime and sink.size >= SNIFF_BYTES:",
+        "if False:",
+        f"{TABLE} -k wrong_type",
+    ),
+    (
         "gzip: inflated at once",
         f"{FETCH}/gunzip.py",
         "self._member.decompress(fed, PIECE_BYTES)",

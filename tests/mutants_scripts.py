@@ -44,6 +44,20 @@ ROWS = (
         f"{SUBMITTING} -k idempotency",
     ),
     (
+        "submit: a running job is enqueued again",
+        f"{LUA}/submit.lua",
+        " or redis.call('EXISTS', key_job(id)) == 1",
+        "",
+        f"{SUBMITTING} -k repeated_late",
+    ),
+    (
+        "submit: a job's own key makes it a repetition",
+        f"{LUA}/submit.lua",
+        "if seen_id ~= id then",
+        "if true then",
+        f"{SUBMITTING} -k repeated_late",
+    ),
+    (
         "cooldown: its time to live stays with new jobs",
         f"{LUA}/submit.lua",
         "    redis.call('PERSIST', record)\n",

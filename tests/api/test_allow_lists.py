@@ -105,6 +105,8 @@ async def test_h23_another_s_proxy_on_a_shared_aggregation(api: Served) -> None:
         answer = await submit(api, "shop", **job, aggr_proxy=proxy)
         assert (answer.status_code, answer.json()["code"]) == (409, "proxy_not_allowed")
         assert "evil" not in answer.text
+    headers = {"Idempotency-Key": "k", **bearer("shop")}
+    assert (await api.client.post("/download", json=JOB | job, headers=headers)).status_code == 409
     lines = json.dumps(JOB | job) + "\n" + json.dumps(JOB | SHOP)
     bulk = await api.client.post("/downloads", content=lines, headers=bearer("shop"))
     refused, accepted = map(json.loads, bulk.text.splitlines())

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from downloader.api.intake import MAX_BATCH, MAX_BYTES, MAX_EXTRA, MAX_WAITING, Intake
+from downloader.api.intake import MAX_BATCH, MAX_BYTES, MAX_EXTRA, MAX_WAITING, WAIT_S, Intake
 from downloader.config import ApiSettings, RedisSettings
 from downloader.model import JobSpec, State
 from downloader.store import Accepted, StoreUnavailable, Submission
@@ -212,6 +212,15 @@ async def test_idempotency_key(api: Served) -> None:
     assert (conflict.json()["code"], conflict.json()["field"]) == ("idempotency_conflict", "Idempotency-Key")
 
 
+async def test_a_job_whose_extra_is_written_otherwise_is_a_repetition(api: Served) -> None:
+    answers = [
+        await api.post(body()[:-1] + b', "extra": %b}' % extra, {"Idempotency-Key": "one"})
+        for extra in (b'{"a": 1, "b": 2}', b'{"b":2,"a":1}', b'{"a": 1, "b": 3}')
+    ]
+    assert [answer.status_code for answer in answers] == [201, 201, 422]
+    assert answers[0].json() == answers[1].json()
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\tb", "\xfc"])
 async def test_malformed_idempotency_keys(api: Served, key: str) -> None:
     answer = await api.client.post(
@@ -328,6 +337,22 @@ async def test_too_many_that_wait_are_refused_at_once(store: JobStore, nursery: 
             await intake.submit(one)
         clients.cancel_scope.cancel()
     nursery.cancel_scope.cancel()
+
+
+async def test_a_job_waits_for_the_store_for_a_bounded_time(autojump_clock: MockClock) -> None:
+    class Hanging:
+        """A store that never answers."""
+
+        async def submit(self, _submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
+            await trio.sleep_forever()
+            raise AssertionError
+
+    intake = Intake(Hanging())  # type: ignore[arg-type]  # submit is all that it uses
+    async with trio.open_nursery() as nursery:
+        await nursery.start(intake.run)
+        with trio.fail_after(10 * WAIT_S), pytest.raises(StoreUnavailable):
+            await intake.submit(Submission(spec=JobSpec(id="1", aggr_id="a", aggr_limit=1, url="http://x/")))
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.row("F27")

@@ -28,7 +28,7 @@ from downloader.storage.checked import CheckedStorage
 from servers.certs import old_tls_server, server_context, write_authority
 from servers.lab import Lab, lease, open_lab, small
 from servers.loopback import serving
-from servers.origin import PNG, Origin, Then, body_of, open_origin, raw, respond
+from servers.origin import BLOCK_BYTES, PNG, Origin, Then, body_of, open_origin, raw, respond
 from servers.ports import spare_port
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -259,7 +259,9 @@ async def test_mime_type(lab: Lab, origin: Origin, patterns: str, error: str) ->
 
 
 async def test_a_large_file_of_the_wrong_type_is_not_downloaded(lab: Lab, origin: Origin) -> None:
-    outcome = await lab.fetch(origin.url("/bytes/4000000000"), mime_type="image/png")
+    head = OK + b"Content-Length: 4000000000\r\n\r\n"
+    url = origin.on("/x", raw(head + body_of(BLOCK_BYTES), "hang"))
+    outcome = await lab.fetch(url, mime_type="image/png")
     assert outcome.error_code is ErrorCode.MIME_TYPE
 
 

@@ -52,6 +52,16 @@ async def test_a_repeated_submission_enqueues_nothing(store: JobStore) -> None:
     assert list((await store.aggregation_sizes()).values()) == [1]
 
 
+@pytest.mark.parametrize("key", ["", "k"])
+async def test_a_call_that_is_repeated_late_starts_nothing_again(store: JobStore, key: str) -> None:
+    """Its answer was lost, and it is sent again while the job is running already."""
+    sent = [Submission(spec=spec_for(store, aggr_limit=9), idempotency_key=key, value_digest="v")]
+    first = await store.submit(sent)
+    assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases) == 1
+    assert await store.submit(sent) == first == [(Accepted.NEW, sent[0].spec.id)]
+    assert (await store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases == []
+
+
 async def test_an_idempotency_key_answers_the_first_job(store: JobStore) -> None:
     first, second, third = (spec_for(store) for _ in range(3))
     answers = await store.submit(
