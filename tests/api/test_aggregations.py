@@ -216,6 +216,17 @@ async def test_a_change_that_is_refused(api: Served, change: Any, code: str, fie
     assert (found["limit"], found["paused"]) == (4, False), "all of it or nothing"
 
 
+@pytest.mark.row("H16")
+@pytest.mark.parametrize("names", [[f"{number:x}" for number in range(20_000)], ["x" * 200_000]])
+async def test_unknown_fields_without_number_or_end_are_answered_in_short(
+    api: Served, names: list[str]
+) -> None:
+    answer = await api.client.patch("/aggregations/x", json={"limit": 0} | dict.fromkeys(names))
+    assert (answer.status_code, answer.json()["code"]) == (422, "out_of_range")
+    assert 1 < len(answer.json()["errors"]) <= 11
+    assert len(answer.content) < 4096
+
+
 async def test_no_object_and_no_aggregation(api: Served) -> None:
     assert (await api.client.patch("/aggregations/a", content=b"[]")).status_code == 400
     for answer in (

@@ -60,8 +60,10 @@ _STAND_INS = {
 """Replaces a field with an error while the other rules are checked, if they need the field."""
 
 MAX_WARNINGS = 10
+"""Unknown fields that are answered."""
+
 MAX_NAME_CHARS = 64
-"""Length of an unknown field's name in a warning."""
+"""How much is answered of an unknown field's name."""
 
 
 def parse_job(
