@@ -429,6 +429,7 @@ async def test_lines_that_the_store_did_not_take_are_sent_again(
         httpx2.Response(200, text="<html>"),
         httpx2.Response(200, json=[]),
         httpx2.Response(200, json={"id": "x"}),
+        httpx2.Response(200, text="[" * 100_000),
         httpx2.Response(200, stream=httpx2.ByteStream(b"no gzip"), headers={"Content-Encoding": "gzip"}),
     ],
 )
@@ -442,6 +443,16 @@ async def test_another_service_is_recognised(answer: httpx2.Response) -> None:
 async def test_another_service_has_no_events(answer: httpx2.Response) -> None:
     async with AsyncClient("http://h/api", transport=Script(answer)) as client:
         with pytest.raises(ClientError, match="http://h/api/events did not answer as a downloader does"):
+            await anext(client.events())
+
+
+@pytest.mark.parametrize("data", ["nonsense", "[]", "[" * 100_000])
+async def test_a_snapshot_that_is_no_object(data: str) -> None:
+    answer = httpx2.Response(
+        200, text=f"event: snapshot\ndata: {data}\n\n", headers={"Content-Type": "text/event-stream"}
+    )
+    async with AsyncClient("http://h/api", transport=Script(answer)) as client:
+        with pytest.raises(ClientError, match="http://h/api did not answer as a downloader does"):
             await anext(client.events())
 
 

@@ -285,6 +285,7 @@ async def test_finds_a_file(storage: Storage, root: Path) -> None:
     assert found.size == 4
     assert await storage.local("NSb") is None
     assert await storage.local(f"{KEY}/x") is None
+    assert await storage.local(f"{'a/' * 8000}x") is None
 
 
 async def test_deletes_the_file_and_the_folders_it_leaves_empty(storage: Storage, root: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from downloader.client.errors import ApiProblem
 from downloader.client.models import JobFields, Submitted
-from downloader.client.wire import json_of, not_a_downloader
+from downloader.client.wire import json_object, json_of, not_a_downloader
 
 BATCH_JOBS = 500
 BATCH_BYTES = 1024**2
@@ -54,13 +54,13 @@ async def _each(jobs: Iterable[JobFields] | AsyncIterable[JobFields]) -> AsyncGe
 
 def submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitted:
     """The answer to one line of `POST /downloads`."""
+    answer = json_object(line, response.url)
     try:
-        answer = json.loads(line)
         warnings = [warning["detail"] for warning in answer.get("warnings", ())]
         if "id" in answer:
             return Submitted(job=job, id=answer["id"], warnings=warnings)
         return Submitted(job=job, problem=ApiProblem.from_document(answer), warnings=warnings)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (TypeError, KeyError):
         raise not_a_downloader(response.url) from None
 
 

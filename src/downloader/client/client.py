@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import (
@@ -25,7 +24,7 @@ import httpx2
 from downloader.client import bodies
 from downloader.client.errors import Unreachable, WaitTimeout
 from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, ListedJob, Submitted
-from downloader.client.wire import BlockingTransport, Wire, json_of, not_a_downloader, run
+from downloader.client.wire import BlockingTransport, Wire, json_object, json_of, not_a_downloader, run
 from downloader.model import State
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -290,7 +289,7 @@ class AsyncClient:
                 if name == "event":
                     event = value
                 elif name == "data" and event == "snapshot":
-                    yield json.loads(value)
+                    yield json_object(value, self._wire.url)
 
 
 def _too_late(left: int, timeout_s: float | None) -> WaitTimeout:

@@ -6,6 +6,7 @@ and the pauses block, so that these coroutines never suspend, and `run` carries 
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -178,28 +179,31 @@ def _checked(url: str) -> httpx2.URL:
 
 
 def _problem(response: httpx2.Response) -> ApiProblem:
-    try:
-        document = response.json()
-    except ValueError:
-        document = None
-    if isinstance(document, dict) and document.get("code"):
-        return ApiProblem.from_document(document, status=response.status_code)
+    with suppress(ClientError):
+        document = json_of(response)
+        if document.get("code"):
+            return ApiProblem.from_document(document, status=response.status_code)
     detail = f"{response.url.copy_with(query=None)} answered {describe_status(response.status_code)}"
     return ApiProblem(code="", detail=detail, status=response.status_code)
 
 
 def json_of(response: httpx2.Response) -> dict[str, Any]:
-    """The JSON object in an answer.
+    """The JSON object in an answer; raises as `json_object`."""
+    return json_object(response.content, response.url)
+
+
+def json_object(text: str | bytes, url: httpx2.URL) -> dict[str, Any]:
+    """The JSON object in a text from this URL.
 
     Raises:
         ClientError: there is none.
     """
     try:
-        document = response.json()
-    except ValueError:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise not_a_downloader(response.url)
+        raise not_a_downloader(url)
     return document
 
 

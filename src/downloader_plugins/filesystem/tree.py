@@ -85,14 +85,18 @@ class Folders:
             OSError: `ENOENT` if it is missing (with `create`: if it or a parent was removed meanwhile),
                 `ENOTDIR` or `ELOOP` if something else has its name.
         """
-        fd = self._open.get(parts)
-        if fd is None:
-            if parts:
-                parent = self.open(parts[:-1], create=create)
-                fd = _open_child(parts[-1], parent=parent, mode=self._mode if create else None)
-            else:
-                fd = os.open(self._root, _OPEN_ROOT)
-            self._open[parts] = fd
+        fd = self._open.get(parts, -1)
+        if fd < 0:
+            # From the root on, not from the end by recursion: a client's path may have thousands of parts.
+            for length in range(len(parts) + 1):
+                here, parent = parts[:length], fd
+                fd = self._open.get(here, -1)
+                if fd < 0:
+                    if here:
+                        fd = _open_child(here[-1], parent=parent, mode=self._mode if create else None)
+                    else:
+                        fd = os.open(self._root, _OPEN_ROOT)
+                    self._open[here] = fd
         return fd
 
     def forget(self, parts: Parts) -> None:
