@@ -116,6 +116,27 @@ ROWS = (
         "tests/api/test_routes.py -k bug_of_ours",
     ),
     (
+        "lists: a failed callback counts from the end of its download",
+        f"{API}/listed.py",
+        "return job.failed_ms if callback == State.FAILED else job.finished_ms",
+        "return job.finished_ms",
+        "tests/api/test_listed.py -k own_failure",
+    ),
+    (
+        "server: each IPv6 address is a client",
+        f"{API}/limits.py",
+        'f"{int(address) >> (128 - IPV6_SITE_BITS):x}"',
+        "str(address)",
+        f"{SERVER} -k one_client",
+    ),
+    (
+        "fields: a callback to the storage leaves its folder",
+        f"{API}/parse.py",
+        "            check_subpath(destination)\n",
+        "            check_printable(destination)\n",
+        "tests/api/test_download_fields.py",
+    ),
+    (
         "app: two slashes before a route",
         f"{API}/app.py",
         'if path.startswith("//"):',

@@ -252,7 +252,7 @@ ROWS = (
         f"{STORE}/lua/remove.lua",
         "if redis.call('HGET', key_task('download', id), 'reaping') then",
         "if true then",
-        OF_STORE,
+        "tests/store/test_transitions.py -k no_reaper",
     ),
     (
         "retry: of what is being reaped",

@@ -11,7 +11,7 @@ ADDRESSES, URLS, WIRE = (
 RESUME = "tests/fetch/test_resume.py"
 LASTING = "tests/fetch/test_lasting.py"
 REDIRECTS, HOSTILE, TABLE = (f"tests/fetch/test_{name}.py" for name in ("redirects", "hostile", "table"))
-PROXIES = "tests/fetch/test_proxy.py"
+PROXIES, WATCH = "tests/fetch/test_proxy.py", "tests/fetch/test_watch.py"
 
 ROBOTS = "tests/fetch/test_robots.py tests/unit/test_robots_rules.py"
 
@@ -356,6 +356,20 @@ ROWS = (
         "return min(wanted, self.settings.max_download_timeout, left_s)",
         "return min(wanted, left_s)",
         f"{TABLE} -k default_and_a_cap",
+    ),
+    (
+        "time: a body that flows has no end",
+        f"{FETCH}/watch.py",
+        "self._scope.deadline = min(self._end, now + self._window_s)",
+        "self._scope.deadline = now + self._window_s",
+        WATCH,
+    ),
+    (
+        "time: waits for our own disk have no end",
+        f"{FETCH}/watch.py",
+        "self._scope.deadline = min(self._end, now + left)",
+        "self._scope.deadline = now + left",
+        WATCH,
     ),
     (
         "size: as counted",

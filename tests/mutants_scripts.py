@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 LUA = "downloader/store/lua"
-BACKLOG, FACTS, SUBMITTING, TRANSITIONS = (
-    f"tests/store/test_{name}.py" for name in ("backlog", "fleet_facts", "submitting", "transitions")
+BACKLOG, FACTS, TURNS, SUBMITTING, TRANSITIONS = (
+    f"tests/store/test_{name}.py" for name in ("backlog", "fleet_facts", "turns", "submitting", "transitions")
 )
 
 ROWS = (
@@ -56,6 +56,41 @@ ROWS = (
         "if seen_id ~= id then",
         "if true then",
         f"{SUBMITTING} -k repeated_late",
+    ),
+    (
+        "shares: destinations that have not answered have no bound",
+        f"{LUA}/lease.lua",
+        "      if not proven then unproven = unproven - 1 end\n",
+        "",
+        f"{TURNS} -k as_allowed",
+    ),
+    (
+        "shares: destinations that answer come first",
+        f"{LUA}/lease.lua",
+        "if turns % 2 == 1 then",
+        "if false then",
+        f"{TURNS} -k take_turns",
+    ),
+    (
+        "shares: who has more than its share takes its turn",
+        f"{LUA}/lease.lua",
+        "excepted[group] = 'last' end",
+        "excepted[group] = nil end",
+        f"{TURNS} -k last",
+    ),
+    (
+        "callbacks: another job's callback widens a destination that fails",
+        f"{LUA}/_lib.lua",
+        "redis.call('HSETNX', key_group('callback', callback), 'limit', limit)",
+        "redis.call('HSET', key_group('callback', callback), 'limit', limit)",
+        f"{TRANSITIONS} -k narrowed",
+    ),
+    (
+        "reply: a retry that is asked for again is refused",
+        f"{LUA}/retry.lua",
+        "if retried == call.request then return 'done' end\n",
+        "",
+        f"{TRANSITIONS} -k answered_again",
     ),
     (
         "cooldown: its time to live stays with new jobs",

@@ -41,7 +41,7 @@ def parse(data: bytes) -> JobSpec:
         data,
         parse_object(data),
         new_id=lambda _: "0" * 14,
-        backends=frozenset({"http", "sqs", "kafka"}),
+        backends=frozenset({"http", "sqs", "kafka", "storage"}),
         buckets=text_globs(["my-*"]),
         egress=EgressPolicy("egress.callbacks"),
     )
@@ -282,6 +282,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"callback_dst": "http://client.example:25/"}, "url_port", "callback_dst"),
     ({"callback_type": "sqs", "callback_dst": "a\r\nb"}, "characters", "callback_dst"),
     ({"callback_type": "sqs", "callback_dst": "x" * 2049}, "too_long", "callback_dst"),
+    ({"callback_type": "storage", "callback_dst": "../x"}, "subpath", "callback_dst"),
+    ({"callback_type": "storage", "callback_dst": "/etc"}, "subpath", "callback_dst"),
     ({"callback_url": "nonsense"}, "url_malformed", "callback_url"),
     ({"callback_url": 1}, "wrong_type", "callback_url"),
     ({"callback_error_type": "http"}, "required", "callback_error_dst"),

@@ -97,6 +97,15 @@ async def test_those_of_an_aggregation_since_a_time(api: Served) -> None:
     assert [row["id"] for row in await listed(api)] == first
 
 
+async def test_a_failed_callback_counts_from_its_own_failure(api: Served) -> None:
+    """An operator sends again what failed in an outage, however long before it was downloaded."""
+    store, since = api.store, "2020-01-01T00:00:00Z"
+    [job_id] = await finished(store, 1)
+    await store._client.command("HSET", store._keys.key(0, "task", Kind.DOWNLOAD, job_id), "finished", 1000)
+    assert ids(await listed(api, callback="failed", since=since)) == {job_id}
+    assert await retried(api, since=since) == 1
+
+
 def ids(rows: list[dict[str, Any]]) -> set[str]:
     return {row["id"] for row in rows}
 

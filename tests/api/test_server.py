@@ -18,7 +18,7 @@ from hypercorn.events import RawData
 from downloader.api.asgi import AsgiApp, Message, Receive, Send
 from downloader.api.exchange import ENDLESS
 from downloader.api.http1 import Http1
-from downloader.api.limits import Limits
+from downloader.api.limits import Limits, client_address
 from downloader.api.server import serve_http
 from servers.api import read_to_end
 
@@ -84,6 +84,22 @@ async def test_head_has_no_body() -> None:
 async def test_http_1_0_gets_a_body_that_the_close_ends() -> None:
     answer = await ask(stream_pieces, b"GET / HTTP/1.0\r\n\r\n")
     assert answer.endswith(b"\r\n\r\nonetwo")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    ],
+)
+def test_which_addresses_are_one_client_s(one: str, other: str, same: bool) -> None:  # noqa: FBT001  a column
+    """Limits for each client hold for what it cannot choose: of an IPv6 address the first half."""
+    assert (client_address(one) == client_address(other)) is same
 
 
 async def test_the_scope_of_a_request() -> None:

@@ -311,9 +311,12 @@ async def test_a_failing_destination_is_narrowed_until_it_works(store: JobStore)
     held = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
     later = Delivery(verdict=Verdict.RETRY, error="refused")
     await store.retry_later(Kind.CALLBACK, "me", [(lease, later, 0) for lease in held])
+    # Another job's callback does not widen it.
+    await submitted(store, "e")
+    await store.finish("me", [(await leased(store), OK, PLAN, 0)])
     [alone] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     await store.close_callbacks("me", [(alone, DELIVERED, 60, 4)])
-    assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 3
+    assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 4
 
 
 async def test_a_destination_that_has_answered_is_proven(store: JobStore) -> None:
@@ -351,6 +354,25 @@ async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
     again = await leased(store, kind=Kind.CALLBACK)
     assert (again.attempts, again.result) == (0, OK)
+
+
+async def test_a_retry_whose_answer_was_lost_is_answered_again(store: JobStore) -> None:
+    spec = await submitted(store)
+    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    call = {"id": spec.id, "kind": Kind.DOWNLOAD, "request": "r", "limit": "1", "limits": {}}
+    assert await store._client.run("retry", 0, call) == "done"
+    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    assert await store._client.run("retry", 0, call) == "done"
+    assert (await download(store, spec.id)).state is State.FAILED
+    assert await store._client.run("retry", 0, call | {"request": "s"}) == "done"
+    assert (await download(store, spec.id)).state is State.PENDING
+
+
+async def test_what_no_reaper_was_given_is_not_removed(store: JobStore) -> None:
+    spec = await submitted(store)
+    await store.finish("me", [(await leased(store), OK, None, 60)])
+    await store.remove([spec.id])
+    assert await store.get(spec.id) is not None
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("http", 4), ("kafka", 4096), ("sqs", 4096)])
