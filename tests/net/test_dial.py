@@ -200,6 +200,18 @@ async def test_not_all_of_very_many_addresses_are_tried(
             assert found
 
 
+async def test_a_name_with_thousands_of_addresses_is_refused() -> None:
+    async with serving(echo, "127.0.0.2") as port:
+        most, more = ["127.0.0.2"] * 256, ["127.0.0.2"] * 257
+        guarded = dialer(LOOPBACK, resolver=Names(many_test=[most, more, most, more]))
+        await (await guarded.connect("many.test", port)).aclose()
+        with pytest.raises(EgressRefused, match="more than 256 addresses"):
+            await guarded.connect("many.test", port)
+        await guarded.check_target("many.test")
+        with pytest.raises(EgressRefused, match="more than 256 addresses"):
+            await guarded.check_target("many.test")
+
+
 @pytest.mark.slow
 async def test_a_silent_address_delays_the_next_by_a_moment_only() -> None:
     with silent_port() as (port, _):

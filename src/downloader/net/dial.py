@@ -23,8 +23,11 @@ _TARGET_RESOLVE_S = 2.0
 _DISCARD_PORT = 9
 """Any port will do, because nothing is sent."""
 
-_MAX_ADDRESSES = 16
-"""How many of a name's addresses are tried; an answer may have thousands."""
+_MAX_ADDRESSES = 256
+"""Names with more are refused: each address is checked, and an answer may have thousands."""
+
+_MAX_TRIED = 16
+"""How many of a name's addresses are tried."""
 
 _STAGGER_S = 0.25
 """The head start of one address before the next is tried beside it; RFC 8305, section 5."""
@@ -111,6 +114,8 @@ class Dialer:
         self.policy.check_name(name)
         literal = parse_address(name) is not None
         addresses = [name] if literal else await _resolve(self.resolver, name, port, deadline)
+        if len(addresses) > _MAX_ADDRESSES:
+            raise EgressRefused(f"address not allowed: {name} has more than {_MAX_ADDRESSES} addresses")
         for address in addresses:
             self.policy.check(name, address, is_own=self.is_own)
         return addresses
@@ -154,7 +159,7 @@ async def _connect_first(addresses: Sequence[str], port: int) -> trio.socket.Soc
 
     try:
         async with trio.open_nursery() as nursery:
-            for address in _alternate_families(addresses)[:_MAX_ADDRESSES]:
+            for address in _alternate_families(addresses)[:_MAX_TRIED]:
                 failed = trio.Event()
                 nursery.start_soon(attempt, address, failed)
                 with trio.move_on_after(_STAGGER_S):

@@ -45,10 +45,10 @@ class NotifierContract(Contract[NotifierPeer]):
 
     ::
 
-    class TestContract(NotifierContract):
-        @asynccontextmanager
-        async def peer(self) -> AsyncIterator[NotifierPeer]:
-            ...
+        class TestContract(NotifierContract):
+            @asynccontextmanager
+            async def peer(self) -> AsyncIterator[NotifierPeer]:
+                ...
     """
 
     def lend(self) -> AbstractAsyncContextManager[Host]:
