@@ -104,7 +104,7 @@ def check_content(engine: Engine) -> None:
     assert list(config["Volumes"]) == ["/data"], config
     assert list(config["ExposedPorts"]) == ["8000/tcp"], config
     assert config["StopSignal"] == "SIGTERM", config
-    assert config["Healthcheck"]["Test"] == ["CMD", "/opt/downloader/bin/downloader", "health"], config
+    assert image["Healthcheck"]["Test"] == ["CMD", "/opt/downloader/bin/downloader", "health"], image
     assert config["Labels"]["org.opencontainers.image.description"] == PROJECT["description"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == PROJECT["license"]
     own_bytes = image["Size"] - engine.inspect("image", BASE)["Size"]
