@@ -269,8 +269,8 @@ async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
         async with open_notifiers({"pigeon": {}, "asleep": {}}, host, opening_s=7):
             pytest.fail("it was opened")
     assert pigeon.log == ["open", "woken", "closed"]
-    with pytest.raises(PluginError, match=r"^here: did not open within 8 s$"):
-        async with open_storage("nap", {}, where="here", opening_s=8):
+    with pytest.raises(PluginError, match=r"^processor\.filestorage: did not open within 8 s$"):
+        async with open_storage("nap", {}, opening_s=8):
             pytest.fail("it was opened")
     assert trio.current_time() == pytest.approx(15)
 
@@ -326,11 +326,11 @@ async def test_a_storage_of_another_interface_is_one_line(pigeon: Any) -> None:
     with pytest.raises(PluginError, match=expected):
         async with open_storage("attic", {}):
             pytest.fail("it was opened")
-    with pytest.raises(PluginError, match=r"^here: cannot be opened: SystemExit: no loft$"):
-        async with open_storage("quitter", {}, where="here"):
+    with pytest.raises(PluginError, match=r"^processor\.filestorage: cannot be opened: SystemExit: no loft$"):
+        async with open_storage("quitter", {}):
             pytest.fail("it was opened")
-    with pytest.raises(PluginError, match=r"^here: no storage plugin 'nope' is installed"):
-        async with open_storage("nope", {}, where="here"):
+    with pytest.raises(PluginError, match=r"^processor\.filestorage: no storage plugin 'nope' is installed"):
+        async with open_storage("nope", {}):
             pytest.fail("it was opened")
 
 

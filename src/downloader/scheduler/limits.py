@@ -37,9 +37,6 @@ class Limits:
         self._held_until: dict[str, float] = {}
         self._unproven = 0
 
-    def __len__(self) -> int:
-        return len(self._limiters)
-
     def enter(self, held: HeldLease) -> bool:
         """Take a slot of the lease's group; false if none is free in this process."""
         lease = held.lease

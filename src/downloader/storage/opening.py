@@ -24,24 +24,22 @@ from downloader.plugins import (
 from downloader.storage.checked import CheckedBuckets, CheckedStorage
 from downloader.storage.protocol import Buckets, Storage, StorageHost
 
-_WHERE = "processor.filestorage"
-
 OWN_BUCKETS = "s3"
 """The plugin for the buckets of jobs, which are S3's (`s3_bucket`)."""
 
 
 @asynccontextmanager
 async def open_storage(
-    name: str, section: Mapping[str, Any], *, where: str = _WHERE, opening_s: float = OPENING_S
+    name: str, section: Mapping[str, Any], *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Storage]:
     """Open the storage plugin `name` with its section, and close it at the end.
 
     Raises:
         PluginError: on entering: the plugin is missing, cannot be imported, refuses its section, does not
             open within `opening_s` or yields an object without the methods of a storage; the text begins with
-            `where`, the configuration's table.
+            the configuration's table, `processor.filestorage`.
     """
-    async with _opened(STORAGES, name, section, where, opening_s) as storage:
+    async with _opened(STORAGES, name, section, "processor.filestorage", opening_s) as storage:
         yield CheckedStorage(storage)
 
 
