@@ -190,7 +190,8 @@ def parse_section(model: type[Model], section: Mapping[str, Any]) -> Model:
         error = exc.errors()[0]
         key = ".".join(str(part) for part in error["loc"])
         if error["type"] != "extra_forbidden":
-            raise PluginError(f"{key}: {error['msg'].removeprefix('Value error, ')}") from exc
+            where = f"{key}: " if key else ""  # none for a rule that spans keys
+            raise PluginError(f"{where}{error['msg'].removeprefix('Value error, ')}") from exc
         near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise PluginError(f"{key}: there is no such key{hint}") from exc

@@ -3,11 +3,12 @@
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import trio
 import trio.testing
+from pydantic import BaseModel, model_validator
 from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
@@ -22,6 +23,7 @@ from downloader.plugins import (
     installed,
     load_factory,
     opening_failed,
+    parse_section,
 )
 from downloader.storage.opening import open_storage
 from servers.plugins import bare_host
@@ -212,6 +214,32 @@ def test_two_distributions_with_one_name_are_refused(pigeon: Any, tmp_path: Path
     )
     with pytest.raises(PluginError, match=r"installed more than once \(other 1, pigeon-post 2\.5\)"):
         load_factory(NOTIFIERS, "pigeon")
+
+
+class Loft(BaseModel):
+    """A stranger's section with a rule that spans keys."""
+
+    birds: int = 0
+    perches: int = 0
+
+    @model_validator(mode="after")
+    def _room(self) -> Self:
+        if self.birds > self.perches:
+            raise ValueError("birds need a perch each")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"birds": 3}, "birds need a perch each"),
+        ({"birds": "many"}, "birds: Input should be a valid integer, unable to parse string as an integer"),
+    ],
+)
+def test_a_wrong_section_is_one_line(section: dict[str, Any], expected: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        parse_section(Loft, section)
+    assert str(caught.value) == expected
 
 
 async def test_notifiers_are_opened_with_their_section_and_closed(pigeon: Any, host: Host) -> None:
