@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 
 import mutants_api
+import mutants_client
 import mutants_leases
 import mutants_net
 import mutants_pace
@@ -146,6 +147,7 @@ MUTANTS = (
         Mutant(*row)
         for file in (
             mutants_api,
+            mutants_client,
             mutants_store,
             mutants_leases,
             mutants_pace,

@@ -374,32 +374,4 @@ ROWS = (
         "for load in visible",
         MANY,
     ),
-    (
-        "client: waiting takes no time into account",
-        "downloader/client/wire.py",
-        "if pause_s is not None and pause_s > left_s:",
-        "if False:",
-        "tests/api/test_client.py -k waiting_ends",
-    ),
-    (
-        "fetch: an earlier run's note names any file",
-        "downloader/cli/fetch_folder.py",
-        "safe_name(suggested) or",
-        "suggested or",
-        "tests/unit/test_fetch_record.py",
-    ),
-    (
-        "fetch: the record may be a link",
-        "downloader/cli/fetch_record.py",
-        "flags | os.O_NOFOLLOW",
-        "flags",
-        "tests/unit/test_fetch_record.py",
-    ),
-    (
-        "submit: a line that is no JSON ends it",
-        "downloader/cli/submit.py",
-        "                continue\n",
-        "                return\n",
-        "tests/api/test_operator_commands.py -k spoils",
-    ),
 )

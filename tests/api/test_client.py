@@ -28,12 +28,14 @@ from downloader.client import (
     WaitTimeout,
 )
 from downloader.client.bodies import BATCH_BYTES, BATCH_JOBS
+from downloader.client.client import POLLED
 from downloader.client.wire import LEAST_S, LONGEST_PAUSE_S
 from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import ConfigError
 from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict
+from downloader.store import Submission
 from servers.api import JOB, Served, Serving
-from servers.jobs import end_all
+from servers.jobs import end_all, spec_for
 
 STORED = Outcome(
     verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab", mime_type="text/plain")
@@ -130,6 +132,19 @@ async def test_many_jobs_are_waited_for_at_once(api: Served, client: AsyncClient
     assert (await anext(waiting)).id == first
     await end_all(api.store, GONE)
     assert [job.id async for job in waiting] == [second]
+
+
+@pytest.mark.slow
+async def test_those_behind_many_that_wait_are_asked_for_too(api: Served, client: AsyncClient) -> None:
+    specs = [spec_for(api.store, aggr_limit=1) for _ in range(POLLED)]
+    await api.store.submit([Submission(spec=spec) for spec in specs])
+    last = await client.submit(**JOB | {"aggr_id": "another"})
+    ended = {lease.id: lease for lease in (await api.store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases}
+    await api.store.finish("me", [(ended[last], STORED, None, 60)])
+    waiting = client.wait_each([*(spec.id for spec in specs), last])
+    async with aclosing(waiting):
+        with trio.fail_after(60):
+            assert (await anext(waiting)).id == last
 
 
 async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient) -> None:
@@ -362,6 +377,18 @@ async def test_retry_after_is_obeyed(
         began = trio.current_time()
         await client.submit(**JOB)
         assert pause_s <= trio.current_time() - began <= max(pause_s, 0.5)
+
+
+async def test_a_429_is_tried_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with AsyncClient(transport=Script(problem(429, ""), accepted())) as client:
+        assert await client.submit(**JOB) == "x"
+
+
+async def test_too_few_answers_to_many_jobs_are_none(autojump_clock: trio.testing.MockClock) -> None:
+    transport = Script(httpx2.Response(200, content=b'{"id": "x"}\n'))
+    async with AsyncClient(transport=transport) as client:
+        with pytest.raises(ClientError, match="did not answer as a downloader does"):
+            await anext(client.submit_many([JOB_FIELDS, JOB_FIELDS]))
 
 
 async def test_a_retry_after_that_is_too_long_is_raised(autojump_clock: trio.testing.MockClock) -> None:

@@ -1,4 +1,4 @@
-"""Which stored files the service deletes."""
+"""Which stored files the service deletes, and where clients find them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from downloader.service.files import Files
 
 
 class Kept:
-    """A storage that notes what it is to delete."""
+    """A storage that notes what it is to delete, and has these URLs."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str = "") -> None:
         self.deleted: list[str] = []
+        self.base = base
+
+    def url(self, key: str) -> str:
+        return self.base and f"{self.base}/{key}"
 
     async def delete(self, key: str) -> None:
         self.deleted.append(key)
@@ -32,3 +36,18 @@ async def test_a_file_in_the_bucket_of_a_job_stays(bucket: str) -> None:
     )
     await files.delete(spec)
     assert storage.deleted == ([] if bucket else [spec.storage_key])
+
+
+@pytest.mark.parametrize(
+    ("configured", "own", "found"),
+    [
+        ("https://cdn.example/f/", "https://bucket.example", "https://cdn.example/f/a%20b/"),
+        ("", "https://bucket.example", "https://bucket.example/a b/"),
+        ("", "", "http://127.0.0.1:8000/files/a%20b/"),
+    ],
+)
+def test_where_a_file_is_found(configured: str, own: str, found: str) -> None:
+    settings = Settings.model_validate({"processor": {"download_url": configured}})
+    files = Files(settings=settings, storage=cast("Any", Kept(own)), buckets=cast("Any", None))
+    spec = JobSpec(id=new_id(0, 1), aggr_id="a", aggr_limit=1, url="http://x/", subpath="a b")
+    assert files.url(spec) == f"{found}{spec.id[:3]}/{spec.id}"

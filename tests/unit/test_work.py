@@ -144,6 +144,14 @@ async def test_a_slot_is_free_when_its_callback_was_sent() -> None:
     assert receiver.taken == [job.id] * 3
 
 
+async def test_a_callback_without_a_slot_comes_back_after_a_pause() -> None:
+    work, receiver, job = callback()
+    end = await work.work(replace(job, spec=replace(job.spec, callback_type="elsewhere")), lambda: True)
+    assert (end.verdict, receiver.taken) == (Verdict.RELEASE, [])
+    assert end.retry_after_s is not None
+    assert end.retry_after_s > 0
+
+
 async def test_the_file_of_a_cancelled_job_is_deleted() -> None:
     deleted = []
 
