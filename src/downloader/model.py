@@ -395,8 +395,5 @@ def describe_status(status: int) -> str:
 
 
 def now_ms() -> int:
-    """Unix time in milliseconds by this host's clock, for display and for jobs' deadlines.
-
-    By the store's clock tasks are due and leases end.
-    """
+    """Unix time in ms by this host's clock, for display and deadlines; the store's decides what is due."""
     return time.time_ns() // 1_000_000
