@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -20,21 +23,50 @@ MAX_LOOKUPS = 128
 gives up (after about 10 s), so there are more than needed."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Limiter:
+    """For one look-up: it needs a place among those of its domain, and one among all."""
+
+    of_domain: trio.CapacityLimiter
+    of_all: trio.CapacityLimiter
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        """See `trio.CapacityLimiter`."""
+        await self.of_domain.acquire_on_behalf_of(borrower)
+        try:
+            await self.of_all.acquire_on_behalf_of(borrower)
+        except BaseException:
+            self.of_domain.release_on_behalf_of(borrower)
+            raise
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        """See `trio.CapacityLimiter`."""
+        self.of_all.release_on_behalf_of(borrower)
+        self.of_domain.release_on_behalf_of(borrower)
+
+
 class SystemResolver:
     """`getaddrinfo` in threads of its own, which neither use up nor wait for Trio's default ones.
 
-    A cancel returns at once; the thread ends when the C library does.
+    A cancel returns at once; the thread ends when the C library does. The names of one domain, whose name
+    servers may not answer, take at most half of the threads. A name's domain is its last two labels.
     """
 
     def __init__(self, max_lookups: int = MAX_LOOKUPS) -> None:
-        self._limiter = trio.CapacityLimiter(max_lookups)
+        self._share = max(1, max_lookups // 2)
+        self._of_all = trio.CapacityLimiter(max_lookups)
+        self._of_domains = WeakValueDictionary[str, trio.CapacityLimiter]()
+        """Of domains with look-ups in progress."""
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """See `Resolver`."""
+        domain = ".".join(host.split(".")[-2:])
+        of_domain = self._of_domains.get(domain)
+        if of_domain is None:
+            of_domain = self._of_domains[domain] = trio.CapacityLimiter(self._share)
+        limiter: Any = _Limiter(of_domain, self._of_all)
         try:
-            return await trio.to_thread.run_sync(
-                _lookup, host, port, abandon_on_cancel=True, limiter=self._limiter
-            )
+            return await trio.to_thread.run_sync(_lookup, host, port, abandon_on_cancel=True, limiter=limiter)
         except OSError as exc:
             raise NameNotResolved(host, exc.strerror or str(exc)) from exc
 
