@@ -34,6 +34,8 @@ async def test_a_job_under_aof_waits_until_its_server_has_synced() -> None:
                 await store.submit([Submission(spec=spec_for(store))])
             with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
                 await store.cancel(spec_for(store), None, 60)
+            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
+                await store.retry(spec_for(store).id, download=True, limit=1)
 
 
 @pytest.mark.slow

@@ -46,7 +46,10 @@ def add_listed(app: QuartTrio, deps: ApiDeps) -> None:
         found, cursor = await _page(deps.store, "", State.FAILED)
         retried = 0
         for each in found:
-            answer = await deps.store.retry(each.job_id, download=False, limit=deps.callback_limit)
+            # Not durable: under `aof` a page would wait for 200 syncs to the disk, one after the other.
+            answer = await deps.store.retry(
+                each.job_id, download=False, limit=deps.callback_limit, durable=False
+            )
             retried += answer is Changed.DONE
         return {"retried": retried, "cursor": cursor}
 

@@ -274,10 +274,11 @@ class JobStore(StoreReader):
 
         await self._shards.per_item(job_ids, str, ask, lambda _: None)
 
-    async def retry(self, job_id: str, *, download: bool, limit: int) -> Changed:
+    async def retry(self, job_id: str, *, download: bool, limit: int, durable: bool = True) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
-        `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
+        `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record. Unless
+        `durable`, a store that crashes just then may have the job as failed again.
         """
         try:
             shard = shard_of(job_id, self._keys.shards)
@@ -290,7 +291,7 @@ class JobStore(StoreReader):
             "limit": str(limit),
             "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
         }
-        return Changed(await self._client.run("retry", shard, call))
+        return Changed(await self._client.run("retry", shard, call, durable=durable))
 
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> Changed:
         """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
