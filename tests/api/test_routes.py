@@ -68,6 +68,11 @@ async def test_hb(serving: Serving, tmp_path: Path) -> None:
     assert (await api.client.get("/hb")).status_code == 200
 
 
+async def test_hb_with_a_path_that_cannot_be_looked_at(serving: Serving, tmp_path: Path) -> None:
+    api = await serving(settings=ApiSettings(heartbeat_path=str(tmp_path / ("x" * 300))))
+    assert (await api.client.get("/hb")).status_code == 200
+
+
 async def test_health(api: Served) -> None:
     assert (await api.client.get("/health/live")).json() == {"status": "ok"}
     ready = await api.client.get("/health/ready")

@@ -117,8 +117,10 @@ async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: 
         assert stored(store, spec.id).download.state == State.CANCELLED
         page.keyboard.press("Escape")
 
-        page.goto(f"{seen.url}#job/00000000000000")
-        expect(page.get_by_role("dialog").get_by_role("alert")).to_have_text("There is no job with this id.")
+        for unknown in ("00000000000000", "%"):
+            page.goto(f"{seen.url}#job/{unknown}")
+            dialog = page.get_by_role("dialog", name=f"Job {unknown}")
+            expect(dialog.get_by_role("alert")).to_have_text("There is no job with this id.")
         assert [text for text in seen.complaints if "404" not in text] == []
 
     await browse(page_url, look)

@@ -119,7 +119,11 @@ export function jobMayHaveChanged() {
 function open() {
   const [, wanted] = location.hash.match(/^#job\/(.+)$/) ?? [];
   if (!wanted) return dialog.close();
-  id = decodeURIComponent(wanted);
+  try {
+    id = decodeURIComponent(wanted);
+  } catch {
+    id = wanted; // a link that somebody typed
+  }
   job = null;
   setForeign($("job-title"), `Job ${id}`);
   if (!dialog.open) dialog.showModal();
