@@ -305,15 +305,6 @@ async def test_a_gzip_bomb_ends_at_max_size(tmp_path: Path, origin: Origin) -> N
     assert end(outcome) == (Verdict.FAILED, ErrorCode.TOO_LARGE)
 
 
-@pytest.mark.slow
-@pytest.mark.row("H12")
-async def test_gzip_of_nothing_without_end_is_a_stall(tmp_path: Path, origin: Origin) -> None:
-    start = OK + b"Content-Encoding: gzip\r\n\r\n"
-    async with open_lab(tmp_path, limits=small(stall_s=0.2)) as lab:
-        outcome = await lab.fetch(origin.on("/x", repeat(start, gzip.compress(b"") * 1000)))
-    assert end(outcome) == TIMEOUT
-
-
 # What is no HTTP/1.1 response (H13).
 
 
