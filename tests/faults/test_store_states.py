@@ -10,7 +10,7 @@ import redis
 import trio
 
 from servers.clock import open_clock
-from servers.fleet import BRIEF, START_S, History, job_for, open_fleet
+from servers.fleet import BRIEF, START_S, History, Tables, job_for, open_fleet
 from servers.origin import Origin, gate, respond
 from servers.sink import Sink
 from servers.valkey import Valkey
@@ -22,8 +22,11 @@ HOUR_S = 3600
 LOADS_SLOWLY = ("--key-load-delay", "10000", "--loading-process-events-interval-bytes", "1024")
 """Loading a key takes 0.01 s, and between two keys the server answers requests."""
 
-FILLERS = 300
-"""The number of keys, each larger than those 1024 bytes: loading them takes three seconds."""
+FILLERS = 500
+"""The number of keys, each larger than those 1024 bytes: loading them takes five seconds."""
+
+HASTY: Tables = {"redis": {"timeout": 1.0}}
+"""Gives up on the store while it is loading."""
 
 
 def check_unavailable(answer: httpx2.Response) -> None:
@@ -37,7 +40,7 @@ async def test_f12_a_store_that_is_loading(folder: Path, sink: Sink, origin: Ori
     hold = trio.Event()
     origin.on("/held", gate(hold, respond(200, b"held")))
     with Valkey() as server:
-        async with open_fleet(folder, server) as fleet:
+        async with open_fleet(folder, server, HASTY) as fleet:
             await fleet.start_all("processor", "notifier", "api")
             ids = [await fleet.post(**job_for(origin.url("/held"), sink.url()))]
             await origin.seen("/held")
@@ -68,6 +71,8 @@ async def test_f12_a_store_that_is_loading(folder: Path, sink: Sink, origin: Ori
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask_meanwhile)
                 await trio.to_thread.run_sync(server.start)
+                nursery.cancel_scope.cancel()
+            assert refused
             # The running download was not lost, and new jobs are accepted.
             hold.set()
             ids.append(await fleet.post(**job_for(origin.url("/bytes/2"), sink.url())))
