@@ -78,13 +78,6 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "-m", "chaos", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
-@nox.session
-def mutants(session: nox.Session) -> None:
-    """Lines that alone keep a promise, broken one by one: each has to fail a test; `-- WORD` chooses."""
-    install(session, "test")
-    session.run("python", "tests/mutants.py", *session.posargs)
-
-
 @nox.session(python=PYTHONS[0])
 def minimums(session: nox.Session) -> None:
     """Every test, with the oldest versions that pyproject.toml allows."""
