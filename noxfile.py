@@ -44,7 +44,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typecheck(session: nox.Session) -> None:
-    """Strict types, in tests and bench too."""
+    """Strict types, in tests, tools and bench too."""
     install(session, "typecheck")
     session.run("mypy")
 
@@ -104,26 +104,26 @@ def audit(session: nox.Session) -> None:
     """Licences, withdrawn releases and known vulnerabilities of what the service is installed with."""
     extras = ",".join(PROJECT["project"]["optional-dependencies"])
     session.install("-e", f".[{extras}]", "pip", "pip-audit")
-    session.run("python", "tests/audit.py")
+    session.run("python", "tools/audit.py")
 
 
 @nox.session
 def screenshots(session: nox.Session) -> None:
     """Takes the pictures of the web page in docs/images, of a small fleet at work, with Debian's Chromium."""
     install(session, "test")
-    session.run("python", "tests/screenshots.py", *session.posargs, env={"PYTHONPATH": "tests"})
+    session.run("python", "tools/screenshots.py", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
 @nox.session
 def readme(session: nox.Session) -> None:
     """The README's first five minutes and the quickstart, typed as they stand, in a copy of the checkout."""
-    session.run("python", "tests/readme.py", *session.posargs)
+    session.run("python", "tools/readme.py", *session.posargs)
 
 
 @nox.session
 def image(session: nox.Session) -> None:
     """The Containerfile's image and compose.yaml, built and run; as root, with container tools of Debian."""
-    session.run("python", "tests/image.py", *session.posargs)
+    session.run("python", "tools/image.py", *session.posargs)
 
 
 @nox.session

@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from servers.containers import (
+from containers import (
     BASE,
     VALKEY,
     VALKEY_RECIPE,
@@ -41,7 +41,7 @@ from servers.containers import (
     say,
     until,
 )
-from servers.peer import BODY, PORT, Peer, open_peer
+from peer import BODY, PORT, Peer, open_peer
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

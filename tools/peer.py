@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from servers.containers import until
+from containers import until
 
 PORT = 9000
 BODY = hashlib.shake_256(b"image").digest(300_000)
