@@ -17,7 +17,7 @@ from downloader.errors import PluginError
 from downloader.storage import StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3.errors import PassingError, explain
-from downloader_plugins.s3.facts import MAX_METADATA_BYTES, user_metadata
+from downloader_plugins.s3.metadata import MAX_METADATA_BYTES, user_metadata
 from downloader_plugins.s3.settings import object_url
 from servers.plugins import opened_storage
 

@@ -12,7 +12,7 @@ import pytest
 from downloader.config.read import known_keys
 from downloader.observe.events import Event
 from downloader.testing import NotifierContract, StorageContract
-from downloader_plugins.storage import StorageNotifierSettings
+from downloader_plugins.file_notifier import FileNotifierSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 REFERENCE: dict[str, Any] = runpy.run_path(str(DOCS / "reference.py"))
@@ -48,7 +48,7 @@ def test_the_settings_have_every_key() -> None:
 
 
 def test_the_storage_backend_has_no_keys() -> None:
-    assert StorageNotifierSettings.model_fields == {}
+    assert FileNotifierSettings.model_fields == {}
 
 
 def test_commands_show_their_options_and_examples() -> None:

@@ -21,7 +21,7 @@ from botocore.parsers import ResponseParserError
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 from downloader_plugins.s3.client import Clients
 from downloader_plugins.s3.errors import PassingError, error_code, explain
-from downloader_plugins.s3.facts import user_metadata
+from downloader_plugins.s3.metadata import user_metadata
 from downloader_plugins.s3.slices import Slice, content_md5
 from downloader_plugins.s3.threads import Call, Threads
 from downloader_plugins.s3.uploads import Uploads
@@ -183,13 +183,13 @@ class Bucket:
         return full
 
     async def _put_parts(self, key: str, body: Body, path: Path) -> None:
-        facts = self._facts(body)
+        options = self._object_options(body)
         async with AsyncExitStack() as live:
             async with self.uploads.turn(key):
                 # Uploads of earlier attempts; an attempt of another instance that still runs fails by this.
                 _check_ours(body)
                 await self._abort_uploads_of(key)
-                requests, upload = await self._begun(key, facts)
+                requests, upload = await self._begun(key, options)
                 live.enter_context(self.uploads.live(upload))
             try:
                 if requests > 1:
@@ -201,11 +201,11 @@ class Bucket:
                 await _clean_up(partial(self._abort_upload, key, upload))
                 raise
 
-    async def _begun(self, key: str, facts: Mapping[str, Any]) -> tuple[int, str]:
+    async def _begun(self, key: str, options: Mapping[str, Any]) -> tuple[int, str]:
         """Begin an upload; returns how many requests that took, and its id."""
         requests = count(1)
         try:
-            return await self._tried(lambda _: (next(requests), self._begin(key, facts)))
+            return await self._tried(lambda _: (next(requests), self._begin(key, options)))
         except BaseException:
             # S3 may have created it although its answer was lost.
             await _clean_up(partial(self._abort_uploads_of, key))
@@ -277,15 +277,15 @@ class Bucket:
             self._put_object(key, body, source, source.md5())
 
     def _put_object(self, key: str, body: Body, source: Any, md5: str) -> None:
-        facts = self._facts(body)
+        options = self._object_options(body)
         _check_ours(body)
         answer = self.clients.quick.put_object(
-            Bucket=self.name, Key=key, Body=source, ContentLength=body.size, ContentMD5=md5, **facts
+            Bucket=self.name, Key=key, Body=source, ContentLength=body.size, ContentMD5=md5, **options
         )
         self._confirmed(answer)
 
-    def _begin(self, key: str, facts: Mapping[str, Any]) -> str:
-        answer = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **facts)
+    def _begin(self, key: str, options: Mapping[str, Any]) -> str:
+        answer = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **options)
         if not answer.get("UploadId"):
             raise StorageError(f"S3 bucket {self.name}: its answer has no UploadId")
         return answer["UploadId"]
@@ -336,7 +336,7 @@ class Bucket:
             if error_code(exc) != "NoSuchKey":
                 raise
 
-    def _facts(self, body: Body) -> dict[str, Any]:
+    def _object_options(self, body: Body) -> dict[str, Any]:
         return {**self.options, "ContentType": body.mime_type, "Metadata": user_metadata(body.metadata)}
 
     def _confirmed(self, answer: Mapping[str, Any]) -> str:

@@ -24,25 +24,25 @@ _MAX_FOLDER_BYTES = 512
 """The limit of `subpath`: an S3 key has at most 1024 bytes, prefix and object name included."""
 
 
-class StorageNotifierSettings(BaseModel):
+class FileNotifierSettings(BaseModel):
     """`[backends.storage]`, which has no keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 @asynccontextmanager
-async def open_storage_notifier(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
+async def open_file_notifier(section: Mapping[str, Any], host: Host) -> AsyncIterator[Notifier]:
     """Open the notifier on the service's own file storage.
 
     Raises:
         PluginError: the section has keys.
     """
-    parse_section(StorageNotifierSettings, section)
-    yield _StorageNotifier(host.storage)
+    parse_section(FileNotifierSettings, section)
+    yield _FileNotifier(host.storage)
 
 
 @dataclass(frozen=True, slots=True)
-class _StorageNotifier:
+class _FileNotifier:
     """The notifier."""
 
     storage: Storage

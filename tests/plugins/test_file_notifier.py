@@ -17,9 +17,9 @@ from downloader.errors import PluginError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, RetryLater
 from downloader.storage import Body, Storage, StorageRefused, StoredFile
 from downloader.testing import Fault, NotifierContract, NotifierPeer, TcpProxy, open_tcp_proxy
+from downloader_plugins.file_notifier import open_file_notifier
 from downloader_plugins.filesystem import open_filesystem
 from downloader_plugins.s3 import open_s3
-from downloader_plugins.storage import open_storage_notifier
 from servers.aws import REGION, Moto
 from servers.plugins import bare_host, opened_storage
 from servers.s3 import new_bucket
@@ -31,7 +31,7 @@ def notifier_on(
     storage: Storage, section: Mapping[str, Any] | None = None
 ) -> AbstractAsyncContextManager[Notifier]:
     """On a storage of the test's choice."""
-    return open_storage_notifier(section or {}, bare_host(storage=storage))
+    return open_file_notifier(section or {}, bare_host(storage=storage))
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_it_comes_through_its_entry_point() -> None:
     (point,) = entry_points(group="downloader.notifiers.v1", name="storage")
-    assert point.load() is open_storage_notifier
+    assert point.load() is open_file_notifier
 
 
 @pytest.mark.parametrize("destination", ["done", "done/", "a/b c/d\u00fc", "2026-11-24/x.y"])
@@ -156,7 +156,7 @@ class FolderPeer(NotifierPeer):
     faults = (Fault.AWAY,)
 
     def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
-        return open_storage_notifier(section, replace(host, storage=self.storage))
+        return open_file_notifier(section, replace(host, storage=self.storage))
 
     def destination(self) -> str:
         return f"callbacks/{secrets.token_hex(4)}"
@@ -204,7 +204,7 @@ class S3Peer(NotifierPeer):
     bad_section: Mapping[str, Any]
 
     def open(self, section: Mapping[str, Any], host: Host) -> AbstractAsyncContextManager[Notifier]:
-        return open_storage_notifier(section, replace(host, storage=self.storage))
+        return open_file_notifier(section, replace(host, storage=self.storage))
 
     def destination(self) -> str:
         return f"callbacks/{secrets.token_hex(4)}"
