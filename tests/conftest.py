@@ -13,8 +13,7 @@ import structlog
 from hypothesis import settings
 
 from downloader.config import RedisSettings
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.loop import asyncio_loop
+from downloader.store import JobStore, asyncio_loop, open_store
 from servers.aws import Moto
 from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey

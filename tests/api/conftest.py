@@ -17,7 +17,7 @@ from downloader.api.events import Pace
 from downloader.api.limits import Limits
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore
 from servers.api import Served, Serving
 
 

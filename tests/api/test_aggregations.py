@@ -11,8 +11,7 @@ from pydantic import SecretStr
 from downloader.api.aggregations import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Cooldown, Kind, Outcome, Verdict
-from downloader.store import Submission
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore, Submission
 from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
 from servers.jobs import spec_for

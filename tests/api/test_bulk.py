@@ -20,8 +20,7 @@ from downloader.api.bulk import Lines, serve_downloads
 from downloader.api.intake import MAX_BATCH, MAX_BYTES, Intake
 from downloader.api.limits import PIECE_BYTES, Limits
 from downloader.config import ApiSettings, TokenSettings
-from downloader.store import Accepted, StoreUnavailable, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import Accepted, JobStore, StoreUnavailable, Submission
 from servers.api import JOB, Served, Serving, read_to_end
 
 HEAD = b"POST /downloads HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"

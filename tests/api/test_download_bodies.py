@@ -16,8 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from downloader.api.intake import MAX_BATCH, MAX_BYTES, MAX_EXTRA, MAX_WAITING, WAIT_S, Intake
 from downloader.config import ApiSettings, RedisSettings
 from downloader.model import JobSpec, State
-from downloader.store import Accepted, StoreUnavailable, Submission
-from downloader.store.job_store import JobStore, open_store
+from downloader.store import Accepted, JobStore, StoreUnavailable, Submission, open_store
 from servers.api import JOB, Served, Serving
 from servers.hostile_urls import HOSTILE_URLS
 from servers.valkey import Valkey

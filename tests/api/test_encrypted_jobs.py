@@ -9,8 +9,7 @@ from pydantic import SecretStr
 
 from downloader.config import RedisSettings
 from downloader.model import State
-from downloader.store import Submission
-from downloader.store.job_store import JobStore, open_store
+from downloader.store import JobStore, Submission, open_store
 from servers.api import Serving
 from servers.jobs import spec_for
 

@@ -17,8 +17,7 @@ from downloader.api.limits import Limits
 from downloader.config import ApiSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Outcome, Verdict
-from downloader.store import Load, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore, Load, Submission
 from servers.api import Served, Serving, read_to_end
 from servers.jobs import spec_for
 

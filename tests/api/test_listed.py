@@ -11,8 +11,7 @@ from pydantic import SecretStr
 from downloader.api.listed import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Changed, Listed, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import CallbackPlan, Changed, JobStore, Listed, Submission
 from servers.api import Served, Serving
 from servers.jobs import end_all, spec_for
 

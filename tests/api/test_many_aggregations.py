@@ -16,8 +16,7 @@ from downloader.api.globs import anything
 from downloader.api.search import PAGE_MAX, Aggregations, Search
 from downloader.api.snapshot import DESTINATIONS, SHOWN
 from downloader.errors import StoreError, StoreUnavailable
-from downloader.store import Aggregation, AggregationLoad, Backlog, JobStore, Load
-from downloader.store.views import DestinationLoad, Waiting
+from downloader.store import Aggregation, AggregationLoad, Backlog, DestinationLoad, JobStore, Load, Waiting
 
 MANY = 10_000
 

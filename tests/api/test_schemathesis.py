@@ -26,8 +26,7 @@ from downloader.api.operations import OPERATIONS
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
-from downloader.store import CallbackPlan, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import CallbackPlan, JobStore, Submission
 from servers.api import JOB, Serving
 from servers.jobs import spec_for
 

@@ -14,10 +14,7 @@ from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.ids import shard_of
 from downloader.model import FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.store import Accepted, Settled, Submission
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.keys import CLUSTER_SHARDS
-from downloader.store.loop import asyncio_loop
+from downloader.store import CLUSTER_SHARDS, Accepted, JobStore, Settled, Submission, asyncio_loop, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
 from servers.valkey_groups import open_cluster

@@ -17,7 +17,7 @@ from chaos.history import History, judge
 from chaos.load import Load
 from chaos.reading import read_fleet, read_keys, read_load, read_records
 from downloader.ids import shard_of
-from downloader.store.keys import CLUSTER_SHARDS, Keys
+from downloader.store import CLUSTER_SHARDS, Keys
 from servers.fleet import merged, open_fleet, say
 from servers.origin import Origin
 from servers.sink import Sink

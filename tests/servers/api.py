@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import trio
 
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore
 
 JOB: dict[str, Any] = {
     "aggr_id": "example.org",

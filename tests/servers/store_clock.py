@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from downloader.store.redis import StoreClient
+from downloader.store import StoreClient
 from downloader.store.scripts import Script
 
 

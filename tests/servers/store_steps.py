@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from downloader.errors import StoreUnavailable
 from downloader.model import Cooldown, Delivery, ErrorCode, Kind, Outcome, Verdict
-from downloader.store.redis import StoreClient
+from downloader.store import StoreClient
 from servers.store_model import COOL_MS, DELAY_MS, GAP_MS, LEASE_MS, OWNERS, PLANS
 
 OUTCOMES = {
@@ -75,6 +75,9 @@ class Deaf:
     def __init__(self, client: StoreClient) -> None:
         self._client = client
         self.missed: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
     async def run(self, *arguments: Any, **more: Any) -> Any:
         self.missed = await self._client.run(*arguments, **more)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Changed, Submission
-from downloader.store.job_store import JobStore
-from downloader.store.records import backlog as backlog_of
-from downloader.store.views import Backlog, DestinationLoad, Waiting
+from downloader.store import Backlog, CallbackPlan, Changed, DestinationLoad, JobStore, Submission, Waiting
+from downloader.store.codec import backlog as backlog_of
 from servers.jobs import spec_for
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)

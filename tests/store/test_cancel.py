@@ -8,8 +8,7 @@ import pytest
 import trio
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.store import CallbackPlan, Changed, JobView, Settled
-from downloader.store.job_store import JobStore
+from downloader.store import CallbackPlan, Changed, JobStore, JobView, Settled
 from servers.jobs import spec_for, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from downloader.store.counting import Uncounted
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore
+from downloader.store.jobs import Uncounted
 
 
 async def test_totals_are_sums_over_all_instances_that_there_have_been(store: JobStore) -> None:

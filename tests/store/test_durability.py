@@ -7,9 +7,7 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
-from downloader.store import Accepted, Submission
-from downloader.store.job_store import open_store
-from downloader.store.loop import asyncio_loop
+from downloader.store import Accepted, Submission, asyncio_loop, open_store
 from servers.jobs import spec_for
 from servers.ports import spare_port
 from servers.valkey import Valkey

@@ -18,7 +18,7 @@ from downloader.config import RedisSettings
 from downloader.errors import ConfigError
 from downloader.folders import private_folder
 from downloader.store import Submission, asyncio_loop, embedded_valkey, open_store, socket_path
-from downloader.store.memory import memory_bytes
+from downloader.store.embedded import memory_bytes
 from servers.jobs import spec_for
 from servers.valkey import Valkey, command
 

@@ -6,7 +6,7 @@ import pytest
 from redis._parsers.base import BaseParser
 
 from downloader.errors import StoreRefused, StoreUnavailable
-from downloader.store.redis import as_store_error
+from downloader.store.servers import as_store_error
 
 
 def parsed(reply: str) -> Exception:

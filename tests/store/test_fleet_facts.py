@@ -6,10 +6,9 @@ import pytest
 import trio
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import AggregationLoad, CallbackPlan, Load
-from downloader.store.job_store import JobStore
-from downloader.store.records import counts
-from downloader.store.records import load as load_of
+from downloader.store import AggregationLoad, CallbackPlan, JobStore, Load
+from downloader.store.codec import counts
+from downloader.store.codec import load as load_of
 from servers.jobs import leased, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)

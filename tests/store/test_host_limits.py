@@ -10,9 +10,7 @@ import pytest
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import Settled, Submission
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.loop import asyncio_loop
+from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
-from downloader.store import Accepted, CallbackPlan, Changed, Settled, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Settled, Submission
 from servers.jobs import spec_for
 
 OK = Outcome(

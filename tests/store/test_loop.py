@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from trio_asyncio import aio_as_trio
 
-from downloader.store.loop import asyncio_loop
+from downloader.store import asyncio_loop
 
 
 async def test_a_socket_closed_while_it_is_watched_ends_nothing() -> None:

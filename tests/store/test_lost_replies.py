@@ -11,10 +11,8 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import Settled, Submission
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.loop import asyncio_loop
-from downloader.store.records import fields
+from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
+from downloader.store.codec import fields
 from servers.jobs import spec_for
 
 

@@ -19,11 +19,8 @@ from hypothesis import strategies as st
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Lease, Outcome, State
-from downloader.store import Changed, Settled, Submission
-from downloader.store.job_store import JobStore
-from downloader.store.loop import asyncio_loop
-from downloader.store.records import fields
-from downloader.store.redis import StoreClient, open_client
+from downloader.store import Changed, JobStore, Settled, StoreClient, Submission, asyncio_loop, open_client
+from downloader.store.codec import fields
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 from servers.store_model import (

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import Changed, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import Changed, JobStore, Submission
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Changed, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import CallbackPlan, Changed, JobStore, Submission
 from servers.jobs import spec_for
 from servers.store_clock import StoreClock
 

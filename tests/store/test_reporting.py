@@ -6,7 +6,7 @@ import trio
 
 from downloader.observe import COUNTERS, Counters
 from downloader.service.reports import Report, reporting
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore
 
 
 async def test_the_last_counts_are_reported_at_the_end(store: JobStore) -> None:

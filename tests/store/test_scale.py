@@ -11,9 +11,7 @@ import redis
 
 from downloader.config import RedisSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Shares, Submission
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.loop import asyncio_loop
+from downloader.store import CallbackPlan, JobStore, Shares, Submission, asyncio_loop, open_store
 from servers.jobs import spec_for
 from servers.valkey import Valkey
 

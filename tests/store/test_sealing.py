@@ -20,10 +20,15 @@ from downloader.model import Delivery, JobSpec, Kind, Outcome, State, Verdict
 from downloader.notify import Bulkhead
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.service.work import CallbackWork, DownloadWork
-from downloader.store import CallbackPlan, Settled, Submission
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.loop import asyncio_loop
-from downloader.store.sealing import open_sealer
+from downloader.store import (
+    CallbackPlan,
+    JobStore,
+    Settled,
+    Submission,
+    asyncio_loop,
+    open_sealer,
+    open_store,
+)
 from servers.jobs import spec_for
 from servers.valkey import Valkey
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pytest
 
 from downloader.model import Kind
-from downloader.store import Accepted, Submission
-from downloader.store.job_store import JobStore
-from downloader.store.keys import Keys
+from downloader.store import Accepted, JobStore, Keys, StoreClient, Submission
 from servers.jobs import spec_for, submitted
 
 
@@ -20,25 +19,30 @@ async def test_a_job_is_stored_as_it_was_given(store: JobStore) -> None:
     assert view.spec == spec
 
 
-class ManyShards:
-    """A connection to four shards that notes the jobs of each call and accepts them all."""
-
-    keys = Keys(prefix="t", shards=4)
+class ManyShards(StoreClient):
+    """A client of four shards that notes the jobs of each call and accepts them all."""
 
     def __init__(self) -> None:
+        self.keys = Keys(prefix="t", shards=4)
         self.calls: list[tuple[int, list[str]]] = []
 
     async def run(
-        self, _script: str, shard: int, _call: object, rows: Sequence[dict[str, str]], **_: object
-    ) -> list[tuple[str, str]]:
-        ids = [row["id"] for row in rows]
+        self,
+        name: str,  # noqa: ARG002  # the parameters of a client
+        shard: int,
+        call: Mapping[str, Any],  # noqa: ARG002
+        items: Iterable[Mapping[str, Any]] = (),
+        *,
+        durable: bool = False,  # noqa: ARG002
+    ) -> Any:
+        ids = [row["id"] for row in items]
         self.calls.append((shard, ids))
         return [("new", job_id) for job_id in ids]
 
 
 async def test_jobs_that_are_submitted_together_are_one_call_for_each_shard() -> None:
     connection = ManyShards()
-    store = JobStore(connection)  # type: ignore[arg-type]  # run and keys are all that it uses
+    store = JobStore(connection)
     specs = [spec_for(store, f"a{number % 10}") for number in range(40)]
     answers = await store.submit([Submission(spec=spec) for spec in specs])
     assert answers == [(Accepted.NEW, spec.id) for spec in specs]

@@ -19,14 +19,14 @@ from downloader.model import (
 from downloader.store import (
     CallbackPlan,
     Changed,
+    JobStore,
     JobView,
     Settled,
     Shares,
     Submission,
     TaskView,
 )
-from downloader.store.job_store import JobStore
-from downloader.store.records import fields
+from downloader.store.codec import fields
 from servers.jobs import leased, spec_for, submitted
 
 OK = Outcome(

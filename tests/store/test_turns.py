@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from downloader.model import Delivery, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Shares
-from downloader.store.job_store import JobStore
+from downloader.store import CallbackPlan, JobStore, Shares
 from servers.jobs import leased, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)

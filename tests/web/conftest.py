@@ -12,7 +12,7 @@ from downloader.api import Api, ApiDeps, serve
 from downloader.api.events import Pace
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore
 from servers.browser import Browse, ServePage, open_chromium
 from servers.fleet_fixtures import folder, origin, server, sink
 

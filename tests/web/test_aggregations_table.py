@@ -7,8 +7,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import expect
 
-from downloader.store import Aggregation, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import Aggregation, JobStore, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import spec_for
 

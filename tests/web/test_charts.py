@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import expect
 
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore
 from servers.browser import Browse, Seen, meanwhile
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,7 @@ import trio
 from playwright.sync_api import expect
 
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, State, Verdict
-from downloader.store import JobView, Submission
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import end_all, spec_for
 

@@ -11,8 +11,7 @@ import trio
 from playwright.sync_api import expect
 
 from downloader.model import Kind
-from downloader.store import Submission
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore, Submission
 from servers.browser import SEE_MS, Browse, Seen, meanwhile, meanwhile_sync
 from servers.fleet import Tables, job_for, open_fleet
 from servers.jobs import spec_for

@@ -9,8 +9,7 @@ from playwright.sync_api import expect
 from pydantic import SecretStr
 
 from downloader.config import ApiSettings, TokenSettings
-from downloader.store import Submission
-from downloader.store.job_store import JobStore
+from downloader.store import JobStore, Submission
 from servers.browser import Browse, Seen, ServePage, meanwhile
 from servers.jobs import spec_for
 

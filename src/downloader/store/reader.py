@@ -14,11 +14,10 @@ from downloader.errors import StoreUnavailable
 from downloader.ids import shard_of
 from downloader.model import Kind
 from downloader.observe import Event, get_logger
-from downloader.store import records
-from downloader.store.redis import StoreClient, check_layout
+from downloader.store import codec
+from downloader.store.client import StoreClient, check_layout
 from downloader.store.sealing import Sealer
-from downloader.store.shards import Shards
-from downloader.store.views import (
+from downloader.store.values import (
     COUNTED_FAILURES,
     SUMMED_GROUPS,
     Aggregation,
@@ -53,8 +52,7 @@ class StoreReader:
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         self._client = client
         self._keys = client.keys
-        self._shards = Shards(client)
-        self._unseal: records.Unseal = (lambda _: None) if sealer is None else sealer.unseal
+        self._unseal: codec.Unseal = (lambda _: None) if sealer is None else sealer.unseal
 
     async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
         """At most `count` jobs of a list after this cursor (empty: from the start).
@@ -65,19 +63,19 @@ class StoreReader:
         Raises:
             ValueError: the cursor does not come from such a call.
         """
-        shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(self._shards.all)
+        shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(range(self._keys.shards))
         match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
         if match is None or int(match[1]) not in shards:
             raise ValueError("no such cursor")
         shard = int(match[1])
         call = {"which": which, "group": aggr_id, "count": count, "score": match[2], "id": match[3]}
-        answer = records.fields(await self._client.run("list", shard, call))
+        answer = codec.fields(await self._client.run("list", shard, call))
         behind = ""
         if answer["id"]:
             behind = f"{shard}.{answer['score']}.{answer['id']}"
         elif shard != shards[-1]:
             behind = f"{shard + 1}.."
-        return JobPage(jobs=[records.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
+        return JobPage(jobs=[codec.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
 
     async def failures(self, count: int) -> Sequence[ListedJob]:
         """At most `count` of the jobs whose download or callback failed last, the newest first.
@@ -85,8 +83,8 @@ class StoreReader:
         Each shard knows 200 at the most.
         """
         call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
-        answers = await self._shards.run_on_all("list", call)
-        found = [records.listed_job(flat) for each in answers for flat in records.fields(each)["jobs"]]
+        answers = await self._client.run_on_all("list", call)
+        found = [codec.listed_job(flat) for each in answers for flat in codec.fields(each)["jobs"]]
         found.sort(key=lambda job: -(job.failed_ms or job.finished_ms or 0))
         return found[:count]
 
@@ -97,7 +95,7 @@ class StoreReader:
         except ValueError:
             return None
         answer = await self._client.run("get", shard, {"id": job_id})
-        return records.job_view(job_id, answer, self._unseal) if answer else None
+        return codec.job_view(job_id, answer, self._unseal) if answer else None
 
     async def aggregation_sizes(self) -> Mapping[str, int]:
         """How many jobs are pending in each aggregation that has work, the largest first."""
@@ -105,10 +103,10 @@ class StoreReader:
         async def ask(shard: int) -> Mapping[str, str]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
             flat = await self._client.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
-            return dict(flat) if flat and isinstance(flat[0], list | tuple) else records.fields(flat)
+            return dict(flat) if flat and isinstance(flat[0], list | tuple) else codec.fields(flat)
 
-        answers = (await self._shards.ask(self._shards.all, ask)).values()
-        sizes = {name: records.counts(score)[0] for each in answers for name, score in each.items()}
+        answers = (await self._client.ask(range(self._keys.shards), ask)).values()
+        sizes = {name: codec.counts(score)[0] for each in answers for name, score in each.items()}
         return dict(sorted(sizes.items(), key=lambda size: -size[1]))
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
@@ -124,12 +122,12 @@ class StoreReader:
             raise ValueError("no such cursor")
         shard = int(match[1])
         call = {"cursor": match[2], "count": count}
-        answer = records.fields(await self._client.run("aggregations", shard, call))
+        answer = codec.fields(await self._client.run("aggregations", shard, call))
         if answer["cursor"] != "0":
             behind = f"{shard}.{answer['cursor']}"
         else:
             behind = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
-        found = [records.aggregation(flat) for flat in answer["aggregations"]]
+        found = [codec.aggregation(flat) for flat in answer["aggregations"]]
         return AggregationPage(aggregations=found, cursor=behind)
 
     async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
@@ -138,10 +136,10 @@ class StoreReader:
         for aggr_id in aggr_ids:
             by_shard[self._keys.aggregation_shard(aggr_id)].append(aggr_id)
         answers = [
-            records.fields(await self._client.run("aggregations", shard, {"groups": groups}))
+            codec.fields(await self._client.run("aggregations", shard, {"groups": groups}))
             for shard, groups in by_shard.items()
         ]
-        return [records.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
+        return [codec.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
 
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
         """One aggregation, or `None` if it has no work."""
@@ -152,7 +150,7 @@ class StoreReader:
 
         Its cost depends on `count` only. With several shards it is not one snapshot.
         """
-        return records.load(await self._shards.run_on_all("busiest", {"count": count, "skip": 0}), count)
+        return codec.load(await self._client.run_on_all("busiest", {"count": count, "skip": 0}), count)
 
     async def loads(self, most: int) -> Sequence[AggregationLoad]:
         """The aggregations that have work, of each shard the busiest if it has more than `most`.
@@ -162,7 +160,7 @@ class StoreReader:
         found: dict[str, AggregationLoad] = {}  # one that changes its place meanwhile may come twice
         for skip in range(0, most, LISTED_AT_ONCE):
             call = {"count": LISTED_AT_ONCE, "skip": skip}
-            page = records.load(await self._shards.run_on_all("busiest", call), most * self._keys.shards)
+            page = codec.load(await self._client.run_on_all("busiest", call), most * self._keys.shards)
             found |= {each.aggr_id: each for each in page.aggregations}
             if not page.aggregations:
                 break
@@ -174,7 +172,7 @@ class StoreReader:
         Its cost is bounded. With several shards it is not one snapshot.
         """
         call = {"groups": SUMMED_GROUPS, "destinations": destinations, "failures": COUNTED_FAILURES}
-        return records.backlog(await self._shards.run_on_all("backlog", call), destinations)
+        return codec.backlog(await self._client.run_on_all("backlog", call), destinations)
 
     async def totals(self, role: str) -> Mapping[str, int]:
         """The counts of all instances of a role, also those that have ended, by series."""
@@ -191,7 +189,7 @@ class StoreReader:
 
     async def ping(self) -> None:
         """Check that the store, or at least one of its shards, answers."""
-        await self._shards.ask(self._shards.all, self._client.ping)
+        await self._client.ask(range(self._keys.shards), self._client.ping)
 
     async def listen(
         self,

@@ -17,15 +17,15 @@ from downloader.errors import StoreUnavailable
 from downloader.ids import JobIds, shard_of
 from downloader.model import BROKERS, Delivery, JobSpec, Kind, Lease, Outcome, callback_limit
 from downloader.observe import Event, get_logger
-from downloader.store import arguments, records
-from downloader.store.arguments import NO_CALLBACK, ms
-from downloader.store.counting import COUNTED_S, Uncounted
+from downloader.store import codec
+from downloader.store.client import StoreClient, Timed, open_client
+from downloader.store.codec import NO_CALLBACK, ms
 from downloader.store.reader import StoreReader
-from downloader.store.redis import StoreClient, Timed, open_client
 from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
     Accepted,
+    Aggregation,
     CallbackPlan,
     Changed,
     CloseResult,
@@ -36,7 +36,6 @@ from downloader.store.values import (
     Shares,
     Submission,
 )
-from downloader.store.views import Aggregation
 
 log = get_logger()
 
@@ -47,6 +46,10 @@ CANCELLED = "cancelled by a client"
 
 PROVEN_S = 600.0
 """How long a callback destination counts as proven after it has taken a callback."""
+
+COUNTED_S = 86400.0
+"""How long the store remembers the number of an instance's last counts. An instance repeats them for a much
+shorter time."""
 
 
 @asynccontextmanager
@@ -127,13 +130,13 @@ class JobStore(StoreReader):
 
         async def run(shard: int, items: Iterable[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
             rows = [
-                arguments.submit(item, permitted, self._seal, with_host=self._hosts is not None)
+                codec.submit(item, permitted, self._seal, with_host=self._hosts is not None)
                 for item, permitted in items
             ]
             answers = await self._client.run("submit", shard, {}, rows, durable=True)
             return [(Accepted(why), job_id) for why, job_id in answers]
 
-        return await self._shards.per_item(
+        return await self._client.per_item(
             submissions, lambda item: item.spec.id, ask, lambda item: (Accepted.UNAVAILABLE, item.spec.id)
         )
 
@@ -174,11 +177,11 @@ class JobStore(StoreReader):
             asked, shards = (shards[:room], shards[room:]) if count else (shards, [])
             parts = zip(asked, _split(room, len(asked)), _split(unproven, len(asked)), strict=True)
             calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in parts}
-            answers = await self._shards.ask(
+            answers = await self._client.ask(
                 asked, partial(self._lease_from, kind, calls), some=bool(leases or waits)
             )
             for answer in answers.values():
-                granted = [records.lease(kind, flat, self._unseal) for flat in answer["leases"]]
+                granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
                 unproven -= sum(not lease.proven for lease in granted)
                 leases += granted
                 if answer["due_ms"] >= 0:
@@ -196,12 +199,12 @@ class JobStore(StoreReader):
         request = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
         answer = await self._client.run("lease", shard, {**calls[shard], "request": request})
         del self._unanswered[key]
-        return records.fields(answer)
+        return codec.fields(answer)
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
         """How many groups, those in `without` excluded, have a due task and a free slot in the fleet."""
         call = {"kind": kind, "without": list(without)}
-        return sum(await self._shards.run_on_all("waiting", call))
+        return sum(await self._client.run_on_all("waiting", call))
 
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float
@@ -218,7 +221,7 @@ class JobStore(StoreReader):
         If the last sweep took the task from this lease, the answer is `LEASE_LOST`, and the crash that the
         sweep counted is taken back, because the caller has not crashed.
         """
-        return await self._settle("release", {"kind": kind, "owner": owner}, results, arguments.release)
+        return await self._settle("release", {"kind": kind, "owner": owner}, results, codec.release)
 
     async def retry_later(
         self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
@@ -227,26 +230,24 @@ class JobStore(StoreReader):
 
         The attempt counts, unless the verdict is `THROTTLED`. The outcome's cooldown, if any, begins.
         """
-        return await self._settle(
-            "retry_later", {"kind": kind, "owner": owner}, results, arguments.retry_later
-        )
+        return await self._settle("retry_later", {"kind": kind, "owner": owner}, results, codec.retry_later)
 
     async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
         """Downloads reach their terminal state, and their callbacks, if any, become pending.
 
         Like all that settle, it returns the results in order, and raises `StoreRefused` only.
         """
-        return await self._settle("finish", {"owner": owner}, results, arguments.finish)
+        return await self._settle("finish", {"owner": owner}, results, codec.finish)
 
     async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
         """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
         call = {"owner": owner, "proven_ms": ms(PROVEN_S)}
-        return await self._settle("close_callback", call, results, arguments.close_callback)
+        return await self._settle("close_callback", call, results, codec.close_callback)
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         """Make at most `count` tasks per shard pending again whose lease has ended; returns their job ids."""
         call = {"kind": kind, "count": count}
-        return [job_id for ids in await self._shards.run_on_all("sweep", call) for job_id in ids]
+        return [job_id for ids in await self._client.run_on_all("sweep", call) for job_id in ids]
 
     async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:
         """Let downloads from a host start at least this many seconds after each other, for the next `keep_s`.
@@ -260,9 +261,9 @@ class JobStore(StoreReader):
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """At most `count` jobs per shard that are due to be deleted; no other call gets them for `hold_s`."""
         call = {"count": count, "hold_ms": ms(hold_s)}
-        found = [records.fields(answer) for answer in await self._shards.run_on_all("reap", call)]
+        found = [codec.fields(answer) for answer in await self._client.run_on_all("reap", call)]
         waits = [each["due_ms"] / 1000 for each in found if each["due_ms"] >= 0]
-        jobs = [records.reapable(flat) for each in found for flat in each["jobs"]]
+        jobs = [codec.reapable(flat) for each in found for flat in each["jobs"]]
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
 
     async def remove(self, job_ids: Sequence[str]) -> None:
@@ -272,7 +273,7 @@ class JobStore(StoreReader):
             await self._client.run("remove", shard, {}, [{"id": job_id} for job_id in ids])
             return [None] * len(ids)
 
-        await self._shards.per_item(job_ids, str, ask, lambda _: None)
+        await self._client.per_item(job_ids, str, ask, lambda _: None)
 
     async def retry(self, job_id: str, *, download: bool, limit: int, durable: bool = True) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
@@ -325,7 +326,7 @@ class JobStore(StoreReader):
             call["paused"] = "1" if changes["paused"] else ""
         shard = self._keys.aggregation_shard(aggr_id)
         answer = await self._client.run("adjust", shard, call, durable=True)
-        return records.aggregation(answer) if answer else None
+        return codec.aggregation(answer) if answer else None
 
     async def report(
         self,
@@ -375,7 +376,7 @@ class JobStore(StoreReader):
             return [Settled(answer) for answer in await self._client.run(script, shard, call, rows)]
 
         try:
-            return await self._shards.per_item(items, lambda item: item[0].id, ask, lambda _: Settled.UNKNOWN)
+            return await self._client.per_item(items, lambda item: item[0].id, ask, lambda _: Settled.UNKNOWN)
         except StoreUnavailable as error:
             log.warning(Event.STORE_UNAVAILABLE, call=script, count=len(items), reason=str(error))
             return [Settled.UNKNOWN] * len(items)
@@ -384,3 +385,34 @@ class JobStore(StoreReader):
 def _split(total: int, parts: int) -> Iterable[int]:
     """`total` as a sum of `parts` integers that differ by at most one."""
     return (total // parts + (part < total % parts) for part in range(parts))
+
+
+class Uncounted:
+    """The counts of one instance and role that the store has not confirmed.
+
+    Counts are sent again, unchanged and under the same number, until the store answers. It may have added
+    them already; it adds the counts of a number only once.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The number of the counts to send."""
+        self._confirmed: dict[str, int] = {}
+        self._sent: Mapping[str, int] = {}
+
+    def next(self, counts: Mapping[str, int]) -> Mapping[str, int]:
+        """What to add to the totals, by series; `counts` are the counters' present values."""
+        if not self._sent:
+            self.number += 1
+            self._sent = {
+                series: count - self._confirmed.get(series, 0)
+                for series, count in counts.items()
+                if count != self._confirmed.get(series, 0)
+            }
+        return self._sent
+
+    def confirm(self) -> None:
+        """Note that the store has added what `next` returned."""
+        for series, amount in self._sent.items():
+            self._confirmed[series] = self._confirmed.get(series, 0) + amount
+        self._sent = {}

@@ -1,0 +1,292 @@
+"""`StoreClient`: runs scripts and commands on the store's shards, and checks what a store is for."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+
+from downloader.config import RedisSettings
+from downloader.errors import StoreError, StoreRefused, StoreUnavailable
+from downloader.ids import shard_of
+from downloader.observe import Event, get_logger
+from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
+from downloader.store.scripts import Script, load_scripts
+from downloader.store.servers import NoAnswer, Servers, run_script, run_script_durably, servers_for
+
+log = get_logger()
+
+T = TypeVar("T")
+A = TypeVar("A")
+
+REVIVE_S = 0.5
+"""Pause between checks of shards that do not answer."""
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+Timed = Callable[[str, float], None]
+"""Called after each transition with its name and the seconds that its call took, also if it failed."""
+
+
+class StoreClient:
+    """Runs scripts and commands on the store's shards: one, or several of a Cluster.
+
+    After a shard of a Cluster has not answered, calls to it fail at once until `revive` has had an answer
+    from it. So calls that concern other shards too do not wait for it.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        *,
+        keys: Keys,
+        settings: RedisSettings,
+        scripts: Mapping[str, Script],
+        timed: Timed,
+    ) -> None:
+        self.keys = keys
+        self._servers = servers
+        self._scripts = scripts
+        self._timed = timed
+        self._run_durably: Callable[..., Awaitable[Any]] = run_script
+        if settings.durability != "memory":
+            self._run_durably = partial(run_script_durably, settings=settings)
+        self._silent: set[int] = set()
+        self._fell_silent = trio.Event()
+
+    async def run(
+        self,
+        name: str,
+        shard: int,
+        call: Mapping[str, Any],
+        items: Iterable[Mapping[str, Any]] = (),
+        *,
+        durable: bool = False,
+    ) -> Any:
+        """Run one transition on one shard, with arguments by name for the whole call and for each item.
+
+        A `durable` one waits until the write is as durable as configured.
+
+        Raises:
+            StoreUnavailable: not carried out, or carried out and the answer was lost.
+            StoreRefused: the store will never carry it out.
+        """
+        script = self._scripts[name]
+        base = self.keys.base(shard)
+        arguments = [_encode(call), *map(_encode, items)]
+        run = self._run_durably if durable else run_script
+        begun_at = trio.current_time()
+        try:
+            return await self._call_shard(shard, lambda server: run(server, script, base, arguments))
+        finally:
+            self._timed(name, trio.current_time() - begun_at)
+
+    async def command(self, *words: str | int, shard: int = 0) -> Any:
+        """Run a plain command on the keys of `shard`. Raises as `run` does."""
+        return await self._call_shard(shard, lambda server: server.execute_command(*words))
+
+    async def ping(self, shard: int) -> None:
+        """Check that one shard answers. Raises as `run` does."""
+        await self.command("EXISTS", self.keys.key(shard, "layout"), shard=shard)
+
+    async def run_on_all(self, script: str, call: Mapping[str, Any]) -> Sequence[Any]:
+        """The answers of all shards that answer. Raises as `ask` does."""
+        answers = await self.ask(range(self.keys.shards), lambda shard: self.run(script, shard, call))
+        return list(answers.values())
+
+    async def per_item(
+        self,
+        items: Sequence[T],
+        job_id: Callable[[T], str],
+        ask: Callable[[int, Sequence[T]], Awaitable[Sequence[A]]],
+        missing: Callable[[T], A],
+    ) -> list[A]:
+        """Ask the shards of the items, each once for all of its items.
+
+        Answers in order of the items; `missing` gives the answers for shards that did not answer.
+
+        Raises:
+            StoreUnavailable: no shard answered.
+        """
+        places: defaultdict[int, list[int]] = defaultdict(list)
+        for place, item in enumerate(items):
+            places[shard_of(job_id(item), self.keys.shards)].append(place)
+        answers = [missing(item) for item in items]
+        found = await self.ask(places, lambda shard: ask(shard, [items[place] for place in places[shard]]))
+        for shard, of_shard in found.items():
+            for place, answer in zip(places[shard], of_shard, strict=True):
+                answers[place] = answer
+        return answers
+
+    async def ask(
+        self, shards: Collection[int], ask: Callable[[int], Awaitable[A]], *, some: bool = False
+    ) -> dict[int, A]:
+        """Ask shards at the same time; returns the answers by shard, and logs which shards did not answer.
+
+        Raises:
+            StoreUnavailable: none answered. Not if `some` is true: others have answered before.
+        """
+        if self.keys.shards == 1:
+            return {shard: await ask(shard) for shard in shards}
+        answers: dict[int, A] = {}
+        errors: dict[int, StoreError] = {}
+
+        async def one(shard: int) -> None:
+            try:
+                answers[shard] = await ask(shard)
+            except StoreRefused as error:
+                errors[shard] = StoreUnavailable(f"shard {shard}: {error}")
+            except StoreUnavailable as error:
+                errors[shard] = error
+
+        async with trio.open_nursery() as nursery:
+            for shard in shards:
+                nursery.start_soon(one, shard)
+        if errors and not answers and not some:
+            raise next(iter(errors.values()))
+        for shard, error in errors.items():
+            log.warning(Event.STORE_UNAVAILABLE, shard=shard, reason=str(error))
+        return answers
+
+    def subscribed(
+        self, channels: Sequence[str]
+    ) -> AbstractAsyncContextManager[Callable[[], Awaitable[tuple[str, str | None]]]]:
+        """Subscribe to channels, see `Servers.subscribed`."""
+        return self._servers.subscribed(channels)
+
+    async def revive(self) -> None:
+        """Check shards that have not answered every `REVIVE_S` until they answer. Runs until cancelled."""
+        while True:
+            await self._fell_silent.wait()
+            self._fell_silent = trio.Event()
+            while self._silent:
+                await trio.sleep(REVIVE_S)
+                async with trio.open_nursery() as nursery:
+                    for shard in self._silent:
+                        nursery.start_soon(self._look_at, shard)
+
+    async def _call_shard(self, shard: int, call: Callable[[Any], Any]) -> Any:
+        if shard in self._silent:
+            raise StoreUnavailable(f"the store does not answer: shard {shard} has not answered lately")
+        try:
+            return await self._servers.run(shard, call)
+        except NoAnswer:
+            if self.keys.shards > 1:
+                self._silent.add(shard)
+                self._fell_silent.set()
+            raise
+
+    async def _look_at(self, shard: int) -> None:
+        key = self.keys.key(shard, "layout")
+
+        async def exists(server: Any) -> None:
+            await server.execute_command("EXISTS", key)
+
+        for ask in (self._servers.run, self._servers.find):
+            with suppress(StoreError):
+                await ask(shard, exists)
+                self._silent.discard(shard)
+                return
+
+
+@asynccontextmanager
+async def open_client(
+    settings: RedisSettings, timed: Timed = lambda _name, _seconds: None
+) -> AsyncIterator[StoreClient]:
+    """Connect, and check the server and the layout; closes the client when the context ends.
+
+    Needs a `trio_asyncio` loop around it.
+
+    Raises:
+        ConfigError: the URL cannot be read.
+        StoreUnavailable: not reachable.
+        StoreRefused: it refuses us, or its layout is of another version or kind.
+    """
+    servers = servers_for(settings)
+    keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
+    client = StoreClient(servers, keys=keys, settings=settings, scripts=load_scripts(), timed=timed)
+    try:
+        try:
+            await check_layout(client)
+            await _check_durability(client, settings)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"cannot reach the store at {where(settings)}: {_reason(error)}"
+            ) from error
+        except StoreRefused as error:
+            raise StoreRefused(f"{where(settings)}: {error}") from error
+        if keys.shards == 1:
+            yield client
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.revive)
+                yield client
+                nursery.cancel_scope.cancel()
+    finally:
+        await servers.aclose()
+
+
+def where(settings: RedisSettings) -> str:
+    """The store's address for messages, without the password."""
+    if settings.sentinel is not None:
+        return f"Sentinel {settings.sentinel.master} of {', '.join(settings.sentinel.nodes)}"
+    parts = urlsplit(settings.url)
+    if parts.scheme == "unix":
+        return parts.path
+    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).removeprefix("the store does not answer: ").removeprefix("the store cannot answer: ")
+
+
+async def check_layout(client: StoreClient) -> bool:
+    """Write the layout into an empty store, or compare it with the one found; returns whether it was empty.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+        StoreRefused: its layout is of another version or kind.
+    """
+    key = client.keys.key(0, "layout")
+    ours = {"version": LAYOUT_VERSION, "shards": client.keys.shards}
+    fresh = await client.command("SET", key, json.dumps(ours), "NX") is not None
+    text = await client.command("GET", key)
+    if text is None:
+        raise StoreUnavailable("the store lost its data while it was asked")
+    compare_layout(text, client.keys.shards)
+    return fresh
+
+
+def compare_layout(text: str, shards: int) -> None:
+    """Check a layout read from the store, the JSON of `check_layout`, for an instance with that many shards.
+
+    Raises:
+        StoreRefused: its version or its number of shards differs.
+    """
+    found = json.loads(text)
+    if found.get("version") != LAYOUT_VERSION:
+        raise StoreRefused(
+            f"the store has layout {found.get('version')} and this version of the service uses"
+            f" {LAYOUT_VERSION}"
+        )
+    if found.get("shards") != shards:
+        raise StoreRefused(
+            f"the store was set up with {found.get('shards')} shards and this instance uses"
+            f" {shards}; is redis.cluster the same everywhere?"
+        )
+
+
+async def _check_durability(client: StoreClient, settings: RedisSettings) -> None:
+    """Check that the server has the configured durability, so that a wrong setting fails at the start."""
+    if settings.durability == "aof":
+        try:
+            await client.command("WAITAOF", 1, 0, 1)
+        except StoreRefused as error:
+            reason = _reason(error).removeprefix("the store refuses a call: ")
+            raise StoreRefused(f"redis.durability is 'aof', but: {reason}") from error

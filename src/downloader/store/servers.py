@@ -1,0 +1,331 @@
+"""The servers of the store: redis-py's clients for them, and the errors of redis-py mapped to ours.
+
+Of the core's modules this alone imports redis and trio-asyncio. redis-py uses asyncio, so every call runs in
+the asyncio loop that the service has opened (`asyncio_loop`). Calls are shielded from cancellation and
+bounded in time instead: a cancelled call would cost a connection, and it would be unknown whether it was
+applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import redis.asyncio as aioredis
+import trio
+import trio_asyncio
+from redis import exceptions
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import ExponentialWithJitterBackoff
+from trio_asyncio import aio_as_trio
+
+from downloader.config import RedisSettings
+from downloader.errors import ConfigError, StoreError, StoreRefused, StoreUnavailable
+from downloader.store.scripts import Script
+
+T = TypeVar("T")
+
+Call = Callable[[Any], Awaitable[T]]
+"""Makes an asyncio call with the redis-py client that it is given."""
+
+RETRIES = 3
+"""How often a call is repeated after a lost reply or connection. Every script may be repeated."""
+
+RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
+
+
+MOVES = 3
+"""How often a call follows a shard to another node."""
+
+CALLS = 64
+"""Calls at once, each on a connection of its own; others wait. The client's pool raises beyond 100."""
+
+SILENCES = 2
+"""After this many times `redis.timeout` without a message, a subscription is checked with a PING."""
+
+_REFUSED = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.NoPermissionError,
+    exceptions.DataError,
+)
+_NOT_NOW = (
+    exceptions.OutOfMemoryError,
+    exceptions.ReadOnlyError,
+    exceptions.AskError,
+    exceptions.TryAgainError,
+)
+"""Errors after which a later try may succeed."""
+_NOT_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+"""First words of further such error replies, for which redis-py has no types."""
+
+
+@asynccontextmanager
+async def asyncio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
+    """An asyncio loop that runs while the context lasts; an exception that no task catches ends it."""
+    async with trio_asyncio.open_loop() as loop:
+        loop.set_exception_handler(_on_error)
+        yield loop
+
+
+def _on_error(loop: Any, context: dict[str, Any]) -> None:
+    if not _is_harmless(context):
+        loop.default_exception_handler(context)
+
+
+def _is_harmless(context: dict[str, Any]) -> bool:
+    """Whether asyncio's own loop would go on. In trio-asyncio 0.16 the error would end the process."""
+    error = context.get("exception")
+    if not isinstance(error, OSError):
+        return False
+    # asyncio closes the socket of an abandoned connection attempt (a time-out, a stop, a dead server) before
+    # it unregisters it from the loop. trio-asyncio may be about to wait for the closed socket.
+    if error.errno == errno.EBADF:
+        return True
+    # A connection that was lost keeps its error in a future for `wait_closed`, and calls have had it already.
+    # `StreamReaderProtocol.__del__` retrieves it, but the garbage collector may come to the future first.
+    future = context.get("future")
+    return future is not None and not isinstance(future, asyncio.Task)
+
+
+class NoAnswer(StoreUnavailable):
+    """No reply came in time, or no connection could be opened. The next call may take as long."""
+
+
+def as_store_error(error: Exception) -> StoreError:
+    """The `StoreError` for an exception of the client; its text has the reason and no secret."""
+    # An error of AUTH is the cause of the exception that the client raises while it connects.
+    if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
+        return StoreRefused(f"the store refuses us: {error}")
+    if isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.ClusterDownError):
+        text = str(error)
+        if isinstance(error, _NOT_NOW) or text.split(" ", 1)[0] in _NOT_NOW_CODES:
+            return StoreUnavailable(f"the store cannot answer: {text}")
+        return StoreRefused(f"the store refuses a call: {text}")
+    return NoAnswer(f"the store does not answer: {str(error) or type(error).__name__}")
+
+
+class Servers:
+    """A client for each server that is known, and the bounds of the calls to them.
+
+    redis-py has a client for a Cluster. When any node has failed, it lets all calls wait, without a time
+    limit, until a random node has answered with the topology, and then opens all connections again. So one
+    dead node and one frozen node stop the calls to all others. Here a shard, which is one slot, is asked for
+    where it was found last, at first at the seed, and the call follows MOVED. It does not follow ASK: while
+    the keys of a slot are on two nodes, a script would take those on the other node for missing.
+
+    `seed` is the client of the configured server; `open_node` opens one for another host (empty: the seed's)
+    and port. A `sentinel`, which gives the seed its server, is closed with the clients.
+    """
+
+    def __init__(
+        self, seed: Any, open_node: Callable[[str, int], Any], *, timeout_s: float, sentinel: Any = None
+    ) -> None:
+        self._seed = seed
+        self._sentinel = sentinel
+        self._open_node = open_node
+        self._timeout_s = timeout_s
+        self._room = trio.Semaphore(CALLS)
+        self._nodes: dict[tuple[str, int], Any] = {}
+        self._of_shard: dict[int, Any] = {}
+
+    async def run(self, shard: int, call: Call[T]) -> T:
+        """Make a call for a shard at the server that has it.
+
+        Raises:
+            StoreUnavailable, StoreRefused: see `as_store_error`; `NoAnswer` after the time limit.
+        """
+        return await self._bounded(partial(self._follow, shard, self._of_shard.get(shard, self._seed), call))
+
+    async def find(self, shard: int, call: Call[T]) -> T:
+        """Make a call for a shard, beginning at any server: a replica may have taken the shard over."""
+        return await self._bounded(partial(self._follow, shard, self._any(), call))
+
+    @asynccontextmanager
+    async def subscribed(
+        self, channels: Sequence[str]
+    ) -> AsyncIterator[Callable[[], Awaitable[tuple[str, str | None]]]]:
+        """Subscribe to channels; yields a coroutine function that waits for the next message.
+
+        It returns the channel and the message; `None` stands for a (re)subscription to the channel. Messages
+        before a (re)subscription may have been missed. It raises `StoreError` when the connection is lost for
+        good.
+        """
+        pubsub = self._any().pubsub()
+
+        async def receive() -> tuple[str, str | None]:
+            try:
+                message: tuple[str, str | None] = await aio_as_trio(_next_message)(pubsub, self._timeout_s)
+            except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+                raise as_store_error(error) from error
+            return message
+
+        try:
+            await self._bounded(partial(pubsub.subscribe, *channels))
+            yield receive
+        finally:
+            await self._bounded(pubsub.aclose)
+
+    async def aclose(self) -> None:
+        """Close all clients within the time limit of a call."""
+        with trio.move_on_after(self._timeout_s, shield=True):
+            await aio_as_trio(self._close_all)()
+
+    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make one asyncio call: shielded from cancellation, bounded in time, its exceptions mapped."""
+        # Shielded: see the module's docstring. The bound covers a stop while the server is dead.
+        try:
+            with trio.move_on_after(self._timeout_s, shield=True):
+                async with self._room:
+                    result: T = await aio_as_trio(call)()
+                    return result
+        except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
+            raise as_store_error(error) from error
+        raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
+
+    # What follows runs in the asyncio loop
+
+    def _any(self) -> Any:
+        """A client, at random."""
+        return random.choice([self._seed, *self._nodes.values()])  # noqa: S311  # no secret
+
+    async def _close_all(self) -> None:
+        for client in (self._seed, *self._nodes.values()):
+            await client.aclose()
+        if self._sentinel is not None:
+            await self._sentinel.aclose()
+
+    async def _follow(self, shard: int, client: Any, call: Call[T]) -> T:
+        moves = 0
+        while True:
+            try:
+                return await call(client)
+            except exceptions.MovedError as error:
+                address = error.host, error.port
+                client = self._nodes.get(address)
+                if client is None:
+                    client = self._nodes[address] = self._open_node(*address)
+                self._of_shard[shard] = client
+                moves += 1
+                if moves > MOVES:
+                    raise
+
+
+async def _next_message(pubsub: Any, timeout_s: float) -> tuple[str, str | None]:
+    pinged = False
+    while True:
+        # After a lost connection the client subscribes again by itself. Only the reply to SUBSCRIBE shows
+        # this.
+        message = await pubsub.get_message(timeout=SILENCES * timeout_s)
+        if message is None:
+            # Either there were no messages, or a firewall has dropped the connection silently.
+            if pinged:
+                raise exceptions.TimeoutError("the subscription has gone silent")
+            await pubsub.ping()
+            pinged = True
+            continue
+        pinged = False
+        if message["type"] in ("message", "subscribe"):
+            text = str(message["data"]) if message["type"] == "message" else None
+            return str(message["channel"]), text
+
+
+async def run_script(server: Any, script: Script, base: str, arguments: Sequence[str]) -> Any:
+    """Run a script on a server; an asyncio call."""
+    try:
+        return await server.evalsha(script.sha, 1, base, *arguments)
+    except exceptions.NoScriptError:
+        return await server.eval(script.text, 1, base, *arguments)
+
+
+async def run_script_durably(
+    server: Any, script: Script, base: str, arguments: Sequence[str], *, settings: RedisSettings
+) -> Any:
+    """Run a script, and wait until its writes are as durable as the settings ask; an asyncio call."""
+    # WAIT and WAITAOF cover the writes of their own connection, so they follow the script on the same one.
+    wait_ms = int(settings.timeout * 1000 * 0.8)
+    pipeline = server.pipeline(transaction=False)
+    pipeline.execute_command("EVAL", script.text, 1, base, *arguments)
+    if settings.durability == "aof":
+        pipeline.execute_command("WAITAOF", 1, 0, wait_ms)
+    else:
+        pipeline.execute_command("WAIT", settings.replicas, wait_ms)
+    answer, reached = await pipeline.execute()
+    if settings.durability == "aof":
+        if reached[0] < 1:
+            raise exceptions.TimeoutError("not yet in the append-only file")
+    elif reached < settings.replicas:
+        raise exceptions.TimeoutError(f"on {reached} of {settings.replicas} replicas")
+    return answer
+
+
+def servers_for(settings: RedisSettings) -> Servers:
+    """Clients for the servers of the settings; they connect when they are used.
+
+    Raises:
+        ConfigError: the URL cannot be read.
+    """
+    options, open_node = _options(settings), partial(_node_client, settings)
+    try:
+        if settings.sentinel is None:
+            seed = aioredis.Redis.from_url(settings.url, **options)
+            return Servers(seed, open_node, timeout_s=settings.timeout)
+        password = settings.sentinel.password
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis-py has not annotated it
+            [_host_port(node) for node in settings.sentinel.nodes],
+            sentinel_kwargs={
+                "password": password.get_secret_value() if password else None,
+                "socket_connect_timeout": settings.timeout,
+                "socket_timeout": settings.timeout,
+            },
+            **(_url_options(settings.url) | options),
+        )
+        seed = sentinel.master_for(settings.sentinel.master)
+        return Servers(seed, open_node, timeout_s=settings.timeout, sentinel=sentinel)
+    except (ValueError, exceptions.RedisError) as error:
+        raise ConfigError(f"redis.url: {error}") from error
+
+
+def _node_client(settings: RedisSettings, host: str, port: int) -> Any:
+    """A client of another node of the Cluster that `settings` name."""
+    parts = urlsplit(settings.url)
+    userinfo, at, _ = parts.netloc.rpartition("@")
+    name = host or parts.hostname or "localhost"
+    name = f"[{name}]" if ":" in name else name
+    url = parts._replace(netloc=f"{userinfo}{at}{name}:{port}").geturl()
+    return aioredis.Redis.from_url(url, **_options(settings))
+
+
+def _options(settings: RedisSettings) -> dict[str, Any]:
+    return {
+        "decode_responses": True,
+        # `Servers` bounds each call; a timer of the client for each read and write would cost CPU.
+        "socket_timeout": None,
+        "socket_connect_timeout": settings.timeout,
+        "retry": Retry(ExponentialWithJitterBackoff(base=RETRY_BASE_S, cap=RETRY_CAP_S), RETRIES),
+        # Nothing here needs RESP3, and its maintenance notifications cost a round trip per connection.
+        "protocol": 2,
+    }
+
+
+def _url_options(url: str) -> dict[str, Any]:
+    """User, password, database and TLS from the URL; Sentinel gives the primary's address."""
+    if not url.startswith(("redis://", "rediss://")):
+        return {}
+    options: dict[str, Any] = dict(aioredis.ConnectionPool.from_url(url).connection_kwargs)
+    kept: dict[str, Any] = {name: options[name] for name in ("username", "password", "db") if name in options}
+    if url.startswith("rediss://"):
+        kept["ssl"] = True
+    return kept
+
+
+def _host_port(node: str) -> tuple[str, int]:
+    host, _, port = node.rpartition(":")
+    return host.strip("[]"), int(port)
