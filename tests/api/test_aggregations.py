@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pytest
 from pydantic import SecretStr
 
-from downloader.api.aggregations import PAGE
+from downloader.api.routes.aggregations import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Cooldown, Kind, Outcome, Verdict
 from downloader.store import JobStore, Submission

@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from downloader.api import ApiDeps
 from downloader.api.asgi import Gone, Message
-from downloader.api.bulk import Lines, serve_downloads
 from downloader.api.intake import MAX_BATCH, MAX_BYTES, Intake
 from downloader.api.limits import PIECE_BYTES, Limits
+from downloader.api.routes.downloads import Lines, serve_downloads
 from downloader.config import ApiSettings, TokenSettings
 from downloader.store import Accepted, JobStore, StoreUnavailable, Submission
 from servers.api import JOB, Served, Serving, read_to_end

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from downloader.api.listed import PAGE
+from downloader.api.routes.jobs import PAGE
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, Listed, Submission

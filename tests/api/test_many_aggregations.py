@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from downloader.api.events import Events, Listener
 from downloader.api.globs import anything
-from downloader.api.search import PAGE_MAX, Aggregations, Search
-from downloader.api.snapshot import DESTINATIONS, SHOWN
+from downloader.api.routes.aggregations import PAGE_MAX, Aggregations, Search
+from downloader.api.routes.events import Events, Listener
+from downloader.api.routes.snapshot import DESTINATIONS, SHOWN
 from downloader.errors import StoreError, StoreUnavailable
 from downloader.store import Aggregation, AggregationLoad, Backlog, DestinationLoad, JobStore, Load, Waiting
 

@@ -15,11 +15,11 @@ from downloader.api import ApiDeps
 from downloader.api.answers import CallbackPayload
 from downloader.api.app import create_routes
 from downloader.api.codes import CODES
-from downloader.api.events import Events
 from downloader.api.fields import DownloadRequest
 from downloader.api.openapi import openapi_document
 from downloader.api.operations import OPERATIONS
 from downloader.api.reference import render
+from downloader.api.routes.events import Events
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Outcome, Verdict, callback_payload
 from servers.api import Served, Serving

@@ -15,8 +15,8 @@ import trustme
 from pydantic import SecretStr
 
 from downloader.api.auth import Caller, read_tokens
+from downloader.api.routes.session import SESSION_S, find_session, sign
 from downloader.api.server import tls_context
-from downloader.api.session import SESSION_S, find_session, sign
 from downloader.config import ApiSettings, TokenSettings
 from servers.api import JOB, Served, Serving
 

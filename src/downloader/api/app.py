@@ -18,7 +18,6 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from downloader.api.aggregations import add_aggregations
 from downloader.api.asgi import AsgiApp, Message, Receive, Send, send_answer, send_problem
 from downloader.api.auth import (
     CALLER,
@@ -30,22 +29,13 @@ from downloader.api.auth import (
     needs_token,
     read_tokens,
 )
-from downloader.api.bulk import serve_downloads
 from downloader.api.deps import ApiDeps
-from downloader.api.events import PATH as EVENTS_PATH
-from downloader.api.events import Events, Pace, add_events
 from downloader.api.exchange import RESERVED
-from downloader.api.files import add_files
-from downloader.api.health import add_health
 from downloader.api.hosts import host_check
 from downloader.api.intake import BULK_PATH, SINGLE_PATH, Intake
-from downloader.api.jobs import add_jobs
 from downloader.api.limits import Limits
-from downloader.api.listed import add_listed
-from downloader.api.metrics import add_metrics
 from downloader.api.openapi import add_openapi
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin, check_page
-from downloader.api.page import add_page
 from downloader.api.problems import (
     CONTENT_TYPE,
     INTERNAL,
@@ -57,9 +47,17 @@ from downloader.api.problems import (
     unavailable,
 )
 from downloader.api.reference import add_reference
+from downloader.api.routes.aggregations import add_aggregations
+from downloader.api.routes.downloads import TRACE, serve_download, serve_downloads, traceparent
+from downloader.api.routes.events import PATH as EVENTS_PATH
+from downloader.api.routes.events import Events, Pace, add_events
+from downloader.api.routes.files import add_files
+from downloader.api.routes.health import add_health
+from downloader.api.routes.jobs import add_jobs, add_listed
+from downloader.api.routes.metrics import add_metrics
+from downloader.api.routes.page import add_page
+from downloader.api.routes.session import SESSION, add_session, find_session
 from downloader.api.server import serve_http
-from downloader.api.session import SESSION, add_session, find_session
-from downloader.api.submit import TRACE, serve_download, traceparent
 from downloader.model import status_phrase
 from downloader.observe import Event, SpanKind, Traces, get_logger
 from downloader.store import StoreError

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from downloader.api.aggregations import AggregationPatch
 from downloader.api.answers import (
     AcceptedAnswer,
     AcceptedLine,
@@ -29,8 +28,8 @@ from downloader.api.answers import (
     WaitingAnswer,
 )
 from downloader.api.fields import DownloadRequest
-from downloader.api.search import PAGE_MAX, SORTS
-from downloader.api.session import SessionRequest
+from downloader.api.routes.aggregations import PAGE_MAX, SORTS, AggregationPatch
+from downloader.api.routes.session import SessionRequest
 from downloader.model import State
 
 JSON = "application/json"

@@ -13,8 +13,8 @@ from quart_trio.wrappers.response import TrioFileBody
 from werkzeug.http import parse_range_header
 
 from downloader.api.deps import ApiDeps
-from downloader.api.jobs import sees_all, visible_job
 from downloader.api.problems import Problem, Refused, not_found
+from downloader.api.routes.jobs import sees_all, visible_job
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 

@@ -20,11 +20,11 @@ from quart_trio import QuartTrio
 from downloader.api.asgi import Message, client_of
 from downloader.api.exchange import ENDLESS
 from downloader.api.globs import Allows, anything
-from downloader.api.history import History
-from downloader.api.jobs import visible_aggregations
 from downloader.api.problems import Refused, unavailable
-from downloader.api.session import SESSION
-from downloader.api.snapshot import (
+from downloader.api.routes.history import History
+from downloader.api.routes.jobs import visible_aggregations
+from downloader.api.routes.session import SESSION
+from downloader.api.routes.snapshot import (
     COUNTED_ROLES,
     DESTINATIONS,
     NOTHING_KNOWN,

@@ -10,9 +10,9 @@ from typing import Any
 from quart_trio import QuartTrio
 
 from downloader.api.deps import ApiDeps
-from downloader.api.jobs import sees_all
 from downloader.api.problems import not_found
-from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
+from downloader.api.routes.jobs import sees_all
+from downloader.api.routes.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
 from downloader.api.views import counters, waiting
 from downloader.observe import by_name
 from downloader.store import StoreError

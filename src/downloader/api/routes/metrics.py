@@ -12,7 +12,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from downloader.api.deps import ApiDeps
-from downloader.api.snapshot import DESTINATIONS, ROLES, SAMPLED
+from downloader.api.routes.snapshot import DESTINATIONS, ROLES, SAMPLED
 from downloader.api.views import cooling, counters
 from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric
 from downloader.store import Backlog, Load
