@@ -170,7 +170,7 @@ async def test_f25_an_unread_log_delays_no_stop(folder: Path, server: Valkey) ->
 BLOCKED = """
 import os, signal, threading
 import trio
-from downloader.service.signals import stop_signals
+from downloader.signals import stop_signals
 
 async def main():
     _, unread = os.pipe()

@@ -33,8 +33,8 @@ from downloader.service.disk import DiskGate
 from downloader.service.reports import Report, reporting
 from downloader.service.resources import open_files, open_host, running_redis
 from downloader.service.shared import RESERVE, Instance, grace_of
-from downloader.service.signals import end_with_reason, stop_signals
 from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
+from downloader.signals import end_with_reason, stop_signals
 from downloader.store import asyncio_loop, open_store
 
 log = get_logger()

@@ -23,8 +23,8 @@ from downloader.net import Url, UrlError
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import End, Stop, Wake, run_workload
 from downloader.service.resources import running_redis
-from downloader.service.signals import stop_signals
 from downloader.service.work import DownloadWork
+from downloader.signals import stop_signals
 from downloader.storage import Storage, open_storage
 from downloader.store import JobStore, Submission, asyncio_loop, open_store
 

@@ -25,7 +25,7 @@ from downloader.observe import Event, configure, get_logger
 from downloader.service.instance import run_instance
 from downloader.service.resources import running_redis
 from downloader.service.shared import grace_of
-from downloader.service.signals import stop_signals
+from downloader.signals import stop_signals
 from downloader.store import KILLED_S, STOP_S
 
 log = get_logger()
