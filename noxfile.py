@@ -108,6 +108,13 @@ def audit(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """One-place changes of the core, a random sample; a test has to notice each. See `-- --help`."""
+    install(session, "mutants")
+    session.run("python", "tools/mutants.py", *session.posargs)
+
+
+@nox.session
 def screenshots(session: nox.Session) -> None:
     """Takes the pictures of the web page in docs/images, of a small fleet at work, with Debian's Chromium."""
     install(session, "test")
