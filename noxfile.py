@@ -10,7 +10,10 @@ nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 PYTHONS = ["3.11", "3.13"]
-"""The oldest supported, on which a contributor runs the tests, and the newest, which CI adds."""
+"""The oldest supported, on which a contributor runs the tests, and the newest, which CI adds.
+
+Each gets the newest Quart and Quart-Trio that support it: 0.22 and 0.12 on 3.11, 0.23 and 0.13 on 3.13.
+"""
 
 nox.options.sessions = ["lint", "typecheck", f"tests-{PYTHONS[0]}", "docs"]
 
@@ -18,9 +21,9 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 
 
 def install(session: nox.Session, group: str | None = None, *options: str) -> None:
-    """Install the project as it stands, and one of its dependency groups."""
+    """Install the project as it stands with all its extras, and one of its dependency groups."""
     group_packages = nox.project.dependency_groups(PROJECT, group) if group else ()
-    session.install("-e", ".", *group_packages, *options)
+    session.install("-e", ".[all]", *group_packages, *options)
 
 
 def pytest(
@@ -102,8 +105,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def audit(session: nox.Session) -> None:
     """Licences, withdrawn releases and known vulnerabilities of what the service is installed with."""
-    extras = ",".join(PROJECT["project"]["optional-dependencies"])
-    session.install("-e", f".[{extras}]", "pip", "pip-audit")
+    session.install("-e", ".[all]", "pip", "pip-audit")
     session.run("python", "tools/audit.py")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import trio
@@ -39,6 +40,14 @@ REASON_CHARS = 500
 """Most characters of a plugin's text that are kept in the store and shown to clients."""
 
 KINDS = {NOTIFIERS: "notifier", STORAGES: "storage", BUCKETS: "buckets"}
+
+_PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
+    (NOTIFIERS, "kafka"): ("aiokafka", "kafka"),
+    (NOTIFIERS, "sqs"): ("boto3", "aws"),
+    (STORAGES, "s3"): ("boto3", "aws"),
+    (BUCKETS, "s3"): ("boto3", "aws"),
+}
+"""The package that a built-in plugin imports, and the extra of `downloader-service` that installs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -92,15 +101,26 @@ def find(group: str, name: str) -> EntryPoint:
     return next(iter(points))
 
 
+def missing_package(group: str, name: str) -> str:
+    """How to install a package that a built-in plugin needs; `""` if none is missing. Imports nothing."""
+    package, extra = _PACKAGES.get((group, name), ("", ""))
+    if not package or find_spec(package) is not None:
+        return ""
+    return f"needs the package {package}: pip install 'downloader-service[{extra}]'"
+
+
 def load_factory(group: str, name: str) -> Callable[..., Any]:
     """Import the plugin's factory.
 
     Raises:
-        PluginError: as `find` raises, or it cannot be imported, or the entry point names something that is
-            not callable.
+        PluginError: as `find` raises, or the package that it needs is missing, or it cannot be imported, or
+            the entry point names something that is not callable.
     """
     kind = KINDS.get(group, group)
     point = find(group, name)
+    # The plugin for buckets is always open, as no section has to ask for it: it imports boto3 later.
+    if group != BUCKETS and (problem := missing_package(group, name)):
+        raise PluginError(problem)
     try:
         factory = point.load()
     except BaseException as error:  # a plugin's import can raise anything, SystemExit too

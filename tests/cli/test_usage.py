@@ -13,6 +13,8 @@ import pytest
 
 from downloader import __version__
 from downloader.cli import COMMANDS, main
+from downloader.cli.options import load
+from downloader.cli.plugins import list_plugins
 from servers.cli import Ran, run_cli, run_script
 from servers.forked import environment
 
@@ -342,3 +344,23 @@ def test_the_addresses_of_a_running_service_are_no_settings(
     monkeypatch.setenv("DOWNLOADER_API", "http://h")
     monkeypatch.setenv("DOWNLOADER_TOKEN", "t")
     assert main(["config"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "package", "extra"),
+    [
+        ("[backends.kafka]", "aiokafka", "kafka"),
+        ('[processor.filestorage]\ntype = "s3"', "boto3", "aws"),
+        ('[processor.s3]\nbuckets = ["shop-*"]', "boto3", "aws"),
+    ],
+)
+def test_a_configured_plugin_that_lacks_a_package_is_reported(
+    table: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    config = tmp_path / "c.toml"
+    config.write_text(f"{table}\n")
+    rows, problem = list_plugins(load(config))
+    missing = f"needs the package {package}: pip install 'downloader-service[{extra}]'"
+    assert str(problem) == f"{table.partition(']')[0][1:]}: {missing}"
+    assert [row["problem"] for row in rows if row["problem"]] == [missing]

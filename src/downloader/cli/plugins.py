@@ -18,15 +18,13 @@ Row = dict[str, Any]
 """A plugin's `kind`, `name`, `version` and `distribution`; whether it is `configured`; and why it cannot be
 used though it is, as `problem`, empty if it can."""
 
-_BUCKETS_PLUGIN = "s3"
-"""The plugin for buckets that jobs bring; always in use, as `[processor.s3]` has defaults."""
-
 
 def plugins(*, config: Config = None, json_: Json = False) -> None:
     """List the installed backends and storages.
 
     Says which of them the configuration uses, and imports none. The exit status
-    is 2 if a configured one is not installed, or is installed twice.
+    is 2 if a configured one is not installed, is installed twice, or lacks a
+    package.
 
     For example:
       downloader plugins
@@ -48,12 +46,23 @@ def plugins(*, config: Config = None, json_: Json = False) -> None:
 
 def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]:
     """A row for each plugin that is installed or configured, and the first problem with one; imports none."""
-    from downloader.plugins import BUCKETS, KINDS, NOTIFIERS, STORAGES, PluginInfo, find, installed
+    from downloader.plugins import (
+        BUCKETS,
+        KINDS,
+        NOTIFIERS,
+        STORAGES,
+        PluginInfo,
+        find,
+        installed,
+        missing_package,
+    )
+    from downloader.storage import OWN_BUCKETS
 
+    own_buckets = settings.processor.s3.is_set or not missing_package(BUCKETS, OWN_BUCKETS)
     used = {
         NOTIFIERS: {name: f"backends.{name}" for name in settings.backends},
         STORAGES: {settings.storage_name: "processor.filestorage"},
-        BUCKETS: {_BUCKETS_PLUGIN: f"processor.{_BUCKETS_PLUGIN}"},
+        BUCKETS: {OWN_BUCKETS: f"processor.{OWN_BUCKETS}"} if own_buckets else {},
     }
     rows: list[Row] = []
     first: PluginError | None = None
@@ -64,9 +73,12 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
                 find(group, name)
             except PluginError as error:
                 problems[name] = str(error)
-                first = first or PluginError(f"{place}: {error}")
+            else:
+                problems[name] = missing_package(group, name)
+            if problems[name] and first is None:
+                first = PluginError(f"{place}: {problems[name]}")
         found = installed(group)
-        missing = problems.keys() - {plugin.name for plugin in found}
+        missing = places.keys() - {plugin.name for plugin in found}
         found += [
             PluginInfo(kind=KINDS[group], name=name, version="", distribution="") for name in sorted(missing)
         ]
@@ -84,7 +96,9 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
 def _use(row: Row) -> str:
     if not row["problem"]:
         return "yes" if row["configured"] else ""
-    return "yes, but installed twice" if row["distribution"] or row["version"] else "yes, but not installed"
+    if not row["distribution"] and not row["version"]:
+        return "yes, but not installed"
+    return f"yes, but {row['problem']}" if row["problem"].startswith("needs ") else "yes, but installed twice"
 
 
 def _show(rows: Sequence[Row]) -> None:

@@ -145,6 +145,11 @@ class S3Settings(Section):
         """What the plugin's factory gets."""
         return self.model_dump()
 
+    @property
+    def is_set(self) -> bool:
+        """Whether the configuration asks for buckets of jobs: without it they are only not refused."""
+        return bool(self.buckets) and self != S3Settings()
+
 
 class HostSettings(Section):
     """`[processor.hosts."NAME"]`: what all aggregations together may do at a host, over the fleet."""

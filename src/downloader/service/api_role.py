@@ -11,8 +11,10 @@ import trio
 
 from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
 from downloader.observe import Event, get_logger
+from downloader.plugins import BUCKETS, missing_package
 from downloader.service.files import api_url
 from downloader.service.shared import RESERVE, Instance
+from downloader.storage import OWN_BUCKETS
 
 log = get_logger()
 
@@ -35,7 +37,7 @@ async def serve_api(
         store=instance.store,
         settings=api,
         backends=frozenset(settings.backends),
-        buckets=text_globs(settings.processor.s3.buckets),
+        buckets=text_globs([] if missing_package(BUCKETS, OWN_BUCKETS) else settings.processor.s3.buckets),
         egress=settings.egress.policy("callbacks"),
         callback_limit=settings.notifier.per_destination,
         keep_s=settings.notifier.failed_retention,

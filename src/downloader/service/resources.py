@@ -36,7 +36,9 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
     """
     async with (
         open_storage(settings.storage_name, settings.storage_section) as storage,
-        open_buckets(OWN_BUCKETS, settings.processor.s3.section) as buckets,
+        open_buckets(
+            OWN_BUCKETS, settings.processor.s3.section, required=settings.processor.s3.is_set
+        ) as buckets,
     ):
         yield Files(settings=settings, storage=storage, buckets=buckets)
 

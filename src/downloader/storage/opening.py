@@ -19,6 +19,7 @@ from downloader.plugins import (
     check_interface,
     find_cancel,
     load_factory,
+    missing_package,
     opening_failed,
 )
 from downloader.storage.checked import CheckedBuckets, CheckedStorage
@@ -44,12 +45,18 @@ async def open_storage(
 
 
 @asynccontextmanager
-async def open_buckets(name: str, section: Mapping[str, Any]) -> AsyncIterator[Buckets]:
+async def open_buckets(
+    name: str, section: Mapping[str, Any], *, required: bool = True
+) -> AsyncIterator[Buckets]:
     """Open the plugin `name` for the buckets of jobs; like `open_storage`.
+
+    If it is not `required`, it opens without the package that it needs, and each bucket is a `StorageError`.
 
     Raises:
         PluginError: on entering, as `open_storage` does; the text begins with `processor.NAME`.
     """
+    if required and (problem := missing_package(BUCKETS, name)):
+        raise PluginError(f"processor.{name}: {problem}")
     async with _opened(BUCKETS, name, section, f"processor.{name}", OPENING_S) as buckets:
         yield CheckedBuckets(buckets)
 

@@ -24,6 +24,7 @@ from downloader.config import ApiSettings, EgressList, Settings
 from downloader.errors import ConfigError, StorageError
 from downloader.fetch import disk_used_percent
 from downloader.notify import Checkable, open_notifiers
+from downloader.plugins import BUCKETS, missing_package
 from downloader.service.files import api_url
 from downloader.service.resources import open_host
 from downloader.service.start import listen
@@ -89,8 +90,11 @@ def _is_loopback(host: str) -> bool:
 
 async def examine_buckets(settings: Settings) -> str:
     """Open the plugin for buckets of jobs; there is no bucket to try before a job names one."""
-    async with open_buckets(OWN_BUCKETS, settings.processor.s3.section):
-        where = settings.processor.s3.endpoint_url or "AWS"
+    section = settings.processor.s3
+    if not section.is_set and (missing := missing_package(BUCKETS, OWN_BUCKETS)):
+        raise Note(f"jobs' own buckets are refused: the plugin {missing}")
+    async with open_buckets(OWN_BUCKETS, section.section):
+        where = section.endpoint_url or "AWS"
         raise Note(f"jobs' own buckets, at {where}: nothing to try until a job brings one")
 
 
