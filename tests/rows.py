@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-FAULTS = tuple(f"F{number}" for number in range(1, 29))
-HOSTILE = tuple(f"H{number}" for number in range(1, 28))
-ROWS = (*FAULTS, *HOSTILE)
+_PAGE = Path(__file__).parents[1] / "docs" / "guarantees.md"
+ROWS = tuple(re.findall(r"^\| ([FH]\d+) \|", _PAGE.read_text("utf-8"), re.MULTILINE))
 
 _PROPERTY = "row"
 

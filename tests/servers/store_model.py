@@ -31,10 +31,13 @@ class Task:
     owner: str = ""
     ends_ms: int = 0
     generation: int = 0
-    settled: int = 0
+    settled: tuple[int, str] | None = None
+    """The generation and the owner of the last call that settled it."""
     attempts: int = 0
     deliveries: int = 0
     crashes: int = 0
+    place_ms: int = 0
+    """When it was due before it was leased."""
     swept: int = 0
     """Generation of the last lease that was swept, until its holder shows that it has not crashed."""
 
@@ -159,8 +162,9 @@ class Expected:
             assert self.turn(task) == min(map(self.turn, self.due_tasks(kind, task.group))), "not its turn"
             if kind is Kind.DOWNLOAD:
                 self.pace[task.group].start(min(self.due(kind, task.group)), self.now_ms)
-            assert generation == task.generation + 1
+            assert generation > task.generation, "a generation never comes twice"
             task.state, task.owner, task.generation = State.RUNNING, owner, generation
+            task.place_ms = task.due_ms
             task.ends_ms = self.now_ms + LEASE_MS
             task.deliveries += 1
 
@@ -217,14 +221,14 @@ class Expected:
         task = self.task_of(lease)
         if task is not None and task.cancelled_for(lease, owner):
             return Settled.CANCELLED
-        if task is not None and (task.held_by(lease, owner) or task.settled == lease.generation):
+        if task is not None and (task.held_by(lease, owner) or task.settled == (lease.generation, owner)):
             return Settled.DONE
         return Settled.LEASE_LOST
 
     def note_settled(self, lease: Lease, how: str) -> None:
         job, kind = self.jobs[lease.id], lease.kind
         task, plan = job.tasks[kind], PLANS[lease.spec.aggr_id]
-        task.settled = lease.generation
+        task.settled = (lease.generation, task.owner)
         task.attempts += how not in ("release", "throttled")
         if how in ("retry", "release", "throttled"):
             task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms + DELAY_MS

@@ -162,6 +162,79 @@ async def test_many_aggregations_that_wait_for_a_host_cost_little(hosts: JobStor
     assert len(await take(hosts)) == 1, "the next one is made due all the same"
 
 
+async def calls_of(store: JobStore, command: str) -> int:
+    stats = await store._client.command("INFO", "commandstats")
+    return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+@pytest.mark.row("H32")
+async def test_full_hosts_are_asked_once_a_second(hosts: JobStore, clock: StoreClock) -> None:
+    """Not once for each download that waits, which made 300 full hosts take 91% of a core."""
+    names, seconds = [f"h{number}.test" for number in range(20)], 20
+    for name in names:
+        await submit(hosts, name, name, 3)
+    assert len(await take(hosts)) == 60
+    for name in names:
+        await submit(hosts, name, name, 30)
+    while (await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
+        pass
+    before = await calls_of(hosts, "zremrangebyscore")  # of which each ask makes one
+    for _ in range(4 * seconds):
+        await clock.move(0.25)
+        while (await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
+            pass
+    assert await calls_of(hosts, "zremrangebyscore") - before <= 1.5 * len(names) * seconds
+
+
+@pytest.mark.row("H32")
+async def test_aggregations_at_their_own_limit_block_nobody(hosts: JobStore, clock: StoreClock) -> None:
+    """Sixteen of them at the head of those that wait kept the others from being called by name."""
+    await submit(hosts, "first", "slow.test")
+    running = await take(hosts)
+    clogs = [f"clog{number}" for number in range(80)]
+    for name in clogs:
+        await submit(hosts, name, "slow.test", aggr_limit=1)
+    assert await take(hosts, 200) == []
+    for name in clogs:
+        await submit(hosts, name, f"{name}.elsewhere.test", aggr_limit=1)
+    assert len(await take(hosts, 200)) == len(clogs), "each is at its own limit now"
+    await submit(hosts, "other", "slow.test", 20)
+    assert await take(hosts) == []
+    for started in range(20):
+        before = await calls_of(hosts, "hmget")
+        await end(hosts, running)
+        assert started == 0 or await calls_of(hosts, "hmget") - before < 20, "they are looked at once"
+        await clock.move(0.01)
+        running = await take(hosts)
+        assert groups(running) == {"other": 1}, f"{started} have started one after the other"
+
+
+async def test_an_aggregation_at_its_limit_is_called_when_one_of_its_own_ends(
+    hosts: JobStore, clock: StoreClock
+) -> None:
+    """Not only when it asks by itself, a second later."""
+    await submit(hosts, "a", "deep.many.test", 30, aggr_limit=5)
+    await submit(hosts, "b", "deep.many.test", 30, aggr_limit=4)
+    running = await take(hosts)
+    for name in "abab" * 7:
+        assert groups(running) == {"a": 5, "b": 4}
+        ended = next(lease for lease in running if lease.group == name)
+        await end(hosts, [ended])
+        await clock.move(0.001)
+        running = [lease for lease in running if lease is not ended] + await take(hosts)
+
+
+async def test_a_late_renewal_takes_a_place_again(hosts: JobStore, clock: StoreClock) -> None:
+    await submit(hosts, "a", "slow.test", 2)
+    [lease] = await take(hosts, lease_s=10)
+    await clock.move(11)
+    [other] = await take(hosts, lease_s=600)
+    assert await hosts.renew(Kind.DOWNLOAD, "me", [lease], 600) == [Settled.DONE]
+    await end(hosts, [other])
+    await submit(hosts, "b", "slow.test")
+    assert await take(hosts) == [], "the first still runs"
+
+
 async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 9)
     [lease] = await take(hosts)
@@ -323,7 +396,7 @@ async def test_an_instance_without_host_limits_leases_jobs_that_wait(
     assert len(await take(hosts)) == 1
     assert await take(hosts) == []
     hosts._hosts = {}
-    await clock.move(2)
+    await clock.move(31)
     found = await take(hosts)
     assert len(found) == 2
     await end(hosts, found)

@@ -37,6 +37,9 @@ from servers.store_model import (
 from servers.store_steps import ACTIONS, DELIVERIES, OUTCOMES, Deaf, steps
 from servers.valkey import Valkey
 
+SUSPECT_CRASHES = 2
+"""What has made so many workers die goes behind the others."""
+
 FRUITFUL = 12
 """How often at the least each kind of step has to have had something to do, in all examples together."""
 
@@ -253,8 +256,9 @@ class Model(Expected):
         ]
         assert set(await self.store.sweep(kind)) == {job_id for job_id, _ in over}
         for _, task in over:
-            task.state, task.owner, task.due_ms = State.PENDING, "", self.now_ms
             task.crashes += 1
+            task.state, task.owner = State.PENDING, ""
+            task.due_ms = task.place_ms if task.crashes < SUSPECT_CRASHES else self.now_ms
             task.swept = task.generation
         for task in [*self.orphans, *(task for _, task in self.tasks(Kind.DOWNLOAD))]:
             task.stopping = task.stopping and task.ends_ms > self.now_ms

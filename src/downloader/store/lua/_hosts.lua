@@ -10,13 +10,14 @@
 -- are fewer, so that a large backlog costs nothing.
 local MAX_PARKED = 1000
 
--- When a download that waits asks its host again although it was not made due: after at least this long, and so
--- much longer for each that waits for the host, to this time at the most. Only needed where the one whose turn it
--- was did not start.
+-- When a download that waits asks its host again although it was not made due: the first of its aggregation after at
+-- least this long, and so much longer for each that waits for the host, to this time at the most; the others later.
+-- Only needed where the one whose turn it was did not start.
 local ASK_AGAIN_MS, ASK_AGAIN_STEP_MS, ASK_AGAIN_MAX_MS = 1000, 10, 30000
 
--- How many aggregations are looked at for one that can start a download at a host.
-local CANDIDATES = 16
+-- How many aggregations are looked at for one that can start a download at a host. Those that cannot are no longer
+-- called, so that they are looked at once: they wait again when one of them ends there or asks by itself.
+local CANDIDATES = 500
 
 -- The limits of a host: those of its name, else of the nearest domain above it, else of `*`.
 local function limits_of(host)
@@ -70,14 +71,22 @@ local function call_next(host)
         touch('download', group)
         return
       end
+    else
+      redis.call('ZREM', waiting, group)
     end
   end
 end
 
+-- Prolongs a download's place at its host, if it has one; a place that had ended is taken again, as its download runs.
+local function prolong_visit(host, id)
+  if host then redis.call('ZADD', key_visits(host), now + call.lease_ms, id) end
+end
+
 -- Gives up a download's place at its host, if it has one.
-local function leave_host(id, host)
+local function leave_host(id, group, host)
   if not host then return end
   redis.call('ZREM', key_visits(host), id)
+  if redis.call('EXISTS', key_parked(host, group)) == 1 then queue_up(key_waiting(host), group) end
   call_next(host)
 end
 
@@ -85,7 +94,7 @@ end
 local function free_cancelled(id, group)
   redis.call('ZREM', key_stopping(), id .. ' ' .. group)
   redis.call('SREM', key_running('download', group), id)
-  leave_host(id, redis.call('HGET', key_task('download', id), 'host'))
+  leave_host(id, group, redis.call('HGET', key_task('download', id), 'host'))
   touch('download', group)
 end
 
@@ -130,6 +139,8 @@ local function enter_host(host, id, group, due, spec)
   again = math.max(again, math.min(ASK_AGAIN_STEP_MS * all, ASK_AGAIN_MAX_MS))
   local priority = tonumber(redis.call('HGET', key_task('download', id), 'priority') or '0')
   redis.call('ZADD', parked, 'NX', (MAX_PRIORITY - priority) * LEVEL + due, id)
+  -- So that hundreds of full hosts cost little, only one download of each aggregation asks soon.
+  if redis.call('ZRANK', parked, id) > 0 then again = ASK_AGAIN_MAX_MS + ASK_AGAIN_STEP_MS * count end
   queue_up(key_waiting(host), group)
   redis.call('PEXPIRE', parked, HOST_TTL_MS)
   redis.call('PEXPIRE', key_waiting(host), HOST_TTL_MS)

@@ -70,9 +70,14 @@ local function gap_of(rate, delay)
   return math.max(gap, delay and delay ~= '' and tonumber(delay) * 1000 or 0)
 end
 
--- The time (ms, perhaps with a fraction) before which a group starts nothing, from the values of GATE.
+-- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
+local MAX_COOLDOWN_MS = 3600 * 1000
+
+-- The time (ms, perhaps with a fraction) before which a group starts nothing, from the values of GATE. Times that lie
+-- in the future because the server's clock was set back count as if they were noted now.
 local function opens(cooling, rate, delay, started)
-  return math.max(tonumber(cooling or '0'), started and tonumber(started) + gap_of(rate, delay) or 0)
+  local cooled = math.min(tonumber(cooling or '0'), now + MAX_COOLDOWN_MS)
+  return math.max(cooled, started and math.min(tonumber(started), now + CATCH_UP_MS) + gap_of(rate, delay) or 0)
 end
 
 -- Notes that a task starts, for the rate and the delay. One has waited since `due`. If that was before the
@@ -201,6 +206,11 @@ local function describe_aggregation(group)
   }
 end
 
+-- What a task notes of the call that has settled it.
+local function settled_by(owner, generation)
+  return generation .. ' ' .. owner
+end
+
 -- Whether the task is leased to this owner. 'held': yes, by the lease of this generation (a string). 'repeated':
 -- this generation has settled it already, and the caller missed the answer. 'cancelled': a client has cancelled the
 -- download meanwhile. 'lost': anything else. The second result is the task's group, the third its host if it has a
@@ -210,7 +220,8 @@ local function claim(kind, id, owner, generation)
   local group, host = task[5], task[6]
   if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', group, host end
   if task[1] == 'cancelled' and owner == task[2] and generation == task[3] then return 'cancelled', group, host end
-  if task[4] == generation then return 'repeated', group, host end
+  -- Earlier versions note the generation alone.
+  if task[4] == settled_by(owner, generation) or task[4] == generation then return 'repeated', group, host end
   return 'lost', group, host
 end
 
@@ -224,18 +235,20 @@ local function leave(kind, id, group)
   redis.call('SREM', key_running(kind, group), id)
 end
 
--- Makes a task without a lease pending again, due in `delay` ms.
-local function requeue(kind, id, group, delay)
-  redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', now + delay)
+-- Makes a task without a lease pending again, due at this time.
+local function requeue(kind, id, group, due)
+  redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', due)
   redis.call('HDEL', key_task(kind, id), 'owner')
-  enqueue(kind, id, group, now + delay, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
+  enqueue(kind, id, group, due, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
+end
+
+-- When a running task was due: its place in the queue if it is handed back. Records of earlier versions lack it.
+local function place_of(kind, id)
+  return math.min(now, tonumber(redis.call('HGET', key_task(kind, id), 'due') or now))
 end
 
 -- How long a host's record is kept: longer than any cooldown, and than any time between two starts.
 local HOST_TTL_MS = MAX_GAP_MS + 3600 * 1000
-
--- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
-local MAX_COOLDOWN_MS = 3600 * 1000
 
 -- Begins a cooldown, noted in this record. `began`: of the download whose origin asked for it.
 local function begin_cooldown(record, began, item)
@@ -311,5 +324,7 @@ end
 -- Called last by every script that touches groups.
 local function place_touched()
   for _, each in ipairs(touched_order) do place(each[1], each[2]) end
-  for kind in pairs(woken) do redis.call('PUBLISH', key_wake(kind), '') end
+  -- What is written stands, also where the store's user may not publish: then instances find new work when they look
+  -- for it by themselves.
+  for kind in pairs(woken) do redis.pcall('PUBLISH', key_wake(kind), '') end
 end

@@ -16,7 +16,7 @@ for item in items() do
     -- `retry` of an earlier version has left it there.
     if item.state == 'succeeded' then redis.call('ZREM', key_failed(), item.id) end
     local task = key_task('callback', item.id)
-    redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', item.generation,
+    redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error)
     redis.call('HINCRBY', task, 'attempts', 1)
     redis.call('HDEL', task, 'owner')

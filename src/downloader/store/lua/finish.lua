@@ -17,13 +17,13 @@ for item in items() do
   if holder == 'held' then
     leave('download', id, group)
     local task = key_task('download', id)
-    redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', item.generation,
+    redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status, 'size', item.size,
       'sha256', item.sha256, 'mime', item.mime, 'image', item.image)
     if item.filename then redis.call('HSET', task, 'filename', item.filename) end
     redis.call('HINCRBY', task, 'attempts', item.attempts)
     cool_down(id, group, host, item)
-    leave_host(id, host)
+    leave_host(id, group, host)
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('download', id, item.error) end
     if item.state == 'failed' then note_failure(id) end

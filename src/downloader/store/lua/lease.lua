@@ -83,7 +83,7 @@ if memo and string.match(memo, '^%S+') == call.request then
       -- The lease starts again, because its holder counts from this request.
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
-      if host then redis.call('ZADD', key_visits(host), 'XX', now + call.lease_ms, id) end
+      prolong_visit(host, id)
       leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind), -1,
         redis.call('GET', key_job(id)))
     end
@@ -120,10 +120,12 @@ while #leases < call.count and turns < 2 * call.count + 16 do
     end
     if starts and spec then
       local task = key_task(kind, id)
-      local generation = tostring(redis.call('HINCRBY', task, 'generation', 1))
-      redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now)
+      -- At least the time: a generation does not come twice, also where a failover has lost the last lease.
+      local former = tonumber(redis.call('HGET', task, 'generation') or '0')
+      local generation = string.format('%.0f', math.max(former + 1, now))
+      redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now,
+        'generation', generation, 'due', due)
       redis.call('HINCRBY', task, 'deliveries', 1)
-      redis.call('HDEL', task, 'due')
       if host then redis.call('HSET', task, 'host', host) end
       redis.call('SADD', running, id)
       note_start(key_group(kind, group), tonumber(head[2]), spec, unpack(record, 2))

@@ -7,7 +7,9 @@
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
 -- repeat  other jobs; the same ones are given again after the hold
 
-redis.call('ZREMRANGEBYSCORE', key_failed(), '-inf', now)
+-- Bounded, as a million may have expired at once.
+local expired = redis.call('ZRANGE', key_failed(), '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
+if #expired > 0 then redis.call('ZREM', key_failed(), unpack(expired)) end
 local jobs = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
   -- Removed before all other writes, which the server refuses when its memory is exhausted. Reaping frees memory.

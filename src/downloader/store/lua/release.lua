@@ -13,9 +13,10 @@ for item in items() do
   local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     leave(kind, item.id, group)
-    leave_host(item.id, host)
-    requeue(kind, item.id, group, item.delay_ms)
-    redis.call('HSET', key_task(kind, item.id), 'settled', item.generation)
+    leave_host(item.id, group, host)
+    -- Without a delay at its former place: before what came after it.
+    requeue(kind, item.id, group, item.delay_ms > 0 and now + item.delay_ms or place_of(kind, item.id))
+    redis.call('HSET', key_task(kind, item.id), 'settled', settled_by(call.owner, item.generation))
     if item.error ~= '' then remember(kind, item.id, item.error) end
     touch(kind, group)
   elseif holder == 'cancelled' then

@@ -15,15 +15,14 @@ for item in items() do
     -- Removed before all other writes, which the server refuses when its memory is exhausted.
     redis.call('ZREM', key_leases(kind), item.id)
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
+    prolong_visit(host, item.id)
   elseif holder == 'cancelled' then
     -- Its work has not ended yet, so its slot is kept as long as its lease would be.
     local member = item.id .. ' ' .. group
     if redis.call('ZREM', key_stopping(), member) == 1 then
       redis.call('ZADD', key_stopping(), now + call.lease_ms, member)
+      prolong_visit(host, item.id)
     end
-  end
-  if host and (holder == 'held' or holder == 'cancelled') then
-    redis.call('ZADD', key_visits(host), 'XX', now + call.lease_ms, item.id)
   end
   -- One that this holder has just settled is not lost: the answer to that call is on its way.
   answers[#answers + 1] = ANSWERS[holder]

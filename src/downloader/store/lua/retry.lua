@@ -44,7 +44,7 @@ redis.call('ZREM', key_reap(), id)
 redis.call('ZREM', key_failed(), id)
 redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')
 redis.call('HSET', task, 'retried', call.request)
-requeue(kind, id, group, 0)
+requeue(kind, id, group, now)
 touch(kind, group)
 place_touched()
 return 'done'

@@ -17,13 +17,13 @@ for item in items() do
   local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
     leave(kind, item.id, group)
-    requeue(kind, item.id, group, item.delay_ms)
+    requeue(kind, item.id, group, now + item.delay_ms)
     local task = key_task(kind, item.id)
-    redis.call('HSET', task, 'settled', item.generation,
+    redis.call('HSET', task, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status)
     redis.call('HINCRBY', task, 'attempts', item.attempts)
     cool_down(item.id, group, host, item)
-    leave_host(item.id, host)
+    leave_host(item.id, group, host)
     remember(kind, item.id, item.error)
     if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end
     touch(kind, group)

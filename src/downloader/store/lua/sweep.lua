@@ -1,24 +1,41 @@
 -- sweep: tasks whose lease has ended become pending again; their holder died or lost its connection.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, count: how many at the most}
+-- ARGV    1 {kind, count: how many at the most, lease_ms: the longest that a lease lasts; absent: not known}
 -- from    running, lease ended; cancelled, lease ended
 -- to      pending, with one more crash; cancelled, its slot free
 -- answer  ids of those that are pending again
 -- repeat  goes on with the next leases that have ended
 
+-- What has made this many workers die goes behind the other jobs; what died with it once goes first.
+local SUSPECT_CRASHES = 2
+
 local kind = call.kind
 local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, call.count)
+if call.lease_ms then
+  -- Leases that were given before the server's clock was set back.
+  local from = '(' .. string.format('%.0f', now + 2 * call.lease_ms)
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_leases(kind), from, '+inf', 'LIMIT', 0, call.count - #ids)) do
+    ids[#ids + 1] = id
+  end
+end
+local swept = {}
 for _, id in ipairs(ids) do
-  local found = redis.call('HMGET', key_task(kind, id), 'group', 'host', 'generation')
-  local group = found[1]
-  leave(kind, id, group)
-  leave_host(id, found[2])
-  requeue(kind, id, group, 0)
-  redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
-  redis.call('HSET', key_task(kind, id), 'swept', found[3])
-  remember(kind, id, 'the worker died or lost its connection')
-  touch(kind, group)
+  local task = redis.call('HMGET', key_task(kind, id), 'group', 'host', 'generation')
+  local group = task[1]
+  if group then
+    leave(kind, id, group)
+    leave_host(id, group, task[2])
+    local crashes = redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
+    requeue(kind, id, group, crashes < SUSPECT_CRASHES and place_of(kind, id) or now)
+    redis.call('HSET', key_task(kind, id), 'swept', task[3])
+    remember(kind, id, 'the worker died or lost its connection')
+    touch(kind, group)
+    swept[#swept + 1] = id
+  else
+    -- Its record was evicted or deleted by hand.
+    redis.call('ZREM', key_leases(kind), id)
+  end
 end
 -- Cancelled downloads whose holder has not reported that it stopped: it has stopped by the end of its lease. For
 -- both kinds, as a processor of a version without `cancel` does not look for them.
@@ -26,4 +43,4 @@ for _, each in ipairs(redis.call('ZRANGE', key_stopping(), '-inf', now, 'BYSCORE
   free_cancelled(string.match(each, '^(%w+) (.*)$'))
 end
 place_touched()
-return ids
+return swept
