@@ -5,10 +5,8 @@ import pytest
 
 from downloader.cli.fetch_folder import file_name, open_output
 from downloader.cli.fetch_report import result_fields
-from downloader.config import Settings
 from downloader.errors import ConfigError, StorageError
-from downloader.model import ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
-from downloader.service.oneshot import FetchResult, _bounded, _Run, check_url, group_of
+from downloader.oneshot import FetchResult, check_url, host_of
 
 
 @pytest.mark.parametrize(
@@ -68,8 +66,8 @@ def test_an_invalid_url_is_refused(url: str) -> None:
 
 def test_urls_are_grouped_by_host_and_port() -> None:
     assert check_url("HTTP://Example.org:8080/ä?x#y")
-    assert group_of("https://Example.org/a") == group_of("https://u:p@example.org/b") == "example.org"
-    assert group_of("http://example.org:8080/") == "example.org:8080"
+    assert host_of("https://Example.org/a") == host_of("https://u:p@example.org/b") == "example.org"
+    assert host_of("http://example.org:8080/") == "example.org:8080"
 
 
 @pytest.fixture
@@ -147,16 +145,3 @@ def test_json_has_the_same_fields_for_every_file() -> None:
     bad = FetchResult(index=1, url="u", ok=False, error="e", error_code="dns")
     assert result_fields(good).keys() == result_fields(bad).keys()
     assert result_fields(good)["seconds"] == 0.123
-
-
-@pytest.mark.parametrize("verdict", [Verdict.RELEASE, Verdict.THROTTLED])
-def test_attempts_that_do_not_count_do_not_go_on_forever(verdict: Verdict) -> None:
-    run = _Run(requests=[], settings=Settings(), limit=1, on_event=lambda _: None)
-    spec = JobSpec(id="j", aggr_id="a", aggr_limit=1, url="http://h/")
-    lease = Lease(kind=Kind.DOWNLOAD, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1)
-    full = Outcome(verdict=verdict, error="our own disk: full", error_code=ErrorCode.STORAGE)
-    verdicts = [_bounded(run, lease, full).verdict for _ in range(3)]
-    assert verdicts == [verdict, verdict, Verdict.FAILED]
-    assert _bounded(run, lease, full).error == full.error
-    retry = Outcome(verdict=Verdict.RETRY, error="reset", error_code=ErrorCode.CONNECT)
-    assert _bounded(run, lease, retry) is retry

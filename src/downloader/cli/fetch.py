@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.fetch_folder import OutputFolder, open_output
+from downloader.cli.fetch_folder import open_output
 from downloader.cli.lines import read_lines
 from downloader.cli.options import HOST_LIMIT, Json
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.config import Settings
-    from downloader.service import FetchRequest
+    from downloader.config import ProcessorSettings
 
 RETRIES = 2
 """Further attempts by default, as in the service."""
@@ -40,7 +40,6 @@ def fetch(
         Parameter(name="--header", show_default=False, allow_leading_hyphen=True, consume_multiple=False),
     ] = (),
     retries: Annotated[int, Parameter(name="--retries", validator=Number(gte=0, lte=1000))] = RETRIES,
-    check: Annotated[bool, Parameter(name="--check")] = False,
     json_: Json = False,
 ) -> int:
     """Fetch URLs into a folder, without a service.
@@ -68,8 +67,6 @@ def fetch(
         header: Send this header, "Name: value", to each host; may be repeated. Not
             after a redirect to another host.
         retries: Further attempts at a file after a temporary failure.
-        check: Ask the origins of files that are there whether they have changed, and
-            replace those that have.
         json_: Write a JSON object for each file, when it is done.
     """
     from downloader.content import MimePatterns
@@ -78,33 +75,58 @@ def fetch(
         MimePatterns.parse(mime)
     except ValueError as error:
         raise ConfigError(f"--mime: {error}") from None
-    headers = _headers(header)
-    requests = {request.url: request for request in _requests(urls, from_file, mime)}
-    if not requests:
-        raise ConfigError("nothing to fetch: give URLs, or --from-file")
-    with open_output(output) as folder, tempfile.TemporaryDirectory(prefix="downloader-") as data_dir:
-        from downloader.cli.fetch_record import Record
-        from downloader.cli.fetch_report import open_report
-        from downloader.observe import configure
-        from downloader.service import fetch_files
+    settings = _settings(_headers(header), retries=retries)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as checked:
+        count = _check(urls, from_file, checked)
+        with open_output(output) as folder:
+            from downloader.cli.fetch_report import open_report
+            from downloader.oneshot import fetch_files
 
-        configure(form="auto", level="error")
-        record = Record(folder)
-        with open_report(len(requests), folder=folder, record=record, as_json_lines=json_) as report:
-            try:
-                settings = _settings(folder, Path(data_dir), headers=headers, retries=retries)
-                fetch_files(
-                    report.missing(requests.values(), check=check),
-                    settings=settings,
-                    limit=limit,
-                    on_event=report.event,
-                    lasting=folder.lasting,
-                )
-            except (KeyboardInterrupt, SystemExit):
-                report.interrupted()
-                raise
-        report.summary()
-        return 1 if report.failed else 0
+            with open_report(count, folder=folder, as_json_lines=json_) as report:
+                try:
+                    fetch_files(
+                        map(str.strip, checked),
+                        settings=settings,
+                        mime_type=mime,
+                        folder=folder.hidden,
+                        limit=limit,
+                        on_result=report.ended,
+                        on_progress=report.progress,
+                        skip=report.skip,
+                        lasting=folder.lasting,
+                    )
+                except (KeyboardInterrupt, SystemExit):
+                    report.interrupted()
+                    raise
+            report.summary()
+            return 1 if report.failed else 0
+
+
+def _check(urls: Iterable[str], from_file: str, checked: TextIO) -> int:
+    """Write each URL once to a file, on a line of its own, and rewind it; returns how many there are.
+
+    The list is then read from that file as the run proceeds, so memory does not grow with it.
+
+    Raises:
+        ConfigError: a URL is not valid, or there is none.
+    """
+    from downloader.oneshot import check_url
+
+    seen: set[bytes] = set()
+    named = ((repr(url), url) for url in urls)
+    for name, url in itertools.chain(named, read_lines(from_file) if from_file else ()):
+        try:
+            check_url(url)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+        digest = hashlib.sha256(url.encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            checked.write(f"{url}\n")
+    if not seen:
+        raise ConfigError("nothing to fetch: give URLs, or --from-file")
+    checked.seek(0)
+    return len(seen)
 
 
 def _headers(lines: Iterable[str]) -> dict[str, str]:
@@ -128,32 +150,13 @@ def _headers(lines: Iterable[str]) -> dict[str, str]:
         raise ConfigError(f"--header: {text.removeprefix('Value error, ')}") from None
 
 
-def _requests(urls: Iterable[str], from_file: str, mime: str) -> Iterator[FetchRequest]:
-    from downloader.service import FetchRequest, check_url
+def _settings(headers: Mapping[str, str], *, retries: int) -> ProcessorSettings:
+    from downloader.config import ProcessorSettings
 
-    named = ((repr(url), url) for url in urls)
-    for name, url in itertools.chain(named, read_lines(from_file) if from_file else ()):
-        try:
-            yield FetchRequest(url=check_url(url), mime_type=mime)
-        except ValueError as error:
-            raise ConfigError(f"{name}: {error}") from None
-
-
-def _settings(folder: OutputFolder, data_dir: Path, *, headers: Mapping[str, str], retries: int) -> Settings:
-    """Settings for one run. The user of the command is trusted, so private addresses are allowed."""
-    from downloader.config import Settings
-
-    values: dict[str, Any] = {
-        "data_dir": data_dir,
-        "egress": {"downloads": {"allow": ["0.0.0.0/0", "::/0"]}},
-        "processor": {
-            "storage_dir": str(folder.spool_dir),
-            "filestorage": {"type": "filesystem", "rootdir": str(folder.storage_dir)},
-            "retry_backoff": RETRY_BACKOFF_S,
-            "request_headers": headers,
-            "max_retries": retries,
-            "disk_low": 100,  # a full disk is no reason to begin files from the beginning
-            "disk_high": 100,
-        },
-    }
-    return Settings.model_validate(values)
+    return ProcessorSettings(
+        retry_backoff=RETRY_BACKOFF_S,
+        request_headers=dict(headers),
+        max_retries=retries,
+        disk_low=100,  # a full disk is no reason to begin files from the beginning
+        disk_high=100,
+    )

@@ -10,15 +10,13 @@ import json
 import os
 import stat
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from downloader.cli.fetch_folder import OutputFolder, file_sha256
 from downloader.errors import ConfigError
-from downloader.service import FetchResult
-
-_CONDITIONS = {"etag": "If-None-Match", "last-modified": "If-Modified-Since"}
+from downloader.oneshot import FetchResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,28 +31,17 @@ class Complete:
     mime_type: str
     mtime_ns: int
     """Time of the file's last change when it was recorded."""
-    validator: tuple[str, str] | None
-    """As in `FetchResult`."""
-
-    @property
-    def condition(self) -> dict[str, str]:
-        """The request header that asks whether the file has changed; none if its origin gave no validator."""
-        if self.validator is None or not self.validator[1].isascii():
-            return {}
-        name, value = self.validator
-        return {_CONDITIONS[name]: value}
 
 
-def _complete(fields: dict[str, Any]) -> Complete:
+_FIELDS = [field.name for field in fields(Complete)]
+
+
+def _complete(line: dict[str, Any]) -> Complete:
     """Raises `KeyError`, `TypeError` or `ValueError` for what is no line of a record."""
-    name, validator = fields["name"], fields["validator"]
+    name = line["name"]
     if name != Path(name).name or name in ("", "..") or b"\0" in os.fsencode(name):
         raise ValueError(name)
-    if validator is not None:
-        header, value = validator
-        if not (header in _CONDITIONS and value.isprintable()):
-            raise ValueError(value)
-    return Complete(**{**fields, "validator": validator and tuple(validator)})
+    return Complete(**{field: line[field] for field in _FIELDS})
 
 
 class Record:
@@ -103,7 +90,6 @@ class Record:
             sha256=result.sha256,
             mime_type=result.mime_type,
             mtime_ns=path.stat().st_mtime_ns,
-            validator=result.validator,
         )
         # The line break before it ends a line that was cut off.
         line = f"\n{json.dumps(asdict(known))}\n".encode()

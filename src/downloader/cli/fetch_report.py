@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,11 @@ from rich.table import Table
 from rich.text import Text
 
 from downloader.cli.fetch_folder import OutputFolder, file_name
-from downloader.cli.fetch_record import Complete, Record
+from downloader.cli.fetch_record import Record
 from downloader.cli.remote import write, write_json
 from downloader.errors import StorageError
-from downloader.model import ErrorCode
 from downloader.observe import escape
-from downloader.service import FetchProgress, FetchRequest, FetchResult, FetchState
+from downloader.oneshot import FetchResult
 
 BARS = 12
 """Number of files shown at once. The bar of the total counts all."""
@@ -44,57 +43,68 @@ LABEL_CHARS = 32
 
 
 class Report:
-    """Receives the engine's events, gives files their names, and shows the progress."""
+    """Takes the results of a run, gives files their names, and shows the progress."""
 
     def __init__(
         self, count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool, bars: Progress | None
     ) -> None:
         self.failed = 0
+        self._fetched = self._fetched_bytes = self._skipped = 0
         self._count = count
         self._folder = folder
         self._record = record
-        self._present: dict[str, Complete] = {}
-        """Files that are there, by URL, while their origins are asked whether they have changed."""
         self._json = as_json_lines
+        self._table = not as_json_lines and sys.stdout.isatty()
+        self._rows: list[FetchResult] = []
+        """For the table: the first results, and then the first failures."""
+        self._failures: list[FetchResult] = []
         self._bars = bars
-        self._tasks: dict[int, TaskID] = {}
-        self._results: list[FetchResult] = []
+        self._tasks: dict[str, TaskID] = {}
+        """The bars of files, by URL."""
         self._total = bars.add_task("files", total=count, whole=True) if bars is not None else None
+        self.progress = self._show if bars is not None else None
+        """The engine's `on_progress`."""
 
-    def missing(self, requests: Iterable[FetchRequest], *, check: bool) -> list[FetchRequest]:
-        """The requests to send; the files of the others are there, and are reported as skipped.
+    def skip(self, url: str) -> bool:
+        """The engine's `skip`: whether the file is there. It is reported then."""
+        present = self._record.intact(url)
+        if present is None:
+            return False
+        self._skipped += 1
+        self._write(
+            FetchResult(
+                index=-1,
+                url=url,
+                ok=True,
+                skipped=True,
+                path=str(self._folder.folder / present.name),
+                size=present.size,
+                sha256=present.sha256,
+                mime_type=present.mime_type,
+            )
+        )
+        return True
 
-        With `check` the origins of all files are asked; see `_place` for what becomes of the answers.
-        """
-        missing = []
-        for request in requests:
-            present = self._record.intact(request.url)
-            if present is None:
-                missing.append(request)
-            elif check:
-                self._present[request.url] = present
-                missing.append(replace(request, headers=present.condition))
-            else:
-                self._end(self._skipped(present))
-        return missing
-
-    def event(self, event: FetchProgress | FetchResult) -> None:
-        """The engine's `on_event`."""
-        if isinstance(event, FetchProgress):
-            self._show(event)
+    def ended(self, result: FetchResult) -> None:
+        """The engine's `on_result`: give the file its name, and report it."""
+        placed = self._place(result) if result.ok else result
+        if placed.ok:
+            self._fetched += 1
+            self._fetched_bytes += placed.size
         else:
-            self._end(event)
+            self.failed += 1
+        if self._table:
+            self._keep_row(placed)
+        self._write(placed)
 
     def summary(self) -> None:
         """The table at the end, on a terminal."""
-        if self._json or not sys.stdout.isatty():
+        if not self._table:
             return
-        rows = sorted((r for r in self._results if not r.skipped), key=lambda result: result.index)
-        if len(rows) > ROWS:
-            rows = [result for result in rows if not result.ok][:ROWS]
+        rows = self._rows if self._fetched + self.failed <= ROWS else self._failures
         console = Console()
         if rows:
-            console.print(_table(rows))
+            console.print(_table(sorted(rows, key=lambda result: result.index)))
         console.print(self._counts(), highlight=False)
 
     def interrupted(self) -> None:
@@ -108,61 +118,46 @@ class Report:
         sys.stderr.write(text)
 
     def _counts(self) -> str:
-        good = [result for result in self._results if result.ok and not result.skipped]
-        counts = [f"{len(good)} fetched, {decimal(sum(r.size for r in good))}"]
-        if skipped := sum(result.skipped for result in self._results):
-            counts.append(f"{skipped} skipped")
+        counts = [f"{self._fetched} fetched, {decimal(self._fetched_bytes)}"]
+        if self._skipped:
+            counts.append(f"{self._skipped} skipped")
         counts.append(f"{self.failed} failed")
-        if left := self._count - len(self._results):
+        if left := self._count - self._fetched - self.failed - self._skipped:
             counts.append(f"{left} not fetched")
         return "; ".join(counts)
 
-    def _show(self, event: FetchProgress) -> None:
-        if self._bars is None:
-            return
-        task = self._tasks.get(event.index)
-        if event.state is not FetchState.RUNNING:
-            if task is not None:
-                self._bars.remove_task(self._tasks.pop(event.index))
-        elif task is not None:
-            self._bars.update(task, completed=event.received_bytes, total=event.total_bytes)
-        elif len(self._tasks) < BARS:
-            label = file_name(event.url)[:LABEL_CHARS]
-            self._tasks[event.index] = self._bars.add_task(
-                label, completed=event.received_bytes, total=event.total_bytes, whole=False
-            )
+    def _keep_row(self, result: FetchResult) -> None:
+        for kept, wanted in ((self._rows, True), (self._failures, not result.ok)):
+            if wanted and len(kept) < ROWS:
+                kept.append(result)
 
-    def _end(self, result: FetchResult) -> None:
+    def _show(self, url: str, received: int | None, total: int | None) -> None:
+        """Move the bar of a file, or begin or remove it."""
+        assert self._bars is not None
+        task = self._tasks.get(url)
+        if received is None:
+            if task is not None:
+                self._bars.remove_task(self._tasks.pop(url))
+        elif task is not None:
+            self._bars.update(task, completed=received, total=total)
+        elif len(self._tasks) < BARS:
+            label = file_name(url)[:LABEL_CHARS]
+            self._tasks[url] = self._bars.add_task(label, completed=received, total=total, whole=False)
+
+    def _write(self, result: FetchResult) -> None:
         if self._bars is not None and self._total is not None:
-            if result.index in self._tasks:
-                self._bars.remove_task(self._tasks.pop(result.index))
             self._bars.advance(self._total)
-        placed = self._place(result)
-        self.failed += not placed.ok
-        self._results.append(placed)
         if self._json:
-            write_json(result_fields(placed))
-        elif not sys.stdout.isatty():
-            write(_line(placed))
+            write_json(result_fields(result))
+        elif not self._table:
+            write(_line(result))
 
     def _place(self, result: FetchResult) -> FetchResult:
         """The result with the final path of its file, which is recorded."""
-        present = self._present.get(result.url)
-        if present is not None and result.error_code == ErrorCode.NOT_MODIFIED:
-            return self._skipped(present, result)
-        if result.skipped:
-            return result
-        if not result.ok:
-            return replace(result, path="")
-        stored = Path(result.path)
         try:
-            if present is not None and self._record.intact(result.url):
-                path = self._record.path(present)
-                stored.replace(path)
-            else:
-                path = self._folder.place(
-                    stored, url=result.url, suggested=result.filename, mime_type=result.mime_type
-                )
+            path = self._folder.place(
+                Path(result.path), url=result.url, suggested=result.filename, mime_type=result.mime_type
+            )
             placed = replace(result, path=str(path))
             self._record.add(placed)
         except OSError as error:
@@ -170,31 +165,20 @@ class Report:
         except StorageError as error:
             text = str(error)
         else:
-            unchanged = present is not None and present.sha256 == result.sha256
-            return self._skipped(present, placed) if present is not None and unchanged else placed
+            return placed
         return replace(result, ok=False, error=text, error_code="storage", path="")
-
-    def _skipped(self, present: Complete, result: FetchResult | None = None) -> FetchResult:
-        """The result for a file that is there; `result` is what its origin answered."""
-        return replace(
-            result or FetchResult(index=-1, url=present.url, ok=True),
-            ok=True,
-            skipped=True,
-            error="",
-            error_code="",
-            path=str(self._record.path(present)),
-            size=present.size,
-            sha256=present.sha256,
-            mime_type=present.mime_type,
-        )
 
 
 @contextlib.contextmanager
-def open_report(count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool) -> Iterator[Report]:
+def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Iterator[Report]:
     """A report on `count` files. If standard error is a terminal it shows bars until the context ends.
 
     There are no bars if JSON lines are printed to a terminal.
+
+    Raises:
+        ConfigError: the record of the folder cannot be read.
     """
+    record = Record(folder)
     if not sys.stderr.isatty() or (as_json_lines and sys.stdout.isatty()):
         yield Report(count, folder=folder, record=record, as_json_lines=as_json_lines, bars=None)
         return

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -39,9 +39,17 @@ from downloader.net import (
     build_request,
 )
 from downloader.observe import failpoint
-from downloader.storage import Body, Storage
+from downloader.storage import Body
 
-BucketOpener = Callable[[str, str], Awaitable[Storage]]
+
+class Destination(Protocol):
+    """The part of a `Storage` that an attempt needs."""
+
+    async def put(self, key: str, body: Body) -> None:
+        """See `Storage.put`. An `OSError` counts as a failure of our own disk."""
+
+
+BucketOpener = Callable[[str, str], Awaitable[Destination]]
 """`(bucket, region)` that a job names -> a storage that writes to that bucket. The caller does not close it.
 
 Raises `StorageError` or `StorageRefused`.
@@ -106,7 +114,7 @@ class Fetcher:
     transport: Transport
     parts: Parts
     spool: Spool
-    storage: Storage
+    storage: Destination
     own_bucket: BucketOpener | None
     robots: Robots | None = None
     """`None`: robots.txt is not asked."""
@@ -335,7 +343,7 @@ class Fetcher:
             raise own_fault("the storage did not take the file in time")
         failpoint("after-rename")
 
-    async def _storage_of(self, spec: JobSpec) -> Storage:
+    async def _storage_of(self, spec: JobSpec) -> Destination:
         if not spec.s3_bucket:
             return self.storage
         if self.own_bucket is None:

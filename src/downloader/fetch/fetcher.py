@@ -10,14 +10,13 @@ from pathlib import Path
 
 from downloader.config import ProcessorSettings
 from downloader.errors import ConfigError
-from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
+from downloader.fetch.attempt import BucketOpener, Destination, Fetcher, FetchLimits
 from downloader.fetch.headers import base_headers
 from downloader.fetch.lasting import LastingParts
 from downloader.fetch.parts import Parts
 from downloader.fetch.robots import OnCrawlDelay, Robots
 from downloader.fetch.spool import open_lasting_spool, open_spool
 from downloader.net import EgressPolicy, open_transport, tls_context
-from downloader.storage import Storage
 
 
 @asynccontextmanager
@@ -25,7 +24,7 @@ async def open_fetcher(
     *,
     settings: ProcessorSettings,
     policy: EgressPolicy,
-    storage: Storage,
+    storage: Destination,
     spool_dir: Path,
     own_bucket: BucketOpener | None = None,
     on_crawl_delay: OnCrawlDelay | None = None,

@@ -3,12 +3,4 @@
 from __future__ import annotations
 
 from downloader.service.doctor import Finding, diagnose
-from downloader.service.oneshot import (
-    FetchProgress,
-    FetchRequest,
-    FetchResult,
-    FetchState,
-    check_url,
-    fetch_files,
-)
 from downloader.service.start import run_service
