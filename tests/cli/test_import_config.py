@@ -118,6 +118,41 @@ def test_settings_without_a_counterpart_are_named_and_left_out(importing: Import
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "comment"),
+    [
+        (
+            {"processor": {"download_url": "http://p/"}, "notifier": {"download_url": "http://n/"}},
+            {"processor": {"download_url": "http://p/"}},
+            "notifier.download_url is left out: download_url is set already",
+        ),
+        (
+            {"backends": {"kafka": {"bootstrap.servers": "k1", "metadata.broker.list": "k2"}}},
+            {"backends": {"kafka": {"bootstrap_servers": "k1"}}},
+            "metadata.broker.list is left out: bootstrap_servers is set already",
+        ),
+    ],
+)
+def test_two_keys_that_are_one_here(
+    importing: Importing, old: dict[str, Any], new: dict[str, Any], comment: str
+) -> None:
+    assert new.items() <= importing.converted(old).items()
+    assert f"# {comment}\n" in importing.run(old).out
+
+
+def test_kafka_s_settings_of_a_protocol_that_is_not_used(importing: Importing) -> None:
+    old = {"bootstrap.servers": "k", "sasl.username": "me", "security.protocol": "ssl"}
+    new = importing.converted({"backends": {"kafka": old}})
+    assert new["backends"]["kafka"] == {"bootstrap_servers": "k", "security_protocol": "SSL"}
+
+
+@pytest.mark.parametrize(("value", "checked"), [("none", False), ("NONE", False), ("https", True)])
+def test_the_check_of_kafka_s_host_names(importing: Importing, value: str, *, checked: bool) -> None:
+    old = {"security.protocol": "ssl", "ssl.endpoint.identification.algorithm": value}
+    new = importing.converted({"backends": {"kafka": old}})
+    assert new["backends"]["kafka"]["ssl_check_hostname"] is checked
+
+
+@pytest.mark.parametrize(
     ("old", "complaint"),
     [
         ("{", "is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import tomli_w
 
-from downloader.config.models import Settings
 from downloader.config.read import known_keys
 from downloader.errors import ConfigError
 
@@ -92,11 +92,9 @@ def import_config(text: str) -> str:
     old = _Table(values)
     new = _Sections()
     new.note("", HEAD)
-    new.open("redis")
     _redis(old.table("redis"), new)
-    api = old.table("api")
     new.note("api", API_NOTE)
-    api.copy_rest("api", new)
+    old.table("api").copy_rest(new)
     _processor(old.table("processor"), new)
     _notifier(old.table("notifier"), new)
     new.note("egress.downloads", EGRESS_NOTE)
@@ -104,7 +102,7 @@ def import_config(text: str) -> str:
     backends = old.table("backends")
     for name in list(backends.values):
         _backend(name, backends.table(name), new)
-    old.copy_rest("", new)
+    old.copy_rest(new)
     return new.text()
 
 
@@ -120,13 +118,13 @@ class _Table:
 
     def take(self, *keys: str, kind: type | tuple[type, ...], what: str) -> Any:
         """The value of the first of these keys that is there; `None` if none is."""
-        found = [key for key in keys if key in self.values]
-        taken = [self.values.pop(key) for key in found]
-        if not taken or taken[0] is None:
+        present = [key for key in keys if key in self.values]
+        values = [self.values.pop(key) for key in present]
+        if not values or values[0] is None:
             return None
-        if not isinstance(taken[0], kind) or (isinstance(taken[0], bool) and kind is not bool):
-            raise ConfigError(f"{self.name(found[0])} must be {what}")
-        return taken[0]
+        if not isinstance(values[0], kind) or (isinstance(values[0], bool) and kind is not bool):
+            raise ConfigError(f"{self.name(present[0])} must be {what}")
+        return values[0]
 
     def table(self, key: str) -> _Table:
         return _Table(self.take(key, kind=dict, what="an object") or {}, self.name(key))
@@ -140,90 +138,114 @@ class _Table:
             raise ConfigError(f"{self.name(key)} must be a number that is not negative")
         return None if value is None else float(value)
 
-    def copy_rest(self, section: str, new: _Sections) -> None:
+    def copy_rest(self, new: _Sections) -> None:
         """Copy the keys that we have too; name the others in comments."""
-        known = set(known_keys(Settings))
+        known = set(known_keys())
         for key, value in self.values.items():
-            if f"{section}.{key}" in known and not isinstance(value, dict):
-                new.set(section, key, value)
+            if self.name(key) in known and not isinstance(value, dict):
+                new.set(self.path, key, value)
             else:
-                new.note(section, f"{self.name(key)} has no counterpart")
+                new.note(self.path, f"{self.name(key)} has no counterpart")
         self.values = {}
 
 
 @dataclass(slots=True)
 class _Sections:
-    """Our configuration as it is made: for each table its lines."""
+    """Our configuration as it is made, by the dotted names of its tables."""
 
-    tables: dict[str, list[str]] = field(default_factory=dict)
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
+    comments: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def open(self, section: str) -> list[str]:
-        return self.tables.setdefault(section, [f"[{section}]"] if section else [])
+    def open(self, section: str) -> dict[str, Any]:
+        return self.values.setdefault(section, {})
 
     def note(self, section: str, text: str) -> None:
         """Add a comment."""
-        self.open(section).extend(f"# {line}" for line in text.splitlines())
+        self.open(section)
+        self.comments[section] += text.splitlines()
 
-    def set(self, section: str, key: str, value: Any, note: str = "") -> None:
-        """Set a key, unless the value is `None` or empty; with a comment in its line."""
+    def set(self, section: str, key: str, value: Any, note: str = "", *, old: str = "") -> None:
+        """Set a key that is not set yet, unless the value is `None` or empty; with a comment on it.
+
+        `old` is the predecessor's name of the key, if it had another one.
+        """
+        values = self.open(section)
         if value is None or value == "":
             return
-        try:
-            line = tomli_w.dumps({key: value}).strip()
-        except (TypeError, ValueError, RecursionError):
-            line = "["
-        if line.startswith("["):  # a table, or null in a list
+        if key in values:
+            self.note(section, f"{old or key} is left out: {key} is set already")
+        elif not _is_writable(value):
             self.note(section, f"{key} cannot be taken over")
         else:
-            self.open(section).append(f"{line}  # {note}" if note else line)
+            values[key] = value
+            self.note(section, f"{key}: {note}" if note else "")
 
     def text(self) -> str:
-        return "\n\n".join("\n".join(lines) for lines in self.tables.values() if lines) + "\n"
+        return "\n\n".join(self._table(section) for section in self.values) + "\n"
+
+    def _table(self, section: str) -> str:
+        """The TOML of one table, with its comments before its keys."""
+        values = self.values[section]
+        for part in reversed(section.split(".") if section else ()):
+            values = {part: values}
+        lines = tomli_w.dumps(values).split("\n")[:-1]
+        keys_at = 1 if section else 0
+        lines[keys_at:keys_at] = [f"# {line}" for line in self.comments[section]]
+        return "\n".join(lines)
+
+
+def _is_writable(value: Any) -> bool:
+    """Whether a value is no table, and has nothing that TOML cannot express, such as null in a list."""
+    try:
+        return not isinstance(value, dict) and bool(tomli_w.dumps({"key": value}))
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _redis(old: _Table, new: _Sections) -> None:
+    new.open("redis")
     address = old.text("addr", "address", "host")
     password, database = old.text("password"), old.number("db")
-    sentinel = old.take("sentinel", kind=(dict, list), what="an object or a list")
     auth = f":{quote(password, safe='')}@" if password else ""
     path = f"/{int(database)}" if database else ""
-    nodes: list[Any] = []
-    if isinstance(sentinel, list):
-        nodes = sentinel
-        sentinel = {}
-    inner = _Table(sentinel or {}, "redis.sentinel")
-    master = inner.text(*_MASTER) or old.text("master_name", "master")
-    found = inner.take(*_NODES, kind=(list, str), what="a list of host:port")
-    nodes = nodes or (found.split(",") if isinstance(found, str) else found or [])
-    for left in inner.values:
-        new.note("redis.sentinel", f"redis.sentinel.{left} has no counterpart")
-    if nodes or master:
-        if not nodes or not master:
-            raise ConfigError(
-                "redis.sentinel must have the name of the master and the addresses of the Sentinels"
-            )
-        new.set("redis", "url", f"redis://{auth}{path}" if auth or path else None)
+    master, nodes = _sentinel(old, new)
+    if nodes:
+        new.set("redis", "url", f"redis://{auth}{path}" if auth or path else "")
         new.set("redis.sentinel", "master", master)
-        new.set("redis.sentinel", "nodes", [str(node).strip() for node in nodes])
+        new.set("redis.sentinel", "nodes", nodes)
     elif address:
-        url = address if "://" in address else f"redis://{auth}{address}{path}"
-        new.set("redis", "url", url)
+        new.set("redis", "url", address if "://" in address else f"redis://{auth}{address}{path}")
     else:
         new.note("redis", "Without url the service starts a Valkey of its own")
     new.note(
         "redis",
         "The predecessor's jobs are not read. Our keys begin with key_prefix, so both can share a server.",
     )
-    old.copy_rest("redis", new)
+    old.copy_rest(new)
+
+
+def _sentinel(old: _Table, new: _Sections) -> tuple[str, list[str]]:
+    """The master's name and the Sentinels, from either an object or a list; both empty if there are none."""
+    given = old.take("sentinel", kind=(dict, list), what="an object or a list")
+    table = _Table(given if isinstance(given, dict) else {"nodes": given}, "redis.sentinel")
+    master = table.text(*_MASTER) or old.text("master_name", "master")
+    nodes = table.take(*_NODES, kind=(list, str), what="a list of host:port") or []
+    for key in table.values:
+        new.note("redis.sentinel", f"redis.sentinel.{key} has no counterpart")
+    if bool(nodes) != bool(master):
+        raise ConfigError(
+            "redis.sentinel must have the name of the master and the addresses of the Sentinels"
+        )
+    return master, [str(node).strip() for node in (nodes.split(",") if isinstance(nodes, str) else nodes)]
 
 
 def _processor(old: _Table, new: _Sections) -> None:
     folder = old.text("storage_dir")
     new.set("processor", "storage_dir", folder)
-    _stats_interval(old, "processor", new)
+    _duration(old, "stats_interval", "milliseconds", new)
     agent, headers = old.text("user_agent"), old.table("request_headers").values
     storage = old.table("filestorage").values
-    old.copy_rest("processor", new)
+    old.copy_rest(new)
     if agent or headers:
         given = {str(name): str(value) for name, value in headers.items()}
         if agent and "user-agent" not in map(str.lower, given):
@@ -232,86 +254,91 @@ def _processor(old: _Table, new: _Sections) -> None:
             new.set("processor.request_headers", name, value)
         if "accept" not in map(str.lower, given):
             new.note("processor.request_headers", "This replaces our default, which has Accept: */* too")
-    if storage:
-        for key, value in storage.items():
-            new.set("processor.filestorage", key, value)
-        if storage.get("type", "filesystem") not in ("filesystem", "s3"):
-            new.note("processor.filestorage", "This type needs a storage plugin of that name")
-    elif folder:
+    for key, value in storage.items():
+        new.set("processor.filestorage", key, value)
+    if storage.get("type", "filesystem") not in ("filesystem", "s3"):
+        new.note("processor.filestorage", "This type needs a storage plugin of that name")
+    if folder and not storage:
         new.set("processor.filestorage", "type", "filesystem")
         new.set("processor.filestorage", "rootdir", folder, "files were kept in processor.storage_dir")
 
 
 def _notifier(old: _Table, new: _Sections) -> None:
-    new.set("processor", "download_url", old.text("download_url"), "it was notifier.download_url")
-    _stats_interval(old, "notifier", new)
-    minutes = old.number("deletion_interval")
-    if minutes is not None:
-        new.set(
-            "notifier",
-            "deletion_interval",
-            _plain(minutes * 60),
-            f"seconds; it was {_plain(minutes)} minutes",
-        )
+    url = "notifier.download_url"
+    new.set("processor", "download_url", old.text("download_url"), f"it was {url}", old=url)
+    _duration(old, "stats_interval", "milliseconds", new)
+    _duration(old, "deletion_interval", "minutes", new)
     for key in ("max_retries", "retry_backoff", "backoff"):
         if old.values.pop(key, None) is not None:
             new.note(
                 "notifier", f"notifier.{key} has no counterpart: retry_schedule has the delays in seconds"
             )
-    old.copy_rest("notifier", new)
+    old.copy_rest(new)
 
 
-def _stats_interval(old: _Table, section: str, new: _Sections) -> None:
-    interval = old.number("stats_interval")
-    if interval:
-        note = f"seconds; it was {_plain(interval)} milliseconds"
-        new.set(section, "stats_interval", _plain(interval / 1000), note)
+def _duration(old: _Table, key: str, unit: str, new: _Sections) -> None:
+    value = old.number(key)
+    if value:
+        new.set(old.path, key, *_in_seconds(value, unit))
+
+
+def _in_seconds(value: float, unit: str) -> tuple[float, str]:
+    """Seconds, and the comment on them."""
+    seconds = value * 60 if unit == "minutes" else value / 1000
+    return _plain(seconds), f"in seconds; it was {_plain(value)} {unit}"
 
 
 def _backend(name: str, old: _Table, new: _Sections) -> None:
-    section = f"backends.{name}"
     if name not in _BACKENDS:
-        new.note("", f"{section} is left out: it needs a notifier plugin (docs/plugins.md)")
+        new.note("", f"{old.path} is left out: it needs a notifier plugin (docs/plugins.md)")
         return
-    new.open(section)
+    new.open(old.path)
     if name == "kafka":
         _kafka(old, new)
         return
     for key, value in old.values.items():
-        new.set(section, key, value)
+        new.set(old.path, key, value)
 
 
 def _kafka(old: _Table, new: _Sections) -> None:
-    section = "backends.kafka"
     protocol = str(old.values.get("security.protocol", "plaintext")).upper()
     for key, value in old.values.items():
         name = KAFKA_KEYS.get(key)
         if name is None:
-            fixed = KAFKA_FIXED.get(key)
-            new.note(section, f"{key}: {fixed}" if fixed else f"{key} has no counterpart")
+            reason = KAFKA_FIXED.get(key)
+            new.note(old.path, f"{key}: {reason}" if reason else f"{key} has no counterpart")
         elif name[:4] in ("ssl_", "sasl") and name.partition("_")[0].upper() not in protocol.split("_"):
-            new.note(section, f"{key} had no effect: security.protocol is {protocol}")
+            new.note(old.path, f"{key} had no effect: security.protocol is {protocol}")
         else:
-            new.set(section, name, *_kafka_value(key, name, value))
+            new.set(old.path, name, *_KAFKA_VALUES.get(name, _renamed)(key, value), old=key)
 
 
-def _kafka_value(key: str, name: str, value: Any) -> tuple[Any, str]:
-    """The value in our terms, and the comment on it."""
-    if name == "timeout":
-        try:
-            milliseconds = float(value)
-        except (TypeError, ValueError, OverflowError):
-            milliseconds = math.nan
-        if not abs(milliseconds) <= _LARGEST:
-            raise ConfigError(f"backends.kafka.{key} must be a number")
-        return _plain(milliseconds / 1000), f"seconds; it was {_plain(milliseconds)} milliseconds"
-    if name == "ssl_check_hostname":
-        return str(value).lower() != "none", ""
-    if name == "security_protocol":
-        return str(value).upper(), ""
-    if name == "compression_type" and value in _COMPRESSORS:
-        return value, f"{value} needs the package cramjam"
-    return value, f"it was {key}" if key.replace(".", "_") != name else ""
+def _renamed(key: str, value: Any) -> tuple[Any, str]:
+    same = key.replace(".", "_") == KAFKA_KEYS[key]
+    return value, "" if same else f"it was {key}"
+
+
+def _timeout(key: str, value: Any) -> tuple[Any, str]:
+    try:
+        milliseconds = float(value)
+    except (TypeError, ValueError, OverflowError):
+        milliseconds = math.nan
+    if not abs(milliseconds) <= _LARGEST:
+        raise ConfigError(f"backends.kafka.{key} must be a number")
+    return _in_seconds(milliseconds, "milliseconds")
+
+
+def _compression(key: str, value: Any) -> tuple[Any, str]:
+    return (value, f"{value} needs the package cramjam") if value in _COMPRESSORS else _renamed(key, value)
+
+
+_KAFKA_VALUES: Mapping[str, Callable[[str, Any], tuple[Any, str]]] = {
+    "compression_type": _compression,
+    "security_protocol": lambda _, value: (str(value).upper(), ""),
+    "ssl_check_hostname": lambda _, value: (str(value).lower() != "none", ""),
+    "timeout": _timeout,
+}
+"""From the predecessor's key and value: our value, and the comment on it. Others keep their value."""
 
 
 def _plain(number: float) -> int | float:
