@@ -213,10 +213,16 @@ async def test_an_aggregation_at_its_limit_is_called_when_one_of_its_own_ends(
     hosts: JobStore, clock: StoreClock
 ) -> None:
     """Not only when it asks by itself, a second later."""
+    await submit(hosts, "first", "deep.many.test", 9)
+    running = await take(hosts)
     await submit(hosts, "a", "deep.many.test", 30, aggr_limit=5)
     await submit(hosts, "b", "deep.many.test", 30, aggr_limit=4)
-    running = await take(hosts)
-    for name in "abab" * 7:
+    assert await take(hosts) == [], "all of them wait for the host now"
+    for ended in list(running):
+        await end(hosts, [ended])
+        await clock.move(0.001)
+        running = [lease for lease in running if lease is not ended] + await take(hosts)
+    for name in "aabb" * 7:
         assert groups(running) == {"a": 5, "b": 4}
         ended = next(lease for lease in running if lease.group == name)
         await end(hosts, [ended])
