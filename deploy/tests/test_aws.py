@@ -51,10 +51,14 @@ def known(template: Any, gone: set[str]) -> Any:
     return template
 
 
-def for_moto(name: str) -> str:
+def template_of(name: str) -> Any:
     template, problems = decode(str(TEMPLATES / f"{name}.yaml"))
     assert not problems
-    template = json.loads(json.dumps(template))
+    return json.loads(json.dumps(template))
+
+
+def for_moto(name: str) -> str:
+    template = template_of(name)
     gone = {key for key, value in template["Resources"].items() if value["Type"] in UNKNOWN}
     template["Resources"] = {key: value for key, value in template["Resources"].items() if key not in gone}
     return json.dumps(known(template, gone))
@@ -172,6 +176,36 @@ def test_a_role_may_do_no_more_than_it_does(outputs: dict[str, str]) -> None:
         "Notifier": {"s3:DeleteObject", "s3:AbortMultipartUpload", "sqs:SendMessage", "sqs:GetQueueUrl"},
         "Execution": {"secretsmanager:GetSecretValue"},
     }
+
+
+def test_the_store_forgets_no_job() -> None:
+    resources = template_of("service")["Resources"]
+    assert resources["CacheParameters"]["Properties"]["Properties"]["maxmemory-policy"] == "noeviction"
+    cache = resources["Cache"]["Properties"]
+    assert cache["CacheParameterGroupName"] == {"Ref": "CacheParameters"}
+    # With durability = "replicated" no job is accepted while there is no replica.
+    assert cache["NumCacheClusters"] >= 2
+    assert cache["AutomaticFailoverEnabled"]
+    assert cache["MultiAZEnabled"]
+
+
+@pytest.mark.parametrize("resource", ["Files", "Callbacks", "CallbacksNotHandled", "Cache"])
+def test_data_outlives_the_stack(resource: str) -> None:
+    found = template_of("service")["Resources"][resource]
+    kept = "Snapshot" if resource == "Cache" else "Retain"
+    assert (found["DeletionPolicy"], found["UpdateReplacePolicy"]) == (kept, kept)
+
+
+@pytest.mark.usefixtures("outputs")
+def test_the_load_balancer_does_not_ask_the_store() -> None:
+    [group] = boto3.client("elbv2").describe_target_groups()["TargetGroups"]
+    assert (group["HealthCheckPath"], group["Port"]) == ("/hb", 8000)
+
+
+@pytest.mark.usefixtures("outputs")
+@pytest.mark.parametrize("role", ["api", "processor"])
+def test_jobs_bring_no_bucket_as_the_rights_are_for_one(role: str) -> None:
+    assert settings(task(role)).processor.s3.buckets == []
 
 
 @pytest.mark.usefixtures("aws")

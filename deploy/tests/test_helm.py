@@ -124,6 +124,56 @@ def test_roles_run_apart_and_a_stop_drains() -> None:
         assert ("PodDisruptionBudget", f"downloader-{role}") in objects
 
 
+def pod_of(role: str, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A role's pod, and its container."""
+    pod = rendered(values)["Deployment", f"downloader-{role}"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    return pod, container
+
+
+@pytest.mark.parametrize("values", [LEAST, ALL], ids=["least", "all"])
+def test_a_store_that_is_away_restarts_and_removes_no_api(values: dict[str, Any]) -> None:
+    _, container = pod_of("api", values)
+    paths = {name: container[name]["httpGet"]["path"] for name in container if name.endswith("Probe")}
+    live = "/health/live"
+    assert paths == {"startupProbe": live, "livenessProbe": live, "readinessProbe": "/hb"}
+    assert {container[name]["httpGet"]["port"] for name in paths} == {"http"}
+
+
+def test_the_api_says_that_it_leaves_and_listens_where_the_service_sends() -> None:
+    _, container = pod_of("api", LEAST)
+    env = {pair["name"]: pair["value"] for pair in container["env"]}
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert f"Path('{env['DOWNLOADER_API__HEARTBEAT_PATH']}').touch()" in command[-1]
+    [port] = container["ports"]
+    assert env["DOWNLOADER_API__PORT"] == str(port["containerPort"])
+    [target] = rendered(LEAST)["Service", "downloader"]["spec"]["ports"]
+    assert target["targetPort"] == port["name"] == "http"
+
+
+@pytest.mark.parametrize("role", ["api", "processor", "notifier"])
+def test_a_new_pod_is_ready_before_an_old_one_goes(role: str) -> None:
+    strategy = rendered(LEAST)["Deployment", f"downloader-{role}"]["spec"]["strategy"]
+    assert strategy["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@pytest.mark.parametrize("role", ["api", "processor", "notifier"])
+def test_a_pod_has_no_privileges_and_what_it_was_given(role: str) -> None:
+    pod, container = pod_of(role, ALL)
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 10001
+    assert pod["automountServiceAccountToken"] is False
+    own = container["securityContext"]
+    assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    assert container["envFrom"] == [{"secretRef": {"name": "downloader-tokens"}}]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    # The image's working directory is /data; the storage's files are below `data_dir`.
+    assert mounts["files"] == f"{mounts['data']}/{Settings().data_dir}/files"
+    [files] = [volume for volume in pod["volumes"] if volume["name"] == "files"]
+    assert files["persistentVolumeClaim"] == {"claimName": "shared"}
+
+
 def test_they_scale_by_what_waits() -> None:
     objects = rendered(ALL)
     for role, number in (("processor", "downloads.pending"), ("notifier", "callbacks.pending")):

@@ -35,13 +35,32 @@ def test_it_has_few_rights(tmp_path: Path) -> None:
     analyzed(tmp_path, "security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE_TENTHS}")
 
 
-def test_a_stop_drains() -> None:
+def service_section() -> configparser.SectionProxy:
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(UNIT)
-    service = unit["Service"]
+    return unit["Service"]
+
+
+def test_a_stop_drains() -> None:
+    service = service_section()
     # What `run --processes` waits for its embedded store is seven seconds.
     assert int(service["TimeoutStopSec"]) > Settings().processor.grace + 7
     # To all processes at once, the embedded store would end before the service has handed back its leases.
     assert service["KillMode"] == "mixed"
     assert service["ExecStart"].split()[1:] == ["%i", "-c", "/etc/downloader/config.toml"]
+
+
+def test_a_crash_is_followed_by_a_start_and_crowds_fit() -> None:
+    service = service_section()
+    assert service["Restart"] == "always"
+    # Room for 4,096 clients, and as many downloads with a connection and a file each.
+    assert int(service["LimitNOFILE"]) >= 16_384
+
+
+def test_other_users_cannot_read_the_data() -> None:
+    service = service_section()
+    assert int(service["StateDirectoryMode"], 8) & 0o007 == 0
+    assert int(service["UMask"], 8) & 0o007 == 0o007
+    assert service["User"] == "downloader"
+    assert service["WorkingDirectory"] == f"/var/lib/{service['StateDirectory']}"

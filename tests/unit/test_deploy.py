@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from downloader.observe import METRICS
+from downloader.api.codes import CODES
+from downloader.observe import KINDS, METRICS
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,32 @@ def test_a_query_names_what_is_there(title: str, query: str) -> None:
     assert used <= set.union(*(known[name] for name in names))
     # All instances tell the fleet's numbers: whoever adds those of several counts everything twice.
     assert query.count("max without (instance) (") == query.count("downloader_")
+
+
+VALUES = {
+    "code": {*CODES},
+    "job": {"downloader"},
+    "kind": {*KINDS.values()},
+    "outcome": {"succeeded", "delivered", "failed", "retried", "released", "throttled"},
+    "role": {"api", *KINDS},
+}
+"""What the labels that queries compare can be."""
+
+
+@pytest.mark.parametrize(("title", "query"), [*dashboard(), *rules()])
+def test_a_query_compares_labels_with_values_that_come(title: str, query: str) -> None:
+    for label, values in re.findall(r"(\w+)=~?\"(.*?)\"", query):
+        assert set(values.split("|")) <= VALUES[label], title
+
+
+@pytest.mark.parametrize(("name", "query"), [*rules()])
+def test_an_alert_is_for_nobody_there_or_for_too_much(name: str, query: str) -> None:
+    compared = re.findall(r"[<>=!]+ [\d.]+", re.sub(r"\{.*?\}", "", query))
+    nobody = ["== 0"] if "up{" in query else ["== 0", "> 0"]
+    if name in ("DownloaderUnreachable", "DownloaderNoProcessor", "DownloaderNoNotifier"):
+        assert compared == nobody
+    else:
+        assert [comparison[0] for comparison in compared] == [">"]
 
 
 def test_each_metric_is_drawn() -> None:

@@ -1,0 +1,315 @@
+"""What the page's buttons and searches do, and what they leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import pytest
+from playwright.sync_api import Route, expect
+
+from downloader.model import Cooldown, Delivery, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
+from downloader.store import Aggregation, JobStore, JobView, Submission
+from servers.browser import Browse, Seen, meanwhile
+from servers.jobs import end_all, spec_for, submitted
+
+pytestmark = pytest.mark.slow
+
+BROKEN = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.CONNECT)
+REFUSED = Delivery(verdict=Verdict.FAILED, error="410")
+STORED = Outcome(verdict=Verdict.SUCCEEDED)
+
+
+NOTE_STATES = """
+() => {
+  window.states = [];
+  const state = document.querySelector("#state");
+  const changes = {childList: true, characterData: true, subtree: true};
+  new MutationObserver(() => states.push(state.textContent)).observe(state, changes);
+}
+"""
+
+
+async def given_up(store: JobStore, *names: str) -> list[JobSpec]:
+    """A job of each aggregation whose download failed and whose callback was given up."""
+    specs = [spec_for(store, name, aggr_limit=500) for name in names]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    for _ in range(0, len(names), 100):
+        await end_all(store, BROKEN, callback=REFUSED)
+    return specs
+
+
+def stored(store: JobStore, spec: JobSpec) -> JobView:
+    view = meanwhile(partial(store.get, spec.id))
+    assert view is not None
+    return view
+
+
+def callback_state(store: JobStore, spec: JobSpec) -> str:
+    callback = stored(store, spec).callback
+    assert callback is not None
+    return callback.state
+
+
+def aggregation(store: JobStore, name: str) -> Aggregation:
+    row = meanwhile(partial(store.aggregation, name))
+    assert row is not None
+    return row
+
+
+def hold(held: list[Route], route: Route) -> None:
+    """Keep a request back; Playwright takes no method of a built-in type for a handler."""
+    held.append(route)
+
+
+async def test_download_again(browse: Browse, page_url: str, store: JobStore) -> None:
+    [spec] = await given_up(store, "a")
+
+    def look(seen: Seen) -> None:
+        seen.page.goto(f"{seen.url}#job/{spec.id}")
+        seen.page.get_by_role("button", name="Download again").click()
+        expect(seen.page.locator("#said")).to_contain_text("downloaded again")
+        assert stored(store, spec).download.state == State.PENDING
+
+    await browse(page_url, look)
+
+
+async def test_a_running_job_can_be_cancelled(browse: Browse, page_url: str, store: JobStore) -> None:
+    spec = await submitted(store)
+    await store.lease(Kind.DOWNLOAD, "me", 1, 60)
+
+    def look(seen: Seen) -> None:
+        seen.page.goto(f"{seen.url}#job/{spec.id}")
+        expect(seen.page.locator("#job-state")).to_contain_text("is being downloaded")
+        expect(seen.page.get_by_role("button", name="Cancel the job")).to_be_visible()
+
+    await browse(page_url, look)
+
+
+async def test_the_job_of_the_question_is_cancelled(browse: Browse, page_url: str, store: JobStore) -> None:
+    specs = [await submitted(store, name) for name in ("a", "b")]
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        page.goto(f"{seen.url}#job/{specs[0].id}")
+        page.get_by_role("button", name="Cancel the job").click()
+        expect(page.get_by_role("dialog", name="Cancel this job?")).to_be_visible()
+        page.evaluate(f"location.hash = 'job/{specs[1].id}'")
+        expect(page.locator("#job-title")).to_have_text(f"Job {specs[1].id}")
+        page.locator("#confirm-do").click()
+        expect(page.locator("#said")).to_contain_text(f"{specs[0].id} is cancelled")
+        states = [stored(store, spec).download.state for spec in specs]
+        assert states == [State.CANCELLED, State.PENDING]
+
+    await browse(page_url, look)
+
+
+async def test_failures_of_one_aggregation_are_shown_and_retried(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    specs = await given_up(store, "a", "b")
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        rows = page.locator("#failures tbody tr")
+        expect(rows).to_have_count(2)
+        page.locator("#failures-aggregation").fill("a")
+        page.keyboard.press("Enter")
+        expect(rows).to_have_count(1)
+        page.get_by_role("button", name="Send failed callbacks again").click()
+        page.get_by_role("button", name="Send them again").click()
+        expect(page.locator("#said")).to_contain_text("1 callback is sent again.")
+        assert [callback_state(store, spec) for spec in specs] == [State.PENDING, State.FAILED]
+
+    await browse(page_url, look)
+
+
+async def test_all_failed_callbacks_are_retried(browse: Browse, page_url: str, store: JobStore) -> None:
+    await given_up(store, *["a"] * 201)
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        seen.page.get_by_role("button", name="Send failed callbacks again").click()
+        seen.page.get_by_role("button", name="Send them again").click()
+        expect(seen.page.locator("#said")).to_contain_text("201 callbacks are sent again.")
+
+    await browse(page_url, look)
+
+
+async def test_limits_that_are_not_set_stay_so(browse: Browse, page_url: str, store: JobStore) -> None:
+    await submitted(store, aggr_limit=4)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        dialog = page.get_by_role("dialog", name="Limits of a")
+        page.get_by_role("button", name="Limits of a").click()
+        dialog.get_by_label("Starts per second").fill("0.5")
+        dialog.get_by_role("button", name="Set limits").click()
+        expect(dialog).to_be_hidden()
+        assert dict(aggregation(store, "a").asked) == {"rate": None}
+        page.get_by_role("button", name="Limits of a").click()
+        dialog.get_by_label("Starts per second").fill("")
+        dialog.get_by_role("button", name="Set limits").click()
+        expect(dialog).to_be_hidden()
+        row = aggregation(store, "a")
+        assert (row.rate, dict(row.asked)) == (None, {})
+
+    await browse(page_url, look)
+
+
+async def test_a_second_click_sends_nothing(browse: Browse, page_url: str, store: JobStore) -> None:
+    await submitted(store)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        held: list[Route] = []
+        page.route("**/aggregations/a", partial(hold, held))
+        seen.open()
+        pause = page.get_by_role("button", name="Pause a")
+        pause.dblclick()
+        expect(pause).to_have_attribute("aria-disabled", "true")
+        pause.press("Enter")
+        assert len(held) == 1
+        held[0].continue_()
+        expect(page.locator("#said")).to_contain_text("a is paused.")
+        assert len(held) == 1
+
+    await browse(page_url, look)
+
+
+async def test_an_error_stays_until_it_is_closed(browse: Browse, page_url: str, store: JobStore) -> None:
+    await submitted(store)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        page.clock.install()
+        seen.open()
+        said = page.locator("#said")
+        page.get_by_role("button", name="Pause a").click()
+        expect(said).to_contain_text("a is paused.")
+        page.clock.run_for(9_000)
+        expect(said).to_be_hidden()
+        problem = {"title": "Refused", "status": 409, "detail": "not now", "code": "conflict"}
+        page.route("**/aggregations/a", lambda route: route.fulfill(status=409, json=problem))
+        page.get_by_role("button", name="Resume a").click()
+        expect(page.locator("#said.bad")).to_be_visible()
+        page.clock.run_for(9_000)
+        expect(page.locator("#said.bad")).to_be_visible()
+        page.locator("#said-close").click()
+        expect(said).to_be_hidden()
+
+    await browse(page_url, look)
+
+
+async def test_a_late_response_to_an_old_search_is_dropped(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    for name in ("old", "new"):
+        await submitted(store, name)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        held: list[Route] = []
+        page.route("**/aggregations?*q=old*", partial(hold, held))
+        seen.open()
+        names = page.locator("#aggregations tbody bdi")
+        expect(names).to_have_count(2)
+        with page.expect_request("**/aggregations?*q=old*"):
+            page.locator("#aggregations-q").fill("old")
+        page.locator("#aggregations-q").fill("new")
+        expect(names).to_have_text(["new"])
+        with page.expect_response("**/aggregations?*q=old*") as response:
+            held[0].continue_()
+        response.value.finished()
+        # What the page does with a response it does before it draws.
+        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 100))")
+        assert names.all_text_contents() == ["new"]
+
+    await browse(page_url, look)
+
+
+async def test_a_silent_stream_is_not_live(browse: Browse, page_url: str) -> None:
+    def look(seen: Seen) -> None:
+        page = seen.page
+        page.clock.install()
+        seen.open()
+        seen.live()
+        page.evaluate(NOTE_STATES)
+        page.clock.run_for(36_000)
+        page.wait_for_function("states.includes('Reconnecting…')")
+
+    await browse(page_url, look)
+
+
+async def test_counts_come_once_after_a_reconnection(browse: Browse, page_url: str, store: JobStore) -> None:
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        legend = page.locator("#chart-failures .legend li")
+        expect(page.locator("#charts")).to_be_visible()
+        meanwhile(partial(store.report, "i", "processor", {}, 60, {"downloads_failed|dns": 9}))
+        expect(legend).to_have_text(["name not found9"])
+        with page.expect_response("**/events"):
+            page.evaluate("dispatchEvent(new Event('online'))")
+        meanwhile(partial(store.report, "i", "processor", {}, 60, {"downloads_failed|dns": 10}))
+        expect(legend).to_have_text(["name not found10"])
+
+    await browse(page_url, look)
+
+
+@pytest.mark.parametrize(
+    ("url", "href"),
+    [("https://files.example/a", "https://files.example/a"), ("javascript:alert(1)", None)],
+)
+async def test_only_a_web_address_is_a_link_to_the_file(
+    browse: Browse, page_url: str, store: JobStore, url: str, href: str | None
+) -> None:
+    spec = await submitted(store)
+    await end_all(store, STORED)
+
+    def elsewhere(route: Route) -> None:
+        response = route.fetch()
+        job: dict[str, Any] = response.json()
+        assert "download_url" in job
+        route.fulfill(response=response, json=job | {"download_url": url})
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        page.route(f"**/jobs/{spec.id}", elsewhere)
+        page.goto(f"{seen.url}#job/{spec.id}")
+        expect(page.locator("#job-state")).to_contain_text("is stored")
+        link = page.locator("#job-file")
+        if href is None:
+            expect(link).to_be_hidden()
+            expect(link).to_have_attribute("href", "#")
+        else:
+            expect(link).to_be_visible()
+            expect(link).to_have_attribute("href", href)
+
+    await browse(page_url, look)
+
+
+async def test_a_cooldown_is_shown_with_its_reason(browse: Browse, page_url: str, store: JobStore) -> None:
+    await submitted(store)
+    await submitted(store)
+    throttled = dataclasses.replace(
+        BROKEN,
+        verdict=Verdict.THROTTLED,
+        error="Received status 429",
+        error_code=ErrorCode.HTTP_STATUS,
+        response_code=429,
+        cooldown=Cooldown(seconds=600, asked=True),
+    )
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, throttled, 0)])
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        state = seen.page.locator("#aggregations tbody tr td").first
+        expect(state).to_contain_text("cooling until")
+        expect(state).to_contain_text("429")
+
+    await browse(page_url, look)
