@@ -13,10 +13,10 @@ import pytest
 import trio
 
 from downloader.api import Api, ApiDeps, serve
-from downloader.api.limits import Limits
 from downloader.api.routes.events import Pace
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
+from downloader.server import Limits
 from downloader.store import JobStore
 from servers.api import Served, Serving
 

@@ -15,11 +15,10 @@ import trio.testing
 from pydantic import SecretStr
 
 from downloader.api import ApiDeps
-from downloader.api.asgi import Gone, Message
 from downloader.api.intake import MAX_BATCH, MAX_BYTES, Intake
-from downloader.api.limits import PIECE_BYTES, Limits
 from downloader.api.routes.downloads import Lines, serve_downloads
 from downloader.config import ApiSettings, TokenSettings
+from downloader.server import PIECE_BYTES, Gone, Limits, Message
 from downloader.store import Accepted, JobStore, StoreUnavailable, Submission
 from servers.api import JOB, Served, Serving, read_to_end
 
@@ -109,20 +108,6 @@ async def test_answers_come_while_lines_are_sent(api: Served) -> None:
         await stream.send_all(b"0\r\n\r\n")
         received += await read_to_end(stream)
     assert received.endswith(b"0\r\n\r\n")
-
-
-@pytest.mark.slow
-async def test_over_http_2(api: Served) -> None:
-    async def lines() -> AsyncIterator[bytes]:
-        for _ in range(50):
-            yield line() * 40
-
-    async with httpx2.AsyncClient(
-        http1=False, http2=True, base_url=f"http://127.0.0.1:{api.port}", trust_env=False
-    ) as client:
-        answer = await client.post("/downloads", content=lines())
-    assert answer.http_version == "HTTP/2"
-    assert len({one["id"] for one in answers(answer.content)}) == 2000
 
 
 class Watched:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import trio
 
-from downloader.api.limits import Limits
 from downloader.api.routes.events import Pace
 from downloader.config import ApiSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Outcome, Verdict
+from downloader.server import Limits
 from downloader.store import JobStore, Load, Submission
 from servers.api import Served, Serving, read_to_end
 from servers.jobs import spec_for

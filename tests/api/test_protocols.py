@@ -1,4 +1,4 @@
-"""HTTP/1.1, HTTP/2 with and without an upgrade, and TLS: the same API, asked by curl and httpx2."""
+"""Versions of HTTP and TLS: the same API, asked by curl and httpx2."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import pytest
 import trio
 import trustme
 
-from downloader.api.limits import Limits
-from downloader.api.server import tls_context
 from downloader.config import Settings
 from downloader.errors import ConfigError
+from downloader.server import Limits, tls_context
 from downloader.service.doctor.parts import examine_api
 from servers.api import JOB, Served, Serving
 
@@ -38,27 +37,26 @@ this one sends no body in time."""
 
 
 @pytest.mark.parametrize(
-    ("options", "get_version", "post_version"),
+    "options",
     [
-        ((), "1.1", "1.1"),
-        (("--http1.0",), "1.1", "1.1"),
-        (WITH_EXPECT, "1.1", "1.1"),
-        (("--http2",), "2", "1.1"),  # a body comes before the upgrade could
-        (("--http2-prior-knowledge",), "2", "2"),
+        (),
+        ("--http1.0",),
+        WITH_EXPECT,
+        ("--http2",),  # an upgrade that is ignored
     ],
 )
-async def test_curl(api: Served, options: tuple[str, ...], get_version: str, post_version: str) -> None:
+async def test_curl(api: Served, options: tuple[str, ...]) -> None:
     url = f"http://127.0.0.1:{api.port}"
     job = json.dumps(JOB | {"extra": "x" * 2000})
     version, status, body = await curl(*options, "-d", job, f"{url}/download")
-    assert (version, status) == (post_version, "201")
+    assert (version, status) == ("1.1", "201")
     job_id = json.loads(body)["id"]
     version, status, body = await curl(*options, f"{url}/jobs/{job_id}")
-    assert (version, status) == (get_version, "200")
+    assert (version, status) == ("1.1", "200")
     assert json.loads(body)["id"] == job_id
 
 
-async def test_an_upgrade_as_java_sends_it(api: Served) -> None:
+async def test_an_upgrade_as_java_sends_it_is_ignored(api: Served) -> None:
     """`java.net.http.HttpClient` (17) with its defaults asks for h2c with each request, bodies or not."""
     body = json.dumps(JOB).encode()
     head = (
@@ -74,29 +72,7 @@ async def test_an_upgrade_as_java_sends_it(api: Served) -> None:
         await stream.send_all(
             head.replace(b"POST /download", b"GET /hb").replace(b"Content-Length: %d\r\n" % len(body), b"")
         )
-        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
-
-
-async def test_http2_carries_many_requests_at_once(api: Served) -> None:
-    async with httpx2.AsyncClient(
-        http1=False, http2=True, base_url=f"http://127.0.0.1:{api.port}", trust_env=False
-    ) as client:
-        answers: list[httpx2.Response] = []
-
-        async def post(number: int) -> None:
-            job = JOB | {"extra": "x" * 1000 * number}
-            answers.append(await client.post("/download", json=job))
-
-        async with trio.open_nursery() as nursery:
-            for number in range(60):
-                nursery.start_soon(post, number)
-        assert {(answer.status_code, answer.http_version) for answer in answers} == {(201, "HTTP/2")}
-        refused = await client.post("/download", content=b"x" * 2_000_000)
-        assert (refused.status_code, refused.json()["code"]) == (413, "too_large")
-        assert (await client.get("/nothing")).json()["code"] == "not_found"
-        many = await client.get("/hb", headers=[("a", "") for _ in range(101)])
-        assert (many.status_code, many.json()["code"]) == (431, "head_too_large")
-        assert (await client.get("/hb")).status_code == 200
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.fixture
@@ -115,13 +91,33 @@ async def test_tls(serving: Serving, certificate: tuple[str, str, ssl.SSLContext
     cert, key, trusting = certificate
     api = await serving(tls=tls_context(cert, key))
     url = f"https://127.0.0.1:{api.port}"
-    for http2, version in ((True, "HTTP/2"), (False, "HTTP/1.1")):
-        async with httpx2.AsyncClient(http2=http2, verify=trusting, base_url=url, trust_env=False) as client:
+    for alpn in (["h2", "http/1.1"], ["http/1.1"], []):
+        trusting.set_alpn_protocols(alpn)
+        async with httpx2.AsyncClient(verify=trusting, base_url=url, trust_env=False) as client:
             answer = await client.post("/download", json=JOB)
-            assert (answer.status_code, answer.http_version) == (201, version)
+            assert (answer.status_code, answer.http_version) == (201, "HTTP/1.1")
             large = await client.post("/download", content=b"x" * 1_000_000)
             assert large.status_code == 413
             assert (await client.get("/hb")).status_code == 200
+
+
+@pytest.mark.row("H17")
+@pytest.mark.parametrize(
+    ("offered", "chosen"), [(["h2", "http/1.1"], "http/1.1"), (["h2"], None), ([], None)], ids=str
+)
+async def test_alpn_offers_http_1_1_only(
+    serving: Serving,
+    certificate: tuple[str, str, ssl.SSLContext],
+    offered: list[str],
+    chosen: str | None,
+) -> None:
+    cert, key, trusting = certificate
+    api = await serving(tls=tls_context(cert, key))
+    trusting.set_alpn_protocols(offered)
+    stream = trio.SSLStream(await api.connect(), trusting, server_hostname="127.0.0.1")
+    await stream.do_handshake()
+    assert stream.selected_alpn_protocol() == chosen
+    await trio.aclose_forcefully(stream)
 
 
 async def test_the_doctor_knows_an_api_with_tls(

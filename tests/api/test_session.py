@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 from downloader.api.auth import Caller, read_tokens
 from downloader.api.routes.session import SESSION_S, find_session, sign
-from downloader.api.server import tls_context
 from downloader.config import ApiSettings, TokenSettings
+from downloader.server import tls_context
 from servers.api import JOB, Served, Serving
 
 SECRETS = {name: f"c4n4ry-of-{name}-0123456789" for name in ("admin", "reader", "shop")}
@@ -273,7 +273,7 @@ async def test_over_tls(serving: Serving, tmp_path: Path) -> None:
     tls = tls_context(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
     api = await serving(settings=settings(), tls=tls)
     url = f"https://127.0.0.1:{api.port}"
-    async with httpx2.AsyncClient(verify=trusting, base_url=url, http2=True, trust_env=False) as client:
+    async with httpx2.AsyncClient(verify=trusting, base_url=url, trust_env=False) as client:
         answer = await client.post("/session", json={"token": SECRETS["admin"]})
         value, *attributes = answer.headers["set-cookie"].split("; ")
         assert value.startswith(f"__Host-{COOKIE}=")

@@ -18,7 +18,6 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from downloader.api.asgi import AsgiApp, Message, Receive, Send, send_answer, send_problem
 from downloader.api.auth import (
     CALLER,
     PUBLIC_PATHS,
@@ -30,10 +29,8 @@ from downloader.api.auth import (
     read_tokens,
 )
 from downloader.api.deps import ApiDeps
-from downloader.api.exchange import RESERVED
 from downloader.api.hosts import host_check
 from downloader.api.intake import BULK_PATH, SINGLE_PATH, Intake
-from downloader.api.limits import Limits
 from downloader.api.openapi import add_openapi
 from downloader.api.origin import SAFE_METHODS, Cors, check_origin, check_page
 from downloader.api.problems import (
@@ -57,9 +54,19 @@ from downloader.api.routes.jobs import add_jobs, add_listed
 from downloader.api.routes.metrics import add_metrics
 from downloader.api.routes.page import add_page
 from downloader.api.routes.session import SESSION, add_session, find_session
-from downloader.api.server import serve_http
 from downloader.model import status_phrase
 from downloader.observe import Event, SpanKind, Traces, get_logger
+from downloader.server import (
+    RESERVED,
+    AsgiApp,
+    HttpError,
+    Limits,
+    Message,
+    Receive,
+    Send,
+    send_response,
+    serve_http,
+)
 from downloader.store import StoreError
 
 _log = get_logger()
@@ -90,7 +97,7 @@ class Api:
         try:
             self._check_host(scope["headers"], scope["server"])
             if preflight := self._cors.preflight(method, headers):
-                await send_answer(send, status=HTTPStatus.NO_CONTENT, headers=preflight, body=b"")
+                await send_response(send, status=HTTPStatus.NO_CONTENT, headers=preflight, body=b"")
                 return
             caller = self._admit(scope, headers)
             serve_jobs = _INTAKE.get(scope["path"]) if method == "POST" else None
@@ -103,13 +110,13 @@ class Api:
             else:
                 scope[CALLER] = caller
                 await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
-        except (Refused, StoreError) as error:
+        except (Refused, HttpError, StoreError) as error:
             problem = as_problem(error)
             route = scope["path"] if scope["path"] in _INTAKE else UNKNOWN
             self._deps.counters.add("requests", 1, route, status_class(problem.status))
             if route != UNKNOWN and method == "POST":
                 self._deps.counters.add("jobs_refused", 1, route, problem.code)
-            await send_problem(send, problem)
+            await send_response(send, status=problem.status, headers=problem.headers(), body=problem.body())
 
     def _admit(self, scope: Message, headers: Mapping[bytes, bytes]) -> Caller | None:
         """Check what does not depend on the route; returns the caller, `None` while the API is open.
@@ -174,12 +181,12 @@ async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Recei
 
     parent = traceparent(dict(scope["headers"]))
     name = f"{scope['method']} {path}"
-    refused: Refused | StoreError | None = None
+    refused: Refused | HttpError | StoreError | None = None
     with traces.span(name, kind=SpanKind.SERVER, parent=parent, attributes=attributes) as span:
         scope[TRACE] = span.traceparent
         try:
             await serve(scope, receive, send_noting)
-        except (Refused, StoreError) as error:
+        except (Refused, HttpError, StoreError) as error:
             refused, problem = error, as_problem(error)
             span.set({"http.response.status_code": problem.status})
             if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -240,6 +247,8 @@ def as_problem(error: Exception) -> Problem:
     """The problem document for an exception of a route."""
     if isinstance(error, Refused):
         return error.problem
+    if isinstance(error, HttpError):
+        return Problem(error.status, error.code, detail=error.detail)
     if isinstance(error, StoreError):
         return STORE_UNAVAILABLE
     if not isinstance(error, HTTPException):

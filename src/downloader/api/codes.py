@@ -11,7 +11,7 @@ CODES: Mapping[str, str] = {
     "small_chunks": "The chunks of the body are too small.",
     "cross_site": "A browser sent the request for another site.",
     "forbidden": "The token lacks the scope, or the field's value is not on its allow-lists.",
-    "http_version": "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are supported.",
+    "http_version": "Only HTTP/1.0 and HTTP/1.1 are supported.",
     "head_too_large": "Request line and headers are too large, or the headers too many.",
     "internal": "An error of the service; it is in its log.",
     "method_not_allowed": "The route has no such method; see Allow.",

@@ -11,10 +11,10 @@ from functools import lru_cache
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from downloader.api.asgi import Headers
 from downloader.api.problems import Problem, Refused
 from downloader.net import Url, UrlError, host_matches
 from downloader.observe import Event, get_logger
+from downloader.server import Headers
 
 _log = get_logger()
 

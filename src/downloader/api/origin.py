@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import NoReturn
 
-from downloader.api.asgi import Headers, Message, Send
 from downloader.api.problems import Problem, Refused
 from downloader.observe import Event, get_logger
+from downloader.server import Headers, Message, Send
 
 _log = get_logger()
 

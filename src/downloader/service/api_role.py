@@ -9,9 +9,10 @@ from functools import partial
 
 import trio
 
-from downloader.api import Api, ApiDeps, serve, text_globs, tls_context
+from downloader.api import Api, ApiDeps, serve, text_globs
 from downloader.observe import Event, get_logger
 from downloader.plugins import BUCKETS, missing_package
+from downloader.server import tls_context
 from downloader.service.files import api_url
 from downloader.service.shared import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS

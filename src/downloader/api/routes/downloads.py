@@ -17,10 +17,8 @@ from typing import Any
 
 import trio
 
-from downloader.api.asgi import Gone, Message, Receive, Send, client_of, send_answer
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
-from downloader.api.exchange import STREAMED
 from downloader.api.globs import anything
 from downloader.api.intake import BULK_PATH, MAX_BATCH, Intake, memory_of
 from downloader.api.json import parse_object
@@ -28,6 +26,7 @@ from downloader.api.parse import parse_job, unknown_fields
 from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
 from downloader.model import JobSpec
 from downloader.observe import Counters, Event, get_logger
+from downloader.server import STREAMED, Gone, HttpError, Message, Receive, Send, client_of, send_response
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
 
 TRACE = "downloader.trace"
@@ -92,7 +91,7 @@ async def serve_download(
     if why is Accepted.REPEATED:
         fields.append(_REPLAYED)
     answer = created(job_id, unknown)
-    await send_answer(send, status=HTTPStatus.CREATED, headers=fields, body=answer)
+    await send_response(send, status=HTTPStatus.CREATED, headers=fields, body=answer)
 
 
 async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -> bytes:
@@ -102,6 +101,7 @@ async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -
         Refused: 413, it has more than `limit` bytes.
         StoreUnavailable: from `keep`.
         Gone: the client left before the end of the body.
+        HttpError: from `receive`.
     """
     pieces, size, more = [], 0, True
     while more:
@@ -289,7 +289,7 @@ async def serve_downloads(
     Raises:
         Gone: the client left or does not read, or `Intake.room` is used up after the response began.
         StoreUnavailable: `Intake.room` is used up before the response began.
-        Refused: before the response began: the body is malformed, or the client sent nothing for too long.
+        HttpError: before the response began: the body is malformed, or the client sent nothing for too long.
     """
     scope[STREAMED] = True
     lines = Lines(deps.settings.max_body)
@@ -303,7 +303,7 @@ async def serve_downloads(
                     raise Gone
                 more = message["more_body"]
                 keep(lines.kept + len(message["body"]))
-            except (Refused, StoreUnavailable):
+            except (HttpError, StoreUnavailable):
                 if started:
                     raise Gone from None
                 raise

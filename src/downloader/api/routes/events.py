@@ -17,8 +17,6 @@ from quart import Response, request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
 
-from downloader.api.asgi import Message, client_of
-from downloader.api.exchange import ENDLESS
 from downloader.api.globs import Allows, anything
 from downloader.api.problems import Refused, unavailable
 from downloader.api.routes.history import History
@@ -34,6 +32,7 @@ from downloader.api.routes.snapshot import (
     encode,
 )
 from downloader.observe import Event, get_logger
+from downloader.server import ENDLESS, Message, client_of
 from downloader.store import JobStore, StoreError
 
 PATH = "/events"

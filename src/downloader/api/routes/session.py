@@ -20,7 +20,6 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from downloader.api.answers import SessionAnswer
-from downloader.api.asgi import Headers, Message
 from downloader.api.auth import SESSION_PATH, UNAUTHORIZED, Caller, Callers, find_token, identify
 from downloader.api.json import parse_object
 from downloader.api.origin import check_page
@@ -28,6 +27,7 @@ from downloader.api.parse import refusal
 from downloader.api.problems import Refused, not_found
 from downloader.api.views import rfc3339
 from downloader.observe import Event, get_logger
+from downloader.server import Headers, Message
 
 SESSION = "downloader.session"
 """Key in the ASGI scope: the `Session` by which the request was accepted; absent without one."""

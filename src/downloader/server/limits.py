@@ -1,11 +1,13 @@
-"""The limits of the HTTP server, and the choice of the connection to close when there are too many."""
+"""The limits for clients, the deadlines of a connection, and which connection is closed for another."""
 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from ipaddress import ip_address
+from math import inf
 from typing import Protocol
 
 PIECE_BYTES = 64 * 1024
@@ -17,17 +19,32 @@ IPV6_SITE_BITS = 64
 """The prefix of an IPv6 address that a client cannot choose."""
 
 
+class State(Enum):
+    """What a connection does; see `deadlines`."""
+
+    IDLE = auto()
+    """Between two requests."""
+    HEAD = auto()
+    """A part of a request head has been received; also from connecting to the end of the first head."""
+    BODY = auto()
+    """The application waits for the client to send more of the body."""
+    RESPONSE = auto()
+    """The application works or sends."""
+    CLOSING = auto()
+    """Nothing more is sent; what the client still sends is discarded."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """Limits for clients; the defaults suit slow mobile connections and fleets on a LAN."""
 
     head_bytes: int = 16 * 1024
-    """Request line and headers together, as in node.js; more is answered 431."""
+    """Request line and headers together, as in node.js; more are answered 431."""
     headers: int = 100
     """Headers of a request, as in Apache; more are answered 431. In memory a short one takes ten times
     as many bytes as on the wire."""
     head_s: float = 10.0
-    """From a head's first byte to its end; for the first one from connecting, TLS handshake included."""
+    """From the first byte of a head to its end; for the first one from connecting, TLS handshake included."""
     idle_s: float = 60.0
     """Between two requests: longer than the 30 s for which pooling clients commonly keep a connection."""
     body_grace_s: float = 10.0
@@ -50,39 +67,38 @@ class Limits:
     reserve: int = 32
     """Connections beyond `connections`, on which only health checks are answered."""
     reserve_head_s: float = 2.0
-    """To the end of a head on such a connection."""
-    streams: int = 100
-    """Concurrent requests on one HTTP/2 connection."""
+    """`head_s` on such a connection."""
     unread_bytes: int = 32 * 1024**2
-    """Shared by the HTTP/1 connections: each reads its part at once, and keeps at most three times as much of
-    what no application has read."""
+    """Budget of all connections for received bytes that no application has read. Each of n connections reads
+    up to 1/n of it at once, and buffers up to twice that."""
+
+
+def deadlines(limits: Limits, *, reserved: bool) -> Mapping[State, float]:
+    """The seconds that a client has in each state; sending has deadlines of its own, for each piece.
+
+    Those of `BODY` are the first ones: each received byte adds to them. `reserved`: of the reserve.
+    """
+    return {
+        State.IDLE: limits.idle_s,
+        State.HEAD: limits.reserve_head_s if reserved else limits.head_s,
+        State.BODY: limits.body_grace_s,
+        State.RESPONSE: inf,
+        State.CLOSING: limits.linger_s,
+    }
 
 
 class ClientConnection(Protocol):
     """An open connection."""
 
     address: str
+    """Of the client, see `client_address`."""
     reserved: bool
-
-    @property
-    def piece_bytes(self) -> int:
-        """See `OpenConnections`."""
 
     def cut(self) -> None:
         """Close it at once."""
 
-    async def drain(self) -> None:
-        """Take no more requests and close after the last response; the server stops."""
-
-    def add_busy(self, change: int) -> None:
-        """Add to the number of exchanges that are not waiting for the client."""
-
-    def send_deadline(self) -> AbstractContextManager[object]:
-        """A context that bounds the sending of one piece of a response.
-
-        Raises:
-            Gone: the client did not receive it in time.
-        """
+    def drain(self) -> None:
+        """Take no more requests and close after the response; the server stops."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,0 +1,41 @@
+"""An HTTP/1.1 server for one ASGI application: `serve_http`. It knows nothing of jobs."""
+
+from __future__ import annotations
+
+from downloader.server.asgi import (
+    ENDLESS,
+    RESERVED,
+    STREAMED,
+    AsgiApp,
+    Gone,
+    Headers,
+    HttpError,
+    Message,
+    Receive,
+    Send,
+    client_of,
+    send_response,
+)
+from downloader.server.connection import tls_context
+from downloader.server.limits import PIECE_BYTES, Limits, client_address
+from downloader.server.serve import serve_http
+
+__all__ = [
+    "ENDLESS",
+    "PIECE_BYTES",
+    "RESERVED",
+    "STREAMED",
+    "AsgiApp",
+    "Gone",
+    "Headers",
+    "HttpError",
+    "Limits",
+    "Message",
+    "Receive",
+    "Send",
+    "client_address",
+    "client_of",
+    "send_response",
+    "serve_http",
+    "tls_context",
+]

@@ -1,0 +1,268 @@
+"""One request and its response: `receive` and `send` of ASGI; every wait for the client is bounded."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from http import HTTPStatus
+from math import inf
+from urllib.parse import unquote
+
+import trio
+
+from downloader.errors import first_leaf
+from downloader.observe import Event as LogEvent
+from downloader.observe import get_logger
+from downloader.server.asgi import ENDLESS, RESERVED, STREAMED, Gone, HttpError, Message, send_response
+from downloader.server.connection import Connection
+from downloader.server.limits import PIECE_BYTES, State
+from downloader.server.parser import FEED_BYTES, ChunkedBody, Head, bad_request
+from downloader.server.response import CONTINUE, LAST_CHUNK, ResponseHead, response_head
+
+_INTERNAL = HttpError(
+    HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "An internal error; the service's log has it."
+)
+
+_log = get_logger()
+
+
+async def respond(connection: Connection, head: Head) -> bool:
+    """Run the application for one request. Returns whether the connection takes another one.
+
+    An application that raises before a byte of its response was sent is answered for: 500, or as the
+    `HttpError` says. After that the response is cut off.
+    """
+    exchange = Exchange(connection, head)
+    error: HttpError | None = _INTERNAL
+    try:
+        await connection.app(exchange.scope, exchange.receive, exchange.send)
+    except* Gone:
+        error = None
+    except* HttpError as group:
+        refusal = first_leaf(group)
+        assert isinstance(refusal, HttpError)
+        error = refusal
+    except* Exception:  # noqa: BLE001  an unforeseen error of a route is a 500, not an outage
+        if not exchange.left:
+            _log.exception(LogEvent.API_FAILED, path=exchange.scope["path"])
+    if error is not None:
+        await exchange.refuse(error)
+    return exchange.finish()
+
+
+class Exchange:
+    """One request and its response. One task at a time calls `receive`, and one `send`."""
+
+    def __init__(self, connection: Connection, head: Head) -> None:
+        """`connection` has received the head of the request."""
+        path, _, query = head.target.partition(b"?")
+        self.scope: Message = {
+            "type": "http",
+            "http_version": head.version,
+            "asgi": {"spec_version": "2.1", "version": "3.0"},
+            "method": head.method,
+            "scheme": "https" if connection.secure else "http",
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": head.headers,
+            "client": connection.client,
+            "server": connection.server,
+            "extensions": {},
+            RESERVED: connection.reserved,
+        }
+        self.left = False
+        """The client has left, or does not read."""
+        self._connection = connection
+        self._limits = connection.config.limits
+        self._head = head
+        self._chunks = ChunkedBody() if head.chunked else None
+        self._unread: float = inf if head.chunked else head.length
+        """Bytes of the body that the application has not read; infinite if unknown."""
+        self._delivered = False
+        """The application has got the last message of the request."""
+        self._failure: HttpError | None = None
+        """Why the rest of the body cannot be received."""
+        self._body_s = self._limits.body_grace_s
+        """Time that the client has left for the next part of the body."""
+        self._continue = head.expects_continue and not connection.received
+        """`100 Continue` is sent when the application reads the body; it may answer without reading it."""
+        self._response: ResponseHead | None = None
+        self._begun = False
+        """Bytes of the response may have been sent."""
+        self._complete = False
+        """The whole response has been sent."""
+        self._sent_bytes = 0
+        """Bytes of the response's body so far."""
+
+    async def receive(self) -> Message:
+        """The next received part of the body; after its end, wait for the client's disconnect.
+
+        A cancel may lose received bytes, so nothing may be received after it.
+
+        Raises:
+            HttpError: the body is malformed (400) or does not arrive (408).
+        """
+        while not self._delivered and not self.left:
+            if self._failure is not None:
+                if self._begun and STREAMED not in self.scope:
+                    await trio.sleep_forever()  # the response goes on
+                raise self._failure
+            try:
+                body = await self._take_body()
+                if body or not self._unread:
+                    self._delivered = not self._unread
+                    return {"type": "http.request", "body": body, "more_body": not self._delivered}
+                await self._read_body()
+            except HttpError as error:
+                self._failure = error
+            except Gone:
+                self.left = True
+        await self._wait_for_leaving()
+        return {"type": "http.disconnect"}
+
+    async def _take_body(self) -> bytes:
+        """The part of the body that has been received."""
+        received, chunks = self._connection.received, self._chunks
+        if chunks is None:
+            body = received.take(min(int(self._unread), len(received)))
+            self._unread -= len(body)
+        else:
+            parts = []
+            while received and not chunks.done:
+                parts.append(chunks.feed(received.take(FEED_BYTES)))
+                await trio.lowlevel.checkpoint()
+            body = b"".join(parts)
+            self._unread = 0 if chunks.done else inf
+        self._body_s += len(body) / self._limits.body_rate
+        return body
+
+    async def _read_body(self) -> None:
+        """Wait for more of the body.
+
+        Raises:
+            HttpError: it does not arrive in time, or the client sends no more.
+            Gone: the client has left.
+        """
+        connection = self._connection
+        await self._send_continue()
+        self._body_s = min(self._body_s, self._limits.body_grace_s)
+        begun = trio.current_time()
+        connection.enter(State.BODY, self._limits.idle_s if self.scope.get(STREAMED) else self._body_s)
+        try:
+            if not await connection.read():
+                raise bad_request("The request ends before its body does.")
+        except trio.TooSlowError:
+            detail = "The body of the request did not arrive in time."
+            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", detail) from None
+        finally:
+            connection.enter(State.RESPONSE)
+        self._body_s -= trio.current_time() - begun
+
+    async def _wait_for_leaving(self) -> None:
+        """Wait until the client has left; if it has only ended its side, it may wait for the response."""
+        connection = self._connection
+        try:
+            while not self.left and not self._complete:
+                if len(connection.received) >= PIECE_BYTES or not await connection.read():
+                    if ENDLESS in self.scope:
+                        return
+                    await trio.sleep_forever()
+        except Gone:
+            self.left = True
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the application, a long body in pieces.
+
+        Raises:
+            Gone: the client has left or does not read.
+            RuntimeError: the message is out of order, or the body not as long as its `Content-Length`.
+            ValueError: a header has a line break.
+        """
+        if self.left or self._complete:
+            raise Gone
+        if message["type"] == "http.response.start" and self._response is None:
+            connection, head = self._connection, self._head
+            # An incomplete request is the last one: its bytes may still arrive. So is a chunked one, since a
+            # proxy may see its end elsewhere.
+            whole = self._unread <= len(connection.received) and self._chunks is None
+            last = not (whole and head.keeps) or connection.reserved or connection.context.terminated.is_set()
+            self._response = response_head(
+                head, message["status"], message["headers"], connection.config.response_headers(), last=last
+            )
+        elif message["type"] == "http.response.body" and self._response is not None:
+            await self._send_body(self._response, message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"unexpected {message['type']}")
+
+    async def _send_body(self, response: ResponseHead, body: bytes, more: bool) -> None:  # noqa: FBT001
+        if response.bodiless:
+            body = b""
+        self._sent_bytes += len(body)
+        if response.length is not None:
+            missing = response.length - self._sent_bytes
+            if missing < 0 or (missing and not more):
+                raise RuntimeError("the body of the response is not as long as its Content-Length")
+        last = max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES
+        for start in range(0, last, PIECE_BYTES):
+            await self._send_piece(response, body[start : start + PIECE_BYTES])
+        await self._send_piece(response, body[last:], ends=not more)
+        self._complete = not more
+
+    async def _send_piece(self, response: ResponseHead, data: bytes, *, ends: bool = False) -> None:
+        """Send a piece of the body, the first one behind the head of the response."""
+        if not data and not ends:
+            return
+        if response.chunked and data:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if response.chunked and ends:
+            data += LAST_CHUNK
+        if not self._head.expects_continue:
+            await self._write(response, data)
+        else:
+            async with self._connection.send_lock:  # `100 Continue` may be on its way
+                await self._write(response, data)
+
+    async def _write(self, response: ResponseHead, data: bytes) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()  # while another response can be sent instead
+        if not self._begun:
+            self._begun, data = True, response.data + data
+        await self._pass_on(data)
+
+    async def _send_continue(self) -> None:
+        if not self._continue:
+            return
+        self._continue = False
+        async with self._connection.send_lock:
+            if not self._begun:
+                await trio.lowlevel.checkpoint_if_cancelled()  # a cancel during `send` ends the connection
+                await self._pass_on(CONTINUE)
+
+    async def _pass_on(self, data: bytes) -> None:
+        if not data:
+            return
+        try:
+            await self._connection.send(data)
+        except Gone:
+            self.left = True
+            raise
+
+    async def refuse(self, error: HttpError) -> None:
+        """Send this response, unless the application has sent bytes of its own."""
+        if self._begun or self.left:
+            return
+        self._response, self._sent_bytes = None, 0
+        with suppress(Gone):
+            await send_response(self.send, status=error.status, headers=error.headers(), body=error.body())
+
+    def finish(self) -> bool:
+        """Drop the rest of the request, once the application has ended.
+
+        Returns:
+            Whether the connection takes another request.
+        """
+        connection, response = self._connection, self._response
+        if not self._complete or response is None or response.last or connection.context.terminated.is_set():
+            return False
+        connection.received.take(int(self._unread))
+        return True

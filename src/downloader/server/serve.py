@@ -1,0 +1,98 @@
+"""`serve_http`: an HTTP server for an ASGI application, in the frame of hypercorn's, with every wait bounded.
+
+It supports HTTP/1.0 and 1.1, with and without TLS. It supports no WebSockets and no lifespan events.
+`docs/design/http.md` says why hypercorn's own server is not used.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+from hypercorn.trio.worker_context import WorkerContext
+
+from downloader.observe import Event, get_logger
+from downloader.server.asgi import AsgiApp
+from downloader.server.connection import Connection, ServerConfig
+from downloader.server.exchange import respond
+from downloader.server.limits import Limits, OpenConnections
+
+_log = get_logger()
+
+BACKLOG = 1024
+"""Connections that wait to be accepted, as in a burst; the kernel has a limit of its own."""
+
+
+async def serve_http(
+    app: AsgiApp,
+    *,
+    sockets: Sequence[socket.socket],
+    stop: Callable[[], Awaitable[object]],
+    grace_s: float,
+    limits: Limits | None = None,
+    tls: ssl.SSLContext | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until `stop()` returns, then at most `grace_s` seconds more.
+
+    After `stop()` no connection and no request is accepted. Connections without a request are closed at once,
+    the others after their response or when the grace period ends. A cancel closes them all.
+
+    Args:
+        app: called for each request; if it raises, the request is answered 500 and the error logged.
+        sockets: bound stream sockets (TCP or unix); this call listens on them, owns them and closes them.
+        stop: for example `wait` of a `trio.Event`; its result is ignored.
+        grace_s: seconds.
+        limits: limits for clients.
+        tls: from `tls_context`; `None` for plain TCP.
+        task_status: started when the sockets listen.
+    """
+    config = ServerConfig(limits or Limits())
+    context = WorkerContext(None)
+    limits = config.limits
+    # The other half of the process's descriptors is for files, the store and so on.
+    most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    per_address = min(limits.per_address, max(1, most // 2))
+    open_connections = OpenConnections(
+        most=most, per_address=per_address, reserve=limits.reserve, unread_bytes=limits.unread_bytes
+    )
+
+    async def handle(stream: Any) -> None:
+        try:
+            connection = Connection(
+                app, respond, config=config, context=context, open_connections=open_connections, stream=stream
+            )
+        except OSError:  # it was closed before its address was read
+            await trio.aclose_forcefully(stream)
+            return
+        try:
+            await connection
+        except Exception:  # noqa: BLE001  an error of one connection must not end the others
+            _log.exception(Event.API_FAILED)
+
+    async with trio.open_nursery() as connections:
+        async with trio.open_nursery() as accepting:
+            listeners = [_listener(sock, tls) for sock in sockets]
+            await accepting.start(
+                partial(trio.serve_listeners, handle, listeners, handler_nursery=connections)
+            )
+            task_status.started()
+            await stop()
+            accepting.cancel_scope.cancel()
+        await context.terminated.set()
+        connections.cancel_scope.deadline = trio.current_time() + grace_s
+        for connection in open_connections.ordinary | open_connections.reserved:
+            connection.drain()
+
+
+def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> trio.abc.Listener[Any]:
+    sock.setblocking(False)
+    sock.listen(BACKLOG)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    # Most HTTPS clients close without close_notify, and it is not waited for.
+    return listener if tls is None else trio.SSLListener(listener, tls, https_compatible=True)
