@@ -20,10 +20,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize, SecretStr
 from pydantic.fields import FieldInfo
 
-from downloader.api.auth import needs_token, scope_of
 from downloader.api.codes import CODES
 from downloader.api.fields import DownloadRequest
-from downloader.api.operations import OPERATIONS
+from downloader.api.routes import ROUTES
 from downloader.cli import COMMANDS, make_app
 from downloader.config.models import Settings
 from downloader.model import ErrorCode
@@ -236,11 +235,11 @@ def routes() -> str:
     """All routes of the API, with the scope that a token needs."""
     rows = [
         (
-            f"`{method} {re.sub(r'<[a-z]+:', '<', rule)}`",
-            one.summary,
-            f"`{scope_of(method, rule)}`" * needs_token(method, rule),
+            f"`{route.method} {re.sub(r'<[a-z]+:', '<', route.rule)}`",
+            route.summary,
+            f"`{route.scope}`" if route.scope else "",
         )
-        for (method, rule), one in OPERATIONS.items()
+        for route in ROUTES
     ]
     return table("route | does | scope", rows)
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from downloader.api import Api, ApiDeps, serve
-from downloader.api.routes.events import Pace
+from downloader.api.events import Pace
 from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
 from downloader.server import Limits

@@ -142,7 +142,9 @@ async def test_all_of_many_are_found(api: Served) -> None:
     assert (page, answer["total"]) == ([names[-1], names[-2]], len(names))
 
 
-@pytest.mark.parametrize("query", ["sort=colour", "q=&count=0", "q=&count=101", "q=&count=x", "q=&cursor=-1"])
+@pytest.mark.parametrize(
+    "query", ["sort=colour", "sort=-", "q=&count=0", "q=&count=101", "q=&count=x", "q=&cursor=-1"]
+)
 async def test_a_search_that_is_refused(api: Served, query: str) -> None:
     answer = await api.client.get(f"/aggregations?{query}")
     assert (answer.status_code, answer.json()["code"]) == (422, "query")

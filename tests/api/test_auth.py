@@ -159,7 +159,7 @@ SCOPES = [
     ("GET", "/nothing", {"submitter": 403, "reader": 404, "worker": 404, "admin": 404}),
     ("POST", f"/retry/{UNKNOWN}", {"submitter": 403, "reader": 403, "retrier": 404, "admin": 404}),
     ("POST", "/retry", {"submitter": 403, "reader": 403, "worker": 403, "retrier": 200, "admin": 200}),
-    ("POST", "/retry/", {"worker": 403, "retrier": 404, "admin": 404}),
+    ("POST", "/retry/", {"retrier": 403, "admin": 404}),
     ("POST", "/retrying", {"retrier": 403, "admin": 404}),
     ("POST", "/download", {"retrier": 403}),
     (

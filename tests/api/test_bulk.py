@@ -14,9 +14,10 @@ import trio
 import trio.testing
 from pydantic import SecretStr
 
-from downloader.api import ApiDeps
+from downloader.api import Api, ApiDeps
+from downloader.api.auth import CALLER
 from downloader.api.intake import MAX_BATCH, MAX_BYTES, Intake
-from downloader.api.routes.downloads import Lines, serve_downloads
+from downloader.api.routes.downloads import Lines, submit_lines
 from downloader.config import ApiSettings, TokenSettings
 from downloader.server import PIECE_BYTES, Gone, Limits, Message
 from downloader.store import Accepted, JobStore, StoreUnavailable, Submission
@@ -222,8 +223,9 @@ async def serve_messages(deps: ApiDeps, intake: Intake, messages: Iterator[Messa
     async def send(message: Message) -> None:
         sent.extend(message.get("body", b""))
 
-    scope = {"client": (ADDRESS, 1), "headers": []}
-    await serve_downloads(scope, receive, send, deps=deps, intake=intake)
+    scope: Message = {"client": (ADDRESS, 1), "headers": [], CALLER: None}
+    context = replace(Api(deps).context, intake=intake)
+    await submit_lines.handler(context, scope, receive, send)
 
 
 async def test_an_incomplete_line_is_dropped_when_its_client_disconnects(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from downloader.api.routes.events import Pace
+from downloader.api.events import Pace
 from downloader.config import ApiSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Outcome, Verdict

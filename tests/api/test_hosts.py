@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from downloader.api.hosts import host_check
+from downloader.api.origin import host_check
 from downloader.api.problems import Refused
 from downloader.config import ApiSettings, TokenSettings
 from servers.api import JOB, Served, Serving

@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from downloader.api.events import Events, Listener
 from downloader.api.globs import anything
-from downloader.api.routes.aggregations import PAGE_MAX, Aggregations, Search
-from downloader.api.routes.events import Events, Listener
-from downloader.api.routes.snapshot import DESTINATIONS, SHOWN
+from downloader.api.search import PAGE_MAX, Aggregations
+from downloader.api.snapshot import DESTINATIONS, SHOWN
 from downloader.errors import StoreError, StoreUnavailable
 from downloader.store import Aggregation, AggregationLoad, Backlog, DestinationLoad, JobStore, Load, Waiting
 
@@ -132,8 +132,8 @@ async def test_one_reading_serves_all_searches(store: Store, autojump_clock: tri
     found = Aggregations(cast("JobStore", store))
 
     async def search(text: str) -> None:
-        page = await found.find(Search(text=text, sort="-work", skip=0, count=PAGE_MAX), anything)
-        assert len(page.aggregations) <= PAGE_MAX
+        page, _ = await found.find(anything, text=text, sort="-work", skip=0, count=PAGE_MAX)
+        assert len(page) <= PAGE_MAX
 
     async with trio.open_nursery() as nursery:
         for number in range(50):
@@ -153,7 +153,7 @@ async def test_a_store_that_is_away_lets_searches_wait_once(
 
     async def search() -> None:
         try:
-            await found.find(Search(text="", sort="-work", skip=0, count=PAGE_MAX), anything)
+            await found.find(anything, text="", sort="-work", skip=0, count=PAGE_MAX)
         except StoreError:
             refused.append(trio.current_time())
 

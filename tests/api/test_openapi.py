@@ -13,28 +13,23 @@ from pydantic import ConfigDict, SecretStr, TypeAdapter, with_config
 
 from downloader.api import ApiDeps
 from downloader.api.answers import CallbackPayload
-from downloader.api.app import create_routes
 from downloader.api.codes import CODES
 from downloader.api.fields import DownloadRequest
-from downloader.api.openapi import openapi_document
-from downloader.api.operations import OPERATIONS
-from downloader.api.reference import render
-from downloader.api.routes.events import Events
+from downloader.api.openapi import openapi_document, render
+from downloader.api.routes import ROUTES
+from downloader.api.routing import route
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Outcome, Verdict, callback_payload
 from servers.api import Served, Serving
 from servers.jobs import spec_for
 
-IMPLIED = {"HEAD", "OPTIONS"}
-"""Methods that Quart answers by itself."""
 
+def test_a_route_without_a_description_cannot_be_declared() -> None:
+    async def handler() -> None:
+        pass
 
-async def test_every_route_is_described(deps: ApiDeps) -> None:
-    """A route without a row in `downloader.api.operations` fails here, and so does a row without a route."""
-    rules = create_routes(deps, Events(deps.store)).url_map.iter_rules()
-    assert {(method, rule.rule) for rule in rules for method in (rule.methods or set()) - IMPLIED} == {
-        *OPERATIONS
-    }
+    with pytest.raises(TypeError, match="GET /x has no description"):
+        route("GET", "/x", scope="read", responses={})(handler)
 
 
 class Watched:
@@ -78,7 +73,7 @@ def references(part: Any) -> set[str]:
 
 
 async def test_the_document_of_an_open_api(deps: ApiDeps) -> None:
-    document = openapi_document(deps)
+    document = openapi_document(ROUTES, deps.settings, deps.backends)
     schemas = document["components"]["schemas"]
     assert document["openapi"].startswith("3.1.")
     assert references(document) <= schemas.keys()
@@ -161,13 +156,13 @@ async def test_the_page(api: Served) -> None:
     assert {link.removeprefix("#") for link in page.links if link.startswith("#")} <= set(page.ids)
     for name in (*page.loads, *(link for link in page.links if not link.startswith("#"))):
         assert (await api.client.get(f"/{name}")).status_code == 200, name
-    for _, rule in OPERATIONS:
-        assert re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule) in answer.text
+    for one in ROUTES:
+        assert re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", one.rule) in answer.text
     for code in CODES:
         assert f"<code>{code}</code>" in answer.text
 
 
 async def test_words_of_the_page_are_inert(deps: ApiDeps) -> None:
-    document = openapi_document(deps)
+    document = openapi_document(ROUTES, deps.settings, deps.backends)
     document["components"]["schemas"]["IdAnswer"]["description"] = "<b>a `<i>` b"
     assert "<p>&lt;b&gt;a <code>&lt;i&gt;</code> b</p>" in render(document)

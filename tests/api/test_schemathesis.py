@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from schemathesis.core.result import Ok
 
 from downloader.api import ApiDeps
 from downloader.api.openapi import openapi_document
-from downloader.api.operations import OPERATIONS
+from downloader.api.routes import ROUTES
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
@@ -114,14 +113,14 @@ _operations: dict[str, Operation] = {}
 def operation_of(deps: ApiDeps, label: str) -> Operation:
     """One of the document's operations; the document is made once, as that takes longer than most tests."""
     if not _operations:
-        schema = schemathesis.openapi.from_dict(openapi_document(replace(deps, settings=SETTINGS)))
+        schema = schemathesis.openapi.from_dict(openapi_document(ROUTES, SETTINGS, deps.backends))
         _operations.update(
             (found.ok().label, found.ok()) for found in schema.get_all_operations() if isinstance(found, Ok)
         )
     return _operations[label]
 
 
-LABELS = sorted(method + " " + VARIABLE.sub(r"{\1}", rule) for method, rule in OPERATIONS)
+LABELS = sorted(route.method + " " + VARIABLE.sub(r"{\1}", route.rule) for route in ROUTES)
 
 
 @pytest.mark.slow

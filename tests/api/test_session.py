@@ -14,8 +14,7 @@ import trio
 import trustme
 from pydantic import SecretStr
 
-from downloader.api.auth import Caller, read_tokens
-from downloader.api.routes.session import SESSION_S, find_session, sign
+from downloader.api.auth import SESSION_S, Caller, find_session, read_tokens, sign
 from downloader.config import ApiSettings, TokenSettings
 from downloader.server import tls_context
 from servers.api import JOB, Served, Serving

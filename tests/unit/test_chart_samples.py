@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from downloader.api.routes.history import KEPT, WINDOW, History, failures, latencies, quantile, rates
+from downloader.api.history import KEPT, WINDOW, History, failures, latencies, quantile, rates
 from downloader.errors import StoreUnavailable
 from downloader.store import JobStore
 

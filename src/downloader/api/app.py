@@ -1,8 +1,8 @@
 """The API as one ASGI application, and `serve`, which runs it on sockets.
 
 For every route the application checks the host, the token, the origin and the size of the body, and turns
-errors into problem documents. `POST /download` and `POST /downloads` are plain ASGI functions, all other
-routes are Quart's: `docs/design/http.md` has the measurements.
+errors into problem documents. Some routes are plain ASGI functions, the others are Quart's views:
+`docs/design/http.md` has the measurements.
 """
 
 from __future__ import annotations
@@ -14,25 +14,19 @@ from http import HTTPStatus
 from socket import socket
 
 import trio
+from pydantic import BaseModel
 from quart import Response, request
+from quart.typing import ResponseReturnValue
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.routing import PathConverter
 
-from downloader.api.auth import (
-    CALLER,
-    PUBLIC_PATHS,
-    Caller,
-    Callers,
-    check_scope,
-    identify,
-    needs_token,
-    read_tokens,
-)
-from downloader.api.deps import ApiDeps
-from downloader.api.hosts import host_check
-from downloader.api.intake import BULK_PATH, SINGLE_PATH, Intake
-from downloader.api.openapi import add_openapi
-from downloader.api.origin import SAFE_METHODS, Cors, check_origin, check_page
+from downloader.api.auth import CALLER, SESSION, Caller, check_scope, find_session, identify, read_tokens
+from downloader.api.deps import ApiDeps, Context
+from downloader.api.events import Events, Pace
+from downloader.api.intake import BULK_PATH, Intake
+from downloader.api.openapi import Description
+from downloader.api.origin import SAFE_METHODS, Cors, check_origin, check_page, host_check
 from downloader.api.problems import (
     CONTENT_TYPE,
     INTERNAL,
@@ -43,17 +37,11 @@ from downloader.api.problems import (
     too_large,
     unavailable,
 )
-from downloader.api.reference import add_reference
-from downloader.api.routes.aggregations import add_aggregations
-from downloader.api.routes.downloads import TRACE, serve_download, serve_downloads, traceparent
-from downloader.api.routes.events import PATH as EVENTS_PATH
-from downloader.api.routes.events import Events, Pace, add_events
-from downloader.api.routes.files import add_files
-from downloader.api.routes.health import add_health
-from downloader.api.routes.jobs import add_jobs, add_listed
-from downloader.api.routes.metrics import add_metrics
-from downloader.api.routes.page import add_page
-from downloader.api.routes.session import SESSION, add_session, find_session
+from downloader.api.routes import ROUTES
+from downloader.api.routes.downloads import TRACE, traceparent
+from downloader.api.routing import JSON, Route
+from downloader.api.search import Aggregations
+from downloader.config import Scope
 from downloader.model import status_phrase
 from downloader.observe import Event, SpanKind, Traces, get_logger
 from downloader.server import (
@@ -75,75 +63,89 @@ _log = get_logger()
 class Api:
     """The ASGI application; creating it opens nothing and starts nothing.
 
-    Submissions need `intake.run`, and `GET /events` needs `events.run`; `serve` runs both.
+    Submissions need `context.intake.run`, and `GET /events` needs `context.events.run`; `serve` runs both.
     """
 
     def __init__(self, deps: ApiDeps, pace: Pace | None = None) -> None:
-        self.intake = Intake(deps.store, deps.counters)
-        self.events = Events(deps.store, pace)
-        self._deps = deps
-        self._callers = read_tokens(deps.settings.tokens)
-        self._routes = create_routes(deps, self.events, self._callers)
-        self._check_host = host_check(deps.settings.allowed_hosts, loopback=deps.loopback)
-        self._cors = Cors(deps.settings.cors_origins)
+        settings, store = deps.settings, deps.store
+        self.context = Context(
+            deps=deps,
+            store=store,
+            callers=read_tokens(settings.tokens),
+            cors=Cors(settings.cors_origins),
+            intake=Intake(store, deps.counters),
+            events=Events(store, pace),
+            search=Aggregations(store),
+            description=Description(ROUTES, settings, deps.backends),
+        )
+        self._check_host = host_check(settings.allowed_hosts, loopback=deps.loopback)
+        self._quart = create_quart(self.context)
+        self._urls = self._quart.url_map.bind("")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request; the scope's type must be `http`.
 
         All checks run before any of the body is read.
         """
+        deps, cors = self.context.deps, self.context.cors
         method, headers = scope["method"], dict(scope["headers"])
-        send = self._cors.around(send, method, headers)
+        send = cors.around(send, method, headers)
+        route = self._find(method, scope["path"])
         try:
             self._check_host(scope["headers"], scope["server"])
-            if preflight := self._cors.preflight(method, headers):
+            if preflight := cors.preflight(method, headers):
                 await send_response(send, status=HTTPStatus.NO_CONTENT, headers=preflight, body=b"")
                 return
-            caller = self._admit(scope, headers)
-            serve_jobs = _INTAKE.get(scope["path"]) if method == "POST" else None
-            if serve_jobs is not None:
-                serve = partial(serve_jobs, deps=self._deps, intake=self.intake, caller=caller)
-                if self._deps.traces:
-                    serve = partial(_traced, self._deps.traces, serve)
+            scope[CALLER] = self._admit(scope, headers, route)
+            if route is not None and route.plain:
+                serve: AsgiApp = partial(route.handler, self.context)
+                if deps.traces:
+                    serve = partial(_traced, deps.traces, serve)
                 await serve(scope, receive, send)
-                self._deps.counters.add("requests", 1, scope["path"], "2xx")
+                deps.counters.add("requests", 1, route.rule, "2xx")
             else:
-                scope[CALLER] = caller
-                await self._routes(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
+                await self._quart(scope, receive, send)  # type: ignore[arg-type]  # ASGI dictionaries are Any here
         except (Refused, HttpError, StoreError) as error:
             problem = as_problem(error)
-            route = scope["path"] if scope["path"] in _INTAKE else UNKNOWN
-            self._deps.counters.add("requests", 1, route, status_class(problem.status))
-            if route != UNKNOWN and method == "POST":
-                self._deps.counters.add("jobs_refused", 1, route, problem.code)
+            rule = route.rule if route and route.plain else UNKNOWN
+            deps.counters.add("requests", 1, rule, status_class(problem.status))
+            if rule != UNKNOWN:
+                deps.counters.add("jobs_refused", 1, rule, problem.code)
             await send_response(send, status=problem.status, headers=problem.headers(), body=problem.body())
 
-    def _admit(self, scope: Message, headers: Mapping[bytes, bytes]) -> Caller | None:
-        """Check what does not depend on the route; returns the caller, `None` while the API is open.
+    def _find(self, method: str, path: str) -> Route | None:
+        """The route of a request; `None`: Quart answers that there is none, or `OPTIONS`."""
+        if route := _PLAIN.get((method, path)):  # werkzeug takes 20 us
+            return route
+        if path.startswith("//"):  # werkzeug would drop one of them
+            return None
+        try:
+            endpoint, _ = self._urls.match(path, method)
+        except HTTPException:
+            return None
+        return _BY_ENDPOINT.get(endpoint) if method != "OPTIONS" else None
+
+    def _admit(self, scope: Message, headers: Mapping[bytes, bytes], route: Route | None) -> Caller | None:
+        """Check what every route checks; returns the caller, `None` while the API is open.
 
         Raises:
             Refused: a check failed.
         """
         path, method = scope["path"], scope["method"]
-        caller = None
-        if path not in PUBLIC_PATHS:
-            if scope.get(RESERVED):
-                raise Refused(_CROWDED)
-            if self._callers and needs_token(method, path):
-                caller = self._identify(scope)
-            if SESSION in scope and method not in SAFE_METHODS:
-                check_page(headers)
-            # `/events` is checked although it only reads: a page of another site could hold streams open.
-            elif method not in SAFE_METHODS or (path == EVENTS_PATH and not self._cors.permits(headers)):
-                check_origin(headers)
+        if scope.get(RESERVED) and not (route and route.when_crowded):
+            raise Refused(_CROWDED)
+        needed = route.scope if route else _scope_elsewhere(method)
+        caller = self._identify(scope, needed) if self.context.callers and needed else None
+        if method not in SAFE_METHODS:
+            (check_page if SESSION in scope else check_origin)(headers)
         if path.startswith("//"):  # URL parsers would read the next part as a host
             raise not_found("There is no such route.")
-        limit = self._deps.settings.max_body
+        limit = self.context.deps.settings.max_body
         if path != BULK_PATH and int(headers.get(b"content-length", 0)) > limit:
             raise Refused(too_large(limit))
         return caller
 
-    def _identify(self, scope: Message) -> Caller:
+    def _identify(self, scope: Message, needed: Scope) -> Caller:
         """The owner of the request's token or session; logs a refusal, with the token's name only.
 
         Raises:
@@ -151,11 +153,11 @@ class Api:
         """
         caller: Caller | None = None
         try:
-            if session := find_session(self._callers, scope):
+            if session := find_session(self.context.callers, scope):
                 scope[SESSION], caller = session, session.caller
             else:
-                caller = identify(self._callers, scope["headers"])
-            check_scope(caller, scope["method"], scope["path"])
+                caller = identify(self.context.callers, scope["headers"])
+            check_scope(caller, needed)
         except Refused as refused:
             name = caller.name if caller else None
             client = scope["client"][0] if scope["client"] else None
@@ -195,27 +197,20 @@ async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Recei
         raise refused
 
 
-def create_routes(deps: ApiDeps, events: Events, callers: Callers = ()) -> QuartTrio:
+def create_quart(context: Context) -> QuartTrio:
     """The Quart application; it has no tasks and no resources."""
+    deps = context.deps
     app = QuartTrio("downloader.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = limit = int(deps.settings.max_body)
     app.config["BODY_TIMEOUT"] = app.config["RESPONSE_TIMEOUT"] = None  # the server bounds each wait
     app.url_map.merge_slashes = False  # `/files//x` is not `/files/x`
+    app.url_map.converters["aggregation"] = AggregationName
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
-    add_health(app, deps)
-    add_jobs(app, deps)
-    add_aggregations(app, deps)
-    add_listed(app, deps)
-    add_files(app, deps)
-    add_metrics(app, deps)
-    add_page(app)
-    add_openapi(app, deps)
-    add_reference(app, deps)
-    add_events(app, events)
-    add_session(app, callers)
-    # `Api` answers POST itself; Quart answers OPTIONS, and other methods with 405.
-    for path in _INTAKE:
-        app.add_url_rule(path, path, methods=["POST", "OPTIONS"], provide_automatic_options=True)
+    for endpoint, route in _BY_ENDPOINT.items():
+        # Of plain routes Quart answers OPTIONS only, and other methods with 405.
+        view = None if route.plain else partial(_view, context, route)
+        methods = [route.method, "OPTIONS"]
+        app.add_url_rule(route.rule, endpoint, view, methods=methods, provide_automatic_options=True)
 
     @app.errorhandler(Exception)
     async def answer_error(error: Exception) -> Response:
@@ -236,6 +231,26 @@ def create_routes(deps: ApiDeps, events: Events, callers: Callers = ()) -> Quart
         return response
 
     return app
+
+
+async def _view(context: Context, route: Route, **variables: str) -> ResponseReturnValue:
+    """What Quart makes the response of: the handler's result, with the first status that it declares."""
+    result = await route.handler(context, **variables)
+    if isinstance(result, Response):
+        return result
+    body, *rest = result if isinstance(result, tuple) else (result,)
+    if not (rest and isinstance(rest[0], int)):
+        rest.insert(0, next(iter(route.responses)))
+    if isinstance(body, BaseModel):
+        body = Response(body.model_dump_json(), content_type=JSON)
+    return (body, *rest)
+
+
+class AggregationName(PathConverter):
+    """The rest of a path: a name may have slashes, also at its start."""
+
+    regex = ".*"
+    part_isolating = False
 
 
 def status_class(status: int) -> str:
@@ -267,7 +282,15 @@ def as_problem(error: Exception) -> Problem:
 UNKNOWN = "other"
 """Stands for the route of a request that was refused before its route was known, or has none."""
 
-_INTAKE = {SINGLE_PATH: serve_download, BULK_PATH: serve_downloads}
+_BY_ENDPOINT = {f"{route.method} {route.rule}": route for route in ROUTES}
+
+_PLAIN = {(route.method, route.rule): route for route in ROUTES if route.plain}
+
+
+def _scope_elsewhere(method: str) -> Scope:
+    """The scope that a request needs which no route takes."""
+    return "read" if method in SAFE_METHODS else "admin"
+
 
 _CROWDED = unavailable("too_many_connections", "Too many clients are connected; try again.")
 
@@ -289,11 +312,11 @@ async def serve(
 
     async def stopping() -> None:
         await stop()
-        app.events.stop()
+        app.context.events.stop()
 
     async with trio.open_nursery() as background:
-        await background.start(app.intake.run)
-        background.start_soon(app.events.run)
+        await background.start(app.context.intake.run)
+        background.start_soon(app.context.events.run)
         await serve_http(
             app,
             sockets=sockets,

@@ -1,35 +1,52 @@
-"""Authentication and authorization: bearer tokens (RFC 6750), their scopes and allow-lists. No I/O.
+"""Authentication and authorization: bearer tokens (RFC 6750), their scopes and allow-lists, and sessions.
 
 Tokens are kept as SHA-256 digests. A request's token is compared with all of them in constant time, so the
 time of an answer does not reveal how much of a guessed token was right.
+
+A session is a cookie of the web page that stands for a token. The cookie has the time at which the session
+ends, signed (HMAC-SHA256) with the token's digest. So nothing is stored, every instance with the token
+accepts the session, and it ends with the token. It is not the token: browsers send cookies to every port of a
+host, and to other services there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import get_args
+from operator import itemgetter
+from typing import cast, get_args
 
-from downloader.api.globs import Allows, destination_globs, text_globs, url_globs
-from downloader.api.intake import BULK_PATH, SINGLE_PATH
-from downloader.api.origin import SAFE_METHODS
+from quart import request
+
+from downloader.api.globs import Allows, anything, destination_globs, text_globs, url_globs
 from downloader.api.problems import Fault, Problem, Refused, faulty
 from downloader.config import Scope, TokenSettings
 from downloader.model import JobSpec
+from downloader.server import Headers, Message
 
 CALLER = "downloader.caller"
 """Key in the ASGI scope: the request's `Caller`, or `None` while the API is open."""
 
-PUBLIC_PATHS = frozenset({"/hb", "/health/live", "/health/ready"})
-"""Routes for load balancers and supervisors, which have no token."""
+SESSION = "downloader.session"
+"""Key in the ASGI scope: the `Session` by which the request was accepted; absent without one."""
 
-SESSION_PATH = "/session"
+SESSION_S = 12 * 3600
+"""A long working day; then the page asks for the token again."""
 
-RETRY_PATH = "/retry"
-"""Route of retries: in bulk, or with a job's id behind it."""
+COOKIE = "downloader-session"
+SECURE_COOKIE = f"__Host-{COOKIE}"
+"""Browsers accept a cookie of this name only over TLS and from this very host (RFC 6265bis, 4.1.3)."""
+
+_DIGITS = 12
+"""Bytes of a Unix time, until the year 33658."""
+
+_COOKIES = 4
+"""Most cookies of a request that are looked at. Each is compared with each token, and a head has room for
+hundreds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,15 +86,6 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
     ]
 
 
-def needs_token(method: str, path: str) -> bool:
-    """Whether the route needs a token, if there are any.
-
-    The page's static files do not: the page asks for the token. `SESSION_PATH` checks it by itself.
-    """
-    static = method in SAFE_METHODS and (path == "/" or path.startswith("/web/"))
-    return not static and path not in PUBLIC_PATHS and path != SESSION_PATH
-
-
 def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
     """The owner of the request's token; names of `headers` are in lower case.
 
@@ -104,28 +112,76 @@ def find_token(callers: Callers, token: bytes) -> tuple[bytes, Caller] | None:
     return found
 
 
-def check_scope(caller: Caller, method: str, path: str) -> None:
-    """Check that the caller's scopes include the route's.
+def check_scope(caller: Caller, scope: Scope) -> None:
+    """Check that the caller's scopes include this one.
 
     Raises:
         Refused: 403.
     """
-    scope = scope_of(method, path)
     if scope not in caller.scopes:
         raise Refused(
             Problem(HTTPStatus.FORBIDDEN, "forbidden", detail=f"The token lacks the scope {scope}.")
         )
 
 
-def scope_of(method: str, path: str) -> Scope:
-    """The scope that a request needs."""
-    if method in SAFE_METHODS:
-        return "read"
-    if method == "DELETE" or (method == "POST" and path in (SINGLE_PATH, BULK_PATH)):  # DELETE cancels a job
-        return "submit"
-    if method == "POST" and (path == RETRY_PATH or path.startswith(f"{RETRY_PATH}/")):
-        return "retry"
-    return "admin"
+def visible_aggregations() -> Allows:
+    """The aggregations that the caller of Quart's request may see."""
+    caller = cast("Caller | None", request.scope.get(CALLER))
+    return anything if caller is None else caller.aggregations
+
+
+def sees_all() -> bool:
+    """Whether the caller of Quart's request may see every aggregation."""
+    return visible_aggregations() is anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session that has not ended."""
+
+    caller: Caller
+    ends: int
+    """Unix time in seconds."""
+
+    def left_s(self) -> float:
+        """Seconds until it ends."""
+        return self.ends - time.time()
+
+
+def sign(digest: bytes, ends: int) -> str:
+    """The cookie's value, for the token with this digest."""
+    return f"{ends}.{hmac.digest(digest, b'session %d' % ends, 'sha256').hex()}"
+
+
+def find_session(callers: Callers, scope: Message) -> Session | None:
+    """The session of a request without `Authorization`; `None` if there is none or it has ended.
+
+    Over TLS only `SECURE_COOKIE` counts: other hosts of the same domain can set the other one. Without
+    TLS both do, because a proxy in front may have it, and `SECURE_COOKIE` comes first.
+    """
+    headers: Headers = scope["headers"]
+    if any(name == b"authorization" for name, _ in headers):
+        return None
+    names = (SECURE_COOKIE,) if scope["scheme"] == "https" else (SECURE_COOKIE, COOKIE)
+    given = [(names.index(name), value) for name, value in cookies(headers) if name in names]
+    found = None
+    for _, value in sorted(given, key=itemgetter(0))[:_COOKIES]:
+        ends = value.partition(".")[0]
+        if not (ends.isascii() and ends.isdigit() and len(ends) <= _DIGITS) or int(ends) <= time.time():
+            continue
+        for digest, caller in callers:  # no break: the time must not depend on which one matches
+            if hmac.compare_digest(sign(digest, int(ends)).encode(), value.encode()):
+                found = found or Session(caller=caller, ends=int(ends))
+    return found
+
+
+def cookies(headers: Headers) -> Iterator[tuple[str, str]]:
+    """Name and value of each cookie; HTTP/2 may spread them over several headers."""
+    for name, value in headers:
+        if name == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                cookie, _, text = pair.strip().partition("=")
+                yield cookie, text
 
 
 def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:

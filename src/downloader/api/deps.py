@@ -1,11 +1,17 @@
-"""What the routes need from the rest of the service."""
+"""What the routes need: from the rest of the service, and of the API's own state."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from downloader.api.auth import Callers
+from downloader.api.events import Events
 from downloader.api.globs import Allows, anything
+from downloader.api.intake import Intake
+from downloader.api.openapi import Description
+from downloader.api.origin import Cors
+from downloader.api.search import Aggregations
 from downloader.config import ApiSettings
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy
@@ -43,3 +49,19 @@ class ApiDeps:
     """The URL of a job's file, as in its callback; raises `StorageError` if the storage fails."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None
     """`Storage.local` of the file storage; `None` if this process has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What the handlers of one `Api` share."""
+
+    deps: ApiDeps
+    store: JobStore
+    """`deps.store`."""
+    callers: Callers
+    """Empty while the API is open."""
+    cors: Cors
+    intake: Intake
+    events: Events
+    search: Aggregations
+    description: Description

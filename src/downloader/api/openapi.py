@@ -1,33 +1,34 @@
-"""`GET /openapi.json`: the API as an OpenAPI 3.1 document.
+"""The API as an OpenAPI 3.1 document, and that document as a page.
 
-Made of what the API works with: the model that checks jobs, the types of answers, the codes of problems, the
-scopes of tokens and the limits of the configuration. `operations` has the words for each route.
+Made of what the API works with: the declarations of the routes, the types of requests and responses, the
+codes of problems and the limits of the configuration.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from html import escape
 from http import HTTPStatus
 from typing import Any
 
-import trio
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from pydantic import TypeAdapter
-from quart import Response
-from quart_trio import QuartTrio
 
 from downloader import __version__
 from downloader.api.answers import CallbackPayload, ProblemAnswer
-from downloader.api.auth import needs_token, scope_of
 from downloader.api.codes import CODES
-from downloader.api.deps import ApiDeps
 from downloader.api.fields import NO_CALLBACK, DownloadRequest
-from downloader.api.operations import JSON, OPERATIONS, PATH_PARAMETERS, Answer, Operation
 from downloader.api.problems import CONTENT_TYPE
+from downloader.api.routing import JSON, ResponseSpec, Route, Schema
+from downloader.config import ApiSettings
 
 Document = dict[str, Any]
+
+_CODE = re.compile(r"`([^`]+)`")
 
 _BOUNDS = {"ge": "minimum", "le": "maximum"}
 
@@ -47,23 +48,39 @@ _WEBHOOK_HEADERS = {
 }
 
 
-def add_openapi(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /openapi.json`."""
+PATH_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
+    "job_id": (
+        "The job's id, as the answer to its POST has it.",
+        {"type": "string", "pattern": "^[0-9A-Za-z]{14}$"},
+    ),
+    "aggr_id": ("The aggregation's name; it may have slashes.", {"type": "string"}),
+    "role": ("Whose counters.", {"type": "string", "enum": ["processor", "notifier"]}),
+    "key": ("The file's path, `file.path` of the job; it has slashes.", {"type": "string"}),
+    "name": ("The file's name.", {"type": "string", "pattern": r"^[\w.-]+$"}),
+}
+"""Description and schema of the variables in rules."""
 
-    @cache
-    def body() -> bytes:
-        return json.dumps(openapi_document(deps)).encode()
 
-    @app.get("/openapi.json")
-    async def openapi() -> Response:
-        # It takes 0.3 s the first time.
-        text = await trio.to_thread.run_sync(body)
-        return Response(text, content_type=JSON, headers={"Cache-Control": "no-cache"})
+class Description:
+    """The document and its page; each is made when it is first read, which takes 0.3 s."""
+
+    def __init__(self, routes: Sequence[Route], settings: ApiSettings, backends: Iterable[str]) -> None:
+        self._make = partial(openapi_document, routes, settings, backends)
+
+    @cached_property
+    def json(self) -> bytes:
+        """The document."""
+        return json.dumps(self._make()).encode()
+
+    @cached_property
+    def page(self) -> str:
+        """The document as HTML."""
+        return render(self._make())
 
 
-def openapi_document(deps: ApiDeps) -> Document:
-    """The document for an API with these settings."""
-    types = {id(kind): kind for operation in OPERATIONS.values() for kind in _types(operation)}
+def openapi_document(routes: Sequence[Route], settings: ApiSettings, backends: Iterable[str]) -> Document:
+    """The document for an API with these settings, and these notifier backends by name."""
+    types = {id(kind): kind for route in routes for kind in _types(route)}
     types |= {id(kind): kind for kind in (ProblemAnswer, CallbackPayload)}
     schemas, definitions = TypeAdapter.json_schemas(
         [
@@ -74,11 +91,11 @@ def openapi_document(deps: ApiDeps) -> Document:
     )
     by_type = {key: schema for (key, _), schema in schemas.items()}
     paths: dict[str, Document] = {}
-    for (method, rule), operation in OPERATIONS.items():
-        described = _operation(method, rule, operation, by_type, tokens=bool(deps.settings.tokens))
-        paths.setdefault(_VARIABLE.sub(r"{\1}", rule), {})[method.lower()] = described
+    for route in routes:
+        operation = _operation(route, by_type, tokens=bool(settings.tokens))
+        paths.setdefault(_VARIABLE.sub(r"{\1}", route.rule), {})[route.method.lower()] = operation
     components = {name: _tidy(schema) for name, schema in definitions["$defs"].items()}
-    _complete_job(components["DownloadRequest"], deps)
+    _complete_job(components["DownloadRequest"], backends, int(settings.max_body))
     components["ProblemAnswer"]["properties"]["code"] = {
         "description": "Stable, for programs.",
         "oneOf": [{"const": code, "description": meaning} for code, meaning in CODES.items()],
@@ -95,53 +112,65 @@ def openapi_document(deps: ApiDeps) -> Document:
         "paths": paths,
         "components": {"schemas": components},
     }
-    if deps.settings.tokens:
+    if settings.tokens:
         document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     return document
 
 
-def _types(operation: Operation) -> list[Any]:
-    found = [operation.body, *(answer.body for answer in operation.answers.values())]
-    return [kind for kind in found if kind is not None]
+def render(document: Document) -> str:
+    """A page that loads nothing but a style sheet of this service, for documents of `openapi_document`."""
+    environment = Environment(
+        loader=PackageLoader("downloader.api", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["words"] = _words
+    return environment.get_template("reference.html.j2").render(document)
 
 
-def _operation(
-    method: str, rule: str, operation: Operation, schemas: Mapping[int, Document], *, tokens: bool
-) -> Document:
+def _words(text: str) -> Markup:
+    """Text as HTML, with code between backticks."""
+    return Markup(_CODE.sub(r"<code>\1</code>", escape(text)))  # noqa: S704 - it is escaped
+
+
+def _types(route: Route) -> list[Any]:
+    kinds = [route.body, *(response.body for response in route.responses.values())]
+    return [kind for kind in kinds if kind is not None]
+
+
+def _operation(route: Route, schemas: Mapping[int, Document], *, tokens: bool) -> Document:
     """An operation object."""
-    names = _VARIABLE.findall(rule)
-    path = re.sub(r"[^a-z]+", "_", _VARIABLE.sub("", rule)).strip("_") or "page"
-    found: Document = {
-        "operationId": "_".join([method.lower(), path, *names]),
-        "summary": operation.summary,
+    names = _VARIABLE.findall(route.rule)
+    path = re.sub(r"[^a-z]+", "_", _VARIABLE.sub("", route.rule)).strip("_") or "page"
+    operation: Document = {
+        "operationId": "_".join([route.method.lower(), path, *names]),
+        "summary": route.summary,
         "parameters": [_path_parameter(name) for name in names]
         + [
             {
-                "name": each.name,
-                "in": each.place,
-                "required": each.required,
-                "description": each.description,
-                "schema": dict(each.schema),
+                "name": parameter.name,
+                "in": parameter.place,
+                "required": parameter.required,
+                "description": parameter.description,
+                "schema": dict(parameter.schema),
             }
-            for each in operation.parameters
+            for parameter in route.parameters
         ],
         "responses": {
-            **{str(int(status)): _answer(answer, schemas) for status, answer in operation.answers.items()},
-            **{str(int(status)): _problem(f"{when}.") for status, when in operation.problems.items()},
+            **{str(int(status)): _response(spec, schemas) for status, spec in route.responses.items()},
+            **{str(int(status)): _problem(f"{when}.") for status, when in route.problems.items()},
             "default": _problem("what any route may answer."),
         },
     }
-    if operation.description:
-        found["description"] = operation.description
-    if operation.body is not None:
-        content = {operation.body_type: {"schema": schemas[id(operation.body)]}}
-        found["requestBody"] = {"required": True, "content": content}
-    if operation.calls_back:
+    if route.description:
+        operation["description"] = route.description
+    if route.body is not None:
+        content = {route.body_type: {"schema": schemas[id(route.body)]}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if route.calls_back:
         payload = schemas[id(CallbackPayload)]
-        found["callbacks"] = {"finished": {"{$request.body#/callback_dst}": {"post": _callback(payload)}}}
+        operation["callbacks"] = {"finished": {"{$request.body#/callback_dst}": {"post": _callback(payload)}}}
     if tokens:
-        found["security"] = [{"token": [scope_of(method, rule)]}] if needs_token(method, rule) else []
-    return found
+        operation["security"] = [{"token": [route.scope]}] if route.scope else []
+    return operation
 
 
 def _path_parameter(name: str) -> Document:
@@ -149,17 +178,17 @@ def _path_parameter(name: str) -> Document:
     return {"name": name, "in": "path", "required": True, "description": description, "schema": dict(schema)}
 
 
-def _answer(answer: Answer, schemas: Mapping[int, Document]) -> Document:
-    found: Document = {"description": answer.description}
-    if answer.media_type:
-        schema = {} if answer.body is None else {"schema": schemas[id(answer.body)]}
-        found["content"] = {answer.media_type: schema}
-    if answer.headers:
-        found["headers"] = {
+def _response(spec: ResponseSpec, schemas: Mapping[int, Document]) -> Document:
+    response: Document = {"description": spec.description}
+    if spec.media_type:
+        schema = {} if spec.body is None else {"schema": schemas[id(spec.body)]}
+        response["content"] = {spec.media_type: schema}
+    if spec.headers:
+        response["headers"] = {
             name: {"description": description, "schema": {"type": "string"}}
-            for name, description in answer.headers.items()
+            for name, description in spec.headers.items()
         }
-    return found
+    return response
 
 
 def _problem(when: str) -> Document:
@@ -186,15 +215,15 @@ def _callback(payload: Document) -> Document:
     }
 
 
-def _complete_job(schema: Document, deps: ApiDeps) -> None:
+def _complete_job(schema: Document, backends: Iterable[str], max_body: int) -> None:
     """Add to a job's schema what the configuration decides, and that `null` stands for no value."""
     for name in ("callback_type", "callback_error_type"):
-        schema["properties"][name]["enum"] = ["", NO_CALLBACK, *sorted(deps.backends), None]
+        schema["properties"][name]["enum"] = ["", NO_CALLBACK, *sorted(backends), None]
     for name, field in schema["properties"].items():
         field["description"] = " ".join(field["description"].split())
         if name not in schema["required"] and "type" in field:
             field["type"] = [field["type"], "null"]
-    schema["description"] += f" The body has at most {int(deps.settings.max_body)} bytes."
+    schema["description"] += f" The body has at most {max_body} bytes."
 
 
 def _tidy(schema: Any) -> Any:

@@ -17,13 +17,16 @@ from typing import Any
 
 import trio
 
-from downloader.api.auth import Caller
-from downloader.api.deps import ApiDeps
+from downloader.api.answers import AcceptedAnswer, AcceptedLine, LineProblem
+from downloader.api.auth import CALLER, Caller
+from downloader.api.deps import ApiDeps, Context
+from downloader.api.fields import DownloadRequest
 from downloader.api.globs import anything
-from downloader.api.intake import BULK_PATH, MAX_BATCH, Intake, memory_of
+from downloader.api.intake import BULK_PATH, MAX_BATCH, SINGLE_PATH, Intake, memory_of
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job, unknown_fields
 from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
+from downloader.api.routing import NDJSON, Parameter, ResponseSpec, route
 from downloader.model import JobSpec
 from downloader.observe import Counters, Event, get_logger
 from downloader.server import STREAMED, Gone, HttpError, Message, Receive, Send, client_of, send_response
@@ -53,24 +56,48 @@ _PROXIED = Problem(
 _log = get_logger()
 
 
-async def serve_download(
-    scope: Message,
-    receive: Receive,
-    send: Send,
-    *,
-    deps: ApiDeps,
-    intake: Intake,
-    caller: Caller | None = None,
-) -> None:
-    """Answer 201 once the store holds the job.
+@route(
+    "POST",
+    SINGLE_PATH,
+    scope="submit",
+    plain=True,
+    calls_back=True,
+    parameters=[
+        Parameter(
+            name=_KEY_HEADER,
+            place="header",
+            description="The same key with the same job within 24 hours answers the same id and enqueues"
+            " nothing.",
+            schema={"type": "string", "pattern": "^[ -~]{1,255}$"},
+        )
+    ],
+    body=DownloadRequest,
+    responses={
+        HTTPStatus.CREATED: ResponseSpec(
+            "The job is accepted.",
+            AcceptedAnswer,
+            headers={
+                "Location": "The job's route.",
+                "Idempotent-Replayed": "`true` if the idempotency key was known.",
+            },
+        )
+    },
+    problems={
+        HTTPStatus.BAD_REQUEST: "the body is not a JSON object, or the idempotency key is malformed",
+        HTTPStatus.CONFLICT: "the aggregation uses a proxy that the token may not use",
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the body is too large",
+        HTTPStatus.UNPROCESSABLE_ENTITY: "fields are at fault, all of them in `errors`, or the idempotency"
+        " key was used with another job",
+    },
+)
+async def submit(context: Context, scope: Message, receive: Receive, send: Send) -> None:
+    """Submit a job.
 
-    After a cancel the store may hold the job or not.
-
-    Raises:
-        Refused: 400, 403, 409, 413 or 422; the rest of a body over the limit is not read.
-        StoreUnavailable, StoreRefused: the store cannot take the job.
-        Gone: the client has left.
+    Accepts a download and answers its id once the store holds it. A callback is required (the pair, or
+    `callback_url`) unless the job brings its own bucket. Any `Content-Type` is taken.
     """
+    # After a cancel the store may hold the job or not.
+    deps, intake, caller = context.deps, context.intake, scope[CALLER]
     with intake.room(client_of(scope)) as keep:
         body = await read_body(receive, deps.settings.max_body, keep)
         headers = dict(scope["headers"])
@@ -275,22 +302,28 @@ class Lines:
             yield line
 
 
-async def serve_downloads(
-    scope: Message,
-    receive: Receive,
-    send: Send,
-    *,
-    deps: ApiDeps,
-    intake: Intake,
-    caller: Caller | None = None,
-) -> None:
-    """Answer each line with a job's id or a problem. Every job whose id was sent is accepted.
+@route(
+    "POST",
+    BULK_PATH,
+    scope="submit",
+    plain=True,
+    calls_back=True,
+    body=DownloadRequest,
+    body_type=NDJSON,
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            "For each line an accepted job or a problem.", AcceptedLine | LineProblem, NDJSON
+        )
+    },
+)
+async def submit_lines(context: Context, scope: Message, receive: Receive, send: Send) -> None:
+    """Submit any number of jobs.
 
-    Raises:
-        Gone: the client left or does not read, or `Intake.room` is used up after the response began.
-        StoreUnavailable: `Intake.room` is used up before the response began.
-        HttpError: before the response began: the body is malformed, or the client sent nothing for too long.
+    One job a line, each answered by a line in the same order while further ones are read. A line's
+    `idempotency_key` works as the header does for a single job. Read while you send.
     """
+    # Every job whose id was sent is accepted. A refusal after the response began closes the connection.
+    deps, intake, caller = context.deps, context.intake, scope[CALLER]
     scope[STREAMED] = True
     lines = Lines(deps.settings.max_body)
     trace = scope.get(TRACE) or traceparent(dict(scope["headers"]))

@@ -8,13 +8,14 @@ from urllib.parse import quote
 
 import trio
 from quart import Request, Response, request
-from quart_trio import QuartTrio
 from quart_trio.wrappers.response import TrioFileBody
 from werkzeug.http import parse_range_header
 
-from downloader.api.deps import ApiDeps
+from downloader.api.auth import sees_all
+from downloader.api.deps import Context
 from downloader.api.problems import Problem, Refused, not_found
-from downloader.api.routes.jobs import sees_all, visible_job
+from downloader.api.routes.jobs import visible_job
+from downloader.api.routing import ResponseSpec, route
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
@@ -32,18 +33,35 @@ _HEADERS = {
 }
 
 
-def add_files(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /files/<path>`."""
+_FILE = "application/octet-stream"
 
-    @app.get("/files/<path:key>")
-    async def files(key: str) -> Response:
-        stored = None
-        if deps.files is not None and is_key(key) and (sees_all() or await _is_visible(deps.store, key)):
-            stored = await deps.files(key)
-        response = await file_response(stored, request) if stored is not None else None
-        if response is None:
-            raise not_found("There is no such file.")
-        return response
+
+@route(
+    "GET",
+    "/files/<path:key>",
+    scope="read",
+    responses={
+        HTTPStatus.OK: ResponseSpec("The file.", media_type=_FILE),
+        HTTPStatus.PARTIAL_CONTENT: ResponseSpec("The range asked for.", media_type=_FILE),
+        HTTPStatus.NOT_MODIFIED: ResponseSpec("The client has it.", media_type=""),
+    },
+    problems={
+        HTTPStatus.NOT_FOUND: "there is no such file",
+        HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "the range begins past the end",
+    },
+)
+async def show(context: Context, key: str) -> Response:
+    """A stored file.
+
+    As an attachment, for storages with local files. `Range` and conditional requests work.
+    """
+    stored, files = None, context.deps.files
+    if files is not None and is_key(key) and (sees_all() or await _is_visible(context.store, key)):
+        stored = await files(key)
+    response = await file_response(stored, request) if stored is not None else None
+    if response is None:
+        raise not_found("There is no such file.")
+    return response
 
 
 async def _is_visible(store: JobStore, key: str) -> bool:

@@ -5,147 +5,204 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Any, cast
-from urllib.parse import urlencode
 
 from quart import request
-from quart_trio import QuartTrio
 
-from downloader.api.answers import FailuresAnswer, JobAnswer, ListedAnswer, ListedPageAnswer, RetriedAnswer
-from downloader.api.auth import CALLER, Caller
-from downloader.api.deps import ApiDeps
-from downloader.api.globs import Allows, anything
+from downloader.api.answers import (
+    FailuresAnswer,
+    IdAnswer,
+    JobAnswer,
+    ListedAnswer,
+    ListedPageAnswer,
+    RetriedAnswer,
+)
+from downloader.api.auth import sees_all, visible_aggregations
+from downloader.api.deps import Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
+from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.views import job_view, rfc3339, unix_ms
 from downloader.model import State
 from downloader.observe import Event, get_logger
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed, ListedJob
 
-_log = get_logger()
+PAGE = 200
+"""Jobs that one request reads: a few milliseconds of the store's time."""
+
+_FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+_CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
 
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
 
+_log = get_logger()
 
-def add_jobs(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /jobs/<id>`, `DELETE /jobs/<id>`, `POST /retry/<id>`, `GET /dashboard/aggregations`."""
+_LINK = {"Link": "The next page (RFC 8288)."}
 
-    @app.get("/jobs/<job_id>")
-    async def job(job_id: str) -> JobAnswer:
-        view = await visible_job(deps.store, job_id)
-        if view is None:
-            raise Refused(UNKNOWN_JOB)
-        return job_view(view, deps.download_url)
+_LOCATION = {"Location": "The job's route."}
 
-    @app.delete("/jobs/<job_id>")
-    async def cancel(job_id: str) -> tuple[dict[str, Any], int]:
-        await _cancel(deps, job_id)
-        return {"id": job_id}, HTTPStatus.ACCEPTED
+_UNKNOWN = "there is no such job"
 
-    @app.post("/retry/<job_id>")
-    async def retry(job_id: str) -> tuple[dict[str, Any], int, dict[str, str]]:
-        answer = Changed.UNKNOWN
-        known = _JOB_ID.fullmatch(job_id) is not None
-        if known and (sees_all() or await visible_job(deps.store, job_id) is not None):
-            again = request.args.get("download", "") not in ("", "0", "false")
-            answer = await deps.store.retry(job_id, download=again, limit=deps.callback_limit)
-        if answer is Changed.UNKNOWN:
-            raise Refused(UNKNOWN_JOB)
-        if answer is Changed.CONFLICT:
-            raise Refused(_NOT_TO_BE_RETRIED)
-        return {"id": job_id}, HTTPStatus.CREATED, {"Location": f"/jobs/{job_id}"}
+_AGGREGATION = Parameter(name="aggr_id", description="Only jobs of this aggregation.")
 
-    @app.get("/dashboard/aggregations")
-    async def aggregations() -> list[dict[str, Any]]:
-        sizes = await deps.store.aggregation_sizes()
-        allowed = visible_aggregations()
-        return [{"name": f"jobs:{name}", "size": size} for name, size in sizes.items() if allowed(name)]
+_FAILED_CALLBACKS = (
+    _AGGREGATION,
+    Parameter(
+        name="since",
+        description="Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
+        schema={"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]},
+    ),
+    CURSOR,
+)
 
 
-async def _cancel(deps: ApiDeps, job_id: str) -> None:
-    view = await visible_job(deps.store, job_id)
+@route(
+    "GET",
+    "/jobs/<job_id>",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("The job.", JobAnswer)},
+    problems={HTTPStatus.NOT_FOUND: _UNKNOWN},
+)
+async def show(context: Context, job_id: str) -> JobAnswer:
+    """One job."""
+    view = await visible_job(context.store, job_id)
+    if view is None:
+        raise Refused(UNKNOWN_JOB)
+    return job_view(view, context.deps.download_url)
+
+
+@route(
+    "DELETE",
+    "/jobs/<job_id>",
+    scope="submit",
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("It is cancelled.", IdAnswer)},
+    problems={HTTPStatus.NOT_FOUND: _UNKNOWN, HTTPStatus.CONFLICT: "its download is over"},
+)
+async def cancel(context: Context, job_id: str) -> IdAnswer:
+    """Cancel a job.
+
+    It may wait or be in flight. Its callback reports the `error_code` `cancelled`.
+    """
+    deps, view = context.deps, await visible_job(context.store, job_id)
     answer = Changed.UNKNOWN
     if view is not None:
         plan = CallbackPlan.of(view.spec, success=False, per_destination=deps.callback_limit)
         if view.spec.sealed and plan is not None:  # its group depends on the destination
             raise Refused(_ENCRYPTED)
-        answer = await deps.store.cancel(view.spec, plan, deps.keep_s)
+        answer = await context.store.cancel(view.spec, plan, deps.keep_s)
     if view is None or answer is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
     if answer is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_CANCELLED)
     _log.info(Event.JOB_CANCELLED, job_id=job_id, aggr_id=view.spec.aggr_id)
+    return {"id": job_id}
 
 
-def visible_aggregations() -> Allows:
-    """The aggregations that the request's caller may see."""
-    caller = cast("Caller | None", request.scope.get(CALLER))
-    return anything if caller is None else caller.aggregations
+@route(
+    "GET",
+    "/jobs",
+    scope="read",
+    parameters=[
+        Parameter(
+            name="state", description="Of the download.", schema={"type": "string", "enum": ["", *State]}
+        ),
+        Parameter(
+            name="callback",
+            description="The state of the callback, of jobs whose download is over.",
+            schema={"type": "string", "enum": ["", *_CALLBACK_STATES]},
+        ),
+        *_FAILED_CALLBACKS,
+    ],
+    responses={HTTPStatus.OK: ResponseSpec("A page.", ListedPageAnswer, headers=_LINK)},
+    problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
+)
+async def list_jobs(context: Context) -> tuple[ListedPageAnswer, dict[str, str]]:
+    """Lists of jobs.
+
+    By `state` or `callback` or both; pending ones of one `aggr_id`.
+    """
+    state, callback = request.args.get("state", ""), request.args.get("callback", "")
+    found, cursor = await _page(context.store, state, callback)
+    return {"jobs": [_answer(job) for job in found], "cursor": cursor}, next_page("/jobs", cursor)
 
 
-def sees_all() -> bool:
-    """Whether the request's caller may see every aggregation."""
-    return visible_aggregations() is anything
+@route(
+    "GET",
+    "/failures",
+    scope="read",
+    parameters=[_AGGREGATION],
+    responses={HTTPStatus.OK: ResponseSpec("The newest first.", FailuresAnswer)},
+)
+async def failures(context: Context) -> FailuresAnswer:
+    """What failed lately.
+
+    The newest of the jobs whose download or callback failed for good; at most 200.
+    """
+    allows, aggr_id = visible_aggregations(), request.args.get("aggr_id", "")
+    newest = await context.store.failures(PAGE)
+    return {"jobs": [_answer(job) for job in newest if allows(job.aggr_id) and aggr_id in ("", job.aggr_id)]}
+
+
+@route(
+    "POST",
+    "/retry/<job_id>",
+    scope="retry",
+    parameters=[
+        Parameter(
+            name="download",
+            description="Repeat a failed download instead.",
+            schema={"type": "string", "enum": ["1", "0"]},
+        )
+    ],
+    responses={HTTPStatus.CREATED: ResponseSpec("It waits again.", IdAnswer, headers=_LOCATION)},
+    problems={
+        HTTPStatus.NOT_FOUND: _UNKNOWN,
+        HTTPStatus.CONFLICT: "nothing of it has failed, or its aggregation uses another proxy now",
+    },
+)
+async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]]:
+    """Retry a job.
+
+    Sends a failed callback again.
+    """
+    answer = Changed.UNKNOWN
+    known = _JOB_ID.fullmatch(job_id) is not None
+    if known and (sees_all() or await visible_job(context.store, job_id) is not None):
+        again = request.args.get("download", "") not in ("", "0", "false")
+        answer = await context.store.retry(job_id, download=again, limit=context.deps.callback_limit)
+    if answer is Changed.UNKNOWN:
+        raise Refused(UNKNOWN_JOB)
+    if answer is Changed.CONFLICT:
+        raise Refused(_NOT_TO_BE_RETRIED)
+    return {"id": job_id}, {"Location": f"/jobs/{job_id}"}
+
+
+@route(
+    "POST",
+    "/retry",
+    scope="retry",
+    parameters=_FAILED_CALLBACKS,
+    responses={HTTPStatus.OK: ResponseSpec("The page is done.", RetriedAnswer)},
+    problems={HTTPStatus.UNPROCESSABLE_ENTITY: BAD_QUERY},
+)
+async def retry_all(context: Context) -> RetriedAnswer:
+    """Send failed callbacks again.
+
+    Those of one page of `GET /jobs?callback=failed`; repeat it with the cursor.
+    """
+    found, cursor = await _page(context.store, "", State.FAILED)
+    retried = 0
+    for job in found:
+        # Not durable: under `aof` a page would wait for 200 syncs to the disk, one after the other.
+        answer = await context.store.retry(
+            job.job_id, download=False, limit=context.deps.callback_limit, durable=False
+        )
+        retried += answer is Changed.DONE
+    return {"retried": retried, "cursor": cursor}
 
 
 async def visible_job(store: JobStore, job_id: str) -> JobView | None:
     """The job with this id; `None` if there is none or the request's caller may not see it."""
     view = await store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
     return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
-
-
-_NOT_TO_BE_CANCELLED = Problem(
-    HTTPStatus.CONFLICT, "not_to_be_cancelled", detail="The download of this job is over."
-)
-
-_ENCRYPTED = Problem(
-    HTTPStatus.CONFLICT,
-    "encrypted",
-    detail="The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
-)
-
-_NOT_TO_BE_RETRIED = Problem(
-    HTTPStatus.CONFLICT,
-    "not_to_be_retried",
-    detail="Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
-    " aggregation uses another proxy now.",
-)
-
-
-PAGE = 200
-"""Jobs that one request reads: a few milliseconds of the store's time."""
-
-FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
-
-
-def add_listed(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /jobs`, `GET /failures` and `POST /retry`."""
-
-    @app.get("/jobs")
-    async def list_jobs() -> tuple[ListedPageAnswer, int, dict[str, str]]:
-        state, callback = request.args.get("state", ""), request.args.get("callback", "")
-        found, cursor = await _page(deps.store, state, callback)
-        jobs = [_answer(each) for each in found]
-        return {"jobs": jobs, "cursor": cursor}, HTTPStatus.OK, next_page("/jobs", cursor)
-
-    @app.get("/failures")
-    async def failures() -> FailuresAnswer:
-        allows, aggr_id = visible_aggregations(), request.args.get("aggr_id", "")
-        newest = await deps.store.failures(PAGE)
-        found = [each for each in newest if allows(each.aggr_id) and aggr_id in ("", each.aggr_id)]
-        return {"jobs": [_answer(each) for each in found]}
-
-    @app.post("/retry")
-    async def retry_all() -> RetriedAnswer:
-        found, cursor = await _page(deps.store, "", State.FAILED)
-        retried = 0
-        for each in found:
-            # Not durable: under `aof` a page would wait for 200 syncs to the disk, one after the other.
-            answer = await deps.store.retry(
-                each.job_id, download=False, limit=deps.callback_limit, durable=False
-            )
-            retried += answer is Changed.DONE
-        return {"retried": retried, "cursor": cursor}
 
 
 async def _page(store: JobStore, state: str, callback: str) -> tuple[Sequence[ListedJob], str]:
@@ -159,11 +216,11 @@ async def _page(store: JobStore, state: str, callback: str) -> tuple[Sequence[Li
     try:
         since_ms = unix_ms(since) if since else 0
     except ValueError as error:
-        raise Refused(bad_query("since", f"{error}.")) from None
+        raise bad_query("since", f"{error}.") from None
     try:
         page = await store.jobs(which, aggr_id, request.args.get("cursor", ""), PAGE)
     except ValueError:
-        raise Refused(bad_query("cursor", "must be one from an earlier answer.")) from None
+        raise bad_query("cursor", "must be one from an earlier answer.") from None
     allows = visible_aggregations()
     found = [
         each
@@ -189,21 +246,21 @@ def _which(state: str, callback: str, aggr_id: str, since: str) -> Listed:
         Refused: 422, no index of the store has them.
     """
     if not state and not callback:
-        raise Refused(bad_query("state", "or callback is required: the store has no list of all jobs."))
-    if callback and callback not in CALLBACK_STATES:
-        raise Refused(bad_query("callback", "must be succeeded or failed."))
-    if not state or state in FINISHED_STATES:
+        raise bad_query("state", "or callback is required: the store has no list of all jobs.")
+    if callback and callback not in _CALLBACK_STATES:
+        raise bad_query("callback", "must be succeeded or failed.")
+    if not state or state in _FINISHED_STATES:
         return Listed.FINISHED
     if state not in (State.PENDING, State.RUNNING):
-        raise Refused(bad_query("state", f"must be one of {', '.join(State)}."))
+        raise bad_query("state", f"must be one of {', '.join(State)}.")
     if callback:
-        raise Refused(bad_query("callback", "applies only to jobs whose download is over."))
+        raise bad_query("callback", "applies only to jobs whose download is over.")
     if since:
-        raise Refused(bad_query("since", "applies only to jobs whose download is over."))
+        raise bad_query("since", "applies only to jobs whose download is over.")
     if state == State.RUNNING:
         return Listed.RUNNING
     if not aggr_id:
-        raise Refused(bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation."))
+        raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
     return Listed.PENDING
 
 
@@ -219,12 +276,19 @@ def _answer(job: ListedJob) -> ListedAnswer:
     }
 
 
-def next_page(route: str, cursor: str) -> dict[str, str]:
-    """The header that leads to the page behind the request's (RFC 8288); none if the cursor is empty."""
-    query = urlencode({**request.args.to_dict(), "cursor": cursor})
-    return {"Link": f'<{route}?{query}>; rel="next"'} if cursor else {}
+_NOT_TO_BE_CANCELLED = Problem(
+    HTTPStatus.CONFLICT, "not_to_be_cancelled", detail="The download of this job is over."
+)
 
+_ENCRYPTED = Problem(
+    HTTPStatus.CONFLICT,
+    "encrypted",
+    detail="The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
+)
 
-def bad_query(field: str, detail: str) -> Problem:
-    """422: a parameter of the query is malformed."""
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query", detail=f"{field} {detail}", field=field)
+_NOT_TO_BE_RETRIED = Problem(
+    HTTPStatus.CONFLICT,
+    "not_to_be_retried",
+    detail="Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
+    " aggregation uses another proxy now.",
+)

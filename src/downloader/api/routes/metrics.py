@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from itertools import accumulate
 from math import inf
 from typing import TYPE_CHECKING
 
 from quart import Response, request
-from quart_trio import QuartTrio
 
-from downloader.api.deps import ApiDeps
-from downloader.api.routes.snapshot import DESTINATIONS, ROLES, SAMPLED
+from downloader.api.deps import Context
+from downloader.api.routing import ResponseSpec, route
+from downloader.api.snapshot import DESTINATIONS, ROLES, SAMPLED
 from downloader.api.views import cooling, counters
 from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric
 from downloader.store import Backlog, Load
@@ -26,21 +27,27 @@ Series = Mapping[str, Mapping[str, int]]
 """By role, the values of what it counts, by series (see `downloader.observe.counters`)."""
 
 
-def add_metrics(app: QuartTrio, deps: ApiDeps) -> None:
-    """`GET /metrics`."""
+@route(
+    "GET",
+    "/metrics",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("The metrics.", media_type="*/*")},
+)
+async def metrics(context: Context) -> Response:
+    """Metrics for Prometheus.
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        # Here, since its import takes a tenth of the start, and many instances are never asked.
-        from prometheus_client import exposition  # noqa: PLC0415
+    Of the whole fleet; every instance answers the same. Also as OpenMetrics.
+    """
+    # Here, since its import takes a tenth of the start, and many instances are never asked.
+    from prometheus_client import exposition  # noqa: PLC0415
 
-        series = {role: await deps.store.totals(role) for role in ROLES}
-        reports = {role: await deps.store.reports(role) for role in ROLES}
-        load, backlog = await deps.store.load(SAMPLED), await deps.store.backlog(DESTINATIONS)
-        gauges = gauge_values(load, backlog, reports)
-        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-        body = encode(_Collected(list(families(series, gauges))))
-        return Response(body, content_type=content_type)
+    store = context.store
+    series = {role: await store.totals(role) for role in ROLES}
+    reports = {role: await store.reports(role) for role in ROLES}
+    gauges = gauge_values(await store.load(SAMPLED), await store.backlog(DESTINATIONS), reports)
+    encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+    body = encode(_Collected(list(families(series, gauges))))
+    return Response(body, content_type=content_type)
 
 
 class _Collected:

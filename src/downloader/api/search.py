@@ -1,0 +1,93 @@
+"""A search over all aggregations, for operators with thousands of them.
+
+The store can list aggregations only by their number of jobs. So all of them are read, and used for further
+requests for some time if there are many; what is answered about those on the page is of now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import Any
+
+import trio
+
+from downloader.api.globs import Allows
+from downloader.errors import StoreUnavailable
+from downloader.store import Aggregation, AggregationLoad, JobStore, StoreError
+
+SEARCHED = 20_000
+"""Most aggregations that are searched, of each shard of the store the busiest."""
+
+PAGE_MAX = 100
+
+AGE_FACTOR = 20
+"""How long they are kept, as a multiple of the time for reading them: a twentieth of the time is reading."""
+
+AGE_MAX_S = 3.0
+"""How long they are kept at the most: a store that is slow for a moment must not make them old."""
+
+SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
+    "aggr_id": lambda load: load.aggr_id.casefold(),
+    "in_flight": lambda load: load.in_flight,
+    "limit": lambda load: load.limit,
+    "pending": lambda load: load.pending,
+    "state": lambda load: (load.paused, load.cooling_until_ms is not None),
+    "work": lambda load: load.in_flight + load.pending,
+}
+"""What can be sorted by; with a `-` in front the largest come first."""
+
+BUSIEST = "-work"
+
+
+class Aggregations:
+    """The aggregations of one store, as one process searches them."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._loads: Sequence[AggregationLoad] = ()
+        """The busiest first: this order decides among those that are equal in another."""
+        self._error: StoreError | None = None
+        """Of the last reading."""
+        self._keep_until = -inf
+        self._reading = trio.Lock()
+
+    async def find(
+        self, allows: Allows, *, text: str, sort: str, skip: int, count: int
+    ) -> tuple[Sequence[Aggregation], int]:
+        """Some of the aggregations that match and that the caller may see, and how many match.
+
+        `text`: in any place of the name, whatever the case. `skip`: how many of them are left out first.
+        """
+        text = text.casefold()
+        matching = [
+            load for load in await self._newest() if text in load.aggr_id.casefold() and allows(load.aggr_id)
+        ]
+        if sort != BUSIEST:
+            matching.sort(key=SORTS[sort.removeprefix("-")], reverse=sort.startswith("-"))
+        names = [load.aggr_id for load in matching[skip : skip + count]]
+        described = {row.aggr_id: row for row in await self._store.described(names)}
+        return [described[name] for name in names if name in described], len(matching)
+
+    async def _newest(self) -> Sequence[AggregationLoad]:
+        """All aggregations, read again if they are too old.
+
+        An error is kept as long: otherwise each waiting request would wait for an error of its own.
+        """
+        async with self._reading:
+            begun = trio.current_time()
+            if begun >= self._keep_until:
+                try:
+                    found = await self._store.loads(SEARCHED)
+                    self._loads, self._error = sorted(found, key=_by_work), None
+                except StoreError as error:
+                    self._error = error
+                now = trio.current_time()
+                self._keep_until = now + min(AGE_MAX_S, AGE_FACTOR * (now - begun))
+        if self._error is not None:
+            raise StoreUnavailable(str(self._error)) from self._error
+        return self._loads
+
+
+def _by_work(load: AggregationLoad) -> tuple[int, str]:
+    return -load.in_flight - load.pending, load.aggr_id
