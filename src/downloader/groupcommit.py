@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Generic, TypeVar
 
 import trio
 
 from downloader.errors import DownloaderError
+from downloader.lifetimes import background
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -121,20 +122,9 @@ class GroupCommit(Generic[T, R]):
             raise error from item.error
         return item.answer  # type: ignore[return-value]  # set whenever `error` is not
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Run `run` while the context is open. An error inside is raised as it is, not in a group."""
-        problem: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.run)
-            try:
-                yield
-            except Exception as error:  # noqa: BLE001  # raised below, as the nursery would put it in a group
-                problem = error
-            finally:
-                nursery.cancel_scope.cancel()
-        if problem is not None:
-            raise problem
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Run `run` while the context is open; see `background`."""
+        return background(self.run)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Commit batches until cancelled; items that are in no call then are not committed."""

@@ -1,22 +1,14 @@
-"""The signals that stop a process, and the timers that end it when its stop hangs."""
+"""The signals that stop a process, and the kernel's timer that ends it when its stop hangs."""
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import trio
-
-from downloader.observe import Event, get_logger
-
-log = get_logger()
-
-EXIT_MARGIN_S = 0.3
-"""How long before the kernel ends it a process that hangs logs the reason and exits."""
 
 
 @contextmanager
@@ -39,30 +31,20 @@ def _set_timer_first(number: signal.Signals, within_s: float) -> None:
     assert callable(then), "Trio has just set it"
 
     def handle(received: int, frame: FrameType | None) -> None:
-        left_s, _ = signal.getitimer(signal.ITIMER_REAL)
-        if left_s == 0:
-            signal.signal(signal.SIGALRM, _exit_at_once if os.getpid() == 1 else signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, within_s)
+        set_kill_timer(within_s)
         then(received, frame)
 
     signal.signal(number, handle)
 
 
+def set_kill_timer(within_s: float) -> None:
+    """Have the kernel end the process after this time, unless such a timer runs. In the main thread only."""
+    left_s, _ = signal.getitimer(signal.ITIMER_REAL)
+    if left_s == 0:
+        signal.signal(signal.SIGALRM, _exit_at_once if os.getpid() == 1 else signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, within_s)
+
+
 def _exit_at_once(number: int, _: FrameType | None) -> None:
     """The handler for process 1 of a container, because a signal without a handler does not end it."""
     os._exit(128 + number)
-
-
-def end_with_reason(within_s: float) -> None:
-    """Have a thread end the process shortly before `within_s` seconds have passed, and log why.
-
-    Leases that are not handed back by then stay until they end.
-    """
-
-    def end() -> None:
-        log.error(Event.SERVICE_STOPPED, reason="the grace period is over and something still hangs")
-        os._exit(1)
-
-    timer = threading.Timer(within_s - min(EXIT_MARGIN_S, within_s / 10), end)
-    timer.daemon = True
-    timer.start()

@@ -96,6 +96,19 @@ MODULE = """
         finally:
             log.append("woken")
 
+    class Store:
+        async def put(self, key, body): ...
+        async def delete(self, key): ...
+        async def local(self, key): ...
+        def url(self, key): return ""
+
+    @asynccontextmanager
+    async def open_hanging(section, host):
+        try:
+            yield Store()
+        finally:
+            await trio.sleep_forever()
+
     @asynccontextmanager
     async def open_frail(section, host):
         async def fall_ill():
@@ -132,6 +145,7 @@ ENTRY_POINTS = """
     attic = strangers_pigeon:open_stone
     quitter = strangers_pigeon:open_quitter
     nap = strangers_pigeon:open_asleep
+    hanging = strangers_pigeon:open_hanging
 """
 
 
@@ -284,10 +298,9 @@ async def test_those_already_open_are_closed_when_a_later_one_fails(pigeon: Any,
 
 
 async def test_an_exception_of_the_caller_is_no_plugin_error(pigeon: Any, host: Host) -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(OSError, match="ours"):
         async with open_notifiers({"pigeon": {}}, host):
             raise OSError("ours")
-    assert caught.group_contains(OSError, match="ours")
 
 
 async def test_a_plugin_that_hangs_while_it_opens_is_one_line(
@@ -308,7 +321,7 @@ async def test_a_plugin_that_hangs_while_it_closes_is_cancelled(
 ) -> None:
     async with open_notifiers({"pigeon": {}, "asleep": {"opens": True}}, host):
         pass
-    assert pigeon.log == ["open", "woken", "closed"]
+    assert pigeon.log == ["open", "closed", "woken"]
     assert trio.current_time() == pytest.approx(CLOSING_S)
 
 
@@ -318,8 +331,17 @@ async def test_a_cancelled_start_does_not_wait_for_plugins(
     with trio.move_on_after(1):
         async with open_notifiers({"asleep": {"opens": True}, "pigeon": {}}, host):
             await trio.sleep_forever()
-    assert pigeon.log == ["open", "closed", "woken"]
+    assert sorted(pigeon.log) == ["closed", "open", "woken"]
     assert trio.current_time() == pytest.approx(1)
+
+
+async def test_a_crash_comes_out_although_the_storage_hangs_while_it_closes(
+    pigeon: Any, autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(RuntimeError, match="the service crashed"):
+        async with open_storage("hanging", {}):
+            raise RuntimeError("the service crashed")
+    assert trio.current_time() == pytest.approx(CLOSING_S)
 
 
 async def test_a_plugin_that_ends_by_itself_ends_nothing_else_and_is_opened_again(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
-from downloader.errors import DownloaderError
 from downloader.fetch.spool import Spool
+from downloader.lifetimes import background
 from downloader.observe import failpoint
 
 SMALL_BYTES = 64 * 1024
@@ -134,39 +134,25 @@ class Sink:
     async def writing_behind(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         """Write to the spool file while more arrives.
 
-        Yields a coroutine that hands over what is in memory, as soon as the buffer before has been
-        written. A `DownloaderError` inside comes out as it is.
+        Yields a coroutine function that hands over what is in memory, as soon as the buffer before has been
+        written.
 
         Raises:
             OSError: the disk refuses it.
         """
         sender, receiver = trio.open_memory_channel[list[bytes | bytearray]](0)
-        failure: Exception | None = None
 
-        async def write() -> None:
-            nonlocal failure
-            try:
-                async with receiver:
-                    async for chunks in receiver:
-                        await trio.to_thread.run_sync(self._write, chunks, limiter=self._spool.threads)
-            except OSError as exc:
-                failure = exc
+        async def write(*, task_status: trio.TaskStatus[None]) -> None:
+            task_status.started()
+            with receiver:
+                async for chunks in receiver:
+                    await trio.to_thread.run_sync(self._write, chunks, limiter=self._spool.threads)
 
         async def hand_over() -> None:
             await sender.send(self._take())
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(write)
-            try:
-                async with sender:
-                    yield hand_over
-            except trio.BrokenResourceError:
-                pass  # the writer's failure says more
-            except DownloaderError as exc:
-                failure = exc
-                nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with background(write, stop=sender.close):
+            yield hand_over
 
     async def complete(self) -> CompleteBody:
         """Call at the end of the body. A spool file is then synced and closed.

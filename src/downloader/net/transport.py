@@ -12,6 +12,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx2
 import trio
 
+from downloader.lifetimes import background
 from downloader.net.connection import Connection
 from downloader.net.dial import Dialer
 from downloader.net.errors import BadRequest, ConnectionLost, TimedOut
@@ -176,8 +177,9 @@ class Transport(httpx2.AsyncBaseTransport):
         while self._idle:
             await self._drop(next(iter(self._idle)))
 
-    async def sweep(self) -> None:
+    async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Close connections as they expire; runs until cancelled, and asleep while there is none."""
+        task_status.started()
         while True:
             while not self._idle:
                 self._filled = trio.Event()
@@ -278,25 +280,18 @@ async def open_transport(
 ) -> AsyncIterator[Transport]:
     """A transport whose connections obey `policy`; they are closed with it.
 
-    No request may be under way at the end. What is raised inside comes out as it is. `tls`, see
-    `tls_context`, is for all https origins and proxies. At most `max_idle` unused connections are kept.
+    No request may be under way at the end. `tls`, see `tls_context`, is for all https origins and proxies. At
+    most `max_idle` unused connections are kept.
     """
     limits = limits or NetLimits()
     dialer = Dialer(policy=policy, within_s=limits.connect_s, resolver=resolver or SystemResolver())
     transport = Transport(dialer, tls=tls, limits=limits, max_idle=max_idle)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(transport.sweep)
-        try:
+    try:
+        async with background(transport.sweep):
             yield transport
-        except Exception as exc:  # noqa: BLE001 - raised below: on its way through a nursery it becomes a group
-            failure = exc
-        finally:
-            nursery.cancel_scope.cancel()
-            with trio.move_on_after(_CLOSE_S, shield=True):
-                await transport.close_idle()
-    if failure is not None:
-        raise failure
+    finally:
+        with trio.move_on_after(_CLOSE_S, shield=True):
+            await transport.close_idle()
 
 
 def guarded_client(transport: Transport) -> httpx2.AsyncClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from downloader.groupcommit import CommitAbandoned, GroupCommit
+from downloader.lifetimes import background
 from downloader.model import describe_status, is_reserved
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify.bulkhead import Bulkhead, Deferred
@@ -38,6 +39,7 @@ __all__ = [
     "Result",
     "RetryLater",
     "TlsFailed",
+    "background",
     "deliver",
     "describe_status",
     "is_reserved",

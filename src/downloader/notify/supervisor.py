@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import trio
 
 from downloader.errors import PluginError
+from downloader.lifetimes import Plugin, opened
 from downloader.notify.notifier import Host, Notifier, NotifierFactory, Payload
 from downloader.observe import Event, get_logger
-from downloader.plugins import (
-    CLOSING_S,
-    NOTIFIERS,
-    OPENING_S,
-    check_interface,
-    describe,
-    find_cancel,
-    load_factory,
-    opening_failed,
-)
+from downloader.plugins import NOTIFIERS, OPENING_S, check_interface, load_factory
 
 _log = get_logger()
 
@@ -35,7 +26,7 @@ REOPEN_S, MAX_REOPEN_S = 1.0, 30.0
 async def open_notifiers(
     backends: Mapping[str, Mapping[str, Any]], host: Host, *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Mapping[str, Notifier]]:
-    """Open each backend with its section; at the end close them in reverse order, whatever happens.
+    """Open each backend with its section; at the end close them side by side, see `opened`.
 
     Each runs in its own task, and its host has a logger of its own. A plugin that ends because a background
     task of it raised is opened again, and affects no other; until then its deliveries raise.
@@ -46,98 +37,69 @@ async def open_notifiers(
     """
     factories = {name: _factory(name) for name in backends}
     notifiers: dict[str, Notifier] = {}
-    supervisors: list[_Supervisor] = []
-    problem: PluginError | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            for name, section in backends.items():
-                own_host = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
-                supervisor = _Supervisor(name, factories[name], section, own_host, notifiers, opening_s)
-                problem = await nursery.start(supervisor.run)
-                if problem is not None:
-                    break
-                supervisors.append(supervisor)
-            else:
-                yield notifiers
-        finally:
-            # After a cancel, plugins get no time to close.
-            within_s = 0.0 if trio.current_effective_deadline() == -math.inf else CLOSING_S
-            with trio.CancelScope(shield=True):
-                for supervisor in reversed(supervisors):
-                    await supervisor.close(within_s)
-    # Raised after all are closed: the nursery would put the exception in a group.
-    if problem is not None:
-        raise problem
+    supervisors = [
+        _Supervisor(name, factories[name], section, host, notifiers, opening_s=opening_s)
+        for name, section in backends.items()
+    ]
+    async with opened(*supervisors):
+        yield notifiers
 
 
-@dataclass(slots=True)
 class _Supervisor:
-    """Keeps one plugin open; `run` is its task."""
+    """Keeps one plugin open, and opens it again when it has ended; `run` is its task."""
 
-    name: str
-    factory: NotifierFactory
-    section: Mapping[str, Any]
-    host: Host
-    notifiers: MutableMapping[str, Notifier]
-    """The open notifiers by name; this one adds itself."""
-    opening_s: float
-    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    _closing: trio.Event = field(default_factory=trio.Event)
-    _closed: trio.Event = field(default_factory=trio.Event)
+    def __init__(
+        self,
+        name: str,
+        factory: NotifierFactory,
+        section: Mapping[str, Any],
+        host: Host,
+        notifiers: MutableMapping[str, Notifier],
+        *,
+        opening_s: float,
+    ) -> None:
+        self._name = name
+        self._notifiers = notifiers
+        """The open notifiers by name; this one adds itself."""
+        self._closing = trio.Event()
+        own_host = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
+        self._plugin = Plugin(
+            name=f"backends.{name}",
+            factory=lambda: factory(section, own_host),
+            check=self._add,
+            opening_s=opening_s,
+        )
 
-    async def run(self, *, task_status: trio.TaskStatus[PluginError | None]) -> None:
-        """Keep the plugin open until `close`; `started` gets `None`, or why it could not be opened."""
-        try:
-            problem = await self._keep(lambda: task_status.started(None))
-            if problem is not None and self.name not in self.notifiers:
-                task_status.started(problem)
-                return
-            pause_s = REOPEN_S
-            while problem is not None:
-                _log.warning(Event.BACKEND_FAILED, backend=self.name, error=str(problem), exc_info=problem)
-                self.notifiers[self.name] = _Ended()
+    async def run(self, *, task_status: trio.TaskStatus[Notifier]) -> None:
+        """Keep the plugin open until `close`.
+
+        Raises:
+            PluginError: it could not be opened the first time.
+        """
+        pause_s = REOPEN_S
+        while not self._closing.is_set():
+            try:
+                await self._plugin.run(task_status=task_status)
+            except PluginError as problem:
+                if self._name not in self._notifiers:
+                    raise
+                _log.warning(Event.BACKEND_FAILED, backend=self._name, error=str(problem), exc_info=problem)
+                self._notifiers[self._name] = _Ended()
+                task_status = trio.TASK_STATUS_IGNORED
                 with trio.CancelScope(shield=True), trio.move_on_after(pause_s):
                     await self._closing.wait()
-                    return
                 pause_s = min(2 * pause_s, MAX_REOPEN_S)
-                problem = await self._keep(lambda: None)
-        finally:
-            self._closed.set()
 
-    async def close(self, within_s: float) -> None:
-        """Close the plugin, within a limited time unless it ignores cancels."""
+    def close(self) -> None:
+        """Begin the bounded close of the plugin."""
         self._closing.set()
-        self._scope.deadline = trio.current_time() + within_s
-        await self._closed.wait()
+        self._plugin.close()
 
-    async def _keep(self, opened: Callable[[], None]) -> PluginError | None:
-        """Open the plugin and wait until it ends; returns why, or `None` if `close` has ended it."""
-        self._scope = trio.CancelScope(deadline=trio.current_time() + self.opening_s)
-        is_open = False
-        text = f"did not open within {self.opening_s:g} s"
-        cause: BaseException | None = None
-        try:
-            with self._scope:
-                async with self.factory(self.section, self.host) as notifier:
-                    check_interface(notifier, ("deliver",), "the plugin")
-                    self.notifiers[self.name] = notifier
-                    is_open, text = True, "has ended by itself"
-                    # From here on only `close` ends it, after the deliveries have ended.
-                    self._scope.deadline, self._scope.shield = math.inf, True
-                    opened()
-                    await self._closing.wait()
-        except BaseException as error:  # noqa: BLE001 - a plugin can raise anything, SystemExit too
-            if (cancel := find_cancel(error)) is not None:
-                raise cancel from None
-            cause = error
-            text = f"has ended by itself: {describe(error)}" if is_open else opening_failed(error)
-        problem = PluginError(f"backends.{self.name}: {text}")
-        problem.__cause__ = cause
-        if not self._closing.is_set():
-            return problem
-        if cause is not None:
-            _log.warning(Event.BACKEND_FAILED, backend=self.name, error="cannot be closed", exc_info=cause)
-        return None
+    def _add(self, notifier: Any) -> Notifier:
+        check_interface(notifier, ("deliver",), "the plugin")
+        self._notifiers[self._name] = notifier
+        checked: Notifier = notifier
+        return checked
 
 
 class PluginHasEnded(PluginError):

@@ -56,6 +56,8 @@ class Event(StrEnum):
     """A notifier plugin keeps failing: its callbacks wait, the other backends are not affected."""
     BACKEND_HEALTHY = "backend.healthy"
     """A notifier plugin delivers again."""
+    PLUGIN_NOT_CLOSED = "plugin.not_closed"
+    """A plugin failed or hung while it was closed; the stop went on without it."""
     LEASE_LOST = "lease.lost"
     """Another instance has taken the task; the work of this one has no effect."""
     LEASE_NOT_RENEWED = "lease.not_renewed"

@@ -24,6 +24,7 @@ import trio
 from downloader import __version__
 from downloader.config import Settings
 from downloader.fetch import Fetcher, disk_used_percent, open_fetcher
+from downloader.lifetimes import ExitTimer
 from downloader.model import Kind
 from downloader.notify import Bulkhead, Notifier, open_notifiers
 from downloader.observe import COUNTERS, Counters, Event, get_logger, open_traces
@@ -34,7 +35,7 @@ from downloader.service.reports import Report, reporting
 from downloader.service.resources import open_files, open_host, running_redis
 from downloader.service.shared import RESERVE, Instance, grace_of
 from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
-from downloader.signals import end_with_reason, stop_signals
+from downloader.signals import stop_signals
 from downloader.store import asyncio_loop, open_store
 
 log = get_logger()
@@ -58,6 +59,7 @@ class _Signals:
     grace_s: float
     scope: trio.CancelScope
     """Cancelled by an immediate stop: first it contains the start, later the roles alone."""
+    timer: ExitTimer
     instance: Instance | None = None
     """Once its roles are being started."""
 
@@ -95,10 +97,12 @@ async def run_instance(
         DownloaderError: what kept it from starting, in one line.
     """
     async with trio.open_nursery() as guard:
-        signals = _Signals(scope=guard.cancel_scope, grace_s=grace_of(settings, roles))
+        grace_s = grace_of(settings, roles)
+        signals = _Signals(scope=guard.cancel_scope, grace_s=grace_s, timer=ExitTimer(grace_s))
         # Before anything else, so that no signal leaves an embedded store behind.
         await guard.start(_handle_signals, signals, handle_sigint)
-        await _run_with(settings, roles, sockets, signals, started)
+        with signals.timer.started_by_errors():
+            await _run_with(settings, roles, sockets, signals, started)
         guard.cancel_scope.cancel()
 
 
@@ -112,46 +116,49 @@ async def _run_with(
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     flush_s = signals.grace_s * RESERVE / 4
     async with asyncio_loop(), AsyncExitStack() as stack:
-        tracing = open_traces(instance=owner, version=__version__, flush_s=flush_s)
-        traces = await stack.enter_async_context(tracing)
-        redis = await stack.enter_async_context(running_redis(settings))
-        counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
-        store = await stack.enter_async_context(
-            open_store(redis, _timing(next(iter(counters.values()))), hosts=settings.processor.host_limits)
-        )
-        files = await stack.enter_async_context(open_files(settings))
-        instance = Instance(
-            settings=settings,
-            roles=roles,
-            store=store,
-            files=files,
-            owner=owner,
-            rng=random.Random(),  # noqa: S311  # jitter, not secrets
-            counters=counters,
-            traces=traces,
-        )
-        fetcher = backends = None
-        if "processor" in roles:
-            downloads = open_fetcher(
-                settings=settings.processor,
-                policy=settings.egress.policy("downloads"),
-                storage=files.storage,
-                spool_dir=settings.spool_dir,
-                own_bucket=files.buckets.bucket,
-                on_crawl_delay=store.set_crawl_delay,
-                rng=instance.rng,
+        with signals.timer.started_by_errors():
+            tracing = open_traces(instance=owner, version=__version__, flush_s=flush_s)
+            traces = await stack.enter_async_context(tracing)
+            redis = await stack.enter_async_context(running_redis(settings))
+            counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
+            store = await stack.enter_async_context(
+                open_store(
+                    redis, _timing(next(iter(counters.values()))), hosts=settings.processor.host_limits
+                )
             )
-            fetcher = await stack.enter_async_context(downloads)
-        if "notifier" in roles:
-            host = await stack.enter_async_context(open_host(settings, files.storage))
-            backends = await stack.enter_async_context(open_notifiers(settings.backends, host))
-        serve: Serve | None = None
-        if "api" in roles:
-            from downloader.service.api_role import serve_api  # noqa: PLC0415 - see that module's docstring
+            files = await stack.enter_async_context(open_files(settings))
+            instance = Instance(
+                settings=settings,
+                roles=roles,
+                store=store,
+                files=files,
+                owner=owner,
+                rng=random.Random(),  # noqa: S311  # jitter, not secrets
+                counters=counters,
+                traces=traces,
+            )
+            fetcher = backends = None
+            if "processor" in roles:
+                downloads = open_fetcher(
+                    settings=settings.processor,
+                    policy=settings.egress.policy("downloads"),
+                    storage=files.storage,
+                    spool_dir=settings.spool_dir,
+                    own_bucket=files.buckets.bucket,
+                    on_crawl_delay=store.set_crawl_delay,
+                    rng=instance.rng,
+                )
+                fetcher = await stack.enter_async_context(downloads)
+            if "notifier" in roles:
+                host = await stack.enter_async_context(open_host(settings, files.storage))
+                backends = await stack.enter_async_context(open_notifiers(settings.backends, host))
+            serve: Serve | None = None
+            if "api" in roles:
+                from downloader.service.api_role import serve_api  # noqa: PLC0415 - see that module's docstring
 
-            serve = partial(serve_api, instance, sockets)
-        _freeze_imports()
-        await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
+                serve = partial(serve_api, instance, sockets)
+            _freeze_imports()
+            await _run_roles(instance, fetcher, backends, serve, signals=signals, started=started)
         log.info(Event.SERVICE_STOPPED, instance=instance.owner)
 
 
@@ -348,7 +355,7 @@ async def _handle_signals(
             instance = signals.instance
             begun = instance is not None and instance.stop.begun
             if not begun:
-                end_with_reason(signals.grace_s)
+                signals.timer.start()
             if instance is None or begun:
                 signals.scope.cancel()
                 return

@@ -11,6 +11,7 @@ import trio
 
 from downloader import __version__
 from downloader.errors import StoreError
+from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
 from downloader.store import JobStore
 
@@ -46,7 +47,8 @@ async def reporting(
         now, counts = more()
         await store.report(owner, role, {**facts, **now}, 3 * interval_s, counts)
 
-    async def keep_reporting() -> None:
+    async def keep_reporting(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
         while True:
             try:
                 await report()
@@ -55,10 +57,8 @@ async def reporting(
                 log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
             await trio.sleep(interval_s)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_reporting)
+    async with background(keep_reporting):
         yield
-        nursery.cancel_scope.cancel()
     try:
         await report()
         await store.leave(owner, role)

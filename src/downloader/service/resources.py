@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
+from downloader.lifetimes import opened
 from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Host
 from downloader.service.files import Files
-from downloader.storage import OWN_BUCKETS, Storage, open_buckets, open_storage
+from downloader.storage import OWN_BUCKETS, Storage, buckets_plugin, storage_plugin
 from downloader.store import embedded_valkey
 
 
@@ -34,12 +35,11 @@ async def open_files(settings: Settings) -> AsyncIterator[Files]:
     Raises:
         PluginError: one of them cannot be opened.
     """
-    async with (
-        open_storage(settings.storage_name, settings.storage_section) as storage,
-        open_buckets(
-            OWN_BUCKETS, settings.processor.s3.section, required=settings.processor.s3.is_set
-        ) as buckets,
-    ):
+    plugins = (
+        storage_plugin(settings.storage_name, settings.storage_section),
+        buckets_plugin(OWN_BUCKETS, settings.processor.s3.section, required=settings.processor.s3.is_set),
+    )
+    async with opened(*plugins) as (storage, buckets):
         yield Files(settings=settings, storage=storage, buckets=buckets)
 
 

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from downloader.errors import StorageError, StorageRefused
 from downloader.groupcommit import CommitAbandoned, GroupCommit
+from downloader.lifetimes import background
 from downloader.plugins import parse_section
-from downloader.storage.opening import OWN_BUCKETS, open_buckets, open_storage
+from downloader.storage.opening import (
+    OWN_BUCKETS,
+    buckets_plugin,
+    open_buckets,
+    open_storage,
+    storage_plugin,
+)
 from downloader.storage.protocol import (
     Body,
     Buckets,
@@ -30,8 +37,11 @@ __all__ = [
     "StorageHost",
     "StorageRefused",
     "StoredFile",
+    "background",
+    "buckets_plugin",
     "is_bucket_name",
     "open_buckets",
     "open_storage",
     "parse_section",
+    "storage_plugin",
 ]

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
-import trio
-
 from downloader.errors import PluginError
+from downloader.lifetimes import Plugin, opened
 from downloader.plugins import (
     BUCKETS,
-    CLOSING_S,
     OPENING_S,
     STORAGES,
     check_interface,
-    find_cancel,
     load_factory,
     missing_package,
-    opening_failed,
 )
 from downloader.storage.checked import CheckedBuckets, CheckedStorage
 from downloader.storage.protocol import Buckets, Storage, StorageHost
@@ -33,15 +28,15 @@ OWN_BUCKETS = "s3"
 async def open_storage(
     name: str, section: Mapping[str, Any], *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Storage]:
-    """Open the storage plugin `name` with its section, and close it at the end.
+    """Open the storage plugin `name` with its section, and close it at the end; see `opened`.
 
     Raises:
         PluginError: on entering: the plugin is missing, cannot be imported, refuses its section, does not
             open within `opening_s` or yields an object without the methods of a storage; the text begins with
-            the configuration's table, `processor.filestorage`.
+            the configuration's table, `processor.filestorage`. Or it ended by itself.
     """
-    async with _opened(STORAGES, name, section, "processor.filestorage", opening_s) as storage:
-        yield CheckedStorage(storage)
+    async with opened(storage_plugin(name, section, opening_s=opening_s)) as (storage,):
+        yield storage
 
 
 @asynccontextmanager
@@ -55,38 +50,60 @@ async def open_buckets(
     Raises:
         PluginError: on entering, as `open_storage` does; the text begins with `processor.NAME`.
     """
+    async with opened(buckets_plugin(name, section, required=required)) as (buckets,):
+        yield buckets
+
+
+def storage_plugin(name: str, section: Mapping[str, Any], *, opening_s: float = OPENING_S) -> Plugin:
+    """The storage plugin `name`, for `opened`, whose value is a `Storage`."""
+    return _plugin(
+        STORAGES,
+        name,
+        section,
+        table="processor.filestorage",
+        opening_s=opening_s,
+        coroutines=("put", "delete", "local"),
+        wrapper=CheckedStorage,
+    )
+
+
+def buckets_plugin(name: str, section: Mapping[str, Any], *, required: bool) -> Plugin:
+    """The plugin `name` for the buckets of jobs, for `opened`, whose value is a `Buckets`.
+
+    Raises:
+        PluginError: see `required` of `open_buckets`.
+    """
     if required and (problem := missing_package(BUCKETS, name)):
         raise PluginError(f"processor.{name}: {problem}")
-    async with _opened(BUCKETS, name, section, f"processor.{name}", OPENING_S) as buckets:
-        yield CheckedBuckets(buckets)
+    return _plugin(
+        BUCKETS,
+        name,
+        section,
+        table=f"processor.{name}",
+        opening_s=OPENING_S,
+        coroutines=("bucket",),
+        wrapper=CheckedBuckets,
+    )
 
 
-_COROUTINES = {STORAGES: ("put", "delete", "local"), BUCKETS: ("bucket",)}
+def _plugin(
+    group: str,
+    name: str,
+    section: Mapping[str, Any],
+    *,
+    table: str,
+    opening_s: float,
+    coroutines: Iterable[str],
+    wrapper: Callable[[Any], Any],
+) -> Plugin:
+    host = StorageHost(logger=logging.getLogger(f"downloader.{table}"))
 
+    def open_it() -> AbstractAsyncContextManager[Any]:
+        plugin: AbstractAsyncContextManager[Any] = load_factory(group, name)(section, host)
+        return plugin
 
-@asynccontextmanager
-async def _opened(
-    group: str, name: str, section: Mapping[str, Any], where: str, opening_s: float
-) -> AsyncIterator[Any]:
-    host = StorageHost(logger=logging.getLogger(f"downloader.{where}"))
-    # Raised after the plugin is closed: its nursery would put the exception in a group.
-    problem: PluginError | None = PluginError(f"{where}: did not open within {opening_s:g} s")
-    # Around the plugin's whole life, as scopes and nurseries have to nest; it limits opening and closing.
-    with trio.CancelScope(deadline=trio.current_time() + opening_s) as scope:
-        async with AsyncExitStack() as stack:
-            try:
-                plugin = await stack.enter_async_context(load_factory(group, name)(section, host))
-                check_interface(plugin, _COROUTINES[group], "the plugin", plain=("url",))
-            except BaseException as error:  # noqa: BLE001 - a plugin can raise anything, SystemExit too
-                if (cancel := find_cancel(error)) is not None:
-                    raise cancel from None
-                problem = PluginError(f"{where}: {opening_failed(error)}")
-                problem.__cause__ = error
-            else:
-                problem, scope.deadline = None, math.inf
-                try:
-                    yield plugin
-                finally:
-                    scope.deadline = trio.current_time() + CLOSING_S
-    if problem is not None:
-        raise problem
+    def check(plugin: Any) -> Any:
+        check_interface(plugin, coroutines, "the plugin", plain=("url",))
+        return wrapper(plugin)
+
+    return Plugin(name=table, factory=open_it, check=check, opening_s=opening_s)

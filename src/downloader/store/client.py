@@ -15,6 +15,7 @@ import trio
 from downloader.config import RedisSettings
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
 from downloader.ids import shard_of
+from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Script, load_scripts
@@ -160,8 +161,9 @@ class StoreClient:
         """Subscribe to channels, see `Servers.subscribed`."""
         return self._servers.subscribed(channels)
 
-    async def revive(self) -> None:
+    async def revive(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check shards that have not answered every `REVIVE_S` until they answer. Runs until cancelled."""
+        task_status.started()
         while True:
             await self._fell_silent.wait()
             self._fell_silent = trio.Event()
@@ -224,10 +226,8 @@ async def open_client(
         if keys.shards == 1:
             yield client
         else:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.revive)
+            async with background(client.revive):
                 yield client
-                nursery.cancel_scope.cancel()
     finally:
         await servers.aclose()
 

@@ -24,6 +24,7 @@ import trio
 
 from downloader.errors import ConfigError, StoreUnavailable
 from downloader.folders import private_folder
+from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
 
 log = get_logger()
@@ -94,10 +95,8 @@ async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[
         async with trio.lowlevel.FdStream(os.dup(process.stdout.fileno())) as output:
             process.stdout.close()
             try:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(_watch, process, output)
+                async with background(partial(_watch, process, output)):
                     yield f"unix://{path}"
-                    nursery.cancel_scope.cancel()
             finally:
                 await _stop(process, output)
                 path.unlink(missing_ok=True)

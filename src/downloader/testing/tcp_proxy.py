@@ -7,9 +7,12 @@ import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import trio
+
+from downloader.lifetimes import background
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing a socket with this sends a reset."""
@@ -100,11 +103,7 @@ class TcpProxy:
 async def open_tcp_proxy(target: int | Path) -> AsyncIterator[TcpProxy]:
     """Run a proxy while the context is open, before a port of 127.0.0.1 or the path of a unix socket."""
     proxy = TcpProxy(target)
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        proxy.port = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, proxy.serve, listeners)
-        try:
-            yield proxy
-        finally:
-            nursery.cancel_scope.cancel()
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    proxy.port = listeners[0].socket.getsockname()[1]
+    async with background(partial(trio.serve_listeners, proxy.serve, listeners)):
+        yield proxy

@@ -19,7 +19,16 @@ import trio
 from aiokafka.errors import KafkaError
 
 from downloader.errors import PluginError
-from downloader.notify import Host, Notifier, Payload, Rejected, Result, RetryLater, is_reserved
+from downloader.notify import (
+    Host,
+    Notifier,
+    Payload,
+    Rejected,
+    Result,
+    RetryLater,
+    background,
+    is_reserved,
+)
 from downloader_plugins.kafka.link import Link
 from downloader_plugins.kafka.settings import read_section
 
@@ -44,14 +53,10 @@ async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[No
     settings = read_section(section)
     link = Link(settings, host)
     _quiet(logging.getLogger("aiokafka"))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(link.run)
-        try:
-            yield _Kafka(
-                link=link, timeout_s=settings.timeout, topics=settings.topics, allows=_allows(settings.topics)
-            )
-        finally:
-            nursery.cancel_scope.cancel()
+    async with background(link.run):
+        yield _Kafka(
+            link=link, timeout_s=settings.timeout, topics=settings.topics, allows=_allows(settings.topics)
+        )
 
 
 def _quiet(logger: logging.Logger) -> None:

@@ -68,8 +68,9 @@ class Link:
             await self._tried.wait()
         return self.session
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect again and again until cancelled; raises nothing that aiokafka raises."""
+        task_status.started()
         backoff_s = _BACKOFF_S
         while True:
             was_open = False

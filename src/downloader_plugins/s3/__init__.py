@@ -22,6 +22,7 @@ from downloader.storage import (
     StorageError,
     StorageHost,
     StorageRefused,
+    background,
     is_bucket_name,
     parse_section,
 )
@@ -44,8 +45,7 @@ _REGION = re.compile(r"[a-z0-9-]{1,32}")
 async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # nothing of it is needed
     """Check that the bucket can be written, then open the storage; its files stay when it is closed.
 
-    While it is open, a background task aborts leftover uploads of crashed instances. The task is in a
-    nursery, so an exception raised inside leaves in an exception group.
+    While it is open, a background task aborts leftover uploads of crashed instances.
 
     Raises:
         PluginError: the section is invalid, or the bucket cannot be written.
@@ -63,12 +63,8 @@ async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterato
     except StorageError as exc:
         raise PluginError(f"cannot be written: {exc}") from exc
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(bucket.sweep)
-            try:
-                yield bucket
-            finally:
-                nursery.cancel_scope.cancel()
+        async with background(bucket.sweep):
+            yield bucket
     finally:
         clients.close()
 

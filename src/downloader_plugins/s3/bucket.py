@@ -149,12 +149,13 @@ class Bucket:
             await _clean_up(partial(self._abort_uploads_of, full))
             raise
 
-    async def sweep(self) -> None:
+    async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Abort the uploads of crashed instances, which cost money and are not visible as objects.
 
         Aborts old uploads whose keys have this service's form, and all uploads of `check`; an instance that
         runs its check at the same time does not need its upload. If uploads cannot be listed, does nothing.
         """
+        task_status.started()
         now = datetime.now(UTC)
         after: dict[str, str] = {}
         with suppress(StorageError, KeyError):  # KeyError: an answer without the fields of S3's

@@ -1,0 +1,231 @@
+"""Owners of background tasks and plugins over a `with`, and the timer that ends a process whose stop hangs.
+
+`background` and `opened` are the only places where a nursery or a cancel scope encloses a `yield`. What a
+failing body, a failing close, a hanging close and a cancel give is in `docs/design/lifetimes.md`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import trio
+
+from downloader.errors import PluginError
+from downloader.observe import Event, get_logger
+from downloader.plugins import CLOSING_S, OPENING_S, describe, find_cancel, opening_failed
+from downloader.signals import set_kill_timer
+
+log = get_logger()
+
+EXIT_MARGIN_S = 0.3
+"""How long before the kernel ends the process a thread logs the reason and exits."""
+
+
+@asynccontextmanager
+async def background(
+    task: Callable[..., Awaitable[object]], *, stop: Callable[[], object] | None = None
+) -> AsyncIterator[Any]:
+    """Run `task(task_status=...)` while the context is open; yields the value of its `started()`.
+
+    At the end `stop` is called, by default a cancel of the task, and the task is awaited. A task that returns
+    early does not end the context; a task that raises cancels the body.
+
+    The first error, of the body or of the task, is raised as it is and not in a group. A later error is added
+    to it as a note. Only an error that comes together with a cancel is in the group of Trio's nursery.
+    """
+    errors: list[Exception] = []
+    is_open = False
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[Any]) -> None:
+            try:
+                await task(task_status=task_status)
+            except Exception as error:  # noqa: BLE001 - raised below, as the nursery would put it in a group
+                errors.append(error)
+                nursery.cancel_scope.cancel(reason=repr(error))
+
+        try:
+            value = await nursery.start(run)
+            is_open = True
+            yield value
+        except Exception as error:  # noqa: BLE001 - raised below, as the nursery would put it in a group
+            # The task's own error comes before Trio's complaint that the task has not called `started()`.
+            if is_open or not errors:
+                errors.append(error)
+        finally:
+            (stop or nursery.cancel_scope.cancel)()
+    if errors:
+        first, *later = errors
+        for another in later:
+            first.add_note(f"While that was raised, another error followed: {describe(another)}")
+        raise first
+
+
+class Openable(Protocol):
+    """What `opened` keeps open, in a task of its own."""
+
+    async def run(self, *, task_status: trio.TaskStatus[Any]) -> None:
+        """Open, report the value, keep it open until `close`.
+
+        Raises:
+            PluginError: it did not open, or ended by itself.
+        """
+
+    def close(self) -> None:
+        """Begin the bounded close."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Plugin:
+    """A plugin that is opened, kept open and closed in one task, which is `run`.
+
+    The scopes that bound opening and closing are in this task, so they enclose none of the code that uses the
+    plugin.
+    """
+
+    name: str
+    """The configuration's table, which begins each message."""
+    factory: Callable[[], AbstractAsyncContextManager[Any]]
+    check: Callable[[Any], Any]
+    """Takes what the factory yields and returns what the user of the plugin gets; raises `PluginError`."""
+    opening_s: float = OPENING_S
+    closing_s: float = CLOSING_S
+    _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    _closing: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+        """See `Openable`; may be called again when it has raised. A failing or hanging close is logged.
+
+        Until `close` a cancel from outside does not reach an open plugin. After a cancel the plugin gets no
+        time to close.
+        """
+        self._scope = trio.CancelScope(deadline=trio.current_time() + self.opening_s)
+        is_open = False
+        text = f"did not open within {self.opening_s:g} s"
+        cause: BaseException | None = None
+        try:
+            with self._scope:
+                async with self.factory() as plugin:
+                    value = self.check(plugin)
+                    is_open, text = True, "has ended by itself"
+                    if not self._closing.is_set():
+                        self._scope.deadline, self._scope.shield = math.inf, True
+                    task_status.started(value)
+                    await self._closing.wait()
+                    text = f"did not close within {self.closing_s:g} s"
+        except BaseException as error:  # noqa: BLE001 - a plugin can raise anything, SystemExit too
+            if (cancel := find_cancel(error)) is not None:
+                raise cancel from None
+            cause = error
+            text = f"has ended by itself: {describe(error)}" if is_open else opening_failed(error)
+        if not self._closing.is_set():
+            raise PluginError(f"{self.name}: {text}") from cause
+        if is_open and (cause is not None or self._scope.cancelled_caught):
+            reason = text if cause is None else f"cannot be closed: {describe(cause)}"
+            log.warning(Event.PLUGIN_NOT_CLOSED, plugin=self.name, error=reason, exc_info=cause)
+
+    def close(self) -> None:
+        """Begin the close, which is cancelled after `closing_s`."""
+        self._closing.set()
+        self._scope.shield = False
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + self.closing_s)
+
+
+@asynccontextmanager
+async def opened(*plugins: Openable) -> AsyncIterator[list[Any]]:
+    """Open plugins in this order; yields their values; closes them side by side.
+
+    Errors are raised as `background` raises them. The closes take as long as the slowest one.
+
+    Raises:
+        PluginError: a plugin did not open; those already open are closed. Or it ended by itself, which
+            cancels the body.
+    """
+    async with background(partial(_keep_open, plugins), stop=partial(_close, plugins)) as values:
+        yield values
+
+
+def _close(plugins: Sequence[Openable]) -> None:
+    for plugin in plugins:
+        plugin.close()
+
+
+async def _keep_open(plugins: Sequence[Openable], *, task_status: trio.TaskStatus[list[Any]]) -> None:
+    problems: list[PluginError] = []
+    async with trio.open_nursery() as nursery:
+
+        async def keep(plugin: Openable, *, task_status: trio.TaskStatus[Any]) -> None:
+            try:
+                await plugin.run(task_status=task_status)
+            except PluginError as error:
+                problems.append(error)
+                _close(plugins)
+                if len(values) == len(plugins):
+                    nursery.cancel_scope.cancel(reason=str(error))
+
+        values: list[Any] = []
+        for plugin in plugins:
+            try:
+                values.append(await nursery.start(keep, plugin))
+            except RuntimeError:  # it has not called `started()`
+                if not problems:
+                    raise
+                break
+        if not problems:
+            task_status.started(values)
+    if problems:
+        raise problems[0]
+
+
+class ExitTimer:
+    """Ends the process `within_s` seconds after its first `start`.
+
+    A signal starts the timer, or a part that begins to unwind. Then the leases that are not handed back stay
+    until they end.
+    """
+
+    def __init__(self, within_s: float) -> None:
+        self._within_s = within_s
+        self._is_started = False
+        self._error: BaseException | None = None
+
+    def start(self, error: BaseException | None = None) -> None:
+        """Start the timer, unless it runs; the first error is logged if the process has to be ended.
+
+        Call this in the main thread.
+        """
+        if self._error is None or isinstance(self._error, trio.Cancelled):
+            self._error = error or self._error
+        if self._is_started:
+            return
+        self._is_started = True
+        set_kill_timer(self._within_s)
+        margin_s = min(EXIT_MARGIN_S, self._within_s / 10)
+        timer = threading.Timer(self._within_s - margin_s, self._end)
+        timer.daemon = True
+        timer.start()
+
+    @contextmanager
+    def started_by_errors(self) -> Iterator[None]:
+        """Start the timer when the block ends by an exception, a cancel included."""
+        try:
+            yield
+        except BaseException as error:
+            self.start(error)
+            raise
+
+    def _end(self) -> None:
+        error = self._error
+        if isinstance(error, trio.Cancelled):
+            log.error(Event.SERVICE_FAILED, reason=error.reason)
+        elif error is not None:
+            log.error(Event.SERVICE_FAILED, exc_info=error)
+        log.error(Event.SERVICE_STOPPED, reason="the grace period is over and something still hangs")
+        os._exit(1)
