@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from downloader.cli import main
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Delivery, ErrorCode, FileFacts, Outcome, Verdict
+from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran
 from servers.jobs import end_all
@@ -143,6 +143,20 @@ async def test_submit_and_wait_for_a_failure(run: Run, ending: Callable[[Outcome
     assert ran.out.split()[0::2] == ["failed", "http_status", "gone"]
 
 
+async def test_submit_and_wait_for_a_job_that_is_cancelled(run: Run, api: Served) -> None:
+    async def cancel_once_accepted() -> None:
+        leases: Sequence[Lease] = ()
+        while not leases:
+            await trio.sleep(0.02)
+            leases = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 30)).leases
+        await api.store.cancel(leases[0].spec, None, 60)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cancel_once_accepted)
+        ran = await run("submit", "--wait", "https://h/1", *HTTP)
+    assert (ran.status, ran.out.split()[0]) == (1, "cancelled")
+
+
 async def test_job(run: Run, api: Served) -> None:
     [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
     ran = await run("job", row["id"])
@@ -239,6 +253,9 @@ async def test_aggregations(run: Run) -> None:
     assert (ran.status, ran.json_lines()[0]["paused"]) == (1, False)
     assert ran.complaint.startswith("c: 404 unknown_aggregation: ")
     assert [row["aggr_id"] for row in (await run("aggregations", "--json")).json_lines()] == ["b", "a"]
+    ran = await run("aggregations", "b", "--set", "limit=null")
+    assert (ran.status, ran.err) == (0, "")
+    assert "  limit      4\n" in ran.out
     ran = await run("aggregations", "a", "--set", "limit=0")
     assert (ran.status, ran.complaint.startswith("422 out_of_range: limit ")) == (2, True)
 
@@ -320,11 +337,15 @@ async def test_ctrl_c_says_what_goes_on(
     assert ran.complaint == "interrupted: 1 of 2 jobs have not ended, and go on (see downloader jobs)"
 
 
-@pytest.mark.parametrize("command", [["job"], ["pause"], ["aggregations"], ["jobs", "--aggr-id"]])
-async def test_a_name_that_is_not_unicode_is_unknown(run: Run, command: list[str]) -> None:
-    ran = await run(*command, "\udcff")
-    assert (ran.status, ran.out) == ((0, "") if command[0] == "jobs" else (1, ""))
-    assert ran.err == "" or ran.complaint.startswith("\\udcff: 404 unknown_")
+@pytest.mark.parametrize("command", ["job", "pause", "aggregations"])
+async def test_a_name_that_is_not_unicode_is_unknown(run: Run, command: str) -> None:
+    ran = await run(command, "\udcff")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.complaint.startswith("\\udcff: 404 unknown_")
+
+
+async def test_no_job_has_an_aggregation_whose_name_is_not_unicode(run: Run) -> None:
+    assert await run("jobs", "--aggr-id", "\udcff") == Ran(0, "", "")
 
 
 @pytest.mark.parametrize("command", [["submit", "https://h/"], ["job", "x"], ["aggregations"], ["top"]])

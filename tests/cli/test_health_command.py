@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 import sys
@@ -31,10 +32,14 @@ class Api(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class OnIpv6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 @contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[int]:
+def serving(context: ssl.SSLContext | None = None, *, host: str = "127.0.0.1") -> Iterator[int]:
     """The port of an API."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+    with (OnIpv6 if ":" in host else ThreadingHTTPServer)((host, 0), Api) as server:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = Thread(target=server.serve_forever, args=[0.01])
@@ -57,9 +62,14 @@ def service(*arguments: object) -> Iterator[list[str]]:
             process.kill()
 
 
-@pytest.mark.parametrize("role", ["run", "api"])
-def test_flags_say_where_the_api_is(role: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving() as port, service(role, "--host", "0.0.0.0", "--port", port) as command:
+@pytest.mark.parametrize(
+    ("role", "host", "local"),
+    [("run", "0.0.0.0", "127.0.0.1"), ("api", "127.0.0.1", "127.0.0.1"), ("api", "::", "::1")],
+)
+def test_flags_say_where_the_api_is(
+    role: str, host: str, local: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(host=local) as port, service(role, "--host", host, "--port", port) as command:
         assert main(command) == 0
     assert capsys.readouterr() == ("", "")
 

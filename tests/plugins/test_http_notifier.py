@@ -324,7 +324,7 @@ async def test_a_dripped_answer_does_not_delay_a_delivery(
     gone = trio.Event()
 
     async def drip(stream: trio.abc.Stream) -> None:
-        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")  # for more than an hour
         try:
             while True:
                 await stream.send_all(b"x")

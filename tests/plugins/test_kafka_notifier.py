@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from aiokafka.errors import InvalidTopicError
 
 from downloader.errors import PluginError
 from downloader.notify import Checkable, Delivered, Notifier, Rejected, Result, RetryLater
 from downloader_plugins.kafka import open_kafka
+from downloader_plugins.kafka.reasons import failure
 from downloader_plugins.kafka.session import BATCH_BYTES
 from servers.certs import server_context, write_authority
 from servers.kafka import Tansu, create_topic, mock_cluster, read_topic
@@ -308,3 +310,8 @@ async def test_a_cancelled_delivery_returns_at_once_and_may_be_repeated(servers:
         values = [json.loads(record.value)["extra"] for record in await read_topic(servers, name)]
         assert values.count("last") == 1
         assert values.count("cancelled") <= 4
+
+
+def test_a_topic_that_the_broker_calls_invalid_is_final() -> None:
+    result = failure(InvalidTopicError(), "t")
+    assert result == Rejected("t: the broker does not take the destination for a topic")

@@ -215,10 +215,15 @@ def said(code: str, status: int) -> ClientError:
         (said("TooManyRequests", 429), PassingError, PassingError),
         (said("RequestTimeout", 400), PassingError, PassingError),
         (said("502", 502), PassingError, PassingError),
-        (said("ExpiredToken", 400), StorageError, StorageError),
-        (said("RequestTimeTooSkewed", 403), StorageError, StorageError),
-        (said("BadDigest", 400), StorageError, StorageError),
-        (said("NoSuchUpload", 404), StorageError, StorageError),
+        *((said("Unheard", status), PassingError, PassingError) for status in (408, 425, 429, 500, 599)),
+        *(
+            (said(code, 400), StorageError, StorageError)
+            for code in (
+                *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed"),
+                *("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "OperationAborted"),
+                *("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "ConditionalRequestConflict"),
+            )
+        ),
         (aws.NoCredentialsError(), StorageError, StorageError),
         (aws.ReadTimeoutError(endpoint_url="https://secret"), StorageError, StorageError),
         (aws.ConnectTimeoutError(endpoint_url="https://secret"), StorageError, StorageError),

@@ -255,8 +255,10 @@ async def test_batches_stay_below_what_every_sqs_takes(moto: Moto, proxy: SqsPro
     payloads = [payload(number, size=size) for number, size in enumerate(sizes)]
     async with opened(proxy) as notifier:
         assert await deliver_all(notifier, payloads) == [Delivered()] * len(sizes)
-    totals = [sum(len(entry["MessageBody"]) for entry in batch) for batch in proxy.batches()]
-    assert all(total <= 256 * 1024 for total, batch in zip(totals, proxy.batches(), strict=True) if batch[1:])
+    batches = [[len(entry["MessageBody"]) for entry in batch] for batch in proxy.batches()]
+    several = [batch for batch in batches if len(batch) > 1]
+    assert several
+    assert all(sum(batch) <= 256 * 1024 for batch in several)
     assert sorted(bodies(moto)) == sorted(one.body for one in payloads)
 
 

@@ -377,6 +377,12 @@ def test_a_secret_can_be_named_by_a_variable(config: Path) -> None:
     assert load(config, environ).redis.url == "redis://h"
 
 
+def test_keys_of_a_variable_replace_a_secret_of_the_file(config: Path) -> None:
+    config.write_text('[backends]\nkafka = { env = "KAFKA" }\n')
+    environ = {"DOWNLOADER_BACKENDS__KAFKA__CLIENT_ID": "shop"}
+    assert load(config, environ).backends == {"kafka": {"client_id": "shop"}}
+
+
 def test_a_missing_secret_is_one_line_with_key_and_source(config: Path, tmp_path: Path) -> None:
     expected = "config.toml: redis.url: the environment variable 'NOPE' is not set or empty"
     assert refused(config, '[redis]\nurl = {env = "NOPE"}') == expected
