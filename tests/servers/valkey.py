@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -78,6 +79,11 @@ class Valkey:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop the process, as a hanging machine does; `kill` ends it all the same."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
 
     def command(self, *words: str) -> bytes:
         return command(str(self.socket), *words)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
-from downloader.store import Accepted, Submission, asyncio_loop, open_store
+from downloader.store import Accepted, JobStore, Submission, asyncio_loop, open_store
+from downloader.testing import open_tcp_proxy
 from servers.jobs import spec_for
 from servers.ports import spare_port
 from servers.valkey import Valkey
@@ -75,3 +78,158 @@ async def test_a_replica_that_has_it_is_enough() -> None:
             spec = spec_for(store)
             assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
             assert b"aggr_id" in replica.command("GET", store._keys.key(0, "job", spec.id))
+
+
+def cut_connections(server: Valkey) -> None:
+    """Close the connections of clients, as a reset does: they send their calls again on new ones."""
+    assert server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").startswith(b":")
+
+
+def wait_for_a_waiting_call(server: Valkey) -> None:
+    """Wait until a call waits for the disk or for replicas."""
+    while b"blocked_clients:0" in server.command("INFO", "clients"):
+        time.sleep(0.01)
+
+
+async def cut_while_it_waits(server: Valkey) -> None:
+    await trio.to_thread.run_sync(wait_for_a_waiting_call, server)
+    await trio.to_thread.run_sync(cut_connections, server)
+
+
+async def change(store: JobStore, how: str, submission: Submission) -> None:
+    spec = submission.spec
+    match how:
+        case "submit":
+            await store.submit([submission])
+        case "cancel":
+            await store.cancel(spec, None, 60)
+        case "adjust":
+            await store.adjust(spec.aggr_id, {"limit": 3})
+        case _:
+            await store.retry(spec.id, download=True, limit=1)
+
+
+NEVER_SYNCED = ("--appendonly", "yes", "--appendfsync", "no")
+CHANGES = ["submit", "cancel", "adjust", "retry"]
+
+
+@pytest.mark.slow
+@pytest.mark.row("F29")
+@pytest.mark.parametrize("how", CHANGES)
+async def test_a_repeat_on_another_connection_waits_for_the_disk_too(how: str) -> None:
+    """The client sends a call again after a reset: the script writes nothing then."""
+    with Valkey(*NEVER_SYNCED) as server:
+        redis = RedisSettings(url=server.url, durability="aof", timeout=2)
+        async with asyncio_loop(), open_store(redis) as store, trio.open_nursery() as nursery:
+            nursery.start_soon(cut_while_it_waits, server)
+            with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
+                await change(store, how, Submission(spec=spec_for(store)))
+
+
+@pytest.mark.slow
+@pytest.mark.row("F29")
+@pytest.mark.parametrize("how", CHANGES)
+async def test_a_repeat_at_another_api_waits_for_the_disk_too(how: str) -> None:
+    with Valkey(*NEVER_SYNCED) as server:
+        redis = RedisSettings(url=server.url, durability="aof", timeout=2)
+        async with asyncio_loop(), open_store(redis) as one, open_store(redis) as other:
+            submission = Submission(spec=spec_for(one), idempotency_key="k", value_digest="v")
+            for store in (one, other):
+                with pytest.raises(StoreUnavailable, match="not yet in the append-only file"):
+                    await change(store, how, submission)
+
+
+@pytest.mark.slow
+@pytest.mark.row("F29")
+async def test_a_repeat_waits_for_a_replica_too() -> None:
+    port = spare_port()
+    with (
+        Valkey("--repl-diskless-sync-delay", "0", port=port) as primary,
+        Valkey("--replicaof", "127.0.0.1", str(port)) as replica,
+    ):
+        assert await trio.to_thread.run_sync(primary.command, "WAIT", "1", "4000") == b":1\r\n"
+        redis = RedisSettings(url=primary.url, durability="replicated", timeout=2)
+        async with asyncio_loop(), open_store(redis) as store:
+            replica.freeze()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cut_while_it_waits, primary)
+                with pytest.raises(StoreUnavailable, match="on 0 of 1 replicas"):
+                    await store.submit([Submission(spec=spec_for(store))])
+
+
+@pytest.mark.slow
+async def test_a_durable_call_sends_the_script_s_digest() -> None:
+    with Valkey("--appendonly", "yes") as server:
+        redis = RedisSettings(url=server.url, durability="aof")
+        async with asyncio_loop(), open_store(redis) as store:
+            for _ in range(3):
+                await store.submit([Submission(spec=spec_for(store))])
+            stats = await store._client.command("INFO", "commandstats")
+            assert "cmdstat_eval" not in stats
+            assert (stats["cmdstat_evalsha"]["calls"], stats["cmdstat_waitaof"]["calls"]) == (3, 3 + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.row("F31")
+async def test_f31_the_address_of_the_store_moves_to_another_primary() -> None:
+    """Without Sentinel: the old one answers READONLY, on connections that nobody closes."""
+    port, other_port = spare_port(), spare_port()
+    with (
+        Valkey("--repl-diskless-sync-delay", "0", port=port) as old,
+        Valkey("--replicaof", "127.0.0.1", str(port), port=other_port) as new,
+    ):
+        assert await trio.to_thread.run_sync(old.command, "WAIT", "1", "4000") == b":1\r\n"
+        async with (
+            asyncio_loop(),
+            open_tcp_proxy(port) as address,
+            open_store(RedisSettings(url=f"redis://127.0.0.1:{address.port}")) as store,
+        ):
+            await store.submit([Submission(spec=spec_for(store))])
+            new.command("REPLICAOF", "NO", "ONE")
+            address.target = other_port
+            old.command("REPLICAOF", "127.0.0.1", str(other_port))
+            spec = spec_for(store)
+            assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
+            assert new.command("EXISTS", store._keys.key(0, "job", spec.id)) == b":1\r\n"
+
+
+@pytest.mark.slow
+@pytest.mark.row("F11")
+async def test_a_primary_that_is_demoted_while_a_call_waits_is_unavailable() -> None:
+    with Valkey() as server:
+        redis = RedisSettings(url=server.url, durability="replicated", timeout=3)
+        async with asyncio_loop(), open_store(redis) as store, trio.open_nursery() as nursery:
+
+            async def demote() -> None:
+                await trio.to_thread.run_sync(wait_for_a_waiting_call, server)
+                server.command("REPLICAOF", "127.0.0.1", "1")
+
+            nursery.start_soon(demote)
+            with pytest.raises(StoreUnavailable, match="UNBLOCKED"):
+                await store.submit([Submission(spec=spec_for(store))])
+
+
+async def test_a_user_who_may_not_publish_is_refused_at_the_start() -> None:
+    with Valkey() as server:
+        server.command("ACL", "SETUSER", "svc", "on", ">pw", "~downloader:*", "+@all", "resetchannels")
+        redis = RedisSettings(url=f"unix://svc:pw@{server.socket}")
+        async with asyncio_loop():
+            with pytest.raises(StoreRefused, match=r"may not publish; allow it the channels downloader:\*"):
+                async with open_store(redis):
+                    pass
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-lru"])
+async def test_a_server_that_deletes_jobs_when_it_is_full_is_refused(policy: str) -> None:
+    with Valkey("--maxmemory", "100mb", "--maxmemory-policy", policy) as server:
+        async with asyncio_loop():
+            opened = open_store(RedisSettings(url=server.url))
+            if policy.startswith("allkeys"):
+                with pytest.raises(
+                    StoreRefused, match="maxmemory-policy is allkeys-lru: the server would delete"
+                ):
+                    async with opened:
+                        pass
+            else:
+                async with opened:
+                    pass

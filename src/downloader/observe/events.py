@@ -74,6 +74,8 @@ class Event(StrEnum):
     """The spool's disk is below the low-water mark again."""
     STORE_UNAVAILABLE = "store.unavailable"
     """Redis or Valkey cannot be reached or cannot write; it is tried again."""
+    STORE_EVICTS = "store.evicts"
+    """The server deletes keys that have a time to live when its memory is full; it should refuse writes."""
     STORE_EMPTY = "store.empty"
     """The store came back without the data that it had acknowledged."""
     TRACES_UNAVAILABLE = "traces.unavailable"

@@ -19,12 +19,22 @@ from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Script, load_scripts
-from downloader.store.servers import NoAnswer, Servers, run_script, run_script_durably, servers_for
+from downloader.store.servers import (
+    SYNCED_TTL_MS,
+    NoAnswer,
+    Servers,
+    run_script,
+    run_script_durably,
+    servers_for,
+)
 
 log = get_logger()
 
 T = TypeVar("T")
 A = TypeVar("A")
+
+DURABLE = ("submit", "cancel", "adjust", "retry")
+"""Scripts whose writes a client's answer waits for."""
 
 REVIVE_S = 0.5
 """Pause between checks of shards that do not answer."""
@@ -87,6 +97,12 @@ class StoreClient:
             return await self._call_shard(shard, lambda server: run(server, script, base, arguments))
         finally:
             self._timed(name, trio.current_time() - begun_at)
+
+    async def prepare_durable(self, shard: int) -> None:
+        """Write what durable calls need, so that the first one does not wait twice. Raises as `run` does."""
+        await self.command("SET", self.keys.key(shard, "synced"), 1, "PX", SYNCED_TTL_MS, shard=shard)
+        for name in DURABLE:
+            await self.command("SCRIPT", "LOAD", self._scripts[name].text, shard=shard)
 
     async def command(self, *words: str | int, shard: int = 0) -> Any:
         """Run a plain command on the keys of `shard`. Raises as `run` does."""
@@ -218,6 +234,8 @@ async def open_client(
         try:
             await check_layout(client)
             await _check_durability(client, settings)
+            await _check_channels(client)
+            await _check_eviction(client)
         except StoreUnavailable as error:
             raise StoreUnavailable(
                 f"cannot reach the store at {where(settings)}: {_reason(error)}"
@@ -283,8 +301,43 @@ def compare_layout(text: str, shards: int) -> None:
         )
 
 
+async def _check_channels(client: StoreClient) -> None:
+    """Check that the user may publish: without wake-ups, work would start seconds late.
+
+    Raises:
+        StoreRefused: it may not.
+    """
+    try:
+        await client.command("PUBLISH", client.keys.key(0, "wake", "check"), "")
+    except StoreRefused as error:
+        raise StoreRefused(
+            f"the store's user may not publish; allow it the channels {client.keys.prefix}:*"
+            f" (ACL SETUSER <user> '&{client.keys.prefix}:*')"
+        ) from error
+
+
+async def _check_eviction(client: StoreClient) -> None:
+    """Check that a full server refuses writes instead of deleting jobs.
+
+    Raises:
+        StoreRefused: it deletes keys that have no time to live.
+    """
+    memory = await client.command("INFO", "memory")
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if not memory.get("maxmemory") or policy == "noeviction":
+        return
+    if policy.startswith("allkeys-"):
+        raise StoreRefused(
+            f"maxmemory-policy is {policy}: the server would delete jobs when its memory is full;"
+            " set it to noeviction"
+        )
+    log.warning(Event.STORE_EVICTS, policy=policy)
+
+
 async def _check_durability(client: StoreClient, settings: RedisSettings) -> None:
     """Check that the server has the configured durability, so that a wrong setting fails at the start."""
+    if settings.durability != "memory":
+        await client.ask(range(client.keys.shards), client.prepare_durable)
     if settings.durability == "aof":
         try:
             await client.command("WAITAOF", 1, 0, 1)

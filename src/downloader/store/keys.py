@@ -255,6 +255,12 @@ KEYS = (
         holds="layout version and number of shards: JSON",
     ),
     Key(
+        name="synced",
+        type="string",
+        ttl="24 h",
+        holds="nothing; each durable call writes its time to live, so that there is something to wait for",
+    ),
+    Key(
         name="wake",
         parameters=("kind",),
         type="channel",

@@ -40,6 +40,8 @@ RETRIES = 3
 
 RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
+SYNCED_TTL_MS = 24 * 3600 * 1000
+"""Time to live of the key whose changes make a durable call write something."""
 
 MOVES = 3
 """How often a call follows a shard to another node."""
@@ -63,7 +65,7 @@ _NOT_NOW = (
     exceptions.TryAgainError,
 )
 """Errors after which a later try may succeed."""
-_NOT_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE")
+_NOT_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "UNBLOCKED")
 """First words of further such error replies, for which redis-py has no types."""
 
 
@@ -216,6 +218,12 @@ class Servers:
                 moves += 1
                 if moves > MOVES:
                     raise
+            except exceptions.ReadOnlyError:
+                # After a failover the address may lead to another server, but not for open connections.
+                await client.connection_pool.disconnect(inuse_connections=False)
+                moves += 1
+                if moves > 1:
+                    raise
 
 
 async def _next_message(pubsub: Any, timeout_s: float) -> tuple[str, str | None]:
@@ -248,22 +256,50 @@ async def run_script(server: Any, script: Script, base: str, arguments: Sequence
 async def run_script_durably(
     server: Any, script: Script, base: str, arguments: Sequence[str], *, settings: RedisSettings
 ) -> Any:
-    """Run a script, and wait until its writes are as durable as the settings ask; an asyncio call."""
-    # WAIT and WAITAOF cover the writes of their own connection, so they follow the script on the same one.
-    wait_ms = int(settings.timeout * 1000 * 0.8)
-    pipeline = server.pipeline(transaction=False)
-    pipeline.execute_command("EVAL", script.text, 1, base, *arguments)
-    if settings.durability == "aof":
-        pipeline.execute_command("WAITAOF", 1, 0, wait_ms)
-    else:
-        pipeline.execute_command("WAIT", settings.replicas, wait_ms)
-    answer, reached = await pipeline.execute()
+    """Run a script, and wait until its writes are as durable as the settings ask; an asyncio call.
+
+    A repeated script writes nothing, and what it wrote the first time may not be durable yet. WAIT and
+    WAITAOF cover the writes of their own connection only. So each call writes on its connection, behind all
+    that was written before: the time to live of `synced`, which a server with full memory accepts too.
+    """
+    synced = f"{base}synced"
+    durable = _durable_command(settings)
+    touch = ("PEXPIRE", synced, SYNCED_TTL_MS)
+    try:
+        answer, touched, reached = await _pipeline(
+            server, ("EVALSHA", script.sha, 1, base, *arguments), touch, durable
+        )
+    except exceptions.NoScriptError:
+        answer, touched, reached = await _pipeline(
+            server, ("EVAL", script.text, 1, base, *arguments), touch, durable
+        )
+    if not touched:
+        _, reached = await _pipeline(server, ("SET", synced, 1, "PX", SYNCED_TTL_MS), durable)
     if settings.durability == "aof":
         if reached[0] < 1:
             raise exceptions.TimeoutError("not yet in the append-only file")
     elif reached < settings.replicas:
         raise exceptions.TimeoutError(f"on {reached} of {settings.replicas} replicas")
     return answer
+
+
+def _durable_command(settings: RedisSettings) -> tuple[str | int, ...]:
+    wait_ms = int(settings.timeout * 1000 * 0.8)
+    return (
+        ("WAITAOF", 1, 0, wait_ms) if settings.durability == "aof" else ("WAIT", settings.replicas, wait_ms)
+    )
+
+
+async def _pipeline(server: Any, *commands: tuple[str | int, ...]) -> list[Any]:
+    """Send commands at once on one connection; the first error reply is raised with its own words."""
+    pipeline = server.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    replies: list[Any] = await pipeline.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 def servers_for(settings: RedisSettings) -> Servers:

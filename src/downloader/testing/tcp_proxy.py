@@ -33,7 +33,8 @@ class TcpProxy:
     """A running proxy, made by `open_tcp_proxy`."""
 
     def __init__(self, target: int | Path) -> None:
-        self._target = target
+        self.target = target
+        """A port of 127.0.0.1 or the path of a unix socket; another one is for new connections."""
         self._fault: Fault | None = None
         self._connections: set[trio.CancelScope] = set()
         self.port = 0
@@ -72,10 +73,10 @@ class TcpProxy:
             await trio.aclose_forcefully(client)
 
     async def _relay(self, client: trio.SocketStream) -> None:
-        if isinstance(self._target, Path):
-            server = await trio.open_unix_socket(self._target)
+        if isinstance(self.target, Path):
+            server = await trio.open_unix_socket(self.target)
         else:
-            server = await trio.open_tcp_stream("127.0.0.1", self._target)
+            server = await trio.open_tcp_stream("127.0.0.1", self.target)
         async with server, trio.open_nursery() as nursery:
             nursery.start_soon(self._pump, client, server, False)
             nursery.start_soon(self._pump, server, client, True)
