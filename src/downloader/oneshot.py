@@ -15,12 +15,10 @@ from pathlib import Path
 
 import trio
 
-from downloader.config import ProcessorSettings
-from downloader.fetch import MAX_COOLDOWN_S, Fetcher, LastingParts, open_fetcher
+from downloader.fetch import MAX_COOLDOWN_S, CompleteBody, Fetcher, FetchSettings, open_fetcher
 from downloader.model import Cooldown, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.net import EgressPolicy, Url, UrlError
 from downloader.signals import stop_signals
-from downloader.storage import Body
 
 READ_AHEAD = 10_000
 """Files that are read from the list before their turn, so that a slow host does not delay the others."""
@@ -74,14 +72,14 @@ With `None` for the bytes received, the attempt has ended, and the file waits fo
 def fetch_files(
     urls: Iterable[str],
     *,
-    settings: ProcessorSettings,
+    settings: FetchSettings,
     mime_type: str = "",
     folder: Path,
     limit: int,
     on_result: Callable[[FetchResult], None],
     on_progress: OnProgress | None = None,
     skip: Callable[[str], bool] = lambda _: False,
-    lasting: bool = False,
+    resumable: bool = False,
 ) -> None:
     """Fetch files and return when each has succeeded or failed.
 
@@ -97,8 +95,8 @@ def fetch_files(
         on_result: called exactly once for each file that is not skipped. It may move the file.
         on_progress: called for each file that has not ended.
         skip: called once with each URL, before it is fetched; whether it is not to be fetched.
-        lasting: unfinished files stay in the spool folder, and a later run there continues them. No other run
-            may use the folder at the same time.
+        resumable: unfinished files stay in the spool folder, and a later run there continues them. No other
+            run may use the folder at the same time.
 
     Raises:
         DownloaderError: it could not be started.
@@ -115,10 +113,10 @@ def fetch_files(
                 open_fetcher(
                     settings=settings,
                     policy=EgressPolicy.parse(["0.0.0.0/0", "::/0"], setting="fetch"),
-                    storage=storage,
+                    store=storage.put,
                     spool_dir=folder / "spool",
                     rng=random.Random(),  # noqa: S311 - jitter, not secrets
-                    lasting=lasting,
+                    resumable=resumable,
                 ) as fetcher,
                 trio.open_nursery() as work,
             ):
@@ -172,17 +170,17 @@ class _Files:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
 
-    def path(self, key: str) -> Path:
-        """Where the file with this key is."""
-        return self._folder / key.rpartition("/")[2]
+    def path(self, job_id: str) -> Path:
+        """Where the file of this job is."""
+        return self._folder / job_id
 
-    async def put(self, key: str, body: Body) -> None:
-        """Store a file.
+    async def put(self, spec: JobSpec, body: CompleteBody, *_: object) -> None:
+        """Store a file; see `StoreFile`.
 
         Raises:
             OSError: the disk refuses it.
         """
-        path = self.path(key)
+        path = self.path(spec.id)
         if body.path is not None:
             body.path.replace(path)
         elif body.data is not None:
@@ -333,11 +331,8 @@ class _Run:
 
     async def _attempt(self, host: _Host, file: _File, lease: Lease) -> Outcome:
         began = trio.current_time()
-        parts = self._fetcher.parts
         if file.begun is None:
             file.begun = time.monotonic()
-            if isinstance(parts, LastingParts):
-                parts.expect_job(lease.spec)
         progress = self._on_progress
         if progress is None:
             outcome = await self._fetcher.attempt(lease, still_ours=lambda: True)
@@ -359,8 +354,6 @@ class _Run:
     def _end(self, host: _Host, file: _File, lease: Lease, outcome: Outcome) -> None:
         """Report a file's result."""
         ok = outcome.verdict is Verdict.SUCCEEDED
-        if isinstance(self._fetcher.parts, LastingParts):
-            self._fetcher.parts.forget(lease.spec)
         host.files -= 1
         if not host.files and not host.cooldowns:
             del self._hosts[host.name]
@@ -377,7 +370,7 @@ class _Run:
                 sha256=outcome.file.sha256,
                 mime_type=outcome.file.mime_type,
                 filename=outcome.file.filename,
-                path=str(self._storage.path(lease.spec.storage_key)) if ok else "",
+                path=str(self._storage.path(lease.id)) if ok else "",
                 attempts=lease.attempts + 1,
                 seconds=time.monotonic() - (file.begun or 0.0),
             )
@@ -395,7 +388,7 @@ async def _cancel_at_signal(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """End the run at the first signal; finished files stay, unfinished ones too if they are `lasting`."""
+    """End the run at the first signal; finished files stay, unfinished ones too if they are `resumable`."""
     with stop_signals(signal.SIGINT, signal.SIGTERM, within_s=END_S) as received:
         task_status.started()
         async for number in received:

@@ -16,6 +16,8 @@ from downloader.model import ErrorCode, Outcome, Verdict
 from servers.lab import Lab, open_lab, small
 from servers.origin import BLOCK_BYTES, Exchange, Handler, Origin, Then, body_of, gate, raw, repeat, respond
 
+MIB = 1024 * 1024
+
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -159,7 +161,7 @@ async def test_a_body_that_stops_after_a_fast_start(tmp_path: Path, origin: Orig
 @pytest.mark.slow
 async def test_a_slow_disk_is_not_the_peers_slowness(tmp_path: Path, origin: Origin) -> None:
     async with open_lab(tmp_path, limits=small(stall_s=0.6)) as lab, trio.open_nursery() as nursery:
-        threads = lab.fetcher.spool.threads
+        threads = lab.fetcher.tools.spool.threads
         threads.total_tokens = 1
         await threads.acquire_on_behalf_of("the disk")
 
@@ -181,7 +183,7 @@ async def test_slow_but_steady_is_fine(tmp_path: Path, origin: Origin) -> None:
 
 @pytest.mark.row("H12")
 async def test_endless_chunks_end_at_max_size(tmp_path: Path, origin: Origin) -> None:
-    async with open_lab(tmp_path, max_size="4MiB") as lab:
+    async with open_lab(tmp_path, max_size=4 * MIB) as lab:
         unit = b"10000\r\n" + b"x" * 65536 + b"\r\n"
         outcome = await lab.fetch(origin.on("/x", repeat(CHUNKED, unit, end=b"0\r\n\r\n", count=4 * 64)))
         assert end(outcome) == (Verdict.FAILED, ErrorCode.TOO_LARGE)
@@ -295,7 +297,7 @@ async def test_a_gzip_bomb_ends_at_max_size(tmp_path: Path, origin: Origin) -> N
     bomb = gzip.compress(bytes(50_000_000))
     assert len(bomb) < 100_000
     url = origin.on("/x", respond(200, bomb, [("Content-Encoding", "gzip")]))
-    async with open_lab(tmp_path, max_size="1MiB") as lab:
+    async with open_lab(tmp_path, max_size=MIB) as lab:
         tracemalloc.start()
         try:
             outcome = await lab.fetch(url)

@@ -411,7 +411,7 @@ async def test_an_expired_part_is_deleted(lab: Lab, origin: Origin, kept: Lease)
 async def test_parts_go_when_the_disk_fills_up(lab: Lab, kept: Lease) -> None:
     part = lab.fetcher.parts.take(kept.id)
     assert part is not None
-    full = Parts(lab.fetcher.spool, disk_low=ANY_DISK)
+    full = Parts(lab.fetcher.tools.spool, disk_low=ANY_DISK)
     full.add(kept.id, part)
     await _swept(full, lab, left=0)
     assert full.take(kept.id) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from downloader.errors import StoreUnavailable
+from downloader.fetch import Fetcher
 from downloader.fetch.robots import Robots
 from downloader.fetch.robots_rules import Rules
 from downloader.model import ErrorCode, Outcome, Verdict
@@ -76,8 +78,8 @@ async def test_an_origin_that_cannot_answer_is_asked_later(lab: Lab, origin: Ori
     assert end(await lab.fetch(url, throttled=10)) == (Verdict.RETRY, ErrorCode.ROBOTS)
     assert end(await lab.fetch(url, throttled=10, attempts=2)) == REFUSED
     assert len(origin.asked("/robots.txt")) == 1, "it is remembered for a while"
-    assert lab.fetcher.robots is not None
-    [entry] = lab.fetcher.robots._kept.values()
+    assert lab.fetcher.tools.robots is not None
+    [entry] = lab.fetcher.tools.robots._kept.values()
     assert entry.until - trio.current_time() <= 30
     assert origin.asked("/private/x") == []
 
@@ -103,8 +105,8 @@ async def test_a_redirect_leaves_robots_txt_its_time(lab: Lab, origin: Origin) -
             left_s.append(trio.current_effective_deadline() - trio.current_time())
             await super().check(url, aggregation=aggregation, proxy=proxy)
 
-    timed = Timed(transport=lab.fetcher.transport, headers={}, on_crawl_delay=None)
-    lab = replace(lab, fetcher=replace(lab.fetcher, robots=timed))
+    timed = Timed(transport=lab.fetcher.tools.transport, headers={}, on_crawl_delay=None)
+    lab = replace(lab, fetcher=Fetcher(replace(lab.fetcher.tools, robots=timed), random.Random(7)))
     file_and_robots(origin, respond(200, b""))
     away = origin.on("/away", respond(302, headers=[("Location", "/private/x")]))
     assert end(await lab.fetch(away, download_timeout=1000)) == OK
@@ -138,7 +140,7 @@ async def test_attempts_share_one_request(lab: Lab, origin: Origin) -> None:
 
 
 async def test_its_age_follows_cache_control_within_bounds(lab: Lab, origin: Origin) -> None:
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     for value, age_s in (
         ("max-age=1", 60),
@@ -154,7 +156,7 @@ async def test_its_age_follows_cache_control_within_bounds(lab: Lab, origin: Ori
 
 async def test_the_cache_is_bounded(lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("downloader.fetch.robots.MAX_KEPT_BYTES", 300)
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     rules = b"User-agent: *\nDisallow: /" + b"a" * 200
     url = file_and_robots(origin, respond(200, rules), "/x")
@@ -169,7 +171,7 @@ async def test_a_crawl_delay_is_known_before_any_file_is_fetched(lab: Lab, origi
     async def on_crawl_delay(host: str, seconds: float, age_s: float) -> None:
         told.append((host, seconds, age_s))
 
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     robots.on_crawl_delay = on_crawl_delay
     text = b"User-agent: *\nCrawl-delay: 2.5\nDisallow: /private\n"
@@ -186,7 +188,7 @@ async def test_a_store_that_does_not_answer_ends_no_process(lab: Lab, origin: Or
     async def on_crawl_delay(host: str, seconds: float, age_s: float) -> None:
         raise StoreUnavailable("gone")
 
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     robots.on_crawl_delay = on_crawl_delay
     url = file_and_robots(origin, respond(200, b"User-agent: *\nCrawl-delay: 1"), "/x")
@@ -232,7 +234,7 @@ async def test_a_slow_robots_txt_is_given_up(lab: Lab, origin: Origin) -> None:
             await exchange.send(b"#")
             await trio.sleep(0.01)
 
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     robots.within_s = 0.3
     url = file_and_robots(origin, drip)
@@ -246,7 +248,7 @@ async def test_redirects_lead_nowhere(lab: Lab, origin: Origin) -> None:
     loop = respond(302, headers=[("Location", "/robots.txt")])
     assert end(await lab.fetch(file_and_robots(origin, loop))) == OK
     assert len(origin.asked("/robots.txt")) == 6
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     for target in ("http://169.254.169.254/", "http://10.0.0.1/", "file:///etc/passwd", "//[::1"):
         robots._kept.clear()
@@ -256,7 +258,7 @@ async def test_redirects_lead_nowhere(lab: Lab, origin: Origin) -> None:
 
 @pytest.mark.row("H13")
 async def test_garbage_is_no_rule(lab: Lab, origin: Origin) -> None:
-    robots = lab.fetcher.robots
+    robots = lab.fetcher.tools.robots
     assert robots is not None
     for data in (
         b"garbage\r\n\r\n",

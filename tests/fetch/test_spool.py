@@ -254,17 +254,19 @@ async def test_many_chunks_of_a_byte_take_no_more_memory(lab: Lab) -> None:
 FETCH = """
 import random, sys, trio
 from pathlib import Path
-from downloader.config import ProcessorSettings
+from downloader.config import Settings
 from downloader.net import EgressPolicy
-from downloader.fetch import open_fetcher
+from downloader.fetch import FetchSettings, open_fetcher
+from downloader.service.files import Files
 from downloader.model import JobSpec, Kind, Lease
 from downloader.storage import StorageHost
 from downloader_plugins.filesystem import open_filesystem
 
 async def main(url, root, spool):
     async with open_filesystem({"rootdir": root}, StorageHost()) as storage, open_fetcher(
-        settings=ProcessorSettings(), policy=EgressPolicy.parse(["127.0.0.1"], setting="x"),
-        storage=storage, spool_dir=Path(spool), rng=random.Random(),
+        settings=FetchSettings(), policy=EgressPolicy.parse(["127.0.0.1"], setting="x"),
+        store=Files(settings=Settings(), storage=storage, buckets=None).put,
+        spool_dir=Path(spool), rng=random.Random(),
     ) as fetcher:
         spec = JobSpec(id="00000000000001", aggr_id="a", aggr_limit=1, url=url)
         lease = Lease(kind=Kind.DOWNLOAD, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1)

@@ -484,12 +484,6 @@ async def test_lost_lease_publishes_nothing(lab: Lab, origin: Origin) -> None:
     assert lab.files() == []
 
 
-async def test_own_bucket_needs_a_storage_that_can(lab: Lab, origin: Origin) -> None:
-    outcome = await lab.fetch(origin.url("/bytes/10"), s3_bucket="b", s3_region="eu-west-1")
-    assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.STORAGE)
-    assert "s3_bucket" in outcome.error
-
-
 # time
 
 

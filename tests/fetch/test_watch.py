@@ -30,6 +30,6 @@ async def test_waits_for_our_own_disk_count_for_the_time_of_the_attempt(autojump
         watch.expect_flow(1000, 60)
         for _ in range(100):
             await trio.sleep(0.8)
-            with watch.excused():
+            with watch.paused():
                 await trio.sleep(0.3)
     assert (trio.current_time() - began, watch.reason) == (10, TOTAL)

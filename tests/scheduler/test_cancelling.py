@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -85,10 +84,13 @@ async def test_a_file_stored_during_the_cancel_is_deleted(
 
 
 async def test_a_storage_that_hangs_does_not_keep_its_lease(
-    autojump_clock: MockClock, store: FakeStore
+    autojump_clock: MockClock, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    async def hang(_: object) -> None:
+        await trio.sleep_forever()
+
     async with scheduling(store) as process:
-        process.work.discard_s = math.inf
+        monkeypatch.setattr(process.work, "discard", hang)
         [job_id] = process.add("a")
         await process.settle_down()
         store.cancel(job_id)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from downloader.config import ProcessorSettings
-from downloader.fetch import Fetcher, FetchLimits, open_fetcher
-from downloader.fetch.attempt import BucketOpener
+from downloader.config import Settings
+from downloader.fetch import Fetcher, FetchLimits, FetchSettings, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome
 from downloader.net import EgressPolicy, NetLimits
+from downloader.service.files import Files
 from downloader.storage import Storage
 from downloader_plugins.filesystem import open_filesystem
 from servers.plugins import opened_storage
@@ -102,6 +102,20 @@ def lease(
     )
 
 
+class _Buckets:
+    """The buckets of jobs, by a function that opens one."""
+
+    def __init__(self, opener: Callable[[str, str], Awaitable[Storage]] | None) -> None:
+        self._opener = opener
+
+    async def bucket(self, name: str, region: str) -> Storage:
+        assert self._opener is not None, "no test opens a bucket here"
+        return await self._opener(name, region)
+
+    def url(self, name: str, region: str, key: str) -> str:
+        return f"https://{name}.{region}.example.org/{key}"
+
+
 @asynccontextmanager
 async def open_lab(
     tmp_path: Path,
@@ -109,28 +123,27 @@ async def open_lab(
     allow: tuple[str, ...] = ("127.0.0.1", "localhost"),
     storage: Storage | None = None,
     limits: FetchLimits | None = None,
-    own_bucket: BucketOpener | None = None,
-    lasting: bool = False,
+    own_bucket: Callable[[str, str], Awaitable[Storage]] | None = None,
+    resumable: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Lab]:
-    """A lab; checks at its end that no attempt has left anything in the spool, unless parts are `lasting`."""
+    """A lab; at its end no attempt has left anything in the spool, unless parts are `resumable`."""
     root, spool = tmp_path / "root", tmp_path / "spool"
     async with AsyncExitStack() as stack:
         if storage is None:
             storage = await stack.enter_async_context(opened_storage(open_filesystem, {"rootdir": str(root)}))
         fetcher = await stack.enter_async_context(
             open_fetcher(
-                settings=ProcessorSettings(**settings),
+                settings=FetchSettings(**settings),
                 policy=EgressPolicy.parse(allow, setting="egress.downloads"),
-                storage=storage,
+                store=Files(settings=Settings(), storage=storage, buckets=_Buckets(own_bucket)).put,
                 spool_dir=spool,
-                own_bucket=own_bucket,
                 rng=random.Random(7),
                 limits=limits or small(),
-                lasting=lasting,
+                resumable=resumable,
             )
         )
         lab = Lab(fetcher, root, spool)
         yield lab
-        assert lasting or lab.spooled() == []
-    assert lasting or list(spool.iterdir()) == []
+        assert resumable or lab.spooled() == []
+    assert resumable or list(spool.iterdir()) == []

@@ -187,7 +187,7 @@ def test_a_link_for_the_storage_leads_nowhere(tmp_path: Path) -> None:
 def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: OutputFolder) -> None:
     output.storage_dir.mkdir()
     with open_output(tmp_path) as second:
-        assert (output.lasting, second.lasting) == (True, False)
+        assert (output.resumable, second.resumable) == (True, False)
         assert second.record == output.record
         second.storage_dir.mkdir()
         assert second.storage_dir != output.storage_dir

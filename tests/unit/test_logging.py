@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pytest
 
 from downloader.observe.events import Event
-from downloader.observe.logging import configure, escape, get_logger
+from downloader.observe.logging import configure, get_logger
+from downloader.printable import escape
 
 Lines = Callable[[], list[str]]
 Configure = Callable[..., Lines]

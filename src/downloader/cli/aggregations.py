@@ -139,7 +139,7 @@ def _rows(found: Aggregation) -> Iterator[tuple[str, str]]:
 
 def _show(found: Sequence[Aggregation]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
-    from downloader.observe import escape
+    from downloader.printable import escape
 
     columns = ("aggregation", "in flight", "pending", "limit", "rate", "delay", "state")
     cells = [

@@ -69,7 +69,7 @@ def _show_json(findings: Sequence[Finding]) -> None:
 
 
 def _show_lines(findings: Sequence[Finding]) -> None:
-    from downloader.observe import escape
+    from downloader.printable import escape
 
     for finding in findings:
         write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}")
@@ -80,7 +80,7 @@ def _show_table(findings: Sequence[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from downloader.observe import escape
+    from downloader.printable import escape
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)

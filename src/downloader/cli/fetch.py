@@ -18,7 +18,7 @@ from downloader.cli.options import HOST_LIMIT, Json
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.config import ProcessorSettings
+    from downloader.fetch import FetchSettings
 
 RETRIES = 2
 """Further attempts by default, as in the service."""
@@ -75,7 +75,7 @@ def fetch(
         MimePatterns.parse(mime)
     except ValueError as error:
         raise ConfigError(f"--mime: {error}") from None
-    settings = _settings(_headers(header), retries=retries)
+    settings = _settings(header, retries=retries)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as checked:
         count = _check(urls, from_file, checked)
         with open_output(output) as folder:
@@ -93,7 +93,7 @@ def fetch(
                         on_result=report.ended,
                         on_progress=report.progress,
                         skip=report.skip,
-                        lasting=folder.lasting,
+                        resumable=folder.resumable,
                     )
                 except (KeyboardInterrupt, SystemExit):
                     report.interrupted()
@@ -129,13 +129,15 @@ def _check(urls: Iterable[str], from_file: str, checked: TextIO) -> int:
     return len(seen)
 
 
-def _headers(lines: Iterable[str]) -> dict[str, str]:
-    """The headers of all requests."""
-    from pydantic import ValidationError
+def _settings(lines: Iterable[str], *, retries: int) -> FetchSettings:
+    """Settings with the `--header` lines.
 
-    from downloader.config import ProcessorSettings
+    Raises:
+        ConfigError: a line is not a header that may be sent.
+    """
+    from downloader.fetch import FetchSettings
 
-    headers = dict(ProcessorSettings().request_headers)
+    headers = dict(FetchSettings().request_headers)
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon:
@@ -143,20 +145,23 @@ def _headers(lines: Iterable[str]) -> dict[str, str]:
         for known in [known for known in headers if known.lower() == name.lower()]:
             del headers[known]
         headers[name] = value.strip()
+    if lines:
+        _check_headers(headers)
+    return FetchSettings(
+        retry_backoff=RETRY_BACKOFF_S,
+        request_headers=headers,
+        max_retries=retries,
+        disk_low=100,  # a full disk is no reason to begin files from the beginning
+    )
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    from pydantic import ValidationError
+
+    from downloader.config import ProcessorSettings
+
     try:
-        return ProcessorSettings(request_headers=headers).request_headers
+        ProcessorSettings(request_headers=dict(headers))
     except ValidationError as error:
         text = error.errors(include_url=False, include_input=False)[0]["msg"]
         raise ConfigError(f"--header: {text.removeprefix('Value error, ')}") from None
-
-
-def _settings(headers: Mapping[str, str], *, retries: int) -> ProcessorSettings:
-    from downloader.config import ProcessorSettings
-
-    return ProcessorSettings(
-        retry_backoff=RETRY_BACKOFF_S,
-        request_headers=dict(headers),
-        max_retries=retries,
-        disk_low=100,  # a full disk is no reason to begin files from the beginning
-        disk_high=100,
-    )

@@ -36,7 +36,7 @@ class OutputFolder:
     folder: Path
     hidden: Path
     """On the same file system as `folder`; this run's alone."""
-    lasting: bool = True
+    resumable: bool = True
     """Whether the parts of unfinished files stay for a later run. They do not if another run, which keeps its
     own, is using the folder at the same time."""
     taken: dict[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class OutputFolder:
 
     def parts(self) -> list[int]:
         """The sizes of the parts that stay."""
-        notes = self.spool_dir.glob("*.json") if self.lasting else ()
+        notes = self.spool_dir.glob("*.json") if self.resumable else ()
         parts = [note.with_suffix("") for note in notes]
         return [part.stat().st_size for part in parts if part.exists()]
 
@@ -101,15 +101,15 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             private_folder(hidden, setting="the output folder")
-            lasting = _lock(hidden, stack)
-            if not lasting:
+            resumable = _lock(hidden, stack)
+            if not resumable:
                 hidden = _run_folder(hidden, stack)
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"the folder {str(folder)!r} cannot be written: {reason}") from None
-        output = OutputFolder(folder=folder, hidden=hidden, lasting=lasting)
+        output = OutputFolder(folder=folder, hidden=hidden, resumable=resumable)
         try:
-            if lasting:
+            if resumable:
                 _clean(output)
             yield output
         finally:
@@ -142,7 +142,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
 
 def _clean(output: OutputFolder) -> None:
     """Delete what no later run needs, also of runs that were killed."""
-    if not output.lasting:
+    if not output.resumable:
         shutil.rmtree(output.hidden, ignore_errors=True)
         return
     if output.storage_dir.is_symlink():

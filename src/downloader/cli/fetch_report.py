@@ -30,8 +30,8 @@ from downloader.cli.fetch_folder import OutputFolder, file_name
 from downloader.cli.fetch_record import Record
 from downloader.cli.remote import write, write_json
 from downloader.errors import StorageError
-from downloader.observe import escape
 from downloader.oneshot import FetchResult
+from downloader.printable import escape
 
 BARS = 12
 """Number of files shown at once. The bar of the total counts all."""

@@ -178,7 +178,7 @@ def retry(
 def _list(found: Sequence[ListedJob], *, head: bool) -> None:
     """Rows of a table on a terminal, tab-separated lines elsewhere."""
     from downloader.cli.submit_report import STYLES
-    from downloader.observe import escape
+    from downloader.printable import escape
 
     cells = [
         (

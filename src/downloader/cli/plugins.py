@@ -103,7 +103,7 @@ def _use(row: Row) -> str:
 
 def _show(rows: Sequence[Row]) -> None:
     """A table on a terminal, tab-separated lines elsewhere."""
-    from downloader.observe import escape
+    from downloader.printable import escape
 
     columns = ("name", "kind", "version", "distribution")
     cells = [[*(escape(row[column]) for column in columns), _use(row)] for row in rows]

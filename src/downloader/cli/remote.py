@@ -122,7 +122,7 @@ def local_time(moment: datetime | None) -> str:
 
 
 def _escape(text: str) -> str:
-    from downloader.observe import escape
+    from downloader.printable import escape
 
     return escape(text)
 

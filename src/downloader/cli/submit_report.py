@@ -15,7 +15,7 @@ from rich.text import Text
 
 from downloader.cli.remote import write, write_json
 from downloader.client import Job, Submitted
-from downloader.observe import escape
+from downloader.printable import escape
 
 ROWS = 40
 """Most rows of the table at the end; with more jobs, only those that failed or were refused are listed."""

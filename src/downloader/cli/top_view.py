@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from downloader.observe import escape
+from downloader.printable import escape
 
 WINDOW_S = 20.0
 """Rates are averages over this time, because instances report only every few seconds."""

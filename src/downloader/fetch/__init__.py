@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from downloader.fetch.attempt import BucketOpener, Fetcher, FetchLimits
-from downloader.fetch.fetcher import open_fetcher
-from downloader.fetch.lasting import LastingParts
+from downloader.fetch.attempt import StoreFile
+from downloader.fetch.fetcher import Fetcher, open_fetcher
+from downloader.fetch.parts import ResumableParts
 from downloader.fetch.retry import MAX_COOLDOWN_S
 from downloader.fetch.robots import OnCrawlDelay
+from downloader.fetch.settings import FetchLimits, FetchSettings
+from downloader.fetch.sink import CompleteBody
 from downloader.fetch.spool import disk_used_percent

@@ -2,61 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import random
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
-from downloader.config import ProcessorSettings
-from downloader.content import MAX_PATTERN_CHARS, SNIFF_BYTES, MimePatterns, image_size, sniff_mime
+from downloader.content import SNIFF_BYTES, MimePatterns, image_size, sniff_mime
 from downloader.errors import StorageError, StorageRefused
-from downloader.fetch.answer import REDIRECTS, Answer, continuation, failure, redirect, success
+from downloader.failpoints import failpoint
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
-from downloader.fetch.headers import HeaderMap, job_headers, may_keep, without_secrets
-from downloader.fetch.lasting import LastingParts
+from downloader.fetch.headers import HeaderMap, job_headers
 from downloader.fetch.parts import Part, Parts, Source
-from downloader.fetch.retry import cooldown, decide
+from downloader.fetch.response import REDIRECTS, FileResponse, Hop, continuation, failure, success
 from downloader.fetch.robots import Robots
+from downloader.fetch.settings import FetchLimits, FetchSettings
 from downloader.fetch.sink import CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
-from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, Outcome, Verdict, now_ms
-from downloader.net import (
-    NetError,
-    NetLimits,
-    ResponseBody,
-    Route,
-    Transport,
-    Url,
-    UrlError,
-    Use,
-    build_request,
-)
-from downloader.observe import failpoint
-from downloader.storage import Body
+from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, now_ms
+from downloader.net import NetError, ResponseBody, Route, Transport, Url, UrlError, Use, build_request
 
+StoreFile = Callable[[JobSpec, CompleteBody, str, Callable[[], bool]], Awaitable[None]]
+"""`(job, file, MIME type, still_ours)` -> stores the file where the job's files go.
 
-class Destination(Protocol):
-    """The part of a `Storage` that an attempt needs."""
-
-    async def put(self, key: str, body: Body) -> None:
-        """See `Storage.put`. An `OSError` counts as a failure of our own disk."""
-
-
-BucketOpener = Callable[[str, str], Awaitable[Destination]]
-"""`(bucket, region)` that a job names -> a storage that writes to that bucket. The caller does not close it.
-
-Raises `StorageError` or `StorageRefused`.
+`still_ours` says whether the lease is valid; it is called in any thread right before the file is published.
+Raises `StorageError`, `StorageRefused` (final) or `OSError`.
 """
-
-MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
-"""Longest `error` of an outcome. The sentence on an unexpected MIME type fits in."""
 
 STORE_BYTES_PER_S = 64 * 1024
 """Storing may take one more second for each so many bytes."""
@@ -74,234 +47,204 @@ _NO_PART = frozenset({_PARTIAL_CONTENT, 416})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FetchLimits:
-    """Bounds of an attempt; constants of the service, which tests make small."""
+class Tools:
+    """What all attempts of a fetcher share."""
 
-    net: NetLimits = field(default_factory=NetLimits)
-    stall_s: float = 30.0
-    """Seconds below `stall_bytes_per_s` after which an attempt is given up."""
-    stall_bytes_per_s: int = 1024
-    redirects: int = 10
-    store_s: float = 120.0
-    """For storing a file of any size; longer than the storages' own time-outs, whose errors have a reason."""
-
-
-@dataclass(slots=True)
-class _Progress:
-    """Facts about an attempt, for its outcome."""
-
-    status: int = 0
-    report: OnProgress = lambda *_: None
-    part: Part | None = None
-    """The part of an earlier attempt, to be continued; `None` once that is known to be impossible."""
-    answer: Answer | None = None
-    """The answer whose body is being received."""
-
-    def source(self) -> Source | None:
-        """The source of the bytes in the sink, if they can be continued."""
-        if self.answer is not None:
-            return self.answer.source()
-        return None if self.part is None else self.part.source
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fetcher:
-    """Carries out attempts; any number at once. Owns nothing: `open_fetcher` does."""
-
-    settings: ProcessorSettings
+    settings: FetchSettings
+    limits: FetchLimits
     base: HeaderMap
     """The configured request headers."""
     transport: Transport
     parts: Parts
     spool: Spool
-    storage: Destination
-    own_bucket: BucketOpener | None
+    store: StoreFile
     robots: Robots | None = None
     """`None`: robots.txt is not asked."""
-    rng: random.Random
-    limits: FetchLimits
 
-    async def attempt(
-        self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress = lambda *_: None
-    ) -> Outcome:
-        """Download the job's file and store it; the outcome has the verdict for the job.
 
-        All failures of a peer, the disk or a storage become outcomes. The received part of a file is kept in
-        `parts`, if the job has another attempt and its origin may continue the file. A cancel leaves no
-        spool file, connection or task behind; whether the file was stored by then is unknown.
+class Attempt:
+    """One attempt at one job. `run` resumes, requests, receives, verifies and stores its file."""
 
-        Args:
-            lease: of a download.
-            still_ours: whether the lease is valid. Called in any thread right before the file is published.
-            on_progress: see `OnProgress`; must not block.
+    def __init__(
+        self, tools: Tools, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress
+    ) -> None:
+        self.status = 0
+        """The status of the last response; 0 if there was none."""
+        self._tools = tools
+        self._lease = lease
+        self._spec = lease.spec
+        self._still_ours = still_ours
+        self._on_progress = on_progress
+        self._sink: Sink | None = None
+        """The bytes of the file so far."""
+        self._part: Part | None = None
+        """The part of an earlier attempt, as long as it may be continued; its bytes are in the sink."""
+        self._response: FileResponse | None = None
+        """The response whose body is being received."""
+        self._mime = ""
+        """The file's type, once it has been found and accepted."""
+
+    async def run(self) -> FileFacts:
+        """Download the file and store it. The received part of it is kept if it may be continued.
+
+        Raises:
+            FetchError: it has failed.
+            OSError: our own disk has failed.
         """
-        progress = _Progress(report=on_progress)
+        resumable = self._tools.parts.resumable
+        keep = resumable  # after a cancel
         try:
-            facts = await self._download(lease, progress, still_ours)
+            return await self._run()
         except FetchError as exc:
-            error = exc
-        except OSError as exc:
-            error = own_fault(f"our own disk: {os.strerror(exc.errno) if exc.errno else exc}")
-        else:
-            return Outcome(verdict=Verdict.SUCCEEDED, response_code=progress.status, file=facts)
-        outcome = self._failure(lease, error, progress)
-        await self.parts.expect(lease.id, outcome.retry_after_s)
-        return outcome
+            refused = exc.treatment is Treatment.FINAL
+            keep = not refused or (resumable and self._response is None)
+            raise
+        finally:
+            if self._sink is not None:
+                if keep:
+                    await self._tools.parts.keep(self._lease.id, self._sink, self._source())
+                await self._sink.discard()
 
-    def _failure(self, lease: Lease, error: FetchError, progress: _Progress) -> Outcome:
-        own = lease.spec.max_retries
-        cools = error.treatment is Treatment.COOL_DOWN
-        pause = cooldown(error.retry_after_s, self.rng) if cools else None
-        verdict, delay = decide(
-            error.treatment,
-            attempts=lease.attempts,
-            throttled=lease.throttled,
-            max_retries=self.settings.max_retries if own is None else own,
-            backoff_s=self.settings.retry_backoff,
-            retry_after_s=pause.seconds if pause else error.retry_after_s,
-            rng=self.rng,
-        )
-        return Outcome(
-            verdict=verdict,
-            error=str(error)[:MAX_ERROR_CHARS],
-            error_code=error.code,
-            response_code=progress.status,
-            retry_after_s=delay,
-            cooldown=pause,
-        )
-
-    async def _download(self, lease: Lease, progress: _Progress, still_ours: Callable[[], bool]) -> FileFacts:
-        spec = lease.spec
-        patterns = _patterns(spec.mime_type)
-        expected = Expected(max_size=int(self.settings.max_size), size=spec.size, sha256=spec.sha256)
-        part = progress.part = self.parts.take(lease.id)
-        name = self.parts.name_of(spec.url)
-        sink = Sink(self.spool, head_bytes=SNIFF_BYTES, name=name)
-        keep = self.parts.lasting
+    async def _run(self) -> FileFacts:
+        patterns = _patterns(self._spec.mime_type)
+        settings = self._tools.settings
+        expected = Expected(max_size=settings.max_size, size=self._spec.size, sha256=self._spec.sha256)
         try:
             with trio.CancelScope() as scope:
-                watch = Watch(scope, total_s=self._total_s(spec))
-                if part is not None and not await part.load_into(sink):
-                    progress.part = None
-                answer = progress.answer = await self._follow(lease, watch, progress)
-                if part is not None and answer.part is None:
-                    await sink.discard()
-                    sink = Sink(self.spool, head_bytes=SNIFF_BYTES, name=name)
+                watch = Watch(scope, total_s=self._total_s())
+                await self._resume()
+                response = await self._request(watch)
+                sink = await self._begin(response)
                 try:
-                    if isinstance(self.parts, LastingParts):
-                        await self.parts.note(spec, answer)
-                    mime = await self._receive(
-                        answer, sink, expected=expected, patterns=patterns, watch=watch, progress=progress
-                    )
+                    await self._receive(response, sink, watch, expected, patterns)
                 finally:
-                    await answer.body.aclose()
-                progress.answer = progress.part = None
+                    await response.body.aclose()
+                self._response = self._part = None  # all is received: there is nothing to continue
                 watch.expect("", math.inf)
                 body = await sink.complete()
-                expected.check_complete(body.size, digest=sink.digest, declared=answer.digests)
-                mime = mime or _checked_mime(sink.head, body.size, patterns)
-                pixels = await _pixels(mime, body) if spec.extract_image_size else ""
-                await self._store(spec, body, mime, still_ours)
+                expected.check_complete(body.size, digest=sink.digest, declared=response.digests)
+                mime = self._mime or _checked_mime(sink.head, body.size, patterns)
+                pixels = await _pixels(mime, body) if self._spec.extract_image_size else ""
+                await self._store(body, mime)
                 return FileFacts(
                     size=body.size,
                     sha256=body.sha256,
                     mime_type=mime,
                     image_size=pixels,
-                    filename=answer.filename,
+                    filename=response.filename,
                 )
-            keep = True
         except NetError as exc:
-            error = explain(exc)
-            keep = self._may_continue(error, progress)
-            raise error from exc
-        except FetchError as exc:
-            keep = self._may_continue(exc, progress)
-            raise
-        finally:
-            if keep:
-                await self.parts.keep(lease.id, sink, progress.source())
-            await sink.discard()
+            raise explain(exc) from exc
         raise FetchError(watch.reason, ErrorCode.TIMEOUT, Treatment.RETRY)
 
-    def _may_continue(self, error: FetchError, progress: _Progress) -> bool:
-        """Whether another attempt, or another run with lasting parts, may continue the file."""
-        return error.treatment is not Treatment.FINAL or (self.parts.lasting and progress.answer is None)
+    def _total_s(self) -> float:
+        settings = self._tools.settings
+        wanted = self._spec.download_timeout or settings.download_timeout
+        left_s = max(0.0, self._spec.left_s(now_ms())) + CUT_OFF_S
+        return min(wanted, settings.max_download_timeout, left_s)
 
-    def _total_s(self, spec: JobSpec) -> float:
-        wanted = spec.download_timeout or self.settings.download_timeout
-        left_s = max(0.0, spec.left_s(now_ms())) + CUT_OFF_S
-        return min(wanted, self.settings.max_download_timeout, left_s)
+    def _source(self) -> Source | None:
+        """The source of the bytes in the sink, if they can be continued."""
+        if self._response is not None:
+            return self._response.source()
+        return None if self._part is None else self._part.source
 
-    async def _follow(self, lease: Lease, watch: Watch, progress: _Progress) -> Answer:
+    async def _resume(self) -> None:
+        """Load the part that an earlier attempt has left, if there is one."""
+        self._part = self._tools.parts.take(self._lease.id)
+        if self._part is not None:
+            self._sink = Sink(self._tools.spool, head_bytes=SNIFF_BYTES)
+            if not await self._part.load_into(self._sink):
+                self._part = None
+
+    async def _request(self, watch: Watch) -> FileResponse:
         """Send the request and follow redirects; returns a response that is a success."""
-        spec = lease.spec
-        url = _parse(spec.url, "download", "the job's URL")
-        proxy = _parse(lease.proxy, "proxy", "the URL of the aggregation's proxy") if lease.proxy else None
-        headers = job_headers(self.base, user_agent=spec.user_agent, headers=spec.request_headers)
-        for _ in range(self.limits.redirects + 1):
-            if self.robots is not None:
-                watch.expect("", math.inf)  # the bound of the response before is over
-                await self.robots.check(url, aggregation=lease.group, proxy=proxy)
-            route = Route(
-                url=url, aggregation=lease.group, proxy=proxy, keep=lease.limit, expect=watch.expect
-            )
-            part = progress.part
-            if part is not None and part.source.url != url.text:
-                part = None
-            request = build_request("GET", route, [*(headers | part.condition if part else headers).values()])
-            response = await self.transport.handle_async_request(request)
-            status = progress.status = response.status_code
-            fields, body = response.headers.raw, response.stream
-            assert isinstance(body, ResponseBody)
-            if status in range(200, 300) and status != _PARTIAL_CONTENT:
-                return success(status, url, body, fields, headers)
-            if part is not None and status == _PARTIAL_CONTENT and part.is_continued_by(fields, body.length):
-                progress.status = _OK
-                return continuation(part, body)
-            await body.aclose()
-            if part is not None and status in _NO_PART:
-                progress.part = None  # from the beginning
-                continue
-            if status not in REDIRECTS:
-                raise failure(status, fields, headers)
-            following = redirect(url, fields)
-            if not may_keep(url.origin, following.origin):
-                headers = without_secrets(headers)
-            elif url.basic and not following.basic:
-                headers.setdefault(b"authorization", (b"Authorization", url.basic))
-            url = following
-        raise FetchError(f"more than {self.limits.redirects} redirects", ErrorCode.REDIRECTS)
+        spec, proxy = self._spec, self._lease.proxy
+        via = _parse(proxy, "proxy", "the URL of the aggregation's proxy") if proxy else None
+        hop = Hop(
+            _parse(spec.url, "download", "the job's URL"),
+            job_headers(self._tools.base, user_agent=spec.user_agent, headers=spec.request_headers),
+        )
+        for _ in range(self._tools.limits.redirects + 1):
+            following = await self._send(hop, via, watch)
+            if isinstance(following, FileResponse):
+                return following
+            hop = following
+        raise FetchError(f"more than {self._tools.limits.redirects} redirects", ErrorCode.REDIRECTS)
+
+    async def _send(self, hop: Hop, proxy: Url | None, watch: Watch) -> FileResponse | Hop:
+        """Send one request; returns its response if it is a success, else the request that follows it."""
+        tools, url, headers = self._tools, hop.url, hop.headers
+        if tools.robots is not None:
+            watch.expect("", math.inf)  # the bound of the response before is over
+            await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy)
+        route = Route(
+            url=url,
+            aggregation=self._lease.group,
+            proxy=proxy,
+            keep=self._lease.limit,
+            expect=watch.expect,
+        )
+        part = self._part
+        if part is not None and part.source.url != url.text:
+            part = None
+        request = build_request("GET", route, [*(headers | part.condition if part else headers).values()])
+        response = await tools.transport.handle_async_request(request)
+        status = self.status = response.status_code
+        fields, body = response.headers.raw, response.stream
+        assert isinstance(body, ResponseBody)
+        if status in range(200, 300) and status != _PARTIAL_CONTENT:
+            return success(status, url, body, fields, headers)
+        if part is not None and status == _PARTIAL_CONTENT and part.is_continued_by(fields, body.length):
+            self.status = _OK
+            return continuation(part, body)
+        await body.aclose()
+        if part is not None and status in _NO_PART:
+            self._part = None
+            return hop  # again, from the beginning of the file
+        if status not in REDIRECTS:
+            raise failure(status, fields, headers)
+        return hop.following(fields)
+
+    async def _begin(self, response: FileResponse) -> Sink:
+        """The sink that the response's body goes to: the part's if it is continued, else a new one."""
+        self._response = response
+        if self._sink is not None:
+            if response.part is not None:
+                return self._sink
+            await self._sink.discard()
+        parts = self._tools.parts
+        name = await parts.begin(self._lease.id, response.source()) if parts.resumable else ""
+        self._sink = Sink(self._tools.spool, head_bytes=SNIFF_BYTES, name=name)
+        return self._sink
 
     async def _receive(
         self,
-        answer: Answer,
+        response: FileResponse,
         sink: Sink,
-        *,
+        watch: Watch,
         expected: Expected,
         patterns: MimePatterns | None,
-        watch: Watch,
-        progress: _Progress,
-    ) -> str:
-        """Read the body into the sink; returns its type if that had to be known before the end."""
-        if answer.length is not None:
-            expected.check_declared(answer.length)
-        for digest in answer.digests:
+    ) -> None:
+        """Read the body into the sink; a file that is to be refused is, as soon as that is known."""
+        if response.length is not None:
+            expected.check_declared(response.length)
+        for digest in response.digests:
             sink.hash_with(digest.algorithm)
-        watch.expect_flow(self.limits.stall_bytes_per_s, self.limits.stall_s, received=sink.size)
-        mime = ""
+        limits = self._tools.limits
+        watch.expect_flow(limits.stall_bytes_per_s, limits.stall_s, received=sink.size)
 
         async def fill() -> bool:
             """Read until the sink is full (true) or the body ends (false)."""
-            nonlocal mime
-            while (chunk := await answer.read()) is not None:
+            while (chunk := await response.read()) is not None:
                 if not sink.size:
                     failpoint("first-byte")
                 sink.add(chunk)
                 watch.flow(sink.size)
-                progress.report(sink.size, answer.length)
+                self._on_progress(sink.size, response.length)
                 expected.check_count(sink.size)
-                if patterns is not None and not mime and sink.size >= SNIFF_BYTES:
-                    mime = _checked_mime(sink.head, answer.length, patterns)
+                if patterns is not None and not self._mime and sink.size >= SNIFF_BYTES:
+                    self._mime = _checked_mime(sink.head, response.length, patterns)
                 if sink.full:
                     return True
             return False
@@ -310,31 +253,16 @@ class Fetcher:
             async with sink.writing_behind() as hand_over:
                 more = True
                 while more:
-                    with watch.excused():
+                    with watch.paused():
                         await hand_over()
                     more = await fill()
-        return mime
 
-    async def _store(
-        self, spec: JobSpec, body: CompleteBody, mime: str, still_ours: Callable[[], bool]
-    ) -> None:
+    async def _store(self, body: CompleteBody, mime: str) -> None:
         if body.data is not None:
             failpoint("before-fsync")
         try:
-            with trio.move_on_after(self.limits.store_s + body.size / STORE_BYTES_PER_S) as bound:
-                storage = await self._storage_of(spec)
-                await storage.put(
-                    spec.storage_key,
-                    Body(
-                        size=body.size,
-                        sha256=body.sha256,
-                        mime_type=mime,
-                        data=body.data,
-                        path=body.path,
-                        metadata=_metadata(spec.extra) if spec.s3_bucket else {},
-                        still_ours=still_ours,
-                    ),
-                )
+            with trio.move_on_after(self._tools.limits.store_s + body.size / STORE_BYTES_PER_S) as bound:
+                await self._tools.store(self._spec, body, mime, self._still_ours)
         except StorageRefused as exc:
             raise FetchError(str(exc), ErrorCode.STORAGE) from exc
         except StorageError as exc:
@@ -342,13 +270,6 @@ class Fetcher:
         if bound.cancelled_caught:
             raise own_fault("the storage did not take the file in time")
         failpoint("after-rename")
-
-    async def _storage_of(self, spec: JobSpec) -> Destination:
-        if not spec.s3_bucket:
-            return self.storage
-        if self.own_bucket is None:
-            raise FetchError("this service cannot store in buckets of jobs (s3_bucket)", ErrorCode.STORAGE)
-        return await self.own_bucket(spec.s3_bucket, spec.s3_region)
 
 
 def _parse(text: str, use: Use, what: str) -> Url:
@@ -380,15 +301,3 @@ async def _pixels(mime: str, body: CompleteBody) -> str:
         return await trio.to_thread.run_sync(image_size, mime, body.path)
     assert body.data is not None
     return image_size(mime, body.data)
-
-
-def _metadata(extra: str) -> Mapping[str, str]:
-    """Object metadata: strings and numbers of a JSON object, numbers as they are written; else nothing."""
-    try:
-        # A constant (NaN, Infinity) is no JSON number; numbers stay text, so that none loses a digit.
-        found: Any = json.loads(extra, parse_int=str, parse_float=str, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {name: value for name, value in found.items() if isinstance(value, str)}

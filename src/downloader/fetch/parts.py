@@ -1,24 +1,30 @@
 """Parts: the first bytes of files whose downloads were cut off, for the next attempts of their jobs.
 
-A part stays in the spool of the instance that received it; other instances start from the beginning. It is
-continued only by a 206 with exactly the requested range, of a file with the same strong validator (RFC 9110,
-13.1.5 and 15.3.7). After any other answer the file is received from the beginning.
+A part of the service stays in the spool of the instance that received it; other instances start from the
+beginning. Parts of `downloader fetch` outlive their process, even if it is killed.
+
+A part is continued only by a 206 with exactly the requested range, of a file with the same strong validator
+(RFC 9110, 13.1.5 and 15.3.7). After any other answer the file is received from the beginning.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
 
 import trio
 
 from downloader.fetch.expected import Digest
 from downloader.fetch.headers import Field, HeaderMap
-from downloader.fetch.sink import Sink
+from downloader.fetch.sink import BUFFER_BYTES, Sink
 from downloader.fetch.spool import Spool, disk_used_percent
 
 SLACK_S = 300.0
@@ -131,8 +137,8 @@ class Parts:
     At `disk_low` percent or above no part is kept, so that parts alone never stop the leasing.
     """
 
-    lasting = False
-    """Whether parts are kept of cancelled attempts and failed jobs too, see `LastingParts`."""
+    resumable = False
+    """Whether parts are kept of cancelled attempts and failed jobs too, see `ResumableParts`."""
 
     def __init__(self, spool: Spool, *, disk_low: float) -> None:
         self._spool = spool
@@ -141,6 +147,9 @@ class Parts:
         """With the time until which they are kept."""
         self._filled = trio.Event()
 
+    def close(self) -> None:
+        """Delete what the next fetcher on this folder does not need, if the folder stays. Never raises."""
+
     def has_room(self) -> bool:
         """Whether the disk has room for parts."""
         try:
@@ -148,8 +157,8 @@ class Parts:
         except OSError:
             return False
 
-    def name_of(self, url: str) -> str:  # noqa: ARG002  # for `LastingParts`
-        """The name of the spool file for a job's URL; empty: any."""
+    async def begin(self, job_id: str, source: Source | None) -> str:  # noqa: ARG002  # for `ResumableParts`
+        """Called before the first byte of a file is received: the name of its spool file; empty: any."""
         return ""
 
     def take(self, job_id: str) -> Part | None:
@@ -198,3 +207,85 @@ class Parts:
         if part is not None:
             with suppress(OSError):  # the folder is swept later
                 await trio.to_thread.run_sync(self._spool.remove, part.name)
+
+
+NOTE = ".json"
+"""What the name of a note has after the name of its part."""
+
+_DIGESTS = ("sha256", "sha512")
+_VALIDATORS = (b"etag", b"last-modified")
+_VALUE = re.compile(rb"[\x20-\x7e\x80-\xff]+")
+
+
+class ResumableParts(Parts):
+    """The parts in a folder that stays, for the next run of `downloader fetch`.
+
+    A part has the name of its job, which is made of the URL. Beside it is a note, as JSON, of its source. The
+    note is written before the first byte, and a part without one is never continued. Files of less than a
+    buffer have none.
+    """
+
+    resumable = True
+
+    def __init__(self, spool: Spool, *, disk_low: float) -> None:
+        super().__init__(spool, disk_low=disk_low)
+        self._tidy()
+
+    async def begin(self, job_id: str, source: Source | None) -> str:
+        """Write the note of a file; see `Parts.begin`.
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        if source is None or source.total <= BUFFER_BYTES:
+            return ""
+        text = json.dumps(asdict(source), default=lambda value: value.decode("latin-1"))
+        await trio.to_thread.run_sync(self._note(job_id).write_text, text, limiter=self._spool.threads)
+        return job_id
+
+    def close(self) -> None:
+        """Delete the notes of complete files; see `Parts.close`."""
+        with suppress(OSError):
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Take up the parts with a valid note, and delete all other files.
+
+        The folder may come from somebody else, with anything in it.
+        """
+        for path in list(self._spool.path.iterdir()):
+            name = path.name.removesuffix(NOTE)
+            part, note = self._spool.path / name, self._note(name)
+            source = _read(note) if part.is_file() and note.is_file() else None
+            if source is not None:
+                # At least one byte is asked for, so that the origin confirms that it is the same file.
+                self.add(name, Part(name, min(part.stat().st_size, source.total - 1), source))
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+    def _note(self, name: str) -> Path:
+        return self._spool.path / f"{name}{NOTE}"
+
+    async def _drop(self, job_id: str) -> None:
+        self.take(job_id)
+
+
+def _read(note: Path) -> Source | None:
+    """The source that a note describes; `None` if it was cut off, or is not one of ours."""
+    try:
+        fields: dict[str, Any] = json.loads(note.read_bytes())
+        name, value = (text.encode("latin-1") for text in fields["validator"])
+        digests = [Digest(**digest) for digest in fields["digests"]]
+        url, total, filename = fields["url"], fields["total"], fields["filename"]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    valid = (
+        [type(each) for each in (url, filename, total)] == [str, str, int]
+        and total > 0
+        and name in _VALIDATORS
+        and _VALUE.fullmatch(value)
+        and all(digest.algorithm in _DIGESTS for digest in digests)
+    )
+    return Source(url, total, (name, value), digests, filename) if valid else None

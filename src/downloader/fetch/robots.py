@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import trio
 
 from downloader.errors import StoreError
-from downloader.fetch.answer import REDIRECTS, failure, first_fields, redirect, success
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.headers import Field, HeaderMap
+from downloader.fetch.response import REDIRECTS, failure, first_fields, redirect, success
 from downloader.fetch.robots_rules import LARGE_RULES, Rules, product_token
 from downloader.model import ErrorCode
 from downloader.net import (

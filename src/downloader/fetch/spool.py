@@ -98,7 +98,7 @@ async def open_spool(root: Path) -> AsyncIterator[Spool]:
 
 
 @asynccontextmanager
-async def open_lasting_spool(path: Path) -> AsyncIterator[Spool]:
+async def open_kept_spool(path: Path) -> AsyncIterator[Spool]:
     """The folder `path` itself, made if it is missing; its files stay. The caller alone may be using it.
 
     Raises:

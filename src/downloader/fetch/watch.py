@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import trio
 
 _WINDOW_PARTS = 8
-"""The watch begins a new window after an eighth of one at the earliest: most pieces cost nothing."""
+"""The speed is checked at most 8 times per window; other pieces are only counted."""
 
 
 class Watch:
@@ -62,8 +62,8 @@ class Watch:
             self._scope.deadline = min(self._end, now + self._window_s)
 
     @contextmanager
-    def excused(self) -> Iterator[None]:
-        """A wait for our own disk. It counts for the job's total, but not as slowness of the peer."""
+    def paused(self) -> Iterator[None]:
+        """Stop the clock of the speed while our own disk is slow; the total deadline runs on."""
         began = trio.current_time()
         left = self._scope.deadline - began
         self._scope.deadline = self._end

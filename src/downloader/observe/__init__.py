@@ -1,4 +1,4 @@
-"""Log events, logging, counters and metrics, traces, and the failpoints of tests."""
+"""Log events, logging, counters, metrics and traces."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from downloader.observe.counters import (
     by_name,
 )
 from downloader.observe.events import Event
-from downloader.observe.failpoints import failpoint
-from downloader.observe.logging import configure, escape, get_logger
+from downloader.observe.logging import configure, get_logger
 from downloader.observe.metrics import KINDS, METRICS, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces

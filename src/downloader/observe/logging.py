@@ -17,14 +17,7 @@ from typing import Any, Literal, TextIO
 import structlog
 
 from downloader.observe.events import Event
-
-VALUE_LENGTH = 2000
-"""Longest printed field, in characters. Clients choose the values of some fields."""
-
-_UNPRINTABLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
-"""Control characters, those that reorder or hide text, and lone surrogates."""
+from downloader.printable import cut, escape, escape_all
 
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 """Values that need no quotes: printable ASCII without blank, quote, equals sign and backslash."""
@@ -84,11 +77,6 @@ def configure(
     logging.captureWarnings(capture=True)
 
 
-def escape(value: str) -> str:
-    """The text on one line, harmless to a terminal, cut after `VALUE_LENGTH` characters."""
-    return _UNPRINTABLE.sub(_escaped, _cut(value))
-
-
 class _Lines:
     """Writes lines. Errors of writing (a full disk, a closed pipe) lose lines and are ignored."""
 
@@ -128,7 +116,7 @@ def _as_library(_logger: Any, _method: str, event: EventDict) -> EventDict:
 def _cut_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
     for key, value in event.items():
         if isinstance(value, str) and key != "exception":
-            event[key] = _cut(value)
+            event[key] = cut(value)
     return event
 
 
@@ -140,7 +128,7 @@ def _quote_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
         elif key == "event":
             event[key] = escape(str(value))
         elif isinstance(value, str):
-            text = _cut(value)
+            text = cut(value)
             event[key] = str(text) if _PLAIN.fullmatch(text) else _Quoted(text)
     return event
 
@@ -152,12 +140,4 @@ class _Quoted:
         self._text = text.replace("\\", "\\\\").replace('"', '\\"')
 
     def __repr__(self) -> str:
-        return f'"{_UNPRINTABLE.sub(_escaped, self._text)}"'
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape", "surrogatepass").decode()
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= VALUE_LENGTH else f"{value[:VALUE_LENGTH]}... ({len(value)} characters)"
+        return f'"{escape_all(self._text)}"'

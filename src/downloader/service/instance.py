@@ -23,18 +23,18 @@ import trio
 
 from downloader import __version__
 from downloader.config import Settings
-from downloader.fetch import Fetcher, disk_used_percent, open_fetcher
+from downloader.fetch import Fetcher, FetchSettings, disk_used_percent, open_fetcher
 from downloader.lifetimes import ExitTimer
 from downloader.model import Kind
 from downloader.notify import Bulkhead, Notifier, open_notifiers
 from downloader.observe import COUNTERS, Counters, Event, get_logger, open_traces
-from downloader.scheduler import Held, Stop, Wake, Work, revoke, run_reaper, run_work
+from downloader.scheduler import Held, Stop, Wake, Workload, revoke, run_reaper, run_workload
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
 from downloader.service.reports import Report, reporting
 from downloader.service.resources import open_files, open_host, running_redis
 from downloader.service.shared import RESERVE, Instance, grace_of
-from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
+from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
 from downloader.signals import stop_signals
 from downloader.store import asyncio_loop, open_store
 
@@ -69,7 +69,7 @@ class _Worker:
     """A role that works on leases."""
 
     role: str
-    work: Work
+    workload: Workload
     counters: Counters
     stop: Stop
     facts: Callable[[], Mapping[str, Any]] = dict
@@ -140,11 +140,10 @@ async def _run_with(
             fetcher = backends = None
             if "processor" in roles:
                 downloads = open_fetcher(
-                    settings=settings.processor,
+                    settings=FetchSettings.of(settings.processor),
                     policy=settings.egress.policy("downloads"),
-                    storage=files.storage,
+                    store=files.put,
                     spool_dir=settings.spool_dir,
-                    own_bucket=files.buckets.bucket,
                     on_crawl_delay=store.set_crawl_delay,
                     rng=instance.rng,
                 )
@@ -194,7 +193,7 @@ async def _run_roles(
         workers.append(_downloads(instance, fetcher))
     if backends is not None:
         workers.append(_callbacks(instance, backends))
-    wakes = {worker.work.kind: worker.wake.set for worker in workers}
+    wakes = {worker.workload.kind: worker.wake.set for worker in workers}
 
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope
@@ -202,7 +201,7 @@ async def _run_roles(
         if fetcher is not None:
             background.start_soon(fetcher.parts.sweep)
         if wakes:
-            downloads = [worker.held for worker in workers if worker.work.kind is Kind.DOWNLOAD]
+            downloads = [worker.held for worker in workers if worker.workload.kind is Kind.DOWNLOAD]
             listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))
             await background.start(listen)
         async with trio.open_nursery() as roles:
@@ -231,9 +230,11 @@ def _cancelled(downloads: Sequence[Held], job_id: str) -> None:
 def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
     settings = instance.settings
     counters = instance.counters["processor"]
-    downloads = Downloads(
+    workload = DownloadWork(
+        store=instance.store,
         fetcher=fetcher,
         settings=settings,
+        owner=instance.owner,
         counters=counters,
         traces=instance.traces,
         delete=instance.files.delete,
@@ -245,10 +246,10 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
     )
     return _Worker(
         role="processor",
-        work=downloads.work(),
+        workload=workload,
         counters=counters,
         stop=instance.stop,
-        facts=lambda: {"predecessor": downloads.workers.snapshot(counters)},
+        facts=lambda: {"predecessor": workload.workers.snapshot(counters)},
     )
 
 
@@ -258,9 +259,11 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     bulkhead = Bulkhead(backends, slots=settings.notifier.concurrency, rng=instance.rng)
     instance.bulkhead = bulkhead
     counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
-    callbacks = Callbacks(
+    workload = CallbackWork(
+        store=instance.store,
         backends=backends,
         settings=settings,
+        owner=instance.owner,
         counters=counters,
         traces=instance.traces,
         bulkhead=bulkhead,
@@ -275,7 +278,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
         return {"backends": bulkhead.health.facts(), "predecessor": predecessor.callbacks(counters)}
 
     return _Worker(
-        role="notifier", work=callbacks.work(), counters=counters, stop=instance.stop_callbacks, facts=facts
+        role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks, facts=facts
     )
 
 
@@ -285,15 +288,15 @@ async def _run_worker(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run leased work and its reports. When the processor has ended, the stop of callbacks begins."""
+    """Run a workload and its reports. When the processor has ended, the stop of callbacks begins."""
     role = worker.role
     worker.counters.gauge("in_flight", worker.held.__len__)
     async with _reporting(instance, role, worker.report):
         instance.running[role] = True
         try:
-            await run_work(
+            await run_workload(
                 instance.store,
-                worker.work,
+                worker.workload,
                 owner=instance.owner,
                 wake=worker.wake,
                 stop=worker.stop,

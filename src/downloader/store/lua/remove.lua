@@ -4,19 +4,18 @@
 -- ARGV    1 {}, then per job {id}
 -- from    given to a reaper
 -- to      (no job)
--- answer  per job: 1, or 0 if there was none or it may stay
+-- answer  how many there were
 -- repeat  0, nothing changed
 
-local answers = {}
+local removed = 0
 for item in items() do
-  local id, removed = item.id, 0
+  local id = item.id
   -- A job that `reap` has not given may have been retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
     redis.call('ZREM', key_failures(), id)
-    removed = redis.call('DEL', key_job(id))
+    removed = removed + redis.call('DEL', key_job(id))
     redis.call('DEL', key_task('download', id), key_task('callback', id))
   end
-  answers[#answers + 1] = removed
 end
-return answers
+return removed

@@ -1,4 +1,4 @@
-"""What a response means for an attempt: a file to store, a redirect to follow, or a failure."""
+"""Requests and responses of an attempt: the hops of a request, and what a response means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from downloader.fetch.errors import FetchError, bad_status
 from downloader.fetch.expected import Digest, declared_digests
 from downloader.fetch.gunzip import Gunzip, Read
-from downloader.fetch.headers import Field, HeaderMap, asks_for_gzip, is_conditional
+from downloader.fetch.headers import (
+    Field,
+    HeaderMap,
+    asks_for_gzip,
+    is_conditional,
+    may_keep,
+    without_secrets,
+)
 from downloader.fetch.parts import Part, Source, source_of
 from downloader.filenames import disposition_name
 from downloader.model import ErrorCode
@@ -22,8 +29,31 @@ _OK = 200
 _GZIP = frozenset({b"gzip", b"x-gzip"})
 
 
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One of the requests of an attempt: where it goes, and its headers."""
+
+    url: Url
+    headers: HeaderMap
+
+    def following(self, fields: Sequence[Field]) -> Hop:
+        """The next request, after a redirect with these response fields.
+
+        Another origin gets neither the job's own headers nor credentials.
+
+        Raises:
+            FetchError: the redirect leads nowhere, or to a URL that is not followed.
+        """
+        url = redirect(self.url, fields)
+        if not may_keep(self.url.origin, url.origin):
+            return Hop(url, without_secrets(self.headers))
+        if self.url.basic and not url.basic:
+            return Hop(url, {b"authorization": (b"Authorization", self.url.basic), **self.headers})
+        return Hop(url, self.headers)
+
+
 @dataclass(slots=True)
-class Answer:
+class FileResponse:
     """A successful response whose body has not been read."""
 
     body: ResponseBody
@@ -54,7 +84,9 @@ def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
     return {name.lower(): value for name, value in reversed(fields)}
 
 
-def success(status: int, url: Url, body: ResponseBody, fields: Sequence[Field], request: HeaderMap) -> Answer:
+def success(
+    status: int, url: Url, body: ResponseBody, fields: Sequence[Field], request: HeaderMap
+) -> FileResponse:
     """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip.
 
     A decoded body has a checksum of its own. It is not compared with digests, which are of the sent bytes.
@@ -64,25 +96,19 @@ def success(status: int, url: Url, body: ResponseBody, fields: Sequence[Field], 
     filename = disposition_name(disposition) if disposition else ""
     encoding = named.get(b"content-encoding", b"").strip().lower()
     if encoding in _GZIP and not asks_for_gzip(request):
-        return Answer(body, Gunzip(body.read).read, None, filename=filename)
+        return FileResponse(body, Gunzip(body.read).read, None, filename=filename)
     if status != _OK:
-        return Answer(body, body.read, body.length, filename=filename)
+        return FileResponse(body, body.read, body.length, filename=filename)
     digests: Sequence[Digest] = ()
     if b"content-digest" in named or b"repr-digest" in named:
         digests = declared_digests(fields)
-    return Answer(body, body.read, body.length, digests, url.text, fields, filename=filename)
+    return FileResponse(body, body.read, body.length, digests, url.text, fields, filename=filename)
 
 
-def continuation(part: Part, body: ResponseBody) -> Answer:
+def continuation(part: Part, body: ResponseBody) -> FileResponse:
     """A 206 that continues the part."""
-    return Answer(
-        body,
-        body.read,
-        part.source.total,
-        part.source.digests,
-        part=part,
-        filename=part.source.filename,
-    )
+    source = part.source
+    return FileResponse(body, body.read, source.total, source.digests, part=part, filename=source.filename)
 
 
 def redirect(url: Url, fields: Sequence[Field]) -> Url:
