@@ -32,6 +32,9 @@ pytestmark = pytest.mark.slow
 LOOK_S = 5.0
 """Time after which an instance asks the store by itself; without a wake-up each start is that late."""
 
+AT_ONCE_S = 0.4
+"""From a POST to its callback without waiting for a poll, on a busy machine; the median here is 0.03 s."""
+
 
 @pytest.mark.row("F21")
 async def test_the_limits_hold_over_the_fleet_and_nothing_is_left(
@@ -79,16 +82,17 @@ async def test_a_job_on_an_idle_fleet_waits_for_no_poll(
         first = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
         await sink.heard_of(first)
         spans = []
-        for _ in range(5):
+        for _ in range(9):
             began = time.monotonic()
             job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url()))
             [callback] = await sink.heard_of(job_id)
             spans.append(callback.at - began)
         say(f"POST to callback on an idle fleet: {', '.join(f'{s * 1000:.0f} ms' for s in spans)}")
-        assert sorted(spans)[2] < LOOK_S / 2
+        # A poll even every second would make three of nine that quick once in thirty runs.
+        assert sorted(spans)[2] < AT_ONCE_S
         await fleet.stop_all()
         with History(fleet, sink, url=server.url) as history:
-            assert history.check()["succeeded"] == 6
+            assert history.check()["succeeded"] == 10
 
 
 async def test_cancelled_jobs_leave_nothing_but_one_callback(
@@ -103,10 +107,13 @@ async def test_cancelled_jobs_leave_nothing_but_one_callback(
         for job_id in (waits, runs):
             assert (await fleet.client.delete(f"/jobs/{job_id}")).status_code == 202
         await origin.wait_until(lambda: origin.current["/endless"] == 0)
+        freed_at = time.monotonic()
         for one in await sink.heard_of(runs, waits):
             assert (one.payload["success"], one.payload["error_code"]) == (False, "cancelled")
         # Its slot is free at once, and not when its lease would have ended.
-        assert (await sink.heard_of(last, seconds=4 * LOOK_S))[0].payload["success"]
+        [one] = await sink.heard_of(last, seconds=4 * LOOK_S)
+        assert one.payload["success"]
+        assert one.at - freed_at < LOOK_S
 
         soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
         cut = await fleet.post(**job_for(endless, sink.url(), group="c", deadline=soon))

@@ -92,14 +92,8 @@ async def test_f18_a_frozen_broker_delays_nobody_else(
             reasons = await failed_callbacks(run, fleet, ids, seconds=60)
             say(f"reasons: {reasons}")
             assert reasons
-            assert all(
-                "did not answer in time" in reason
-                or "no delivery report within" in reason
-                or "no connection to the topic's broker" in reason
-                or "no answer in time" in reason
-                or "connection to Kafka was closed" in reason
-                for reason in reasons
-            ), reasons
+            silent = ("did not answer in time", "no answer in time", "no delivery report within 6 s")
+            assert all(reason.endswith(silent) for reason in reasons), reasons
 
             broker.thaw()
             for job_id in ids:

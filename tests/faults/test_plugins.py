@@ -165,7 +165,7 @@ async def test_f23_nonsense_of_a_backend_is_a_retry_with_a_reason(
         assert again["error"] == f"backend bad failed: {reason}"
         (folder / "cure").touch()
         await run.event("callback.delivered", job_id=job_id)
-        assert len(await spans(fleet, origin, sink, 1)) == 1
+        await spans(fleet, origin, sink, 1)
         await run.stop()
 
 
@@ -183,7 +183,7 @@ async def test_f26_a_callback_is_left_to_the_notifier_that_has_its_backend(
         released = await without.event("callback.released", job_id=ids[0])
         assert released["error"] == "backend bad is not configured here: there is no [backends.bad]"
         # Other callbacks go on.
-        assert len(await spans(fleet, origin, sink, 5)) == 5
+        await spans(fleet, origin, sink, 5)
 
         within = await fleet.start("notifier", environ=environ)
         for job_id in ids:
@@ -220,10 +220,14 @@ async def test_f19_a_backend_stuck_in_threads_is_found(
     environ = install(folder / "stranger")
     async with open_fleet(folder, server, bad(folder, "blocks")) as fleet:
         run = await fleet.start("run", environ=environ)
+        before = await spans(fleet, origin, sink, 10)
         await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
         unhealthy = await run.event("backend.unhealthy", backend="bad")
         assert unhealthy["error"] == "backend bad failed: did not end after a cancel"
-        assert len(await spans(fleet, origin, sink, 20)) == 20, "each finds a slot"
+        beside = await spans(fleet, origin, sink, 20)
+        # A slot of the bad backend is held for two leases, eight seconds.
+        assert beside[10] < before[5] + ASIDE_S
+        assert beside[-1] < before[-1] + ASIDE_MAX_S
 
 
 @pytest.mark.row("F19")
@@ -239,7 +243,7 @@ async def test_f19_a_backend_whose_background_raises_is_opened_again(
         assert ended["error"].startswith("backends.bad: has ended by itself: ")
         job_id = await fleet.post(**for_bad(origin, 1))
         await run.event("callback.delivered", job_id=job_id)
-        assert len(await spans(fleet, origin, sink, 1)) == 1
+        await spans(fleet, origin, sink, 1)
         await run.stop()
 
 

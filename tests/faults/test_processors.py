@@ -16,6 +16,7 @@ import trio
 from servers.fleet import (
     BRIEF,
     PATIENT,
+    QUICK,
     RECOVERY_S,
     Fleet,
     History,
@@ -127,9 +128,8 @@ async def test_f2_killed_at_a_named_point(
 async def test_f5_a_rolling_restart_costs_no_attempt(server: Valkey, folder: Path, sink: Sink) -> None:
     limits = {"/slow/0.3/3001": 6, "/slow/0.3/3002": 6}
     async with origin_process() as origin, open_fleet(folder, server, PATIENT) as fleet:
-        first, second, third, _, api = await fleet.start_all(
-            "processor", "processor", "processor", "notifier", "api"
-        )
+        first, second, third, _ = await fleet.start_all("processor", "processor", "processor", "notifier")
+        api = await fleet.start("api", tables=QUICK)
         ids = await fleet.post_all(
             [
                 job_for(f"{origin}{path}?seed={index}", sink.url(), group=path, limit=limit)

@@ -6,10 +6,6 @@ import re
 import tomllib
 from pathlib import Path
 
-from downloader.model import POISON_CRASHES
-from downloader.scheduler.loop import LOOK_S
-from downloader.service.shared import RESERVE
-
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/design/index.md").read_text("utf-8")
 
@@ -34,12 +30,3 @@ def test_each_part_is_documented_and_exists() -> None:
         for name in re.findall(r"`downloader\.(\w+)`", line.split("|")[1])
     }
     assert told == parts
-
-
-def test_its_numbers_are_those_of_the_code() -> None:
-    assert POISON_CRASHES == 5
-    assert "after five crashes" in PAGE
-    assert LOOK_S == 5
-    assert "every five seconds" in PAGE
-    assert RESERVE == 0.25
-    assert "three quarters of the grace period" in re.sub(r"\s+", " ", PAGE)

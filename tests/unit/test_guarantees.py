@@ -26,10 +26,6 @@ def named(text: str) -> set[str]:
     return set(re.findall(r"`(test_\w+)`", text))
 
 
-def test_there_are_ten() -> None:
-    assert [promise for promise, _ in PROMISES] == [f"P{number}" for number in range(1, 11)]
-
-
 @pytest.mark.parametrize(("promise", "row"), PROMISES)
 def test_a_promise_is_proved_by_tests_that_exist(promise: str, row: str) -> None:
     assert named(row), f"{promise} names no test"

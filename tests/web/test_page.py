@@ -10,11 +10,11 @@ import pytest
 import trio
 from playwright.sync_api import expect
 
-from downloader.model import Kind
+from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import JobStore, Submission
 from servers.browser import SEE_MS, Browse, Seen, meanwhile, meanwhile_sync
 from servers.fleet import Tables, job_for, open_fleet
-from servers.jobs import spec_for
+from servers.jobs import end_all, spec_for
 from servers.origin import Origin, gate, respond
 from servers.ports import spare_port
 from servers.sink import Sink
@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 
 expect.set_options(timeout=SEE_MS)
 
+BROKEN = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.CONNECT)
+REFUSED = Delivery(verdict=Verdict.FAILED, error="410")
 HOSTILE = "<img src=x onerror=alert(1)>"
 PATIENT: Tables = {"processor": {"grace": 60.0}, "notifier": {"grace": 60.0}}
 """A stop that waits for the page takes longer than a test allows."""
@@ -262,21 +264,33 @@ async def test_without_a_script_it_says_where_the_numbers_are(browse: Browse, pa
     await browse(page_url, look, java_script_enabled=False)
 
 
-async def test_the_keyboard_reaches_everything(browse: Browse, page_url: str) -> None:
+CONTROLS = """
+() => [...document.querySelectorAll("a[href], button, input, select, summary")]
+  .filter((element) => element.checkVisibility() && !element.closest("dialog"))
+  .map((element) => element.outerHTML)
+"""
+
+
+async def test_the_keyboard_reaches_everything(browse: Browse, page_url: str, store: JobStore) -> None:
+    await fill(store)
+    await submit(store, "failed")
+    await end_all(store, BROKEN, callback=REFUSED)
 
     def look(seen: Seen) -> None:
         page = seen.page
         seen.open()
         seen.live()
-        reached = []
-        for _ in range(3):
+        expect(page.locator("#failures tbody tr").first).to_be_visible()
+        expect(page.locator("#aggregations tbody tr").first).to_be_visible()
+        controls = set(page.evaluate(CONTROLS))
+        assert len(controls) > 10
+        for _ in range(2 * len(controls)):
             page.keyboard.press("Tab")
-            name = page.evaluate(
-                "document.activeElement.getAttribute('href') ?? document.activeElement.tagName"
-            )
-            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-            reached.append(name)
-        assert reached == ["INPUT", "PRE", "docs"]
+            focused = page.evaluate("document.activeElement.outerHTML")
+            if focused in controls:
+                assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+            controls.discard(focused)
+        assert controls == set()
         seen.check()
 
     await browse(page_url, look)
