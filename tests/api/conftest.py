@@ -18,7 +18,7 @@ from downloader.config import ApiSettings
 from downloader.net import EgressPolicy
 from downloader.server import Limits
 from downloader.store import JobStore
-from servers.api import Served, Serving
+from servers.api import Served, Serving, check_declared
 
 
 @pytest.fixture
@@ -68,7 +68,12 @@ async def serving(deps: ApiDeps, store: JobStore, nursery: trio.Nursery) -> Asyn
             ended.set()
 
         await nursery.start(run)
-        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20, trust_env=False)
+        client = httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}",
+            timeout=20,
+            trust_env=False,
+            event_hooks={"response": [check_declared]},
+        )
         clients.append(client)
         return Served(port=port, client=client, store=store, stop=stopping.set, ended=ended)
 

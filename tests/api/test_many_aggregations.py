@@ -11,8 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from downloader.api.events import Events, Listener
+from downloader.api.events import Events, Pace
 from downloader.api.globs import anything
+from downloader.api.problems import Refused
 from downloader.api.search import PAGE_MAX, Aggregations
 from downloader.api.snapshot import DESTINATIONS, SHOWN
 from downloader.errors import StoreError, StoreUnavailable
@@ -111,20 +112,48 @@ async def test_one_sample_serves_all_listeners(
     nursery.start_soon(events.run)
     received: list[bytes] = []
 
-    async def listen(listener: Listener) -> None:
-        async with listener:
-            assert (await anext(listener)).startswith(b"retry: ")
-            received.append(await anext(listener))
+    async def listen(address: str) -> None:
+        async with events.listener(anything, address) as stream:
+            assert (await anext(stream)).startswith(b"retry: ")
+            received.append(await anext(stream))
 
     async with trio.open_nursery() as listeners:
         for number in range(64):
-            listeners.start_soon(listen, events.listener(anything, f"client {number % 4}"))
+            listeners.start_soon(listen, f"client {number % 4}")
     assert store.asked["load"] == store.asked["backlog"] == 1
     [event] = set(received)
     data = json.loads(event.partition(b"data: ")[2])
     assert (len(data["aggregations"]), data["more_aggregations"]) == (SHOWN, MANY - SHOWN)
     assert len(data["waiting"]["callbacks"]["destinations"]) == DESTINATIONS
     assert len(event) < 400_000, "twelve times as much as with plain names"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_counts_from_its_admission(store: Store) -> None:
+    events = Events(cast("JobStore", store), Pace(per_address=1))
+    async with events.listener(anything, "a"), events.listener(anything, "b"):
+        with pytest.raises(Refused):
+            async with events.listener(anything, "a"):
+                pass
+    async with events.listener(anything, "a"):
+        pass
+
+
+async def test_a_snapshot_is_encoded_once_for_a_restricted_token(
+    store: Store, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    events = Events(cast("JobStore", store), Pace(history_s=1000))
+    names: list[str] = []
+
+    def allows(name: str) -> bool:
+        names.append(name)
+        return True
+
+    nursery.start_soon(events.run)
+    async with events.listener(allows, "a") as stream:
+        await anext(stream)
+        assert (await anext(stream)).startswith(b"event: snapshot")
+    assert len(names) == len(set(names)) > SHOWN
     nursery.cancel_scope.cancel()
 
 

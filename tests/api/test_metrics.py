@@ -55,14 +55,16 @@ async def test_counters_of_the_api(serving: Serving, deps: ApiDeps) -> None:
     api = await serving(counters=counters)
     job = json.dumps(JOB).encode()
     for body in (job, job, b"[]"):
-        await api.post(body)
+        await api.post(body, {"Idempotency-Key": "x"} if body is job else None)
     await api.client.post("/downloads", content=b"\n".join([job, b"{}", job, b"nonsense"]))
     await api.client.get("/jobs/NSb4FOAs9fVaQw")
     await api.client.get("/no/such/route")
     await api.client.get("/hb")
     await api.store.report("i", "api", {}, 60, counters.series())
     found = await scrape(api)
-    assert found["downloader_jobs_accepted_total"] == {("/download",): 2, ("/downloads",): 2}
+    assert found["downloader_jobs_accepted_total"] == {("/download",): 1, ("/downloads",): 2}, (
+        "a repeated job counts once"
+    )
     assert found["downloader_jobs_refused_total"] == {
         ("not_an_object", "/download"): 1,
         ("required", "/downloads"): 1,

@@ -264,6 +264,16 @@ async def test_a_failed_download_is_run_again(api: Served) -> None:
     assert (await api.client.get(f"/jobs/{job_id}")).json()["state"] == "pending"
 
 
+@pytest.mark.parametrize("value", ["0", "false", ""])
+async def test_download_0_sends_the_callback_of_a_failed_download(api: Served, value: str) -> None:
+    job_id = await submit(api)
+    await finish(api.store, FAILED)
+    await fail_callback(api.store)
+    assert (await api.client.post(f"/retry/{job_id}?download={value}")).status_code == 201
+    job = (await api.client.get(f"/jobs/{job_id}")).json()
+    assert (job["state"], job["callback"]["state"]) == ("failed", "pending")
+
+
 @pytest.mark.parametrize("query", ["", "?download=1", "?download=0"])
 async def test_a_job_that_has_not_failed_is_not_retried(api: Served, query: str) -> None:
     job_id = await submit(api)

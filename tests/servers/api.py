@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 import trio
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import Map, Rule
 
+from downloader.api.app import AggregationName
+from downloader.api.routes import ROUTES
 from downloader.store import JobStore
 
 JOB: dict[str, Any] = {
@@ -19,6 +24,45 @@ JOB: dict[str, Any] = {
     "callback_dst": "https://client.example/done",
 }
 """The least that is accepted."""
+
+
+GENERAL = frozenset(
+    {
+        "bad_request",
+        "cross_site",
+        "forbidden",
+        "internal",
+        "method_not_allowed",
+        "misdirected_request",
+        "not_found",
+        "page_header",
+        "store_unavailable",
+        "too_large",
+        "too_many_connections",
+        "unauthorized",
+    }
+)
+"""Codes of problems that any route may answer; a route declares the statuses of the others."""
+
+_URLS = Map(
+    [Rule(route.rule, methods=[route.method], endpoint=index) for index, route in enumerate(ROUTES)],
+    converters={"aggregation": AggregationName},
+    merge_slashes=False,
+).bind("")
+
+
+async def check_declared(response: httpx2.Response) -> None:
+    """Fail for a response whose status its route does not declare."""
+    path = unquote(response.request.url.path)
+    try:
+        index, _ = _URLS.match(path, response.request.method)
+    except HTTPException:
+        return
+    route = ROUTES[index]
+    if response.status_code not in {*route.responses, *route.problems}:
+        await response.aread()
+        code = response.json().get("code") if response.content else None
+        assert code is None or code in GENERAL, f"{route.method} {route.rule}: {response.status_code} {code}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

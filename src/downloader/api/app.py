@@ -99,7 +99,7 @@ class Api:
             scope[CALLER] = self._admit(scope, headers, route)
             if route is not None and route.plain:
                 serve: AsgiApp = partial(route.handler, self.context)
-                if deps.traces:
+                if deps.traces and route.calls_back:
                     serve = partial(_traced, deps.traces, serve)
                 await serve(scope, receive, send)
                 deps.counters.add("requests", 1, route.rule, "2xx")
@@ -109,7 +109,7 @@ class Api:
             problem = as_problem(error)
             rule = route.rule if route and route.plain else UNKNOWN
             deps.counters.add("requests", 1, rule, status_class(problem.status))
-            if rule != UNKNOWN:
+            if route and route.calls_back:
                 deps.counters.add("jobs_refused", 1, rule, problem.code)
             await send_response(send, status=problem.status, headers=problem.headers(), body=problem.body())
 

@@ -9,11 +9,12 @@ events of its own.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Self
 
 import trio
-from quart.wrappers.response import ResponseBody
 
 from downloader.api.globs import Allows, anything
 from downloader.api.history import History
@@ -70,7 +71,8 @@ class Events:
         self._store = store
         self.pace = pace or Pace()
         self.history = History(store)
-        self._listening: set[Listener] = set()
+        self._listening: Counter[str] = Counter()
+        """Listeners by address."""
         self._has_listeners = trio.Event()
         self._stopped = False
         self._snapshot: Snapshot | None = None
@@ -110,38 +112,62 @@ class Events:
         self._stopped = True
         self._notify()
 
-    def listener(self, allows: Allows, address: str, until: float = math.inf) -> Listener:
-        """A stream, until that time, for a caller that may see these aggregations.
+    @asynccontextmanager
+    async def listener(
+        self, allows: Allows, address: str, until: float = math.inf
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Count a listener while the context is open; the context is its events, which end at that time.
+
+        `allows`: the aggregations that the caller may see.
 
         Raises:
             Refused: 503, there are too many listeners in all or from this address.
         """
-        from_here = sum(listener.address == address for listener in self._listening)
-        if self._stopped or len(self._listening) >= self.pace.listeners or from_here >= self.pace.per_address:
+        listening = self._listening
+        if (
+            self._stopped
+            or listening.total() >= self.pace.listeners
+            or listening[address] >= self.pace.per_address
+        ):
             raise Refused(_TOO_MANY)
-        return Listener(self, allows, address, until)
-
-    def add(self, listener: Listener) -> None:
-        """Count the listener and start sampling."""
-        self._listening.add(listener)
+        listening[address] += 1  # before any checkpoint, so that no other passes the check meanwhile
         self._has_listeners.set()
+        try:
+            async with aclosing(self._events(allows, until)) as events:
+                yield events
+        finally:
+            listening[address] -= 1
+            listening += Counter()  # without the addresses whose count is 0
 
-    def remove(self, listener: Listener) -> None:
-        """Forget a listener that has left."""
-        self._listening.discard(listener)
+    async def _events(self, allows: Allows, until: float) -> AsyncGenerator[bytes]:
+        yield b"retry: %d\n\n" % RETRY_MS
+        sent, known = b"", 0
+        while True:
+            alive_at = min(until, trio.current_time() + self.pace.alive_s)
+            newest = await self._next(allows, sent, known, alive_at)
+            if newest is None or trio.current_time() >= until:
+                return
+            if newest != sent:
+                sent = newest
+                yield b"event: snapshot\ndata: " + newest + b"\n\n"
+            else:
+                samples, known = self.history.since(known), self.history.newest
+                yield b"event: history\ndata: " + samples + b"\n\n" if samples else _ALIVE
 
-    async def next(self, allows: Allows, sent: bytes, known: int, until: float) -> bytes | None:
+    async def _next(self, allows: Allows, sent: bytes, known: int, until: float) -> bytes | None:
         """Wait for a snapshot other than `sent`, or a newer sample than number `known`, until that time.
 
         Returns:
             The newest snapshot; `sent` if it did not change in time; `None` when the API stops.
         """
+        newest = b""
         with trio.move_on_at(until):
-            while not self._stopped and self._encoded(allows) in (b"", sent) and self.history.newest == known:
+            while not self._stopped:
+                newest = self._encoded(allows)  # once: for a restricted token it takes milliseconds
+                if newest not in (b"", sent) or self.history.newest != known:
+                    break
                 await self._changed.wait()
-        if self._stopped:
-            return None
-        return self._encoded(allows) or sent
+        return None if self._stopped else newest or sent
 
     def _encoded(self, allows: Allows) -> bytes:
         """The newest snapshot, encoded for this caller; empty while there is none."""
@@ -173,45 +199,6 @@ class Events:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
-
-
-class Listener(ResponseBody):
-    """One stream: a response's body that waits for snapshots."""
-
-    def __init__(self, events: Events, allows: Allows, address: str, until: float) -> None:
-        self.address = address
-        self._until = until
-        self._events = events
-        self._allows = allows
-        self._sent = b""
-        self._known = 0
-        """Number of the last sample that was sent."""
-        self._started = False
-
-    async def __aenter__(self) -> Self:
-        self._events.add(self)
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        self._events.remove(self)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if not self._started:
-            self._started = True
-            return b"retry: %d\n\n" % RETRY_MS
-        until = min(self._until, trio.current_time() + self._events.pace.alive_s)
-        found = await self._events.next(self._allows, self._sent, self._known, until)
-        if found is None or trio.current_time() >= self._until:
-            raise StopAsyncIteration
-        if found != self._sent:
-            self._sent = found
-            return b"event: snapshot\ndata: " + found + b"\n\n"
-        history = self._events.history
-        samples, self._known = history.since(self._known), history.newest
-        return b"event: history\ndata: " + samples + b"\n\n" if samples else _ALIVE
 
 
 _TOO_MANY = unavailable("too_many_listeners", "There are too many listeners; try again.")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from http import HTTPStatus
-from typing import cast
 
 import trio
-from quart import Response, request
 
-from downloader.api.auth import SESSION, visible_aggregations
+from downloader.api.auth import CALLER, SESSION
 from downloader.api.deps import Context
+from downloader.api.globs import anything
 from downloader.api.origin import check_origin
 from downloader.api.routing import ResponseSpec, route
-from downloader.server import ENDLESS, Message, client_of
+from downloader.server import ENDLESS, Gone, HttpError, Message, Receive, Send, client_of
 
 _TYPE = "text/event-stream; charset=utf-8"
 
-_HEADERS = {
-    "Content-Type": _TYPE,
-    "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # else nginx buffers events
+_START = {
+    "type": "http.response.start",
+    "status": HTTPStatus.OK,
+    "headers": [
+        (b"content-type", _TYPE.encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-accel-buffering", b"no"),  # else nginx buffers events
+        (b"x-content-type-options", b"nosniff"),
+    ],
 }
 
 
@@ -28,24 +33,36 @@ _HEADERS = {
     "GET",
     "/events",
     scope="read",
+    plain=True,
     responses={HTTPStatus.OK: ResponseSpec("The events.", media_type=_TYPE)},
     problems={HTTPStatus.SERVICE_UNAVAILABLE: "too many clients listen"},
 )
-async def listen(context: Context) -> Response:
+async def listen(context: Context, scope: Message, receive: Receive, send: Send) -> None:
     """The state of the fleet as events.
 
     Server-sent events: `snapshot` after each change, `alive` when nothing changes.
     """
-    scope = cast("Message", request.scope)
     headers = dict(scope["headers"])
     if not context.cors.permits(headers):  # although it only reads: other sites could hold streams open
         check_origin(headers)
-    response = Response(b"", headers=_HEADERS)
-    session = scope.get(SESSION)
+    caller, session = scope[CALLER], scope.get(SESSION)
+    allows = anything if caller is None else caller.aggregations
     until = trio.current_time() + session.left_s() if session else math.inf
-    body = context.events.listener(visible_aggregations(), client_of(scope), until)
-    if request.method != "HEAD":
-        scope[ENDLESS] = True
-        response.response = body
-        del response.headers["Content-Length"]
-    return response
+    scope[ENDLESS] = True
+    async with context.events.listener(allows, client_of(scope), until) as events:
+        await send(_START)
+        if scope["method"] != "HEAD":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_wait_for_disconnect, receive, nursery.cancel_scope)
+                with suppress(Gone):
+                    async for event in events:
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                nursery.cancel_scope.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _wait_for_disconnect(receive: Receive, listening: trio.CancelScope) -> None:
+    with suppress(HttpError):  # a malformed body ends the stream
+        while (await receive())["type"] != "http.disconnect":
+            pass
+    listening.cancel()
