@@ -17,7 +17,7 @@ import trio
 
 from downloader.fetch import MAX_COOLDOWN_S, CompleteBody, Fetcher, FetchSettings, open_fetcher
 from downloader.model import Cooldown, JobSpec, Kind, Lease, Outcome, Verdict
-from downloader.net import EgressPolicy, Url, UrlError
+from downloader.net import EgressPolicy, Url, UrlError, host_of
 from downloader.signals import stop_signals
 
 READ_AHEAD = 10_000
@@ -154,11 +154,6 @@ def check_url(url: str) -> str:
     return url
 
 
-def host_of(url: str) -> str:
-    """The host of a URL, with the port unless it is the scheme's own."""
-    return Url.parse(url).origin.authority.decode()
-
-
 class _Files:
     """Complete files in a folder, until the caller has given them their names.
 
@@ -274,7 +269,7 @@ class _Run:
                 await trio.lowlevel.checkpoint()
                 continue
             await self._ahead.acquire()
-            name = host_of(url)
+            name = host_of(url, with_port=True)
             host = self._hosts.setdefault(name, _Host(name))
             host.files += 1
             self._enqueue(host, _File(index, url))

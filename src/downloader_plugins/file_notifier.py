@@ -13,15 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from downloader.errors import StorageError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater, parse_section
+from downloader.paths import split_folder
 from downloader.storage import Body, Storage
 
 _DEADLINE_S = 30.0
 """Time limit for one object of a few kilobytes, whatever limits the storage has."""
 
 _MIME_TYPE = "application/json"
-
-_MAX_FOLDER_BYTES = 512
-"""The limit of `subpath`: an S3 key has at most 1024 bytes, prefix and object name included."""
 
 
 class FileNotifierSettings(BaseModel):
@@ -53,8 +51,9 @@ class _FileNotifier:
         A second delivery replaces the object by an identical one. The service never deletes it. When the
         storage refuses it, the callback is tried again: the operator has to repair the storage.
         """
-        folder = destination.removesuffix("/")
-        if not _is_folder(folder):
+        try:
+            folder = "/".join(split_folder(destination))
+        except ValueError:
             return Rejected("the callback's destination is not a folder in the file storage")
         body = Body(
             size=len(payload.body),
@@ -69,12 +68,3 @@ class _FileNotifier:
                 return RetryLater(f"not stored: {exc}")
             return Delivered()
         return RetryLater(f"not stored within {_DEADLINE_S:g} s")
-
-
-def _is_folder(path: str) -> bool:
-    """Whether the path is relative, stays below the root and has no hidden part, as the API requires too."""
-    if not path.isprintable() or path.startswith(".") or "\\" in path or "%" in path:
-        return False
-    if len(path.encode()) > _MAX_FOLDER_BYTES:
-        return False
-    return not {"", ".", ".."} & set(path.split("/"))

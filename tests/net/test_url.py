@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from downloader.net import Url, UrlError, Use
+from downloader.net import Url, UrlError, Use, host_of, local_host
 
 USES: list[Use] = ["download", "callback", "proxy", "endpoint"]
 
@@ -249,3 +249,26 @@ def test_any_location_is_followed_or_refused(location: bytes) -> None:
         return
     assert url.origin.scheme in ("http", "https")
     assert url.target.isascii()
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "with_port"),
+    [
+        ("https://Example.org:443/a", "example.org", "example.org"),
+        ("https://u:p@example.org./b", "example.org", "example.org."),
+        ("http://example.org:8080/", "example.org", "example.org:8080"),
+        ("http://[::1]/", "::1", "[::1]"),
+        ("no URL", "", ""),
+        (7, "", ""),
+    ],
+)
+def test_the_host_of_a_url(url: object, host: str, with_port: str) -> None:
+    assert (host_of(url), host_of(url, with_port=True)) == (host, with_port)
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("0.0.0.0", "127.0.0.1"), ("", "127.0.0.1"), ("::", "::1"), ("h", "h")],
+)
+def test_the_address_of_a_server_on_this_machine(host: str, local: str) -> None:
+    assert local_host(host) == local

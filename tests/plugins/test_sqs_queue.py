@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from downloader.net import parse_endpoint
 from downloader_plugins.sqs.queue import (
     BadDestination,
     Endpoints,
@@ -16,7 +17,6 @@ from downloader_plugins.sqs.queue import (
     aws_hosts,
     deduplication_id,
     group_id,
-    origin_of,
     parse_destination,
     permitted,
     same_queue,
@@ -145,15 +145,15 @@ def test_urls_of_aws_are_not_of_an_endpoint_of_our_own() -> None:
     ],
 )
 def test_origins(url: str, origin: str) -> None:
-    assert origin_of(url) == origin
+    assert parse_endpoint(url).origin.url == origin
 
 
 @pytest.mark.parametrize(
     "url", ["", "localhost", "ftp://x", "http://u:p@x", "http://x?q", "http://x/#f", "http://", "http://x:y"]
 )
 def test_invalid_endpoints(url: str) -> None:
-    with pytest.raises(ValueError, match="must be an http or https URL"):
-        origin_of(url)
+    with pytest.raises(ValueError, match="must be an absolute http or https URL"):
+        parse_endpoint(url)
 
 
 BY_URL = parse_destination("https://sqs.eu-west-2.amazonaws.com/123456789012/jobs", AWS)

@@ -6,7 +6,7 @@ import pytest
 from downloader.cli.fetch_folder import file_name, open_output
 from downloader.cli.fetch_report import result_fields
 from downloader.errors import ConfigError, StorageError
-from downloader.oneshot import FetchResult, check_url, host_of
+from downloader.oneshot import FetchResult, check_url
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,6 @@ def test_long_names_keep_their_extension_and_whole_characters() -> None:
 def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         check_url(url)
-
-
-def test_urls_are_grouped_by_host_and_port() -> None:
-    assert check_url("HTTP://Example.org:8080/ä?x#y")
-    assert host_of("https://Example.org/a") == host_of("https://u:p@example.org/b") == "example.org"
-    assert host_of("http://example.org:8080/") == "example.org:8080"
 
 
 @pytest.fixture

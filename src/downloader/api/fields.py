@@ -13,7 +13,17 @@ from pydantic_core import PydanticCustomError
 from downloader.api.views import unix_ms
 from downloader.content import MimePatterns
 from downloader.ids import ID_LENGTH
-from downloader.net import FIELD_NAME, MAX_URL_CHARS, Url, UrlError, Use, is_forbidden, is_token
+from downloader.net import (
+    FIELD_NAME,
+    MAX_URL_CHARS,
+    Url,
+    UrlError,
+    Use,
+    is_field_value,
+    is_forbidden,
+    is_token,
+)
+from downloader.paths import MAX_FOLDER_BYTES, split_folder
 from downloader.storage import is_bucket_name
 
 MAX_INT = 2**31 - 1
@@ -41,9 +51,6 @@ MAX_HEADER_BYTES = 8 * 1024
 MAX_DESTINATION_CHARS = 2048
 """Length of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
 
-MAX_SUBPATH_BYTES = 512
-"""An S3 key has at most 1024 bytes: prefix, subpath and file name."""
-
 MAX_SEGMENTS = 32
 """Parts of a subpath: each is a folder that is opened for every file."""
 
@@ -52,9 +59,6 @@ MAX_SEGMENT_BYTES = 255
 
 NO_CALLBACK = "none"
 """`callback_type` of a job without a callback, whose client asks for the result."""
-
-_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
-"""RFC 9110, 5.5: no control characters; non-ASCII characters are sent as UTF-8."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -94,7 +98,7 @@ def _header_value(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise PydanticCustomError("wrong_type", "must have strings or integers as values")
     text = str(value).strip(" \t")
-    if not _VALUE.fullmatch(text):
+    if not is_field_value(text):
         raise PydanticCustomError("header_value", "has a value with characters that no header can hold")
     return text
 
@@ -118,20 +122,18 @@ def _request_headers(headers: dict[str, Any]) -> dict[str, str]:
 def check_subpath(text: str) -> str:
     """Check a folder below the storage's root; returns it without a slash at its end."""
     path = text.removesuffix("/")
-    if text.startswith("/"):
-        raise PydanticCustomError("subpath", "must not be an absolute path")
-    if not path.isprintable() or "\\" in path or "%" in path:
-        raise PydanticCustomError("subpath", "has control or invisible characters, a backslash or a %")
-    if len(path.encode()) > MAX_SUBPATH_BYTES:
+    if not text:
+        return path
+    if len(path.encode()) > MAX_FOLDER_BYTES:
         raise PydanticCustomError("too_long", "has more than 512 bytes")
-    parts = path.split("/") if path else []
-    if len(parts) > MAX_SEGMENTS:
+    if path.count("/") >= MAX_SEGMENTS:
         raise PydanticCustomError("too_long", "has more than 32 parts")
-    if path.startswith("."):
-        raise PydanticCustomError("subpath", "must not begin with a dot")
-    for part in parts:
-        if part in ("", ".", "..") or len(part.encode()) > MAX_SEGMENT_BYTES:
-            raise PydanticCustomError("subpath", "has an empty or too long part, or one that is . or ..")
+    try:
+        parts = split_folder(text)
+    except ValueError as error:
+        raise PydanticCustomError("subpath", "{reason}", {"reason": str(error)}) from None
+    if any(len(part.encode()) > MAX_SEGMENT_BYTES for part in parts):
+        raise PydanticCustomError("subpath", "has a part with more than 255 bytes")
     # `abc/abcDEFGHIJKLMN` may be the path of another job's file, where no folder can be made.
     if any(len(part) == ID_LENGTH and part.startswith(folder) for folder, part in pairwise(parts)):
         raise PydanticCustomError("subpath", "has a part that could be another job's file")
@@ -267,7 +269,7 @@ class DownloadRequest(BaseModel):
     s3_region: Annotated[str, AfterValidator(_matches(_REGION.fullmatch))] = ""
     """The bucket's region."""
     subpath: Annotated[
-        str, AfterValidator(check_subpath), _described(maxLength=MAX_SUBPATH_BYTES, examples=["images/2026"])
+        str, AfterValidator(check_subpath), _described(maxLength=MAX_FOLDER_BYTES, examples=["images/2026"])
     ] = ""
     """Folder under the storage root, before `<id[0:3]>/<id>`; at most 32 parts, not beginning with a dot, and
     no part that could be another job's file."""

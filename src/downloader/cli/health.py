@@ -43,8 +43,6 @@ def health(*, pid: Annotated[int, Parameter(name="--pid")] = 1) -> None:
 
         flags = {f"api.{name}": bound.arguments.get(name) for name in ("host", "port")}
         found = load(bound.arguments.get("config"), flags).api
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(found.host, found.host)  # noqa: S104  # not bound
-        url = f"http{'s' if found.certfile else ''}://{host}:{found.port}"
         # Whatever name the certificate has: the connection stays on this machine.
-        with Client(url, retries=0, transport=HTTPTransport(verify=False)) as client:
+        with Client(found.local_url, retries=0, transport=HTTPTransport(verify=False)) as client:
             client.ping()

@@ -117,6 +117,7 @@ def _jobs(
 ) -> Iterator[JobFields]:
     """The jobs as they are read; lines that begin like JSON and are none go to `unreadable`."""
     from downloader.client import ApiProblem
+    from downloader.net import host_of
 
     named = ((repr(url), url) for url in urls)
     for name, text in itertools.chain(named, read_lines(from_file) if from_file else ()):
@@ -127,15 +128,6 @@ def _jobs(
             except (ValueError, RecursionError):
                 unreadable.append((text, ApiProblem(code="bad_json", detail=f"{name}: not a JSON object")))
                 continue
-        group = aggr_id or host_of(job.get("url"))
+        # The service says what is wrong with a URL that has no host.
+        group = aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
         yield cast("JobFields", {"aggr_id": group, **fields, **job})
-
-
-def host_of(url: object) -> str:
-    """The aggregation of a URL: its host, with the port unless it is the scheme's own."""
-    from downloader.net import Url, UrlError
-
-    try:
-        return Url.parse(url).origin.authority.decode() if isinstance(url, str) else "unknown"
-    except UrlError:
-        return "unknown"  # the service answers the error

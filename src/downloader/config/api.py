@@ -16,6 +16,7 @@ from downloader.config.checks import (
     Section,
     Size,
 )
+from downloader.net import local_host
 
 Scope = Literal["submit", "read", "retry", "admin"]
 """What a token may do; `downloader.api` says which requests need which."""
@@ -68,6 +69,12 @@ class ApiSettings(Section):
     tokens: list[TokenSettings] = Field(default_factory=list)
     """Tables `[[api.tokens]]`, one for each token. Empty: everyone who reaches the port may do everything.
     With tokens, each route but `/hb`, `/health/*` and the static files of the web page needs one."""
+
+    @property
+    def local_url(self) -> str:
+        """The URL at which this machine reaches the API, without a path."""
+        host = local_host(self.host)
+        return f"http{'s' if self.certfile else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @model_validator(mode="after")
     def _rules(self) -> Self:

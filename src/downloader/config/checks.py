@@ -6,14 +6,13 @@ A check raises `ValueError` with a text that does not repeat the value.
 from __future__ import annotations
 
 import base64
-import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr
 
-from downloader.net import Url, UrlError, is_forbidden, is_token
+from downloader.net import Url, UrlError, is_field_value, is_forbidden, is_token, parse_endpoint
 
 EMBEDDED = "embedded"
 """The `redis.url` that makes the service start a Valkey of its own."""
@@ -29,9 +28,6 @@ LONGEST_S = 3600.0
 
 MAX_S = 1e12
 """Largest of all other times: doubles, which the store keeps, hold moments so far away to the millisecond."""
-
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-"""RFC 9110 section 5.5 `field-value`: nothing that could end the line."""
 
 
 class Section(BaseModel):
@@ -53,18 +49,13 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{name!r} is not a header name")
         if is_forbidden(name):
             raise ValueError(f"{name} is set by the downloader itself")
-        if not _HEADER_VALUE.fullmatch(value):
+        if not is_field_value(value):
             raise ValueError(f"the value of {name} has characters that a header cannot hold")
     return headers
 
 
 def _base_url(url: str) -> str:
-    if not url:
-        return url
-    try:
-        return Url.parse(url, "endpoint").text
-    except UrlError as exc:
-        raise ValueError(f"must be an absolute http or https URL: this one {exc.detail}") from None
+    return parse_endpoint(url).text if url else url
 
 
 def _redis_url(url: str) -> str:
@@ -131,7 +122,7 @@ def _cors_origin(text: str) -> str:
         raise ValueError("must be origins, such as https://example.org") from None
     if url.target != b"/" or text.endswith("/"):
         raise ValueError("must be http or https origins, without user and path")
-    return f"{url.origin.scheme}://{url.origin.authority.decode()}"
+    return url.origin.url
 
 
 def _destination(pattern: str) -> str:

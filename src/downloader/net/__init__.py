@@ -15,7 +15,7 @@ from downloader.net.errors import (
     TimedOut,
     TlsFailed,
 )
-from downloader.net.fields import FIELD_NAME, is_forbidden, is_token, parse_retry_after
+from downloader.net.fields import FIELD_NAME, is_field_value, is_forbidden, is_token, parse_retry_after
 from downloader.net.policy import EgressPolicy, host_matches
 from downloader.net.resolve import Resolver
 from downloader.net.route import Expect, Route, build_request
@@ -27,7 +27,19 @@ from downloader.net.transport import (
     open_transport,
     tls_context,
 )
-from downloader.net.url import HIDDEN, MAX_URL_CHARS, Origin, Url, UrlError, Use, redact_url, userinfo_of
+from downloader.net.url import (
+    HIDDEN,
+    MAX_URL_CHARS,
+    Origin,
+    Url,
+    UrlError,
+    Use,
+    host_of,
+    local_host,
+    parse_endpoint,
+    redact_url,
+    userinfo_of,
+)
 
 __all__ = [
     "FIELD_NAME",
@@ -58,9 +70,13 @@ __all__ = [
     "build_request",
     "guarded_client",
     "host_matches",
+    "host_of",
+    "is_field_value",
     "is_forbidden",
     "is_token",
+    "local_host",
     "open_transport",
+    "parse_endpoint",
     "parse_retry_after",
     "redact_url",
     "tls_context",

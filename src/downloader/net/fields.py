@@ -21,6 +21,9 @@ FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
 _TOKEN = re.compile(FIELD_NAME)
 
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
+"""RFC 9110, 5.5: no control characters; characters that are not ASCII are sent as UTF-8."""
+
 MAX_RETRY_AFTER_S = 86400.0
 """Longest delay that a peer may ask for: a day."""
 
@@ -31,6 +34,11 @@ _DELTA_DIGITS = 12
 def is_token(name: str) -> bool:
     """Whether a field may have this name."""
     return _TOKEN.fullmatch(name) is not None
+
+
+def is_field_value(value: str) -> bool:
+    """Whether a field may have this value."""
+    return _FIELD_VALUE.fullmatch(value) is not None
 
 
 def is_forbidden(name: str) -> bool:

@@ -96,6 +96,11 @@ class Origin:
     """For `Host`: brackets round IPv6, the port unless it is the scheme's own."""
 
     @property
+    def url(self) -> str:
+        """`scheme://host`, with the port unless it is the scheme's own."""
+        return f"{self.scheme}://{self.authority.decode()}"
+
+    @property
     def host_port(self) -> bytes:
         """For CONNECT: the port always."""
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -253,6 +258,34 @@ def userinfo_of(url: str) -> str:
     """The part before `@` of any text with `//`, or empty."""
     match = _SHOWN.fullmatch(url)
     return match["authority"].rpartition("@")[0] if match else ""
+
+
+def parse_endpoint(text: str) -> Url:
+    """Read a base URL of the configuration.
+
+    Raises:
+        ValueError: the text is no such URL, or has a user, a query or a fragment.
+    """
+    try:
+        return Url.parse(text, "endpoint")
+    except UrlError as error:
+        raise ValueError(f"must be an absolute http or https URL: this one {error.detail}") from None
+
+
+def host_of(url: object, *, with_port: bool = False) -> str:
+    """The host of a download's URL, `with_port` if it is not the scheme's own; `""` if it is no such URL."""
+    try:
+        origin = Url.parse(url).origin if isinstance(url, str) else None
+    except UrlError:
+        origin = None
+    if origin is None:
+        return ""
+    return origin.authority.decode() if with_port else origin.host.removesuffix(".")
+
+
+def local_host(host: str) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound
 
 
 def redact_url(url: str, *, userinfo: str = "") -> str:

@@ -13,7 +13,6 @@ from downloader.api import Api, ApiDeps, serve, text_globs
 from downloader.observe import Event, get_logger
 from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
-from downloader.service.files import api_url
 from downloader.service.shared import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS
 
@@ -61,7 +60,7 @@ async def serve_api(
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(run)
-        log.info(Event.API_LISTENING, host=host, port=port, page=f"{api_url(settings)}/")
+        log.info(Event.API_LISTENING, host=host, port=port, page=f"{settings.api.local_url}/")
         if not api.tokens and not loopback:
             log.warning(Event.API_OPEN, host=host, port=port)
         task_status.started()

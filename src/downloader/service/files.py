@@ -64,7 +64,7 @@ class Files:
         base = self.settings.processor.download_url
         if not base and (url := self.storage.url(key)):
             return url
-        return f"{(base or f'{api_url(self.settings)}/files').rstrip('/')}/{quote(key)}"
+        return f"{(base or f'{self.settings.api.local_url}/files').rstrip('/')}/{quote(key)}"
 
 
 def object_metadata(extra: str) -> dict[str, str]:
@@ -77,14 +77,3 @@ def object_metadata(extra: str) -> dict[str, str]:
     if not isinstance(fields, dict):
         return {}
     return {name: value for name, value in fields.items() if isinstance(value, str)}
-
-
-def api_url(settings: Settings) -> str:
-    """The API's URL on this host, without a path."""
-    host = settings.api.host
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not listened on
-        host = "localhost"
-    if ":" in host:
-        host = f"[{host}]"
-    scheme = "https" if settings.api.certfile else "http"
-    return f"{scheme}://{host}:{settings.api.port}"

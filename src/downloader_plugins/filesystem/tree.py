@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from downloader.paths import is_safe_path, split_path
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 
 TMP = ".tmp"
@@ -145,10 +146,10 @@ def split_key(key: str) -> Parts:
     """Split a key into its parts.
 
     Raises:
-        StorageRefused: the key is absolute or inside `TMP`, or has a NUL or an empty, `.` or `..` part.
+        StorageRefused: the key is no safe path, or is inside `TMP`.
     """
-    parts = tuple(key.split("/"))
-    if "\0" in key or parts[0] == TMP or any(part in ("", ".", "..") for part in parts):
+    parts = split_path(key) if is_safe_path(key) else ()
+    if not parts or parts[0] == TMP:
         raise StorageRefused(f"not a valid key: {key!r}")
     return parts
 

@@ -18,6 +18,7 @@ import trio
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from downloader.paths import is_safe_path
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 from downloader_plugins.s3.client import Clients
 from downloader_plugins.s3.errors import PassingError, error_code, explain
@@ -177,7 +178,7 @@ class Bucket:
 
     def _full(self, key: str) -> str:
         full = self.folder + key
-        if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+        if not is_safe_path(key):
             raise StorageRefused(f"not a valid key: {key!r}")
         if len(full.encode()) > MAX_KEY_BYTES:
             raise StorageRefused(f"S3 bucket {self.name}: the key has more than {MAX_KEY_BYTES} bytes")

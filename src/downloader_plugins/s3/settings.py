@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from downloader.net import Url, UrlError
+from downloader.net import parse_endpoint
+from downloader.paths import is_safe_path
 
 _SUFFIXES = (
     ("cn-", "amazonaws.com.cn"),
@@ -22,17 +23,12 @@ _SUFFIXES = (
 
 
 def _endpoint(url: str) -> str:
-    if not url:
-        return url
-    try:
-        return Url.parse(url, "endpoint").text.rstrip("/")
-    except UrlError:
-        raise ValueError("not an absolute http or https URL without user, query and fragment") from None
+    return parse_endpoint(url).text.rstrip("/") if url else url
 
 
 def _prefix(text: str) -> str:
     folder = text.strip("/")
-    if folder and any(part in ("", ".", "..") or not part.isprintable() for part in folder.split("/")):
+    if folder and not is_safe_path(folder):
         raise ValueError("not a folder: its parts must be printable and neither empty nor dots")
     return folder
 

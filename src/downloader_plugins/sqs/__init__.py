@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError, 
 from pydantic import BaseModel, ConfigDict, Field
 
 from downloader.errors import DownloaderError, PluginError
+from downloader.net import parse_endpoint
 from downloader.notify import (
     CommitAbandoned,
     GroupCommit,
@@ -31,7 +32,6 @@ from downloader_plugins.sqs.queue import (
     Endpoints,
     Queue,
     aws_hosts,
-    origin_of,
     parse_destination,
     permitted,
 )
@@ -119,7 +119,7 @@ def _parse(section: Mapping[str, Any]) -> SqsSettings:
         raise PluginError("profile: cannot be used together with access_key_id")
     if settings.endpoint_url:
         try:
-            origin_of(settings.endpoint_url)
+            parse_endpoint(settings.endpoint_url)
         except ValueError as exc:
             raise PluginError(f"endpoint_url: {exc}") from None
     return settings
@@ -157,7 +157,7 @@ def _endpoints(region: str, endpoint_url: str, known: Sequence[str]) -> Endpoint
     """The endpoints that queue URLs may have, given the region and endpoint of the configured client."""
     own = aws_hosts([region])
     try:
-        origin = origin_of(endpoint_url)
+        origin = parse_endpoint(endpoint_url).origin.url
     except ValueError as exc:  # the environment's or the profile's: the section's was checked
         raise PluginError(f"endpoint_url, as boto3 finds it, {exc}") from None
     host = origin.partition("://")[2]

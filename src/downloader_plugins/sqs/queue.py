@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import quote
 
-from downloader.net import Origin, Url, UrlError
+from downloader.net import Url, UrlError
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
 """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html"""
@@ -88,18 +88,6 @@ def aws_hosts(regions: Iterable[str]) -> dict[str, str]:
     return hosts
 
 
-def origin_of(url: str) -> str:
-    """`scheme://host[:port]` in lower case, without the default port.
-
-    Raises:
-        ValueError: not an http or https URL, or one with a user, a query or a fragment.
-    """
-    try:
-        return _shown(Url.parse(url, "endpoint").origin)
-    except UrlError:
-        raise ValueError("must be an http or https URL without user, query and fragment") from None
-
-
 def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
     """Parse a destination: a queue's name, `aws.com/sqs/NAME`, or the queue's URL.
 
@@ -115,7 +103,7 @@ def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
     except UrlError:
         raise BadDestination("the callback's destination is neither a queue's name nor its URL") from None
     origin, path = url.origin, url.target.decode()
-    if endpoints.origin and _shown(origin) == endpoints.origin:
+    if endpoints.origin and origin.url == endpoints.origin:
         own = _OWN_PATH.fullmatch(path)
         if own is None:
             raise BadDestination("the callback's destination is no queue's URL")
@@ -175,10 +163,6 @@ def deduplication_id(job_id: str, body: bytes) -> str:
     if not isinstance(payload, dict) or payload.get("success") is not False:
         return job_id
     return f"{job_id}-{hashlib.sha256(body).hexdigest()[:16]}"
-
-
-def _shown(origin: Origin) -> str:
-    return f"{origin.scheme}://{origin.authority.decode()}"
 
 
 def _usual_base(host: str, region: str) -> str:

@@ -16,6 +16,7 @@ from downloader.api.deps import Context
 from downloader.api.problems import Problem, Refused, not_found
 from downloader.api.routes.jobs import visible_job
 from downloader.api.routing import ResponseSpec, route
+from downloader.paths import is_safe_path
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
@@ -56,7 +57,7 @@ async def show(context: Context, key: str) -> Response:
     As an attachment, for storages with local files. `Range` and conditional requests work.
     """
     stored, files = None, context.deps.files
-    if files is not None and is_key(key) and (sees_all() or await _is_visible(context.store, key)):
+    if files is not None and is_safe_path(key) and (sees_all() or await _is_visible(context.store, key)):
         stored = await files(key)
     response = await file_response(stored, request) if stored is not None else None
     if response is None:
@@ -68,13 +69,6 @@ async def _is_visible(store: JobStore, key: str) -> bool:
     """Whether the stored file belongs to a job that the caller may see."""
     view = await visible_job(store, key.rpartition("/")[2])
     return view is not None and view.spec.storage_key == key
-
-
-def is_key(key: str) -> bool:
-    """Whether the text can be a stored file's key: printable, relative, no empty part, no `.` or `..`."""
-    return (
-        key.isprintable() and "\\" not in key and all(part not in ("", ".", "..") for part in key.split("/"))
-    )
 
 
 async def file_response(stored: StoredFile, asked: Request) -> Response | None:

@@ -23,9 +23,9 @@ from rich.filesize import decimal
 from downloader.config import ApiSettings, EgressList, Settings
 from downloader.errors import ConfigError, StorageError
 from downloader.fetch import disk_used_percent
+from downloader.net import local_host
 from downloader.notify import Checkable, open_notifiers
 from downloader.plugins import BUCKETS, missing_package
-from downloader.service.files import api_url
 from downloader.service.resources import open_host
 from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, Storage, StoredFile, open_buckets, open_storage
@@ -74,7 +74,7 @@ def unreachable_files(settings: Settings) -> str:
     """A warning if only this machine can reach the `download_url` of callbacks; otherwise empty."""
     base = settings.processor.download_url
     if settings.storage_name == "filesystem" and not base:
-        base = api_url(settings)
+        base = settings.api.local_url
     host = urlsplit(base).hostname or ""
     if host != "localhost" and not host.endswith(".localhost") and not _is_loopback(host):
         return ""
@@ -191,7 +191,7 @@ async def examine_api(settings: Settings) -> str:
 
 def _is_ours(api: ApiSettings) -> bool:
     """Whether a downloader answers there, by the one route that needs no token."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(api.host, api.host)  # noqa: S104  # connected to
+    host = local_host(api.host)
     connection = http.client.HTTPConnection(host, api.port, timeout=ASK_S)
     if api.certfile:
         # Which program it is does not depend on the certificate's name, which is seldom the address.

@@ -1,0 +1,47 @@
+"""The one check of paths that come from outside, such as a folder in the storage."""
+
+from __future__ import annotations
+
+MAX_FOLDER_BYTES = 512
+"""Longest folder that a job names: an S3 key has at most 1024 bytes, prefix and file name included."""
+
+
+def split_path(path: str) -> tuple[str, ...]:
+    """Split a relative path into its parts, if it stays below the folder that it is relative to.
+
+    Raises:
+        ValueError: it is absolute, has characters that no path should have, or an empty part or one of dots.
+    """
+    if path.startswith("/"):
+        raise ValueError("must not be an absolute path")
+    if not path.isprintable() or "\\" in path:
+        raise ValueError("has control or invisible characters or a backslash")
+    parts = tuple(path.split("/"))
+    if not {"", ".", ".."}.isdisjoint(parts):
+        raise ValueError("has an empty part, or one that is . or ..")
+    return parts
+
+
+def split_folder(path: str) -> tuple[str, ...]:
+    """Split the path of a folder that a job names; a slash at its end is ignored.
+
+    Raises:
+        ValueError: as `split_path` raises; or it begins with a dot, or has a `%` or too many bytes.
+    """
+    parts = split_path(path.removesuffix("/"))
+    if parts[0].startswith("."):
+        raise ValueError("must not begin with a dot")
+    if "%" in path:
+        raise ValueError("has a %")
+    if len(path.encode()) > MAX_FOLDER_BYTES:
+        raise ValueError(f"has more than {MAX_FOLDER_BYTES} bytes")
+    return parts
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether `split_path` can split the path."""
+    try:
+        split_path(path)
+    except ValueError:
+        return False
+    return True
