@@ -86,3 +86,18 @@ def test_nothing_says_to_install_the_other_project_of_the_name() -> None:
     ]
     wrong = re.compile(r"pip install[^\n|&]*[ '\"]downloader(?:\[|['\"\s]|$)")
     assert [path for path in files if wrong.search(path.read_text("utf-8"))] == []
+
+
+def test_servers_of_the_pages_print_a_line_in_one_write() -> None:
+    """With several writes the lines of several threads mix."""
+    lines = [
+        line.strip()
+        for path in (ROOT / "docs").rglob("*.md")
+        for handler in re.findall(
+            r"\(BaseHTTPRequestHandler\):\n(.*?)\n\S", path.read_text("utf-8"), re.DOTALL
+        )
+        for line in handler.splitlines()
+        if "print(" in line
+    ]
+    assert lines
+    assert [line for line in lines if not re.fullmatch(r'print\(f".*\\n", end="", flush=True\)', line)] == []
