@@ -23,8 +23,6 @@ EARLY = [
     pytest.param(b"POST /retry/00000000000000", 404, id="404 of a view"),
 ]
 
-pytestmark = pytest.mark.row("H33")
-
 
 def statuses(data: bytes) -> list[int]:
     """The statuses of all responses, of which the last one must be whole."""
@@ -41,6 +39,7 @@ async def repeat(call: Callable[[], Awaitable[None]]) -> None:
             nursery.start_soon(call)
 
 
+@pytest.mark.row("H33")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "options", "expected"),
@@ -73,6 +72,7 @@ async def test_curl_uploads_its_input(
     assert results == [expected] * TIMES
 
 
+@pytest.mark.row("H33")
 @pytest.mark.parametrize(("line", "expected"), EARLY)
 @pytest.mark.parametrize("framing", [b"Content-Length: 9", b"Transfer-Encoding: chunked"])
 async def test_a_client_that_waits_for_100_continue_gets_the_response(
@@ -86,6 +86,7 @@ async def test_a_client_that_waits_for_100_continue_gets_the_response(
     await repeat(ask)
 
 
+@pytest.mark.row("H33")
 async def test_a_declared_length_that_is_too_large_is_refused_before_the_body(api: Served) -> None:
     async def ask() -> None:
         answer = await api.say(b"POST /download HTTP/1.1\r\n" + WAITS + b"Content-Length: 10000000\r\n\r\n")
@@ -108,6 +109,7 @@ HALF = [
 ]
 
 
+@pytest.mark.row("H33")
 @pytest.mark.parametrize(("data", "expected"), HALF)
 async def test_a_client_that_half_closes_gets_one_response(api: Served, data: bytes, expected: int) -> None:
     async def ask() -> None:
@@ -119,6 +121,7 @@ async def test_a_client_that_half_closes_gets_one_response(api: Served, data: by
     await repeat(ask)
 
 
+@pytest.mark.row("H33")
 @pytest.mark.parametrize(("line", "expected"), EARLY)
 async def test_a_client_that_half_closes_within_a_refused_request(
     api: Served, line: bytes, expected: int
@@ -134,6 +137,7 @@ async def test_a_client_that_half_closes_within_a_refused_request(
     await repeat(ask)
 
 
+@pytest.mark.row("H33")
 async def test_a_malformed_body_of_a_refused_request(api: Served) -> None:
     async def ask() -> None:
         answer = await api.say(

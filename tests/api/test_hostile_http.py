@@ -464,7 +464,10 @@ async def test_a_stop_closes_connections_that_do_not_read_or_finish(serving: Ser
     async def files(_key: str) -> StoredFile:
         return StoredFile(path=path, size=50_000_000)
 
-    api = await serving(grace_s=0.3, files=files)
+    # Nothing but the grace period ends them within the test.
+    api = await serving(
+        grace_s=0.3, files=files, limits=Limits(body_grace_s=600, send_s=600, stop_send_s=600)
+    )
     async with await api.connect() as sending, await api.connect() as reading:
         await sending.send_all(POST + b"Content-Length: 100\r\n\r\n{")
         await reading.send_all(b"GET /files/large HTTP/1.1\r\nHost: localhost\r\n\r\n")
