@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import trio
 
@@ -23,6 +23,8 @@ from downloader.plugins import CLOSING_S, OPENING_S, describe, find_cancel, open
 from downloader.signals import set_kill_timer
 
 log = get_logger()
+
+Result = TypeVar("Result")
 
 EXIT_MARGIN_S = 0.3
 """How long before the kernel ends the process a thread logs the reason and exits."""
@@ -220,6 +222,15 @@ class ExitTimer:
         except BaseException as error:
             self.start(error)
             raise
+
+    def guarded(self, task: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+        """A task that starts the timer when it ends by an exception, before its nursery waits for others."""
+
+        async def run(*args: Any, **options: Any) -> Result:
+            with self.started_by_errors():
+                return await task(*args, **options)
+
+        return run
 
     def _end(self) -> None:
         error = self._error

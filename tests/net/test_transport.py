@@ -88,20 +88,48 @@ async def test_idle_connections_are_bounded_and_expire(origin: Origin) -> None:
         await origin.wait_until(lambda: origin.open_connections == 0)
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_a_kept_connection_that_is_closing_is_replaced_once(origin: Origin, method: str) -> None:
-    async def once(exchange: Exchange) -> None:
+def resetting(origin: Origin) -> Route:
+    """The route of a resource that answers all requests but the second, whose connection is reset."""
+
+    async def answer(exchange: Exchange) -> None:
         if len(origin.requests) == 2:
             await raw(b"", "rst")(exchange)
         else:
-            await respond(200, b"x")(exchange)
+            await respond(204)(exchange)
 
-    route = Route(url=Url.parse(origin.on("/x", once)))
+    return Route(url=Url.parse(origin.on("/x", answer)))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_kept_connection_that_is_closing_is_replaced_once(origin: Origin, method: str) -> None:
+    route = resetting(origin)
     async with opened() as transport:
         for _ in range(2):
             response = await transport.handle_async_request(build_request(method, route, [], b""))
-            assert await response.aread() == b"x"
+            assert await response.aread() == b""
     assert [request.connection for request in origin.requests] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+async def test_a_request_that_may_have_been_carried_out_is_not_repeated(origin: Origin, method: str) -> None:
+    route = resetting(origin)
+    async with opened() as transport:
+        response = await transport.handle_async_request(build_request(method, route, [], b"1"))
+        await response.aread()
+        with pytest.raises(ConnectionLost):
+            await transport.handle_async_request(build_request(method, route, [], b"2"))
+    assert [request.connection for request in origin.requests] == [1, 1]
+
+
+async def test_a_kept_connection_whose_end_has_come_is_replaced_for_each_method(origin: Origin) -> None:
+    url = origin.on("/x", raw(OK + b"Content-Length: 1\r\n\r\nx", "close"))
+    route = Route(url=Url.parse(url))
+    async with opened() as transport:
+        for _ in range(2):
+            response = await transport.handle_async_request(build_request("POST", route, [], b"1"))
+            assert await response.aread() == b"x"
+            await origin.wait_until(lambda: origin.open_connections == 0)
+    assert [request.connection for request in origin.requests] == [1, 2]
 
 
 async def test_a_kept_connection_that_breaks_in_its_response_is_not_asked_again(origin: Origin) -> None:

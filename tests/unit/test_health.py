@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +14,13 @@ from structlog.testing import capture_logs
 from downloader.notify.bulkhead import (
     JITTER,
     LONGEST_S,
-    MISSING_PER_S,
     SHORTEST_S,
     STALL_S,
+    UNKNOWN_RELEASES_PER_S,
     Admission,
+    Admitted,
     Bulkhead,
     Deferred,
-    Deliver,
     Slot,
     Wait,
     admit,
@@ -66,7 +67,7 @@ def test_backends_that_hang_leave_a_slot(slots: int, hanging: int) -> None:
 
 
 def test_a_healthy_backend_goes_on_up_to_its_share() -> None:
-    assert asked() == Deliver()
+    assert asked() == Admitted()
     assert asked(room=False, moved_at=NOW - STALL_S / 2) == Wait(NOW + STALL_S / 2)
 
 
@@ -81,13 +82,13 @@ def test_a_full_backend_that_completes_nothing_gets_no_more(quiet: float, delay:
     ("lost", "begun", "expected"),
     [
         (0.1, 5.0, Deferred(SHORTEST_S)),  # not yet
-        (1.0, 5.0, Deliver()),  # the first probe
+        (1.0, 5.0, Admitted()),  # the first probe
         (1.5, 0.5, Deferred(SHORTEST_S)),
-        (2.0, 1.0, Deliver()),  # the second
+        (2.0, 1.0, Admitted()),  # the second
         (8.0, 3.5, Deferred(4.5)),  # its pause is as long as it has lasted
-        (9.0, 4.5, Deliver()),
+        (9.0, 4.5, Admitted()),
         (3600.0, 29.0, Deferred(LONGEST_S)),
-        (3600.0, 30.0, Deliver()),
+        (3600.0, 30.0, Admitted()),
     ],
 )
 def test_an_unhealthy_backend_is_probed_at_growing_pauses(
@@ -163,6 +164,31 @@ async def test_a_waiting_callback_is_sent_when_a_slot_is_freed(
         await trio.testing.wait_all_tasks_blocked()
         assert [type(one) for one in later] == [Slot]
     assert [type(one) for one in later] == [Slot, Deferred]
+
+
+async def test_a_freed_slot_goes_to_a_callback_that_may_have_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The callback to a new destination came first, but new destinations have used up their half."""
+    opened = bulkhead("a", slots=4)
+    new = [await acquired(opened, "a", proven=False) for _ in range(2)]
+    held = [await acquired(opened, "a") for _ in range(2)]
+    later: list[tuple[bool, Slot | Deferred]] = []
+
+    async def enter(*, proven: bool) -> None:
+        later.append((proven, await opened.acquire("a", proven=proven)))
+
+    async with trio.open_nursery() as nursery:
+        for proven in (False, True):
+            nursery.start_soon(partial(enter, proven=proven))
+            await trio.testing.wait_all_tasks_blocked()
+        opened.release(held.pop())
+        await trio.testing.wait_all_tasks_blocked()
+        assert [(proven, type(slot)) for proven, slot in later] == [(True, Slot)]
+        opened.release(new.pop())
+        await trio.testing.wait_all_tasks_blocked()
+        assert [(proven, type(slot)) for proven, slot in later] == [(True, Slot), (False, Slot)]
+    assert trio.current_time() == 0
 
 
 async def test_a_stalled_backend_leaves_slots_and_delays_no_other(
@@ -273,7 +299,11 @@ async def test_a_backend_that_is_not_configured_is_left_to_others(
         assert isinstance(answer, Deferred)
         assert answer.reason == "backend kafka is not configured here: there is no [backends.kafka]"
         delays.append(answer.delay_s)
-    for index, delay_s in ((0, SHORTEST_S), (500, SHORTEST_S + 500 / MISSING_PER_S), (9_999, LONGEST_S)):
+    for index, delay_s in (
+        (0, SHORTEST_S),
+        (500, SHORTEST_S + 500 / UNKNOWN_RELEASES_PER_S),
+        (9_999, LONGEST_S),
+    ):
         assert abs(delays[index] - delay_s) <= delay_s * JITTER
     assert [(entry["event"], entry["backend"]) for entry in logs] == [("backend.failed", "kafka")]
     assert isinstance(await opened.acquire("a"), Slot)

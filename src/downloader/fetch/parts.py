@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ given to another instance."""
 
 SWEEP_S = 10.0
 """Time between two checks for expired parts."""
+
+LOOK_S = 2.0
+"""How long a look at the disk may take: a hung mount blocks it."""
 
 CLOCKS_S = 60
 """A `Last-Modified` is a strong validator if the `Date` of its response is later by this much (RFC 9110,
@@ -146,16 +150,19 @@ class Parts:
         self._kept: dict[str, tuple[Part, float]] = {}
         """With the time until which they are kept."""
         self._filled = trio.Event()
+        self._looking = trio.CapacityLimiter(1)
+        """For the look at a disk that may hang."""
 
     def close(self) -> None:
         """Delete what the next fetcher on this folder does not need, if the folder stays. Never raises."""
 
-    def has_room(self) -> bool:
-        """Whether the disk has room for parts."""
-        try:
-            return disk_used_percent(self._spool.path) < self._disk_low
-        except OSError:
-            return False
+    async def has_room(self) -> bool:
+        """Whether the disk has room for parts; a disk that does not answer within `LOOK_S` has none."""
+        look = partial(disk_used_percent, self._spool.path)
+        with trio.move_on_after(LOOK_S), suppress(OSError):
+            used = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looking)
+            return used < self._disk_low
+        return False
 
     async def begin(self, job_id: str, source: Source | None) -> str:  # noqa: ARG002  # for `ResumableParts`
         """Called before the first byte of a file is received: the name of its spool file; empty: any."""
@@ -175,7 +182,7 @@ class Parts:
 
         Does nothing if `source` is `None`, nothing has been written, or the disk is full. Never raises.
         """
-        if source is None or not self.has_room():
+        if source is None or not await self.has_room():
             return
         name, size = await sink.detach()
         if name:
@@ -190,14 +197,17 @@ class Parts:
         else:
             self._kept[job_id] = self._kept[job_id][0], trio.current_time() + delay_s + SLACK_S
 
-    async def sweep(self, interval_s: float = SWEEP_S) -> None:
+    async def sweep(
+        self, interval_s: float = SWEEP_S, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Delete parts that have expired, and all of them while the disk fills up. Runs until cancelled."""
+        task_status.started()
         while True:
             while not self._kept:
                 self._filled = trio.Event()
                 await self._filled.wait()
             await trio.sleep(interval_s)
-            room = self.has_room()
+            room = await self.has_room()
             for job_id, (_, until) in list(self._kept.items()):
                 if not room or until <= trio.current_time():
                     await self._drop(job_id)

@@ -30,6 +30,9 @@ _CLOSE_S = 2.0
 _CLIENT_TIMEOUT_S = 30.0
 """Timeout of each wait of a plugin's client; a plugin may give a request another one."""
 
+_REPEATABLE = frozenset({"GET", "HEAD"})
+"""Methods whose requests may be sent twice."""
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -129,10 +132,10 @@ class Transport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; the response's body is a `ResponseBody`, to be read or closed.
 
-        A kept connection that the peer turns out to have closed is replaced once: nothing has come back on
-        it, so the request can be sent again (RFC 9112, 9.3.1). That is so for any method, since a peer that
-        closes an idle connection has not looked at what came after. Redirects are not followed. A cancel
-        leaves no connection behind.
+        A kept connection that the peer closes without a response is replaced once, and a GET or HEAD is sent
+        again. A request of another method is not: the peer may have carried it out (RFC 9112, 9.3.1). A
+        connection whose end has been received before the request is replaced for each method. Redirects are
+        not followed. A cancel leaves no connection behind.
 
         Raises:
             NetError: there is no response.
@@ -151,7 +154,8 @@ class Transport(httpx2.AsyncBaseTransport):
             try:
                 return await self._send(_Use(kept, key, route.keep), request, route)
             except ConnectionLost:
-                pass
+                if request.method not in _REPEATABLE:
+                    raise
         if route.expect is not None:
             route.expect("", math.inf)
         opened = await self._open(route)

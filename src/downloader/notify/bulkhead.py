@@ -8,7 +8,7 @@ using up an attempt.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -19,30 +19,33 @@ from downloader.observe import Event, get_logger
 
 _log = get_logger()
 
-SHARE = 0.75
-"""The part of the slots not used by other backends that one backend may take. The rest is for the others,
-also when a second backend hangs."""
+BACKEND_SHARE = 0.75
+"""One backend may hold at most 75% of the slots that other backends leave free. The rest stays free for the
+others, also when a second backend hangs."""
 
 STALL_S = 0.5
 """How long a callback waits for a slot of a backend that has used up its share and completes nothing."""
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
-"""Limits of the delay of a released callback; within them it is as long as the failure has lasted. The first
-limits the load on the store, the second the time to recover."""
+"""Limits of the delay of a released callback. Between them the delay is as long as the failure has lasted.
+The shortest delay limits the load on the store, the longest one the time to recover."""
 
-MISSING_PER_S = 100
-"""Callbacks of backends not configured here that this process leases and releases per second, at 0.3 ms of
-CPU each; more when the delay reaches `LONGEST_S`."""
+UNKNOWN_RELEASES_PER_S = 100
+"""Target rate at which this process leases and releases callbacks whose backend is not configured here.
+
+Each costs 0.3 ms of CPU. Their delay grows with their number, so that the rate stays at this value. The delay
+ends at `LONGEST_S`; with more callbacks than that allows, the rate is higher.
+"""
 
 _MISSING_NAMES = 100
-"""How many such backends are logged, once each; jobs can name any number."""
+"""How many unknown backends are logged, once each; jobs can name any number."""
 
 JITTER = 0.25
 """Each delay is up to this part shorter or longer, so that callbacks do not all return at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Deliver:
+class Admitted:
     """The callback may be sent."""
 
 
@@ -64,14 +67,14 @@ class Deferred:
     """Shown in the job's record; may be empty."""
 
 
-Admission = Deliver | Wait | Deferred
+Admission = Admitted | Wait | Deferred
 
 
 def share(slots: int, *, others: int, backends: int) -> int:
     """How many callbacks a backend may have in flight while other backends use `others` of `slots`."""
     if backends == 1:
         return slots
-    return max(1, int((slots - others) * SHARE))
+    return max(1, int((slots - others) * BACKEND_SHARE))
 
 
 def admit(now: float, health: BackendHealth, *, room: bool, begun_at: float, moved_at: float) -> Admission:
@@ -90,9 +93,9 @@ def admit(now: float, health: BackendHealth, *, room: bool, begun_at: float, mov
     if not health.healthy:
         last = max(health.lost_at, begun_at)
         pause = _bounded(last - health.lost_at)
-        return Deliver() if now >= last + pause and room else Deferred(pause)
+        return Admitted() if now >= last + pause and room else Deferred(pause)
     if room:
-        return Deliver()
+        return Admitted()
     quiet = now - moved_at
     return Wait(moved_at + STALL_S) if quiet < STALL_S else Deferred(_bounded(quiet))
 
@@ -123,8 +126,10 @@ class _Backend:
     """How many of them go to destinations that have not answered lately."""
     begun_at: float = 0.0
     moved_at: float = 0.0
-    waiting: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
-    """Tasks that wait for a slot."""
+    waiting: Mapping[bool, trio.lowlevel.ParkingLot] = field(
+        default_factory=lambda: {proven: trio.lowlevel.ParkingLot() for proven in (True, False)}
+    )
+    """Tasks that wait for a slot, by whether the destination of their callback is proven."""
 
 
 class Bulkhead:
@@ -161,11 +166,11 @@ class Bulkhead:
                 begun_at=backend.begun_at,
                 moved_at=backend.moved_at,
             ):
-                case Deliver():
+                case Admitted():
                     return self._begin(name, backend, now, proven=proven)
                 case Wait(until):
                     with trio.move_on_at(until):
-                        await backend.waiting.park()
+                        await backend.waiting[proven].park()
                 case Deferred(delay_s):
                     return Deferred(self._jittered(delay_s))
                 case never:
@@ -187,8 +192,10 @@ class Bulkhead:
         backend.moved_at = trio.current_time()
         self._in_flight -= 1
         # The shares of the other backends have grown too.
-        for each in self._backends.values():
-            each.waiting.unpark()
+        for other in self._backends.values():
+            for proven, waiting in other.waiting.items():
+                if self._has_room(other, proven=proven):
+                    waiting.unpark()
 
     def note_late(self, after_s: float) -> None:
         """Count a failure of the backend for each delivery that has not ended after `after_s` seconds.
@@ -223,7 +230,8 @@ class Bulkhead:
             self._missing.add(name)
             _log.warning(Event.BACKEND_FAILED, backend=name, error=reason)
         now = trio.current_time()
-        self._missing_at = min(max(now + SHORTEST_S, self._missing_at + 1 / MISSING_PER_S), now + LONGEST_S)
+        next_at = self._missing_at + 1 / UNKNOWN_RELEASES_PER_S
+        self._missing_at = min(max(now + SHORTEST_S, next_at), now + LONGEST_S)
         return Deferred(self._jittered(self._missing_at - now), reason)
 
     def _jittered(self, delay_s: float) -> float:

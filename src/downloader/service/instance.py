@@ -189,29 +189,33 @@ async def _run_roles(
     started: Callable[[], None],
 ) -> None:
     workers: list[_Worker] = []
+    background_tasks: list[Callable[..., Awaitable[None]]] = [partial(_stop_callbacks, instance)]
     if fetcher is not None:
-        workers.append(_downloads(instance, fetcher))
+        processor = instance.settings.processor
+        used_percent = partial(disk_used_percent, instance.settings.spool_dir)
+        gate = DiskGate(used_percent, high=processor.disk_high, low=processor.disk_low)
+        background_tasks += [fetcher.parts.sweep, gate.run]
+        workers.append(_downloads(instance, fetcher, gate))
     if backends is not None:
         workers.append(_callbacks(instance, backends))
     wakes = {worker.workload.kind: worker.wake.set for worker in workers}
 
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope
-        background.start_soon(_stop_callbacks, instance)
-        if fetcher is not None:
-            background.start_soon(fetcher.parts.sweep)
+        for task in background_tasks:
+            await background.start(signals.timer.guarded(task))
         if wakes:
             downloads = [worker.held for worker in workers if worker.workload.kind is Kind.DOWNLOAD]
             listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))
-            await background.start(listen)
+            await background.start(signals.timer.guarded(listen))
         async with trio.open_nursery() as roles:
             for worker in workers:
-                await roles.start(_run_worker, instance, worker)
+                await roles.start(signals.timer.guarded(_run_worker), instance, worker)
             if "notifier" in instance.roles:
                 reap = partial(run_reaper, stop=instance.stop_callbacks)
-                roles.start_soon(reap, instance.store, instance.files.delete)
+                roles.start_soon(signals.timer.guarded(reap), instance.store, instance.files.delete)
             if serve is not None:
-                await roles.start(_run_api, instance, serve)
+                await roles.start(signals.timer.guarded(_run_api), instance, serve)
             log.info(
                 Event.SERVICE_STARTED,
                 instance=instance.owner,
@@ -227,7 +231,7 @@ def _cancelled(downloads: Sequence[Held], job_id: str) -> None:
         revoke(held, job_id)
 
 
-def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
+def _downloads(instance: Instance, fetcher: Fetcher, disk_has_room: Callable[[], bool]) -> _Worker:
     settings = instance.settings
     counters = instance.counters["processor"]
     workload = DownloadWork(
@@ -238,11 +242,7 @@ def _downloads(instance: Instance, fetcher: Fetcher) -> _Worker:
         counters=counters,
         traces=instance.traces,
         delete=instance.files.delete,
-        disk_has_room=DiskGate(
-            partial(disk_used_percent, settings.spool_dir),
-            high=settings.processor.disk_high,
-            low=settings.processor.disk_low,
-        ),
+        disk_has_room=disk_has_room,
     )
     return _Worker(
         role="processor",
@@ -326,8 +326,11 @@ async def _run_api(
         await serve(task_status=task_status)
 
 
-async def _stop_callbacks(instance: Instance) -> None:
+async def _stop_callbacks(
+    instance: Instance, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     """Begin the stop of callbacks; with downloads here, at the latest a little after their deadline."""
+    task_status.started()
     await instance.stop.wait()
     if "processor" in instance.roles:
         await trio.sleep_until(instance.stop.deadline + instance.grace_s * RESERVE / 4)
