@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from bench.check import FILE_BYTES
 from bench.client import URL_LENGTH
 from bench.origin import content
-from downloader.model import FileFacts, JobSpec, Outcome, Verdict
-from downloader.store import JobStore, Submission
+from downloader.model import FileFacts, JobSpec, Lease, Outcome, Verdict
+from downloader.store import CallbackPlan, JobStore, Settlement, Submission
 
 BATCH = 256
 """Jobs in one call."""
@@ -25,6 +25,11 @@ STORED = Outcome(
     ),
 )
 """The outcome of a download of the bench's file."""
+
+
+def stored(lease: Lease, callback: CallbackPlan | None, keep_s: float) -> Settlement:
+    """The end of a download that has succeeded."""
+    return Settlement.of(lease, STORED, callback=callback, keep_s=keep_s)
 
 
 def specs(

@@ -72,7 +72,7 @@ async def transitions(store: JobStore) -> Measures:
         with timed("renewal of 64"):
             await store.renew(Kind.DOWNLOAD, "bench", leases, fill.LEASE_S)
         with timed("completion of 64"):
-            await store.finish("bench", [(lease, fill.STORED, None, 3600.0) for lease in leases])
+            await store.settle("bench", [fill.stored(lease, None, 3600.0) for lease in leases])
         with timed("sweep that finds nothing"):
             await store.sweep(Kind.DOWNLOAD)
     for _ in range(CALLS // 20):

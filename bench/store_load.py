@@ -50,7 +50,7 @@ async def _drain(store: JobStore, count: int) -> int:
     done = 0
     while done < count:
         batch = await store.lease(Kind.DOWNLOAD, "bench", min(_BATCH, count - done), fill.LEASE_S)
-        await store.finish("bench", [(lease, fill.STORED, None, _KEEP_S) for lease in batch.leases])
+        await store.settle("bench", [fill.stored(lease, None, _KEEP_S) for lease in batch.leases])
         done += len(batch.leases)
     return done
 

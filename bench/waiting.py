@@ -28,7 +28,7 @@ async def run(url: str, kind: str, destination: str, count: int, limit: int) -> 
         finished = 0
         while finished < count:
             batch = await store.lease(Kind.DOWNLOAD, "bench", _BATCH, fill.LEASE_S)
-            await store.finish("bench", [(lease, fill.STORED, plan, 0.0) for lease in batch.leases])
+            await store.settle("bench", [fill.stored(lease, plan, 0.0) for lease in batch.leases])
             finished += len(batch.leases)
     print(json.dumps({"ids": ids}))
 

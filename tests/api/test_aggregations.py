@@ -14,7 +14,7 @@ from downloader.model import Cooldown, Kind, Outcome, Verdict
 from downloader.store import JobStore, Submission
 from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
-from servers.jobs import spec_for
+from servers.jobs import spec_for, tried_again
 
 NAMES = ("a/b", "/a", "a/", "a b", "ü", "%2F", "a?b#c", "a//b", "x" * 128)
 
@@ -67,7 +67,7 @@ async def test_an_aggregation_that_cools_down(api: Served) -> None:
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
     pause = Cooldown(seconds=600, asked=True)
     end = Outcome(verdict=Verdict.THROTTLED, error="Received Status code 429", cooldown=pause)
-    await api.store.retry_later(Kind.DOWNLOAD, "me", [(lease, end, 0)])
+    await api.store.settle("me", [tried_again(lease, end, 0)])
     found = await shown(api)
     assert found["cooling_until"] == found["next_due_at"] is not None
     assert found["cooling_reason"] == "Received Status code 429"

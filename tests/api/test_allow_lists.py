@@ -16,6 +16,7 @@ from downloader.model import FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
 from downloader.store import CallbackPlan
 from servers.api import JOB, Served, Serving
+from servers.jobs import downloaded
 from servers.tokens import CANARY, TOKENS, bearer, settings, submit
 
 
@@ -130,7 +131,7 @@ async def test_another_s_proxy_that_the_token_allows(api: Served) -> None:
 async def finish(api: Served) -> None:
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3))
-    await api.store.finish("worker", [(lease, outcome, None, 60.0)])
+    await api.store.settle("worker", [downloaded(lease, outcome, None, 60.0)])
 
 
 async def test_jobs_of_other_aggregations_are_not_there(api: Served) -> None:
@@ -179,7 +180,7 @@ async def test_destinations_are_for_those_who_see_all_aggregations(api: Served) 
     await submit(api, "worker", aggr_id="shop-1")
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     plan = CallbackPlan(group="http secret.example", limit=1)
-    await api.store.finish("me", [(lease, Outcome(verdict=Verdict.SUCCEEDED), plan, 60)])
+    await api.store.settle("me", [downloaded(lease, Outcome(verdict=Verdict.SUCCEEDED), plan, 60)])
     seen = {}
     for name in ("reader", "shop"):
         stats = (await api.client.get("/stats", headers=bearer(name))).json()["callbacks"]

@@ -35,7 +35,7 @@ from downloader.errors import ConfigError
 from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict
 from downloader.store import Submission
 from servers.api import JOB, Served, Serving
-from servers.jobs import end_all, spec_for
+from servers.jobs import closed, downloaded, end_all, spec_for
 
 STORED = Outcome(
     verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab", mime_type="text/plain")
@@ -101,7 +101,7 @@ async def test_from_submission_to_the_callback(api: Served, client: AsyncClient)
         await client.wait(job_id, callback=True, timeout_s=0.05)
     [lease] = (await api.store.lease(Kind.CALLBACK, "me", 1, 30)).leases
     end = Delivery(verdict=Verdict.FAILED, error="answered 500")
-    await api.store.close_callbacks("me", [(lease, end, 60, 1)])
+    await api.store.settle("me", [closed(lease, end, 60, 1)])
     job = await client.wait(job_id, callback=True)
     assert job.callback is not None
     assert (job.callback.state, job.callback.destination) == ("failed", JOB["callback_dst"])
@@ -140,7 +140,7 @@ async def test_those_behind_many_that_wait_are_asked_for_too(api: Served, client
     await api.store.submit([Submission(spec=spec) for spec in specs])
     last = await client.submit(**JOB | {"aggr_id": "another"})
     ended = {lease.id: lease for lease in (await api.store.lease(Kind.DOWNLOAD, "me", 9, 30)).leases}
-    await api.store.finish("me", [(ended[last], STORED, None, 60)])
+    await api.store.settle("me", [downloaded(ended[last], STORED, None, 60)])
     waiting = client.wait_each([*(spec.id for spec in specs), last])
     async with aclosing(waiting):
         with trio.fail_after(60):

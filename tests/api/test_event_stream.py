@@ -19,7 +19,7 @@ from downloader.model import Kind, Outcome, Verdict
 from downloader.server import Limits
 from downloader.store import JobStore, Load, Submission
 from servers.api import Served, Serving, read_to_end
-from servers.jobs import spec_for
+from servers.jobs import downloaded, spec_for
 
 QUICK = Pace(sample_s=0.01, alive_s=30)
 GET = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -178,7 +178,7 @@ async def test_only_changes_are_sent(api: Served) -> None:
         await stream.snapshot(a=(0, 1))
         [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
         await stream.snapshot(a=(1, 0))
-        await api.store.finish("me", [(lease, Outcome(verdict=Verdict.SUCCEEDED), None, 60)])
+        await api.store.settle("me", [downloaded(lease, Outcome(verdict=Verdict.SUCCEEDED), None, 60)])
         await stream.snapshot()
         with pytest.raises(trio.TooSlowError):
             await stream.event(seconds=0.1)

@@ -13,7 +13,7 @@ from downloader.config import ApiSettings, TokenSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, Listed, Submission
 from servers.api import Served, Serving
-from servers.jobs import end_all, spec_for
+from servers.jobs import closed, downloaded, end_all, spec_for
 
 
 async def finished(
@@ -25,10 +25,10 @@ async def finished(
     downloads = (await store.lease(Kind.DOWNLOAD, "me", count, 30)).leases
     plan = CallbackPlan(group="http c", limit=count)
     done = Outcome(verdict=Verdict.SUCCEEDED)
-    await store.finish("me", [(lease, done, plan, 0) for lease in downloads])
+    await store.settle("me", [downloaded(lease, done, plan, 0) for lease in downloads])
     callbacks = (await store.lease(Kind.CALLBACK, "me", count, 30)).leases
     end = Delivery(verdict=verdict, error="answered 500" if verdict is Verdict.FAILED else "")
-    await store.close_callbacks("me", [(lease, end, keep_s, count) for lease in callbacks])
+    await store.settle("me", [closed(lease, end, keep_s, count) for lease in callbacks])
     assert len(callbacks) == count
     return [spec.id for spec in specs]
 

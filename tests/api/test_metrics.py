@@ -13,6 +13,7 @@ from downloader.model import Cooldown, ErrorCode, Kind, Outcome, Verdict
 from downloader.observe import API_COUNTERS, COUNTERS, HISTOGRAMS, METRICS, Counters
 from downloader.store import CallbackPlan
 from servers.api import JOB, Served, Serving
+from servers.jobs import downloaded, tried_again
 
 LABELS = {"backend", "call", "code", "error_code", "kind", "outcome", "role", "route", "status"}
 """All labels that there are. Each has few values: none is an aggregation, a URL or a destination."""
@@ -163,14 +164,14 @@ async def test_pending_work(api: Served) -> None:
     [first, second] = (await api.store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
     plan = CallbackPlan(group="http client.example", limit=4)
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
-    await api.store.finish("me", [(first, done, plan, 60)])
+    await api.store.settle("me", [downloaded(first, done, plan, 60)])
     cools = Outcome(
         verdict=Verdict.THROTTLED,
         error="slow down",
         error_code=ErrorCode.HTTP_STATUS,
         cooldown=Cooldown(seconds=60.0, asked=True),
     )
-    await api.store.retry_later(Kind.DOWNLOAD, "me", [(second, cools, 0)])
+    await api.store.settle("me", [tried_again(second, cools, 0)])
 
     found = await scrape(api)
     assert found["downloader_pending"] == {("download",): 2, ("callback",): 1}

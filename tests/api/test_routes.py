@@ -24,6 +24,7 @@ from downloader.model import (
 )
 from downloader.store import CallbackPlan, JobStore
 from servers.api import JOB, Served, Serving, read_to_end
+from servers.jobs import closed, downloaded
 
 FAILED = Outcome(
     verdict=Verdict.FAILED,
@@ -49,13 +50,13 @@ async def finish(store: JobStore, outcome: Outcome) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     kind, destination = lease.spec.callback(success=outcome.verdict is Verdict.SUCCEEDED)
     plan = CallbackPlan(group=callback_group(kind, destination), limit=4)
-    await store.finish("worker", [(lease, outcome, plan, 60.0)])
+    await store.settle("worker", [downloaded(lease, outcome, plan, 60.0)])
 
 
 async def fail_callback(store: JobStore) -> None:
     [lease] = (await store.lease(Kind.CALLBACK, "worker", 1, 30)).leases
     delivery = Delivery(verdict=Verdict.FAILED, error="answered 500")
-    await store.close_callbacks("worker", [(lease, delivery, 60.0, 4)])
+    await store.settle("worker", [closed(lease, delivery, 60.0, 4)])
 
 
 async def test_hb(serving: Serving, tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ async def test_callback_type_none_needs_no_destination(api: Served) -> None:
     job_id = await submit(api, callback_type="none", callback_dst=None)
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     assert lease.spec.callback(success=True) == lease.spec.callback(success=False) == ("", "")
-    await api.store.finish("worker", [(lease, SUCCEEDED, None, 60.0)])
+    await api.store.settle("worker", [downloaded(lease, SUCCEEDED, None, 60.0)])
     job = (await api.client.get(f"/jobs/{job_id}")).json()
     assert (job["state"], job["callback"]) == ("succeeded", None)
     assert job["kept_until"] is not None

@@ -27,7 +27,7 @@ from downloader.model import Delivery, FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
 from downloader.store import CallbackPlan, JobStore, Submission
 from servers.api import JOB, Serving
-from servers.jobs import spec_for
+from servers.jobs import closed, downloaded, spec_for
 
 Operation = APIOperation[Any, Any, Any, Any]
 AnyCase = Case[Any]
@@ -55,10 +55,12 @@ async def ended_jobs(store: JobStore) -> list[str]:
     plan = CallbackPlan(group="http c", limit=9)
     failed = Outcome(verdict=Verdict.FAILED, error="Received Status code 404 Not Found", response_code=404)
     stored = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="0" * 64))
-    await store.finish("me", [(leases[0], failed, None, 600), (leases[1], stored, plan, 600)])
+    await store.settle(
+        "me", [downloaded(leases[0], failed, None, 600), downloaded(leases[1], stored, plan, 600)]
+    )
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
     refused = Delivery(verdict=Verdict.FAILED, error="answered 410")
-    await store.close_callbacks("me", [(callback, refused, 600, 9)])
+    await store.settle("me", [closed(callback, refused, 600, 9)])
     return [spec.id for spec in specs]
 
 

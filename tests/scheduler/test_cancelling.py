@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
+import math
+
 import trio
 from trio.testing import MockClock
 
@@ -84,13 +85,10 @@ async def test_a_file_stored_during_the_cancel_is_deleted(
 
 
 async def test_a_storage_that_hangs_does_not_keep_its_lease(
-    autojump_clock: MockClock, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, store: FakeStore
 ) -> None:
-    async def hang(_: object) -> None:
-        await trio.sleep_forever()
-
     async with scheduling(store) as process:
-        monkeypatch.setattr(process.work, "discard", hang)
+        process.work.discard_s = math.inf
         [job_id] = process.add("a")
         await process.settle_down()
         store.cancel(job_id)

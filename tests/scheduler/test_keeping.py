@@ -10,9 +10,15 @@ from trio.testing import MockClock
 
 from downloader.ids import new_id
 from downloader.model import Verdict
-from downloader.scheduler.leases import MARGIN, MAX_MARGIN_S, RENEW_BATCH, boottime
+from downloader.scheduler.leases import (
+    MARGIN,
+    MAX_MARGIN_S,
+    RENEW_BATCH,
+    SWEEP_BATCH,
+    SWEEPS_PER_LEASE,
+    boottime,
+)
 from downloader.scheduler.loop import LEASE_BATCH, MAX_BACKOFF_S
-from downloader.scheduler.sweep import SWEEP_BATCH, SWEEPS_PER_LEASE
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, scheduling
 
@@ -225,6 +231,56 @@ async def test_a_settlement_waits_for_a_store_that_does_not_answer(
         process.work.finish(other)
         await trio.sleep(3)
         assert process.work.ends == [(other, Verdict.SUCCEEDED), (slow, Verdict.SUCCEEDED)]
+
+
+async def test_the_end_of_a_job_is_known_although_its_answer_was_lost_for_longer_than_its_lease(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """The store has applied the settlement. Once it answers, the job counts as ended and not as lost."""
+    store.after["finish"] = store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        process.work.finish(job_id)
+        await trio.sleep(2 * LEASE_S)
+        assert (store.settled, process.work.ends) == ([("finish", job_id)], [])
+        store.after.clear()
+        store.before.clear()
+        await trio.sleep(MAX_BACKOFF_S)
+        await process.settle_down()
+        assert (process.work.ends, process.work.losses) == ([(job_id, Verdict.SUCCEEDED)], 0)
+        assert store.settled == [("finish", job_id)]
+
+
+async def test_a_result_that_the_store_has_not_taken_is_lost_and_no_crash_is_counted(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """While the store did not answer, the lease was swept."""
+    store.before["finish"] = store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        process.work.finish(job_id)
+        await trio.sleep(2 * LEASE_S)
+        store.lose(job_id)
+        store.before.clear()
+        await trio.sleep(2 * MAX_BACKOFF_S)
+        await process.settle_down()
+        assert (process.work.ends, process.work.losses, store.calls["release"]) == ([], 1, 1)
+
+
+async def test_each_lease_has_one_end_also_when_a_stop_comes_before_the_store_answers(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    store.before["finish"] = store.before["release"] = store.before["renew"] = refuse
+    async with scheduling(store) as process:
+        done, _ = process.add("a", 2)
+        await process.settle_down()
+        process.work.finish(done)
+        await trio.sleep(2 * LEASE_S)
+        process.stop.begin(1)
+        await process.ended.wait()
+        assert (process.work.ends, process.work.losses) == ([], 2)
 
 
 @pytest.mark.row("F28")

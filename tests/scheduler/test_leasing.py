@@ -188,7 +188,7 @@ async def test_it_keeps_half_however_many_others_wait(autojump_clock: MockClock,
 async def test_it_keeps_half_also_if_what_it_hands_back_does_not_end(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
-    process = Process(store, Stuck(store, Kind.DOWNLOAD, concurrency=8))
+    process = Process(store, Stuck(Kind.DOWNLOAD, concurrency=8))
     async with trio.open_nursery() as nursery:
         await nursery.start(process.run)
         process.add("a", 20)

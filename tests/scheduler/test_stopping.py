@@ -14,7 +14,7 @@ from downloader.model import JobSpec, Kind, Verdict
 from downloader.scheduler import Stop, run_reaper
 from downloader.scheduler.reaper import DELETION_S, DELETIONS, LOOK_S
 from servers.fake_store import FakeStore, refuse
-from servers.scheduling import LEASE_S, Process, Stuck, Work, scheduling
+from servers.scheduling import LEASE_S, Jobs, Process, Stuck, scheduling
 
 GRACE_S = 15.0
 
@@ -88,13 +88,12 @@ async def test_a_lease_whose_answer_was_lost_is_asked_for_and_handed_back(
 
 
 @pytest.mark.parametrize("at_stop", [True, False])
-async def test_a_workload_may_lease_what_is_due_at_a_stop(
+async def test_work_may_lease_what_is_due_at_a_stop(
     autojump_clock: MockClock, store: FakeStore, *, at_stop: bool
 ) -> None:
     """So the callbacks of a process's last downloads do not wait for its next start."""
     [job_id] = store.add("a")
-    process = Process(store, Work(store, kind=store.pending["a"][0].kind, concurrency=4))
-    process.work.leases_at_stop = at_stop
+    process = Process(store, Jobs(Kind.DOWNLOAD, concurrency=4, leases_at_stop=at_stop))
     process.work.finish(job_id)
     process.stop.begin(GRACE_S)
     await process.run()
@@ -119,7 +118,7 @@ async def test_a_store_that_does_not_answer_does_not_hold_up_a_stop(
 async def test_work_that_hangs_is_handed_back_at_the_deadline(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:
-    work = Stuck(store, Kind.DOWNLOAD, concurrency=4)
+    work = Stuck(Kind.DOWNLOAD, concurrency=4)
     process = Process(store, work)
     [job_id] = process.add("a")
     async with trio.open_nursery() as nursery:

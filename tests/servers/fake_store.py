@@ -12,18 +12,19 @@ from typing import cast
 import trio
 
 from downloader.ids import new_id
-from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome
+from downloader.model import JobSpec, Kind, Lease
 from downloader.store import (
-    CloseResult,
-    FinishResult,
     JobStore,
     LeaseBatch,
+    LeaseRequests,
     Reapable,
     ReapBatch,
     Settled,
+    Settlement,
     Shares,
     StoreUnavailable,
 )
+from downloader.store.codec import script_of
 
 LIMIT = 1000
 ALL_SHARES = Shares()
@@ -51,8 +52,8 @@ class FakeStore:
     """Ids of the jobs whose lease has ended."""
     reapable: list[JobSpec] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
-    kept_s: dict[str, float] = field(default_factory=dict)
-    """How long the job is kept, of each callback that has ended."""
+    ended: set[tuple[str, int]] = field(default_factory=set)
+    """Job ids and generations of the leases that were settled."""
     _unheard: list[Lease] = field(default_factory=list)
 
     def typed(self) -> JobStore:
@@ -98,7 +99,14 @@ class FakeStore:
         return sum(lease.group == group for lease in self.held.values())
 
     async def lease(
-        self, kind: Kind, owner: str, count: int, lease_s: float, *, shares: Shares = ALL_SHARES
+        self,
+        kind: Kind,
+        owner: str,
+        count: int,
+        lease_s: float,
+        *,
+        shares: Shares = ALL_SHARES,
+        requests: LeaseRequests | None = None,
     ) -> LeaseBatch:
         self.asked.append(count)
         await self._meet(self.before, "lease")
@@ -157,40 +165,31 @@ class FakeStore:
         held = self.held.get(lease.id)
         if lease.id in self.cancelled:
             return Settled.CANCELLED
-        return Settled.DONE if held and held.generation == lease.generation else Settled.LEASE_LOST
+        is_held = held is not None and held.generation == lease.generation
+        return Settled.DONE if is_held or (lease.id, lease.generation) in self.ended else Settled.LEASE_LOST
 
-    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
-        return await self._settle("finish", [lease for lease, *_ in results])
+    async def settle(self, owner: str, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        results: dict[str, Settled] = {}
+        for name in dict.fromkeys(map(script_of, settlements)):
+            of_script = [settlement for settlement in settlements if script_of(settlement) == name]
+            results |= await self._settle(name, of_script)
+        return [results[settlement.lease.id] for settlement in settlements]
 
-    async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
-        self.kept_s.update((lease.id, keep_s) for lease, _, keep_s, _ in results)
-        return await self._settle("close_callback", [lease for lease, *_ in results])
-
-    async def retry_later(
-        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
-    ) -> Sequence[Settled]:
-        return await self._settle("retry_later", [lease for lease, *_ in results])
-
-    async def release(
-        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
-    ) -> Sequence[Settled]:
-        answers = await self._settle("release", [lease for lease, *_ in results])
-        for (lease, *_), answer in zip(results, answers, strict=True):
-            if answer is Settled.DONE:
-                self.pending[lease.group].append(lease)
-        return answers
-
-    async def _settle(self, name: str, leases: Sequence[Lease]) -> Sequence[Settled]:
+    async def _settle(self, name: str, settlements: Sequence[Settlement]) -> dict[str, Settled]:
+        answers = {settlement.lease.id: self._answer(settlement.lease) for settlement in settlements}
         try:
             await self._meet(self.before, name)
+            answers = {settlement.lease.id: self._answer(settlement.lease) for settlement in settlements}
+            for settlement in settlements:
+                lease = settlement.lease
+                if answers[lease.id] is Settled.DONE and self.held.pop(lease.id, None) is not None:
+                    self.settled.append((name, lease.id))
+                    self.ended.add((lease.id, lease.generation))
+                    if name == "release":
+                        self.pending[lease.group].append(lease)
+            await self._meet(self.after, name)
         except StoreUnavailable:
-            return [Settled.UNKNOWN] * len(leases)
-        answers = [self._answer(lease) for lease in leases]
-        for lease, answer in zip(leases, answers, strict=True):
-            if answer is Settled.DONE:
-                del self.held[lease.id]
-                self.settled.append((name, lease.id))
-        await self._meet(self.after, name)
+            return dict.fromkeys(answers, Settled.UNKNOWN)
         return answers
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome
-from downloader.store import Accepted, CallbackPlan, JobStore, Submission
+from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, Verdict
+from downloader.store import Accepted, CallbackPlan, JobStore, Settlement, Submission
 
 
 def spec_for(store: JobStore, aggr_id: str = "a", **fields: Any) -> JobSpec:
@@ -37,13 +38,34 @@ async def leased(store: JobStore, owner: str = "me", kind: Kind = Kind.DOWNLOAD)
     return lease
 
 
+def downloaded(lease: Lease, outcome: Outcome, callback: CallbackPlan | None, keep_s: float) -> Settlement:
+    """A download that has ended."""
+    return Settlement.of(lease, outcome, callback=callback, keep_s=keep_s)
+
+
+def closed(lease: Lease, delivery: Delivery, keep_s: float, limit: int) -> Settlement:
+    """A callback that has ended."""
+    callback = CallbackPlan(group=lease.group, limit=limit)
+    return Settlement.of(lease, delivery, callback=callback, keep_s=keep_s)
+
+
+def tried_again(lease: Lease, end: Outcome | Delivery, delay_s: float) -> Settlement:
+    """A task that is due again after an attempt."""
+    return Settlement.of(lease, replace(end, retry_after_s=delay_s))
+
+
+def handed_back(lease: Lease, reason: str, delay_s: float) -> Settlement:
+    """A task whose attempt does not count."""
+    return Settlement(lease=lease, verdict=Verdict.RELEASE, error=reason, delay_s=delay_s)
+
+
 async def end_all(
     store: JobStore, outcome: Outcome, *, callback: Delivery | None = None, keep_s: float = 60
 ) -> None:
     """End every pending download so, then its callback, if one is given; at most 100."""
     downloads = (await store.lease(Kind.DOWNLOAD, "me", 100, 30)).leases
     plan = CallbackPlan(group="http c", limit=100)
-    await store.finish("me", [(lease, outcome, plan, 0) for lease in downloads])
+    await store.settle("me", [downloaded(lease, outcome, plan, 0) for lease in downloads])
     if callback is not None:
         callbacks = (await store.lease(Kind.CALLBACK, "me", 100, 30)).leases
-        await store.close_callbacks("me", [(lease, callback, keep_s, 100) for lease in callbacks])
+        await store.settle("me", [closed(lease, callback, keep_s, 100) for lease in callbacks])

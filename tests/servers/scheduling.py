@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import cast
 
 import trio
 import trio.testing
 
-from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
-from downloader.scheduler import (
-    End,
-    Ended,
-    Held,
-    Stop,
-    Wake,
-    Workload,
-    run_workload,
-    settle,
-)
-from downloader.store import Settled
+from downloader.model import Kind, Lease, Verdict
+from downloader.scheduler import Held, LeaseEnd, StillOurs, Stop, Wake, Work, run_work
+from downloader.store import Settlement
 from servers.fake_store import FakeStore
 
 LEASE_S = 30.0
 
 
-class Work(Workload):
+class Jobs:
     """Each job works until the test ends it; then it succeeds."""
 
-    def __init__(self, store: FakeStore, kind: Kind, concurrency: int) -> None:
-        self.kind = kind
-        self.concurrency = concurrency
-        self.lease_s = LEASE_S
-        self.store = store
-        self.working: dict[str, Callable[[], bool]] = {}
-        """`still_ours` by job id."""
+    def __init__(self, kind: Kind, concurrency: int, *, leases_at_stop: bool = False) -> None:
+        self.working: dict[str, StillOurs] = {}
+        """By job id."""
         self.begun: list[str] = []
         self.cancelled: dict[str, float] = {}
         """Trio time at which the work was cancelled, by job id."""
         self.let_go: set[str] = set()
         self.ends: list[tuple[str, Verdict]] = []
+        """Of the leases that were settled."""
         self.losses = 0
         self.discarded: list[str] = []
+        self.discard_s = 0.0
         self.open = True
         self._moved = trio.Event()
+        self.work = Work(
+            kind=kind,
+            concurrency=concurrency,
+            lease_s=LEASE_S,
+            work=self.attempt,
+            on_end=self.note_end,
+            discard=self.discard,
+            may_lease=lambda: self.open,
+            leases_at_stop=leases_at_stop,
+        )
 
-    def may_lease(self) -> bool:
-        return self.open
-
-    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+    async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
         self.begun.append(lease.id)
         self.working[lease.id] = still_ours
         try:
@@ -61,9 +56,7 @@ class Work(Workload):
             raise
         finally:
             del self.working[lease.id]
-        if lease.kind is Kind.DOWNLOAD:
-            return Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
-        return Delivery(verdict=Verdict.SUCCEEDED)
+        return Settlement(lease=lease, verdict=Verdict.SUCCEEDED)
 
     def finish(self, *job_ids: str) -> None:
         """End the work on these jobs."""
@@ -71,38 +64,27 @@ class Work(Workload):
         self._moved.set()
         self._moved = trio.Event()
 
-    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        return await settle(self.store.typed(), self.kind, "me", results, self._close)
-
-    async def _close(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        if self.kind is Kind.DOWNLOAD:
-            ended = [(lease, cast("Outcome", end), None, 60.0) for lease, end in results]
-            return await self.store.finish("me", ended)
-        return await self.store.close_callbacks(
-            "me", [(lease, cast("Delivery", end), 60.0, 4) for lease, end in results]
-        )
-
-    def ended(self, lease: Lease, end: End, seconds: float) -> None:  # noqa: ARG002  # not asked for
-        self.ends.append((lease.id, end.verdict))
-
-    def lost(self) -> None:
-        self.losses += 1
+    def note_end(self, end: LeaseEnd, settlement: Settlement, _: float) -> None:
+        if end is LeaseEnd.SETTLED:
+            self.ends.append((settlement.lease.id, settlement.verdict))
+        self.losses += end is LeaseEnd.LOST
 
     async def discard(self, lease: Lease) -> None:
+        await trio.sleep(self.discard_s)
         self.discarded.append(lease.id)
 
 
-class Stuck(Work):
+class Stuck(Jobs):
     """Work that goes on after a cancel, as in a thread that waits for a disk."""
 
     hangs_s = 1000.0
 
-    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
+    async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
         self.begun.append(lease.id)
         self.working[lease.id] = still_ours
         with trio.CancelScope(shield=True):
             await trio.sleep(self.hangs_s)
-        return Outcome(verdict=Verdict.SUCCEEDED)
+        return Settlement(lease=lease, verdict=Verdict.SUCCEEDED)
 
 
 @dataclass
@@ -110,7 +92,7 @@ class Process:
     """A scheduler at work."""
 
     store: FakeStore
-    work: Work
+    work: Jobs
     stop: Stop = field(default_factory=Stop)
     wake: Wake = field(default_factory=Wake)
     held: Held = field(default_factory=dict)
@@ -127,14 +109,14 @@ class Process:
 
     def add(self, group: str, count: int = 1, **facts: object) -> list[str]:
         """Enqueue in the store, which wakes it."""
-        ids = self.store.add(group, count, kind=self.work.kind, **facts)  # type: ignore[arg-type]
+        ids = self.store.add(group, count, kind=self.work.work.kind, **facts)  # type: ignore[arg-type]
         self.wake.set()
         return ids
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        await run_workload(
+        await run_work(
             self.store.typed(),
-            self.work,
+            self.work.work,
             owner="me",
             wake=self.wake,
             stop=self.stop,
@@ -150,7 +132,7 @@ async def scheduling(
     store: FakeStore, *, kind: Kind = Kind.DOWNLOAD, concurrency: int = 4
 ) -> AsyncIterator[Process]:
     """A scheduler at work on the store."""
-    process = Process(store, Work(store, kind, concurrency))
+    process = Process(store, Jobs(kind, concurrency))
     async with trio.open_nursery() as nursery:
         await nursery.start(process.run)
         yield process

@@ -7,7 +7,7 @@ import pytest
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Backlog, CallbackPlan, Changed, DestinationLoad, JobStore, Submission, Waiting
 from downloader.store.codec import backlog as backlog_of
-from servers.jobs import spec_for
+from servers.jobs import closed, downloaded, spec_for, tried_again
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 LATER = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
@@ -18,7 +18,7 @@ async def finished(store: JobStore, destination: str) -> str:
     spec = spec_for(store, f"of {destination}")
     await store.submit([Submission(spec=spec)])
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    await store.finish("me", [(lease, DONE, CallbackPlan(group=destination, limit=4), 60)])
+    await store.settle("me", [downloaded(lease, DONE, CallbackPlan(group=destination, limit=4), 60)])
     return spec.id
 
 
@@ -48,12 +48,12 @@ async def test_pending_tasks_are_summed_and_the_largest_destinations_listed(stor
     assert all(ms is not None and found.now_ms - 10_000 < ms <= found.now_ms for ms in due)
     assert found.downloads.next_ms is None
 
-    await store.retry_later(Kind.DOWNLOAD, "me", [(download, LATER, 60)])
+    await store.settle("me", [tried_again(download, LATER, 60)])
     await store.lease(Kind.DOWNLOAD, "me", 1, 10)
     assert (await store.backlog(2)).downloads.next_ms is None, "its group is full"
     await store.submit([Submission(spec=spec_for(store, "b"))])
     [other] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    await store.retry_later(Kind.DOWNLOAD, "me", [(other, LATER, 60)])
+    await store.settle("me", [tried_again(other, LATER, 60)])
     found = await store.backlog(2)
     assert found.downloads.next_ms == pytest.approx(found.now_ms + 60_000, abs=10_000)
 
@@ -62,8 +62,8 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     ids = [await finished(store, name) for name in ("http a", "http b", "http c")]
     leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     ends = [Verdict.FAILED, Verdict.FAILED, Verdict.SUCCEEDED]
-    await store.close_callbacks(
-        "me", [(lease, Delivery(verdict=end), 60, 4) for lease, end in zip(leases, ends, strict=True)]
+    await store.settle(
+        "me", [closed(lease, Delivery(verdict=end), 60, 4) for lease, end in zip(leases, ends, strict=True)]
     )
     found = await store.backlog(9)
     assert (found.failed_callbacks, found.failed_to) == (2, [(each.group, 1) for each in leases[:2]])
@@ -84,13 +84,13 @@ async def test_a_success_after_a_retry_of_an_earlier_version_ends_the_failure(st
     """Its `retry` leaves the job in `failed`."""
     job_id = await finished(store, "http a")
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
-    await store.close_callbacks("me", [(lease, Delivery(verdict=Verdict.FAILED), 60, 4)])
+    await store.settle("me", [closed(lease, Delivery(verdict=Verdict.FAILED), 60, 4)])
     key = store._keys.key(0, "failed")
     until = await store._client.command("ZSCORE", key, job_id)
     await store.retry(job_id, download=False, limit=4)
     await store._client.command("ZADD", key, until, job_id)
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
-    await store.close_callbacks("me", [(lease, Delivery(verdict=Verdict.SUCCEEDED), 60, 4)])
+    await store.settle("me", [closed(lease, Delivery(verdict=Verdict.SUCCEEDED), 60, 4)])
     assert (await store.backlog(9)).failed_callbacks == 0
 
 

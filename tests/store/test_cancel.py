@@ -9,7 +9,7 @@ import trio
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Settled
-from servers.jobs import spec_for, submitted
+from servers.jobs import downloaded, handed_back, spec_for, submitted, tried_again
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
@@ -45,7 +45,7 @@ async def nothing_waits(store: JobStore) -> bool:
 async def test_a_cancelled_pending_job_never_starts(store: JobStore, attempts: int) -> None:
     spec = await submitted(store)
     for _ in range(attempts):
-        await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 60)])
+        await store.settle("me", [tried_again(await leased(store), RETRY, 60)])
     assert await cancelled(store, spec) is Changed.DONE
     assert await nothing_waits(store)
     assert await store.aggregation_sizes() == {}
@@ -71,11 +71,11 @@ async def test_a_running_job_keeps_its_slot_until_its_holder_has_stopped(store: 
     for _ in range(2):  # the second is a repetition
         match how:
             case "finish":
-                answer = await store.finish("me", [(lease, OK, PLAN, 60)])
+                answer = await store.settle("me", [downloaded(lease, OK, PLAN, 60)])
             case "retry_later":
-                answer = await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 0)])
+                answer = await store.settle("me", [tried_again(lease, RETRY, 0)])
             case _:
-                answer = await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+                answer = await store.settle("me", [handed_back(lease, "", 0)])
         assert answer == [Settled.CANCELLED]
     assert (await leased(store)).id == other.id
     assert (await seen(store, spec.id)).download.state is State.CANCELLED
@@ -89,7 +89,7 @@ async def test_the_slot_is_not_another_s_to_free(store: JobStore) -> None:
     lease = await leased(store)
     await submitted(store)
     await cancelled(store, spec)
-    assert await store.release(Kind.DOWNLOAD, "another", [(lease, "", 0)]) == [Settled.LEASE_LOST]
+    assert await store.settle("another", [handed_back(lease, "", 0)]) == [Settled.LEASE_LOST]
     assert await nothing_waits(store)
 
 
@@ -140,7 +140,7 @@ async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: JobStore)
 async def test_a_finished_download_is_not_cancelled(store: JobStore) -> None:
     for outcome in (OK, FAILED):
         spec = await submitted(store)
-        await store.finish("me", [(await leased(store), outcome, PLAN, 60)])
+        await store.settle("me", [downloaded(await leased(store), outcome, PLAN, 60)])
         before = await seen(store, spec.id)
         assert await cancelled(store, spec) is Changed.CONFLICT
         assert await seen(store, spec.id) == before

@@ -9,7 +9,7 @@ from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import AggregationLoad, CallbackPlan, JobStore, Load
 from downloader.store.codec import counts
 from downloader.store.codec import load as load_of
-from servers.jobs import leased, submitted
+from servers.jobs import downloaded, handed_back, leased, submitted, tried_again
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
@@ -49,7 +49,7 @@ async def test_the_busiest_aggregations_come_first(store: JobStore) -> None:
             await submitted(store, aggregation, aggr_limit=3)
     batch = await store.lease(Kind.DOWNLOAD, "me", 6, 10)
     waiting = [lease for lease in batch.leases if lease.group == "waits"]
-    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 60) for lease in waiting])
+    await store.settle("me", [handed_back(lease, "", 60) for lease in waiting])
     load = await store.load(2)
     assert [(one.aggr_id, one.pending, one.in_flight, one.limit) for one in load.aggregations] == [
         ("runs", 0, 3, 3),
@@ -111,7 +111,7 @@ async def test_a_submission_wakes_the_listeners(store: JobStore, nursery: trio.N
         await submitted(store)
         await channels[Kind.DOWNLOAD][1].receive()
         assert channels[Kind.CALLBACK][1].statistics().current_buffer_used == 0
-        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+        await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
         await channels[Kind.CALLBACK][1].receive()
 
 
@@ -124,9 +124,9 @@ async def test_an_earlier_timer_wakes_the_listeners(store: JobStore, nursery: tr
     await nursery.start(store.listen, {Kind.DOWNLOAD: lambda: send.send_nowait("wake")})
     with trio.fail_after(20):
         await receive.receive()  # of the subscription itself
-        await store.retry_later(Kind.DOWNLOAD, "me", [(soon, RETRY, 30)])
+        await store.settle("me", [tried_again(soon, RETRY, 30)])
         await receive.receive()
-    await store.retry_later(Kind.DOWNLOAD, "me", [(late, RETRY, 60)])
+    await store.settle("me", [tried_again(late, RETRY, 60)])
     await store.ping()
     assert receive.statistics().current_buffer_used == 0
     assert (await store.lease(Kind.DOWNLOAD, "other", 1, 10)).next_due_s == pytest.approx(30, abs=15)

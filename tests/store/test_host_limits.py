@@ -11,7 +11,7 @@ import pytest
 from downloader.config import HostSettings, RedisSettings
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
-from servers.jobs import spec_for
+from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.store_clock import StoreClock
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED)
@@ -54,7 +54,9 @@ async def due_s(store: JobStore) -> float | None:
 
 
 async def end(store: JobStore, leases: Sequence[Lease]) -> None:
-    assert set(await store.finish("me", [(lease, DONE, None, 60) for lease in leases])) <= {Settled.DONE}
+    assert set(await store.settle("me", [downloaded(lease, DONE, None, 60) for lease in leases])) <= {
+        Settled.DONE
+    }
 
 
 def groups(leases: Sequence[Lease]) -> dict[str, int]:
@@ -245,9 +247,9 @@ async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, cloc
     await submit(hosts, "a", "slow.test", 9)
     [lease] = await take(hosts)
     later = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
-    await hosts.retry_later(Kind.DOWNLOAD, "me", [(lease, later, 60)])
+    await hosts.settle("me", [tried_again(lease, later, 60)])
     [lease] = await take(hosts)
-    await hosts.release(Kind.DOWNLOAD, "me", [(lease, "", 60)])
+    await hosts.settle("me", [handed_back(lease, "", 60)])
     [lease] = await take(hosts, lease_s=10)
     assert await take(hosts) == []
     await clock.move(6)
@@ -259,7 +261,7 @@ async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, cloc
     [lease] = await take(hosts)
     await hosts.cancel(lease.spec, None, 60)
     assert await take(hosts) == [], "its holder has not stopped"
-    assert await hosts.finish("me", [(lease, DONE, None, 60)]) == [Settled.CANCELLED]
+    assert await hosts.settle("me", [downloaded(lease, DONE, None, 60)]) == [Settled.CANCELLED]
     assert len(await take(hosts)) == 1
 
 
@@ -364,7 +366,7 @@ async def test_a_cooldown_is_of_the_host_too(hosts: JobStore, clock: StoreClock)
         error_code=ErrorCode.HTTP_STATUS,
         cooldown=Cooldown(seconds=5, asked=True),
     )
-    await hosts.retry_later(Kind.DOWNLOAD, "me", [(first, throttled, 0.0)])
+    await hosts.settle("me", [tried_again(first, throttled, 0.0)])
     assert [lease.spec.host for lease in await take(hosts)] == ["two.test"]
     await clock.move(4.999)
     assert await take(hosts) == []
@@ -381,7 +383,7 @@ async def test_jobs_that_wait_for_a_host_wait_for_its_cooldown(hosts: JobStore, 
     await submit(hosts, "b", "slow.test", 3)
     assert await take(hosts) == []
     failed = Outcome(verdict=Verdict.FAILED, error="429", cooldown=Cooldown(seconds=5, asked=True))
-    await hosts.finish("me", [(first, failed, None, 60)])
+    await hosts.settle("me", [downloaded(first, failed, None, 60)])
     assert await take(hosts) == []
     await clock.move(4.999)
     assert await take(hosts) == []

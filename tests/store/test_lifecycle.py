@@ -6,7 +6,7 @@ import pytest
 
 from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
 from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Settled, Submission
-from servers.jobs import spec_for
+from servers.jobs import closed, downloaded, spec_for
 
 OK = Outcome(
     verdict=Verdict.SUCCEEDED,
@@ -33,13 +33,13 @@ async def test_a_job_goes_from_submission_to_removal(store: JobStore) -> None:
 
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases
     assert (lease.id, lease.attempts, lease.limit) == (job_id, 0, 1)
-    assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.DONE]
+    assert await store.settle("me", [downloaded(lease, OK, PLAN, 0)]) == [Settled.DONE]
 
     [callback] = (await store.lease(Kind.CALLBACK, "me", 5, 10)).leases
     assert callback.result == OK
     assert callback.result_attempts == 1
     done = Delivery(verdict=Verdict.SUCCEEDED)
-    assert await store.close_callbacks("me", [(callback, done, 0, 4)]) == [Settled.DONE]
+    assert await store.settle("me", [closed(callback, done, 0, 4)]) == [Settled.DONE]
 
     batch = await store.reap(10, 60)
     assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(job_id, True)]
@@ -52,7 +52,7 @@ async def test_the_name_that_an_origin_gives_to_a_file_is_kept(store: JobStore) 
     [job_id] = await submit(store)
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases
     named = replace(OK, file=replace(OK.file, filename="ä b.png"))
-    assert await store.finish("me", [(lease, named, PLAN, 0)]) == [Settled.DONE]
+    assert await store.settle("me", [downloaded(lease, named, PLAN, 0)]) == [Settled.DONE]
     view = await store.get(job_id)
     assert view is not None
     assert view.outcome == named
@@ -64,7 +64,7 @@ async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: Job
     assert {lease.id for lease in batch.leases} <= set(ids)
     assert len(batch.leases) == 2
     assert batch.next_due_s is None
-    await store.finish("me", [(batch.leases[0], OK, None, 60)])
+    await store.settle("me", [downloaded(batch.leases[0], OK, None, 60)])
     assert len((await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases) == 1
 
 

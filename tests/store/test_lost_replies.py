@@ -13,7 +13,7 @@ from downloader.config import RedisSettings
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
 from downloader.store.codec import fields
-from servers.jobs import spec_for
+from servers.jobs import downloaded, spec_for, submitted
 
 
 def records(answer: Sequence[Any]) -> list[dict[str, Any]]:
@@ -37,6 +37,20 @@ async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: Job
     assert ends_ms / 1000 - int(now_s) > 55
 
 
+async def test_tasks_that_lease_at_the_same_time_get_different_leases(store: JobStore) -> None:
+    specs = [await submitted(store, aggr_limit=2) for _ in range(2)]
+    leased: list[str] = []
+
+    async def lease() -> None:
+        batch = await store.lease(Kind.DOWNLOAD, "me", 1, 10)
+        leased.extend(lease.id for lease in batch.leases)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lease)
+        nursery.start_soon(lease)
+    assert sorted(leased) == sorted(spec.id for spec in specs)
+
+
 @pytest.mark.row("F4")
 async def test_f4_an_ended_lease_is_not_given_again(store: JobStore) -> None:
     await store.submit([Submission(spec=spec_for(store))])
@@ -54,7 +68,7 @@ async def test_f4_a_holder_that_settles_again_is_answered_done(store: JobStore) 
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
     await store.submit([Submission(spec=spec_for(store))])
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-    await store.finish("me", [(lease, done, None, 60.0)])
+    await store.settle("me", [downloaded(lease, done, None, 60.0)])
     assert await store.renew(Kind.DOWNLOAD, "me", [lease], 10) == [Settled.DONE]
     other = await store.renew(Kind.DOWNLOAD, "other", [replace(lease, generation=9)], 10)
     assert other == [Settled.LEASE_LOST]
@@ -71,7 +85,7 @@ async def test_f15_a_file_stored_by_a_run_that_died_is_deleted_with_its_job(stor
     assert await store.sweep(Kind.DOWNLOAD) == [died.id]
     await store.submit([Submission(spec=plain)])
     leases = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
-    await store.finish("me", [(lease, failed, None, 0.0) for lease in leases])
+    await store.settle("me", [downloaded(lease, failed, None, 0.0) for lease in leases])
     batch = await store.reap(9, 60)
     assert {job.spec.id: job.has_file for job in batch.jobs} == {died.id: True, plain.id: False}
 

@@ -7,8 +7,8 @@ instances can see is compared with what the model expects.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,10 +18,20 @@ from hypothesis import strategies as st
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
-from downloader.model import Kind, Lease, Outcome, State
-from downloader.store import Changed, JobStore, Settled, StoreClient, Submission, asyncio_loop, open_client
+from downloader.model import Kind, Lease, State
+from downloader.store import (
+    Changed,
+    JobStore,
+    LeaseRequests,
+    Settled,
+    Settlement,
+    StoreClient,
+    Submission,
+    asyncio_loop,
+    open_client,
+)
 from downloader.store.codec import fields
-from servers.jobs import spec_for
+from servers.jobs import handed_back, spec_for
 from servers.store_clock import StoreClock
 from servers.store_model import (
     DELAY_MS,
@@ -57,6 +67,7 @@ class Model(Expected):
         self.clock = StoreClock(self.client)
         self.now_ms = self.clock.now_ms
         self.stores = {owner: JobStore(self.client) for owner in OWNERS}
+        self.requests: defaultdict[tuple[Kind, str], LeaseRequests] = defaultdict(LeaseRequests)
         self.base = self.client.keys.base(0)
 
     @property
@@ -109,6 +120,7 @@ class Model(Expected):
         self.stores[owner] = JobStore(self.client)
         for kind in Kind:
             self.unheard.pop((kind, owner), None)
+            self.requests.pop((kind, owner), None)
 
     async def submit(self, aggr_id: str, limit: int, priority: int = 0) -> None:
         spec = spec_for(self.store, aggr_id, aggr_limit=limit, priority=priority)
@@ -121,7 +133,8 @@ class Model(Expected):
         self.done["submit"] += 1
 
     async def lease(self, kind: Kind, owner: str, count: int) -> None:
-        batch = await self.stores[owner].lease(kind, owner, count, LEASE_MS / 1000)
+        requests = self.requests[kind, owner]
+        batch = await self.stores[owner].lease(kind, owner, count, LEASE_MS / 1000, requests=requests)
         asked = count > 0 or (kind, owner) in self.unheard
         self.give(kind, owner, count, [(lease.id, lease.generation) for lease in batch.leases])
         self.unheard.pop((kind, owner), None)
@@ -130,13 +143,12 @@ class Model(Expected):
         self.done["lease"] += bool(batch.leases)
 
     async def lose_answer(self, kind: Kind, owner: str, count: int) -> None:
-        store = self.stores[owner]
         if (kind, owner) not in self.unheard:
             await self.fill(kind)
-        store._client = deaf = Deaf(self.client)  # type: ignore[assignment]
+        deaf = Deaf(self.client)
+        store = JobStore(deaf)  # type: ignore[arg-type]  # as much of a client as is used
         with pytest.raises(StoreUnavailable):
-            await store.lease(kind, owner, count, LEASE_MS / 1000)
-        store._client = self.client
+            await store.lease(kind, owner, count, LEASE_MS / 1000, requests=self.requests[kind, owner])
         given = [fields(flat) for flat in fields(deaf.missed)["leases"]]
         missed = [(each["id"], int(each["generation"])) for each in given]
         self.give(kind, owner, count, missed)
@@ -215,17 +227,17 @@ class Model(Expected):
             self.done["settle_anothers"] += 1
 
     async def call_settle(self, lease: Lease, owner: str, how: str) -> Settled:
-        store, kind = self.stores[owner], lease.kind
         if how == "release":
-            return (await store.release(kind, owner, [(lease, "why", DELAY_MS / 1000)]))[0]
-        end = OUTCOMES[how] if kind is Kind.DOWNLOAD else DELIVERIES[how]
-        if how in ("retry", "throttled"):
-            return (await store.retry_later(kind, owner, [(lease, end, DELAY_MS / 1000)]))[0]
-        plan = PLANS[lease.spec.aggr_id]
-        if isinstance(end, Outcome):
-            return (await store.finish(owner, [(lease, end, plan, KEEP_MS / 1000)]))[0]
-        assert plan is not None
-        return (await store.close_callbacks(owner, [(lease, end, KEEP_MS / 1000, plan.limit)]))[0]
+            settlement = handed_back(lease, "why", DELAY_MS / 1000)
+        else:
+            end = (OUTCOMES if lease.kind is Kind.DOWNLOAD else DELIVERIES)[how]
+            settlement = Settlement.of(
+                lease,
+                replace(end, retry_after_s=DELAY_MS / 1000),
+                callback=PLANS[lease.spec.aggr_id],
+                keep_s=KEEP_MS / 1000,
+            )
+        return (await self.stores[owner].settle(owner, [settlement]))[0]
 
     async def cancel(self, index: int, runs: bool) -> None:  # noqa: FBT001  # drawn
         if runs:

@@ -11,7 +11,7 @@ import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import Changed, JobStore, Submission
-from servers.jobs import spec_for
+from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.store_clock import StoreClock
 
 THROTTLED = Outcome(
@@ -47,7 +47,7 @@ async def next_due_s(store: JobStore) -> float | None:
 
 async def throttle(store: JobStore, lease: Lease, seconds: float, *, asked: bool = True) -> None:
     end = dataclasses.replace(THROTTLED, cooldown=Cooldown(seconds=seconds, asked=asked))
-    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, end, 0.0)])
+    await store.settle("me", [tried_again(lease, end, 0.0)])
 
 
 async def test_a_cooldown_holds_the_aggregation_and_no_other(store: JobStore, clock: StoreClock) -> None:
@@ -56,7 +56,7 @@ async def test_a_cooldown_holds_the_aggregation_and_no_other(store: JobStore, cl
     await throttle(store, first, 3)
     assert await next_due_s(store) == 3
     await submit(store, "a", 1, aggr_limit=2)  # nor does anything new begin it
-    await store.release(Kind.DOWNLOAD, "me", [(second, "", 0)])
+    await store.settle("me", [handed_back(second, "", 0)])
     await clock.move(2.999)
     await submit(store, "b", 1)
     assert [lease.group for lease in await take(store)] == ["b"]
@@ -76,7 +76,7 @@ async def test_a_cooldown_uses_up_no_attempt_and_is_counted(store: JobStore, clo
         await clock.move(1)
     [lease] = await take(store)
     counted = dataclasses.replace(THROTTLED, verdict=Verdict.RETRY, cooldown=Cooldown(seconds=1, asked=True))
-    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, counted, 0.0)])
+    await store.settle("me", [tried_again(lease, counted, 0.0)])
     view = await store.get(lease.id)
     assert view is not None
     assert view.outcome is not None
@@ -90,14 +90,14 @@ async def test_a_job_that_fails_by_it_cools_its_aggregation_down_too(
     await submit(store, "a", 2)
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED, cooldown=Cooldown(seconds=5, asked=True))
-    await store.finish("me", [(lease, failed, None, 60)])
+    await store.settle("me", [downloaded(lease, failed, None, 60)])
     assert await next_due_s(store) == 5
     assert await store.retry(lease.id, download=True, limit=1) is Changed.DONE
     await clock.move(5)
     for _ in range(2):
         [lease] = await take(store)
         assert lease.throttled == 0, "a job that is run again from the start has all of its free attempts"
-        await store.finish("me", [(lease, failed, None, 60)])
+        await store.settle("me", [downloaded(lease, failed, None, 60)])
         await clock.move(5)
 
 
@@ -143,7 +143,7 @@ async def starts(store: JobStore, clock: StoreClock, seconds: float, late: Calla
     for owner in itertools.cycle(("me", "other")):
         batch = await store.lease(Kind.DOWNLOAD, owner, 99, 600)
         found += [clock.now_ms] * len(batch.leases)
-        await store.finish(owner, [(lease, DONE, None, 60) for lease in batch.leases])
+        await store.settle(owner, [downloaded(lease, DONE, None, 60) for lease in batch.leases])
         await clock.move((batch.next_due_s or 0) + late())
         if clock.now_ms >= end:
             return found
@@ -171,7 +171,7 @@ async def test_idle_time_earns_no_extra_starts(store: JobStore, clock: StoreCloc
     assert await next_due_s(store) == 0.1
     await clock.move(1.101)
     assert len(await take(store)) == 1, "nor what was missed more than a second ago"
-    await store.finish("me", [(first, DONE, None, 60)])
+    await store.settle("me", [downloaded(first, DONE, None, 60)])
 
 
 async def test_a_delay_is_a_least_time(store: JobStore, clock: StoreClock) -> None:
@@ -212,7 +212,7 @@ async def test_a_job_that_is_run_again_brings_its_rate(store: JobStore, clock: S
     await submit(store, "a", 1, aggr_rate=0.5, aggr_delay=1)
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED)
-    await store.finish("me", [(lease, failed, None, 60)])
+    await store.settle("me", [downloaded(lease, failed, None, 60)])
     assert await store.aggregation("a") is None
     await store.retry(lease.id, download=True, limit=1)
     assert await ttl_ms(store) == -1
@@ -240,7 +240,7 @@ async def test_a_cooldown_outlasts_the_last_job(store: JobStore, clock: StoreClo
     await store.adjust("a", {"limit": 7})
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED, cooldown=Cooldown(seconds=60, asked=True))
-    await store.finish("me", [(lease, failed, None, 60)])
+    await store.settle("me", [downloaded(lease, failed, None, 60)])
     assert await store.aggregation("a") is None
     assert 0 < await ttl_ms(store) <= 60_000
     await submit(store, "a", 1, aggr_limit=3)
@@ -252,7 +252,7 @@ async def test_a_cooldown_outlasts_the_last_job(store: JobStore, clock: StoreClo
     assert (found.limit, found.delay, found.asked) == (3, None, {}), "what was set goes with the last job"
     await clock.move(60)
     [lease] = await take(store)
-    await store.finish("me", [(lease, DONE, None, 60)])
+    await store.settle("me", [downloaded(lease, DONE, None, 60)])
     assert await ttl_ms(store) == -2, "nothing has to wait any more"
 
 
@@ -262,6 +262,6 @@ async def test_jobs_that_come_one_by_one_keep_the_delay(store: JobStore, clock: 
         await submit(store, "a", 1, aggr_delay=2)
         leases = await take(store)
         taken.append(len(leases))
-        await store.finish("me", [(lease, DONE, None, 60) for lease in leases])
+        await store.settle("me", [downloaded(lease, DONE, None, 60) for lease in leases])
         await clock.move(1)
     assert taken == [1, 0, 1, 0]

@@ -6,7 +6,7 @@ import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, Submission
-from servers.jobs import spec_for
+from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.store_clock import StoreClock
 
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
@@ -90,11 +90,11 @@ async def test_it_is_kept_whichever_way_a_job_waits_again(
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     await submit(store, 0, 0)
     if how == "retry_later":
-        await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 5)])
+        await store.settle("me", [tried_again(lease, RETRY, 5)])
     elif how == "release":
-        await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+        await store.settle("me", [handed_back(lease, "", 0)])
     elif how == "retry":
-        await store.finish("me", [(lease, FAILED, None, 60)])
+        await store.settle("me", [downloaded(lease, FAILED, None, 60)])
         assert await store.retry(high, download=True, limit=4) is Changed.DONE
     await clock.move(10)
     await store.sweep(Kind.DOWNLOAD)
@@ -130,7 +130,7 @@ async def test_its_leftovers_go_with_the_aggregation(store: JobStore) -> None:
     await store._client.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 9, 600)).leases
     await store._client.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
-    await store.finish("me", [(lease, FAILED, None, 60)])
+    await store.settle("me", [downloaded(lease, FAILED, None, 60)])
     assert await store._client.command("EXISTS", store_key) == 0
 
 

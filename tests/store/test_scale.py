@@ -12,7 +12,7 @@ import redis
 from downloader.config import RedisSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares, Submission, asyncio_loop, open_store
-from servers.jobs import spec_for
+from servers.jobs import closed, downloaded, handed_back, spec_for, tried_again
 from servers.valkey import Valkey
 
 # Ten seconds of CPU, on a machine that may be shared with many other programs.
@@ -109,11 +109,11 @@ async def cycle(store: JobStore) -> None:
     assert len(leases) == LEASES
     await store.renew(Kind.DOWNLOAD, "me", leases, 60)
     await store.waiting(Kind.DOWNLOAD, without=["million"])
-    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 60) for lease in leases[:8]])
-    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0) for lease in leases[8:16]])
-    await store.finish("me", [(lease, OK, PLAN, 0) for lease in leases[16:]])
+    await store.settle("me", [tried_again(lease, RETRY, 60) for lease in leases[:8]])
+    await store.settle("me", [handed_back(lease, "", 0) for lease in leases[8:16]])
+    await store.settle("me", [downloaded(lease, OK, PLAN, 0) for lease in leases[16:]])
     callbacks = (await store.lease(Kind.CALLBACK, "me", LEASES, 60)).leases
-    await store.close_callbacks("me", [(lease, DELIVERED, 0, PLAN.limit) for lease in callbacks])
+    await store.settle("me", [closed(lease, DELIVERED, 0, PLAN.limit) for lease in callbacks])
     for kind in Kind:
         await store.sweep(kind)
     jobs = (await store.reap(200, 60)).jobs

@@ -19,7 +19,7 @@ from downloader.errors import ConfigError
 from downloader.model import Delivery, JobSpec, Kind, Outcome, State, Verdict
 from downloader.notify import Bulkhead
 from downloader.observe import PROCESSOR_COUNTERS, Counters
-from downloader.service.work import CallbackWork, DownloadWork
+from downloader.service.work import Callbacks, Downloads
 from downloader.store import (
     CallbackPlan,
     JobStore,
@@ -29,7 +29,7 @@ from downloader.store import (
     open_sealer,
     open_store,
 )
-from servers.jobs import spec_for
+from servers.jobs import closed, downloaded, spec_for
 from servers.valkey import Valkey
 
 OLD, NEW = (SecretStr(base64.b64encode(bytes([byte]) * 32).decode()) for byte in b"\xfb\xff")
@@ -66,11 +66,11 @@ async def submitted(store: JobStore) -> JobSpec:
 async def run_to_the_end(store: JobStore) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     plan = CallbackPlan(group="http 127.0.0.1", limit=4)
-    assert await store.finish("me", [(lease, DONE, plan, 60)]) == [Settled.DONE]
+    assert await store.settle("me", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
     assert callback.spec.callback_dst == SECRETS["callback_dst"]
     end = Delivery(verdict=Verdict.FAILED, error="gone")
-    assert await store.close_callbacks("me", [(callback, end, 60, 4)]) == [Settled.DONE]
+    assert await store.settle("me", [closed(callback, end, 60, 4)]) == [Settled.DONE]
 
 
 def found_in(server: Valkey) -> set[bytes]:
@@ -117,15 +117,10 @@ async def test_an_instance_without_the_key_hands_the_job_back(
         with_keys(redis_settings, NEW) as right,
         with_keys(redis_settings, OLD) as wrong,
     ):
-        common: dict[str, Any] = {
-            "store": wrong,
-            "settings": settings,
-            "owner": "me",
-            "counters": Counters(PROCESSOR_COUNTERS),
-        }
+        common: dict[str, Any] = {"settings": settings, "counters": Counters(PROCESSOR_COUNTERS)}
         unused = cast("Any", None)
-        downloads = DownloadWork(**common, fetcher=unused, disk_has_room=lambda: True, delete=unused)
-        callbacks = CallbackWork(
+        downloads = Downloads(**common, fetcher=unused, disk_has_room=lambda: True, delete=unused)
+        callbacks = Callbacks(
             **common,
             backends={},
             bulkhead=cast("Bulkhead", None),
@@ -135,9 +130,9 @@ async def test_an_instance_without_the_key_hands_the_job_back(
         )
         spec = await submitted(right)
         [lease] = (await wrong.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
-        end = await downloads.work(lease, lambda: True)
-        assert await downloads.settle([(lease, end)]) == [Settled.DONE]
-        downloads.ended(lease, end, 0.0)
+        settlement = await downloads.attempt(lease, lambda: True)
+        assert await wrong.settle("me", [settlement]) == [Settled.DONE]
+        downloads.note_end(settlement, 0.0)
         view = await wrong.get(spec.id)
         assert view is not None
         assert (view.download.state, view.download.attempts) == (State.PENDING, 0)
@@ -148,10 +143,10 @@ async def test_an_instance_without_the_key_hands_the_job_back(
         other = await submitted(right)
         [lease] = (await right.lease(Kind.DOWNLOAD, "you", 1, 10)).leases
         plan = CallbackPlan(group="http 127.0.0.1", limit=4)
-        assert await right.finish("you", [(lease, DONE, plan, 60)]) == [Settled.DONE]
+        assert await right.settle("you", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
         [lease] = (await wrong.lease(Kind.CALLBACK, "me", 1, 10)).leases
-        end = await callbacks.work(lease, lambda: True)
-        assert await callbacks.settle([(lease, end)]) == [Settled.DONE]
+        settlement = await callbacks.attempt(lease, lambda: True)
+        assert await wrong.settle("me", [settlement]) == [Settled.DONE]
         view = await right.get(other.id)
         assert view is not None
         assert view.callback is not None

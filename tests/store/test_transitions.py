@@ -28,7 +28,7 @@ from downloader.store import (
     TaskView,
 )
 from downloader.store.codec import fields
-from servers.jobs import leased, spec_for, submitted
+from servers.jobs import closed, downloaded, handed_back, leased, spec_for, submitted, tried_again
 
 OK = Outcome(
     verdict=Verdict.SUCCEEDED,
@@ -78,7 +78,7 @@ async def test_fields_of_a_newer_version_survive(store: JobStore) -> None:
 async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore) -> None:
     """A record by hand: what an older version does not know never raises, least of all in a lease call."""
     spec = await submitted(store)
-    await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, PLAN, 0)])
     for kind, written in (
         (Kind.DOWNLOAD, {"state": "quarantined", "code": "virus", "novelty": "1"}),
         (Kind.CALLBACK, {"novelty": "2"}),
@@ -95,7 +95,7 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore
     assert (view.download.state, view.outcome.error_code) == ("quarantined", "virus")
     assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     assert await store.renew(Kind.CALLBACK, "me", [lease], 10) == [Settled.DONE]
-    assert await store.close_callbacks("me", [(lease, DELIVERED, 0, 4)]) == [Settled.DONE]
+    assert await store.settle("me", [closed(lease, DELIVERED, 0, 4)]) == [Settled.DONE]
     novelty = store._keys.key(0, "task", Kind.CALLBACK, spec.id)
     assert await store._client.command("HGET", novelty, "novelty") == "2"
     assert [job.spec.id for job in (await store.reap(9, 60)).jobs] == [spec.id]
@@ -107,7 +107,7 @@ async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: JobStor
     lease = await leased(store)
     key = store._keys.key(0, "task", Kind.DOWNLOAD, spec.id)
     await store._client.command("HSET", key, "state", "verifying")
-    assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.LEASE_LOST]
+    assert await store.settle("me", [downloaded(lease, OK, PLAN, 0)]) == [Settled.LEASE_LOST]
     assert (await download(store, spec.id)).state == "verifying"
     assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases == []
 
@@ -135,7 +135,7 @@ async def test_a_holder_whose_lease_a_failover_lost_is_refused(store: JobStore, 
     current = await leased(store, "me")
     assert (current.id, current.generation > late.generation) == (late.id, True)
     assert await settle(store, transition, "me", late) is Settled.LEASE_LOST
-    assert (await store.finish("me", [(current, OK, PLAN, 0)])) == [Settled.DONE]
+    assert (await store.settle("me", [downloaded(current, OK, PLAN, 0)])) == [Settled.DONE]
     assert await settle(store, transition, "me", late) is Settled.LEASE_LOST
 
 
@@ -168,7 +168,7 @@ async def in_flight_before_others(store: JobStore) -> tuple[Lease, list[str]]:
 @pytest.mark.row("F34")
 async def test_what_is_handed_back_keeps_its_place(store: JobStore) -> None:
     lease, others = await in_flight_before_others(store)
-    assert await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)]) == [Settled.DONE]
+    assert await store.settle("me", [handed_back(lease, "", 0)]) == [Settled.DONE]
     assert await backlog(store) == [lease.id, *others]
     assert (await leased(store)).id == lease.id
 
@@ -176,7 +176,7 @@ async def test_what_is_handed_back_keeps_its_place(store: JobStore) -> None:
 @pytest.mark.row("F34")
 async def test_what_is_handed_back_with_a_delay_waits_for_it(store: JobStore) -> None:
     lease, others = await in_flight_before_others(store)
-    assert await store.release(Kind.DOWNLOAD, "me", [(lease, "", 5)]) == [Settled.DONE]
+    assert await store.settle("me", [handed_back(lease, "", 5)]) == [Settled.DONE]
     assert await backlog(store) == [*others, lease.id]
 
 
@@ -224,7 +224,7 @@ async def test_a_lease_tells_when_something_more_is_due(store: JobStore) -> None
     assert (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).next_due_s is None
     await submitted(store)
     lease = await leased(store)
-    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, RETRY, 60)])
+    await store.settle("me", [tried_again(lease, RETRY, 60)])
     batch = await store.lease(Kind.DOWNLOAD, "me", 1, 10)
     assert batch.leases == []
     assert batch.next_due_s == pytest.approx(60, abs=15)
@@ -240,12 +240,12 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(store: JobStore)
     first = await submitted(store)
     lease = await leased(store)
     second = await submitted(store)
-    await store.release(Kind.DOWNLOAD, "me", [(lease, "", 0)])
+    await store.settle("me", [handed_back(lease, "", 0)])
     queue = store._keys.key(0, "queue", Kind.DOWNLOAD, "a")
     await store._client.command("ZADD", queue, 1, second.id, 2, first.id)
     lease = await leased(store)
     assert lease.id == second.id
-    await store.finish("me", [(lease, OK, None, 60)])
+    await store.settle("me", [downloaded(lease, OK, None, 60)])
     assert (await leased(store)).id == first.id
 
 
@@ -255,8 +255,8 @@ async def test_within_an_aggregation_the_earlier_due_goes_first(store: JobStore)
 @pytest.mark.row("F13")
 async def test_a_retry_counts_and_a_release_does_not(store: JobStore) -> None:
     spec = await submitted(store)
-    await store.retry_later(Kind.DOWNLOAD, "me", [(await leased(store), RETRY, 0)])
-    await store.release(Kind.DOWNLOAD, "me", [(await leased(store), "our disk\nis full", 0)])
+    await store.settle("me", [tried_again(await leased(store), RETRY, 0)])
+    await store.settle("me", [handed_back(await leased(store), "our disk\nis full", 0)])
     view = await download(store, spec.id)
     assert (view.state, view.attempts, view.deliveries) == (State.PENDING, 1, 2)
     assert [entry["error"] for entry in view.log] == [RETRY.error, "our disk is full"]
@@ -267,13 +267,13 @@ async def settle(store: JobStore, transition: str, owner: str, lease: Lease) -> 
     """Settle the lease of a download or callback as an instance that assumes it is the holder."""
     match transition:
         case "finish":
-            answers = await store.finish(owner, [(lease, FAILED, PLAN, 0)])
+            answers = await store.settle(owner, [downloaded(lease, FAILED, PLAN, 0)])
         case "close_callbacks":
-            answers = await store.close_callbacks(owner, [(lease, DELIVERED, 0, 4)])
+            answers = await store.settle(owner, [closed(lease, DELIVERED, 0, 4)])
         case "retry_later":
-            answers = await store.retry_later(lease.kind, owner, [(lease, RETRY, 0)])
+            answers = await store.settle(owner, [tried_again(lease, RETRY, 0)])
         case "release":
-            answers = await store.release(lease.kind, owner, [(lease, "", 0)])
+            answers = await store.settle(owner, [handed_back(lease, "", 0)])
         case _:
             answers = await store.renew(lease.kind, owner, [lease], 30)
     return answers[0]
@@ -288,7 +288,7 @@ async def test_a_late_holder_changes_nothing(store: JobStore, transition: str, n
     kind = Kind.DOWNLOAD
     if transition == "close_callbacks":
         kind = Kind.CALLBACK
-        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+        await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     late = await leased(store, "me", kind)
     await lapse(store, late)
     assert await store.sweep(kind) == [spec.id]
@@ -317,7 +317,7 @@ async def test_a_holder_that_comes_back_has_not_crashed(store: JobStore, kind: K
     """Its lease ended and was swept while the store, or the way to it, was away."""
     spec = await submitted(store)
     if kind is Kind.CALLBACK:
-        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+        await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
 
     async def crashes() -> int:
         return (await (download if kind is Kind.DOWNLOAD else callback)(store, spec.id)).crashes
@@ -331,14 +331,14 @@ async def test_a_holder_that_comes_back_has_not_crashed(store: JobStore, kind: K
     crashed, back = await swept("crashed"), await swept("me")
     assert await crashes() == 2
     for number in range(2):  # the second is a repetition
-        assert await store.release(kind, "me", [(back, "", 0)]) == [Settled.LEASE_LOST]
+        assert await store.settle("me", [handed_back(back, "", 0)]) == [Settled.LEASE_LOST]
         assert await crashes() == 1, number
     # Whoever has it meanwhile keeps it; only the last holder that was swept can speak for itself.
     back = await swept("me")
     current = await leased(store, "other", kind)
-    assert await store.release(kind, "crashed", [(crashed, "", 0)]) == [Settled.LEASE_LOST]
+    assert await store.settle("crashed", [handed_back(crashed, "", 0)]) == [Settled.LEASE_LOST]
     assert await crashes() == 2
-    assert await store.release(kind, "me", [(back, "", 0)]) == [Settled.LEASE_LOST]
+    assert await store.settle("me", [handed_back(back, "", 0)]) == [Settled.LEASE_LOST]
     assert await crashes() == 1
     assert await store.renew(kind, "other", [current], 30) == [Settled.DONE]
 
@@ -348,9 +348,9 @@ async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(store: Job
     late = await leased(store)
     await lapse(store, late)
     await store.sweep(Kind.DOWNLOAD)
-    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
-    assert await store.release(Kind.DOWNLOAD, "me", [(late, "", 0)]) == [Settled.LEASE_LOST]
+    assert await store.settle("me", [handed_back(late, "", 0)]) == [Settled.LEASE_LOST]
     assert (await download(store, spec.id)).crashes == 0
 
 
@@ -370,11 +370,11 @@ async def test_settling_twice_is_answered_alike_and_done_once(store: JobStore) -
     spec = await submitted(store)
     lease = await leased(store)
     for _ in range(2):
-        assert await store.finish("me", [(lease, FAILED, PLAN, 0)]) == [Settled.DONE]
+        assert await store.settle("me", [downloaded(lease, FAILED, PLAN, 0)]) == [Settled.DONE]
     assert (await download(store, spec.id)).attempts == 1
     held = await leased(store, kind=Kind.CALLBACK)
     for _ in range(2):
-        assert await store.close_callbacks("me", [(held, DELIVERED, 60, 4)]) == [Settled.DONE]
+        assert await store.settle("me", [closed(held, DELIVERED, 60, 4)]) == [Settled.DONE]
     assert (await callback(store, spec.id)).attempts == 1
     assert (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases == []
 
@@ -402,26 +402,26 @@ async def test_renewed_leases_are_not_swept(store: JobStore) -> None:
 async def test_a_failing_destination_is_narrowed_until_it_works(store: JobStore) -> None:
     for aggregation in "abcd":
         await submitted(store, aggregation)
-        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+        await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     held = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
     later = Delivery(verdict=Verdict.RETRY, error="refused")
-    await store.retry_later(Kind.CALLBACK, "me", [(lease, later, 0) for lease in held])
+    await store.settle("me", [tried_again(lease, later, 0) for lease in held])
     # Another job's callback does not widen it.
     await submitted(store, "e")
-    await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     [alone] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
-    await store.close_callbacks("me", [(alone, DELIVERED, 60, 4)])
+    await store.settle("me", [closed(alone, DELIVERED, 60, 4)])
     assert len((await store.lease(Kind.CALLBACK, "me", 9, 10)).leases) == 4
 
 
 async def test_a_destination_that_has_answered_is_proven(store: JobStore) -> None:
     for aggregation in "ab":
         await submitted(store, aggregation)
-        await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+        await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     assert (await store.lease(Kind.CALLBACK, "me", 1, 10, shares=Shares(unproven=0))).leases == []
     lease = await leased(store, kind=Kind.CALLBACK)
     assert not lease.proven
-    await store.close_callbacks("me", [(lease, DELIVERED, 60, 4)])
+    await store.settle("me", [closed(lease, DELIVERED, 60, 4)])
     [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 10, shares=Shares(unproven=0))).leases
     assert lease.proven
 
@@ -429,7 +429,7 @@ async def test_a_destination_that_has_answered_is_proven(store: JobStore) -> Non
 async def test_the_last_failures_of_a_job_are_kept(store: JobStore) -> None:
     spec = await submitted(store)
     for number in range(7):
-        await store.release(Kind.DOWNLOAD, "me", [(await leased(store), f"reason {number}", 0)])
+        await store.settle("me", [handed_back(await leased(store), f"reason {number}", 0)])
     log = (await download(store, spec.id)).log
     assert [entry["error"] for entry in log] == [f"reason {number}" for number in range(2, 7)]
 
@@ -439,10 +439,10 @@ async def test_the_last_failures_of_a_job_are_kept(store: JobStore) -> None:
 
 async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     spec = await submitted(store)
-    await store.finish("me", [(await leased(store), OK, PLAN, 0)])
+    await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
     gone = Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
-    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), gone, 60, 4)])
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), gone, 60, 4)])
     assert (await callback(store, spec.id)).state is State.FAILED
 
     assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
@@ -453,10 +453,10 @@ async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
 
 async def test_a_retry_whose_answer_was_lost_is_answered_again(store: JobStore) -> None:
     spec = await submitted(store)
-    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     call = {"id": spec.id, "kind": Kind.DOWNLOAD, "request": "r", "limit": "1", "limits": {}}
     assert await store._client.run("retry", 0, call) == "done"
-    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     assert await store._client.run("retry", 0, call) == "done"
     assert (await download(store, spec.id)).state is State.FAILED
     assert await store._client.run("retry", 0, call | {"request": "s"}) == "done"
@@ -465,7 +465,7 @@ async def test_a_retry_whose_answer_was_lost_is_answered_again(store: JobStore) 
 
 async def test_what_no_reaper_was_given_is_not_removed(store: JobStore) -> None:
     spec = await submitted(store)
-    await store.finish("me", [(await leased(store), OK, None, 60)])
+    await store.settle("me", [downloaded(await leased(store), OK, None, 60)])
     await store.remove([spec.id])
     assert await store.get(spec.id) is not None
 
@@ -477,9 +477,9 @@ async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
     spec = await submitted(store, callback_type=kind, callback_dst="there")
     plan = CallbackPlan.of(spec, success=True, per_destination=4)
     assert plan is not None
-    await store.finish("me", [(await leased(store), OK, plan, 0)])
+    await store.settle("me", [downloaded(await leased(store), OK, plan, 0)])
     gone = Delivery(verdict=Verdict.FAILED, error="gone")
-    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), gone, 60, 1)])
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), gone, 60, 1)])
     assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
     [waits] = (await store.backlog(9)).destinations
     assert waits.limit == limit
@@ -489,11 +489,11 @@ async def test_a_failed_download_can_be_run_again(store: JobStore) -> None:
     spec = await submitted(store, aggr_limit=3, aggr_proxy="http://p")
     await lapse(store, await leased(store))
     await store.sweep(Kind.DOWNLOAD)
-    await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, PLAN, 0)])
     assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     held = await leased(store, kind=Kind.CALLBACK)
     assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
-    await store.close_callbacks("me", [(held, DELIVERED, 0, 4)])
+    await store.settle("me", [closed(held, DELIVERED, 0, 4)])
     assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
     assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     lease = await leased(store)
@@ -501,7 +501,7 @@ async def test_a_failed_download_can_be_run_again(store: JobStore) -> None:
     view = await store.get(spec.id)
     assert view is not None
     assert view.callback is None
-    assert await store.finish("me", [(lease, OK, PLAN, 0)]) == [Settled.DONE]
+    assert await store.settle("me", [downloaded(lease, OK, PLAN, 0)]) == [Settled.DONE]
     assert (await store.reap(9, 60)).jobs == []
 
 
@@ -511,11 +511,11 @@ async def test_h23_a_download_runs_again_through_its_first_proxy(
     first = await submitted(store, aggr_proxy="http://first")
     second = await submitted(store)
     for _ in (first, second):
-        await store.finish("me", [(await leased(store), FAILED, None, 60)])
+        await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     other = await submitted(store, aggr_proxy="http://other")
     for spec in (first, second):
         assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
-    await store.finish("me", [(await leased(store), FAILED, None, 60)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     for spec in (second, first):
         assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     assert await store.retry(other.id, download=True, limit=4) is Changed.CONFLICT
@@ -526,13 +526,13 @@ async def test_h23_a_download_runs_again_through_its_first_proxy(
 async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: JobStore) -> None:
     spec = await submitted(store)
     for run in range(2):
-        await store.finish("me", [(await leased(store), FAILED, PLAN, 0)])
+        await store.settle("me", [downloaded(await leased(store), FAILED, PLAN, 0)])
         held = await leased(store, kind=Kind.CALLBACK)
         if run == 0:
             first = held
-            await store.close_callbacks("me", [(first, DELIVERED, 60, 4)])
+            await store.settle("me", [closed(first, DELIVERED, 60, 4)])
             assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
-    assert await store.close_callbacks("me", [(first, DELIVERED, 60, 4)]) == [Settled.LEASE_LOST]
+    assert await store.settle("me", [closed(first, DELIVERED, 60, 4)]) == [Settled.LEASE_LOST]
     assert (await callback(store, spec.id)).state is State.RUNNING
 
 
@@ -544,7 +544,7 @@ async def test_an_unknown_job_is_unknown(store: JobStore, job_id: str) -> None:
 
 async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: JobStore) -> None:
     spec = await submitted(store)
-    await store.finish("me", [(await leased(store), FAILED, None, 30)])
+    await store.settle("me", [downloaded(await leased(store), FAILED, None, 30)])
     batch = await store.reap(9, 60)
     assert batch.jobs == []
     assert batch.next_due_s == pytest.approx(30, abs=15)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares
-from servers.jobs import leased, submitted
+from servers.jobs import closed, downloaded, leased, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
@@ -13,7 +13,9 @@ DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
 async def calls_back(store: JobStore, destination: str) -> None:
     """Have a callback to this destination wait."""
     await submitted(store)
-    await store.finish("me", [(await leased(store), OK, CallbackPlan(group=destination, limit=9), 0)])
+    await store.settle(
+        "me", [downloaded(await leased(store), OK, CallbackPlan(group=destination, limit=9), 0)]
+    )
 
 
 async def groups(store: JobStore, kind: Kind, count: int, shares: Shares) -> list[str]:
@@ -37,7 +39,7 @@ async def test_destinations_that_have_not_answered_get_as_many_as_allowed(store:
 
 async def test_destinations_that_answer_and_others_take_turns(store: JobStore) -> None:
     await calls_back(store, "http proven")
-    await store.close_callbacks("me", [(await leased(store, kind=Kind.CALLBACK), DELIVERED, 60, 9)])
+    await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), DELIVERED, 60, 9)])
     for destination in ("proven", "proven", "proven", "new"):
         await calls_back(store, f"http {destination}")
     found = await groups(store, Kind.CALLBACK, 2, Shares(unproven=9))

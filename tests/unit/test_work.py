@@ -25,9 +25,9 @@ from downloader.model import (
 )
 from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
-from downloader.scheduler import End, Workload
-from downloader.service.work import CallbackWork, DownloadWork, within_deadline
-from servers.fake_store import FakeStore
+from downloader.scheduler import LeaseEnd
+from downloader.service.work import Callbacks, Downloads, within_deadline
+from downloader.store import Settlement
 
 NONE = cast("Any", None)
 
@@ -38,11 +38,9 @@ def lease(kind: Kind) -> Lease:
     return Lease(kind=kind, spec=spec, group="a", generation=1, attempts=0, crashes=0, limit=1, result=result)
 
 
-def downloads() -> DownloadWork:
-    return DownloadWork(
-        store=NONE,
+def downloads() -> Downloads:
+    return Downloads(
         settings=Settings(),
-        owner="me",
         counters=Counters(PROCESSOR_COUNTERS),
         fetcher=NONE,
         disk_has_room=lambda: True,
@@ -50,11 +48,9 @@ def downloads() -> DownloadWork:
     )
 
 
-def callbacks() -> CallbackWork:
-    return CallbackWork(
-        store=NONE,
+def callbacks() -> Callbacks:
+    return Callbacks(
         settings=Settings(),
-        owner="me",
         counters=Counters(NOTIFIER_COUNTERS),
         backends={},
         bulkhead=NONE,
@@ -87,8 +83,8 @@ async def attempted(outcome: Outcome, left_s: float) -> tuple[Outcome, int]:
     work.fetcher = cast("Any", fetcher)
     job = lease(Kind.DOWNLOAD)
     job = replace(job, spec=replace(job.spec, deadline=now_ms() + int(left_s * 1000)))
-    end = await work.work(job, lambda: True)
-    assert isinstance(end, Outcome)
+    end = (await work.attempt(job, lambda: True)).outcome
+    assert end is not None
     return end, fetcher.attempts
 
 
@@ -103,7 +99,7 @@ class Receiver:
         return Delivered()
 
 
-def callback() -> tuple[CallbackWork, Receiver, Lease]:
+def callback() -> tuple[Callbacks, Receiver, Lease]:
     """With one slot for all callbacks."""
     work, receiver, job = callbacks(), Receiver(), lease(Kind.CALLBACK)
     work.backends = {"http": receiver}
@@ -118,9 +114,9 @@ def callback() -> tuple[CallbackWork, Receiver, Lease]:
 async def test_a_download_whose_workers_have_died_too_often_fails_without_a_request(crashes: int) -> None:
     work, fetcher = downloads(), Fetched(SUCCEEDED)
     work.fetcher = cast("Any", fetcher)
-    end = await work.work(replace(lease(Kind.DOWNLOAD), crashes=crashes), lambda: True)
+    end = (await work.attempt(replace(lease(Kind.DOWNLOAD), crashes=crashes), lambda: True)).outcome
     poisoned = crashes == POISON_CRASHES
-    assert isinstance(end, Outcome)
+    assert end is not None
     assert (end.error_code, end.verdict) == (
         (ErrorCode.POISON, Verdict.FAILED) if poisoned else ("", Verdict.SUCCEEDED)
     )
@@ -131,7 +127,7 @@ async def test_a_download_whose_workers_have_died_too_often_fails_without_a_requ
 @pytest.mark.parametrize("crashes", [POISON_CRASHES - 1, POISON_CRASHES])
 async def test_a_callback_whose_workers_have_died_too_often_fails_without_being_sent(crashes: int) -> None:
     work, receiver, job = callback()
-    end = await work.work(replace(job, crashes=crashes), lambda: True)
+    end = await work.attempt(replace(job, crashes=crashes), lambda: True)
     poisoned = crashes == POISON_CRASHES
     assert end.verdict is (Verdict.FAILED if poisoned else Verdict.SUCCEEDED)
     assert len(receiver.taken) == (not poisoned)
@@ -140,16 +136,15 @@ async def test_a_callback_whose_workers_have_died_too_often_fails_without_being_
 async def test_a_slot_is_free_when_its_callback_was_sent() -> None:
     work, receiver, job = callback()
     for _ in range(3):
-        assert (await work.work(job, lambda: True)).verdict is Verdict.SUCCEEDED
+        assert (await work.attempt(job, lambda: True)).verdict is Verdict.SUCCEEDED
     assert receiver.taken == [job.id] * 3
 
 
 async def test_a_callback_without_a_slot_comes_back_after_a_pause() -> None:
     work, receiver, job = callback()
-    end = await work.work(replace(job, spec=replace(job.spec, callback_type="elsewhere")), lambda: True)
+    end = await work.attempt(replace(job, spec=replace(job.spec, callback_type="elsewhere")), lambda: True)
     assert (end.verdict, receiver.taken) == (Verdict.RELEASE, [])
-    assert end.retry_after_s is not None
-    assert end.retry_after_s > 0
+    assert end.delay_s > 0
 
 
 async def test_the_file_of_a_cancelled_job_is_deleted() -> None:
@@ -204,23 +199,28 @@ def test_an_outcome_after_the_deadline(outcome: Outcome, code: str) -> None:
         (Delivery(verdict=Verdict.RETRY, error="no"), "callback.retry", "info"),
     ],
 )
-def test_a_final_failure_is_a_warning(end: End, event: str, level: str) -> None:
-    work: Workload
+def test_a_final_failure_is_a_warning(end: Outcome | Delivery, event: str, level: str) -> None:
+    kind, work = (Kind.DOWNLOAD, downloads()) if isinstance(end, Outcome) else (Kind.CALLBACK, callbacks())
     with structlog.testing.capture_logs() as lines:
-        kind, work = (
-            (Kind.DOWNLOAD, downloads()) if isinstance(end, Outcome) else (Kind.CALLBACK, callbacks())
-        )
-        work.ended(lease(kind), end, 0.1)
+        work.work().on_end(LeaseEnd.SETTLED, Settlement.of(lease(kind), end), 0.1)
     assert [(line["event"], line["log_level"]) for line in lines] == [(event, level)]
 
 
+@pytest.mark.parametrize("end", [LeaseEnd.LOST, LeaseEnd.CANCELLED])
+def test_a_result_that_was_not_settled_counts_neither_as_success_nor_as_failure(end: LeaseEnd) -> None:
+    work = downloads()
+    with structlog.testing.capture_logs() as lines:
+        work.work().on_end(end, Settlement.of(lease(Kind.DOWNLOAD), SUCCEEDED), 0.1)
+    assert lines == []
+    counts = {series: count for series, count in work.counters.series().items() if count}
+    assert counts == ({"leases_lost": 1} if end is LeaseEnd.LOST else {})
+
+
 async def test_the_job_of_a_failed_callback_is_kept_longer() -> None:
-    store, work = FakeStore(), callbacks()
-    work.store = store.typed()
-    delivered, failed = store.add("a", 2, kind=Kind.CALLBACK)
-    leases = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
-    ends = [Delivery(verdict=verdict) for verdict in (Verdict.SUCCEEDED, Verdict.FAILED)]
-    await work.settle(list(zip(leases, ends, strict=True)))
+    work, _, job = callback()
     notifier = work.settings.notifier
     assert notifier.deletion_interval < notifier.failed_retention
-    assert store.kept_s == {delivered: notifier.deletion_interval, failed: notifier.failed_retention}
+    delivered = await work.attempt(job, lambda: True)
+    failed = await work.attempt(replace(job, crashes=POISON_CRASHES), lambda: True)
+    assert (delivered.verdict, delivered.keep_s) == (Verdict.SUCCEEDED, notifier.deletion_interval)
+    assert (failed.verdict, failed.keep_s) == (Verdict.FAILED, notifier.failed_retention)

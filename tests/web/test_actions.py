@@ -12,7 +12,7 @@ from playwright.sync_api import Route, expect
 from downloader.model import Cooldown, Delivery, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
 from downloader.store import Aggregation, JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
-from servers.jobs import end_all, spec_for, submitted
+from servers.jobs import end_all, spec_for, submitted, tried_again
 
 pytestmark = pytest.mark.slow
 
@@ -304,7 +304,7 @@ async def test_a_cooldown_is_shown_with_its_reason(browse: Browse, page_url: str
         cooldown=Cooldown(seconds=600, asked=True),
     )
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
-    await store.retry_later(Kind.DOWNLOAD, "me", [(lease, throttled, 0)])
+    await store.settle("me", [tried_again(lease, throttled, 0)])
 
     def look(seen: Seen) -> None:
         seen.open()

@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from downloader.model import Delivery, ErrorCode, Kind, Outcome, State, Verdict
 from downloader.store import JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
-from servers.jobs import end_all, spec_for
+from servers.jobs import closed, end_all, spec_for
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +91,7 @@ async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, sto
 async def close_callback(store: JobStore) -> None:
     with trio.fail_after(20):
         [lease] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
-        await store.close_callbacks("me", [(lease, REFUSED, 60, 4)])
+        await store.settle("me", [closed(lease, REFUSED, 60, 4)])
 
 
 async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: str, store: JobStore) -> None:

@@ -1,7 +1,11 @@
-"""Leases that this process holds: until when each is valid here, and the task that renews them."""
+"""Leases that this process holds: until when each is valid here, and the task that renews them.
+
+Besides, the task that hands back what dead instances held.
+"""
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -10,7 +14,7 @@ import trio
 from downloader.config import RENEWALS_PER_LEASE
 from downloader.model import Kind, Lease
 from downloader.observe import Event, get_logger
-from downloader.store import JobStore, Settled
+from downloader.store import JobStore, Settled, Settlement, StoreUnavailable
 
 log = get_logger()
 
@@ -23,6 +27,11 @@ RENEW_BATCH = 500
 
 RETRIES_PER_LEASE = 10
 """How often renewing is tried while the store does not answer."""
+
+SWEEPS_PER_LEASE = 10
+
+SWEEP_BATCH = 100
+"""Tasks per call and shard at most, so that a script takes a few milliseconds."""
 
 Held = dict["HeldLease", None]
 """The leases of one kind that a process holds, the oldest first."""
@@ -52,13 +61,12 @@ class HeldLease:
         "_clock",
         "_ends_at",
         "_revoked",
-        "abandoned",
         "lease",
         "scope",
+        "settlement",
         "started_at",
         "unanswered",
         "work",
-        "worked",
     )
 
     def __init__(
@@ -69,10 +77,8 @@ class HeldLease:
         self.scope = trio.CancelScope()
         self.work = trio.CancelScope(deadline=work_until)
         self.started_at = trio.current_time()
-        self.worked = False
-        """Whether its work has ended."""
-        self.abandoned = False
-        """Whether it was handed back although its work has not ended, because the work hangs."""
+        self.settlement: Settlement | None = None
+        """How its work ended; `None` while it goes on, and if it was cut off."""
         self.unanswered = False
         """Whether the store has not answered the last call to renew it."""
         self._clock = clock
@@ -115,9 +121,9 @@ class HeldLease:
 
 def revoke(held: Collection[HeldLease], job_id: str) -> None:
     """Cancel the work on a job that a client has cancelled, if one of these leases is for it."""
-    for each in held:
-        if each.lease.id == job_id:
-            each.revoke()
+    for entry in held:
+        if entry.lease.id == job_id:
+            entry.revoke()
 
 
 async def keep_leases(
@@ -152,17 +158,40 @@ async def _renew(
     for start in range(0, len(held), RENEW_BATCH):
         chunk = held[start : start + RENEW_BATCH]
         asked_at = clock()
-        for each in chunk:
-            each.unanswered = True
-        answers = await store.renew(kind, owner, [each.lease for each in chunk], lease_s)
-        for each, answer in zip(chunk, answers, strict=True):
-            each.unanswered = answer is Settled.UNKNOWN
-            if answer is Settled.DONE:
-                each.prolong(asked_at, lease_s)
-            elif answer is Settled.LEASE_LOST:
-                each.lose()
-            elif answer is Settled.CANCELLED:
-                each.revoke()
-            else:
-                unknown.append(each)
+        for entry in chunk:
+            entry.unanswered = True
+        answers = await store.renew(kind, owner, [entry.lease for entry in chunk], lease_s)
+        for entry, answer in zip(chunk, answers, strict=True):
+            entry.unanswered = answer is Settled.UNKNOWN
+            match answer:
+                case Settled.DONE:
+                    entry.prolong(asked_at, lease_s)
+                case Settled.LEASE_LOST:
+                    entry.lose()
+                case Settled.CANCELLED:
+                    entry.revoke()
+                case Settled.UNKNOWN:
+                    unknown.append(entry)
     return unknown
+
+
+async def sweep_leases(store: JobStore, kind: Kind, lease_s: float, on_sweep: Callable[[int], None]) -> None:
+    """Make the tasks pending again whose lease has ended, as their holder has died. Runs until cancelled.
+
+    A sweep goes on until there are no more, as one process may have held thousands. `on_sweep` is called
+    with the number of tasks of each call to the store.
+    """
+    job_ids: Sequence[str] = ()
+    while True:
+        if len(job_ids) < SWEEP_BATCH:
+            # Jitter keeps a fleet that was started at once from sweeping at once.
+            await trio.sleep(lease_s / SWEEPS_PER_LEASE * random.uniform(0.5, 1))  # noqa: S311  # no secret
+        job_ids = ()
+        try:
+            job_ids = await store.sweep(kind, SWEEP_BATCH)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, kind=kind, reason=str(error))
+            continue
+        for job_id in job_ids:
+            log.warning(Event.SWEEP_RECOVERED, kind=kind, job_id=job_id)
+        on_sweep(len(job_ids))

@@ -1,6 +1,6 @@
 """The loop: it waits for a free slot before it leases, so a leased job never waits in this process.
 
-`run_workload` owns the tasks that do the work. The tasks that renew leases, commit results and sweep run in
+`run_work` owns the tasks that do the work. The tasks that renew leases, commit results and sweep run in
 an outer nursery, because they are needed until the work has ended.
 """
 
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,14 +16,13 @@ import trio
 
 from downloader.failpoints import failpoint
 from downloader.groupcommit import GroupCommit
-from downloader.model import Delivery, Kind, Lease, Outcome, Verdict
+from downloader.model import Lease, Verdict
 from downloader.observe import Event, get_logger
-from downloader.scheduler.ends import End, Ended
-from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases
+from downloader.scheduler.events import Stop, Wake
+from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases, sweep_leases
 from downloader.scheduler.limits import Limits
-from downloader.scheduler.stop import Stop
-from downloader.scheduler.sweep import sweep_leases
-from downloader.store import JobStore, Settled, StoreUnavailable
+from downloader.scheduler.work import LeaseEnd, Work
+from downloader.store import JobStore, LeaseRequests, Settled, Settlement, StoreUnavailable
 
 log = get_logger()
 
@@ -68,87 +66,30 @@ OCCUPIED_DELAY_S = 0.05
 """When a task is due again whose slot in this process is still occupied by its former work."""
 
 
-class Wake:
-    """An event that resets itself, for one waiter. If it is set before the wait, the wait returns at once."""
-
-    def __init__(self) -> None:
-        self._event = trio.Event()
-
-    def set(self) -> None:
-        """Wake the waiter, or let its next wait return at once."""
-        self._event.set()
-
-    async def wait(self) -> None:
-        """Return after one or more `set`, and reset. A cancelled wait does not reset."""
-        await self._event.wait()
-        self._event = trio.Event()
-
-
-class Workload(ABC):
-    """One kind of leased work, and the functions that are called as it ends."""
-
-    kind: Kind
-    concurrency: int
-    """How many leases the process holds at most."""
-    lease_s: float
-    leases_at_stop: bool = False
-    """Whether one more call leases what is due when a stop begins."""
-
-    @abstractmethod
-    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
-        """Do a lease's work. Expected failures are returned; an exception ends the process.
-
-        It is cancelled when the lease is lost, at a stop's deadline, and when other groups wait for the slot.
-        `still_ours` says whether the lease is still valid; thread-safe.
-        """
-
-    @abstractmethod
-    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """Report to the store how work ended; returns the results in order."""
-
-    @abstractmethod
-    def ended(self, lease: Lease, end: End, seconds: float) -> None:
-        """Called for each settled lease: how its work ended, and how long it took."""
-
-    async def discard(self, lease: Lease) -> None:
-        """Called for each lease whose job was cancelled: delete what its work may have stored.
-
-        It has `DISCARD_S`, so that it holds up no stop; the reaper deletes what is left with the job.
-        """
-        del lease
-
-    def may_lease(self) -> bool:
-        """False while nothing should be leased (a full disk). Called before each lease call."""
-        return True
-
-    def lost(self) -> None:
-        """Called for each lease that ended before its work was settled."""
-        return
-
-    def swept(self, count: int) -> None:
-        """Called after a sweep with the number of tasks that it has taken from dead instances."""
-        del count
-
-
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    """What the tasks of one workload share."""
+    """One kind of work while it runs.
+
+    `_lease` adds to `held`, and whoever ends a lease removes it and sets `room`. `wake` and `room` have one
+    waiter, the task that leases.
+    """
 
     store: JobStore
-    workload: Workload
+    work: Work
     owner: str
     wake: Wake
     stop: Stop
     clock: Clock
     limits: Limits
-    commit: GroupCommit[Ended, Settled]
+    commit: GroupCommit[Settlement, Settled]
     held: Held
     services: trio.Nursery
     room: Wake = field(default_factory=Wake)
+    requests: LeaseRequests = field(default_factory=LeaseRequests)
 
     @property
     def free(self) -> int:
-        return self.workload.concurrency - len(self.held)
+        return self.work.concurrency - len(self.held)
 
     def stop_begins(self) -> None:
         """Bound the work in flight, and wake the task that leases."""
@@ -158,9 +99,9 @@ class _Running:
         self.room.set()
 
 
-async def run_workload(
+async def run_work(
     store: JobStore,
-    workload: Workload,
+    work: Work,
     *,
     owner: str,
     wake: Wake,
@@ -175,7 +116,7 @@ async def run_workload(
 
     Args:
         store: where the leases come from.
-        workload: what to do with them.
+        work: what to do with them.
         owner: this instance's name in the store; one call per owner and kind.
         wake: set whenever something may have become runnable.
         stop: ends leasing when it begins, and the work at its deadline.
@@ -184,8 +125,8 @@ async def run_workload(
         task_status: started when leasing begins.
     """
     held = {} if held is None else held
-    commit: GroupCommit[Ended, Settled] = GroupCommit(
-        workload.settle,
+    commit: GroupCommit[Settlement, Settled] = GroupCommit(
+        partial(store.settle, owner),
         max_batch=SETTLE_BATCH,
         linger_s=lambda: LINGER_S if len(held) >= BUSY_FROM else 0.0,
     )
@@ -193,39 +134,40 @@ async def run_workload(
     async with trio.open_nursery() as services:
         running = _Running(
             store=store,
-            workload=workload,
+            work=work,
             owner=owner,
             wake=wake,
             stop=stop,
             clock=clock,
-            limits=Limits(workload.kind, workload.concurrency),
+            limits=Limits(work.kind, work.concurrency),
             commit=commit,
             held=held,
             services=services,
         )
         stop.on_begin(running.stop_begins)
         services.start_soon(commit.run)
-        services.start_soon(renew, store, workload.kind, owner, held.keys(), workload.lease_s)
-        services.start_soon(sweep_leases, store, workload.kind, workload.lease_s, workload.swept)
+        services.start_soon(renew, store, work.kind, owner, held.keys(), work.lease_s)
+        services.start_soon(sweep_leases, store, work.kind, work.lease_s, work.on_sweep)
         services.start_soon(_hand_back_hung, running)
         async with trio.open_nursery() as tasks:
             task_status.started()
             await _lease(running, tasks)
+            await _take_unanswered(running, tasks)
         services.cancel_scope.cancel()
 
 
 async def _lease(running: _Running, tasks: trio.Nursery) -> None:
-    """Lease until the stop begins, then ask for leases whose answer was lost."""
-    workload = running.workload
+    """Lease until the stop begins."""
+    work = running.work
     backoff_s = BACKOFF_S
     while not running.stop.begun:
         if running.free < 1:
             await _wait_for_room(running)
             continue
-        if not workload.may_lease():
+        if not work.may_lease():
             await _look_again(running.wake, LOOK_S)
             continue
-        if running.free < workload.concurrency // 8 and len(running.held) >= BUSY_FROM:
+        if running.free < work.concurrency // 8 and len(running.held) >= BUSY_FROM:
             await trio.sleep(LINGER_S)
         answered, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
         if not answered:
@@ -237,9 +179,12 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             held_back = running.limits.shares(trio.current_time()).never
             longest_s = SHARE_LOOK_S if held_back else LOOK_S
             await _look_again(running.wake, longest_s if next_due_s is None else min(next_due_s, longest_s))
-    if workload.leases_at_stop and running.free > 0:
+    if work.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
-    # Ask for leases whose answer was lost; the work of each ends at once, and it is handed back.
+
+
+async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
+    """After a stop has begun, ask for leases whose answer was lost: their work ends at once."""
     give_up_at = trio.current_time() + HAND_BACK_S
     answered = False
     while not answered and trio.current_time() < give_up_at:
@@ -250,27 +195,27 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
 
 async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[bool, float | None]:
     """Lease up to `count` and start on them; whether the store answered, and `LeaseBatch.next_due_s`."""
-    workload = running.workload
+    work = running.work
     shares = running.limits.shares(trio.current_time())
     asked_at = running.clock()
     try:
         batch = await running.store.lease(
-            workload.kind, running.owner, count, workload.lease_s, shares=shares
+            work.kind, running.owner, count, work.lease_s, shares=shares, requests=running.requests
         )
     except StoreUnavailable as error:
-        log.warning(Event.STORE_UNAVAILABLE, kind=workload.kind, reason=str(error))
+        log.warning(Event.STORE_UNAVAILABLE, kind=work.kind, reason=str(error))
         return False, None
     for lease in batch.leases:
         failpoint("after-lease")
         held = HeldLease(
             lease,
             asked_at=asked_at,
-            lease_s=workload.lease_s,
+            lease_s=work.lease_s,
             clock=running.clock,
             work_until=running.stop.deadline,
         )
         running.held[held] = None
-        tasks.start_soon(_run_one, running, held, running.limits.enter(held))
+        tasks.start_soon(_run_one, running, held, _work if running.limits.enter(held) else _refuse)
     return True, batch.next_due_s
 
 
@@ -283,9 +228,9 @@ async def _wait_for_room(running: _Running) -> None:
     if group is None or running.free > 0:
         return
     try:
-        others = await running.store.waiting(running.workload.kind, without=[group])
+        others = await running.store.waiting(running.work.kind, without=[group])
     except StoreUnavailable as error:
-        log.warning(Event.STORE_UNAVAILABLE, kind=running.workload.kind, reason=str(error))
+        log.warning(Event.STORE_UNAVAILABLE, kind=running.work.kind, reason=str(error))
         return
     if others and not running.stop.begun:
         for held in running.limits.leases_beyond_share(group, others, running.held, trio.current_time()):
@@ -297,51 +242,68 @@ async def _look_again(wake: Wake, seconds: float) -> None:
         await wake.wait()
 
 
-async def _run_one(running: _Running, held: HeldLease, entered: bool) -> None:  # noqa: FBT001  # start_soon
-    """Work on one lease and settle it; `entered`: whether it has a slot of its group."""
-    workload, lease = running.workload, held.lease
-    end: End | None = None
-    settled = Settled.LEASE_LOST
+async def _run_one(
+    running: _Running,
+    held: HeldLease,
+    work: Callable[[_Running, HeldLease], Awaitable[Settlement]],
+) -> None:
+    """Work under one lease and settle it; reports how it ended, unless `_hand_back_hung` has done so."""
+    end = LeaseEnd.LOST
     try:
         with held.scope:
-            end = await _work(running, held, entered)
-            held.worked = True
+            held.settlement = await work(running, held)
             failpoint("before-complete")
-            settled = await _settle(running, (lease, end))
+            end = await _settle(running, held.settlement)
             failpoint("after-complete")
-            if settled is Settled.CANCELLED:
-                with trio.move_on_after(DISCARD_S):
-                    await workload.discard(lease)
-        if held.abandoned:
+            if end is LeaseEnd.CANCELLED:
+                await _discard(running, held.lease)
+        if held not in running.held:
             return
-        if end is not None and settled is Settled.DONE:
-            workload.ended(lease, end, trio.current_time() - held.started_at)
-        elif settled is not Settled.CANCELLED:
-            log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
-            workload.lost()
-            if held.unanswered:
-                # The store learns from it that this holder has not died, and counts no crash.
-                running.services.start_soon(_settle, running, (lease, _released(lease, "", 0.0)))
+        if end is LeaseEnd.LOST and held.unanswered:
+            running.services.start_soon(_settle_late, running, held)
+        else:
+            _report(running, held, end, held.settlement)
     finally:
-        del running.held[held]
+        running.held.pop(held, None)
         running.room.set()
 
 
-async def _work(running: _Running, held: HeldLease, entered: bool) -> End:  # noqa: FBT001  # as above
-    """How the work on a lease ended, or that it is to be handed back."""
-    lease = held.lease
-    if not entered:
-        return _released(lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
-    end: End | None = None
+async def _work(running: _Running, held: HeldLease) -> Settlement:
+    """Do the work of a lease that has a slot of its group; work that is cut off is handed back."""
+    settlement = None
     try:
         if not running.stop.over:
             with held.work:
-                end = await running.workload.work(lease, held.still_ours)
+                settlement = await running.work.work(held.lease, held.still_ours)
     finally:
         # Before it is settled, because then the store grants the slot again, perhaps to this process.
         if running.limits.leave(held):
             running.wake.set()
-    return end or _released(lease, "", 0.0)
+    return settlement or _released(held.lease)
+
+
+async def _refuse(_: _Running, held: HeldLease) -> Settlement:
+    """Hand back a lease that has no slot of its group."""
+    return _released(held.lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
+
+
+async def _settle_late(running: _Running, held: HeldLease) -> None:
+    """Settle when the store answers again, as it did not answer until the lease had ended.
+
+    The answer to a settlement may have been lost, so it is repeated. If the store has not applied it, or if
+    the work was cut off, the lease is released: so the store learns that its holder has not died, and counts
+    no crash.
+    """
+    end, settlement = LeaseEnd.LOST, held.settlement
+    try:
+        if settlement is not None:
+            end = await _settle(running, settlement)
+    finally:
+        _report(running, held, end, settlement)
+    if end is LeaseEnd.LOST:
+        await _settle(running, _released(held.lease))
+    elif end is LeaseEnd.CANCELLED:
+        await _discard(running, held.lease)
 
 
 async def _hand_back_hung(running: _Running) -> None:
@@ -349,35 +311,51 @@ async def _hand_back_hung(running: _Running) -> None:
     await running.stop.wait()
     await trio.sleep_until(running.stop.deadline + UNWIND_S)
     async with trio.open_nursery() as nursery:
-        for held in running.held:
-            if not held.worked:
-                held.abandoned = True
+        for held in list(running.held):
+            if held.settlement is None:
+                del running.held[held]
                 held.lose()  # from now on the thread publishes nothing
                 nursery.start_soon(_abandon, running, held)
 
 
 async def _abandon(running: _Running, held: HeldLease) -> None:
-    end = _released(held.lease, "its work hangs", ABANDONED_DELAY_S)
-    if await _settle(running, (held.lease, end)) is Settled.DONE:
-        running.workload.ended(held.lease, end, trio.current_time() - held.started_at)
+    settlement = _released(held.lease, "its work hangs", ABANDONED_DELAY_S)
+    _report(running, held, await _settle(running, settlement), settlement)
 
 
-def _released(lease: Lease, reason: str, delay_s: float) -> End:
-    kind = Outcome if lease.kind is Kind.DOWNLOAD else Delivery
-    return kind(verdict=Verdict.RELEASE, error=reason, retry_after_s=delay_s)
+def _released(lease: Lease, reason: str = "", delay_s: float = 0.0) -> Settlement:
+    return Settlement(lease=lease, verdict=Verdict.RELEASE, error=reason, delay_s=delay_s)
 
 
-async def _settle(running: _Running, result: Ended) -> Settled:
-    """Settle as soon as the store answers; `UNKNOWN` if a stop cannot wait for that.
+def _report(running: _Running, held: HeldLease, end: LeaseEnd, settlement: Settlement | None) -> None:
+    lease = held.lease
+    if end is LeaseEnd.LOST:
+        log.warning(Event.LEASE_LOST, kind=lease.kind, job_id=lease.id, aggr_id=lease.spec.aggr_id)
+    running.work.on_end(end, settlement or _released(lease), trio.current_time() - held.started_at)
+
+
+async def _discard(running: _Running, lease: Lease) -> None:
+    if running.work.discard is not None:
+        with trio.move_on_after(DISCARD_S):
+            await running.work.discard(lease)
+
+
+async def _settle(running: _Running, settlement: Settlement) -> LeaseEnd:
+    """Settle as soon as the store answers; `LOST` also if a stop cannot wait for that.
 
     The result of work is cancelled when the lease ends, because then the store would refuse it.
     """
     backoff_s = BACKOFF_S
     while True:
-        settled = await running.commit.submit(result)
-        gives_up = trio.current_time() >= running.stop.deadline + HAND_BACK_S
-        if settled is not Settled.UNKNOWN or gives_up:
-            return settled
+        match await running.commit.submit(settlement):
+            case Settled.DONE:
+                return LeaseEnd.SETTLED
+            case Settled.CANCELLED:
+                return LeaseEnd.CANCELLED
+            case Settled.LEASE_LOST:
+                return LeaseEnd.LOST
+        if trio.current_time() >= running.stop.deadline + HAND_BACK_S:
+            return LeaseEnd.LOST
         await trio.sleep(_jittered(backoff_s))
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
 

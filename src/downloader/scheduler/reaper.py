@@ -9,7 +9,7 @@ import trio
 from downloader.errors import StorageError
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
-from downloader.scheduler.stop import Stop
+from downloader.scheduler.events import Stop
 from downloader.store import JobStore, Reapable, StoreUnavailable
 
 log = get_logger()

@@ -28,13 +28,13 @@ from downloader.lifetimes import ExitTimer
 from downloader.model import Kind
 from downloader.notify import Bulkhead, Notifier, open_notifiers
 from downloader.observe import COUNTERS, Counters, Event, get_logger, open_traces
-from downloader.scheduler import Held, Stop, Wake, Workload, revoke, run_reaper, run_workload
+from downloader.scheduler import Held, Stop, Wake, Work, revoke, run_reaper, run_work
 from downloader.service import predecessor
 from downloader.service.disk import DiskGate
 from downloader.service.reports import Report, reporting
 from downloader.service.resources import open_files, open_host, running_redis
 from downloader.service.shared import RESERVE, Instance, grace_of
-from downloader.service.work import CallbackWork, DownloadWork, delivery_timeout_s
+from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.signals import stop_signals
 from downloader.store import asyncio_loop, open_store
 
@@ -69,7 +69,7 @@ class _Worker:
     """A role that works on leases."""
 
     role: str
-    workload: Workload
+    work: Work
     counters: Counters
     stop: Stop
     facts: Callable[[], Mapping[str, Any]] = dict
@@ -198,14 +198,14 @@ async def _run_roles(
         workers.append(_downloads(instance, fetcher, gate))
     if backends is not None:
         workers.append(_callbacks(instance, backends))
-    wakes = {worker.workload.kind: worker.wake.set for worker in workers}
+    wakes = {worker.work.kind: worker.wake.set for worker in workers}
 
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope
         for task in background_tasks:
             await background.start(signals.timer.guarded(task))
         if wakes:
-            downloads = [worker.held for worker in workers if worker.workload.kind is Kind.DOWNLOAD]
+            downloads = [worker.held for worker in workers if worker.work.kind is Kind.DOWNLOAD]
             listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))
             await background.start(signals.timer.guarded(listen))
         async with trio.open_nursery() as roles:
@@ -234,11 +234,9 @@ def _cancelled(downloads: Sequence[Held], job_id: str) -> None:
 def _downloads(instance: Instance, fetcher: Fetcher, disk_has_room: Callable[[], bool]) -> _Worker:
     settings = instance.settings
     counters = instance.counters["processor"]
-    workload = DownloadWork(
-        store=instance.store,
+    downloads = Downloads(
         fetcher=fetcher,
         settings=settings,
-        owner=instance.owner,
         counters=counters,
         traces=instance.traces,
         delete=instance.files.delete,
@@ -246,10 +244,10 @@ def _downloads(instance: Instance, fetcher: Fetcher, disk_has_room: Callable[[],
     )
     return _Worker(
         role="processor",
-        workload=workload,
+        work=downloads.work(),
         counters=counters,
         stop=instance.stop,
-        facts=lambda: {"predecessor": workload.workers.snapshot(counters)},
+        facts=lambda: {"predecessor": downloads.workers.snapshot(counters)},
     )
 
 
@@ -259,11 +257,9 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
     bulkhead = Bulkhead(backends, slots=settings.notifier.concurrency, rng=instance.rng)
     instance.bulkhead = bulkhead
     counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
-    workload = CallbackWork(
-        store=instance.store,
+    callbacks = Callbacks(
         backends=backends,
         settings=settings,
-        owner=instance.owner,
         counters=counters,
         traces=instance.traces,
         bulkhead=bulkhead,
@@ -278,7 +274,7 @@ def _callbacks(instance: Instance, backends: Mapping[str, Notifier]) -> _Worker:
         return {"backends": bulkhead.health.facts(), "predecessor": predecessor.callbacks(counters)}
 
     return _Worker(
-        role="notifier", workload=workload, counters=counters, stop=instance.stop_callbacks, facts=facts
+        role="notifier", work=callbacks.work(), counters=counters, stop=instance.stop_callbacks, facts=facts
     )
 
 
@@ -288,15 +284,15 @@ async def _run_worker(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run a workload and its reports. When the processor has ended, the stop of callbacks begins."""
+    """Run leased work and its reports. When the processor has ended, the stop of callbacks begins."""
     role = worker.role
     worker.counters.gauge("in_flight", worker.held.__len__)
     async with _reporting(instance, role, worker.report):
         instance.running[role] = True
         try:
-            await run_workload(
+            await run_work(
                 instance.store,
-                worker.workload,
+                worker.work,
                 owner=instance.owner,
                 wake=worker.wake,
                 stop=worker.stop,

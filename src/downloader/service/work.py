@@ -1,9 +1,9 @@
-"""The two workloads: what is done with a lease, and what is counted and logged at its end."""
+"""The two kinds of leased work: what is done with a lease, and what is counted and logged at its end."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,10 +25,10 @@ from downloader.model import (
 )
 from downloader.notify import Bulkhead, Deferred, Notifier, deliver
 from downloader.observe import Counters, Event, Traces, get_logger
-from downloader.scheduler import End, Ended, Workload, delete_file, settle
+from downloader.scheduler import LeaseEnd, StillOurs, Work, delete_file
 from downloader.service.predecessor import Workers
 from downloader.service.traced import traced_callback, traced_download
-from downloader.store import CallbackPlan, CloseResult, FinishResult, JobStore, Settled
+from downloader.store import CallbackPlan, Settlement
 
 log = get_logger()
 
@@ -59,57 +59,44 @@ _ALARMING = (Event.JOB_FAILED, Event.JOB_POISON, Event.CALLBACK_FAILED)
 
 
 @dataclass(kw_only=True, eq=False)
-class _LeasedWork(Workload):
-    """What both kinds of work have in common."""
-
-    store: JobStore
-    settings: Settings
-    owner: str
-    counters: Counters
-    traces: Traces | None = None
-    log: FilteringBoundLogger = field(default_factory=log.bind)
-    """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
-
-    def begun(self, lease: Lease) -> None:
-        """Count how long a task has waited."""
-        if lease.waited_s is not None:
-            self.counters.observe("queue_wait_seconds", lease.waited_s)
-
-    def lost(self) -> None:
-        """Count a lease that ended before its work."""
-        self.counters.add("leases_lost")
-
-    def swept(self, count: int) -> None:
-        """Count tasks taken from dead instances."""
-        self.counters.add("leases_recovered", count)
-
-
-@dataclass(kw_only=True, eq=False)
-class DownloadWork(_LeasedWork):
+class Downloads:
     """Downloads: each lease is one attempt."""
 
+    settings: Settings
+    counters: Counters
     fetcher: Fetcher
     disk_has_room: Callable[[], bool]
     delete: Callable[[JobSpec], Awaitable[None]]
     """Deletes a job's file."""
+    traces: Traces | None = None
     workers: Workers = field(default_factory=Workers)
+    log: FilteringBoundLogger = field(default_factory=log.bind)
+    """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
-    def __post_init__(self) -> None:
-        self.kind = Kind.DOWNLOAD
-        self.concurrency = self.settings.processor.concurrency
-        self.lease_s = self.settings.processor.lease
+    def work(self) -> Work:
+        """What the scheduler is to do with leases of downloads."""
+        return Work(
+            kind=Kind.DOWNLOAD,
+            concurrency=self.settings.processor.concurrency,
+            lease_s=self.settings.processor.lease,
+            work=self.attempt,
+            on_end=partial(_on_end, self.counters, self.note_end),
+            on_sweep=partial(self.counters.add, "leases_recovered"),
+            discard=self.discard,
+            may_lease=self.disk_has_room,
+        )
 
-    def may_lease(self) -> bool:
-        """Whether the disk has room."""
-        return self.disk_has_room()
+    async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
+        """Attempt the download. A job without a callback is kept as long as one whose callback has failed."""
+        _note_wait(self.counters, lease)
+        outcome = await self._outcome(lease, still_ours)
+        notifier = self.settings.notifier
+        success = outcome.verdict is Verdict.SUCCEEDED
+        plan = CallbackPlan.of(lease.spec, success=success, per_destination=notifier.per_destination)
+        return Settlement.of(lease, outcome, callback=plan, keep_s=notifier.failed_retention)
 
-    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:
-        """Attempt the download, or fail the job if its workers have died too often.
-
-        A job that this instance cannot decrypt is handed back: another one may have the key.
-        """
-        self.begun(lease)
-        if lease.spec.sealed:
+    async def _outcome(self, lease: Lease, still_ours: StillOurs) -> Outcome:
+        if lease.spec.sealed:  # another instance may have the key
             return Outcome(
                 verdict=Verdict.RELEASE,
                 error=_SEALED,
@@ -132,34 +119,19 @@ class DownloadWork(_LeasedWork):
         """
         await delete_file(lease.spec, self.delete)
 
-    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """Report attempts. A job without a callback is kept as long as one whose callback has failed."""
-        return await settle(self.store, self.kind, self.owner, results, self._finish)
-
-    async def _finish(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        notifier = self.settings.notifier
-        rows: list[FinishResult] = []
-        for lease, end in results:
-            assert isinstance(end, Outcome)
-            success = end.verdict is Verdict.SUCCEEDED
-            plan = CallbackPlan.of(lease.spec, success=success, per_destination=notifier.per_destination)
-            rows.append((lease, end, plan, notifier.failed_retention))
-        return await self.store.finish(self.owner, rows)
-
-    def ended(self, lease: Lease, end: End, seconds: float) -> None:
-        """Count and log an attempt."""
-        assert isinstance(end, Outcome)
-        event, counter = _DOWNLOADS[end.verdict]
-        self.counters.add(counter, 1, end.error_code)
-        self.counters.add("bytes", end.file.size)
+    def note_end(self, settlement: Settlement, seconds: float) -> None:
+        """Count and log an attempt that was settled."""
+        outcome = settlement.outcome or Outcome(verdict=settlement.verdict, error=settlement.error)
+        event, counter = _DOWNLOADS[outcome.verdict]
+        self.counters.add(counter, 1, outcome.error_code)
+        self.counters.add("bytes", outcome.file.size)
         self.counters.observe("download_seconds", seconds)
-        self.workers.ended(end)
-        if end.error_code is ErrorCode.POISON:
+        self.workers.ended(outcome)
+        if outcome.error_code is ErrorCode.POISON:
             event = Event.JOB_POISON
             self.counters.add("poison")
-        _log_end(
-            self.log, event, lease, end.error, seconds, code=str(end.error_code), status=end.response_code
-        )
+        code, status = str(outcome.error_code), outcome.response_code
+        _log_end(self.log, event, settlement, seconds, code=code, status=status)
 
 
 _OVERDUE = Outcome(
@@ -180,27 +152,50 @@ def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
 
 
 @dataclass(kw_only=True, eq=False)
-class CallbackWork(_LeasedWork):
+class Callbacks:
     """Callbacks: each lease is one delivery, if its backend has a slot for it."""
 
+    settings: Settings
+    counters: Counters
     backends: Mapping[str, Notifier]
     bulkhead: Bulkhead
     rng: random.Random
     download_url: Callable[[JobSpec], str]
     leases_at_stop: bool
+    traces: Traces | None = None
+    log: FilteringBoundLogger = field(default_factory=log.bind)
+    """As of `Downloads`."""
 
-    def __post_init__(self) -> None:
-        self.kind = Kind.CALLBACK
-        self.concurrency = self.settings.notifier.concurrency
-        self.lease_s = self.settings.notifier.lease
+    def work(self) -> Work:
+        """What the scheduler is to do with leases of callbacks."""
+        return Work(
+            kind=Kind.CALLBACK,
+            concurrency=self.settings.notifier.concurrency,
+            lease_s=self.settings.notifier.lease,
+            work=self.attempt,
+            on_end=partial(_on_end, self.counters, self.note_end),
+            on_sweep=partial(self.counters.add, "leases_recovered"),
+            leases_at_stop=self.leases_at_stop,
+        )
 
-    async def work(self, lease: Lease, still_ours: Callable[[], bool]) -> End:  # noqa: ARG002  # none to ask
-        """Deliver the callback, or hand it back for some seconds if its backend has no free slot.
+    async def attempt(self, lease: Lease, _: StillOurs) -> Settlement:
+        """Deliver the callback. The job of a failed one is kept longer."""
+        _note_wait(self.counters, lease)
+        delivery = await self._delivery(lease)
+        notifier = self.settings.notifier
+        success = delivery.verdict is Verdict.SUCCEEDED
+        return Settlement.of(
+            lease,
+            delivery,
+            callback=CallbackPlan(
+                group=lease.group, limit=callback_limit(lease.group, notifier.per_destination)
+            ),
+            keep_s=notifier.deletion_interval if success else notifier.failed_retention,
+        )
 
-        One that this instance cannot decrypt is handed back too, as `DownloadWork` does.
-        """
-        self.begun(lease)
-        if lease.spec.sealed:
+    async def _delivery(self, lease: Lease) -> Delivery:
+        """Deliver, or hand the callback back for some seconds if its backend has no free slot."""
+        if lease.spec.sealed:  # another instance may have the key
             return Delivery(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
         if lease.crashes >= POISON_CRASHES:
             return Delivery(verdict=Verdict.FAILED, error=_poisoned(lease))
@@ -228,29 +223,37 @@ class CallbackWork(_LeasedWork):
             health=self.bulkhead.health,
         )
 
-    async def settle(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        """Report deliveries. The job of a failed one is kept longer."""
-        return await settle(self.store, self.kind, self.owner, results, self._close)
-
-    async def _close(self, results: Sequence[Ended]) -> Sequence[Settled]:
-        notifier = self.settings.notifier
-        rows: list[CloseResult] = []
-        for lease, end in results:
-            assert isinstance(end, Delivery)
-            success = end.verdict is Verdict.SUCCEEDED
-            keep_s = notifier.deletion_interval if success else notifier.failed_retention
-            rows.append((lease, end, keep_s, callback_limit(lease.group, notifier.per_destination)))
-        return await self.store.close_callbacks(self.owner, rows)
-
-    def ended(self, lease: Lease, end: End, seconds: float) -> None:
-        """Count and log a delivery."""
-        event, counter = _CALLBACKS[end.verdict]
-        backend = _backend(lease)
+    def note_end(self, settlement: Settlement, seconds: float) -> None:
+        """Count and log a delivery that was settled."""
+        event, counter = _CALLBACKS[settlement.verdict]
+        backend = _backend(settlement.lease)
         self.counters.add(counter, 1, backend)
         self.counters.observe("delivery_seconds", seconds, backend)
-        if lease.crashes >= POISON_CRASHES:
+        if settlement.lease.crashes >= POISON_CRASHES:
             self.counters.add("poison")
-        _log_end(self.log, event, lease, end.error, seconds)
+        _log_end(self.log, event, settlement, seconds)
+
+
+def _note_wait(counters: Counters, lease: Lease) -> None:
+    """Count how long a task has waited."""
+    if lease.waited_s is not None:
+        counters.observe("queue_wait_seconds", lease.waited_s)
+
+
+def _on_end(
+    counters: Counters,
+    note_end: Callable[[Settlement, float], None],
+    end: LeaseEnd,
+    settlement: Settlement,
+    seconds: float,
+) -> None:
+    match end:
+        case LeaseEnd.SETTLED:
+            note_end(settlement, seconds)
+        case LeaseEnd.LOST:
+            counters.add("leases_lost")
+        case LeaseEnd.CANCELLED:
+            pass  # the API has logged it
 
 
 def delivery_timeout_s(settings: Settings) -> float:
@@ -268,17 +271,18 @@ def _backend(lease: Lease) -> str:
 
 
 def _log_end(
-    bound: FilteringBoundLogger, event: Event, lease: Lease, error: str, seconds: float, **more: str | int
+    bound: FilteringBoundLogger, event: Event, settlement: Settlement, seconds: float, **more: str | int
 ) -> None:
-    facts = {
+    lease, error = settlement.lease, settlement.error
+    fields = {
         "job_id": lease.id,
         "aggr_id": lease.spec.aggr_id,
         "attempt": lease.attempts + 1,
         "seconds": round(seconds, 3),
     }
     if event in _ALARMING:
-        bound.warning(event, **facts, error=error, **more)
+        bound.warning(event, **fields, error=error, **more)
     elif error:
-        bound.info(event, **facts, error=error, **more)
+        bound.info(event, **fields, error=error, **more)
     else:
-        bound.debug(event, **facts)
+        bound.debug(event, **fields)

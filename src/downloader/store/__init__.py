@@ -5,7 +5,7 @@ from __future__ import annotations
 from downloader.errors import StoreError, StoreUnavailable
 from downloader.store.client import StoreClient, compare_layout, open_client, where
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
-from downloader.store.jobs import JobStore, open_store
+from downloader.store.jobs import JobStore, LeaseRequests, open_store
 from downloader.store.keys import CLUSTER_SHARDS, Keys
 from downloader.store.reader import StoreReader
 from downloader.store.sealing import open_sealer
@@ -18,9 +18,7 @@ from downloader.store.values import (
     Backlog,
     CallbackPlan,
     Changed,
-    CloseResult,
     DestinationLoad,
-    FinishResult,
     JobPage,
     JobView,
     LeaseBatch,
@@ -30,6 +28,7 @@ from downloader.store.values import (
     Reapable,
     ReapBatch,
     Settled,
+    Settlement,
     Shares,
     Submission,
     TaskView,

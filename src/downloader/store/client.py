@@ -117,29 +117,30 @@ class StoreClient:
         answers = await self.ask(range(self.keys.shards), lambda shard: self.run(script, shard, call))
         return list(answers.values())
 
-    async def per_item(
-        self,
-        items: Sequence[T],
-        job_id: Callable[[T], str],
-        ask: Callable[[int, Sequence[T]], Awaitable[Sequence[A]]],
-        missing: Callable[[T], A],
-    ) -> list[A]:
-        """Ask the shards of the items, each once for all of its items.
+    async def run_rows(
+        self, name: str, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, durable: bool = False
+    ) -> list[Any]:
+        """Run a transition whose answer has an entry for each row, once on each shard that a row's job is in.
 
-        Answers in order of the items; `missing` gives the answers for shards that did not answer.
+        Returns the entries in the order of the rows; `None` for those of shards that did not answer.
 
         Raises:
             StoreUnavailable: no shard answered.
         """
         places: defaultdict[int, list[int]] = defaultdict(list)
-        for place, item in enumerate(items):
-            places[shard_of(job_id(item), self.keys.shards)].append(place)
-        answers = [missing(item) for item in items]
-        found = await self.ask(places, lambda shard: ask(shard, [items[place] for place in places[shard]]))
-        for shard, of_shard in found.items():
-            for place, answer in zip(places[shard], of_shard, strict=True):
-                answers[place] = answer
-        return answers
+        for place, row in enumerate(rows):
+            places[shard_of(row["id"], self.keys.shards)].append(place)
+
+        async def run(shard: int) -> Sequence[Any]:
+            own = [rows[place] for place in places[shard]]
+            entries: Sequence[Any] = await self.run(name, shard, call, own, durable=durable)
+            return entries
+
+        entries: list[Any] = [None] * len(rows)
+        for shard, of_shard in (await self.ask(places, run)).items():
+            for place, entry in zip(places[shard], of_shard, strict=True):
+                entries[place] = entry
+        return entries
 
     async def ask(
         self, shards: Collection[int], ask: Callable[[int], Awaitable[A]], *, some: bool = False

@@ -12,28 +12,25 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from downloader.model import Delivery, ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
+from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.net import Url, UrlError
 from downloader.store.values import (
     Aggregation,
     AggregationLoad,
     Backlog,
     CallbackPlan,
-    CloseResult,
     DestinationLoad,
-    FinishResult,
     JobView,
     ListedJob,
     Load,
     Reapable,
+    Settlement,
     Submission,
     TaskView,
     Waiting,
 )
 
 # Arguments
-
-NO_CALLBACK = CallbackPlan(group="", limit=0)
 
 
 def submit(
@@ -68,37 +65,57 @@ def host_of(url: str) -> str:
         return ""
 
 
-def release(result: tuple[Lease, str, float]) -> dict[str, Any]:
-    """Arguments for a task that is handed back: its lease, the reason, and the seconds until it is due."""
-    _, reason, delay_s = result
-    return {"error": reason, "delay_ms": ms(delay_s)}
+def script_of(settlement: Settlement) -> str:
+    """The name of the transition that settles a lease so."""
+    match settlement.verdict:
+        case Verdict.RELEASE:
+            return "release"
+        case Verdict.RETRY | Verdict.THROTTLED:
+            return "retry_later"
+        case _:
+            return "finish" if settlement.lease.kind is Kind.DOWNLOAD else "close_callback"
 
 
-def retry_later(result: tuple[Lease, Outcome | Delivery, float]) -> dict[str, Any]:
-    """Arguments for a task that is tried again: its lease, the attempt's end, and the seconds until then."""
-    _, end, delay_s = result
-    code, status = (end.error_code, end.response_code) if isinstance(end, Outcome) else ("", 0)
+def settle(settlement: Settlement) -> dict[str, Any]:
+    """Arguments of the transition `script_of(settlement)`."""
+    row = {**leased(settlement.lease), "error": settlement.error}
+    match script_of(settlement):
+        case "release":
+            return row | {"delay_ms": ms(settlement.delay_s)}
+        case "retry_later":
+            return row | _retry_later(settlement)
+        case "finish":
+            return row | _finish(settlement)
+        case _:
+            return row | _close_callback(settlement)
+
+
+def leased(lease: Lease) -> dict[str, str]:
+    """The arguments that name a lease."""
+    return {"id": lease.id, "generation": str(lease.generation)}
+
+
+def _retry_later(settlement: Settlement) -> dict[str, Any]:
+    outcome = settlement.outcome
     return {
-        "error": end.error,
-        "code": code,
-        "status": str(status),
-        "attempts": "0" if end.verdict is Verdict.THROTTLED else "1",
-        "delay_ms": ms(delay_s),
-        **_cooldown(end),
+        "code": outcome.error_code if outcome else "",
+        "status": str(outcome.response_code if outcome else 0),
+        "attempts": "0" if settlement.verdict is Verdict.THROTTLED else "1",
+        "delay_ms": ms(settlement.delay_s),
+        **_cooldown(outcome),
     }
 
 
-def finish(result: FinishResult) -> dict[str, Any]:
-    """Arguments for a download that has ended."""
-    _, outcome, plan, keep_s = result
-    plan = plan or NO_CALLBACK
+def _finish(settlement: Settlement) -> dict[str, Any]:
+    outcome = settlement.outcome
+    assert outcome is not None, "a download that ended has an outcome"
     file = outcome.file
     # A job that ends as poison has made no attempt under this lease, and one at its deadline none to its end.
     counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.DEADLINE)
     return {
-        "state": _terminal_state(outcome.verdict),
+        **_end(settlement),
+        **callback(settlement.callback),
         "attempts": "1" if counts else "0",
-        "error": outcome.error,
         "code": outcome.error_code,
         "status": str(outcome.response_code),
         "size": str(file.size),
@@ -106,31 +123,28 @@ def finish(result: FinishResult) -> dict[str, Any]:
         "mime": file.mime_type,
         "image": file.image_size,
         **({"filename": file.filename} if file.filename else {}),
-        "callback": plan.group,
-        "limit": str(plan.limit),
-        "keep_ms": ms(keep_s),
         **_cooldown(outcome),
     }
 
 
-def close_callback(result: CloseResult) -> dict[str, Any]:
-    """Arguments for a callback that has ended."""
-    _, delivery, keep_s, limit = result
-    return {
-        "state": _terminal_state(delivery.verdict),
-        "error": delivery.error,
-        "keep_ms": ms(keep_s),
-        "limit": str(limit),
-    }
+def _close_callback(settlement: Settlement) -> dict[str, Any]:
+    assert settlement.callback is not None, "a callback that ended has a group"
+    return {**_end(settlement), "limit": str(settlement.callback.limit)}
+
+
+def _end(settlement: Settlement) -> dict[str, Any]:
+    succeeded = settlement.verdict is Verdict.SUCCEEDED
+    return {"state": State.SUCCEEDED if succeeded else State.FAILED, "keep_ms": ms(settlement.keep_s)}
+
+
+def callback(plan: CallbackPlan | None) -> dict[str, str]:
+    """The arguments `callback` and `limit`; without a callback its group is empty."""
+    return {"callback": plan.group, "limit": str(plan.limit)} if plan else {"callback": "", "limit": "0"}
 
 
 def ms(seconds: float) -> int:
     """Whole milliseconds."""
     return int(seconds * 1000)
-
-
-def _terminal_state(verdict: Verdict) -> State:
-    return State.SUCCEEDED if verdict is Verdict.SUCCEEDED else State.FAILED
 
 
 def _pace(spec: JobSpec) -> dict[str, str]:
@@ -139,11 +153,11 @@ def _pace(spec: JobSpec) -> dict[str, str]:
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-def _cooldown(end: Outcome | Delivery) -> dict[str, Any]:
+def _cooldown(outcome: Outcome | None) -> dict[str, Any]:
     """The arguments of `cool_down` in `_lib.lua`."""
-    if not isinstance(end, Outcome) or end.cooldown is None:
+    if outcome is None or outcome.cooldown is None:
         return {}
-    return {"cool_ms": ms(end.cooldown.seconds), "asked": end.cooldown.asked}
+    return {"cool_ms": ms(outcome.cooldown.seconds), "asked": outcome.cooldown.asked}
 
 
 # Answers

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import random
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.ids import JobIds, shard_of
-from downloader.model import BROKERS, Delivery, JobSpec, Kind, Lease, Outcome, callback_limit
+from downloader.model import BROKERS, JobSpec, Kind, Lease, callback_limit
 from downloader.observe import Event, get_logger
 from downloader.store import codec
 from downloader.store.client import StoreClient, Timed, open_client
-from downloader.store.codec import NO_CALLBACK, ms
+from downloader.store.codec import ms
 from downloader.store.reader import StoreReader
 from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
@@ -28,18 +28,15 @@ from downloader.store.values import (
     Aggregation,
     CallbackPlan,
     Changed,
-    CloseResult,
-    FinishResult,
     LeaseBatch,
     ReapBatch,
     Settled,
+    Settlement,
     Shares,
     Submission,
 )
 
 log = get_logger()
-
-T = TypeVar("T", bound=tuple[Lease, *tuple[Any, ...]])
 
 CANCELLED = "cancelled by a client"
 """`error` of a job that was cancelled."""
@@ -75,6 +72,9 @@ async def open_store(
 class JobStore(StoreReader):
     """The fleet's shared state in Redis or Valkey; safe to share between tasks.
 
+    Two methods go with a state of their caller: `lease` (see `LeaseRequests`), and `report`, of which an
+    instance makes one call at a time for a role.
+
     Each method that changes something runs one atomic transition (`docs/state-machine.md`) in each shard that
     it concerns. It may be repeated, and its time is bounded. A store has one shard; a Cluster has several.
     Unless a method says otherwise it raises `StoreUnavailable` if none of these shards answers (the call may
@@ -94,11 +94,6 @@ class JobStore(StoreReader):
         if hosts is not None:
             self._hosts = {name: each.model_dump(exclude_none=True) for name, each in hosts.items()}
         self._ids = JobIds()
-        self._requests = itertools.count()
-        self._session = secrets.token_hex(4)
-        # The shard that the next lease call asks first; it changes, so that no shard is always asked last.
-        self._next_shard = 0
-        self._unanswered: dict[tuple[Kind, int], str] = {}
         self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
     # Submitting
@@ -113,51 +108,53 @@ class JobStore(StoreReader):
         Raises:
             StoreUnavailable: no shard answered; the jobs may have been enqueued.
         """
+        results = await self._submit([(item, item.spec.aggr_proxy) for item in submissions])
+        # The script cannot match patterns. If the aggregation has another proxy that is permitted, the
+        # submission is repeated with that proxy named.
+        again = {
+            place: (submissions[place], proxy)
+            for place, (accepted, proxy) in enumerate(results)
+            if accepted is Accepted.PROXIED and (permits := submissions[place].permits) and permits(proxy)
+        }
+        if again:
+            for place, result in zip(again, await self._submit(list(again.values())), strict=True):
+                results[place] = result
+        return results
 
-        async def ask(shard: int, items: Sequence[Submission]) -> list[tuple[Accepted, str]]:
-            answers = await run(shard, [(item, item.spec.aggr_proxy) for item in items])
-            # The script cannot match patterns. If the aggregation has another proxy that is permitted, the
-            # submission is repeated with that proxy named.
-            again = {
-                at: (items[at], proxy)
-                for at, (why, proxy) in enumerate(answers)
-                if why is Accepted.PROXIED and (permits := items[at].permits) and permits(proxy)
-            }
-            if again:
-                for at, answer in zip(again, await run(shard, again.values()), strict=True):
-                    answers[at] = answer
-            return answers
-
-        async def run(shard: int, items: Iterable[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
-            rows = [
-                codec.submit(item, permitted, self._seal, with_host=self._hosts is not None)
-                for item, permitted in items
-            ]
-            answers = await self._client.run("submit", shard, {}, rows, durable=True)
-            return [(Accepted(why), job_id) for why, job_id in answers]
-
-        return await self._client.per_item(
-            submissions, lambda item: item.spec.id, ask, lambda item: (Accepted.UNAVAILABLE, item.spec.id)
-        )
+    async def _submit(self, submissions: Sequence[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
+        """Submit jobs, each with the proxy that its aggregation may have."""
+        rows = [
+            codec.submit(submission, permitted, self._seal, with_host=self._hosts is not None)
+            for submission, permitted in submissions
+        ]
+        entries = await self._client.run_rows("submit", {}, rows, durable=True)
+        return [
+            (Accepted.UNAVAILABLE, submission.spec.id) if entry is None else (Accepted(entry[0]), entry[1])
+            for (submission, _), entry in zip(submissions, entries, strict=True)
+        ]
 
     # Leased work
 
     async def lease(
-        self, kind: Kind, owner: str, count: int, lease_s: float, *, shares: Shares = ALL_SHARES
+        self,
+        kind: Kind,
+        owner: str,
+        count: int,
+        lease_s: float,
+        *,
+        shares: Shares = ALL_SHARES,
+        requests: LeaseRequests | None = None,
     ) -> LeaseBatch:
         """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds.
 
-        If the answer to a call is lost, the next call gives the same leases again. A `count` of 0 asks for
-        these only.
+        If the answer to a call is lost, the next call with the same `requests` gives the same leases again. A
+        `count` of 0 asks for these only.
 
         Raises:
             StoreUnavailable: no shard answered. A later call gives the leases that they may have granted.
         """
-        first = self._next_shard
-        shards = [(first + offset) % self._keys.shards for offset in range(self._keys.shards)]
-        if count == 0:
-            shards = [shard for shard in shards if (kind, shard) in self._unanswered]
-        self._next_shard = (first + 1) % self._keys.shards
+        requests = requests or LeaseRequests()
+        shards = self._shards_in_turn() if count else requests.unanswered
         common = {
             "kind": kind,
             "owner": owner,
@@ -173,12 +170,12 @@ class JobStore(StoreReader):
         while shards and (count == 0 or len(leases) < count):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
             # slots.
-            room = count - len(leases)
-            asked, shards = (shards[:room], shards[room:]) if count else (shards, [])
-            parts = zip(asked, _split(room, len(asked)), _split(unproven, len(asked)), strict=True)
-            calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in parts}
+            free = count - len(leases)
+            asked, shards = (shards[:free], shards[free:]) if count else (shards, [])
+            counts = zip(asked, _split(free, len(asked)), _split(unproven, len(asked)), strict=True)
+            calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in counts}
             answers = await self._client.ask(
-                asked, partial(self._lease_from, kind, calls), some=bool(leases or waits)
+                asked, partial(self._lease_from, calls, requests), some=bool(leases or waits)
             )
             for answer in answers.values():
                 granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
@@ -190,15 +187,17 @@ class JobStore(StoreReader):
             waits.append(0)
         return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
 
+    def _shards_in_turn(self) -> list[int]:
+        """All shards, from a random one on, so that none is always asked last."""
+        shards = list(range(self._keys.shards))
+        first = random.choice(shards)  # noqa: S311  # no secret
+        return shards[first:] + shards[:first]
+
     async def _lease_from(
-        self, kind: Kind, calls: Mapping[int, Mapping[str, Any]], shard: int
+        self, calls: Mapping[int, Mapping[str, Any]], requests: LeaseRequests, shard: int
     ) -> dict[str, Any]:
-        # A call that failed may have been applied. The next call repeats its request id, and the script gives
-        # the same leases again; otherwise these tasks would wait until the leases end.
-        key = kind, shard
-        request = self._unanswered.setdefault(key, f"{self._session}-{next(self._requests)}")
-        answer = await self._client.run("lease", shard, {**calls[shard], "request": request})
-        del self._unanswered[key]
+        answer = await self._client.run("lease", shard, {**calls[shard], "request": requests.id_for(shard)})
+        requests.answered(shard)
         return codec.fields(answer)
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
@@ -211,38 +210,44 @@ class JobStore(StoreReader):
     ) -> Sequence[Settled]:
         """Prolong leases to `lease_s` seconds from now; results in order. Raises `StoreRefused` only."""
         call = {"kind": kind, "owner": owner, "lease_ms": ms(lease_s)}
-        return await self._settle("renew", call, [(lease,) for lease in leases], lambda _: {})
+        return await self._run_on_leases("renew", call, [codec.leased(lease) for lease in leases])
 
-    async def release(
-        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, str, float]]
+    async def settle(self, owner: str, settlements: Sequence[Settlement]) -> Sequence[Settled]:
+        """Settle leased tasks; results in order. Raises `StoreRefused` only.
+
+        The verdict of each decides its transition; those of one transition travel together.
+
+        - `SUCCEEDED`, `FAILED`: `finish` ends a download, and its callback, if any, becomes pending;
+          `close_callback` ends a callback, and its job waits to be reaped.
+        - `RETRY`, `THROTTLED`: by `retry_later` the task becomes pending again. The attempt counts with
+          `RETRY`. The outcome's cooldown, if any, begins.
+        - `RELEASE`: `release` does the same, and the attempt does not count. If the last sweep took the task
+          from this lease, the result is `LEASE_LOST`, and the crash that the sweep counted is taken back,
+          because the caller has not crashed.
+        """
+        places: defaultdict[tuple[str, Kind], list[int]] = defaultdict(list)
+        for place, settlement in enumerate(settlements):
+            places[codec.script_of(settlement), settlement.lease.kind].append(place)
+        results = [Settled.UNKNOWN] * len(settlements)
+        for (script, kind), own in places.items():
+            call: dict[str, Any] = {"kind": kind, "owner": owner}
+            if script == "close_callback":
+                call["proven_ms"] = ms(PROVEN_S)
+            rows = [codec.settle(settlements[place]) for place in own]
+            for place, result in zip(own, await self._run_on_leases(script, call, rows), strict=True):
+                results[place] = result
+        return results
+
+    async def _run_on_leases(
+        self, script: str, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> Sequence[Settled]:
-        """Like `retry_later`, for the given reason; the attempt does not count.
-
-        If the last sweep took the task from this lease, the answer is `LEASE_LOST`, and the crash that the
-        sweep counted is taken back, because the caller has not crashed.
-        """
-        return await self._settle("release", {"kind": kind, "owner": owner}, results, codec.release)
-
-    async def retry_later(
-        self, kind: Kind, owner: str, results: Sequence[tuple[Lease, Outcome | Delivery, float]]
-    ) -> Sequence[Settled]:
-        """Tasks become pending again, due after the given seconds.
-
-        The attempt counts, unless the verdict is `THROTTLED`. The outcome's cooldown, if any, begins.
-        """
-        return await self._settle("retry_later", {"kind": kind, "owner": owner}, results, codec.retry_later)
-
-    async def finish(self, owner: str, results: Sequence[FinishResult]) -> Sequence[Settled]:
-        """Downloads reach their terminal state, and their callbacks, if any, become pending.
-
-        Like all that settle, it returns the results in order, and raises `StoreRefused` only.
-        """
-        return await self._settle("finish", {"owner": owner}, results, codec.finish)
-
-    async def close_callbacks(self, owner: str, results: Sequence[CloseResult]) -> Sequence[Settled]:
-        """Callbacks reach `SUCCEEDED` or `FAILED`, and their jobs wait to be reaped."""
-        call = {"owner": owner, "proven_ms": ms(PROVEN_S)}
-        return await self._settle("close_callback", call, results, codec.close_callback)
+        """Run a transition on leased tasks; `UNKNOWN` for those of shards that did not answer."""
+        try:
+            entries = await self._client.run_rows(script, call, rows)
+        except StoreUnavailable as error:
+            log.warning(Event.STORE_UNAVAILABLE, call=script, count=len(rows), reason=str(error))
+            return [Settled.UNKNOWN] * len(rows)
+        return [Settled.UNKNOWN if entry is None else Settled(entry) for entry in entries]
 
     async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
         """Make at most `count` tasks per shard pending again whose lease has ended; returns their job ids."""
@@ -268,12 +273,7 @@ class JobStore(StoreReader):
 
     async def remove(self, job_ids: Sequence[str]) -> None:
         """Delete the records of jobs that `reap` has given; `reap` repeats those of a silent shard later."""
-
-        async def ask(shard: int, ids: Sequence[str]) -> Sequence[None]:
-            await self._client.run("remove", shard, {}, [{"id": job_id} for job_id in ids])
-            return [None] * len(ids)
-
-        await self._client.per_item(job_ids, str, ask, lambda _: None)
+        await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
     async def retry(self, job_id: str, *, download: bool, limit: int, durable: bool = True) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
@@ -288,7 +288,7 @@ class JobStore(StoreReader):
         call = {
             "id": job_id,
             "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
-            "request": f"{self._session}-{next(self._requests)}",
+            "request": secrets.token_hex(8),
             "limit": str(limit),
             "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
         }
@@ -301,13 +301,11 @@ class JobStore(StoreReader):
         occupied until it has stopped. `plan` is that of the callback of failures. A job without a callback is
         kept for `keep_s` seconds.
         """
-        plan = plan or NO_CALLBACK
         call = {
             "id": spec.id,
             "group": spec.aggr_id,
             "error": CANCELLED,
-            "callback": plan.group,
-            "limit": str(plan.limit),
+            **codec.callback(plan),
             "keep_ms": ms(keep_s),
         }
         shard = shard_of(spec.id, self._keys.shards)
@@ -359,32 +357,34 @@ class JobStore(StoreReader):
         """Delete an instance's report."""
         await self._client.run("leave", 0, {"role": role, "instance": instance})
 
-    async def _settle(
-        self,
-        script: str,
-        call: Mapping[str, Any],
-        items: Sequence[T],
-        row: Callable[[T], dict[str, Any]],
-    ) -> Sequence[Settled]:
-        """Run a transition on leased tasks; `row` gives the arguments besides id and generation."""
-
-        async def ask(shard: int, items: Sequence[T]) -> Sequence[Settled]:
-            rows = []
-            for item in items:
-                lease = item[0]
-                rows.append({"id": lease.id, "generation": str(lease.generation), **row(item)})
-            return [Settled(answer) for answer in await self._client.run(script, shard, call, rows)]
-
-        try:
-            return await self._client.per_item(items, lambda item: item[0].id, ask, lambda _: Settled.UNKNOWN)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, call=script, count=len(items), reason=str(error))
-            return [Settled.UNKNOWN] * len(items)
-
 
 def _split(total: int, parts: int) -> Iterable[int]:
     """`total` as a sum of `parts` integers that differ by at most one."""
     return (total // parts + (part < total % parts) for part in range(parts))
+
+
+class LeaseRequests:
+    """Ids of the lease calls of one caller, which makes one call at a time, always for the same kind.
+
+    A call that failed may have been applied. The next call to that shard repeats its id, and the script gives
+    the same leases again; otherwise these tasks would wait until the leases end.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[int, str] = {}
+
+    @property
+    def unanswered(self) -> list[int]:
+        """The shards whose last answer was lost."""
+        return list(self._ids)
+
+    def id_for(self, shard: int) -> str:
+        """The id of the next call to a shard."""
+        return self._ids.setdefault(shard, secrets.token_hex(8))
+
+    def answered(self, shard: int) -> None:
+        """Note that the shard has answered, so that the next call to it has a new id."""
+        del self._ids[shard]
 
 
 class Uncounted:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from downloader.model import Delivery, JobSpec, Lease, Outcome, State, callback_group, callback_limit
+from downloader.model import Delivery, JobSpec, Lease, Outcome, State, Verdict, callback_group, callback_limit
 
 # What the transitions take and return
 
@@ -43,7 +43,7 @@ class Accepted(StrEnum):
 
 
 class Settled(StrEnum):
-    """What became of a holder's call for a task that it has leased."""
+    """The store's answer to `renew` and `settle`, for one lease."""
 
     DONE = "done"
     """Applied; also when this very call had been applied before."""
@@ -112,6 +112,43 @@ class CallbackPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """How the work on a leased task ended; the verdict decides which transition the store makes."""
+
+    lease: Lease
+    verdict: Verdict
+    error: str = ""
+    delay_s: float = 0.0
+    """Seconds until the task is due again, with `RETRY`, `THROTTLED` and `RELEASE`."""
+    outcome: Outcome | None = None
+    """How the attempt at a download ended; `None` for a callback, and for a download without an attempt."""
+    callback: CallbackPlan | None = None
+    """The callback that the end of this download makes pending, or the callback that has ended."""
+    keep_s: float = 0.0
+    """Seconds for which a job is kept after its callback, or after its download if it has no callback."""
+
+    @classmethod
+    def of(
+        cls,
+        lease: Lease,
+        end: Outcome | Delivery,
+        *,
+        callback: CallbackPlan | None = None,
+        keep_s: float = 0.0,
+    ) -> Self:
+        """The settlement of a lease under which a download or a delivery was attempted."""
+        return cls(
+            lease=lease,
+            verdict=end.verdict,
+            error=end.error,
+            delay_s=end.retry_after_s or 0.0,
+            outcome=end if isinstance(end, Outcome) else None,
+            callback=callback,
+            keep_s=keep_s,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reapable:
     """A job whose file and record are due to be deleted."""
 
@@ -127,13 +164,6 @@ class ReapBatch:
     jobs: Sequence[Reapable]
     next_due_s: float | None
     """Seconds until the next job is due; `None` if there is none."""
-
-
-FinishResult = tuple[Lease, Outcome, CallbackPlan | None, float]
-"""A download's lease, its outcome, its callback, and the seconds that a job without callback is kept."""
-
-CloseResult = tuple[Lease, Delivery, float, int]
-"""A callback's lease, its end, the seconds that its job is kept, and the group's limit after a success."""
 
 
 # What is read

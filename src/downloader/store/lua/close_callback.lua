@@ -1,7 +1,7 @@
 -- close_callback: running callbacks reach their terminal state; the job waits to be reaped.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {owner, proven_ms: how long a destination counts as proven by a success}, then per result
+-- ARGV    1 {kind, owner, proven_ms: how long a destination counts as proven by a success}, then per result
 --         {id, generation, state, error, keep_ms: how long the job is kept, limit: of the group}
 -- from    callback running, this owner and generation
 -- to      callback succeeded | failed

@@ -1,7 +1,7 @@
 -- finish: running downloads reach their terminal state, and their callbacks become pending.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
+-- ARGV    1 {kind, owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, filename: absent if there is none, callback: its group or '',
 --         limit: of that group, keep_ms: how long a job without a callback is kept, cool_ms and asked: see
 --         `cool_down`, absent: no cooldown}

@@ -4,18 +4,19 @@
 -- ARGV    1 {}, then per job {id}
 -- from    given to a reaper
 -- to      (no job)
--- answer  how many there were
+-- answer  per job: 1, or 0 if there was none or it may stay
 -- repeat  0, nothing changed
 
-local removed = 0
+local answers = {}
 for item in items() do
-  local id = item.id
+  local id, removed = item.id, 0
   -- A job that `reap` has not given may have been retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
     redis.call('ZREM', key_failures(), id)
-    removed = removed + redis.call('DEL', key_job(id))
+    removed = redis.call('DEL', key_job(id))
     redis.call('DEL', key_task('download', id), key_task('callback', id))
   end
+  answers[#answers + 1] = removed
 end
-return removed
+return answers

@@ -1,4 +1,4 @@
-"""The two-phase stop: leasing ends at once, work in flight has until a deadline."""
+"""What the tasks of a scheduler wait for: a wake-up, and the two-phase stop."""
 
 from __future__ import annotations
 
@@ -8,8 +8,27 @@ from collections.abc import Callable
 import trio
 
 
+class Wake:
+    """An event that resets itself, for one waiter. If it is set before the wait, the wait returns at once."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        """Wake the waiter, or let its next wait return at once."""
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Return after one or more `set`, and reset. A cancelled wait does not reset."""
+        await self._event.wait()
+        self._event = trio.Event()
+
+
 class Stop:
-    """One stop of a process or of some of its roles; it begins once."""
+    """The stop of a process or of some of its roles; it begins once.
+
+    Leasing ends at once, work in flight has until a deadline.
+    """
 
     def __init__(self) -> None:
         self.deadline = math.inf
