@@ -16,9 +16,8 @@ from downloader.server.asgi import (
     client_of,
     send_response,
 )
-from downloader.server.connection import tls_context
 from downloader.server.limits import PIECE_BYTES, Limits, client_address
-from downloader.server.serve import serve_http
+from downloader.server.serve import serve_http, tls_context
 
 __all__ = [
     "ENDLESS",

@@ -1,14 +1,13 @@
-"""One connection: TLS, reading and sending with deadlines, the heads of its requests, and its end."""
+"""Connections as streams of bytes with deadlines, and which one is closed when there are too many."""
 
 from __future__ import annotations
 
-import ssl
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from email.utils import formatdate
-from http import HTTPStatus
 from math import inf
-from pathlib import Path
 from time import time
 from typing import Any
 
@@ -18,11 +17,12 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import parse_socket_addr
 
-from downloader.errors import ConfigError
-from downloader.server.asgi import AsgiApp, Gone, Headers, HttpError
-from downloader.server.limits import Limits, OpenConnections, State, client_address, deadlines
-from downloader.server.parser import Head, Received, bad_request, parse_head
-from downloader.server.response import head_bytes
+from downloader.server.asgi import AsgiApp, Gone, Headers
+from downloader.server.limits import PIECE_BYTES, Limits, State, client_address, deadlines
+from downloader.server.parser import Received
+
+SMALLEST_PIECE_BYTES = 4 * 1024
+"""To read at once, however many connections there are."""
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -58,7 +58,7 @@ class Connection(TCPServer):
     def __init__(
         self,
         app: AsgiApp,
-        respond: Callable[[Connection, Head], Awaitable[bool]],
+        serve_requests: Callable[[Connection], Awaitable[None]],
         *,
         config: ServerConfig,
         context: WorkerContext,
@@ -69,7 +69,7 @@ class Connection(TCPServer):
 
         Args:
             app: the application.
-            respond: runs the application for a request; returns whether the connection takes another one.
+            serve_requests: reads requests and sends responses until nothing more is to be sent.
             config: with the limits.
             context: its `terminated` is set when the server stops.
             open_connections: of the server.
@@ -86,22 +86,24 @@ class Connection(TCPServer):
         self.client = parse_socket_addr(sock.family, sock.getpeername())
         self.server = parse_socket_addr(sock.family, sock.getsockname())
         self.address = client_address(self.client[0]) if self.client else ""
-        self._respond = respond
+        self._serve_requests = serve_requests
         self._open_connections = open_connections
         self._state = State.HEAD
         self._deadline = inf
         """Of the state: for the next bytes from the client."""
         self._ended = False
         """The client sends no more."""
+        self.gone = False
+        """The client has left, or does not read."""
         self._scope = trio.CancelScope()
         self._sending = trio.CancelScope()
 
     def cut(self) -> None:
-        """See `ClientConnection`."""
+        """Close it at once."""
         self._scope.cancel()
 
     def drain(self) -> None:
-        """See `ClientConnection`; sending gets less time."""
+        """Take no more requests and close after the response; sending it gets less time. The server stops."""
         deadline = trio.current_time() + self.config.limits.stop_send_s
         self._sending.deadline = min(self._sending.deadline, deadline)
         if self._state not in (State.BODY, State.RESPONSE):
@@ -114,6 +116,11 @@ class Connection(TCPServer):
         self._state = state
         self._deadline = trio.current_time() + seconds
         self._open_connections.set_waiting(self, waits=state is not State.RESPONSE)
+
+    def begin_head(self) -> None:
+        """Bytes of a head have been received; the first head has had its deadline since connecting."""
+        if self._state is State.IDLE:
+            self.enter(State.HEAD)
 
     async def run(self) -> None:
         """Serve the connection until it is closed."""
@@ -138,49 +145,8 @@ class Connection(TCPServer):
                     await self.stream.do_handshake()
             except (trio.BrokenResourceError, trio.TooSlowError):
                 return
-        try:
-            while await self._serve_request():
-                self.enter(State.IDLE)
-        except HttpError as error:
-            await self._refuse(error)
+        await self._serve_requests(self)
         await self._linger()
-
-    async def _serve_request(self) -> bool:
-        """Answer the next request; returns whether another one may follow.
-
-        Raises:
-            HttpError: there is no well-formed head.
-            Gone: the client has left.
-        """
-        head = await self._next_head()
-        if head is None:
-            return False
-        self.enter(State.RESPONSE)
-        return await self._respond(self, head)
-
-    async def _next_head(self) -> Head | None:
-        """The next head; `None` if the client sends no request."""
-        limits = self.config.limits
-        while (data := self.received.take_head(limits.head_bytes)) is None:
-            if self.received and self._state is State.IDLE:
-                self.enter(State.HEAD)
-            try:
-                if await self.read():
-                    continue
-            except trio.TooSlowError:
-                if self.received:
-                    detail = "The head of the request did not arrive in time."
-                    raise HttpError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", detail) from None
-                return None
-            if self.received:
-                raise bad_request("The request ends before its head does.")
-            return None
-        return parse_head(data, most_headers=limits.headers)
-
-    async def _refuse(self, error: HttpError) -> None:
-        body = error.body()
-        headers = [*error.headers(), (b"content-length", b"%d" % len(body))]
-        await self.send(head_bytes(error.status, headers, self.config.response_headers()) + body)
 
     async def read(self) -> bool:
         """Wait for bytes from the client and add them to `received`; false if it sends no more.
@@ -195,6 +161,7 @@ class Connection(TCPServer):
             try:
                 data = await self.stream.receive_some(self._open_connections.piece_bytes)
             except _BROKEN:
+                self.gone = True
                 raise Gone from None
             self.received.add(data)
             self._ended = not data
@@ -205,11 +172,12 @@ class Connection(TCPServer):
     async def send(self, data: bytes) -> None:
         """Send bytes, at most `PIECE_BYTES` of a body.
 
-        A cancel ends the connection, since a part may have been sent.
+        A cancel after the first checkpoint ends the connection, since a part may have been sent.
 
         Raises:
             Gone: the client has left, or does not receive them in time.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         limits = self.config.limits
         seconds = limits.stop_send_s if self.context.terminated.is_set() else limits.send_s
         with trio.CancelScope(deadline=trio.current_time() + seconds) as scope:
@@ -217,11 +185,12 @@ class Connection(TCPServer):
             try:
                 await self.stream.send_all(data)
             except _BROKEN:
-                raise Gone from None
+                self.gone = True
             except trio.Cancelled:
+                self.gone = True
                 self.cut()
                 raise
-        if scope.cancelled_caught:
+        if self.gone:
             raise Gone
 
     async def _linger(self) -> None:
@@ -244,29 +213,68 @@ class Connection(TCPServer):
                 left -= len(await stream.receive_some(self._open_connections.piece_bytes)) or left
 
 
-def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
-    """A server context for TLS 1.2 or newer, with HTTP/1.1 by ALPN.
+@dataclass(slots=True, kw_only=True)
+class OpenConnections:
+    """The connections of one server.
 
-    Raises:
-        ConfigError: a file cannot be read, or they are not a certificate and its unencrypted key.
+    When the limit in all or for an address is reached, a new connection replaces the one that has waited
+    longest for its client to send a request or the rest of one. If none waits, the new one is of the reserve.
     """
-    for key, name in (("api.certfile", certfile), ("api.keyfile", keyfile)):
-        try:
-            Path(name).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{key}: cannot read {name}: {error.strerror}") from None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certfile, keyfile, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or str(error)
-        raise ConfigError(
-            f"api.certfile, api.keyfile: {certfile} and {keyfile} are no certificate and its key ({reason})"
-        ) from None
-    return context
 
+    most: int
+    per_address: int
+    reserve: int
+    unread_bytes: int
+    ordinary: set[Connection] = field(default_factory=set)
+    reserved: set[Connection] = field(default_factory=set)
+    _addresses: Counter[str] = field(default_factory=Counter)
+    _waiting: dict[Connection, None] = field(default_factory=dict)
+    """Connections that wait for their client and may be closed, the longest waiting first."""
 
-def _no_password() -> str:
-    raise ValueError("the key is encrypted")
+    @property
+    def piece_bytes(self) -> int:
+        """Most bytes to read at once from a connection; the more connections, the fewer."""
+        share = self.unread_bytes // max(1, len(self.ordinary))
+        return max(SMALLEST_PIECE_BYTES, min(PIECE_BYTES, share))
+
+    def add(self, new: Connection) -> bool:
+        """Count a new connection, and set its `reserved`; false if the reserve is full too."""
+        crowded = new.address != "" and self._addresses[new.address] >= self.per_address
+        if (crowded or len(self.ordinary) >= self.most) and not self._cut_one(new.address if crowded else ""):
+            if len(self.reserved) >= self.reserve and not self._cut_one("", reserved=True):
+                return False
+            new.reserved = True
+        if new.reserved:
+            self.reserved.add(new)
+        else:
+            self.ordinary.add(new)
+            self._addresses[new.address] += 1
+        self._waiting[new] = None
+        return True
+
+    def remove(self, closed: Connection) -> None:
+        """Forget a closed connection."""
+        self._waiting.pop(closed, None)
+        if closed.reserved:
+            self.reserved.discard(closed)
+            return
+        self.ordinary.discard(closed)
+        self._addresses[closed.address] -= 1
+        if not self._addresses[closed.address]:
+            del self._addresses[closed.address]
+
+    def set_waiting(self, connection: Connection, *, waits: bool) -> None:
+        """Note whether the connection waits for its client and may be closed for another."""
+        if waits:
+            self._waiting.setdefault(connection)
+        else:
+            self._waiting.pop(connection, None)
+
+    def _cut_one(self, address: str, *, reserved: bool = False) -> bool:
+        """Close the longest waiting connection, of this address if not empty; false if none waits."""
+        for connection in self._waiting:
+            if connection.reserved is reserved and address in ("", connection.address):
+                del self._waiting[connection]
+                connection.cut()
+                return True
+        return False

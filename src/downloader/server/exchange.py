@@ -1,4 +1,4 @@
-"""One request and its response: `receive` and `send` of ASGI; every wait for the client is bounded."""
+"""The requests of one connection and their responses, with `receive` and `send` as ASGI has them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,90 @@ from urllib.parse import unquote
 import trio
 
 from downloader.errors import first_leaf
-from downloader.observe import Event as LogEvent
-from downloader.observe import get_logger
+from downloader.observe import Event, get_logger
 from downloader.server.asgi import ENDLESS, RESERVED, STREAMED, Gone, HttpError, Message, send_response
 from downloader.server.connection import Connection
 from downloader.server.limits import PIECE_BYTES, State
-from downloader.server.parser import FEED_BYTES, ChunkedBody, Head, bad_request
+from downloader.server.parser import FEED_BYTES, ChunkedBody, Head, bad_request, parse_head
 from downloader.server.response import CONTINUE, LAST_CHUNK, ResponseHead, response_head
 
 _INTERNAL = HttpError(
     HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "An internal error; the service's log has it."
 )
 
+_MALFORMED = Head(
+    method="",
+    target=b"/",
+    version="1.1",
+    headers=[],
+    chunked=False,
+    length=0,
+    keeps=False,
+    expects_continue=False,
+)
+"""Stands for a head that is refused."""
+
 _log = get_logger()
 
 
-async def respond(connection: Connection, head: Head) -> bool:
-    """Run the application for one request. Returns whether the connection takes another one.
+async def serve_requests(connection: Connection) -> None:
+    """Answer the requests of a connection until no other one may follow."""
+    while await _serve_request(connection):
+        connection.enter(State.IDLE)
+
+
+async def _serve_request(connection: Connection) -> bool:
+    """Answer the next request. Returns whether another one may follow.
 
     An application that raises before a byte of its response was sent is answered for: 500, or as the
     `HttpError` says. After that the response is cut off.
     """
+    try:
+        head = await _next_head(connection)
+    except HttpError as error:
+        await Exchange(connection, _MALFORMED).refuse(error)
+        return False
+    if head is None:
+        return False
+    connection.enter(State.RESPONSE)
     exchange = Exchange(connection, head)
-    error: HttpError | None = _INTERNAL
+    refusal: BaseException | None = _INTERNAL
     try:
         await connection.app(exchange.scope, exchange.receive, exchange.send)
     except* Gone:
-        error = None
+        refusal = None
     except* HttpError as group:
         refusal = first_leaf(group)
-        assert isinstance(refusal, HttpError)
-        error = refusal
     except* Exception:  # noqa: BLE001  an unforeseen error of a route is a 500, not an outage
-        if not exchange.left:
-            _log.exception(LogEvent.API_FAILED, path=exchange.scope["path"])
-    if error is not None:
-        await exchange.refuse(error)
+        if not connection.gone:
+            _log.exception(Event.API_FAILED, path=exchange.scope["path"])
+    if isinstance(refusal, HttpError):
+        await exchange.refuse(refusal)
     return exchange.finish()
+
+
+async def _next_head(connection: Connection) -> Head | None:
+    """The next head; `None` if the client sends no request.
+
+    Raises:
+        HttpError: there is no well-formed head.
+        Gone: the client has left.
+    """
+    limits, received = connection.config.limits, connection.received
+    while (data := received.take_head(limits.head_bytes)) is None:
+        if received:
+            connection.begin_head()
+        try:
+            if await connection.read():
+                continue
+            error = bad_request("The request ends before its head does.")
+        except trio.TooSlowError:
+            detail = "The head of the request did not arrive in time."
+            error = HttpError(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", detail)
+        if received:
+            raise error
+        return None
+    return parse_head(data, most_headers=limits.headers)
 
 
 class Exchange:
@@ -71,8 +118,6 @@ class Exchange:
             "extensions": {},
             RESERVED: connection.reserved,
         }
-        self.left = False
-        """The client has left, or does not read."""
         self._connection = connection
         self._limits = connection.config.limits
         self._head = head
@@ -80,20 +125,18 @@ class Exchange:
         self._unread: float = inf if head.chunked else head.length
         """Bytes of the body that the application has not read; infinite if unknown."""
         self._delivered = False
-        """The application has got the last message of the request."""
-        self._failure: HttpError | None = None
-        """Why the rest of the body cannot be received."""
+        """The application has got the last part of the body."""
         self._body_s = self._limits.body_grace_s
         """Time that the client has left for the next part of the body."""
         self._continue = head.expects_continue and not connection.received
         """`100 Continue` is sent when the application reads the body; it may answer without reading it."""
         self._response: ResponseHead | None = None
+        self._sent_bytes = 0
+        """Bytes of the response's body so far."""
         self._begun = False
         """Bytes of the response may have been sent."""
         self._complete = False
         """The whole response has been sent."""
-        self._sent_bytes = 0
-        """Bytes of the response's body so far."""
 
     async def receive(self) -> Message:
         """The next received part of the body; after its end, wait for the client's disconnect.
@@ -103,22 +146,20 @@ class Exchange:
         Raises:
             HttpError: the body is malformed (400) or does not arrive (408).
         """
-        while not self._delivered and not self.left:
-            if self._failure is not None:
-                if self._begun and STREAMED not in self.scope:
-                    await trio.sleep_forever()  # the response goes on
-                raise self._failure
-            try:
+        try:
+            while not self._delivered:
                 body = await self._take_body()
                 if body or not self._unread:
                     self._delivered = not self._unread
                     return {"type": "http.request", "body": body, "more_body": not self._delivered}
                 await self._read_body()
-            except HttpError as error:
-                self._failure = error
-            except Gone:
-                self.left = True
-        await self._wait_for_leaving()
+            await self._wait_for_leaving()
+        except HttpError:
+            if self._begun and STREAMED not in self.scope:
+                await trio.sleep_forever()  # the response goes on
+            raise
+        except Gone:
+            pass
         return {"type": "http.disconnect"}
 
     async def _take_body(self) -> bytes:
@@ -145,10 +186,14 @@ class Exchange:
             Gone: the client has left.
         """
         connection = self._connection
-        await self._send_continue()
+        if self._continue:
+            self._continue = False
+            async with connection.send_lock:
+                if not self._begun:
+                    await connection.send(CONTINUE)
         self._body_s = min(self._body_s, self._limits.body_grace_s)
         begun = trio.current_time()
-        connection.enter(State.BODY, self._limits.idle_s if self.scope.get(STREAMED) else self._body_s)
+        connection.enter(State.BODY, self._limits.idle_s if STREAMED in self.scope else self._body_s)
         try:
             if not await connection.read():
                 raise bad_request("The request ends before its body does.")
@@ -160,16 +205,16 @@ class Exchange:
         self._body_s -= trio.current_time() - begun
 
     async def _wait_for_leaving(self) -> None:
-        """Wait until the client has left; if it has only ended its side, it may wait for the response."""
+        """Wait until the client has left, or the response is complete.
+
+        A client that has only ended its side may wait for the response.
+        """
         connection = self._connection
-        try:
-            while not self.left and not self._complete:
-                if len(connection.received) >= PIECE_BYTES or not await connection.read():
-                    if ENDLESS in self.scope:
-                        return
-                    await trio.sleep_forever()
-        except Gone:
-            self.left = True
+        while not self._complete:
+            if len(connection.received) >= PIECE_BYTES or not await connection.read():
+                if ENDLESS in self.scope:
+                    return
+                await trio.sleep_forever()
 
     async def send(self, message: Message) -> None:
         """Send a message of the application, a long body in pieces.
@@ -179,87 +224,64 @@ class Exchange:
             RuntimeError: the message is out of order, or the body not as long as its `Content-Length`.
             ValueError: a header has a line break.
         """
-        if self.left or self._complete:
+        response = self._response
+        if self._connection.gone or self._complete:
             raise Gone
-        if message["type"] == "http.response.start" and self._response is None:
-            connection, head = self._connection, self._head
-            # An incomplete request is the last one: its bytes may still arrive. So is a chunked one, since a
-            # proxy may see its end elsewhere.
-            whole = self._unread <= len(connection.received) and self._chunks is None
-            last = not (whole and head.keeps) or connection.reserved or connection.context.terminated.is_set()
-            self._response = response_head(
-                head, message["status"], message["headers"], connection.config.response_headers(), last=last
-            )
-        elif message["type"] == "http.response.body" and self._response is not None:
-            await self._send_body(self._response, message.get("body", b""), message.get("more_body", False))
+        if message["type"] == "http.response.start" and response is None:
+            self._response = self._start(message)
+        elif message["type"] == "http.response.body" and response is not None:
+            more = message.get("more_body", False)
+            body = b"" if response.bodiless else message.get("body", b"")
+            self._sent_bytes += len(body)
+            missing = 0 if response.length is None else response.length - self._sent_bytes
+            if missing < 0 or (missing and not more):
+                raise RuntimeError("the body of the response is not as long as its Content-Length")
+            last = max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES
+            for start in range(0, last, PIECE_BYTES):
+                await self._send_piece(response, body[start : start + PIECE_BYTES])
+            await self._send_piece(response, body[last:], ends=not more)
+            self._complete = not more
         else:
             raise RuntimeError(f"unexpected {message['type']}")
 
-    async def _send_body(self, response: ResponseHead, body: bytes, more: bool) -> None:  # noqa: FBT001
-        if response.bodiless:
-            body = b""
-        self._sent_bytes += len(body)
-        if response.length is not None:
-            missing = response.length - self._sent_bytes
-            if missing < 0 or (missing and not more):
-                raise RuntimeError("the body of the response is not as long as its Content-Length")
-        last = max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES
-        for start in range(0, last, PIECE_BYTES):
-            await self._send_piece(response, body[start : start + PIECE_BYTES])
-        await self._send_piece(response, body[last:], ends=not more)
-        self._complete = not more
+    def _start(self, message: Message) -> ResponseHead:
+        connection, head = self._connection, self._head
+        # An incomplete request is the last one: its bytes may still arrive. So is a chunked one: a proxy may
+        # see its end elsewhere.
+        whole = self._unread <= len(connection.received) and self._chunks is None
+        last = not (whole and head.keeps) or connection.reserved or connection.context.terminated.is_set()
+        common = connection.config.response_headers()
+        return response_head(head, message["status"], message["headers"], common, last=last)
 
     async def _send_piece(self, response: ResponseHead, data: bytes, *, ends: bool = False) -> None:
         """Send a piece of the body, the first one behind the head of the response."""
-        if not data and not ends:
-            return
         if response.chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if response.chunked and ends:
             data += LAST_CHUNK
-        if not self._head.expects_continue:
-            await self._write(response, data)
-        else:
-            async with self._connection.send_lock:  # `100 Continue` may be on its way
-                await self._write(response, data)
-
-    async def _write(self, response: ResponseHead, data: bytes) -> None:
+        if self._connection.send_lock.locked():  # `100 Continue` is on its way
+            async with self._connection.send_lock:
+                pass
         await trio.lowlevel.checkpoint_if_cancelled()  # while another response can be sent instead
-        if not self._begun:
+        if not self._begun and (data or ends):
             self._begun, data = True, response.data + data
-        await self._pass_on(data)
-
-    async def _send_continue(self) -> None:
-        if not self._continue:
-            return
-        self._continue = False
-        async with self._connection.send_lock:
-            if not self._begun:
-                await trio.lowlevel.checkpoint_if_cancelled()  # a cancel during `send` ends the connection
-                await self._pass_on(CONTINUE)
-
-    async def _pass_on(self, data: bytes) -> None:
-        if not data:
-            return
-        try:
+        if data:
             await self._connection.send(data)
-        except Gone:
-            self.left = True
-            raise
 
     async def refuse(self, error: HttpError) -> None:
         """Send this response, unless the application has sent bytes of its own."""
-        if self._begun or self.left:
-            return
-        self._response, self._sent_bytes = None, 0
-        with suppress(Gone):
-            await send_response(self.send, status=error.status, headers=error.headers(), body=error.body())
+        if not self._begun:
+            self._response, self._sent_bytes = None, 0
+            with suppress(Gone):
+                await send_response(
+                    self.send, status=error.status, headers=error.headers(), body=error.body()
+                )
 
     def finish(self) -> bool:
         """Drop the rest of the request, once the application has ended.
 
         Returns:
-            Whether the connection takes another request.
+            Whether another request may follow.
         """
         connection, response = self._connection, self._response
         if not self._complete or response is None or response.last or connection.context.terminated.is_set():

@@ -1,19 +1,15 @@
-"""The limits for clients, the deadlines of a connection, and which connection is closed for another."""
+"""The limits for clients, and the deadlines of a connection."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum, auto
 from ipaddress import ip_address
 from math import inf
-from typing import Protocol
 
 PIECE_BYTES = 64 * 1024
 """The unit of sending under one deadline, and the largest of reading."""
-
-SMALLEST_PIECE_BYTES = 4 * 1024
 
 IPV6_SITE_BITS = 64
 """The prefix of an IPv6 address that a client cannot choose."""
@@ -85,87 +81,6 @@ def deadlines(limits: Limits, *, reserved: bool) -> Mapping[State, float]:
         State.RESPONSE: inf,
         State.CLOSING: limits.linger_s,
     }
-
-
-class ClientConnection(Protocol):
-    """An open connection."""
-
-    address: str
-    """Of the client, see `client_address`."""
-    reserved: bool
-
-    def cut(self) -> None:
-        """Close it at once."""
-
-    def drain(self) -> None:
-        """Take no more requests and close after the response; the server stops."""
-
-
-@dataclass(slots=True, kw_only=True)
-class OpenConnections:
-    """The connections of one server.
-
-    When the limit in all or for an address is reached, a new connection replaces the one that has waited
-    longest for its client to send a request or the rest of one. If none waits, the new one is of the reserve.
-    """
-
-    most: int
-    per_address: int
-    reserve: int
-    unread_bytes: int
-    ordinary: set[ClientConnection] = field(default_factory=set)
-    reserved: set[ClientConnection] = field(default_factory=set)
-    _addresses: Counter[str] = field(default_factory=Counter)
-    _waiting: dict[ClientConnection, None] = field(default_factory=dict)
-    """Connections that wait for their client and may be closed, the longest waiting first."""
-
-    @property
-    def piece_bytes(self) -> int:
-        """Most bytes to read at once from a connection; the more connections, the fewer."""
-        share = self.unread_bytes // max(1, len(self.ordinary))
-        return max(SMALLEST_PIECE_BYTES, min(PIECE_BYTES, share))
-
-    def add(self, new: ClientConnection) -> bool:
-        """Count a new connection, and set its `reserved`; false if the reserve is full too."""
-        crowded = new.address != "" and self._addresses[new.address] >= self.per_address
-        if (crowded or len(self.ordinary) >= self.most) and not self._cut_one(new.address if crowded else ""):
-            if len(self.reserved) >= self.reserve and not self._cut_one("", reserved=True):
-                return False
-            new.reserved = True
-        if new.reserved:
-            self.reserved.add(new)
-        else:
-            self.ordinary.add(new)
-            self._addresses[new.address] += 1
-        self._waiting[new] = None
-        return True
-
-    def remove(self, closed: ClientConnection) -> None:
-        """Forget a closed connection."""
-        self._waiting.pop(closed, None)
-        if closed.reserved:
-            self.reserved.discard(closed)
-            return
-        self.ordinary.discard(closed)
-        self._addresses[closed.address] -= 1
-        if not self._addresses[closed.address]:
-            del self._addresses[closed.address]
-
-    def set_waiting(self, connection: ClientConnection, *, waits: bool) -> None:
-        """Note whether the connection waits for its client and may be closed for another."""
-        if waits:
-            self._waiting.setdefault(connection)
-        else:
-            self._waiting.pop(connection, None)
-
-    def _cut_one(self, address: str, *, reserved: bool = False) -> bool:
-        """Close the longest waiting connection, of this address if not empty; false if none waits."""
-        for connection in self._waiting:
-            if connection.reserved is reserved and address in ("", connection.address):
-                del self._waiting[connection]
-                connection.cut()
-                return True
-        return False
 
 
 def client_address(host: str) -> str:

@@ -39,6 +39,9 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 """The first bytes of a client that speaks HTTP/2 without asking (RFC 9113, 3.4)."""
 
 
+_VERSIONS = "Only HTTP/1.0 and HTTP/1.1 are supported."
+
+
 def bad_request(detail: str, code: str = "bad_request") -> HttpError:
     """400: the request itself is malformed."""
     return HttpError(HTTPStatus.BAD_REQUEST, code, detail)
@@ -114,8 +117,10 @@ def parse_head(data: bytes, *, most_headers: int) -> Head:
     if line is None:
         raise _malformed()
     version = line[1].decode()
+    if data == _PREFACE:
+        raise bad_request(_VERSIONS)
     if version not in ("1.1", "1.0"):
-        raise _other_version(data)
+        raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "http_version", _VERSIONS)
     fields = _parse_fields(data)
     if len(fields.headers) > most_headers:
         raise _too_large()
@@ -254,10 +259,3 @@ def _too_large() -> HttpError:
 
 def _bad_framing() -> HttpError:
     return bad_request("Transfer-Encoding with Content-Length or HTTP/1.0 is refused.", "bad_framing")
-
-
-def _other_version(data: bytes) -> HttpError:
-    detail = "Only HTTP/1.0 and HTTP/1.1 are supported."
-    if data == _PREFACE:
-        return bad_request(detail)
-    return HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "http_version", detail)

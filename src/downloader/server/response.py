@@ -45,26 +45,8 @@ def response_head(head: Head, status: int, headers: Headers, common: Headers, *,
     """
     lengths = [int(value) for name, value in headers if name == b"content-length"]
     bodiless = suppress_body(head.method, status)
-    unknown = not lengths and not bodiless
-    chunked = unknown and head.version == "1.1"
-    last = last or (unknown and not chunked)
-    return ResponseHead(
-        data=head_bytes(status, headers, common, chunked=chunked, last=last),
-        bodiless=bodiless,
-        chunked=chunked,
-        length=lengths[0] if lengths and not bodiless else None,
-        last=last,
-    )
-
-
-def head_bytes(
-    status: int, headers: Headers, common: Headers, *, chunked: bool = False, last: bool = True
-) -> bytes:
-    """The head as it is sent.
-
-    Raises:
-        ValueError: a header has a line break.
-    """
+    chunked = not lengths and not bodiless and head.version == "1.1"
+    last = last or (not lengths and not bodiless and not chunked)
     fields = [b"%b: %b" % field for field in (*headers, *common)]
     if chunked:
         fields.append(b"transfer-encoding: chunked")
@@ -74,4 +56,5 @@ def head_bytes(
     lines = len(fields) + 2
     if data.count(b"\r") != lines or data.count(b"\n") != lines:
         raise ValueError("a header of the response has a line break")
-    return data
+    length = lengths[0] if lengths and not bodiless else None
+    return ResponseHead(data=data, bodiless=bodiless, chunked=chunked, length=length, last=last)

@@ -11,16 +11,18 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
 from hypercorn.trio.worker_context import WorkerContext
 
+from downloader.errors import ConfigError
 from downloader.observe import Event, get_logger
 from downloader.server.asgi import AsgiApp
-from downloader.server.connection import Connection, ServerConfig
-from downloader.server.exchange import respond
-from downloader.server.limits import Limits, OpenConnections
+from downloader.server.connection import Connection, OpenConnections, ServerConfig
+from downloader.server.exchange import serve_requests
+from downloader.server.limits import Limits
 
 _log = get_logger()
 
@@ -65,7 +67,12 @@ async def serve_http(
     async def handle(stream: Any) -> None:
         try:
             connection = Connection(
-                app, respond, config=config, context=context, open_connections=open_connections, stream=stream
+                app,
+                serve_requests,
+                config=config,
+                context=context,
+                open_connections=open_connections,
+                stream=stream,
             )
         except OSError:  # it was closed before its address was read
             await trio.aclose_forcefully(stream)
@@ -88,6 +95,34 @@ async def serve_http(
         connections.cancel_scope.deadline = trio.current_time() + grace_s
         for connection in open_connections.ordinary | open_connections.reserved:
             connection.drain()
+
+
+def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
+    """A server context for TLS 1.2 or newer, with HTTP/1.1 by ALPN.
+
+    Raises:
+        ConfigError: a file cannot be read, or they are not a certificate and its unencrypted key.
+    """
+    for key, name in (("api.certfile", certfile), ("api.keyfile", keyfile)):
+        try:
+            Path(name).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{key}: cannot read {name}: {error.strerror}") from None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(certfile, keyfile, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or str(error)
+        raise ConfigError(
+            f"api.certfile, api.keyfile: {certfile} and {keyfile} are no certificate and its key ({reason})"
+        ) from None
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key is encrypted")
 
 
 def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> trio.abc.Listener[Any]:
