@@ -102,6 +102,7 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         waiting=options.jobs if small else 5_000,
         at_limit=options.jobs if small else 10_000,
         watched_s=1.0 if small else 10.0,
+        fetched=options.jobs if small else 3_000,
         largest_store=options.jobs if small else 1_000_000,
     )
 

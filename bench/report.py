@@ -32,6 +32,8 @@ TARGETS: dict[tuple[str, int, str], tuple[str, float]] = {
     ("S8", 1, "percent_of_core"): ("<=", 3),
     ("S10", 1, "deliveries_per_s"): (">=", 5000),
     ("S10", 1, "callbacks_per_s"): (">=", 5000),
+    ("S14", 1, "files_per_s"): (">=", 2000),
+    ("S14", 1, "cpu_ms_per_file"): ("<=", 0.45),
 }
 
 

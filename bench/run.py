@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from bench import end_to_end, full_store, idle, intake, kafka
+from bench import end_to_end, fetch, full_store, idle, intake, kafka
 from bench.result import Result, Setup
 from bench.service import Build
 
 CLIENTS = {"S2": "client", "S2b": "stream"}
-SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10")
+SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10", "S14")
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
 
 REFERENCE, NET_FLOOR = "floor", "net_floor"
@@ -40,6 +40,8 @@ class Plan:
     """Aggregations of S5."""
     watched_s: float
     """How long S5 and S8 watch."""
+    fetched: int
+    """Files of S14."""
     largest_store: int
     """Most jobs pending in S4."""
 
@@ -73,6 +75,9 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
     if "S8" in plan.scenarios:
         say(f"S8 {build.label}: {plan.waiting} downloads from a silent origin ...")
         yield idle.s8(setup, build, downloads=plan.waiting, watched_s=plan.watched_s)
+    if "S14" in plan.scenarios:
+        say(f"S14 {build.label}: fetch of {plan.fetched} files ...")
+        yield fetch.s14(setup, build, files=plan.fetched)
 
 
 def _beside_reference(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:

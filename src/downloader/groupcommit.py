@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import trio
 
 from downloader.errors import DownloaderError
-from downloader.lifetimes import background
+from downloader.tasks import background
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -1,7 +1,8 @@
-"""Owners of background tasks and plugins over a `with`, and the timer that ends a process whose stop hangs.
+"""The owner of plugins over a `with`, and the timer that ends a process whose stop hangs.
 
-`background` and `opened` are the only places where a nursery or a cancel scope encloses a `yield`. What a
-failing body, a failing close, a hanging close and a cancel give is in `docs/design/lifetimes.md`.
+`opened`, and `background` in `downloader.tasks`, are the only places where a nursery or a cancel scope
+encloses a `yield`. What a failing body, a failing close, a hanging close and a cancel give is in
+`docs/design/lifetimes.md`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from downloader.errors import PluginError
 from downloader.observe import Event, get_logger
 from downloader.plugins import CLOSING_S, OPENING_S, describe, find_cancel, opening_failed
 from downloader.signals import set_kill_timer
+from downloader.tasks import background
 
 log = get_logger()
 
@@ -28,46 +30,6 @@ Result = TypeVar("Result")
 
 EXIT_MARGIN_S = 0.3
 """How long before the kernel ends the process a thread logs the reason and exits."""
-
-
-@asynccontextmanager
-async def background(
-    task: Callable[..., Awaitable[object]], *, stop: Callable[[], object] | None = None
-) -> AsyncIterator[Any]:
-    """Run `task(task_status=...)` while the context is open; yields the value of its `started()`.
-
-    At the end `stop` is called, by default a cancel of the task, and the task is awaited. A task that returns
-    early does not end the context; a task that raises cancels the body.
-
-    The first error, of the body or of the task, is raised as it is and not in a group. A later error is added
-    to it as a note. Only an error that comes together with a cancel is in the group of Trio's nursery.
-    """
-    errors: list[Exception] = []
-    is_open = False
-    async with trio.open_nursery() as nursery:
-
-        async def run(*, task_status: trio.TaskStatus[Any]) -> None:
-            try:
-                await task(task_status=task_status)
-            except Exception as error:  # noqa: BLE001 - raised below, as the nursery would put it in a group
-                errors.append(error)
-                nursery.cancel_scope.cancel(reason=repr(error))
-
-        try:
-            value = await nursery.start(run)
-            is_open = True
-            yield value
-        except Exception as error:  # noqa: BLE001 - raised below, as the nursery would put it in a group
-            # The task's own error comes before Trio's complaint that the task has not called `started()`.
-            if is_open or not errors:
-                errors.append(error)
-        finally:
-            (stop or nursery.cancel_scope.cancel)()
-    if errors:
-        first, *later = errors
-        for another in later:
-            first.add_note(f"While that was raised, another error followed: {describe(another)}")
-        raise first
 
 
 class Openable(Protocol):

@@ -12,16 +12,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
-from downloader.fetch import MAX_COOLDOWN_S, CompleteBody, Fetcher, FetchSettings, open_fetcher
+from downloader.fetch import MAX_COOLDOWN_S, CompleteBody, FetchSettings, open_fetcher
 from downloader.model import Cooldown, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.net import EgressPolicy, Url, UrlError, host_of
 from downloader.signals import stop_signals
 
 READ_AHEAD = 10_000
 """Files that are read from the list before their turn, so that a slow host does not delay the others."""
+
+READ_STEP = 64
+"""Files that are read in one step of the event loop: about a millisecond, and enough for the workers."""
 
 OWN_FAULTS = 3
 """A file fails after this many attempts that do not count, because our own disk failed or the origin asked
@@ -77,7 +81,7 @@ def fetch_files(
     folder: Path,
     limit: int,
     on_result: Callable[[FetchResult], None],
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = lambda *_: None,
     skip: Callable[[str], bool] = lambda _: False,
     resumable: bool = False,
 ) -> None:
@@ -120,9 +124,10 @@ def fetch_files(
                 ) as fetcher,
                 trio.open_nursery() as work,
             ):
-                run = _Run(
+                run = Run(
                     fetcher=fetcher,
-                    storage=storage,
+                    concurrency=settings.concurrency,
+                    path_of=storage.path,
                     nursery=work,
                     limit=limit,
                     mime_type=mime_type,
@@ -235,28 +240,41 @@ class _Host:
         self.opens = max(self.opens, now + seconds)
 
 
-class _Run:
-    """One run: reads the list, and has each file fetched."""
+class Attempts(Protocol):
+    """The part of a `Fetcher` that a run needs."""
+
+    async def attempt(
+        self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: Callable[[int, int | None], None]
+    ) -> Outcome:
+        """See `Fetcher.attempt`."""
+
+
+class Run:
+    """One run: reads the list, and has each file fetched; ends with the tasks in `nursery`.
+
+    `path_of` gives the path of the stored file of a job.
+    """
 
     def __init__(
         self,
         *,
-        fetcher: Fetcher,
-        storage: _Files,
+        fetcher: Attempts,
+        concurrency: int,
+        path_of: Callable[[str], Path],
         nursery: trio.Nursery,
         limit: int,
         mime_type: str,
         on_result: Callable[[FetchResult], None],
-        on_progress: OnProgress | None,
+        on_progress: OnProgress,
     ) -> None:
         self._fetcher = fetcher
-        self._storage = storage
+        self._path_of = path_of
         self._nursery = nursery
         self._limit = limit
         self._mime_type = mime_type
         self._on_result = on_result
         self._on_progress = on_progress
-        self._slots = trio.CapacityLimiter(fetcher.settings.concurrency)
+        self._slots = trio.CapacityLimiter(concurrency)
         self._ahead = trio.Semaphore(READ_AHEAD)
         """A place for each file that has not ended."""
         self._hosts: dict[str, _Host] = {}
@@ -265,10 +283,14 @@ class _Run:
     async def read(self, urls: Iterable[str], skip: Callable[[str], bool]) -> None:
         """Have each file of the list fetched, unless it is skipped."""
         for index, url in enumerate(urls):
-            if skip(url):
+            if index % READ_STEP == 0:
                 await trio.lowlevel.checkpoint()
+            if skip(url):
                 continue
-            await self._ahead.acquire()
+            if self._ahead.value == 0:
+                await self._ahead.acquire()
+            else:
+                self._ahead.acquire_nowait()
             name = host_of(url, with_port=True)
             host = self._hosts.setdefault(name, _Host(name))
             host.files += 1
@@ -329,14 +351,11 @@ class _Run:
         if file.begun is None:
             file.begun = time.monotonic()
         progress = self._on_progress
-        if progress is None:
-            outcome = await self._fetcher.attempt(lease, still_ours=lambda: True)
-        else:
-            progress(file.url, 0, None)
-            outcome = await self._fetcher.attempt(
-                lease, still_ours=lambda: True, on_progress=partial(progress, file.url)
-            )
-            progress(file.url, None, None)
+        progress(file.url, 0, None)
+        outcome = await self._fetcher.attempt(
+            lease, still_ours=lambda: True, on_progress=partial(progress, file.url)
+        )
+        progress(file.url, None, None)
         if outcome.cooldown is not None:
             host.cool_down(outcome.cooldown, began=began)
             file.throttled += 1
@@ -365,7 +384,7 @@ class _Run:
                 sha256=outcome.file.sha256,
                 mime_type=outcome.file.mime_type,
                 filename=outcome.file.filename,
-                path=str(self._storage.path(lease.id)) if ok else "",
+                path=str(self._path_of(lease.id)) if ok else "",
                 attempts=lease.attempts + 1,
                 seconds=time.monotonic() - (file.begun or 0.0),
             )

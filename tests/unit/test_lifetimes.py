@@ -14,13 +14,14 @@ from structlog.testing import capture_logs
 
 import downloader
 from downloader.errors import PluginError
-from downloader.lifetimes import Plugin, background, opened
+from downloader.lifetimes import Plugin, opened
+from downloader.tasks import background
 
 SCOPES = frozenset(
     {"open_nursery", "CancelScope", "move_on_after", "move_on_at", "fail_after", "fail_at"},
 )
 
-OWNERS = frozenset({"lifetimes.py"})
+OWNERS = frozenset({"lifetimes.py", "tasks.py"})
 """The only module in which a nursery or scope may enclose a `yield`."""
 
 

@@ -1,4 +1,4 @@
-"""What `downloader fetch` shows: bars and a table on a terminal, a line for each file elsewhere."""
+"""What `downloader fetch` reports: a line for each file, and on a terminal bars and a table."""
 
 from __future__ import annotations
 
@@ -7,46 +7,29 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
-from rich.text import Text
 
-from downloader.cli.fetch_folder import OutputFolder, file_name
+from downloader.cli.fetch_folder import OutputFolder
 from downloader.cli.fetch_record import Record
 from downloader.cli.remote import write, write_json
 from downloader.errors import StorageError
 from downloader.oneshot import FetchResult
 from downloader.printable import escape
 
-BARS = 12
-"""Number of files shown at once. The bar of the total counts all."""
+if TYPE_CHECKING:
+    from downloader.cli.fetch_screen import Bars
 
 ROWS = 40
 """Rows of the table at the end; beyond it only failures are listed."""
 
-LABEL_CHARS = 32
-
 
 class Report:
-    """Takes the results of a run, gives files their names, and shows the progress."""
+    """Takes the results of a run, gives files their names, and reports them."""
 
     def __init__(
-        self, count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool, bars: Progress | None
+        self, count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool, bars: Bars | None
     ) -> None:
         self.failed = 0
         self._fetched = self._fetched_bytes = self._skipped = 0
@@ -56,14 +39,10 @@ class Report:
         self._json = as_json_lines
         self._table = not as_json_lines and sys.stdout.isatty()
         self._rows: list[FetchResult] = []
-        """For the table: the first results, and then the first failures."""
+        """The first `ROWS` results."""
         self._failures: list[FetchResult] = []
+        """The first `ROWS` failures."""
         self._bars = bars
-        self._tasks: dict[str, TaskID] = {}
-        """The bars of files, by URL."""
-        self._total = bars.add_task("files", total=count, whole=True) if bars is not None else None
-        self.progress = self._show if bars is not None else None
-        """The engine's `on_progress`."""
 
     def skip(self, url: str) -> bool:
         """The engine's `skip`: whether the file is there. It is reported then."""
@@ -85,6 +64,11 @@ class Report:
         )
         return True
 
+    def progress(self, url: str, received: int | None, total: int | None) -> None:
+        """The engine's `on_progress`."""
+        if self._bars is not None:
+            self._bars.show(url, received, total)
+
     def ended(self, result: FetchResult) -> None:
         """The engine's `on_result`: give the file its name, and report it."""
         placed = self._place(result) if result.ok else result
@@ -94,18 +78,19 @@ class Report:
         else:
             self.failed += 1
         if self._table:
-            self._keep_row(placed)
+            for kept, wanted in ((self._rows, True), (self._failures, not placed.ok)):
+                if wanted and len(kept) < ROWS:
+                    kept.append(placed)
         self._write(placed)
 
     def summary(self) -> None:
-        """The table at the end, on a terminal."""
+        """Print the table at the end, on a terminal."""
         if not self._table:
             return
+        from downloader.cli.fetch_screen import print_table
+
         rows = self._rows if self._fetched + self.failed <= ROWS else self._failures
-        console = Console()
-        if rows:
-            console.print(_table(sorted(rows, key=lambda result: result.index)))
-        console.print(self._counts(), highlight=False)
+        print_table(sorted(rows, key=lambda result: result.index), self._counts())
 
     def interrupted(self) -> None:
         """Write a line on standard error, after Ctrl-C."""
@@ -126,27 +111,9 @@ class Report:
             counts.append(f"{left} not fetched")
         return "; ".join(counts)
 
-    def _keep_row(self, result: FetchResult) -> None:
-        for kept, wanted in ((self._rows, True), (self._failures, not result.ok)):
-            if wanted and len(kept) < ROWS:
-                kept.append(result)
-
-    def _show(self, url: str, received: int | None, total: int | None) -> None:
-        """Move the bar of a file, or begin or remove it."""
-        assert self._bars is not None
-        task = self._tasks.get(url)
-        if received is None:
-            if task is not None:
-                self._bars.remove_task(self._tasks.pop(url))
-        elif task is not None:
-            self._bars.update(task, completed=received, total=total)
-        elif len(self._tasks) < BARS:
-            label = file_name(url)[:LABEL_CHARS]
-            self._tasks[url] = self._bars.add_task(label, completed=received, total=total, whole=False)
-
     def _write(self, result: FetchResult) -> None:
-        if self._bars is not None and self._total is not None:
-            self._bars.advance(self._total)
+        if self._bars is not None:
+            self._bars.advance()
         if self._json:
             write_json(result_fields(result))
         elif not self._table:
@@ -178,39 +145,14 @@ def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Ite
     Raises:
         ConfigError: the record of the folder cannot be read.
     """
-    record = Record(folder)
-    if not sys.stderr.isatty() or (as_json_lines and sys.stdout.isatty()):
-        yield Report(count, folder=folder, record=record, as_json_lines=as_json_lines, bars=None)
-        return
-    columns = [
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        _Amount(),
-        _Speed(),
-        TimeRemainingColumn(compact=True),
-    ]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    with contextlib.ExitStack() as stack:
+        record = stack.enter_context(contextlib.closing(Record(folder)))
+        bars = None
+        if sys.stderr.isatty() and not (as_json_lines and sys.stdout.isatty()):
+            from downloader.cli.fetch_screen import open_bars
+
+            bars = stack.enter_context(open_bars(count))
         yield Report(count, folder=folder, record=record, as_json_lines=as_json_lines, bars=bars)
-
-
-class _Amount(ProgressColumn):
-    """Bytes of a file, files of the whole."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._files, self._bytes = MofNCompleteColumn(), DownloadColumn()
-
-    def render(self, task: Task) -> Text:
-        """See rich."""
-        return self._files.render(task) if task.fields["whole"] else self._bytes.render(task)
-
-
-class _Speed(TransferSpeedColumn):
-    """The speed of a file; the line of the whole run has none."""
-
-    def render(self, task: Task) -> Text:
-        """See rich."""
-        return Text() if task.fields["whole"] else super().render(task)
 
 
 def result_fields(result: FetchResult) -> dict[str, Any]:
@@ -227,18 +169,3 @@ def _line(result: FetchResult) -> str:
         word = "skipped" if result.skipped else "ok"
         return f"{word} {result.size} {escape(result.path)} {escape(result.url)}"
     return f"failed {result.error_code} {escape(result.url)} {escape(result.error)}"
-
-
-def _table(results: list[FetchResult]) -> Table:
-    table = Table("file", "size", "type", "seconds", "result")
-    for result in results:
-        shown = result.path if result.ok else result.url
-        outcome = Text("ok", style="green") if result.ok else Text(escape(result.error), style="red")
-        table.add_row(
-            Text(escape(shown), overflow="fold"),
-            Text(decimal(result.size) if result.ok else "", justify="right"),
-            Text(escape(result.mime_type)),
-            Text(f"{result.seconds:.1f}", justify="right"),
-            outcome,
-        )
-    return table

@@ -16,7 +16,7 @@ import trio
 
 from downloader.failpoints import failpoint
 from downloader.fetch.spool import Spool
-from downloader.lifetimes import background
+from downloader.tasks import background
 
 SMALL_BYTES = 64 * 1024
 """Up to here a body stays in memory and is stored in one step; most files of the web are smaller."""

@@ -12,7 +12,6 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 import httpx2
 import trio
 
-from downloader.lifetimes import background
 from downloader.net.connection import Connection
 from downloader.net.dial import Dialer
 from downloader.net.errors import BadRequest, ConnectionLost, TimedOut
@@ -23,6 +22,7 @@ from downloader.net.response import Field
 from downloader.net.route import ROUTE, Route, build_request
 from downloader.net.stream import Stream
 from downloader.net.url import Origin, Url, UrlError
+from downloader.tasks import background
 
 _CLOSE_S = 2.0
 """Time limit for closing idle connections at the end; none of them waits for its peer."""

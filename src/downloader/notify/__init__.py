@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from downloader.groupcommit import CommitAbandoned, GroupCommit
-from downloader.lifetimes import background
 from downloader.model import describe_status, is_reserved
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify.bulkhead import Bulkhead, Deferred
@@ -21,6 +20,7 @@ from downloader.notify.notifier import (
 )
 from downloader.notify.supervisor import open_notifiers
 from downloader.plugins import parse_section
+from downloader.tasks import background
 
 __all__ = [
     "Bulkhead",

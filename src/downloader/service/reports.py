@@ -11,9 +11,9 @@ import trio
 
 from downloader import __version__
 from downloader.errors import StoreError
-from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
 from downloader.store import JobStore
+from downloader.tasks import background
 
 log = get_logger()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from downloader.errors import StorageError, StorageRefused
 from downloader.groupcommit import CommitAbandoned, GroupCommit
-from downloader.lifetimes import background
 from downloader.plugins import parse_section
 from downloader.storage.opening import (
     OWN_BUCKETS,
@@ -23,6 +22,7 @@ from downloader.storage.protocol import (
     StoredFile,
     is_bucket_name,
 )
+from downloader.tasks import background
 
 __all__ = [
     "OWN_BUCKETS",

@@ -15,7 +15,6 @@ import trio
 from downloader.config import RedisSettings
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
 from downloader.ids import shard_of
-from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
 from downloader.store.scripts import Script, load_scripts
@@ -27,6 +26,7 @@ from downloader.store.servers import (
     run_script_durably,
     servers_for,
 )
+from downloader.tasks import background
 
 log = get_logger()
 

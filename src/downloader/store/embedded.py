@@ -24,8 +24,8 @@ import trio
 
 from downloader.errors import ConfigError, StoreUnavailable
 from downloader.folders import private_folder
-from downloader.lifetimes import background
 from downloader.observe import Event, get_logger
+from downloader.tasks import background
 
 log = get_logger()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from downloader.lifetimes import background
+from downloader.tasks import background
 
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER: closing a socket with this sends a reset."""

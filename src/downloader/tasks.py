@@ -1,0 +1,51 @@
+"""A background task over a `with`; imports nothing of ours, as nearly all parts use it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+
+@asynccontextmanager
+async def background(
+    task: Callable[..., Awaitable[object]], *, stop: Callable[[], object] | None = None
+) -> AsyncIterator[Any]:
+    """Run `task(task_status=...)` while the context is open; yields the value of its `started()`.
+
+    At the end `stop` is called, by default a cancel of the task, and the task is awaited. A task that returns
+    early does not end the context; a task that raises cancels the body.
+
+    The first error, of the body or of the task, is raised as it is and not in a group. A later error is added
+    to it as a note. Only an error that comes together with a cancel is in the group of Trio's nursery.
+    """
+    errors: list[Exception] = []
+    is_open = False
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[Any]) -> None:
+            try:
+                await task(task_status=task_status)
+            except Exception as error:  # noqa: BLE001 - raised below, as the nursery would put it in a group
+                errors.append(error)
+                nursery.cancel_scope.cancel(reason=repr(error))
+
+        try:
+            value = await nursery.start(run)
+            is_open = True
+            yield value
+        except Exception as error:  # noqa: BLE001 - raised below, as the nursery would put it in a group
+            # The task's own error comes before Trio's complaint that the task has not called `started()`.
+            if is_open or not errors:
+                errors.append(error)
+        finally:
+            (stop or nursery.cancel_scope.cancel)()
+    if errors:
+        first, *later = errors
+        for another in later:
+            first.add_note(
+                f"While that was raised, another error followed: {type(another).__name__}: {another}"
+            )
+        raise first
