@@ -30,8 +30,7 @@ from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.events import Event
 from downloader.observe.metrics import METRICS
 from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
-from downloader.store.keys import KEYS
-from downloader.store.scripts import load_scripts
+from downloader.store import KEYS, load_scripts
 from downloader.testing import StorageContract
 from downloader_plugins.filesystem import FilesystemSettings
 from downloader_plugins.http import HttpSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import structlog
 from hypothesis import settings
 
 from downloader.config import RedisSettings
-from downloader.store import JobStore, asyncio_loop, open_store
+from downloader.store import JobStore, Script, asyncio_loop, load_scripts, open_store
 from servers.aws import Moto
+from servers.raw_store import RawStore
 from servers.s3 import Front, new_bucket, open_front
 from servers.valkey import Valkey
 
@@ -117,7 +118,21 @@ def redis_settings(valkey: Valkey) -> RedisSettings:
 
 
 @pytest.fixture
-async def store(redis_settings: RedisSettings) -> AsyncIterator[JobStore]:
+def raw(redis_settings: RedisSettings) -> Iterator[RawStore]:
+    """The server of that store, past the store."""
+    opened = RawStore(redis_settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def scripts() -> Mapping[str, Script]:
+    """The transitions of that store; a module with a clock of its own has others."""
+    return load_scripts()
+
+
+@pytest.fixture
+async def store(redis_settings: RedisSettings, scripts: Mapping[str, Script]) -> AsyncIterator[JobStore]:
     """A fresh store."""
-    async with asyncio_loop(), open_store(redis_settings) as opened:
+    async with asyncio_loop(), open_store(redis_settings, scripts=scripts) as opened:
         yield opened

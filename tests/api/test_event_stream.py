@@ -20,6 +20,7 @@ from downloader.server import Limits
 from downloader.store import JobStore, Load, Submission
 from servers.api import Served, Serving, read_to_end
 from servers.jobs import downloaded, spec_for
+from servers.raw_store import RawStore
 
 QUICK = Pace(sample_s=0.01, alive_s=30)
 GET = b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -195,12 +196,12 @@ async def test_a_silent_stream_gets_alive_events(serving: Serving) -> None:
         await stream.snapshot()
         assert await stream.event() == ("alive", {})
         assert await stream.event() == ("alive", {})
-    async with await api.connect() as raw:
-        await raw.send_all(GET)
+    async with await api.connect() as connection:
+        await connection.send_all(GET)
         answer = b""
         with trio.fail_after(20):
             while b"\n: alive\n" not in answer:
-                answer += await raw.receive_some()
+                answer += await connection.receive_some()
     assert b"\r\n\r\n" in answer
     assert b"retry: 2000\n\n" in answer
 
@@ -317,12 +318,14 @@ async def test_64_listeners_of_one_client_do_not_lock_out_another(serving: Servi
         await trio.aclose_forcefully(stream)
 
 
-async def test_without_listeners_the_store_is_not_asked(serving: Serving, store: JobStore) -> None:
+async def test_without_listeners_the_store_is_not_asked(
+    raw: RawStore, serving: Serving, store: JobStore
+) -> None:
     """Counted by the server that runs the scripts, not by our own code."""
     api = await serving(pace=QUICK)
 
     async def asked() -> int:
-        stats = await store._client.command("INFO", "commandstats")
+        stats = raw.command("INFO", "commandstats")
         evals = (
             stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha", "zrange")
         )

@@ -14,6 +14,7 @@ from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, Listed, Submission
 from servers.api import Served, Serving
 from servers.jobs import closed, downloaded, end_all, spec_for
+from servers.raw_store import RawStore
 
 
 async def finished(
@@ -96,11 +97,11 @@ async def test_those_of_an_aggregation_since_a_time(api: Served) -> None:
     assert [row["id"] for row in await listed(api)] == first
 
 
-async def test_a_failed_callback_counts_from_its_own_failure(api: Served) -> None:
+async def test_a_failed_callback_counts_from_its_own_failure(raw: RawStore, api: Served) -> None:
     """An operator sends again what failed in an outage, however long before it was downloaded."""
     store, since = api.store, "2020-01-01T00:00:00Z"
     [job_id] = await finished(store, 1)
-    await store._client.command("HSET", store._keys.key(0, "task", Kind.DOWNLOAD, job_id), "finished", 1000)
+    raw.command("HSET", raw.key("task", Kind.DOWNLOAD, job_id), "finished", 1000)
     assert ids(await listed(api, callback="failed", since=since)) == {job_id}
     assert await retried(api, since=since) == 1
 
@@ -226,10 +227,10 @@ async def test_the_newest_failures_come_first(api: Served) -> None:
     assert await failures(api) == [old.id], "it has not failed any more"
 
 
-async def test_as_many_failures_are_kept_as_are_shown(api: Served) -> None:
+async def test_as_many_failures_are_kept_as_are_shown(raw: RawStore, api: Served) -> None:
     await finished(api.store, PAGE + 5)
     assert len(await failures(api)) == PAGE
-    assert await api.store._client.command("ZCARD", api.store._keys.key(0, "failures")) == PAGE
+    assert raw.command("ZCARD", raw.key("failures")) == PAGE
 
 
 async def test_a_token_sees_failures_of_its_aggregations_only(serving: Serving, store: JobStore) -> None:
@@ -241,10 +242,10 @@ async def test_a_token_sees_failures_of_its_aggregations_only(serving: Serving, 
     assert [each["id"] for each in answer.json()["jobs"]] == [job]
 
 
-async def test_a_deleted_job_is_no_failure_any_more(api: Served) -> None:
+async def test_a_deleted_job_is_no_failure_any_more(raw: RawStore, api: Served) -> None:
     [job] = await finished(api.store, 1, keep_s=0)
     assert await failures(api) == [job]
     [reapable] = (await api.store.reap(9, 60)).jobs
     await api.store.remove([reapable.spec.id])
     assert await failures(api) == []
-    assert await api.store._client.command("ZCARD", api.store._keys.key(0, "failures")) == 0
+    assert raw.command("ZCARD", raw.key("failures")) == 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from downloader.store.scripts import load_scripts
+from downloader.store import load_scripts
 from servers.fault_proxy import FaultProxy, open_fault_proxy
 from servers.fleet import (
     BRIEF,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from downloader.store import StoreClient
-from downloader.store.scripts import Script
+from downloader.store import Script, load_scripts
+from servers.raw_store import RawStore
 
 
-def with_clock(script: Script) -> Script:
-    """The script with a clock that a test sets."""
+def clocked_scripts() -> Mapping[str, Script]:
+    """All scripts, with a clock that a test sets."""
+    return {name: _with_clock(script) for name, script in load_scripts().items()}
+
+
+def _with_clock(script: Script) -> Script:
     ours = "local clock = tonumber(redis.call('GET', base .. 'clock'))\n"
     ours += "local time = {math.floor(clock / 1000), clock % 1000 * 1000}"
     assert script.text.count("local time = redis.call('TIME')") == 1
@@ -19,19 +24,17 @@ def with_clock(script: Script) -> Script:
 
 @dataclass
 class StoreClock:
-    """The clock of one store."""
+    """The clock of a store that was opened with `clocked_scripts`."""
 
-    client: StoreClient
+    raw: RawStore
     now_ms: int = 1_000_000
 
-    async def start(self) -> None:
-        """Let all scripts read this clock from now on."""
-        self.client._scripts = {name: with_clock(each) for name, each in self.client._scripts.items()}
-        await self.set()
+    def __post_init__(self) -> None:
+        self._set()
 
-    async def set(self) -> None:
-        await self.client.command("SET", f"{self.client.keys.base(0)}clock", self.now_ms)
-
-    async def move(self, seconds: float) -> None:
+    def move(self, seconds: float) -> None:
         self.now_ms += round(seconds * 1000)
-        await self.set()
+        self._set()
+
+    def _set(self) -> None:
+        self.raw.command("SET", f"{self.raw.keys.base(0)}clock", self.now_ms)

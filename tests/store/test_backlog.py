@@ -8,6 +8,7 @@ from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Backlog, CallbackPlan, Changed, DestinationLoad, JobStore, Submission, Waiting
 from downloader.store.codec import backlog as backlog_of
 from servers.jobs import closed, downloaded, spec_for, tried_again
+from servers.raw_store import RawStore
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 LATER = Outcome(verdict=Verdict.RETRY, error="x", error_code=ErrorCode.CONNECT)
@@ -58,7 +59,9 @@ async def test_pending_tasks_are_summed_and_the_largest_destinations_listed(stor
     assert found.downloads.next_ms == pytest.approx(found.now_ms + 60_000, abs=10_000)
 
 
-async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(store: JobStore) -> None:
+async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(
+    raw: RawStore, store: JobStore
+) -> None:
     ids = [await finished(store, name) for name in ("http a", "http b", "http c")]
     leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     ends = [Verdict.FAILED, Verdict.FAILED, Verdict.SUCCEEDED]
@@ -71,24 +74,26 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(st
     assert await store.retry(failed[0], download=False, limit=4) is Changed.DONE
     found = await store.backlog(9)
     assert (found.failed_callbacks, found.failed_to) == (1, [(leases[1].group, 1)])
-    key = store._keys.key(0, "failed")
-    await store._client.command("ZADD", key, 1, failed[1])
+    key = raw.key("failed")
+    raw.command("ZADD", key, 1, failed[1])
     found = await store.backlog(9)
     assert (found.failed_callbacks, found.failed_to) == (0, [])
     await store.reap(9, 60)
-    assert await store._client.command("EXISTS", key) == 0
+    assert raw.command("EXISTS", key) == 0
     assert set(failed) < set(ids)
 
 
-async def test_a_success_after_a_retry_of_an_earlier_version_ends_the_failure(store: JobStore) -> None:
+async def test_a_success_after_a_retry_of_an_earlier_version_ends_the_failure(
+    raw: RawStore, store: JobStore
+) -> None:
     """Its `retry` leaves the job in `failed`."""
     job_id = await finished(store, "http a")
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     await store.settle("me", [closed(lease, Delivery(verdict=Verdict.FAILED), 60, 4)])
-    key = store._keys.key(0, "failed")
-    until = await store._client.command("ZSCORE", key, job_id)
+    key = raw.key("failed")
+    until = raw.command("ZSCORE", key, job_id)
     await store.retry(job_id, download=False, limit=4)
-    await store._client.command("ZADD", key, until, job_id)
+    raw.command("ZADD", key, until, job_id)
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     await store.settle("me", [closed(lease, Delivery(verdict=Verdict.SUCCEEDED), 60, 4)])
     assert (await store.backlog(9)).failed_callbacks == 0

@@ -10,6 +10,7 @@ import trio
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Settled
 from servers.jobs import downloaded, handed_back, spec_for, submitted, tried_again
+from servers.raw_store import RawStore
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=FileFacts(size=3, sha256="ab" * 32))
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
@@ -32,9 +33,9 @@ async def seen(store: JobStore, job_id: str) -> JobView:
     return view
 
 
-async def lapse(store: JobStore, key: str, *parameters: str, member: str) -> None:
+async def lapse(raw: RawStore, store: JobStore, key: str, *parameters: str, member: str) -> None:
     """Move the end of a lease to now."""
-    await store._client.command("ZADD", store._keys.key(0, key, *parameters), 1, member)
+    raw.command("ZADD", raw.key(key, *parameters), 1, member)
 
 
 async def nothing_waits(store: JobStore) -> bool:
@@ -78,7 +79,9 @@ async def test_a_running_job_keeps_its_slot_until_its_holder_has_stopped(store: 
                 answer = await store.settle("me", [handed_back(lease, "", 0)])
         assert answer == [Settled.CANCELLED]
     assert (await leased(store)).id == other.id
-    assert (await seen(store, spec.id)).download.state is State.CANCELLED
+    download = (await seen(store, spec.id)).download
+    assert download.state is State.CANCELLED
+    assert [line["error"] for line in download.log] == ["cancelled by a client"]
     callback = await leased(store, Kind.CALLBACK)
     assert callback.result is not None
     assert callback.result.error_code is ErrorCode.CANCELLED
@@ -96,6 +99,7 @@ async def test_the_slot_is_not_another_s_to_free(store: JobStore) -> None:
 @pytest.mark.parametrize("sweeper", list(Kind))
 @pytest.mark.parametrize("removed", [False, True])
 async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
+    raw: RawStore,
     store: JobStore,
     removed: bool,  # noqa: FBT001  # a parameter of the test
     sweeper: Kind,
@@ -109,32 +113,32 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
         await store.remove([spec.id])
     assert await store.sweep(sweeper) == []
     assert await nothing_waits(store)
-    await lapse(store, "stopping", member=f"{spec.id} a")
+    await lapse(raw, store, "stopping", member=f"{spec.id} a")
     assert await store.sweep(sweeper) == []
     assert (await leased(store)).id == other.id
     view = await store.get(spec.id)
     assert view is None if removed else view is not None and view.download.state is State.CANCELLED
 
 
-async def test_a_job_whose_work_does_not_end_keeps_its_slot(store: JobStore) -> None:
+async def test_a_job_whose_work_does_not_end_keeps_its_slot(raw: RawStore, store: JobStore) -> None:
     """A thread that waits for the disk cannot be ended; its holder goes on renewing."""
     spec = await submitted(store)
     lease = await leased(store)
     await submitted(store)
     await store.cancel(spec, None, 60)
-    await lapse(store, "stopping", member=f"{spec.id} a")
+    await lapse(raw, store, "stopping", member=f"{spec.id} a")
     assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == [Settled.CANCELLED]
     await store.sweep(Kind.DOWNLOAD)
     assert await nothing_waits(store)
 
 
-async def test_a_lease_whose_answer_was_lost_is_not_given_again(store: JobStore) -> None:
+async def test_a_lease_whose_answer_was_lost_is_not_given_again(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
     ask |= {"last": [], "never": [], "unproven": 0}
-    await store._client.run("lease", 0, ask)
+    raw.run("lease", ask)
     await cancelled(store, spec)
-    assert (await store._client.run("lease", 0, ask))[3] == []
+    assert (raw.run("lease", ask))[3] == []
 
 
 async def test_a_finished_download_is_not_cancelled(store: JobStore) -> None:
@@ -159,11 +163,11 @@ async def test_a_repetition_changes_nothing(store: JobStore) -> None:
     assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
 
 
-async def test_a_job_without_a_callback_is_kept_for_a_while(store: JobStore) -> None:
+async def test_a_job_without_a_callback_is_kept_for_a_while(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     await store.cancel(spec, None, 60)
     assert (await store.reap(9, 60)).jobs == []
-    await lapse(store, "reap", member=spec.id)
+    await lapse(raw, store, "reap", member=spec.id)
     assert [(job.spec.id, job.has_file) for job in (await store.reap(9, 60)).jobs] == [(spec.id, False)]
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from downloader.store import JobStore
 from downloader.store.jobs import Uncounted
+from servers.raw_store import RawStore
 
 
 async def test_totals_are_sums_over_all_instances_that_there_have_been(store: JobStore) -> None:
@@ -21,7 +22,7 @@ async def test_totals_are_sums_over_all_instances_that_there_have_been(store: Jo
     assert await store.totals("notifier") == {"x": 100}
 
 
-async def test_a_report_that_is_repeated_adds_nothing(store: JobStore) -> None:
+async def test_a_report_that_is_repeated_adds_nothing(raw: RawStore, store: JobStore) -> None:
     call = {
         "role": "processor",
         "instance": "i",
@@ -32,11 +33,11 @@ async def test_a_report_that_is_repeated_adds_nothing(store: JobStore) -> None:
     }
     rows = [{"series": "x", "amount": "3"}]
     for _ in range(2):
-        await store._client.run("report", 0, call, rows)
+        raw.run("report", call, rows)
     assert await store.totals("processor") == {"x": 3}
     # Also not one that was on its way for so long that the next came before it.
-    await store._client.run("report", 0, call | {"number": 2}, rows)
-    await store._client.run("report", 0, call, rows)
+    raw.run("report", call | {"number": 2}, rows)
+    raw.run("report", call, rows)
     assert await store.totals("processor") == {"x": 6}
 
 
@@ -51,7 +52,7 @@ def test_counts_without_an_answer_are_sent_again_unchanged() -> None:
     assert uncounted.next({"x": 4, "y": 1}) == {}
 
 
-async def test_the_number_of_the_last_counts_outlives_a_silence(store: JobStore) -> None:
+async def test_the_number_of_the_last_counts_outlives_a_silence(raw: RawStore, store: JobStore) -> None:
     await store.report("i", "processor", {}, 0.01, {"x": 1})
-    key = store._keys.key(0, "counted", "processor", "i")
-    assert await store._client.command("PTTL", key) == pytest.approx(86_400_000, abs=60_000)
+    key = raw.key("counted", "processor", "i")
+    assert raw.command("PTTL", key) == pytest.approx(86_400_000, abs=60_000)

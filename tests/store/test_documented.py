@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from downloader.model import State
-from downloader.store.keys import KEYS, LAYOUT_VERSION, Keys, lua_key_functions
-from downloader.store.scripts import load_scripts
+from downloader.config import HostSettings, RedisSettings
+from downloader.model import Delivery, Kind, Outcome, State, Verdict
+from downloader.store import (
+    KEYS,
+    CallbackPlan,
+    JobStore,
+    Keys,
+    Submission,
+    asyncio_loop,
+    load_scripts,
+    open_store,
+)
+from downloader.store.keys import LAYOUT_VERSION, lua_key_functions
+from servers.jobs import closed, downloaded, spec_for, submitted, tried_again
+from servers.raw_store import RawStore
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCRIPTS = load_scripts()
+OK = Outcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.mark.parametrize("state", State)
@@ -23,8 +38,47 @@ def test_the_layout_page_names_the_version() -> None:
     assert f"layout version is {LAYOUT_VERSION}" in (DOCS / "redis-layout.md").read_text("utf-8")
 
 
-def test_each_key_has_an_owner_or_a_time_to_live() -> None:
-    assert all(key.owner or key.ttl for key in KEYS)
+async def use_every_key(store: JobStore) -> None:
+    """Bring jobs into all states, at hosts with a limit too."""
+    for aggr_id, host, count in (("a", "slow.test", 2), ("b", "other.test", 4), ("c", "third.test", 2)):
+        limit = 1 if aggr_id == "c" else 9
+        specs = [
+            spec_for(store, aggr_id, aggr_limit=limit, url=f"http://{host}/", priority=1)
+            for _ in range(count)
+        ]
+        await store.submit([Submission(spec=spec, idempotency_key=spec.id) for spec in specs])
+    leases = (await store.lease(Kind.DOWNLOAD, "me", 9, 60)).leases
+    done, failed, later, cancelled = (lease for lease in leases if lease.group == "b")
+    plans = [CallbackPlan(group=f"http {number}", limit=4) for number in range(3)]
+    no = Outcome(verdict=Verdict.FAILED, error="no")
+    await store.settle("me", [downloaded(done, OK, plans[0], 60), downloaded(failed, no, plans[1], 60)])
+    await store.settle("me", [tried_again(later, replace(no, verdict=Verdict.RETRY), 60)])
+    await store.cancel(cancelled.spec, plans[2], 60)
+    callbacks = (await store.lease(Kind.CALLBACK, "me", 2, 60)).leases
+    for lease, verdict in zip(callbacks, (Verdict.SUCCEEDED, Verdict.FAILED), strict=True):
+        await store.settle("me", [closed(lease, Delivery(verdict=verdict, error="no"), 60, 4)])
+    await submitted(store, "d")
+    await store.set_crawl_delay("slow.test", 1, 60)
+    await store.report("one", "processor", {}, 60, {"bytes": 1})
+
+
+async def test_each_key_has_the_type_of_the_table_and_expires_if_it_is_said_to(
+    redis_settings: RedisSettings, raw: RawStore
+) -> None:
+    hosts = {"slow.test": HostSettings(limit=1, delay=5)}
+    durable = redis_settings.model_copy(update={"durability": "aof"})
+    async with asyncio_loop(), open_store(durable, hosts=hosts) as store:
+        await use_every_key(store)
+    patterns = {re.compile(re.sub("<[^>]*>", ".+", key.path)): key for key in KEYS}
+    seen: set[str] = set()
+    for name in raw.command("KEYS", f"{raw.keys.base(0)}*"):
+        path = name.removeprefix(raw.keys.base(0))
+        [key] = [key for pattern, key in patterns.items() if pattern.fullmatch(path)]
+        seen.add(key.name)
+        assert raw.command("TYPE", name) == key.type, name
+        assert (raw.command("PTTL", name) > 0) is bool(key.ttl), name
+        assert key.ttl or key.owner
+    assert seen == {key.name for key in KEYS if key.type != "channel"}
 
 
 def test_lua_and_python_spell_keys_alike() -> None:

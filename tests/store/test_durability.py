@@ -9,10 +9,11 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
-from downloader.store import Accepted, JobStore, Submission, asyncio_loop, open_store
+from downloader.store import Accepted, JobStore, Keys, Submission, asyncio_loop, open_store
 from downloader.testing import open_tcp_proxy
 from servers.jobs import spec_for
 from servers.ports import spare_port
+from servers.raw_store import RawStore
 from servers.valkey import Valkey
 
 
@@ -77,7 +78,7 @@ async def test_a_replica_that_has_it_is_enough() -> None:
         async with asyncio_loop(), open_store(redis) as store:
             spec = spec_for(store)
             assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
-            assert b"aggr_id" in replica.command("GET", store._keys.key(0, "job", spec.id))
+            assert b"aggr_id" in replica.command("GET", RawStore(redis).key("job", spec.id))
 
 
 def cut_connections(server: Valkey) -> None:
@@ -164,7 +165,7 @@ async def test_a_durable_call_sends_the_script_s_digest() -> None:
         async with asyncio_loop(), open_store(redis) as store:
             for _ in range(3):
                 await store.submit([Submission(spec=spec_for(store))])
-            stats = await store._client.command("INFO", "commandstats")
+            stats = RawStore(redis).command("INFO", "commandstats")
             assert "cmdstat_eval" not in stats
             assert (stats["cmdstat_evalsha"]["calls"], stats["cmdstat_waitaof"]["calls"]) == (3, 3 + 1)
 
@@ -190,7 +191,9 @@ async def test_f31_the_address_of_the_store_moves_to_another_primary() -> None:
             old.command("REPLICAOF", "127.0.0.1", str(other_port))
             spec = spec_for(store)
             assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
-            assert new.command("EXISTS", store._keys.key(0, "job", spec.id)) == b":1\r\n"
+            assert (
+                new.command("EXISTS", Keys(prefix="downloader", shards=1).key(0, "job", spec.id)) == b":1\r\n"
+            )
 
 
 @pytest.mark.slow

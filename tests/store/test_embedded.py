@@ -18,7 +18,7 @@ from downloader.config import RedisSettings
 from downloader.errors import ConfigError
 from downloader.folders import private_folder
 from downloader.store import Submission, asyncio_loop, embedded_valkey, open_store, socket_path
-from downloader.store.embedded import memory_bytes
+from downloader.store.embedded import bound_to_parent, memory_bytes
 from servers.jobs import spec_for
 from servers.valkey import Valkey, command
 
@@ -63,7 +63,7 @@ async def test_other_users_cannot_read_it(data_dir: Path) -> None:
         assert open_to_others == []
         if os.geteuid() == 0:
             for path in entries(data_dir):
-                assert as_another_user("ls", path).returncode or as_another_user("cat", path).returncode
+                assert as_another_user("ls" if path.is_dir() else "cat", path).returncode, path
             assert as_another_user("ls", data_dir.parent).returncode == 0
 
 
@@ -205,3 +205,15 @@ async def test_a_server_that_was_left_behind_is_ended_first(
     finally:
         left.kill()
         rmtree(left.folder)
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="only there a child can ask for its parent's end")
+def test_a_server_whose_parent_has_ended_does_not_start() -> None:
+    """The parent may end after it has started the child, and before the child asks to be told of that."""
+    started = [
+        subprocess.run(
+            bound_to_parent(parent, ["/bin/echo", "started"]), capture_output=True, check=True
+        ).stdout
+        for parent in (os.getpid(), os.getppid())
+    ]
+    assert started == [b"started\n", b""]

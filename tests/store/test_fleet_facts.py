@@ -10,6 +10,7 @@ from downloader.store import AggregationLoad, CallbackPlan, JobStore, Load
 from downloader.store.codec import counts
 from downloader.store.codec import load as load_of
 from servers.jobs import downloaded, handed_back, leased, submitted, tried_again
+from servers.raw_store import RawStore
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
@@ -28,16 +29,26 @@ async def test_reports_of_live_instances_are_listed(store: JobStore) -> None:
     assert [facts["counters"]["x"] for facts in await store.reports("processor")] == [2]
 
 
-async def test_a_silent_instance_vanishes(store: JobStore) -> None:
-    await store.report("one", "processor", {}, 60)
-    for key in (("instance", "processor", "one"), ("instances", "processor")):
-        assert 0 < await store._client.command("PTTL", store._keys.key(0, *key)) <= 60_000
-    await store._client.command("DEL", store._keys.key(0, "instance", "processor", "one"))
+async def test_a_silent_instance_vanishes(raw: RawStore, store: JobStore) -> None:
+    await store.report("one", "processor", {}, 0.02)
+    await trio.sleep(0.04)
     assert await store.reports("processor") == []
-    instances = store._keys.key(0, "instances", "processor")
-    await store._client.command("ZADD", instances, 1, "one")
-    await store.report("two", "processor", {}, 60)
-    assert await store._client.command("ZCARD", instances) == 1
+    await store.report("two", "processor", {}, 30)
+    instances = raw.key("instances", "processor")
+    assert raw.command("ZRANGE", instances, 0, -1) == ["two"]
+    for key in (raw.key("instance", "processor", "two"), instances):
+        assert raw.command("PTTL", key) == pytest.approx(30_000, abs=5_000)
+
+
+async def test_an_instance_that_reports_seldom_outlasts_one_that_reports_often(
+    raw: RawStore, store: JobStore
+) -> None:
+    await store.report("seldom", "processor", {"instance": "seldom"}, 180)
+    await trio.sleep(0.03)
+    await store.report("often", "processor", {"instance": "often"}, 0.02)
+    names = {facts["instance"] for facts in await store.reports("processor")}
+    assert "seldom" in names
+    assert raw.command("PTTL", raw.key("instances", "processor")) > 150_000
 
 
 # what goes on

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import pytest
 
 from downloader.config import HostSettings, RedisSettings
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
+from downloader.store import JobStore, Script, Settled, Submission, asyncio_loop, open_store
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
-from servers.store_clock import StoreClock
+from servers.raw_store import RawStore
+from servers.store_clock import StoreClock, clocked_scripts
 
 DONE = Outcome(verdict=Verdict.SUCCEEDED)
 LIMITS = {
@@ -26,16 +27,20 @@ LIMITS = {
 
 
 @pytest.fixture
-async def hosts(redis_settings: RedisSettings) -> AsyncIterator[JobStore]:
-    async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS) as opened:
+async def hosts(redis_settings: RedisSettings, scripts: Mapping[str, Script]) -> AsyncIterator[JobStore]:
+    async with asyncio_loop(), open_store(redis_settings, hosts=LIMITS, scripts=scripts) as opened:
         yield opened
 
 
 @pytest.fixture
-async def clock(hosts: JobStore) -> StoreClock:
-    clock = StoreClock(hosts._client)
-    await clock.start()
-    return clock
+def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
+    return clocked_scripts()
+
+
+@pytest.fixture
+def clock(raw: RawStore) -> StoreClock:
+    """The server's clock, which only the test moves."""
+    return StoreClock(raw)
 
 
 async def submit(store: JobStore, aggr_id: str, host: str, count: int = 1, **fields: object) -> list[str]:
@@ -63,13 +68,15 @@ def groups(leases: Sequence[Lease]) -> dict[str, int]:
     return Counter(lease.group for lease in leases)
 
 
-async def keys_of_hosts(store: JobStore) -> list[str]:
-    found: list[str] = await store._client.command("KEYS", f"{store._keys.base(0)}*")
+async def keys_of_hosts(raw: RawStore, store: JobStore) -> list[str]:
+    found: list[str] = raw.command("KEYS", f"{raw.keys.base(0)}*")
     names = {"visits", "parked", "waiting"}
-    return [key for key in found if key.removeprefix(store._keys.base(0)).split(":")[0] in names]
+    return [key for key in found if key.removeprefix(raw.keys.base(0)).split(":")[0] in names]
 
 
-async def test_aggregations_share_a_hosts_limit_in_turns(hosts: JobStore, clock: StoreClock) -> None:
+async def test_aggregations_share_a_hosts_limit_in_turns(
+    raw: RawStore, hosts: JobStore, clock: StoreClock
+) -> None:
     await submit(hosts, "a", "one.test", 20)
     await submit(hosts, "b", "one.test", 20)
     running = await take(hosts)
@@ -77,7 +84,7 @@ async def test_aggregations_share_a_hosts_limit_in_turns(hosts: JobStore, clock:
     taken = list(running)
     while running:
         await end(hosts, running[:1])
-        await clock.move(0.001)
+        clock.move(0.001)
         more = await take(hosts)
         running = [*running[1:], *more]
         taken += more
@@ -86,7 +93,7 @@ async def test_aggregations_share_a_hosts_limit_in_turns(hosts: JobStore, clock:
             assert len(running) == 3, "a place that is free is taken at once, though all ask again much later"
             assert abs(groups(taken)["a"] - groups(taken)["b"]) <= 2
     assert groups(taken) == {"a": 20, "b": 20}
-    assert await keys_of_hosts(hosts) == []
+    assert await keys_of_hosts(raw, hosts) == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ async def test_each_name_below_a_pattern_has_a_limit_of_its_own(hosts: JobStore,
 
 async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 300)
-    await clock.move(1)
+    clock.move(1)
     [behind] = await submit(hosts, "a", "other.test")
     found: list[Lease] = []
     while (batch := await hosts.lease(Kind.DOWNLOAD, "me", 9, 600)).next_due_s == 0 or not found:
@@ -129,18 +136,18 @@ async def test_other_hosts_of_the_aggregation_do_not_wait(hosts: JobStore, clock
     assert (await hosts.load(9)).aggregations[0].pending == 299
 
 
-async def test_a_large_backlog_is_not_scanned(hosts: JobStore, clock: StoreClock) -> None:
+async def test_a_large_backlog_is_not_scanned(raw: RawStore, hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 1500)
     running: list[Lease] = []
     while (batch := await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
         running += batch.leases
     assert batch.next_due_s is not None
     assert batch.next_due_s >= 1
-    parked = hosts._keys.key(0, "parked", "slow.test", "a")
-    assert await hosts._client.command("ZCARD", parked) == 1000
+    parked = raw.key("parked", "slow.test", "a")
+    assert raw.command("ZCARD", parked) == 1000
     for _ in range(3):
         await end(hosts, running)
-        await clock.move(0.001)
+        clock.move(0.001)
         running = await take(hosts)
         assert len(running) == 1
 
@@ -164,13 +171,13 @@ async def test_many_aggregations_that_wait_for_a_host_cost_little(hosts: JobStor
     assert len(await take(hosts)) == 1, "the next one is made due all the same"
 
 
-async def calls_of(store: JobStore, command: str) -> int:
-    stats = await store._client.command("INFO", "commandstats")
+async def calls_of(raw: RawStore, store: JobStore, command: str) -> int:
+    stats = raw.command("INFO", "commandstats")
     return int(stats.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
 @pytest.mark.row("H32")
-async def test_full_hosts_are_asked_once_a_second(hosts: JobStore, clock: StoreClock) -> None:
+async def test_full_hosts_are_asked_once_a_second(raw: RawStore, hosts: JobStore, clock: StoreClock) -> None:
     """Not once for each download that waits, which made 300 full hosts take 91% of a core."""
     names, seconds = [f"h{number}.test" for number in range(20)], 20
     for name in names:
@@ -180,16 +187,18 @@ async def test_full_hosts_are_asked_once_a_second(hosts: JobStore, clock: StoreC
         await submit(hosts, name, name, 30)
     while (await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
         pass
-    before = await calls_of(hosts, "zremrangebyscore")  # of which each ask makes one
+    before = await calls_of(raw, hosts, "zremrangebyscore")  # of which each ask makes one
     for _ in range(4 * seconds):
-        await clock.move(0.25)
+        clock.move(0.25)
         while (await hosts.lease(Kind.DOWNLOAD, "me", 64, 600)).next_due_s == 0:
             pass
-    assert await calls_of(hosts, "zremrangebyscore") - before <= 1.5 * len(names) * seconds
+    assert await calls_of(raw, hosts, "zremrangebyscore") - before <= 1.5 * len(names) * seconds
 
 
 @pytest.mark.row("H32")
-async def test_aggregations_at_their_own_limit_block_nobody(hosts: JobStore, clock: StoreClock) -> None:
+async def test_aggregations_at_their_own_limit_block_nobody(
+    raw: RawStore, hosts: JobStore, clock: StoreClock
+) -> None:
     """Sixteen of them at the head of those that wait kept the others from being called by name."""
     await submit(hosts, "first", "slow.test")
     running = await take(hosts)
@@ -203,10 +212,10 @@ async def test_aggregations_at_their_own_limit_block_nobody(hosts: JobStore, clo
     await submit(hosts, "other", "slow.test", 20)
     assert await take(hosts) == []
     for started in range(20):
-        before = await calls_of(hosts, "hmget")
+        before = await calls_of(raw, hosts, "hmget")
         await end(hosts, running)
-        assert started == 0 or await calls_of(hosts, "hmget") - before < 20, "they are looked at once"
-        await clock.move(0.01)
+        assert started == 0 or await calls_of(raw, hosts, "hmget") - before < 20, "they are looked at once"
+        clock.move(0.01)
         running = await take(hosts)
         assert groups(running) == {"other": 1}, f"{started} have started one after the other"
 
@@ -222,20 +231,20 @@ async def test_an_aggregation_at_its_limit_is_called_when_one_of_its_own_ends(
     assert await take(hosts) == [], "all of them wait for the host now"
     for ended in list(running):
         await end(hosts, [ended])
-        await clock.move(0.001)
+        clock.move(0.001)
         running = [lease for lease in running if lease is not ended] + await take(hosts)
     for name in "aabb" * 7:
         assert groups(running) == {"a": 5, "b": 4}
         ended = next(lease for lease in running if lease.group == name)
         await end(hosts, [ended])
-        await clock.move(0.001)
+        clock.move(0.001)
         running = [lease for lease in running if lease is not ended] + await take(hosts)
 
 
 async def test_a_late_renewal_takes_a_place_again(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 2)
     [lease] = await take(hosts, lease_s=10)
-    await clock.move(11)
+    clock.move(11)
     [other] = await take(hosts, lease_s=600)
     assert await hosts.renew(Kind.DOWNLOAD, "me", [lease], 600) == [Settled.DONE]
     await end(hosts, [other])
@@ -252,11 +261,11 @@ async def test_a_place_that_is_given_up_in_any_way_is_free(hosts: JobStore, cloc
     await hosts.settle("me", [handed_back(lease, "", 60)])
     [lease] = await take(hosts, lease_s=10)
     assert await take(hosts) == []
-    await clock.move(6)
+    clock.move(6)
     await hosts.renew(Kind.DOWNLOAD, "me", [lease], 10)
-    await clock.move(6)
+    clock.move(6)
     assert await take(hosts) == [], "its lease was renewed, and its place with it"
-    await clock.move(4.001)
+    clock.move(4.001)
     await hosts.sweep(Kind.DOWNLOAD)
     [lease] = await take(hosts)
     await hosts.cancel(lease.spec, None, 60)
@@ -270,7 +279,7 @@ async def test_a_place_ends_with_the_lease_of_a_holder_that_died(hosts: JobStore
     await submit(hosts, "a", "slow.test", 2)
     assert len(await take(hosts, lease_s=10)) == 1
     assert await take(hosts) == []
-    await clock.move(11)
+    clock.move(11)
     assert len(await take(hosts)) == 1
 
 
@@ -291,7 +300,7 @@ async def test_a_job_cancelled_while_it_waits_for_a_host_is_skipped(
 async def test_priorities_apply_to_those_that_wait_for_a_host(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 3)
     [lease] = await take(hosts)
-    await clock.move(0.001)
+    clock.move(0.001)
     [high] = await submit(hosts, "a", "slow.test", priority=7)
     [highest] = await submit(hosts, "a", "slow.test", priority=9)
     for expected in (highest, high):
@@ -323,7 +332,7 @@ async def test_a_rate_is_shared_and_no_other_host_waits(hosts: JobStore, clock: 
     while starts < 20:
         wait_s = await due_s(hosts)
         assert wait_s is not None
-        await clock.move(min(wait_s, 0.5) + 0.01)
+        clock.move(min(wait_s, 0.5) + 0.01)
         starts += len(await take(hosts))
         assert starts <= 1 + (clock.now_ms - begun) / 2000
     assert clock.now_ms - begun <= 1.05 * 19 * 2000
@@ -337,7 +346,7 @@ async def test_a_delay_is_kept_between_any_two(hosts: JobStore, clock: StoreCloc
         leases = await take(hosts)
         times += [clock.now_ms] * len(leases)
         await end(hosts, leases)
-        await clock.move(0.1)
+        clock.move(0.1)
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert len(times) == 9
     assert all(4000 <= gap <= 4200 for gap in gaps), gaps
@@ -350,7 +359,7 @@ async def test_the_delay_of_a_robots_txt_is_the_hosts(hosts: JobStore, clock: St
     times = []
     for _ in range(200):
         times += [clock.now_ms] * len(await take(hosts))
-        await clock.move(0.1)
+        clock.move(0.1)
     assert len(times) == 3, "its limit"
     assert all(5000 <= after - before <= 5200 for before, after in itertools.pairwise(times))
 
@@ -368,9 +377,9 @@ async def test_a_cooldown_is_of_the_host_too(hosts: JobStore, clock: StoreClock)
     )
     await hosts.settle("me", [tried_again(first, throttled, 0.0)])
     assert [lease.spec.host for lease in await take(hosts)] == ["two.test"]
-    await clock.move(4.999)
+    clock.move(4.999)
     assert await take(hosts) == []
-    await clock.move(0.001)
+    clock.move(0.001)
     assert len(await take(hosts)) == 2, "its limit is 3, and one is in flight"
     view = await hosts.get(first.id)
     assert view is not None
@@ -385,9 +394,9 @@ async def test_jobs_that_wait_for_a_host_wait_for_its_cooldown(hosts: JobStore, 
     failed = Outcome(verdict=Verdict.FAILED, error="429", cooldown=Cooldown(seconds=5, asked=True))
     await hosts.settle("me", [downloaded(first, failed, None, 60)])
     assert await take(hosts) == []
-    await clock.move(4.999)
+    clock.move(4.999)
     assert await take(hosts) == []
-    await clock.move(0.001)
+    clock.move(0.001)
     assert len(await take(hosts)) == 1
 
 
@@ -397,14 +406,14 @@ async def test_without_limits_jobs_have_no_host(store: JobStore) -> None:
 
 
 async def test_an_instance_without_host_limits_leases_jobs_that_wait(
-    hosts: JobStore, clock: StoreClock
+    hosts: JobStore, redis_settings: RedisSettings, scripts: Mapping[str, Script], clock: StoreClock
 ) -> None:
     """No job is stuck if the limits are taken out of the configuration."""
     await submit(hosts, "a", "slow.test", 3)
     assert len(await take(hosts)) == 1
     assert await take(hosts) == []
-    hosts._hosts = {}
-    await clock.move(31)
-    found = await take(hosts)
-    assert len(found) == 2
-    await end(hosts, found)
+    clock.move(31)
+    async with open_store(redis_settings, hosts={}, scripts=scripts) as without:
+        found = await take(without)
+        assert len(found) == 2
+        await end(without, found)

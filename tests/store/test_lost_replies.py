@@ -14,6 +14,7 @@ from downloader.model import ErrorCode, Kind, Outcome, Verdict
 from downloader.store import JobStore, Settled, Submission, asyncio_loop, open_store
 from downloader.store.codec import fields
 from servers.jobs import downloaded, spec_for, submitted
+from servers.raw_store import RawStore
 
 
 def records(answer: Sequence[Any]) -> list[dict[str, Any]]:
@@ -22,18 +23,18 @@ def records(answer: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.row("F4")
-async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(store: JobStore) -> None:
+async def test_f4_a_lease_that_was_asked_for_again_holds_from_then_on(raw: RawStore, store: JobStore) -> None:
     """The holder counts from its last question; the store must not count from the first."""
     spec = spec_for(store)
     await store.submit([Submission(spec=spec)])
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
     ask |= {"last": [], "never": [], "unproven": 0}
-    await store._client.run("lease", 0, ask)
-    leases = store._keys.key(0, "leases", Kind.DOWNLOAD)
-    await store._client.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
-    await store._client.run("lease", 0, ask)
-    ends_ms = float(await store._client.command("ZSCORE", leases, spec.id))
-    now_s, _ = await store._client.command("TIME")
+    raw.run("lease", ask)
+    leases = raw.key("leases", Kind.DOWNLOAD)
+    raw.command("ZINCRBY", leases, -59_000, spec.id)  # asked 59 s ago
+    raw.run("lease", ask)
+    ends_ms = float(raw.command("ZSCORE", leases, spec.id))
+    now_s, _ = raw.command("TIME")
     assert ends_ms / 1000 - int(now_s) > 55
 
 
@@ -52,14 +53,14 @@ async def test_tasks_that_lease_at_the_same_time_get_different_leases(store: Job
 
 
 @pytest.mark.row("F4")
-async def test_f4_an_ended_lease_is_not_given_again(store: JobStore) -> None:
+async def test_f4_an_ended_lease_is_not_given_again(raw: RawStore, store: JobStore) -> None:
     await store.submit([Submission(spec=spec_for(store))])
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 60_000}
     ask |= {"last": [], "never": [], "unproven": 0}
-    [lease] = records(await store._client.run("lease", 0, ask))
-    await store._client.command("ZADD", store._keys.key(0, "leases", Kind.DOWNLOAD), 1, lease["id"])
+    [lease] = records(raw.run("lease", ask))
+    raw.command("ZADD", raw.key("leases", Kind.DOWNLOAD), 1, lease["id"])
     await store.sweep(Kind.DOWNLOAD)
-    assert records(await store._client.run("lease", 0, ask)) == []
+    assert records(raw.run("lease", ask)) == []
 
 
 @pytest.mark.row("F4")

@@ -32,7 +32,8 @@ from downloader.store import (
 )
 from downloader.store.codec import fields
 from servers.jobs import handed_back, spec_for
-from servers.store_clock import StoreClock
+from servers.raw_store import RawStore
+from servers.store_clock import StoreClock, clocked_scripts
 from servers.store_model import (
     DELAY_MS,
     HOLD_MS,
@@ -60,11 +61,12 @@ class Model(Expected):
 
     server: Valkey
     client: StoreClient
+    raw: RawStore
     done: Counter[str]
     """How often each step had something to do."""
 
     def __post_init__(self) -> None:
-        self.clock = StoreClock(self.client)
+        self.clock = StoreClock(self.raw)
         self.now_ms = self.clock.now_ms
         self.stores = {owner: JobStore(self.client) for owner in OWNERS}
         self.requests: defaultdict[tuple[Kind, str], LeaseRequests] = defaultdict(LeaseRequests)
@@ -98,7 +100,7 @@ class Model(Expected):
     # Steps
 
     async def move_clock(self, by_ms: int) -> None:
-        await self.clock.move(by_ms / 1000)
+        self.clock.move(by_ms / 1000)
         self.now_ms = self.clock.now_ms
         self.done["move_clock"] += 1
 
@@ -407,9 +409,9 @@ class Model(Expected):
 
 async def play(server: Valkey, script: list[tuple[Any, ...]], prefix: str, done: Counter[str]) -> None:
     redis = RedisSettings(url=server.url, key_prefix=prefix, timeout=60)  # for a busy machine
-    async with asyncio_loop(), open_client(redis) as client:
-        model = Model(server=server, client=client, done=done)
-        await model.clock.start()
+    raw = RawStore(redis)
+    async with asyncio_loop(), open_client(redis, scripts=clocked_scripts()) as client:
+        model = Model(server=server, client=client, raw=raw, done=done)
         for name, *arguments in script:
             await getattr(model, name)(*arguments)
             await model.check()

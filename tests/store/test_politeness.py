@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import Changed, JobStore, Submission
+from downloader.store import Changed, JobStore, Script, Submission
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
-from servers.store_clock import StoreClock
+from servers.raw_store import RawStore
+from servers.store_clock import StoreClock, clocked_scripts
 
 THROTTLED = Outcome(
     verdict=Verdict.THROTTLED,
@@ -25,11 +26,14 @@ DONE = Outcome(verdict=Verdict.SUCCEEDED)
 
 
 @pytest.fixture
-async def clock(store: JobStore) -> StoreClock:
+def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
+    return clocked_scripts()
+
+
+@pytest.fixture
+def clock(raw: RawStore) -> StoreClock:
     """The server's clock, which only the test moves."""
-    clock = StoreClock(store._client)
-    await clock.start()
-    return clock
+    return StoreClock(raw)
 
 
 async def submit(store: JobStore, aggr_id: str, count: int, **fields: object) -> None:
@@ -57,12 +61,12 @@ async def test_a_cooldown_holds_the_aggregation_and_no_other(store: JobStore, cl
     assert await next_due_s(store) == 3
     await submit(store, "a", 1, aggr_limit=2)  # nor does anything new begin it
     await store.settle("me", [handed_back(second, "", 0)])
-    await clock.move(2.999)
+    clock.move(2.999)
     await submit(store, "b", 1)
     assert [lease.group for lease in await take(store)] == ["b"]
     [load] = [load for load in (await store.load(9)).aggregations if load.aggr_id == "a"]
     assert load.cooling_until_ms == clock.now_ms + 1
-    await clock.move(0.001)
+    clock.move(0.001)
     assert [lease.group for lease in await take(store)] == ["a", "a"], "its whole limit"
     assert all(load.cooling_until_ms is None for load in (await store.load(9)).aggregations)
 
@@ -73,7 +77,7 @@ async def test_a_cooldown_uses_up_no_attempt_and_is_counted(store: JobStore, clo
         [lease] = await take(store)
         assert (lease.attempts, lease.throttled) == (0, times)
         await throttle(store, lease, 1)
-        await clock.move(1)
+        clock.move(1)
     [lease] = await take(store)
     counted = dataclasses.replace(THROTTLED, verdict=Verdict.RETRY, cooldown=Cooldown(seconds=1, asked=True))
     await store.settle("me", [tried_again(lease, counted, 0.0)])
@@ -93,12 +97,12 @@ async def test_a_job_that_fails_by_it_cools_its_aggregation_down_too(
     await store.settle("me", [downloaded(lease, failed, None, 60)])
     assert await next_due_s(store) == 5
     assert await store.retry(lease.id, download=True, limit=1) is Changed.DONE
-    await clock.move(5)
+    clock.move(5)
     for _ in range(2):
         [lease] = await take(store)
         assert lease.throttled == 0, "a job that is run again from the start has all of its free attempts"
         await store.settle("me", [downloaded(lease, failed, None, 60)])
-        await clock.move(5)
+        clock.move(5)
 
 
 async def test_cooldowns_that_follow_each_other_double_up_to_an_hour(
@@ -109,12 +113,12 @@ async def test_cooldowns_that_follow_each_other_double_up_to_an_hour(
         [lease] = await take(store)
         await throttle(store, lease, 30, asked=False)
         assert await next_due_s(store) == seconds
-        await clock.move(seconds)
-    await clock.move(3599)
+        clock.move(seconds)
+    clock.move(3599)
     [lease] = await take(store)
     await throttle(store, lease, 30, asked=False)
     assert await next_due_s(store) == 3600
-    await clock.move(2 * 3600)
+    clock.move(2 * 3600)
     [lease] = await take(store)
     await throttle(store, lease, 30, asked=False)
     assert await next_due_s(store) == 30, "it was quiet for as long as the cooldown took"
@@ -124,14 +128,14 @@ async def test_answers_to_downloads_in_flight_are_one_cooldown(store: JobStore, 
     await submit(store, "a", 4, aggr_limit=4)
     first, second, third, fourth = await take(store)
     await throttle(store, first, 30, asked=False)
-    await clock.move(1)
+    clock.move(1)
     await throttle(store, second, 30, asked=False)
     assert await next_due_s(store) == 30
     await throttle(store, third, 2)
     assert await next_due_s(store) == 30, "a shorter one does not end it early"
     await throttle(store, fourth, 50)
     assert await next_due_s(store) == 50
-    await clock.move(50)
+    clock.move(50)
     await throttle(store, (await take(store))[0], 30, asked=False)
     assert await next_due_s(store) == 60, "the next one is the second"
 
@@ -144,7 +148,7 @@ async def starts(store: JobStore, clock: StoreClock, seconds: float, late: Calla
         batch = await store.lease(Kind.DOWNLOAD, owner, 99, 600)
         found += [clock.now_ms] * len(batch.leases)
         await store.settle(owner, [downloaded(lease, DONE, None, 60) for lease in batch.leases])
-        await clock.move((batch.next_due_s or 0) + late())
+        clock.move((batch.next_due_s or 0) + late())
         if clock.now_ms >= end:
             return found
     raise AssertionError
@@ -165,11 +169,11 @@ async def test_instances_share_a_rate(store: JobStore, clock: StoreClock, rate: 
 async def test_idle_time_earns_no_extra_starts(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_limit=9, aggr_rate=10)
     [first] = await take(store)
-    await clock.move(0.9)
+    clock.move(0.9)
     await submit(store, "a", 5, aggr_limit=9)
     assert len(await take(store)) == 1, "and not the nine that were possible meanwhile"
     assert await next_due_s(store) == 0.1
-    await clock.move(1.101)
+    clock.move(1.101)
     assert len(await take(store)) == 1, "nor what was missed more than a second ago"
     await store.settle("me", [downloaded(first, DONE, None, 60)])
 
@@ -184,9 +188,9 @@ async def test_a_delay_is_a_least_time(store: JobStore, clock: StoreClock) -> No
 async def test_jobs_past_their_deadline_use_up_no_start(store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 3, aggr_limit=9, aggr_rate=0.1, deadline=clock.now_ms + 5000)
     assert len(await take(store)) == 1
-    await clock.move(1)
+    clock.move(1)
     await submit(store, "a", 3, aggr_limit=9, deadline=clock.now_ms + 60_000)
-    await clock.move(9)
+    clock.move(9)
     assert len(await take(store)) == 3, "the overdue ones, which send no request, and the next one"
     assert await next_due_s(store) == 10
 
@@ -204,56 +208,60 @@ async def test_a_changed_rate_counts_at_once(store: JobStore, clock: StoreClock)
     await submit(store, "a", 1, aggr_limit=9, aggr_rate=1e6)
     assert await next_due_s(store) == 30
     await store.adjust("a", {"delay": 0})
-    await clock.move(0.001)
+    clock.move(0.001)
     assert len(await take(store)) == 8
 
 
-async def test_a_job_that_is_run_again_brings_its_rate(store: JobStore, clock: StoreClock) -> None:
+async def test_a_job_that_is_run_again_brings_its_rate(
+    raw: RawStore, store: JobStore, clock: StoreClock
+) -> None:
     await submit(store, "a", 1, aggr_rate=0.5, aggr_delay=1)
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED)
     await store.settle("me", [downloaded(lease, failed, None, 60)])
     assert await store.aggregation("a") is None
     await store.retry(lease.id, download=True, limit=1)
-    assert await ttl_ms(store) == -1
+    assert await ttl_ms(raw, store) == -1
     found = await store.aggregation("a")
     assert found is not None
     assert (found.rate, found.delay) == (0.5, 1)
 
 
-async def test_an_older_instance_cannot_start_it_early(store: JobStore, clock: StoreClock) -> None:
+async def test_an_older_instance_cannot_start_it_early(
+    raw: RawStore, store: JobStore, clock: StoreClock
+) -> None:
     """Its scripts put a group into `ready` without regard to these fields."""
     await submit(store, "a", 2, aggr_limit=9, aggr_rate=0.1)
     assert len(await take(store)) == 1
-    await store._client.command("ZADD", store._keys.key(0, "ready", Kind.DOWNLOAD), 1, "a")
+    raw.command("ZADD", raw.key("ready", Kind.DOWNLOAD), 1, "a")
     assert await take(store) == []
     assert await next_due_s(store) == 10
 
 
-async def ttl_ms(store: JobStore) -> int:
+async def ttl_ms(raw: RawStore, store: JobStore) -> int:
     """Of the aggregation's record: -1 if it stays, -2 if there is none."""
-    return int(await store._client.command("PTTL", store._keys.key(0, "group", Kind.DOWNLOAD, "a")))
+    return int(raw.command("PTTL", raw.key("group", Kind.DOWNLOAD, "a")))
 
 
-async def test_a_cooldown_outlasts_the_last_job(store: JobStore, clock: StoreClock) -> None:
+async def test_a_cooldown_outlasts_the_last_job(raw: RawStore, store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_delay=1)
     await store.adjust("a", {"limit": 7})
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED, cooldown=Cooldown(seconds=60, asked=True))
     await store.settle("me", [downloaded(lease, failed, None, 60)])
     assert await store.aggregation("a") is None
-    assert 0 < await ttl_ms(store) <= 60_000
+    assert 0 < await ttl_ms(raw, store) <= 60_000
     await submit(store, "a", 1, aggr_limit=3)
-    assert await ttl_ms(store) == -1
+    assert await ttl_ms(raw, store) == -1
     assert await take(store) == []
     assert await next_due_s(store) == 60
     found = await store.aggregation("a")
     assert found is not None
     assert (found.limit, found.delay, found.asked) == (3, None, {}), "what was set goes with the last job"
-    await clock.move(60)
+    clock.move(60)
     [lease] = await take(store)
     await store.settle("me", [downloaded(lease, DONE, None, 60)])
-    assert await ttl_ms(store) == -2, "nothing has to wait any more"
+    assert await ttl_ms(raw, store) == -2, "nothing has to wait any more"
 
 
 async def test_jobs_that_come_one_by_one_keep_the_delay(store: JobStore, clock: StoreClock) -> None:
@@ -263,5 +271,5 @@ async def test_jobs_that_come_one_by_one_keep_the_delay(store: JobStore, clock: 
         leases = await take(store)
         taken.append(len(leases))
         await store.settle("me", [downloaded(lease, DONE, None, 60) for lease in leases])
-        await clock.move(1)
+        clock.move(1)
     assert taken == [1, 0, 1, 0]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import CallbackPlan, Changed, JobStore, Submission
+from downloader.store import CallbackPlan, Changed, JobStore, Script, Submission
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
-from servers.store_clock import StoreClock
+from servers.raw_store import RawStore
+from servers.store_clock import StoreClock, clocked_scripts
 
 RETRY = Outcome(verdict=Verdict.RETRY, error="e", error_code=ErrorCode.TIMEOUT)
 FAILED = Outcome(verdict=Verdict.FAILED, error="e", error_code=ErrorCode.TIMEOUT)
@@ -15,11 +18,14 @@ PLAN = CallbackPlan(group="http c", limit=4)
 
 
 @pytest.fixture
-async def clock(store: JobStore) -> StoreClock:
+def scripts(clock: StoreClock) -> Mapping[str, Script]:  # which they read
+    return clocked_scripts()
+
+
+@pytest.fixture
+def clock(raw: RawStore) -> StoreClock:
     """The server's clock, which only the test moves."""
-    clock = StoreClock(store._client)
-    await clock.start()
-    return clock
+    return StoreClock(raw)
 
 
 async def submit(store: JobStore, *priorities: int, aggr_id: str = "a", **fields: object) -> list[str]:
@@ -40,20 +46,20 @@ async def order(store: JobStore, count: int = 99) -> list[str]:
     ]
 
 
-async def members(store: JobStore, name: str, *parameters: str) -> list[str]:
-    found: list[str] = await store._client.command("ZRANGE", store._keys.key(0, name, *parameters), 0, -1)
+async def members(raw: RawStore, store: JobStore, name: str, *parameters: str) -> list[str]:
+    found: list[str] = raw.command("ZRANGE", raw.key(name, *parameters), 0, -1)
     return found
 
 
 async def test_the_highest_begin_first_and_equal_ones_as_they_came(
-    store: JobStore, clock: StoreClock
+    raw: RawStore, store: JobStore, clock: StoreClock
 ) -> None:
     first = await submit(store, 0, 5, 9)
-    await clock.move(1)
+    clock.move(1)
     second = await submit(store, 9, 0, 1)
     expected = [first[2], second[0], first[1], second[2], first[0], second[1]]
     assert await order(store) == expected
-    assert await members(store, "urgent", "a") == []
+    assert await members(raw, store, "urgent", "a") == []
 
 
 async def test_many_in_one_call(store: JobStore) -> None:
@@ -71,7 +77,7 @@ async def test_a_job_that_is_not_due_delays_no_other(store: JobStore, clock: Sto
     assert await order(store, 2) == [some, low]
     assert (await store.lease(Kind.DOWNLOAD, "other", 1, 600)).next_due_s == 60
     [low] = await submit(store, 0)
-    await clock.move(60)
+    clock.move(60)
     assert await order(store, 3) == [high, middle, low]
 
 
@@ -96,46 +102,48 @@ async def test_it_is_kept_whichever_way_a_job_waits_again(
     elif how == "retry":
         await store.settle("me", [downloaded(lease, FAILED, None, 60)])
         assert await store.retry(high, download=True, limit=4) is Changed.DONE
-    await clock.move(10)
+    clock.move(10)
     await store.sweep(Kind.DOWNLOAD)
     assert await order(store, 1) == [high]
 
 
-async def test_a_cancelled_one_is_forgotten(store: JobStore) -> None:
+async def test_a_cancelled_one_is_forgotten(raw: RawStore, store: JobStore) -> None:
     [high, low] = await submit(store, 9, 0)
     view = await store.get(high)
     assert view is not None
     assert await store.cancel(view.spec, PLAN, 60) is Changed.DONE
-    assert await members(store, "urgent", "a") == []
+    assert await members(raw, store, "urgent", "a") == []
     assert await order(store) == [low]
 
 
-async def test_versions_without_priorities_share_the_store(store: JobStore, clock: StoreClock) -> None:
+async def test_versions_without_priorities_share_the_store(
+    raw: RawStore, store: JobStore, clock: StoreClock
+) -> None:
     """Such a version leases from the queue, and makes pending again there, without a look at `urgent`."""
-    queue = store._keys.key(0, "queue", "download", "a")
+    queue = raw.key("queue", "download", "a")
     taken, moved, high, low = await submit(store, 9, 8, 7, 0)
-    assert set(await members(store, "queue", "download", "a")) == {taken, moved, high, low}
-    await store._client.command("ZREM", queue, taken)
-    await store._client.command("ZADD", queue, clock.now_ms + 5000, moved)
+    assert set(await members(raw, store, "queue", "download", "a")) == {taken, moved, high, low}
+    raw.command("ZREM", queue, taken)
+    raw.command("ZADD", queue, clock.now_ms + 5000, moved)
     assert await order(store, 1) == [high]
-    await clock.move(5)
+    clock.move(5)
     assert await order(store) == [moved, low]
-    assert await members(store, "urgent", "a") == []
+    assert await members(raw, store, "urgent", "a") == []
 
 
-async def test_its_leftovers_go_with_the_aggregation(store: JobStore) -> None:
+async def test_its_leftovers_go_with_the_aggregation(raw: RawStore, store: JobStore) -> None:
     taken, _ = await submit(store, 9, 0)
-    await store._client.command("ZREM", store._keys.key(0, "queue", "download", "a"), taken)
-    store_key = store._keys.key(0, "urgent", "a")
-    await store._client.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
+    raw.command("ZREM", raw.key("queue", "download", "a"), taken)
+    store_key = raw.key("urgent", "a")
+    raw.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 9, 600)).leases
-    await store._client.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
+    raw.command("ZADD", store_key, 1, "NSb4FOAs9fVaQw")
     await store.settle("me", [downloaded(lease, FAILED, None, 60)])
-    assert await store._client.command("EXISTS", store_key) == 0
+    assert raw.command("EXISTS", store_key) == 0
 
 
-async def test_a_job_without_priority_costs_nothing(store: JobStore) -> None:
+async def test_a_job_without_priority_costs_nothing(raw: RawStore, store: JobStore) -> None:
     [job_id] = await submit(store, 0)
-    assert await store._client.command("EXISTS", store._keys.key(0, "urgent", "a")) == 0
-    assert await store._client.command("EXISTS", store._keys.key(0, "task", "download", job_id)) == 0
-    assert "priority" not in str(await store._client.command("GET", store._keys.key(0, "job", job_id)))
+    assert raw.command("EXISTS", raw.key("urgent", "a")) == 0
+    assert raw.command("EXISTS", raw.key("task", "download", job_id)) == 0
+    assert "priority" not in str(raw.command("GET", raw.key("job", job_id)))

@@ -13,6 +13,7 @@ from downloader.config import RedisSettings
 from downloader.model import Delivery, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares, Submission, asyncio_loop, open_store
 from servers.jobs import closed, downloaded, handed_back, spec_for, tried_again
+from servers.raw_store import RawStore
 from servers.valkey import Valkey
 
 # Ten seconds of CPU, on a machine that may be shared with many other programs.
@@ -52,7 +53,7 @@ def full() -> Iterator[Valkey]:
 
 
 @pytest.fixture
-async def store(full: Valkey) -> AsyncIterator[JobStore]:
+async def store(raw: RawStore, full: Valkey) -> AsyncIterator[JobStore]:
     """A store in which all these jobs wait."""
     full.command("FLUSHALL")
     async with asyncio_loop(), open_store(RedisSettings(url=full.url, timeout=60)) as opened:
@@ -60,8 +61,8 @@ async def store(full: Valkey) -> AsyncIterator[JobStore]:
         specs.append(spec_for(opened, "million", aggr_limit=1000))
         for first in range(0, len(specs), BATCH):
             await opened.submit([Submission(spec=spec) for spec in specs[first : first + BATCH]])
-        queue = opened._keys.key(0, "queue", Kind.DOWNLOAD, "million")
-        await opened._client.command("EVAL", FILL, 1, queue, MILLION)
+        queue = raw.key("queue", Kind.DOWNLOAD, "million")
+        raw.command("EVAL", FILL, 1, queue, MILLION)
         for _ in range(20):
             await opened.submit([Submission(spec=spec_for(opened, "million", aggr_limit=1000))])
         yield opened

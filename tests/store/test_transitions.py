@@ -29,6 +29,7 @@ from downloader.store import (
 )
 from downloader.store.codec import fields
 from servers.jobs import closed, downloaded, handed_back, leased, spec_for, submitted, tried_again
+from servers.raw_store import RawStore
 
 OK = Outcome(
     verdict=Verdict.SUCCEEDED,
@@ -46,9 +47,9 @@ PLAN = CallbackPlan(group="http http://c", limit=4)
 DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
 
 
-async def lapse(store: JobStore, lease: Lease) -> None:
+async def lapse(raw: RawStore, store: JobStore, lease: Lease) -> None:
     """Move the end of a lease to now."""
-    await store._client.command("ZADD", store._keys.key(0, "leases", lease.kind), 1, lease.id)
+    raw.command("ZADD", raw.key("leases", lease.kind), 1, lease.id)
 
 
 async def download(store: JobStore, job_id: str) -> TaskView:
@@ -75,7 +76,7 @@ async def test_fields_of_a_newer_version_survive(store: JobStore) -> None:
 
 
 @pytest.mark.row("F24")
-async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore) -> None:
+async def test_states_and_codes_of_a_newer_version_are_passed_on(raw: RawStore, store: JobStore) -> None:
     """A record by hand: what an older version does not know never raises, least of all in a lease call."""
     spec = await submitted(store)
     await store.settle("me", [downloaded(await leased(store), FAILED, PLAN, 0)])
@@ -84,7 +85,7 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore
         (Kind.CALLBACK, {"novelty": "2"}),
     ):
         for name, value in written.items():
-            await store._client.command("HSET", store._keys.key(0, "task", kind, spec.id), name, value)
+            raw.command("HSET", raw.key("task", kind, spec.id), name, value)
 
     lease = await leased(store, kind=Kind.CALLBACK)
     assert lease.result is not None
@@ -96,17 +97,17 @@ async def test_states_and_codes_of_a_newer_version_are_passed_on(store: JobStore
     assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
     assert await store.renew(Kind.CALLBACK, "me", [lease], 10) == [Settled.DONE]
     assert await store.settle("me", [closed(lease, DELIVERED, 0, 4)]) == [Settled.DONE]
-    novelty = store._keys.key(0, "task", Kind.CALLBACK, spec.id)
-    assert await store._client.command("HGET", novelty, "novelty") == "2"
+    novelty = raw.key("task", Kind.CALLBACK, spec.id)
+    assert raw.command("HGET", novelty, "novelty") == "2"
     assert [job.spec.id for job in (await store.reap(9, 60)).jobs] == [spec.id]
 
 
 @pytest.mark.row("F24")
-async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: JobStore) -> None:
+async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     lease = await leased(store)
-    key = store._keys.key(0, "task", Kind.DOWNLOAD, spec.id)
-    await store._client.command("HSET", key, "state", "verifying")
+    key = raw.key("task", Kind.DOWNLOAD, spec.id)
+    raw.command("HSET", key, "state", "verifying")
     assert await store.settle("me", [downloaded(lease, OK, PLAN, 0)]) == [Settled.LEASE_LOST]
     assert (await download(store, spec.id)).state == "verifying"
     assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases == []
@@ -117,20 +118,22 @@ async def test_a_task_in_a_state_of_a_newer_version_is_left_to_it(store: JobStor
 
 @pytest.mark.row("F30")
 @pytest.mark.parametrize("transition", ["finish", "retry_later", "release", "renew"])
-async def test_a_holder_whose_lease_a_failover_lost_is_refused(store: JobStore, transition: str) -> None:
+async def test_a_holder_whose_lease_a_failover_lost_is_refused(
+    raw: RawStore, store: JobStore, transition: str
+) -> None:
     """A replica may lack the last lease, which nobody waits for; the next one has another generation."""
     spec = await submitted(store)
-    task = store._keys.key(0, "task", Kind.DOWNLOAD, spec.id)
-    before = await store._client.command("DUMP", task)
+    task = raw.key("task", Kind.DOWNLOAD, spec.id)
+    before = raw.command("DUMP", task)
     late = await leased(store)
     # What the replica has: the task as it was, waiting.
-    await store._client.command("DEL", task)
+    raw.command("DEL", task)
     if before is not None:
-        await store._client.command("RESTORE", task, 0, before)
-    await store._client.command("ZREM", store._keys.key(0, "leases", Kind.DOWNLOAD), spec.id)
-    await store._client.command("SREM", store._keys.key(0, "running", Kind.DOWNLOAD, spec.aggr_id), spec.id)
-    await store._client.command("ZADD", store._keys.key(0, "queue", Kind.DOWNLOAD, spec.aggr_id), 1, spec.id)
-    await store._client.command("DEL", store._keys.key(0, "memo", Kind.DOWNLOAD, "me"))
+        raw.command("RESTORE", task, 0, before)
+    raw.command("ZREM", raw.key("leases", Kind.DOWNLOAD), spec.id)
+    raw.command("SREM", raw.key("running", Kind.DOWNLOAD, spec.aggr_id), spec.id)
+    raw.command("ZADD", raw.key("queue", Kind.DOWNLOAD, spec.aggr_id), 1, spec.id)
+    raw.command("DEL", raw.key("memo", Kind.DOWNLOAD, "me"))
     await submitted(store, spec.aggr_id)  # which places the aggregation
     current = await leased(store, "me")
     assert (current.id, current.generation > late.generation) == (late.id, True)
@@ -150,8 +153,8 @@ async def test_who_settled_a_task_is_compared_too(store: JobStore) -> None:
 # places in the queue
 
 
-async def backlog(store: JobStore) -> list[str]:
-    ids = await store._client.command("ZRANGE", store._keys.key(0, "queue", Kind.DOWNLOAD, "a"), 0, -1)
+async def backlog(raw: RawStore, store: JobStore) -> list[str]:
+    ids = raw.command("ZRANGE", raw.key("queue", Kind.DOWNLOAD, "a"), 0, -1)
     return list(ids)
 
 
@@ -166,40 +169,42 @@ async def in_flight_before_others(store: JobStore) -> tuple[Lease, list[str]]:
 
 
 @pytest.mark.row("F34")
-async def test_what_is_handed_back_keeps_its_place(store: JobStore) -> None:
+async def test_what_is_handed_back_keeps_its_place(raw: RawStore, store: JobStore) -> None:
     lease, others = await in_flight_before_others(store)
     assert await store.settle("me", [handed_back(lease, "", 0)]) == [Settled.DONE]
-    assert await backlog(store) == [lease.id, *others]
+    assert await backlog(raw, store) == [lease.id, *others]
     assert (await leased(store)).id == lease.id
 
 
 @pytest.mark.row("F34")
-async def test_what_is_handed_back_with_a_delay_waits_for_it(store: JobStore) -> None:
+async def test_what_is_handed_back_with_a_delay_waits_for_it(raw: RawStore, store: JobStore) -> None:
     lease, others = await in_flight_before_others(store)
     assert await store.settle("me", [handed_back(lease, "", 5)]) == [Settled.DONE]
-    assert await backlog(store) == [*others, lease.id]
+    assert await backlog(raw, store) == [*others, lease.id]
 
 
 @pytest.mark.row("F34")
-async def test_what_a_dead_instance_had_goes_first_and_a_suspect_last(store: JobStore) -> None:
+async def test_what_a_dead_instance_had_goes_first_and_a_suspect_last(raw: RawStore, store: JobStore) -> None:
     lease, others = await in_flight_before_others(store)
     for crashes, place in ((1, 0), (2, len(others)), (3, len(others))):
-        await lapse(store, lease)
+        await lapse(raw, store, lease)
         assert await store.sweep(Kind.DOWNLOAD) == [lease.id]
-        assert (await backlog(store)).index(lease.id) == place, crashes
-        await store._client.command("ZADD", store._keys.key(0, "queue", Kind.DOWNLOAD, "a"), 1, lease.id)
+        assert (await backlog(raw, store)).index(lease.id) == place, crashes
+        raw.command("ZADD", raw.key("queue", Kind.DOWNLOAD, "a"), 1, lease.id)
         lease = await leased(store)
 
 
 # damaged records
 
 
-async def test_a_lease_whose_task_is_gone_is_dropped_and_the_others_are_swept(store: JobStore) -> None:
+async def test_a_lease_whose_task_is_gone_is_dropped_and_the_others_are_swept(
+    raw: RawStore, store: JobStore
+) -> None:
     damaged, whole = await submitted(store, "a"), await submitted(store, "b")
     leases = [await leased(store), await leased(store)]
-    await store._client.command("DEL", store._keys.key(0, "task", Kind.DOWNLOAD, damaged.id))
+    raw.command("DEL", raw.key("task", Kind.DOWNLOAD, damaged.id))
     for lease in leases:
-        await lapse(store, lease)
+        await lapse(raw, store, lease)
     assert await store.sweep(Kind.DOWNLOAD) == [whole.id]
     assert await store.sweep(Kind.DOWNLOAD) == []
     assert (await leased(store)).id == whole.id
@@ -209,13 +214,13 @@ async def test_a_lease_whose_task_is_gone_is_dropped_and_the_others_are_swept(st
 
 
 @pytest.mark.row("F4")
-async def test_a_lost_reply_leases_nothing_twice(store: JobStore) -> None:
+async def test_a_lost_reply_leases_nothing_twice(raw: RawStore, store: JobStore) -> None:
     await submitted(store, aggr_limit=5)
     await submitted(store, aggr_limit=5)
     ask = {"kind": "download", "owner": "me", "request": "request-1", "count": 1, "lease_ms": 10_000}
     ask |= {"last": [], "never": [], "unproven": 0}
-    [first] = fields(await store._client.run("lease", 0, ask))["leases"]
-    [again] = fields(await store._client.run("lease", 0, ask))["leases"]
+    [first] = fields(raw.run("lease", ask))["leases"]
+    [again] = fields(raw.run("lease", ask))["leases"]
     assert fields(again) == fields(first) | {"waited_ms": -1}
     assert len((await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases) == 1
 
@@ -236,13 +241,13 @@ async def test_a_full_batch_asks_to_come_back_at_once(store: JobStore) -> None:
     assert (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).next_due_s == 0
 
 
-async def test_within_an_aggregation_the_earlier_due_goes_first(store: JobStore) -> None:
+async def test_within_an_aggregation_the_earlier_due_goes_first(raw: RawStore, store: JobStore) -> None:
     first = await submitted(store)
     lease = await leased(store)
     second = await submitted(store)
     await store.settle("me", [handed_back(lease, "", 0)])
-    queue = store._keys.key(0, "queue", Kind.DOWNLOAD, "a")
-    await store._client.command("ZADD", queue, 1, second.id, 2, first.id)
+    queue = raw.key("queue", Kind.DOWNLOAD, "a")
+    raw.command("ZADD", queue, 1, second.id, 2, first.id)
     lease = await leased(store)
     assert lease.id == second.id
     await store.settle("me", [downloaded(lease, OK, None, 60)])
@@ -282,7 +287,9 @@ async def settle(store: JobStore, transition: str, owner: str, lease: Lease) -> 
 @pytest.mark.parametrize("transition", ["finish", "close_callbacks", "retry_later", "release", "renew"])
 @pytest.mark.parametrize("now_held_by", ["me", "another"])
 @pytest.mark.row("F7")
-async def test_a_late_holder_changes_nothing(store: JobStore, transition: str, now_held_by: str) -> None:
+async def test_a_late_holder_changes_nothing(
+    raw: RawStore, store: JobStore, transition: str, now_held_by: str
+) -> None:
     """Also one to which the task has been given anew: only the generation tells the two leases apart."""
     spec = await submitted(store)
     kind = Kind.DOWNLOAD
@@ -290,12 +297,12 @@ async def test_a_late_holder_changes_nothing(store: JobStore, transition: str, n
         kind = Kind.CALLBACK
         await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     late = await leased(store, "me", kind)
-    await lapse(store, late)
+    await lapse(raw, store, late)
     assert await store.sweep(kind) == [spec.id]
     current = await leased(store, now_held_by, kind)
     assert current.generation > late.generation
     assert current.crashes == 1
-    await lapse(store, current)
+    await lapse(raw, store, current)
 
     before = await store.get(spec.id)
     assert await settle(store, transition, "me", late) is Settled.LEASE_LOST
@@ -313,7 +320,7 @@ def without_crashes(view: JobView | None) -> JobView:
 
 @pytest.mark.parametrize("kind", Kind)
 @pytest.mark.row("F22")
-async def test_a_holder_that_comes_back_has_not_crashed(store: JobStore, kind: Kind) -> None:
+async def test_a_holder_that_comes_back_has_not_crashed(raw: RawStore, store: JobStore, kind: Kind) -> None:
     """Its lease ended and was swept while the store, or the way to it, was away."""
     spec = await submitted(store)
     if kind is Kind.CALLBACK:
@@ -324,7 +331,7 @@ async def test_a_holder_that_comes_back_has_not_crashed(store: JobStore, kind: K
 
     async def swept(owner: str) -> Lease:
         lease = await leased(store, owner, kind)
-        await lapse(store, lease)
+        await lapse(raw, store, lease)
         assert await store.sweep(kind) == [spec.id]
         return lease
 
@@ -343,10 +350,10 @@ async def test_a_holder_that_comes_back_has_not_crashed(store: JobStore, kind: K
     assert await store.renew(kind, "other", [current], 30) == [Settled.DONE]
 
 
-async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(store: JobStore) -> None:
+async def test_a_holder_that_comes_back_after_a_retry_changes_nothing(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     late = await leased(store)
-    await lapse(store, late)
+    await lapse(raw, store, late)
     await store.sweep(Kind.DOWNLOAD)
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
@@ -391,10 +398,10 @@ async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(
     assert (await download(store, spec.id)).state is State.RUNNING
 
 
-async def test_renewed_leases_are_not_swept(store: JobStore) -> None:
+async def test_renewed_leases_are_not_swept(raw: RawStore, store: JobStore) -> None:
     await submitted(store)
     lease = await leased(store)
-    await lapse(store, lease)
+    await lapse(raw, store, lease)
     assert await store.renew(Kind.DOWNLOAD, "me", [lease], 30) == [Settled.DONE]
     assert await store.sweep(Kind.DOWNLOAD) == []
 
@@ -451,15 +458,15 @@ async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     assert (again.attempts, again.result) == (0, OK)
 
 
-async def test_a_retry_whose_answer_was_lost_is_answered_again(store: JobStore) -> None:
+async def test_a_retry_whose_answer_was_lost_is_answered_again(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     call = {"id": spec.id, "kind": Kind.DOWNLOAD, "request": "r", "limit": "1", "limits": {}}
-    assert await store._client.run("retry", 0, call) == "done"
+    assert raw.run("retry", call) == "done"
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
-    assert await store._client.run("retry", 0, call) == "done"
+    assert raw.run("retry", call) == "done"
     assert (await download(store, spec.id)).state is State.FAILED
-    assert await store._client.run("retry", 0, call | {"request": "s"}) == "done"
+    assert raw.run("retry", call | {"request": "s"}) == "done"
     assert (await download(store, spec.id)).state is State.PENDING
 
 
@@ -472,7 +479,7 @@ async def test_what_no_reaper_was_given_is_not_removed(store: JobStore) -> None:
 
 @pytest.mark.parametrize(("kind", "limit"), [("http", 4), ("kafka", 4096), ("sqs", 4096)])
 async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
-    store: JobStore, kind: str, limit: int
+    raw: RawStore, store: JobStore, kind: str, limit: int
 ) -> None:
     spec = await submitted(store, callback_type=kind, callback_dst="there")
     plan = CallbackPlan.of(spec, success=True, per_destination=4)
@@ -485,9 +492,9 @@ async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
     assert waits.limit == limit
 
 
-async def test_a_failed_download_can_be_run_again(store: JobStore) -> None:
+async def test_a_failed_download_can_be_run_again(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store, aggr_limit=3, aggr_proxy="http://p")
-    await lapse(store, await leased(store))
+    await lapse(raw, store, await leased(store))
     await store.sweep(Kind.DOWNLOAD)
     await store.settle("me", [downloaded(await leased(store), FAILED, PLAN, 0)])
     assert await store.retry(spec.id, download=True, limit=4) is Changed.CONFLICT
@@ -542,13 +549,13 @@ async def test_an_unknown_job_is_unknown(store: JobStore, job_id: str) -> None:
     assert await store.retry(job_id, download=False, limit=1) is Changed.UNKNOWN
 
 
-async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: JobStore) -> None:
+async def test_reaping_waits_for_its_time_and_holds_what_it_gives(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 30)])
     batch = await store.reap(9, 60)
     assert batch.jobs == []
     assert batch.next_due_s == pytest.approx(30, abs=15)
-    await store._client.command("ZADD", store._keys.key(0, "reap"), 1, spec.id)
+    raw.command("ZADD", raw.key("reap"), 1, spec.id)
     for hold_s in (0, 60):  # the first reaper dies
         batch = await store.reap(9, hold_s)
         assert [(job.spec.id, job.has_file) for job in batch.jobs] == [(spec.id, False)]
@@ -558,4 +565,18 @@ async def test_reaping_waits_for_its_time_and_holds_what_it_gives(store: JobStor
     await store.remove([spec.id])
     assert await store.get(spec.id) is None
     for kind in Kind:
-        assert not await store._client.command("EXISTS", store._keys.key(0, "task", kind, spec.id))
+        assert not raw.command("EXISTS", raw.key("task", kind, spec.id))
+
+
+@pytest.mark.parametrize(
+    ("code", "attempts"), [(ErrorCode.POISON, 0), (ErrorCode.DEADLINE, 0), (ErrorCode.TIMEOUT, 1)]
+)
+async def test_a_job_that_ends_without_a_request_has_no_attempt_more(
+    store: JobStore, code: ErrorCode, attempts: int
+) -> None:
+    spec = await submitted(store)
+    ended = Outcome(verdict=Verdict.FAILED, error="no", error_code=code)
+    await store.settle("me", [downloaded(await leased(store), ended, None, 60)])
+    view = await store.get(spec.id)
+    assert view is not None
+    assert view.download.attempts == attempts

@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 from downloader.store import Aggregation, JobStore, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import spec_for
+from servers.raw_store import RawStore
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +79,9 @@ async def test_an_operator_pauses_resumes_and_limits(browse: Browse, page_url: s
     await browse(page_url, look)
 
 
-async def test_an_error_is_shown_in_the_api_s_words(browse: Browse, page_url: str, store: JobStore) -> None:
+async def test_an_error_is_shown_in_the_api_s_words(
+    raw: RawStore, browse: Browse, page_url: str, store: JobStore
+) -> None:
     await submit(store, "gone")
 
     def look(seen: Seen) -> None:
@@ -91,7 +94,7 @@ async def test_an_error_is_shown_in_the_api_s_words(browse: Browse, page_url: st
         assert [text for text in seen.complaints if "404" not in text] == []
 
     async def drop(store: JobStore, name: str) -> None:
-        await store._client.command("ZREM", store._keys.key(0, "groups", "download"), name)
+        raw.command("ZREM", raw.key("groups", "download"), name)
 
     await browse(page_url, look)
 

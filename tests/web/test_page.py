@@ -17,6 +17,7 @@ from servers.fleet import Tables, job_for, open_fleet
 from servers.jobs import end_all, spec_for
 from servers.origin import Origin, gate, respond
 from servers.ports import spare_port
+from servers.raw_store import RawStore
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -52,14 +53,14 @@ async def report(store: JobStore, role: str, instance: str, **facts: Any) -> Non
     await store.report(instance, role, known | facts, 60)
 
 
-async def fill(store: JobStore) -> None:
+async def fill(raw: RawStore, store: JobStore) -> None:
     """Some of everything that the page can show."""
     await submit(store, "full", jobs=3, limit=1)
     await submit(store, LONG, jobs=1200, limit=40)
     await submit(store, HOSTILE)
     await store.lease(Kind.DOWNLOAD, "me", 5, 60)
-    key = store._keys.key(0, "group", "download", "full")
-    await store._client.command("HSET", key, "paused", 1)
+    key = raw.key("group", "download", "full")
+    raw.command("HSET", key, "paused", 1)
     await report(store, "processor", "worker-1-a")
     sick = {"kafka": {"healthy": False, "last_error": f"no broker {HOSTILE}"}}
     await report(store, "notifier", "worker-2-b", backends=sick, counters={"callbacks_failed": 3})
@@ -176,9 +177,11 @@ async def test_an_unreachable_store_is_shown(browse: Browse, folder: Path, serve
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_colours_and_contrast(browse: Browse, page_url: str, store: JobStore, scheme: str) -> None:
+async def test_colours_and_contrast(
+    raw: RawStore, browse: Browse, page_url: str, store: JobStore, scheme: str
+) -> None:
     """WCAG 2.2, 1.4.3: every text that shows has a contrast of 4.5 to what is behind it."""
-    await fill(store)
+    await fill(raw, store)
 
     def look(seen: Seen) -> None:
         seen.open()
@@ -232,7 +235,7 @@ CONTRASTS = """
 
 
 async def test_a_phone_shows_it_without_scrolling_sideways(
-    browse: Browse, page_url: str, store: JobStore
+    raw: RawStore, browse: Browse, page_url: str, store: JobStore
 ) -> None:
 
     def look(seen: Seen) -> None:
@@ -240,7 +243,7 @@ async def test_a_phone_shows_it_without_scrolling_sideways(
         seen.open()
         seen.live()
         assert seen.page.evaluate(width) == 360  # with nothing to show
-        meanwhile(partial(fill, store))
+        meanwhile(partial(fill, raw, store))
         expect(seen.page.locator("#aggregations tbody tr")).to_have_count(3)
         expect(seen.page.locator("#instances tbody tr")).to_have_count(2)
         assert seen.page.evaluate(width) == 360
@@ -271,8 +274,10 @@ CONTROLS = """
 """
 
 
-async def test_the_keyboard_reaches_everything(browse: Browse, page_url: str, store: JobStore) -> None:
-    await fill(store)
+async def test_the_keyboard_reaches_everything(
+    raw: RawStore, browse: Browse, page_url: str, store: JobStore
+) -> None:
+    await fill(raw, store)
     await submit(store, "failed")
     await end_all(store, BROKEN, callback=REFUSED)
 

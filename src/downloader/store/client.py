@@ -216,7 +216,10 @@ class StoreClient:
 
 @asynccontextmanager
 async def open_client(
-    settings: RedisSettings, timed: Timed = lambda _name, _seconds: None
+    settings: RedisSettings,
+    timed: Timed = lambda _name, _seconds: None,
+    *,
+    scripts: Mapping[str, Script] | None = None,
 ) -> AsyncIterator[StoreClient]:
     """Connect, and check the server and the layout; closes the client when the context ends.
 
@@ -229,7 +232,9 @@ async def open_client(
     """
     servers = servers_for(settings)
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
-    client = StoreClient(servers, keys=keys, settings=settings, scripts=load_scripts(), timed=timed)
+    client = StoreClient(
+        servers, keys=keys, settings=settings, scripts=scripts or load_scripts(), timed=timed
+    )
     try:
         try:
             await check_layout(client)

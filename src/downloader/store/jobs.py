@@ -21,6 +21,7 @@ from downloader.store import codec
 from downloader.store.client import StoreClient, Timed, open_client
 from downloader.store.codec import ms
 from downloader.store.reader import StoreReader
+from downloader.store.scripts import Script
 from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
@@ -55,6 +56,7 @@ async def open_store(
     timed: Timed = lambda _name, _seconds: None,
     *,
     hosts: Mapping[str, HostSettings] | None = None,
+    scripts: Mapping[str, Script] | None = None,
 ) -> AsyncIterator[JobStore]:
     """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
 
@@ -65,7 +67,7 @@ async def open_store(
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
     """
     sealer = open_sealer(settings.encryption_keys)
-    async with open_client(settings, timed) as client:
+    async with open_client(settings, timed, scripts=scripts) as client:
         yield JobStore(client, sealer, hosts)
 
 

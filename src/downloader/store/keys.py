@@ -231,8 +231,8 @@ KEYS = (
         name="instances",
         parameters=("role",),
         type="zset",
-        ttl="three reports",
-        holds="live instances of a role by the time (ms) of their last report",
+        ttl="three reports of the instance that reports least often",
+        holds="live instances of a role by the time (ms) from which they count as gone",
     ),
     Key(
         name="totals",

@@ -9,10 +9,13 @@
 -- repeat  counts of the same number are not added again
 
 -- This comes before all other writes, which the server refuses when its memory is exhausted.
-redis.call('ZREMRANGEBYSCORE', key_instances(call.role), '-inf', now - call.ttl_ms)
+redis.call('ZREMRANGEBYSCORE', key_instances(call.role), '-inf', now)
 redis.call('SET', key_instance(call.role, call.instance), call.facts, 'PX', call.ttl_ms)
-redis.call('ZADD', key_instances(call.role), now, call.instance)
-redis.call('PEXPIRE', key_instances(call.role), call.ttl_ms)
+redis.call('ZADD', key_instances(call.role), now + call.ttl_ms, call.instance)
+-- Another instance may report less often. A key without a time to live has PTTL -1.
+if redis.call('PTTL', key_instances(call.role)) < call.ttl_ms then
+  redis.call('PEXPIRE', key_instances(call.role), call.ttl_ms)
+end
 
 local counted = key_counted(call.role, call.instance)
 if tonumber(redis.call('GET', counted) or '0') < call.number then

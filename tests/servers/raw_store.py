@@ -1,0 +1,34 @@
+"""The server of a store as a test sees it: its keys, which no instance shows or changes so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import redis
+
+from downloader.config import RedisSettings
+from downloader.store import Keys, load_scripts
+
+
+class RawStore:
+    """A store with one shard."""
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self.keys = Keys(prefix=settings.key_prefix, shards=1)
+        self._redis = redis.Redis.from_url(settings.url, decode_responses=True, socket_timeout=60)
+
+    def key(self, name: str, *parameters: str) -> str:
+        return self.keys.key(0, name, *parameters)
+
+    def command(self, *words: str | float) -> Any:
+        return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]  # as the client is
+
+    def run(self, script: str, call: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()) -> Any:
+        """Run a transition as any version may call it."""
+        arguments = [json.dumps(call), *map(json.dumps, rows)]
+        return self.command("EVAL", load_scripts()[script].text, 1, self.keys.base(0), *arguments)
+
+    def close(self) -> None:
+        self._redis.close()
