@@ -360,13 +360,13 @@ MAY_PASS = [
     (response(200, b"{}"), "SQS gave no result for the message"),
     (response(200, b'{"Successful":[{"Id":"7"}]}'), "SQS gave no result for the message"),
     (response(200, b"<html>", kind="text/html"), "SQS gave no result for the message"),
-    (response(200, b"[]"), "SQS gave an invalid answer"),
-    (response(200, b"null"), "SQS gave an invalid answer"),
-    (response(200, b'{"Successful":5,"QueueUrl":5}'), "SQS gave an invalid answer"),
-    (response(200, b'{"Successful":[5]}'), "SQS gave an invalid answer"),
-    (b"garbage\r\n\r\n", "SQS not reached: connection lost"),
+    (response(200, b"[]"), "SQS: invalid answer"),
+    (response(200, b"null"), "SQS: invalid answer"),
+    (response(200, b'{"Successful":5,"QueueUrl":5}'), "SQS: invalid answer"),
+    (response(200, b'{"Successful":[5]}'), "SQS: invalid answer"),
+    (b"garbage\r\n\r\n", "SQS: connection lost"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "SQS gave no result for the message"),
-    (b"", "SQS not reached: connection lost"),
+    (b"", "SQS: connection lost"),
 ]
 """Answers, and what is made of them."""
 
@@ -383,7 +383,7 @@ async def test_a_temporary_error_is_retried(moto: Moto, proxy: SqsProxy, operati
             if operation == "SendMessageBatch" or not answer.startswith(b"HTTP/1.1 200"):
                 assert found == RetryLater(reason), answer
             else:
-                assert found == RetryLater("SQS gave an invalid answer"), answer
+                assert found == RetryLater("SQS: invalid answer"), answer
             assert proxy.count()[operation] == 1, "boto3 repeats nothing by itself"
             # What had been looked up does not hide the next failure to look it up.
             assert await notifier.deliver("jobs", PAYLOAD) == found
@@ -396,7 +396,7 @@ async def test_a_refused_connection_is_retried(moto: Moto) -> None:
     async with opened_notifier(
         open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
     ) as notifier:
-        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS not reached: not connected")
+        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS: not connected")
 
 
 async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> None:
@@ -404,7 +404,7 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> No
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     async with opened_notifier(open_sqs, {"region": REGION, "endpoint_url": moto.url}) as notifier:
-        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("no AWS credentials found")
+        assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS: no credentials were found")
 
 
 @pytest.mark.row("F18")
@@ -416,7 +416,7 @@ async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: SqsProxy) -> None:
             results = await deliver_all(notifier, [payload(number) for number in range(12)])
         for answer in results:
             assert isinstance(answer, RetryLater)
-            assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS gave no answer in time")
+            assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS: no answer in time")
         proxy.on.clear()
         with trio.fail_after(20):
             while await notifier.deliver("jobs", PAYLOAD) != Delivered():
@@ -467,11 +467,14 @@ async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, prox
         ({"timeout": 0}, "timeout: "),
         ({"timeout": "inf"}, "timeout: "),
         ({"queues": "jobs"}, "queues: "),
-        ({"endpoint_url": "localhost:4566"}, "endpoint_url: must be an http or https URL"),
-        ({"endpoint_url": "http://user:canary@x"}, "endpoint_url: must be an http or https URL"),
-        ({"access_key_id": "canary"}, "secret_access_key: is required with the other one"),
-        ({"secret_access_key": "canary"}, "access_key_id: is required with the other one"),
-        ({"session_token": "canary"}, "access_key_id: is required with session_token"),
+        ({"endpoint_url": "localhost:4566"}, "endpoint_url: must be an absolute http or https URL"),
+        ({"endpoint_url": "http://user:canary@x"}, "endpoint_url: must be an absolute http or https URL"),
+        ({"access_key_id": "canary"}, "access_key_id and secret_access_key: both are required"),
+        (
+            {"secret_access_key": "canary"},
+            "access_key_id and secret_access_key: both are required, or neither",
+        ),
+        ({"session_token": "canary"}, "session_token: needs access_key_id"),
         ({"profile": "p", **KEYS}, "profile: cannot be used together with access_key_id"),
         ({"profile": "nobody"}, r"profile: The config profile \(nobody\) could not be found"),
     ],
@@ -588,7 +591,7 @@ async def test_the_check_is_bounded(proxy: SqsProxy) -> None:
     async with opened_notifier(
         open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
     ) as notifier:
-        with pytest.raises(DownloaderError, match=r"^SQS not reached: not connected"):
+        with pytest.raises(DownloaderError, match=r"^SQS: not connected"):
             await check(notifier)
 
 

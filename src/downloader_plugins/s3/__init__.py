@@ -144,16 +144,7 @@ class _Buckets:
 def _parse_own(section: Mapping[str, Any]) -> S3StorageSettings:
     if not section.get("bucket"):
         raise PluginError("bucket: the s3 storage needs the name of a bucket")
-    settings = parse_section(S3StorageSettings, section)
-    if bool(settings.access_key_id) != bool(settings.secret_access_key):
-        raise PluginError("access_key_id and secret_access_key: both are required, or neither")
-    if settings.session_token and not settings.access_key_id:
-        raise PluginError("session_token: needs access_key_id")
-    if settings.profile and settings.access_key_id:
-        raise PluginError("profile: cannot be used together with access_key_id")
-    if settings.kms_key_id and not settings.server_side_encryption.startswith("aws:kms"):
-        raise PluginError('kms_key_id: needs server_side_encryption = "aws:kms"')
-    return settings
+    return parse_section(S3StorageSettings, section)
 
 
 def _maker(settings: ConnectionSettings) -> Maker:

@@ -1,14 +1,14 @@
-"""Makes boto3 clients. Importing this module imports boto3, which takes half a second of CPU."""
+"""Makes boto3's clients for S3."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError
-
+from downloader.errors import PluginError
 from downloader.storage import StorageError
+from downloader_plugins.aws import open_client, open_session
 from downloader_plugins.s3.settings import ConnectionSettings, S3StorageSettings
 from downloader_plugins.s3.threads import THREADS
 
@@ -42,10 +42,8 @@ class Maker:
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self._settings = settings
-        try:
-            self._session = _session(settings)
-        except BotoCoreError as exc:
-            raise StorageError(f"S3 cannot be used: {_one_line(exc)}") from exc
+        with _as_storage_error():
+            self._session = open_session(settings if isinstance(settings, S3StorageSettings) else None)
 
     def regions(self) -> frozenset[str]:
         """The regions with S3 that this version of botocore knows."""
@@ -70,49 +68,36 @@ class Maker:
 
     def _client(self, region: str, *, read_timeout_s: float) -> S3Client:
         settings = self._settings
-        config = Config(
-            connect_timeout=settings.timeout / 2,
-            read_timeout=read_timeout_s,
-            max_pool_connections=THREADS,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
-            signature_version="s3v4",
-            # Not all servers accept checksums in trailers; all accept Content-MD5, which the requests have.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # Only our configuration sets the address: download_url is made from it too.
-            ignore_configured_endpoint_urls=True,  # type: ignore[call-arg]  # the stubs do not know it
-            tcp_keepalive=True,
-            user_agent_extra="downloader",
-        )
-        try:
-            client: S3Client = self._session.client(
+        with _as_storage_error():
+            client: S3Client = open_client(
+                self._session,
                 "s3",
-                region_name=region or None,
-                endpoint_url=settings.endpoint_url or None,
-                config=config,
+                region=region,
+                endpoint_url=settings.endpoint_url,
+                connect_s=settings.timeout / 2,
+                read_s=read_timeout_s,
+                connections=THREADS,
+                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+                signature_version="s3v4",
+                # Not all servers accept checksums in trailers; all accept Content-MD5.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                # Only our configuration sets the address: download_url is made from it too.
+                ignore_configured_endpoint_urls=True,
             )
-        except (BotoCoreError, ValueError) as exc:
-            raise StorageError(f"S3 cannot be used: {_one_line(exc)}") from exc
         client.meta.events.register_last("before-parameter-build.s3", _stay)
         return client
 
 
-def _session(settings: ConnectionSettings) -> boto3.session.Session:
-    if not isinstance(settings, S3StorageSettings):
-        return boto3.session.Session()
-    return boto3.session.Session(
-        aws_access_key_id=settings.access_key_id or None,
-        aws_secret_access_key=settings.secret_access_key or None,
-        aws_session_token=settings.session_token or None,
-        profile_name=settings.profile or None,
-    )
+@contextmanager
+def _as_storage_error() -> Iterator[None]:
+    """With the buckets of jobs a client is made only when a job needs it."""
+    try:
+        yield
+    except PluginError as exc:
+        raise StorageError(f"S3 cannot be used: {exc}") from exc
 
 
 def _stay(context: dict[str, Any], **_: object) -> None:
     """Keep botocore from following redirects to another region: the file's URL would be wrong."""
     context.get("s3_redirect", {})["redirected"] = True
-
-
-def _one_line(exc: Exception) -> str:
-    return f"{type(exc).__name__}: {' '.join(str(exc).split())}"

@@ -10,6 +10,7 @@ from botocore import exceptions as aws
 from botocore.exceptions import BotoCoreError, ClientError
 
 from downloader.storage import StorageError, StorageRefused
+from downloader_plugins.aws import reason_of
 
 _SERVER_ERROR = 500
 _PASSING_STATUS = frozenset({408, 425, 429})
@@ -52,22 +53,6 @@ _MEANING = {
 
 _CODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
-_LOCAL: tuple[tuple[type[BotoCoreError], str], ...] = (
-    (aws.NoCredentialsError, "no credentials were found"),
-    (aws.PartialCredentialsError, "the credentials are incomplete"),
-    (aws.CredentialRetrievalError, "the credentials could not be had"),
-    (aws.ConnectTimeoutError, "no connection in time"),
-    (aws.ReadTimeoutError, "no answer in time"),
-    (aws.SSLError, "TLS handshake failed"),
-    (aws.ProxyConnectionError, "the proxy cannot be reached"),
-    (aws.ConnectionClosedError, "connection lost"),
-    (aws.EndpointConnectionError, "not connected"),
-    (aws.ResponseStreamingError, "connection lost in its answer"),
-    (aws.HTTPClientError, "connection failed"),
-    (aws.ParamValidationError, "the request cannot be made"),
-)
-"""Reasons for botocore's own exceptions; the first matching type counts."""
-
 _RETRIED_AT_ONCE = (aws.ConnectionClosedError, aws.EndpointConnectionError, aws.ResponseStreamingError)
 """Exceptions after which the request is repeated at once. Not timeouts: the file would wait for another."""
 
@@ -85,7 +70,7 @@ def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
     """
     if isinstance(exc, ClientError):
         return _answered(exc.response, bucket=bucket, own=own)
-    text = next((text for kind, text in _LOCAL if isinstance(exc, kind)), f"failed with {type(exc).__name__}")
+    text = reason_of(exc)
     if isinstance(exc, OSError) and not isinstance(exc, BotoCoreError):
         text = f"the file to be sent cannot be read: {exc.strerror or type(exc).__name__}"
     kind = PassingError if isinstance(exc, _RETRIED_AT_ONCE) else StorageError

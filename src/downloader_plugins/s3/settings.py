@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import quote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from downloader.net import parse_endpoint
 from downloader.paths import is_safe_path
+from downloader_plugins.aws import AwsSettings, Credentials, EndpointUrl
 
 _SUFFIXES = (
     ("cn-", "amazonaws.com.cn"),
@@ -22,10 +22,6 @@ _SUFFIXES = (
 """Domains of the AWS partitions, by the prefix of a region's name; the first match counts."""
 
 
-def _endpoint(url: str) -> str:
-    return parse_endpoint(url).text.rstrip("/") if url else url
-
-
 def _prefix(text: str) -> str:
     folder = text.strip("/")
     if folder and not is_safe_path(folder):
@@ -33,19 +29,17 @@ def _prefix(text: str) -> str:
     return folder
 
 
-class ConnectionSettings(BaseModel):
+class ConnectionSettings(AwsSettings):
     """The keys that both kinds of sections have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-    endpoint_url: Annotated[str, AfterValidator(_endpoint)] = ""
+    endpoint_url: EndpointUrl = ""
     """URL of an S3 server other than AWS, such as `http://minio.internal:9000`. Empty: AWS."""
     timeout: float = Field(default=10.0, gt=0, le=50, allow_inf_nan=False)
     """Seconds to wait for an answer. Connecting gets half of it, completing a large file twelve times as
     much. It should be less than `processor.grace`."""
 
 
-class S3StorageSettings(ConnectionSettings):
+class S3StorageSettings(ConnectionSettings, Credentials):
     """`[processor.filestorage]` with `type = "s3"`."""
 
     bucket: str
@@ -54,14 +48,6 @@ class S3StorageSettings(ConnectionSettings):
     """Region of the bucket. Empty: that of the environment or of the profile, else `us-east-1`."""
     prefix: Annotated[str, AfterValidator(_prefix)] = ""
     """Prefix of all keys, as a folder."""
-    access_key_id: str = Field(default="", repr=False)
-    """Access key. Empty: boto3's usual chain of credentials (environment, shared files, roles)."""
-    secret_access_key: str = Field(default="", repr=False)
-    """Secret key of `access_key_id`."""
-    session_token: str = Field(default="", repr=False)
-    """Session token of temporary credentials."""
-    profile: str = ""
-    """Profile of the shared AWS configuration files."""
     server_side_encryption: Literal["", "AES256", "aws:kms", "aws:kms:dsse"] = ""
     """Encryption of new objects. Empty: the bucket's default."""
     kms_key_id: str = ""
@@ -70,6 +56,12 @@ class S3StorageSettings(ConnectionSettings):
     """Storage class, such as `STANDARD_IA`. Empty: `STANDARD`."""
     acl: str = ""
     """A canned ACL such as `bucket-owner-full-control`, for buckets that use ACLs."""
+
+    @model_validator(mode="after")
+    def _check_encryption(self) -> Self:
+        if self.kms_key_id and not self.server_side_encryption.startswith("aws:kms"):
+            raise ValueError('kms_key_id: needs server_side_encryption = "aws:kms"')
+        return self
 
     @property
     def options(self) -> dict[str, str]:

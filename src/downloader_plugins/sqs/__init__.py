@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import boto3
 import trio
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError, NoRegionError, ProfileNotFound
-from pydantic import BaseModel, ConfigDict, Field
+from botocore.exceptions import ClientError
+from pydantic import Field
 
 from downloader.errors import DownloaderError, PluginError
 from downloader.net import parse_endpoint
@@ -27,6 +25,7 @@ from downloader.notify import (
     RetryLater,
     parse_section,
 )
+from downloader_plugins.aws import Credentials, EndpointUrl, open_client, open_session
 from downloader_plugins.sqs.queue import (
     BadDestination,
     Endpoints,
@@ -48,7 +47,8 @@ from downloader_plugins.sqs.send import (
     size_of,
 )
 
-if TYPE_CHECKING:  # a package of stubs alone, which only type checking has
+if TYPE_CHECKING:  # stubs, which only type checking has
+    import boto3
     from types_boto3_sqs import SQSClient
 
 _PARTITIONS = ("aws", "aws-cn", "aws-us-gov")
@@ -64,29 +64,19 @@ _URLS = 1024
 """How many URLs of queues are cached."""
 
 
-class SqsSettings(BaseModel):
+class SqsSettings(Credentials):
     """`[backends.sqs]`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     region: str = ""
     """AWS region of queues given by name, such as `eu-west-2`; empty: that of the environment
     (`AWS_DEFAULT_REGION`) or of the profile."""
-    endpoint_url: str = ""
+    endpoint_url: EndpointUrl = ""
     """URL of a VPC endpoint or of a server other than AWS, such as ElasticMQ. Empty: AWS."""
     queues: list[str] = Field(default_factory=list)
     """Glob patterns of the queues that jobs may name; empty: any. Patterns with a `/` match queue URLs, part
     by part; others match the names of queues in our own account."""
     timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Seconds for a whole delivery, half of them for connecting."""
-    profile: str = ""
-    """Profile of the AWS configuration. Empty: boto3's usual chain of credentials."""
-    access_key_id: str = Field(default="", repr=False)
-    """Access key. Empty: boto3's usual chain of credentials."""
-    secret_access_key: str = Field(default="", repr=False)
-    """Secret key of `access_key_id`."""
-    session_token: str = Field(default="", repr=False)
-    """Session token of temporary credentials."""
 
 
 @asynccontextmanager
@@ -98,7 +88,7 @@ async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Noti
     Raises:
         PluginError: the section is invalid, or boto3 finds no region or profile.
     """
-    settings = _parse(section)
+    settings = parse_section(SqsSettings, section)
     regions, endpoints = await trio.to_thread.run_sync(_prepare, settings)
     notifier = _Sqs(settings, host, endpoints=endpoints, regions=regions)
     try:
@@ -108,43 +98,11 @@ async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Noti
         regions.close()
 
 
-def _parse(section: Mapping[str, Any]) -> SqsSettings:
-    settings = parse_section(SqsSettings, section)
-    if bool(settings.access_key_id) != bool(settings.secret_access_key):
-        missing = "secret_access_key" if settings.access_key_id else "access_key_id"
-        raise PluginError(f"{missing}: is required with the other one")
-    if settings.session_token and not settings.access_key_id:
-        raise PluginError("access_key_id: is required with session_token")
-    if settings.profile and settings.access_key_id:
-        raise PluginError("profile: cannot be used together with access_key_id")
-    if settings.endpoint_url:
-        try:
-            parse_endpoint(settings.endpoint_url)
-        except ValueError as exc:
-            raise PluginError(f"endpoint_url: {exc}") from None
-    return settings
-
-
 def _prepare(settings: SqsSettings) -> tuple[_Regions, Endpoints]:
     """Make the session and a client. Blocks while boto3 reads its files; no network."""
-    try:
-        session = boto3.Session(
-            profile_name=settings.profile or None,
-            region_name=settings.region or None,
-            aws_access_key_id=settings.access_key_id or None,
-            aws_secret_access_key=settings.secret_access_key or None,
-            aws_session_token=settings.session_token or None,
-        )
-        regions = _Regions(settings, session)
-        client = regions.connect(session.region_name)
-    except ProfileNotFound as exc:
-        raise PluginError(f"profile: {exc}") from exc
-    except NoRegionError as exc:
-        raise PluginError("region: is required, as boto3 finds none") from exc
-    except InvalidRegionError as exc:
-        raise PluginError(f"region: {exc}") from exc
-    except (BotoCoreError, ValueError) as exc:
-        raise PluginError(f"boto3 refuses the section: {' '.join(str(exc).split())}") from exc
+    session = open_session(settings, region=settings.region)
+    regions = _Regions(settings, session)
+    client = regions.connect(session.region_name)
     known = [
         region
         for partition in _PARTITIONS
@@ -194,19 +152,15 @@ class _Regions:
         """Make a client. Blocks; no network."""
         settings = self._settings
         first = not self._open  # the configured region; other regions have AWS's own endpoint
-        options: dict[str, Any] = {
-            "connect_timeout": settings.timeout / 2,
-            "read_timeout": settings.timeout,
-            "retries": {"total_max_attempts": 1},
-            "max_pool_connections": CONNECTIONS,
-            "ignore_configured_endpoint_urls": not first,
-            "user_agent_appid": "downloader",
-        }
-        client = self._session.client(
+        client: SQSClient = open_client(
+            self._session,
             "sqs",
-            region_name=region,
-            endpoint_url=(settings.endpoint_url or None) if first else None,
-            config=Config(**options),
+            region=region,
+            endpoint_url=settings.endpoint_url if first else "",
+            connect_s=settings.timeout / 2,
+            read_s=settings.timeout,
+            connections=CONNECTIONS,
+            ignore_configured_endpoint_urls=not first,
         )
         threads = trio.CapacityLimiter(CONNECTIONS)
         self._open[client.meta.region_name] = _Region(client, threads)

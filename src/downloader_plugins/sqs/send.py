@@ -7,20 +7,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionClosedError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    ProxyConnectionError,
-    ReadTimeoutError,
-    SSLError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
 from downloader.notify import Delivered, Payload, Rejected, Result, RetryLater
+from downloader_plugins.aws import reason_of
 from downloader_plugins.sqs.queue import Queue, deduplication_id, group_id, same_queue
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
@@ -65,20 +56,6 @@ class _NoAnswer(Exception):
 
 FAILURES = (ClientError, BotoCoreError, ResponseParserError, _NoAnswer)
 """The exceptions that `describe` describes."""
-
-
-_UNREACHED: dict[type[Exception], str] = {
-    ConnectTimeoutError: "SQS not reached: no connection in time",
-    ReadTimeoutError: "SQS gave no answer in time",
-    SSLError: "SQS not reached: TLS handshake failed",
-    ProxyConnectionError: "SQS not reached: not connected to the proxy",
-    EndpointConnectionError: "SQS not reached: not connected",
-    ConnectionClosedError: "SQS not reached: connection lost",
-    NoCredentialsError: "no AWS credentials found",
-    ResponseParserError: "SQS gave an invalid answer",
-    _NoAnswer: "SQS gave an invalid answer",
-}
-"""Reasons; the first matching type counts. botocore's own texts contain URLs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,8 +112,7 @@ def describe(exc: Exception, queue: Queue | None = None) -> str:
             return f"queue {queue.name} does not exist or may not be used ({code})"
         status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return f"SQS answered {status} {code}" if code != str(status) else f"SQS answered {status}"
-    known = (reason for kind, reason in _UNREACHED.items() if isinstance(exc, kind))
-    return next(known, f"SQS not reached: {type(exc).__name__}")
+    return f"SQS: {'invalid answer' if isinstance(exc, _NoAnswer) else reason_of(exc)}"
 
 
 def is_denied(exc: Exception) -> bool:
