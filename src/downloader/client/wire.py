@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, TypeVar
 
 import anyio
 import httpx2
 
+from downloader import backoff
 from downloader.client.errors import ApiProblem, ClientError, Unreachable
 from downloader.errors import ConfigError
 from downloader.model import describe_status
@@ -153,8 +154,7 @@ class Wire:
 
     def pauses(self) -> Iterator[float | None]:
         """The pause after each try if it fails, in seconds; `None` after the last."""
-        for number in range(self._retries):
-            yield min(FIRST_PAUSE_S * 2**number, LONGEST_PAUSE_S) * random.uniform(0.5, 1.0)  # noqa: S311
+        yield from islice(backoff.pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S), self._retries)
         yield None
 
     def _no_answer(self, error: httpx2.RequestError) -> ClientError:

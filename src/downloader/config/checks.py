@@ -26,8 +26,9 @@ MAX_DELAY_S = 86400.0
 LONGEST_S = 3600.0
 """Largest lease, grace period and time-out: a larger number is most likely a mistake."""
 
-MAX_S = 1e12
-"""Largest of all other times: doubles, which the store keeps, hold moments so far away to the millisecond."""
+MAX_S = 1e11
+"""Upper bound of durations, 3,000 years: a moment so far ahead is still a date (the last year is 9999), and
+its milliseconds are exact in a double."""
 
 
 class Section(BaseModel):

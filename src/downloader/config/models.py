@@ -45,7 +45,7 @@ from downloader.config.checks import (
 from downloader.net import EgressPolicy
 
 RENEWALS_PER_LEASE = 3
-"""A lease is renewed each time this fraction of it has passed, so that two renewals may fail."""
+"""A lease is renewed every `lease / 3` seconds, so that two renewals in a row may fail."""
 
 
 class SentinelSettings(Section):

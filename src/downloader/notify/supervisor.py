@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import trio
 
+from downloader.backoff import pauses
 from downloader.errors import PluginError
 from downloader.lifetimes import Plugin, opened
 from downloader.notify.notifier import Host, Notifier, NotifierFactory, Payload
@@ -76,7 +77,7 @@ class _Supervisor:
         Raises:
             PluginError: it could not be opened the first time.
         """
-        pause_s = REOPEN_S
+        backoff = pauses(REOPEN_S, MAX_REOPEN_S)
         while not self._closing.is_set():
             try:
                 await self._plugin.run(task_status=task_status)
@@ -86,9 +87,8 @@ class _Supervisor:
                 _log.warning(Event.BACKEND_FAILED, backend=self._name, error=str(problem), exc_info=problem)
                 self._notifiers[self._name] = _Ended()
                 task_status = trio.TASK_STATUS_IGNORED
-                with trio.CancelScope(shield=True), trio.move_on_after(pause_s):
+                with trio.CancelScope(shield=True), trio.move_on_after(next(backoff)):
                     await self._closing.wait()
-                pause_s = min(2 * pause_s, MAX_REOPEN_S)
 
     def close(self) -> None:
         """Begin the bounded close of the plugin."""

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.net import Url, UrlError
+from downloader.net import host_of
 from downloader.store.values import (
     Aggregation,
     AggregationLoad,
@@ -55,14 +55,6 @@ def submit(
         "body": item.body_digest,
         **({"permitted": permitted} if item.permits else {}),
     }
-
-
-def host_of(url: str) -> str:
-    """The host of a job's URL by which it is limited; empty for a URL that is none."""
-    try:
-        return Url.parse(url).origin.host.removesuffix(".")
-    except UrlError:
-        return ""
 
 
 def script_of(settlement: Settlement) -> str:

@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError
 
+from downloader.backoff import pauses
 from downloader.errors import first_leaf
 from downloader.notify import Host
 from downloader_plugins.kafka.reasons import NotConnected, connect_reason
@@ -71,7 +72,7 @@ class Link:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect again and again until cancelled; raises nothing that aiokafka raises."""
         task_status.started()
-        backoff_s = _BACKOFF_S
+        backoff = pauses(_BACKOFF_S, _MAX_BACKOFF_S)
         while True:
             was_open = False
             try:
@@ -83,10 +84,9 @@ class Link:
             except* Exception as group:  # noqa: BLE001 - a bug in aiokafka ends the connection, not the service
                 self._fail(f"the Kafka client failed: {type(first_leaf(group)).__name__}")
             if was_open:
-                backoff_s = _BACKOFF_S
+                backoff = pauses(_BACKOFF_S, _MAX_BACKOFF_S)
                 continue
-            await trio.sleep(backoff_s * random.uniform(0.5, 1))  # noqa: S311  # jitter
-            backoff_s = min(2 * backoff_s, _MAX_BACKOFF_S)
+            await trio.sleep(next(backoff))
 
     async def _live(self, loop: Any) -> None:
         """Keep one connection open until it is lost."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, closing, suppress
@@ -18,6 +17,7 @@ import trio
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
+from downloader.backoff import jittered
 from downloader.paths import is_safe_path
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 from downloader_plugins.s3.client import Clients
@@ -259,7 +259,7 @@ class Bucket:
             try:
                 return await self._run(work)
             except PassingError:
-                await trio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not secrets
+                await trio.sleep(jittered(pause_s))
         return await self._run(work)
 
     async def _run(self, work: Callable[[Call], T]) -> T:
