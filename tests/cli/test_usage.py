@@ -13,8 +13,8 @@ import pytest
 
 from downloader import __version__
 from downloader.cli import COMMANDS, main
+from downloader.cli.inspect import list_plugins
 from downloader.cli.options import load
-from downloader.cli.plugins import list_plugins
 from servers.cli import Ran, run_cli, run_script
 from servers.forked import environment
 

@@ -17,13 +17,9 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from downloader import __version__
 from downloader.cli.aggregations import aggregations, pause, resume
-from downloader.cli.config import config, version
-from downloader.cli.doctor import doctor
 from downloader.cli.fetch import fetch
-from downloader.cli.health import health
-from downloader.cli.import_config import import_config
+from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
 from downloader.cli.jobs import cancel, job, jobs, retry
-from downloader.cli.plugins import plugins
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.submit import submit
 from downloader.cli.top import top

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from downloader.cli.options import Json
-from downloader.cli.remote import API, Api, Token, connect, for_each, local_time, write_json, write_result
+from downloader.cli.output import Cell, local_time, show_table, write_json, write_result
+from downloader.cli.remote import API, Api, Token, connect, for_each
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
     from downloader.client import Aggregation, Client
+
+COLUMNS = ("aggregation", "in flight", "pending", "limit", "rate", "delay", "state")
 
 AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]
 
@@ -55,12 +57,13 @@ def aggregations(
     if changes:
         raise ConfigError("--set needs the names of aggregations")
     with connect(api, token) as client:
-        found = sorted(client.aggregations(), key=lambda each: (-each.in_flight - each.pending, each.aggr_id))
+        rows = sorted(client.aggregations(), key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
     if json_:
-        for each in found:
-            write_json(each)
+        for row in rows:
+            write_json(row)
     else:
-        _show(found)
+        empty = "no aggregation has unfinished downloads"
+        show_table(COLUMNS, [_cells(row) for row in rows], right=COLUMNS[1:-1], empty=empty)
     return 0
 
 
@@ -137,30 +140,10 @@ def _rows(found: Aggregation) -> Iterator[tuple[str, str]]:
         yield "next due", local_time(found.next_due_at)
 
 
-def _show(found: Sequence[Aggregation]) -> None:
-    """A table on a terminal, tab-separated lines elsewhere."""
-    from downloader.printable import escape
-
-    columns = ("aggregation", "in flight", "pending", "limit", "rate", "delay", "state")
-    cells = [
-        [
-            escape(each.aggr_id),
-            *(str(number) for number in (each.in_flight, each.pending, each.limit)),
-            *("" if number is None else f"{number:g}" for number in (each.rate, each.delay)),
-            _state(each),
-        ]
-        for each in found
-    ]
-    if not sys.stdout.isatty():
-        sys.stdout.writelines("\t".join(line).rstrip() + "\n" for line in cells)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("aggregation", "state") else "right")
-    for name, *rest, state in cells:
-        table.add_row(Text(name, style="bold", overflow="fold"), *rest, Text(state, style="yellow"))
-    Console().print(table if cells else Text("no aggregation has unfinished downloads", style="dim"))
+def _cells(row: Aggregation) -> Sequence[Cell]:
+    return (
+        (row.aggr_id, "bold"),
+        *(str(number) for number in (row.in_flight, row.pending, row.limit)),
+        *("" if number is None else f"{number:g}" for number in (row.rate, row.delay)),
+        (_state(row), "yellow"),
+    )

@@ -13,8 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from downloader.cli.fetch_folder import open_output
-from downloader.cli.lines import read_lines
-from downloader.cli.options import HOST_LIMIT, Json
+from downloader.cli.options import HOST_LIMIT, Json, read_lines
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:

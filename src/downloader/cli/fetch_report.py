@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from downloader.cli.fetch_folder import OutputFolder
 from downloader.cli.fetch_record import Record
-from downloader.cli.remote import write, write_json
+from downloader.cli.output import write, write_json
 from downloader.errors import StorageError
 from downloader.oneshot import FetchResult
 from downloader.printable import escape

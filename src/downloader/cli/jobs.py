@@ -12,17 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from downloader.cli.options import Json
-from downloader.cli.remote import (
-    API,
-    Api,
-    Token,
-    connect,
-    for_each,
-    local_time,
-    write,
-    write_json,
-    write_result,
-)
+from downloader.cli.output import Cell, local_time, print_rows, show_table, write, write_json, write_result
+from downloader.cli.remote import API, Api, Token, connect, for_each
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -175,29 +166,25 @@ def retry(
     return for_each(job_ids, again, api=api, token=token)
 
 
-def _list(found: Sequence[ListedJob], *, head: bool) -> None:
+def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
     """Rows of a table on a terminal, tab-separated lines elsewhere."""
     from downloader.cli.submit_report import STYLES
-    from downloader.printable import escape
 
-    cells = [
-        (
-            each.id,
-            each.state,
-            each.callback or "",
-            local_time(each.finished_at),
-            escape(each.aggr_id),
-            escape(each.error),
-        )
-        for each in found
+    cells: list[list[Cell]] = [
+        [
+            row.id,
+            (row.state, STYLES.get(row.state, "")),
+            (row.callback or "", STYLES.get(row.callback or "", "")),
+            local_time(row.finished_at),
+            row.aggr_id,
+            row.error,
+        ]
+        for row in rows
     ]
     if not sys.stdout.isatty():
-        for line in cells:
-            write("\t".join(line).rstrip())
+        show_table((), cells)
         return
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     # Of fixed widths, but for the last two, so that the columns of all pages are below each other.
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
@@ -205,16 +192,9 @@ def _list(found: Sequence[ListedJob], *, head: bool) -> None:
         table.add_column(name, width=width, no_wrap=True)
     table.add_column("aggregation", ratio=2, no_wrap=True)
     table.add_column("error", ratio=3, no_wrap=True)
-    for job_id, state, callback, ended, aggr_id, error in cells:
-        table.add_row(
-            job_id,
-            Text(state, STYLES.get(state, "")),
-            Text(callback, STYLES.get(callback, "")),
-            ended[5:16],  # without year and seconds
-            Text(aggr_id),
-            Text(error),
-        )
-    Console().print(table)
+    for row in cells:
+        row[3] = str(row[3])[5:16]  # without year and seconds
+    print_rows(table, cells)
 
 
 def _rows(job: Job) -> Iterator[tuple[str, str]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from downloader.errors import ConfigError
+from downloader.printable import escape
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from downloader.client import ApiProblem, Client
 
 API = "http://127.0.0.1:8000"
@@ -100,41 +98,5 @@ def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: s
                 if problem.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                     raise
                 status = 1
-                sys.stderr.write(f"downloader: {_escape(name)}: {explain(problem)}\n")
+                sys.stderr.write(f"downloader: {escape(name)}: {explain(problem)}\n")
     return status
-
-
-def write_result(
-    result: BaseModel | Mapping[str, Any], title: str, rows: Iterable[tuple[str, str]] = (), *, as_json: bool
-) -> None:
-    """Write a result: a line of JSON for programs; for people a title, and a line for each detail."""
-    if as_json:
-        write_json(result)
-        return
-    found = list(rows)
-    width = max((len(name) for name, _ in found), default=0)
-    write("\n".join([_escape(title), *(f"  {name:<{width}}  {_escape(text)}" for name, text in found)]))
-
-
-def local_time(moment: datetime | None) -> str:
-    """For people, in their time zone."""
-    return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def _escape(text: str) -> str:
-    from downloader.printable import escape
-
-    return escape(text)
-
-
-def write_json(result: BaseModel | Mapping[str, Any]) -> None:
-    """A line of `--json`."""
-    import json
-
-    write(json.dumps(result if isinstance(result, Mapping) else result.model_dump(mode="json")))
-
-
-def write(line: str) -> None:
-    """A line of a program's output, at once."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()

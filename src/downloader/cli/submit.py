@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.lines import read_lines
-from downloader.cli.options import HOST_LIMIT, Json
+from downloader.cli.options import HOST_LIMIT, Json, read_lines
 from downloader.cli.remote import API, Api, Token, connect
 from downloader.errors import ConfigError
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from downloader.cli.remote import write, write_json
+from downloader.cli.output import write, write_json
 from downloader.client import Job, Submitted
 from downloader.printable import escape
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from downloader.cli.options import Json
-from downloader.cli.remote import API, Api, Token, connect, write_json
+from downloader.cli.output import write_json
+from downloader.cli.remote import API, Api, Token, connect
 from downloader.errors import DownloaderError
 
 if TYPE_CHECKING:

@@ -1,0 +1,305 @@
+"""The commands that inspect an installation: `doctor`, `health`, `plugins`, `config` and the like."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import dropwhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from downloader import __version__
+from downloader.cli.options import Config, Json, load
+from downloader.cli.output import Cell, print_rows, show_table, write
+from downloader.cli.roles import api, run
+from downloader.errors import ConfigError, DownloaderError, PluginError
+from downloader.printable import escape
+
+if TYPE_CHECKING:
+    from downloader.config import Settings
+    from downloader.service import Finding
+
+_STYLES = {"ok": "green", "failed": "bold red", "note": "yellow"}
+"""By a finding's state."""
+
+Row = dict[str, Any]
+"""A plugin's `kind`, `name`, `version` and `distribution`; whether it is `configured`; and why it cannot be
+used though it is, as `problem`, empty if it can."""
+
+COLUMNS = ("name", "kind", "version", "distribution", "configured")
+
+
+def doctor(*, config: Config = None, json_: Json = False) -> int:
+    """Try all that is configured, and say what is wrong.
+
+    Writes to the store and to the storage and deletes it again, asks the peer of
+    each backend, and looks at folders and ports. It may run beside a service.
+    The exit status is 1 if any part failed.
+
+    For example:
+      downloader doctor
+      downloader doctor -c config.toml --json
+
+    Args:
+        config: Configuration file (TOML). Without one: defaults, and HTTP callbacks.
+        json_: Print a JSON array.
+    """
+    from downloader.config import with_default_backend
+    from downloader.observe import configure
+
+    settings = load(config)
+    if config is None:
+        settings = with_default_backend(settings)
+    from downloader.service import diagnose
+
+    # The findings say what was found; the parts' own logs are not shown.
+    configure(form="json", level="error", stream=io.StringIO())
+    show = _show_json if json_ else _show_table if sys.stdout.isatty() else _show_lines
+    with _progress():
+        findings = diagnose(settings, show=show)
+    show(findings)
+    return 1 if any(finding.state == "failed" for finding in findings) else 0
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[None]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status("trying all that is configured"):
+        yield
+
+
+def _show_json(findings: Sequence[Finding]) -> None:
+    write(json.dumps([asdict(finding) for finding in findings], indent=2))
+
+
+def _show_lines(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}")
+
+
+def _show_table(findings: Sequence[Finding]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    print_rows(
+        table,
+        [
+            ((finding.state.value, _STYLES[finding.state]), (finding.part, "bold"), finding.text)
+            for finding in findings
+        ],
+    )
+    failed = sum(finding.state == "failed" for finding in findings)
+    write(f"{failed or 'none'} of {len(findings)} parts failed")
+
+
+def health(*, pid: Annotated[int, Parameter(name="--pid")] = 1) -> None:
+    """Tell by the exit status whether the service in this container is healthy.
+
+    Asks the API of a running service GET /health/live, at the address that
+    the arguments of its process and its configuration give. A processor or
+    notifier has no port: it counts as healthy while its process runs. The
+    image uses it as its health check. Linux only.
+
+    For example:
+      downloader health
+      downloader health --pid 4711
+
+    Args:
+        pid: Process id of the service; 1 in a container.
+    """
+    from downloader.cli import make_app
+
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_text("utf-8").split("\0")[:-1]
+    except OSError as error:
+        raise DownloaderError(f"process {pid}: {error.strerror}") from error
+    arguments = list(dropwhile(lambda word: Path(word).name != "downloader", words))[1:]
+    command, bound, _ = make_app().parse_args(arguments, exit_on_error=False, print_error=False)
+    if command in (run, api):
+        from httpx2 import HTTPTransport
+
+        from downloader.client import Client
+
+        flags = {f"api.{name}": bound.arguments.get(name) for name in ("host", "port")}
+        found = load(bound.arguments.get("config"), flags).api
+        # Whatever name the certificate has: the connection stays on this machine.
+        with Client(found.local_url, retries=0, transport=HTTPTransport(verify=False)) as client:
+            client.ping()
+
+
+def plugins(*, config: Config = None, json_: Json = False) -> None:
+    """List the installed backends and storages.
+
+    Says which of them the configuration uses, and imports none. The exit status
+    is 2 if a configured one is not installed, is installed twice, or lacks a
+    package.
+
+    For example:
+      downloader plugins
+      downloader plugins -c config.toml --json
+
+    Args:
+        config: Configuration file (TOML).
+        json_: Print a JSON array instead of a table.
+    """
+    rows, problem = list_plugins(load(config))
+    if json_:
+        sys.stdout.write(json.dumps(rows, indent=2) + "\n")
+    else:
+        show_table(COLUMNS, [_cells(row) for row in rows])
+    sys.stdout.flush()
+    if problem is not None:
+        raise problem
+
+
+def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]:
+    """A row for each plugin that is installed or configured, and the first problem with one; imports none."""
+    from downloader.plugins import (
+        BUCKETS,
+        KINDS,
+        NOTIFIERS,
+        STORAGES,
+        PluginInfo,
+        find,
+        installed,
+        missing_package,
+    )
+    from downloader.storage import OWN_BUCKETS
+
+    own_buckets = settings.processor.s3.is_set or not missing_package(BUCKETS, OWN_BUCKETS)
+    used = {
+        NOTIFIERS: {name: f"backends.{name}" for name in settings.backends},
+        STORAGES: {settings.storage_name: "processor.filestorage"},
+        BUCKETS: {OWN_BUCKETS: f"processor.{OWN_BUCKETS}"} if own_buckets else {},
+    }
+    rows: list[Row] = []
+    first: PluginError | None = None
+    for group, places in used.items():
+        problems: dict[str, str] = {}
+        for name, place in places.items():
+            try:
+                find(group, name)
+            except PluginError as error:
+                problems[name] = str(error)
+            else:
+                problems[name] = missing_package(group, name)
+            if problems[name] and first is None:
+                first = PluginError(f"{place}: {problems[name]}")
+        found = installed(group)
+        missing = places.keys() - {plugin.name for plugin in found}
+        found += [
+            PluginInfo(kind=KINDS[group], name=name, version="", distribution="") for name in sorted(missing)
+        ]
+        rows += [
+            {
+                **asdict(plugin),
+                "configured": plugin.name in places,
+                "problem": problems.get(plugin.name, ""),
+            }
+            for plugin in found
+        ]
+    return rows, first
+
+
+def _use(row: Row) -> str:
+    if not row["problem"]:
+        return "yes" if row["configured"] else ""
+    if not row["distribution"] and not row["version"]:
+        return "yes, but not installed"
+    return f"yes, but {row['problem']}" if row["problem"].startswith("needs ") else "yes, but installed twice"
+
+
+def _cells(row: Row) -> Sequence[Cell]:
+    name, *rest = (row[column] for column in COLUMNS[:-1])
+    return (
+        (name, "bold" if row["configured"] else ""),
+        *rest,
+        (_use(row), "red" if row["problem"] else "green"),
+    )
+
+
+def config(*, config: Config = None, json_: Json = False) -> None:
+    """Print the effective configuration, without its secrets.
+
+    It is the result of file, environment and defaults, as TOML.
+
+    For example:
+      downloader config -c config.toml
+      DOWNLOADER_REDIS__URL=redis://localhost downloader config
+
+    Args:
+        config: Configuration file (TOML).
+        json_: Print a JSON object instead.
+    """
+    import tomli_w
+
+    from downloader.config import redacted
+
+    found = redacted(load(config))
+    # TOML has dates and times, which a plugin's table may have; JSON has not.
+    sys.stdout.write(f"{json.dumps(found, indent=2, default=str)}\n" if json_ else tomli_w.dumps(found))
+
+
+def version(*, json_: Json = False) -> None:
+    """Print the version.
+
+    For example:
+      downloader version
+
+    Args:
+        json_: Print a JSON object.
+    """
+    sys.stdout.write(f'{{"version": "{__version__}"}}\n' if json_ else f"{__version__}\n")
+
+
+def import_config(file: Annotated[Path, Parameter(name="FILE", allow_leading_hyphen=True)], /) -> None:
+    """Print the predecessor's configuration as a TOML file for this service.
+
+    What has changed, and what has no counterpart, has a comment there. The page
+    docs/migration.md tells what else differs, and how to change over.
+
+    For example:
+      downloader import-config config.json > config.toml
+      downloader config -c config.toml
+
+    Args:
+        file: The predecessor's configuration (JSON), or - for standard input.
+    """
+    from downloader.config import import_config as convert
+    from downloader.config import load_settings
+
+    name = "standard input" if str(file) == "-" else str(file)
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: not a text file in UTF-8") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        converted = convert(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as made:
+        made.write(converted)
+        made.flush()
+        try:
+            load_settings(Path(made.name), environ={}, overrides={})
+        except ConfigError as error:
+            lines = (str(error), *error.others)
+            raise ConfigError(*(line.replace(made.name, f"{name}, converted", 1) for line in lines)) from None
+    sys.stdout.write(converted)
