@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from downloader.cli.options import Json
 from downloader.cli.output import Cell, local_time, show_table, write_json, write_result
-from downloader.cli.remote import API, Api, Token, connect, for_each
+from downloader.cli.remote import LOCAL, Service, connect, for_each
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def aggregations(
     *aggr_ids: AggrIds,
     set_: Annotated[tuple[str, ...], Parameter(name="--set", show_default=False)] = (),
     json_: Json = False,
-    api: Api = API,
-    token: Token = "",
+    service: Service = LOCAL,
 ) -> int:
     """Show the aggregations that have unfinished downloads, or change some.
 
@@ -53,10 +52,10 @@ def aggregations(
             found = client.adjust(aggr_id, **changes) if changes else client.aggregation(aggr_id)
             write_result(found, found.aggr_id, _rows(found), as_json=json_)
 
-        return for_each(aggr_ids, show, api=api, token=token)
+        return for_each(aggr_ids, show, service)
     if changes:
         raise ConfigError("--set needs the names of aggregations")
-    with connect(api, token) as client:
+    with connect(service) as client:
         rows = sorted(client.aggregations(), key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
     if json_:
         for row in rows:
@@ -67,7 +66,7 @@ def aggregations(
     return 0
 
 
-def pause(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+def pause(*aggr_ids: AggrIds, json_: Json = False, service: Service = LOCAL) -> int:
     """Pause aggregations: none of their downloads starts, over the fleet.
 
     Downloads in flight go on, and jobs are still accepted.
@@ -79,10 +78,10 @@ def pause(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token 
         aggr_ids: Names of aggregations.
         json_: Write a JSON object for each.
     """
-    return _set_paused(aggr_ids, paused=True, as_json=json_, api=api, token=token)
+    return _set_paused(aggr_ids, paused=True, as_json=json_, service=service)
 
 
-def resume(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+def resume(*aggr_ids: AggrIds, json_: Json = False, service: Service = LOCAL) -> int:
     """Resume paused aggregations.
 
     For example:
@@ -92,16 +91,16 @@ def resume(*aggr_ids: AggrIds, json_: Json = False, api: Api = API, token: Token
         aggr_ids: Names of aggregations.
         json_: Write a JSON object for each.
     """
-    return _set_paused(aggr_ids, paused=False, as_json=json_, api=api, token=token)
+    return _set_paused(aggr_ids, paused=False, as_json=json_, service=service)
 
 
-def _set_paused(aggr_ids: Sequence[str], *, paused: bool, as_json: bool, api: str, token: str) -> int:
+def _set_paused(aggr_ids: Sequence[str], *, paused: bool, as_json: bool, service: Service) -> int:
     def change(client: Client, aggr_id: str) -> None:
         found = client.adjust(aggr_id, paused=paused)
         line = f"{aggr_id} {'is paused' if found.paused else 'goes on'}: {found.pending} pending"
         write_result(found, line, as_json=as_json)
 
-    return for_each(aggr_ids, change, api=api, token=token)
+    return for_each(aggr_ids, change, service)
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from downloader.cli.options import Json
 from downloader.cli.output import Cell, local_time, print_rows, show_table, write, write_json, write_result
-from downloader.cli.remote import API, Api, Token, connect, for_each
+from downloader.cli.remote import LOCAL, Service, connect, for_each
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ROWS = 200
 """Jobs that are shown at once, of any number: as many as the service sends in a page."""
 
 
-def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
     """Show jobs of a running service.
 
     Shows state, attempts and times, the file, the callback and the last errors.
@@ -46,7 +46,7 @@ def job(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = ""
         found = client.job(job_id)
         write_result(found, f"{found.id} {found.state}", _rows(found), as_json=json_)
 
-    return for_each(job_ids, show, api=api, token=token)
+    return for_each(job_ids, show, service)
 
 
 def jobs(
@@ -56,8 +56,7 @@ def jobs(
     callback: Annotated[str | None, Parameter(name="--callback")] = None,
     since: Since = None,
     json_: Json = False,
-    api: Api = API,
-    token: Token = "",
+    service: Service = LOCAL,
 ) -> int:
     """List jobs of a running service.
 
@@ -80,7 +79,7 @@ def jobs(
     if state is None and callback is None:
         state = "running"
     with (
-        connect(api, token) as client,
+        connect(service) as client,
         closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since)) as found,
     ):
         if json_:
@@ -96,7 +95,7 @@ def jobs(
     return 0
 
 
-def cancel(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token = "") -> int:
+def cancel(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
     """Cancel jobs that wait or are being downloaded.
 
     Their callback reports the cancel. A download that is over cannot be cancelled.
@@ -114,7 +113,7 @@ def cancel(*job_ids: JobIds, json_: Json = False, api: Api = API, token: Token =
         client.cancel(job_id)
         write_result({"id": job_id}, f"{job_id} is cancelled", as_json=json_)
 
-    return for_each(job_ids, end, api=api, token=token)
+    return for_each(job_ids, end, service)
 
 
 def retry(
@@ -124,8 +123,7 @@ def retry(
     aggr_id: AggrId = None,
     since: Since = None,
     json_: Json = False,
-    api: Api = API,
-    token: Token = "",
+    service: Service = LOCAL,
 ) -> int:
     """Send failed callbacks again, or repeat failed downloads.
 
@@ -152,7 +150,7 @@ def retry(
     if not failed and (aggr_id is not None or since is not None):
         raise ConfigError("--aggr-id and --since need --failed")
     if failed:
-        with connect(api, token) as client:
+        with connect(service) as client:
             count = client.retry_failed(aggr_id=aggr_id, since=since)
         line = f"{count} {'callback is' if count == 1 else 'callbacks are'} sent again"
         write_result({"retried": count}, line, as_json=json_)
@@ -163,7 +161,7 @@ def retry(
         line = f"{job_id} {'is downloaded' if download else 'is called back'} again"
         write_result({"id": job_id}, line, as_json=json_)
 
-    return for_each(job_ids, again, api=api, token=token)
+    return for_each(job_ids, again, service)
 
 
 def _list(rows: Sequence[ListedJob], *, head: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,16 +20,20 @@ if TYPE_CHECKING:
 API = "http://127.0.0.1:8000"
 """As `downloader.client.DEFAULT_URL`, which is not imported for `--help`."""
 
-Api = Annotated[str, Parameter(name="--api", env_var="DOWNLOADER_API", help="Address of the service.")]
-Token = Annotated[
-    str,
-    Parameter(
-        name="--token",
-        env_var="DOWNLOADER_TOKEN",
-        show_default=False,
-        help="Its token. Others on this machine can see it; prefer the variable.",
-    ),
-]
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The flags that say which service a command is for."""
+
+    api: Annotated[str, Parameter(name="--api", env_var="DOWNLOADER_API")] = API
+    """Address of the service."""
+    token: Annotated[str, Parameter(name="--token", env_var="DOWNLOADER_TOKEN", show_default=False)] = ""
+    """Its token. Others on this machine can see it; prefer the variable."""
+
+
+LOCAL = Service()
+"""The default: on this machine, without a token."""
 
 _USAGE = frozenset(
     {
@@ -48,12 +53,11 @@ _HINTS: Mapping[int, str] = {
 
 
 @contextlib.contextmanager
-def connect(api: str, token: str, *, retries: int = 0) -> Iterator[Client]:
+def connect(service: Service, *, retries: int = 0) -> Iterator[Client]:
     """A client; refusals of the service are raised as errors with the right exit status.
 
     Args:
-        api: `--api`.
-        token: `--token`.
+        service: its address and token.
         retries: further tries of a request; none by default, so that a person sees an error at once.
 
     Raises:
@@ -62,7 +66,7 @@ def connect(api: str, token: str, *, retries: int = 0) -> Iterator[Client]:
     """
     from downloader.client import ApiProblem, Client
 
-    with Client(api, token=token, retries=retries) as client:
+    with Client(service.api, token=service.token, retries=retries) as client:
         try:
             yield client
         except ApiProblem as problem:
@@ -77,7 +81,7 @@ def explain(problem: ApiProblem) -> str:
     return f"{words}: {problem}{_HINTS.get(problem.status, '')}"
 
 
-def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: str, token: str) -> int:
+def for_each(names: Sequence[str], act: Callable[[Client, str], None], service: Service) -> int:
     """Do something with each job or aggregation; returns the exit status.
 
     There is a line on standard error for each that is unknown or in the wrong state.
@@ -90,7 +94,7 @@ def for_each(names: Sequence[str], act: Callable[[Client, str], None], *, api: s
     if not names:
         raise ConfigError("nothing to do: give an id or a name")
     status = 0
-    with connect(api, token) as client:
+    with connect(service) as client:
         for name in names:
             try:
                 act(client, name)

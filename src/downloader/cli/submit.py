@@ -5,18 +5,58 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from downloader.cli.options import HOST_LIMIT, Json, read_lines
-from downloader.cli.remote import API, Api, Token, connect
+from downloader.cli.remote import LOCAL, Service, connect
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
     from downloader.client import ApiProblem, JobFields
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFlags:
+    """The flags that become fields of each job."""
+
+    aggr_id: Annotated[str, Parameter(name="--aggr-id", show_default=False)] = ""
+    """Aggregation of the jobs. Default: the URL's host."""
+    aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = HOST_LIMIT
+    """Downloads of an aggregation at once."""
+    callback: Annotated[str, Parameter(name="--callback", show_default=False)] = ""
+    """Where to send the callbacks: a URL, a topic, a queue. Without it there are none."""
+    callback_type: Annotated[str, Parameter(name="--callback-type")] = "http"
+    """The backend for it."""
+    priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None
+    """0 to 9: of an aggregation's jobs, the highest begin first."""
+    field: Annotated[
+        tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
+    ] = ()
+    """Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string."""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of a job besides its URL and aggregation.
+
+        Raises:
+            ConfigError: a `--field` is malformed.
+        """
+        callback = {"callback_type": self.callback_type, "callback_dst": self.callback}
+        priority = {} if self.priority is None else {"priority": self.priority}
+        return {
+            "aggr_limit": self.aggr_limit,
+            **(callback if self.callback else {"callback_type": "none"}),
+            **dict(map(_field, self.field)),
+            **priority,
+        }
+
+
+NO_FLAGS = JobFlags()
 
 
 def submit(
@@ -24,18 +64,10 @@ def submit(
     from_file: Annotated[
         str, Parameter(name="--from-file", show_default=False, allow_leading_hyphen=True)
     ] = "",
-    aggr_id: Annotated[str, Parameter(name="--aggr-id", show_default=False)] = "",
-    aggr_limit: Annotated[int, Parameter(name="--aggr-limit", validator=Number(gte=1))] = HOST_LIMIT,
-    callback: Annotated[str, Parameter(name="--callback", show_default=False)] = "",
-    callback_type: Annotated[str, Parameter(name="--callback-type")] = "http",
-    priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None,
-    field: Annotated[
-        tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
-    ] = (),
+    flags: JobFlags = NO_FLAGS,
     wait: Annotated[bool, Parameter(name="--wait", show_default=False)] = False,
     json_: Json = False,
-    api: Api = API,
-    token: Token = "",
+    service: Service = LOCAL,
 ) -> int:
     """Submit jobs to a running service.
 
@@ -53,29 +85,20 @@ def submit(
     Args:
         urls: What to download.
         from_file: File with a URL or a JSON object on each line, or - for standard input; # begins a comment.
-        aggr_id: Aggregation of the jobs. Default: the URL's host.
-        aggr_limit: Downloads of an aggregation at once.
-        callback: Where to send the callbacks: a URL, a topic, a queue. Without it there are none.
-        callback_type: The backend for it.
-        priority: 0 to 9: of an aggregation's jobs, the highest begin first.
-        field: Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string.
         wait: Wait until the downloads have ended.
         json_: Write a JSON object for each job: the answer of the service, with --wait the job at its end.
     """
     from downloader.cli.submit_report import open_report
     from downloader.client import RETRIES, Submitted
 
-    fields = {"aggr_limit": aggr_limit, **_callback(callback, callback_type), **dict(map(_field, field))}
-    if priority is not None:
-        fields["priority"] = priority
     unreadable: list[tuple[str, ApiProblem]] = []
-    jobs = _jobs(urls, from_file, fields, aggr_id, unreadable)
+    jobs = _jobs(urls, from_file, flags, unreadable)
     first = list(itertools.islice(jobs, 1))
     if not first and not unreadable:
         raise ConfigError("nothing to submit: give URLs, or --from-file")
-    with connect(api, token) as client:
+    with connect(service) as client:
         client.ping()  # if there is no service, fail at once; later it may restart
-    with connect(api, token, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
+    with connect(service, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
         with contextlib.closing(client.submit_many(itertools.chain(first, jobs))) as answers:
             for answer in answers:
                 report.submitted(answer)
@@ -93,10 +116,6 @@ def submit(
     return 1 if report.failed else 0
 
 
-def _callback(destination: str, kind: str) -> Mapping[str, str]:
-    return {"callback_type": kind, "callback_dst": destination} if destination else {"callback_type": "none"}
-
-
 def _field(text: str) -> tuple[str, Any]:
     name, mark, value = text.partition("=")
     if not mark or not name:
@@ -110,14 +129,14 @@ def _field(text: str) -> tuple[str, Any]:
 def _jobs(
     urls: Iterable[str],
     from_file: str,
-    fields: Mapping[str, Any],
-    aggr_id: str,
+    flags: JobFlags,
     unreadable: list[tuple[str, ApiProblem]],
 ) -> Iterator[JobFields]:
     """The jobs as they are read; lines that begin like JSON and are none go to `unreadable`."""
     from downloader.client import ApiProblem
     from downloader.net import host_of
 
+    fields = flags.fields()
     named = ((repr(url), url) for url in urls)
     for name, text in itertools.chain(named, read_lines(from_file) if from_file else ()):
         job: dict[str, Any] = {"url": text}
@@ -128,5 +147,5 @@ def _jobs(
                 unreadable.append((text, ApiProblem(code="bad_json", detail=f"{name}: not a JSON object")))
                 continue
         # The service says what is wrong with a URL that has no host.
-        group = aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
+        group = flags.aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
         yield cast("JobFields", {"aggr_id": group, **fields, **job})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from downloader.cli.options import Json
 from downloader.cli.output import write_json
-from downloader.cli.remote import API, Api, Token, connect
+from downloader.cli.remote import LOCAL, Service, connect
 from downloader.errors import DownloaderError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RECONNECT_S = 2.0
 
 
-def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
+def top(*, json_: Json = False, service: Service = LOCAL) -> int:
     """Watch a running service.
 
     Shows instances, throughput, failures and the busiest aggregations. q quits.
@@ -37,9 +37,9 @@ def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
         json_: Write the present state as JSON, and end.
     """
     if not json_ and sys.stdin.isatty() and sys.stdout.isatty():
-        _live(api, token)
+        _live(service)
         return 0
-    with connect(api, token) as client:
+    with connect(service) as client:
         state = _present(client)
     if json_:
         write_json(state)
@@ -48,7 +48,7 @@ def top(*, json_: Json = False, api: Api = API, token: Token = "") -> int:
 
         from downloader.cli.top_view import Rates, view
 
-        Console().print(view(state, Rates(), title=api, height=None))
+        Console().print(view(state, Rates(), title=service.api, height=None))
     return 0
 
 
@@ -59,7 +59,7 @@ def _present(client: Client) -> Mapping[str, Any]:
     return state
 
 
-def _live(api: str, token: str) -> None:
+def _live(service: Service) -> None:
     import termios
     import tty
 
@@ -69,19 +69,19 @@ def _live(api: str, token: str) -> None:
 
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
-    with connect(api, token) as client:  # an error at the start is printed in one line
+    with connect(service) as client:  # an error at the start is printed in one line
         state = _present(client)
     try:
         tty.setcbreak(terminal, termios.TCSADRAIN)  # a q that was typed before counts
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
-            interrupted = trio.run(_watch, api, token, state, live)
+            interrupted = trio.run(_watch, service, state, live)
     finally:
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> bool:
+async def _watch(service: Service, state: Mapping[str, Any], live: Live) -> bool:
     """Draw each state until somebody quits; whether that was by Ctrl-C."""
     import trio
 
@@ -93,7 +93,7 @@ async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> 
 
     def show() -> None:
         height = live.console.size.height
-        live.update(view(newest, rates, title=api, height=height, problem=problem), refresh=True)
+        live.update(view(newest, rates, title=service.api, height=height, problem=problem), refresh=True)
 
     async def heed_signals(scope: trio.CancelScope) -> None:
         nonlocal interrupted
@@ -105,7 +105,10 @@ async def _watch(api: str, token: str, state: Mapping[str, Any], live: Live) -> 
                     scope.cancel()
                 show()
 
-    async with AsyncClient(api, token=token, retries=0) as client, trio.open_nursery() as nursery:
+    async with (
+        AsyncClient(service.api, token=service.token, retries=0) as client,
+        trio.open_nursery() as nursery,
+    ):
         nursery.start_soon(_quit, nursery.cancel_scope)
         nursery.start_soon(heed_signals, nursery.cancel_scope)
         while True:
