@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import trio
 
-from downloader.errors import PluginError
+from downloader.errors import PluginError, leaves
 from downloader.observe import Event, get_logger
 from downloader.plugins import CLOSING_S, OPENING_S, describe, find_cancel, opening_failed
 from downloader.signals import set_kill_timer
@@ -165,8 +165,10 @@ class ExitTimer:
 
         Call this in the main thread.
         """
-        if self._error is None or isinstance(self._error, trio.Cancelled):
-            self._error = error or self._error
+        for leaf in leaves(error) if error is not None else ():
+            # A cancel follows from another error, whose text may come later; until then its reason is shown.
+            if self._error is None or isinstance(self._error, trio.Cancelled):
+                self._error = leaf
         if self._is_started:
             return
         self._is_started = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from servers.fleet import (
     GRACE_S,
     HUNG,
     LEASE_S,
+    SLACK_S,
     Fleet,
     Tables,
     job_for,
@@ -28,6 +30,7 @@ from servers.fleet import (
     to_toml,
 )
 from servers.origin import Origin
+from servers.processes import children
 from servers.sink import Sink
 from servers.stranger import install
 from servers.valkey import Valkey
@@ -298,3 +301,40 @@ async def test_f19_what_is_not_configured_is_not_imported(
     assert broken.status == 0
     assert '"broken"' in broken.out
     assert not (folder / "stranger" / "imported").exists(), "listing imports nothing either"
+
+
+@pytest.mark.row("F35")
+async def test_f35_a_plugin_that_hangs_in_closing_does_not_keep_a_crashed_service(folder: Path) -> None:
+    environ = install(folder / "stranger")
+    async with open_fleet(folder, None, bad(folder, "answers", close="blocks")) as fleet:
+        run = await fleet.start("run", environ=environ)
+        [server] = children(run.pid)
+        began = time.monotonic()
+        os.kill(server, signal.SIGKILL)
+        assert await run.wait(GRACE_S + SLACK_S) in HUNG
+        assert time.monotonic() - began > GRACE_S / 2, "the plugin did not hang"
+    [failed] = run.events("service.failed")
+    assert "the embedded store ended by itself with status -9" in failed["reason"]
+    assert "hangs" in run.events("service.stopped")[-1]["reason"]
+
+
+@pytest.mark.row("F35")
+@pytest.mark.parametrize("neighbours", [0, 1], ids=["alone", "beside work that hangs"])
+async def test_f35_a_crash_in_a_role_ends_the_process_although_a_storage_closes_slowly(
+    server: Valkey, folder: Path, origin: Origin, neighbours: int
+) -> None:
+    """The close of the storage is cancelled after its five seconds; the other delivery is in a thread."""
+    environ = install(folder / "stranger")
+    tables = merged(bad(folder, "interrupts"), {"processor.filestorage": {"type": "slow"}})
+    hanging = {"mode": "blocks", "cure": str(folder / "no"), "diary": str(folder / "diary")}
+    async with open_fleet(folder, server, merged(tables, {"backends.stuck": hanging})) as fleet:
+        run = await fleet.start("run", environ=environ)
+        for number in range(1, 1 + neighbours):
+            await fleet.post(**{**for_bad(origin, number), "callback_type": "stuck"})
+            await asked(folder, number)
+        began = time.monotonic()
+        await fleet.post(**for_bad(origin, 0))
+        status = await run.wait(GRACE_S + SLACK_S)
+        say(f"ended with {status} after {time.monotonic() - began:.1f} s")
+        assert status != 0
+    assert "KeyboardInterrupt" in run.tail() or status == 130

@@ -51,6 +51,10 @@ MODULE = '''
         async def exits(self):
             raise SystemExit(3)
 
+        async def interrupts(self):
+            """Passes as Ctrl-C, which ends the service without a signal."""
+            raise KeyboardInterrupt
+
         async def clings(self):
             """Heeds a cancel late."""
             try:
@@ -80,8 +84,37 @@ MODULE = '''
         async with trio.open_nursery() as nursery:
             if "dies" in section:
                 nursery.start_soon(die, Path(section["dies"]))
-            yield Bad(section)
-            nursery.cancel_scope.cancel()
+            try:
+                yield Bad(section)
+            finally:
+                nursery.cancel_scope.cancel()
+                if "close" in section:
+                    with trio.CancelScope(shield=True):
+                        await getattr(Bad(section), section["close"])()
+
+
+    class Files:
+        """Keeps nothing."""
+
+        async def put(self, key, body):
+            pass
+
+        async def delete(self, key):
+            pass
+
+        async def local(self, key):
+            return None
+
+        def url(self, key):
+            return "https://example.com/" + key
+
+
+    @asynccontextmanager
+    async def open_slow(section, host):
+        try:
+            yield Files()
+        finally:
+            await trio.sleep(60)
 
 
     async def die(when):
@@ -94,8 +127,12 @@ MODULE = '''
 ENTRY_POINTS = """
     [downloader.notifiers.v1]
     bad = strangers_bad:open_bad
+    stuck = strangers_bad:open_bad
     broken = strangers_broken:open_it
     absent = strangers_bad:is_not_there
+
+    [downloader.storages.v1]
+    slow = strangers_bad:open_slow
 """
 
 

@@ -52,7 +52,7 @@ async def test_without_it_there_are_no_traces(monkeypatch: pytest.MonkeyPatch) -
 def test_it_imports_nothing_then() -> None:
     code = (
         "import sys, trio\n"
-        "import downloader.service.api_role, downloader.service.instance\n"
+        "import downloader.service.api_role, downloader.service.process\n"
         "from downloader.observe import open_traces\n"
         "async def main():\n"
         "    async with open_traces(instance='i', version='1', flush_s=1): pass\n"

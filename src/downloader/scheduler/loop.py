@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -108,6 +109,7 @@ async def run_work(
     stop: Stop,
     held: Held | None = None,
     clock: Clock = boottime,
+    guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Lease and work until `stop` begins; work in flight then has until the stop's deadline.
@@ -122,6 +124,8 @@ async def run_work(
         stop: ends leasing when it begins, and the work at its deadline.
         held: empty; holds the leases in flight while it runs, for others to count.
         clock: by which leases end.
+        guard: round the leasing; it is left by an exception as soon as any task here raises, while others
+            may still hang.
         task_status: started when leasing begins.
     """
     held = {} if held is None else held
@@ -151,8 +155,9 @@ async def run_work(
         services.start_soon(_hand_back_hung, running)
         async with trio.open_nursery() as tasks:
             task_status.started()
-            await _lease(running, tasks)
-            await _take_unanswered(running, tasks)
+            with guard():
+                await _lease(running, tasks)
+                await _take_unanswered(running, tasks)
         services.cancel_scope.cancel()
 
 

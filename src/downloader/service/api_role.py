@@ -13,7 +13,7 @@ from downloader.api import Api, ApiDeps, serve, text_globs
 from downloader.observe import Event, get_logger
 from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
-from downloader.service.shared import RESERVE, Instance
+from downloader.service.instance import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS
 
 log = get_logger()

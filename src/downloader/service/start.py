@@ -22,9 +22,8 @@ import trio
 from downloader.config import EMBEDDED, ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
 from downloader.observe import Event, configure, get_logger
-from downloader.service.instance import run_instance
-from downloader.service.resources import running_redis
-from downloader.service.shared import grace_of
+from downloader.service.instance import grace_of, running_redis
+from downloader.service.process import run_instance
 from downloader.signals import stop_signals
 from downloader.store import KILLED_S, STOP_S
 
@@ -102,7 +101,9 @@ def _run(main: Callable[[], Awaitable[None]]) -> None:
         found = list(leaves(group))
         if all(isinstance(error, DownloaderError) for error in found):
             raise found[0] from None
-        log.exception(Event.SERVICE_FAILED)
+        for error in found:
+            # Not the group: a traceback ends ten groups deep, before the error.
+            log.exception(Event.SERVICE_FAILED, exc_info=error)
         raise DownloaderError("ended by an unexpected error; the log has its traceback") from group
 
 

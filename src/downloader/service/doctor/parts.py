@@ -26,7 +26,7 @@ from downloader.fetch import disk_used_percent
 from downloader.net import local_host
 from downloader.notify import Checkable, open_notifiers
 from downloader.plugins import BUCKETS, missing_package
-from downloader.service.resources import open_host
+from downloader.service.instance import open_host
 from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, Storage, StoredFile, open_buckets, open_storage
 

@@ -1,0 +1,239 @@
+"""One process of the service: its resources, its roles, its stop.
+
+Nested by lifetime: asyncio loop > store > storage, backends, connections > roles. A stop ends leasing and the
+API at once; downloads in flight have until a deadline and are then handed back; callbacks drain after them;
+resources close last. Timers outside of the event loop bound the duration of the whole stop, and of the end
+after an error (`ExitTimer`).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from downloader import __version__
+from downloader.config import Settings
+from downloader.fetch import FetchSettings, disk_used_percent, open_fetcher
+from downloader.lifetimes import ExitTimer
+from downloader.model import Kind
+from downloader.notify import open_notifiers
+from downloader.observe import COUNTERS, Counters, Event, get_logger, open_traces
+from downloader.scheduler import Held, revoke, run_reaper
+from downloader.service.disk import DiskGate
+from downloader.service.instance import RESERVE, Instance, grace_of, open_files, open_host, running_redis
+from downloader.service.roles import (
+    Worker,
+    callbacks_worker,
+    downloads_worker,
+    reporting_of,
+    run_stop_of_callbacks,
+    run_worker,
+)
+from downloader.signals import stop_signals
+from downloader.store import asyncio_loop, open_store
+
+log = get_logger()
+
+GC_THRESHOLDS = (10_000, 20, 50)
+"""Instead of 700, 10, 10: a few megabytes of cycles may wait."""
+
+Task = Callable[..., Awaitable[None]]
+"""A `run(task_status)`."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Signals:
+    """What a signal acts on."""
+
+    timer: ExitTimer
+    grace_s: float
+    scope: trio.CancelScope
+    """Cancelled by an immediate stop: first it contains the start, later the roles alone."""
+    instance: Instance | None = None
+    """Once its roles are being started."""
+
+
+@dataclass(slots=True)
+class _Roles:
+    """What `_run_roles` runs; all of it is open."""
+
+    workers: list[Worker]
+    background: list[Task]
+    """Run until the roles have ended."""
+    api: Task | None = None
+
+
+async def run_instance(
+    settings: Settings,
+    roles: frozenset[str],
+    *,
+    sockets: Sequence[socket.socket],
+    handle_sigint: bool = True,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Run these roles until a signal; `sockets` are the API's, already bound.
+
+    Raises:
+        DownloaderError: what kept it from starting, in one line.
+    """
+    async with trio.open_nursery() as root:
+        grace_s = grace_of(settings, roles)
+        signals = _Signals(scope=root.cancel_scope, grace_s=grace_s, timer=ExitTimer(grace_s))
+        # Before anything else, so that no signal leaves an embedded store behind.
+        await root.start(_handle_signals, signals, handle_sigint)
+        async with asyncio_loop(), AsyncExitStack() as stack:
+            # Left before the stack closes the resources, so the timer runs while they close.
+            with signals.timer.started_by_errors():
+                instance = await _open_instance(stack, settings, roles, signals)
+                parts = await _open_roles(stack, instance, sockets)
+                _freeze_imports()
+                await _run_roles(instance, parts, signals, started)
+        log.info(Event.SERVICE_STOPPED, instance=instance.owner)
+        root.cancel_scope.cancel()
+
+
+async def _open_instance(
+    stack: AsyncExitStack, settings: Settings, roles: frozenset[str], signals: _Signals
+) -> Instance:
+    """Open what all roles share."""
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    tracing = open_traces(instance=owner, version=__version__, flush_s=signals.grace_s * RESERVE / 4)
+    traces = await stack.enter_async_context(tracing)
+    redis = await stack.enter_async_context(running_redis(settings))
+    counters = {role: Counters(COUNTERS[role]) for role in sorted(roles)}
+    timed = _timing(next(iter(counters.values())))
+    store = await stack.enter_async_context(open_store(redis, timed, hosts=settings.processor.host_limits))
+    return Instance(
+        settings=settings,
+        roles=roles,
+        store=store,
+        files=await stack.enter_async_context(open_files(settings)),
+        owner=owner,
+        rng=random.Random(),  # noqa: S311  # jitter, not secrets
+        counters=counters,
+        traces=traces,
+        timer=signals.timer,
+    )
+
+
+async def _open_roles(stack: AsyncExitStack, instance: Instance, sockets: Sequence[socket.socket]) -> _Roles:
+    """Open what each role needs."""
+    settings, store, files = instance.settings, instance.store, instance.files
+    roles = _Roles([], [partial(run_stop_of_callbacks, instance)])
+    if "processor" in instance.roles:
+        downloads = open_fetcher(
+            settings=FetchSettings.of(settings.processor),
+            policy=settings.egress.policy("downloads"),
+            store=files.put,
+            spool_dir=settings.spool_dir,
+            on_crawl_delay=store.set_crawl_delay,
+            rng=instance.rng,
+        )
+        fetcher = await stack.enter_async_context(downloads)
+        used_percent = partial(disk_used_percent, settings.spool_dir)
+        gate = DiskGate(used_percent, high=settings.processor.disk_high, low=settings.processor.disk_low)
+        roles.background += [fetcher.parts.sweep, gate.run]
+        roles.workers.append(downloads_worker(instance, fetcher, gate))
+    if "notifier" in instance.roles:
+        host = await stack.enter_async_context(open_host(settings, files.storage))
+        backends = await stack.enter_async_context(open_notifiers(settings.backends, host))
+        roles.workers.append(callbacks_worker(instance, backends))
+    if "api" in instance.roles:
+        from downloader.service.api_role import serve_api  # noqa: PLC0415 - see that module's docstring
+
+        roles.api = partial(serve_api, instance, sockets)
+    return roles
+
+
+def _timing(counters: Counters) -> Callable[[str, float], None]:
+    def timed(call: str, seconds: float) -> None:
+        counters.observe("store_call_seconds", seconds, call)
+
+    return timed
+
+
+def _freeze_imports() -> None:
+    """Take what was imported out of garbage collection, and collect less often.
+
+    Examining these objects again and again took 8% of the process's CPU under load. A job's objects are freed
+    by reference counts; cycles are rare (exceptions with their tracebacks).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+async def _run_roles(
+    instance: Instance, parts: _Roles, signals: _Signals, started: Callable[[], None]
+) -> None:
+    """Run the roles until the stop has ended them."""
+    guarded = instance.timer.guarded
+    wakes = {worker.work.kind: worker.wake.set for worker in parts.workers}
+    if wakes:
+        downloads = [worker.held for worker in parts.workers if worker.work.kind is Kind.DOWNLOAD]
+        listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))
+        parts.background.append(listen)
+    async with trio.open_nursery() as background:
+        signals.instance, signals.scope = instance, background.cancel_scope
+        for task in parts.background:
+            await background.start(guarded(task))
+        async with trio.open_nursery() as roles:
+            for worker in parts.workers:
+                await roles.start(guarded(run_worker), instance, worker)
+            if "notifier" in instance.roles:
+                reap = partial(run_reaper, stop=instance.stop_callbacks)
+                roles.start_soon(guarded(reap), instance.store, instance.files.delete)
+            if parts.api is not None:
+                await roles.start(guarded(_run_api), instance, parts.api)
+            log.info(
+                Event.SERVICE_STARTED,
+                instance=instance.owner,
+                roles=sorted(instance.roles),
+                version=__version__,
+            )
+            started()
+        background.cancel_scope.cancel()
+
+
+def _cancelled(downloads: Sequence[Held], job_id: str) -> None:
+    for held in downloads:
+        revoke(held, job_id)
+
+
+async def _run_api(
+    instance: Instance, serve: Task, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async with reporting_of(instance, "api", lambda: ({}, instance.counters["api"].series())):
+        await serve(task_status=task_status)
+
+
+async def _handle_signals(
+    signals: _Signals,
+    handle_sigint: bool,  # noqa: FBT001  # started by a nursery, which passes no keywords
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """First signal: drain. Second, or one during the start: stop at once."""
+    wanted = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
+    with stop_signals(*wanted, within_s=signals.grace_s) as received:
+        task_status.started()
+        async for number in received:
+            instance = signals.instance
+            begun = instance is not None and instance.stop.begun
+            if not begun:
+                signals.timer.start()
+            if instance is None or begun:
+                signals.scope.cancel()
+                return
+            log.info(Event.SERVICE_STOPPING, signal=signal.Signals(number).name, grace_s=signals.grace_s)
+            instance.stop.begin(signals.grace_s * (1 - RESERVE))

@@ -1,0 +1,146 @@
+"""The roles that work on leases: what each does, and what it reports to the fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from downloader.fetch import Fetcher
+from downloader.notify import Bulkhead, Notifier
+from downloader.observe import Counters
+from downloader.scheduler import Held, Stop, Wake, Work, run_work
+from downloader.service import predecessor
+from downloader.service.instance import RESERVE, Instance
+from downloader.service.reports import Report, reporting
+from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
+
+LATE_S = 5.0
+"""How long after its cancel a delivery is reported as one that does not end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A role that works on leases."""
+
+    role: str
+    work: Work
+    counters: Counters
+    stop: Stop
+    facts: Callable[[], Mapping[str, Any]] = dict
+    """More for its reports."""
+    wake: Wake = field(default_factory=Wake)
+    held: Held = field(default_factory=dict)
+
+    def report(self) -> Report:
+        """The current report of the instance: its facts, and its counts by series."""
+        facts = {**self.facts(), "counters": self.counters.snapshot()}
+        return facts, {**self.counters.series(), **predecessor.growing(facts["predecessor"])}
+
+
+def downloads_worker(instance: Instance, fetcher: Fetcher, disk_has_room: Callable[[], bool]) -> Worker:
+    """The worker of the role `processor`."""
+    settings = instance.settings
+    counters = instance.counters["processor"]
+    downloads = Downloads(
+        fetcher=fetcher,
+        settings=settings,
+        counters=counters,
+        traces=instance.traces,
+        delete=instance.files.delete,
+        disk_has_room=disk_has_room,
+    )
+    return Worker(
+        role="processor",
+        work=downloads.work(),
+        counters=counters,
+        stop=instance.stop,
+        facts=lambda: {"predecessor": downloads.workers.snapshot(counters)},
+    )
+
+
+def callbacks_worker(instance: Instance, backends: Mapping[str, Notifier]) -> Worker:
+    """The worker of the role `notifier`."""
+    settings = instance.settings
+    counters = instance.counters["notifier"]
+    bulkhead = Bulkhead(backends, slots=settings.notifier.concurrency, rng=instance.rng)
+    instance.bulkhead = bulkhead
+    counters.gauge("backends_unhealthy", lambda: bulkhead.health.unhealthy)
+    callbacks = Callbacks(
+        backends=backends,
+        settings=settings,
+        counters=counters,
+        traces=instance.traces,
+        bulkhead=bulkhead,
+        rng=instance.rng,
+        download_url=instance.files.url,
+        # So that callbacks of downloads that end during the stop are sent before it ends.
+        leases_at_stop="processor" in instance.roles,
+    )
+
+    def facts() -> Mapping[str, Any]:
+        bulkhead.note_late(delivery_timeout_s(settings) + LATE_S)
+        return {"backends": bulkhead.health.facts(), "predecessor": predecessor.callbacks(counters)}
+
+    return Worker(
+        role="notifier", work=callbacks.work(), counters=counters, stop=instance.stop_callbacks, facts=facts
+    )
+
+
+async def run_worker(
+    instance: Instance,
+    worker: Worker,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run leased work and its reports. When the processor has ended, the stop of callbacks begins."""
+    role = worker.role
+    worker.counters.gauge("in_flight", worker.held.__len__)
+    async with reporting_of(instance, role, worker.report):
+        instance.running[role] = True
+        try:
+            await run_work(
+                instance.store,
+                worker.work,
+                owner=instance.owner,
+                wake=worker.wake,
+                stop=worker.stop,
+                held=worker.held,
+                guard=instance.timer.started_by_errors,
+                task_status=task_status,
+            )
+        finally:
+            instance.running[role] = False
+        if role == "processor":
+            _begin_callbacks_stop(instance)
+
+
+def reporting_of(
+    instance: Instance, role: str, more: Callable[[], Report]
+) -> AbstractAsyncContextManager[None]:
+    """Report a role of this instance while the context lasts."""
+    settings = instance.settings.notifier if role == "notifier" else instance.settings.processor
+    facts = {"started_ms": instance.started_ms}
+    return reporting(
+        instance.store, instance.owner, role, more, facts=facts, interval_s=settings.stats_interval
+    )
+
+
+async def run_stop_of_callbacks(
+    instance: Instance, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Begin the stop of callbacks; with downloads here, at the latest a little after their deadline."""
+    task_status.started()
+    await instance.stop.wait()
+    if "processor" in instance.roles:
+        await trio.sleep_until(instance.stop.deadline + instance.grace_s * RESERVE / 4)
+    _begin_callbacks_stop(instance)
+
+
+def _begin_callbacks_stop(instance: Instance) -> None:
+    """Callbacks get the rest of the grace period, less the time for handing back and closing."""
+    left_s = instance.stop.deadline + instance.grace_s * RESERVE / 2 - trio.current_time()
+    instance.stop_callbacks.begin(max(0.0, left_s))
