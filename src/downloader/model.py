@@ -266,6 +266,9 @@ class Cooldown:
     seconds: float
     asked: bool
     """The origin gave the length. If not, the store doubles it with each cooldown that follows another."""
+    of_host: bool = True
+    """Whether it is the host's too. It is not if the aggregation's own proxy asked for it, or the origin that
+    a redirect led to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

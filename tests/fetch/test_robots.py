@@ -19,7 +19,8 @@ from downloader.fetch.robots_rules import Rules
 from downloader.model import ErrorCode, Outcome, Verdict
 from downloader.net import Url
 from servers.lab import Lab, open_lab
-from servers.origin import Exchange, Handler, Origin, gate, raw, repeat, respond
+from servers.origin import Exchange, Handler, Origin, gate, open_origin, raw, repeat, respond
+from servers.proxies import open_proxy
 
 REFUSED = (Verdict.FAILED, ErrorCode.ROBOTS)
 OK = (Verdict.SUCCEEDED, "")
@@ -97,13 +98,26 @@ async def test_each_hop_is_asked(lab: Lab, origin: Origin) -> None:
     assert end(await lab.fetch(away)) == REFUSED
 
 
+@pytest.mark.row("H29")
+async def test_each_proxy_has_its_own_robots_txt(lab: Lab, origin: Origin) -> None:
+    url = file_and_robots(origin, respond(200, DENY))
+    async with open_proxy("http") as proxy:
+        assert end(await lab.fetch(url, proxy=proxy.url())) == REFUSED
+        origin.on("/robots.txt", respond(200, b""))
+        assert end(await lab.fetch(url)) == OK
+        assert end(await lab.fetch(url, proxy=proxy.url())) == REFUSED
+    assert len(origin.asked("/robots.txt")) == 2
+
+
 async def test_a_redirect_leaves_robots_txt_its_time(lab: Lab, origin: Origin) -> None:
     left_s: list[float] = []
 
     class Timed(Robots):
-        async def check(self, url: Url, *, aggregation: str, proxy: Url | None) -> None:
+        async def check(
+            self, url: Url, *, aggregation: str, proxy: Url | None, is_own_host: bool = True
+        ) -> None:
             left_s.append(trio.current_effective_deadline() - trio.current_time())
-            await super().check(url, aggregation=aggregation, proxy=proxy)
+            await super().check(url, aggregation=aggregation, proxy=proxy, is_own_host=is_own_host)
 
     timed = Timed(transport=lab.fetcher.tools.transport, headers={}, on_crawl_delay=None)
     lab = replace(lab, fetcher=Fetcher(replace(lab.fetcher.tools, robots=timed), random.Random(7)))
@@ -151,11 +165,12 @@ async def test_its_age_follows_cache_control_within_bounds(lab: Lab, origin: Ori
         robots._kept.clear()
         await lab.fetch(file_and_robots(origin, respond(200, DENY, [("Cache-Control", value)]), "/x"))
         [entry] = robots._kept.values()
-        assert age_s - 60 < entry.until - trio.current_time() <= age_s
+        assert age_s - 30 < entry.until - trio.current_time() <= age_s
 
 
+@pytest.mark.row("H34")
 async def test_the_cache_is_bounded(lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("downloader.fetch.robots.MAX_KEPT_BYTES", 300)
+    monkeypatch.setattr("downloader.fetch.robots.MAX_KEPT_BYTES", 1000)
     robots = lab.fetcher.tools.robots
     assert robots is not None
     rules = b"User-agent: *\nDisallow: /" + b"a" * 200
@@ -178,10 +193,32 @@ async def test_a_crawl_delay_is_known_before_any_file_is_fetched(lab: Lab, origi
     url = file_and_robots(origin, respond(200, text), "/x")
     outcome = await lab.fetch(url)
     assert (*end(outcome), outcome.retry_after_s) == (Verdict.RELEASE, ErrorCode.ROBOTS, 0.0)
-    assert told == [("127.0.0.1", 2.5, 86400)]
+    assert [(host, seconds) for host, seconds, _ in told] == [("127.0.0.1", 2.5)]
+    assert told[0][2] == pytest.approx(86400, abs=30)
     assert origin.asked("/x") == []
     assert end(await lab.fetch(url)) == OK, "the store has let it start now"
     assert len(told) == 1
+
+
+@pytest.mark.row("H29")
+async def test_neither_a_proxy_nor_a_redirect_sets_the_delay_of_a_host(lab: Lab, origin: Origin) -> None:
+    told: list[str] = []
+
+    async def on_crawl_delay(host: str, seconds: float, age_s: float) -> None:
+        told.append(host)
+
+    robots = lab.fetcher.tools.robots
+    assert robots is not None
+    robots.on_crawl_delay = on_crawl_delay
+    url = file_and_robots(origin, respond(200, b"User-agent: *\nCrawl-delay: 3600"), "/x")
+    async with open_proxy("http") as proxy, open_origin() as other:
+        assert end(await lab.fetch(url, proxy=proxy.url())) == OK
+        other.on("/robots.txt", respond(404))
+        away = other.on("/away", respond(302, headers=[("Location", url)]))
+        assert end(await lab.fetch(away)) == OK
+    assert told == []
+    assert end(await lab.fetch(url)) == (Verdict.RELEASE, ErrorCode.ROBOTS), "its host asks for it"
+    assert told == ["127.0.0.1"]
 
 
 async def test_a_store_that_does_not_answer_ends_no_process(lab: Lab, origin: Origin) -> None:

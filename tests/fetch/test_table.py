@@ -22,7 +22,7 @@ from downloader.fetch.retry import (
     MAX_COOLDOWN_S,
     MIN_COOLDOWN_S,
 )
-from downloader.model import Cooldown, ErrorCode, FileFacts, Verdict
+from downloader.model import Cooldown, ErrorCode, FileFacts, Verdict, now_ms
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
 from downloader.storage.checked import CheckedStorage
 from servers.certs import old_tls_server, server_context, write_authority
@@ -30,6 +30,7 @@ from servers.lab import Lab, lease, open_lab, small
 from servers.loopback import serving
 from servers.origin import BLOCK_BYTES, PNG, Origin, Then, body_of, open_origin, raw, respond
 from servers.ports import spare_port
+from servers.proxies import open_proxy
 
 OK = b"HTTP/1.1 200 OK\r\n"
 LONGEST = ",".join(["image/x-portable-bitmap"] * 170)
@@ -484,7 +485,24 @@ async def test_lost_lease_publishes_nothing(lab: Lab, origin: Origin) -> None:
     assert lab.files() == []
 
 
+@pytest.mark.row("H29")
+async def test_a_cooldown_is_of_the_host_only_if_the_host_asks_for_it(lab: Lab, origin: Origin) -> None:
+    url = origin.on("/busy", respond(429, headers=[("Retry-After", "3600")]))
+    async with open_proxy("http") as proxy, open_origin() as other:
+        away = other.on("/away", respond(302, headers=[("Location", url)]))
+        outcomes = [await lab.fetch(url), await lab.fetch(url, proxy=proxy.url()), await lab.fetch(away)]
+    assert [outcome.cooldown for outcome in outcomes] == [
+        Cooldown(seconds=3600, asked=True, of_host=of_host) for of_host in (True, False, False)
+    ]
+
+
 # time
+
+
+async def test_an_attempt_ends_with_its_jobs_deadline(lab: Lab, origin: Origin) -> None:
+    with trio.fail_after(5):
+        outcome = await lab.fetch(origin.url("/hang"), deadline=now_ms() + 200)
+    assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TIMEOUT)
 
 
 @pytest.mark.row("F20")

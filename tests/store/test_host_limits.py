@@ -386,6 +386,20 @@ async def test_a_cooldown_is_of_the_host_too(hosts: JobStore, clock: StoreClock)
     assert view.download.attempts == 0
 
 
+@pytest.mark.row("H29")
+async def test_a_cooldown_that_the_host_has_not_asked_for_is_of_the_aggregation_only(
+    hosts: JobStore, clock: StoreClock
+) -> None:
+    await submit(hosts, "a", "one.test", 2)
+    [first, _] = await take(hosts)
+    await submit(hosts, "a", "one.test", 1)
+    await submit(hosts, "b", "one.test", 1)
+    cooldown = Cooldown(seconds=3600, asked=True, of_host=False)
+    failed = Outcome(verdict=Verdict.FAILED, error="429", cooldown=cooldown)
+    await hosts.settle("me", [downloaded(first, failed, None, 60)])
+    assert [lease.group for lease in await take(hosts)] == ["b"]
+
+
 async def test_jobs_that_wait_for_a_host_wait_for_its_cooldown(hosts: JobStore, clock: StoreClock) -> None:
     await submit(hosts, "a", "slow.test", 1)
     [first] = await take(hosts)

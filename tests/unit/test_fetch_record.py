@@ -191,6 +191,8 @@ def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: Ou
         assert second.record == output.record
         second.storage_dir.mkdir()
         assert second.storage_dir != output.storage_dir
+        with open_output(tmp_path):
+            assert second.storage_dir.exists(), "nor does a third one delete its files"
         third = second.hidden
     assert not third.exists()
     assert output.storage_dir.exists(), "the first one is still using it"

@@ -31,6 +31,7 @@ def allows(text: str, target: str = "/x", user_agent: str = "Fetchbot/1.0") -> b
             False,
         ),
         ("User-agent: other\nUser-agent: fetchbot\nDisallow: /x # why", "/x", False),
+        ("User-agent: fetchbot\nUser-agent: other\nDisallow: /x", "/x", False),
         ("User-agent: fetchbot\nSitemap: http://h/s\nDisallow: /x", "/x", False),
         ("\ufeffUser-agent: *\r\nDisallow: /x\r\n", "/x", False),
         ("User-agent: *\nDisallow: /*.gif$", "/a/b.gif", False),
@@ -68,6 +69,19 @@ def test_the_rules_of_thousands_of_crawlers_take_no_memory() -> None:
     tracemalloc.stop()
     assert peak < 64 * 1024 * 1024
     assert not rules.allow(Url.parse("http://h/77"))
+
+
+@pytest.mark.row("H34")
+@pytest.mark.parametrize("rule", ["allow:/{:03}", "Disallow: /" + "a" * 200 + "{}"])
+def test_the_size_of_rules_is_about_what_they_take(rule: str) -> None:
+    data = ("User-agent: *\n" + "\n".join(rule.format(number) for number in range(40_000)))[: 500 * 1024]
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    rules = Rules.parse(data.encode(), "fetchbot")
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rules.count > 1000
+    assert rules.size / 2 < after - before <= rules.size
 
 
 def test_too_many_wildcards_refuse_all() -> None:

@@ -165,19 +165,27 @@ class Attempt:
             _parse(spec.url, "download", "the job's URL"),
             job_headers(self._tools.base, user_agent=spec.user_agent, headers=spec.request_headers),
         )
+        own_origin = hop.url.origin
         for _ in range(self._tools.limits.redirects + 1):
-            following = await self._send(hop, via, watch)
+            is_own_host = hop.url.origin == own_origin
+            try:
+                following = await self._send(hop, via, watch, is_own_host=is_own_host)
+            except FetchError as exc:
+                exc.from_host = is_own_host and via is None
+                raise
             if isinstance(following, FileResponse):
                 return following
             hop = following
         raise FetchError(f"more than {self._tools.limits.redirects} redirects", ErrorCode.REDIRECTS)
 
-    async def _send(self, hop: Hop, proxy: Url | None, watch: Watch) -> FileResponse | Hop:
+    async def _send(
+        self, hop: Hop, proxy: Url | None, watch: Watch, *, is_own_host: bool
+    ) -> FileResponse | Hop:
         """Send one request; returns its response if it is a success, else the request that follows it."""
         tools, url, headers = self._tools, hop.url, hop.headers
         if tools.robots is not None:
             watch.expect("", math.inf)  # the bound of the response before is over
-            await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy)
+            await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy, is_own_host=is_own_host)
         route = Route(
             url=url,
             aggregation=self._lease.group,

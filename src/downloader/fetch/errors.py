@@ -41,6 +41,8 @@ class FetchError(DownloaderError):
         self.treatment = treatment
         self.retry_after_s = retry_after_s
         """The origin's `Retry-After`, in seconds."""
+        self.from_host = True
+        """Whether the host of the job's URL answered so; false: a proxy of the job, or another origin."""
 
 
 _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {

@@ -65,7 +65,7 @@ class Fetcher:
     def _failure(self, lease: Lease, error: FetchError, status: int) -> Outcome:
         own = lease.spec.max_retries
         cools = error.treatment is Treatment.COOL_DOWN
-        pause = cooldown(error.retry_after_s, self._rng) if cools else None
+        pause = cooldown(error.retry_after_s, self._rng, of_host=error.from_host) if cools else None
         verdict, delay = decide(
             error.treatment,
             attempts=lease.attempts,

@@ -78,8 +78,10 @@ def decide(
     return Verdict.RETRY, delay
 
 
-def cooldown(retry_after_s: float | None, rng: random.Random) -> Cooldown:
+def cooldown(retry_after_s: float | None, rng: random.Random, *, of_host: bool = True) -> Cooldown:
     """The cooldown of an aggregation whose origin asked for a pause, perhaps of `retry_after_s` seconds."""
     if retry_after_s is None:
-        return Cooldown(seconds=COOLDOWN_S * rng.uniform(1, 1 + COOLDOWN_JITTER), asked=False)
-    return Cooldown(seconds=min(max(retry_after_s, MIN_COOLDOWN_S), MAX_COOLDOWN_S), asked=True)
+        seconds = COOLDOWN_S * rng.uniform(1, 1 + COOLDOWN_JITTER)
+        return Cooldown(seconds=seconds, asked=False, of_host=of_host)
+    seconds = min(max(retry_after_s, MIN_COOLDOWN_S), MAX_COOLDOWN_S)
+    return Cooldown(seconds=seconds, asked=True, of_host=of_host)

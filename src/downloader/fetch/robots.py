@@ -39,8 +39,8 @@ FAILURE_AGE_S = 30.0
 """How long it is remembered that there was no answer."""
 
 MAX_ORIGINS = 2000
-MAX_KEPT_BYTES = 16 * 1024 * 1024
-"""Origins whose rules are kept, and the text of these rules; the oldest go first."""
+MAX_KEPT_BYTES = 32 * 1024 * 1024
+"""Origins whose rules are kept, and the memory of these rules; the oldest go first."""
 
 MAX_REDIRECTS = 5
 """RFC 9309, 2.3.1.2. After more of them, the file counts as not there."""
@@ -55,14 +55,16 @@ _Key = tuple[Origin, str]
 """Origin and proxy."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Entry:
-    """What is known of an origin."""
+    """The rules of an origin, or why there are none."""
 
     rules: Rules = field(default_factory=Rules)
     error: FetchError | None = None
     """Why there is no answer."""
     until: float
+    delay_is_known: bool = False
+    """Whether `on_crawl_delay` has been told of the rules' delay."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -78,11 +80,21 @@ class Robots:
     _kept: dict[_Key, _Entry] = field(default_factory=dict)
     _kept_bytes: int = 0
     _pending: dict[_Key, trio.Event] = field(default_factory=dict)
+    _parsing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    """One file at a time is parsed, which takes some 50 MB for a moment."""
 
-    async def check(self, url: Url, *, aggregation: str, proxy: Url | None) -> None:
+    async def check(self, url: Url, *, aggregation: str, proxy: Url | None, is_own_host: bool = True) -> None:
         """Return if the URL may be fetched.
 
         An attempt that is cancelled while it fetches the file leaves this to the next one that waits for it.
+
+        Args:
+            url: of a job, or where a redirect leads.
+            aggregation: the job's.
+            proxy: the aggregation's own.
+            is_own_host: whether the URL has the origin of the job's URL. Only then, and without a proxy, a
+                delay that the file asks for becomes that of the host: a proxy and a redirect are the choice
+                of one client, and the host's delay concerns all.
 
         Raises:
             FetchError: it may not; or there is no answer from the origin; or the origin asks for a delay,
@@ -111,11 +123,26 @@ class Robots:
         if not allowed:
             why = " (it has too many rules)" if rules.too_many else ""
             raise FetchError(f"refused by the robots.txt of {url.origin.host}{why}", ErrorCode.ROBOTS)
-        if waited and rules.crawl_delay_s and self.on_crawl_delay is not None:
-            # Those that waited for the file were leased without regard to its delay.
-            raise FetchError(
-                "its robots.txt asks for a delay", ErrorCode.ROBOTS, Treatment.RELEASE, retry_after_s=0.0
-            )
+        if rules.crawl_delay_s and self.on_crawl_delay is not None and is_own_host and proxy is None:
+            await self._report_delay(self.on_crawl_delay, url, entry, waited=waited)
+
+    async def _report_delay(self, report: OnCrawlDelay, url: Url, entry: _Entry, *, waited: bool) -> None:
+        """Report the delay of a host, once. The jobs that have waited for it are handed back.
+
+        These jobs were leased without regard to the delay.
+        """
+        if entry.delay_is_known and not waited:
+            return
+        if not entry.delay_is_known:
+            age_s = max(entry.until - trio.current_time(), MIN_AGE_S)
+            try:
+                await report(url.origin.host.removesuffix("."), entry.rules.crawl_delay_s, age_s)
+            except StoreError as exc:
+                raise own_fault("our own store does not answer") from exc
+            entry.delay_is_known = True
+        raise FetchError(
+            "its robots.txt asks for a delay", ErrorCode.ROBOTS, Treatment.RELEASE, retry_after_s=0.0
+        )
 
     def _current(self, key: _Key) -> _Entry | None:
         entry = self._kept.get(key)
@@ -139,25 +166,19 @@ class Robots:
         except trio.TooSlowError:
             error = _no_answer(f"not received within {self.within_s:g} s")
         except BadResponse:
-            return await self._read_rules(url, b"", ())
+            return await self._read_rules(b"", ())
         except NetError as exc:
             error = explain(exc)  # as a request for the file would end
         except FetchError as exc:
             error = exc
         else:
-            return await self._read_rules(url, data, fields)
+            return await self._read_rules(data, fields)
         return _Entry(error=error, until=trio.current_time() + FAILURE_AGE_S)
 
-    async def _read_rules(self, url: Url, data: bytes, fields: Sequence[Field]) -> _Entry:
+    async def _read_rules(self, data: bytes, fields: Sequence[Field]) -> _Entry:
         token = product_token(self.headers.get(b"user-agent", (b"", b""))[1].decode("latin-1"))
-        rules = await trio.to_thread.run_sync(Rules.parse, data, token)
-        age_s = _age_s(fields)
-        if rules.crawl_delay_s and self.on_crawl_delay is not None:
-            try:
-                await self.on_crawl_delay(url.origin.host.removesuffix("."), rules.crawl_delay_s, age_s)
-            except StoreError as exc:
-                raise own_fault("our own store does not answer") from exc
-        return _Entry(rules=rules, until=trio.current_time() + age_s)
+        rules = await trio.to_thread.run_sync(Rules.parse, data, token, limiter=self._parsing)
+        return _Entry(rules=rules, until=trio.current_time() + _age_s(fields))
 
     async def _read(self, url: Url, aggregation: str, proxy: Url | None) -> tuple[bytes, Sequence[Field]]:
         """The first bytes of the file, none if there is no such file, and the fields of the response.

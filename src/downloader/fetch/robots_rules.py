@@ -16,6 +16,9 @@ MAX_WILD_RULES = 1000
 LARGE_RULES = 200
 """With more rules a URL is compared with them in a thread."""
 
+RULE_BYTES = 400
+"""Memory of a parsed rule, beside its text; measured: 300 for short rules."""
+
 MAX_CRAWL_DELAY_S = 3600.0
 """As long as the longest cooldown."""
 
@@ -41,7 +44,7 @@ class Rules:
     """There are more than `MAX_WILD_RULES`; nothing is allowed then."""
     crawl_delay_s: float = 0.0
     size: int = 0
-    """Length of their text."""
+    """About the bytes of memory that they take."""
 
     @classmethod
     def parse(cls, data: bytes, token: str) -> Self:
@@ -58,7 +61,7 @@ class Rules:
         text = "\n".join([f"User-agent: {_ANY}", *lines])
         parsed = Protego.parse(text)
         delay = min(parsed.crawl_delay(_ANY) or 0.0, MAX_CRAWL_DELAY_S)
-        return cls(parsed, len(lines), crawl_delay_s=delay, size=len(text))
+        return cls(parsed, len(lines), crawl_delay_s=delay, size=len(text) + RULE_BYTES * len(lines))
 
     def allow(self, url: Url) -> bool:
         """Whether a URL of the origin may be fetched. Takes up to 0.2 s of CPU for `MAX_WILD_RULES`."""

@@ -149,7 +149,11 @@ def _cooldown(outcome: Outcome | None) -> dict[str, Any]:
     """The arguments of `cool_down` in `_lib.lua`."""
     if outcome is None or outcome.cooldown is None:
         return {}
-    return {"cool_ms": ms(outcome.cooldown.seconds), "asked": outcome.cooldown.asked}
+    return {
+        "cool_ms": ms(outcome.cooldown.seconds),
+        "asked": outcome.cooldown.asked,
+        "host_too": outcome.cooldown.of_host,
+    }
 
 
 # Answers

@@ -264,15 +264,15 @@ local function begin_cooldown(record, began, item)
 end
 
 -- Begins a cooldown of an aggregation, because the origin of this running download asked for a pause, and of its host
--- if it has a place there. `item` has cool_ms (nothing is done without it), asked (whether the origin gave the length)
--- and error. If it did not, the length doubles with each cooldown that follows another: one that begins less than the
--- last one's length after the end of the last. If this download began before the last cooldown, its answer is part of
--- that cooldown.
+-- if it has a place there. `item` has cool_ms (nothing is done without it), asked (whether the origin gave the length),
+-- host_too (false: it was not the host of the job's URL that asked) and error. If the origin gave no length, it doubles
+-- with each cooldown that follows another: one that begins less than the last one's length after the end of the last. If
+-- this download began before the last cooldown, its answer is part of that cooldown.
 local function cool_down(id, group, host, item)
   if not item.cool_ms then return end
   local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or now)
   begin_cooldown(key_group('download', group), began, item)
-  if host then
+  if host and item.host_too ~= false then
     begin_cooldown(key_host(host), began, item)
     redis.call('PEXPIRE', key_host(host), HOST_TTL_MS)
   end

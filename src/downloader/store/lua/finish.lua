@@ -3,7 +3,7 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, filename: absent if there is none, callback: its group or '',
---         limit: of that group, keep_ms: how long a job without a callback is kept, cool_ms and asked: see
+--         limit: of that group, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see
 --         `cool_down`, absent: no cooldown}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one

@@ -2,7 +2,7 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status, attempts: '1' if it
---         counts, else '0', cool_ms and asked: see `cool_down`, absent: no cooldown}
+--         counts, else '0', cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
