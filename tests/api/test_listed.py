@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from downloader.api.routes.jobs import PAGE
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Delivery, Kind, Outcome, Verdict
+from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, Listed, Submission
 from servers.api import Served, Serving
 from servers.jobs import closed, downloaded, end_all, spec_for
@@ -76,11 +76,60 @@ async def test_more_than_a_page(api: Served) -> None:
     failed = await finished(api.store, PAGE + 10)
     await finished(api.store, PAGE + 10, verdict=Verdict.SUCCEEDED, keep_s=50)
     first = await api.client.get("/jobs", params={"callback": "failed"})
-    assert first.json()["jobs"] == []  # those that are deleted first come first
+    assert len(first.json()["jobs"]) == PAGE, "jobs whose callback succeeded are not walked"
     assert {row["id"] for row in await listed(api)} == set(failed)
     assert len(await listed(api)) == len(failed)
     assert await retried(api) == len(failed)
     assert await listed(api) == []
+
+
+async def failed_downloads(store: JobStore, count: int, aggr_id: str, code: ErrorCode) -> list[str]:
+    """Jobs whose download has failed, and whose callback about that was delivered."""
+    specs = [spec_for(store, aggr_id, aggr_limit=count) for _ in range(count)]
+    await store.submit([Submission(spec=spec) for spec in specs])
+    failed = Outcome(verdict=Verdict.FAILED, error="e", error_code=code)
+    downloads = (await store.lease(Kind.DOWNLOAD, "me", count, 30)).leases
+    await store.settle("me", [downloaded(lease, failed, None, 0) for lease in downloads])
+    return [spec.id for spec in specs]
+
+
+async def test_failed_downloads_are_repeated_in_bulk(api: Served) -> None:
+    store = api.store
+    gone = await failed_downloads(store, PAGE + 5, "a", ErrorCode.HTTP_STATUS)
+    slow = await failed_downloads(store, 2, "b", ErrorCode.TIMEOUT)
+    assert await retried(api) == 0, "no callback has failed"
+    assert await retried(api, download="1", aggr_id="b", error_code=ErrorCode.HTTP_STATUS) == 0
+    assert await retried(api, download="1", since="2100-01-01T00:00:00Z") == 0
+    answer = (await api.client.post(f"/retry?download=1&error_code={ErrorCode.TIMEOUT}")).json()
+    assert answer["retried"] == len(slow), "it goes on until something matched"
+    assert await retried(api, download="1") == len(gone)
+    assert await retried(api, download="1") == 0
+    assert await store.aggregation_sizes() == {"a": len(gone), "b": len(slow)}
+
+
+async def test_a_deleted_job_is_no_failed_download(raw: RawStore, api: Served) -> None:
+    [job_id] = await failed_downloads(api.store, 1, "a", ErrorCode.HTTP_STATUS)
+    page = await api.store.jobs(Listed.FAILED_DOWNLOADS, "", "", 9)
+    assert [job.job_id for job in page.jobs] == [job_id]
+    await api.store.reap(9, 60)
+    await api.store.remove([job_id])
+    assert raw.command("ZCARD", raw.key("failed_downloads")) == 0
+
+
+async def test_callbacks_of_one_destination_are_sent_again(api: Served) -> None:
+    await finished(api.store, 2)
+    assert await retried(api, destination="http d") == 0
+    assert await listed(api, callback="failed", destination="http d") == []
+    assert len(await listed(api, callback="failed", destination="http c")) == 2
+    assert await retried(api, destination="http c") == 2
+
+
+@pytest.mark.parametrize("path", ["/retry", "/retry/00000000000000"])
+async def test_an_unknown_parameter_of_a_retry_is_refused(api: Served, path: str) -> None:
+    await finished(api.store, 1)
+    answer = await api.client.post(f"{path}?aggregation=b")
+    assert (answer.status_code, answer.json()["field"]) == (422, "aggregation")
+    assert len(await listed(api)) == 1
 
 
 async def test_those_of_an_aggregation_since_a_time(api: Served) -> None:

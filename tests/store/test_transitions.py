@@ -461,12 +461,12 @@ async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
 async def test_a_retry_whose_answer_was_lost_is_answered_again(raw: RawStore, store: JobStore) -> None:
     spec = await submitted(store)
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
-    call = {"id": spec.id, "kind": Kind.DOWNLOAD, "request": "r", "limit": "1", "limits": {}}
-    assert raw.run("retry", call) == "done"
+    call, rows = {"kind": Kind.DOWNLOAD, "request": "r", "limit": "1", "limits": {}}, [{"id": spec.id}]
+    assert raw.run("retry", call, rows) == ["done"]
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
-    assert raw.run("retry", call) == "done"
+    assert raw.run("retry", call, rows) == ["done"]
     assert (await download(store, spec.id)).state is State.FAILED
-    assert raw.run("retry", call | {"request": "s"}) == "done"
+    assert raw.run("retry", call | {"request": "s"}, rows) == ["done"]
     assert (await download(store, spec.id)).state is State.PENDING
 
 

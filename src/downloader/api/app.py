@@ -39,7 +39,7 @@ from downloader.api.problems import (
 )
 from downloader.api.routes import ROUTES
 from downloader.api.routes.downloads import TRACE, traceparent
-from downloader.api.routing import JSON, Route
+from downloader.api.routing import JSON, Route, bad_query
 from downloader.api.search import Aggregations
 from downloader.config import Scope
 from downloader.model import status_phrase
@@ -235,6 +235,10 @@ def create_quart(context: Context) -> QuartTrio:
 
 async def _view(context: Context, route: Route, **variables: str) -> ResponseReturnValue:
     """What Quart makes the response of: the handler's result, with the first status that it declares."""
+    if route.method == "POST" and route.parameters:
+        unknown = request.args.keys() - {parameter.name for parameter in route.parameters}
+        if unknown:  # a misspelled filter would change more than was meant
+            raise bad_query(min(unknown), "is not a parameter of this route.")
     result = await route.handler(context, **variables)
     if isinstance(result, Response):
         return result

@@ -215,6 +215,8 @@ def listed_job(flat: Sequence[Any]) -> ListedJob:
         finished_ms=int(found["finished"]) if found["finished"] else None,
         failed_ms=int(found["failed"]) if found["failed"] else None,
         error=found["error"],
+        error_code=found["code"],
+        destination=found["destination"],
     )
 
 

@@ -277,24 +277,34 @@ class JobStore(StoreReader):
         """Delete the records of jobs that `reap` has given; `reap` repeats those of a silent shard later."""
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
-    async def retry(self, job_id: str, *, download: bool, limit: int, durable: bool = True) -> Changed:
+    async def retry(self, job_id: str, *, download: bool, limit: int) -> Changed:
         """Send a failed callback again, or (`download`) run a failed download again from the start.
 
-        `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record. Unless
-        `durable`, a store that crashes just then may have the job as failed again.
+        `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
         """
         try:
-            shard = shard_of(job_id, self._keys.shards)
+            [answer] = await self.retry_all([job_id], download=download, limit=limit)
         except ValueError:
             return Changed.UNKNOWN
+        return answer
+
+    async def retry_all(self, job_ids: Sequence[str], *, download: bool, limit: int) -> Sequence[Changed]:
+        """Like `retry`, for at least one job, all of one shard: jobs on a page of `jobs` are.
+
+        Raises:
+            ValueError: the first id is not that of a job.
+        """
+        shard = shard_of(job_ids[0], self._keys.shards)
         call = {
-            "id": job_id,
             "kind": Kind.DOWNLOAD if download else Kind.CALLBACK,
             "request": secrets.token_hex(8),
             "limit": str(limit),
             "limits": {name: str(callback_limit(name, limit)) for name in BROKERS},
         }
-        return Changed(await self._client.run("retry", shard, call, durable=durable))
+        rows = [{"id": job_id} for job_id in job_ids]
+        return [
+            Changed(answer) for answer in await self._client.run("retry", shard, call, rows, durable=True)
+        ]
 
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> Changed:
         """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.

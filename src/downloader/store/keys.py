@@ -208,6 +208,12 @@ KEYS = (
         holds="jobs whose callback has failed by the time (ms) until which they are kept, to be counted",
     ),
     Key(
+        name="failed_downloads",
+        type="zset",
+        owner="a member goes when its download is retried, or with its job",
+        holds="jobs whose download has failed by when (ms), to be retried together",
+    ),
+    Key(
         name="failures",
         type="zset",
         owner="a member goes with its job, or when 200 newer ones are noted",

@@ -316,6 +316,10 @@ class Listed(StrEnum):
 
     FINISHED = "finished"
     """Download and callback are over, or there is no callback; by the time at which they are deleted."""
+    FAILED_CALLBACKS = "failed callbacks"
+    """Like `FINISHED`, and the callback failed. A callback that was retried may be among them."""
+    FAILED_DOWNLOADS = "failed downloads"
+    """The download failed, the callback may go on; by when it failed."""
     RUNNING = "running"
     """The download runs; by the end of the lease. A job whose lease is renewed may come again."""
     PENDING = "pending"
@@ -340,6 +344,10 @@ class ListedJob:
     """When the callback failed; `None` if it did not."""
     error: str
     """The callback's error if it failed, otherwise the download's."""
+    error_code: str
+    """Of the download; empty unless it failed or was cancelled."""
+    destination: str
+    """Backend and host, queue, topic or prefix of the callback; empty without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from http import HTTPStatus
 
+import trio
 from quart import request
 
 from downloader.api.answers import (
@@ -23,10 +25,13 @@ from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, b
 from downloader.api.views import job_view, rfc3339, unix_ms
 from downloader.model import State
 from downloader.observe import Event, get_logger
-from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed, ListedJob
+from downloader.store import CallbackPlan, Changed, JobPage, JobStore, JobView, Listed, ListedJob
 
 PAGE = 200
 """Jobs that one request reads: a few milliseconds of the store's time."""
+
+SEARCH_S = 1.0
+"""How long a request goes on to read pages on which nothing matches."""
 
 _FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 _CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
@@ -43,8 +48,19 @@ _UNKNOWN = "there is no such job"
 
 _AGGREGATION = Parameter(name="aggr_id", description="Only jobs of this aggregation.")
 
-_FAILED_CALLBACKS = (
+_DOWNLOAD = Parameter(
+    name="download",
+    description="Repeat a failed download instead.",
+    schema={"type": "string", "enum": ["1", "0"]},
+)
+
+_FILTERS = (
     _AGGREGATION,
+    Parameter(name="error_code", description="Only jobs whose download ended with this `error_code`."),
+    Parameter(
+        name="destination",
+        description="Only jobs with a callback to this destination, written as in `GET /stats`.",
+    ),
     Parameter(
         name="since",
         description="Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
@@ -109,7 +125,7 @@ async def cancel(context: Context, job_id: str) -> IdAnswer:
             description="The state of the callback, of jobs whose download is over.",
             schema={"type": "string", "enum": ["", *_CALLBACK_STATES]},
         ),
-        *_FAILED_CALLBACKS,
+        *_FILTERS,
     ],
     responses={HTTPStatus.OK: ResponseSpec("A page.", ListedPageAnswer, headers=_LINK)},
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
@@ -120,8 +136,13 @@ async def list_jobs(context: Context) -> tuple[ListedPageAnswer, dict[str, str]]
     By `state` or `callback` or both; pending ones of one `aggr_id`.
     """
     state, callback = request.args.get("state", ""), request.args.get("callback", "")
-    found, cursor = await _page(context.store, state, callback)
-    return {"jobs": [_answer(job) for job in found], "cursor": cursor}, next_page("/jobs", cursor)
+    pages = _pages(context.store, _which(state, callback), state=state, callback=callback)
+    async with aclosing(pages):
+        async for page in pages:
+            if page.jobs:
+                break
+    answer: ListedPageAnswer = {"jobs": [_answer(job) for job in page.jobs], "cursor": page.cursor}
+    return answer, next_page("/jobs", page.cursor)
 
 
 @route(
@@ -145,17 +166,12 @@ async def failures(context: Context) -> FailuresAnswer:
     "POST",
     "/retry/<job_id>",
     scope="retry",
-    parameters=[
-        Parameter(
-            name="download",
-            description="Repeat a failed download instead.",
-            schema={"type": "string", "enum": ["1", "0"]},
-        )
-    ],
+    parameters=[_DOWNLOAD],
     responses={HTTPStatus.CREATED: ResponseSpec("It waits again.", IdAnswer, headers=_LOCATION)},
     problems={
         HTTPStatus.NOT_FOUND: _UNKNOWN,
         HTTPStatus.CONFLICT: "nothing of it has failed, or its aggregation uses another proxy now",
+        HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is unknown",
     },
 )
 async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]]:
@@ -166,8 +182,9 @@ async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]
     answer = Changed.UNKNOWN
     known = _JOB_ID.fullmatch(job_id) is not None
     if known and (sees_all() or await visible_job(context.store, job_id) is not None):
-        again = request.args.get("download", "") not in ("", "0", "false")
-        answer = await context.store.retry(job_id, download=again, limit=context.deps.callback_limit)
+        answer = await context.store.retry(
+            job_id, download=_wants_download(), limit=context.deps.callback_limit
+        )
     if answer is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
     if answer is Changed.CONFLICT:
@@ -179,24 +196,38 @@ async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]
     "POST",
     "/retry",
     scope="retry",
-    parameters=_FAILED_CALLBACKS,
+    parameters=[_DOWNLOAD, *_FILTERS],
     responses={HTTPStatus.OK: ResponseSpec("The page is done.", RetriedAnswer)},
-    problems={HTTPStatus.UNPROCESSABLE_ENTITY: BAD_QUERY},
+    problems={HTTPStatus.UNPROCESSABLE_ENTITY: f"{BAD_QUERY} or unknown"},
 )
 async def retry_all(context: Context) -> RetriedAnswer:
     """Send failed callbacks again.
 
-    Those of one page of `GET /jobs?callback=failed`; repeat it with the cursor.
+    Or repeat failed downloads. Each request goes on until some were retried or a second has passed; repeat it
+    with the cursor.
     """
-    found, cursor = await _page(context.store, "", State.FAILED)
+    download = _wants_download()
+    pages = _pages(
+        context.store,
+        Listed.FAILED_DOWNLOADS if download else Listed.FAILED_CALLBACKS,
+        state=State.FAILED if download else "",
+        callback="" if download else State.FAILED,
+    )
     retried = 0
-    for job in found:
-        # Not durable: under `aof` a page would wait for 200 syncs to the disk, one after the other.
-        answer = await context.store.retry(
-            job.job_id, download=False, limit=context.deps.callback_limit, durable=False
-        )
-        retried += answer is Changed.DONE
-    return {"retried": retried, "cursor": cursor}
+    async with aclosing(pages):
+        async for page in pages:
+            if ids := [job.job_id for job in page.jobs]:
+                answers = await context.store.retry_all(
+                    ids, download=download, limit=context.deps.callback_limit
+                )
+                retried = answers.count(Changed.DONE)
+            if retried:
+                break
+    return {"retried": retried, "cursor": page.cursor}
+
+
+def _wants_download() -> bool:
+    return request.args.get("download", "") not in ("", "0", "false")
 
 
 async def visible_job(store: JobStore, job_id: str) -> JobView | None:
@@ -205,33 +236,44 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
     return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
 
 
-async def _page(store: JobStore, state: str, callback: str) -> tuple[Sequence[ListedJob], str]:
-    """The jobs on one page that match the request's query, and the cursor of the next, empty at the end.
+async def _pages(store: JobStore, which: Listed, *, state: str, callback: str) -> AsyncGenerator[JobPage]:
+    """Pages of a list from the request's cursor on, with the jobs that match its query, for `SEARCH_S`.
 
     Raises:
         Refused: 422, with the parameter at fault.
     """
-    aggr_id, since = request.args.get("aggr_id", ""), request.args.get("since", "")
-    which = _which(state, callback, aggr_id, since)
+    aggr_id, since, error_code, destination, cursor = (
+        request.args.get(name, "") for name in ("aggr_id", "since", "error_code", "destination", "cursor")
+    )
+    if which in (Listed.PENDING, Listed.RUNNING) and since:
+        raise bad_query("since", "applies only to jobs whose download is over.")
+    if which is Listed.PENDING and not aggr_id:
+        raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
     try:
         since_ms = unix_ms(since) if since else 0
     except ValueError as error:
         raise bad_query("since", f"{error}.") from None
-    try:
-        page = await store.jobs(which, aggr_id, request.args.get("cursor", ""), PAGE)
-    except ValueError:
-        raise bad_query("cursor", "must be one from an earlier answer.") from None
-    allows = visible_aggregations()
-    found = [
-        each
-        for each in page.jobs
-        if allows(each.aggr_id)
-        and aggr_id in ("", each.aggr_id)
-        and state in ("", each.state)
-        and callback in ("", each.callback)
-        and (not since_ms or (_ended_ms(each, callback) or 0) >= since_ms)
-    ]
-    return found, page.cursor
+    allows, ends = visible_aggregations(), trio.current_time() + SEARCH_S
+    while True:
+        try:
+            page = await store.jobs(which, aggr_id, cursor, PAGE)
+        except ValueError:
+            raise bad_query("cursor", "must be one from an earlier answer.") from None
+        jobs = [
+            job
+            for job in page.jobs
+            if allows(job.aggr_id)
+            and aggr_id in ("", job.aggr_id)
+            and state in ("", job.state)
+            and callback in ("", job.callback)
+            and error_code in ("", job.error_code)
+            and destination in ("", job.destination)
+            and (not since_ms or (_ended_ms(job, callback) or 0) >= since_ms)
+        ]
+        cursor = page.cursor
+        yield JobPage(jobs=jobs, cursor=cursor)
+        if not cursor or trio.current_time() >= ends:
+            return
 
 
 def _ended_ms(job: ListedJob, callback: str) -> int | None:
@@ -239,8 +281,8 @@ def _ended_ms(job: ListedJob, callback: str) -> int | None:
     return job.failed_ms if callback == State.FAILED else job.finished_ms
 
 
-def _which(state: str, callback: str, aggr_id: str, since: str) -> Listed:
-    """Where the jobs of this query are found.
+def _which(state: str, callback: str) -> Listed:
+    """The list that has the jobs in these states.
 
     Raises:
         Refused: 422, no index of the store has them.
@@ -250,18 +292,12 @@ def _which(state: str, callback: str, aggr_id: str, since: str) -> Listed:
     if callback and callback not in _CALLBACK_STATES:
         raise bad_query("callback", "must be succeeded or failed.")
     if not state or state in _FINISHED_STATES:
-        return Listed.FINISHED
+        return Listed.FAILED_CALLBACKS if callback == State.FAILED else Listed.FINISHED
     if state not in (State.PENDING, State.RUNNING):
         raise bad_query("state", f"must be one of {', '.join(State)}.")
     if callback:
         raise bad_query("callback", "applies only to jobs whose download is over.")
-    if since:
-        raise bad_query("since", "applies only to jobs whose download is over.")
-    if state == State.RUNNING:
-        return Listed.RUNNING
-    if not aggr_id:
-        raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
-    return Listed.PENDING
+    return Listed.RUNNING if state == State.RUNNING else Listed.PENDING
 
 
 def _answer(job: ListedJob) -> ListedAnswer:

@@ -1,15 +1,19 @@
--- list: some jobs: finished ones, those whose download runs, those of an aggregation that wait, or the newest failures.
+-- list: some jobs: finished ones, those whose download or callback failed, those whose download runs, those of an
+-- aggregation that wait, or the newest failures.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {which: 'finished' | 'running' | 'pending' | 'failures', group: the aggregation of those that wait, count: how many
+-- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending' | 'failures', group: the aggregation of those that wait, count: how many
 --         are read, score and id: of the last one before, '' for none}
 -- from    any
 -- to      the same
 -- answer  score and id: of the last one read, '' at the end, jobs: id, group, state, callback: its state or '',
---         finished and failed: when the download ended and the callback failed (ms or ''), error of each
+--         finished and failed: when the download ended and the callback failed (ms or ''), error, code: of the download,
+--         destination: the callback's group or '', of each
 -- repeat  harmless
 
 local key = key_reap()
+if call.which == 'failed callbacks' then key = key_failed() end
+if call.which == 'failed downloads' then key = key_failed_downloads() end
 if call.which == 'running' then key = key_leases('download') end
 if call.which == 'pending' then key = key_queue('download', call.group) end
 local score = call.id ~= '' and redis.call('ZSCORE', key, call.id)
@@ -29,8 +33,9 @@ end
 local jobs = {}
 for i = 1, #rows, 2 do
   local id = rows[i]
-  local download = redis.call('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping')
-  local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error')
+  local download = redis.call('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping',
+    'code')
+  local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error', 'group')
   local failed = callback[1] == 'failed'
   -- A job that has been retried is no failure any more.
   local stale = call.which == 'failures' and not failed and download[1] ~= 'failed'
@@ -38,7 +43,7 @@ for i = 1, #rows, 2 do
     jobs[#jobs + 1] = {
       'id', id, 'group', download[2] or call.group, 'state', download[1] or 'pending',
       'callback', callback[1] or '', 'finished', download[3] or '', 'failed', failed and callback[2] or '',
-      'error', failed and callback[3] or download[4] or '',
+      'error', failed and callback[3] or download[4] or '', 'code', download[6] or '', 'destination', callback[4] or '',
     }
   end
 end

@@ -14,6 +14,7 @@ for item in items() do
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
     redis.call('ZREM', key_failures(), id)
+    redis.call('ZREM', key_failed_downloads(), id)
     removed = redis.call('DEL', key_job(id))
     redis.call('DEL', key_task('download', id), key_task('callback', id))
   end
