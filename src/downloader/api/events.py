@@ -29,7 +29,7 @@ from downloader.api.snapshot import (
     encode,
 )
 from downloader.observe import Event, get_logger
-from downloader.store import JobStore, StoreError
+from downloader.store import StoreError, StoreReader
 
 PATH = "/events"
 
@@ -67,7 +67,7 @@ class Pace:
 class Events:
     """The listeners of one process and their sampler. `run` samples."""
 
-    def __init__(self, store: JobStore, pace: Pace | None = None) -> None:
+    def __init__(self, store: StoreReader, pace: Pace | None = None) -> None:
         self._store = store
         self.pace = pace or Pace()
         self.history = History(store)

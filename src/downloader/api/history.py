@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from downloader.observe import BUCKET, SEPARATOR, by_name
-from downloader.store import JobStore, StoreError
+from downloader.store import StoreError, StoreReader
 
 WINDOW = 3
 """How many samples back rates and latencies reach: between two an instance may report twice, or never."""
@@ -54,7 +54,7 @@ _DIGITS = 4
 class History:
     """The samples of one process. Their numbers begin with 1."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: StoreReader) -> None:
         self._store = store
         self._read: deque[tuple[float, Totals]] = deque(maxlen=WINDOW + 1)
         self._samples: deque[Mapping[str, Any]] = deque(maxlen=KEPT)

@@ -16,7 +16,7 @@ from downloader.scheduler.leases import HeldLease
 from downloader.store import Shares
 
 HOLD_S = 30.0
-"""How long a group that had to hand leases back gets no more than its share, even if no other group waits.
+"""After a group had leases taken back because others waited, it gets no more than its share for this long.
 Otherwise the next job of another group would end one of its downloads again, and its origin would send the
 file twice."""
 
@@ -95,7 +95,7 @@ class Limits:
         self._held_until[group] = now + HOLD_S
         limiter = self._limiters.get(group)
         working = set(limiter.statistics().borrowers) if limiter else set()
-        own = [each for each in held if each in working and not each.work.cancel_called]
+        own = [lease for lease in held if lease in working and not lease.work.cancel_called]
         count = min(others, len(own) - self._share)
         return own[len(own) - count :] if count > 0 else []
 

@@ -293,15 +293,15 @@ def compare_layout(text: str, shards: int) -> None:
     Raises:
         StoreRefused: its version or its number of shards differs.
     """
-    found = json.loads(text)
-    if found.get("version") != LAYOUT_VERSION:
+    layout = json.loads(text)
+    if layout.get("version") != LAYOUT_VERSION:
         raise StoreRefused(
-            f"the store has layout {found.get('version')} and this version of the service uses"
+            f"the store has layout {layout.get('version')} and this version of the service uses"
             f" {LAYOUT_VERSION}"
         )
-    if found.get("shards") != shards:
+    if layout.get("shards") != shards:
         raise StoreRefused(
-            f"the store was set up with {found.get('shards')} shards and this instance uses"
+            f"the store was set up with {layout.get('shards')} shards and this instance uses"
             f" {shards}; is redis.cluster the same everywhere?"
         )
 

@@ -94,7 +94,7 @@ class JobStore(StoreReader):
         self._seal = None if sealer is None else sealer.seal
         self._hosts = None
         if hosts is not None:
-            self._hosts = {name: each.model_dump(exclude_none=True) for name, each in hosts.items()}
+            self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
         self._ids = JobIds()
         self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
@@ -268,9 +268,9 @@ class JobStore(StoreReader):
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
         """At most `count` jobs per shard that are due to be deleted; no other call gets them for `hold_s`."""
         call = {"count": count, "hold_ms": ms(hold_s)}
-        found = [codec.fields(answer) for answer in await self._client.run_on_all("reap", call)]
-        waits = [each["due_ms"] / 1000 for each in found if each["due_ms"] >= 0]
-        jobs = [codec.reapable(flat) for each in found for flat in each["jobs"]]
+        answers = [codec.fields(answer) for answer in await self._client.run_on_all("reap", call)]
+        waits = [answer["due_ms"] / 1000 for answer in answers if answer["due_ms"] >= 0]
+        jobs = [codec.reapable(flat) for answer in answers for flat in answer["jobs"]]
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
 
     async def remove(self, job_ids: Sequence[str]) -> None:

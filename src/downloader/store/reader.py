@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import trio
 
@@ -47,7 +48,7 @@ _SCAN_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
 
 
 class StoreReader:
-    """The part of `JobStore` that changes nothing."""
+    """What the store shows, to those who only look; changes nothing."""
 
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         self._client = client
@@ -106,7 +107,7 @@ class StoreReader:
             return dict(flat) if flat and isinstance(flat[0], list | tuple) else codec.fields(flat)
 
         answers = (await self._client.ask(range(self._keys.shards), ask)).values()
-        sizes = {name: codec.counts(score)[0] for each in answers for name, score in each.items()}
+        sizes = {name: codec.counts(score)[0] for answer in answers for name, score in answer.items()}
         return dict(sorted(sizes.items(), key=lambda size: -size[1]))
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
@@ -127,8 +128,8 @@ class StoreReader:
             behind = f"{shard}.{answer['cursor']}"
         else:
             behind = f"{shard + 1}.0" if shard + 1 < self._keys.shards else ""
-        found = [codec.aggregation(flat) for flat in answer["aggregations"]]
-        return AggregationPage(aggregations=found, cursor=behind)
+        aggregations = [codec.aggregation(flat) for flat in answer["aggregations"]]
+        return AggregationPage(aggregations=aggregations, cursor=behind)
 
     async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
         """These aggregations, in any order; without those that have no work."""
@@ -157,14 +158,14 @@ class StoreReader:
 
         For operators who search: its cost grows with their number, in calls of a few milliseconds each.
         """
-        found: dict[str, AggregationLoad] = {}  # one that changes its place meanwhile may come twice
+        loads: dict[str, AggregationLoad] = {}  # one that changes its place meanwhile may come twice
         for skip in range(0, most, LISTED_AT_ONCE):
             call = {"count": LISTED_AT_ONCE, "skip": skip}
             page = codec.load(await self._client.run_on_all("busiest", call), most * self._keys.shards)
-            found |= {each.aggr_id: each for each in page.aggregations}
+            loads |= {load.aggr_id: load for load in page.aggregations}
             if not page.aggregations:
                 break
-        return list(found.values())
+        return list(loads.values())
 
     async def backlog(self, destinations: int) -> Backlog:
         """What waits now, with at most this number (1 or more) of callback destinations.
@@ -176,8 +177,8 @@ class StoreReader:
 
     async def totals(self, role: str) -> Mapping[str, int]:
         """The counts of all instances of a role, also those that have ended, by series."""
-        found = await self._client.command("HGETALL", self._keys.key(0, "totals", role))
-        return {series: int(value) for series, value in found.items()}
+        totals = await self._client.command("HGETALL", self._keys.key(0, "totals", role))
+        return {series: int(value) for series, value in totals.items()}
 
     async def reports(self, role: str) -> Sequence[Mapping[str, Any]]:
         """The facts of the live instances of a role."""
@@ -209,21 +210,30 @@ class StoreReader:
             for kind, wake in wakes.items()
             for shard in range(self._keys.shards)
         }
-        first, started = next(iter(by_channel)), False
+        started = False
         while True:
-            try:
+            with suppress(StoreUnavailable):
                 async with self._client.subscribed(list(by_channel)) as receive:
                     if not started:
                         started = True
                         task_status.started()
-                    while True:
-                        channel, text = await receive()
-                        if text:
-                            cancelled(text)
-                            continue
-                        # Also for a subscription: what was published before it is lost.
-                        by_channel[channel]()
-                        if text is None and channel == first and await check_layout(self._client):
-                            log.error(Event.STORE_EMPTY)
-            except StoreUnavailable:
-                await trio.sleep(RESUBSCRIBE_S)
+                    await self._dispatch(receive, by_channel, cancelled)
+            await trio.sleep(RESUBSCRIBE_S)
+
+    async def _dispatch(
+        self,
+        receive: Callable[[], Awaitable[tuple[str, str | None]]],
+        by_channel: Mapping[str, Callable[[], None]],
+        cancelled: Callable[[str], None],
+    ) -> NoReturn:
+        """Call the functions that the messages of a subscription are for, until the connection is lost."""
+        first = next(iter(by_channel))
+        while True:
+            channel, text = await receive()
+            if text:
+                cancelled(text)
+                continue
+            # Also for a subscription: what was published before it is lost.
+            by_channel[channel]()
+            if text is None and channel == first and await check_layout(self._client):
+                log.error(Event.STORE_EMPTY)

@@ -66,10 +66,10 @@ def _parse_header(name: str, source: str) -> tuple[str, Mapping[str, str]]:
     header: dict[str, str] = {}
     field = ""
     for line in lines[2:]:
-        found = re.match(r"(\w+) {2,}(.*)|(\w+) (.*)", line)
-        if found and (found[1] or found[3]) in _HEADER_FIELDS:
-            field = found[1] or found[3]
-            header[field] = (found[2] if found[1] else found[4]).strip()
+        match = re.match(r"(\w+) {2,}(.*)|(\w+) (.*)", line)
+        if match and (match[1] or match[3]) in _HEADER_FIELDS:
+            field = match[1] or match[3]
+            header[field] = (match[2] if match[1] else match[4]).strip()
         elif line.startswith(" ") and field:
             header[field] += " " + line.strip()
         else:
