@@ -7,6 +7,7 @@ text, then puremagic, which knows a thousand rare formats.
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -14,7 +15,6 @@ from functools import cache
 import puremagic
 import puremagic.main
 
-from downloader.content.json_syntax import judge_json
 from downloader.content.signatures import LEADING_SIGNATURES, by_signature
 
 SNIFF_BYTES = 36 * 1024
@@ -65,11 +65,73 @@ def sniff_mime(head: bytes, *, size: int | None) -> str:
     mime = by_signature(head)
     if mime is not None:
         return mime
-    json = judge_json(head, cut=cut)
-    if json is not None:
-        return json.value
+    document = _judge_json(head, cut=cut)
+    if document is not None:
+        return document
     text = _as_text(head)
     return _rare(head) if text is None else _judge_text(text)
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
+"""Numbers stay text, so that none is too long."""
+
+_JSON_PREFIX_BYTES = 4096
+"""How much is examined of a JSON file that is longer than its head."""
+
+_JSON_PREFIX = re.compile(
+    rb'[\[{](?:[\s\[\]{}:,]|"(?:[^"\\\0]|\\.)*+"|true|false|null|-?[0-9][0-9.eE+-]*+)*+'
+    rb'(?:"(?:[^"\\\0]|\\.)*+\\?|t(?:ru?)?|f(?:al?s?)?|n(?:ul?)?|-)?'
+)
+"""Tokens of JSON in any order, at the end perhaps a part of one."""
+
+
+_JSON_LAST_COMMA = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|,(?=\s*[\]}])', re.DOTALL)
+_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]|[^\s\[\]{}",:]+', re.DOTALL)
+_JSON_DEPTH = 251
+"""Most values in one another, as in libmagic."""
+
+
+def _judge_json(data: bytes, *, cut: bool) -> str | None:
+    """The type of an array or object, or of several one after the other; `None` for anything else.
+
+    A value that is `cut` off need only consist of tokens of JSON.
+    """
+    text = data.lstrip()
+    if text[:1] not in (b"[", b"{"):
+        return None
+    end = _json_end(text, cut=cut)
+    rest = text[end:].lstrip()
+    if end < 0 or not rest:
+        return "application/json" if end else None
+    if rest[:1] != text[:1]:
+        return None
+    return "application/x-ndjson" if _json_end(rest, cut=cut) else None
+
+
+def _json_end(text: bytes, *, cut: bool) -> int:
+    """The offset behind an array or object; 0 if it is none, -1 if it is cut off."""
+    # As in libmagic, a comma may stand before a closing bracket. The blank in its place keeps the offsets.
+    text = _JSON_LAST_COMMA.sub(lambda match: match[1] or b" ", text)
+    try:
+        end = _DECODER.raw_decode(text.decode("latin-1"))[1]
+    except (ValueError, RecursionError):
+        return -1 if cut and _JSON_PREFIX.fullmatch(text, 0, _JSON_PREFIX_BYTES) else 0
+    return end if _json_depth(text[:end]) <= _JSON_DEPTH else 0
+
+
+def _json_depth(text: bytes) -> int:
+    """How many values are in one another at most; no more than the limit if there are few brackets."""
+    brackets = text.count(b"[") + text.count(b"{")
+    if brackets < _JSON_DEPTH:
+        return brackets
+    depth = deepest = 0
+    for token in _JSON_TOKEN.findall(text):
+        if token in (b"]", b"}"):
+            depth -= 1
+        else:
+            deepest = max(deepest, depth + 1)
+            depth += token in (b"[", b"{")
+    return deepest
 
 
 def _as_text(head: bytes) -> bytes | None:
