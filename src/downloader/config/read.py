@@ -44,13 +44,8 @@ OTHER_VARIABLES = frozenset({"DOWNLOADER_API", "DOWNLOADER_FAILPOINT", "DOWNLOAD
 SECRET_BYTES = 64 * 1024
 """The largest part of a secret's file that is read; a wrong path may be a device without an end."""
 
-_SERVICE_LINK = re.compile(
-    r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
-)
-"""The end of the names of variables that Kubernetes sets for each service."""
-
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
-"""The value of Kubernetes' `..._PORT` variable; our own `api.port` is a number."""
+"""The value of `DOWNLOADER_API_PORT` as Kubernetes sets it for a service; our own port is a number."""
 
 _FREE = object()
 """Marks a table whose keys only a plugin knows."""
@@ -168,16 +163,10 @@ def _variables(environ: Mapping[str, str], problems: list[str]) -> Iterator[tupl
             continue
         if "__" in name or name in names:
             yield name, environ[name]
-        elif not _is_service_link(name, environ[name]):
+        elif not _SERVICE_URL.match(environ[name]):
             meant = flat.get(_letters(name)) or next(iter(difflib.get_close_matches(name, top, 1, 0.9)), "")
             if meant:
                 problems.append(f"unknown environment variable {name}; did you mean {meant}?")
-
-
-def _is_service_link(name: str, value: str) -> bool:
-    if name.endswith("_PORT") and _SERVICE_URL.match(value):
-        return True
-    return _SERVICE_LINK.search(name) is not None
 
 
 def _nest(path: tuple[str, ...], text: str, name: str) -> dict[str, Any]:
