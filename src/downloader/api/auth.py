@@ -176,7 +176,7 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
 
 
 def cookies(headers: Headers) -> Iterator[tuple[str, str]]:
-    """Name and value of each cookie; HTTP/2 may spread them over several headers."""
+    """Name and value of each cookie; a proxy may spread them over several headers."""
     for name, value in headers:
         if name == b"cookie":
             for pair in value.decode("latin-1").split(";"):
