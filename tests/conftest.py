@@ -15,8 +15,9 @@ from hypothesis import settings
 from downloader.config import RedisSettings
 from downloader.store import JobStore, Script, asyncio_loop, load_scripts, open_store
 from servers.aws import Moto
+from servers.aws_front import Front
 from servers.raw_store import RawStore
-from servers.s3 import Front, new_bucket, open_front
+from servers.s3 import new_bucket, open_front
 from servers.valkey import Valkey
 
 pytest_plugins = ["rows"]

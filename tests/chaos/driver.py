@@ -384,9 +384,10 @@ async def run_chaos(
         origin = await stack.enter_async_context(open_origin())
         origin.record = False
         sink = await stack.enter_async_context(open_sink())
-        upstream = partial(trio.open_unix_socket, str(server.socket))
         members = {
-            name: Member(name, role, more, await stack.enter_async_context(open_fault_proxy(upstream)))
+            name: Member(
+                name, role, more, await stack.enter_async_context(open_fault_proxy(Path(server.socket)))
+            )
             for name, (role, more) in layout.items()
         }
         fleet = await stack.enter_async_context(open_fleet(folder, server, merged(BRIEF, TABLES)))

@@ -16,11 +16,11 @@ import pytest
 import trio
 from botocore.config import Config
 
-from servers import s3
+from servers import aws_front, s3
 from servers.aws import CREDENTIALS, REGION, Moto
+from servers.aws_front import Front
 from servers.fleet import Fleet, Running, job_for, open_fleet, say
 from servers.origin import Exchange, Origin, respond
-from servers.s3 import Front
 from servers.s3_disk import disk_process
 from servers.sink import Sink
 from servers.valkey import Valkey
@@ -218,8 +218,8 @@ async def test_a_callers_object_is_the_callers(folder: Path, sink: Sink, origin:
         await service.stop()
 
 
-NO_SUCH = s3.answer(s3.error(404, "NoSuchBucket"))
-DENIED = s3.answer(s3.error(403, "AccessDenied"))
+NO_SUCH = aws_front.answer(s3.error(404, "NoSuchBucket"))
+DENIED = aws_front.answer(s3.error(403, "AccessDenied"))
 REFUSALS = {
     "a": ("PutObject", NO_SUCH, "NoSuchBucket (404)"),
     "b": ("PutObject", DENIED, "AccessDenied (403)"),

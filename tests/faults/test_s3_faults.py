@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import trio
 
-from servers import s3
+from servers import aws_front, s3
 from servers.aws import CREDENTIALS, REGION, Moto
+from servers.aws_front import Front, Rule
 from servers.fleet import BRIEF, RECOVERY_S, Fleet, History, Running, Tables, job_for, merged, open_fleet
 from servers.origin import Origin, respond
-from servers.s3 import Front, Rule
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -33,34 +33,36 @@ LARGE = os.urandom(12_000_000)
 SMALL = os.urandom(1000)
 
 TRANSIENT: Mapping[str, tuple[str, Rule]] = {
-    "small-500": ("PutObject", s3.answer(s3.error(500, "InternalError"))),
-    "small-slow": ("PutObject", s3.answer(s3.error(503, "SlowDown"))),
-    "small-hang": ("PutObject", s3.hang),
-    "small-lost": ("PutObject", s3.lose_answer),
-    "begin-500": ("CreateMultipartUpload", s3.answer(s3.error(500, "InternalError"))),
-    "begin-lost": ("CreateMultipartUpload", s3.lose_answer),
-    "part-500": ("UploadPart", s3.answer(s3.error(500, "InternalError"))),
-    "part-slow": ("UploadPart", s3.answer(s3.error(503, "SlowDown"))),
-    "part-cut": ("UploadPart", s3.cut),
-    "part-hang": ("UploadPart", s3.hang),
-    "part-deaf": ("UploadPart", s3.deaf),
+    "small-500": ("PutObject", aws_front.answer(s3.error(500, "InternalError"))),
+    "small-slow": ("PutObject", aws_front.answer(s3.error(503, "SlowDown"))),
+    "small-hang": ("PutObject", aws_front.hang),
+    "small-lost": ("PutObject", aws_front.lose_answer),
+    "begin-500": ("CreateMultipartUpload", aws_front.answer(s3.error(500, "InternalError"))),
+    "begin-lost": ("CreateMultipartUpload", aws_front.lose_answer),
+    "part-500": ("UploadPart", aws_front.answer(s3.error(500, "InternalError"))),
+    "part-slow": ("UploadPart", aws_front.answer(s3.error(503, "SlowDown"))),
+    "part-cut": ("UploadPart", aws_front.cut),
+    "part-hang": ("UploadPart", aws_front.hang),
+    "part-deaf": ("UploadPart", aws_front.deaf),
     "part-flip": ("UploadPart", s3.flip),
-    "part-lost": ("UploadPart", s3.lose_answer),
-    "end-500": ("CompleteMultipartUpload", s3.answer(s3.error(500, "InternalError"))),
-    "end-lost": ("CompleteMultipartUpload", s3.lose_answer),
-    "end-hang": ("CompleteMultipartUpload", s3.hang),
+    "part-lost": ("UploadPart", aws_front.lose_answer),
+    "end-500": ("CompleteMultipartUpload", aws_front.answer(s3.error(500, "InternalError"))),
+    "end-lost": ("CompleteMultipartUpload", aws_front.lose_answer),
+    "end-hang": ("CompleteMultipartUpload", aws_front.hang),
     "end-200": (
         "CompleteMultipartUpload",
-        s3.answer(s3.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>")),
+        aws_front.answer(
+            aws_front.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>")
+        ),
     ),
 }
 """By subpath of the job: what fails, and how. The bucket is not at fault, so each job is retried."""
 
 BUCKETS: Mapping[str, tuple[str, Rule]] = {
-    "small-403": ("PutObject", s3.answer(s3.error(403, "AccessDenied"))),
-    "small-404": ("PutObject", s3.answer(s3.error(404, "NoSuchBucket"))),
-    "part-403": ("UploadPart", s3.answer(s3.error(403, "AccessDenied"))),
-    "part-404": ("UploadPart", s3.answer(s3.error(404, "NoSuchBucket"))),
+    "small-403": ("PutObject", aws_front.answer(s3.error(403, "AccessDenied"))),
+    "small-404": ("PutObject", aws_front.answer(s3.error(404, "NoSuchBucket"))),
+    "part-403": ("UploadPart", aws_front.answer(s3.error(403, "AccessDenied"))),
+    "part-404": ("UploadPart", aws_front.answer(s3.error(404, "NoSuchBucket"))),
 }
 """Likewise; these are retried if the bucket is our own, and final if it is the caller's."""
 
@@ -154,7 +156,7 @@ async def test_f14_killed_in_mid_upload(
     bucket = s3.new_bucket(front.moto)
     async with open_fleet(folder, server, tables(bucket, front.url)) as fleet:
         victim = await start_all(fleet)
-        front.on(operation, s3.hang, skip=int(operation == "UploadPart"), times=9)
+        front.on(operation, aws_front.hang, skip=int(operation == "UploadPart"), times=9)
         job_id = await post(fleet, origin, sink, "large")
         await front.seen(operation, 2 if operation == "UploadPart" else 1)
         await victim.kill()
@@ -176,8 +178,8 @@ async def test_f14_a_stop_does_not_wait_for_s3(
     bucket = s3.new_bucket(front.moto)
     async with open_fleet(folder, server, tables(bucket, front.url, timeout=50.0)) as fleet:
         processor = await start_all(fleet)
-        front.on("PutObject", s3.hang)
-        front.on("UploadPart", s3.deaf)
+        front.on("PutObject", aws_front.hang)
+        front.on("UploadPart", aws_front.deaf)
         job_id = await post(fleet, origin, sink, subpath)
         await front.seen("PutObject" if subpath == "small" else "UploadPart")
         await processor.stop()

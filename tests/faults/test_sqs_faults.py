@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import trio
 
+from servers import aws_front
 from servers.aws import CREDENTIALS, REGION, Moto
+from servers.aws_front import Exchange, Front
 from servers.fleet import ASIDE_MAX_S, ASIDE_S, Fleet, Tables, job_for, open_fleet, say
 from servers.origin import Origin
 from servers.sink import Sink
-from servers.sqs_proxy import Answer, Asked, Rule, SqsProxy, always, error, hang, open_sqs_proxy, response
+from servers.sqs import error, open_sqs_proxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(120)]
 
@@ -31,12 +33,12 @@ def queue(moto: Moto) -> None:
 
 
 @pytest.fixture
-async def proxy(moto: Moto) -> AsyncIterator[SqsProxy]:
+async def proxy(moto: Moto) -> AsyncIterator[Front]:
     async with open_sqs_proxy(moto) as running:
         yield running
 
 
-def tables_for(server: Moto | SqsProxy, *, timeout: float = 1.0, **notifier: Any) -> Tables:
+def tables_for(server: Moto | Front, *, timeout: float = 1.0, **notifier: Any) -> Tables:
     section = {"region": REGION, "endpoint_url": server.url, "timeout": timeout}
     return {"backends.sqs": section, **({"notifier": notifier} if notifier else {})}
 
@@ -48,50 +50,50 @@ def bodies(moto: Moto, name: str = "jobs") -> list[dict[str, Any]]:
     return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
 
 
-FAULTS: dict[str, tuple[str, Rule, str]] = {
+FAULTS: dict[str, tuple[str, aws_front.Rule, str]] = {
     "500": (
         "SendMessageBatch",
-        always(response(500, b"oops", kind="text/html")),
+        aws_front.answer(aws_front.response(500, b"oops", Content_Type="text/html")),
         "SQS answered 500",
     ),
     "throttled": (
         "SendMessageBatch",
-        always(error(400, "RequestThrottled")),
+        aws_front.answer(error(400, "RequestThrottled")),
         "SQS answered 400 RequestThrottled",
     ),
     "missing": (
         "GetQueueUrl",
-        always(error(400, MISSING)),
+        aws_front.answer(error(400, MISSING)),
         f"queue jobs does not exist or may not be used ({MISSING})",
     ),
     "forbidden": (
         "SendMessageBatch",
-        always(error(403, "AccessDeniedException")),
+        aws_front.answer(error(403, "AccessDeniedException")),
         "SQS answered 403 AccessDeniedException",
     ),
-    "hang": ("SendMessageBatch", hang, "SQS gave no answer"),
+    "hang": ("SendMessageBatch", aws_front.hang, "SQS gave no answer"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.row("F18")
 async def test_f18_what_does_not_pass_is_a_failed_callback_with_a_reason(
-    folder: Path, origin: Origin, moto: Moto, proxy: SqsProxy, fault: str
+    folder: Path, origin: Origin, moto: Moto, proxy: Front, fault: str
 ) -> None:
     operation, rule, reason = FAULTS[fault]
-    proxy.on[operation] = rule
+    proxy.on(operation, rule)
     async with open_fleet(folder, None, tables_for(proxy)) as fleet:
         run = await fleet.start("run", environ=CREDENTIALS)
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
         await run.event("callback.failed", job_id=job_id)
-        assert proxy.count()[operation] == ATTEMPTS
+        assert proxy.counts[operation] == ATTEMPTS
         job = await fleet.job(job_id)
         assert (job["state"], job["callback"]["state"]) == ("succeeded", "failed")
         assert reason in json.dumps(job["callback"]), job
         assert not run.events("backend.unhealthy"), "the peer is at fault, not the plugin"
 
         # The callback was kept, and can be sent again when SQS works.
-        proxy.on.clear()
+        proxy.heal()
         assert (await fleet.client.post(f"/retry/{job_id}")).status_code == 201
         await run.event("callback.delivered", job_id=job_id)
         assert [one["job_id"] for one in bodies(moto)] == [job_id]
@@ -153,9 +155,9 @@ def all_bodies(moto: Moto) -> list[dict[str, Any]]:
 
 @pytest.mark.row("F18")
 async def test_f18_a_silent_sqs_delays_no_other_backend(
-    folder: Path, origin: Origin, sink: Sink, proxy: SqsProxy
+    folder: Path, origin: Origin, sink: Sink, proxy: Front
 ) -> None:
-    proxy.on["*"] = hang
+    proxy.on("*", aws_front.hang)
     # There are more callbacks to SQS than slots for callbacks.
     tables = tables_for(proxy, timeout=10.0, concurrency=24, retry_schedule=[30.0])
     async with open_fleet(folder, None, tables) as fleet:
@@ -187,8 +189,8 @@ async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[fl
 
 
 @pytest.mark.row("F18")
-async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origin, proxy: SqsProxy) -> None:
-    proxy.on["*"] = hang
+async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origin, proxy: Front) -> None:
+    proxy.on("*", aws_front.hang)
     async with open_fleet(folder, None, tables_for(proxy, timeout=30.0)) as fleet:
         run = await fleet.start("run", environ=CREDENTIALS)
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), "jobs", callback_type="sqs"))
@@ -197,7 +199,7 @@ async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origi
         assert run.events("callback.released", job_id=job_id)
 
         # The callback was handed back without a counted attempt, and the next instance delivers it.
-        proxy.on.clear()
+        proxy.heal()
         again = await fleet.start("run", environ=CREDENTIALS)
         line = await again.event("callback.delivered", job_id=job_id)
         assert line["attempt"] == 1
@@ -206,16 +208,16 @@ async def test_f18_a_stop_while_sqs_hangs_is_in_time(folder: Path, origin: Origi
 
 @pytest.mark.row("F18")
 async def test_f18_one_message_refused_spoils_no_other(
-    folder: Path, origin: Origin, moto: Moto, proxy: SqsProxy
+    folder: Path, origin: Origin, moto: Moto, proxy: Front
 ) -> None:
     hold = trio.Event()
 
-    async def rule(_: Asked) -> Answer:
+    async def rule(exchange: Exchange) -> None:
         await hold.wait()
-        return None
+        await aws_front.forward(exchange)
 
     moto.sqs.create_queue(QueueName="small", Attributes={"MaximumMessageSize": "2048"})
-    proxy.on["SendMessageBatch"] = rule
+    proxy.on("SendMessageBatch", rule)
     async with open_fleet(folder, None, tables_for(proxy, timeout=10.0)) as fleet:
         run = await fleet.start("run", environ=CREDENTIALS)
         jobs = [

@@ -42,7 +42,7 @@ RESUME_S = 5.0 + SLACK_S
 @pytest.fixture
 async def proxy(server: Valkey) -> AsyncIterator[FaultProxy]:
     """A proxy between one process and the server."""
-    async with open_fault_proxy(partial(trio.open_unix_socket, str(server.socket))) as opened:
+    async with open_fault_proxy(Path(server.socket)) as opened:
         yield opened
 
 

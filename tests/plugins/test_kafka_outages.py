@@ -151,10 +151,10 @@ async def test_a_restart_is_survived_by_a_delivery() -> None:
 
 async def restart(broker: Tansu, proxy: KafkaProxy) -> None:
     """Start it again with its topics: tansu acknowledges what is sent to one that it does not know."""
-    proxy.upstream = spare_port()
+    proxy.target = spare_port()
     broker.start()
     await create_topic(broker, "jobs", partitions=4)
-    proxy.upstream = broker.port
+    proxy.target = broker.port
 
 
 async def test_brokers_that_have_all_moved_are_found_by_the_sections_address() -> None:
@@ -165,7 +165,7 @@ async def test_brokers_that_have_all_moved_are_found_by_the_sections_address() -
             async with opened({"bootstrap_servers": proxy.servers}) as notifier:
                 assert await notifier.deliver("jobs", payload("before")) == Delivered()
                 old.kill()
-                proxy.upstream = new.port
+                proxy.target = new.port
                 await eventually_delivered(notifier)
             [record] = await read_topic(new.servers, "jobs")
             assert json.loads(record.value) == {"extra": "at last"}

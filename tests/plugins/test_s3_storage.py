@@ -17,10 +17,10 @@ from downloader.errors import PluginError
 from downloader.storage import Body, Storage, StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3.bucket import CHECK_KEY, PART_BYTES, Bucket
-from servers import s3
+from servers import aws_front, s3
 from servers.aws import CREDENTIALS, REGION, Moto
+from servers.aws_front import Front
 from servers.plugins import opened_storage
-from servers.s3 import Front
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ async def test_a_cancelled_start_leaves_nothing_in_the_bucket(
 ) -> None:
     arrived = trio.Event()
 
-    async def hold(exchange: s3.Exchange) -> None:
+    async def hold(exchange: aws_front.Exchange) -> None:
         if operation == "CreateMultipartUpload":  # S3 creates it, and no answer arrives
             await exchange.ask_moto(await exchange.body())
         arrived.set()
@@ -159,14 +159,18 @@ async def test_leftover_uploads_of_a_killed_start_are_aborted_by_the_next(
         ),
         ("CreateMultipartUpload", s3.error(301, "PermanentRedirect"), "the bucket is in another region"),
         ("CreateMultipartUpload", s3.error(503, "SlowDown"), "SlowDown (503)"),
-        ("CreateMultipartUpload", s3.response(200, b"<html>hello</html>"), "its answer has no UploadId"),
+        (
+            "CreateMultipartUpload",
+            aws_front.response(200, b"<html>hello</html>"),
+            "its answer has no UploadId",
+        ),
         ("AbortMultipartUpload", s3.error(403, "AccessDenied"), "AccessDenied (403): access denied"),
     ],
 )
 async def test_a_bucket_that_cannot_be_written_is_one_line(
     bucket: str, front: Front, operation: str, answer: bytes, said: str
 ) -> None:
-    front.on(operation, s3.answer(answer))
+    front.on(operation, aws_front.answer(answer))
     with pytest.raises(PluginError) as caught:
         async with opened_storage(open_s3, section(bucket, front.url)):
             pass
@@ -175,7 +179,7 @@ async def test_a_bucket_that_cannot_be_written_is_one_line(
 
 
 async def test_a_bucket_out_of_reach_is_one_line(bucket: str, front: Front) -> None:
-    front.on("CreateMultipartUpload", s3.hang)
+    front.on("CreateMultipartUpload", aws_front.hang)
     with pytest.raises(PluginError, match="no answer in time"):
         async with opened_storage(open_s3, section(bucket, front.url)):
             pass
@@ -241,7 +245,7 @@ async def test_a_changed_bit_is_no_success(moto: Moto, bucket: str, front: Front
 async def test_a_server_that_confirms_everything_has_stored_nothing(
     bucket: str, front: Front, large: Body
 ) -> None:
-    yes = s3.answer(s3.response(200))
+    yes = aws_front.answer(aws_front.response(200))
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         for operation, body in (
             ("PutObject", small()),
@@ -265,11 +269,11 @@ PARTS_MISSING = (
     ("answer", "said"),
     [
         (
-            s3.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"),
+            aws_front.response(200, b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"),
             "InternalError",
         ),
-        (s3.response(200, b"<?xml version='1.0'?><CompleteMultipartUploadResult><ETag>"), "S3 bucket"),
-        (s3.response(200, PARTS_MISSING), "the object has 2 of 3 parts"),
+        (aws_front.response(200, b"<?xml version='1.0'?><CompleteMultipartUploadResult><ETag>"), "S3 bucket"),
+        (aws_front.response(200, PARTS_MISSING), "the object has 2 of 3 parts"),
         (s3.error(400, "InvalidPart"), "InvalidPart"),
         (s3.error(400, "EntityTooSmall"), "EntityTooSmall"),
     ],
@@ -278,7 +282,7 @@ async def test_an_upload_is_complete_when_s3_says_so(
     bucket: str, front: Front, large: Body, answer: bytes, said: str
 ) -> None:
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
-        front.on("CompleteMultipartUpload", s3.answer(answer))
+        front.on("CompleteMultipartUpload", aws_front.answer(answer))
         with pytest.raises(StorageError, match=said):
             await storage.put(KEY, large)
         assert s3.keys(front.moto, bucket) == s3.uploads(front.moto, bucket) == []
@@ -305,11 +309,11 @@ async def test_still_ours_is_asked_last(moto: Moto, bucket: str, front: Front, t
 @pytest.mark.row("F14")
 async def test_s3_may_stumble(moto: Moto, bucket: str, front: Front, large: Body) -> None:
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
-        front.on("UploadPart", s3.answer(s3.error(503, "SlowDown")), skip=1, times=2)
-        front.on("CompleteMultipartUpload", s3.answer(s3.error(500, "InternalError")), times=1)
+        front.on("UploadPart", aws_front.answer(s3.error(503, "SlowDown")), skip=1, times=2)
+        front.on("CompleteMultipartUpload", aws_front.answer(s3.error(500, "InternalError")), times=1)
         await storage.put(KEY, large)
         assert s3.digest(moto, bucket, KEY) == large.sha256
-        front.on("PutObject", s3.cut, times=1)
+        front.on("PutObject", aws_front.cut, times=1)
         await storage.put(KEY, small())
         assert s3.digest(moto, bucket, KEY) == small().sha256
     assert s3.uploads(moto, bucket) == []
@@ -319,7 +323,7 @@ async def test_an_upload_whose_id_was_lost_is_aborted_when_another_begins(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
     async with opened_storage(open_s3, section(bucket, front.url, timeout=10)) as storage:
-        front.on("CreateMultipartUpload", s3.lose_answer, times=2)
+        front.on("CreateMultipartUpload", aws_front.lose_answer, times=2)
         before = front.counts["CreateMultipartUpload"]
         await storage.put(KEY, large)
     assert front.counts["CreateMultipartUpload"] == before + 3
@@ -327,7 +331,11 @@ async def test_an_upload_whose_id_was_lost_is_aborted_when_another_begins(
     assert s3.uploads(moto, bucket) == []
 
 
-LEFT = {"PutObject": s3.hang, "CreateMultipartUpload": s3.lose_answer, "UploadPart": s3.deaf}
+LEFT = {
+    "PutObject": aws_front.hang,
+    "CreateMultipartUpload": aws_front.lose_answer,
+    "UploadPart": aws_front.deaf,
+}
 
 
 @pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload", "UploadPart"])
@@ -350,13 +358,13 @@ async def test_a_cancel_breaks_off_what_is_being_sent(bucket: str, front: Front,
     begun, cancelled, over = trio.Event(), trio.Event(), trio.Event()
     received = 0
 
-    async def slowly(exchange: s3.Exchange) -> None:
+    async def slowly(exchange: aws_front.Exchange) -> None:
         nonlocal received
         await exchange.stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
         received += len(await exchange.stream.receive_some(1000))
         begun.set()
         await cancelled.wait()
-        while block := await exchange.stream.receive_some(s3.BLOCK_BYTES):
+        while block := await exchange.stream.receive_some(aws_front.BLOCK_BYTES):
             received += len(block)
         over.set()
 
@@ -394,7 +402,7 @@ async def test_leftover_uploads_are_aborted_before_the_next_upload(
 async def test_files_are_stored_without_permission_to_list_uploads(
     moto: Moto, bucket: str, front: Front, large: Body
 ) -> None:
-    front.on("ListMultipartUploads", s3.answer(s3.error(403, "AccessDenied")))
+    front.on("ListMultipartUploads", aws_front.answer(s3.error(403, "AccessDenied")))
     async with opened_storage(open_s3, section(bucket, front.url)) as storage:
         await storage.put(KEY, large)
         assert s3.digest(moto, bucket, KEY) == large.sha256
@@ -411,14 +419,14 @@ def _listing(*uploads: tuple[str, timedelta], more: bool = False) -> bytes:
     )
     rest = "<NextKeyMarker>k</NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker>" if more else ""
     body = f"<ListMultipartUploadsResult><IsTruncated>{str(more).lower()}</IsTruncated>{rest}{rows}"
-    return s3.response(200, f"<?xml version='1.0'?>{body}</ListMultipartUploadsResult>".encode())
+    return aws_front.response(200, f"<?xml version='1.0'?>{body}</ListMultipartUploadsResult>".encode())
 
 
 async def test_old_leftovers_of_ours_are_aborted_at_the_start(bucket: str, front: Front) -> None:
     old, young = timedelta(days=2), timedelta(hours=20)
     front.on(
         "ListMultipartUploads",
-        s3.answer(
+        aws_front.answer(
             _listing(
                 (f"p/{KEY}", old),
                 (f"p/deep/er/{KEY}", old),
@@ -437,7 +445,7 @@ async def test_old_leftovers_of_ours_are_aborted_at_the_start(bucket: str, front
 
 
 async def test_all_pages_of_leftovers_are_looked_at(bucket: str, front: Front) -> None:
-    front.on("ListMultipartUploads", s3.answer(_listing(more=True)), times=2)
+    front.on("ListMultipartUploads", aws_front.answer(_listing(more=True)), times=2)
     async with opened_storage(open_s3, section(bucket, front.url)):
         third = await front.seen("ListMultipartUploads", 3)
     assert (third.query["key-marker"], third.query["upload-id-marker"]) == ("k", "u")
@@ -518,7 +526,7 @@ async def test_many_that_ask_at_once_have_one_client(moto: Moto, bucket: str) ->
 REFUSALS: Mapping[str, bytes] = {
     "NoSuchBucket": s3.error(404, "NoSuchBucket"),
     "AccessDenied": s3.error(403, "AccessDenied"),
-    "PermanentRedirect": s3.response(
+    "PermanentRedirect": aws_front.response(
         301,
         b"<Error><Code>PermanentRedirect</Code></Error>",
         x_amz_bucket_region="us-east-1",
@@ -535,7 +543,7 @@ async def test_only_a_callers_bucket_is_given_up(bucket: str, front: Front, larg
         callers(bucket, front.url) as other,
     ):
         for operation, body in (("PutObject", small()), ("CreateMultipartUpload", large)):
-            front.on(operation, s3.answer(REFUSALS[code]))
+            front.on(operation, aws_front.answer(REFUSALS[code]))
             before = front.counts[operation]
             with pytest.raises(StorageError, match=code) as mine:
                 await own.put(KEY, body)

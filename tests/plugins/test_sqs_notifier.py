@@ -18,9 +18,12 @@ import trio.testing
 from downloader.errors import DownloaderError, PluginError
 from downloader.notify import Checkable, Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader_plugins.sqs import CONNECTIONS, open_sqs
+from servers import aws_front
 from servers.aws import ACCOUNT, CREDENTIALS, REGION, Moto
+from servers.aws_front import Exchange, Front
 from servers.plugins import opened_notifier
-from servers.sqs_proxy import Answer, Asked, SqsProxy, always, error, hang, open_sqs_proxy, response
+from servers.ports import spare_port
+from servers.sqs import batches, error, open_sqs_proxy, response
 
 pytestmark = pytest.mark.slow
 
@@ -33,13 +36,13 @@ AT_ONCE_S = 10.0
 
 
 @pytest.fixture
-async def proxy(moto: Moto) -> AsyncIterator[SqsProxy]:
+async def proxy(moto: Moto) -> AsyncIterator[Front]:
     async with open_sqs_proxy(moto) as running:
         yield running
 
 
 @asynccontextmanager
-async def opened(server: Moto | SqsProxy, **more: Any) -> AsyncIterator[Notifier]:
+async def opened(server: Moto | Front, **more: Any) -> AsyncIterator[Notifier]:
     async with opened_notifier(
         open_sqs, {"region": REGION, "endpoint_url": server.url, **KEYS, **more}
     ) as notifier:
@@ -95,15 +98,15 @@ async def deliver_all(
     return [results[index] for index in range(len(payloads))]
 
 
-def hold(proxy: SqsProxy, operation: str) -> trio.Event:
+def hold(proxy: Front, operation: str) -> trio.Event:
     """The first request of this kind waits until the event is set."""
     go = trio.Event()
 
-    async def rule(_: Asked) -> Answer:
+    async def rule(exchange: Exchange) -> None:
         await go.wait()
-        return None
+        await aws_front.forward(exchange)
 
-    proxy.on[operation] = rule
+    proxy.on(operation, rule)
     return go
 
 
@@ -125,7 +128,7 @@ async def test_every_form_of_a_destination(moto: Moto, form: str) -> None:
     assert "MessageGroupId" not in message["Attributes"]
 
 
-async def test_a_url_of_another_host_gets_no_request(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_url_of_another_host_gets_no_request(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(moto) as notifier:
         answer = await notifier.deliver(f"{proxy.url}/{ACCOUNT}/jobs", PAYLOAD)
@@ -155,19 +158,19 @@ async def test_a_fifo_queue_gets_group_and_deduplication(moto: Moto) -> None:
     assert second["Attributes"]["MessageDeduplicationId"].startswith("second-")
 
 
-async def test_a_name_is_looked_up_once(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_name_is_looked_up_once(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         for number in range(3):
             assert await notifier.deliver("jobs", payload(number)) == Delivered()
-    assert proxy.count() == {"GetQueueUrl": 1, "SendMessageBatch": 3}
+    assert proxy.counts == {"GetQueueUrl": 1, "SendMessageBatch": 3}
 
 
-async def test_a_url_is_not_looked_up(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_url_is_not_looked_up(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         assert await notifier.deliver(f"{proxy.url}/{ACCOUNT}/jobs", PAYLOAD) == Delivered()
-    assert proxy.count() == {"SendMessageBatch": 1}
+    assert proxy.counts == {"SendMessageBatch": 1}
 
 
 @pytest.mark.row("F18")
@@ -189,7 +192,7 @@ async def test_a_missing_queue_is_missing_only_until_it_is_there(moto: Moto) -> 
 # -- the allow-list -----------------------------------------------------------------------------------
 
 
-async def test_only_listed_queues(moto: Moto, proxy: SqsProxy) -> None:
+async def test_only_listed_queues(moto: Moto, proxy: Front) -> None:
     create(moto)
     create(moto, "secret")
     async with opened(proxy, queues=["jo*", "other"]) as notifier:
@@ -205,7 +208,7 @@ async def test_only_listed_queues(moto: Moto, proxy: SqsProxy) -> None:
     assert bodies(moto, "secret") == []
 
 
-async def test_a_listed_name_is_that_of_our_own_account(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_listed_name_is_that_of_our_own_account(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(proxy, queues=["jobs"]) as notifier:
         foreign = f"{proxy.url}/999999999999/jobs"
@@ -215,20 +218,20 @@ async def test_a_listed_name_is_that_of_our_own_account(moto: Moto, proxy: SqsPr
     assert bodies(moto) == [payload(2).body]
 
 
-async def test_a_listed_url_may_be_of_another_account(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_listed_url_may_be_of_another_account(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(proxy, queues=[f"{proxy.url}/999999999999/*"]) as notifier:
         foreign = f"{proxy.url}/999999999999/jobs"
         await notifier.deliver(foreign, payload(1))
         assert isinstance(await notifier.deliver("jobs", payload(2)), Rejected)
     [asked] = proxy.asked
-    assert asked.body["QueueUrl"] == foreign
+    assert json.loads(asked.body)["QueueUrl"] == foreign
 
 
 # -- batches ------------------------------------------------------------------------------------------
 
 
-async def test_items_that_wait_together_share_a_call(moto: Moto, proxy: SqsProxy) -> None:
+async def test_items_that_wait_together_share_a_call(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         go = hold(proxy, "SendMessageBatch")
@@ -245,31 +248,34 @@ async def test_items_that_wait_together_share_a_call(moto: Moto, proxy: SqsProxy
             go.set()
         assert results == [Delivered()] * 25
     # The lone one has gone at once; the others are as many as fit.
-    assert [len(batch) for batch in proxy.batches()] == [1, 10, 10, 4]
+    assert [len(batch) for batch in batches(proxy)] == [1, 10, 10, 4]
     assert sorted(bodies(moto)) == sorted(payload(number).body for number in range(25))
 
 
-async def test_batches_stay_below_what_every_sqs_takes(moto: Moto, proxy: SqsProxy) -> None:
+async def test_batches_stay_below_what_every_sqs_takes(moto: Moto, proxy: Front) -> None:
     create(moto)
     sizes = [100_000, 100_000, 100_000, 300_000, 10, 200_000]
     payloads = [payload(number, size=size) for number, size in enumerate(sizes)]
     async with opened(proxy) as notifier:
         assert await deliver_all(notifier, payloads) == [Delivered()] * len(sizes)
-    batches = [[len(entry["MessageBody"]) for entry in batch] for batch in proxy.batches()]
-    several = [batch for batch in batches if len(batch) > 1]
+    sent = [[len(entry["MessageBody"]) for entry in batch] for batch in batches(proxy)]
+    several = [batch for batch in sent if len(batch) > 1]
     assert several
     assert all(sum(batch) <= 256 * 1024 for batch in several)
     assert sorted(bodies(moto)) == sorted(one.body for one in payloads)
 
 
-async def test_queues_do_not_wait_for_each_other(moto: Moto, proxy: SqsProxy) -> None:
+async def test_queues_do_not_wait_for_each_other(moto: Moto, proxy: Front) -> None:
     create(moto)
     create(moto, "other")
 
-    async def only_other(asked: Asked) -> Answer:
-        return await hang(asked) if asked.body["QueueUrl"].endswith("/jobs") else None
+    async def only_other(exchange: Exchange) -> None:
+        body = await exchange.body()
+        if json.loads(body)["QueueUrl"].endswith("/jobs"):
+            await trio.sleep_forever()
+        await exchange.send(await exchange.ask_moto(body))
 
-    proxy.on["SendMessageBatch"] = only_other
+    proxy.on("SendMessageBatch", only_other)
     async with opened(proxy) as notifier, trio.open_nursery() as nursery:
         nursery.start_soon(notifier.deliver, "jobs", payload(1))
         await proxy.seen("SendMessageBatch")
@@ -277,7 +283,7 @@ async def test_queues_do_not_wait_for_each_other(moto: Moto, proxy: SqsProxy) ->
         nursery.cancel_scope.cancel()
 
 
-async def test_each_message_is_judged_by_itself(moto: Moto, proxy: SqsProxy) -> None:
+async def test_each_message_is_judged_by_itself(moto: Moto, proxy: Front) -> None:
     create(moto)
     body = {
         "Successful": [{"Id": "0", "MessageId": "m", "MD5OfMessageBody": "x"}],
@@ -286,7 +292,7 @@ async def test_each_message_is_judged_by_itself(moto: Moto, proxy: SqsProxy) -> 
             {"Id": "2", "Code": "InvalidMessageContents", "SenderFault": True, "Message": "secret"},
         ],
     }
-    proxy.on["SendMessageBatch"] = always(response(200, json.dumps(body).encode()))
+    proxy.on("SendMessageBatch", aws_front.answer(response(200, json.dumps(body).encode())))
     async with opened(proxy) as notifier:
         results = await deliver_all(notifier, [payload(number) for number in range(4)])
     assert sorted(results, key=str) == sorted(
@@ -311,7 +317,7 @@ async def test_one_message_too_large_for_the_queue_spoils_no_other(moto: Moto) -
 
 @pytest.mark.parametrize("trace", ["", TRACE])
 @pytest.mark.parametrize(("size", "taken"), [(1024 * 1024, True), (1024 * 1024 + 1, False)])
-async def test_the_largest_message(moto: Moto, proxy: SqsProxy, size: int, trace: str, taken: bool) -> None:  # noqa: FBT001 - of a table
+async def test_the_largest_message(moto: Moto, proxy: Front, size: int, trace: str, taken: bool) -> None:  # noqa: FBT001 - of a table
     create(moto, MaximumMessageSize="1048576")
     attribute = len("traceparent" + "String" + trace) if trace else 0
     body = b'"' + b"x" * (size - attribute - 2) + b'"'
@@ -323,7 +329,7 @@ async def test_the_largest_message(moto: Moto, proxy: SqsProxy, size: int, trace
     assert bool(proxy.asked) == taken
 
 
-async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, proxy: Front) -> None:
     create(moto, "jobs.fifo")
     payloads = [payload(number, group="ab"[number % 2]) for number in range(23)]
     async with opened(proxy) as notifier:
@@ -337,9 +343,9 @@ async def test_a_fifo_queue_keeps_the_order_of_arrival(moto: Moto, proxy: SqsPro
             for index in range(len(payloads)):
                 nursery.start_soon(one, index)
                 await trio.testing.wait_all_tasks_blocked()
-    sent = [entry["MessageBody"].encode() for batch in proxy.batches() for entry in batch]
+    sent = [entry["MessageBody"].encode() for batch in batches(proxy) for entry in batch]
     assert sent == [one.body for one in payloads]
-    groups = {entry["MessageGroupId"] for batch in proxy.batches() for entry in batch}
+    groups = {entry["MessageGroupId"] for batch in batches(proxy) for entry in batch}
     assert groups == {"a", "b"}
 
 
@@ -354,12 +360,12 @@ MAY_PASS = [
     (error(400, "KmsThrottled"), "SQS answered 400 KmsThrottled"),
     (error(500, "InternalFailure"), "SQS answered 500 InternalFailure"),
     (error(400, MISSING), f"queue jobs does not exist or may not be used ({MISSING})"),
-    (response(500, b"oops", kind="text/html"), "SQS answered 500"),
-    (response(503, b"", kind="text/plain"), "SQS answered 503"),
-    (response(301, b"", "Location: http://127.0.0.1:1/"), "SQS answered 301"),
+    (aws_front.response(500, b"oops", Content_Type="text/html"), "SQS answered 500"),
+    (aws_front.response(503, Content_Type="text/plain"), "SQS answered 503"),
+    (aws_front.response(301, Location="http://127.0.0.1:1/"), "SQS answered 301"),
     (response(200, b"{}"), "SQS gave no result for the message"),
     (response(200, b'{"Successful":[{"Id":"7"}]}'), "SQS gave no result for the message"),
-    (response(200, b"<html>", kind="text/html"), "SQS gave no result for the message"),
+    (aws_front.response(200, b"<html>", Content_Type="text/html"), "SQS gave no result for the message"),
     (response(200, b"[]"), "SQS: invalid answer"),
     (response(200, b"null"), "SQS: invalid answer"),
     (response(200, b'{"Successful":5,"QueueUrl":5}'), "SQS: invalid answer"),
@@ -373,28 +379,28 @@ MAY_PASS = [
 
 @pytest.mark.parametrize("operation", ["SendMessageBatch", "GetQueueUrl"])
 @pytest.mark.row("F18")
-async def test_a_temporary_error_is_retried(moto: Moto, proxy: SqsProxy, operation: str) -> None:
+async def test_a_temporary_error_is_retried(moto: Moto, proxy: Front, operation: str) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         for answer, reason in MAY_PASS:
             proxy.asked.clear()
-            proxy.on[operation] = always(answer)
+            proxy.on(operation, aws_front.answer(answer))
             found = await notifier.deliver("jobs", PAYLOAD)
             if operation == "SendMessageBatch" or not answer.startswith(b"HTTP/1.1 200"):
                 assert found == RetryLater(reason), answer
             else:
                 assert found == RetryLater("SQS: invalid answer"), answer
-            assert proxy.count()[operation] == 1, "boto3 repeats nothing by itself"
+            assert proxy.counts[operation] == 1, "boto3 repeats nothing by itself"
             # What had been looked up does not hide the next failure to look it up.
             assert await notifier.deliver("jobs", PAYLOAD) == found
-        proxy.on.clear()
+        proxy.heal()
         assert await notifier.deliver("jobs", PAYLOAD) == Delivered()
     assert bodies(moto) == [PAYLOAD.body]
 
 
 async def test_a_refused_connection_is_retried(moto: Moto) -> None:
     async with opened_notifier(
-        open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
+        open_sqs, {"region": REGION, "endpoint_url": f"http://127.0.0.1:{spare_port()}", **KEYS}
     ) as notifier:
         assert await notifier.deliver("jobs", PAYLOAD) == RetryLater("SQS: not connected")
 
@@ -408,26 +414,26 @@ async def test_no_credentials(monkeypatch: pytest.MonkeyPatch, moto: Moto) -> No
 
 
 @pytest.mark.row("F18")
-async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_silent_sqs_is_given_up(moto: Moto, proxy: Front) -> None:
     create(moto)
-    proxy.on["*"] = hang
+    proxy.on("*", aws_front.hang)
     async with opened(proxy, timeout=0.4) as notifier:
         with trio.fail_after(AT_ONCE_S):
             results = await deliver_all(notifier, [payload(number) for number in range(12)])
         for answer in results:
             assert isinstance(answer, RetryLater)
             assert answer.reason in ("SQS gave no answer within 0.4 s", "SQS: no answer in time")
-        proxy.on.clear()
+        proxy.heal()
         with trio.fail_after(20):
             while await notifier.deliver("jobs", PAYLOAD) != Delivered():
                 pass
 
 
-async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: Front) -> None:
     names = [f"jobs-{number}" for number in range(CONNECTIONS + 1)]
     for name in names:
         create(moto, name)
-    proxy.on["*"] = hang
+    proxy.on("*", aws_front.hang)
     manager = opened(proxy, timeout=6 * AT_ONCE_S)
     notifier = await manager.__aenter__()
     async with trio.open_nursery() as nursery:
@@ -441,7 +447,7 @@ async def test_a_cancel_is_heeded_at_once_and_so_is_closing(moto: Moto, proxy: S
     assert len(proxy.asked) == CONNECTIONS
 
 
-async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, proxy: SqsProxy) -> None:
+async def test_a_message_withdrawn_before_it_leaves_is_not_sent(moto: Moto, proxy: Front) -> None:
     create(moto)
     async with opened(proxy) as notifier:
         go = hold(proxy, "SendMessageBatch")
@@ -505,7 +511,7 @@ async def test_an_endpoint_of_the_environment_is_judged_too(monkeypatch: pytest.
 
 
 async def test_region_and_credentials_come_as_boto3_finds_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: SqsProxy, moto: Moto
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, proxy: Front, moto: Moto
 ) -> None:
     create(moto)
     config = tmp_path / "config"
@@ -518,15 +524,15 @@ async def test_region_and_credentials_come_as_boto3_finds_them(
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
     async with opened_notifier(open_sqs, {"endpoint_url": proxy.url}) as notifier:
         await notifier.deliver("jobs", PAYLOAD)
-    assert "Credential=testing/" in proxy.asked[-1].head
-    assert "/eu-north-1/sqs/" in proxy.asked[-1].head
+    assert "Credential=testing/" in proxy.asked[-1].headers["authorization"]
+    assert "/eu-north-1/sqs/" in proxy.asked[-1].headers["authorization"]
     for name in ("AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION"):  # they win over a profile
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
     async with opened_notifier(open_sqs, {"profile": "ours"}) as notifier:
         await notifier.deliver("jobs", PAYLOAD)
-    assert "Credential=OURS/" in proxy.asked[-1].head
-    assert "/ap-south-1/sqs/" in proxy.asked[-1].head
+    assert "Credential=OURS/" in proxy.asked[-1].headers["authorization"]
+    assert "/ap-south-1/sqs/" in proxy.asked[-1].headers["authorization"]
 
 
 async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -571,25 +577,25 @@ async def test_the_check_finds_what_the_list_names(moto: Moto) -> None:
     assert bodies(moto) == []
 
 
-async def test_the_check_without_names(moto: Moto, proxy: SqsProxy) -> None:
+async def test_the_check_without_names(moto: Moto, proxy: Front) -> None:
     async with opened(proxy) as notifier:
         assert await check(notifier) == f"{proxy.url}: answers, and has no queue"
         create(moto)
         assert await check(notifier) == f"{proxy.url}: answers"
-        proxy.on["ListQueues"] = always(error(403, "AccessDeniedException"))
+        proxy.on("ListQueues", aws_front.answer(error(403, "AccessDeniedException")))
         assert "sqs:ListQueues" in await check(notifier)
-        proxy.on["ListQueues"] = always(error(403, "InvalidClientTokenId", "no such key"))
+        proxy.on("ListQueues", aws_front.answer(error(403, "InvalidClientTokenId", "no such key")))
         with pytest.raises(DownloaderError, match=r"^SQS answered 403 InvalidClientTokenId: no such key$"):
             await check(notifier)
 
 
-async def test_the_check_is_bounded(proxy: SqsProxy) -> None:
-    proxy.on["*"] = hang
+async def test_the_check_is_bounded(proxy: Front) -> None:
+    proxy.on("*", aws_front.hang)
     async with opened(proxy, timeout=0.1) as notifier:
         with pytest.raises(DownloaderError, match="SQS gave no answer"):
             await check(notifier)
     async with opened_notifier(
-        open_sqs, {"region": REGION, "endpoint_url": "http://127.0.0.1:9", **KEYS}
+        open_sqs, {"region": REGION, "endpoint_url": f"http://127.0.0.1:{spare_port()}", **KEYS}
     ) as notifier:
         with pytest.raises(DownloaderError, match=r"^SQS: not connected"):
             await check(notifier)
