@@ -39,7 +39,7 @@ NOT_TRIED = {
 ANY_QUERY = {"GET /aggregations", "GET /failures", "POST /retry"}
 """Nearly every query is one: unknown parameters are ignored."""
 
-EXAMPLES = {"POST /download": 30}
+EXAMPLES = {"POST /download": 30, "GET /jobs": 30}
 OTHER_EXAMPLES = 8
 
 SECRET = "0123456789abcdef"
