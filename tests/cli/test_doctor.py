@@ -297,6 +297,14 @@ def test_the_result_of_a_backends_check_is_shown(
     )
 
 
+def test_an_object_that_is_not_deleted_is_reported(
+    folder: Path, server: Valkey, stranger: dict[str, str]
+) -> None:
+    keeping = {"type": "keeping", "path": str(folder / "kept")}
+    findings = examined(settings(folder, redis=on(server), processor={"filestorage": keeping}))
+    assert failed(findings) == {"processor.filestorage": "deleted an object, which is still there"}
+
+
 def test_a_backend_stuck_in_a_thread_is_left_behind(folder: Path, server: Valkey) -> None:
     section = {"mode": "blocks", "cure": str(folder / "cure"), "diary": str(folder / "diary")}
     code = (

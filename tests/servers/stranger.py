@@ -15,6 +15,7 @@ MODULE = '''
 
     from downloader.errors import PluginError
     from downloader.notify import Delivered, RetryLater
+    from downloader.storage import StoredFile
 
 
     class Bad:
@@ -109,6 +110,24 @@ MODULE = '''
             return "https://example.com/" + key
 
 
+    class Keeping(Files):
+        """Deletes nothing."""
+
+        def __init__(self, path):
+            self.path = path
+
+        async def put(self, key, body):
+            self.path.write_bytes(body.data)
+
+        async def local(self, key):
+            return StoredFile(path=self.path, size=self.path.stat().st_size)
+
+
+    @asynccontextmanager
+    async def open_keeping(section, host):
+        yield Keeping(Path(section["path"]))
+
+
     @asynccontextmanager
     async def open_slow(section, host):
         try:
@@ -133,6 +152,7 @@ ENTRY_POINTS = """
 
     [downloader.storages.v1]
     slow = strangers_bad:open_slow
+    keeping = strangers_bad:open_keeping
 """
 
 

@@ -157,6 +157,21 @@ async def test_an_exception_s_text_is_not_in_the_span(traced: tuple[Traces, Call
 
 
 @pytest.mark.slow
+async def test_the_password_of_a_destination_is_not_in_the_span(
+    traced: tuple[Traces, Callable[[], Any]],
+) -> None:
+    traces, ended = traced
+
+    async def deliver(_: Lease) -> Delivery:
+        return Delivery(verdict=Verdict.SUCCEEDED)
+
+    queue = "https://me:s3cret@sqs.example/1/q"
+    await traced_callback(traces, lease(Kind.CALLBACK, callback_type="sqs", callback_dst=queue), deliver)
+    assert ended().attributes["messaging.destination.name"].endswith("sqs.example/1/q")
+    assert "s3cret" not in ended().to_json()
+
+
+@pytest.mark.slow
 async def test_a_callback_through_a_broker(traced: tuple[Traces, Callable[[], Any]]) -> None:
     traces, ended = traced
     sent = []
