@@ -290,7 +290,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class CallbackOutcome:
     """How one attempt at a callback ended."""
 
     verdict: Verdict

@@ -32,7 +32,7 @@ from downloader.client.client import POLLED
 from downloader.client.wire import LEAST_S, LONGEST_PAUSE_S
 from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import ConfigError
-from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Outcome, Verdict
 from downloader.store import Submission
 from servers.api import JOB, Served, Serving
 from servers.jobs import closed, downloaded, end_all, spec_for
@@ -100,7 +100,7 @@ async def test_from_submission_to_the_callback(api: Served, client: AsyncClient)
     with pytest.raises(WaitTimeout, match=r"1 of the jobs have not ended within 0.05 s"):
         await client.wait(job_id, callback=True, timeout_s=0.05)
     [lease] = (await api.store.lease(Kind.CALLBACK, "me", 1, 30)).leases
-    end = Delivery(verdict=Verdict.FAILED, error="answered 500")
+    end = CallbackOutcome(verdict=Verdict.FAILED, error="answered 500")
     await api.store.settle("me", [closed(lease, end, 60, 1)])
     job = await client.wait(job_id, callback=True)
     assert job.callback is not None
@@ -114,7 +114,7 @@ async def test_from_submission_to_the_callback(api: Served, client: AsyncClient)
 
 async def test_a_failed_download_and_its_repetition(api: Served, client: AsyncClient) -> None:
     job_id = await client.submit(**JOB)
-    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.SUCCEEDED))
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
     job = await client.wait(job_id)
     assert (job.ended, job.succeeded, job.error, job.error_code) == (True, False, "gone", "http_status")
     with pytest.raises(ApiProblem) as caught:
@@ -150,7 +150,7 @@ async def test_those_behind_many_that_wait_are_asked_for_too(api: Served, client
 async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient) -> None:
     for name in ("a", "a", "b"):
         await client.submit(**JOB | {"aggr_id": name})
-    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.FAILED, error="500"))
+    await end_all(api.store, STORED, callback=CallbackOutcome(verdict=Verdict.FAILED, error="500"))
     soon = datetime.now(UTC) + timedelta(minutes=5)
     assert await client.retry_failed(since=soon) == 0
     assert await client.retry_failed(aggr_id="a", since=soon - timedelta(hours=1)) == 2
@@ -162,7 +162,7 @@ async def test_jobs_are_listed(api: Served, client: AsyncClient) -> None:
         await client.submit(**JOB | {"aggr_id": name})
     waiting = [job async for job in client.jobs(state="pending", aggr_id="a")]
     assert [(job.aggr_id, job.state, job.callback) for job in waiting] == [("a", "pending", None)] * 3
-    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.FAILED, error="500"))
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.FAILED, error="500"))
     failed = [job async for job in client.jobs(callback="failed")]
     assert len({job.id for job in failed}) == len(failed) == 5
     assert {(job.state, job.callback, job.error) for job in failed} == {("failed", "failed", "500")}

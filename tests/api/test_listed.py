@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from downloader.api.routes.jobs import PAGE
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, Changed, JobStore, Listed, Submission
 from servers.api import Served, Serving
 from servers.jobs import closed, downloaded, end_all, spec_for
@@ -28,7 +28,7 @@ async def finished(
     done = Outcome(verdict=Verdict.SUCCEEDED)
     await store.settle("me", [downloaded(lease, done, plan, 0) for lease in downloads])
     callbacks = (await store.lease(Kind.CALLBACK, "me", count, 30)).leases
-    end = Delivery(verdict=verdict, error="answered 500" if verdict is Verdict.FAILED else "")
+    end = CallbackOutcome(verdict=verdict, error="answered 500" if verdict is Verdict.FAILED else "")
     await store.settle("me", [closed(lease, end, keep_s, count) for lease in callbacks])
     assert len(callbacks) == count
     return [spec.id for spec in specs]
@@ -264,7 +264,7 @@ async def failures(api: Served, **query: str) -> list[str]:
 async def test_the_newest_failures_come_first(api: Served) -> None:
     old = spec_for(api.store, "b")
     await api.store.submit([Submission(spec=old)])
-    told = Delivery(verdict=Verdict.SUCCEEDED)
+    told = CallbackOutcome(verdict=Verdict.SUCCEEDED)
     await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"), callback=told)
     await finished(api.store, 1, verdict=Verdict.SUCCEEDED)
     [new] = await finished(api.store, 1)

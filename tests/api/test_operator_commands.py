@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from downloader.cli import main
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Delivery, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
 from servers.api import JOB, Served, Serving
 from servers.cli import Ran
 from servers.jobs import end_all
@@ -162,7 +162,7 @@ async def test_job(run: Run, api: Served) -> None:
     ran = await run("job", row["id"])
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"{row['id']} pending\n  url ")
-    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.FAILED, error="answered 500"))
+    await end_all(api.store, STORED, callback=CallbackOutcome(verdict=Verdict.FAILED, error="answered 500"))
     ran = await run("job", row["id"])
     for text in (
         "succeeded\n",
@@ -184,15 +184,15 @@ async def test_retry(run: Run, api: Served) -> None:
     ]
     ran = await run("retry", ids[0])
     assert (ran.status, ran.complaint.startswith(f"{ids[0]}: 409 not_to_be_retried: ")) == (1, True)
-    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.FAILED, error="answered 500"))
+    await end_all(api.store, STORED, callback=CallbackOutcome(verdict=Verdict.FAILED, error="answered 500"))
     ran = await run("retry", ids[0])
     assert (ran.status, ran.out) == (0, f"{ids[0]} is called back again\n")
     ran = await run("retry", "--failed", "--aggr-id", "other", "--since", "2026-01-01T00:00")
     assert (ran.status, ran.out) == (0, "0 callbacks are sent again\n")
     assert (await run("retry", "--failed", "--json")).json_lines() == [{"retried": 1}]
-    await end_all(api.store, STORED, callback=Delivery(verdict=Verdict.SUCCEEDED))
+    await end_all(api.store, STORED, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
     [row] = (await run("submit", "https://h/3", "--json", *HTTP)).json_lines()
-    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.SUCCEEDED))
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
     ran = await run("retry", row["id"], "--download", "--json")
     assert (ran.status, ran.json_lines()) == (0, [{"id": row["id"]}])
 
@@ -211,7 +211,8 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     assert (await run("jobs")).out == ""
     ran = await run("jobs", "--state", "pending", "--aggr", "h")
     assert (ran.status, ran.out) == (0, f"{rows[0]['id']}\tpending\t\t\th\n")
-    await end_all(api.store, GONE, callback=Delivery(verdict=Verdict.FAILED, error="answered 500\t" * 9))
+    gone = CallbackOutcome(verdict=Verdict.FAILED, error="answered 500\t" * 9)
+    await end_all(api.store, GONE, callback=gone)
     found = (await run("jobs", "--callback", "failed", "--since", "2026-01-01", "--json")).json_lines()
     assert {each["id"] for each in found} == {row["id"] for row in rows}
     [line] = (await run("jobs", "--state", "failed", "--aggr-id", "h")).out.splitlines()

@@ -13,7 +13,7 @@ import pytest
 from downloader.config import ApiSettings
 from downloader.errors import StorageError
 from downloader.model import (
-    Delivery,
+    CallbackOutcome,
     ErrorCode,
     FileFacts,
     JobSpec,
@@ -55,7 +55,7 @@ async def finish(store: JobStore, outcome: Outcome) -> None:
 
 async def fail_callback(store: JobStore) -> None:
     [lease] = (await store.lease(Kind.CALLBACK, "worker", 1, 30)).leases
-    delivery = Delivery(verdict=Verdict.FAILED, error="answered 500")
+    delivery = CallbackOutcome(verdict=Verdict.FAILED, error="answered 500")
     await store.settle("worker", [closed(lease, delivery, 60.0, 4)])
 
 

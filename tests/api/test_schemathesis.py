@@ -23,7 +23,7 @@ from downloader.api import ApiDeps
 from downloader.api.openapi import openapi_document
 from downloader.api.routes import ROUTES
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Delivery, FileFacts, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
 from downloader.store import CallbackPlan, JobStore, Submission
 from servers.api import JOB, Serving
@@ -59,7 +59,7 @@ async def ended_jobs(store: JobStore) -> list[str]:
         "me", [downloaded(leases[0], failed, None, 600), downloaded(leases[1], stored, plan, 600)]
     )
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 60)).leases
-    refused = Delivery(verdict=Verdict.FAILED, error="answered 410")
+    refused = CallbackOutcome(verdict=Verdict.FAILED, error="answered 410")
     await store.settle("me", [closed(callback, refused, 600, 9)])
     return [spec.id for spec in specs]
 

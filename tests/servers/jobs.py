@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from downloader.model import Delivery, JobSpec, Kind, Lease, Outcome, Verdict
+from downloader.model import CallbackOutcome, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.store import Accepted, CallbackPlan, JobStore, Settlement, Submission
 
 
@@ -43,13 +43,13 @@ def downloaded(lease: Lease, outcome: Outcome, callback: CallbackPlan | None, ke
     return Settlement.of(lease, outcome, callback=callback, keep_s=keep_s)
 
 
-def closed(lease: Lease, delivery: Delivery, keep_s: float, limit: int) -> Settlement:
+def closed(lease: Lease, delivery: CallbackOutcome, keep_s: float, limit: int) -> Settlement:
     """A callback that has ended."""
     callback = CallbackPlan(group=lease.group, limit=limit)
     return Settlement.of(lease, delivery, callback=callback, keep_s=keep_s)
 
 
-def tried_again(lease: Lease, end: Outcome | Delivery, delay_s: float) -> Settlement:
+def tried_again(lease: Lease, end: Outcome | CallbackOutcome, delay_s: float) -> Settlement:
     """A task that is due again after an attempt."""
     return Settlement.of(lease, replace(end, retry_after_s=delay_s))
 
@@ -60,7 +60,7 @@ def handed_back(lease: Lease, reason: str, delay_s: float) -> Settlement:
 
 
 async def end_all(
-    store: JobStore, outcome: Outcome, *, callback: Delivery | None = None, keep_s: float = 60
+    store: JobStore, outcome: Outcome, *, callback: CallbackOutcome | None = None, keep_s: float = 60
 ) -> None:
     """End every pending download so, then its callback, if one is given; at most 100."""
     downloads = (await store.lease(Kind.DOWNLOAD, "me", 100, 30)).leases

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from downloader.errors import StoreUnavailable
-from downloader.model import Cooldown, Delivery, ErrorCode, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, Cooldown, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import StoreClient
 from servers.store_model import COOL_MS, DELAY_MS, GAP_MS, LEASE_MS, OWNERS, PLANS
 
@@ -20,9 +20,9 @@ OUTCOMES = {
     ),
 }
 DELIVERIES = {
-    "succeeded": Delivery(verdict=Verdict.SUCCEEDED),
-    "failed": Delivery(verdict=Verdict.FAILED, error="e"),
-    "retry": Delivery(verdict=Verdict.RETRY, error="e"),
+    "succeeded": CallbackOutcome(verdict=Verdict.SUCCEEDED),
+    "failed": CallbackOutcome(verdict=Verdict.FAILED, error="e"),
+    "retry": CallbackOutcome(verdict=Verdict.RETRY, error="e"),
 }
 
 kinds, owners, indexes = st.sampled_from(Kind), st.sampled_from(OWNERS), st.integers(0, 99)

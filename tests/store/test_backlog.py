@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import Backlog, CallbackPlan, Changed, DestinationLoad, JobStore, Submission, Waiting
 from downloader.store.codec import backlog as backlog_of
 from servers.jobs import closed, downloaded, spec_for, tried_again
@@ -65,8 +65,9 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(
     ids = [await finished(store, name) for name in ("http a", "http b", "http c")]
     leases = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
     ends = [Verdict.FAILED, Verdict.FAILED, Verdict.SUCCEEDED]
+    outcomes = [CallbackOutcome(verdict=end) for end in ends]
     await store.settle(
-        "me", [closed(lease, Delivery(verdict=end), 60, 4) for lease, end in zip(leases, ends, strict=True)]
+        "me", [closed(lease, outcome, 60, 4) for lease, outcome in zip(leases, outcomes, strict=True)]
     )
     found = await store.backlog(9)
     assert (found.failed_callbacks, found.failed_to) == (2, [(each.group, 1) for each in leases[:2]])
@@ -89,13 +90,13 @@ async def test_a_success_after_a_retry_of_an_earlier_version_ends_the_failure(
     """Its `retry` leaves the job in `failed`."""
     job_id = await finished(store, "http a")
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
-    await store.settle("me", [closed(lease, Delivery(verdict=Verdict.FAILED), 60, 4)])
+    await store.settle("me", [closed(lease, CallbackOutcome(verdict=Verdict.FAILED), 60, 4)])
     key = raw.key("failed")
     until = raw.command("ZSCORE", key, job_id)
     await store.retry(job_id, download=False, limit=4)
     raw.command("ZADD", key, until, job_id)
     [lease] = (await store.lease(Kind.CALLBACK, "me", 9, 10)).leases
-    await store.settle("me", [closed(lease, Delivery(verdict=Verdict.SUCCEEDED), 60, 4)])
+    await store.settle("me", [closed(lease, CallbackOutcome(verdict=Verdict.SUCCEEDED), 60, 4)])
     assert (await store.backlog(9)).failed_callbacks == 0
 
 

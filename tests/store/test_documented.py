@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from downloader.config import HostSettings, RedisSettings
-from downloader.model import Delivery, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, Kind, Outcome, State, Verdict
 from downloader.store import (
     KEYS,
     CallbackPlan,
@@ -56,7 +56,7 @@ async def use_every_key(store: JobStore) -> None:
     await store.cancel(cancelled.spec, plans[2], 60)
     callbacks = (await store.lease(Kind.CALLBACK, "me", 2, 60)).leases
     for lease, verdict in zip(callbacks, (Verdict.SUCCEEDED, Verdict.FAILED), strict=True):
-        await store.settle("me", [closed(lease, Delivery(verdict=verdict, error="no"), 60, 4)])
+        await store.settle("me", [closed(lease, CallbackOutcome(verdict=verdict, error="no"), 60, 4)])
     await submitted(store, "d")
     await store.set_crawl_delay("slow.test", 1, 60)
     await store.report("one", "processor", {}, 60, {"bytes": 1})

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from downloader.model import Delivery, FileFacts, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, State, Verdict
 from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Settled, Submission
 from servers.jobs import closed, downloaded, spec_for
 
@@ -38,7 +38,7 @@ async def test_a_job_goes_from_submission_to_removal(store: JobStore) -> None:
     [callback] = (await store.lease(Kind.CALLBACK, "me", 5, 10)).leases
     assert callback.result == OK
     assert callback.result_attempts == 1
-    done = Delivery(verdict=Verdict.SUCCEEDED)
+    done = CallbackOutcome(verdict=Verdict.SUCCEEDED)
     assert await store.settle("me", [closed(callback, done, 0, 4)]) == [Settled.DONE]
 
     batch = await store.reap(10, 60)

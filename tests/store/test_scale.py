@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from downloader.config import RedisSettings
-from downloader.model import Delivery, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares, Submission, asyncio_loop, open_store
 from servers.jobs import closed, downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
@@ -41,7 +41,7 @@ WHOLE = {"keys", "scan", "sscan", "hscan", "zscan", "smembers", "hkeys", "hvals"
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 RETRY = Outcome(verdict=Verdict.RETRY, error="e")
-DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
+DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 PLAN = CallbackPlan(group="http-c", limit=1_000_000)
 
 

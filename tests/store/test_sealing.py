@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from downloader.api.views import job_view
 from downloader.config import RedisSettings, Settings
 from downloader.errors import ConfigError
-from downloader.model import Delivery, JobSpec, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, State, Verdict
 from downloader.notify import Bulkhead
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.service.work import Callbacks, Downloads
@@ -69,7 +69,7 @@ async def run_to_the_end(store: JobStore) -> None:
     assert await store.settle("me", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
     assert callback.spec.callback_dst == SECRETS["callback_dst"]
-    end = Delivery(verdict=Verdict.FAILED, error="gone")
+    end = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
     assert await store.settle("me", [closed(callback, end, 60, 4)]) == [Settled.DONE]
 
 

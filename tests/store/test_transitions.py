@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from downloader.model import (
-    Delivery,
+    CallbackOutcome,
     ErrorCode,
     FileFacts,
     Kind,
@@ -44,7 +44,7 @@ FAILED = Outcome(
 )
 RETRY = dataclasses.replace(FAILED, verdict=Verdict.RETRY, error="Received Status code 500")
 PLAN = CallbackPlan(group="http http://c", limit=4)
-DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
+DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
 
 async def lapse(raw: RawStore, store: JobStore, lease: Lease) -> None:
@@ -411,7 +411,7 @@ async def test_a_failing_destination_is_narrowed_until_it_works(store: JobStore)
         await submitted(store, aggregation)
         await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     held = (await store.lease(Kind.CALLBACK, "me", 2, 10)).leases
-    later = Delivery(verdict=Verdict.RETRY, error="refused")
+    later = CallbackOutcome(verdict=Verdict.RETRY, error="refused")
     await store.settle("me", [tried_again(lease, later, 0) for lease in held])
     # Another job's callback does not widen it.
     await submitted(store, "e")
@@ -448,7 +448,7 @@ async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     spec = await submitted(store)
     await store.settle("me", [downloaded(await leased(store), OK, PLAN, 0)])
     assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
-    gone = Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
+    gone = CallbackOutcome(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
     await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), gone, 60, 4)])
     assert (await callback(store, spec.id)).state is State.FAILED
 
@@ -485,7 +485,7 @@ async def test_a_destination_without_a_record_gets_the_limit_of_its_type(
     plan = CallbackPlan.of(spec, success=True, per_destination=4)
     assert plan is not None
     await store.settle("me", [downloaded(await leased(store), OK, plan, 0)])
-    gone = Delivery(verdict=Verdict.FAILED, error="gone")
+    gone = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
     await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), gone, 60, 1)])
     assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
     [waits] = (await store.backlog(9)).destinations

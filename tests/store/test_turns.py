@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from downloader.model import Delivery, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares
 from servers.jobs import closed, downloaded, leased, submitted
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
-DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
+DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
 
 async def calls_back(store: JobStore, destination: str) -> None:

@@ -14,7 +14,7 @@ import trio
 from structlog.testing import capture_logs
 
 from downloader.model import (
-    Delivery,
+    CallbackOutcome,
     ErrorCode,
     FileFacts,
     JobSpec,
@@ -25,8 +25,8 @@ from downloader.model import (
 )
 from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.notify.bulkhead import SHORTEST_S
-from downloader.notify.delivery import deliver
 from downloader.notify.health import UNHEALTHY_AFTER, Breakers
+from downloader.notify.send import send_callback
 from downloader.storage import Body, StorageError, StorageRefused
 from downloader.storage.checked import CheckedStorage
 
@@ -98,9 +98,9 @@ async def send(
     health: Breakers | None = None,
     timeout_s: float = 5.0,
     download_url: Callable[[JobSpec], str] = lambda _: URL,
-) -> Delivery:
+) -> CallbackOutcome:
     backend = Scripted(act) if callable(act) else act
-    return await deliver(
+    return await send_callback(
         given or lease(),
         backends={"http": backend, "other": backend},
         schedule=schedule,
@@ -113,7 +113,7 @@ async def send(
 
 async def test_the_payload_of_a_success() -> None:
     backend = Scripted(Delivered)
-    assert await send(backend) == Delivery(verdict=Verdict.SUCCEEDED)
+    assert await send(backend) == CallbackOutcome(verdict=Verdict.SUCCEEDED)
     ((destination, payload),) = backend.asked
     assert destination == "https://client.test/hook"
     assert payload.job_id == SPEC.id
@@ -158,7 +158,7 @@ async def test_the_body_is_identical_over_retries() -> None:
 
 async def test_rejected_is_final() -> None:
     delivery = await send(lambda: Rejected("Received Status code 410 Gone"))
-    assert delivery == Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
+    assert delivery == CallbackOutcome(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
 
 
 @pytest.mark.parametrize(("attempts", "near"), [(0, 5.0), (1, 60.0)])
@@ -178,7 +178,7 @@ async def test_the_peers_wish_is_a_floor() -> None:
 @pytest.mark.parametrize("schedule", [[], SCHEDULE])
 async def test_a_schedule_used_up_is_a_failure(schedule: list[float]) -> None:
     delivery = await send(lambda: RetryLater("busy", 1.0), lease(attempts=len(schedule)), schedule=schedule)
-    assert delivery == Delivery(verdict=Verdict.FAILED, error="busy")
+    assert delivery == CallbackOutcome(verdict=Verdict.FAILED, error="busy")
 
 
 async def test_reasons_are_one_bounded_line() -> None:

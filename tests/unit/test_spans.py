@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from downloader.ids import new_id
-from downloader.model import Delivery, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.observe import Traces, open_traces
 from downloader.observe.traces import exporters
 from downloader.service.traced import traced_callback, traced_download
@@ -162,8 +162,8 @@ async def test_the_password_of_a_destination_is_not_in_the_span(
 ) -> None:
     traces, ended = traced
 
-    async def deliver(_: Lease) -> Delivery:
-        return Delivery(verdict=Verdict.SUCCEEDED)
+    async def deliver(_: Lease) -> CallbackOutcome:
+        return CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
     queue = "https://me:s3cret@sqs.example/1/q"
     await traced_callback(traces, lease(Kind.CALLBACK, callback_type="sqs", callback_dst=queue), deliver)
@@ -176,9 +176,9 @@ async def test_a_callback_through_a_broker(traced: tuple[Traces, Callable[[], An
     traces, ended = traced
     sent = []
 
-    async def deliver(leased: Lease) -> Delivery:
+    async def deliver(leased: Lease) -> CallbackOutcome:
         sent.append(leased.spec.traceparent)
-        return Delivery(verdict=Verdict.SUCCEEDED)
+        return CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
     job = lease(Kind.CALLBACK, callback_type="kafka", callback_dst="orders", traceparent="")
     await traced_callback(traces, job, deliver)

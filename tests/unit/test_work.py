@@ -14,7 +14,7 @@ from downloader.config import Settings
 from downloader.ids import new_id
 from downloader.model import (
     POISON_CRASHES,
-    Delivery,
+    CallbackOutcome,
     ErrorCode,
     JobSpec,
     Kind,
@@ -194,12 +194,12 @@ def test_an_outcome_after_the_deadline(outcome: Outcome, code: str) -> None:
         (Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.DNS), "job.failed", "warning"),
         (Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.POISON), "job.poison", "warning"),
         (Outcome(verdict=Verdict.RETRY, error="no"), "job.retry", "info"),
-        (Delivery(verdict=Verdict.SUCCEEDED), "callback.delivered", "debug"),
-        (Delivery(verdict=Verdict.FAILED, error="no"), "callback.failed", "warning"),
-        (Delivery(verdict=Verdict.RETRY, error="no"), "callback.retry", "info"),
+        (CallbackOutcome(verdict=Verdict.SUCCEEDED), "callback.delivered", "debug"),
+        (CallbackOutcome(verdict=Verdict.FAILED, error="no"), "callback.failed", "warning"),
+        (CallbackOutcome(verdict=Verdict.RETRY, error="no"), "callback.retry", "info"),
     ],
 )
-def test_a_final_failure_is_a_warning(end: Outcome | Delivery, event: str, level: str) -> None:
+def test_a_final_failure_is_a_warning(end: Outcome | CallbackOutcome, event: str, level: str) -> None:
     kind, work = (Kind.DOWNLOAD, downloads()) if isinstance(end, Outcome) else (Kind.CALLBACK, callbacks())
     with structlog.testing.capture_logs() as lines:
         work.work().on_end(LeaseEnd.SETTLED, Settlement.of(lease(kind), end), 0.1)

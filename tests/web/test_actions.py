@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Route, expect
 
-from downloader.model import Cooldown, Delivery, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, Cooldown, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
 from downloader.store import Aggregation, JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import end_all, spec_for, submitted, tried_again
@@ -17,7 +17,7 @@ from servers.jobs import end_all, spec_for, submitted, tried_again
 pytestmark = pytest.mark.slow
 
 BROKEN = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.CONNECT)
-REFUSED = Delivery(verdict=Verdict.FAILED, error="410")
+REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="410")
 STORED = Outcome(verdict=Verdict.SUCCEEDED)
 
 

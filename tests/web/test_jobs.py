@@ -9,7 +9,7 @@ import pytest
 import trio
 from playwright.sync_api import expect
 
-from downloader.model import Delivery, ErrorCode, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, State, Verdict
 from downloader.store import JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import closed, end_all, spec_for
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 BROKEN = Outcome(verdict=Verdict.FAILED, error=f"no route {HOSTILE}", error_code=ErrorCode.CONNECT)
-REFUSED = Delivery(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
-DELIVERED = Delivery(verdict=Verdict.SUCCEEDED)
+REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
+DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
 
 
 def stored(store: JobStore, job_id: str) -> JobView:

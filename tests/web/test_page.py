@@ -10,7 +10,7 @@ import pytest
 import trio
 from playwright.sync_api import expect
 
-from downloader.model import Delivery, ErrorCode, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import JobStore, Submission
 from servers.browser import SEE_MS, Browse, Seen, meanwhile, meanwhile_sync
 from servers.fleet import Tables, job_for, open_fleet
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 expect.set_options(timeout=SEE_MS)
 
 BROKEN = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.CONNECT)
-REFUSED = Delivery(verdict=Verdict.FAILED, error="410")
+REFUSED = CallbackOutcome(verdict=Verdict.FAILED, error="410")
 HOSTILE = "<img src=x onerror=alert(1)>"
 PATIENT: Tables = {"processor": {"grace": 60.0}, "notifier": {"grace": 60.0}}
 """A stop that waits for the page takes longer than a test allows."""

@@ -6,7 +6,6 @@ from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.model import describe_status, is_reserved
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
 from downloader.notify.bulkhead import Bulkhead, Deferred
-from downloader.notify.delivery import deliver
 from downloader.notify.notifier import (
     Checkable,
     Delivered,
@@ -18,6 +17,7 @@ from downloader.notify.notifier import (
     Result,
     RetryLater,
 )
+from downloader.notify.send import send_callback
 from downloader.notify.supervisor import open_notifiers
 from downloader.plugins import parse_section
 from downloader.tasks import background
@@ -40,9 +40,9 @@ __all__ = [
     "RetryLater",
     "TlsFailed",
     "background",
-    "deliver",
     "describe_status",
     "is_reserved",
     "open_notifiers",
     "parse_section",
+    "send_callback",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from downloader.model import Delivery, ErrorCode, Lease, Outcome, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, Lease, Outcome, Verdict
 from downloader.net import Url, UrlError, redact_url
 from downloader.observe import SpanKind, Traces
 
@@ -38,8 +38,8 @@ async def traced_download(traces: Traces, lease: Lease, attempt: Callable[[], Aw
 
 
 async def traced_callback(
-    traces: Traces, lease: Lease, deliver: Callable[[Lease], Awaitable[Delivery]]
-) -> Delivery:
+    traces: Traces, lease: Lease, deliver: Callable[[Lease], Awaitable[CallbackOutcome]]
+) -> CallbackOutcome:
     """Deliver in a span of its own, whose context the callback carries."""
     assert lease.result is not None, "a callback's lease carries the download's result"
     backend, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)

@@ -13,7 +13,7 @@ from downloader.config import Settings
 from downloader.fetch import Fetcher
 from downloader.model import (
     POISON_CRASHES,
-    Delivery,
+    CallbackOutcome,
     ErrorCode,
     JobSpec,
     Kind,
@@ -23,7 +23,7 @@ from downloader.model import (
     callback_limit,
     now_ms,
 )
-from downloader.notify import Bulkhead, Deferred, Notifier, deliver
+from downloader.notify import Bulkhead, Deferred, Notifier, send_callback
 from downloader.observe import Counters, Event, Traces, get_logger
 from downloader.scheduler import LeaseEnd, StillOurs, Work, delete_file
 from downloader.service.predecessor import Workers
@@ -193,18 +193,18 @@ class Callbacks:
             keep_s=notifier.deletion_interval if success else notifier.failed_retention,
         )
 
-    async def _delivery(self, lease: Lease) -> Delivery:
+    async def _delivery(self, lease: Lease) -> CallbackOutcome:
         """Deliver, or hand the callback back for some seconds if its backend has no free slot."""
         if lease.spec.sealed:  # another instance may have the key
-            return Delivery(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
+            return CallbackOutcome(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
         if lease.crashes >= POISON_CRASHES:
-            return Delivery(verdict=Verdict.FAILED, error=_poisoned(lease))
+            return CallbackOutcome(verdict=Verdict.FAILED, error=_poisoned(lease))
         backend = _backend(lease)
-        if not backend:  # `deliver` then fails it at once, so it needs no slot
+        if not backend:  # `send_callback` then fails it at once, so it needs no slot
             return await self._deliver(lease)
         slot = await self.bulkhead.acquire(backend, proven=lease.proven)
         if isinstance(slot, Deferred):
-            return Delivery(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
+            return CallbackOutcome(verdict=Verdict.RELEASE, error=slot.reason, retry_after_s=slot.delay_s)
         try:
             if self.traces:
                 return await traced_callback(self.traces, lease, self._deliver)
@@ -212,8 +212,8 @@ class Callbacks:
         finally:
             self.bulkhead.release(slot)
 
-    async def _deliver(self, lease: Lease) -> Delivery:
-        return await deliver(
+    async def _deliver(self, lease: Lease) -> CallbackOutcome:
+        return await send_callback(
             lease,
             backends=self.backends,
             schedule=self.settings.notifier.retry_schedule,

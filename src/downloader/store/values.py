@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from downloader.model import Delivery, JobSpec, Lease, Outcome, State, Verdict, callback_group, callback_limit
+from downloader.model import (
+    CallbackOutcome,
+    JobSpec,
+    Lease,
+    Outcome,
+    State,
+    Verdict,
+    callback_group,
+    callback_limit,
+)
 
 # What the transitions take and return
 
@@ -131,7 +140,7 @@ class Settlement:
     def of(
         cls,
         lease: Lease,
-        end: Outcome | Delivery,
+        end: Outcome | CallbackOutcome,
         *,
         callback: CallbackPlan | None = None,
         keep_s: float = 0.0,

@@ -12,7 +12,7 @@ from typing import assert_never
 import trio
 
 from downloader.errors import StorageError
-from downloader.model import Delivery, JobSpec, Lease, Verdict, callback_payload
+from downloader.model import CallbackOutcome, JobSpec, Lease, Verdict, callback_payload
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
@@ -32,7 +32,7 @@ class _Broken:
     error: BaseException | None = None
 
 
-async def deliver(
+async def send_callback(
     lease: Lease,
     *,
     backends: Mapping[str, Notifier],
@@ -41,7 +41,7 @@ async def deliver(
     timeout_s: float,
     rng: random.Random,
     health: Breakers,
-) -> Delivery:
+) -> CallbackOutcome:
     """Send the callback once and return its next state; raises nothing that a plugin raises.
 
     The body is the same in each attempt. After a cancel the peer may or may not have it. A failure of the
@@ -52,7 +52,7 @@ async def deliver(
     assert lease.result is not None, "a callback's lease carries the download's result"
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
     if not name:
-        return Delivery(verdict=Verdict.FAILED, error="the job names no callback for this result")
+        return CallbackOutcome(verdict=Verdict.FAILED, error="the job names no callback for this result")
     try:
         body = _body(lease, download_url(lease.spec))
     except StorageError as exc:
@@ -65,27 +65,29 @@ async def deliver(
         reason = f"backend {name} failed: {result.problem}"
         facts = {"job_id": lease.id, "aggr_id": lease.spec.aggr_id}
         if not health.failed(name, reason, begun_at=begun_at, error=result.error, **facts):
-            return Delivery(verdict=Verdict.RELEASE, error=reason, retry_after_s=SHORTEST_S)
+            return CallbackOutcome(verdict=Verdict.RELEASE, error=reason, retry_after_s=SHORTEST_S)
         result = RetryLater(reason)
     else:
         health.worked(name)
     match result:
         case Delivered():
-            return Delivery(verdict=Verdict.SUCCEEDED)
+            return CallbackOutcome(verdict=Verdict.SUCCEEDED)
         case Rejected(reason):
-            return Delivery(verdict=Verdict.FAILED, error=one_line(reason))
+            return CallbackOutcome(verdict=Verdict.FAILED, error=one_line(reason))
         case RetryLater():
             return _retry(lease, result, schedule, rng)
         case _:
             assert_never(result)
 
 
-def _retry(lease: Lease, result: RetryLater, schedule: Sequence[float], rng: random.Random) -> Delivery:
+def _retry(
+    lease: Lease, result: RetryLater, schedule: Sequence[float], rng: random.Random
+) -> CallbackOutcome:
     """Another attempt, or the end of the schedule."""
     after_s = None if result.after_s is None else min(result.after_s, _MAX_AFTER_S)
     delay = next_delay_s(lease.attempts + 1, schedule, retry_after_s=after_s, rng=rng)
     verdict = Verdict.FAILED if delay is None else Verdict.RETRY
-    return Delivery(verdict=verdict, error=one_line(result.reason), retry_after_s=delay)
+    return CallbackOutcome(verdict=verdict, error=one_line(result.reason), retry_after_s=delay)
 
 
 async def _ask(
