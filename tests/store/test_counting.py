@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from downloader.store import JobStore
-from downloader.store.jobs import Uncounted
+from downloader.store.repeats import Uncounted
 from servers.raw_store import RawStore
 
 

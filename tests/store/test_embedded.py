@@ -217,3 +217,13 @@ def test_a_server_whose_parent_has_ended_does_not_start() -> None:
         for parent in (os.getpid(), os.getppid())
     ]
     assert started == [b"started\n", b""]
+
+
+async def test_a_signal_to_the_terminal_s_processes_does_not_reach_the_server(data_dir: Path) -> None:
+    """A Ctrl-C goes to the whole process group; the server is needed while jobs are handed back."""
+    async with embedded_valkey(data_dir) as url:
+        server = redis.Redis.from_url(url)
+        pid = server.info("server")["process_id"]
+        server.close()
+        assert os.getpgid(pid) != os.getpgid(0)
+        assert os.getsid(pid) != os.getsid(0)

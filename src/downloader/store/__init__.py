@@ -5,9 +5,10 @@ from __future__ import annotations
 from downloader.errors import StoreError, StoreUnavailable
 from downloader.store.client import StoreClient, compare_layout, open_client, where
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
-from downloader.store.jobs import JobStore, LeaseRequests, open_store
+from downloader.store.jobs import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS, KEYS, Keys
 from downloader.store.reader import StoreReader
+from downloader.store.repeats import LeaseRequests
 from downloader.store.scripts import Script, load_scripts
 from downloader.store.sealing import open_sealer
 from downloader.store.servers import asyncio_loop

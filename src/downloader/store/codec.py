@@ -68,28 +68,33 @@ def script_of(settlement: Settlement) -> str:
             return "finish" if settlement.lease.kind is Kind.DOWNLOAD else "close_callback"
 
 
-def settle(settlement: Settlement) -> dict[str, Any]:
-    """Arguments of the transition `script_of(settlement)`."""
-    row = {**leased(settlement.lease), "error": settlement.error}
-    match script_of(settlement):
+def settle(script: str, settlement: Settlement) -> dict[str, Any]:
+    """Arguments of the transition `script`, which is `script_of(settlement)`."""
+    match script:
         case "release":
-            return row | {"delay_ms": ms(settlement.delay_s)}
+            return {
+                **leased(settlement.lease),
+                "error": settlement.error,
+                "delay_ms": ms(settlement.delay_s),
+            }
         case "retry_later":
-            return row | _retry_later(settlement)
+            return _retry_later(settlement)
         case "finish":
-            return row | _finish(settlement)
+            return _finish(settlement)
         case _:
-            return row | _close_callback(settlement)
+            return _close_callback(settlement)
 
 
-def leased(lease: Lease) -> dict[str, str]:
+def leased(lease: Lease) -> dict[str, Any]:
     """The arguments that name a lease."""
-    return {"id": lease.id, "generation": str(lease.generation)}
+    return {"id": lease.spec.id, "generation": str(lease.generation)}
 
 
 def _retry_later(settlement: Settlement) -> dict[str, Any]:
     outcome = settlement.outcome
     return {
+        **leased(settlement.lease),
+        "error": settlement.error,
         "code": outcome.error_code if outcome else "",
         "status": str(outcome.response_code if outcome else 0),
         "attempts": "0" if settlement.verdict is Verdict.THROTTLED else "1",
@@ -105,7 +110,7 @@ def _finish(settlement: Settlement) -> dict[str, Any]:
     # A job that ends as poison has made no attempt under this lease, and one at its deadline none to its end.
     counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.DEADLINE)
     return {
-        **_end(settlement),
+        **_ended(settlement),
         **callback(settlement.callback),
         "attempts": "1" if counts else "0",
         "code": outcome.error_code,
@@ -121,12 +126,17 @@ def _finish(settlement: Settlement) -> dict[str, Any]:
 
 def _close_callback(settlement: Settlement) -> dict[str, Any]:
     assert settlement.callback is not None, "a callback that ended has a group"
-    return {**_end(settlement), "limit": str(settlement.callback.limit)}
+    return {**_ended(settlement), "limit": str(settlement.callback.limit)}
 
 
-def _end(settlement: Settlement) -> dict[str, Any]:
-    succeeded = settlement.verdict is Verdict.SUCCEEDED
-    return {"state": State.SUCCEEDED if succeeded else State.FAILED, "keep_ms": ms(settlement.keep_s)}
+def _ended(settlement: Settlement) -> dict[str, Any]:
+    """Arguments for a task of either kind that reaches its terminal state."""
+    return {
+        **leased(settlement.lease),
+        "error": settlement.error,
+        "state": State.SUCCEEDED if settlement.verdict is Verdict.SUCCEEDED else State.FAILED,
+        "keep_ms": ms(settlement.keep_s),
+    }
 
 
 def callback(plan: CallbackPlan | None) -> dict[str, str]:
