@@ -1,5 +1,6 @@
 """Plugins of a stranger, in a distribution of their own that was never built: files on the import path."""
 
+import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from downloader.plugins import (
     opening_failed,
     parse_section,
 )
+from downloader.storage import StorageError, open_buckets
 from downloader.storage.opening import open_storage
 from servers.plugins import bare_host
 
@@ -402,3 +404,16 @@ def test_opening_failed_unwraps_what_nurseries_wrapped() -> None:
     group = ExceptionGroup("nursery", [ExceptionGroup("nursery", [PluginError("port: taken")])])
     assert opening_failed(group) == "port: taken"
     assert opening_failed(KeyError()) == "cannot be opened: KeyError"
+
+
+async def test_buckets_of_jobs_without_boto3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a configuration that asks for them needs it; another instance may have it for a job that does."""
+    for name in ("boto3", "downloader_plugins.s3.client"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(PluginError, match=r"^processor\.s3: needs the package boto3: pip install "):
+        async with open_buckets("s3", {}):
+            pass
+    async with open_buckets("s3", {}, required=False) as buckets:
+        with pytest.raises(StorageError) as caught:
+            await buckets.bucket("theirs", "eu-west-2")
+    assert type(caught.value) is StorageError
