@@ -49,8 +49,8 @@ def aggregations(
     if aggr_ids:
 
         def show(client: Client, aggr_id: str) -> None:
-            found = client.adjust(aggr_id, **changes) if changes else client.aggregation(aggr_id)
-            write_result(found, found.aggr_id, _rows(found), as_json=json_)
+            aggregation = client.adjust(aggr_id, **changes) if changes else client.aggregation(aggr_id)
+            write_result(aggregation, aggregation.aggr_id, _rows(aggregation), as_json=json_)
 
         return for_each(aggr_ids, show, service)
     if changes:
@@ -96,9 +96,9 @@ def resume(*aggr_ids: AggrIds, json_: Json = False, service: Service = LOCAL) ->
 
 def _set_paused(aggr_ids: Sequence[str], *, paused: bool, as_json: bool, service: Service) -> int:
     def change(client: Client, aggr_id: str) -> None:
-        found = client.adjust(aggr_id, paused=paused)
-        line = f"{aggr_id} {'is paused' if found.paused else 'goes on'}: {found.pending} pending"
-        write_result(found, line, as_json=as_json)
+        aggregation = client.adjust(aggr_id, paused=paused)
+        line = f"{aggr_id} {'is paused' if aggregation.paused else 'goes on'}: {aggregation.pending} pending"
+        write_result(aggregation, line, as_json=as_json)
 
     return for_each(aggr_ids, change, service)
 
@@ -113,30 +113,30 @@ def _change(text: str) -> tuple[str, Any]:
     raise ConfigError(f"--set {text}: must be NAME=NUMBER, or NAME=null")
 
 
-def _state(found: Aggregation) -> str:
-    if found.paused:
+def _state(aggregation: Aggregation) -> str:
+    if aggregation.paused:
         return "paused"
-    if found.cooling_until is not None:
-        return f"cooling until {local_time(found.cooling_until)}"
+    if aggregation.cooling_until is not None:
+        return f"cooling until {local_time(aggregation.cooling_until)}"
     return ""
 
 
-def _rows(found: Aggregation) -> Iterator[tuple[str, str]]:
-    if state := _state(found):
-        yield "state", f"{state} {found.cooling_reason}".rstrip()
-    yield "in flight", str(found.in_flight)
-    yield "pending", str(found.pending)
+def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
+    if state := _state(aggregation):
+        yield "state", f"{state} {aggregation.cooling_reason}".rstrip()
+    yield "in flight", str(aggregation.in_flight)
+    yield "pending", str(aggregation.pending)
     for name, unit in (("limit", ""), ("rate", " starts per second"), ("delay", " s between starts")):
-        value = getattr(found, name)
+        value = getattr(aggregation, name)
         if value is not None:
-            asked = found.overridden.get(name)
-            wanted = "none" if asked is None else f"{asked:g}"
-            note = f" (the jobs ask for {wanted})" if name in found.overridden else ""
+            value_of_jobs = aggregation.overridden.get(name)
+            wanted = "none" if value_of_jobs is None else f"{value_of_jobs:g}"
+            note = f" (the jobs ask for {wanted})" if name in aggregation.overridden else ""
             yield name, f"{value:g}{unit}{note}"
-    if found.proxy:
-        yield "proxy", found.proxy
-    if found.next_due_at is not None:
-        yield "next due", local_time(found.next_due_at)
+    if aggregation.proxy:
+        yield "proxy", aggregation.proxy
+    if aggregation.next_due_at is not None:
+        yield "next due", local_time(aggregation.next_due_at)
 
 
 def _cells(row: Aggregation) -> Sequence[Cell]:

@@ -136,9 +136,9 @@ def health(*, pid: Annotated[int, Parameter(name="--pid")] = 1) -> None:
         from downloader.client import Client
 
         flags = {f"api.{name}": bound.arguments.get(name) for name in ("host", "port")}
-        found = load(bound.arguments.get("config"), flags).api
+        settings = load(bound.arguments.get("config"), flags).api
         # Whatever name the certificate has: the connection stays on this machine.
-        with Client(found.local_url, retries=0, transport=HTTPTransport(verify=False)) as client:
+        with Client(settings.local_url, retries=0, transport=HTTPTransport(verify=False)) as client:
             client.ping()
 
 
@@ -200,9 +200,9 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
                 problems[name] = missing_package(group, name)
             if problems[name] and first is None:
                 first = PluginError(f"{place}: {problems[name]}")
-        found = installed(group)
-        missing = places.keys() - {plugin.name for plugin in found}
-        found += [
+        listed = installed(group)
+        missing = places.keys() - {plugin.name for plugin in listed}
+        listed += [
             PluginInfo(kind=KINDS[group], name=name, version="", distribution="") for name in sorted(missing)
         ]
         rows += [
@@ -211,7 +211,7 @@ def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]
                 "configured": plugin.name in places,
                 "problem": problems.get(plugin.name, ""),
             }
-            for plugin in found
+            for plugin in listed
         ]
     return rows, first
 
@@ -250,9 +250,11 @@ def config(*, config: Config = None, json_: Json = False) -> None:
 
     from downloader.config import redacted
 
-    found = redacted(load(config))
+    effective = redacted(load(config))
     # TOML has dates and times, which a plugin's table may have; JSON has not.
-    sys.stdout.write(f"{json.dumps(found, indent=2, default=str)}\n" if json_ else tomli_w.dumps(found))
+    sys.stdout.write(
+        f"{json.dumps(effective, indent=2, default=str)}\n" if json_ else tomli_w.dumps(effective)
+    )
 
 
 def version(*, json_: Json = False) -> None:

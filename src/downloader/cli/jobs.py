@@ -43,8 +43,8 @@ def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
     """
 
     def show(client: Client, job_id: str) -> None:
-        found = client.job(job_id)
-        write_result(found, f"{found.id} {found.state}", _rows(found), as_json=json_)
+        details = client.job(job_id)
+        write_result(details, f"{details.id} {details.state}", _rows(details), as_json=json_)
 
     return for_each(job_ids, show, service)
 
@@ -80,14 +80,14 @@ def jobs(
         state = "running"
     with (
         connect(service) as client,
-        closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since)) as found,
+        closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since)) as rows,
     ):
         if json_:
-            for each in found:
-                write_json(each)
+            for row in rows:
+                write_json(row)
             return 0
         head = True
-        while batch := list(islice(found, ROWS)):
+        while batch := list(islice(rows, ROWS)):
             _list(batch, head=head)
             head = False
     if head and sys.stdout.isatty():

@@ -25,9 +25,9 @@ def write_result(
     if as_json:
         write_json(result)
         return
-    found = list(rows)
-    width = max((len(name) for name, _ in found), default=0)
-    write("\n".join([escape(title), *(f"  {name:<{width}}  {escape(text)}" for name, text in found)]))
+    details = list(rows)
+    width = max((len(name) for name, _ in details), default=0)
+    write("\n".join([escape(title), *(f"  {name:<{width}}  {escape(text)}" for name, text in details)]))
 
 
 def local_time(moment: datetime | None) -> str:
