@@ -9,8 +9,9 @@ import trio
 from trio.testing import MockClock
 
 from downloader.ids import new_id
-from downloader.model import Verdict
+from downloader.model import Kind, Verdict
 from downloader.scheduler.leases import (
+    HUNG_S,
     MARGIN,
     MAX_MARGIN_S,
     RENEW_BATCH,
@@ -20,7 +21,7 @@ from downloader.scheduler.leases import (
 )
 from downloader.scheduler.loop import LEASE_BATCH, MAX_BACKOFF_S
 from servers.fake_store import FakeStore, refuse
-from servers.scheduling import LEASE_S, scheduling
+from servers.scheduling import LEASE_S, LONGEST_S, Process, Stuck, scheduling
 
 TRUSTED_S = LEASE_S - min(LEASE_S * MARGIN, MAX_MARGIN_S)
 
@@ -31,6 +32,59 @@ async def test_a_renewed_lease_is_kept(autojump_clock: MockClock, store: FakeSto
         await trio.sleep(10 * LEASE_S)
         assert job_id in process.work.working
         assert store.renewed[job_id] >= 10
+
+
+@pytest.mark.row("F33")
+async def test_the_lease_of_work_that_hangs_in_a_thread_ends(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    """Else no other instance would ever get the job, nor, with a limit of 1, its whole aggregation."""
+    work = Stuck(Kind.DOWNLOAD, concurrency=4)
+    work.hangs_s = 3 * LONGEST_S
+    process = Process(store, work)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(process.run)
+        [job_id] = process.add("a")
+        await trio.sleep(LONGEST_S)
+        still_ours = work.working[job_id]
+        assert still_ours(), "its own time has just ended, and a margin follows"
+        renewed = store.renewed[job_id]
+        assert renewed > LONGEST_S / LEASE_S
+        await trio.sleep(HUNG_S + LEASE_S)
+        assert not still_ours()
+        renewed = store.renewed[job_id]
+        await trio.sleep(LONGEST_S)
+        assert store.renewed[job_id] == renewed
+        await trio.sleep(LONGEST_S)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_renewal_under_way_does_not_revive_a_lost_lease(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store) as process:
+        [job_id] = process.add("a")
+        await process.settle_down()
+        [held] = process.held
+        still_ours = process.work.working[job_id]
+        held.lose()
+        held.prolong(process.clock(), LEASE_S)
+        assert not still_ours()
+
+
+@pytest.mark.row("F22")
+async def test_renewals_of_many_leases_go_side_by_side(autojump_clock: MockClock, store: FakeStore) -> None:
+    """One after the other, the last ones would end while a slow store answers the first."""
+
+    async def slow() -> None:
+        await trio.sleep(5)
+
+    store.before["renew"] = slow
+    count = 6 * RENEW_BATCH
+    async with scheduling(store, concurrency=count) as process:
+        ids = process.add("a", count, limit=count)
+        await trio.sleep(3 * LEASE_S)
+        assert process.work.working.keys() == set(ids)
 
 
 async def test_all_leases_are_renewed_however_many(autojump_clock: MockClock, store: FakeStore) -> None:

@@ -192,7 +192,7 @@ class FakeStore:
             return dict.fromkeys(answers, Settled.UNKNOWN)
         return answers
 
-    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
+    async def sweep(self, kind: Kind, count: int = 100, lease_s: float | None = None) -> Sequence[str]:
         await self._meet(self.before, "sweep")
         found, self.dead = self.dead[:count], self.dead[count:]
         return found

@@ -15,6 +15,7 @@ from downloader.store import Settlement
 from servers.fake_store import FakeStore
 
 LEASE_S = 30.0
+LONGEST_S = 2000.0
 
 
 class Jobs:
@@ -38,6 +39,7 @@ class Jobs:
             kind=kind,
             concurrency=concurrency,
             lease_s=LEASE_S,
+            longest_s=lambda _: LONGEST_S,
             work=self.attempt,
             on_end=self.note_end,
             discard=self.discard,

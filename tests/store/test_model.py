@@ -25,6 +25,7 @@ from downloader.store import (
     LeaseRequests,
     Settled,
     Settlement,
+    Shares,
     StoreClient,
     Submission,
     asyncio_loop,
@@ -50,6 +51,9 @@ from servers.valkey import Valkey
 
 SUSPECT_CRASHES = 2
 """What has made so many workers die goes behind the others."""
+
+ANY = Shares(suspects=-99)
+"""The model does not know that an instance gets one suspect at a time."""
 
 FRUITFUL = 12
 """How often at the least each kind of step has to have had something to do, in all examples together."""
@@ -136,7 +140,9 @@ class Model(Expected):
 
     async def lease(self, kind: Kind, owner: str, count: int) -> None:
         requests = self.requests[kind, owner]
-        batch = await self.stores[owner].lease(kind, owner, count, LEASE_MS / 1000, requests=requests)
+        batch = await self.stores[owner].lease(
+            kind, owner, count, LEASE_MS / 1000, shares=ANY, requests=requests
+        )
         asked = count > 0 or (kind, owner) in self.unheard
         self.give(kind, owner, count, [(lease.id, lease.generation) for lease in batch.leases])
         self.unheard.pop((kind, owner), None)
@@ -150,7 +156,9 @@ class Model(Expected):
         deaf = Deaf(self.client)
         store = JobStore(deaf)  # type: ignore[arg-type]  # as much of a client as is used
         with pytest.raises(StoreUnavailable):
-            await store.lease(kind, owner, count, LEASE_MS / 1000, requests=self.requests[kind, owner])
+            await store.lease(
+                kind, owner, count, LEASE_MS / 1000, shares=ANY, requests=self.requests[kind, owner]
+            )
         given = [fields(flat) for flat in fields(deaf.missed)["leases"]]
         missed = [(each["id"], int(each["generation"])) for each in given]
         self.give(kind, owner, count, missed)

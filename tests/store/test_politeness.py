@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
-from downloader.store import Changed, JobStore, Script, Submission
+from downloader.store import Changed, JobStore, Script, Settled, Submission
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
 from servers.store_clock import StoreClock, clocked_scripts
@@ -273,3 +273,46 @@ async def test_jobs_that_come_one_by_one_keep_the_delay(store: JobStore, clock: 
         await store.settle("me", [downloaded(lease, DONE, None, 60) for lease in leases])
         clock.move(1)
     assert taken == [1, 0, 1, 0]
+
+
+# the server's clock is set back
+
+
+@pytest.mark.row("F36")
+async def test_a_rate_goes_on_when_the_clock_is_set_back(store: JobStore, clock: StoreClock) -> None:
+    """Not after the hour that it was set back."""
+    clock.move(10 * 3600)
+    await submit(store, "a", 2, aggr_limit=4, aggr_rate=1.0)
+    assert len(await take(store)) == 1
+    clock.move(-3600)
+    await submit(store, "a", 3, aggr_limit=4, aggr_rate=1.0)
+    assert len(await take(store)) == 1
+    clock.move(0.999)
+    assert await take(store) == []
+    clock.move(0.001)
+    assert len(await take(store)) == 1
+
+
+@pytest.mark.row("F36")
+async def test_a_cooldown_of_hours_does_not_count(store: JobStore, clock: StoreClock) -> None:
+    clock.move(10 * 3600)
+    await submit(store, "a", 2, aggr_limit=1)
+    [lease] = await take(store)
+    await throttle(store, lease, 3600)
+    clock.move(-7 * 3600)
+    await submit(store, "a", 1, aggr_limit=1)
+    assert len(await take(store)) == 1
+
+
+@pytest.mark.row("F36")
+async def test_a_dead_holder_s_lease_ends_although_the_clock_is_set_back(
+    store: JobStore, clock: StoreClock
+) -> None:
+    clock.move(10 * 3600)
+    await submit(store, "a", 2, aggr_limit=2)
+    [dead, alive] = (await store.lease(Kind.DOWNLOAD, "me", 2, 30)).leases
+    clock.move(-3600)
+    assert await store.renew(Kind.DOWNLOAD, "me", [alive], 30) == [Settled.DONE]
+    assert await store.sweep(Kind.DOWNLOAD, lease_s=30) == [dead.id]
+    clock.move(29)
+    assert await store.sweep(Kind.DOWNLOAD, lease_s=30) == []

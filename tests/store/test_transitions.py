@@ -194,6 +194,25 @@ async def test_what_a_dead_instance_had_goes_first_and_a_suspect_last(raw: RawSt
         lease = await leased(store)
 
 
+@pytest.mark.row("F34")
+async def test_an_instance_gets_one_suspect_at_a_time(store: JobStore, raw: RawStore) -> None:
+    """So that a job which makes workers die does not make poison of all that dies with it."""
+    ids = {(await submitted(store, name)).id for name in ("a", "b", "c")}
+    for _ in range(2):
+        for lease in (await store.lease(Kind.DOWNLOAD, "dies", 9, 10)).leases:
+            await lapse(raw, store, lease)
+        assert set(await store.sweep(Kind.DOWNLOAD)) == ids
+    harmless = await submitted(store, "d")
+    batch = (await store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
+    assert sorted(lease.crashes for lease in batch) == [0, 2]
+    assert harmless.id in {lease.id for lease in batch}
+    assert (await store.lease(Kind.DOWNLOAD, "me", 9, 10, shares=Shares(suspects=1))).leases == []
+    sizes = await store.aggregation_sizes()
+    assert sum(sizes.values()) == 2, "they wait"
+    await trio.sleep(1.1)
+    assert len((await store.lease(Kind.DOWNLOAD, "other", 9, 10)).leases) == 1
+
+
 # damaged records
 
 

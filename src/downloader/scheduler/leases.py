@@ -24,9 +24,17 @@ MARGIN = 0.1
 MAX_MARGIN_S = 2.0
 
 RENEW_BATCH = 500
+"""Leases per call, so that a script takes 2 ms."""
 
 RETRIES_PER_LEASE = 10
 """How often renewing is tried while the store does not answer."""
+
+HUNG_S = 30.0
+"""How long a lease is renewed after its work should have ended. Then the work hangs in a thread, and another
+instance gets the task."""
+
+SUSPECT_CRASHES = 2
+"""A task under which so many workers died runs with no other such task in its instance: see `lease.lua`."""
 
 SWEEPS_PER_LEASE = 10
 
@@ -60,7 +68,8 @@ class HeldLease:
     __slots__ = (
         "_clock",
         "_ends_at",
-        "_revoked",
+        "_over",
+        "_renewed_until",
         "lease",
         "scope",
         "settlement",
@@ -70,9 +79,25 @@ class HeldLease:
     )
 
     def __init__(
-        self, lease: Lease, *, asked_at: float, lease_s: float, clock: Clock, work_until: float
+        self,
+        lease: Lease,
+        *,
+        asked_at: float,
+        lease_s: float,
+        longest_s: float,
+        clock: Clock,
+        work_until: float,
     ) -> None:
-        """`work_until`: the Trio time at which the work is cancelled; the lease: see `prolong`."""
+        """A lease that lasts as `prolong` says.
+
+        Args:
+            lease: the lease.
+            asked_at: the clock's time before it was asked for.
+            lease_s: how long it lasts.
+            longest_s: how long its work may take.
+            clock: by which it ends.
+            work_until: the Trio time at which the work is cancelled.
+        """
         self.lease = lease
         self.scope = trio.CancelScope()
         self.work = trio.CancelScope(deadline=work_until)
@@ -83,8 +108,19 @@ class HeldLease:
         """Whether the store has not answered the last call to renew it."""
         self._clock = clock
         self._ends_at = 0.0
-        self._revoked = False
+        self._over = False
+        self._renewed_until = asked_at + longest_s + HUNG_S
         self.prolong(asked_at, lease_s)
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the work should have ended long ago, so that the lease is no longer renewed."""
+        return self._clock() > self._renewed_until
+
+    @property
+    def suspect(self) -> bool:
+        """Whether the task may be what makes workers die."""
+        return self.lease.crashes >= SUSPECT_CRASHES
 
     def prolong(self, asked_at: float, lease_s: float) -> None:
         """The lease is valid until a margin before `asked_at + lease_s`.
@@ -92,13 +128,14 @@ class HeldLease:
         `asked_at` is the clock's time before the request was sent. The store counts from a later moment, so
         the lease ends here before it ends there.
         """
-        if self._revoked:
+        if self._over:
             return
         self._ends_at = asked_at + lease_s - min(lease_s * MARGIN, MAX_MARGIN_S)
         self.scope.deadline = trio.current_time() + self._ends_at - self._clock()
 
     def lose(self) -> None:
         """Another instance has the task: cancel the work and its settling."""
+        self._over = True
         self._ends_at = 0.0
         self.scope.cancel()
 
@@ -107,7 +144,7 @@ class HeldLease:
 
         The lease is still settled, because that frees the slot.
         """
-        self._revoked = True
+        self._over = True
         self._ends_at = 0.0
         self.work.cancel()
 
@@ -137,8 +174,8 @@ async def keep_leases(
 ) -> None:
     """Renew all leases in `held` (a live view); those that the store refuses are lost. Runs until cancelled.
 
-    If the store does not answer for some of them, it tries again sooner. A lease that is not renewed ends at
-    its deadline.
+    A lease whose work hangs is left to end. If the store does not answer for some of them, it tries again
+    sooner. A lease that is not renewed ends at its deadline.
     """
     while True:
         await trio.sleep(lease_s / RENEWALS_PER_LEASE)
@@ -155,8 +192,8 @@ async def _renew(
 ) -> Sequence[HeldLease]:
     """Renew once; returns those for which the store did not answer."""
     unknown: list[HeldLease] = []
-    for start in range(0, len(held), RENEW_BATCH):
-        chunk = held[start : start + RENEW_BATCH]
+
+    async def renew(chunk: Sequence[HeldLease]) -> None:
         asked_at = clock()
         for entry in chunk:
             entry.unanswered = True
@@ -172,6 +209,13 @@ async def _renew(
                     entry.revoke()
                 case Settled.UNKNOWN:
                     unknown.append(entry)
+
+    alive = [entry for entry in held if not entry.hangs]
+    async with (
+        trio.open_nursery() as nursery
+    ):  # side by side, as each call may take as long as the store's bound
+        for start in range(0, len(alive), RENEW_BATCH):
+            nursery.start_soon(renew, alive[start : start + RENEW_BATCH])
     return unknown
 
 
@@ -188,7 +232,7 @@ async def sweep_leases(store: JobStore, kind: Kind, lease_s: float, on_sweep: Ca
             await trio.sleep(lease_s / SWEEPS_PER_LEASE * random.uniform(0.5, 1))  # noqa: S311  # no secret
         job_ids = ()
         try:
-            job_ids = await store.sweep(kind, SWEEP_BATCH)
+            job_ids = await store.sweep(kind, SWEEP_BATCH, lease_s)
         except StoreUnavailable as error:
             log.warning(Event.STORE_UNAVAILABLE, kind=kind, reason=str(error))
             continue

@@ -36,6 +36,7 @@ class Limits:
         self._large: dict[str, None] = {}
         self._held_until: dict[str, float] = {}
         self._unproven = 0
+        self._suspects = 0
 
     def enter(self, held: HeldLease) -> bool:
         """Take a slot of the lease's group; false if none is free in this process."""
@@ -50,6 +51,7 @@ class Limits:
         except trio.WouldBlock:
             return False
         self._unproven += not lease.proven
+        self._suspects += held.suspect
         if limiter.borrowed_tokens >= self._share:
             self._large[lease.group] = None
         return True
@@ -61,23 +63,25 @@ class Limits:
         limiter = self._limiters[group]
         limiter.release_on_behalf_of(held)
         self._unproven -= not held.lease.proven
+        self._suspects -= held.suspect
         if limiter.borrowed_tokens < self._share:
             self._large.pop(group, None)
         if limiter.borrowed_tokens == 0:
             del self._limiters[group]
         return before != self._bounds()
 
-    def _bounds(self) -> tuple[bool, int]:
-        return self._unproven >= self._share, len(self._large)
+    def _bounds(self) -> tuple[bool, int, int]:
+        return self._unproven >= self._share, len(self._large), self._suspects
 
     def shares(self, now: float) -> Shares:
         """Which leases may be asked for; `now` is Trio time."""
         if self._kind is Kind.CALLBACK:
-            return Shares(unproven=max(0, self._share - self._unproven))
+            return Shares(unproven=max(0, self._share - self._unproven), suspects=self._suspects)
         for group in [group for group, until in self._held_until.items() if until <= now]:
             del self._held_until[group]
         never = [group for group in self._large if group in self._held_until]
-        return Shares(last=[group for group in self._large if group not in never], never=never)
+        last = [group for group in self._large if group not in never]
+        return Shares(last=last, never=never, suspects=self._suspects)
 
     def too_large(self) -> str | None:
         """The aggregation that has more than its share, if one has."""

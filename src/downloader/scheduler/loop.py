@@ -216,6 +216,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
             lease,
             asked_at=asked_at,
             lease_s=work.lease_s,
+            longest_s=work.longest_s(lease),
             clock=running.clock,
             work_until=running.stop.deadline,
         )

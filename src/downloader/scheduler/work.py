@@ -32,6 +32,8 @@ class Work:
     concurrency: int
     """How many leases the process holds at most."""
     lease_s: float
+    longest_s: Callable[[Lease], float]
+    """How long the work of a lease may take. A while later its lease is no longer renewed: the work hangs."""
     work: Callable[[Lease, StillOurs], Awaitable[Settlement]]
     """Does the work of a lease. Expected failures are returned; an exception ends the process.
 

@@ -36,6 +36,9 @@ DELIVERY_LEASES = 2
 """A delivery that takes longer than this many leases counts as hanging, and the callback
 is tried again later. It is longer than the timeouts of all backends; the lease is renewed meanwhile."""
 
+QUEUED_S = 60.0
+"""How long a callback may wait for a slot of its backend, before its lease counts as hanging."""
+
 SEALED_DELAY_S = 60.0
 """When a job that this instance cannot decrypt is due again. Long, because there may be many such jobs."""
 
@@ -79,12 +82,17 @@ class Downloads:
             kind=Kind.DOWNLOAD,
             concurrency=self.settings.processor.concurrency,
             lease_s=self.settings.processor.lease,
+            longest_s=self._longest_s,
             work=self.attempt,
             on_end=partial(_on_end, self.counters, self.note_end),
             on_sweep=partial(self.counters.add, "leases_recovered"),
             discard=self.discard,
             may_lease=self.disk_has_room,
         )
+
+    def _longest_s(self, lease: Lease) -> float:
+        processor = self.settings.processor
+        return min(lease.spec.download_timeout or processor.download_timeout, processor.max_download_timeout)
 
     async def attempt(self, lease: Lease, still_ours: StillOurs) -> Settlement:
         """Attempt the download. A job without a callback is kept as long as one whose callback has failed."""
@@ -172,6 +180,7 @@ class Callbacks:
             kind=Kind.CALLBACK,
             concurrency=self.settings.notifier.concurrency,
             lease_s=self.settings.notifier.lease,
+            longest_s=lambda _: QUEUED_S + delivery_timeout_s(self.settings),
             work=self.attempt,
             on_end=partial(_on_end, self.counters, self.note_end),
             on_sweep=partial(self.counters.add, "leases_recovered"),

@@ -160,6 +160,7 @@ class JobStore(StoreReader):
             "lease_ms": ms(lease_s),
             "last": list(shares.last),
             "never": list(shares.never),
+            "suspects": shares.suspects,
         }
         if self._hosts is not None and kind is Kind.DOWNLOAD:
             common["hosts"] = self._hosts
@@ -248,9 +249,15 @@ class JobStore(StoreReader):
             return [Settled.UNKNOWN] * len(rows)
         return [Settled.UNKNOWN if entry is None else Settled(entry) for entry in entries]
 
-    async def sweep(self, kind: Kind, count: int = 100) -> Sequence[str]:
-        """Make at most `count` tasks per shard pending again whose lease has ended; returns their job ids."""
+    async def sweep(self, kind: Kind, count: int = 100, lease_s: float | None = None) -> Sequence[str]:
+        """Make at most `count` tasks per shard pending again whose lease has ended; returns their job ids.
+
+        With `lease_s`, the length of leases, also those that end too late because the server's clock was set
+        back.
+        """
         call = {"kind": kind, "count": count}
+        if lease_s is not None:
+            call["lease_ms"] = ms(lease_s)
         return [job_id for ids in await self._client.run_on_all("sweep", call) for job_id in ids]
 
     async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:

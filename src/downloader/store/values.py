@@ -85,6 +85,8 @@ class Shares:
     """Groups that give no tasks."""
     unproven: int = 1_000_000
     """How many callbacks at the most may go to destinations that have not answered lately."""
+    suspects: int = 0
+    """How many tasks under which two workers have died the instance works on; it gets one at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

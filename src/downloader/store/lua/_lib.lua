@@ -73,11 +73,13 @@ end
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
 local MAX_COOLDOWN_MS = 3600 * 1000
 
--- The time (ms, perhaps with a fraction) before which a group starts nothing, from the values of GATE. Times that lie
--- in the future because the server's clock was set back count as if they were noted now.
+-- The time (ms, perhaps with a fraction) before which a group starts nothing, from the values of GATE. Times that can
+-- lie so far in the future only because the server's clock was set back do not count.
 local function opens(cooling, rate, delay, started)
-  local cooled = math.min(tonumber(cooling or '0'), now + MAX_COOLDOWN_MS)
-  return math.max(cooled, started and math.min(tonumber(started), now + CATCH_UP_MS) + gap_of(rate, delay) or 0)
+  local cools, last = tonumber(cooling or '0'), tonumber(started or nil)
+  if cools > now + MAX_COOLDOWN_MS then cools = 0 end
+  if not last or last > now + CATCH_UP_MS then return cools end
+  return math.max(cools, last + gap_of(rate, delay))
 end
 
 -- Notes that a task starts, for the rate and the delay. One has waited since `due`. If that was before the
@@ -241,6 +243,9 @@ local function requeue(kind, id, group, due)
   redis.call('HDEL', key_task(kind, id), 'owner')
   enqueue(kind, id, group, due, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
 end
+
+-- A task under which so many workers died may be what killed them.
+local SUSPECT_CRASHES = 2
 
 -- When a running task was due: its place in the queue if it is handed back. Records of earlier versions lack it.
 local function place_of(kind, id)

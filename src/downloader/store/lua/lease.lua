@@ -3,7 +3,8 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
 --         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
---         destinations that have not answered lately, hosts: limits of hosts, see `_hosts.lua`; absent: none}
+--         destinations that have not answered lately, suspects: how many tasks under which two workers died this
+--         instance works on; absent: 0, hosts: limits of hosts, see `_hosts.lua`; absent: none}
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
@@ -18,6 +19,10 @@
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
 local unproven = kind == 'callback' and call.unproven or 0
+local suspects = call.suspects or 0
+
+-- When a suspect is due again that this instance may not have beside another.
+local SUSPECT_AGAIN_MS = 1000
 
 local function describe(id, group, generation, proven, waited, spec)
   local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled')
@@ -112,17 +117,24 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   if id and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
     local spec = redis.call('GET', key_job(id))
     local host = call.hosts and spec and cjson.decode(spec).host
-    local starts = true
-    if host then starts, not_before = enter_host(host, id, group, due, spec) end
+    local task = key_task(kind, id)
+    local former = redis.call('HMGET', task, 'generation', 'crashes')
+    local suspect = tonumber(former[2] or '0') >= SUSPECT_CRASHES
+    local starts = not suspect or suspects < 1
+    if not starts then
+      local priority = kind == 'download' and redis.call('HGET', task, 'priority')
+      enqueue(kind, id, group, now + SUSPECT_AGAIN_MS, priority)
+    elseif host then
+      starts, not_before = enter_host(host, id, group, due, spec)
+    end
     if starts then
       redis.call('ZREM', queue, id)
       if urgent then redis.call('ZREM', key_urgent(group), id) end
     end
     if starts and spec then
-      local task = key_task(kind, id)
       -- At least the time: a generation does not come twice, also where a failover has lost the last lease.
-      local former = tonumber(redis.call('HGET', task, 'generation') or '0')
-      local generation = string.format('%.0f', math.max(former + 1, now))
+      local generation = string.format('%.0f', math.max(tonumber(former[1] or '0') + 1, now))
+      if suspect then suspects = suspects + 1 end
       redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now,
         'generation', generation, 'due', due)
       redis.call('HINCRBY', task, 'deliveries', 1)

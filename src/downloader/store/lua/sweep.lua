@@ -7,9 +7,6 @@
 -- answer  ids of those that are pending again
 -- repeat  goes on with the next leases that have ended
 
--- What has made this many workers die goes behind the other jobs; what died with it once goes first.
-local SUSPECT_CRASHES = 2
-
 local kind = call.kind
 local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, call.count)
 if call.lease_ms then
@@ -27,6 +24,7 @@ for _, id in ipairs(ids) do
     leave(kind, id, group)
     leave_host(id, group, task[2])
     local crashes = redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
+    -- A suspect goes behind the other jobs, so that the next worker does not die at once.
     requeue(kind, id, group, crashes < SUSPECT_CRASHES and place_of(kind, id) or now)
     redis.call('HSET', key_task(kind, id), 'swept', task[3])
     remember(kind, id, 'the worker died or lost its connection')
