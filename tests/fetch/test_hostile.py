@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from downloader.fetch.gunzip import Gunzip
+from downloader.fetch.response import Gunzip
 from downloader.model import ErrorCode, Outcome, Verdict
 from servers.lab import Lab, open_lab, small
 from servers.origin import BLOCK_BYTES, Exchange, Handler, Origin, Then, body_of, gate, raw, repeat, respond

@@ -14,8 +14,7 @@ import trio
 
 from downloader.errors import StoreUnavailable
 from downloader.fetch import Fetcher
-from downloader.fetch.robots import Robots
-from downloader.fetch.robots_rules import Rules
+from downloader.fetch.robots import Robots, Rules
 from downloader.model import ErrorCode, Outcome, Verdict
 from downloader.net import Url
 from servers.lab import Lab, open_lab

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -191,11 +192,18 @@ def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: Ou
         assert second.record == output.record
         second.storage_dir.mkdir()
         assert second.storage_dir != output.storage_dir
-        with open_output(tmp_path):
-            assert second.storage_dir.exists(), "nor does a third one delete its files"
         third = second.hidden
     assert not third.exists()
     assert output.storage_dir.exists(), "the first one is still using it"
+
+
+def test_the_end_of_the_first_run_leaves_the_files_of_the_second(tmp_path: Path) -> None:
+    with ExitStack() as first_run:
+        first_run.enter_context(open_output(tmp_path))
+        with open_output(tmp_path) as second:
+            second.storage_dir.mkdir()
+            first_run.close()
+            assert second.storage_dir.exists()
 
 
 def test_leftovers_of_a_killed_run_are_deleted(tmp_path: Path) -> None:

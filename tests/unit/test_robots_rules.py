@@ -6,7 +6,7 @@ import tracemalloc
 
 import pytest
 
-from downloader.fetch.robots_rules import Rules, product_token
+from downloader.fetch.robots import Rules, product_token
 from downloader.net import Url
 
 
