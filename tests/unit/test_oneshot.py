@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,16 @@ def test_json_has_the_same_fields_for_every_file() -> None:
     bad = FetchResult(index=1, url="u", ok=False, error="e", error_code="dns")
     assert result_fields(good).keys() == result_fields(bad).keys()
     assert result_fields(good)["seconds"] == 0.123
+
+
+def test_a_fetch_imports_no_part_of_the_service() -> None:
+    """These would take longer to import than a thousand files take to fetch."""
+    code = (
+        "import sys, downloader.cli.fetch, downloader.cli.fetch_report, downloader.oneshot\n"
+        "print(*{name.partition('.')[0] for name in sys.modules}, *sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ran.stdout.split())
+    assert "downloader.fetch" in loaded
+    assert not loaded & {"pydantic", "structlog", "redis", "quart", "hypercorn", "trio_asyncio"}
+    assert "rich.console" not in loaded
