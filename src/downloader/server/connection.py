@@ -148,8 +148,10 @@ class Connection(TCPServer):
         await self._serve_requests(self)
         await self._linger()
 
-    async def read(self) -> bool:
+    async def read(self, pieces: int = 1) -> bool:
         """Wait for bytes from the client and add them to `received`; false if it sends no more.
+
+        At most `pieces` times `OpenConnections.piece_bytes` are received.
 
         Raises:
             TooSlowError: the deadline of the state has passed.
@@ -159,7 +161,7 @@ class Connection(TCPServer):
             return False
         with trio.CancelScope(deadline=self._deadline) as scope:
             try:
-                data = await self.stream.receive_some(self._open_connections.piece_bytes)
+                data = await self.stream.receive_some(pieces * self._open_connections.piece_bytes)
             except _BROKEN:
                 self.gone = True
                 raise Gone from None

@@ -17,6 +17,9 @@ from downloader.server.limits import PIECE_BYTES, State
 from downloader.server.parser import FEED_BYTES, ChunkedBody, Head, bad_request, parse_head
 from downloader.server.response import CONTINUE, LAST_CHUNK, ResponseHead, response_head
 
+STREAMED_PIECES = 3
+"""Pieces of a streamed body to read at once: its application has a round trip to make for each."""
+
 _INTERNAL = HttpError(
     HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "An internal error; the service's log has it."
 )
@@ -193,9 +196,10 @@ class Exchange:
                     await connection.send(CONTINUE)
         self._body_s = min(self._body_s, self._limits.body_grace_s)
         begun = trio.current_time()
-        connection.enter(State.BODY, self._limits.idle_s if STREAMED in self.scope else self._body_s)
+        streamed = STREAMED in self.scope
+        connection.enter(State.BODY, self._limits.idle_s if streamed else self._body_s)
         try:
-            if not await connection.read():
+            if not await connection.read(STREAMED_PIECES if streamed else 1):
                 raise bad_request("The request ends before its body does.")
         except trio.TooSlowError:
             detail = "The body of the request did not arrive in time."
@@ -209,12 +213,15 @@ class Exchange:
 
         A client that has only ended its side may wait for the response.
         """
+        if self._complete:
+            return
         connection = self._connection
-        while not self._complete:
-            if len(connection.received) >= PIECE_BYTES or not await connection.read():
-                if ENDLESS in self.scope:
-                    return
-                await trio.sleep_forever()
+        # The bytes of a next request are few: what nobody reads is not received.
+        while len(connection.received) < (PIECE_BYTES if ENDLESS in self.scope else 1):
+            if not await connection.read():
+                break
+        if ENDLESS not in self.scope:
+            await trio.sleep_forever()
 
     async def send(self, message: Message) -> None:
         """Send a message of the application, a long body in pieces.

@@ -66,7 +66,7 @@ class Limits:
     """`head_s` on such a connection."""
     unread_bytes: int = 32 * 1024**2
     """Budget of all connections for received bytes that no application has read. Each of n connections reads
-    up to 1/n of it at once, and buffers up to twice that."""
+    and keeps up to 1/n of it, and of a streamed body three times that."""
 
 
 def deadlines(limits: Limits, *, reserved: bool) -> Mapping[State, float]:
