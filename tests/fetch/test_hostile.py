@@ -178,8 +178,8 @@ async def test_a_slow_disk_is_not_the_peers_slowness(tmp_path: Path, origin: Ori
 
 @pytest.mark.slow
 async def test_slow_but_steady_is_fine(tmp_path: Path, origin: Origin) -> None:
-    async with open_lab(tmp_path, limits=small(stall_s=0.6, stall_bytes_per_s=1000)) as lab:
-        body = repeat(OK + b"Content-Length: 6000\r\n\r\n", b"x" * 100, interval_s=0.02, count=60)
+    async with open_lab(tmp_path, limits=small(stall_s=1.0, stall_bytes_per_s=1000)) as lab:
+        body = repeat(OK + b"Content-Length: 75000\r\n\r\n", b"x" * 1000, interval_s=0.02, count=75)
         assert (await lab.fetch(origin.on("/x", body))).verdict is Verdict.SUCCEEDED
 
 

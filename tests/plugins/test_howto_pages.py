@@ -25,10 +25,15 @@ from downloader_plugins.filesystem import open_filesystem
 from readme import running, wait_for_port
 from servers.pages import SHELL, line_of, sh, write
 from servers.plugins import opened_storage
+from servers.ports import spare_ports
 from servers.valkey import Valkey
 
+PORTS = dict(zip(("8000", "5555", "5556", "9092"), map(str, spare_ports(4)), strict=True))
+"""Free ones, in place of those that the guides name."""
+
 GUIDES = {
-    path.stem: path.read_text("utf-8") for path in (Path(__file__).parents[2] / "docs/howto").glob("*.md")
+    path.stem: re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: PORTS[port[0]], path.read_text("utf-8"))
+    for path in (Path(__file__).parents[2] / "docs/howto").glob("*.md")
 }
 WALKED = {"s3", "kafka", "sqs"}
 
@@ -51,8 +56,8 @@ HEADERS = {
 
 BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
-PORT = 8124
-"""Where the services of the walks listen instead of on 8000, where another one may."""
+PORT = int(PORTS["8000"])
+"""Where the services of the walks listen."""
 
 
 def blocks(name: str, kind: str) -> list[str]:
@@ -64,10 +69,10 @@ START_S = 120.0
 
 
 def walk(test: Callable[[Path], None]) -> Callable[[Path], None]:
-    """A test that types a guide, whose ports are fixed."""
+    """A test that types a guide."""
     for mark in (pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.mark.timeout(600)):
         test = mark(test)
-    return pytest.mark.usefixtures("alone")(test)
+    return test
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ def serve(stack: ExitStack, command: str, folder: Path, port: int) -> Path:
 
 def commands(page: str) -> list[str]:
     """All but the first, which installs what the tests' environment has."""
-    install, *others = SHELL.findall(GUIDES[page].replace(":8000", f":{PORT}"))
+    install, *others = SHELL.findall(GUIDES[page])
     assert install.startswith(".venv/bin/pip install -q ")
     name = re.sub(r"\[.*", "", install.split()[-1].strip("'")).replace("-", "_")
     assert find_spec(name) is not None
@@ -115,7 +120,7 @@ def test_the_s3_guide_ends_with_a_file_in_the_bucket(folder: Path) -> None:
     moto, bucket, doctor, run, submit, look = commands("s3")
     configure(folder, "s3")
     with ExitStack() as stack:
-        serve(stack, moto, folder, 5555)
+        serve(stack, moto, folder, int(PORTS["5555"]))
         sh(bucket, folder)
         tried(doctor, folder)
         serve(stack, run, folder, PORT)
@@ -129,7 +134,7 @@ def test_the_kafka_guide_ends_with_a_message_on_the_topic(folder: Path) -> None:
     broker, topics, doctor, run, submit, consumer = commands("kafka")
     configure(folder, "kafka")
     with ExitStack() as stack:
-        serve(stack, broker, folder, 9092)
+        serve(stack, broker, folder, int(PORTS["9092"]))
         sh(topics, folder)
         tried(doctor, folder)
         serve(stack, run, folder, PORT)
@@ -144,7 +149,7 @@ def test_the_sqs_guide_ends_with_a_message_in_the_queue(folder: Path) -> None:
     moto, queue, doctor, run, submit, receive = commands("sqs")
     configure(folder, "sqs")
     with ExitStack() as stack:
-        serve(stack, moto, folder, 5556)
+        serve(stack, moto, folder, int(PORTS["5556"]))
         assert sh(queue, folder).endswith("/downloads\n")
         tried(doctor, folder)
         serve(stack, run, folder, PORT)
