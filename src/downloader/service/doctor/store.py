@@ -91,7 +91,7 @@ async def _examine(redis: RedisSettings, place: str) -> str:
                 facts = await _facts(client)
         finally:
             await cleaner.run("leave", 0, _WHO)
-            await cleaner.command("DEL", cleaner.keys.key(0, "layout"))
+            await cleaner.command("DEL", *(cleaner.keys.key(0, name) for name in ("layout", "synced")))
     text = f"{_server(facts)} {place}; a write took {statistics.median(took_ms):.1f} ms"
     if redis.durability != "memory":
         text += f", waiting for {redis.durability}"
