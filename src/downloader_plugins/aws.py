@@ -104,17 +104,8 @@ def open_client(
 ) -> Any:
     """Make a client that repeats nothing by itself. Blocks; no network.
 
-    A session is not safe to share between threads: make one client of it at a time.
-
-    Args:
-        session: from `open_session`.
-        service: AWS's name of it.
-        region: `None` takes that of the session.
-        endpoint_url: empty: AWS's own.
-        connect_s: time limit for connecting.
-        read_s: time limit between two reads.
-        connections: most connections kept open.
-        options: further options of botocore's `Config`.
+    A session is not safe to share between threads: make one client of it at a time. `options` are further
+    ones of botocore's `Config`.
 
     Raises:
         PluginError: there is no region, or boto3 refuses the settings or the machine's AWS configuration.

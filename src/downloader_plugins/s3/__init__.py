@@ -104,7 +104,10 @@ class _Buckets:
             raise StorageRefused(f"S3 bucket {name} is not allowed by processor.s3.buckets")
         if not _REGION.fullmatch(region):
             raise StorageRefused(f"not an AWS region: {region!r}")
-        clients = await self._clients_of(region)
+        try:
+            clients = await self._clients_of(region)
+        except PluginError as exc:
+            raise StorageError(f"S3 cannot be used: {exc}") from exc
         return _as_storage(
             clients, name, self._settings, region=region, threads=self._threads, uploads=self._uploads
         )

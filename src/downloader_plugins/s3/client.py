@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from downloader.errors import PluginError
-from downloader.storage import StorageError
 from downloader_plugins.aws import open_client, open_session
 from downloader_plugins.s3.settings import ConnectionSettings, S3StorageSettings
 from downloader_plugins.s3.threads import THREADS
@@ -37,13 +33,12 @@ class Maker:
     """Makes clients of one session, one at a time, as a session is not safe to share between threads.
 
     Raises:
-        StorageError: there is no such profile, or it is malformed.
+        PluginError: there is no such profile, or it is malformed.
     """
 
     def __init__(self, settings: ConnectionSettings) -> None:
         self._settings = settings
-        with _as_storage_error():
-            self._session = open_session(settings if isinstance(settings, S3StorageSettings) else None)
+        self._session = open_session(settings if isinstance(settings, S3StorageSettings) else None)
 
     def regions(self) -> frozenset[str]:
         """The regions with S3 that this version of botocore knows."""
@@ -58,7 +53,7 @@ class Maker:
         """Clients for a region; `""` means that of the environment or the profile, else S3's default.
 
         Raises:
-            StorageError: the settings or the machine's AWS configuration are invalid.
+            PluginError: the settings or the machine's AWS configuration are invalid.
         """
         settings = self._settings
         return Clients(
@@ -68,34 +63,24 @@ class Maker:
 
     def _client(self, region: str, *, read_timeout_s: float) -> S3Client:
         settings = self._settings
-        with _as_storage_error():
-            client: S3Client = open_client(
-                self._session,
-                "s3",
-                region=region,
-                endpoint_url=settings.endpoint_url,
-                connect_s=settings.timeout / 2,
-                read_s=read_timeout_s,
-                connections=THREADS,
-                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
-                signature_version="s3v4",
-                # Not all servers accept checksums in trailers; all accept Content-MD5.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                # Only our configuration sets the address: download_url is made from it too.
-                ignore_configured_endpoint_urls=True,
-            )
+        client: S3Client = open_client(
+            self._session,
+            "s3",
+            region=region,
+            endpoint_url=settings.endpoint_url,
+            connect_s=settings.timeout / 2,
+            read_s=read_timeout_s,
+            connections=THREADS,
+            s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+            signature_version="s3v4",
+            # Not all servers accept checksums in trailers; all accept Content-MD5.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            # Only our configuration sets the address: download_url is made from it too.
+            ignore_configured_endpoint_urls=True,
+        )
         client.meta.events.register_last("before-parameter-build.s3", _stay)
         return client
-
-
-@contextmanager
-def _as_storage_error() -> Iterator[None]:
-    """With the buckets of jobs a client is made only when a job needs it."""
-    try:
-        yield
-    except PluginError as exc:
-        raise StorageError(f"S3 cannot be used: {exc}") from exc
 
 
 def _stay(context: dict[str, Any], **_: object) -> None:
