@@ -20,8 +20,9 @@ import httpcore2
 import trio
 
 from downloader.ids import new_id
-from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload
+from downloader.model import FileFacts, JobSpec, Outcome, Verdict
 from downloader.storage import Body, Storage, StorageHost
+from downloader.wire import callback_body
 from downloader_plugins.filesystem import open_filesystem
 
 
@@ -46,12 +47,12 @@ async def _one(index: int, aggregation: _Aggregation, *, origin: int, sink: int,
         body = Body(size=facts.size, sha256=facts.sha256, mime_type=facts.mime_type, data=data)
         await storage.put(spec.storage_key, body)
     outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=facts)
-    payload = callback_payload(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key}")
+    payload = callback_body(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key}")
     answer = await aggregation.callbacks.request(
         "POST",
         f"http://127.0.0.1:{sink}/callback",
         headers={"Content-Type": "application/json"},
-        content=json.dumps(payload).encode(),
+        content=payload,
     )
     assert answer.status == 200
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from downloader.ids import new_id
-from downloader.model import FileFacts, JobSpec, Outcome, Verdict, callback_payload
+from downloader.model import FileFacts, JobSpec, Outcome, Verdict
 from downloader.net import (
     EgressPolicy,
     ResponseBody,
@@ -29,6 +29,7 @@ from downloader.net import (
     tls_context,
 )
 from downloader.storage import Body, Storage, StorageHost
+from downloader.wire import callback_body
 from downloader_plugins.filesystem import open_filesystem
 
 
@@ -54,12 +55,12 @@ class _Floor:
             body = Body(size=facts.size, sha256=facts.sha256, mime_type=facts.mime_type, data=data)
             await self.storage.put(spec.storage_key, body)
         outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=facts)
-        payload = callback_payload(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key}")
+        payload = callback_body(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key}")
         await _ask(
             self.callbacks,
             "POST",
             f"http://127.0.0.1:{self.sink}/callback",
-            json.dumps(payload).encode(),
+            payload,
             keep=64,
         )
 

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel, ByteSize, SecretStr
+from pydantic import BaseModel, ByteSize, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from downloader.api.codes import CODES
-from downloader.api.fields import DownloadRequest
 from downloader.api.routes import ROUTES
 from downloader.cli import COMMANDS, make_app
 from downloader.config.models import Settings
@@ -32,6 +31,7 @@ from downloader.observe.metrics import METRICS
 from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
 from downloader.store import KEYS, load_scripts
 from downloader.testing import StorageContract
+from downloader.wire import DownloadRequest
 from downloader_plugins.filesystem import FilesystemSettings
 from downloader_plugins.http import HttpSettings
 from downloader_plugins.kafka.settings import KafkaSettings
@@ -245,7 +245,7 @@ def routes() -> str:
 
 def job_fields() -> str:
     """The fields of a job, with their types."""
-    schema = DownloadRequest.model_json_schema()
+    schema = TypeAdapter(DownloadRequest).json_schema()
     rows = []
     for name, field in schema["properties"].items():
         kind = {**field, **field.get("anyOf", [{}])[0]}

@@ -21,6 +21,12 @@ from typing import Any, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
 
+FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+"""A regular expression for the name of a header (RFC 9110, 5.6.2)."""
+
+MAX_URL_CHARS = 8192
+"""What servers commonly accept as a request line; presigned URLs have up to 2,000."""
+
 POISON_CRASHES = 5
 """A job whose worker died this many times is failed instead of being tried again."""
 
@@ -360,28 +366,6 @@ def callback_limit(group: str, per_destination: int) -> int:
     send in batches, which need many callbacks in flight, so their limit is higher.
     """
     return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in BROKERS else per_destination
-
-
-def callback_payload(spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str) -> dict[str, Any]:
-    """The callback's body, the same for every backend; every field is always there."""
-    success = outcome.verdict is Verdict.SUCCEEDED
-    return {
-        "success": success,
-        "error": outcome.error,
-        "extra": spec.extra,
-        "resource_url": spec.url,
-        "download_url": download_url if success else "",
-        "job_id": spec.id,
-        "response_code": outcome.response_code,
-        "delivered": True,
-        "delivery_error": "",
-        "image_size": outcome.file.image_size,
-        "error_code": str(outcome.error_code),
-        "size": outcome.file.size,
-        "sha256": outcome.file.sha256,
-        "mime_type": outcome.file.mime_type,
-        "attempts": attempts,
-    }
 
 
 def status_phrase(status: int) -> str:

@@ -4,8 +4,7 @@
 
     callback = verify(headers=request.headers, body=request.body, secrets="whsec_...")
 
-The signature is that of Standard Webhooks (https://www.standardwebhooks.com). Of the service the module
-imports only the exceptions.
+The signature is that of Standard Webhooks (https://www.standardwebhooks.com).
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from downloader.errors import ConfigError, DownloaderError
+from downloader.wire import Callback
 
 _HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _PREFIX = "whsec_"
@@ -36,38 +36,6 @@ class SignatureRefused(WebhookError):
 
 class NotACallback(WebhookError):
     """The signature is valid, but the body is not a callback of this service."""
-
-
-class Callback(BaseModel):
-    """The payload of a callback; fields that a newer service adds are ignored."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", hide_input_in_errors=True)
-
-    success: bool
-    """Whether the file was downloaded and stored."""
-    job_id: str
-    """The id that `POST /download` returned; the same in each repetition, and equal to `webhook-id`."""
-    extra: str
-    """The job's `extra`."""
-    resource_url: str
-    download_url: str
-    """Empty if there is no file."""
-    error: str
-    """For people; empty for a success."""
-    error_code: str
-    """For programs; empty for a success."""
-    response_code: int
-    """0 if there was no response."""
-    size: int
-    """Bytes."""
-    sha256: str
-    """In hexadecimal digits."""
-    mime_type: str
-    image_size: str
-    """`"WxH"`, if the job asked for it; else empty."""
-    attempts: int
-    delivered: bool
-    delivery_error: str
 
 
 def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]) -> Callback:

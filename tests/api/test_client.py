@@ -16,7 +16,6 @@ import trio
 import trio.testing
 from pydantic import SecretStr
 
-from downloader.api.fields import DownloadRequest
 from downloader.client import (
     ApiProblem,
     AsyncClient,
@@ -79,10 +78,6 @@ def accepted(job_id: str = "x") -> httpx2.Response:
 
 def unavailable(after: str) -> httpx2.Response:
     return problem(503, "store_unavailable", **{"retry-after": after})
-
-
-def test_the_fields_of_a_job_are_those_of_the_api() -> None:
-    assert set(JobFields.__annotations__) == {*DownloadRequest.model_fields, "idempotency_key"}
 
 
 async def test_from_submission_to_the_callback(api: Served, client: AsyncClient) -> None:

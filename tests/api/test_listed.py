@@ -110,7 +110,7 @@ async def test_failed_downloads_are_repeated_in_bulk(api: Served) -> None:
 async def test_a_deleted_job_is_no_failed_download(raw: RawStore, api: Served) -> None:
     [job_id] = await failed_downloads(api.store, 1, "a", ErrorCode.HTTP_STATUS)
     page = await api.store.jobs(Listed.FAILED_DOWNLOADS, "", "", 9)
-    assert [job.job_id for job in page.jobs] == [job_id]
+    assert [job.id for job in page.jobs] == [job_id]
     await api.store.reap(9, 60)
     await api.store.remove([job_id])
     assert raw.command("ZCARD", raw.key("failed_downloads")) == 0
@@ -194,7 +194,7 @@ async def test_pages_go_on_where_the_last_one_ended(api: Served, which: Listed) 
     found, cursor = [], ""
     while True:
         page = await api.store.jobs(which, "a", cursor, 3)
-        found += [each.job_id for each in page.jobs]
+        found += [each.id for each in page.jobs]
         if not (cursor := page.cursor):
             break
     assert sorted(found) == sorted(spec.id for spec in specs)
@@ -205,10 +205,10 @@ async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
     early = await finished(api.store, 2, keep_s=30)
     failed = sorted(await finished(api.store, 5))
     page = await api.store.jobs(Listed.FINISHED, "", "", 4)
-    assert [each.job_id for each in page.jobs] == sorted(early) + failed[:2]
+    assert [each.id for each in page.jobs] == sorted(early) + failed[:2]
     assert await api.store.retry(failed[1], download=False, limit=4) is Changed.DONE
     rest = await api.store.jobs(Listed.FINISHED, "", page.cursor, 9)
-    found = {each.job_id for each in rest.jobs}
+    found = {each.id for each in rest.jobs}
     assert set(failed[2:]) <= found
     assert not found & set(early)
 

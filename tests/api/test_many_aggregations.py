@@ -17,7 +17,8 @@ from downloader.api.problems import Refused
 from downloader.api.search import PAGE_MAX, Aggregations
 from downloader.api.snapshot import DESTINATIONS, SHOWN
 from downloader.errors import StoreError, StoreUnavailable
-from downloader.store import Aggregation, AggregationLoad, Backlog, DestinationLoad, JobStore, Load, Waiting
+from downloader.store import AggregationLoad, Backlog, DestinationLoad, JobStore, Load, Waiting
+from downloader.wire import Aggregation
 
 MANY = 10_000
 
@@ -89,12 +90,6 @@ class Store:
                 limit=8,
                 rate=None,
                 delay=None,
-                asked={},
-                proxy="",
-                paused=False,
-                cooling_until_ms=None,
-                cooling_reason="",
-                next_due_ms=None,
             )
             for name in names
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -12,9 +11,10 @@ import httpx2
 import pytest
 import trio
 
-from downloader.model import JobSpec, Outcome, Verdict, callback_payload
+from downloader.model import JobSpec, Outcome, Verdict
 from downloader.notify import Delivered, Payload, RetryLater
 from downloader.webhooks import WebhookError
+from downloader.wire import callback_body
 from servers.forked import environment
 from servers.webhooks import opened
 
@@ -24,10 +24,10 @@ SPEC = JobSpec(id="6QEywYsd0jrKAg", aggr_id="a", aggr_limit=1, url="http://examp
 
 
 def payload() -> Payload:
-    body = callback_payload(
+    body = callback_body(
         SPEC, Outcome(verdict=Verdict.FAILED, error="gone"), attempts=1, download_url="http://d/x"
     )
-    return Payload(job_id=SPEC.id, aggr_id="a", body=json.dumps(body).encode())
+    return Payload(job_id=SPEC.id, aggr_id="a", body=body)
 
 
 @pytest.mark.slow

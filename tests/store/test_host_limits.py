@@ -159,7 +159,7 @@ async def test_many_aggregations_that_wait_for_a_host_cost_little(hosts: JobStor
     await hosts.submit([Submission(spec=spec) for spec in specs])
     [running] = await take(hosts, 500)
     waiting = [each for each in await hosts.described(names) if each.aggr_id != running.group]
-    due_s = [((each.next_due_ms or 0) - clock.now_ms) / 1000 for each in waiting]
+    due_s = [each.next_due_at.timestamp() - clock.now_ms / 1000 for each in waiting if each.next_due_at]
     assert [sum(second <= each < second + 1 for each in due_s) for second in range(5)] == [
         0,
         200,

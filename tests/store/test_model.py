@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -32,6 +32,7 @@ from downloader.store import (
     open_client,
 )
 from downloader.store.codec import fields
+from downloader.wire import AggregationChanges
 from servers.jobs import handed_back, spec_for
 from servers.raw_store import RawStore
 from servers.store_clock import StoreClock, clocked_scripts
@@ -193,7 +194,7 @@ class Model(Expected):
         for name in ("rate", "delay", "paused"):
             if name in changes:
                 setattr(pace, name, changes[name])
-        found = await self.store.adjust(aggr_id, changes)
+        found = await self.store.adjust(aggr_id, cast("AggregationChanges", changes))
         assert found is not None
         assert (found.limit, found.rate, found.delay, found.paused) == (
             self.limits[Kind.DOWNLOAD, aggr_id],

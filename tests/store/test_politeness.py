@@ -257,7 +257,8 @@ async def test_a_cooldown_outlasts_the_last_job(raw: RawStore, store: JobStore, 
     assert await next_due_s(store) == 60
     found = await store.aggregation("a")
     assert found is not None
-    assert (found.limit, found.delay, found.asked) == (3, None, {}), "what was set goes with the last job"
+    # What was set goes with the last job.
+    assert (found.limit, found.delay, found.overridden) == (3, None, {})
     clock.move(60)
     [lease] = await take(store)
     await store.settle("me", [downloaded(lease, DONE, None, 60)])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,8 +15,8 @@ from downloader.model import (
     Verdict,
     callback_group,
     callback_limit,
-    callback_payload,
 )
+from downloader.wire import callback_body
 
 SPEC = JobSpec(id="0123456789ABCD", aggr_id="a", aggr_limit=1, url="http://example.org/x")
 
@@ -109,8 +111,8 @@ def test_the_payload_always_has_every_field() -> None:
         file=FileFacts(size=3, sha256="ab", mime_type="image/png", image_size="1x2"),
     )
     failed = Outcome(verdict=Verdict.FAILED, error="why", error_code=ErrorCode.DNS)
-    good = callback_payload(SPEC, done, attempts=1, download_url="http://d/x")
-    bad = callback_payload(SPEC, failed, attempts=3, download_url="http://d/x")
+    good = json.loads(callback_body(SPEC, done, attempts=1, download_url="http://d/x"))
+    bad = json.loads(callback_body(SPEC, failed, attempts=3, download_url="http://d/x"))
     assert good == {
         "success": True,
         "error": "",

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from downloader.errors import ConfigError
-from downloader.model import ErrorCode, FileFacts, JobSpec, Outcome, Verdict, callback_payload
-from downloader.webhooks import Callback, NotACallback, NotSigned, SignatureRefused, WebhookError, verify
+from downloader.model import ErrorCode, FileFacts, JobSpec, Outcome, Verdict
+from downloader.webhooks import NotACallback, NotSigned, SignatureRefused, WebhookError, verify
+from downloader.wire import Callback, callback_body
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + base64.b64encode(b"another key").decode().rstrip("=")
@@ -64,9 +65,9 @@ def test_verify_reads_every_field_of_a_callback() -> None:
     done = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=facts)
     failed = Outcome(verdict=Verdict.FAILED, error="why", error_code=ErrorCode.DNS)
     for outcome in (done, failed):
-        sent = callback_payload(spec, outcome, attempts=1, download_url="http://d/x")
-        body = json.dumps(sent).encode()
-        assert verify(headers=signed(body), body=body, secrets=SECRET).model_dump() == sent
+        body = callback_body(spec, outcome, attempts=1, download_url="http://d/x")
+        received = verify(headers=signed(body), body=body, secrets=SECRET)
+        assert received.model_dump() == json.loads(body)
 
 
 def test_during_a_rotation_each_secret_verifies() -> None:

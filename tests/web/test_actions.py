@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Route, expect
 
 from downloader.model import CallbackOutcome, Cooldown, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
-from downloader.store import Aggregation, JobStore, JobView, Submission
+from downloader.store import JobStore, JobView, Submission
+from downloader.wire import Aggregation
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import end_all, spec_for, submitted, tried_again
 
@@ -149,13 +150,13 @@ async def test_limits_that_are_not_set_stay_so(browse: Browse, page_url: str, st
         dialog.get_by_label("Starts per second").fill("0.5")
         dialog.get_by_role("button", name="Set limits").click()
         expect(dialog).to_be_hidden()
-        assert dict(aggregation(store, "a").asked) == {"rate": None}
+        assert dict(aggregation(store, "a").overridden) == {"rate": None}
         page.get_by_role("button", name="Limits of a").click()
         dialog.get_by_label("Starts per second").fill("")
         dialog.get_by_role("button", name="Set limits").click()
         expect(dialog).to_be_hidden()
         row = aggregation(store, "a")
-        assert (row.rate, dict(row.asked)) == (None, {})
+        assert (row.rate, dict(row.overridden)) == (None, {})
 
     await browse(page_url, look)
 

@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 from playwright.sync_api import expect
 
-from downloader.store import Aggregation, JobStore, Submission
+from downloader.store import JobStore, Submission
+from downloader.wire import Aggregation
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import spec_for
 from servers.raw_store import RawStore

@@ -15,6 +15,7 @@ from socket import socket
 
 import trio
 from pydantic import BaseModel
+from pydantic_core import to_json
 from quart import Response, request
 from quart.typing import ResponseReturnValue
 from quart_trio import QuartTrio
@@ -245,8 +246,8 @@ async def _view(context: Context, route: Route, **variables: str) -> ResponseRet
     body, *rest = result if isinstance(result, tuple) else (result,)
     if not (rest and isinstance(rest[0], int)):
         rest.insert(0, next(iter(route.responses)))
-    if isinstance(body, BaseModel):
-        body = Response(body.model_dump_json(), content_type=JSON)
+    if isinstance(body, BaseModel | list):
+        body = Response(to_json(body), content_type=JSON)
     return (body, *rest)
 
 
@@ -267,7 +268,7 @@ def as_problem(error: Exception) -> Problem:
     if isinstance(error, Refused):
         return error.problem
     if isinstance(error, HttpError):
-        return Problem(error.status, error.code, detail=error.detail)
+        return Problem(status=error.status, code=error.code, detail=error.detail)
     if isinstance(error, StoreError):
         return STORE_UNAVAILABLE
     if not isinstance(error, HTTPException):
@@ -276,8 +277,8 @@ def as_problem(error: Exception) -> Problem:
     phrase = status_phrase(status)
     allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return Problem(
-        status,
-        phrase.lower().replace(" ", "_"),
+        status=status,
+        code=phrase.lower().replace(" ", "_"),
         detail=f"{HTTPStatus(status).description or phrase}.",
         more_headers=((b"allow", allowed.encode()),) if allowed else (),
     )

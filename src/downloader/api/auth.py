@@ -23,7 +23,7 @@ from typing import cast, get_args
 from quart import request
 
 from downloader.api.globs import Allows, anything, destination_globs, text_globs, url_globs
-from downloader.api.problems import Fault, Problem, Refused, faulty
+from downloader.api.problems import Problem, Refused, fault_in, faulty
 from downloader.config import Scope, TokenSettings
 from downloader.model import JobSpec
 from downloader.server import Headers, Message
@@ -120,7 +120,9 @@ def check_scope(caller: Caller, scope: Scope) -> None:
     """
     if scope not in caller.scopes:
         raise Refused(
-            Problem(HTTPStatus.FORBIDDEN, "forbidden", detail=f"The token lacks the scope {scope}.")
+            Problem(
+                status=HTTPStatus.FORBIDDEN, code="forbidden", detail=f"The token lacks the scope {scope}."
+            )
         )
 
 
@@ -200,15 +202,15 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
     )
     if not all(allowed for _, allowed in fields):
         refused = [field for field, allowed in fields if not allowed]
-        faults = [Fault(field, "forbidden", f"The token may not use this {field}.") for field in refused]
+        faults = [fault_in(field, "forbidden", f"The token may not use this {field}.") for field in refused]
         raise Refused(faulty(HTTPStatus.FORBIDDEN, faults))
 
 
 _NO_CALLBACK = ("", "")
 
 UNAUTHORIZED = Problem(
-    HTTPStatus.UNAUTHORIZED,
-    "unauthorized",
+    status=HTTPStatus.UNAUTHORIZED,
+    code="unauthorized",
     detail="A configured token is required: in the header Authorization: Bearer, or by POST /session.",
     more_headers=((b"www-authenticate", b"Bearer"),),
 )

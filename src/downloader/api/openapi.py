@@ -19,12 +19,11 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 
 from downloader import __version__
-from downloader.api.answers import CallbackPayload, ProblemAnswer
 from downloader.api.codes import CODES
-from downloader.api.fields import NO_CALLBACK, DownloadRequest
 from downloader.api.problems import CONTENT_TYPE
 from downloader.api.routing import JSON, ResponseSpec, Route, Schema
 from downloader.config import ApiSettings
+from downloader.wire import NO_CALLBACK, Callback, Problem
 
 Document = dict[str, Any]
 
@@ -81,10 +80,15 @@ class Description:
 def openapi_document(routes: Sequence[Route], settings: ApiSettings, backends: Iterable[str]) -> Document:
     """The document for an API with these settings, and these notifier backends by name."""
     types = {id(kind): kind for route in routes for kind in _types(route)}
-    types |= {id(kind): kind for kind in (ProblemAnswer, CallbackPayload)}
+    types |= {id(kind): kind for kind in (Problem, Callback)}
+    requests = [route.body for route in routes]
     schemas, definitions = TypeAdapter.json_schemas(
         [
-            (key, "validation" if kind is DownloadRequest else "serialization", TypeAdapter(kind))
+            (
+                key,
+                "validation" if kind in requests else "serialization",
+                TypeAdapter(kind),
+            )
             for key, kind in types.items()
         ],
         ref_template="#/components/schemas/{model}",
@@ -96,7 +100,7 @@ def openapi_document(routes: Sequence[Route], settings: ApiSettings, backends: I
         paths.setdefault(_VARIABLE.sub(r"{\1}", route.rule), {})[route.method.lower()] = operation
     components = {name: _tidy(schema) for name, schema in definitions["$defs"].items()}
     _complete_job(components["DownloadRequest"], backends, int(settings.max_body))
-    components["ProblemAnswer"]["properties"]["code"] = {
+    components["Problem"]["properties"]["code"] = {
         "description": "Stable, for programs.",
         "oneOf": [{"const": code, "description": meaning} for code, meaning in CODES.items()],
     }
@@ -166,7 +170,7 @@ def _operation(route: Route, schemas: Mapping[int, Document], *, tokens: bool) -
         content = {route.body_type: {"schema": schemas[id(route.body)]}}
         operation["requestBody"] = {"required": True, "content": content}
     if route.calls_back:
-        payload = schemas[id(CallbackPayload)]
+        payload = schemas[id(Callback)]
         operation["callbacks"] = {"finished": {"{$request.body#/callback_dst}": {"post": _callback(payload)}}}
     if tokens:
         operation["security"] = [{"token": [route.scope]}] if route.scope else []
@@ -192,7 +196,7 @@ def _response(spec: ResponseSpec, schemas: Mapping[int, Document]) -> Document:
 
 
 def _problem(when: str) -> Document:
-    schema = {"$ref": "#/components/schemas/ProblemAnswer"}
+    schema = {"$ref": "#/components/schemas/Problem"}
     return {"description": when[0].upper() + when[1:], "content": {CONTENT_TYPE: {"schema": schema}}}
 
 

@@ -122,14 +122,14 @@ class Cors:
 
 
 _CROSS_SITE = Problem(
-    HTTPStatus.FORBIDDEN,
-    "cross_site",
+    status=HTTPStatus.FORBIDDEN,
+    code="cross_site",
     detail="A browser sent this for another site; such requests are refused.",
 )
 
 _PAGE_HEADER = Problem(
-    HTTPStatus.FORBIDDEN,
-    "page_header",
+    status=HTTPStatus.FORBIDDEN,
+    code="page_header",
     detail="With a session's cookie a request that changes something needs X-Downloader-Page: 1.",
     field="X-Downloader-Page",
 )
@@ -191,7 +191,7 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 _MISDIRECTED = Problem(
-    HTTPStatus.MISDIRECTED_REQUEST,
-    "misdirected_request",
+    status=HTTPStatus.MISDIRECTED_REQUEST,
+    code="misdirected_request",
     detail="This host name is not allowed; see the setting api.allowed_hosts.",
 )

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from http import HTTPStatus
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from downloader.api.auth import Caller, check_job
-from downloader.api.fields import (
-    MAX_DESTINATION_CHARS,
-    NO_CALLBACK,
-    DownloadRequest,
-    check_printable,
-    check_subpath,
-    check_url,
-)
+from downloader.api.fields import CHECKS, FieldError, check_printable, check_subpath, check_url
 from downloader.api.globs import Allows
 from downloader.api.json import member_text
-from downloader.api.problems import Fault, Refused, faulty
+from downloader.api.problems import Refused, fault_in, faulty
 from downloader.model import JobSpec, is_reserved, now_ms
 from downloader.net import EgressPolicy, EgressRefused, Url
+from downloader.wire import NO_CALLBACK, DownloadRequest, Fault
 
 _CODES = {
     "missing": "required",
@@ -34,7 +28,6 @@ _CODES = {
     "int_type": "wrong_type",
     "float_type": "wrong_type",
     "bool_type": "wrong_type",
-    "dict_type": "wrong_type",
     "string_too_short": "required",
     "string_too_long": "too_long",
     "greater_than": "out_of_range",
@@ -42,22 +35,18 @@ _CODES = {
     "less_than_equal": "out_of_range",
     "extra_forbidden": "unknown_field",
 }
-"""Pydantic's error types and their problem codes; the rules of `fields` raise the other codes."""
+"""Pydantic's error types and their problem codes."""
 
 _DETAILS = {"required": "is required", "unknown_field": "is not a known field"}
 """By problem code, where pydantic's own words would not be understood."""
 
-_KNOWN = frozenset(DownloadRequest.model_fields)
+_REQUEST = TypeAdapter(DownloadRequest)
 
-_STAND_INS = {
-    "aggr_id": "x",
-    "aggr_limit": 1,
-    "url": "http://x/",
-    "callback_url": "http://x/",
-    "s3_bucket": "xxx",
-    "s3_region": "x",
-}
-"""Replaces a field with an error while the other rules are checked, if they need the field."""
+_ORDER = {name: place for place, name in enumerate(DownloadRequest.__annotations__)}
+"""The known fields, in the order in which their faults are answered."""
+
+MAX_DESTINATION_CHARS = 2048
+"""Length of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
 
 MAX_WARNINGS = 10
 """Unknown fields that are answered."""
@@ -93,90 +82,117 @@ def parse_job(
         Refused: with all fields at fault: 422, or 403 if all are well-formed and some are not on the caller's
             allow-lists.
     """
-    given = {name: value for name, value in members.items() if value is not None}
-    faults = [*earlier]
-    try:
-        request = DownloadRequest.model_validate(given)
-    except ValidationError as error:
-        wrong = _faults(error)
-        faults += wrong
-        at_fault = {fault.field for fault in wrong}
-        rest = {name: value for name, value in given.items() if name not in at_fault}
-        stand_ins = {name: value for name, value in _STAND_INS.items() if name in at_fault}
-        request = DownloadRequest.model_validate(rest | stand_ins)
-    fields = vars(request).copy()
-    if bool(request.s3_bucket) != bool(request.s3_region):
-        missing = "s3_region" if request.s3_bucket else "s3_bucket"
-        faults.append(Fault(missing, "required", "is required with the other one"))
-    if request.s3_bucket and not buckets(request.s3_bucket):
-        faults.append(Fault("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets"))
-    if request.deadline and request.deadline <= request.not_before:
-        faults.append(Fault("deadline", "out_of_range", "must be later than not_before"))
-    destination_field = _complete_callbacks(fields, backends, egress, faults)
+    fields, faults = _checked({name: value for name, value in members.items() if value is not None})
+    wrong = {fault.field for fault in faults}
+    faults = [*earlier, *faults, *_bucket_faults(fields, wrong, buckets), *_deadline_faults(fields)]
+    destination_field = _complete_callbacks(fields, wrong, backends, egress, faults)
     if faults:
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
-    if not isinstance(request.extra, str):
+    if not isinstance(fields.get("extra", ""), str):
         fields["extra"] = member_text(body, "extra")
-    spec = JobSpec(id=new_id(request.aggr_id), created_ms=now_ms(), **fields)
+    spec = JobSpec(id=new_id(fields["aggr_id"]), created_ms=now_ms(), **fields)
     if caller is not None:
         check_job(caller, spec, destination_field=destination_field)
     return spec
 
 
+def _checked(given: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Fault]]:
+    """The valid ones of these fields, and what is wrong with the others."""
+    faults: list[Fault] = []
+    try:
+        fields = cast("dict[str, Any]", _REQUEST.validate_python(given))
+    except ValidationError as error:
+        faults = [_fault(details) for details in error.errors(include_url=False, include_input=False)]
+        wrong = {fault.field for fault in faults}
+        fields = {name: value for name, value in given.items() if name in _ORDER and name not in wrong}
+    for name, check in CHECKS.items():
+        if name in fields:
+            try:
+                fields[name] = check(fields[name])
+            except FieldError as error:
+                faults.append(fault_in(name, error.code, error.detail))
+                del fields[name]
+    return fields, sorted(faults, key=lambda fault: _ORDER[fault.field]) if faults else ()
+
+
+def _bucket_faults(fields: Mapping[str, Any], wrong: AbstractSet[str], buckets: Allows) -> Iterator[Fault]:
+    missing = [name for name in ("s3_bucket", "s3_region") if not (fields.get(name) or name in wrong)]
+    if len(missing) == 1:
+        yield fault_in(missing[0], "required", "is required with the other one")
+    bucket = fields.get("s3_bucket")
+    if bucket and not buckets(bucket):
+        yield fault_in("s3_bucket", "bucket_not_allowed", "is not allowed by processor.s3.buckets")
+
+
+def _deadline_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
+    deadline = fields.get("deadline")
+    if deadline and deadline <= fields.get("not_before", 0):
+        yield fault_in("deadline", "out_of_range", "must be later than not_before")
+
+
 def unknown_fields(members: Mapping[str, Any]) -> Sequence[Fault]:
     """A warning for each unknown field, with the most similar known name; at most ten."""
-    if members.keys() <= _KNOWN:
+    if members.keys() <= _ORDER.keys():
         return ()
     # No more are compared than are answered: an object may have tens of thousands, at 0.1 ms each.
-    names = islice((name for name in members if name not in _KNOWN), MAX_WARNINGS)
+    names = islice((name for name in members if name not in _ORDER), MAX_WARNINGS)
     return [_unknown(name[:MAX_NAME_CHARS]) for name in names]
 
 
 @lru_cache(maxsize=256)
 def _unknown(name: str) -> Fault:
     """Cached, since a client sends the same field with each job."""
-    near = get_close_matches(name, _KNOWN, 1, 0.7)
+    near = get_close_matches(name, _ORDER, 1, 0.7)
     hint = f": do you mean `{near[0]}`?" if near else ""
-    return Fault(name, "unknown_field", f"unknown field `{name}`{hint}")
+    return fault_in(name, "unknown_field", f"unknown field `{name}`{hint}")
 
 
 def _complete_callbacks(
-    fields: dict[str, Any], backends: frozenset[str], egress: EgressPolicy, faults: list[Fault]
+    fields: dict[str, Any],
+    wrong: AbstractSet[str],
+    backends: frozenset[str],
+    egress: EgressPolicy,
+    faults: list[Fault],
 ) -> str:
     """Check the callbacks, and fill in those given by `callback_url` or left out.
 
-    Adds to `faults`.
+    Adds to `faults`. The fields in `wrong` have a fault already.
 
     Returns:
         The field that `callback_dst` was read from.
     """
     pair_faults = partial(_pair_faults, fields, backends=backends, check_host=egress.check_host)
-    url = fields.pop("callback_url")
+    url, kind = fields.pop("callback_url", ""), fields.get("callback_type")
     if url:
         if "http" in backends:
             faults += _destination_faults("callback_url", "http", url, egress.check_host)
         else:
             detail = "needs the http backend, which is not configured here"
-            faults.append(Fault("callback_url", "unknown_backend", detail))
+            faults.append(fault_in("callback_url", "unknown_backend", detail))
         fields |= {"callback_type": "http", "callback_dst": url}
-    elif fields["callback_type"] == NO_CALLBACK:
+    elif kind == NO_CALLBACK:
         faults += _clear_pair(fields, "callback_type", "callback_dst")
-    elif fields["callback_type"] or fields["callback_dst"] or not fields["s3_bucket"]:
+    elif kind or fields.get("callback_dst") or not (fields.get("s3_bucket") or wrong & _IN_PLACE_OF_PAIR):
         faults += pair_faults("callback_type", "callback_dst")
-    if fields["callback_error_type"] == NO_CALLBACK:
+    kind = fields.get("callback_error_type")
+    if kind == NO_CALLBACK:
         faults += _clear_pair(fields, "callback_error_type", "callback_error_dst")
-    elif fields["callback_error_type"] or fields["callback_error_dst"]:
+    elif kind or fields.get("callback_error_dst"):
         faults += pair_faults("callback_error_type", "callback_error_dst")
     else:
-        fields["callback_error_type"] = fields["callback_type"]
-        fields["callback_error_dst"] = fields["callback_dst"]
+        fields["callback_error_type"] = fields.get("callback_type", "")
+        fields["callback_error_dst"] = fields.get("callback_dst", "")
     return "callback_url" if url else "callback_dst"
+
+
+_IN_PLACE_OF_PAIR = {"callback_url", "s3_bucket"}
+"""With one of these a job needs no `callback_type` and `callback_dst`."""
 
 
 def _clear_pair(fields: dict[str, Any], kind: str, destination: str) -> Iterator[Fault]:
     """Set these fields to no callback, and yield the errors."""
-    if fields[destination]:
-        yield Fault(destination, "malformed", f"must be absent if {kind} is {NO_CALLBACK}")
+    if fields.get(destination):
+        yield fault_in(destination, "malformed", f"must be absent if {kind} is {NO_CALLBACK}")
     fields[kind] = fields[destination] = ""
 
 
@@ -189,12 +205,12 @@ def _pair_faults(
     check_host: Callable[[str], None],
 ) -> Iterator[Fault]:
     """The errors of a callback's type and destination, which are in these fields."""
-    if missing := [name for name in (kind, destination) if not fields[name]]:
+    if missing := [name for name in (kind, destination) if not fields.get(name)]:
         hints = {"callback_type": f'is required, or "{NO_CALLBACK}" if there is to be no callback'}
-        yield from (Fault(name, "required", hints.get(name, "is required")) for name in missing)
+        yield from (fault_in(name, "required", hints.get(name, "is required")) for name in missing)
     elif fields[kind] not in backends:
         known = ", ".join(sorted(backends))
-        yield Fault(kind, "unknown_backend", f"is not a backend that is configured here: {known}")
+        yield fault_in(kind, "unknown_backend", f"is not a backend that is configured here: {known}")
     else:
         yield from _destination_faults(destination, fields[kind], fields[destination], check_host)
 
@@ -211,41 +227,34 @@ def _destination_faults(
             check_subpath(destination)
         else:
             check_printable(destination)
-    except PydanticCustomError as error:
-        return [Fault(field, _code(error.type, error.context), error.message())]
+    except FieldError as error:
+        return [fault_in(field, error.code, error.detail)]
     except EgressRefused:
-        return [Fault(field, "egress", "has a host that egress.callbacks does not allow")]
+        return [fault_in(field, "egress", "has a host that egress.callbacks does not allow")]
     if is_reserved(kind, destination):
-        return [Fault(field, "reserved", "is one of Kafka's internal topics")]
+        return [fault_in(field, "reserved", "is one of Kafka's internal topics")]
     if kind != "http" and len(destination) > MAX_DESTINATION_CHARS:
-        return [Fault(field, "too_long", "has more than 2048 characters")]
+        return [fault_in(field, "too_long", "has more than 2048 characters")]
     return []
 
 
 def _first_of_each_field(faults: Iterable[Fault]) -> Sequence[Fault]:
     """The faults as sentences, without those that follow from another fault of the same field."""
-    found: dict[str, Fault] = {}
+    firsts: dict[str, Fault] = {}
     for fault in faults:
-        found.setdefault(fault.field, replace(fault, detail=f"{fault.field} {fault.detail}."))
-    return list(found.values())
+        detail = f"{fault.field} {fault.detail}."
+        firsts.setdefault(fault.field, fault_in(fault.field, fault.code, detail))
+    return list(firsts.values())
 
 
 def refusal(error: ValidationError) -> Refused:
     """422 for a body that a model refused, with all fields at fault."""
-    return Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(_faults(error))))
-
-
-def _faults(error: ValidationError) -> Sequence[Fault]:
-    return [_fault(each) for each in error.errors(include_url=False, include_input=False)]
+    faults = [_fault(details) for details in error.errors(include_url=False, include_input=False)]
+    return Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
 
 
 def _fault(error: ErrorDetails) -> Fault:
     """One of pydantic's errors, without the value."""
-    code = _code(error["type"], error.get("ctx"))
-    detail = _DETAILS.get(code) or error["msg"].replace("Input ", "").replace("dictionary", "object")
-    return Fault(str(error["loc"][0]), code, detail)
-
-
-def _code(kind: str, context: Mapping[str, Any] | None) -> str:
-    """The problem code of a pydantic error."""
-    return str(context["code"]) if kind == "url" and context else _CODES.get(kind, kind)
+    code = _CODES.get(error["type"], error["type"])
+    detail = _DETAILS.get(code) or error["msg"].replace("Input ", "")
+    return fault_in(str(error["loc"][0]), code, detail)

@@ -138,4 +138,6 @@ def next_page(path: str, cursor: str) -> dict[str, str]:
 
 def bad_query(field: str, detail: str) -> Refused:
     """422: a parameter of the query is malformed."""
-    return Refused(Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "query", detail=f"{field} {detail}", field=field))
+    return Refused(
+        Problem(status=HTTPStatus.UNPROCESSABLE_ENTITY, code="query", detail=f"{field} {detail}", field=field)
+    )

@@ -14,7 +14,8 @@ import trio
 
 from downloader.api.globs import Allows
 from downloader.errors import StoreUnavailable
-from downloader.store import Aggregation, AggregationLoad, JobStore, StoreError
+from downloader.store import AggregationLoad, JobStore, StoreError
+from downloader.wire import Aggregation
 
 SEARCHED = 20_000
 """Most aggregations that are searched, of each shard of the store the busiest."""

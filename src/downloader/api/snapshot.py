@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from downloader.api.globs import Allows, anything
-from downloader.api.views import fleet_counters, rfc3339, waiting
+from downloader.api.views import fleet_counters, waiting
 from downloader.store import Backlog, Load
+from downloader.wire import moment, rfc3339
 
 ROLES = ("api", "processor", "notifier")
 
@@ -72,7 +73,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
                 "in_flight": load.in_flight,
                 "limit": load.limit,
                 "paused": load.paused,
-                "cooling_until": rfc3339(load.cooling_until_ms),
+                "cooling_until": moment(load.cooling_until_ms),
             }
             for load in visible[:SHOWN]
         ],
@@ -81,7 +82,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
             "downloads": snapshot.load.downloads if snapshot.load else 0,
             "callbacks": snapshot.load.callbacks if snapshot.load else 0,
         },
-        "waiting": waiting(snapshot.load, snapshot.backlog, destinations=True)
+        "waiting": waiting(snapshot.load, snapshot.backlog, destinations=True).model_dump()
         if snapshot.load and snapshot.backlog and allows is anything
         else None,
         "counters": {
@@ -89,7 +90,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
             for role in COUNTED_ROLES
         },
     }
-    return json.dumps(document, separators=(",", ":")).encode()
+    return json.dumps(document, separators=(",", ":"), default=rfc3339).encode()
 
 
 def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:

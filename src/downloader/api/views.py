@@ -1,52 +1,54 @@
-"""JSON representations of the store's data."""
+"""What the API sends, made of the store's data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from dataclasses import asdict
 from typing import Any
 
-from downloader.api.answers import CallbackAnswer, JobAnswer, TaskAnswer
 from downloader.errors import StorageError
 from downloader.model import JobSpec, State
 from downloader.net import redact_url
 from downloader.observe import COUNTERS, by_name
 from downloader.store import Backlog, JobView, Load, TaskView
+from downloader.wire import (
+    FailedDestination,
+    Failure,
+    Job,
+    JobCallback,
+    JobFile,
+    Waiting,
+    WaitingCallbacks,
+    WaitingDestination,
+    WaitingDownloads,
+    moment,
+)
 
 
-def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> JobAnswer:
+def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
     """The answer of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
 
     `download_url` gives the URL of the job's file, and raises `StorageError` if the storage fails.
     """
     spec, outcome = view.spec, view.outcome
-    has_file = view.download.state is State.SUCCEEDED and outcome is not None
-    return {
-        "id": spec.id,
-        "aggr_id": spec.aggr_id,
-        "url": redact_url(spec.url),
-        "created_at": rfc3339(spec.created_ms),
+    succeeded = view.download.state is State.SUCCEEDED and outcome is not None
+    return Job(
+        id=spec.id,
+        aggr_id=spec.aggr_id,
+        url=redact_url(spec.url),
+        created_at=moment(spec.created_ms),
         **_task(view.download),
-        "crashes": view.download.crashes,
-        "priority": spec.priority,
-        "error": outcome.error if outcome else "",
-        "error_code": str(outcome.error_code) if outcome else "",
-        "response_code": outcome.response_code if outcome else 0,
-        "file": {
-            "path": spec.storage_key,
-            "size": outcome.file.size,
-            "sha256": outcome.file.sha256,
-            "mime_type": outcome.file.mime_type,
-            "image_size": outcome.file.image_size,
-            "filename": outcome.file.filename,
-        }
-        if has_file and outcome
-        else None,
-        "download_url": _download_url(spec, download_url) if has_file else "",
-        "extra": spec.extra,
-        "callback": _callback(view),
-        "kept_until": rfc3339(view.kept_until_ms),
-    }
+        crashes=view.download.crashes,
+        priority=spec.priority,
+        error=outcome.error if outcome else "",
+        error_code=str(outcome.error_code) if outcome else "",
+        response_code=outcome.response_code if outcome else 0,
+        file=JobFile(path=spec.storage_key, **asdict(outcome.file)) if succeeded and outcome else None,
+        download_url=_download_url(spec, download_url) if succeeded else "",
+        extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
+        callback=_callback(view),
+        kept_until=moment(view.kept_until_ms),
+    )
 
 
 def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:
@@ -56,86 +58,63 @@ def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:
         return ""
 
 
-def _callback(view: JobView) -> CallbackAnswer | None:
+def _callback(view: JobView) -> JobCallback | None:
     if view.callback is None:
         return None
     kind, destination = view.spec.callback(success=view.download.state is State.SUCCEEDED)
-    return {"type": kind, "destination": redact_url(destination), **_task(view.callback)}
+    return JobCallback(type=kind, destination=redact_url(destination), **_task(view.callback))
 
 
-def _task(task: TaskView) -> TaskAnswer:
+def _task(task: TaskView) -> dict[str, Any]:
+    """The members that a job and its callback have in common."""
     return {
         "state": str(task.state),
         "attempts": task.attempts,
         "deliveries": task.deliveries,
-        "due_at": rfc3339(task.due_ms),
-        "started_at": rfc3339(task.started_ms),
-        "finished_at": rfc3339(task.finished_ms),
+        "due_at": moment(task.due_ms),
+        "started_at": moment(task.started_ms),
+        "finished_at": moment(task.finished_ms),
         "errors": [
-            {"at": rfc3339(entry.get("at_ms")), "error": entry.get("error", "")} for entry in task.log
+            Failure(at=moment(entry.get("at_ms")), error=entry.get("error", "")) for entry in task.log
         ],
     }
-
-
-def rfc3339(ms: int | None) -> str | None:
-    """A Unix time as RFC 3339 in UTC, to the millisecond."""
-    if not ms:
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def unix_ms(text: str) -> int:
-    """The Unix time of a text as in RFC 3339; 1 for one before 1970.
-
-    Raises:
-        ValueError: it is no time, or has no offset from UTC.
-    """
-    try:
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is not None:
-            return max(1, int(found.astimezone(UTC).timestamp() * 1000))
-    except (ValueError, OverflowError):
-        pass
-    raise ValueError("must be a time with its offset, as in RFC 3339")
 
 
 FAILED_SHOWN = 20
 """Most destinations that are named with the number of their failed callbacks."""
 
 
-def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> dict[str, Any]:
-    """The JSON of what waits; `destinations`: whether the caller may see the destinations of callbacks."""
+def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
+    """What waits; `destinations`: whether the caller may see the destinations of callbacks."""
     shown = backlog.destinations if destinations else ()
-    return {
-        "downloads": {
-            "pending": backlog.downloads.pending,
-            "in_flight": load.downloads,
-            "aggregations": backlog.downloads.groups,
-            "cooling": cooling(load),
-            "next_due_at": rfc3339(backlog.downloads.next_ms),
-        },
-        "callbacks": {
-            "pending": backlog.callbacks.pending,
-            "in_flight": load.callbacks,
-            "failed": backlog.failed_callbacks,
-            "next_due_at": rfc3339(backlog.callbacks.next_ms),
-            "destinations": [
-                {
-                    "destination": each.destination,
-                    "pending": each.pending,
-                    "in_flight": each.in_flight,
-                    "limit": each.limit,
-                    "due_at": rfc3339(each.due_ms),
-                }
-                for each in shown
+    failed_to = backlog.failed_to[:FAILED_SHOWN] if destinations else ()
+    return Waiting(
+        downloads=WaitingDownloads(
+            pending=backlog.downloads.pending,
+            in_flight=load.downloads,
+            aggregations=backlog.downloads.groups,
+            cooling=cooling(load),
+            next_due_at=moment(backlog.downloads.next_ms),
+        ),
+        callbacks=WaitingCallbacks(
+            pending=backlog.callbacks.pending,
+            in_flight=load.callbacks,
+            failed=backlog.failed_callbacks,
+            next_due_at=moment(backlog.callbacks.next_ms),
+            destinations=[
+                WaitingDestination(
+                    destination=row.destination,
+                    pending=row.pending,
+                    in_flight=row.in_flight,
+                    limit=row.limit,
+                    due_at=moment(row.due_ms),
+                )
+                for row in shown
             ],
-            "more_destinations": backlog.callbacks.groups - len(shown) if destinations else 0,
-            "failed_to": [
-                {"destination": name, "failed": failed}
-                for name, failed in (backlog.failed_to[:FAILED_SHOWN] if destinations else ())
-            ],
-        },
-    }
+            more_destinations=backlog.callbacks.groups - len(shown) if destinations else 0,
+            failed_to=[FailedDestination(destination=name, failed=failed) for name, failed in failed_to],
+        ),
+    )
 
 
 def cooling(load: Load) -> int:

@@ -13,17 +13,9 @@ from __future__ import annotations
 
 from downloader.client.client import DEFAULT_URL, RETRIES, AsyncClient, Client
 from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
-from downloader.client.models import (
-    Aggregation,
-    AggregationChanges,
-    Job,
-    JobCallback,
-    JobFields,
-    JobFile,
-    ListedJob,
-    Submitted,
-)
-from downloader.webhooks import Callback, WebhookError, verify
+from downloader.client.models import JobFields, Submitted
+from downloader.webhooks import WebhookError, verify
+from downloader.wire import Aggregation, AggregationChanges, Callback, Job, JobCallback, JobFile, ListedJob
 
 __all__ = [
     "DEFAULT_URL",

@@ -23,9 +23,10 @@ import httpx2
 
 from downloader.client import bodies
 from downloader.client.errors import Unreachable, WaitTimeout
-from downloader.client.models import Aggregation, AggregationChanges, Job, JobFields, ListedJob, Submitted
+from downloader.client.models import JobFields, Submitted
 from downloader.client.wire import BlockingTransport, Wire, json_object, json_of, not_a_downloader, run
 from downloader.model import State
+from downloader.wire import Aggregation, AggregationChanges, Job, ListedJob
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 """Where `downloader run` listens if it is not told otherwise."""

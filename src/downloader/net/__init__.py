@@ -15,7 +15,7 @@ from downloader.net.errors import (
     TimedOut,
     TlsFailed,
 )
-from downloader.net.fields import FIELD_NAME, is_field_value, is_forbidden, is_token, parse_retry_after
+from downloader.net.fields import is_field_value, is_forbidden, is_token, parse_retry_after
 from downloader.net.policy import EgressPolicy, host_matches
 from downloader.net.resolve import Resolver
 from downloader.net.route import Expect, Route, build_request
@@ -29,7 +29,6 @@ from downloader.net.transport import (
 )
 from downloader.net.url import (
     HIDDEN,
-    MAX_URL_CHARS,
     Origin,
     Url,
     UrlError,
@@ -42,9 +41,7 @@ from downloader.net.url import (
 )
 
 __all__ = [
-    "FIELD_NAME",
     "HIDDEN",
-    "MAX_URL_CHARS",
     "BadRequest",
     "BadResponse",
     "ConnectFailed",

@@ -7,6 +7,8 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from downloader.model import FIELD_NAME
+
 FORBIDDEN_FIELDS = frozenset(
     {
         *("host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer"),
@@ -15,9 +17,6 @@ FORBIDDEN_FIELDS = frozenset(
 )
 """Request fields that frame or route the message, which the transport writes, and the one that makes a whole
 file impossible (`Range`); lower case. So is every name that begins with `proxy-`."""
-
-FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-"""A regular expression for a field's name (RFC 9110, 5.6.2)."""
 
 _TOKEN = re.compile(FIELD_NAME)
 

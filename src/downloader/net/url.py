@@ -18,11 +18,10 @@ from urllib.parse import quote, unquote_to_bytes, urljoin
 import httpx2
 import idna
 
+from downloader.model import MAX_URL_CHARS
+
 Use = Literal["download", "callback", "proxy", "endpoint"]
 """An endpoint is a base URL in the configuration: the API's own, or a server that imitates AWS."""
-
-MAX_URL_CHARS = 8192
-"""What servers commonly accept as a request line; presigned URLs have up to 2,000."""
 
 HIDDEN = "***"
 """Replaces a secret in texts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,12 +11,13 @@ from typing import assert_never
 import trio
 
 from downloader.errors import StorageError
-from downloader.model import CallbackOutcome, JobSpec, Lease, Verdict, callback_payload
+from downloader.model import CallbackOutcome, JobSpec, Lease, Verdict
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.notify.schedule import next_delay_s
 from downloader.plugins import find_cancel, one_line
+from downloader.wire import callback_body
 
 _MAX_AFTER_S = 86400.0
 """Limit of `RetryLater.after_s`: a day."""
@@ -54,7 +54,12 @@ async def send_callback(
     if not name:
         return CallbackOutcome(verdict=Verdict.FAILED, error="the job names no callback for this result")
     try:
-        body = _body(lease, download_url(lease.spec))
+        body = callback_body(
+            lease.spec,
+            lease.result,
+            attempts=lease.result_attempts,
+            download_url=download_url(lease.spec),
+        )
     except StorageError as exc:
         return _retry(lease, RetryLater(str(exc)), schedule, rng)
     spec = lease.spec
@@ -117,15 +122,3 @@ def _checked(answer: object) -> Result | _Broken:
             return _Broken(f"answered {type(answer).__name__} with a reason that is not a text")
         case _:
             return _Broken(f"answered {type(answer).__name__}")
-
-
-def _body(lease: Lease, download_url: str) -> bytes:
-    assert lease.result is not None
-    payload = callback_payload(
-        lease.spec, lease.result, attempts=lease.result_attempts, download_url=download_url
-    )
-    return _encode(payload).encode("ascii")
-
-
-# ASCII: a client's `extra` may have a lone surrogate, which UTF-8 cannot encode.
-_encode = json.JSONEncoder(separators=(",", ":")).encode

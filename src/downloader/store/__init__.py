@@ -14,18 +14,14 @@ from downloader.store.sealing import open_sealer
 from downloader.store.servers import asyncio_loop
 from downloader.store.values import (
     Accepted,
-    Aggregation,
     AggregationLoad,
-    AggregationPage,
     Backlog,
     CallbackPlan,
     Changed,
     DestinationLoad,
-    JobPage,
     JobView,
     LeaseBatch,
     Listed,
-    ListedJob,
     Load,
     Reapable,
     ReapBatch,

@@ -9,19 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
-from downloader.net import host_of
+from downloader.net import host_of, redact_url
 from downloader.store.values import (
-    Aggregation,
     AggregationLoad,
     Backlog,
     CallbackPlan,
     DestinationLoad,
     JobView,
-    ListedJob,
     Load,
     Reapable,
     Settlement,
@@ -29,6 +28,7 @@ from downloader.store.values import (
     TaskView,
     Waiting,
 )
+from downloader.wire import Aggregation, ListedJob, moment
 
 # Arguments
 
@@ -216,17 +216,17 @@ def reapable(flat: Sequence[Any]) -> Reapable:
 
 def listed_job(flat: Sequence[Any]) -> ListedJob:
     """A job as `list.lua` describes it."""
-    found = fields(flat)
+    row = fields(flat)
     return ListedJob(
-        job_id=found["id"],
-        aggr_id=found["group"],
-        state=found["state"],
-        callback=found["callback"],
-        finished_ms=int(found["finished"]) if found["finished"] else None,
-        failed_ms=int(found["failed"]) if found["failed"] else None,
-        error=found["error"],
-        error_code=found["code"],
-        destination=found["destination"],
+        id=row["id"],
+        aggr_id=row["group"],
+        state=row["state"],
+        callback=row["callback"] or None,
+        finished_at=_moment(row["finished"]),
+        failed_at=_moment(row["failed"]),
+        error=row["error"],
+        error_code=row["code"],
+        destination=row["destination"],
     )
 
 
@@ -332,23 +332,27 @@ def _aggregation(found: Mapping[str, str]) -> AggregationLoad:
 
 def aggregation(flat: Sequence[Any]) -> Aggregation:
     """An aggregation as `describe_aggregation` of the scripts has it."""
-    found = fields(flat)
-    pending, running = counts(found["score"])
-    values, asked = fields(found["values"]), fields(found["asked"])
+    row = fields(flat)
+    pending, running = counts(row["score"])
+    values, asked = fields(row["values"]), fields(row["asked"])
     return Aggregation(
-        aggr_id=found["name"],
-        pending=pending,
-        in_flight=running,
+        aggr_id=row["name"],
         limit=int(values["limit"] or 1),
         rate=_number(values["rate"]),
         delay=_number(values["delay"]),
-        asked={name: _number(value) for name, value in asked.items()},
-        proxy=found["proxy"],
-        paused=found["paused"] == "1",
-        cooling_until_ms=int(found["cooling"]) if found["cooling"] else None,
-        cooling_reason=found["why"],
-        next_due_ms=int(found["due"]) if found["due"] else None,
+        overridden={name: _number(value) for name, value in asked.items()},
+        proxy=redact_url(row["proxy"]) if row["proxy"] else "",
+        paused=row["paused"] == "1",
+        in_flight=running,
+        pending=pending,
+        cooling_until=_moment(row["cooling"]),
+        cooling_reason=row["why"],
+        next_due_at=_moment(row["due"]),
     )
+
+
+def _moment(ms: str) -> datetime | None:
+    return moment(int(ms)) if ms else None
 
 
 def _number(text: str) -> float | None:

@@ -27,7 +27,6 @@ from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
     Accepted,
-    Aggregation,
     CallbackPlan,
     Changed,
     LeaseBatch,
@@ -37,6 +36,7 @@ from downloader.store.values import (
     Shares,
     Submission,
 )
+from downloader.wire import Aggregation, AggregationChanges
 
 log = get_logger()
 
@@ -327,7 +327,7 @@ class JobStore(StoreReader):
         shard = shard_of(spec.id, self._keys.shards)
         return Changed(await self._client.run("cancel", shard, call, durable=True))
 
-    async def adjust(self, aggr_id: str, changes: Mapping[str, float | bool | None]) -> Aggregation | None:
+    async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
         """Change an aggregation over the fleet, at once; `None` if it has no work.
 
         `changes` has values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import trio
@@ -21,18 +22,17 @@ from downloader.store.sealing import Sealer
 from downloader.store.values import (
     COUNTED_FAILURES,
     SUMMED_GROUPS,
-    Aggregation,
     AggregationLoad,
-    AggregationPage,
     Backlog,
-    JobPage,
     JobView,
     Listed,
-    ListedJob,
     Load,
 )
+from downloader.wire import Aggregation, AggregationPage, JobPage, ListedJob
 
 log = get_logger()
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 LISTED_AT_ONCE = 1000
 """Aggregations that one call of `loads` reads: a few milliseconds of the store's time."""
@@ -86,7 +86,7 @@ class StoreReader:
         call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
         answers = await self._client.run_on_all("list", call)
         found = [codec.listed_job(flat) for each in answers for flat in codec.fields(each)["jobs"]]
-        found.sort(key=lambda job: -(job.failed_ms or job.finished_ms or 0))
+        found.sort(key=lambda job: job.failed_at or job.finished_at or _NEVER, reverse=True)
         return found[:count]
 
     async def get(self, job_id: str) -> JobView | None:

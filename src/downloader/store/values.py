@@ -232,40 +232,6 @@ class AggregationLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aggregation:
-    """An aggregation that has work, and how it runs."""
-
-    aggr_id: str
-    pending: int
-    in_flight: int
-    """Downloads leased now, over the fleet."""
-    limit: int
-    rate: float | None
-    """Starts per second at the most."""
-    delay: float | None
-    """Seconds between two starts at the least."""
-    asked: Mapping[str, float | None]
-    """What its jobs ask for, for each field that an operator has set."""
-    proxy: str
-    paused: bool
-    cooling_until_ms: int | None
-    """Unix time until which nothing of it starts, because its origin asked for a pause."""
-    cooling_reason: str
-    """The error that caused the cooldown; empty while it does not cool down."""
-    next_due_ms: int | None
-    """Unix time from which its first pending job may start; `None` if none is pending or it is paused."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AggregationPage:
-    """Answer to one call for aggregations."""
-
-    aggregations: Sequence[Aggregation]
-    cursor: str
-    """Argument of the call that continues behind this page; empty at the end."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What the fleet is doing: the busiest aggregations, and totals over all of them."""
 
@@ -337,34 +303,3 @@ class Listed(StrEnum):
     """The download waits; by the time at which it is due. Of one aggregation only."""
     FAILURES = "failures"
     """Download or callback failed lately, the newest first; a bounded list, of one page."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedJob:
-    """A job in a list."""
-
-    job_id: str
-    aggr_id: str
-    state: str
-    """The state of its download."""
-    callback: str
-    """The state of its callback; empty without one."""
-    finished_ms: int | None
-    """When the download ended."""
-    failed_ms: int | None
-    """When the callback failed; `None` if it did not."""
-    error: str
-    """The callback's error if it failed, otherwise the download's."""
-    error_code: str
-    """Of the download; empty unless it failed or was cancelled."""
-    destination: str
-    """Backend and host, queue, topic or prefix of the callback; empty without one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobPage:
-    """Answer to one call for a list of jobs."""
-
-    jobs: Sequence[ListedJob]
-    cursor: str
-    """Argument of the call that continues behind this page; empty at the end."""

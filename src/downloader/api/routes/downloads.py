@@ -17,20 +17,20 @@ from typing import Any
 
 import trio
 
-from downloader.api.answers import AcceptedAnswer, AcceptedLine, LineProblem
+from downloader import wire
 from downloader.api.auth import CALLER, Caller
 from downloader.api.deps import ApiDeps, Context
-from downloader.api.fields import DownloadRequest
 from downloader.api.globs import anything
 from downloader.api.intake import BULK_PATH, MAX_BATCH, SINGLE_PATH, Intake, memory_of
 from downloader.api.json import parse_object
 from downloader.api.parse import parse_job, unknown_fields
-from downloader.api.problems import STORE_UNAVAILABLE, Fault, Problem, Refused, too_large
+from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, fault_in, too_large
 from downloader.api.routing import NDJSON, Parameter, ResponseSpec, route
 from downloader.model import JobSpec
 from downloader.observe import Counters, Event, get_logger
 from downloader.server import STREAMED, Gone, HttpError, Message, Receive, Send, client_of, send_response
 from downloader.store import Accepted, StoreError, StoreUnavailable, Submission
+from downloader.wire import AcceptedLine, DownloadRequest, Fault, LineProblem
 
 TRACE = "downloader.trace"
 """Key in the ASGI scope: the traceparent of the request's own span; absent without traces."""
@@ -47,8 +47,8 @@ _REPLAYED = (b"idempotent-replayed", b"true")
 """Stripe's header; the IETF's draft of `Idempotency-Key` has none."""
 
 _PROXIED = Problem(
-    HTTPStatus.CONFLICT,
-    "proxy_not_allowed",
+    status=HTTPStatus.CONFLICT,
+    code="proxy_not_allowed",
     detail="The aggregation goes through a proxy that the token may not use.",
     field="aggr_id",
 )
@@ -75,7 +75,7 @@ _log = get_logger()
     responses={
         HTTPStatus.CREATED: ResponseSpec(
             "The job is accepted.",
-            AcceptedAnswer,
+            wire.Accepted,
             headers={
                 "Location": "The job's route.",
                 "Idempotent-Replayed": "`true` if the idempotency key was known.",
@@ -105,7 +105,9 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
         key = None if header is None else header.decode("latin-1")
         if fault := key_fault(key, _KEY_HEADER):
             detail = f"{fault.field} {fault.detail}."
-            raise Refused(Problem(HTTPStatus.BAD_REQUEST, fault.code, detail=detail, field=fault.field))
+            raise Refused(
+                Problem(status=HTTPStatus.BAD_REQUEST, code=fault.code, detail=detail, field=fault.field)
+            )
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
         submission = in_trace(submission, scope.get(TRACE) or traceparent(headers))
@@ -160,7 +162,7 @@ def key_fault(key: object, field: str) -> Fault | None:
     """The error of an idempotency key; `None` if it is valid or absent."""
     if key is None or (isinstance(key, str) and _KEY.fullmatch(key)):
         return None
-    return Fault(field, "idempotency_key", "must be 1 to 255 printable ASCII characters")
+    return fault_in(field, "idempotency_key", "must be 1 to 255 printable ASCII characters")
 
 
 def make_submission(
@@ -189,7 +191,7 @@ def make_submission(
             earlier=earlier,
         )
     except Refused as refused:
-        problem = replace(refused.problem, warnings=unknown_fields(members))
+        problem = refused.problem.model_copy(update={"warnings": unknown_fields(members)})
         if caller is not None and problem.code == "forbidden":
             _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
         raise Refused(problem) from None
@@ -235,18 +237,20 @@ def check_accepted(why: Accepted, *, key_field: str) -> None:
     if why is Accepted.CONFLICT:
         detail = f"The {key_field} was used with another job."
         raise Refused(
-            Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "idempotency_conflict", detail=detail, field=key_field)
+            Problem(
+                status=HTTPStatus.UNPROCESSABLE_ENTITY,
+                code="idempotency_conflict",
+                detail=detail,
+                field=key_field,
+            )
         )
 
 
-def created(job_id: str, warnings: Sequence[Fault], **more: bool) -> bytes:
-    """The JSON that answers an accepted job; `more` are further members."""
-    if not warnings and not more:  # nearly always
+def created(job_id: str, warnings: Sequence[Fault], *, replayed: bool = False) -> bytes:
+    """The JSON that answers an accepted job."""
+    if not warnings and not replayed:  # nearly always
         return b'{"id": "%s"}' % job_id.encode()
-    answer: dict[str, Any] = {"id": job_id, **more}
-    if warnings:
-        answer["warnings"] = [warning.members() for warning in warnings]
-    return json.dumps(answer).encode()
+    return AcceptedLine(id=job_id, warnings=warnings, replayed=replayed).model_dump_json().encode()
 
 
 KEY_FIELD = "idempotency_key"
@@ -379,7 +383,7 @@ async def _take(batch: Sequence[_Job | Problem], intake: Intake, counters: Count
     for line in lines:
         if isinstance(line, Problem):
             counters.add("jobs_refused", 1, BULK_PATH, line.code)
-    return b"".join(_problem_line(line) if isinstance(line, Problem) else line for line in lines)
+    return b"".join(line.line() + b"\n" if isinstance(line, Problem) else line for line in lines)
 
 
 def _answer_line(answer: tuple[Accepted, str] | StoreError, warnings: Sequence[Fault]) -> bytes | Problem:
@@ -393,9 +397,4 @@ def _answer_line(answer: tuple[Accepted, str] | StoreError, warnings: Sequence[F
         return refused.problem
     except StoreError:
         return STORE_UNAVAILABLE
-    replayed = {"replayed": True} if why is Accepted.REPEATED else {}
-    return created(job_id, warnings, **replayed) + b"\n"
-
-
-def _problem_line(problem: Problem) -> bytes:
-    return json.dumps(problem.members()).encode() + b"\n"
+    return created(job_id, warnings, replayed=why is Accepted.REPEATED) + b"\n"

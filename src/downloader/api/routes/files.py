@@ -116,8 +116,8 @@ def _part(asked: Request, size: int) -> tuple[int, int] | None:
     if start >= size:
         raise Refused(
             Problem(
-                HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                "range_not_satisfiable",
+                status=HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+                code="range_not_satisfiable",
                 detail="The range begins behind the file's end.",
                 more_headers=((b"content-range", b"bytes */%d" % size),),
             )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
 
-from downloader.api.answers import ReadyAnswer, StatusAnswer, WaitingAnswer
 from downloader.api.auth import sees_all
 from downloader.api.deps import Context
 from downloader.api.problems import not_found
@@ -16,6 +14,7 @@ from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
 from downloader.api.views import counters, waiting
 from downloader.observe import by_name
 from downloader.store import StoreError
+from downloader.wire import Ready, Status, Waiting
 
 
 @route(
@@ -24,17 +23,17 @@ from downloader.store import StoreError
     scope=None,
     when_crowded=True,
     responses={
-        HTTPStatus.OK: ResponseSpec("In service.", StatusAnswer),
-        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec("`api.heartbeat_path` exists.", StatusAnswer),
+        HTTPStatus.OK: ResponseSpec("In service.", Status),
+        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec("`api.heartbeat_path` exists.", Status),
     },
 )
-async def heartbeat(context: Context) -> tuple[StatusAnswer, int]:
+async def heartbeat(context: Context) -> tuple[Status, int]:
     """For load balancers."""
     path = context.deps.settings.heartbeat_path
     # Not `Path.exists`, which raises if it may not read the folder. A stat costs less than a thread.
     if path and os.path.exists(path):  # noqa: ASYNC240, PTH110
-        return {"status": "out of service"}, HTTPStatus.SERVICE_UNAVAILABLE
-    return {"status": "ok"}, HTTPStatus.OK
+        return Status(status="out of service"), HTTPStatus.SERVICE_UNAVAILABLE
+    return Status(status="ok"), HTTPStatus.OK
 
 
 @route(
@@ -42,11 +41,11 @@ async def heartbeat(context: Context) -> tuple[StatusAnswer, int]:
     "/health/live",
     scope=None,
     when_crowded=True,
-    responses={HTTPStatus.OK: ResponseSpec("It is.", StatusAnswer)},
+    responses={HTTPStatus.OK: ResponseSpec("It is.", Status)},
 )
-async def live(_context: Context) -> StatusAnswer:
+async def live(_context: Context) -> Status:
     """Whether the process is alive."""
-    return {"status": "ok"}
+    return Status(status="ok")
 
 
 @route(
@@ -55,13 +54,13 @@ async def live(_context: Context) -> StatusAnswer:
     scope=None,
     when_crowded=True,
     responses={
-        HTTPStatus.OK: ResponseSpec("It can.", ReadyAnswer),
+        HTTPStatus.OK: ResponseSpec("It can.", Ready),
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
-            "The store cannot be reached, or a role does not run.", ReadyAnswer
+            "The store cannot be reached, or a role does not run.", Ready
         ),
     },
 )
-async def ready(context: Context) -> tuple[ReadyAnswer, int]:
+async def ready(context: Context) -> tuple[Ready, int]:
     """Whether the instance can work."""
     roles = dict(context.deps.ready())
     try:
@@ -71,21 +70,19 @@ async def ready(context: Context) -> tuple[ReadyAnswer, int]:
         store = False
     good = store and all(roles.values())
     status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
-    answer: ReadyAnswer = {"status": "ok" if good else "not ready", "store": store, "roles": roles}
     # An unhealthy backend does not make the instance unready: its other backends work, and another instance
     # would have the same trouble.
-    if backends := context.deps.healthy():
-        answer["backends"] = dict(backends)
-    return answer, status
+    backends = context.deps.healthy()
+    return Ready(status="ok" if good else "not ready", store=store, roles=roles, backends=backends), status
 
 
 @route(
     "GET",
     "/stats",
     scope="read",
-    responses={HTTPStatus.OK: ResponseSpec("Over the fleet.", WaitingAnswer)},
+    responses={HTTPStatus.OK: ResponseSpec("Over the fleet.", Waiting)},
 )
-async def backlog(context: Context) -> Mapping[str, Any]:
+async def backlog(context: Context) -> Waiting:
     """What waits."""
     load, backlog = await context.store.load(SAMPLED), await context.store.backlog(DESTINATIONS)
     return waiting(load, backlog, destinations=sees_all())

@@ -5,27 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from datetime import datetime
 from http import HTTPStatus
 
 import trio
 from quart import request
 
-from downloader.api.answers import (
-    FailuresAnswer,
-    IdAnswer,
-    JobAnswer,
-    ListedAnswer,
-    ListedPageAnswer,
-    RetriedAnswer,
-)
 from downloader.api.auth import sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
-from downloader.api.views import job_view, rfc3339, unix_ms
+from downloader.api.views import job_view
 from downloader.model import State
 from downloader.observe import Event, get_logger
-from downloader.store import CallbackPlan, Changed, JobPage, JobStore, JobView, Listed, ListedJob
+from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
+from downloader.wire import Accepted, FailurePage, Job, JobPage, ListedJob, Retried, moment, unix_ms
 
 PAGE = 200
 """Jobs that one request reads: a few milliseconds of the store's time."""
@@ -74,10 +68,10 @@ _FILTERS = (
     "GET",
     "/jobs/<job_id>",
     scope="read",
-    responses={HTTPStatus.OK: ResponseSpec("The job.", JobAnswer)},
+    responses={HTTPStatus.OK: ResponseSpec("The job.", Job)},
     problems={HTTPStatus.NOT_FOUND: _UNKNOWN},
 )
-async def show(context: Context, job_id: str) -> JobAnswer:
+async def show(context: Context, job_id: str) -> Job:
     """One job."""
     view = await visible_job(context.store, job_id)
     if view is None:
@@ -89,10 +83,10 @@ async def show(context: Context, job_id: str) -> JobAnswer:
     "DELETE",
     "/jobs/<job_id>",
     scope="submit",
-    responses={HTTPStatus.ACCEPTED: ResponseSpec("It is cancelled.", IdAnswer)},
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("It is cancelled.", Accepted)},
     problems={HTTPStatus.NOT_FOUND: _UNKNOWN, HTTPStatus.CONFLICT: "its download is over"},
 )
-async def cancel(context: Context, job_id: str) -> IdAnswer:
+async def cancel(context: Context, job_id: str) -> Accepted:
     """Cancel a job.
 
     It may wait or be in flight. Its callback reports the `error_code` `cancelled`.
@@ -109,7 +103,7 @@ async def cancel(context: Context, job_id: str) -> IdAnswer:
     if answer is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_CANCELLED)
     _log.info(Event.JOB_CANCELLED, job_id=job_id, aggr_id=view.spec.aggr_id)
-    return {"id": job_id}
+    return Accepted(id=job_id)
 
 
 @route(
@@ -127,10 +121,10 @@ async def cancel(context: Context, job_id: str) -> IdAnswer:
         ),
         *_FILTERS,
     ],
-    responses={HTTPStatus.OK: ResponseSpec("A page.", ListedPageAnswer, headers=_LINK)},
+    responses={HTTPStatus.OK: ResponseSpec("A page.", JobPage, headers=_LINK)},
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is malformed, or there is no such list"},
 )
-async def list_jobs(context: Context) -> tuple[ListedPageAnswer, dict[str, str]]:
+async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
     """Lists of jobs.
 
     By `state` or `callback` or both; pending ones of one `aggr_id`.
@@ -141,8 +135,7 @@ async def list_jobs(context: Context) -> tuple[ListedPageAnswer, dict[str, str]]
         async for page in pages:
             if page.jobs:
                 break
-    answer: ListedPageAnswer = {"jobs": [_answer(job) for job in page.jobs], "cursor": page.cursor}
-    return answer, next_page("/jobs", page.cursor)
+    return page, next_page("/jobs", page.cursor)
 
 
 @route(
@@ -150,16 +143,16 @@ async def list_jobs(context: Context) -> tuple[ListedPageAnswer, dict[str, str]]
     "/failures",
     scope="read",
     parameters=[_AGGREGATION],
-    responses={HTTPStatus.OK: ResponseSpec("The newest first.", FailuresAnswer)},
+    responses={HTTPStatus.OK: ResponseSpec("The newest first.", FailurePage)},
 )
-async def failures(context: Context) -> FailuresAnswer:
+async def failures(context: Context) -> FailurePage:
     """What failed lately.
 
     The newest of the jobs whose download or callback failed for good; at most 200.
     """
     allows, aggr_id = visible_aggregations(), request.args.get("aggr_id", "")
     newest = await context.store.failures(PAGE)
-    return {"jobs": [_answer(job) for job in newest if allows(job.aggr_id) and aggr_id in ("", job.aggr_id)]}
+    return FailurePage(jobs=[job for job in newest if allows(job.aggr_id) and aggr_id in ("", job.aggr_id)])
 
 
 @route(
@@ -167,14 +160,14 @@ async def failures(context: Context) -> FailuresAnswer:
     "/retry/<job_id>",
     scope="retry",
     parameters=[_DOWNLOAD],
-    responses={HTTPStatus.CREATED: ResponseSpec("It waits again.", IdAnswer, headers=_LOCATION)},
+    responses={HTTPStatus.CREATED: ResponseSpec("It waits again.", Accepted, headers=_LOCATION)},
     problems={
         HTTPStatus.NOT_FOUND: _UNKNOWN,
         HTTPStatus.CONFLICT: "nothing of it has failed, or its aggregation uses another proxy now",
         HTTPStatus.UNPROCESSABLE_ENTITY: "a parameter is unknown",
     },
 )
-async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]]:
+async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]]:
     """Retry a job.
 
     Sends a failed callback again.
@@ -189,7 +182,7 @@ async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]
         raise Refused(UNKNOWN_JOB)
     if answer is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_RETRIED)
-    return {"id": job_id}, {"Location": f"/jobs/{job_id}"}
+    return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
 
 @route(
@@ -197,10 +190,10 @@ async def retry(context: Context, job_id: str) -> tuple[IdAnswer, dict[str, str]
     "/retry",
     scope="retry",
     parameters=[_DOWNLOAD, *_FILTERS],
-    responses={HTTPStatus.OK: ResponseSpec("The page is done.", RetriedAnswer)},
+    responses={HTTPStatus.OK: ResponseSpec("The page is done.", Retried)},
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: f"{BAD_QUERY} or unknown"},
 )
-async def retry_all(context: Context) -> RetriedAnswer:
+async def retry_all(context: Context) -> Retried:
     """Send failed callbacks again.
 
     Or repeat failed downloads. Each request goes on until some were retried or a second has passed; repeat it
@@ -216,14 +209,14 @@ async def retry_all(context: Context) -> RetriedAnswer:
     retried = 0
     async with aclosing(pages):
         async for page in pages:
-            if ids := [job.job_id for job in page.jobs]:
+            if ids := [job.id for job in page.jobs]:
                 answers = await context.store.retry_all(
                     ids, download=download, limit=context.deps.callback_limit
                 )
                 retried = answers.count(Changed.DONE)
             if retried:
                 break
-    return {"retried": retried, "cursor": page.cursor}
+    return Retried(retried=retried, cursor=page.cursor)
 
 
 def _wants_download() -> bool:
@@ -250,7 +243,7 @@ async def _pages(store: JobStore, which: Listed, *, state: str, callback: str) -
     if which is Listed.PENDING and not aggr_id:
         raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
     try:
-        since_ms = unix_ms(since) if since else 0
+        start = moment(unix_ms(since)) if since else None
     except ValueError as error:
         raise bad_query("since", f"{error}.") from None
     allows, ends = visible_aggregations(), trio.current_time() + SEARCH_S
@@ -268,7 +261,7 @@ async def _pages(store: JobStore, which: Listed, *, state: str, callback: str) -
             and callback in ("", job.callback)
             and error_code in ("", job.error_code)
             and destination in ("", job.destination)
-            and (not since_ms or (_ended_ms(job, callback) or 0) >= since_ms)
+            and (start is None or _ended_since(job, callback, start))
         ]
         cursor = page.cursor
         yield JobPage(jobs=jobs, cursor=cursor)
@@ -276,9 +269,9 @@ async def _pages(store: JobStore, which: Listed, *, state: str, callback: str) -
             return
 
 
-def _ended_ms(job: ListedJob, callback: str) -> int | None:
-    """What `since` is compared with."""
-    return job.failed_ms if callback == State.FAILED else job.finished_ms
+def _ended_since(job: ListedJob, callback: str, start: datetime) -> bool:
+    ended = job.failed_at if callback == State.FAILED else job.finished_at
+    return ended is not None and ended >= start
 
 
 def _which(state: str, callback: str) -> Listed:
@@ -300,31 +293,19 @@ def _which(state: str, callback: str) -> Listed:
     return Listed.RUNNING if state == State.RUNNING else Listed.PENDING
 
 
-def _answer(job: ListedJob) -> ListedAnswer:
-    return {
-        "id": job.job_id,
-        "aggr_id": job.aggr_id,
-        "state": job.state,
-        "callback": job.callback or None,
-        "finished_at": rfc3339(job.finished_ms),
-        "failed_at": rfc3339(job.failed_ms),
-        "error": job.error,
-    }
-
-
 _NOT_TO_BE_CANCELLED = Problem(
-    HTTPStatus.CONFLICT, "not_to_be_cancelled", detail="The download of this job is over."
+    status=HTTPStatus.CONFLICT, code="not_to_be_cancelled", detail="The download of this job is over."
 )
 
 _ENCRYPTED = Problem(
-    HTTPStatus.CONFLICT,
-    "encrypted",
+    status=HTTPStatus.CONFLICT,
+    code="encrypted",
     detail="The job is encrypted with a key that is not in this instance's redis.encryption_keys.",
 )
 
 _NOT_TO_BE_RETRIED = Problem(
-    HTTPStatus.CONFLICT,
-    "not_to_be_retried",
+    status=HTTPStatus.CONFLICT,
+    code="not_to_be_retried",
     detail="Only a failed callback, or with ?download=1 a failed download, can be retried; no download whose"
     " aggregation uses another proxy now.",
 )

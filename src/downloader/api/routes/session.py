@@ -9,7 +9,6 @@ from typing import Annotated, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from quart import Response, request
 
-from downloader.api.answers import SessionAnswer
 from downloader.api.auth import (
     COOKIE,
     SECURE_COOKIE,
@@ -29,9 +28,9 @@ from downloader.api.origin import check_page
 from downloader.api.parse import refusal
 from downloader.api.problems import Refused, not_found
 from downloader.api.routing import Parameter, ResponseSpec, route
-from downloader.api.views import rfc3339
 from downloader.observe import Event, get_logger
 from downloader.server import Headers, Message
+from downloader.wire import Session, moment
 
 _PATH = "/session"
 
@@ -52,9 +51,9 @@ class SessionRequest(BaseModel):
     "GET",
     _PATH,
     scope=None,
-    responses={HTTPStatus.OK: ResponseSpec("Who it is, if anybody.", SessionAnswer)},
+    responses={HTTPStatus.OK: ResponseSpec("Who it is, if anybody.", Session)},
 )
-async def show(context: Context) -> tuple[SessionAnswer, dict[str, str]]:
+async def show(context: Context) -> tuple[Session, dict[str, str]]:
     """Who is signed in.
 
     By the cookie of `POST /session`, or by the token of this request.
@@ -77,7 +76,7 @@ async def show(context: Context) -> tuple[SessionAnswer, dict[str, str]]:
     scope=None,
     body=SessionRequest,
     responses={
-        HTTPStatus.CREATED: ResponseSpec("Signed in.", SessionAnswer, headers={"Set-Cookie": "The session."})
+        HTTPStatus.CREATED: ResponseSpec("Signed in.", Session, headers={"Set-Cookie": "The session."})
     },
     problems={
         HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
@@ -86,7 +85,7 @@ async def show(context: Context) -> tuple[SessionAnswer, dict[str, str]]:
         HTTPStatus.UNPROCESSABLE_ENTITY: "the token is missing or no text",
     },
 )
-async def begin(context: Context) -> tuple[SessionAnswer, dict[str, str]]:
+async def begin(context: Context) -> tuple[Session, dict[str, str]]:
     """Sign in.
 
     For the web page: the answer's cookie stands for the token for twelve hours. With it, requests other than
@@ -137,13 +136,13 @@ async def end(_context: Context) -> Response:
     return response
 
 
-def _answer(callers: Callers, caller: Caller | None, ends: int | None) -> SessionAnswer:
-    return {
-        "tokens": bool(callers),
-        "name": caller.name if caller else None,
-        "scopes": sorted(caller.scopes) if caller else [],
-        "expires_at": rfc3339(ends * 1000 if ends else None),
-    }
+def _answer(callers: Callers, caller: Caller | None, ends: int | None) -> Session:
+    return Session(
+        tokens=bool(callers),
+        name=caller.name if caller else None,
+        scopes=sorted(caller.scopes) if caller else [],
+        expires_at=moment(ends * 1000 if ends else None),
+    )
 
 
 def _is_secure() -> bool:

@@ -1,0 +1,79 @@
+"""The JSON that travels: submissions, jobs, aggregations, callbacks and problems.
+
+One model for each. The API answers with them and describes them in its OpenAPI document, the client parses
+with them, and callbacks are made of them. Each field and its description stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from downloader.wire.aggregation import (
+    Aggregation,
+    AggregationChanges,
+    AggregationPage,
+    AggregationSize,
+)
+from downloader.wire.base import LAST_MS, Moment, WireModel, moment, rfc3339, unix_ms
+from downloader.wire.callback import Callback, callback_body
+from downloader.wire.job import (
+    Accepted,
+    AcceptedLine,
+    Failure,
+    FailurePage,
+    Job,
+    JobCallback,
+    JobFile,
+    JobPage,
+    ListedJob,
+    Retried,
+)
+from downloader.wire.problem import Fault, LineProblem, Problem
+from downloader.wire.service import (
+    FailedDestination,
+    Ready,
+    Session,
+    Status,
+    Waiting,
+    WaitingCallbacks,
+    WaitingDestination,
+    WaitingDownloads,
+)
+from downloader.wire.submission import MAX_HEADERS, NO_CALLBACK, DownloadRequest
+
+__all__ = [
+    "LAST_MS",
+    "MAX_HEADERS",
+    "NO_CALLBACK",
+    "Accepted",
+    "AcceptedLine",
+    "Aggregation",
+    "AggregationChanges",
+    "AggregationPage",
+    "AggregationSize",
+    "Callback",
+    "DownloadRequest",
+    "FailedDestination",
+    "Failure",
+    "FailurePage",
+    "Fault",
+    "Job",
+    "JobCallback",
+    "JobFile",
+    "JobPage",
+    "LineProblem",
+    "ListedJob",
+    "Moment",
+    "Problem",
+    "Ready",
+    "Retried",
+    "Session",
+    "Status",
+    "Waiting",
+    "WaitingCallbacks",
+    "WaitingDestination",
+    "WaitingDownloads",
+    "WireModel",
+    "callback_body",
+    "moment",
+    "rfc3339",
+    "unix_ms",
+]

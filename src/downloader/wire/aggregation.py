@@ -1,0 +1,84 @@
+"""Aggregations: how they run, and what an operator may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from downloader.wire.base import Integer, Moment, WireModel
+
+MAX_INT = 2**31 - 1
+"""Largest limit or timeout: the largest 32-bit integer, which some clients send for "no limit"."""
+
+MAX_RATE = 1e6
+"""Starts per second: more than any fleet reaches."""
+
+MAX_DELAY_S = 86400
+"""A day, which is also the longest time between two starts that a rate can demand."""
+
+Limit = Annotated[Integer, Field(ge=1, le=MAX_INT)]
+Rate = Annotated[float, Field(gt=0, le=MAX_RATE)]
+Delay = Annotated[float, Field(ge=0, le=MAX_DELAY_S)]
+
+
+@with_config(
+    ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+)
+class AggregationChanges(TypedDict, total=False):
+    """The fields of an aggregation that an operator may change; `null` undoes an earlier change."""
+
+    limit: Limit | None
+    """Downloads at once."""
+    rate: Rate | None
+    """Starts per second."""
+    delay: Delay | None
+    """Seconds between two starts."""
+    paused: bool | None
+
+
+class Aggregation(WireModel):
+    """An aggregation that has unfinished downloads."""
+
+    aggr_id: str
+    limit: int
+    """At most this many downloads at once, over the fleet."""
+    rate: float | None = None
+    """At most this many downloads start in a second, over the fleet."""
+    delay: float | None = None
+    """At least this many seconds between two starts."""
+    overridden: Mapping[str, float | None] = {}
+    """For each field that an operator has set, what the jobs ask for."""
+    proxy: str = ""
+    """Passwords are hidden; empty without one."""
+    paused: bool = False
+    in_flight: int = 0
+    """Downloads that run now, over the fleet."""
+    pending: int = 0
+    cooling_until: Moment | None = None
+    """No download starts until then; `null` while it does not cool down."""
+    cooling_reason: str = ""
+    """The error that caused the cooldown; empty while it does not cool down."""
+    next_due_at: Moment | None = None
+    """When its first pending job may start; `null` if none is pending, or while it is paused."""
+
+
+class AggregationPage(WireModel):
+    """A page of aggregations; within it the busiest come first."""
+
+    aggregations: Sequence[Aggregation]
+    cursor: str
+    """Of the next page; empty at the end."""
+    total: Annotated[int | None, Field(exclude_if=lambda total: total is None)] = None
+    """With `q` or `sort`: how many match, on all pages."""
+
+
+class AggregationSize(WireModel):
+    """An aggregation that has work."""
+
+    name: str
+    """`jobs:` and the aggregation."""
+    size: int
+    """Pending jobs."""

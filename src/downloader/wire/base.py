@@ -1,0 +1,74 @@
+"""The base of the models, and times as RFC 3339 has them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from operator import not_
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+LAST_MS = 253402300799999
+"""The last millisecond of the year 9999, the last that RFC 3339 and Python can write."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+
+
+class WireModel(BaseModel):
+    """Base of what the API sends. The members that a newer service adds are kept, in `model_extra`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="allow",
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        json_schema_serialization_defaults_required=True,
+    )
+
+
+def moment(ms: int | None) -> datetime | None:
+    """A Unix time as a time in UTC; `None` for 0 too. A time after the year 9999 is its last millisecond."""
+    return _EPOCH + min(ms, LAST_MS) * _MS if ms else None
+
+
+def rfc3339(time: datetime) -> str:
+    """A time as RFC 3339 in UTC, to the millisecond."""
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def unix_ms(text: str) -> int:
+    """The Unix time of a text as in RFC 3339; 1 for one before 1970.
+
+    Raises:
+        ValueError: it is no time, or has no offset from UTC.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is not None:
+            return max(1, (time.astimezone(UTC) - _EPOCH) // _MS)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("must be a time with its offset, as in RFC 3339")
+
+
+Moment = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+"""A time, in JSON as RFC 3339 in UTC."""
+
+
+def optional(**schema: Any) -> Any:
+    """A member that is left out while it is empty or false."""
+    return Field(exclude_if=not_, **schema)
+
+
+def _whole(value: object) -> object:
+    """Convert `4.0` to 4: JSON does not distinguish integers from floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
+"""An integer of a request: `4.0` is 4; `2.5` and `true` are refused."""

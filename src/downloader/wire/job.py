@@ -1,0 +1,160 @@
+"""Accepted jobs: how they are, and lists of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from downloader.model import State
+from downloader.wire.base import Moment, WireModel, optional
+from downloader.wire.problem import Fault
+
+_ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+class Accepted(WireModel):
+    """A job by its id."""
+
+    id: str
+    """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
+    warnings: Annotated[Sequence[Fault], optional()] = ()
+    """Unknown fields of a job, with the known ones that were probably meant; at most ten."""
+
+
+class AcceptedLine(Accepted):
+    """An accepted job of `POST /downloads`."""
+
+    replayed: Annotated[bool, optional()] = False
+    """The line's idempotency key was known; the id is that of the first job with this key."""
+
+
+class Failure(WireModel):
+    """A failed attempt."""
+
+    at: Moment | None = None
+    error: str = ""
+
+
+class Task(WireModel):
+    """A download or a callback. Times are RFC 3339 in UTC."""
+
+    state: str
+    """`pending`, `running`, `succeeded`, `failed` or `cancelled`."""
+    attempts: int = 0
+    """Those that count against the retries."""
+    deliveries: int = 0
+    """How often it was given to an instance."""
+    due_at: Moment | None = None
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    errors: Sequence[Failure] = ()
+    """Of the last failed attempts."""
+
+    @property
+    def ended(self) -> bool:
+        """No attempt follows, unless it is retried."""
+        return self.state in _ENDED
+
+
+class JobFile(WireModel):
+    """A stored file."""
+
+    path: str
+    """For `GET /files/<path>`."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """In lower-case hexadecimal digits."""
+    mime_type: str = ""
+    image_size: str = ""
+    """`WxH`, or empty."""
+    filename: str = ""
+    """From the response's `Content-Disposition`, made safe; empty if it has none."""
+
+
+class JobCallback(Task):
+    """The callback of a job whose download has ended."""
+
+    type: str
+    destination: str
+    """Passwords and query values are hidden."""
+
+
+class Job(Task):
+    """A job; the fields of a task are those of its download."""
+
+    id: str
+    """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
+    aggr_id: str
+    url: str
+    """Passwords and query values are hidden."""
+    created_at: Moment | None = None
+    crashes: int = 0
+    """How often an instance that worked on it died."""
+    priority: int = 0
+    error: str = ""
+    """For people; empty unless the download failed."""
+    error_code: str = ""
+    """For programs; empty unless the download failed."""
+    response_code: int = 0
+    """The status of the last response; 0 if there was none."""
+    file: JobFile | None = None
+    """`null` until it is stored."""
+    download_url: str = ""
+    """The file's URL, as in the callback; empty without a file, or while its storage fails."""
+    extra: str = ""
+    callback: JobCallback | None = None
+    """`null` while there is none."""
+    kept_until: Moment | None = None
+    """When file and record are deleted; `null` while the download or its callback goes on."""
+
+    @property
+    def succeeded(self) -> bool:
+        """The file is stored."""
+        return self.state == State.SUCCEEDED
+
+
+class ListedJob(WireModel):
+    """A job in a list."""
+
+    id: str
+    """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
+    aggr_id: str
+    state: str
+    """The state of its download."""
+    callback: str | None = None
+    """The state of its callback; `null` while there is none."""
+    finished_at: Moment | None = None
+    """When its download ended."""
+    failed_at: Moment | None = None
+    """When its callback failed; `null` if it did not."""
+    error: str = ""
+    """The callback's error if it failed, otherwise the download's."""
+    error_code: str = ""
+    """Of the download; empty unless it failed or was cancelled."""
+    destination: str = ""
+    """Backend and host, queue, topic or prefix of the callback; empty without one."""
+
+
+class JobPage(WireModel):
+    """Some jobs. A page may be empty although others follow."""
+
+    jobs: Sequence[ListedJob]
+    cursor: str
+    """Of the next page; empty at the end."""
+
+
+class FailurePage(WireModel):
+    """What failed lately."""
+
+    jobs: Sequence[ListedJob]
+    """The newest failures first."""
+
+
+class Retried(WireModel):
+    """What was sent again."""
+
+    retried: int
+    """How many callbacks of the page."""
+    cursor: str
+    """Of the next page; empty at the end."""

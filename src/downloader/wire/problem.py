@@ -1,0 +1,46 @@
+"""Errors as RFC 9457 problem documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
+
+from downloader.model import status_phrase
+from downloader.wire.base import WireModel, optional
+
+
+class Fault(WireModel):
+    """An error in one field of a job, or a warning about it."""
+
+    code: str
+    """Stable, for programs."""
+    detail: str
+    """One sentence for people; may change."""
+    field: str
+
+
+class LineProblem(WireModel):
+    """A problem with one line of `POST /downloads`."""
+
+    code: str
+    """Stable, for programs."""
+    detail: str
+    """One sentence for people; may change."""
+    field: Annotated[str, optional()] = ""
+    """The field of the body, the header or the parameter at fault."""
+    errors: Annotated[Sequence[Fault], optional()] = ()
+    """All errors of a job; the first is also in `code`, `detail` and `field`."""
+    warnings: Annotated[Sequence[Fault], optional()] = ()
+    """Unknown fields of a job, with the known ones that were probably meant; at most ten."""
+
+
+class Problem(LineProblem):
+    """An error as a problem document (RFC 9457)."""
+
+    status: int
+    title: str = Field(default_factory=lambda data: status_phrase(data["status"]))
+    """The name of the status."""
+    type: str = "about:blank"
+    """Always `about:blank`: `code` is the kind of error."""

@@ -1,0 +1,94 @@
+"""The service itself: its health, what waits, and who is signed in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from downloader.wire.base import Moment, WireModel, optional
+
+
+class Status(WireModel):
+    """Whether the service is to get requests."""
+
+    status: str
+
+
+class Ready(WireModel):
+    """Whether this instance can work."""
+
+    status: str
+    """`ok`, or `not ready`."""
+    store: bool
+    """The store answers."""
+    roles: Mapping[str, bool]
+    """Whether each role of this process runs."""
+    backends: Annotated[Mapping[str, bool], optional()] = {}
+    """Whether each backend of this process's notifier is healthy; an unhealthy one does not count."""
+
+
+class Session(WireModel):
+    """Who is signed in."""
+
+    tokens: bool
+    """Whether tokens are configured. Without them the API is open, and nobody needs to sign in."""
+    name: str | None
+    """The token's name; `null`: nobody is signed in."""
+    scopes: Sequence[str]
+    """The token's scopes; `admin` includes all."""
+    expires_at: Moment | None
+    """When the session ends; `null` without one."""
+
+
+class WaitingDownloads(WireModel):
+    """Downloads that wait or run."""
+
+    pending: int
+    in_flight: int
+    aggregations: int
+    """How many have work."""
+    cooling: int
+    """How many of the busiest cool down."""
+    next_due_at: Moment | None
+
+
+class WaitingDestination(WireModel):
+    """A destination of callbacks."""
+
+    destination: str
+    """Backend, and host, queue, topic or prefix."""
+    pending: int
+    in_flight: int
+    limit: int
+    """How many may be in flight, over the fleet; 1 after a failure, until one is delivered."""
+    due_at: Moment | None
+    """When its first pending callback was or will be due."""
+
+
+class FailedDestination(WireModel):
+    """A destination whose callbacks have failed."""
+
+    destination: str
+    failed: int
+
+
+class WaitingCallbacks(WireModel):
+    """Callbacks that wait or run."""
+
+    pending: int
+    in_flight: int
+    failed: int
+    """Given up; they can be sent again."""
+    next_due_at: Moment | None
+    destinations: Sequence[WaitingDestination]
+    """Those with the most callbacks."""
+    more_destinations: int
+    failed_to: Sequence[FailedDestination]
+    """Those with the most failed callbacks, of the 500 that are kept longest."""
+
+
+class Waiting(WireModel):
+    """What waits, now, over the fleet."""
+
+    downloads: WaitingDownloads
+    callbacks: WaitingCallbacks

@@ -1,0 +1,132 @@
+"""A job as a client submits it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import (
+    Annotated,
+    Any,
+    Required,  # pydantic needs this one before Python 3.12
+)
+
+from pydantic import ConfigDict, Field, SkipValidation, WithJsonSchema, with_config
+from typing_extensions import TypedDict
+
+from downloader.model import FIELD_NAME, MAX_URL_CHARS
+from downloader.paths import MAX_FOLDER_BYTES
+from downloader.wire.aggregation import MAX_INT, Delay, Limit, Rate
+from downloader.wire.base import Integer
+
+MAX_SIZE = 2**63 - 1
+"""Largest size of a file in bytes that file systems and storages can have."""
+
+MAX_RETRIES = 1000
+"""Takes months at the default backoff."""
+
+MAX_PRIORITY = 9
+"""As in `_lib.lua`; 0, the default, is the lowest."""
+
+MAX_HEADERS = 32
+
+NO_CALLBACK = "none"
+"""`callback_type` of a job without a callback, whose client asks for the result."""
+
+
+def _described(**schema: Any) -> Any:
+    """Additions to a field's JSON schema: examples, and rules that are checked in code."""
+    return Field(json_schema_extra=schema)
+
+
+_HTTP = {"format": "uri", "maxLength": MAX_URL_CHARS}
+_TIME = _described(format="date-time")
+_HEADERS = {
+    "type": "object",
+    "maxProperties": MAX_HEADERS,
+    "propertyNames": {"pattern": f"^{FIELD_NAME}$"},
+    "additionalProperties": {"type": ["string", "integer"]},
+    "examples": [{"Referer": "https://example.org/"}],
+}
+
+
+@with_config(ConfigDict(strict=True, hide_input_in_errors=True, use_attribute_docstrings=True))
+class DownloadRequest(TypedDict, total=False):
+    """The fields of one job. Unknown ones are ignored, and null means absent."""
+
+    # Types and bounds; what else the service checks is in `api.fields`. The defaults are those of `JobSpec`.
+
+    aggr_id: Required[
+        Annotated[str, Field(min_length=1, max_length=128), _described(examples=["example.org"])]
+    ]
+    """The aggregation: a group of jobs with a common limit, usually those of one origin. Printable
+    characters."""
+    aggr_limit: Required[Annotated[Limit, _described(examples=[4])]]
+    """At most this many downloads of the aggregation at once, over all instances. The newest accepted job's
+    value applies."""
+    aggr_proxy: Annotated[str, _described(**_HTTP)]
+    """Proxy URL (http, https, socks5) of the whole aggregation; fixed when the aggregation is first seen."""
+    aggr_rate: Rate
+    """At most this many downloads of the aggregation start in a second, over all instances. The value of the
+    newest accepted job that has this field applies."""
+    aggr_delay: Delay
+    """At least this many seconds between two starts of the aggregation. The newest value applies, as for
+    `aggr_rate`."""
+    url: Required[
+        Annotated[str, Field(min_length=1), _described(examples=["https://example.org/image.png"], **_HTTP)]
+    ]
+    """Absolute http or https URL; echoed byte for byte as `resource_url`. Read as a browser reads it:
+    surrounding blanks are dropped, characters that a URL cannot have are percent-encoded; user and password
+    are sent as Basic authorization. Refused: control characters, a backslash before the path, other
+    protocols' ports."""
+    callback_type: str
+    """A configured backend, such as `http`. `none`: no callback, and no `callback_dst`; the client asks `GET
+    /jobs/<id>` instead."""
+    callback_dst: Annotated[
+        str, _described(examples=["https://client.example/done"], maxLength=MAX_URL_CHARS)
+    ]
+    """Where the callback goes: for `http` a URL, otherwise a topic, a queue or a prefix."""
+    callback_url: Annotated[str, _described(deprecated=True, **_HTTP)]
+    """Deprecated: `callback_type` `http` with this destination; wins over the pair."""
+    callback_error_type: str
+    """As `callback_type`, for failures; without it they go where successes go. `none`: nowhere."""
+    callback_error_dst: Annotated[str, _described(maxLength=MAX_URL_CHARS)]
+    """As `callback_dst`, for failures."""
+    extra: Annotated[Any, _described(examples=["order 17"])]
+    """Passed back in the callback; a value that is not a string as its JSON text."""
+    mime_type: Annotated[
+        str,
+        _described(examples=["image/png,image/webp", "!image/vnd.adobe.photoshop,image/*"]),
+    ]
+    """Comma-separated glob patterns; `!` negates. No negated one may match the content's type, and if there
+    are others, at least one of them must."""
+    max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)]
+    """Further attempts; without it `processor.max_retries`."""
+    extract_image_size: bool
+    """Whether to fill `image_size` for jpeg, png, gif, webp and avif."""
+    download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)]
+    """Seconds for a whole attempt, storing included; without it `processor.download_timeout`, and never more
+    than `processor.max_download_timeout`."""
+    request_headers: Annotated[Mapping[str, str | int], SkipValidation, WithJsonSchema(_HEADERS)]
+    """Sent with the request; they win over the configured ones. At most 32, 8 KiB together. Those of the
+    message framing are refused."""
+    user_agent: Annotated[str, Field(max_length=1024)]
+    """`User-Agent`, unless `request_headers` has one."""
+    s3_bucket: str
+    """Store in this bucket of the caller instead of the configured storage; needs `s3_region`, and makes the
+    callback optional."""
+    s3_region: str
+    """The bucket's region."""
+    subpath: Annotated[str, _described(maxLength=MAX_FOLDER_BYTES, examples=["images/2026"])]
+    """Folder under the storage root, before `<id[0:3]>/<id>`; at most 32 parts, not beginning with a dot, and
+    no part that could be another job's file."""
+    sha256: str
+    """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
+    size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
+    """The number of bytes that the file must have. A file that differs is not stored."""
+    priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)]
+    """Of an aggregation's jobs that are due, those of the highest priority begin first."""
+    not_before: Annotated[str, _TIME]
+    """A time with its offset from UTC, as in RFC 3339 (`2026-11-27T21:00:00+01:00`). No download begins
+    before it, by the store's clock."""
+    deadline: Annotated[str, _TIME]
+    """A time in the same form as `not_before`, by which the file must be stored. Otherwise the job fails with
+    `error_code` `deadline`."""
