@@ -599,3 +599,12 @@ async def test_a_job_that_ends_without_a_request_has_no_attempt_more(
     view = await store.get(spec.id)
     assert view is not None
     assert view.download.attempts == attempts
+
+
+async def test_a_job_that_is_run_again_waits_behind_those_that_are_due(store: JobStore) -> None:
+    spec = await submitted(store)
+    await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
+    other = await submitted(store)
+    await trio.sleep(0.01)
+    assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
+    assert (await leased(store)).id == other.id

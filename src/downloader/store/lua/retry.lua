@@ -47,7 +47,7 @@ local function retry(id)
   redis.call('ZREM', key_failed(), id)
   redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')
   redis.call('HSET', task, 'retried', call.request)
-  requeue(kind, id, group, 0)
+  requeue(kind, id, group, now)
   touch(kind, group)
   return 'done'
 end
