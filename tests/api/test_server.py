@@ -373,3 +373,17 @@ async def test_connections_share_the_memory_for_bodies_that_nobody_has_read() ->
         nursery.cancel_scope.cancel()
     assert sum(first) + sum(rest) == clients * size
     assert max(first) < 2 * piece
+
+
+@pytest.mark.parametrize("checkpoints", range(6))
+async def test_a_response_while_100_continue_is_sent(checkpoints: int) -> None:
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            for _ in range(checkpoints):
+                await trio.lowlevel.checkpoint()
+            await stream_pieces(scope, receive, send)
+            nursery.cancel_scope.cancel()
+
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+    assert (await ask(app, head)).endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
