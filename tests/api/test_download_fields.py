@@ -227,6 +227,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "deadline",
     ),
     ({"deadline": "1969-12-31T00:00:00Z", "not_before": "2026-11-27T21:00:00Z"}, "out_of_range", "deadline"),
+    ({"not_before": "9999-12-31T23:59:59.999999Z"}, "out_of_range", "not_before"),
+    ({"deadline": "9999-12-31T23:59:59.999999Z"}, "out_of_range", "deadline"),
     ({"priority": -1}, "out_of_range", "priority"),
     ({"priority": 10}, "out_of_range", "priority"),
     ({"priority": True}, "wrong_type", "priority"),
