@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ByteSize, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from downloader.api.codes import CODES
+from downloader.api.problems import CODES
 from downloader.api.routes import ROUTES
 from downloader.cli import COMMANDS, make_app
 from downloader.config.models import Settings

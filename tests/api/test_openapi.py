@@ -13,8 +13,8 @@ import pytest
 from pydantic import SecretStr, TypeAdapter
 
 from downloader.api import ApiDeps
-from downloader.api.codes import CODES
 from downloader.api.openapi import openapi_document, render
+from downloader.api.problems import CODES
 from downloader.api.routes import ROUTES
 from downloader.api.routing import route
 from downloader.config import ApiSettings, TokenSettings

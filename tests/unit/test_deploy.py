@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from downloader.api.codes import CODES
+from downloader.api.problems import CODES
 from downloader.observe import KINDS, METRICS
 
 ROOT = Path(__file__).parents[2]

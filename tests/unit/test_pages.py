@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from downloader.api import fields, parse
-from downloader.api.codes import CODES
+from downloader.api.problems import CODES
 from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
 from downloader.observe.events import Event

@@ -39,9 +39,9 @@ from downloader.api.problems import (
     unavailable,
 )
 from downloader.api.routes import ROUTES
-from downloader.api.routes.downloads import TRACE, traceparent
 from downloader.api.routing import JSON, Route, bad_query
 from downloader.api.search import Aggregations
+from downloader.api.submission import TRACE, traceparent
 from downloader.config import Scope
 from downloader.model import status_phrase
 from downloader.observe import Event, SpanKind, Traces, get_logger

@@ -19,8 +19,7 @@ from markupsafe import Markup
 from pydantic import TypeAdapter
 
 from downloader import __version__
-from downloader.api.codes import CODES
-from downloader.api.problems import CONTENT_TYPE
+from downloader.api.problems import CODES, CONTENT_TYPE
 from downloader.api.routing import JSON, ResponseSpec, Route, Schema
 from downloader.config import ApiSettings
 from downloader.wire import NO_CALLBACK, Callback, Problem

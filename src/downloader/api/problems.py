@@ -5,7 +5,7 @@ A problem names a field or a header, never its value: bodies, headers and secret
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated
 
@@ -91,3 +91,70 @@ def not_found(detail: str) -> Refused:
 
 
 UNKNOWN_JOB = Problem(status=HTTPStatus.NOT_FOUND, code="unknown_job", detail="There is no job with this id.")
+
+CODES: Mapping[str, str] = {
+    # Any request
+    "bad_request": "The request is not well-formed HTTP.",
+    "bad_framing": "Transfer-Encoding with Content-Length or HTTP/1.0.",
+    "small_chunks": "The chunks of the body are too small.",
+    "cross_site": "A browser sent the request for another site.",
+    "forbidden": "The token lacks the scope, or the field's value is not on its allow-lists.",
+    "http_version": "Only HTTP/1.0 and HTTP/1.1 are supported.",
+    "head_too_large": "Request line and headers are too large, or the headers too many.",
+    "internal": "An error of the service; it is in its log.",
+    "method_not_allowed": "The route has no such method; see Allow.",
+    "misdirected_request": "The host is not one of this API's.",
+    "not_found": "There is no such route, file or role.",
+    "page_header": "A session's request to change something lacks `X-Downloader-Page: 1`.",
+    "query": "A parameter of the query is malformed.",
+    "request_timeout": "The request arrived too slowly.",
+    "store_unavailable": "The store cannot take requests now; see Retry-After.",
+    "too_large": "The body is larger than `api.max_body`.",
+    "too_many_connections": "Too many clients are connected; see Retry-After.",
+    "too_many_listeners": "Too many clients listen to events; see Retry-After.",
+    "unauthorized": "A token is required; see WWW-Authenticate.",
+    # Bodies
+    "bad_encoding": "The body is not UTF-8, or has half of a surrogate pair.",
+    "bad_json": "The body is not well-formed JSON.",
+    "bad_number": "A number is out of range, or NaN.",
+    "duplicate_key": "An object has the same key twice.",
+    "not_an_object": "The body is not a JSON object.",
+    "too_deep": "The body has more than 100 levels of nesting.",
+    # Fields of a job
+    "bucket_not_allowed": "A bucket that is not in `processor.s3.buckets`; any, without the extra `aws`.",
+    "characters": "Control or invisible characters.",
+    "egress": "`egress.callbacks` does not allow the callback's host.",
+    "header_forbidden": "A header that the downloader sets itself.",
+    "header_name": "A header's name is not a token (RFC 9110), or occurs twice.",
+    "header_value": "Characters that no header can hold.",
+    "headers_too_large": "More than 8 KiB of headers.",
+    "malformed": "The field's form is wrong.",
+    "mime_pattern": "A malformed pattern of MIME types.",
+    "out_of_range": "A number below or above its bounds.",
+    "required": "The field is missing or empty.",
+    "reserved": "One of Kafka's internal topics.",
+    "subpath": "A path that is absolute, or has parts that are not allowed.",
+    "too_long": "The text is too long.",
+    "too_many_headers": "More than 32 headers.",
+    "unknown_backend": "A callback type that is not configured.",
+    "unknown_field": "There is no such field: a warning for a job, an error for an aggregation.",
+    "url_characters": "The URL has control characters.",
+    "url_host": "The URL has no host, or a malformed one.",
+    "url_malformed": "Not an absolute URL.",
+    "url_port": "A port that does not exist, or another protocol's.",
+    "url_scheme": "The URL has another scheme than allowed.",
+    "url_too_long": "The URL has more than 8192 characters.",
+    "url_userinfo": "The URL has more than one @ before its path.",
+    "wrong_type": "The value is of another type than the field.",
+    # Jobs
+    "encrypted": "The job is encrypted with a key that this instance does not have.",
+    "idempotency_conflict": "The idempotency key was used with another job.",
+    "idempotency_key": "The idempotency key is not 1 to 255 printable ASCII characters.",
+    "not_to_be_cancelled": "The download of the job is over.",
+    "not_to_be_retried": "The job is not in a state to be retried.",
+    "proxy_not_allowed": "The aggregation uses a proxy that the token may not use.",
+    "range_not_satisfiable": "The range begins past the end of the file.",
+    "unknown_aggregation": "There is no aggregation of this name with unfinished downloads.",
+    "unknown_job": "There is no job with this id.",
+}
+"""The codes of problem documents, and what each means; `docs/api.md` lists them by route."""

@@ -1,0 +1,144 @@
+"""A job on its way to the store: from the bytes of a request to a `Submission`, and its answer as JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+from downloader.api.auth import Caller
+from downloader.api.deps import ApiDeps
+from downloader.api.globs import anything
+from downloader.api.parse import parse_job, unknown_fields
+from downloader.api.problems import Problem, Refused, fault_in
+from downloader.model import JobSpec
+from downloader.observe import Event, get_logger
+from downloader.store import Accepted, StoreUnavailable, Submission
+from downloader.wire import AcceptedLine, Fault
+
+TRACE = "downloader.trace"
+"""Key in the ASGI scope: the traceparent of the request's own span; absent without traces."""
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+_PROXIED = Problem(
+    status=HTTPStatus.CONFLICT,
+    code="proxy_not_allowed",
+    detail="The aggregation goes through a proxy that the token may not use.",
+    field="aggr_id",
+)
+
+_log = get_logger()
+
+
+def traceparent(headers: Mapping[bytes, bytes]) -> str:
+    """The trace that a request belongs to; empty without a valid header, as W3C Trace Context demands."""
+    value = headers.get(b"traceparent", b"").decode("latin-1")
+    found = _TRACEPARENT.fullmatch(value)
+    return value if found and found[1].strip("0") and found[2].strip("0") else ""
+
+
+def in_trace(submission: Submission, trace: str) -> Submission:
+    """The submission with its trace. The digest leaves it out, because a repetition has another trace."""
+    return replace(submission, spec=replace(submission.spec, traceparent=trace)) if trace else submission
+
+
+def key_fault(key: object, field: str) -> Fault | None:
+    """The error of an idempotency key; `None` if it is valid or absent."""
+    if key is None or (isinstance(key, str) and _KEY.fullmatch(key)):
+        return None
+    return fault_in(field, "idempotency_key", "must be 1 to 255 printable ASCII characters")
+
+
+def make_submission(
+    body: bytes,
+    members: dict[str, Any],
+    *,
+    key: str | None,
+    deps: ApiDeps,
+    caller: Caller | None,
+    earlier: Sequence[Fault] = (),
+) -> Submission:
+    """Check one job and give it an id; arguments as for `parse_job`. `key` is its idempotency key, checked.
+
+    Raises:
+        Refused: 400, 403 or 422; with warnings of unknown fields.
+    """
+    try:
+        spec = parse_job(
+            body,
+            members,
+            new_id=deps.store.new_id,
+            backends=deps.backends,
+            buckets=deps.buckets,
+            egress=deps.egress,
+            caller=caller,
+            earlier=earlier,
+        )
+    except Refused as refused:
+        problem = refused.problem.model_copy(update={"warnings": unknown_fields(members)})
+        if caller is not None and problem.code == "forbidden":
+            _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
+        raise Refused(problem) from None
+    permits = None if caller is None or caller.proxies is anything else caller.proxies
+    if key is None:
+        return Submission(spec=spec, permits=permits)
+    if caller is not None:  # keys are each token's own; no key and no name contains a NUL
+        key = f"{caller.name}\0{key}"
+    return Submission(
+        spec=spec,
+        idempotency_key=hashlib.sha256(key.encode()).hexdigest(),
+        value_digest=_digest_of_values(spec, members),
+        body_digest=hashlib.sha256(body).hexdigest(),
+        permits=permits,
+    )
+
+
+def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
+    """A digest of what a job asks for.
+
+    It does not depend on the order of keys, on blanks, or on how a value is written (`4.0`, a field given
+    with its default value). Fields with their default are left out, so that it stays the same when a later
+    version has more fields.
+    """
+    stored = json.loads(spec.to_json())
+    stored.pop("created_ms", None)
+    if "extra" in stored:  # of a value that is no string, the text as received
+        stored["extra"] = members["extra"]
+    return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
+
+
+def check_accepted(why: Accepted, *, key_field: str) -> None:
+    """Check that the store has the job; `key_field` names the field or header with the idempotency key.
+
+    Raises:
+        Refused: 422, the key was used with another job; 409, the aggregation has another proxy.
+        StoreUnavailable: the job's shard did not take it.
+    """
+    if why is Accepted.UNAVAILABLE:
+        raise StoreUnavailable("the job's shard of the store does not answer")
+    if why is Accepted.PROXIED:
+        raise Refused(_PROXIED)
+    if why is Accepted.CONFLICT:
+        detail = f"The {key_field} was used with another job."
+        raise Refused(
+            Problem(
+                status=HTTPStatus.UNPROCESSABLE_ENTITY,
+                code="idempotency_conflict",
+                detail=detail,
+                field=key_field,
+            )
+        )
+
+
+def created(job_id: str, warnings: Sequence[Fault], *, replayed: bool = False) -> bytes:
+    """The JSON that answers an accepted job."""
+    if not warnings and not replayed:  # nearly always
+        return b'{"id": "%s"}' % job_id.encode()
+    return AcceptedLine(id=job_id, warnings=warnings, replayed=replayed).model_dump_json().encode()
