@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent
 
 CODE = re.compile(
-    r"(?:Problem\(\s*[^,\"]+,\s*|PydanticCustomError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
-    r'|Fault\(\s*[^,"]+, |Fault\(\s*"[a-z_]+", )"([a-z_]+)"'
+    r"(?:Problem\(\s*[^,\"]+,\s*|\bcode=|FieldError\(\s*|UrlError\(\s*|bad_request\(|unavailable\("
+    r'|HttpError\([^,"]+, |fault_in\(\s*[^,"]+, |fault_in\(\s*"[a-z_]+", )"([a-z_]+)"'
 )
 """How the API's modules spell a problem's code."""
 
@@ -30,7 +30,7 @@ def page(name: str) -> str:
 
 def problem_codes() -> set[str]:
     found = set(parse._CODES.values())
-    for module in (*API.glob("*.py"), API.parent / "net" / "url.py"):
+    for module in (*API.rglob("*.py"), *(API.parent / "server").glob("*.py"), API.parent / "net" / "url.py"):
         found.update(CODE.findall(module.read_text("utf-8")))
     return found - {"url"}  # answered with the code of the `UrlError`
 
