@@ -14,7 +14,7 @@ from downloader.model import Cooldown, Kind, Outcome, Verdict
 from downloader.store import JobStore, Submission
 from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
-from servers.jobs import spec_for, tried_again
+from servers.jobs import downloaded, spec_for, tried_again
 
 NAMES = ("a/b", "/a", "a/", "a b", "ü", "%2F", "a?b#c", "a//b", "x" * 128)
 
@@ -228,15 +228,52 @@ async def test_unknown_fields_without_number_or_end_are_answered_in_short(
     assert len(answer.content) < 4096
 
 
+async def test_what_an_operator_sets_stays_without_jobs(api: Served) -> None:
+    """Before the first job, and while there is none: a feed in bursts is empty between two of them."""
+    set_first = {"paused": True, "limit": 1, "rate": 0.5}
+    answer = await api.client.patch("/aggregations/a", json=set_first)
+    assert answer.status_code == 200
+    assert {name: answer.json()[name] for name in set_first} == set_first
+    assert (await api.client.get("/dashboard/aggregations")).json() == [], "it has no work"
+    await submit(api.store, count=2, aggr_limit=2)
+    assert await granted(api.store) == 0, "paused"
+    assert (await patched(api, paused=False))["limit"] == 1
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
+    await api.store.settle("me", [downloaded(lease, Outcome(verdict=Verdict.SUCCEEDED), None, 60)])
+    await patched(api, rate=None)
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 9, 10)).leases
+    await api.store.settle("me", [downloaded(lease, Outcome(verdict=Verdict.SUCCEEDED), None, 60)])
+    view = await shown(api)
+    assert (view["limit"], view["overridden"], view["pending"], view["in_flight"]) == (
+        1,
+        {"limit": None},
+        0,
+        0,
+    )
+    await patched(api, limit=None)
+    assert (await api.client.get("/aggregations/a")).status_code == 404, "all of it was taken back"
+
+
+async def test_an_operator_ends_a_cooldown(api: Served) -> None:
+    await submit(api.store, count=2, aggr_limit=2)
+    [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
+    pause = Cooldown(seconds=600, asked=True)
+    await api.store.settle("me", [tried_again(lease, Outcome(verdict=Verdict.THROTTLED, cooldown=pause), 0)])
+    assert (await shown(api))["cooling_until"]
+    assert await granted(api.store) == 0
+    assert (await patched(api, cooling=None))["cooling_until"] is None
+    assert await granted(api.store) == 2
+    refused = await api.client.patch("/aggregations/a", json={"cooling": 5})
+    assert (refused.status_code, refused.json()["field"]) == (422, "cooling")
+
+
 async def test_no_object_and_no_aggregation(api: Served) -> None:
     assert (await api.client.patch("/aggregations/a", content=b"[]")).status_code == 400
     for answer in (
         await api.client.get("/aggregations/a"),
-        await api.client.patch("/aggregations/a", json={"paused": True}),
+        await api.client.patch("/aggregations/a", json={"paused": False, "limit": None}),
     ):
         assert (answer.status_code, answer.json()["code"]) == (404, "unknown_aggregation")
-    await submit(api.store)
-    assert not (await shown(api))["paused"], "it did not come into being by that"
     answer = await api.client.get("/aggregations?cursor=x")
     assert (answer.status_code, answer.json()["field"]) == (422, "cursor")
 

@@ -68,6 +68,11 @@ class Pace:
     started: int | None = None
     """The last start that counts, in ms."""
 
+    @property
+    def set_by_operator(self) -> bool:
+        """Whether an operator has set something; the jobs of the model name limits only."""
+        return self.adjusted or self.paused or self.rate is not None or self.delay is not None
+
     def gap(self) -> float:
         return max(1000 / self.rate if self.rate else 0, (self.delay or 0) * 1000)
 
@@ -134,7 +139,8 @@ class Expected:
 
     def forget_empty_groups(self) -> None:
         for kind, group in list(self.limits):
-            if not self.running(kind, group) and not self.due(kind, group):
+            kept = kind is Kind.DOWNLOAD and self.pace[group].set_by_operator
+            if not kept and not self.running(kind, group) and not self.due(kind, group):
                 del self.limits[kind, group]
                 if kind is Kind.DOWNLOAD:
                     self.pace.pop(group, None)

@@ -185,9 +185,10 @@ class Model(Expected):
 
     async def adjust(self, aggr_id: str, changes: dict[str, Any]) -> None:
         """An operator changes an aggregation."""
-        if (Kind.DOWNLOAD, aggr_id) not in self.limits:
-            await self.submit(aggr_id, 3)
+        self.limits.setdefault((Kind.DOWNLOAD, aggr_id), 1)
         pace = self.pace[aggr_id]
+        if not self.running(Kind.DOWNLOAD, aggr_id) and not self.due(Kind.DOWNLOAD, aggr_id):
+            pace.asked = 1  # what applies until a job names a limit
         if "limit" in changes:
             pace.adjusted = changes["limit"] is not None
             self.limits[Kind.DOWNLOAD, aggr_id] = changes["limit"] or pace.asked
@@ -195,7 +196,11 @@ class Model(Expected):
             if name in changes:
                 setattr(pace, name, changes[name])
         found = await self.store.adjust(aggr_id, cast("AggregationChanges", changes))
-        assert found is not None
+        if found is None:
+            assert not pace.set_by_operator
+            self.forget_empty_groups()
+            assert (Kind.DOWNLOAD, aggr_id) not in self.limits, "it has work"
+            return
         assert (found.limit, found.rate, found.delay, found.paused) == (
             self.limits[Kind.DOWNLOAD, aggr_id],
             pace.rate,
@@ -370,10 +375,11 @@ class Model(Expected):
         groups = [group for kind, group in self.limits if kind is Kind.DOWNLOAD]
         pending = {group: len(self.due(Kind.DOWNLOAD, group)) for group in groups}
         sizes = await self.store.aggregation_sizes()
-        assert sizes == pending
+        working = {group for group in groups if pending[group] or self.running(Kind.DOWNLOAD, group)}
+        assert sizes == {group: pending[group] for group in working}
         load = await self.store.load(9)
         assert (load.total, load.downloads, load.callbacks) == (
-            len(groups),
+            len(working),
             self.running(Kind.DOWNLOAD),
             self.running(Kind.CALLBACK),
         )
@@ -396,7 +402,7 @@ class Model(Expected):
         await self.move_clock(10 * LEASE_MS)
         for kind, group in list(self.limits):
             if kind is Kind.DOWNLOAD:
-                await self.adjust(group, {"paused": False, "rate": None, "delay": None})
+                await self.adjust(group, {"paused": False, "limit": None, "rate": None, "delay": None})
         for kind in Kind:
             await self.sweep(kind)
         for owner in OWNERS:

@@ -245,7 +245,6 @@ async def ttl_ms(raw: RawStore, store: JobStore) -> int:
 
 async def test_a_cooldown_outlasts_the_last_job(raw: RawStore, store: JobStore, clock: StoreClock) -> None:
     await submit(store, "a", 1, aggr_delay=1)
-    await store.adjust("a", {"limit": 7})
     [lease] = await take(store)
     failed = dataclasses.replace(THROTTLED, verdict=Verdict.FAILED, cooldown=Cooldown(seconds=60, asked=True))
     await store.settle("me", [downloaded(lease, failed, None, 60)])
@@ -257,7 +256,7 @@ async def test_a_cooldown_outlasts_the_last_job(raw: RawStore, store: JobStore, 
     assert await next_due_s(store) == 60
     found = await store.aggregation("a")
     assert found is not None
-    # What was set goes with the last job.
+    # What the first job asked for went with it.
     assert (found.limit, found.delay, found.overridden) == (3, None, {})
     clock.move(60)
     [lease] = await take(store)

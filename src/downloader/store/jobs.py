@@ -328,11 +328,11 @@ class JobStore(StoreReader):
         return Changed(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
-        """Change an aggregation over the fleet, at once; `None` if it has no work.
+        """Change an aggregation over the fleet, at once; `None` if it has no work and nothing is set.
 
         `changes` has values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
-        clears it, so that what the jobs ask for applies again. What is in flight goes on. The changes are
-        deleted with the aggregation's last job.
+        clears it, so that what the jobs ask for applies again. What is in flight goes on. What is set stays
+        until it is cleared, also while the aggregation has no job. `cooling` ends a cooldown.
         """
         call = {name: "" if value is None else str(value) for name, value in changes.items()}
         call["group"] = aggr_id

@@ -99,11 +99,16 @@ class StoreReader:
         return codec.job_view(job_id, answer, self._unseal) if answer else None
 
     async def aggregation_sizes(self) -> Mapping[str, int]:
-        """How many jobs are pending in each aggregation that has work, the largest first."""
+        """How many jobs are pending in each aggregation that has work, the largest first.
+
+        Those that have none, and are kept because an operator has set something, are left out.
+        """
 
         async def ask(shard: int) -> Mapping[str, str]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
-            flat = await self._client.command("ZRANGE", key, 0, -1, "REV", "WITHSCORES", shard=shard)
+            flat = await self._client.command(
+                "ZRANGE", key, "+inf", "(0", "BYSCORE", "REV", "WITHSCORES", shard=shard
+            )
             return dict(flat) if flat and isinstance(flat[0], list | tuple) else codec.fields(flat)
 
         answers = (await self._client.ask(range(self._keys.shards), ask)).values()

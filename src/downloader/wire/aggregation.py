@@ -37,14 +37,16 @@ class AggregationChanges(TypedDict, total=False):
     delay: Delay | None
     """Seconds between two starts."""
     paused: bool | None
+    cooling: None
+    """`null` ends a cooldown; there is no other value."""
 
 
 class Aggregation(WireModel):
-    """An aggregation that has unfinished downloads."""
+    """An aggregation that has unfinished downloads, or for which an operator has set something."""
 
     aggr_id: str
     limit: int
-    """At most this many downloads at once, over the fleet."""
+    """At most this many downloads at once, over the fleet; 1 until a job or an operator names a limit."""
     rate: float | None = None
     """At most this many downloads start in a second, over the fleet."""
     delay: float | None = None

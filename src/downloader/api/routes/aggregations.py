@@ -24,7 +24,7 @@ PAGE = 100
 
 _CHANGES = TypeAdapter(AggregationChanges)
 
-_NO_AGGREGATION = "there is no such aggregation with unfinished downloads"
+_NO_AGGREGATION = "there is no such aggregation with unfinished downloads, and nothing is set for it"
 
 _COUNT = f"must be from 1 to {PAGE_MAX}."
 
@@ -127,7 +127,8 @@ async def show(context: Context, aggr_id: str) -> Aggregation:
 async def adjust(context: Context, aggr_id: str) -> Aggregation:
     """Change an aggregation.
 
-    At once over the fleet. A merge patch (RFC 7396): `null` undoes what was set.
+    At once over the fleet. A merge patch (RFC 7396): `null` undoes what was set. What is set stays until
+    then, also before the aggregation's first job and after its last one.
     """
     changes = _changes(await request.data)
     visible = visible_aggregations()(aggr_id)
@@ -174,5 +175,5 @@ def _known(aggregation: Aggregation | None) -> Aggregation:
 _UNKNOWN = Problem(
     status=HTTPStatus.NOT_FOUND,
     code="unknown_aggregation",
-    detail="There is no aggregation of this name with unfinished downloads.",
+    detail="There is no aggregation of this name with unfinished downloads, and nothing is set for it.",
 )

@@ -130,18 +130,44 @@ local function next_task(kind, group, head)
   return head[1], due, false
 end
 
--- Forgets a group with its last task, but for a cooldown and the last start: jobs that come one after another must
--- not start sooner than those that wait together.
+-- Fields of an aggregation's record that an operator may set. While an operator's value applies, the value that its
+-- jobs ask for is kept in `asked_<field>`.
+local ADJUSTABLE = {'limit', 'rate', 'delay'}
+
+-- Keeps the record of an aggregation without tasks if an operator has set something, without what its jobs asked
+-- for. Answers whether it is kept.
+local function keep_adjusted(record, group)
+  local kept = redis.call('HGET', record, 'paused') == '1'
+  for _, name in ipairs(ADJUSTABLE) do
+    local asked = 'asked_' .. name
+    if redis.call('HEXISTS', record, asked) == 1 then
+      redis.call('HSET', record, asked, '')
+      kept = true
+    end
+  end
+  if kept then
+    redis.call('HDEL', record, 'proxy')
+    redis.call('PERSIST', record)
+    redis.call('ZADD', key_groups('download'), 0, group)
+  end
+  return kept
+end
+
+-- Forgets a group with its last task, but for what an operator has set, a cooldown and the last start: jobs that come
+-- one after another must not start sooner than those that wait together.
 local function forget(kind, group)
   local record = key_group(kind, group)
+  if kind == 'download' then
+    redis.call('DEL', key_urgent(group))
+    if keep_adjusted(record, group) then return end
+  end
   local ends = kind == 'download' and opens(unpack(redis.call('HMGET', record, unpack(GATE)))) or 0
   if ends > now then
-    redis.call('HDEL', record, 'limit', 'proxy', 'paused', 'rate', 'delay', 'asked_limit', 'asked_rate', 'asked_delay')
+    redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay')
     redis.call('PEXPIRE', record, math.ceil(ends - now))
   else
     redis.call('DEL', record)
   end
-  if kind == 'download' then redis.call('DEL', key_urgent(group)) end
   redis.call('ZREM', key_groups(kind), group)
 end
 
@@ -179,10 +205,6 @@ local function place(kind, group)
     if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
   end
 end
-
--- Fields of an aggregation's record that an operator may set. While an operator's value applies, the value that its
--- jobs ask for is kept in `asked_<field>`.
-local ADJUSTABLE = {'limit', 'rate', 'delay'}
 
 -- Describes an aggregation, as names and values; nil if it has no work. `asked` has what its jobs ask for, for each
 -- field that an operator has set; '' stands for no value.

@@ -2,16 +2,21 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {group, limit, rate and delay: a value, '' to go back to what the jobs ask for, absent: unchanged,
---         paused: '1', '', absent: unchanged}
+--         paused: '1', '', absent: unchanged, cooling: '' to end a cooldown, absent: unchanged}
 -- from    any
 -- to      the same
--- answer  `describe_aggregation`; nothing for no such aggregation
+-- answer  `describe_aggregation`; nothing for an aggregation without work for which nothing is set
 -- repeat  harmless
 
 local group = call.group
-if not redis.call('ZSCORE', key_groups('download'), group) then return {} end
-
 local record = key_group('download', group)
+if not redis.call('ZSCORE', key_groups('download'), group) then
+  local sets = (call.paused or '') .. (call.limit or '') .. (call.rate or '') .. (call.delay or '')
+  if sets == '' then return {} end
+  -- Of an aggregation that has ended, a cooldown and the last start may be left.
+  redis.call('PERSIST', record)
+  redis.call('ZADD', key_groups('download'), 0, group)
+end
 for _, name in ipairs(ADJUSTABLE) do
   local value, asked = call[name], 'asked_' .. name
   if value == '' then
@@ -28,6 +33,8 @@ if call.paused == '' then
 elseif call.paused then
   redis.call('HSET', record, 'paused', call.paused)
 end
+if call.cooling then redis.call('HDEL', record, 'cooling', 'cooled', 'cooldowns', 'why') end
+local answer = describe_aggregation(group)
 touch('download', group)
 place_touched()
-return describe_aggregation(group)
+return answer

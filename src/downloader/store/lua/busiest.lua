@@ -20,7 +20,7 @@ for i = 1, #rows, 2 do
   }
 end
 return {
-  'total', redis.call('ZCARD', key_groups('download')),
+  'total', redis.call('ZCOUNT', key_groups('download'), '(0', '+inf'),
   'downloads', redis.call('ZCARD', key_leases('download')) + redis.call('ZCARD', key_stopping()),
   'callbacks', redis.call('ZCARD', key_leases('callback')),
   'aggregations', aggregations,
