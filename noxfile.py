@@ -69,7 +69,7 @@ def faults(session: nox.Session) -> None:
 
 @nox.session
 def rows(session: nox.Session) -> None:
-    """The tests that hold the rows of docs/guarantees.md, with a line for each row; without one it fails."""
+    """The tests of the rows in docs/design/faults.md, with a line for each row; without one it fails."""
     install(session, "test")
     pytest(session, "--rows", "-q")
 

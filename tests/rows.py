@@ -3,7 +3,7 @@
 A test that holds a row is called `test_f5_...` or marked `@pytest.mark.row("F5")`. `pytest --rows` runs those
 tests alone and prints a line for each row, with its tests and their outcomes; a row that has no test, or one
 with a test that did anything but pass, fails the run. `pytest --rows --collect-only` lists without running.
-The rows themselves are told in `docs/guarantees.md`.
+The rows themselves are told in `docs/design/faults.md`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-_PAGE = Path(__file__).parents[1] / "docs" / "guarantees.md"
+_PAGE = Path(__file__).parents[1] / "docs" / "design" / "faults.md"
 ROWS = tuple(re.findall(r"^\| ([FH]\d+) \|", _PAGE.read_text("utf-8"), re.MULTILINE))
 
 _PROPERTY = "row"
@@ -111,7 +111,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "row(*ids): holds these rows of docs/guarantees.md")
+    config.addinivalue_line("markers", "row(*ids): holds these rows of docs/design/faults.md")
     if config.option.rows and not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Report(config))
 

@@ -1,6 +1,6 @@
 """The rules that must hold at the end of a run, checked by pure functions on what was recorded.
 
-The rules are those under "Always" in `docs/guarantees.md`.
+The rules are those under "Always" in `docs/design/faults.md`.
 """
 
 from __future__ import annotations

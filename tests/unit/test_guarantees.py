@@ -10,8 +10,8 @@ import pytest
 from rows import ROWS, marked
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/guarantees.md").read_text("utf-8")
-BUGS = (ROOT / "docs/bugs.md").read_text("utf-8")
+PAGE = (ROOT / "docs/design/faults.md").read_text("utf-8")
+BUGS = (ROOT / "docs/design/bugs.md").read_text("utf-8")
 PROMISES = re.findall(r"^\| (P\d+) \|(.*)\|$", PAGE, re.MULTILINE)
 TOLD = dict(re.findall(r"^\| ([FH]\d+) \|(.*)\|$", PAGE, re.MULTILINE))
 MARKED = marked(ROOT / "tests")
