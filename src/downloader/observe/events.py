@@ -25,7 +25,7 @@ class Event(StrEnum):
     API_REFUSED = "api.refused"
     """A request was refused for its token, or for being a browser's cross-site form."""
     API_FAILED = "api.failed"
-    """A request raised an unexpected error; the client was answered 500."""
+    """A request raised an unexpected error. The client got a 500, or a response that was cut off."""
     JOB_ACCEPTED = "job.accepted"
     """A job was taken in and is in the store."""
     JOB_SUCCEEDED = "job.succeeded"
