@@ -149,7 +149,20 @@ async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient)
     soon = datetime.now(UTC) + timedelta(minutes=5)
     assert await client.retry_failed(since=soon) == 0
     assert await client.retry_failed(aggr_id="a", since=soon - timedelta(hours=1)) == 2
-    assert await client.retry_failed() == 1
+    assert await client.retry_failed(destination="http nobody") == 0
+    assert await client.retry_failed(destination="http c") == 1
+
+
+async def test_failed_downloads_are_repeated(api: Served, client: AsyncClient) -> None:
+    for name in ("a", "a", "b"):
+        await client.submit(**JOB | {"aggr_id": name})
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
+    soon = datetime.now(UTC) + timedelta(minutes=5)
+    assert await client.retry_failed() == 0
+    for none in ({"since": soon}, {"error_code": "timeout"}, {"destination": "http nobody"}):
+        assert await client.retry_failed(download=True, **none) == 0
+    assert await client.retry_failed(download=True, aggr_id="b", error_code="http_status") == 1
+    assert await client.retry_failed(download=True) == 2
 
 
 async def test_jobs_are_listed(api: Served, client: AsyncClient) -> None:

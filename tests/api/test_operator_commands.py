@@ -197,6 +197,17 @@ async def test_retry(run: Run, api: Served) -> None:
     assert (ran.status, ran.json_lines()) == (0, [{"id": row["id"]}])
 
 
+async def test_retry_of_failed_downloads(run: Run, api: Served) -> None:
+    await run("submit", "https://h/1", "https://h/2", "https://other/3", *HTTP)
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
+    all_failed = ("retry", "--failed", "--download")
+    assert (await run(*all_failed, "--error-code", "timeout")).out == "0 downloads are repeated\n"
+    assert (await run(*all_failed, "--destination", "http nobody")).out == "0 downloads are repeated\n"
+    wanted = ("--aggr-id", "other", "--error-code", "http_status", "--destination", "http c")
+    assert (await run(*all_failed, *wanted)).out == "1 download is repeated\n"
+    assert (await run(*all_failed, "--since", "2026-01-01T00:00", "--json")).json_lines() == [{"retried": 2}]
+
+
 class Terminal(io.StringIO):
     """Standard output that is a terminal."""
 
@@ -290,8 +301,10 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["aggregations", "a", "--set", "limit=many"], "--set limit=many: must be NAME=NUMBER"),
         (["retry"], "give the ids of jobs, or --failed"),
         (["retry", "x", "--failed"], "give the ids of jobs, or --failed"),
-        (["retry", "--failed", "--download"], "--download needs the ids of jobs"),
-        (["retry", "x", "--aggr-id", "a"], "--aggr-id and --since need --failed"),
+        *(
+            (["retry", "x", flag, "a"], "--aggr-id, --since, --error-code and --destination need --failed")
+            for flag in ("--aggr-id", "--error-code", "--destination")
+        ),
         (["retry", "--failed", "--since", "soon"], "--since"),
     ],
 )

@@ -122,37 +122,47 @@ def retry(
     failed: Annotated[bool, Parameter(name="--failed", show_default=False)] = False,
     aggr_id: AggrId = None,
     since: Since = None,
+    error_code: Annotated[str | None, Parameter(name="--error-code")] = None,
+    destination: Annotated[str | None, Parameter(name="--destination")] = None,
     json_: Json = False,
     service: Service = LOCAL,
 ) -> int:
-    """Send failed callbacks again, or repeat failed downloads.
+    """Send failed callbacks again, or with --download repeat failed downloads.
 
-    With --failed it sends all failed callbacks again, otherwise those of the jobs.
+    Of the given jobs, or with --failed of all that the other flags select.
     The exit status is 1 if a job is unknown or has not failed.
 
     For example:
       downloader retry NSb4FOAs9fVaQw
       downloader retry NSb4FOAs9fVaQw --download
       downloader retry --failed --aggr-id example.org --since 2026-11-27T08:00
+      downloader retry --failed --download --error-code timeout
 
     Args:
         job_ids: Ids of jobs.
-        download: Repeat their downloads.
-        failed: Send all failed callbacks again.
+        download: Repeat downloads.
+        failed: Retry all that have failed.
         aggr_id: With --failed: only those of this aggregation.
         since: With --failed: only those that failed at this time or later.
+        error_code: With --failed: only jobs whose download ended with this code.
+        destination: With --failed: only jobs with a callback to it, such as "http client.example".
         json_: Write a JSON object for each job, or with --failed one with their number.
     """
     if failed == bool(job_ids):
         raise ConfigError("give the ids of jobs, or --failed")
-    if failed and download:
-        raise ConfigError("--download needs the ids of jobs")
-    if not failed and (aggr_id is not None or since is not None):
-        raise ConfigError("--aggr-id and --since need --failed")
+    if not failed and any(given is not None for given in (aggr_id, since, error_code, destination)):
+        raise ConfigError("--aggr-id, --since, --error-code and --destination need --failed")
     if failed:
         with connect(service) as client:
-            count = client.retry_failed(aggr_id=aggr_id, since=since)
-        line = f"{count} {'callback is' if count == 1 else 'callbacks are'} sent again"
+            count = client.retry_failed(
+                download=download,
+                aggr_id=aggr_id,
+                since=since,
+                error_code=error_code,
+                destination=destination,
+            )
+        kind, done = ("download", "repeated") if download else ("callback", "sent again")
+        line = f"{count} {kind} is {done}" if count == 1 else f"{count} {kind}s are {done}"
         write_result({"retried": count}, line, as_json=json_)
         return 0
 

@@ -194,17 +194,34 @@ class AsyncClient:
         # A second one would be refused: the job is not failed any more.
         await self._wire.call("POST", f"retry/{bodies.segment(job_id)}", params=params, repeatable=False)
 
-    async def retry_failed(self, *, aggr_id: str | None = None, since: datetime | None = None) -> int:
-        """Send all failed callbacks again.
+    async def retry_failed(
+        self,
+        *,
+        download: bool = False,
+        aggr_id: str | None = None,
+        since: datetime | None = None,
+        error_code: str | None = None,
+        destination: str | None = None,
+    ) -> int:
+        """Send all failed callbacks again, or with `download` repeat all failed downloads.
 
         Args:
+            download: repeat downloads.
             aggr_id: only those of this aggregation.
             since: only those that failed at this time or later; one without a time zone is local time.
+            error_code: only jobs whose download ended with this code.
+            destination: only jobs with a callback to this destination, written as in `stats`.
 
         Returns:
-            How many were sent again, without those of answers that were lost.
+            How many were retried, without those of responses that were lost.
         """
-        params = bodies.query(aggr_id=aggr_id, since=since)
+        params = bodies.query(
+            download="1" if download else None,
+            aggr_id=aggr_id,
+            since=since,
+            error_code=error_code,
+            destination=destination,
+        )
         async with aclosing(self._pages("POST", "retry", params)) as pages:
             return sum([int(bodies.member(page, "retried")) async for page in pages])
 
