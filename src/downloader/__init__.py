@@ -1,4 +1,4 @@
 """Downloads files politely: jobs in over HTTP, limits per group over a whole fleet, callbacks out."""
 
 __version__ = "0.1.0"
-"""Of the distribution `downloader-service`, whose only place it is."""
+"""The version of the distribution `downloader-service`, written nowhere else."""

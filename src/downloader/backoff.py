@@ -1,4 +1,4 @@
-"""Pauses between attempts, at random, so that those that fail together do not come back together."""
+"""Random pauses between attempts, so that tasks that failed together are not repeated together."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 
 def jittered(seconds: float) -> float:
-    """Between half and all of the time."""
+    """A random time between `seconds / 2` and `seconds`."""
     return seconds * random.uniform(0.5, 1)  # noqa: S311 - no secret
 
 
 def pauses(first_s: float, longest_s: float) -> Iterator[float]:
-    """Pauses without an end, in seconds: each is twice as long as the one before, up to the longest."""
+    """Endless jittered pauses in seconds, doubled each time up to `longest_s`."""
     pause_s = first_s
     while True:
         yield jittered(pause_s)

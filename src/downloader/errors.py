@@ -1,4 +1,4 @@
-"""The exceptions that this project raises on purpose, for all parts.
+"""The exceptions that all parts of the project raise on purpose.
 
 `downloader.net` has the errors of requests (`NetError`), `downloader.fetch` those of attempts (`FetchError`).
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class DownloaderError(Exception):
-    """Base of everything below; ``str()`` is one line fit for a person."""
+    """Base of all exceptions below; ``str()`` is one line that a person can read."""
 
 
 class ConfigError(DownloaderError):
@@ -18,11 +18,11 @@ class ConfigError(DownloaderError):
     def __init__(self, text: str, *others: str) -> None:
         super().__init__(text)
         self.others = others
-        """Further errors, a line each."""
+        """Further errors, one line per error."""
 
 
 class PluginError(ConfigError):
-    """A plugin is missing, cannot be imported, has a wrong interface or refuses its section."""
+    """A plugin is missing, cannot be imported, has a wrong interface or refuses the configured section."""
 
 
 class StoreError(DownloaderError):
@@ -55,5 +55,5 @@ def leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def first_leaf(error: BaseException) -> BaseException:
-    """The first of the errors in a group, or the error itself."""
+    """The first error inside nested exception groups; an error that is no group is returned unchanged."""
     return next(leaves(error))

@@ -7,7 +7,7 @@ import signal
 from functools import cache
 
 VARIABLE = "DOWNLOADER_FAILPOINT"
-"""Environment variable that holds the name of the one point to die at."""
+"""Environment variable with the name of the point at which to die."""
 
 
 def failpoint(name: str) -> None:

@@ -7,11 +7,11 @@ import unicodedata
 from urllib.parse import unquote_to_bytes
 
 NAME_BYTES = 200
-"""Longest file name, in bytes. File systems take 255, and something like ` (2)` may be added."""
+"""Longest file name, in bytes. File systems allow 255; a suffix such as ` (2)` may be added later."""
 
-_LOOKED_AT = 1024
-"""Characters of a longer text that are looked at, half of them at its end. The time of normalising grows with
-the square of the length: a field of 60 KB of combining marks would hold up the process for seconds."""
+_MAX_CHARS = 1024
+"""A longer text is cut to the first half and the last half of this number of characters. Normalising takes
+time quadratic in the length: 60 KB of combining marks would block the process for seconds."""
 
 _FORBIDDEN = re.compile(r'[/\\:*?"<>|]')
 """Separators, and characters that Windows refuses."""
@@ -20,7 +20,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?"
 """Names of devices on Windows, with any extension."""
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories of characters that are invisible, or that reorder the text around them."""
+"""Unicode categories of characters that are invisible or reorder the surrounding text."""
 
 _PARAMETER = re.compile(rb';[ \t]*([^ \t=;"]+)[ \t]*=[ \t]*("(?:[^"\\]|\\.)*"|[^;"]*)', re.DOTALL)
 _ESCAPED = re.compile(rb'\\(["\\])')
@@ -30,11 +30,11 @@ _CHARSETS = {b"utf-8": "utf-8", b"iso-8859-1": "latin-1"}
 def safe_name(text: str) -> str:
     """The text as a file name; empty if nothing is left of it.
 
-    Without separators, control and invisible characters, leading dots and dashes; not a device of Windows; at
-    most `NAME_BYTES` long with its extension kept.
+    The name has no separators, no control or invisible characters, no leading dots or dashes, and is not the
+    name of a Windows device. It has at most `NAME_BYTES` bytes; a cut keeps the extension.
     """
-    if len(text) > _LOOKED_AT:
-        text = text[: _LOOKED_AT // 2] + text[-_LOOKED_AT // 2 :]
+    if len(text) > _MAX_CHARS:
+        text = text[: _MAX_CHARS // 2] + text[-_MAX_CHARS // 2 :]
     text = unicodedata.normalize("NFC", text)
     text = "".join(char for char in text if unicodedata.category(char) not in _INVISIBLE)
     text = _FORBIDDEN.sub("_", text).lstrip(".- ").rstrip(". ")
@@ -53,22 +53,22 @@ def split_name(name: str) -> tuple[str, str]:
 def disposition_name(value: bytes) -> str:
     """The file name in a `Content-Disposition` (RFC 6266), made safe; empty if there is none.
 
-    `filename*` (RFC 8187) is preferred; one that is malformed is ignored. Of a path the last part is taken.
+    `filename*` (RFC 8187) is preferred; a malformed one is ignored. Of a path only the last part counts.
     """
-    found: dict[bytes, bytes] = {}
+    parameters: dict[bytes, bytes] = {}
     for name, text in _PARAMETER.findall(value):
-        found.setdefault(name.lower(), text.strip(b" \t"))
-    text = _extended(found.get(b"filename*", b"")) or _plain(found.get(b"filename", b""))
+        parameters.setdefault(name.lower(), text.strip(b" \t"))
+    text = _extended(parameters.get(b"filename*", b"")) or _plain(parameters.get(b"filename", b""))
     return safe_name(re.split(r"[/\\]", text)[-1])
 
 
 def _extended(value: bytes) -> str:
-    charset, _, rest = value.strip(b'"').partition(b"'")
+    charset, _, language_and_text = value.strip(b'"').partition(b"'")
     encoding = _CHARSETS.get(charset.lower())
     if encoding is None:
         return ""
     try:
-        return unquote_to_bytes(rest.partition(b"'")[2]).decode(encoding)
+        return unquote_to_bytes(language_and_text.partition(b"'")[2]).decode(encoding)
     except UnicodeDecodeError:
         return ""
 

@@ -1,4 +1,4 @@
-"""Folders that other users of the machine can neither read nor have created."""
+"""Folders that other users of the machine cannot read and did not create."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ MODE = 0o700
 
 
 def private_folder(path: Path, *, setting: str) -> None:
-    """Create a folder and its parents with `MODE`; an existing folder gets the same mode.
+    """Create a folder and all missing parents with `MODE`; an existing folder gets the same mode.
 
-    Shared folders keep their mode: those directly under the root, and those with the sticky bit. So do
-    folders of the superuser. A symbolic link is refused: its owner could make it point elsewhere.
+    The mode of a shared folder is not changed. A folder is shared if it is directly under the root, has the
+    sticky bit or belongs to the superuser. A symbolic link is refused, because its owner could change where
+    it points.
 
     Raises:
         ConfigError: it cannot be created, is a symbolic link, or belongs to another user; the text begins
@@ -31,11 +32,11 @@ def private_folder(path: Path, *, setting: str) -> None:
             ) from None
         raise ConfigError(f"{setting}: {path} cannot be used: {error.strerror}") from error
     try:
-        found = os.fstat(descriptor)
-        if found.st_uid not in (os.geteuid(), 0):
-            raise ConfigError(f"{setting}: {path} is another user's ({found.st_uid}, we are {os.geteuid()})")
-        shared = found.st_mode & stat.S_ISVTX or len(path.resolve().parts) <= 2  # noqa: PLR2004 - `/` and a name
-        if found.st_uid == os.geteuid() and not shared:
+        status = os.fstat(descriptor)
+        if status.st_uid not in (os.geteuid(), 0):
+            raise ConfigError(f"{setting}: {path} is another user's ({status.st_uid}, we are {os.geteuid()})")
+        shared = status.st_mode & stat.S_ISVTX or path.resolve().parent == Path("/")
+        if status.st_uid == os.geteuid() and not shared:
             os.fchmod(descriptor, MODE)
     finally:
         os.close(descriptor)

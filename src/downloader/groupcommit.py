@@ -1,7 +1,7 @@
 """Group commit: items that are submitted at the same time are committed in one call.
 
-While one batch is being committed the next one gathers. A single item is committed at once; only under load
-a batch may wait for more items.
+Items that arrive during a commit form the next batch. A lone item is committed at once; only under load may a
+batch wait for more items.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class CommitAbandoned(DownloaderError):
 
 
 class _Item(Generic[T, R]):
-    __slots__ = ("answer", "done", "error", "value")
+    __slots__ = ("done", "error", "result", "value")
 
     def __init__(self, value: T) -> None:
         self.value = value
         self.done = trio.Event()
-        self.answer: R | None = None
+        self.result: R | None = None
         self.error: Exception | None = None
 
     def fail(self, error: Exception) -> None:
@@ -40,20 +40,20 @@ class _Item(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """Gathers items from many tasks into calls of one function; works while `run` or `running` does.
+    """Collects items from many tasks and commits them in batches, while `run` or `running` runs.
 
     Items of different lanes are committed concurrently and never in one call. Those of one lane are committed
     in order, one call after the other.
 
     Args:
-        commit: takes items of one lane and returns a result for each, in order. An exception of it is raised
-            by the `submit` of each item; so is a `ValueError` if there are more or fewer results.
+        commit: takes items of one lane and returns one result per item, in order. An exception that it raises
+            is raised by the `submit` of each item; a wrong number of results is a `ValueError`.
         max_batch: most items in one call.
         weight: the weight of an item.
         max_weight: most weight in one call; a heavier item is committed alone.
-        lane: the lane of an item; by default all have the same.
-        linger_s: called when an idle lane gets an item; how many seconds its batch waits for more items.
-        finish_s: seconds for which a cancelled `submit` waits for the call that has its item.
+        lane: the lane of an item; by default all items have the same.
+        linger_s: called when an idle lane gets an item; the seconds for which the batch waits for more items.
+        finish_s: seconds for which a cancelled `submit` waits for the call that commits the item.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class GroupCommit(Generic[T, R]):
         self._linger_s = linger_s
         self._finish_s = finish_s
         self._lanes: dict[Hashable, dict[_Item[T, R], None]] = {}
-        """Items that are in no call yet, by lane; a lane is removed when it has no more items."""
+        """Items that are in no call yet, by lane; an empty lane is removed."""
         self._idle: list[Hashable] = []
         """Lanes for which no task runs yet."""
-        self._some = trio.Event()
+        self._has_idle = trio.Event()
         self._ended = False
 
     @property
@@ -87,10 +87,10 @@ class GroupCommit(Generic[T, R]):
         return sum(map(len, self._lanes.values()))
 
     async def submit(self, value: T) -> R:
-        """Commit `value` and return its result.
+        """Commit `value` and return the result.
 
-        A cancel withdraws an item that is in no call yet. An item in a call may or may not be committed,
-        unless the call ends within `finish_s`.
+        A cancel withdraws an item that is in no call yet. If the item is in a call, the cancel waits at most
+        `finish_s` for the end of the call; after that the item may or may not be committed.
 
         Raises:
             CommitAbandoned: `run` has ended.
@@ -103,7 +103,7 @@ class GroupCommit(Generic[T, R]):
         if lane is None:
             lane = self._lanes[key] = {}
             self._idle.append(key)
-            self._some.set()
+            self._has_idle.set()
         lane[item] = None
         try:
             await item.done.wait()
@@ -120,7 +120,7 @@ class GroupCommit(Generic[T, R]):
             except Exception:  # noqa: BLE001  # not all classes can be called with their `args`
                 raise item.error from None
             raise error from item.error
-        return item.answer  # type: ignore[return-value]  # set whenever `error` is not
+        return item.result  # type: ignore[return-value]  # set whenever `error` is not
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Run `run` while the context is open; see `background`."""
@@ -132,8 +132,8 @@ class GroupCommit(Generic[T, R]):
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 while True:
-                    await self._some.wait()
-                    self._some = trio.Event()
+                    await self._has_idle.wait()
+                    self._has_idle = trio.Event()
                     for key in self._idle:
                         nursery.start_soon(self._drain, key)
                     self._idle.clear()
@@ -145,7 +145,7 @@ class GroupCommit(Generic[T, R]):
                 lane.clear()
 
     async def _drain(self, key: Hashable) -> None:
-        """Commit the items of a lane until it has no more."""
+        """Commit the items of a lane until the lane is empty."""
         lane = self._lanes[key]
         linger_s = self._linger_s()
         if linger_s > 0 and len(lane) < self._max_batch:
@@ -168,9 +168,9 @@ class GroupCommit(Generic[T, R]):
 
     async def _commit_batch(self, batch: Sequence[_Item[T, R]]) -> None:
         try:
-            answers = await self._commit([item.value for item in batch])
-            answered = list(zip(batch, answers, strict=True))
-        except Exception as error:  # noqa: BLE001  # raised by the tasks that wait
+            results = await self._commit([item.value for item in batch])
+            pairs = list(zip(batch, results, strict=True))
+        except Exception as error:  # noqa: BLE001  # raised by each waiting `submit`
             for item in batch:
                 item.fail(error)
             return
@@ -178,6 +178,6 @@ class GroupCommit(Generic[T, R]):
             for item in batch:
                 item.fail(CommitAbandoned("closed"))
             raise
-        for item, answer in answered:
-            item.answer = answer
+        for item, result in pairs:
+            item.result = result
             item.done.set()

@@ -1,4 +1,4 @@
-"""Ids of jobs: random, with the shard of the store that holds the job."""
+"""Job ids: random, except for the last character, which gives the shard of the store."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from collections.abc import Callable
 
 ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 ID_LENGTH = 14
-"""Characters of a job id: 83 bits. `JobIds` says how many of them are random among ids of one process."""
+"""Characters of a job id, which make 83 bits. See `JobIds` for how many bits are random within a process."""
 
 ID_PREFIX_LENGTH = 3
-"""Characters of an id that name the folder of the job's file; the same for ids made close together."""
+"""Leading characters of an id that name the folder of the job's file."""
 
 ID_PREFIX_S = 4.0
-"""How long a process keeps one prefix: jobs of a batch then share a folder, which is made and synced once."""
+"""A process changes the prefix this often. Jobs of a batch share a folder, which is created and synced
+once."""
 
 _ID_PAIRS = tuple(first + second for first in ID_ALPHABET for second in ID_ALPHABET)
 _ID_BYTES = 16
-"""Random bytes drawn for an id: more than the id has, so that each character is about equally likely."""
+"""Random bytes drawn for an id: more than 83 bits, so that all characters are about equally likely."""
 
 
 def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
@@ -36,11 +37,11 @@ def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
 
 
 class JobIds:
-    """Makes job ids that share their first characters, drawn at random, for some seconds.
+    """Makes job ids that share a random prefix for `ID_PREFIX_S`.
 
-    Ids of one process and one such period share 18 of their 83 bits. The other bits are random: 65 with one
-    shard, 61 within one shard of sixteen. Among 80,000 jobs of one period (20,000 a second) two ids are equal
-    with a probability of 6e-11, and of 1e-9 if all of them are in one such shard.
+    The prefix takes 18 of the 83 bits. The other 65 bits are random; with 16 shards, 61 bits are random among
+    the ids of one shard. Among 80,000 ids with one prefix (20,000 a second) the probability that two are
+    equal is 6e-11, or 1e-9 if all of them are in one of 16 shards.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +50,7 @@ class JobIds:
         self._ends_at = -math.inf
 
     def new(self, shard: int, shards: int) -> str:
-        """A job id for this shard."""
+        """A new job id for a shard."""
         now = self._clock()
         if now >= self._ends_at:
             self._prefix = new_id(0, 1)[:ID_PREFIX_LENGTH]

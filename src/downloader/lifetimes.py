@@ -1,8 +1,8 @@
-"""The owner of plugins over a `with`, and the timer that ends a process whose stop hangs.
+"""Plugins that stay open during a `with` block, and the timer that ends a process with a hanging stop.
 
 `opened`, and `background` in `downloader.tasks`, are the only places where a nursery or a cancel scope
-encloses a `yield`. What a failing body, a failing close, a hanging close and a cancel give is in
-`docs/design/lifetimes.md`.
+encloses a `yield`. `docs/design/lifetimes.md` describes the results of a failing body, a failing close, a
+hanging close and a cancel.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = get_logger()
 Result = TypeVar("Result")
 
 EXIT_MARGIN_S = 0.3
-"""How long before the kernel ends the process a thread logs the reason and exits."""
+"""A thread logs the reason and exits the process this long before the kernel would end the process."""
 
 
 class Openable(Protocol):
-    """What `opened` keeps open, in a task of its own."""
+    """A resource that `opened` keeps open in a separate task."""
 
     async def run(self, *, task_status: trio.TaskStatus[Any]) -> None:
-        """Open, report the value, keep it open until `close`.
+        """Open, report the value, and stay open until `close`.
 
         Raises:
-            PluginError: it did not open, or ended by itself.
+            PluginError: the plugin did not open, or ended by itself.
         """
 
     def close(self) -> None:
@@ -48,27 +48,28 @@ class Openable(Protocol):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Plugin:
-    """A plugin that is opened, kept open and closed in one task, which is `run`.
+    """A plugin that is opened, kept open and closed in the task `run`.
 
-    The scopes that bound opening and closing are in this task, so they enclose none of the code that uses the
-    plugin.
+    The cancel scopes that bound opening and closing are in that task, so they do not enclose the code that
+    uses the plugin.
     """
 
     name: str
-    """The configuration's table, which begins each message."""
+    """The table of the configuration, with which each message begins."""
     factory: Callable[[], AbstractAsyncContextManager[Any]]
     check: Callable[[Any], Any]
-    """Takes what the factory yields and returns what the user of the plugin gets; raises `PluginError`."""
+    """Converts the object that the factory yields to the value for the plugin's user; raises
+    `PluginError`."""
     opening_s: float = OPENING_S
     closing_s: float = CLOSING_S
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     _closing: trio.Event = field(default_factory=trio.Event)
 
     async def run(self, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-        """See `Openable`; may be called again when it has raised. A failing or hanging close is logged.
+        """See `Openable`; may be called again after an exception. A failing or hanging close is logged.
 
-        Until `close` a cancel from outside does not reach an open plugin. After a cancel the plugin gets no
-        time to close.
+        Until `close` is called, a cancel from outside does not reach an open plugin. After such a cancel the
+        plugin gets no time to close.
         """
         self._scope = trio.CancelScope(deadline=trio.current_time() + self.opening_s)
         is_open = False
@@ -96,7 +97,7 @@ class Plugin:
             log.warning(Event.PLUGIN_NOT_CLOSED, plugin=self.name, error=reason, exc_info=cause)
 
     def close(self) -> None:
-        """Begin the close, which is cancelled after `closing_s`."""
+        """Begin the close, bounded by `closing_s`."""
         self._closing.set()
         self._scope.shield = False
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + self.closing_s)
@@ -104,13 +105,13 @@ class Plugin:
 
 @asynccontextmanager
 async def opened(*plugins: Openable) -> AsyncIterator[list[Any]]:
-    """Open plugins in this order; yields their values; closes them side by side.
+    """Open plugins in the given order; yield the values; close all plugins at the same time.
 
-    Errors are raised as `background` raises them. The closes take as long as the slowest one.
+    Errors are raised as `background` raises them.
 
     Raises:
-        PluginError: a plugin did not open; those already open are closed. Or it ended by itself, which
-            cancels the body.
+        PluginError: a plugin did not open, and the open ones were closed; or a plugin ended by itself, and
+            the body was cancelled.
     """
     async with background(partial(_keep_open, plugins), stop=partial(_close, plugins)) as values:
         yield values
@@ -138,7 +139,7 @@ async def _keep_open(plugins: Sequence[Openable], *, task_status: trio.TaskStatu
         for plugin in plugins:
             try:
                 values.append(await nursery.start(keep, plugin))
-            except RuntimeError:  # it has not called `started()`
+            except RuntimeError:  # the task has not called `started()`
                 if not problems:
                     raise
                 break
@@ -149,10 +150,10 @@ async def _keep_open(plugins: Sequence[Openable], *, task_status: trio.TaskStatu
 
 
 class ExitTimer:
-    """Ends the process `within_s` seconds after its first `start`.
+    """Ends the process `within_s` seconds after the first `start`.
 
-    A signal starts the timer, or a part that begins to unwind. Then the leases that are not handed back stay
-    until they end.
+    A signal starts the timer, and so does a part that ends by an error. Leases that have not been handed back
+    when the process ends run until their time is up.
     """
 
     def __init__(self, within_s: float) -> None:
@@ -161,12 +162,12 @@ class ExitTimer:
         self._error: BaseException | None = None
 
     def start(self, error: BaseException | None = None) -> None:
-        """Start the timer, unless it runs; the first error is logged if the process has to be ended.
+        """Start the timer unless already started; the first error is logged if the timer ends the process.
 
         Call this in the main thread.
         """
         for leaf in leaves(error) if error is not None else ():
-            # A cancel follows from another error, whose text may come later; until then its reason is shown.
+            # A cancel is the result of another error, which may be reported later and then replaces it.
             if self._error is None or isinstance(self._error, trio.Cancelled):
                 self._error = leaf
         if self._is_started:
@@ -188,7 +189,7 @@ class ExitTimer:
             raise
 
     def guarded(self, task: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
-        """A task that starts the timer when it ends by an exception, before its nursery waits for others."""
+        """Wrap a task: an exception starts the timer before the nursery waits for the other tasks."""
 
         async def run(*args: Any, **options: Any) -> Result:
             with self.started_by_errors():

@@ -3,7 +3,7 @@
 A *job* is what a client asked for (`JobSpec`, immutable). The work on it is one or two *tasks*: its
 download, then its callback. A task belongs to a *group* that bounds how many run at once: a download's
 group is its aggregation, a callback's the destination it goes to. A task is *leased* to one instance
-at a time, and every lease has a new *generation*, so that a late holder changes nothing.
+at a time. Every lease has a new *generation*, so that the holder of an old lease can change nothing.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """A regular expression for the name of a header (RFC 9110, 5.6.2)."""
 
 MAX_URL_CHARS = 8192
-"""What servers commonly accept as a request line; presigned URLs have up to 2,000."""
+"""Longest URL: most servers accept a request line of this length. Presigned URLs have up to 2,000
+characters."""
 
 POISON_CRASHES = 5
-"""A job whose worker died this many times is failed instead of being tried again."""
+"""A job fails after the death of this many workers during its attempts."""
 
 BROKERS = frozenset({"kafka", "sqs"})
-"""Types of callbacks whose destinations are queues or topics of one host."""
+"""Callback types with queues or topics of a single host as destinations."""
 _BROKER_LIMIT = 4096
-"""More than any process has in flight (`notifier.concurrency`)."""
+"""Callbacks in flight to a broker: more than any process allows (`notifier.concurrency`), so no bound."""
 
 _AUTHORITY_END = re.compile(r"[/?#]")
 _PORT = re.compile(r":[0-9]*$")
@@ -44,7 +45,7 @@ _RENAMED_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Names of RFC 9110 that Python has from 3.13 on, so that our texts are the same on all versions."""
+"""Names of RFC 9110 that Python uses from 3.13 on, so that our texts are equal on all versions."""
 
 
 class Kind(StrEnum):
@@ -58,7 +59,7 @@ class State(StrEnum):
     """States of a task; `docs/state-machine.md` draws the transitions."""
 
     PENDING = "pending"
-    """Waits until it is due and its group has a free slot."""
+    """Waiting until the task is due and the group has a free slot."""
     RUNNING = "running"
     """Leased to an instance."""
     SUCCEEDED = "succeeded"
@@ -80,7 +81,7 @@ class ErrorCode(StrEnum):
     MIME_TYPE = "mime_type"
     """The content is not of a type that the job asks for."""
     EGRESS = "egress"
-    """An address that the configuration does not allow."""
+    """The configuration does not allow the address."""
     CONNECT = "connect"
     """The connection was refused or reset."""
     DNS = "dns"
@@ -92,7 +93,7 @@ class ErrorCode(StrEnum):
     TOO_LARGE = "too_large"
     """The file is larger than `processor.max_size`."""
     REDIRECTS = "redirects"
-    """Too many redirects, or one that cannot be followed."""
+    """Too many redirects, or a redirect that cannot be followed."""
     PROTOCOL = "protocol"
     """The response is malformed."""
     STORAGE = "storage"
@@ -100,7 +101,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     """A client cancelled the job."""
     POISON = "poison"
-    """Five workers died while they worked on the job."""
+    """Five workers died during attempts at the job."""
     DEADLINE = "deadline"
     """The file was not stored by the job's `deadline`."""
     DIGEST = "digest"
@@ -108,45 +109,45 @@ class ErrorCode(StrEnum):
     NOT_MODIFIED = "not_modified"
     """A 304 to a conditional request."""
     ROBOTS = "robots"
-    """Refused by its origin's robots.txt, or there was no answer for that."""
+    """Refused by the origin's robots.txt, or robots.txt could not be read."""
 
 
 class Verdict(StrEnum):
-    """What becomes of a task after an attempt."""
+    """The next step for a task after an attempt."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     RETRY = "retry"
-    """Another attempt later; this one counts."""
+    """The attempt counts, and a later attempt follows."""
     RELEASE = "release"
-    """A fault of this service, or a stop: handed back, and this attempt does not count."""
+    """A fault of the service, or a stop: the task is handed back, and the attempt does not count."""
     THROTTLED = "throttled"
-    """The origin asked for a pause: another attempt after the aggregation's cooldown, and this one does not
-    count. Downloads only."""
+    """The origin asked for a pause: the attempt does not count, and the next follows after the aggregation's
+    cooldown. Downloads only."""
 
 
 SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
-"""Fields of a job that may contain secrets: those that are encrypted in the store if a key is configured."""
+"""Fields of a job that may contain secrets; encrypted in the store if a key is configured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """What the client asked for, checked and normalised; never changes once accepted."""
+    """The client's request, checked and normalised; never changes once accepted."""
 
     id: str
     aggr_id: str
     aggr_limit: int
     url: str
-    """As the client wrote it, byte for byte; echoed as `resource_url`."""
+    """The client's text, byte for byte; echoed as `resource_url`."""
     aggr_proxy: str = ""
     aggr_rate: float | None = None
-    """Downloads of the aggregation that start in a second at the most; `None`: not named."""
+    """Most downloads of the aggregation that start in a second; `None`: not named."""
     aggr_delay: float | None = None
-    """Seconds between two starts of the aggregation at the least; `None`: not named."""
+    """Least seconds between two starts of the aggregation's downloads; `None`: not named."""
     callback_type: str = ""
     callback_dst: str = ""
     callback_error_type: str = ""
-    """Where failures go; the pair above where the client gave none."""
+    """Type for failures; `callback_type` if the client named none."""
     callback_error_dst: str = ""
     extra: str = ""
     mime_type: str = ""
@@ -161,32 +162,33 @@ class JobSpec:
     s3_region: str = ""
     subpath: str = ""
     sha256: str = ""
-    """The digest that the file must have, lower case; empty: any."""
+    """Required digest of the file, lower case; empty: any."""
     size: int | None = None
-    """Bytes that the file must have; `None`: any number."""
+    """Required size of the file in bytes; `None`: any."""
     priority: int = 0
-    """0 to 9: of an aggregation's jobs that are due, those of the highest begin first."""
+    """0 to 9: among an aggregation's due jobs, the highest priority begins first."""
     not_before: int = 0
     """Unix time in ms before which no download begins; 0: at once."""
     deadline: int = 0
-    """Unix time in ms at which the job fails if its file is not stored; 0: never."""
+    """Unix time in ms at which the job fails unless the file is stored; 0: never."""
     created_ms: int = 0
-    """Unix time in ms at which it was accepted, by the accepting instance's clock; for display."""
+    """Unix time in ms of acceptance, by the accepting instance's clock; for display."""
     host: str = ""
-    """Host of the URL, in the clear; only where limits by host are configured."""
+    """Host of the URL, never encrypted; only set if limits by host are configured."""
     traceparent: str = ""
     """Trace of the request that brought the job (W3C Trace Context); its callbacks send it."""
     sealed: str = ""
-    """The `SEALED_FIELDS`, encrypted with a key that this instance does not have. They are empty then: it can
-    neither download the job nor deliver its callback."""
+    """The `SEALED_FIELDS`, if encrypted with a key that the instance does not have. The plain fields are then
+    empty, and the instance can neither download the job nor deliver the callback."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
-    """Fields that a newer version stored; carried along untouched."""
+    """Fields that a newer version has stored; kept unchanged."""
 
     def to_json(self, seal: Callable[[str], str] | None = None) -> str:
-        """The stored form: compact JSON without the id and without fields at their default.
+        """The stored form: compact JSON without the id and without fields that have the default value.
 
-        The destination of failures is left out where it equals that of successes, to save memory: millions
-        of jobs may be pending. `seal` encrypts the `SEALED_FIELDS`; without it they are stored in the clear.
+        The destination of failures is omitted if it equals the destination of successes. This saves memory:
+        millions of jobs may be pending. `seal` encrypts the `SEALED_FIELDS`; without `seal` they are stored
+        unencrypted.
         """
         body = dict(self.unknown)
         for (name, default), value in zip(_SPEC_DEFAULTS.items(), _spec_values(self), strict=True):
@@ -207,7 +209,7 @@ class JobSpec:
     def from_json(
         cls, job_id: str, text: str | bytes, unseal: Callable[[str], str | None] = lambda _: None
     ) -> Self:
-        """Inverse of `to_json`; fields this version does not know are kept in `unknown`.
+        """Inverse of `to_json`; unknown fields are kept in `unknown`.
 
         `unseal` decrypts what `seal` has encrypted; it returns `None` if it does not have the key.
         """
@@ -226,18 +228,18 @@ class JobSpec:
         return cls(id=job_id, unknown=unknown, **body)
 
     def callback(self, *, success: bool) -> tuple[str, str]:
-        """`(type, destination)` of the callback for this result; `("", "")` when there is none."""
+        """`(type, destination)` of the callback for a success or a failure; `("", "")` for no callback."""
         if success:
             return self.callback_type, self.callback_dst
         return self.callback_error_type, self.callback_error_dst
 
     def left_s(self, now: int) -> float:
-        """Seconds until its deadline at this Unix time in ms; infinite without one, negative after it."""
+        """Seconds from `now` (Unix time in ms) to the deadline; infinite without a deadline."""
         return (self.deadline - now) / 1000 if self.deadline else math.inf
 
     @property
     def storage_key(self) -> str:
-        """Path of the file under the storage root; made from our id, never from the client's URL."""
+        """Path of the file under the storage root; made from the job's id, never from the client's URL."""
         path = f"{self.id[:ID_PREFIX_LENGTH]}/{self.id}"
         return f"{self.subpath}/{path}" if self.subpath else path
 
@@ -267,37 +269,37 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cooldown:
-    """A pause that an origin asked for: its aggregation starts no download until then."""
+    """A pause that an origin asked for: the aggregation starts no download for `seconds`."""
 
     seconds: float
     asked: bool
-    """The origin gave the length. If not, the store doubles it with each cooldown that follows another."""
+    """Whether the origin gave the length. If not, the store doubles it with each successive cooldown."""
     of_host: bool = True
-    """Whether it is the host's too. It is not if the aggregation's own proxy asked for it, or the origin that
-    a redirect led to."""
+    """Whether the cooldown also applies to the URL's host. False if the aggregation's own proxy asked for it,
+    or the origin of a redirect."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How one attempt at a download ended."""
+    """The result of an attempt at a download."""
 
     verdict: Verdict
     error: str = ""
-    """One line for the callback; empty exactly when `verdict` is `SUCCEEDED`. No secrets."""
+    """One line for the callback, without secrets; empty exactly when `verdict` is `SUCCEEDED`."""
     error_code: ErrorCode | str = ErrorCode.NONE
-    """A plain string if a newer version has stored a code unknown to this version; it is passed on."""
+    """A plain string if a newer version has stored an unknown code, which is passed on."""
     response_code: int = 0
     """The last response's status; 0 if there was no response."""
     retry_after_s: float | None = None
     """The origin's `Retry-After`, or the computed delay, for `RETRY` and `RELEASE`."""
     cooldown: Cooldown | None = None
-    """Cooldown of the whole aggregation. The attempt may count, or be the last one."""
+    """Cooldown of the whole aggregation; independent of whether the attempt counts or is the last."""
     file: FileFacts = field(default_factory=FileFacts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallbackOutcome:
-    """How one attempt at a callback ended."""
+    """The result of an attempt at a callback."""
 
     verdict: Verdict
     error: str = ""
@@ -306,20 +308,20 @@ class CallbackOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """One task, leased to one instance."""
+    """A task that is leased to an instance."""
 
     kind: Kind
     spec: JobSpec
     group: str
     generation: int
     attempts: int
-    """Attempts that ended before this one and count against the retries."""
+    """Earlier attempts that count against the retries."""
     crashes: int
-    """Earlier leases of this task whose holder died."""
+    """Earlier leases of the task that ended with the death of the holder."""
     throttled: int = 0
-    """Attempts that ended before this one with a cooldown of the aggregation; downloads only."""
+    """Earlier attempts that ended with a cooldown of the aggregation; downloads only."""
     limit: int
-    """How many of the group may run at once over the fleet, as of this lease."""
+    """How many tasks of the group may run at once in the fleet, at the time of the lease."""
     proxy: str = ""
     """The aggregation's proxy; downloads only."""
     result: Outcome | None = None
@@ -327,9 +329,9 @@ class Lease:
     result_attempts: int = 0
     """Attempts the download took; callbacks only."""
     proven: bool = True
-    """Whether its destination has taken a callback lately; callbacks only."""
+    """Whether the destination has accepted a callback lately; callbacks only."""
     waited_s: float | None = field(default=None, compare=False)
-    """Seconds since it was due; `None` if the lease was given a second time."""
+    """Seconds from the due time to the lease; `None` if the lease call was repeated."""
 
     @property
     def id(self) -> str:
@@ -338,38 +340,38 @@ class Lease:
 
 
 def callback_group(callback_type: str, destination: str) -> str:
-    """The group that bounds callbacks to one destination: a URL's host, whatever its port and path.
+    """The group that bounds callbacks to a destination: the host of a URL, without port and path.
 
-    So a host that does not answer delays its own callbacks only. The queues of a broker share one host, so
-    for brokers the path is part of the group: a missing queue must not delay the others. A destination that
-    is not a URL (a topic, a prefix) is its own group. Never raises.
+    A host that does not respond therefore delays only callbacks to that host. The queues of a broker share a
+    host, so for brokers the path is part of the group: a missing queue must not delay the others. A
+    destination that is not a URL (a topic, a prefix) is a group of its own. Never raises.
     """
-    scheme, mark, rest = destination.partition("://")
+    scheme, mark, address = destination.partition("://")
     if mark:
         # `urlsplit` raises for some usable URLs, such as one with a `[` in the password.
-        authority = _AUTHORITY_END.split(rest, maxsplit=1)[0]
-        queue = rest[len(authority) :] if callback_type in BROKERS else ""
+        authority = _AUTHORITY_END.split(address, maxsplit=1)[0]
+        queue = address[len(authority) :] if callback_type in BROKERS else ""
         host = _PORT.sub("", authority.rpartition("@")[2])
         destination = f"{scheme}://{host}".lower() + queue if queue else host.lower()
     return f"{callback_type} {destination}"[:256]
 
 
 def is_reserved(callback_type: str, destination: str) -> bool:
-    """Whether this is an internal topic of Kafka or its tools (`_schemas`), which gets no callbacks."""
+    """Whether the destination is an internal topic of Kafka (such as `_schemas`), which gets no callbacks."""
     return callback_type == "kafka" and destination.startswith("_")
 
 
 def callback_limit(group: str, per_destination: int) -> int:
-    """How many callbacks of a group that does not fail may be in flight over the fleet.
+    """How many callbacks of a healthy group may be in flight in the fleet.
 
-    `per_destination` bounds the load on one HTTP host. Brokers take any number of senders, and their plugins
-    send in batches, which need many callbacks in flight, so their limit is higher.
+    `per_destination` bounds the load on an HTTP host. Brokers accept any number of senders, and their plugins
+    need many callbacks in flight to send in batches, so brokers have a higher limit.
     """
     return max(per_destination, _BROKER_LIMIT) if group.partition(" ")[0] in BROKERS else per_destination
 
 
 def status_phrase(status: int) -> str:
-    """The name of an HTTP status as RFC 9110 and IANA's registry have it; empty for an unknown one."""
+    """The name of an HTTP status in IANA's registry; empty for an unknown status."""
     try:
         return _RENAMED_PHRASES.get(status) or HTTPStatus(status).phrase
     except ValueError:
@@ -377,10 +379,10 @@ def status_phrase(status: int) -> str:
 
 
 def describe_status(status: int) -> str:
-    """`404 Not Found`; never the phrase that the peer sent, which may be any text."""
+    """Status and name, as in `404 Not Found`; never the peer's phrase, which may be any text."""
     return f"{status} {status_phrase(status)}".rstrip()
 
 
 def now_ms() -> int:
-    """Unix time in ms by this host's clock, for display and deadlines; the store's decides what is due."""
+    """Unix time in ms by the clock of the host, which the store does not use."""
     return time.time_ns() // 1_000_000

@@ -22,20 +22,20 @@ from downloader.net import EgressPolicy, Url, UrlError, host_of
 from downloader.signals import stop_signals
 
 READ_AHEAD = 10_000
-"""Files that are read from the list before their turn, so that a slow host does not delay the others."""
+"""URLs read from the list and not yet done. Reading far ahead keeps a slow host from delaying other hosts."""
 
 READ_STEP = 64
-"""Files that are read in one step of the event loop: about a millisecond, and enough for the workers."""
+"""URLs read per step of the event loop: about a millisecond of work."""
 
 OWN_FAULTS = 3
-"""A file fails after this many attempts that do not count, because our own disk failed or the origin asked
-for a pause. A service tries until the operator has repaired the disk; here a person waits for the result."""
+"""A file fails after this many attempts that do not count (our own disk failed, or the origin asked for a
+pause). The service would try until the operator has repaired the disk; here a person waits for the result."""
 
 END_S = 10.0
 """How long closing may take after a signal."""
 
 MAX_DOUBLINGS = 32
-"""Cooldowns that follow one another and double the time; a float then still has room."""
+"""The length of successive cooldowns is doubled at most this often, so that a float does not overflow."""
 
 FILE_MODE = 0o640
 """Permissions of complete files, independent of the umask, as the service's."""
@@ -43,7 +43,7 @@ FILE_MODE = 0o640
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchResult:
-    """How a file ended."""
+    """The result for a URL: the file is stored, skipped or failed."""
 
     index: int
     """The URL's place in the list, from 0."""
@@ -58,18 +58,18 @@ class FetchResult:
     filename: str = ""
     """From the response's `Content-Disposition`, made safe."""
     path: str = ""
-    """The stored file: from the engine its path in `files_dir`, from the command line its final path."""
+    """Path of the stored file: the temporary path from the engine, the final path from the command line."""
     skipped: bool = False
-    """Not downloaded, because the file of an earlier run is there."""
+    """Not downloaded, because an earlier run has stored the file."""
     attempts: int = 0
     seconds: float = 0.0
-    """From its first attempt to its end."""
+    """Time from the begin of the first attempt to the result."""
 
 
 OnProgress = Callable[[str, int | None, int | None], None]
 """`(URL, bytes received, bytes declared)`; called when an attempt begins and for each piece of the body.
 
-With `None` for the bytes received, the attempt has ended, and the file waits for another one.
+`None` as the bytes received means that the attempt has ended.
 """
 
 
@@ -85,26 +85,27 @@ def fetch_files(
     skip: Callable[[str], bool] = lambda _: False,
     resumable: bool = False,
 ) -> None:
-    """Fetch files and return when each has succeeded or failed.
+    """Fetch files and return when all have succeeded or failed.
 
-    Files of one host and port are fetched at most `limit` at once, and of all hosts `settings.concurrency`.
-    All callbacks are called in this thread and must not block; an exception of them ends the run.
+    At most `limit` files of one host and port are fetched at the same time, and `settings.concurrency` in
+    total. The callbacks are called in this thread and must not block; an exception in a callback ends the
+    run.
 
     Args:
-        urls: what to fetch, read as the run proceeds; none may come twice, and `check_url` has passed them.
+        urls: URLs that `check_url` has accepted, without duplicates; read as the run proceeds.
         settings: for the fetcher. Private addresses are allowed, because the user of the command is trusted.
-        mime_type: patterns as in a job's `mime_type`; empty checks nothing.
-        folder: for the run's files: `spool` for downloads in progress, `files` for complete files.
+        mime_type: patterns as in a job's `mime_type`; empty for no check.
+        folder: has the subfolders `spool` for downloads in progress and `files` for complete files.
         limit: per host, at least 1.
-        on_result: called exactly once for each file that is not skipped. It may move the file.
-        on_progress: called for each file that has not ended.
-        skip: called once with each URL, before it is fetched; whether it is not to be fetched.
-        resumable: unfinished files stay in the spool folder, and a later run there continues them. No other
-            run may use the folder at the same time.
+        on_result: called exactly once for each file that is not skipped; may move the file.
+        on_progress: called while a file is fetched.
+        skip: called once with each URL before the first attempt; returns whether to skip the URL.
+        resumable: unfinished files stay in the spool folder, and a later run continues them. No other run may
+            use the folder at the same time.
 
     Raises:
-        DownloaderError: it could not be started.
-        KeyboardInterrupt: after SIGINT. All is closed by then, and files with a result are complete.
+        DownloaderError: the run could not be started.
+        KeyboardInterrupt: after SIGINT. Everything is closed, and files with a result are complete.
         SystemExit: likewise after SIGTERM, with the status that shells expect.
     """
     interrupted: list[signal.Signals] = []
@@ -145,10 +146,10 @@ def fetch_files(
 
 
 def check_url(url: str) -> str:
-    """The URL, if it is one that can be fetched.
+    """Check that a URL can be fetched, and return the URL.
 
     Raises:
-        ValueError: it is not a valid URL of a job, or has unprintable characters; the text says which.
+        ValueError: not a valid URL of a job, or unprintable characters; the text gives the reason.
     """
     if not url.isprintable():
         raise ValueError("the URL has characters that cannot be shown")
@@ -160,10 +161,10 @@ def check_url(url: str) -> str:
 
 
 class _Files:
-    """Complete files in a folder, until the caller has given them their names.
+    """A folder with complete files, which the caller moves to the final names.
 
-    Small files are written in the event loop, as a thread for each costs several times as much. They are not
-    synced: after a power failure they may be missing or short, which the next run sees.
+    Small files are written in the event loop, because a thread per file costs several times as much. They are
+    not synced: after a power failure files may be missing or short, which the next run detects.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -171,7 +172,7 @@ class _Files:
         self._folder = folder
 
     def path(self, job_id: str) -> Path:
-        """Where the file of this job is."""
+        """Path of the file of a job."""
         return self._folder / job_id
 
     async def put(self, spec: JobSpec, body: CompleteBody, *_: object) -> None:
@@ -190,44 +191,44 @@ class _Files:
 
 @dataclass(slots=True, eq=False)
 class _File:
-    """A file that has not ended."""
+    """A file without a result yet."""
 
     index: int
     url: str
     attempts: int = 0
-    """Attempts that have ended, but for those that do not count."""
+    """Finished attempts that count."""
     throttled: int = 0
-    """Attempts that have ended with a cooldown of the host."""
+    """Finished attempts that led to a cooldown of the host."""
     own_faults: int = 0
-    """Attempts that have ended and do not count."""
+    """Finished attempts that do not count."""
     begun: float | None = None
-    """Monotonic time of its first attempt."""
+    """Monotonic time of the first attempt."""
 
 
 @dataclass(slots=True, eq=False)
 class _Host:
-    """The files of one host and port."""
+    """The files of a host and port."""
 
     name: str
     waiting: deque[_File] = field(default_factory=deque)
     """Files to begin as soon as a worker is free."""
     workers: int = 0
-    """Tasks that fetch these files, each one after the other."""
+    """Running tasks of the host. A task fetches one file after the other."""
     files: int = 0
-    """Files that have not ended."""
+    """Files without a result yet."""
     opens: float = 0.0
     """When the last cooldown ends, by Trio's clock."""
     cooled: float = 0.0
     """When the last cooldown began."""
     cooldowns: int = 0
-    """How many cooldowns have followed one another; 0 if there was none."""
+    """Length of the current row of successive cooldowns; 0 before the first cooldown."""
 
     def cool_down(self, cooldown: Cooldown, *, began: float) -> None:
-        """Begin no file for a while, because the response to an attempt that `began` then asks for it.
+        """Begin no file of the host for a while, after an attempt that `began` then was throttled.
 
-        If the response does not say how long, the time doubles with each cooldown that follows another: one
-        that begins less than the last one's length after the end of the last. The response to an attempt that
-        began before the last cooldown is part of that one.
+        If the origin gave no time, the time doubles with each successive cooldown. A cooldown is successive
+        if the time since the end of the last one is shorter than the last one was. An attempt that began
+        before the last cooldown belongs to that cooldown and does not count again.
         """
         now = trio.current_time()
         if not self.cooldowns or began > self.cooled:
@@ -250,9 +251,9 @@ class Attempts(Protocol):
 
 
 class Run:
-    """One run: reads the list, and has each file fetched; ends with the tasks in `nursery`.
+    """A run: reads the list and fetches each file in tasks of `nursery`.
 
-    `path_of` gives the path of the stored file of a job.
+    `path_of` returns the path of the stored file of a job.
     """
 
     def __init__(
@@ -276,12 +277,12 @@ class Run:
         self._on_progress = on_progress
         self._slots = trio.CapacityLimiter(concurrency)
         self._ahead = trio.Semaphore(READ_AHEAD)
-        """A place for each file that has not ended."""
+        """Acquired once per file without a result."""
         self._hosts: dict[str, _Host] = {}
-        """Hosts with files that have not ended, and hosts that have asked for a cooldown."""
+        """Hosts with unfinished files, and hosts that have asked for a cooldown."""
 
     async def read(self, urls: Iterable[str], skip: Callable[[str], bool]) -> None:
-        """Have each file of the list fetched, unless it is skipped."""
+        """Read the list, and enqueue each URL that is not skipped."""
         for index, url in enumerate(urls):
             if index % READ_STEP == 0:
                 await trio.lowlevel.checkpoint()
@@ -297,14 +298,14 @@ class Run:
             self._enqueue(host, _File(index, url))
 
     def _enqueue(self, host: _Host, file: _File) -> None:
-        """Have a file fetched as soon as its host has a free worker."""
+        """Add a file to the queue of a host, and start a worker unless the limit is reached."""
         host.waiting.append(file)
         if host.workers < self._limit:
             host.workers += 1
             self._nursery.start_soon(self._work, host)
 
     async def _work(self, host: _Host) -> None:
-        """Fetch waiting files of a host, one after the other; ends when there are none."""
+        """Fetch waiting files of a host sequentially until the queue is empty."""
         while host.waiting:
             pause_s = host.opens - trio.current_time()
             if pause_s > 0:
@@ -327,7 +328,7 @@ class Run:
         self._enqueue(host, file)
 
     def _lease(self, host: _Host, file: _File) -> Lease:
-        """A lease as in the service. The job's id is made of the URL, so it is the same in each run."""
+        """A lease as in the service. The job's id is a hash of the URL, equal in each run."""
         spec = JobSpec(
             id=hashlib.sha256(file.url.encode()).hexdigest()[:32],
             aggr_id=host.name,
@@ -392,7 +393,7 @@ class Run:
 
 
 def _is_final(file: _File, outcome: Outcome) -> bool:
-    """Whether there is no further attempt."""
+    """Whether the outcome is the file's result, without a further attempt."""
     return outcome.verdict in (Verdict.SUCCEEDED, Verdict.FAILED) or file.own_faults >= OWN_FAULTS
 
 
@@ -402,7 +403,7 @@ async def _cancel_at_signal(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """End the run at the first signal; finished files stay, unfinished ones too if they are `resumable`."""
+    """End the run at the first signal; finished files stay, and unfinished files too if `resumable`."""
     with stop_signals(signal.SIGINT, signal.SIGTERM, within_s=END_S) as received:
         task_status.started()
         async for number in received:

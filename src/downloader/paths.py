@@ -1,16 +1,17 @@
-"""The one check of paths that come from outside, such as a folder in the storage."""
+"""The check of relative paths from outside, for example a folder in the storage."""
 
 from __future__ import annotations
 
 MAX_FOLDER_BYTES = 512
-"""Longest folder that a job names: an S3 key has at most 1024 bytes, prefix and file name included."""
+"""Longest folder that a job may name. An S3 key has at most 1024 bytes, including prefix and file name."""
 
 
 def split_path(path: str) -> tuple[str, ...]:
-    """Split a relative path into its parts, if it stays below the folder that it is relative to.
+    """Split a relative path into parts; refuse a path that can leave the base folder.
 
     Raises:
-        ValueError: it is absolute, has characters that no path should have, or an empty part or one of dots.
+        ValueError: the path is absolute, has a backslash or invisible characters, or has a part that is
+            empty, `.` or `..`.
     """
     if path.startswith("/"):
         raise ValueError("must not be an absolute path")
@@ -23,10 +24,10 @@ def split_path(path: str) -> tuple[str, ...]:
 
 
 def split_folder(path: str) -> tuple[str, ...]:
-    """Split the path of a folder that a job names; a slash at its end is ignored.
+    """Split the path of a folder that a job names; a slash at the end is ignored.
 
     Raises:
-        ValueError: as `split_path` raises; or it begins with a dot, or has a `%` or too many bytes.
+        ValueError: as for `split_path`; or the path begins with a dot, has a `%` or has too many bytes.
     """
     parts = split_path(path.removesuffix("/"))
     if parts[0].startswith("."):

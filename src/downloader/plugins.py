@@ -1,6 +1,6 @@
-"""Finding plugins by entry point, the built-in ones too.
+"""Finding plugins, including the built-in plugins, by entry point.
 
-Only the plugins that the configuration names are imported, so that a broken one affects no other.
+Only plugins that the configuration names are imported, so a broken plugin that is not used does no harm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from downloader.errors import PluginError, first_leaf, leaves
 Model = TypeVar("Model", bound=BaseModel)
 
 NOTIFIERS = "downloader.notifiers.v1"
-"""Entry-point group of notifiers; the number is that of the interface."""
+"""Entry-point group of notifiers; the number is the version of the interface."""
 
 STORAGES = "downloader.storages.v1"
 """Entry-point group of storages."""
@@ -34,7 +34,7 @@ OPENING_S = 20.0
 """Time limit for opening a plugin."""
 
 CLOSING_S = 5.0
-"""Time limit for closing a plugin; then it is cancelled."""
+"""Time limit for closing a plugin, which is then cancelled."""
 
 REASON_CHARS = 500
 """Most characters of a plugin's text that are kept in the store and shown to clients."""
@@ -47,21 +47,21 @@ _PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
     (STORAGES, "s3"): ("boto3", "aws"),
     (BUCKETS, "s3"): ("boto3", "aws"),
 }
-"""The package that a built-in plugin imports, and the extra of `downloader-service` that installs it."""
+"""For each built-in plugin, the package it needs and the extra of `downloader-service` with that package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class PluginInfo:
-    """What is known of an installed plugin without importing it."""
+    """Metadata of an installed plugin, read without an import."""
 
     kind: str
-    """One of `KINDS`."""
+    """A value of `KINDS`."""
     name: str
-    """Its name in `[backends.NAME]`, `processor.filestorage.type` or `[processor.NAME]`."""
+    """The name in `[backends.NAME]`, `processor.filestorage.type` or `[processor.NAME]`."""
     version: str
-    """The distribution's; empty if the metadata do not have it."""
+    """The distribution's version; empty if unknown."""
     distribution: str
-    """The distribution's name; empty if the metadata do not have it."""
+    """The distribution's name; empty if unknown."""
 
 
 def installed(group: str) -> list[PluginInfo]:
@@ -83,7 +83,7 @@ def _info(group: str, point: EntryPoint) -> PluginInfo:
 
 
 def find(group: str, name: str) -> EntryPoint:
-    """The entry point of the plugin with this name; imports nothing.
+    """The entry point of the plugin `name`; imports nothing.
 
     Raises:
         PluginError: no such plugin is installed, or several are.
@@ -102,7 +102,7 @@ def find(group: str, name: str) -> EntryPoint:
 
 
 def missing_package(group: str, name: str) -> str:
-    """How to install a package that a built-in plugin needs; `""` if none is missing. Imports nothing."""
+    """How to install the missing package of a built-in plugin; `""` if none is missing. Imports nothing."""
     package, extra = _PACKAGES.get((group, name), ("", ""))
     if not package or find_spec(package) is not None:
         return ""
@@ -113,12 +113,12 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
     """Import the plugin's factory.
 
     Raises:
-        PluginError: as `find` raises, or the package that it needs is missing, or it cannot be imported, or
-            the entry point names something that is not callable.
+        PluginError: as for `find`; or a package that the plugin needs is missing, the plugin cannot be
+            imported, or the entry point names something that is not callable.
     """
     kind = KINDS.get(group, group)
     point = find(group, name)
-    # The plugin for buckets is always open, as no section has to ask for it: it imports boto3 later.
+    # The plugin for buckets is opened without being configured, so it imports boto3 only when it is used.
     if group != BUCKETS and (problem := missing_package(group, name)):
         raise PluginError(problem)
     try:
@@ -138,17 +138,18 @@ def load_factory(group: str, name: str) -> Callable[..., Any]:
 
 
 def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: Iterable[str] = ()) -> None:
-    """Check the object that a plugin's context manager yields: its coroutine methods and its `plain` ones.
+    """Check that the object of a plugin's context manager has coroutine `methods` and `plain` methods.
 
     Raises:
-        PluginError: a method is missing, or is not of that kind; the text begins with `name`.
+        PluginError: a method is missing, or is wrongly a coroutine function or none; the text begins with
+            `name`.
     """
     coroutines = tuple(methods)
     for method in (*coroutines, *plain):
-        found = getattr(obj, method, None)
-        if found is None or not callable(found):
+        bound = getattr(obj, method, None)
+        if bound is None or not callable(bound):
             raise PluginError(f"{name} gives a {type(obj).__name__}, which has no method {method}()")
-        function = inspect.unwrap(getattr(found, "__func__", found))
+        function = inspect.unwrap(getattr(bound, "__func__", bound))
         if not inspect.isfunction(function):
             continue
         if inspect.iscoroutinefunction(function) != (method in coroutines):
@@ -157,14 +158,14 @@ def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: It
 
 
 def find_cancel(error: BaseException) -> BaseException | None:
-    """The cancel or keyboard interrupt that a plugin raised, also in a group; the caller raises it again."""
+    """The cancel or keyboard interrupt in a plugin's error or group, for the caller to raise again."""
     return next(
         (leaf for leaf in leaves(error) if isinstance(leaf, (trio.Cancelled, KeyboardInterrupt))), None
     )
 
 
 def one_line(text: str) -> str:
-    """A plugin's text on one line of at most `REASON_CHARS`, in which the store can keep it."""
+    """A plugin's text on one line of at most `REASON_CHARS` that can be encoded as UTF-8."""
     # A lone surrogate, which UTF-8 cannot encode, becomes a question mark.
     return " ".join(text.split())[:REASON_CHARS].encode("utf-8", "replace").decode()
 
@@ -176,7 +177,7 @@ def describe(error: BaseException) -> str:
 
 
 def opening_failed(error: BaseException) -> str:
-    """Why a plugin could not be opened, on one line; of an exception group the first error."""
+    """Why a plugin could not be opened, on one line; for an exception group, the first error."""
     cause = first_leaf(error)
     if isinstance(cause, PluginError):
         return one_line(str(cause))
@@ -196,7 +197,7 @@ def _source(point: EntryPoint) -> str:
 
 
 def parse_section(model: type[Model], section: Mapping[str, Any]) -> Model:
-    """Parse a plugin's section with its pydantic model; for plugins to use.
+    """Parse a plugin's section with a pydantic model; for use in plugins.
 
     The model should forbid extra keys (`extra="forbid"`) and keep values, which may be secrets, out of
     messages (`hide_input_in_errors=True`).
@@ -210,7 +211,7 @@ def parse_section(model: type[Model], section: Mapping[str, Any]) -> Model:
         error = exc.errors()[0]
         key = ".".join(str(part) for part in error["loc"])
         if error["type"] != "extra_forbidden":
-            where = f"{key}: " if key else ""  # none for a rule that spans keys
+            where = f"{key}: " if key else ""  # a rule about several keys has no key
             raise PluginError(f"{where}{error['msg'].removeprefix('Value error, ')}") from exc
         near = difflib.get_close_matches(key, model.model_fields, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

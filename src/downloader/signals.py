@@ -1,4 +1,4 @@
-"""The signals that stop a process, and the kernel's timer that ends it when its stop hangs."""
+"""The signals that stop a process, and the kernel timer that ends a process with a hanging stop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import trio
 
 @contextmanager
 def stop_signals(*numbers: signal.Signals, within_s: float) -> Iterator[AsyncIterator[int]]:
-    """Receive these signals; the kernel ends the process `within_s` seconds after the first one.
+    """Receive signals; the kernel ends the process `within_s` seconds after the first signal.
 
-    The timer is set by the signal's handler, not by a task, so it works while the event loop is blocked (by a
-    write to a full pipe, for example) and while the interpreter ends. It stays set after the context. Call
-    this in the main thread.
+    The signal's handler sets the timer, so the timer also works while the event loop is blocked (for example
+    by a write to a full pipe) and while the interpreter ends. It stays set after the context. Call this in
+    the main thread.
     """
     with trio.open_signal_receiver(*numbers) as received:
         for number in numbers:
@@ -26,7 +26,7 @@ def stop_signals(*numbers: signal.Signals, within_s: float) -> Iterator[AsyncIte
 
 
 def _set_timer_first(number: signal.Signals, within_s: float) -> None:
-    """Wrap the signal's handler in one that sets the timer first."""
+    """Wrap the signal's handler: set the timer, then call the handler."""
     then = signal.getsignal(number)
     assert callable(then), "Trio has just set it"
 
@@ -38,7 +38,7 @@ def _set_timer_first(number: signal.Signals, within_s: float) -> None:
 
 
 def set_kill_timer(within_s: float) -> None:
-    """Have the kernel end the process after this time, unless such a timer runs. In the main thread only."""
+    """Have the kernel end the process after `within_s`, unless a timer runs. In the main thread only."""
     left_s, _ = signal.getitimer(signal.ITIMER_REAL)
     if left_s == 0:
         signal.signal(signal.SIGALRM, _exit_at_once if os.getpid() == 1 else signal.SIG_DFL)
@@ -46,5 +46,5 @@ def set_kill_timer(within_s: float) -> None:
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> None:
-    """The handler for process 1 of a container, because a signal without a handler does not end it."""
+    """The handler for process 1 of a container, which a signal without a handler does not end."""
     os._exit(128 + number)

@@ -1,4 +1,7 @@
-"""A background task over a `with`; imports nothing of ours, as nearly all parts use it."""
+"""A background task that runs as long as a `with` block.
+
+Imports no other module of the project, because nearly all parts use this one.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ async def background(
     At the end `stop` is called, by default a cancel of the task, and the task is awaited. A task that returns
     early does not end the context; a task that raises cancels the body.
 
-    The first error, of the body or of the task, is raised as it is and not in a group. A later error is added
-    to it as a note. Only an error that comes together with a cancel is in the group of Trio's nursery.
+    The first error, of the body or of the task, is raised without a group; a later error is added as a note.
+    Only an error that comes together with a cancel is in the group of Trio's nursery.
     """
     errors: list[Exception] = []
     is_open = False
@@ -44,8 +47,6 @@ async def background(
             (stop or nursery.cancel_scope.cancel)()
     if errors:
         first, *later = errors
-        for another in later:
-            first.add_note(
-                f"While that was raised, another error followed: {type(another).__name__}: {another}"
-            )
+        for error in later:
+            first.add_note(f"While that was raised, another error followed: {type(error).__name__}: {error}")
         raise first

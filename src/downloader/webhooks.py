@@ -1,4 +1,4 @@
-"""For programs that receive callbacks: checks the signature of a callback and parses it.
+"""For programs that receive callbacks: check the signature and parse the callback.
 
 ::
 
@@ -35,24 +35,24 @@ class SignatureRefused(WebhookError):
 
 
 class NotACallback(WebhookError):
-    """The signature is valid, but the body is not a callback of this service."""
+    """The signature is valid, but the body is not a callback of the service."""
 
 
 def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]) -> Callback:
-    """Check the signature of a received callback, then parse it.
+    """Check the signature of a received callback, then parse the body.
 
-    The same callback may be received more than once, with the same `job_id`.
+    A callback may be received more than once, with the same `job_id`.
 
     Args:
-        headers: of the request; the case of their names does not matter.
+        headers: headers of the request; the case of their names does not matter.
         body: the bytes as received. JSON that was parsed and serialised again has another signature.
-        secrets: as in `backends.http.secret`; of several, one has to match.
+        secrets: one or more values of `backends.http.secret`; one of them has to match.
 
     Raises:
         NotSigned: a signature header is missing.
-        SignatureRefused: no signature matches, or it is too old or too new.
+        SignatureRefused: no signature matches, or the timestamp is too old or too new.
         NotACallback: the signature is valid, but the body is not a callback.
-        ConfigError: there is no secret, or one is not `whsec_` and base64.
+        ConfigError: there is no secret, or a secret is not `whsec_` and base64.
     """
     signers = [signer_of(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not signers:
@@ -69,10 +69,10 @@ def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[s
 
 
 def signer_of(secret: str) -> Webhook:
-    """What signs and verifies with this secret.
+    """The signer and verifier for a secret.
 
     Raises:
-        ConfigError: it is not `whsec_` and base64.
+        ConfigError: the secret is not `whsec_` and base64.
     """
     text = secret.removeprefix(_PREFIX)
     try:
