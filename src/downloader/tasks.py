@@ -47,6 +47,7 @@ async def background(
             (stop or nursery.cancel_scope.cancel)()
     if errors:
         first, *later = errors
-        for error in later:
-            first.add_note(f"While that was raised, another error followed: {type(error).__name__}: {error}")
+        for second in later:
+            text = f"{type(second).__name__}: {second}"
+            first.add_note(f"While that was raised, another error followed: {text}")
         raise first

@@ -1,4 +1,4 @@
-"""The fleet's state in Redis or Valkey: the transitions of jobs and of the work on them."""
+"""The fleet's state in Redis or Valkey, and the transitions of jobs and tasks."""
 
 from __future__ import annotations
 

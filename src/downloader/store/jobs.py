@@ -1,4 +1,4 @@
-"""`JobStore`: a method per transition, which runs its script on the shards that it concerns."""
+"""`JobStore`: one method per transition, which runs the script on the shards concerned."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ CANCELLED = "cancelled by a client"
 """`error` of a job that was cancelled."""
 
 PROVEN_S = 600.0
-"""How long a callback destination counts as proven after it has taken a callback."""
+"""How long a destination counts as proven after accepting a callback."""
 
 
 @asynccontextmanager
@@ -55,10 +55,10 @@ async def open_store(
     hosts: Mapping[str, HostSettings] | None = None,
     scripts: Mapping[str, Script] | None = None,
 ) -> AsyncIterator[JobStore]:
-    """A `JobStore` on Redis or Valkey; needs a `trio_asyncio` loop around it.
+    """Open a `JobStore` on Redis or Valkey, inside a `trio_asyncio` loop.
 
-    `hosts` are limits by host or pattern, which downloads that this instance leases obey; with `None` hosts
-    have no limits, also no delay of their robots.txt.
+    `hosts` are the limits by host or pattern for downloads that this instance leases. With `None` there are
+    no limits by host, and the delay of a robots.txt is ignored.
 
     Raises:
         ConfigError, StoreUnavailable, StoreRefused: one clear line each, see `open_client`.
@@ -71,14 +71,15 @@ async def open_store(
 class JobStore(StoreReader):
     """The fleet's shared state in Redis or Valkey; safe to share between tasks.
 
-    Two methods go with a state of their caller: `lease` (see `LeaseRequests`), and `report`, of which an
-    instance makes one call at a time for a role.
+    Two methods have a restriction: calls of `lease` with the same `LeaseRequests` must not overlap, and
+    neither must calls of `report` for the same instance and role.
 
-    Each method that changes something runs one atomic transition (`docs/state-machine.md`) in each shard that
-    it concerns. It may be repeated, and its time is bounded. A store has one shard; a Cluster has several.
-    Unless a method says otherwise it raises `StoreUnavailable` if none of these shards answers (the call may
-    have been applied), and `StoreRefused` if the store will never carry it out. If only some shards fail, the
-    items of the others are answered as usual.
+    A method that changes something runs an atomic transition (`docs/state-machine.md`) on each shard
+    concerned; only a Cluster has more than one shard. Every call is bounded in time and may be repeated.
+
+    Unless a method says otherwise, it raises `StoreUnavailable` if none of the shards answers (the call may
+    have been applied), and `StoreRefused` if the store will never carry out the call. If only some shards
+    fail, the items of the other shards get their results as usual.
     """
 
     def __init__(
@@ -98,18 +99,18 @@ class JobStore(StoreReader):
     # Submitting
 
     def new_id(self, aggr_id: str) -> str:
-        """A new id for a job of this aggregation; its last character gives the shard."""
+        """A new id for a job of an aggregation; the last character of the id gives the shard."""
         return self._ids.new(self._keys.aggregation_shard(aggr_id), self._keys.shards)
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
-        """Enqueue jobs, each atomically, in one round trip per shard; returns `(result, job id)` in order.
+        """Enqueue jobs with one round trip per shard; returns `(result, job id)` in order. Atomic per job.
 
         Raises:
             StoreUnavailable: no shard answered; the jobs may have been enqueued.
         """
         results = await self._submit([(item, item.spec.aggr_proxy) for item in submissions])
-        # The script cannot match patterns. If the aggregation has another proxy that is permitted, the
-        # submission is repeated with that proxy named.
+        # The script cannot match patterns, so it reports the proxy of the aggregation. If that proxy is
+        # permitted, the submission is repeated with the proxy's name.
         again = {
             place: (submissions[place], proxy)
             for place, (accepted, proxy) in enumerate(results)
@@ -121,7 +122,7 @@ class JobStore(StoreReader):
         return results
 
     async def _submit(self, submissions: Sequence[tuple[Submission, str]]) -> list[tuple[Accepted, str]]:
-        """Submit jobs, each with the proxy that its aggregation may have."""
+        """Submit pairs of a job and the proxy that the job's aggregation may have."""
         rows = [
             codec.submit(submission, permitted, self._seal, with_host=self._hosts is not None)
             for submission, permitted in submissions
@@ -144,13 +145,13 @@ class JobStore(StoreReader):
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
     ) -> LeaseBatch:
-        """Give up to `count` due tasks to `owner`, fairly over groups, each for `lease_s` seconds.
+        """Lease up to `count` due tasks to `owner` for `lease_s` seconds, fairly over the groups.
 
-        If the answer to a call is lost, the next call with the same `requests` gives the same leases again. A
-        `count` of 0 asks for these only.
+        If the answer to a call is lost, the next call with the same `requests` returns the same leases again.
+        A `count` of 0 asks only for such leases.
 
         Raises:
-            StoreUnavailable: no shard answered. A later call gives the leases that they may have granted.
+            StoreUnavailable: no shard answered. A later call returns leases that may have been granted.
         """
         requests = requests or LeaseRequests()
         shards = self._shards_in_turn() if count else requests.unanswered
@@ -171,11 +172,11 @@ class JobStore(StoreReader):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
             # slots.
             free = count - len(leases)
-            asked, shards = (shards[:free], shards[free:]) if count else (shards, [])
-            counts = zip(asked, _split(free, len(asked)), _split(unproven, len(asked)), strict=True)
+            now, shards = (shards[:free], shards[free:]) if count else (shards, [])
+            counts = zip(now, _split(free, len(now)), _split(unproven, len(now)), strict=True)
             calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in counts}
             answers = await self._client.ask(
-                asked, partial(self._lease_from, calls, requests), some=bool(leases or waits)
+                now, partial(self._lease_from, calls, requests), some=bool(leases or waits)
             )
             for answer in answers.values():
                 granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
@@ -188,7 +189,7 @@ class JobStore(StoreReader):
         return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
 
     def _shards_in_turn(self) -> list[int]:
-        """All shards, from a random one on, so that none is always asked last."""
+        """All shards, rotated by a random number, so that no shard is always the last."""
         shards = list(range(self._keys.shards))
         first = random.choice(shards)  # noqa: S311  # no secret
         return shards[first:] + shards[:first]
@@ -201,7 +202,7 @@ class JobStore(StoreReader):
         return codec.fields(answer)
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
-        """How many groups, those in `without` excluded, have a due task and a free slot in the fleet."""
+        """How many groups, except those in `without`, have a due task and a free slot in the fleet."""
         call = {"kind": kind, "without": list(without)}
         return sum(await self._client.run_on_all("waiting", call))
 
@@ -215,33 +216,33 @@ class JobStore(StoreReader):
     async def settle(self, owner: str, settlements: Sequence[Settlement]) -> Sequence[Settled]:
         """Settle leased tasks; results in order. Raises `StoreRefused` only.
 
-        The verdict of each decides its transition; those of one transition travel together.
+        The verdict decides the transition. All settlements with the same transition are sent together.
 
         - `SUCCEEDED`, `FAILED`: `finish` ends a download, and its callback, if any, becomes pending;
           `close_callback` ends a callback, and its job waits to be reaped.
-        - `RETRY`, `THROTTLED`: by `retry_later` the task becomes pending again. The attempt counts with
-          `RETRY`. The outcome's cooldown, if any, begins.
-        - `RELEASE`: `release` does the same, and the attempt does not count. If the last sweep took the task
-          from this lease, the result is `LEASE_LOST`, and the crash that the sweep counted is taken back,
+        - `RETRY`, `THROTTLED`: `retry_later` makes the task pending again. The attempt counts with `RETRY`.
+          The outcome's cooldown, if any, begins.
+        - `RELEASE`: `release` makes the task pending again, and the attempt does not count. If a sweep has
+          ended this lease, the result is `LEASE_LOST`, and the crash that the sweep counted is subtracted,
           because the caller has not crashed.
         """
         places: defaultdict[tuple[str, Kind], list[int]] = defaultdict(list)
         for place, settlement in enumerate(settlements):
             places[codec.script_of(settlement), settlement.lease.kind].append(place)
         results = [Settled.UNKNOWN] * len(settlements)
-        for (script, kind), own in places.items():
+        for (script, kind), group in places.items():
             call: dict[str, Any] = {"kind": kind, "owner": owner}
             if script == "close_callback":
                 call["proven_ms"] = ms(PROVEN_S)
-            rows = [codec.settle(script, settlements[place]) for place in own]
-            for place, result in zip(own, await self._run_on_leases(script, call, rows), strict=True):
+            rows = [codec.settle(script, settlements[place]) for place in group]
+            for place, result in zip(group, await self._run_on_leases(script, call, rows), strict=True):
                 results[place] = result
         return results
 
     async def _run_on_leases(
         self, script: str, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
     ) -> Sequence[Settled]:
-        """Run a transition on leased tasks; `UNKNOWN` for those of shards that did not answer."""
+        """Run a transition on leased tasks; `UNKNOWN` for tasks of shards that did not answer."""
         try:
             entries = await self._client.run_rows(script, call, rows)
         except StoreUnavailable as error:
@@ -250,10 +251,10 @@ class JobStore(StoreReader):
         return [Settled.UNKNOWN if entry is None else Settled(entry) for entry in entries]
 
     async def sweep(self, kind: Kind, count: int = 100, lease_s: float | None = None) -> Sequence[str]:
-        """Make at most `count` tasks per shard pending again whose lease has ended; returns their job ids.
+        """Make at most `count` tasks with an expired lease per shard pending again; returns the job ids.
 
-        With `lease_s`, the length of leases, also those that end too late because the server's clock was set
-        back.
+        With `lease_s`, the length of leases, also tasks with a lease that ends later than that from now,
+        because the server's clock was set back.
         """
         call = {"kind": kind, "count": count}
         if lease_s is not None:
@@ -261,16 +262,16 @@ class JobStore(StoreReader):
         return [job_id for ids in await self._client.run_on_all("sweep", call) for job_id in ids]
 
     async def set_crawl_delay(self, host: str, seconds: float, keep_s: float) -> None:
-        """Let downloads from a host start at least this many seconds after each other, for the next `keep_s`.
+        """Set the least time between the starts of two downloads from a host, for the next `keep_s`.
 
-        Instances whose store knows no limits of hosts do not obey it.
+        Instances that have no limits by host (see `open_store`) ignore the delay.
         """
         await self._client.command("SET", self._keys.key(0, "crawl", host), str(seconds), "PX", ms(keep_s))
 
     # The end of a job
 
     async def reap(self, count: int, hold_s: float) -> ReapBatch:
-        """At most `count` jobs per shard that are due to be deleted; no other call gets them for `hold_s`."""
+        """At most `count` jobs per shard that are due to be deleted, reserved for the caller for `hold_s`."""
         call = {"count": count, "hold_ms": ms(hold_s)}
         answers = [codec.fields(answer) for answer in await self._client.run_on_all("reap", call)]
         waits = [answer["due_ms"] / 1000 for answer in answers if answer["due_ms"] >= 0]
@@ -278,7 +279,7 @@ class JobStore(StoreReader):
         return ReapBatch(jobs=jobs, next_due_s=min(waits, default=None))
 
     async def remove(self, job_ids: Sequence[str]) -> None:
-        """Delete the records of jobs that `reap` has given; `reap` repeats those of a silent shard later."""
+        """Delete the records of jobs from `reap`; jobs of a silent shard are returned by `reap` again."""
         await self._client.run_rows("remove", {}, [{"id": job_id} for job_id in job_ids])
 
     async def retry(self, job_id: str, *, download: bool, limit: int) -> Changed:
@@ -287,16 +288,16 @@ class JobStore(StoreReader):
         `limit`: `per_destination` of `callback_limit`, for a callback whose group has no record.
         """
         try:
-            [answer] = await self.retry_all([job_id], download=download, limit=limit)
+            [result] = await self.retry_all([job_id], download=download, limit=limit)
         except ValueError:
             return Changed.UNKNOWN
-        return answer
+        return result
 
     async def retry_all(self, job_ids: Sequence[str], *, download: bool, limit: int) -> Sequence[Changed]:
-        """Like `retry`, for at least one job, all of one shard: jobs on a page of `jobs` are.
+        """Like `retry`, for one or more jobs of the same shard, such as the jobs on a page of `jobs`.
 
         Raises:
-            ValueError: the first id is not that of a job.
+            ValueError: the first id is not a job id.
         """
         shard = shard_of(job_ids[0], self._keys.shards)
         call = {
@@ -311,11 +312,11 @@ class JobStore(StoreReader):
         ]
 
     async def cancel(self, spec: JobSpec, plan: CallbackPlan | None, keep_s: float) -> Changed:
-        """End a download that is pending or running, as `CANCELLED`; its callback becomes pending.
+        """End a pending or running download as `CANCELLED`; the callback becomes pending.
 
-        The holder of a running one learns of it through `listen`, or when it renews, and the slot stays
-        occupied until it has stopped. `plan` is that of the callback of failures. A job without a callback is
-        kept for `keep_s` seconds.
+        The holder of a running download is told through `listen`, or at the next renewal. The slot stays
+        occupied until the holder has stopped. `plan` is the plan for the callback of a failure. A job without
+        a callback is kept for `keep_s` seconds.
         """
         call = {
             "id": spec.id,
@@ -328,11 +329,11 @@ class JobStore(StoreReader):
         return Changed(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
-        """Change an aggregation over the fleet, at once; `None` if it has no work and nothing is set.
+        """Change an aggregation in the whole fleet; `None` for an aggregation without work and set values.
 
-        `changes` has values for `limit`, `rate`, `delay` and `paused`; one that is absent stays, and `None`
-        clears it, so that what the jobs ask for applies again. What is in flight goes on. What is set stays
-        until it is cleared, also while the aggregation has no job. `cooling` ends a cooldown.
+        `changes` has values for `limit`, `rate`, `delay` and `paused`. An absent value is not changed; `None`
+        clears a value, so that the values of the jobs apply again. `cooling` ends a cooldown. Downloads in
+        flight continue. A value stays set until it is cleared, also while the aggregation has no job.
         """
         call = {name: "" if value is None else str(value) for name, value in changes.items()}
         call["group"] = aggr_id
@@ -350,10 +351,10 @@ class JobStore(StoreReader):
         ttl_s: float,
         counts: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Publish an instance's facts, which vanish after `ttl_s` seconds of silence.
+        """Publish an instance's facts, which expire after `ttl_s` seconds without a report.
 
-        `counts` are the present values of its counters, by series. Their growth since the last report that
-        the store answered is added to the totals of the role, once.
+        `counts` are the present values of the instance's counters, by series. The growth since the last
+        report that the store answered is added to the totals of the role, exactly once.
         """
         uncounted = self._uncounted[instance, role]
         call = {
@@ -375,5 +376,5 @@ class JobStore(StoreReader):
 
 
 def _split(total: int, parts: int) -> Iterable[int]:
-    """`total` as a sum of `parts` integers that differ by at most one."""
+    """Split `total` into `parts` integers that differ by at most 1."""
     return (total // parts + (part < total % parts) for part in range(parts))

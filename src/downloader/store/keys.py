@@ -1,10 +1,10 @@
-"""Every key in Redis: its name, type, time to live and owner. No other module builds a key's name.
+"""Every key in Redis with name, type, time to live and owner. No other module builds a key's name.
 
-A key is `<prefix>:<layout>:{<shard>}:<name>`. The braces are a Redis Cluster hash tag: everything that one
-script touches has the same shard, hence the same slot. A standalone server has one shard, a cluster
-`CLUSTER_SHARDS`; an aggregation's shard follows from its name, a job's from its id.
+A key is `<prefix>:<layout>:{<shard>}:<name>`. The braces are a Redis Cluster hash tag: all keys that a script
+uses have the same shard, and therefore the same slot. A standalone server has one shard, a Cluster
+`CLUSTER_SHARDS`. An aggregation's shard follows from its name, a job's shard from its id.
 
-The scripts' functions `key_<name>(...)` are generated from this table too (`lua_key_functions`).
+The functions `key_<name>(...)` of the scripts are generated from the same table (`lua_key_functions`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LAYOUT_VERSION = 1
-"""Increased when a version cannot share a store with the one before it."""
+"""Increased when a version of the service cannot share a store with the version before."""
 
 CLUSTER_SHARDS = 16
-"""Enough to spread over the nodes of a cluster, and few enough to ask all of them in one call."""
+"""Enough shards to spread over the nodes of a Cluster, and few enough to ask all shards in a call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """One kind of key."""
+    """A kind of key."""
 
     name: str
     parameters: tuple[str, ...] = ()
@@ -30,16 +30,16 @@ class Key:
     ttl: str = ""
     """Empty: none; the owner deletes the key."""
     owner: str = ""
-    """Which transition deletes it, or what bounds its number."""
+    """Which transition deletes the key, or why there are few."""
     holds: str
 
     @property
     def path(self) -> str:
-        """Its name behind the base, with parameters in angle brackets."""
+        """The name behind the base, with parameters in angle brackets."""
         return ":".join(self.parts(self.name, [f"<{parameter}>" for parameter in self.parameters]))
 
     def parts(self, name: str, values: Sequence[str]) -> Sequence[str]:
-        """The name and the values of the parameters in the order of the key: a kind stands first."""
+        """Name and parameter values in the order of the key; the kind, if any, comes first."""
         kinds = 1 if self.parameters[:1] == ("kind",) else 0
         return [*values[:kinds], name, *values[kinds:]]
 
@@ -283,13 +283,13 @@ _BY_NAME = {key.name: key for key in KEYS}
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Builds the names of keys for one store."""
+    """Builds the names of keys for a store."""
 
     prefix: str
     shards: int
 
     def base(self, shard: int) -> str:
-        """What every key of a shard begins with."""
+        """The prefix of all keys of a shard."""
         return f"{self.prefix}:{LAYOUT_VERSION}:{{{shard}}}:"
 
     def key(self, shard: int, name: str, *values: str) -> str:
@@ -304,7 +304,7 @@ class Keys:
         return self.base(shard) + ":".join(key.parts(name, values))
 
     def aggregation_shard(self, aggr_id: str) -> int:
-        """The shard of an aggregation and of all its jobs."""
+        """The shard of an aggregation and of the aggregation's jobs."""
         if self.shards == 1:
             return 0
         digest = hashlib.blake2b(aggr_id.encode("utf-8", "surrogatepass"), digest_size=4).digest()

@@ -1,4 +1,4 @@
-"""`StoreReader`: what is read from the store, and the messages that it publishes."""
+"""`StoreReader`: queries, and the messages that the store publishes."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ log = get_logger()
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 LISTED_AT_ONCE = 1000
-"""Aggregations that one call of `loads` reads: a few milliseconds of the store's time."""
+"""Aggregations per call of the script in `loads`: a few milliseconds of the store's time."""
 
 RESUBSCRIBE_S = 0.5
 """Pause before subscribing again after the connection to the store was lost."""
 
 _CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{0,20})\.([0-9A-Za-z]*)")
-"""Shard, score and id of the last job that was looked at."""
+"""Shard, and score and id of the last job read."""
 
 _SCAN_CURSOR = re.compile(r"([0-9]{1,4})\.([0-9]{1,20})")
-"""Shard, and the cursor of ZSCAN there."""
+"""Shard, and cursor of ZSCAN on that shard."""
 
 
 class StoreReader:
-    """What the store shows, to those who only look; changes nothing."""
+    """Read-only access to the store."""
 
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         self._client = client
@@ -56,13 +56,13 @@ class StoreReader:
         self._unseal: codec.Unseal = (lambda _: None) if sealer is None else sealer.unseal
 
     async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
-        """At most `count` jobs of a list after this cursor (empty: from the start).
+        """At most `count` jobs of a list, after `cursor` (empty: from the start).
 
-        Those of other aggregations may be among them, unless the list is `PENDING`. An empty `aggr_id` stands
-        for all.
+        An empty `aggr_id` stands for all aggregations. Unless the list is `PENDING`, the page may also
+        contain jobs of other aggregations.
 
         Raises:
-            ValueError: the cursor does not come from such a call.
+            ValueError: the cursor was not returned by `jobs`.
         """
         shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(range(self._keys.shards))
         match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
@@ -79,18 +79,18 @@ class StoreReader:
         return JobPage(jobs=[codec.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
 
     async def failures(self, count: int) -> Sequence[ListedJob]:
-        """At most `count` of the jobs whose download or callback failed last, the newest first.
+        """At most `count` jobs with a recently failed download or callback, the newest first.
 
-        Each shard knows 200 at the most.
+        A shard keeps at most 200 of them.
         """
         call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
         answers = await self._client.run_on_all("list", call)
-        found = [codec.listed_job(flat) for each in answers for flat in codec.fields(each)["jobs"]]
-        found.sort(key=lambda job: job.failed_at or job.finished_at or _NEVER, reverse=True)
-        return found[:count]
+        jobs = [codec.listed_job(flat) for answer in answers for flat in codec.fields(answer)["jobs"]]
+        jobs.sort(key=lambda job: job.failed_at or job.finished_at or _NEVER, reverse=True)
+        return jobs[:count]
 
     async def get(self, job_id: str) -> JobView | None:
-        """One job, or `None`."""
+        """A job, or `None`."""
         try:
             shard = shard_of(job_id, self._keys.shards)
         except ValueError:
@@ -116,9 +116,9 @@ class StoreReader:
         return dict(sorted(sizes.items(), key=lambda size: -size[1]))
 
     async def aggregations(self, cursor: str, count: int) -> AggregationPage:
-        """About `count` of the aggregations that have work, after this cursor (empty: from the start).
+        """About `count` aggregations with work, after `cursor` (empty: from the start).
 
-        All pages together contain each aggregation that has work during the whole listing, some twice.
+        Each aggregation that has work during the whole listing is on at least one page, and may be on two.
 
         Raises:
             ValueError: the cursor does not come from an `AggregationPage`.
@@ -137,7 +137,7 @@ class StoreReader:
         return AggregationPage(aggregations=aggregations, cursor=behind)
 
     async def described(self, aggr_ids: Iterable[str]) -> Sequence[Aggregation]:
-        """These aggregations, in any order; without those that have no work."""
+        """Descriptions of aggregations, in any order; aggregations without work are left out."""
         by_shard: defaultdict[int, list[str]] = defaultdict(list)
         for aggr_id in aggr_ids:
             by_shard[self._keys.aggregation_shard(aggr_id)].append(aggr_id)
@@ -148,22 +148,23 @@ class StoreReader:
         return [codec.aggregation(flat) for answer in answers for flat in answer["aggregations"]]
 
     async def aggregation(self, aggr_id: str) -> Aggregation | None:
-        """One aggregation, or `None` if it has no work."""
+        """Description of an aggregation; `None` for an aggregation without work."""
         return next(iter(await self.described([aggr_id])), None)
 
     async def load(self, count: int) -> Load:
-        """What runs and waits now: at most `count` (1 or more) aggregations, the busiest.
+        """The `count` (1 or more) busiest aggregations, and totals.
 
-        Its cost depends on `count` only. With several shards it is not one snapshot.
+        The cost depends on `count` only. Values of several shards are not from the same moment.
         """
         return codec.load(await self._client.run_on_all("busiest", {"count": count, "skip": 0}), count)
 
     async def loads(self, most: int) -> Sequence[AggregationLoad]:
-        """The aggregations that have work, of each shard the busiest if it has more than `most`.
+        """Aggregations with work: at most `most` per shard, the busiest first.
 
-        For operators who search: its cost grows with their number, in calls of a few milliseconds each.
+        Only for searches by operators: the cost grows with the number of aggregations. Each call of the
+        script takes a few milliseconds.
         """
-        loads: dict[str, AggregationLoad] = {}  # one that changes its place meanwhile may come twice
+        loads: dict[str, AggregationLoad] = {}  # an aggregation that moves in the order may be read twice
         for skip in range(0, most, LISTED_AT_ONCE):
             call = {"count": LISTED_AT_ONCE, "skip": skip}
             page = codec.load(await self._client.run_on_all("busiest", call), most * self._keys.shards)
@@ -173,15 +174,15 @@ class StoreReader:
         return list(loads.values())
 
     async def backlog(self, destinations: int) -> Backlog:
-        """What waits now, with at most this number (1 or more) of callback destinations.
+        """Waiting tasks, and the `destinations` (1 or more) busiest callback destinations.
 
-        Its cost is bounded. With several shards it is not one snapshot.
+        The cost is bounded. Values of several shards are not from the same moment.
         """
         call = {"groups": SUMMED_GROUPS, "destinations": destinations, "failures": COUNTED_FAILURES}
         return codec.backlog(await self._client.run_on_all("backlog", call), destinations)
 
     async def totals(self, role: str) -> Mapping[str, int]:
-        """The counts of all instances of a role, also those that have ended, by series."""
+        """The sums, by series, of the counts of all instances of a role, ended instances included."""
         totals = await self._client.command("HGETALL", self._keys.key(0, "totals", role))
         return {series: int(value) for series, value in totals.items()}
 
@@ -194,7 +195,7 @@ class StoreReader:
         return [json.loads(text) for text in await self._client.command("MGET", *keys) if text]
 
     async def ping(self) -> None:
-        """Check that the store, or at least one of its shards, answers."""
+        """Check that at least one shard answers."""
         await self._client.ask(range(self._keys.shards), self._client.ping)
 
     async def listen(
@@ -204,11 +205,11 @@ class StoreReader:
         cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call a kind's function whenever one of its groups may have become runnable; runs until cancelled.
+        """Call a kind's function when a group may have become runnable. Runs until cancelled.
 
-        Calls it also after each (re)subscription, as messages may have been missed. Calls `cancelled` with
-        the id of each job that is cancelled while its download runs anywhere. Messages can be lost, so
-        callers also ask the store at intervals.
+        The functions are also called after each (re)subscription, because messages may have been missed.
+        `cancelled` is called with the id of each job that is cancelled while the download runs on any
+        instance. Messages can be lost, so callers must also ask the store at intervals.
         """
         by_channel = {
             self._keys.key(shard, "wake", kind): wake
@@ -231,14 +232,14 @@ class StoreReader:
         by_channel: Mapping[str, Callable[[], None]],
         cancelled: Callable[[str], None],
     ) -> NoReturn:
-        """Call the functions that the messages of a subscription are for, until the connection is lost."""
+        """Receive messages and call the function of each channel, until the connection is lost."""
         first = next(iter(by_channel))
         while True:
             channel, text = await receive()
             if text:
                 cancelled(text)
                 continue
-            # Also for a subscription: what was published before it is lost.
+            # Also after a subscription, because messages published before that are lost.
             by_channel[channel]()
             if text is None and channel == first and await check_layout(self._client):
                 log.error(Event.STORE_EMPTY)

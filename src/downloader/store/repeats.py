@@ -1,4 +1,4 @@
-"""What a caller remembers of calls without an answer, so that their repetition has one effect."""
+"""State of a caller for calls that may have to be repeated, so that a repetition has no second effect."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import secrets
 from collections.abc import Mapping
 
 COUNTED_S = 86400.0
-"""How long the store remembers the number of an instance's last counts. An instance repeats them for a much
-shorter time."""
+"""How long the store keeps the number of an instance's last counts: much longer than counts are repeated."""
 
 
 class LeaseRequests:
-    """Ids of the lease calls of one caller, which makes one call at a time, always for the same kind.
+    """Ids of the lease calls of a caller, which makes one call at a time, always for the same kind.
 
-    A call that failed may have been applied. The next call to that shard repeats its id, and the script gives
-    the same leases again; otherwise these tasks would wait until the leases end.
+    A failed call may have been applied. The next call to the same shard repeats the id, and the script
+    returns the same leases again. Otherwise the leased tasks would wait until the leases end.
     """
 
     def __init__(self) -> None:
@@ -22,7 +21,7 @@ class LeaseRequests:
 
     @property
     def unanswered(self) -> list[int]:
-        """The shards whose last answer was lost."""
+        """Shards that have not answered the last call."""
         return list(self._ids)
 
     def id_for(self, shard: int) -> str:
@@ -30,15 +29,15 @@ class LeaseRequests:
         return self._ids.setdefault(shard, secrets.token_hex(8))
 
     def answered(self, shard: int) -> None:
-        """Note that the shard has answered, so that the next call to it has a new id."""
+        """Note that a shard has answered, so that the next call gets a new id."""
         del self._ids[shard]
 
 
 class Uncounted:
-    """The counts of one instance and role that the store has not confirmed.
+    """Counts of an instance and role that the store has not confirmed.
 
-    Counts are sent again, unchanged and under the same number, until the store answers. It may have added
-    them already; it adds the counts of a number only once.
+    Counts are sent again, unchanged and with the same number, until the store answers. The store adds the
+    counts with a number only once, so a repetition does no harm.
     """
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class Uncounted:
         self._sent: Mapping[str, int] = {}
 
     def next(self, counts: Mapping[str, int]) -> Mapping[str, int]:
-        """What to add to the totals, by series; `counts` are the counters' present values."""
+        """Amounts to add to the totals, by series; `counts` are the present values of the counters."""
         if not self._sent:
             self.number += 1
             self._sent = {
@@ -59,7 +58,7 @@ class Uncounted:
         return self._sent
 
     def confirm(self) -> None:
-        """Note that the store has added what `next` returned."""
+        """Note that the store has added the amounts from `next`."""
         for series, amount in self._sent.items():
             self._confirmed[series] = self._confirmed.get(series, 0) + amount
         self._sent = {}

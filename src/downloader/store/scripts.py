@@ -1,4 +1,4 @@
-"""The Lua scripts of the transitions: their texts and their headers."""
+"""The Lua scripts of the transitions, with their header comments."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """One transition."""
+    """A transition."""
 
     name: str
     summary: str
     header: Mapping[str, str]
-    """The fields of its header comment: `KEYS`, `ARGV`, `from`, `to`, `answer`, `repeat`."""
+    """The fields of the header comment: `KEYS`, `ARGV`, `from`, `to`, `answer`, `repeat`."""
     text: str
-    """What the server runs: the shared library, then the transition."""
+    """The shared library, followed by the transition; sent to the server."""
     sha: str
-    """Its name for EVALSHA."""
+    """SHA-1 of the text, for EVALSHA."""
 
 
 def load_scripts() -> Mapping[str, Script]:

@@ -10,10 +10,10 @@ from downloader.errors import ConfigError
 
 
 class Sealer:
-    """Encrypts with the first of its keys and decrypts with any of them."""
+    """Encrypts with the first key and decrypts with any key."""
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:
-        """Keys as `redis.encryption_keys` has them.
+        """Use the keys of `redis.encryption_keys`.
 
         Raises:
             ConfigError: the package `cryptography` is not installed.
@@ -32,7 +32,7 @@ class Sealer:
         return self._fernet.encrypt(text.encode()).decode()
 
     def unseal(self, sealed: str) -> str | None:
-        """Decrypt what `seal` has returned; `None` if no key fits, or if it was changed."""
+        """Decrypt the result of `seal`; `None` if no key fits or the text was changed."""
         try:
             return self._fernet.decrypt(sealed).decode()
         except self._invalid:

@@ -1,9 +1,8 @@
-"""The servers of the store: redis-py's clients for them, and the errors of redis-py mapped to ours.
+"""redis-py's clients for the servers of the store, and the mapping of redis-py's errors to ours.
 
-Of the core's modules this alone imports redis and trio-asyncio. redis-py uses asyncio, so every call runs in
-the asyncio loop that the service has opened (`asyncio_loop`). Calls are shielded from cancellation and
-bounded in time instead: a cancelled call would cost a connection, and it would be unknown whether it was
-applied.
+No other module of the core imports redis or trio-asyncio. redis-py uses asyncio, so every call runs in the
+asyncio loop that the service has opened (`asyncio_loop`). Calls are shielded from cancellation and bounded in
+time instead: a cancelled call would cost a connection, and nobody would know whether it was applied.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from downloader.store.scripts import Script
 T = TypeVar("T")
 
 Call = Callable[[Any], Awaitable[T]]
-"""Makes an asyncio call with the redis-py client that it is given."""
+"""Makes an asyncio call with a redis-py client."""
 
 RETRIES = 3
 """How often a call is repeated after a lost reply or connection. Every script may be repeated."""
@@ -41,13 +40,14 @@ RETRIES = 3
 RETRY_BASE_S, RETRY_CAP_S = 0.02, 0.5
 
 SYNCED_TTL_MS = 24 * 3600 * 1000
-"""Time to live of the key whose changes make a durable call write something."""
+"""Time to live of the key `synced`, which each durable call writes."""
 
 MOVES = 3
 """How often a call follows a shard to another node."""
 
 CALLS = 64
-"""Calls at once, each on a connection of its own; others wait. The client's pool raises beyond 100."""
+"""Calls at the same time, each on a separate connection; further calls wait. redis-py's pool raises above
+100."""
 
 SILENCES = 2
 """After this many times `redis.timeout` without a message, a subscription is checked with a PING."""
@@ -64,14 +64,14 @@ _NOT_NOW = (
     exceptions.AskError,
     exceptions.TryAgainError,
 )
-"""Errors after which a later try may succeed."""
+"""Errors that may be gone at a later try."""
 _NOT_NOW_CODES = ("MISCONF", "NOREPLICAS", "BUSY", "UNKILLABLE", "UNBLOCKED")
-"""First words of further such error replies, for which redis-py has no types."""
+"""First words of further temporary error replies, for which redis-py has no exception types."""
 
 
 @asynccontextmanager
 async def asyncio_loop() -> AsyncIterator[asyncio.AbstractEventLoop]:
-    """An asyncio loop that runs while the context lasts; an exception that no task catches ends it."""
+    """Run an asyncio loop while the context is open; an exception that no task catches ends the context."""
     async with trio_asyncio.open_loop() as loop:
         loop.set_exception_handler(_on_error)
         yield loop
@@ -83,27 +83,28 @@ def _on_error(loop: Any, context: dict[str, Any]) -> None:
 
 
 def _is_harmless(context: dict[str, Any]) -> bool:
-    """Whether asyncio's own loop would go on. In trio-asyncio 0.16 the error would end the process."""
+    """Whether an error that ends the process in trio-asyncio 0.16 would be harmless in asyncio's own loop."""
     error = context.get("exception")
     if not isinstance(error, OSError):
         return False
-    # asyncio closes the socket of an abandoned connection attempt (a time-out, a stop, a dead server) before
-    # it unregisters it from the loop. trio-asyncio may be about to wait for the closed socket.
+    # When a connection attempt is abandoned (a time-out, a stop, a dead server), asyncio closes the socket
+    # first and unregisters it later. Between the two, trio-asyncio may wait for the closed socket.
     if error.errno == errno.EBADF:
         return True
-    # A connection that was lost keeps its error in a future for `wait_closed`, and calls have had it already.
-    # `StreamReaderProtocol.__del__` retrieves it, but the garbage collector may come to the future first.
+    # The error of a lost connection has been raised by the calls already, and is kept in a future for
+    # `wait_closed`. The garbage collector may report the future before `StreamReaderProtocol.__del__` reads
+    # it.
     future = context.get("future")
     return future is not None and not isinstance(future, asyncio.Task)
 
 
 class NoAnswer(StoreUnavailable):
-    """No reply came in time, or no connection could be opened. The next call may take as long."""
+    """No reply came in time, or no connection could be opened. The next call may take the same time."""
 
 
 def as_store_error(error: Exception) -> StoreError:
-    """The `StoreError` for an exception of the client; its text has the reason and no secret."""
-    # An error of AUTH is the cause of the exception that the client raises while it connects.
+    """The `StoreError` for an exception of redis-py, with the reason and no secret in the text."""
+    # While connecting, redis-py raises an exception with the error of AUTH as its cause.
     if isinstance(error, _REFUSED) or isinstance(error.__cause__, _REFUSED):
         return StoreRefused(f"the store refuses us: {error}")
     if isinstance(error, exceptions.ResponseError) and not isinstance(error, exceptions.ClusterDownError):
@@ -115,16 +116,16 @@ def as_store_error(error: Exception) -> StoreError:
 
 
 class Servers:
-    """A client for each server that is known, and the bounds of the calls to them.
+    """Clients for all known servers, and the bounds of calls.
 
-    redis-py has a client for a Cluster. When any node has failed, it lets all calls wait, without a time
-    limit, until a random node has answered with the topology, and then opens all connections again. So one
-    dead node and one frozen node stop the calls to all others. Here a shard, which is one slot, is asked for
-    where it was found last, at first at the seed, and the call follows MOVED. It does not follow ASK: while
-    the keys of a slot are on two nodes, a script would take those on the other node for missing.
+    redis-py's own client for a Cluster is not used. When a node fails, that client stops all calls without a
+    time limit until a random node has answered with the topology, and then opens all connections again. So a
+    dead node and a frozen node block the calls to all nodes. Here a call goes to the server that had the
+    shard (which is one slot) last, or to the seed, and follows MOVED. It does not follow ASK: while the keys
+    of a slot are on two nodes, a script would not see the keys on the other node.
 
-    `seed` is the client of the configured server; `open_node` opens one for another host (empty: the seed's)
-    and port. A `sentinel`, which gives the seed its server, is closed with the clients.
+    `seed` is the client of the configured server. `open_node` opens a client for a host (empty: the seed's)
+    and a port. `sentinel`, which tells the seed the address of the primary, is closed with the clients.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Servers:
         self._of_shard: dict[int, Any] = {}
 
     async def run(self, shard: int, call: Call[T]) -> T:
-        """Make a call for a shard at the server that has it.
+        """Make a call to the server of a shard.
 
         Raises:
             StoreUnavailable, StoreRefused: see `as_store_error`; `NoAnswer` after the time limit.
@@ -147,7 +148,7 @@ class Servers:
         return await self._bounded(partial(self._follow, shard, self._of_shard.get(shard, self._seed), call))
 
     async def find(self, shard: int, call: Call[T]) -> T:
-        """Make a call for a shard, beginning at any server: a replica may have taken the shard over."""
+        """Make a call for a shard at a random server: a replica may have replaced the last one."""
         return await self._bounded(partial(self._follow, shard, self._any(), call))
 
     @asynccontextmanager
@@ -156,9 +157,9 @@ class Servers:
     ) -> AsyncIterator[Callable[[], Awaitable[tuple[str, str | None]]]]:
         """Subscribe to channels; yields a coroutine function that waits for the next message.
 
-        It returns the channel and the message; `None` stands for a (re)subscription to the channel. Messages
-        before a (re)subscription may have been missed. It raises `StoreError` when the connection is lost for
-        good.
+        The function returns the channel and the message; `None` as the message stands for a (re)subscription,
+        before which messages may have been missed. The function raises `StoreError` when the connection is
+        lost for good.
         """
         pubsub = self._any().pubsub()
 
@@ -181,8 +182,7 @@ class Servers:
             await aio_as_trio(self._close_all)()
 
     async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make one asyncio call: shielded from cancellation, bounded in time, its exceptions mapped."""
-        # Shielded: see the module's docstring. The bound covers a stop while the server is dead.
+        """Make an asyncio call, shielded from cancellation and bounded in time; maps exceptions."""
         try:
             with trio.move_on_after(self._timeout_s, shield=True):
                 async with self._room:
@@ -192,7 +192,7 @@ class Servers:
             raise as_store_error(error) from error
         raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
 
-    # What follows runs in the asyncio loop
+    # The methods below run in the asyncio loop
 
     def _any(self) -> Any:
         """A client, at random."""
@@ -219,7 +219,7 @@ class Servers:
                 if moves > MOVES:
                     raise
             except exceptions.ReadOnlyError:
-                # After a failover the address may lead to another server, but not for open connections.
+                # After a failover the address may lead to a new server, which open connections do not notice.
                 await client.connection_pool.disconnect(inuse_connections=False)
                 moves += 1
                 if moves > 1:
@@ -229,11 +229,10 @@ class Servers:
 async def _next_message(pubsub: Any, timeout_s: float) -> tuple[str, str | None]:
     pinged = False
     while True:
-        # After a lost connection the client subscribes again by itself. Only the reply to SUBSCRIBE shows
-        # this.
+        # After a lost connection redis-py subscribes again by itself; only the reply to SUBSCRIBE shows this.
         message = await pubsub.get_message(timeout=SILENCES * timeout_s)
         if message is None:
-            # Either there were no messages, or a firewall has dropped the connection silently.
+            # There were no messages, or a firewall has dropped the connection silently.
             if pinged:
                 raise exceptions.TimeoutError("the subscription has gone silent")
             await pubsub.ping()
@@ -256,24 +255,24 @@ async def run_script(server: Any, script: Script, base: str, arguments: Sequence
 async def run_script_durably(
     server: Any, script: Script, base: str, arguments: Sequence[str], *, settings: RedisSettings
 ) -> Any:
-    """Run a script, and wait until its writes are as durable as the settings ask; an asyncio call.
+    """Run a script and wait until the writes are as durable as configured; an asyncio call.
 
-    A repeated script writes nothing, and what it wrote the first time may not be durable yet. WAIT and
-    WAITAOF cover the writes of their own connection only. So each call writes on its connection, behind all
-    that was written before: the time to live of `synced`, which a server with full memory accepts too.
+    A repeated script writes nothing, and the writes of the first call may not be durable yet. WAIT and
+    WAITAOF only cover writes of the same connection. So each call makes a write of its own, after all earlier
+    writes: it sets the time to live of `synced`. A server with full memory accepts this command.
     """
     synced = f"{base}synced"
     durable = _durable_command(settings)
     touch = ("PEXPIRE", synced, SYNCED_TTL_MS)
     try:
-        answer, touched, reached = await _pipeline(
+        answer, key_exists, reached = await _pipeline(
             server, ("EVALSHA", script.sha, 1, base, *arguments), touch, durable
         )
     except exceptions.NoScriptError:
-        answer, touched, reached = await _pipeline(
+        answer, key_exists, reached = await _pipeline(
             server, ("EVAL", script.text, 1, base, *arguments), touch, durable
         )
-    if not touched:
+    if not key_exists:
         _, reached = await _pipeline(server, ("SET", synced, 1, "PX", SYNCED_TTL_MS), durable)
     if settings.durability == "aof":
         if reached[0] < 1:
@@ -291,7 +290,7 @@ def _durable_command(settings: RedisSettings) -> tuple[str | int, ...]:
 
 
 async def _pipeline(server: Any, *commands: tuple[str | int, ...]) -> list[Any]:
-    """Send commands at once on one connection; the first error reply is raised with its own words."""
+    """Send commands in one pipeline on a connection; raise the first error reply unchanged."""
     pipeline = server.pipeline(transaction=False)
     for command in commands:
         pipeline.execute_command(*command)
@@ -303,7 +302,7 @@ async def _pipeline(server: Any, *commands: tuple[str | int, ...]) -> list[Any]:
 
 
 def servers_for(settings: RedisSettings) -> Servers:
-    """Clients for the servers of the settings; they connect when they are used.
+    """Clients for the configured servers; the first call opens the connection.
 
     Raises:
         ConfigError: the URL cannot be read.
@@ -330,7 +329,7 @@ def servers_for(settings: RedisSettings) -> Servers:
 
 
 def _node_client(settings: RedisSettings, host: str, port: int) -> Any:
-    """A client of another node of the Cluster that `settings` name."""
+    """A client for another node of the configured Cluster."""
     parts = urlsplit(settings.url)
     userinfo, at, _ = parts.netloc.rpartition("@")
     name = host or parts.hostname or "localhost"
@@ -356,10 +355,10 @@ def _url_options(url: str) -> dict[str, Any]:
     if not url.startswith(("redis://", "rediss://")):
         return {}
     options: dict[str, Any] = dict(aioredis.ConnectionPool.from_url(url).connection_kwargs)
-    kept: dict[str, Any] = {name: options[name] for name in ("username", "password", "db") if name in options}
+    options = {name: options[name] for name in ("username", "password", "db") if name in options}
     if url.startswith("rediss://"):
-        kept["ssl"] = True
-    return kept
+        options["ssl"] = True
+    return options
 
 
 def _host_port(node: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The values that the store takes and returns, besides those of `model`."""
+"""Arguments and results of the store, in addition to the values in `model`."""
 
 from __future__ import annotations
 
@@ -18,61 +18,62 @@ from downloader.model import (
     callback_limit,
 )
 
-# What the transitions take and return
+# Arguments and results of the transitions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A job on its way into the store."""
+    """A job to be enqueued."""
 
     spec: JobSpec
     """With an id from `JobStore.new_id`."""
     idempotency_key: str = ""
     """Digest of the client's `Idempotency-Key` and token; empty if the client sent no key."""
     value_digest: str = ""
-    """Digest of the job's values, kept with the key and compared when the key is known."""
+    """Digest of the job's values, stored with the idempotency key and compared when the key comes again."""
     body_digest: str = ""
-    """Digest of the request body: what earlier versions kept with a key, for a day."""
+    """Digest of the request body, which earlier versions stored with a key, for a day."""
     permits: Callable[[str], bool] | None = None
-    """Called with the proxy that the aggregation has already: may the job use it? `None`: it may use any."""
+    """Whether the job may use the aggregation's present proxy, which is the argument; `None`: any proxy."""
 
 
 class Accepted(StrEnum):
-    """What became of a submission."""
+    """The store's answer to `submit`, for a job."""
 
     NEW = "new"
     REPEATED = "repeated"
-    """The idempotency key is known with the same job; the answer has the first job's id."""
+    """The idempotency key was used before for the same job; the answer has the first job's id."""
     CONFLICT = "conflict"
-    """The idempotency key is known with another job; nothing was enqueued."""
+    """The idempotency key was used before for a different job; nothing was enqueued."""
     PROXIED = "proxied"
-    """Its aggregation has a proxy that it may not use; nothing was enqueued."""
+    """The aggregation has a proxy that the job may not use; nothing was enqueued."""
     UNAVAILABLE = "unavailable"
-    """Its shard refused it for now, or did not answer. In the latter case it may have been enqueued."""
+    """The shard refused the job for now, or did not answer. Without an answer the job may have been
+    enqueued."""
 
 
 class Settled(StrEnum):
-    """The store's answer to `renew` and `settle`, for one lease."""
+    """The store's answer to `renew` and `settle`, for a lease."""
 
     DONE = "done"
-    """Applied; also when this very call had been applied before."""
+    """Applied, now or by an earlier try of the same call."""
     LEASE_LOST = "lease_lost"
     """Another generation holds or has finished the task; nothing was changed."""
     CANCELLED = "cancelled"
-    """A client has cancelled the job. A call that settles has freed its slot and changed nothing else."""
+    """A client has cancelled the job. `settle` has freed the slot and changed nothing else."""
     UNKNOWN = "unknown"
-    """Its shard did not answer: the call may have been applied. Repeat it."""
+    """The shard did not answer. The call may have been applied, and is to be repeated."""
 
 
 class Changed(StrEnum):
-    """What became of a client's call to retry or to cancel a job."""
+    """The store's answer to `retry` and `cancel`."""
 
     DONE = "done"
     """Done, now or by an earlier call."""
     UNKNOWN = "unknown"
-    """There is no such job."""
+    """No job has this id."""
     CONFLICT = "conflict"
-    """The job's state does not allow it."""
+    """The job's state does not allow the change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +85,18 @@ class Shares:
     never: Sequence[str] = ()
     """Groups that give no tasks."""
     unproven: int = 1_000_000
-    """How many callbacks at the most may go to destinations that have not answered lately."""
+    """Most callbacks to destinations that have not answered lately."""
     suspects: int = 0
-    """How many tasks under which two workers have died the instance works on; it gets one at a time."""
+    """Number of running tasks that have killed two workers before; an instance gets only one at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseBatch:
-    """Answer to one lease call."""
+    """The store's answer to `lease`."""
 
     leases: Sequence[Lease]
     next_due_s: float | None
-    """Seconds until another task can run (0: now, as the batch was full); `None`: no such time is known."""
+    """Seconds until the next task can run (0: now, because the batch was full); `None`: unknown."""
 
 
 ALL_SHARES = Shares()
@@ -111,7 +112,7 @@ class CallbackPlan:
 
     @classmethod
     def of(cls, spec: JobSpec, *, success: bool, per_destination: int) -> Self | None:
-        """That of a job whose download ended so; `None` if it has no callback.
+        """The plan for a job after a success or a failure; `None` if the job has no callback.
 
         `per_destination`: see `callback_limit`.
         """
@@ -124,7 +125,7 @@ class CallbackPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """How the work on a leased task ended; the verdict decides which transition the store makes."""
+    """The end of the work on a leased task; the verdict decides the transition."""
 
     lease: Lease
     verdict: Verdict
@@ -132,11 +133,11 @@ class Settlement:
     delay_s: float = 0.0
     """Seconds until the task is due again, with `RETRY`, `THROTTLED` and `RELEASE`."""
     outcome: Outcome | None = None
-    """How the attempt at a download ended; `None` for a callback, and for a download without an attempt."""
+    """The result of a download's attempt; `None` for a callback, and for a download without an attempt."""
     callback: CallbackPlan | None = None
-    """The callback that the end of this download makes pending, or the callback that has ended."""
+    """For a download, the callback that becomes pending; for a callback, the callback that has ended."""
     keep_s: float = 0.0
-    """Seconds for which a job is kept after its callback, or after its download if it has no callback."""
+    """Seconds for which a job is kept after the callback, or after the download if there is no callback."""
 
     @classmethod
     def of(
@@ -147,7 +148,7 @@ class Settlement:
         callback: CallbackPlan | None = None,
         keep_s: float = 0.0,
     ) -> Self:
-        """The settlement of a lease under which a download or a delivery was attempted."""
+        """The settlement of a lease after an attempt at a download or a callback."""
         return cls(
             lease=lease,
             verdict=end.verdict,
@@ -161,29 +162,29 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reapable:
-    """A job whose file and record are due to be deleted."""
+    """A job with a file and a record that are due to be deleted."""
 
     spec: JobSpec
     has_file: bool
-    """Whether a file may have been stored, in the service's storage or in the bucket that the job named."""
+    """Whether a file may be stored, in the service's storage or in the job's bucket."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReapBatch:
-    """Answer to one reap call."""
+    """The store's answer to `reap`."""
 
     jobs: Sequence[Reapable]
     next_due_s: float | None
-    """Seconds until the next job is due; `None` if there is none."""
+    """Seconds until the next job is due; `None` for no further job."""
 
 
-# What is read
+# Results of queries
 
 COUNTED_FAILURES = 500
-"""Failed callbacks whose destinations a `Backlog` counts: less than a millisecond of the store's time."""
+"""Failed callbacks that a `Backlog` counts by destination: less than a millisecond of the store's time."""
 
 SUMMED_GROUPS = 1000
-"""Groups whose tasks a `Backlog` sums: a few tenths of a millisecond of the store's time."""
+"""Groups that a `Backlog` sums up: a few tenths of a millisecond of the store's time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,10 +192,10 @@ class TaskView:
     """A task as `GET /jobs/<id>` shows it."""
 
     state: State | str
-    """A plain string if a newer version has stored a state that this version does not know."""
+    """A plain string if a newer version has stored an unknown state."""
     attempts: int
     deliveries: int
-    """How often it was leased."""
+    """How often the task was leased."""
     crashes: int
     due_ms: int | None
     started_ms: int | None
@@ -205,101 +206,102 @@ class TaskView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """What the API shows of one job."""
+    """A job as `GET /jobs/<id>` shows it."""
 
     spec: JobSpec
     download: TaskView
     outcome: Outcome | None
-    """The last attempt's outcome; `None` before the first has ended."""
+    """The last attempt's outcome; `None` before the end of the first attempt."""
     callback: TaskView | None
-    """`None` if the download has not finished, or the job has no callback."""
+    """`None` before the end of the download, and for a job without a callback."""
     kept_until_ms: int | None
-    """When file and record are deleted; `None` while download or callback goes on."""
+    """When file and record are deleted; `None` before the end of download and callback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregationLoad:
-    """What an aggregation is doing."""
+    """Present work of an aggregation."""
 
     aggr_id: str
     pending: int
     in_flight: int
-    """Downloads leased now, over the fleet."""
+    """Leased downloads in the fleet."""
     limit: int
     paused: bool
     cooling_until_ms: int | None = None
-    """Unix time until which nothing of it starts, because its origin asked for a pause."""
+    """Unix time until which no download starts, because the origin asked for a pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the fleet is doing: the busiest aggregations, and totals over all of them."""
+    """Present work of the fleet: the busiest aggregations, and totals."""
 
     aggregations: Sequence[AggregationLoad]
-    """By number of pending and running downloads, the most first."""
+    """In descending order of pending and running downloads."""
     total: int
-    """Number of aggregations with work, including those that are not listed."""
+    """Number of all aggregations with work, listed or not."""
     downloads: int
-    """In flight, of all aggregations."""
+    """Downloads in flight."""
     callbacks: int
-    """In flight."""
+    """Callbacks in flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """How much of one kind waits."""
+    """Waiting tasks of a kind."""
 
     pending: int
-    """Tasks; those of the `SUMMED_GROUPS` largest groups, if there are more."""
+    """Tasks of all groups, or of the `SUMMED_GROUPS` largest groups if there are more."""
     groups: int
-    """Aggregations or destinations with tasks that are pending or running."""
+    """Aggregations or destinations with pending or running tasks."""
     next_ms: int | None
-    """Unix time at which the next waiting task is due; `None`: none waits for a time."""
+    """Unix time at which the next task that waits for a time is due; `None`: no task waits for a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DestinationLoad:
-    """What waits for a destination of callbacks."""
+    """Waiting callbacks of a destination."""
 
     destination: str
-    """Its group: the backend's name, and a host, queue, topic or prefix."""
+    """The group: the backend's name, and a host, queue, topic or prefix."""
     pending: int
     in_flight: int
     limit: int
-    """How many may be in flight, over the fleet; 1 after a failure, until one is delivered."""
+    """How many may be in flight in the fleet; after a failure 1 until a callback is delivered."""
     due_ms: int | None
-    """Unix time at which its first pending callback was or will be due; `None`: none is pending."""
+    """Unix time at which the first pending callback was or will be due; `None`: no callback is pending."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
-    """What waits, over all shards."""
+    """Waiting tasks of all shards."""
 
     now_ms: int = field(compare=False)
     """The store's time."""
     downloads: Waiting
     callbacks: Waiting
     failed_callbacks: int
-    """Kept, and can be sent again."""
+    """Failed callbacks that are still stored and can be sent again."""
     destinations: Sequence[DestinationLoad]
-    """The destinations with the most callbacks that are pending or in flight, the largest first."""
+    """The destinations with the most callbacks pending or in flight, in descending order."""
     failed_to: Sequence[tuple[str, int]]
-    """Destinations and how many of their callbacks have failed, the most first; of `COUNTED_FAILURES` in each
-    shard."""
+    """Destinations with numbers of failed callbacks, in descending order; counted over `COUNTED_FAILURES`
+    callbacks per shard."""
 
 
 class Listed(StrEnum):
-    """The lists of jobs that the store can read page by page."""
+    """Lists of jobs that the store can read page by page."""
 
     FINISHED = "finished"
-    """Download and callback are over, or there is no callback; by the time at which they are deleted."""
+    """Download and callback, if any, have ended. Ordered by the time of deletion."""
     FAILED_CALLBACKS = "failed callbacks"
-    """Like `FINISHED`, and the callback failed. A callback that was retried may be among them."""
+    """Like `FINISHED`, and the callback failed. May contain a job with a callback that was retried
+    meanwhile."""
     FAILED_DOWNLOADS = "failed downloads"
-    """The download failed, the callback may go on; by when it failed."""
+    """The download failed; the callback may still run. Ordered by the time of failure."""
     RUNNING = "running"
-    """The download runs; by the end of the lease. A job whose lease is renewed may come again."""
+    """The download runs. Ordered by the end of the lease, so a job with a renewed lease may come twice."""
     PENDING = "pending"
-    """The download waits; by the time at which it is due. Of one aggregation only."""
+    """The download waits. Ordered by the due time; only for a single aggregation."""
     FAILURES = "failures"
-    """Download or callback failed lately, the newest first; a bounded list, of one page."""
+    """The download or callback failed lately. The newest first; a bounded list of one page."""
