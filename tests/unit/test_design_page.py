@@ -30,3 +30,15 @@ def test_each_part_is_documented_and_exists() -> None:
         for name in re.findall(r"`downloader\.(\w+)`", line.split("|")[1])
     }
     assert told == parts
+
+
+def test_the_files_and_functions_on_the_way_of_one_job_exist() -> None:
+    rows = re.findall(
+        r"^\| `([\w/.]+)` \| (.*?) \|", (ROOT / "docs/design/one-job.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert rows
+    for name, functions in rows:
+        path = ROOT / "src" / ("" if name.startswith("downloader_plugins/") else "downloader") / name
+        text = path.read_text("utf-8")
+        for function in re.findall(r"`(\w+)`", functions):
+            assert re.search(rf"\b(?:def|class|function) {function}\b", text), f"{name}: {function}"
