@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import dropwhile
 from pathlib import Path
@@ -17,7 +16,7 @@ from cyclopts import Parameter
 
 from downloader import __version__
 from downloader.cli.options import Config, Json, load
-from downloader.cli.output import Cell, print_rows, show_table, write
+from downloader.cli.output import Cell, show_table, write
 from downloader.cli.roles import api, run
 from downloader.errors import ConfigError, DownloaderError, PluginError
 from downloader.printable import escape
@@ -51,60 +50,35 @@ def doctor(*, config: Config = None, json_: Json = False) -> int:
         config: Configuration file (TOML). Without one: defaults, and HTTP callbacks.
         json_: Print a JSON array.
     """
+    from rich.console import Console
+
     from downloader.config import with_default_backend
     from downloader.observe import configure
+    from downloader.service import diagnose
 
     settings = load(config)
     if config is None:
         settings = with_default_backend(settings)
-    from downloader.service import diagnose
 
-    # The findings say what was found; the parts' own logs are not shown.
+    def show(findings: Sequence[Finding]) -> None:
+        if json_:
+            write(json.dumps([asdict(finding) for finding in findings], indent=2))
+        elif sys.stdout.isatty():
+            show_table(("", "", ""), [_finding_cells(finding) for finding in findings])
+        else:
+            for finding in findings:
+                write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}")
+
+    # A finding has the error of its part; the part's own logs are not shown.
     configure(form="json", level="error", stream=io.StringIO())
-    show = _show_json if json_ else _show_table if sys.stdout.isatty() else _show_lines
-    with _progress():
+    with Console(stderr=True).status("trying all that is configured"):
         findings = diagnose(settings, show=show)
     show(findings)
     return 1 if any(finding.state == "failed" for finding in findings) else 0
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[None]:
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status("trying all that is configured"):
-        yield
-
-
-def _show_json(findings: Sequence[Finding]) -> None:
-    write(json.dumps([asdict(finding) for finding in findings], indent=2))
-
-
-def _show_lines(findings: Sequence[Finding]) -> None:
-    for finding in findings:
-        write(f"{finding.state:<6} {finding.part}: {escape(finding.text)}")
-
-
-def _show_table(findings: Sequence[Finding]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    print_rows(
-        table,
-        [
-            ((finding.state.value, _STYLES[finding.state]), (finding.part, "bold"), finding.text)
-            for finding in findings
-        ],
-    )
-    failed = sum(finding.state == "failed" for finding in findings)
-    write(f"{failed or 'none'} of {len(findings)} parts failed")
+def _finding_cells(finding: Finding) -> Sequence[Cell]:
+    return (finding.state.value, _STYLES[finding.state]), (finding.part, "bold"), finding.text
 
 
 def health(*, pid: Annotated[int, Parameter(name="--pid")] = 1) -> None:
