@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from downloader.api import text_globs
 from downloader.api.fields import FieldError, check_url
 from downloader.api.json import parse_object
-from downloader.api.parse import parse_job
+from downloader.api.parse import MAX_WARNINGS, parse_job, warnings_for
 from downloader.api.problems import Refused
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy, Url
@@ -316,7 +316,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"request_headers": {f"X-{n}": "" for n in range(33)}}, "too_many_headers", "request_headers"),
     ({"request_headers": {f"X-{n}": "" for n in range(1000)}}, "too_many_headers", "request_headers"),
     ({"request_headers": {"X": "y" * 8192}}, "headers_too_large", "request_headers"),
-    ({"request_headers": {"X": "a", "x": "b"}}, "header_name", "request_headers"),
     *(
         ({"request_headers": {name: "x"}}, "header_name", "request_headers")
         for name in ("", "a b", "a:", "ü", "a\r\nb", "a\x00", "(a)")
@@ -326,12 +325,10 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for value in ("a\r\nHost: b", "a\n", "a\r", "\x00", "\x7f", "\x85")
     ),
     *(
-        ({"request_headers": {name: "x"}}, "header_forbidden", "request_headers")
-        for name in (
-            *("Host", "content-length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer"),
-            *("Upgrade", "Expect", "Range", "Proxy-Authorization", "proxy-connection", "Proxy-X"),
-        )
+        ({"request_headers": {name: "a\r\nb"}}, "header_value", "request_headers")
+        for name in ("Host", "Proxy-X")
     ),
+    ({"request_headers": {"X": "a\nb", "x": "c"}}, "header_value", "request_headers"),
     ({"user_agent": "a\r\nb"}, "header_value", "user_agent"),
     ({"user_agent": "x" * 1025}, "too_long", "user_agent"),
     ({"user_agent": 1}, "wrong_type", "user_agent"),
@@ -440,6 +437,28 @@ def test_a_trailing_slash_of_the_subpath_is_dropped() -> None:
 
 def test_header_values_lose_surrounding_blanks() -> None:
     assert parse(body(request_headers={"X": " a b\t"})).request_headers == {"X": "a b"}
+
+
+OURS = (
+    *("Host", "content-length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer"),
+    *("Upgrade", "Expect", "RANGE", "Proxy-Authorization", "proxy-connection", "Proxy-X"),
+)
+
+
+@pytest.mark.row("H8")
+def test_headers_that_the_downloader_sets_are_left_out() -> None:
+    headers: dict[str, Any] = dict.fromkeys(OURS, "x") | {"Referer": "y"}
+    assert parse(body(request_headers=headers)).request_headers == {"Referer": "y"}
+    warnings = warnings_for({"request_headers": headers})
+    assert {(warning.code, warning.field) for warning in warnings} == {
+        ("header_forbidden", "request_headers")
+    }
+    assert [warning.detail.split("`")[1] for warning in warnings] == list(OURS[:MAX_WARNINGS])
+
+
+def test_of_two_headers_of_one_name_the_last_counts() -> None:
+    headers = {"X-One": "a", "Y": 1, "x-one": "b", "HOST": "c", "X-ONE": 4}
+    assert parse(body(request_headers=headers)).request_headers == {"X-ONE": "4", "Y": "1"}
 
 
 CANARY = "c4n4ry"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, unknown_fields
+from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, warnings_for
 from downloader.net import EgressPolicy
 from servers.api import JOB, Served, Serving
 
@@ -106,8 +106,24 @@ async def test_unknown_fields_are_named_with_the_field_that_was_meant(api: Serve
         assert answer["warnings"] == expected
 
 
+async def test_headers_that_are_not_sent_are_named(api: Served) -> None:
+    detail = "header `HOST` is left out: the downloader sets it itself"
+    expected = {"code": "header_forbidden", "detail": detail, "field": "request_headers"}
+    headers = {"HOST": "a", "X": "b"}
+    for answer in await answers(api, JOB | {"request_headers": headers, "x": 0}):
+        assert answer["id"]
+        assert [warning["field"] for warning in answer["warnings"]] == ["x", "request_headers"]
+        assert answer["warnings"][1] == expected
+    for answer in await answers(api, JOB | {"request_headers": headers | {"": ""}}):
+        assert faults(answer) == [("request_headers", "header_name")]
+        assert answer["warnings"] == [expected]
+
+
 async def test_warnings_are_bounded(api: Served) -> None:
-    for answer in await answers(api, JOB | {f"{'x' * 1000}{n}": n for n in range(100)}):
+    more = {"request_headers": {"Proxy-" + "x" * 1000: ""}}
+    for answer in await answers(api, JOB | more):
+        assert len(answer["warnings"][0]["detail"]) < 2 * MAX_NAME_CHARS
+    for answer in await answers(api, JOB | more | {f"{'x' * 1000}{n}": n for n in range(100)}):
         assert len(answer["warnings"]) == MAX_WARNINGS
         assert {len(warning["field"]) for warning in answer["warnings"]} == {MAX_NAME_CHARS}
 
@@ -125,7 +141,7 @@ class Members(dict[str, object]):
 
 def test_only_unknown_fields_that_are_named_are_compared_with_the_known_ones() -> None:
     members = Members({f"agr_limit{n}": n for n in range(1000)})
-    assert len(unknown_fields(members)) == MAX_WARNINGS
+    assert len(warnings_for(members)) == MAX_WARNINGS
     assert members.read == MAX_WARNINGS
 
 

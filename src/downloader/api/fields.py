@@ -79,14 +79,12 @@ def _request_headers(headers: object) -> dict[str, str]:
         raise FieldError("wrong_type", "should be a valid object")
     if len(headers) > MAX_HEADERS:
         raise FieldError("too_many_headers", "has more than 32 headers")
-    if len({name.lower() for name in headers}) != len(headers):
-        raise FieldError("header_name", "has a name twice")
-    for name in headers:
+    checked: dict[str, tuple[str, str]] = {}
+    for name, value in headers.items():
         if not is_token(name):
             raise FieldError("header_name", "has a name that is no token (RFC 9110)")
-        if is_forbidden(name):
-            raise FieldError("header_forbidden", "has a header that the downloader sets itself")
-    result = {name: _header_value(value) for name, value in headers.items()}
+        checked[name.lower()] = name, _header_value(value)  # of two equal names the last counts
+    result = {name: value for name, value in checked.values() if not is_forbidden(name)}
     if sum(len(name) + len(value.encode()) for name, value in result.items()) > MAX_HEADER_BYTES:
         raise FieldError("headers_too_large", "has more than 8 KiB of names and values")
     return result

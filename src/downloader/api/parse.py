@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from http import HTTPStatus
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,7 +19,7 @@ from downloader.api.globs import Allows
 from downloader.api.json import member_text
 from downloader.api.problems import Refused, fault_in, faulty
 from downloader.model import JobSpec, is_reserved, now_ms
-from downloader.net import EgressPolicy, EgressRefused, Url
+from downloader.net import EgressPolicy, EgressRefused, Url, is_forbidden
 from downloader.wire import NO_CALLBACK, DownloadRequest, Fault
 
 _CODES = {
@@ -49,10 +49,10 @@ MAX_DESTINATION_CHARS = 2048
 """Length of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
 
 MAX_WARNINGS = 10
-"""Unknown fields that are answered."""
+"""Warnings in one response."""
 
 MAX_NAME_CHARS = 64
-"""How much is answered of an unknown field's name."""
+"""How much of a name is in a warning."""
 
 
 def parse_job(
@@ -130,13 +130,21 @@ def _deadline_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
         yield fault_in("deadline", "out_of_range", "must be later than not_before")
 
 
-def unknown_fields(members: Mapping[str, Any]) -> Sequence[Fault]:
-    """A warning for each unknown field, with the most similar known name; at most ten."""
-    if members.keys() <= _ORDER.keys():
+def warnings_for(members: Mapping[str, Any]) -> Sequence[Fault]:
+    """A warning for each unknown field, and for each of the job's headers that is not sent; at most ten."""
+    headers = members.get("request_headers")
+    if headers is None and members.keys() <= _ORDER.keys():
         return ()
+    unknown = (_unknown(name[:MAX_NAME_CHARS]) for name in members if name not in _ORDER)
+    names = headers if isinstance(headers, dict) else ()
+    unsent = (_unsent(name[:MAX_NAME_CHARS]) for name in names if is_forbidden(name))
     # No more are compared than are answered: an object may have tens of thousands, at 0.1 ms each.
-    names = islice((name for name in members if name not in _ORDER), MAX_WARNINGS)
-    return [_unknown(name[:MAX_NAME_CHARS]) for name in names]
+    return list(islice(chain(unknown, unsent), MAX_WARNINGS))
+
+
+def _unsent(name: str) -> Fault:
+    detail = f"header `{name}` is left out: the downloader sets it itself"
+    return fault_in("request_headers", "header_forbidden", detail)
 
 
 @lru_cache(maxsize=256)

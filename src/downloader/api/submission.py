@@ -13,7 +13,7 @@ from typing import Any
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
 from downloader.api.globs import anything
-from downloader.api.parse import parse_job, unknown_fields
+from downloader.api.parse import parse_job, warnings_for
 from downloader.api.problems import Problem, Refused, fault_in
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
@@ -68,7 +68,7 @@ def make_submission(
     """Check one job and give it an id; arguments as for `parse_job`. `key` is its idempotency key, checked.
 
     Raises:
-        Refused: 400, 403 or 422; with warnings of unknown fields.
+        Refused: 400, 403 or 422; with the job's warnings.
     """
     try:
         spec = parse_job(
@@ -82,7 +82,7 @@ def make_submission(
             earlier=earlier,
         )
     except Refused as refused:
-        problem = refused.problem.model_copy(update={"warnings": unknown_fields(members)})
+        problem = refused.problem.model_copy(update={"warnings": warnings_for(members)})
         if caller is not None and problem.code == "forbidden":
             _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
         raise Refused(problem) from None

@@ -18,7 +18,7 @@ class Accepted(WireModel):
     id: str
     """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
     warnings: Annotated[Sequence[Fault], optional()] = ()
-    """Unknown fields of a job, with the known ones that were probably meant; at most ten."""
+    """Fields and headers of a job that are ignored; at most ten."""
 
 
 class AcceptedLine(Accepted):

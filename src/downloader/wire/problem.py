@@ -33,7 +33,7 @@ class LineProblem(WireModel):
     errors: Annotated[Sequence[Fault], optional()] = ()
     """All errors of a job; the first is also in `code`, `detail` and `field`."""
     warnings: Annotated[Sequence[Fault], optional()] = ()
-    """Unknown fields of a job, with the known ones that were probably meant; at most ten."""
+    """Fields and headers of a job that are ignored; at most ten."""
 
 
 class Problem(LineProblem):

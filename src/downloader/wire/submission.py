@@ -106,8 +106,9 @@ class DownloadRequest(TypedDict, total=False):
     """Seconds for a whole attempt, storing included; without it `processor.download_timeout`, and never more
     than `processor.max_download_timeout`."""
     request_headers: Annotated[Mapping[str, str | int], SkipValidation, WithJsonSchema(_HEADERS)]
-    """Sent with the request; they win over the configured ones. At most 32, 8 KiB together. Those of the
-    message framing are refused."""
+    """Sent with the request; they win over the configured ones. At most 32, 8 KiB together. Of two names that
+    differ only in case the last counts. Those that the downloader sets itself (`Host`, `Range`, hop-by-hop
+    ones) are left out, with a warning."""
     user_agent: Annotated[str, Field(max_length=1024)]
     """`User-Agent`, unless `request_headers` has one."""
     s3_bucket: str

@@ -17,7 +17,7 @@ from downloader.api.auth import CALLER, Caller
 from downloader.api.deps import ApiDeps, Context
 from downloader.api.intake import BULK_PATH, MAX_BATCH, SINGLE_PATH, Intake, memory_of
 from downloader.api.json import parse_object
-from downloader.api.parse import unknown_fields
+from downloader.api.parse import warnings_for
 from downloader.api.problems import STORE_UNAVAILABLE, Problem, Refused, too_large
 from downloader.api.routing import NDJSON, Parameter, ResponseSpec, route
 from downloader.api.submission import (
@@ -99,7 +99,7 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
         members = parse_object(body)
         submission = make_submission(body, members, key=key, deps=deps, caller=caller)
         submission = in_trace(submission, scope.get(TRACE) or traceparent(headers))
-        unknown, size = unknown_fields(members), len(body)
+        warnings, size = warnings_for(members), len(body)
         del body, members  # while it waits for the store, the parsed job alone is kept
         keep(max(size, memory_of(submission)))
         why, job_id = await intake.submit(submission)
@@ -107,7 +107,7 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
     fields = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     if why is Accepted.REPEATED:
         fields.append(_REPLAYED)
-    answer = created(job_id, unknown)
+    answer = created(job_id, warnings)
     await send_response(send, status=HTTPStatus.CREATED, headers=fields, body=answer)
 
 
@@ -253,7 +253,7 @@ def _read(line: bytes | None, trace: str, deps: ApiDeps, caller: Caller | None) 
         )
     except Refused as refused:
         return refused.problem
-    return in_trace(submission, trace), unknown_fields(members)
+    return in_trace(submission, trace), warnings_for(members)
 
 
 async def _take(batch: Sequence[_Job | Problem], intake: Intake, counters: Counters) -> bytes:
