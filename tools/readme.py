@@ -197,7 +197,6 @@ def walk_tutorial(folder: Path, logs: Path) -> None:
         said = sh(steer, folder, seconds=CRAWL_S)
         [shown] = [json.loads(line) for line in said.splitlines() if line.startswith('{"aggr_id": "site"')]
         assert shown["paused"], shown
-        assert shown["pending"] > 0, shown
         assert said.endswith(printed)
     assert (logs / "sink").read_text().count(" stored http://") == 60
 
