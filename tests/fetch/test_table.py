@@ -24,7 +24,7 @@ from downloader.fetch.retry import (
 )
 from downloader.model import Cooldown, ErrorCode, FileFacts, Verdict, now_ms
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
-from downloader.storage.checked import CheckedStorage
+from downloader.storage.opening import CheckedStorage
 from servers.certs import old_tls_server, server_context, write_authority
 from servers.lab import Lab, lease, open_lab, small
 from servers.loopback import serving

@@ -20,8 +20,7 @@ from downloader.net import (
     TimedOut,
     Url,
 )
-from downloader.net.dial import Dialer, is_own_address
-from downloader.net.resolve import SystemResolver
+from downloader.net.dial import Dialer, SystemResolver, is_own_address
 from downloader.net.stream import StreamBroken
 from servers.loopback import (
     Names,

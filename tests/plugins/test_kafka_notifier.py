@@ -16,8 +16,7 @@ from aiokafka.errors import InvalidTopicError
 from downloader.errors import PluginError
 from downloader.notify import Checkable, Delivered, Notifier, Rejected, Result, RetryLater
 from downloader_plugins.kafka import open_kafka
-from downloader_plugins.kafka.reasons import failure
-from downloader_plugins.kafka.session import BATCH_BYTES
+from downloader_plugins.kafka.session import BATCH_BYTES, failure
 from servers.certs import server_context, write_authority
 from servers.kafka import Tansu, create_topic, mock_cluster, read_topic
 from servers.kafka_notifier import payload, proxied, topic

@@ -28,7 +28,7 @@ from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import UNHEALTHY_AFTER, Breakers
 from downloader.notify.send import send_callback
 from downloader.storage import Body, StorageError, StorageRefused
-from downloader.storage.checked import CheckedStorage
+from downloader.storage.opening import CheckedStorage
 
 SPEC = JobSpec(
     id="6QEywYsd0jrKAg",

@@ -18,7 +18,7 @@ from downloader.fetch.retry import (
 )
 from downloader.model import Verdict
 from downloader.net import parse_retry_after
-from downloader.net.fields import MAX_RETRY_AFTER_S
+from downloader.net.request import MAX_RETRY_AFTER_S
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 

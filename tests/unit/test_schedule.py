@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downloader.notify.schedule import next_delay_s
+from downloader.notify.send import next_delay_s
 
 SCHEDULE = [5.0, 60.0, 600.0, 3600.0, 21600.0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from downloader.content.images import image_size
+from downloader.content.media_types import MAX_PATTERN_CHARS, MimePatterns
 from downloader.content.mime import SNIFF_BYTES, sniff_mime
-from downloader.content.patterns import MAX_PATTERN_CHARS, MimePatterns
 
 __all__ = ["MAX_PATTERN_CHARS", "SNIFF_BYTES", "MimePatterns", "image_size", "sniff_mime"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from downloader.net.dial import Resolver
 from downloader.net.errors import (
     BadRequest,
     BadResponse,
@@ -15,10 +16,16 @@ from downloader.net.errors import (
     TimedOut,
     TlsFailed,
 )
-from downloader.net.fields import is_field_value, is_forbidden, is_token, parse_retry_after
 from downloader.net.policy import EgressPolicy, host_matches
-from downloader.net.resolve import Resolver
-from downloader.net.route import Expect, Route, build_request
+from downloader.net.request import (
+    Expect,
+    Route,
+    build_request,
+    is_field_value,
+    is_forbidden,
+    is_token,
+    parse_retry_after,
+)
 from downloader.net.transport import (
     NetLimits,
     ResponseBody,

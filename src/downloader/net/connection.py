@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 from downloader.net.errors import BadRequest, BadResponse, ConnectionLost, CutShort
-from downloader.net.fields import is_token
+from downloader.net.request import is_token
 from downloader.net.response import Field, Head, Response
 from downloader.net.stream import Stream, StreamBroken
 

@@ -13,13 +13,12 @@ import httpx2
 import trio
 
 from downloader.net.connection import Connection
-from downloader.net.dial import Dialer
+from downloader.net.dial import Dialer, Resolver, SystemResolver
 from downloader.net.errors import BadRequest, ConnectionLost, TimedOut
 from downloader.net.policy import EgressPolicy
 from downloader.net.proxy import connect_socks, connect_tunnel
-from downloader.net.resolve import Resolver, SystemResolver
+from downloader.net.request import ROUTE, Route, build_request
 from downloader.net.response import Field
-from downloader.net.route import ROUTE, Route, build_request
 from downloader.net.stream import Stream
 from downloader.net.url import Origin, Url, UrlError
 from downloader.tasks import background

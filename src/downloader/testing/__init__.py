@@ -10,7 +10,7 @@ pytest-trio. This package does not import pytest.
 
 from __future__ import annotations
 
-from downloader.testing.host import open_host
+from downloader.testing.contract import open_host
 from downloader.testing.notifier import NotifierContract
 from downloader.testing.notifier_peer import NotifierPeer
 from downloader.testing.storage import StorageContract

@@ -10,8 +10,7 @@ from typing import Any
 import trio
 
 from downloader.notify import Checkable, Delivered, Host, Notifier, Payload, Rejected
-from downloader.testing.contract import Contract, Run, check_line, promise
-from downloader.testing.host import open_host
+from downloader.testing.contract import Contract, Run, check_line, open_host, promise, resources
 from downloader.testing.notifier_peer import (
     NotifierPeer,
     a_payload,
@@ -22,7 +21,6 @@ from downloader.testing.notifier_peer import (
     short,
     works,
 )
-from downloader.testing.resources import resources
 from downloader.testing.tcp_proxy import Fault
 
 _MANY = 50

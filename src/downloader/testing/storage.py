@@ -12,8 +12,7 @@ import trio
 
 from downloader.net import Url, UrlError
 from downloader.storage import Body, Storage, StorageError, StorageHost
-from downloader.testing.contract import Contract, Run, check_line, promise
-from downloader.testing.resources import resources
+from downloader.testing.contract import Contract, Run, check_line, promise, resources
 from downloader.testing.storage_peer import StoragePeer, a_body, delete, fails, holds, only, put, short
 from downloader.testing.tcp_proxy import Fault
 

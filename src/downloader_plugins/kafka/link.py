@@ -24,8 +24,7 @@ from aiokafka.errors import KafkaError
 from downloader.backoff import pauses
 from downloader.errors import first_leaf
 from downloader.notify import Host
-from downloader_plugins.kafka.reasons import NotConnected, connect_reason
-from downloader_plugins.kafka.session import BATCH_BYTES, Session
+from downloader_plugins.kafka.session import BATCH_BYTES, NotConnected, Session, connect_reason
 from downloader_plugins.kafka.settings import KafkaSettings, split_server, ssl_context
 
 T = TypeVar("T")

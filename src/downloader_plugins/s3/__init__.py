@@ -27,8 +27,7 @@ from downloader.storage import (
     parse_section,
 )
 from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
-from downloader_plugins.s3.threads import Threads
-from downloader_plugins.s3.uploads import Uploads
+from downloader_plugins.s3.threads import Threads, Uploads
 
 if TYPE_CHECKING:  # imported late, with boto3
     from downloader_plugins.s3.bucket import Bucket

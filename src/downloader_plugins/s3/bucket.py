@@ -20,12 +20,9 @@ from botocore.parsers import ResponseParserError
 from downloader.backoff import jittered
 from downloader.paths import is_safe_path
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
-from downloader_plugins.s3.client import Clients
-from downloader_plugins.s3.errors import PassingError, error_code, explain
-from downloader_plugins.s3.metadata import user_metadata
-from downloader_plugins.s3.slices import Slice, content_md5
-from downloader_plugins.s3.threads import Call, Threads
-from downloader_plugins.s3.uploads import Uploads
+from downloader_plugins.s3.client import Clients, PassingError, error_code, explain
+from downloader_plugins.s3.settings import user_metadata
+from downloader_plugins.s3.threads import Call, Slice, Threads, Uploads, content_md5
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef

@@ -1,16 +1,21 @@
-"""Makes boto3's clients for S3."""
+"""The boto3 clients of a region, and what their failures mean. Importing this module imports botocore."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from downloader_plugins.aws import open_client, open_session
+from botocore import exceptions as aws
+from botocore.exceptions import BotoCoreError, ClientError
+
+from downloader.storage import StorageError, StorageRefused
+from downloader_plugins.aws import open_client, open_session, reason_of
 from downloader_plugins.s3.settings import ConnectionSettings, S3StorageSettings
 from downloader_plugins.s3.threads import THREADS
 
 if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3 import S3Client
-
 
 _COMPLETING = 12
 """How many times `timeout` S3 may take for `CompleteMultipartUpload`."""
@@ -86,3 +91,89 @@ class Maker:
 def _stay(context: dict[str, Any], **_: object) -> None:
     """Keep botocore from following redirects to another region: the file's URL would be wrong."""
     context.get("s3_redirect", {})["redirected"] = True
+
+
+_SERVER_ERROR = 500
+_PASSING_STATUS = frozenset({408, 425, 429})
+
+_PASSING = frozenset(
+    {
+        *("InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "RequestTimeoutException"),
+        *("Throttling", "ThrottlingException", "KMS.ThrottlingException", "RequestLimitExceeded"),
+        *("RequestThrottled", "TooManyRequests", "BandwidthLimitExceeded", "PriorRequestNotComplete"),
+    }
+)
+"""Codes of temporary errors."""
+
+_OUR_FAULT = frozenset(
+    {
+        *("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed"),
+        *("BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody", "OperationAborted"),
+        *("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "ConditionalRequestConflict"),
+    }
+)
+"""Codes that are not the bucket's fault: a wrong clock, expired credentials, a disturbed upload."""
+
+_FILE_REFUSED = frozenset({"EntityTooLarge", "KeyTooLongError"})
+"""Codes for a file or key that no bucket of this server accepts."""
+
+_MEANING = {
+    "NoSuchBucket": "there is no such bucket",
+    "AccessDenied": "access denied",
+    "AllAccessDisabled": "access denied",
+    "403": "access denied",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not fit the access key",
+    "PermanentRedirect": "the bucket is in another region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region",
+    "IllegalLocationConstraintException": "the bucket is in another region",
+    "RequestTimeTooSkewed": "our clock is wrong",
+    "BadDigest": "the bytes were changed on their way",
+    "EntityTooLarge": "the file is larger than it takes",
+}
+
+_CODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
+
+_RETRIED_AT_ONCE = (aws.ConnectionClosedError, aws.EndpointConnectionError, aws.ResponseStreamingError)
+"""Exceptions after which the request is repeated at once. Not timeouts: the file would wait for another."""
+
+
+class PassingError(StorageError):
+    """Temporary: the request may be repeated within the same call."""
+
+
+def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
+    """The `StorageError` for a botocore exception, or for an `OSError` of the file to be sent.
+
+    Its text is one line with the bucket, S3's code and the status. It leaves out S3's message, which may
+    repeat what the client sent. If the bucket is the service's `own`, no answer is final. Another one that is
+    missing or forbidden is `StorageRefused`.
+    """
+    if isinstance(exc, ClientError):
+        return _answered(exc.response, bucket=bucket, own=own)
+    text = reason_of(exc)
+    if isinstance(exc, OSError) and not isinstance(exc, BotoCoreError):
+        text = f"the file to be sent cannot be read: {exc.strerror or type(exc).__name__}"
+    kind = PassingError if isinstance(exc, _RETRIED_AT_ONCE) else StorageError
+    return kind(f"S3 bucket {bucket}: {text}")
+
+
+def error_code(exc: Exception) -> str:
+    """S3's code, such as `NoSuchUpload`; `""` if S3 has not answered."""
+    if not isinstance(exc, ClientError):
+        return ""
+    return str(exc.response.get("Error", {}).get("Code", ""))
+
+
+def _answered(response: Mapping[str, Any], *, bucket: str, own: bool) -> StorageError:
+    said = str(response.get("Error", {}).get("Code", ""))
+    code = said if _CODE.fullmatch(said) else "an error"
+    meta = response.get("ResponseMetadata", {})
+    status = int(meta.get("HTTPStatusCode", 0))
+    meaning = f": {_MEANING[code]}" if code in _MEANING else ""
+    text = f"S3 bucket {bucket}: {code} ({status}){meaning}"
+    if code in _PASSING or status in _PASSING_STATUS or status >= _SERVER_ERROR:
+        return PassingError(text)
+    if code in _FILE_REFUSED:
+        return StorageRefused(text)
+    return StorageError(text) if own or code in _OUR_FAULT else StorageRefused(text)
