@@ -257,7 +257,7 @@ from pathlib import Path
 from downloader.config import Settings
 from downloader.net import EgressPolicy
 from downloader.fetch import FetchSettings, open_fetcher
-from downloader.service.files import Files
+from downloader.service.instance import Files
 from downloader.model import JobSpec, Kind, Lease
 from downloader.storage import StorageHost
 from downloader_plugins.filesystem import open_filesystem

@@ -14,7 +14,7 @@ from downloader.config import Settings
 from downloader.fetch import Fetcher, FetchLimits, FetchSettings, open_fetcher
 from downloader.model import JobSpec, Kind, Lease, Outcome
 from downloader.net import EgressPolicy, NetLimits
-from downloader.service.files import Files
+from downloader.service.instance import Files
 from downloader.storage import Storage
 from downloader_plugins.filesystem import open_filesystem
 from servers.plugins import opened_storage

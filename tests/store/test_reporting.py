@@ -6,7 +6,7 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.observe import COUNTERS, Counters
-from downloader.service.reports import Report, reporting
+from downloader.service.roles import Report, reporting
 from downloader.store import JobStore, asyncio_loop, open_store
 from servers.raw_store import RawStore
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import trio
 
-from downloader.service.disk import LOOK_S, DiskGate
+from downloader.service.process import LOOK_S, DiskGate
 
 
 @pytest.mark.row("F13")

@@ -16,7 +16,7 @@ from downloader.ids import new_id
 from downloader.model import CallbackOutcome, ErrorCode, JobSpec, Kind, Lease, Outcome, Verdict
 from downloader.observe import Traces, open_traces
 from downloader.observe.traces import exporters
-from downloader.service.traced import traced_callback, traced_download
+from downloader.service.work import traced_callback, traced_download
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"

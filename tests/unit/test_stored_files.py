@@ -9,7 +9,7 @@ import pytest
 from downloader.config import Settings
 from downloader.ids import new_id
 from downloader.model import JobSpec
-from downloader.service.files import Files
+from downloader.service.instance import Files
 
 
 class Kept:

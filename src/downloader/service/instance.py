@@ -1,25 +1,81 @@
-"""What the roles of one process share: its resources, its stops, and how long its end may take."""
+"""What the roles of one process share: resources, stored files, stops, and how long the end may take."""
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
 
 from downloader.config import EMBEDDED, RedisSettings, Settings
+from downloader.fetch import CompleteBody
 from downloader.lifetimes import ExitTimer, opened
-from downloader.model import now_ms
+from downloader.model import JobSpec, now_ms
 from downloader.net import guarded_client, open_transport, tls_context
 from downloader.notify import Bulkhead, Host
 from downloader.observe import Counters, Traces
 from downloader.scheduler import Stop
-from downloader.service.files import Files
-from downloader.storage import OWN_BUCKETS, Storage, buckets_plugin, storage_plugin
+from downloader.storage import OWN_BUCKETS, Body, Buckets, Storage, buckets_plugin, storage_plugin
 from downloader.store import JobStore, embedded_valkey
 
 RESERVE = 0.25
 """Part of the grace period reserved for handing back, callbacks and closing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The stored files of all jobs."""
+
+    settings: Settings
+    storage: Storage
+    buckets: Buckets
+
+    async def put(
+        self, spec: JobSpec, body: CompleteBody, mime_type: str, still_ours: Callable[[], bool]
+    ) -> None:
+        """Store a job's file, in its own bucket if it names one; see `downloader.fetch.StoreFile`."""
+        storage, metadata = self.storage, {}
+        if spec.s3_bucket:
+            storage = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)
+            metadata = object_metadata(spec.extra)
+        await storage.put(
+            spec.storage_key,
+            Body(
+                size=body.size,
+                sha256=body.sha256,
+                mime_type=mime_type,
+                data=body.data,
+                path=body.path,
+                metadata=metadata,
+                still_ours=still_ours,
+            ),
+        )
+
+    async def delete(self, spec: JobSpec) -> None:
+        """Delete a job's file in the service's storage. A file in the bucket that the job named stays.
+
+        Raises:
+            StorageError: it could not be deleted; a later try may succeed.
+        """
+        if not spec.s3_bucket:
+            await self.storage.delete(spec.storage_key)
+
+    def url(self, spec: JobSpec) -> str:
+        """`download_url` of a job's file.
+
+        For a bucket that the job named, the object's URL. Otherwise, in this order: below the configured
+        base, the storage's own URL, or below the API's `/files`.
+        """
+        key = spec.storage_key
+        if spec.s3_bucket:
+            return self.buckets.url(spec.s3_bucket, spec.s3_region, key)
+        base = self.settings.processor.download_url
+        if not base and (url := self.storage.url(key)):
+            return url
+        return f"{(base or f'{self.settings.api.local_url}/files').rstrip('/')}/{quote(key)}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,3 +149,15 @@ async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]
     """The host for notifiers, with an HTTP client under `egress.callbacks`, and `storage`."""
     async with open_transport(settings.egress.policy("callbacks"), tls=tls_context()) as transport:
         yield Host(client=guarded_client(transport), transport=transport, storage=storage)
+
+
+def object_metadata(extra: str) -> dict[str, str]:
+    """The strings and numbers of a JSON object, numbers as they are written; none if it is no object."""
+    try:
+        # A constant (NaN, Infinity) is no JSON number; numbers stay text, so that none loses a digit.
+        fields: Any = json.loads(extra, parse_int=str, parse_float=str, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
