@@ -1,4 +1,4 @@
-"""Parts that outlive their fetcher: what the next one continues, and what it deletes."""
+"""PartialFiles that outlive their fetcher: what the next one continues, and what it deletes."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import trio
 
-from downloader.fetch.parts import SLACK_S, Parts
+from downloader.fetch.partial import SLACK_S, PartialFiles
 from downloader.model import ErrorCode, Lease, Outcome, Verdict
 from servers.lab import Lab, lease, open_lab, small
 from servers.origin import PNG, Exchange, Handler, Origin, body_of, gate, raw, respond
@@ -387,7 +387,7 @@ async def kept(lab: Lab, origin: Origin) -> Lease:
     return job
 
 
-async def _swept(parts: Parts, lab: Lab, left: int) -> None:
+async def _swept(parts: PartialFiles, lab: Lab, left: int) -> None:
     """Sweep until so many files are left."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(parts.sweep, 0.0)
@@ -400,7 +400,7 @@ async def _swept(parts: Parts, lab: Lab, left: int) -> None:
 async def test_an_expired_part_is_deleted(lab: Lab, origin: Origin, kept: Lease) -> None:
     other = lease(script(origin, cut(), path="/y"))
     await attempt(lab, other)
-    parts = lab.fetcher.parts
+    parts = lab.fetcher.partials
     await parts.expect(other.id, -SLACK_S)
     await _swept(parts, lab, left=1)
     assert parts.take(other.id) is None
@@ -409,9 +409,9 @@ async def test_an_expired_part_is_deleted(lab: Lab, origin: Origin, kept: Lease)
 
 
 async def test_parts_go_when_the_disk_fills_up(lab: Lab, kept: Lease) -> None:
-    part = lab.fetcher.parts.take(kept.id)
+    part = lab.fetcher.partials.take(kept.id)
     assert part is not None
-    full = Parts(lab.fetcher.tools.spool, disk_low=ANY_DISK)
+    full = PartialFiles(lab.fetcher.tools.spool, disk_low=ANY_DISK)
     full.add(kept.id, part)
     await _swept(full, lab, left=0)
     assert full.take(kept.id) is None

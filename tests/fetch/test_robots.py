@@ -79,7 +79,7 @@ async def test_an_origin_that_cannot_answer_is_asked_later(lab: Lab, origin: Ori
     assert end(await lab.fetch(url, throttled=10, attempts=2)) == REFUSED
     assert len(origin.asked("/robots.txt")) == 1, "it is remembered for a while"
     assert lab.fetcher.tools.robots is not None
-    [entry] = lab.fetcher.tools.robots._kept.values()
+    [entry] = lab.fetcher.tools.robots._cache.values()
     assert entry.until - trio.current_time() <= 30
     assert origin.asked("/private/x") == []
 
@@ -161,25 +161,25 @@ async def test_its_age_follows_cache_control_within_bounds(lab: Lab, origin: Ori
         ("max-age=999999", 86400),
         ("", 86400),
     ):
-        robots._kept.clear()
+        robots._cache.clear()
         await lab.fetch(file_and_robots(origin, respond(200, DENY, [("Cache-Control", value)]), "/x"))
-        [entry] = robots._kept.values()
+        [entry] = robots._cache.values()
         assert age_s - 30 < entry.until - trio.current_time() <= age_s
 
 
 @pytest.mark.row("H34")
 async def test_the_cache_is_bounded(lab: Lab, origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("downloader.fetch.robots.MAX_KEPT_BYTES", 1000)
+    monkeypatch.setattr("downloader.fetch.robots.MAX_CACHE_BYTES", 1000)
     robots = lab.fetcher.tools.robots
     assert robots is not None
     rules = b"User-agent: *\nDisallow: /" + b"a" * 200
     url = file_and_robots(origin, respond(200, rules), "/x")
     await lab.fetch(url)
     await lab.fetch(url.replace("127.0.0.1", "localhost"))
-    assert [key[0].host for key in robots._kept] == ["localhost"]
+    assert [key[0].host for key in robots._cache] == ["localhost"]
 
 
-async def test_a_crawl_delay_is_known_before_any_file_is_fetched(lab: Lab, origin: Origin) -> None:
+async def test_a_crawl_delay_reported_before_any_file_is_fetched(lab: Lab, origin: Origin) -> None:
     told: list[tuple[str, float, float]] = []
 
     async def on_crawl_delay(host: str, seconds: float, age_s: float) -> None:
@@ -287,7 +287,7 @@ async def test_redirects_lead_nowhere(lab: Lab, origin: Origin) -> None:
     robots = lab.fetcher.tools.robots
     assert robots is not None
     for target in ("http://169.254.169.254/", "http://10.0.0.1/", "file:///etc/passwd", "//[::1"):
-        robots._kept.clear()
+        robots._cache.clear()
         away = respond(302, headers=[("Location", target)])
         assert end(await lab.fetch(file_and_robots(origin, away))) == OK
 
@@ -302,5 +302,5 @@ async def test_garbage_is_no_rule(lab: Lab, origin: Origin) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno gzip",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
     ):
-        robots._kept.clear()
+        robots._cache.clear()
         assert end(await lab.fetch(file_and_robots(origin, raw(data)))) == OK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from downloader.fetch.attempt import StoreFile
 from downloader.fetch.fetcher import Fetcher, open_fetcher
-from downloader.fetch.parts import ResumableParts
+from downloader.fetch.partial import ResumableFiles
 from downloader.fetch.retry import MAX_COOLDOWN_S
 from downloader.fetch.robots import OnCrawlDelay
 from downloader.fetch.settings import FetchLimits, FetchSettings

@@ -14,7 +14,7 @@ from downloader.failpoints import failpoint
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
 from downloader.fetch.headers import HeaderMap, job_headers
-from downloader.fetch.parts import Part, Parts, Source
+from downloader.fetch.partial import PartialFile, PartialFiles, Source
 from downloader.fetch.response import REDIRECTS, FileResponse, Hop, continuation, failure, success
 from downloader.fetch.robots import Robots
 from downloader.fetch.settings import FetchLimits, FetchSettings
@@ -27,49 +27,50 @@ from downloader.net import NetError, ResponseBody, Route, Transport, Url, UrlErr
 StoreFile = Callable[[JobSpec, CompleteBody, str, Callable[[], bool]], Awaitable[None]]
 """`(job, file, MIME type, still_ours)` -> stores the file where the job's files go.
 
-`still_ours` says whether the lease is valid; it is called in any thread right before the file is published.
+`still_ours` tells whether the lease is valid; any thread may call it, right before the file is published.
 Raises `StorageError`, `StorageRefused` (final) or `OSError`.
 """
 
 STORE_BYTES_PER_S = 64 * 1024
-"""Storing may take one more second for each so many bytes."""
+"""The time limit of storing grows by one second for each 64 KiB."""
 
 CUT_OFF_S = 0.5
-"""How long after a job's deadline its attempt is cut off. The deadline has then passed, so the job fails."""
+"""Time between a job's deadline and the end of a running attempt, so that the failure comes after the
+deadline."""
 
 OnProgress = Callable[[int, int | None], None]
-"""`(bytes received, bytes declared)`; called for each piece of the body."""
+"""`(bytes received, bytes declared)`; called for each chunk of the body."""
 
 _OK = 200
 _PARTIAL_CONTENT = 206
-_NO_PART = frozenset({_PARTIAL_CONTENT, 416})
-"""Statuses of a response that does not continue a part."""
+_NOT_CONTINUED = frozenset({_PARTIAL_CONTENT, 416})
+"""Statuses that reject a partial file: another range than requested, or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """What all attempts of a fetcher share."""
+    """Resources and settings shared by all attempts of a fetcher."""
 
     settings: FetchSettings
     limits: FetchLimits
     base: HeaderMap
     """The configured request headers."""
     transport: Transport
-    parts: Parts
+    partials: PartialFiles
     spool: Spool
     store: StoreFile
     robots: Robots | None = None
-    """`None`: robots.txt is not asked."""
+    """`None`: robots.txt is ignored."""
 
 
 class Attempt:
-    """One attempt at one job. `run` resumes, requests, receives, verifies and stores its file."""
+    """One attempt at one job: `run` resumes, requests, receives, verifies and stores the file."""
 
     def __init__(
         self, tools: Tools, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress
     ) -> None:
         self.status = 0
-        """The status of the last response; 0 if there was none."""
+        """The status of the last response; 0 without a response."""
         self._tools = tools
         self._lease = lease
         self._spec = lease.spec
@@ -77,22 +78,22 @@ class Attempt:
         self._on_progress = on_progress
         self._sink: Sink | None = None
         """The bytes of the file so far."""
-        self._part: Part | None = None
-        """The part of an earlier attempt, as long as it may be continued; its bytes are in the sink."""
+        self._partial: PartialFile | None = None
+        """The partial file of an earlier attempt, while continuable; the bytes are in the sink."""
         self._response: FileResponse | None = None
-        """The response whose body is being received."""
+        """The response while the body is being received."""
         self._mime = ""
-        """The file's type, once it has been found and accepted."""
+        """The file's media type, once detected and accepted."""
 
     async def run(self) -> FileFacts:
-        """Download the file and store it. The received part of it is kept if it may be continued.
+        """Download and store the file; a failed attempt keeps the received bytes for the next one.
 
         Raises:
-            FetchError: it has failed.
-            OSError: our own disk has failed.
+            FetchError: the attempt failed.
+            OSError: the local disk failed.
         """
-        resumable = self._tools.parts.resumable
-        keep = resumable  # after a cancel
+        resumable = self._tools.partials.resumable
+        keep = resumable  # also after a cancel
         try:
             return await self._run()
         except FetchError as exc:
@@ -102,7 +103,7 @@ class Attempt:
         finally:
             if self._sink is not None:
                 if keep:
-                    await self._tools.parts.keep(self._lease.id, self._sink, self._source())
+                    await self._tools.partials.keep(self._lease.id, self._sink, self._source())
                 await self._sink.discard()
 
     async def _run(self) -> FileFacts:
@@ -119,7 +120,7 @@ class Attempt:
                     await self._receive(response, sink, watch, expected, patterns)
                 finally:
                     await response.body.aclose()
-                self._response = self._part = None  # all is received: there is nothing to continue
+                self._response = self._partial = None  # the body is complete: nothing to continue
                 watch.expect("", math.inf)
                 body = await sink.complete()
                 expected.check_complete(body.size, digest=sink.digest, declared=response.digests)
@@ -139,26 +140,26 @@ class Attempt:
 
     def _total_s(self) -> float:
         settings = self._tools.settings
-        wanted = self._spec.download_timeout or settings.download_timeout
+        timeout_s = self._spec.download_timeout or settings.download_timeout
         left_s = max(0.0, self._spec.left_s(now_ms())) + CUT_OFF_S
-        return min(wanted, settings.max_download_timeout, left_s)
+        return min(timeout_s, settings.max_download_timeout, left_s)
 
     def _source(self) -> Source | None:
-        """The source of the bytes in the sink, if they can be continued."""
+        """The source of the bytes in the sink; `None` if the download cannot be continued."""
         if self._response is not None:
             return self._response.source()
-        return None if self._part is None else self._part.source
+        return None if self._partial is None else self._partial.source
 
     async def _resume(self) -> None:
-        """Load the part that an earlier attempt has left, if there is one."""
-        self._part = self._tools.parts.take(self._lease.id)
-        if self._part is not None:
+        """Load the partial file of an earlier attempt, if any."""
+        self._partial = self._tools.partials.take(self._lease.id)
+        if self._partial is not None:
             self._sink = Sink(self._tools.spool, head_bytes=SNIFF_BYTES)
-            if not await self._part.load_into(self._sink):
-                self._part = None
+            if not await self._partial.load_into(self._sink):
+                self._partial = None
 
     async def _request(self, watch: Watch) -> FileResponse:
-        """Send the request and follow redirects; returns a response that is a success."""
+        """Send the request, follow redirects, and return a successful response."""
         spec, proxy = self._spec, self._lease.proxy
         via = _parse(proxy, "proxy", "the URL of the aggregation's proxy") if proxy else None
         hop = Hop(
@@ -181,10 +182,10 @@ class Attempt:
     async def _send(
         self, hop: Hop, proxy: Url | None, watch: Watch, *, is_own_host: bool
     ) -> FileResponse | Hop:
-        """Send one request; returns its response if it is a success, else the request that follows it."""
+        """Send one request; return a successful response or the next hop (redirect, or restart)."""
         tools, url, headers = self._tools, hop.url, hop.headers
         if tools.robots is not None:
-            watch.expect("", math.inf)  # the bound of the response before is over
+            watch.expect("", math.inf)  # end the time limit of the previous response
             await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy, is_own_host=is_own_host)
         route = Route(
             url=url,
@@ -193,36 +194,42 @@ class Attempt:
             keep=self._lease.limit,
             expect=watch.expect,
         )
-        part = self._part
-        if part is not None and part.source.url != url.text:
-            part = None
-        request = build_request("GET", route, [*(headers | part.condition if part else headers).values()])
+        partial = self._partial
+        if partial is not None and partial.source.url != url.text:
+            partial = None
+        request = build_request(
+            "GET", route, [*(headers | partial.condition if partial else headers).values()]
+        )
         response = await tools.transport.handle_async_request(request)
         status = self.status = response.status_code
         fields, body = response.headers.raw, response.stream
         assert isinstance(body, ResponseBody)
         if status in range(200, 300) and status != _PARTIAL_CONTENT:
             return success(status, url, body, fields, headers)
-        if part is not None and status == _PARTIAL_CONTENT and part.is_continued_by(fields, body.length):
+        if (
+            partial is not None
+            and status == _PARTIAL_CONTENT
+            and partial.is_continued_by(fields, body.length)
+        ):
             self.status = _OK
-            return continuation(part, body)
+            return continuation(partial, body)
         await body.aclose()
-        if part is not None and status in _NO_PART:
-            self._part = None
-            return hop  # again, from the beginning of the file
+        if partial is not None and status in _NOT_CONTINUED:
+            self._partial = None
+            return hop  # again, now from the beginning of the file
         if status not in REDIRECTS:
             raise failure(status, fields, headers)
         return hop.following(fields)
 
     async def _begin(self, response: FileResponse) -> Sink:
-        """The sink that the response's body goes to: the part's if it is continued, else a new one."""
+        """The sink for the body: the partial file's if the response continues it, else a new one."""
         self._response = response
         if self._sink is not None:
-            if response.part is not None:
+            if response.partial is not None:
                 return self._sink
             await self._sink.discard()
-        parts = self._tools.parts
-        name = await parts.begin(self._lease.id, response.source()) if parts.resumable else ""
+        partials = self._tools.partials
+        name = await partials.begin(self._lease.id, response.source()) if partials.resumable else ""
         self._sink = Sink(self._tools.spool, head_bytes=SNIFF_BYTES, name=name)
         return self._sink
 
@@ -234,7 +241,7 @@ class Attempt:
         expected: Expected,
         patterns: MimePatterns | None,
     ) -> None:
-        """Read the body into the sink; a file that is to be refused is, as soon as that is known."""
+        """Read the body into the sink; stop as soon as the file is known to be refused."""
         if response.length is not None:
             expected.check_declared(response.length)
         for digest in response.digests:
@@ -280,11 +287,11 @@ class Attempt:
         failpoint("after-rename")
 
 
-def _parse(text: str, use: Use, what: str) -> Url:
+def _parse(text: str, use: Use, subject: str) -> Url:
     try:
         return Url.parse(text, use)
     except UrlError as exc:  # the API refuses such jobs, but an older version may have accepted this one
-        raise FetchError(f"{what} {exc.detail}", ErrorCode.PROTOCOL) from exc
+        raise FetchError(f"{subject} {exc.detail}", ErrorCode.PROTOCOL) from exc
 
 
 def _patterns(text: str) -> MimePatterns | None:

@@ -1,4 +1,4 @@
-"""Why an attempt failed, and whether it is retried."""
+"""Failures of attempts, and whether the job is retried."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from downloader.model import ErrorCode, describe_status
 
 
 class Treatment(Enum):
-    """What happens after a failure."""
+    """How a job goes on after a failed attempt."""
 
     RETRY = auto()
-    """Another attempt, if the job has one left."""
+    """Another attempt, if the job has any left."""
     FINAL = auto()
-    """No further attempt: it would fail in the same way."""
+    """No further attempt, which would fail in the same way."""
     RELEASE = auto()
-    """A fault of this service: another attempt, and this one does not count."""
+    """A fault of the service itself: another attempt, and the failed one does not count."""
     COOL_DOWN = auto()
-    """The origin asks for a pause: the whole aggregation waits, and then there is another attempt."""
+    """The origin asks for a pause: the whole aggregation waits, then another attempt follows."""
 
 
 class FetchError(DownloaderError):
@@ -42,7 +42,7 @@ class FetchError(DownloaderError):
         self.retry_after_s = retry_after_s
         """The origin's `Retry-After`, in seconds."""
         self.from_host = True
-        """Whether the host of the job's URL answered so; false: a proxy of the job, or another origin."""
+        """Whether the host of the job's URL failed, and not a proxy or the target of a redirect."""
 
 
 _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
@@ -59,13 +59,13 @@ _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
 }
 
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
-"""Shortages of descriptors, memory and ports on this machine, for which the origin is not responsible."""
+"""Errors of connecting that mean a shortage of descriptors, memory or ports on the local machine."""
 
 _RETRIED_4XX = frozenset({408, 425})
 
 
 def explain(exc: net.NetError) -> FetchError:
-    """The `FetchError` for an exception of `downloader.net`, by its type."""
+    """The `FetchError` for an exception of `downloader.net`."""
     if isinstance(exc, net.ConnectFailed) and exc.errno in _OWN_SHORTAGES:
         return own_fault(f"our own system: {os.strerror(exc.errno).lower()}")
     code, treatment = _KINDS[type(exc)]
@@ -76,7 +76,7 @@ def explain(exc: net.NetError) -> FetchError:
 
 
 def own_fault(text: str) -> FetchError:
-    """A failure of our own disk, system, storage or store."""
+    """A failure of the service's own disk, system, storage or store."""
     return FetchError(text, ErrorCode.STORAGE, Treatment.RELEASE)
 
 

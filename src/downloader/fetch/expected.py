@@ -1,4 +1,4 @@
-"""Checks of a file against its job's size and digest and its origin's digests. Pure."""
+"""Checks of a file against the job's size and digest and the origin's digests. Pure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from downloader.fetch.headers import Field
 from downloader.model import ErrorCode
 
 _FIELDS = {b"content-digest": "Content-Digest", b"repr-digest": "Repr-Digest"}
-"""Response fields of RFC 9530 by lower-case name. In a 200, which is the whole file, both mean the same."""
+"""Response fields of RFC 9530 by lower-case name. Both mean the same in a 200, which is the whole file."""
 
 _ALGORITHMS = {b"sha-256": "sha256", b"sha-512": "sha512"}
-"""hashlib's name for each algorithm of RFC 9530. The others of its registry are not safe, and are ignored."""
+"""hashlib's names of the algorithms of RFC 9530. Other registered algorithms are not safe, and are
+ignored."""
 
 _DIGEST_BYTES = {"sha256": 32, "sha512": 64}
 
@@ -30,10 +31,10 @@ _COMMA = re.compile(rb",[ \t]*")
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """A digest that a response declares of its content."""
+    """A digest of the content, declared by the response."""
 
     field: str
-    """As RFC 9530 spells it."""
+    """Name of the response field, as spelled in RFC 9530."""
     algorithm: str
     """hashlib's name."""
     hexadecimal: str
@@ -43,26 +44,26 @@ class Digest:
 def declared_digests(fields: Iterable[Field]) -> list[Digest]:
     """The digests in `Content-Digest` and `Repr-Digest` that can be checked.
 
-    A field that is no dictionary of byte sequences (RFC 9651) is ignored as a whole. Other algorithms are
-    ignored, and digests whose length does not fit their algorithm.
+    A field that is no dictionary of byte sequences (RFC 9651) is ignored as a whole. Other algorithms, and
+    digests of a wrong length, are ignored one by one.
     """
     lines: dict[str, list[bytes]] = {}
     for name, value in fields:
-        if known := _FIELDS.get(name.lower()):
-            lines.setdefault(known, []).append(value)
-    found: list[Digest] = []
-    for known, values in lines.items():
+        if spelling := _FIELDS.get(name.lower()):
+            lines.setdefault(spelling, []).append(value)
+    digests: list[Digest] = []
+    for spelling, values in lines.items():
         members = _dictionary(b",".join(value.strip(b" \t") for value in values))
         for key, text in members.items():
             algorithm = _ALGORITHMS.get(key, "")
             if algorithm and len(text) == _DIGEST_BYTES[algorithm]:
-                found.append(Digest(known, algorithm, text.hex()))
-    return found
+                digests.append(Digest(spelling, algorithm, text.hex()))
+    return digests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """The size and digest that a file must have."""
+    """The size and digest required of a file."""
 
     max_size: int
     """`max_size` of the configuration, in bytes."""
@@ -72,10 +73,10 @@ class Expected:
     """The job's, lower-case hexadecimal; empty: any."""
 
     def check_declared(self, length: int) -> None:
-        """Check the length that the response declares.
+        """Check the length declared by the response.
 
         Raises:
-            FetchError: the file would be refused.
+            FetchError: the file would have a wrong size.
         """
         if length > self.max_size:
             text = f"{length} bytes declared, more than max_size ({self.max_size} bytes)"
@@ -106,19 +107,19 @@ class Expected:
             raise _mismatch("size", self.size, size)
         if self.sha256 and digest("sha256") != self.sha256:
             raise _mismatch("sha256", self.sha256, digest("sha256"))
-        for each in declared:
-            if digest(each.algorithm) != each.hexadecimal:
-                raise _mismatch(f"{each.field} {each.algorithm}", each.hexadecimal, digest(each.algorithm))
+        for row in declared:
+            if digest(row.algorithm) != row.hexadecimal:
+                raise _mismatch(f"{row.field} {row.algorithm}", row.hexadecimal, digest(row.algorithm))
 
 
-def _mismatch(what: str, expected: int | str, found: int | str) -> FetchError:
+def _mismatch(subject: str, expected: int | str, actual: int | str) -> FetchError:
     return FetchError(
-        f"Expected {what} to be ({expected}), found ({found})", ErrorCode.DIGEST, Treatment.RETRY
+        f"Expected {subject} to be ({expected}), found ({actual})", ErrorCode.DIGEST, Treatment.RETRY
     )
 
 
 def _dictionary(text: bytes) -> dict[bytes, bytes]:
-    """The members of a dictionary of byte sequences, without their parameters; none if it is malformed."""
+    """The members of a dictionary of byte sequences, without parameters; empty if the text is malformed."""
     members: dict[bytes, bytes] = {}
     position = 0
     while match := _MEMBER.match(text, position):

@@ -1,4 +1,4 @@
-"""`open_fetcher` gives a `Fetcher`, whose `attempt` turns a lease into an outcome."""
+"""The fetcher: turns leases of downloads into outcomes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from downloader.errors import ConfigError
 from downloader.fetch.attempt import Attempt, OnProgress, StoreFile, Tools
 from downloader.fetch.errors import FetchError, Treatment, own_fault
 from downloader.fetch.headers import base_headers
-from downloader.fetch.parts import Parts, ResumableParts
+from downloader.fetch.partial import PartialFiles, ResumableFiles
 from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.robots import OnCrawlDelay, Robots
 from downloader.fetch.settings import FetchLimits, FetchSettings
@@ -23,30 +23,30 @@ from downloader.model import Lease, Outcome, Verdict
 from downloader.net import EgressPolicy, open_transport, tls_context
 
 MAX_ERROR_CHARS = MAX_PATTERN_CHARS + 200
-"""Longest `error` of an outcome. The sentence on an unexpected MIME type fits in."""
+"""Longest `error` of an outcome: room for the sentence about an unexpected MIME type with all patterns."""
 
 
 class Fetcher:
-    """Carries out attempts; any number at once. Owns nothing: `open_fetcher` does."""
+    """Makes attempts, any number at once. `open_fetcher` owns all resources."""
 
     def __init__(self, tools: Tools, rng: random.Random) -> None:
         self.tools = tools
         self.settings = tools.settings
-        self.parts = tools.parts
+        self.partials = tools.partials
         self._rng = rng
 
     async def attempt(
         self, lease: Lease, *, still_ours: Callable[[], bool], on_progress: OnProgress = lambda *_: None
     ) -> Outcome:
-        """Download the job's file and store it; the outcome has the verdict for the job.
+        """Download and store the job's file; the outcome has the verdict for the job.
 
-        All failures of a peer, the disk or a storage become outcomes. The received part of a file is kept in
-        `parts`, if the job has another attempt and its origin may continue the file. A cancel leaves no
-        spool file, connection or task behind; whether the file was stored by then is unknown.
+        All failures of a peer, the disk or a storage become outcomes. The received bytes of a file are kept
+        in `partials` if the job has another attempt and the origin may continue the file. A cancel leaves no
+        spool file, connection or task behind; the file may have been stored or not.
 
         Args:
             lease: of a download.
-            still_ours: whether the lease is valid. Called in any thread right before the file is published.
+            still_ours: see `StoreFile`.
             on_progress: see `OnProgress`; must not block.
         """
         attempt = Attempt(self.tools, lease, still_ours=still_ours, on_progress=on_progress)
@@ -59,7 +59,7 @@ class Fetcher:
         else:
             return Outcome(verdict=Verdict.SUCCEEDED, response_code=attempt.status, file=metadata)
         outcome = self._failure(lease, error, attempt.status)
-        await self.parts.expect(lease.id, outcome.retry_after_s)
+        await self.partials.expect(lease.id, outcome.retry_after_s)
         return outcome
 
     def _failure(self, lease: Lease, error: FetchError, status: int) -> Outcome:
@@ -97,11 +97,11 @@ async def open_fetcher(
     limits: FetchLimits | None = None,
     resumable: bool = False,
 ) -> AsyncIterator[Fetcher]:
-    """A fetcher with its connections and its folder under `spool_dir`; both end with it.
+    """Open a fetcher, with connections and a spool folder that are closed at the end.
 
-    No attempt may be under way at the end. Folders of crashed instances under `spool_dir` are swept.
-    If `resumable`, the parts of unfinished files stay in `spool_dir`, for a later fetcher to continue; no two
-    fetchers may use it at the same time.
+    No attempt may be under way at the end. Folders of crashed instances under `spool_dir` are swept. If
+    `resumable`, partial files stay in `spool_dir`, for a later fetcher to continue; two fetchers must not use
+    one folder at the same time.
 
     Raises:
         ConfigError: `ca_file` cannot be used, or `spool_dir` cannot be written.
@@ -112,7 +112,7 @@ async def open_fetcher(
         (open_kept_spool if resumable else open_spool)(spool_dir) as spool,
         open_transport(policy, tls=tls, limits=limits.net, max_idle=settings.concurrency) as transport,
     ):
-        parts = (ResumableParts if resumable else Parts)(spool, disk_low=settings.disk_low)
+        partials = (ResumableFiles if resumable else PartialFiles)(spool, disk_low=settings.disk_low)
         base = base_headers(settings.request_headers)
         robots = Robots(transport=transport, headers=base, on_crawl_delay=on_crawl_delay)
         tools = Tools(
@@ -120,7 +120,7 @@ async def open_fetcher(
             limits=limits,
             base=base,
             transport=transport,
-            parts=parts,
+            partials=partials,
             spool=spool,
             store=store,
             robots=robots if settings.robots else None,
@@ -128,11 +128,11 @@ async def open_fetcher(
         try:
             yield Fetcher(tools, rng)
         finally:
-            parts.close()
+            partials.close()
 
 
 def _tls_context(ca_file: str) -> ssl.SSLContext:
     try:
         return tls_context(ca_file)
-    except OSError as exc:  # ssl.SSLError, for a file that holds no certificate, is one too
+    except OSError as exc:  # includes ssl.SSLError, for a file without a certificate
         raise ConfigError(f"processor.ca_file: {ca_file}: {exc.strerror or exc}") from exc

@@ -1,4 +1,4 @@
-"""The request headers of a download: how they are merged, and which go to another origin. Pure."""
+"""The request headers of a download: how they are merged, and which of them go to another origin. Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Mapping
 from downloader.net import Origin, is_forbidden
 
 Field = tuple[bytes, bytes]
-"""Name and value of a header, as they are sent."""
+"""Name and value of a header, as sent."""
 
 HeaderMap = dict[bytes, Field]
-"""Lower-case name to `(name, value)` as they are sent."""
+"""Lower-case name to `(name, value)`, as sent."""
 
 _KEPT = frozenset({b"accept", b"accept-encoding", b"user-agent"})
-"""Headers that are also sent to another origin: none of them is a secret or specific to one origin."""
+"""Headers also sent to another origin: never secret, and not specific to an origin."""
 
 
 def base_headers(configured: Mapping[str, str]) -> HeaderMap:
-    """The configured request headers, encoded, with `Accept-Encoding: identity` unless they say otherwise."""
+    """The configured request headers, encoded; `Accept-Encoding: identity` unless configured otherwise."""
     headers: HeaderMap = {b"accept-encoding": (b"Accept-Encoding", b"identity")}
     _merge(headers, configured)
     return headers
 
 
 def job_headers(base: HeaderMap, *, user_agent: str, headers: Mapping[str, str]) -> HeaderMap:
-    """The headers of a job's first request: base, `user_agent`, the job's own; the later one wins.
+    """The headers of a job's first request: base, `user_agent`, then the job's own.
 
-    An empty `User-Agent` means to send none.
+    With an empty `User-Agent` the header is not sent.
     """
     merged = dict(base)
     if user_agent:
@@ -40,7 +40,7 @@ def job_headers(base: HeaderMap, *, user_agent: str, headers: Mapping[str, str])
 def may_keep(origin: Origin, following: Origin) -> bool:
     """Whether a redirect keeps credentials and the job's own headers.
 
-    It does within an origin, and from http to https on one host.
+    True within an origin, and from http to https on one host.
     """
     if following == origin:
         return True
@@ -48,17 +48,17 @@ def may_keep(origin: Origin, following: Origin) -> bool:
 
 
 def without_secrets(headers: HeaderMap) -> HeaderMap:
-    """The headers that are sent to another origin than the job's."""
+    """The headers for an origin other than the job's."""
     return {name: pair for name, pair in headers.items() if name in _KEPT}
 
 
 def asks_for_gzip(headers: HeaderMap) -> bool:
-    """Whether the request accepts gzip; then a body in gzip is stored as sent."""
+    """Whether the request accepts gzip, so that a body in gzip is stored undecoded."""
     return b"gzip" in headers.get(b"accept-encoding", (b"", b""))[1].lower()
 
 
 def is_conditional(headers: HeaderMap) -> bool:
-    """Whether the request asks for the file only if it has changed."""
+    """Whether the request is conditional on a change of the file."""
     return b"if-none-match" in headers or b"if-modified-since" in headers
 
 

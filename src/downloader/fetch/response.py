@@ -1,4 +1,4 @@
-"""Requests and responses of an attempt: its hops, what a response means, and the decoding of gzip."""
+"""Requests and responses of an attempt: redirects, the meaning of a response, and the decoding of gzip."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from downloader.fetch.headers import (
     may_keep,
     without_secrets,
 )
-from downloader.fetch.parts import Part, Source, source_of
+from downloader.fetch.partial import PartialFile, Source, source_of
 from downloader.filenames import disposition_name
 from downloader.model import ErrorCode
 from downloader.net import BadResponse, CutShort, ResponseBody, Url, UrlError, parse_retry_after
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
-"""All keep the method, as it is GET (RFC 9110, 15.4)."""
+"""Statuses of redirects. All of them keep the method GET (RFC 9110, 15.4)."""
 
 _OK = 200
 _GZIP_NAMES = frozenset({b"gzip", b"x-gzip"})
 
 Read = Callable[[], Awaitable[bytes | bytearray | None]]
-"""The next bytes of a body, `None` at its end."""
+"""The next bytes of a body; `None` at the end."""
 
 PIECE_BYTES = 256 * 1024
-"""How much is decoded in one step; a megabyte of gzip may contain a gigabyte."""
+"""Most decoded bytes of one step; a megabyte of gzip may contain a gigabyte."""
 
 FED_BYTES = 16 * 1024
-"""How much the decoder gets in one step: it copies what is behind the end of a member."""
+"""Most bytes given to the decoder in one step. At the end of a member the decoder copies all that remain."""
 
 MAX_OVERHEAD_BYTES = 256 * 1024
-"""Most bytes by which the received ones may exceed the decoded ones, beside half of these: members of a few
-bytes cost as much CPU as large ones."""
+"""Most overhead of a body: refused once more than `MAX_OVERHEAD_BYTES` plus 1.5 times the decoded bytes have
+been received. Millions of tiny members would cost CPU without giving data."""
 
 _GZIP = 16 + zlib.MAX_WBITS
 _MAGIC = b"\x1f"
 
 
 class Gunzip:
-    """The decoded bytes of a body in gzip (RFC 1952), members one after the other.
+    """Decoder of a body in gzip (RFC 1952) of one or several members.
 
-    An empty body is an empty file. Bytes behind the last member are ignored, as browsers do.
+    An empty body is an empty file. Bytes after the last member are ignored, as browsers do.
     """
 
     def __init__(self, source: Read) -> None:
@@ -58,19 +58,19 @@ class Gunzip:
         self._member = zlib.decompressobj(_GZIP)
         self._begun = False
         self._pending: bytes | bytearray = b""
-        """Received; not decoded yet from `_at` on."""
+        """Received bytes; not decoded yet from `_at` on."""
         self._at = 0
         self._full = False
-        """Whether the last piece was full, so that the decoder may hold more."""
+        """Whether the last piece was full, so that the decoder may hold more output."""
         self._received = self._decoded = 0
 
     async def read(self) -> bytes | None:
         """The next bytes, at most `PIECE_BYTES`, or `None` at the end.
 
         Raises:
-            CutShort: the gzip has no end.
-            BadResponse: it is malformed, or there is too little in it.
-            NetError: the source's.
+            CutShort: the gzip is incomplete.
+            BadResponse: the gzip is malformed, or has too little content for its length.
+            NetError: reading from the source failed.
         """
         while True:
             if self._at < len(self._pending) or self._full:
@@ -109,18 +109,18 @@ class Gunzip:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One of the requests of an attempt: where it goes, and its headers."""
+    """The URL and headers of one request of an attempt; a redirect leads to another hop."""
 
     url: Url
     headers: HeaderMap
 
     def following(self, fields: Sequence[Field]) -> Hop:
-        """The next request, after a redirect with these response fields.
+        """The next request after a redirect with the given response fields.
 
         Another origin gets neither the job's own headers nor credentials.
 
         Raises:
-            FetchError: the redirect leads nowhere, or to a URL that is not followed.
+            FetchError: the redirect has no location, or one that must not be followed.
         """
         url = redirect(self.url, fields)
         if not may_keep(self.url.origin, url.origin):
@@ -132,68 +132,71 @@ class Hop:
 
 @dataclass(slots=True)
 class FileResponse:
-    """A successful response whose body has not been read."""
+    """A successful response with an unread body."""
 
     body: ResponseBody
     read: Read
-    """The body's bytes as they are to be stored."""
+    """Returns the bytes to store, decoded if necessary."""
     length: int | None
-    """Declared length of the whole file, as it is to be stored."""
+    """Declared length of the file as stored; `None` if unknown."""
     digests: Sequence[Digest] = ()
-    """Digests of the whole file that the response declares."""
+    """Digests of the whole file, declared by the response."""
     url: str = ""
-    """The URL that answered, after redirects."""
+    """The URL of the last request, after redirects."""
     fields: Sequence[Field] = ()
-    """The response's fields; only if the file can be continued after a cut."""
-    part: Part | None = None
-    """The part that `read` continues."""
+    """The response's fields, for `source`; empty if an interrupted body cannot be continued."""
+    partial: PartialFile | None = None
+    """The partial file that the body continues."""
     filename: str = ""
     """The file's name from `Content-Disposition`."""
 
     def source(self) -> Source | None:
-        """The source of a part of this file; `None` if a part could not be continued."""
-        if self.part is not None:
-            return self.part.source
+        """The source for a partial file; `None` if an interrupted body cannot be continued."""
+        if self.partial is not None:
+            return self.partial.source
         return source_of(self.url, self.fields, self.length, digests=self.digests, filename=self.filename)
 
 
 def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:
-    """The first field of each name, by lower-case name; httpx2's own look-up decodes all of them."""
+    """The first field of each name, by lower-case name. httpx2's own look-up decodes all fields each time."""
     return {name.lower(): value for name, value in reversed(fields)}
 
 
 def success(
     status: int, url: Url, body: ResponseBody, fields: Sequence[Field], request: HeaderMap
 ) -> FileResponse:
-    """A response to store: as sent, or decoded if it is in gzip and the request did not accept gzip.
+    """The response for a 2xx; a body in gzip is decoded if the request did not accept gzip.
 
-    A decoded body has a checksum of its own. It is not compared with digests, which are of the sent bytes.
+    A decoded body is not compared with the declared digests, which are of the encoded bytes; gzip has a
+    checksum of its own.
     """
-    named = first_fields(fields)
-    disposition = named.get(b"content-disposition")
+    by_name = first_fields(fields)
+    disposition = by_name.get(b"content-disposition")
     filename = disposition_name(disposition) if disposition else ""
-    encoding = named.get(b"content-encoding", b"").strip().lower()
+    encoding = by_name.get(b"content-encoding", b"").strip().lower()
     if encoding in _GZIP_NAMES and not asks_for_gzip(request):
         return FileResponse(body, Gunzip(body.read).read, None, filename=filename)
     if status != _OK:
         return FileResponse(body, body.read, body.length, filename=filename)
     digests: Sequence[Digest] = ()
-    if b"content-digest" in named or b"repr-digest" in named:
+    if b"content-digest" in by_name or b"repr-digest" in by_name:
         digests = declared_digests(fields)
     return FileResponse(body, body.read, body.length, digests, url.text, fields, filename=filename)
 
 
-def continuation(part: Part, body: ResponseBody) -> FileResponse:
-    """A 206 that continues the part."""
-    source = part.source
-    return FileResponse(body, body.read, source.total, source.digests, part=part, filename=source.filename)
+def continuation(partial: PartialFile, body: ResponseBody) -> FileResponse:
+    """The response for a 206 that continues a partial file."""
+    source = partial.source
+    return FileResponse(
+        body, body.read, source.total, source.digests, partial=partial, filename=source.filename
+    )
 
 
 def redirect(url: Url, fields: Sequence[Field]) -> Url:
-    """Where a redirect from `url` leads.
+    """The target of a redirect from `url`.
 
     Raises:
-        FetchError: nowhere, or to a URL that is not followed.
+        FetchError: the redirect has no location, or one that must not be followed.
     """
     location = first_fields(fields).get(b"location")
     if not location:

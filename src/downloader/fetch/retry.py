@@ -12,25 +12,24 @@ MAX_BACKOFF_S = 3600.0
 
 RELEASE_MIN_S = 5.0
 RELEASE_MAX_S = 30.0
-"""Delay after a fault of our own; random, because such a fault affects many jobs at once."""
+"""Delay after a fault of the service itself; random, because one fault affects many jobs at once."""
 
 FREE_COOLDOWNS = 10
-"""How many attempts of a job may end with a cooldown without being counted. Further ones count, so that every
-job ends."""
+"""Number of attempts of a job that may end with a cooldown without being counted. Later attempts count, so
+that every job ends."""
 
 COOLDOWN_S = 30.0
-"""The first cooldown, if the origin does not say how long. The store doubles it."""
+"""The first cooldown if the origin sends no `Retry-After`. The store doubles the following ones."""
 
 MIN_COOLDOWN_S = 1.0
 """Shortest cooldown, also for a `Retry-After` of 0: uncounted attempts must not be used up at once."""
 
 MAX_COOLDOWN_S = 3600.0
-"""Longest cooldown, whatever the origin asks for, so that a wrong answer does not stop an aggregation
-for a day."""
+"""Longest cooldown, so that a wrong `Retry-After` does not stop an aggregation for a day."""
 
 COOLDOWN_JITTER = 0.2
-"""Share of the cooldown that is added at random if the origin gives no length: several aggregations may
-have one origin."""
+"""Largest random share added to a cooldown without `Retry-After`, since several aggregations may use one
+origin."""
 
 _MAX_DOUBLINGS = 32
 """Enough to reach the cap, and far below the overflow of a float."""
@@ -46,18 +45,18 @@ def decide(
     retry_after_s: float | None,
     rng: random.Random,
 ) -> tuple[Verdict, float | None]:
-    """What becomes of a job after a failed attempt, and after how many seconds.
+    """The verdict for a job after a failed attempt, and the delay of the next attempt in seconds.
 
     Delays are exponential with full jitter: uniform between 0 and `backoff_s * 2**attempts`, at most an hour;
     never shorter than the origin's `Retry-After`.
 
     Args:
         treatment: of the failure.
-        attempts: attempts that ended before this one and count.
-        throttled: attempts that ended before this one with a cooldown.
-        max_retries: how many more than one attempt the job may have.
+        attempts: counted attempts before the failed one.
+        throttled: attempts before the failed one that ended with a cooldown.
+        max_retries: how many attempts may follow the first.
         backoff_s: bound of the first delay.
-        retry_after_s: what the origin asked for, if it did; the length of a cooldown.
+        retry_after_s: the origin's `Retry-After`; for `COOL_DOWN`, the length of the cooldown.
         rng: source of the jitter.
     """
     if treatment is Treatment.RELEASE:
@@ -79,7 +78,7 @@ def decide(
 
 
 def cooldown(retry_after_s: float | None, rng: random.Random, *, of_host: bool = True) -> Cooldown:
-    """The cooldown of an aggregation whose origin asked for a pause, perhaps of `retry_after_s` seconds."""
+    """The cooldown of an aggregation after a 429 or 503, with the response's `Retry-After`, if any."""
     if retry_after_s is None:
         seconds = COOLDOWN_S * rng.uniform(1, 1 + COOLDOWN_JITTER)
         return Cooldown(seconds=seconds, asked=False, of_host=of_host)

@@ -1,4 +1,4 @@
-"""What the robots.txt of an origin permits (RFC 9309), asked before a file is fetched; `processor.robots`."""
+"""Check of a URL against the robots.txt of the origin (RFC 9309), if `processor.robots` is set."""
 
 from __future__ import annotations
 
@@ -28,38 +28,39 @@ from downloader.net import (
 )
 
 MAX_BYTES = 500 * 1024
-"""RFC 9309, 2.5: at least this much is read; what follows is not."""
+"""Most bytes of a robots.txt that are read, the least that RFC 9309, 2.5 permits. The remaining bytes are
+ignored."""
 
 FETCH_S = 30.0
-"""For the whole of a robots.txt, redirects included."""
+"""Time limit of fetching a robots.txt, redirects included."""
 
 MIN_AGE_S, MAX_AGE_S = 60.0, 24 * 3600.0
-"""How long a robots.txt is kept: `max-age` of its `Cache-Control` within these bounds, else the longest."""
+"""Bounds of the time for which a robots.txt is cached: `max-age` of `Cache-Control`, else the longest."""
 
 FAILURE_AGE_S = 30.0
-"""How long it is remembered that there was no answer."""
+"""How long a failure to get a robots.txt is cached."""
 
 MAX_ORIGINS = 2000
-MAX_KEPT_BYTES = 32 * 1024 * 1024
-"""Origins whose rules are kept, and the memory of these rules; the oldest go first."""
+MAX_CACHE_BYTES = 32 * 1024 * 1024
+"""Bounds of the cache: number of origins, and memory of all rules. The oldest entries are removed first."""
 
 MAX_REDIRECTS = 5
-"""RFC 9309, 2.3.1.2. After more of them, the file counts as not there."""
+"""RFC 9309, 2.3.1.2. After more redirects the file counts as missing."""
 
 _MAX_AGE = re.compile(r"max-age=([0-9]{1,9})")
 _TOO_MANY_REQUESTS = 429
 
 MAX_WILD_RULES = 1000
-"""Most rules with a wildcard. Each costs up to 0.2 ms for a long URL; 500 KiB of them would take seconds."""
+"""Most rules with a wildcard. Each takes up to 0.2 ms for a long URL; 500 KiB of rules would take seconds."""
 
 LARGE_RULES = 200
-"""With more rules a URL is compared with them in a thread."""
+"""Number of rules above which a URL is checked in a thread."""
 
 RULE_BYTES = 400
-"""Memory of a parsed rule, beside its text; measured: 300 for short rules."""
+"""Memory of a parsed rule without the text; measured: 300 for short rules."""
 
 MAX_CRAWL_DELAY_S = 3600.0
-"""As long as the longest cooldown."""
+"""Longest crawl delay obeyed: as long as the longest cooldown."""
 
 _ANY = "*"
 _TOKEN = re.compile(r"[A-Za-z_-]+")
@@ -67,9 +68,9 @@ _TOKEN = re.compile(r"[A-Za-z_-]+")
 
 
 def product_token(user_agent: str) -> str:
-    """The first product of a `User-Agent` without its version, lower case; empty if it begins with none."""
-    found = _TOKEN.match(user_agent.strip())
-    return found[0].lower() if found else ""
+    """The name of the first product in a `User-Agent`, in lower case; empty without a product."""
+    match = _TOKEN.match(user_agent.strip())
+    return match[0].lower() if match else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +81,17 @@ class Rules:
     """`None`: everything is allowed."""
     count: int = 0
     too_many: bool = False
-    """There are more than `MAX_WILD_RULES`; nothing is allowed then."""
+    """More than `MAX_WILD_RULES` rules have a wildcard: nothing is allowed."""
     crawl_delay_s: float = 0.0
     size: int = 0
-    """About the bytes of memory that they take."""
+    """Approximate bytes of memory."""
 
     @classmethod
     def parse(cls, data: bytes, token: str) -> Self:
-        """The rules for the crawler with this product token. Lines that are no rules are ignored.
+        """The rules for the crawler with the given product token. Lines without a rule are ignored.
 
-        Only the lines of its own groups are kept: 500 KiB can name 15,000 crawlers before 20,000 rules, and
-        a parser that keeps the rules of each then runs out of memory.
+        The parser gets only the lines for that crawler. 500 KiB can name 15,000 crawlers before 20,000 rules,
+        and a parser that keeps the rules of each crawler would run out of memory.
         """
         lines = _lines_for(data.decode("utf-8-sig", "replace"), token)
         if not lines:
@@ -110,29 +111,29 @@ class Rules:
 
 
 def _lines_for(text: str, token: str) -> list[str]:
-    """The rules of the groups that name this token, or of the groups for all; each line once."""
-    found: dict[str, dict[str, None]] = {}
-    named: set[str] = set()
+    """The rules of the groups that name the token, else of the groups for all crawlers."""
+    lines: dict[str, dict[str, None]] = {}
+    agents: set[str] = set()
     naming = False
     for line in text.splitlines():
         name, _, value = line.partition("#")[0].partition(":")
         field, value = name.strip().lower(), value.strip()
         if field == "user-agent":
-            named = named if naming else set()
+            agents = agents if naming else set()
             naming = True
             agent = _ANY if value == _ANY else product_token(value)
             if agent and agent in (_ANY, token):
-                named.add(agent)
-                found.setdefault(agent, {})
+                agents.add(agent)
+                lines.setdefault(agent, {})
         elif field in ("allow", "disallow", "crawl-delay"):
             naming = False
-            for agent in named:
-                found[agent][f"{field}: {value}"] = None
-    return [*found.get(token, found.get(_ANY, {}))]
+            for agent in agents:
+                lines[agent][f"{field}: {value}"] = None
+    return [*lines.get(token, lines.get(_ANY, {}))]
 
 
 OnCrawlDelay = Callable[[str, float, float], Awaitable[None]]
-"""`(host, seconds, age)`: the host asks for this time between two requests; to be known for `age` seconds."""
+"""`(host, seconds, age)`: the delay between requests to the host, in seconds, and how long to obey."""
 
 _Key = tuple[Origin, str]
 """Origin and proxy."""
@@ -140,48 +141,48 @@ _Key = tuple[Origin, str]
 
 @dataclass(slots=True, kw_only=True)
 class _Entry:
-    """The rules of an origin, or why there are none."""
+    """The cached rules of an origin, or the failure to fetch the robots.txt."""
 
     rules: Rules = field(default_factory=Rules)
     error: FetchError | None = None
-    """Why there is no answer."""
+    """Why the robots.txt could not be fetched."""
     until: float
-    delay_is_known: bool = False
-    """Whether `on_crawl_delay` has been told of the rules' delay."""
+    delay_reported: bool = False
+    """Whether `on_crawl_delay` has been called."""
 
 
 @dataclass(kw_only=True, eq=False)
 class Robots:
-    """The robots.txt of each origin that this process fetches from; one attempt at a time fetches it."""
+    """Cache of the robots.txt of origins; for each origin one attempt at a time fetches the file."""
 
     transport: Transport
     headers: HeaderMap
-    """The configured request headers; the product in `User-Agent` is whose rules apply."""
+    """The configured request headers; the rules for the product in `User-Agent` apply."""
     on_crawl_delay: OnCrawlDelay | None
-    """`None`: a host's delay is not obeyed."""
+    """`None`: crawl delays are ignored."""
     within_s: float = FETCH_S
-    _kept: dict[_Key, _Entry] = field(default_factory=dict)
-    _kept_bytes: int = 0
+    _cache: dict[_Key, _Entry] = field(default_factory=dict)
+    _cache_bytes: int = 0
     _pending: dict[_Key, trio.Event] = field(default_factory=dict)
     _parsing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
-    """One file at a time is parsed, which takes some 50 MB for a moment."""
+    """One file at a time is parsed: parsing takes up to 50 MB of memory."""
 
     async def check(self, url: Url, *, aggregation: str, proxy: Url | None, is_own_host: bool = True) -> None:
-        """Return if the URL may be fetched.
+        """Return if the URL may be fetched, else raise.
 
-        An attempt that is cancelled while it fetches the file leaves this to the next one that waits for it.
+        If the attempt that fetches the robots.txt is cancelled, the next waiting attempt fetches the file.
 
         Args:
-            url: of a job, or where a redirect leads.
+            url: the URL of a job, or the target of a redirect.
             aggregation: the job's.
             proxy: the aggregation's own.
-            is_own_host: whether the URL has the origin of the job's URL. Only then, and without a proxy, a
-                delay that the file asks for becomes that of the host: a proxy and a redirect are the choice
-                of one client, and the host's delay concerns all.
+            is_own_host: whether the URL has the origin of the job's URL. Only then, and without a proxy, the
+                crawl delay is reported. The delay applies to all jobs of the host, and one client must not
+                set it by a proxy or a redirect.
 
         Raises:
-            FetchError: it may not; or there is no answer from the origin; or the origin asks for a delay,
-                which the store now knows: the job is handed back, and starts when the delay permits.
+            FetchError: the URL is not allowed; the origin did not respond; or a crawl delay was reported, and
+                the job has to be handed back, to start when the delay permits.
         """
         key = (url.origin, "" if proxy is None else proxy.text)
         waited = False
@@ -210,37 +211,39 @@ class Robots:
             await self._report_delay(self.on_crawl_delay, url, entry, waited=waited)
 
     async def _report_delay(self, report: OnCrawlDelay, url: Url, entry: _Entry, *, waited: bool) -> None:
-        """Report the delay of a host, once. The jobs that have waited for it are handed back.
+        """Report the delay of a host once. Raise for all jobs that waited for the robots.txt.
 
-        These jobs were leased without regard to the delay.
+        Those jobs were leased before the delay was known.
         """
-        if entry.delay_is_known and not waited:
+        if entry.delay_reported and not waited:
             return
-        if not entry.delay_is_known:
+        if not entry.delay_reported:
             age_s = max(entry.until - trio.current_time(), MIN_AGE_S)
             try:
                 await report(url.origin.host.removesuffix("."), entry.rules.crawl_delay_s, age_s)
             except StoreError as exc:
                 raise own_fault("our own store does not answer") from exc
-            entry.delay_is_known = True
+            entry.delay_reported = True
         raise FetchError(
             "its robots.txt asks for a delay", ErrorCode.ROBOTS, Treatment.RELEASE, retry_after_s=0.0
         )
 
     def _current(self, key: _Key) -> _Entry | None:
-        entry = self._kept.get(key)
+        entry = self._cache.get(key)
         return entry if entry is not None and trio.current_time() < entry.until else None
 
     def _keep(self, key: _Key, entry: _Entry) -> None:
         self._forget(key)
-        self._kept[key] = entry
-        self._kept_bytes += entry.rules.size
-        while len(self._kept) > MAX_ORIGINS or (self._kept_bytes > MAX_KEPT_BYTES and len(self._kept) > 1):
-            self._forget(next(iter(self._kept)))
+        self._cache[key] = entry
+        self._cache_bytes += entry.rules.size
+        while len(self._cache) > MAX_ORIGINS or (
+            self._cache_bytes > MAX_CACHE_BYTES and len(self._cache) > 1
+        ):
+            self._forget(next(iter(self._cache)))
 
     def _forget(self, key: _Key) -> None:
-        if (entry := self._kept.pop(key, None)) is not None:
-            self._kept_bytes -= entry.rules.size
+        if (entry := self._cache.pop(key, None)) is not None:
+            self._cache_bytes -= entry.rules.size
 
     async def _fetch(self, url: Url, aggregation: str, proxy: Url | None) -> _Entry:
         try:
@@ -251,7 +254,7 @@ class Robots:
         except BadResponse:
             return await self._read_rules(b"", ())
         except NetError as exc:
-            error = explain(exc)  # as a request for the file would end
+            error = explain(exc)  # a request for the file would fail in the same way
         except FetchError as exc:
             error = exc
         else:
@@ -264,12 +267,12 @@ class Robots:
         return _Entry(rules=rules, until=trio.current_time() + _age_s(fields))
 
     async def _read(self, url: Url, aggregation: str, proxy: Url | None) -> tuple[bytes, Sequence[Field]]:
-        """The first bytes of the file, none if there is no such file, and the fields of the response.
+        """The first bytes of the file, empty if the file is missing, and the fields of the response.
 
         Raises:
-            BadResponse: the response is malformed; so it has no rules.
+            BadResponse: the response is malformed, so there are no rules.
             NetError: the origin cannot be reached.
-            FetchError: it answers 5xx or 429.
+            FetchError: the origin responds with 5xx or 429.
         """
         for hop in range(MAX_REDIRECTS + 1):
             route = Route(url=url, aggregation=aggregation, proxy=proxy)
@@ -279,7 +282,7 @@ class Robots:
             except EgressRefused:
                 if hop == 0:
                     raise
-                return b"", ()  # a redirect to where we may not go
+                return b"", ()  # the egress policy forbids the redirect's target
             fields, body, status = response.headers.raw, response.stream, response.status_code
             assert isinstance(body, ResponseBody)
             try:
@@ -310,5 +313,5 @@ def _no_answer(why: str, retry_after_s: float | None = None) -> FetchError:
 
 
 def _age_s(fields: Sequence[Field]) -> float:
-    found = _MAX_AGE.search(first_fields(fields).get(b"cache-control", b"").decode("latin-1").lower())
-    return min(max(float(found[1]), MIN_AGE_S), MAX_AGE_S) if found else MAX_AGE_S
+    match = _MAX_AGE.search(first_fields(fields).get(b"cache-control", b"").decode("latin-1").lower())
+    return min(max(float(match[1]), MIN_AGE_S), MAX_AGE_S) if match else MAX_AGE_S

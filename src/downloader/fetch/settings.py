@@ -1,4 +1,4 @@
-"""What decides how files are fetched: the settings of the operator, and bounds that are constants."""
+"""Settings and limits of fetching."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from downloader.net import NetLimits
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchSettings:
-    """The keys of `[processor]` that a fetcher needs, with the same meanings and defaults.
+    """The keys of `[processor]` used by a fetcher, with the same meanings and defaults.
 
-    Not the model of the configuration itself, so that `downloader fetch` does not have to import that.
+    A copy of those fields of `downloader.config`, so that `downloader fetch` starts without importing it.
     """
 
     concurrency: int = 256
@@ -31,18 +31,19 @@ class FetchSettings:
 
     @classmethod
     def of(cls, processor: Any) -> Self:
-        """The settings in `[processor]` of a configuration, given as an object with these attributes."""
-        return cls(**{each.name: getattr(processor, each.name) for each in fields(cls)})
+        """The settings of `processor`, an object with attributes of the same names."""
+        return cls(**{row.name: getattr(processor, row.name) for row in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchLimits:
-    """Bounds of an attempt; constants of the service, which tests make small."""
+    """Limits of an attempt: constants of the service, smaller in tests."""
 
     net: NetLimits = field(default_factory=NetLimits)
     stall_s: float = 30.0
-    """Seconds below `stall_bytes_per_s` after which an attempt is given up."""
+    """Seconds below `stall_bytes_per_s` after which an attempt fails."""
     stall_bytes_per_s: int = 1024
     redirects: int = 10
     store_s: float = 120.0
-    """For storing a file of any size; longer than the storages' own time-outs, whose errors have a reason."""
+    """Time limit of storing an empty file; longer than the storages' own timeouts, which give better
+    errors."""

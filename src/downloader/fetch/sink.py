@@ -1,4 +1,4 @@
-"""Where a body is kept as it arrives: in memory while it is small, then in a spool file."""
+"""Storage of a body during the transfer: in memory while small, then in a spool file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,27 +19,27 @@ from downloader.fetch.spool import Spool
 from downloader.tasks import background
 
 SMALL_BYTES = 64 * 1024
-"""Up to here a body stays in memory and is stored in one step; most files of the web are smaller."""
+"""Largest body that stays in memory and is stored in one step; most files of the web are smaller."""
 
 BUFFER_BYTES = 1024 * 1024
-"""Bytes that a thread writes in one call; calls of 64 KiB were measured to take three times as long."""
+"""Bytes that a thread writes in one call; writing 64 KiB per call takes three times as long (measured)."""
 
 _SCRAP_BYTES = 8 * 1024
-"""Chunks below this size are joined, so that a buffer has a few hundred chunks at most."""
+"""Smaller chunks are joined, so that a buffer has a few hundred chunks at most."""
 
 _IOV_MAX = 256
-"""Chunks for one write; every system takes at least this many in practice (POSIX wants 16)."""
+"""Chunks of one `writev`; in practice every system permits at least 256 (POSIX requires 16)."""
 
 _STEP_BUFFERS = 64
-"""Buffers of a part that are read in one step."""
+"""Buffers of a partial file read in one call of a thread."""
 
 _CLEANUP_S = 2.0
-"""Time limit of closing or deleting a spool file after a cancel; otherwise the next start deletes it."""
+"""Time limit of closing or deleting a spool file after a cancel; the next start deletes a remaining file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteBody:
-    """A complete body; exactly one of `data` and `path` is given."""
+    """A complete body, either as `data` or as the file `path`."""
 
     size: int
     sha256: str
@@ -48,14 +48,14 @@ class CompleteBody:
 
 
 class Sink:
-    """Receives one body; at most two buffers of it are in memory, whatever its length.
+    """Receiver of one body of any length, with at most two buffers in memory.
 
-    `head` keeps `head_bytes` of it. The spool file has this name, or without one a random name.
+    `head` has the first `head_bytes` bytes. The spool file is called `name`; empty: a random name.
     """
 
     def __init__(self, spool: Spool, *, head_bytes: int, name: str = "") -> None:
         self._spool = spool
-        self._wanted_name = name
+        self._given_name = name
         self._head_bytes = head_bytes
         self._head = b""
         self._chunks: list[bytes | bytearray] = []
@@ -75,7 +75,7 @@ class Sink:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to hand over what is in memory."""
+        """Whether the buffer in memory is full and has to be written."""
         return self._buffered >= BUFFER_BYTES
 
     @property
@@ -91,13 +91,13 @@ class Sink:
         return self._hashes[algorithm].hexdigest()
 
     def add(self, chunk: bytes | bytearray) -> None:
-        """Take the next bytes, in memory."""
+        """Append bytes to the buffer in memory."""
         self._buffered += len(chunk)
         self.size += len(chunk)
         if len(chunk) >= _SCRAP_BYTES:
             self._chunks.append(chunk)
             return
-        # A million chunks of one byte would take a hundred times their bytes.
+        # As objects of their own, chunks of one byte would take a hundred times the memory.
         last = self._chunks[-1] if self._chunks else None
         if isinstance(last, bytearray) and len(last) < SMALL_BYTES:
             last += chunk
@@ -105,12 +105,12 @@ class Sink:
             self._chunks.append(bytearray(chunk))
 
     async def resume(self, name: str, size: int) -> None:
-        """Begin with the first bytes of a spool file, and read them, so that the digests include them.
+        """Begin with the first `size` bytes of an existing spool file, included in the digests.
 
-        The file is this sink's from now on, also after an exception.
+        The sink owns the file from now on, also after an exception.
 
         Raises:
-            OSError: the disk refuses it, or the file is shorter than `size` bytes.
+            OSError: the disk failed, or the file is shorter than `size` bytes.
         """
         self._name, self._written = name, size
         await trio.to_thread.run_sync(self._reopen, size, limiter=self._spool.threads)
@@ -119,9 +119,10 @@ class Sink:
             await trio.to_thread.run_sync(self._reread, size, limiter=self._spool.threads)
 
     async def detach(self) -> tuple[str, int]:
-        """Close the spool file and keep it; returns its name, and how many of its bytes are valid.
+        """Close the spool file without deleting; return the name and the number of valid bytes.
 
-        The name is empty if there is no such file, or the disk hangs. Also when cancelled; never raises.
+        The name is empty if there is no spool file, or the disk hangs. Works also when cancelled; never
+        raises.
         """
         name, written = "", 0
         if self._name and self._written:
@@ -132,10 +133,10 @@ class Sink:
 
     @asynccontextmanager
     async def writing_behind(self) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Write to the spool file while more arrives.
+        """Write to the spool file in a background task.
 
-        Yields a coroutine function that hands over what is in memory, as soon as the buffer before has been
-        written.
+        Yields a coroutine function that waits until the previous buffer has been written, then hands over the
+        buffer in memory.
 
         Raises:
             OSError: the disk refuses it.
@@ -155,21 +156,21 @@ class Sink:
             yield hand_over
 
     async def complete(self) -> CompleteBody:
-        """Call at the end of the body. A spool file is then synced and closed.
+        """End the body: a spool file is written, synced and closed.
 
         Raises:
             OSError: the disk refuses it.
         """
         if self.size <= SMALL_BYTES:
             data = b"".join(self._chunks)
-            for each in self._hashes.values():
-                each.update(data)
+            for digest in self._hashes.values():
+                digest.update(data)
             return CompleteBody(size=self.size, sha256=self.digest("sha256"), data=data)
         await trio.to_thread.run_sync(self._finish, self._take(), limiter=self._spool.threads)
         return CompleteBody(size=self.size, sha256=self.digest("sha256"), path=self._spool.path / self._name)
 
     async def discard(self) -> None:
-        """Delete the spool file, unless it has been moved away; also when cancelled. Never raises."""
+        """Delete the spool file, if still in the spool; also when cancelled. Never raises."""
         self._chunks = []
         if self._name:
             with trio.move_on_after(_CLEANUP_S, shield=True):
@@ -183,10 +184,10 @@ class Sink:
 
     def _write(self, chunks: list[bytes | bytearray]) -> None:
         if self._descriptor < 0:
-            self._name, self._descriptor = self._spool.create(self._wanted_name)
-        for each in self._hashes.values():
+            self._name, self._descriptor = self._spool.create(self._given_name)
+        for digest in self._hashes.values():
             for chunk in chunks:
-                each.update(chunk)
+                digest.update(chunk)
         views = deque(memoryview(chunk) for chunk in chunks)
         length = sum(map(len, views))
         while views:
@@ -212,8 +213,8 @@ class Sink:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             if self.size < self._head_bytes:
                 self._head = (self._head + data)[: self._head_bytes]
-            for each in self._hashes.values():
-                each.update(data)
+            for digest in self._hashes.values():
+                digest.update(data)
             self.size += len(data)
 
     def _close(self) -> None:
@@ -229,8 +230,5 @@ class Sink:
 
     def _remove(self) -> None:
         self._close()
-        try:
+        with suppress(OSError):  # the folder is swept when this instance ends, or when the next one starts
             self._spool.remove(self._name)
-        except OSError:
-            # The folder is swept when this instance ends, or when the next one starts.
-            return

@@ -1,8 +1,9 @@
-"""Spool files, for bodies until they are complete: one folder for each running instance.
+"""Spool files for incomplete bodies, in one folder per running instance.
 
-The folder is locked (flock) while its owner lives. So an instance that starts recognises the folders of
-crashed instances, and deletes them. Files are created relative to the folder's descriptor, under random
-names, with `O_EXCL` and `O_NOFOLLOW`, so that planted links and files have no effect.
+The folder is locked (flock) while the instance runs. An instance that starts recognises the folders of
+crashed instances by the missing lock, and deletes them. Files are created relative to the folder's
+descriptor, under random names, with `O_EXCL` and `O_NOFOLLOW`, so that planted links and files have no
+effect.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from downloader.errors import ConfigError
 from downloader.folders import private_folder
 
 _FOLDER = re.compile(r"spool-[0-9a-f]{16}")
-"""Only folders with such a name are deleted."""
+"""Names of spool folders; folders with other names are never deleted."""
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _REOPEN = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,58 +33,58 @@ _THREADS = 16
 """More writers at once are not faster."""
 
 _CLEANUP_S = 2.0
-"""Time limit of deleting our files at the end; the next start deletes the rest."""
+"""Time limit of deleting the folder at the end; the next start deletes a remaining one."""
 
 
 class Spool:
-    """An open spool folder. Its methods block: call them from threads."""
+    """An open spool folder. All methods block: call them from threads."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.threads = trio.CapacityLimiter(_THREADS)
-        """Limiter of the writers' threads, so that a disk that hangs does not use up those of others."""
+        """Limiter of the threads that use the spool, so that a hung disk does not use up all threads."""
         self._descriptor = descriptor
 
     def create(self, name: str = "") -> tuple[str, int]:
-        """A new empty file: its name in `path`, and a descriptor to write to, for the caller to close.
+        """Create an empty file; return the name and a writable descriptor, which the caller closes.
 
-        Without a `name` it gets a random one.
+        An empty `name` means a random name.
 
         Raises:
-            OSError: the disk refuses it, or the name exists already.
+            OSError: the disk failed, or the name exists already.
         """
         name = name or secrets.token_hex(8)
         return name, os.open(name, _CREATE, 0o600, dir_fd=self._descriptor)
 
     def reopen(self, name: str) -> int:
-        """A descriptor to read a file and then to write on; for the caller to close.
+        """Open a file to read and then to append; the caller closes the descriptor.
 
         Raises:
-            OSError: the file is not there, or the disk refuses it.
+            OSError: the file does not exist, or the disk failed.
         """
         return os.open(name, _REOPEN, dir_fd=self._descriptor)
 
     def remove(self, name: str) -> None:
-        """Delete a file, unless it has been moved away.
+        """Delete a file, if still in the spool.
 
         Raises:
-            OSError: the disk does not let us.
+            OSError: the disk failed.
         """
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
 
     def close(self) -> None:
-        """Delete the folder with what is left in it, and unlock. Never raises."""
+        """Delete the folder with all files, and unlock. Never raises."""
         _remove_folder(self.path, self._descriptor)
         os.close(self._descriptor)
 
 
 @asynccontextmanager
 async def open_spool(root: Path) -> AsyncIterator[Spool]:
-    """A folder of our own under `root`, made if it is missing; those of crashed instances are deleted first.
+    """Create a spool folder under `root`, after deleting the folders of crashed instances.
 
     Raises:
-        ConfigError: `root` cannot be made or written.
+        ConfigError: `root` cannot be created or written.
     """
     try:
         await trio.to_thread.run_sync(_prepare, root)
@@ -99,10 +100,10 @@ async def open_spool(root: Path) -> AsyncIterator[Spool]:
 
 @asynccontextmanager
 async def open_kept_spool(path: Path) -> AsyncIterator[Spool]:
-    """The folder `path` itself, made if it is missing; its files stay. The caller alone may be using it.
+    """Use the folder `path`, created if missing; the files stay. Only the caller may use the folder.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: the folder cannot be created or written.
     """
     await trio.to_thread.run_sync(partial(private_folder, path, setting="the spool"))
     descriptor = os.open(path, _OPEN_FOLDER)
@@ -113,10 +114,10 @@ async def open_kept_spool(path: Path) -> AsyncIterator[Spool]:
 
 
 def disk_used_percent(path: Path) -> float:
-    """How full the disk under `path` is for us, 0 to 100, as `df` counts: reserved blocks are not ours.
+    """How full the disk under `path` is, 0 to 100, as `df` counts: blocks reserved for root are left out.
 
     Raises:
-        OSError: there is no such path.
+        OSError: the path does not exist.
     """
     disk = os.statvfs(path)
     used = disk.f_blocks - disk.f_bfree
@@ -129,7 +130,7 @@ def _prepare(root: Path) -> None:
     with os.scandir(root) as entries:
         names = [e.name for e in entries if _FOLDER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
     for name in names:
-        # Another instance may delete it first, or it may belong to another user.
+        # Another instance may delete the folder first, or the folder may belong to another user.
         with suppress(OSError):
             _sweep_folder(root / name)
 
@@ -148,8 +149,8 @@ def _create_folder(root: Path) -> Spool:
         path = root / f"spool-{secrets.token_hex(8)}"
         path.mkdir(mode=0o700)
         with ExitStack() as stack, suppress(BlockingIOError, FileNotFoundError):
-            # Both errors, and another folder in this place, mean that an instance that starts has deleted it:
-            # as long as it is not locked, it looks like a crashed instance's.
+            # Until the folder is locked, another instance may take it for that of a crashed one and delete
+            # it: then try again with a new folder.
             descriptor = os.open(path, _OPEN_FOLDER)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,12 +160,11 @@ def _create_folder(root: Path) -> Spool:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    there, ours = path.lstat(), os.fstat(descriptor)
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+    return os.path.samestat(path.lstat(), os.fstat(descriptor))
 
 
 def _remove_folder(path: Path, descriptor: int) -> None:
-    """Delete the files of a folder and the folder; what cannot be deleted stays."""
+    """Delete a folder and all files in it, as far as the disk permits."""
     with suppress(OSError):
         for name in os.listdir(descriptor):
             with suppress(OSError):

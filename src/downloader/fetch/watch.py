@@ -1,4 +1,4 @@
-"""The time limits of one attempt: one cancel scope, whose deadline moves from wait to wait."""
+"""The time limits of one attempt, by moving the deadline of one cancel scope."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _WINDOW_PARTS = 8
 
 
 class Watch:
-    """Moves the deadline of `scope`; after its cancel `reason` says which wait was too long.
+    """Sets the deadline of `scope`; after a cancel, `reason` tells which time limit was exceeded.
 
-    `total_s` bounds everything up to the end of the scope.
+    `total_s` is the time limit of the whole scope.
     """
 
     def __init__(self, scope: trio.CancelScope, *, total_s: float) -> None:
@@ -31,20 +31,20 @@ class Watch:
 
     @property
     def reason(self) -> str:
-        """Which wait was too long."""
+        """The exceeded time limit, in words."""
         if self._phase and self._scope.deadline < self._end:
             return self._phase
         return f"not done within the job's download_timeout of {self._total_s:g} s"
 
-    def expect(self, what: str, seconds: float) -> None:
+    def expect(self, phase: str, seconds: float) -> None:
         """See `downloader.net.Expect`."""
-        self._phase = what
+        self._phase = phase
         self._scope.deadline = min(self._end, trio.current_time() + seconds)
 
     def expect_flow(self, rate: float, seconds: float, *, received: int = 0) -> None:
-        """From now on `rate` bytes per second have to arrive, on average over about `seconds`.
+        """Require from now on `rate` bytes per second, on average over about `seconds`.
 
-        `received` bytes have arrived already.
+        `received` is the number of bytes so far.
         """
         self._needed = rate * seconds
         self._window_s = seconds
@@ -53,7 +53,7 @@ class Watch:
         self.expect(f"slower than {rate:g} bytes per second for {seconds:g} s", seconds)
 
     def flow(self, received: int) -> None:
-        """Record that `received` bytes in all have arrived."""
+        """Record the total number of bytes received so far."""
         if received - self._base < self._needed:
             return
         now = trio.current_time()
@@ -63,11 +63,11 @@ class Watch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock of the speed while our own disk is slow; the total deadline runs on."""
+        """Stop the low-speed clock while the local disk is slow; the total deadline runs on."""
         began = trio.current_time()
-        left = self._scope.deadline - began
+        left_s = self._scope.deadline - began
         self._scope.deadline = self._end
         yield
         now = trio.current_time()
         self._start += now - began
-        self._scope.deadline = min(self._end, now + left)
+        self._scope.deadline = min(self._end, now + left_s)

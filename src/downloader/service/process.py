@@ -191,7 +191,7 @@ async def _open_roles(stack: AsyncExitStack, instance: Instance, sockets: Sequen
         fetcher = await stack.enter_async_context(downloads)
         used_percent = partial(disk_used_percent, settings.spool_dir)
         gate = DiskGate(used_percent, high=settings.processor.disk_high, low=settings.processor.disk_low)
-        roles.background += [fetcher.parts.sweep, gate.run]
+        roles.background += [fetcher.partials.sweep, gate.run]
         roles.workers.append(downloads_worker(instance, fetcher, gate))
     if "notifier" in instance.roles:
         host = await stack.enter_async_context(open_host(settings, files.storage))
