@@ -231,4 +231,4 @@ def test_parts_with_a_note_are_counted(output: OutputFolder) -> None:
     for name, size in (("p", 3), ("q", 4)):
         (output.spool_dir / name).write_bytes(b"x" * size)
     (output.spool_dir / "p.json").write_text("{}")
-    assert output.parts() == [3]
+    assert output.partial_sizes() == [3]

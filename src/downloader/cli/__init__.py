@@ -1,4 +1,4 @@
-"""The command line: `main`, and a module for each command or group of commands.
+"""The command line: `main`, and a module per command or group of commands.
 
 These modules import little, so that `downloader version`, `--help` and shell completion start fast. Each
 command imports what it needs when it runs.
@@ -26,7 +26,7 @@ from downloader.cli.top import top
 from downloader.errors import ConfigError, DownloaderError, leaves
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-"""Exit statuses: 130 is what shells expect of a program ended by Ctrl-C."""
+"""Exit statuses; shells expect 130 of a program ended by Ctrl-C."""
 
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
@@ -34,8 +34,8 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Operate a running service": (submit, job, jobs, retry, cancel, aggregations, pause, resume, top),
     "Inspect": (doctor, health, plugins, config, import_config, version),
 }
-"""The commands under the headings of `downloader --help`; a function's name is the command's, its docstring
-the help."""
+"""The commands under the headings of `downloader --help`. The name of a function is the command's, the
+docstring is the help."""
 
 SUMMARY = """\
 Download files politely: jobs over HTTP, limits per group over a whole fleet,
@@ -73,12 +73,12 @@ def make_app() -> App:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and answer the exit status; every expected failure is one line on stderr.
+    """Run the command line and return the exit status; an expected failure is one line on stderr.
 
-    A configuration has a line for each of its errors.
+    An invalid configuration gives one line per error.
 
     Args:
-        arguments: without the program's name; `None` takes the process's.
+        arguments: without the program's name; `None`: those of the process.
     """
     if os.getpid() == 1:
         _end_at_sigterm()
@@ -95,14 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Open those of the standard streams that the parent has closed, which Python leaves out."""
+    """Open standard streams closed by the parent process on /dev/null; Python sets them to `None`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for good
 
 
 def _wrong_usage(error: CycloptsError) -> str:
-    """One line: what is wrong with the command line, and which help to read."""
+    """One line for the user: the error in the command line, and the command for help."""
     text = str(error)
     if isinstance(error, UnusedCliTokensError):
         text = f"Unexpected argument: {' '.join(error.unused_tokens or ())}."
@@ -113,26 +113,26 @@ def _wrong_usage(error: CycloptsError) -> str:
 def _end_at_sigterm() -> None:
     """Let SIGTERM end process 1 of a container until the service sets its own handlers.
 
-    The kernel does not deliver to process 1 the signals without a handler. A SIGTERM during imports would be
-    lost, and the container would be killed after its grace period.
+    The kernel drops signals to process 1 that have no handler. A SIGTERM during imports would be lost, and
+    the container would be killed after the grace period.
     """
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 def _failed(error: BaseException) -> int:
-    """The exit status for an error that is expected; raises any other one again."""
-    found = list(leaves(error))
-    if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
+    """The exit status for an expected error; raises any other error again."""
+    errors = list(leaves(error))
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
         return INTERRUPTED
-    if all(isinstance(leaf, OSError) and leaf.errno in (errno.EPIPE, errno.ENOSPC) for leaf in found):
-        sys.stdout = None  # otherwise the interpreter prints an error when it flushes it at exit
-        full = any(leaf.errno == errno.ENOSPC for leaf in found if isinstance(leaf, OSError))
+    if all(isinstance(leaf, OSError) and leaf.errno in (errno.EPIPE, errno.ENOSPC) for leaf in errors):
+        sys.stdout = None  # otherwise the interpreter prints another error when flushing at exit
+        full = any(leaf.errno == errno.ENOSPC for leaf in errors if isinstance(leaf, OSError))
         return _complain(os.strerror(errno.ENOSPC), FAILED) if full else FAILED
-    if not all(isinstance(leaf, DownloaderError) for leaf in found):
+    if not all(isinstance(leaf, DownloaderError) for leaf in errors):
         raise error
-    if not isinstance(found[0], ConfigError):
-        return _complain(str(found[0]), FAILED)
-    for line in (str(found[0]), *found[0].others):
+    if not isinstance(errors[0], ConfigError):
+        return _complain(str(errors[0]), FAILED)
+    for line in (str(errors[0]), *errors[0].others):
         _complain(line, USAGE)
     return USAGE
 

@@ -130,8 +130,8 @@ def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
         value = getattr(aggregation, name)
         if value is not None:
             value_of_jobs = aggregation.overridden.get(name)
-            wanted = "none" if value_of_jobs is None else f"{value_of_jobs:g}"
-            note = f" (the jobs ask for {wanted})" if name in aggregation.overridden else ""
+            shown = "none" if value_of_jobs is None else f"{value_of_jobs:g}"
+            note = f" (the jobs ask for {shown})" if name in aggregation.overridden else ""
             yield name, f"{value:g}{unit}{note}"
     if aggregation.proxy:
         yield "proxy", aggregation.proxy

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from downloader.fetch import FetchSettings
 
 RETRIES = 2
-"""Further attempts by default, as in the service."""
+"""Default number of further attempts, as in the service."""
 
 RETRY_BACKOFF_S = 2.0
 """First delay between attempts; much less than the service's default, because a person waits."""
@@ -102,30 +102,30 @@ def fetch(
 
 
 def _check(urls: Iterable[str], from_file: str, checked: TextIO) -> int:
-    """Write each URL once to a file, on a line of its own, and rewind it; returns how many there are.
+    """Write the URLs to a file, one per line without repetitions; rewind, and return their number.
 
-    The list is then read from that file as the run proceeds, so memory does not grow with it.
+    The run reads the URLs from the file, so that memory does not grow with their number.
 
     Raises:
-        ConfigError: a URL is not valid, or there is none.
+        ConfigError: a URL is not valid, or the list is empty.
     """
     from downloader.oneshot import check_url
 
-    seen: set[bytes] = set()
-    named = ((repr(url), url) for url in urls)
-    for name, url in itertools.chain(named, read_lines(from_file) if from_file else ()):
+    digests: set[bytes] = set()
+    arguments = ((repr(url), url) for url in urls)
+    for name, url in itertools.chain(arguments, read_lines(from_file) if from_file else ()):
         try:
             check_url(url)
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
         digest = hashlib.sha256(url.encode()).digest()
-        if digest not in seen:
-            seen.add(digest)
+        if digest not in digests:
+            digests.add(digest)
             checked.write(f"{url}\n")
-    if not seen:
+    if not digests:
         raise ConfigError("nothing to fetch: give URLs, or --from-file")
     checked.seek(0)
-    return len(seen)
+    return len(digests)
 
 
 def _settings(lines: Iterable[str], *, retries: int) -> FetchSettings:
@@ -141,8 +141,8 @@ def _settings(lines: Iterable[str], *, retries: int) -> FetchSettings:
         name, colon, value = line.partition(":")
         if not colon:
             raise ConfigError('--header: must be "Name: value"')
-        for known in [known for known in headers if known.lower() == name.lower()]:
-            del headers[known]
+        for configured in [key for key in headers if key.lower() == name.lower()]:
+            del headers[configured]
         headers[name] = value.strip()
     if lines:
         _check_headers(headers)
@@ -150,7 +150,7 @@ def _settings(lines: Iterable[str], *, retries: int) -> FetchSettings:
         retry_backoff=RETRY_BACKOFF_S,
         request_headers=headers,
         max_retries=retries,
-        disk_low=100,  # a full disk is no reason to begin files from the beginning
+        disk_low=100,  # keep partial files also when the disk is nearly full
     )
 
 

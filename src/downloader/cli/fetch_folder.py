@@ -1,8 +1,7 @@
-"""Where the files of `downloader fetch` go, and how they are named.
+"""The output folder of `downloader fetch`, and the names of files.
 
-The engine stores each complete file in a hidden folder in the output folder. Giving it its final name is then
-one step. The hidden folder also has what a later run needs: the record of complete files, and the parts of
-unfinished ones.
+Each complete file is stored in a hidden folder in the output folder, so that giving the final name is one
+atomic step. The hidden folder also has the record of complete files and the partial files, for later runs.
 """
 
 from __future__ import annotations
@@ -26,55 +25,55 @@ from downloader.filenames import safe_name, split_name
 from downloader.folders import private_folder
 
 HIDDEN = ".downloader"
-"""The hidden folder's name."""
+"""Name of the hidden folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputFolder:
-    """Where the files of one run go."""
+    """The folders of one run."""
 
     folder: Path
     hidden: Path
-    """On the same file system as `folder`; this run's alone."""
+    """A folder of this run alone, on the same file system as `folder`."""
     resumable: bool = True
-    """Whether the parts of unfinished files stay for a later run. They do not if another run, which keeps its
-    own, is using the folder at the same time."""
-    taken: dict[str, int] = field(default_factory=dict)
-    """By name, the last number given, so that with many files of one name not all numbers are tried again."""
+    """Whether partial files stay for a later run; false if another run is using the folder at the same
+    time."""
+    last_numbers: dict[str, int] = field(default_factory=dict)
+    """The last number given to each name, so that many files of one name do not try all numbers again."""
 
     @property
     def spool_dir(self) -> Path:
-        """For downloads in progress."""
+        """Folder of downloads in progress."""
         return self.hidden / "spool"
 
     @property
     def storage_dir(self) -> Path:
-        """For complete files until they get their names."""
+        """Folder of complete files without a final name."""
         return self.hidden / "files"
 
     @property
     def record(self) -> Path:
-        """The record of the complete files; common to all runs."""
+        """The record of complete files, common to all runs."""
         return self.folder / HIDDEN / "complete.jsonl"
 
-    def parts(self) -> list[int]:
-        """The sizes of the parts that stay."""
+    def partial_sizes(self) -> list[int]:
+        """The sizes of the partial files."""
         notes = self.spool_dir.glob("*.json") if self.resumable else ()
-        parts = [note.with_suffix("") for note in notes]
-        return [part.stat().st_size for part in parts if part.exists()]
+        files = [note.with_suffix("") for note in notes]
+        return [file.stat().st_size for file in files if file.exists()]
 
     def place(self, stored: Path, *, url: str, suggested: str = "", mime_type: str = "") -> Path:
-        """Give a complete file its name, see `file_name`; `name (2).ext` if that one is taken.
+        """Move a complete file to its name, see `file_name`; to `name (2).ext` if the name is taken.
 
-        An existing file is never overwritten, also if another process creates it at the same time. If it has
-        the same content it is taken as the file.
+        An existing file is never overwritten, even if another process creates it at the same time. If the
+        existing file has the same content, the new one is deleted.
 
         Raises:
-            StorageError: it cannot be placed.
+            StorageError: the file cannot be moved.
         """
         name = file_name(url, suggested=suggested, mime_type=mime_type)
         try:
-            for number in itertools.count(self.taken.get(name, 0) + 1):
+            for number in itertools.count(self.last_numbers.get(name, 0) + 1):
                 target = self.folder / (name if number == 1 else _numbered(name, number))
                 try:
                     _move_without_overwriting(stored, target)
@@ -82,7 +81,7 @@ class OutputFolder:
                     if not _is_same(stored, target):
                         continue
                     stored.unlink()
-                self.taken[name] = number
+                self.last_numbers[name] = number
                 return target
         except OSError as error:
             raise StorageError(f"{name} cannot be placed in {self.folder}: {error.strerror}") from error
@@ -91,10 +90,10 @@ class OutputFolder:
 
 @contextlib.contextmanager
 def open_output(folder: Path) -> Iterator[OutputFolder]:
-    """The output folder, created if missing. Only complete files, parts and the record are left in the end.
+    """Open the output folder, created if missing. At the end all temporary files are deleted.
 
     Raises:
-        ConfigError: it is no folder, no file can be made in it, or its hidden folder is another user's.
+        ConfigError: not a folder, not writable, or the hidden folder belongs to another user.
     """
     hidden = folder / HIDDEN
     with contextlib.ExitStack() as stack:
@@ -120,9 +119,9 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
 
 
 def _run_folder(hidden: Path, stack: contextlib.ExitStack) -> Path:
-    """A new folder for a run that is not the only one, locked until the stack is closed."""
+    """Create a folder for a run beside another one, locked until the stack is closed."""
     while True:
-        # Another run that ends deletes the folders that are not locked, perhaps this one before it is.
+        # Another run, at its end, deletes folders that are not locked, perhaps this one before the lock.
         folder = Path(tempfile.mkdtemp(prefix="run-", dir=hidden))
         with contextlib.suppress(FileNotFoundError):
             if _lock(folder, stack) and folder.exists():
@@ -130,7 +129,7 @@ def _run_folder(hidden: Path, stack: contextlib.ExitStack) -> Path:
 
 
 def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a folder until the stack is closed; false if another process has locked it."""
+    """Lock a folder until the stack is closed; false if locked by another process."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     stack.callback(os.close, descriptor)
     try:
@@ -141,7 +140,7 @@ def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
 
 
 def _clean(output: OutputFolder) -> None:
-    """Delete what no later run needs, also of runs that were killed."""
+    """Delete temporary files, also those of killed runs."""
     if not output.resumable:
         shutil.rmtree(output.hidden, ignore_errors=True)
         return
@@ -155,20 +154,20 @@ def _clean(output: OutputFolder) -> None:
 
 
 def file_name(url: str, *, suggested: str = "", mime_type: str = "") -> str:
-    """A file's name: what its origin `suggested`, or the last segment of the URL's path, made safe.
+    """The safe name of a file: `suggested` by the origin, or the last segment of the URL's path.
 
-    Without either it is `index` with the extension of the type.
+    Without either, the name is `index` with the extension of the type.
     """
     from downloader.net import Url
 
     path = Url.parse(url).target.partition(b"?")[0]
     segment = unquote(path.rpartition(b"/")[2], errors="replace")
-    # Made safe again: it may come from the note of a part, in a folder that came from somebody else.
+    # Check `suggested` again: it may come from the note of a partial file made by another user.
     return safe_name(suggested) or safe_name(segment) or f"index{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def _move_without_overwriting(source: Path, target: Path) -> None:
-    """Raises `FileExistsError` if there is something called `target`."""
+    """Move a file; raise `FileExistsError` if `target` exists."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -198,7 +197,7 @@ def file_sha256(path: Path) -> str:
     """The digest of a file, in hexadecimal.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """The record of the files that `downloader fetch` has completed in a folder, for later runs.
 
-It has a line of JSON for each file, appended when the file has its name. A line that was cut off by a crash
-is ignored; the file is then fetched again, and found to be the same.
+There is a line of JSON for each file, appended after the file got its name. A line that was cut off by a
+crash is ignored; the file is then fetched again, and recognised as equal.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class Complete:
 
     url: str
     name: str
-    """In the output folder."""
+    """Name in the output folder."""
     size: int
     sha256: str
     mime_type: str
     mtime_ns: int
-    """Time of the file's last change when it was recorded."""
+    """Time of the last change of the file when it was recorded."""
 
 
 _FIELDS = [field.name for field in fields(Complete)]
 
 
 def _complete(line: bytes) -> Complete | None:
-    """The file that a line describes; `None` if the line was cut off, or is not one of ours."""
+    """Parse a line; `None` if the line is incomplete or invalid."""
     try:
         values: dict[str, Any] = json.loads(line)
         name = values["name"]
@@ -49,21 +49,21 @@ def _complete(line: bytes) -> Complete | None:
 
 
 class Record:
-    """The complete files of an output folder, by URL; to be closed."""
+    """The complete files of an output folder, by URL. The caller calls `close`."""
 
     def __init__(self, output: OutputFolder) -> None:
         self._folder = output.folder
         self._path = output.record
         self._offsets: dict[int, int] = {}
-        """Where the last line of a URL begins, by the hash of the URL; lines would take much more memory."""
+        """Offset of the last line of a URL, by the hash of the URL; the lines would take much more memory."""
         self._appended = -1
-        """Descriptor for new lines, once there is one."""
+        """Descriptor for appending lines; -1 until the first."""
         try:
             with suppress(FileNotFoundError), open(self._path, "rb", opener=_open) as lines:
                 offset = 0
                 for line in lines:
-                    if (known := _complete(line)) is not None:
-                        self._offsets[hash(known.url)] = offset
+                    if (file := _complete(line)) is not None:
+                        self._offsets[hash(file.url)] = offset
                     offset += len(line)
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be read: {error.strerror}") from None
@@ -74,35 +74,35 @@ class Record:
             os.close(self._appended)
 
     def intact(self, url: str) -> Complete | None:
-        """The file of a URL, if it is there as it was recorded. It is read only if its time differs."""
+        """The file of a URL, if unchanged since recorded; read only if the time of change differs."""
         offset = self._offsets.get(hash(url))
         if offset is None:
             return None
         try:
             with open(self._path, "rb", opener=_open) as lines:
                 lines.seek(offset)
-                known = _complete(lines.readline())
-            if known is None or known.url != url:
+                file = _complete(lines.readline())
+            if file is None or file.url != url:
                 return None
-            path = self._folder / known.name
+            path = self._folder / file.name
             status = path.lstat()
-            same = (
+            unchanged = (
                 stat.S_ISREG(status.st_mode)
-                and status.st_size == known.size
-                and (status.st_mtime_ns == known.mtime_ns or file_sha256(path) == known.sha256)
+                and status.st_size == file.size
+                and (status.st_mtime_ns == file.mtime_ns or file_sha256(path) == file.sha256)
             )
         except OSError:
             return None
-        return known if same else None
+        return file if unchanged else None
 
     def add(self, result: FetchResult) -> None:
-        """Record a file that has its name.
+        """Record a complete file.
 
         Raises:
             OSError: the record cannot be written.
         """
         path = Path(result.path)
-        known = {
+        row = {
             "url": result.url,
             "name": path.name,
             "size": result.size,
@@ -112,10 +112,10 @@ class Record:
         }
         if self._appended < 0:
             self._appended = _open(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-        # The line break before it ends a line that was cut off.
-        os.write(self._appended, f"\n{json.dumps(known)}\n".encode())
+        # The line break in front ends an incomplete line.
+        os.write(self._appended, f"\n{json.dumps(row)}\n".encode())
 
 
 def _open(path: str, flags: int) -> int:
-    """Follows no symbolic link and waits for no pipe: the folder may come from somebody else."""
+    """Open a file, but no symbolic link, and without waiting for a pipe: others may have made the folder."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

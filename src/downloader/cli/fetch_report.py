@@ -1,4 +1,4 @@
-"""What `downloader fetch` reports: a line for each file, and on a terminal bars and a table."""
+"""The output of `downloader fetch`: a line for each file; on a terminal bars and a table."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from downloader.cli.fetch_screen import Bars
 
 ROWS = 40
-"""Rows of the table at the end; beyond it only failures are listed."""
+"""Most rows of the table at the end; with more files, only failures are listed."""
 
 
 class Report:
-    """Takes the results of a run, gives files their names, and reports them."""
+    """Receiver of the results of a run: names the files, and reports."""
 
     def __init__(
         self, count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool, bars: Bars | None
@@ -45,7 +45,7 @@ class Report:
         self._bars = bars
 
     def skip(self, url: str) -> bool:
-        """The engine's `skip`: whether the file is there. It is reported then."""
+        """See `fetch_files`: report a file that an earlier run completed; false if there is none."""
         present = self._record.intact(url)
         if present is None:
             return False
@@ -65,12 +65,12 @@ class Report:
         return True
 
     def progress(self, url: str, received: int | None, total: int | None) -> None:
-        """The engine's `on_progress`."""
+        """See `fetch_files`."""
         if self._bars is not None:
             self._bars.show(url, received, total)
 
     def ended(self, result: FetchResult) -> None:
-        """The engine's `on_result`: give the file its name, and report it."""
+        """See `fetch_files`: name and report a file."""
         placed = self._place(result) if result.ok else result
         if placed.ok:
             self._fetched += 1
@@ -78,9 +78,9 @@ class Report:
         else:
             self.failed += 1
         if self._table:
-            for kept, wanted in ((self._rows, True), (self._failures, not placed.ok)):
-                if wanted and len(kept) < ROWS:
-                    kept.append(placed)
+            for rows in [self._rows] if placed.ok else [self._rows, self._failures]:
+                if len(rows) < ROWS:
+                    rows.append(placed)
         self._write(placed)
 
     def summary(self) -> None:
@@ -97,7 +97,7 @@ class Report:
         if self._bars is not None:
             self._bars.stop()  # otherwise a bar would stay above the text
         text = f"downloader: interrupted: {self._counts()}\n"
-        if sizes := self._folder.parts():
+        if sizes := self._folder.partial_sizes():
             files = "1 file" if len(sizes) == 1 else f"{len(sizes)} files"
             text += f"downloader: the same command resumes {files}, of which {decimal(sum(sizes))} are here\n"
         sys.stderr.write(text)
@@ -107,8 +107,8 @@ class Report:
         if self._skipped:
             counts.append(f"{self._skipped} skipped")
         counts.append(f"{self.failed} failed")
-        if left := self._count - self._fetched - self.failed - self._skipped:
-            counts.append(f"{left} not fetched")
+        if missing := self._count - self._fetched - self.failed - self._skipped:
+            counts.append(f"{missing} not fetched")
         return "; ".join(counts)
 
     def _write(self, result: FetchResult) -> None:
@@ -120,7 +120,7 @@ class Report:
             write(_line(result))
 
     def _place(self, result: FetchResult) -> FetchResult:
-        """The result with the final path of its file, which is recorded."""
+        """Name and record a file; return the result with the final path, or with the failure."""
         try:
             path = self._folder.place(
                 Path(result.path), url=result.url, suggested=result.filename, mime_type=result.mime_type
@@ -138,7 +138,7 @@ class Report:
 
 @contextlib.contextmanager
 def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Iterator[Report]:
-    """A report on `count` files. If standard error is a terminal it shows bars until the context ends.
+    """Open a report on `count` files, with bars if standard error is a terminal.
 
     There are no bars if JSON lines are printed to a terminal.
 
@@ -156,7 +156,7 @@ def open_report(count: int, *, folder: OutputFolder, as_json_lines: bool) -> Ite
 
 
 def result_fields(result: FetchResult) -> dict[str, Any]:
-    """What `--json` prints of a file."""
+    """The fields of `--json` for a file."""
     fields = (
         *("url", "ok", "skipped", "path", "size", "sha256", "mime_type"),
         *("error", "error_code", "response_code", "attempts"),

@@ -1,6 +1,6 @@
-"""What `downloader fetch` shows on a terminal: bars while it runs, a table at the end.
+"""The screen of `downloader fetch` on a terminal: bars during the run, a table at the end.
 
-Apart from the report, because rich takes longer to import than a small download takes.
+A module of its own, because importing rich takes longer than a small download.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from downloader.oneshot import FetchResult
 from downloader.printable import escape
 
 BARS = 12
-"""Number of files shown at once. The bar of the total counts all."""
+"""Most files with a bar at once. The bar of the total counts all files."""
 
 LABEL_CHARS = 32
 
 
 class Bars:
-    """A bar for the whole run, and for each of the first files in progress."""
+    """Bars for the whole run and for the first files in progress."""
 
     def __init__(self, progress: Progress, count: int) -> None:
         self.stop = progress.stop
@@ -46,7 +46,7 @@ class Bars:
         """The bars of files, by URL."""
 
     def show(self, url: str, received: int | None, total: int | None) -> None:
-        """The engine's `on_progress`: begin, move or remove the bar of a file."""
+        """Add, move or remove the bar of a file; `received` is `None` at the end."""
         task = self._tasks.get(url)
         if received is None:
             if task is not None:
@@ -64,7 +64,7 @@ class Bars:
 
 @contextlib.contextmanager
 def open_bars(count: int) -> Iterator[Bars]:
-    """Bars on standard error until the context ends."""
+    """Show bars on standard error until the context ends."""
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -77,7 +77,7 @@ def open_bars(count: int) -> Iterator[Bars]:
 
 
 def print_table(rows: list[FetchResult], counts: str) -> None:
-    """Print a row for each result, if there is one, and a line of counts."""
+    """Print the results as a table, if there are any, and a line of counts."""
     console = Console()
     if rows:
         console.print(_table(rows))
@@ -85,7 +85,7 @@ def print_table(rows: list[FetchResult], counts: str) -> None:
 
 
 class _Amount(ProgressColumn):
-    """Bytes of a file, files of the whole."""
+    """Bytes for a file; number of files for the whole run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Amount(ProgressColumn):
 
 
 class _Speed(TransferSpeedColumn):
-    """The speed of a file; the line of the whole run has none."""
+    """The speed of a file; empty for the whole run."""
 
     def render(self, task: Task) -> Text:
         """See rich."""

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from downloader.service import Finding
 
 _STYLES = {"ok": "green", "failed": "bold red", "note": "yellow"}
-"""By a finding's state."""
+"""Colours by state of a finding."""
 
 Row = dict[str, Any]
-"""A plugin's `kind`, `name`, `version` and `distribution`; whether it is `configured`; and why it cannot be
-used though it is, as `problem`, empty if it can."""
+"""A plugin's `kind`, `name`, `version` and `distribution`; whether `configured`; and why a configured plugin
+cannot be used, as `problem`, else empty."""
 
 COLUMNS = ("name", "kind", "version", "distribution", "configured")
 
@@ -111,7 +111,7 @@ def health(*, pid: Annotated[int, Parameter(name="--pid")] = 1) -> None:
 
         flags = {f"api.{name}": bound.arguments.get(name) for name in ("host", "port")}
         settings = load(bound.arguments.get("config"), flags).api
-        # Whatever name the certificate has: the connection stays on this machine.
+        # The certificate is not checked: the connection stays on this machine.
         with Client(settings.local_url, retries=0, transport=HTTPTransport(verify=False)) as client:
             client.ping()
 
@@ -142,7 +142,7 @@ def plugins(*, config: Config = None, json_: Json = False) -> None:
 
 
 def list_plugins(settings: Settings) -> tuple[Sequence[Row], PluginError | None]:
-    """A row for each plugin that is installed or configured, and the first problem with one; imports none."""
+    """Rows for installed or configured plugins, and the first problem; imports no plugin."""
     from downloader.plugins import (
         BUCKETS,
         KINDS,
@@ -199,10 +199,10 @@ def _use(row: Row) -> str:
 
 
 def _cells(row: Row) -> Sequence[Cell]:
-    name, *rest = (row[column] for column in COLUMNS[:-1])
+    name, *texts = (row[column] for column in COLUMNS[:-1])
     return (
         (name, "bold" if row["configured"] else ""),
-        *rest,
+        *texts,
         (_use(row), "red" if row["problem"] else "green"),
     )
 
@@ -225,7 +225,7 @@ def config(*, config: Config = None, json_: Json = False) -> None:
     from downloader.config import redacted
 
     effective = redacted(load(config))
-    # TOML has dates and times, which a plugin's table may have; JSON has not.
+    # A plugin's table may have TOML's dates and times, which JSON lacks.
     sys.stdout.write(
         f"{json.dumps(effective, indent=2, default=str)}\n" if json_ else tomli_w.dumps(effective)
     )
@@ -270,12 +270,12 @@ def import_config(file: Annotated[Path, Parameter(name="FILE", allow_leading_hyp
         converted = convert(text)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
-    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as made:
-        made.write(converted)
-        made.flush()
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as copy:
+        copy.write(converted)
+        copy.flush()
         try:
-            load_settings(Path(made.name), environ={}, overrides={})
+            load_settings(Path(copy.name), environ={}, overrides={})
         except ConfigError as error:
             lines = (str(error), *error.others)
-            raise ConfigError(*(line.replace(made.name, f"{name}, converted", 1) for line in lines)) from None
+            raise ConfigError(*(line.replace(copy.name, f"{name}, converted", 1) for line in lines)) from None
     sys.stdout.write(converted)

@@ -24,7 +24,7 @@ AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
 Since = Annotated[datetime | None, Parameter(name="--since")]
 
 ROWS = 200
-"""Jobs that are shown at once, of any number: as many as the service sends in a page."""
+"""Jobs printed at once: one page of the API."""
 
 
 def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
@@ -194,7 +194,7 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
         return
     from rich.table import Table
 
-    # Of fixed widths, but for the last two, so that the columns of all pages are below each other.
+    # Fixed widths except for the last two, so that the columns of all pages line up.
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
     for name, width in (("job", 14), ("state", 9), ("callback", 9), ("ended", 11)):
         table.add_column(name, width=width, no_wrap=True)

@@ -1,4 +1,4 @@
-"""Flags that several commands have, and reading the files that they name."""
+"""Flags common to several commands, and reading of the files named by flags."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from downloader.config import Settings
 
 HOST_LIMIT = 4
-"""Downloads of one host at once by default: quick, and few enough for any host."""
+"""Default limit of downloads from one host at once: quick, and few enough for any host."""
 
 Config = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 Host = Annotated[str | None, Parameter(name="--host")]
@@ -27,10 +27,10 @@ Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 
 def load(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
-    """The settings from a file, the process's environment and flags, by dotted key, `None` where absent.
+    """The settings from a file, the environment and flags (by dotted key, `None`: not given).
 
     Raises:
-        ConfigError: anything about them is wrong.
+        ConfigError: a setting is invalid, or the file cannot be read.
     """
     from downloader.config import load_settings
 
@@ -38,14 +38,14 @@ def load(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
 
 
 def read_lines(source: str) -> Iterator[tuple[str, str]]:
-    """`FILE, line NUMBER` and text of each line but blank ones and comments, as they come.
+    """Yield the place (`FILE, line NUMBER`) and text of each line, except blank lines and comments.
 
     Args:
-        source: a file's name, or `-` for standard input. UTF-8; a # begins a comment only at a line's begin,
-            as it is part of a URL elsewhere.
+        source: a file's name, or `-` for standard input. UTF-8. A # at the start of a line begins
+            a comment; elsewhere it is part of a URL.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     name = "standard input" if source == "-" else source
     try:

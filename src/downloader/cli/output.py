@@ -1,4 +1,4 @@
-"""What commands write: lines, JSON, results and tables."""
+"""Output of commands: lines, JSON, results and tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cell = str | tuple[str, str]
-"""A text, or a text and rich's style of it on a terminal."""
+"""A text, or a text and its rich style on a terminal."""
 
 
 def write_result(
@@ -31,17 +31,17 @@ def write_result(
 
 
 def local_time(moment: datetime | None) -> str:
-    """For people, in their time zone."""
+    """A time for people, in the local time zone."""
     return "" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def write_json(result: BaseModel | Mapping[str, Any]) -> None:
-    """A line of `--json`."""
+    """Write a line of `--json`."""
     write(json.dumps(result if isinstance(result, Mapping) else result.model_dump(mode="json")))
 
 
 def write(line: str) -> None:
-    """A line of a program's output, at once."""
+    """Write a line to standard output, unbuffered."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -70,7 +70,7 @@ def show_table(
 
 
 def print_rows(table: Table, rows: Iterable[Sequence[Cell]], *, empty: str = "") -> None:
-    """Add rows to a table of rich, and print it on the terminal; without rows the text."""
+    """Print a rich table with the rows on the terminal; without rows, print the text `empty`."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""Shared by the commands for a running service: its address, a client, and errors in one line."""
+"""Common to commands for a running service: flags, the client, and errors in one line."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from downloader.client import ApiProblem, Client
 
 API = "http://127.0.0.1:8000"
-"""As `downloader.client.DEFAULT_URL`, which is not imported for `--help`."""
+"""Same as `downloader.client.DEFAULT_URL`, which would slow down `--help` by its imports."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """The flags that say which service a command is for."""
+    """The flags that identify the service."""
 
     api: Annotated[str, Parameter(name="--api", env_var="DOWNLOADER_API")] = API
     """Address of the service."""
     token: Annotated[str, Parameter(name="--token", env_var="DOWNLOADER_TOKEN", show_default=False)] = ""
-    """Its token. Others on this machine can see it; prefer the variable."""
+    """Token of the service. Others on this machine can see it; prefer the variable."""
 
 
 LOCAL = Service()
-"""The default: on this machine, without a token."""
+"""The default: a service on this machine, without a token."""
 
 _USAGE = frozenset(
     {
@@ -44,7 +44,7 @@ _USAGE = frozenset(
         HTTPStatus.UNPROCESSABLE_ENTITY,
     }
 )
-"""Answers for which the command line or the token has to be changed."""
+"""Statuses of responses that mean: change the command line or the token."""
 
 _HINTS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "; set DOWNLOADER_TOKEN to one of the service's [[api.tokens]]",
@@ -54,11 +54,11 @@ _HINTS: Mapping[int, str] = {
 
 @contextlib.contextmanager
 def connect(service: Service, *, retries: int = 0) -> Iterator[Client]:
-    """A client; refusals of the service are raised as errors with the right exit status.
+    """Open a client; a refusal by the service becomes an error with the right exit status.
 
     Args:
-        service: its address and token.
-        retries: further tries of a request; none by default, so that a person sees an error at once.
+        service: address and token.
+        retries: further tries of a failed request; by default none, so that a person sees an error at once.
 
     Raises:
         ConfigError: the service refused, and the command line or the token has to be changed.
@@ -76,18 +76,18 @@ def connect(service: Service, *, retries: int = 0) -> Iterator[Client]:
 
 
 def explain(problem: ApiProblem) -> str:
-    """One line: status, text, and what to do."""
+    """One line for the user: status, text, and a hint."""
     words = " ".join(str(word) for word in (problem.status, problem.code) if word)
     return f"{words}: {problem}{_HINTS.get(problem.status, '')}"
 
 
 def for_each(names: Sequence[str], act: Callable[[Client, str], None], service: Service) -> int:
-    """Do something with each job or aggregation; returns the exit status.
+    """Call `act` for each job or aggregation; return the exit status.
 
-    There is a line on standard error for each that is unknown or in the wrong state.
+    An unknown name, or one in the wrong state, gives a line on standard error.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: no names are given.
     """
     from downloader.client import ApiProblem
 

@@ -101,7 +101,7 @@ def notifier(*, config: Config = None) -> None:
 
 
 def _run_roles(settings: Settings, *roles: str, processes: int = 1) -> None:
-    """Run until a signal ends it."""
+    """Run the service until a signal."""
     from downloader.observe import Event, configure, get_logger
     from downloader.service import run_service
 

@@ -86,7 +86,7 @@ def submit(
         urls: What to download.
         from_file: File with a URL or a JSON object on each line, or - for standard input; # begins a comment.
         wait: Wait until the downloads have ended.
-        json_: Write a JSON object for each job: the answer of the service, with --wait the job at its end.
+        json_: Write a JSON object for each job: the service's response, with --wait the job at its end.
     """
     from downloader.cli.submit_report import open_report
     from downloader.client import RETRIES, Submitted
@@ -99,9 +99,9 @@ def submit(
     with connect(service) as client:
         client.ping()  # if there is no service, fail at once; later it may restart
     with connect(service, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
-        with contextlib.closing(client.submit_many(itertools.chain(first, jobs))) as answers:
-            for answer in answers:
-                report.submitted(answer)
+        with contextlib.closing(client.submit_many(itertools.chain(first, jobs))) as submissions:
+            for submission in submissions:
+                report.submitted(submission)
             for text, problem in unreadable:
                 report.submitted(Submitted(job=cast("JobFields", {"url": text}), problem=problem))
         if wait:
@@ -132,13 +132,13 @@ def _jobs(
     flags: JobFlags,
     unreadable: list[tuple[str, ApiProblem]],
 ) -> Iterator[JobFields]:
-    """The jobs as they are read; lines that begin like JSON and are none go to `unreadable`."""
+    """Yield the jobs while reading; malformed lines of JSON are appended to `unreadable`."""
     from downloader.client import ApiProblem
     from downloader.net import host_of
 
     fields = flags.fields()
-    named = ((repr(url), url) for url in urls)
-    for name, text in itertools.chain(named, read_lines(from_file) if from_file else ()):
+    arguments = ((repr(url), url) for url in urls)
+    for name, text in itertools.chain(arguments, read_lines(from_file) if from_file else ()):
         job: dict[str, Any] = {"url": text}
         if text.startswith("{"):
             try:
@@ -146,6 +146,6 @@ def _jobs(
             except (ValueError, RecursionError):
                 unreadable.append((text, ApiProblem(code="bad_json", detail=f"{name}: not a JSON object")))
                 continue
-        # The service says what is wrong with a URL that has no host.
+        # For a URL without a host, the service returns the error.
         group = flags.aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
         yield cast("JobFields", {"aggr_id": group, **fields, **job})

@@ -18,10 +18,10 @@ from downloader.client import Job, Submitted
 from downloader.printable import escape
 
 ROWS = 40
-"""Most rows of the table at the end; with more jobs, only those that failed or were refused are listed."""
+"""Most rows of the table at the end; with more jobs, only failed and refused ones are listed."""
 
 WARNINGS = 20
-"""Different warnings that are shown."""
+"""Most different warnings shown."""
 
 STYLES = {
     "accepted": "green",
@@ -30,56 +30,56 @@ STYLES = {
     "failed": "red",
     "cancelled": "yellow",
 }
-"""By state of a job."""
+"""Colours by state of a job."""
 
 
 class Report:
-    """Receives the answers and results of jobs, counts and shows them."""
+    """Receiver of responses and results: counts and shows jobs."""
 
     def __init__(self, *, wait: bool, as_json: bool, bars: Progress | None) -> None:
         self.urls: dict[str, str] = {}
         """The accepted jobs, by id."""
         self.failed = 0
-        """Jobs that were refused or have failed."""
+        """Number of refused and failed jobs."""
         self._wait, self._json, self._bars = wait, as_json, bars
         self._console = bars.console if bars is not None else Console(stderr=True)
         self._warnings: set[str] = set()
         self._bar = bars.add_task("submitted", total=None) if bars is not None else None
         self._shown = 0
-        """Jobs that went well."""
+        """Number of accepted or downloaded jobs."""
         self._ended = 0
         self._bytes = 0
         self._good: list[tuple[str, ...]] = []
         self._bad: list[tuple[str, ...]] = []
-        """Rows of the table, as many as may be shown."""
+        """Rows of the table, at most `ROWS`."""
 
-    def submitted(self, answer: Submitted) -> None:
-        """A job was accepted or refused."""
+    def submitted(self, submission: Submitted) -> None:
+        """Report an accepted or refused job."""
         self._advance()
-        for warning in answer.warnings:
+        for warning in submission.warnings:
             self._warn(warning)
-        url, problem = str(answer.job.get("url", "")), answer.problem
+        url, problem = str(submission.job.get("url", "")), submission.problem
         if problem is not None:
             shown = {"code": problem.code, "detail": problem.detail, "field": problem.field, "url": url}
             line = f"refused {problem.code} {escape(url)} {escape(str(problem))}"
             self._add(shown, line, ("refused", "", url, str(problem)))
             return
-        self.urls[answer.id] = url
+        self.urls[submission.id] = url
         if not self._wait:
             self._add(
-                {"id": answer.id, "url": url},
-                f"accepted {answer.id} {escape(url)}",
-                ("accepted", answer.id, url, ""),
+                {"id": submission.id, "url": url},
+                f"accepted {submission.id} {escape(url)}",
+                ("accepted", submission.id, url, ""),
             )
 
     def waiting(self) -> None:
-        """All jobs were submitted; `ended` is called from now on."""
+        """Begin to count ended jobs; all jobs are submitted."""
         if self._bars is not None and self._bar is not None:
             self._bars.remove_task(self._bar)
             self._bar = self._bars.add_task("done", total=len(self.urls))
 
     def ended(self, job: Job) -> None:
-        """A job has ended."""
+        """Report an ended job."""
         self._advance()
         self._ended += 1
         url = self.urls[job.id]
@@ -96,29 +96,29 @@ class Report:
         """Write a line on standard error, after Ctrl-C."""
         if self._bars is not None:
             self._bars.stop()  # otherwise a bar would stay above the text
-        left = len(self.urls) - self._ended
-        text = f"downloader: interrupted: {left} of {len(self.urls)} jobs have not ended, and go on"
+        unfinished = len(self.urls) - self._ended
+        text = f"downloader: interrupted: {unfinished} of {len(self.urls)} jobs have not ended, and go on"
         sys.stderr.write(f"{text} (see downloader jobs)\n")
 
     def summary(self) -> None:
-        """The table at the end, on a terminal."""
+        """Print the table at the end, on a terminal."""
         if self._json or not sys.stdout.isatty():
             return
         rows = [*self._good, *self._bad] if self._shown + self.failed <= ROWS else self._bad
         console = Console()
         if rows:
             console.print(_table(rows, details=any(row[3] for row in rows)))
-        done = (
+        downloaded = (
             f"{self._shown} downloaded, {decimal(self._bytes)}" if self._wait else f"{self._shown} accepted"
         )
-        console.print(f"{done}; {self.failed} {'failed' if self._wait else 'refused'}", highlight=False)
+        console.print(f"{downloaded}; {self.failed} {'failed' if self._wait else 'refused'}", highlight=False)
 
     def _advance(self) -> None:
         if self._bars is not None and self._bar is not None:
             self._bars.advance(self._bar)
 
     def _warn(self, text: str) -> None:
-        """Show a warning once for all jobs that have it."""
+        """Show a warning once, not for each job."""
         if text not in self._warnings and len(self._warnings) < WARNINGS:
             self._warnings.add(text)
             self._console.print(f"downloader: {escape(text)}", markup=False, highlight=False, soft_wrap=True)
@@ -147,9 +147,9 @@ def _table(rows: list[tuple[str, ...]], *, details: bool) -> Table:
 
 @contextlib.contextmanager
 def open_report(*, wait: bool, as_json: bool) -> Iterator[Report]:
-    """A report. If standard error is a terminal it shows the progress until the context ends.
+    """Open a report, with progress bars if standard error is a terminal.
 
-    There is no progress if lines are printed to a terminal meanwhile.
+    There are no bars if standard output is a terminal that gets JSON lines.
     """
     if not sys.stderr.isatty() or (as_json and sys.stdout.isatty()):
         yield Report(wait=wait, as_json=as_json, bars=None)

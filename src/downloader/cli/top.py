@@ -72,7 +72,7 @@ def _live(service: Service) -> None:
     with connect(service) as client:  # an error at the start is printed in one line
         state = _present(client)
     try:
-        tty.setcbreak(terminal, termios.TCSADRAIN)  # a q that was typed before counts
+        tty.setcbreak(terminal, termios.TCSADRAIN)  # keep a q that was typed before
         with Live(console=Console(), screen=True, auto_refresh=False) as live:
             interrupted = trio.run(_watch, service, state, live)
     finally:
@@ -82,7 +82,7 @@ def _live(service: Service) -> None:
 
 
 async def _watch(service: Service, state: Mapping[str, Any], live: Live) -> bool:
-    """Draw each state until somebody quits; whether that was by Ctrl-C."""
+    """Draw each state until the user quits; return whether by Ctrl-C."""
     import trio
 
     from downloader.cli.top_view import Rates, view
@@ -97,7 +97,7 @@ async def _watch(service: Service, state: Mapping[str, Any], live: Live) -> bool
 
     async def heed_signals(scope: trio.CancelScope) -> None:
         nonlocal interrupted
-        # Not by a KeyboardInterrupt: code that ignores exceptions, such as a finalizer, would lose it.
+        # Without a KeyboardInterrupt: code that ignores exceptions, such as a finalizer, would lose it.
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGWINCH) as signals:
             async for number in signals:
                 if number == signal.SIGINT:

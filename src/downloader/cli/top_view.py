@@ -16,13 +16,13 @@ from rich.text import Text
 from downloader.printable import escape
 
 WINDOW_S = 20.0
-"""Rates are averages over this time, because instances report only every few seconds."""
+"""Time over which rates are averaged; instances report only every few seconds."""
 
 INSTANCES = 8
-"""Most instances shown where the screen is small."""
+"""Most instances shown on a screen."""
 
 _FIXED_LINES = 9
-"""Lines besides the rows of the two tables."""
+"""Lines of the screen other than rows of the two tables."""
 
 
 class Rates:
@@ -32,13 +32,13 @@ class Rates:
         self._seen: deque[tuple[float, Mapping[str, Mapping[str, float]]]] = deque()
 
     def add(self, state: Mapping[str, Any], now_s: float) -> None:
-        """Note the counters of a snapshot."""
+        """Add the counters of a snapshot."""
         self._seen.append((now_s, state.get("counters", {})))
         while now_s - self._seen[0][0] > WINDOW_S and len(self._seen) > 2:  # noqa: PLR2004  # two for a rate
             self._seen.popleft()
 
     def of(self, role: str, name: str) -> float:
-        """How much a counter grows per second; 0 when that is not known yet."""
+        """Growth of a counter per second; 0 before the second snapshot."""
         if len(self._seen) < 2:  # noqa: PLR2004  # as above
             return 0.0
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
@@ -59,8 +59,8 @@ def view(
         state: a snapshot of `GET /events`.
         rates: of its counters.
         title: the service's address.
-        height: lines of the terminal; `None` shows all there is.
-        problem: why the snapshot is not the present one; empty if it is.
+        height: lines of the terminal; `None`: unlimited.
+        problem: why the snapshot is outdated; empty if current.
     """
     instances = state.get("instances", [])
     shown = instances if height is None else instances[:INSTANCES]
@@ -89,7 +89,7 @@ def _head(state: Mapping[str, Any], title: str, problem: str) -> Text:
 
 def _flow(state: Mapping[str, Any], rates: Rates) -> Table:
     counters, flying = state.get("counters", {}), state.get("in_flight", {})
-    waiting = state.get("waiting") or {}  # a token that may not see all aggregations gets none
+    waiting = state.get("waiting") or {}  # missing if the token may not see all aggregations
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     for name in ("pending", "in flight", "per s", "bytes per s", "done", "failed", "retried"):
@@ -118,14 +118,16 @@ def _instances(instances: list[Mapping[str, Any]], *, more: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("role", "host", "version", "up", "in flight", "unhealthy"):
         table.add_column(name, justify="right" if name in ("up", "in flight") else "left", no_wrap=True)
-    for one in instances:
-        bad = ", ".join(f"{each.get('backend')}: {each.get('error')}" for each in one.get("unhealthy", ()))
-        flying = one.get("in_flight")
+    for row in instances:
+        bad = ", ".join(
+            f"{backend.get('backend')}: {backend.get('error')}" for backend in row.get("unhealthy", ())
+        )
+        flying = row.get("in_flight")
         table.add_row(
-            Text(escape(str(one.get("role", ""))), "bold"),
-            Text(escape(str(one.get("host", "")))),
-            Text(escape(str(one.get("version", "")))),
-            _since(one.get("started_ms", 0)),
+            Text(escape(str(row.get("role", ""))), "bold"),
+            Text(escape(str(row.get("host", "")))),
+            Text(escape(str(row.get("version", "")))),
+            _since(row.get("started_ms", 0)),
             "" if flying is None else f"{flying:,}",
             Text(escape(bad), "red", overflow="ellipsis"),
         )
@@ -135,25 +137,25 @@ def _instances(instances: list[Mapping[str, Any]], *, more: int) -> Table:
 
 
 def _aggregations(state: Mapping[str, Any], room: int | None) -> RenderableType:
-    found = state.get("aggregations", [])
-    shown = found if room is None or len(found) <= room else found[: room - 1]
-    if not found:
+    aggregations = state.get("aggregations", [])
+    shown = aggregations if room is None or len(aggregations) <= room else aggregations[: room - 1]
+    if not aggregations:
         return Text("no jobs wait or run", "dim")
-    # Only with `expand` do the numbers keep their room beside a long name.
+    # With `expand`, the numbers keep their room beside a long name.
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), expand=True)
     table.add_column("aggregation", overflow="ellipsis", no_wrap=True, ratio=1)
     for name in ("in flight", "limit", "pending"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True, min_width=15)
-    for one in shown:
+    for row in shown:
         table.add_row(
-            Text(escape(str(one.get("aggr_id", "")))),
-            f"{one.get('in_flight', 0):,}",
-            f"{one.get('limit', 0):,}",
-            f"{one.get('pending', 0):,}",
-            Text(_state(one), "yellow"),
+            Text(escape(str(row.get("aggr_id", "")))),
+            f"{row.get('in_flight', 0):,}",
+            f"{row.get('limit', 0):,}",
+            f"{row.get('pending', 0):,}",
+            Text(_state(row), "yellow"),
         )
-    if more := len(found) - len(shown) + state.get("more_aggregations", 0):
+    if more := len(aggregations) - len(shown) + state.get("more_aggregations", 0):
         table.add_row(Text(f"and {more:,} more", "dim"))
     return table
 

@@ -1,4 +1,4 @@
-"""What is in a file: its MIME type by its first bytes, patterns of types, the size of a picture."""
+"""Inspection of files: the MIME type by the first bytes, patterns of types, the size of a picture."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Functions that distinguish types with the same signature.
 
-Each takes the first bytes of a file that has the signature which `downloader.content.signatures` names beside
-it, and returns a type, or `None` if the file is of none of them. None raises, whatever the bytes; each reads
-a bounded part, or all of them once.
+The argument is the first bytes of a file that has one of the signatures in `downloader.content.signatures`,
+where each function is named. The result is a type, or `None` if the file only looks like the signature's
+types. No function raises, and each reads a bounded number of bytes.
 """
 
 # ruff: noqa: PLR2004 - offsets, masks and field values of file formats; the functions say which
@@ -17,7 +17,7 @@ _OOXML = "application/vnd.openxmlformats-officedocument"
 _ZIP_ENTRY = b"PK\x03\x04"
 _ZIP_NAME_AT = 30
 _ZIP_ENTRIES = 64
-"""Entries of an archive that are looked at; libmagic stops at the sixth."""
+"""Most entries of an archive that are examined; libmagic stops at the sixth."""
 
 
 def _be16(head: bytes, at: int) -> int:
@@ -69,7 +69,7 @@ def _zip_names(head: bytes) -> Iterator[bytes]:
 
 
 def compound_file(head: bytes) -> str:
-    """The kind of an OLE file by its streams' names, or (these may be far off) by the first one's start."""
+    """The kind of an OLE file by names of streams, else by the start of the first stream."""
     for stream, kind in _OLE_STREAMS.items():
         if stream in head:
             return kind
@@ -174,22 +174,22 @@ def transport_stream(head: bytes) -> str | None:
 
 
 def timed_transport_stream(head: bytes) -> str | None:
-    """The same with four bytes of time before each packet, as on Blu-ray."""
+    """MPEG-TS with four bytes of time before each packet, as on Blu-ray."""
     return "video/mp2t" if head[4:773:192] == b"GGGGG" else None
 
 
 def id3(head: bytes) -> str | None:
-    """Tags of version 2.2 to 2.4, which stand before MP3; a text may begin with the same letters."""
+    """Tags of version 2.2 to 2.4, at the start of an MP3; a text may begin with the same letters."""
     return "audio/mpeg" if head[3:4] in (b"\2", b"\3", b"\4") else None
 
 
 def jpeg(head: bytes) -> str | None:
-    """Three bytes are the signature; the next marker's name must follow."""
+    """Three bytes are the signature; the name of the next marker must follow."""
     return "image/jpeg" if len(head) > 3 else None
 
 
 def flash(head: bytes) -> str | None:
-    """Version, and the length of the whole."""
+    """A plausible version, and the four bytes of the file's length."""
     return "application/x-shockwave-flash" if len(head) > 8 and 0 < head[3] < 0x30 else None
 
 
@@ -206,7 +206,7 @@ _BMP_HEADERS = frozenset((12, 40, 48, 52, 56, 64, 108, 124))
 
 
 def icon(head: bytes) -> str | None:
-    """A list of 1 to 255 pictures whose first has a plausible entry."""
+    """A list of 1 to 255 pictures with a plausible first entry."""
     if len(head) < 22 or not head[4] or head[5] or head[9]:
         return None
     return "image/vnd.microsoft.icon" if head[2] == 1 else "image/x-win-bitmap"
@@ -222,9 +222,9 @@ _NETPBM_KINDS = ("image/x-portable-pixmap", "image/x-portable-bitmap", "image/x-
 
 
 def sfnt(head: bytes) -> str | None:
-    """Up to 46 tables, the first of them with a name."""
-    named = re.match(rb"[A-Za-z]{2}[A-Za-z/][A-Za-z2 ]", head[12:16])
-    return "font/sfnt" if named and _be16(head, 4) < 47 else None
+    """Up to 46 tables; the first has a name."""
+    tag = re.match(rb"[A-Za-z]{2}[A-Za-z/][A-Za-z2 ]", head[12:16])
+    return "font/sfnt" if tag and _be16(head, 4) < 47 else None
 
 
 def font_collection(head: bytes) -> str:
@@ -247,7 +247,7 @@ _ELF_KINDS = {
 
 
 def exe(head: bytes) -> str | None:
-    """A DOS header has zeros, unlike a text with the same two letters."""
+    """A DOS header, which has zeros, unlike a text with the same two letters."""
     if len(head) < 64 or b"\0" not in head[:64]:
         return None
     portable = head.startswith(b"PE\0\0", _le32(head, 60))
@@ -255,24 +255,24 @@ def exe(head: bytes) -> str | None:
 
 
 def cafe_babe(head: bytes) -> str | None:
-    """A Java class (its version is above 30), or a Mach-O file for several machines (their number)."""
+    """A Java class (version above 30), or a Mach-O file for several machines (number up to 30)."""
     if len(head) < 8:
         return None
     return "application/x-java-applet" if _be32(head, 4) > 30 else "application/x-mach-binary"
 
 
 def lzma(head: bytes) -> str | None:
-    """LZMA without a container has no signature: usual properties, an unknown or plausible size."""
+    """LZMA without a container, which has no signature: usual properties, an unknown or plausible size."""
     return "application/x-lzma" if head[12:14] in (b"\0\0", b"\xff\0") else None
 
 
 def embedded_opentype(head: bytes) -> str | None:
-    """EOT: its magic number stands at 34, sixteen reserved bytes at 64."""
+    """EOT, which has a magic number at 34 and sixteen reserved bytes at 64."""
     return "application/vnd.ms-fontobject" if head[64:80] == bytes(16) else None
 
 
 def tar(head: bytes) -> str | None:
-    """A tar archive of any kind: the first header's checksum is right (POSIX.1 ustar, and older)."""
+    """A tar archive of any kind, with the right checksum in the first header (POSIX.1 ustar, and older)."""
     field = re.match(rb" *([0-7]+)[ \0]", head[148:156])
     if not field or len(head) < 512:
         return None
@@ -281,5 +281,5 @@ def tar(head: bytes) -> str | None:
 
 
 def only_if(kind: str, at: int, *values: bytes) -> Callable[[bytes], str | None]:
-    """Kind, if one of the values stands at the offset."""
+    """A function that returns `kind` if one of the values stands at the offset."""
     return lambda head: kind if any(head.startswith(value, at) for value in values) else None

@@ -1,4 +1,4 @@
-"""The size of a picture, read from its header."""
+"""The size of a picture, from the header."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import BinaryIO
 import imagesize
 
 MEASURED_TYPES = frozenset(("image/jpeg", "image/png", "image/gif", "image/webp", "image/avif"))
-"""The contract's list."""
+"""Types that the service measures."""
 
 _GIF_HEAD_BYTES = 10
 """Signature, width, height."""
 
 _MAX_READ_BYTES = 4 * 1024 * 1024
-"""Most bytes read of one file; an AVIF's table of items and a JPEG's markers take far less."""
+"""Most bytes read of one file; the items of an AVIF and the markers of a JPEG take far less."""
 
 _MAX_CALLS = 20_000
-"""Reads and seeks on one file. imagesize looks for a JPEG's markers byte by byte, so that gigabytes of
-something else behind the first one would cost hours. Real files take some hundreds."""
+"""Most reads and seeks on one file. imagesize looks for a JPEG's markers byte by byte: a file with gigabytes
+of other data after the first marker would take hours. Real files take some hundred calls."""
 
 
 class _OverspentError(Exception):
-    """A picture's header takes more reading than allowed."""
+    """The header of a picture takes more reads than allowed."""
 
 
 class _Reader:
-    """A file for imagesize, with a bound on bytes and calls."""
+    """A file for imagesize, with limits on bytes and calls."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -39,8 +39,8 @@ class _Reader:
         """As `BinaryIO.read`; raises `_OverspentError`."""
         self._spend(size)
         data = self._file.read(size)
-        # imagesize 2.0 takes `irot` of ISO 23008-12, 6.5.10 for longer than its one byte, and so gives up on
-        # every rotated AVIF. The rotation does not matter here; a box of type `free` is passed over.
+        # imagesize 2.0 takes the box `irot` (ISO 23008-12, 6.5.10) for longer than one byte, and so fails on
+        # every rotated AVIF. The rotation does not matter here; a box of type `free` is skipped.
         return data[:4] + b"free" if data[4:] == b"irot" else data
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -56,10 +56,10 @@ class _Reader:
 
 
 def image_size(mime: str, source: Path | bytes) -> str:
-    """The stored size of a picture in pixels, `"WxH"`: before any rotation that its metadata ask for.
+    """The stored size of a picture in pixels, `"WxH"`, before any rotation by metadata.
 
-    Empty for other types than JPEG, PNG, GIF, WebP and AVIF, and for what cannot be read. Never raises,
-    and reads little, whatever the file.
+    Empty for types other than JPEG, PNG, GIF, WebP and AVIF, and for unreadable files. Never raises, and
+    reads little of any file.
     """
     if mime not in MEASURED_TYPES:
         return ""
@@ -74,11 +74,11 @@ def image_size(mime: str, source: Path | bytes) -> str:
 def _size(file: BinaryIO) -> tuple[int, int]:
     head = file.read(32)
     if head.startswith((b"GIF87a", b"GIF89a")) and len(head) >= _GIF_HEAD_BYTES:
-        # imagesize 2.0 takes the two numbers for signed ones: a width above 32,767 comes out negative.
+        # imagesize 2.0 reads the two numbers as signed: a width above 32,767 would be negative.
         width, height = unpack_from("<HH", head, 6)
         return width, height
     width, height = imagesize.get(_Reader(file), exif_rotation=False)
     if width > 0 and head[8:16] == b"WEBPVP8 ":
-        # imagesize 2.0 reads two bits too many, which ask for upscaling (RFC 6386, 9.1).
+        # imagesize 2.0 includes two bits that ask for upscaling (RFC 6386, 9.1).
         return width & 0x3FFF, height & 0x3FFF
     return width, height

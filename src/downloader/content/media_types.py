@@ -1,6 +1,6 @@
-"""Names of media types: which mean the same type, and the patterns of types that a job accepts.
+"""Names of media types, and the patterns of types accepted by a job.
 
-The API parses the patterns to refuse malformed ones; an attempt compares them with the content's type.
+The API parses patterns to refuse malformed ones; an attempt compares them with the type of the file.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ ALIAS_GROUPS: tuple[tuple[str, ...], ...] = (
     ("video/x-ms-asf", "video/x-ms-wmv", "application/vnd.ms-asf"),
 )
 """Names in one group mean the same type; the first is the registered or usual one. A name may be in
-several groups (`application/ogg` holds sound or film); such groups are not merged."""
+several groups (`application/ogg` is sound or film); groups with a common name are not merged."""
 
 _SAME = {
     name: frozenset(other for group in ALIAS_GROUPS if name in group for other in group)
@@ -105,13 +105,13 @@ _SAME = {
 
 
 def same_types(mime: str) -> frozenset[str]:
-    """Every name of a type, in lower case, the given one among them."""
+    """All names of a type in lower case, including the given name."""
     name = mime.lower()
     return _SAME.get(name, frozenset((name,)))
 
 
 MAX_PATTERN_CHARS = 4096
-"""Longest list of patterns: enough for over a hundred types; parsing and matching take a few ms at most."""
+"""Longest list of patterns: enough for over a hundred types. Parsing and matching take a few ms at most."""
 
 _CHAR = r"(?:\\.|[^\\\]-])"
 """A character of a class, perhaps escaped."""
@@ -125,7 +125,7 @@ _RANGE = re.compile(rf"(?P<low>{_CHAR})(?:-(?P<high>{_CHAR}))?", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class _Star:
-    """`*`: any run of characters without `/`, also none."""
+    """`*`: any number of characters other than `/`, including zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +144,12 @@ class _Glob:
     """One pattern."""
 
     text: str
-    """As the client sent it, without `!` and surrounding blanks; for messages."""
+    """The pattern as sent by the client, without `!` and surrounding blanks; for messages."""
     tokens: Sequence[_Star | _CharClass]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises `ValueError`, which names the pattern."""
+        """Parse one pattern; raise a `ValueError` that names a malformed one."""
         tokens: list[_Star | _CharClass] = []
         lower, end = text.lower(), 0
         while end < len(lower):
@@ -164,7 +164,7 @@ class _Glob:
         return any(self._matches(name) for name in names)
 
     def _matches(self, name: str) -> bool:
-        # The positions in the name that the tokens so far can match up to. There is no backtracking, so no
+        # The positions in the name up to which the tokens so far can match. There is no backtracking, so no
         # pattern is slow.
         places = {0}
         for token in self.tokens:
@@ -190,28 +190,28 @@ def _read(token: re.Match[str]) -> _Star | _CharClass:
     if token["char"]:
         return _CharClass([(token["char"], token["char"])])
     ends = (
-        (found["low"][-1], (found["high"] or found["low"])[-1]) for found in _RANGE.finditer(token["ranges"])
+        (match["low"][-1], (match["high"] or match["low"])[-1]) for match in _RANGE.finditer(token["ranges"])
     )
     return _CharClass(list(ends), negated=token["negated"] == "^")
 
 
 @dataclass(frozen=True, slots=True)
 class MimePatterns:
-    """What types a job accepts: no negated pattern matches, and one of the others does, if there are others.
+    """The types accepted by a job: no negated pattern matches, and a positive pattern does, if there are any.
 
-    Patterns are globs as of Go's `path.Match`: `*` and `?` stand for anything but `/`, `[a-z]` and `[^a-z]`
-    for one character, a backslash takes the next character as it is. Case does not matter, and a pattern
-    matches a type when it matches any of its names.
+    Patterns are globs as in Go's `path.Match`: `*` and `?` stand for anything but `/`, `[a-z]` and `[^a-z]`
+    for one character, and a backslash takes the next character literally. Case does not matter. A pattern
+    matches a type if it matches any name of the type.
     """
 
-    wanted: tuple[_Glob, ...] = ()
-    unwanted: tuple[_Glob, ...] = ()
+    positive: tuple[_Glob, ...] = ()
+    negative: tuple[_Glob, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a comma-separated list; an empty one checks nothing.
+        """Read a comma-separated list; an empty list accepts all types.
 
-        Blanks round an element and empty elements (a comma too many) do not count.
+        Blanks around an element, and empty elements (a comma too many), are ignored.
 
         Raises:
             ValueError: one sentence for the client: a pattern is malformed, the list is too long or has
@@ -221,28 +221,28 @@ class MimePatterns:
             raise ValueError(f"the patterns are longer than {MAX_PATTERN_CHARS} characters")
         if any(not char.isprintable() for char in text):
             raise ValueError("the patterns have control or other invisible characters")
-        wanted: list[_Glob] = []
-        unwanted: list[_Glob] = []
+        positive: list[_Glob] = []
+        negative: list[_Glob] = []
         for element in filter(None, map(str.strip, text.split(","))):
             negated = element.startswith("!")
             pattern = element.removeprefix("!").lstrip()
             if not pattern or pattern.startswith("!"):
                 raise ValueError(f"malformed pattern {element!r}: one ! and then a type is expected")
-            (unwanted if negated else wanted).append(_Glob.parse(pattern))
-        if text.strip() and not (wanted or unwanted):
+            (negative if negated else positive).append(_Glob.parse(pattern))
+        if text.strip() and not (positive or negative):
             raise ValueError(f"no pattern in {text!r}")
-        return cls(tuple(wanted), tuple(unwanted))
+        return cls(tuple(positive), tuple(negative))
 
     def mismatch(self, mime: str) -> str | None:
         """`None` if the type is accepted, else the text of the callback's `error`.
 
-        It names the negated pattern that matched, or all of the others as they were given.
+        The text names the negated pattern that matched, or all positive patterns as given.
         """
         names = same_types(mime)
-        for glob in self.unwanted:
+        for glob in self.negative:
             if glob.matches(names):
                 return f"Expected mime-type not to be ({glob.text}), found ({mime})"
-        if self.wanted and not any(glob.matches(names) for glob in self.wanted):
-            expected = ",".join(glob.text for glob in self.wanted)
+        if self.positive and not any(glob.matches(names) for glob in self.positive):
+            expected = ",".join(glob.text for glob in self.positive)
             return f"Expected mime-type to be ({expected}), found ({mime})"
         return None

@@ -1,7 +1,7 @@
-"""The media type of a file, from its first bytes by libmagic's rules; never from a header or a name.
+"""The media type of a file, from the first bytes by libmagic's rules; never from a header or a name.
 
-The order is: signatures of types that the web serves (`downloader.content.signatures`), libmagic's rules for
-text, then puremagic, which knows a thousand rare formats.
+The order is: signatures of types that are common on the web (`downloader.content.signatures`), libmagic's
+rules for text, then puremagic, which has a thousand rare formats.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import puremagic.main
 from downloader.content.signatures import LEADING_SIGNATURES, by_signature
 
 SNIFF_BYTES = 36 * 1024
-"""How many of the first bytes are examined. The signature of a disc image is at 32 KiB, all others are far
-before it."""
+"""Number of first bytes that are examined. The signature of a disc image is at 32 KiB, all others are far
+before."""
 
 _EMPTY = "application/x-empty"
 _UNKNOWN = "application/octet-stream"
@@ -29,7 +29,7 @@ _TEXT_BYTES = bytes((*range(7, 14), 27, *range(32, 127), *range(128, 256)))
 """Bytes that occur in texts in ASCII, UTF-8, ISO 8859 or the code pages of PCs (libmagic's table)."""
 
 _ENCODINGS = (
-    # UTF-32 first: its little-endian mark begins with that of UTF-16.
+    # UTF-32 first, since its little-endian mark begins with that of UTF-16.
     (codecs.BOM_UTF32_LE, "utf-32", 4),
     (codecs.BOM_UTF32_BE, "utf-32", 4),
     (codecs.BOM_UTF16_LE, "utf-16", 2),
@@ -37,26 +37,26 @@ _ENCODINGS = (
 )
 
 _MARKUP_BYTES = 4096
-"""How far into a text libmagic looks for tags."""
+"""Length of a text in which libmagic looks for tags."""
 
 _SCRIPT_BYTES = 8192
-"""How far into a text libmagic looks for JavaScript."""
+"""Length of a text in which libmagic looks for JavaScript."""
 
 _RARE_MATCH_BYTES = 4
-"""puremagic's shorter signatures (zeros not counted) match any data: it takes 01 00 00 00 for a picture."""
+"""Fewest bytes, other than zeros, of a puremagic signature that counts. Shorter ones match any data: 01 00 00
+00 would be a picture."""
 
 
 def sniff_mime(head: bytes, *, size: int | None) -> str:
-    """The type of a file, by its first bytes: a name of IANA's or libmagic's.
+    """The type of a file by the first bytes, as named by IANA or libmagic.
 
-    It is `application/x-empty` for nothing, `text/plain` for text without a signature,
-    `application/octet-stream` for the unknown (also for a single byte, as libmagic). Never raises, and takes
-    a bounded time, whatever the bytes.
+    An empty file is `application/x-empty`, text without a signature `text/plain`, and unknown data (also a
+    single byte, as with libmagic) `application/octet-stream`. Never raises, and takes a bounded time for any
+    bytes.
 
     Args:
-        head: The first `SNIFF_BYTES` of the file, or all of it; what is beyond is not looked at.
-        size: Bytes of the whole file; `None` while unknown: then it is complete if the head is shorter than
-            `SNIFF_BYTES`.
+        head: The first `SNIFF_BYTES` of the file, or the whole file; further bytes are ignored.
+        size: Bytes of the file; `None`: unknown, but a head shorter than `SNIFF_BYTES` is the whole file.
     """
     cut = len(head) >= SNIFF_BYTES if size is None else size > min(len(head), SNIFF_BYTES)
     head = head[:SNIFF_BYTES]
@@ -73,28 +73,28 @@ def sniff_mime(head: bytes, *, size: int | None) -> str:
 
 
 _DECODER = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)
-"""Numbers stay text, so that none is too long."""
+"""Decoder that leaves numbers as text, since Python refuses very long integers."""
 
 _JSON_PREFIX_BYTES = 4096
-"""How much is examined of a JSON file that is longer than its head."""
+"""Number of first bytes that are examined in a JSON file longer than the head."""
 
 _JSON_PREFIX = re.compile(
     rb'[\[{](?:[\s\[\]{}:,]|"(?:[^"\\\0]|\\.)*+"|true|false|null|-?[0-9][0-9.eE+-]*+)*+'
     rb'(?:"(?:[^"\\\0]|\\.)*+\\?|t(?:ru?)?|f(?:al?s?)?|n(?:ul?)?|-)?'
 )
-"""Tokens of JSON in any order, at the end perhaps a part of one."""
+"""Tokens of JSON in any order; the last token may be incomplete."""
 
 
 _JSON_LAST_COMMA = re.compile(rb'("(?:[^"\\]|\\.)*+"?)|,(?=\s*[\]}])', re.DOTALL)
 _JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]|[^\s\[\]{}",:]+', re.DOTALL)
 _JSON_DEPTH = 251
-"""Most values in one another, as in libmagic."""
+"""Deepest nesting of values, as in libmagic."""
 
 
 def _judge_json(data: bytes, *, cut: bool) -> str | None:
-    """The type of an array or object, or of several one after the other; `None` for anything else.
+    """The type of one or several arrays or objects in JSON; `None` for anything else.
 
-    A value that is `cut` off need only consist of tokens of JSON.
+    With `cut`, the data is only the head of a file: an incomplete value just has to consist of JSON tokens.
     """
     text = data.lstrip()
     if text[:1] not in (b"[", b"{"):
@@ -109,8 +109,8 @@ def _judge_json(data: bytes, *, cut: bool) -> str | None:
 
 
 def _json_end(text: bytes, *, cut: bool) -> int:
-    """The offset behind an array or object; 0 if it is none, -1 if it is cut off."""
-    # As in libmagic, a comma may stand before a closing bracket. The blank in its place keeps the offsets.
+    """The offset after an array or object; 0 if there is none, -1 if it is incomplete."""
+    # As in libmagic, a comma may stand before a closing bracket. A blank replaces it, so that offsets stay.
     text = _JSON_LAST_COMMA.sub(lambda match: match[1] or b" ", text)
     try:
         end = _DECODER.raw_decode(text.decode("latin-1"))[1]
@@ -120,7 +120,7 @@ def _json_end(text: bytes, *, cut: bool) -> int:
 
 
 def _json_depth(text: bytes) -> int:
-    """How many values are in one another at most; no more than the limit if there are few brackets."""
+    """The depth of nesting, exact only if there are enough brackets to exceed the limit."""
     brackets = text.count(b"[") + text.count(b"{")
     if brackets < _JSON_DEPTH:
         return brackets
@@ -135,12 +135,12 @@ def _json_depth(text: bytes) -> int:
 
 
 def _as_text(head: bytes) -> bytes | None:
-    """The text in UTF-8 or its own 8-bit encoding, without a byte order mark; `None` if it is none."""
+    """The text in UTF-8 or the original 8-bit encoding, without a byte order mark; `None` for other data."""
     for mark, encoding, unit in _ENCODINGS:
         if head.startswith(mark):
-            whole = head[: len(head) // unit * unit]
+            even_units = head[: len(head) // unit * unit]
             try:
-                head = codecs.getincrementaldecoder(encoding)().decode(whole).encode()
+                head = codecs.getincrementaldecoder(encoding)().decode(even_units).encode()
             except UnicodeError:
                 continue
             break
@@ -162,7 +162,7 @@ def _judge_text(text: bytes) -> str:
 
 
 _LEADING_BYTES = 256
-"""How far into a text `_LEADING_WORDS` may match."""
+"""Length of a text in which `_LEADING_WORDS` may match."""
 
 _SCRIPT_HOST = rb"#![ \t]*\S*/(?:env[ \t]+)?"
 
@@ -196,7 +196,7 @@ _HTML = re.compile(
     rb"<(?:!doctype\s+html|(?:html|head|title|script|style|table)[\s>]|a\s+href=)", re.IGNORECASE
 )
 # libmagic allows any distance between two words of a line; the bound keeps hostile lines from taking seconds.
-# Each pattern has a word that it needs: searching for that first costs a hundredth.
+# Each pattern comes with a word that every match contains: searching for the word first costs a hundredth.
 _SCRIPT: Sequence[tuple[bytes, re.Pattern[bytes]]] = tuple(
     (word, re.compile(pattern, re.MULTILINE))
     for word, pattern in (
@@ -231,13 +231,13 @@ def _judge_xml(markup: bytes) -> str:
 
 
 _CSV_LINES = 10
-"""How many lines libmagic compares."""
+"""Number of lines that libmagic compares."""
 
 _QUOTED = re.compile(rb'"(?:[^"]++|"")*+"?')
 
 
 def _is_csv(text: bytes) -> bool:
-    """At least two lines, and the first ten of them with the same number of commas, at least two."""
+    """Whether two or more lines (of the first ten) all have the same number of commas, two or more."""
     end = text.find(b"\n")
     if end < 0 or (text.count(b",", 0, end) < 2 and text.find(b'"', 0, end) < 0):  # noqa: PLR2004 - commas, see above
         return False
@@ -248,7 +248,8 @@ def _is_csv(text: bytes) -> bool:
 
 def _rare(head: bytes) -> str:
     """The type by puremagic, for data without a usual signature."""
-    # It compares all its signatures in Python, 0.25 ms; most data begins with none of them.
+    # puremagic compares all its signatures in Python, which takes 0.25 ms; most data begins with none of
+    # them.
     if not any(head.startswith(beginnings, offset) for offset, beginnings in _rare_beginnings()):
         return _UNKNOWN
     try:
@@ -257,8 +258,8 @@ def _rare(head: bytes) -> str:
         return _UNKNOWN
     for match in matches:
         magic = match.byte_match
-        # It was given the head only, so a match at the file's end is none. Signatures that our table has were
-        # examined more closely there, and refused.
+        # A negative offset counts from the end of the file, but puremagic gets only the head. Signatures in
+        # our own table were examined more closely there, and did not match.
         strong = _strong(magic) and magic not in LEADING_SIGNATURES
         if match.mime_type and match.offset >= 0 and strong:
             return str(match.mime_type)
@@ -267,12 +268,12 @@ def _rare(head: bytes) -> str:
 
 @cache
 def _rare_beginnings() -> Sequence[tuple[int, tuple[bytes, ...]]]:
-    """By offset, the signatures that can lead to a match strong enough for `_rare`."""
-    found: dict[int, set[bytes]] = {}
+    """The signatures, by offset, that can lead to a match strong enough for `_rare`."""
+    by_offset: dict[int, set[bytes]] = {}
     for row in puremagic.main.magic_header_array:
         if _strong(row.byte_match) or row.byte_match in puremagic.main.multi_part_dict:
-            found.setdefault(row.offset, set()).add(row.byte_match)
-    return [(offset, tuple(beginnings)) for offset, beginnings in found.items()]
+            by_offset.setdefault(row.offset, set()).add(row.byte_match)
+    return [(offset, tuple(beginnings)) for offset, beginnings in by_offset.items()]
 
 
 def _strong(magic: bytes) -> bool:

@@ -1,9 +1,9 @@
-"""The signatures of the types that the web serves, and the corrections of puremagic's results.
+"""The signatures of types that are common on the web, and corrections of puremagic's results.
 
-Why a table of our own, measured on the samples of `tests/unit/test_mime.py` (puremagic 1.30, libmagic 5.46):
+Why an own table, measured on the samples of `tests/unit/test_mime.py` (puremagic 1.30, libmagic 5.46):
 puremagic alone agrees with libmagic on 115 of 261, and takes 0.2 ms or more for each, because it compares a
-thousand signatures one by one. Here one look-up by the first byte leaves a few comparisons. What an entry
-corrects is said beside it; those without a remark are here for speed.
+thousand signatures one by one. Here one look-up by the first byte leaves a few comparisons. A comment beside
+an entry tells what it corrects; entries without a comment are here for speed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LEADING: Sequence[tuple[bytes, Verdict]] = (
     (b"\xff\x0a", "image/jxl"),
     (b"P", formats.netpbm),
     (b"icns", "image/x-icns"),
-    (b"\x0a\x05\x01", "image/vnd.zbrush.pcx"),  # puremagic goes by what any data may begin with
+    (b"\x0a\x05\x01", "image/vnd.zbrush.pcx"),  # puremagic's signature is too short
     (b"\x01\xda\0", "image/x-sgi"),
     (b"\x01\xda\x01", "image/x-sgi"),
     (b"/* XPM */\n", "image/x-xpixmap"),
@@ -110,7 +110,7 @@ _LEADING: Sequence[tuple[bytes, Verdict]] = (
     (b"d7:comment", "application/x-bittorrent"),
     (b"d4:info", "application/x-bittorrent"),
 )
-"""Signatures at the start; where one begins another, the longer stands first."""
+"""Signatures at the start of a file. A signature that begins with another one stands before it."""
 
 LEADING_SIGNATURES = frozenset(magic for magic, _ in _LEADING)
 
@@ -123,7 +123,7 @@ _INNER: Sequence[tuple[int, bytes, Verdict]] = (
     (34, b"LP", formats.embedded_opentype),  # puremagic does not know it
     (32769, b"CD001", "application/x-iso9660-image"),
 )
-"""Signatures further in."""
+"""Signatures at other offsets."""
 
 _BY_FIRST_BYTE: Mapping[bytes, Sequence[tuple[bytes, Verdict]]] = {
     first: tuple(entry for entry in _LEADING if entry[0][:1] == first)
@@ -132,7 +132,7 @@ _BY_FIRST_BYTE: Mapping[bytes, Sequence[tuple[bytes, Verdict]]] = {
 
 
 def by_signature(head: bytes) -> str | None:
-    """The type whose signature the first bytes have, or `None`; never raises."""
+    """The type by the signature in the first bytes, or `None`; never raises."""
     for magic, verdict in _BY_FIRST_BYTE.get(head[:1], ()):
         if head.startswith(magic) and (mime := _settle(verdict, head)):
             return mime
