@@ -83,6 +83,41 @@ async def test_more_than_a_page(api: Served) -> None:
     assert await listed(api) == []
 
 
+async def test_a_page_is_empty_only_at_the_end(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    await finished(api.store, PAGE, "a")
+    [last] = await finished(api.store, 1, "b", keep_s=1000)
+    monkeypatch.setattr("downloader.api.routes.jobs.SEARCH_S", 0.0)
+    page = (await api.client.post("/retry?aggr_id=b")).json()
+    assert page["retried"] == 0
+    assert page["cursor"], "its time was up"
+    page = (await api.client.get("/jobs?callback=failed&aggr_id=b")).json()
+    assert [job["id"] for job in page["jobs"]] == [last]
+
+
+async def test_each_job_has_its_url_without_secrets(api: Served) -> None:
+    spec = spec_for(api.store, "a", url="https://u:secret@h.example/a?token=secret")
+    await api.store.submit([Submission(spec=spec)])
+    [job] = await listed(api, state="pending", aggr_id="a")
+    assert job["url"].startswith("https://")
+    assert "h.example/a?token=" in job["url"]
+    assert "secret" not in job["url"]
+    await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"))
+    [failure] = (await api.client.get("/failures")).json()["jobs"]
+    assert failure["url"] == job["url"]
+    assert (await api.client.get(f"/jobs/{spec.id}")).json()["url"] == job["url"]
+
+
+async def test_a_page_of_large_jobs_is_shorter(api: Served) -> None:
+    specs = [spec_for(api.store, "a", extra="x" * 2**20) for _ in range(6)]
+    for spec in specs:
+        await api.store.submit([Submission(spec=spec)])
+    page = await api.store.jobs(Listed.PENDING, "a", "", PAGE)
+    assert len(page.jobs) == 4
+    rest = await api.store.jobs(Listed.PENDING, "a", page.cursor, PAGE)
+    assert {job.id for job in [*page.jobs, *rest.jobs]} == {spec.id for spec in specs}
+    assert rest.cursor == ""
+
+
 async def failed_downloads(store: JobStore, count: int, aggr_id: str, code: ErrorCode) -> list[str]:
     """Jobs whose download has failed, and whose callback about that was delivered."""
     specs = [spec_for(store, aggr_id, aggr_limit=count) for _ in range(count)]

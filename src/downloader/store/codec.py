@@ -7,7 +7,7 @@ version; they stay plain strings and are passed on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
@@ -214,9 +214,19 @@ def reapable(flat: Sequence[Any]) -> Reapable:
     return Reapable(spec=JobSpec.from_json(row["id"], row["spec"]), has_file=row["file"] == "1")
 
 
-def listed_job(flat: Sequence[Any]) -> ListedJob:
-    """A job from a row of `list.lua`."""
-    row = fields(flat)
+def listed_jobs(
+    flats: Iterable[Sequence[Any]], matches: Callable[[ListedJob], bool], unseal: Unseal
+) -> Iterator[ListedJob]:
+    """The jobs from rows of `list.lua` that match; `matches` is asked before the URL is known."""
+    for flat in flats:
+        row = fields(flat)
+        job = _listed_job(row)
+        if matches(job):
+            spec = JobSpec.from_json(job.id, row["spec"], unseal)
+            yield job.model_copy(update={"url": redact_url(spec.url)})
+
+
+def _listed_job(row: Mapping[str, str]) -> ListedJob:
     return ListedJob(
         id=row["id"],
         aggr_id=row["group"],

@@ -55,11 +55,18 @@ class StoreReader:
         self._keys = client.keys
         self._unseal: codec.Unseal = (lambda _: None) if sealer is None else sealer.unseal
 
-    async def jobs(self, which: Listed, aggr_id: str, cursor: str, count: int) -> JobPage:
-        """At most `count` jobs of a list, after `cursor` (empty: from the start).
+    async def jobs(
+        self,
+        which: Listed,
+        aggr_id: str,
+        cursor: str,
+        count: int,
+        matches: Callable[[ListedJob], bool] = lambda _: True,
+    ) -> JobPage:
+        """Those of the next `count` jobs of a list that match, after `cursor` (empty: from the start).
 
         An empty `aggr_id` stands for all aggregations. Unless the list is `PENDING`, the page may also
-        contain jobs of other aggregations.
+        contain jobs of other aggregations. `matches` gets a job without its URL.
 
         Raises:
             ValueError: the cursor was not returned by `jobs`.
@@ -76,16 +83,18 @@ class StoreReader:
             behind = f"{shard}.{answer['score']}.{answer['id']}"
         elif shard != shards[-1]:
             behind = f"{shard + 1}.."
-        return JobPage(jobs=[codec.listed_job(flat) for flat in answer["jobs"]], cursor=behind)
+        jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)
+        return JobPage(jobs=list(jobs), cursor=behind)
 
-    async def failures(self, count: int) -> Sequence[ListedJob]:
-        """At most `count` jobs with a recently failed download or callback, the newest first.
+    async def failures(self, count: int, matches: Callable[[ListedJob], bool]) -> Sequence[ListedJob]:
+        """At most `count` matching jobs with a recently failed download or callback, the newest first.
 
-        A shard keeps at most 200 of them.
+        A shard keeps at most 200 of them. `matches` gets a job without its URL.
         """
         call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
         answers = await self._client.run_on_all("list", call)
-        jobs = [codec.listed_job(flat) for answer in answers for flat in codec.fields(answer)["jobs"]]
+        rows = [row for answer in answers for row in codec.fields(answer)["jobs"]]
+        jobs = list(codec.listed_jobs(rows, matches, self._unseal))
         jobs.sort(key=lambda job: job.failed_at or job.finished_at or _NEVER, reverse=True)
         return jobs[:count]
 

@@ -120,6 +120,8 @@ class ListedJob(WireModel):
     id: str
     """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
     aggr_id: str
+    url: str = ""
+    """Passwords and query values are hidden."""
     state: str
     """The state of its download."""
     callback: str | None = None
@@ -137,7 +139,7 @@ class ListedJob(WireModel):
 
 
 class JobPage(WireModel):
-    """Some jobs. A page may be empty although others follow."""
+    """Some jobs. A page is empty only if none follow."""
 
     jobs: Sequence[ListedJob]
     cursor: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -25,7 +26,7 @@ PAGE = 200
 """Jobs that one request reads: a few milliseconds of the store's time."""
 
 SEARCH_S = 1.0
-"""How long a request goes on to read pages on which nothing matches."""
+"""How long a request to retry goes on to read pages on which nothing matches."""
 
 _FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 _CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
@@ -151,8 +152,11 @@ async def failures(context: Context) -> FailurePage:
     The newest of the jobs whose download or callback failed for good; at most 200.
     """
     allows, aggr_id = visible_aggregations(), request.args.get("aggr_id", "")
-    newest = await context.store.failures(PAGE)
-    return FailurePage(jobs=[job for job in newest if allows(job.aggr_id) and aggr_id in ("", job.aggr_id)])
+    return FailurePage(
+        jobs=await context.store.failures(
+            PAGE, lambda job: allows(job.aggr_id) and aggr_id in ("", job.aggr_id)
+        )
+    )
 
 
 @route(
@@ -205,6 +209,7 @@ async def retry_all(context: Context) -> Retried:
         Listed.FAILED_DOWNLOADS if download else Listed.FAILED_CALLBACKS,
         state=State.FAILED if download else "",
         callback="" if download else State.FAILED,
+        search_s=SEARCH_S,
     )
     retried = 0
     async with aclosing(pages):
@@ -229,8 +234,10 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
     return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
 
 
-async def _pages(store: JobStore, which: Listed, *, state: str, callback: str) -> AsyncGenerator[JobPage]:
-    """Pages of a list from the request's cursor on, with the jobs that match its query, for `SEARCH_S`.
+async def _pages(
+    store: JobStore, which: Listed, *, state: str, callback: str, search_s: float = math.inf
+) -> AsyncGenerator[JobPage]:
+    """Pages of a list from the request's cursor on, with the jobs that match its query, for so many seconds.
 
     Raises:
         Refused: 422, with the parameter at fault.
@@ -246,25 +253,26 @@ async def _pages(store: JobStore, which: Listed, *, state: str, callback: str) -
         start = moment(unix_ms(since)) if since else None
     except ValueError as error:
         raise bad_query("since", f"{error}.") from None
-    allows, ends = visible_aggregations(), trio.current_time() + SEARCH_S
-    while True:
-        try:
-            page = await store.jobs(which, aggr_id, cursor, PAGE)
-        except ValueError:
-            raise bad_query("cursor", "must be one from an earlier answer.") from None
-        jobs = [
-            job
-            for job in page.jobs
-            if allows(job.aggr_id)
+    allows, ends = visible_aggregations(), trio.current_time() + search_s
+
+    def matches(job: ListedJob) -> bool:
+        return (
+            allows(job.aggr_id)
             and aggr_id in ("", job.aggr_id)
             and state in ("", job.state)
             and callback in ("", job.callback)
             and error_code in ("", job.error_code)
             and destination in ("", job.destination)
             and (start is None or _ended_since(job, callback, start))
-        ]
+        )
+
+    while True:
+        try:
+            page = await store.jobs(which, aggr_id, cursor, PAGE, matches)
+        except ValueError:
+            raise bad_query("cursor", "must be one from an earlier answer.") from None
+        yield page
         cursor = page.cursor
-        yield JobPage(jobs=jobs, cursor=cursor)
         if not cursor or trio.current_time() >= ends:
             return
 

@@ -8,8 +8,11 @@
 -- to      the same
 -- answer  score and id: of the last one read, '' at the end, jobs: id, group, state, callback: its state or '',
 --         finished and failed: when the download ended and the callback failed (ms or ''), error, code: of the download,
---         destination: the callback's group or '', of each
+--         destination: the callback's group or '', spec, of each
 -- repeat  harmless
+
+-- A job may be as large as a request. After this many bytes of them the rest is left to the next call.
+local MAX_BYTES = 4 * 1024 * 1024
 
 local key = key_reap()
 if call.which == 'failed callbacks' then key = key_failed() end
@@ -30,22 +33,26 @@ if call.which == 'failures' then
 else
   rows = redis.call('ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
 end
-local jobs = {}
-for i = 1, #rows, 2 do
-  local id = rows[i]
+local jobs, bytes, last = {}, 0, 0
+while last < #rows and bytes < MAX_BYTES do
+  local id = rows[last + 1]
+  last = last + 2
   local download = redis.call('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping',
     'code')
   local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error', 'group')
   local failed = callback[1] == 'failed'
   -- A job that has been retried is no failure any more.
   local stale = call.which == 'failures' and not failed and download[1] ~= 'failed'
-  if not download[5] and not stale then
+  local spec = redis.call('GET', key_job(id))
+  if spec and not download[5] and not stale then
+    bytes = bytes + #spec
     jobs[#jobs + 1] = {
       'id', id, 'group', download[2] or call.group, 'state', download[1] or 'pending',
       'callback', callback[1] or '', 'finished', download[3] or '', 'failed', failed and callback[2] or '',
       'error', failed and callback[3] or download[4] or '', 'code', download[6] or '', 'destination', callback[4] or '',
+      'spec', spec,
     }
   end
 end
-local more = call.which ~= 'failures' and #rows == 2 * call.count
-return {'score', more and rows[#rows] or '', 'id', more and rows[#rows - 1] or '', 'jobs', jobs}
+local more = call.which ~= 'failures' and (last < #rows or #rows == 2 * call.count)
+return {'score', more and rows[last] or '', 'id', more and rows[last - 1] or '', 'jobs', jobs}
