@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from email.utils import formatdate
 from math import inf
 from time import time
@@ -215,7 +215,6 @@ class Connection(TCPServer):
                 left -= len(await stream.receive_some(self._open_connections.piece_bytes)) or left
 
 
-@dataclass(slots=True, kw_only=True)
 class OpenConnections:
     """The connections of one server.
 
@@ -223,27 +222,30 @@ class OpenConnections:
     longest for its client to send a request or the rest of one. If none waits, the new one is of the reserve.
     """
 
-    most: int
-    per_address: int
-    reserve: int
-    unread_bytes: int
-    ordinary: set[Connection] = field(default_factory=set)
-    reserved: set[Connection] = field(default_factory=set)
-    _addresses: Counter[str] = field(default_factory=Counter)
-    _waiting: dict[Connection, None] = field(default_factory=dict)
-    """Connections that wait for their client and may be closed, the longest waiting first."""
+    def __init__(self, limits: Limits) -> None:
+        # The other half of the process's descriptors is for files, the store and so on.
+        self._most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._per_address = min(limits.per_address, max(1, self._most // 2))
+        self._reserve = limits.reserve
+        self._unread_bytes = limits.unread_bytes
+        self.ordinary: set[Connection] = set()
+        self.reserved: set[Connection] = set()
+        self._addresses: Counter[str] = Counter()
+        self._waiting: dict[Connection, None] = {}
+        """Connections that wait for their client and may be closed, the longest waiting first."""
 
     @property
     def piece_bytes(self) -> int:
         """Most bytes to read at once from a connection; the more connections, the fewer."""
-        share = self.unread_bytes // max(1, len(self.ordinary))
+        share = self._unread_bytes // max(1, len(self.ordinary))
         return max(SMALLEST_PIECE_BYTES, min(PIECE_BYTES, share))
 
     def add(self, new: Connection) -> bool:
         """Count a new connection, and set its `reserved`; false if the reserve is full too."""
-        crowded = new.address != "" and self._addresses[new.address] >= self.per_address
-        if (crowded or len(self.ordinary) >= self.most) and not self._cut_one(new.address if crowded else ""):
-            if len(self.reserved) >= self.reserve and not self._cut_one("", reserved=True):
+        crowded = new.address != "" and self._addresses[new.address] >= self._per_address
+        full = crowded or len(self.ordinary) >= self._most
+        if full and not self._cut_one(new.address if crowded else ""):
+            if len(self.reserved) >= self._reserve and not self._cut_one("", reserved=True):
                 return False
             new.reserved = True
         if new.reserved:

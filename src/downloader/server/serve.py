@@ -6,7 +6,6 @@ It supports HTTP/1.0 and 1.1, with and without TLS. It supports no WebSockets an
 
 from __future__ import annotations
 
-import resource
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -56,13 +55,7 @@ async def serve_http(
     """
     config = ServerConfig(limits or Limits())
     context = WorkerContext(None)
-    limits = config.limits
-    # The other half of the process's descriptors is for files, the store and so on.
-    most = min(limits.connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-    per_address = min(limits.per_address, max(1, most // 2))
-    open_connections = OpenConnections(
-        most=most, per_address=per_address, reserve=limits.reserve, unread_bytes=limits.unread_bytes
-    )
+    open_connections = OpenConnections(config.limits)
 
     async def handle(stream: Any) -> None:
         try:
