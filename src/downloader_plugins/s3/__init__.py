@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from fnmatch import translate
 from functools import partial
@@ -26,12 +26,14 @@ from downloader.storage import (
     is_bucket_name,
     parse_section,
 )
+from downloader_plugins.aws import open_session
 from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
 from downloader_plugins.s3.threads import Threads, Uploads
 
 if TYPE_CHECKING:  # imported late, with boto3
-    from downloader_plugins.s3.bucket import Bucket
-    from downloader_plugins.s3.client import Clients, Maker
+    import boto3
+
+    from downloader_plugins.s3.client import Clients
 
 _CLIENTS = 16
 """How many clients are cached, one for each region that jobs have named. Measured: 80 ms of CPU and a
@@ -49,14 +51,25 @@ async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterato
     Raises:
         PluginError: the section is invalid, or the bucket cannot be written.
     """
-    settings = _parse_own(section)
+    if not section.get("bucket"):
+        raise PluginError("bucket: the s3 storage needs the name of a bucket")
+    settings = parse_section(S3StorageSettings, section)
     threads = Threads()
     try:
-        maker = await threads.run(lambda _: _maker(settings))
-        clients = await threads.run(lambda _: maker.clients(settings.region))
-        region = clients.quick.meta.region_name
-        bucket = _as_storage(
-            clients, settings.bucket, settings, region=region, threads=threads, uploads=Uploads()
+        clients = await threads.run(
+            lambda _: _open_clients(open_session(settings), settings, settings.region)
+        )
+        from downloader_plugins.s3.bucket import Bucket  # noqa: PLC0415 - see the module's docstring
+
+        bucket = Bucket(
+            clients=clients,
+            name=settings.bucket,
+            own=True,
+            threads=threads,
+            uploads=Uploads(),
+            locate=_locate(settings, settings.bucket, clients.quick.meta.region_name),
+            folder=f"{settings.prefix}/" if settings.prefix else "",
+            options=settings.options,
         )
         await bucket.check()
     except StorageError as exc:
@@ -91,8 +104,8 @@ class _Buckets:
         self._threads = Threads()
         self._uploads = Uploads()
         self._making = trio.Lock()
-        self._maker: Maker | None = None
-        self._regions: frozenset[str] = frozenset()
+        self._opened: tuple[boto3.Session, frozenset[str]] | None = None
+        """See `_open_session`."""
         self._clients: OrderedDict[str, Clients] = OrderedDict()
 
     async def bucket(self, name: str, region: str) -> Storage:
@@ -107,8 +120,15 @@ class _Buckets:
             clients = await self._clients_of(region)
         except PluginError as exc:
             raise StorageError(f"S3 cannot be used: {exc}") from exc
-        return _as_storage(
-            clients, name, self._settings, region=region, threads=self._threads, uploads=self._uploads
+        from downloader_plugins.s3.bucket import Bucket  # noqa: PLC0415 - see the module's docstring
+
+        return Bucket(
+            clients=clients,
+            name=name,
+            own=False,
+            threads=self._threads,
+            uploads=self._uploads,
+            locate=_locate(self._settings, name, region),
         )
 
     def url(self, name: str, region: str, key: str) -> str:
@@ -126,54 +146,36 @@ class _Buckets:
             self._clients.move_to_end(region)
             return found
         async with self._making:
-            maker = self._maker
-            if maker is None:
-                maker = await self._threads.run(lambda _: _maker(self._settings))
-                self._regions = await self._threads.run(lambda _: maker.regions())
-                self._maker = maker
+            if self._opened is None:
+                self._opened = await self._threads.run(lambda _: _open_session())
+            session, regions = self._opened
             # On AWS the region is part of the host name, and an unknown one would look like a network
             # failure. Elsewhere it is only part of the signature.
-            if not self._settings.endpoint_url and region not in self._regions:
+            if not self._settings.endpoint_url and region not in regions:
                 raise StorageRefused(f"there is no AWS region {region} with S3")
             if region not in self._clients:
-                self._clients[region] = await self._threads.run(lambda _: maker.clients(region))
+                self._clients[region] = await self._threads.run(
+                    lambda _: _open_clients(session, self._settings, region)
+                )
                 if len(self._clients) > _CLIENTS:
                     # Not closed, as it may be in use; its connections are closed with the last reference.
                     self._clients.popitem(last=False)
             return self._clients[region]
 
 
-def _parse_own(section: Mapping[str, Any]) -> S3StorageSettings:
-    if not section.get("bucket"):
-        raise PluginError("bucket: the s3 storage needs the name of a bucket")
-    return parse_section(S3StorageSettings, section)
+def _open_session() -> tuple[boto3.Session, frozenset[str]]:
+    """A session with boto3's usual chain of credentials, and the regions with S3 that it knows."""
+    from downloader_plugins.s3.client import known_regions  # noqa: PLC0415 - see the module's docstring
+
+    session = open_session(None)
+    return session, known_regions(session)
 
 
-def _maker(settings: ConnectionSettings) -> Maker:
-    from downloader_plugins.s3.client import Maker  # noqa: PLC0415 - see the module's docstring
+def _open_clients(session: boto3.Session, settings: ConnectionSettings, region: str) -> Clients:
+    from downloader_plugins.s3.client import open_clients  # noqa: PLC0415 - see the module's docstring
 
-    return Maker(settings)
+    return open_clients(session, settings, region)
 
 
-def _as_storage(
-    clients: Clients,
-    name: str,
-    settings: ConnectionSettings,
-    *,
-    region: str,
-    threads: Threads,
-    uploads: Uploads,
-) -> Bucket:
-    from downloader_plugins.s3.bucket import Bucket  # noqa: PLC0415 - see the module's docstring
-
-    own = settings if isinstance(settings, S3StorageSettings) else None
-    return Bucket(
-        clients=clients,
-        name=name,
-        own=own is not None,
-        threads=threads,
-        uploads=uploads,
-        locate=partial(object_url, name, region, endpoint_url=settings.endpoint_url),
-        folder=f"{own.prefix}/" if own is not None and own.prefix else "",
-        options=own.options if own is not None else {},
-    )
+def _locate(settings: ConnectionSettings, name: str, region: str) -> Callable[[str], str]:
+    return partial(object_url, name, region, endpoint_url=settings.endpoint_url)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -164,7 +164,7 @@ class Bucket:
                     short = upload["Key"].removeprefix(self.folder)
                     if short == CHECK_KEY or (age > _LEFTOVER_AGE and _OUR_KEY.fullmatch(short)):
                         async with self.uploads.turn(upload["Key"]):  # not all servers have a correct time
-                            if upload["UploadId"] not in self.uploads:
+                            if upload["UploadId"] not in self.uploads.live:
                                 await self._abort_upload(upload["Key"], upload["UploadId"])
                 after = {
                     "KeyMarker": page.get("NextKeyMarker", ""),
@@ -183,22 +183,23 @@ class Bucket:
 
     async def _put_parts(self, key: str, body: Body, path: Path) -> None:
         options = self._object_options(body)
-        async with AsyncExitStack() as live:
-            async with self.uploads.turn(key):
-                # Uploads of earlier attempts; an attempt of another instance that still runs fails by this.
-                _check_ours(body)
+        async with self.uploads.turn(key):
+            # Uploads of earlier attempts; an attempt of another instance that still runs fails by this.
+            _check_ours(body)
+            await self._abort_uploads_of(key)
+            requests, upload = await self._begun(key, options)
+            self.uploads.live.add(upload)
+        try:
+            if requests > 1:
+                # S3 may have carried out an earlier one although its answer was lost.
                 await self._abort_uploads_of(key)
-                requests, upload = await self._begun(key, options)
-                live.enter_context(self.uploads.live(upload))
-            try:
-                if requests > 1:
-                    # S3 may have carried out an earlier one although its answer was lost.
-                    await self._abort_uploads_of(key)
-                etags = await self._send_parts(key, upload, body.size, path)
-                await self._tried(lambda _: self._complete(key, upload, etags, body))
-            except BaseException:
-                await _clean_up(partial(self._abort_upload, key, upload))
-                raise
+            etags = await self._send_parts(key, upload, body.size, path)
+            await self._tried(lambda _: self._complete(key, upload, etags, body))
+        except BaseException:
+            await _clean_up(partial(self._abort_upload, key, upload))
+            raise
+        finally:
+            self.uploads.live.discard(upload)
 
     async def _begun(self, key: str, options: Mapping[str, Any]) -> tuple[int, str]:
         """Begin an upload; returns how many requests that took, and its id."""
@@ -243,7 +244,7 @@ class Bucket:
         with suppress(StorageError):
             page = await self._run(partial(self._list_uploads, key, {}))
             for upload in page.get("Uploads", []):
-                if upload["Key"] == key and upload["UploadId"] not in self.uploads:
+                if upload["Key"] == key and upload["UploadId"] not in self.uploads.live:
                     await self._abort_upload(key, upload["UploadId"])
 
     async def _abort_upload(self, key: str, upload: str) -> None:

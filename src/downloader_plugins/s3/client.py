@@ -10,11 +10,12 @@ from botocore import exceptions as aws
 from botocore.exceptions import BotoCoreError, ClientError
 
 from downloader.storage import StorageError, StorageRefused
-from downloader_plugins.aws import open_client, open_session, reason_of
-from downloader_plugins.s3.settings import ConnectionSettings, S3StorageSettings
+from downloader_plugins.aws import open_client, reason_of
+from downloader_plugins.s3.settings import ConnectionSettings
 from downloader_plugins.s3.threads import THREADS
 
 if TYPE_CHECKING:  # stubs, which only type checking has
+    import boto3
     from types_boto3_s3 import S3Client
 
 _COMPLETING = 12
@@ -34,58 +35,46 @@ class Clients(NamedTuple):
         self.patient.close()
 
 
-class Maker:
-    """Makes clients of one session, one at a time, as a session is not safe to share between threads.
+def known_regions(session: boto3.Session) -> frozenset[str]:
+    """The regions with S3 that this version of botocore knows."""
+    return frozenset(
+        region
+        for partition in session.get_available_partitions()
+        for region in session.get_available_regions("s3", partition)
+    )
+
+
+def open_clients(session: boto3.Session, settings: ConnectionSettings, region: str) -> Clients:
+    """Make clients for a region; `""` means that of the environment or the profile, else S3's default.
 
     Raises:
-        PluginError: there is no such profile, or it is malformed.
+        PluginError: the settings or the machine's AWS configuration are invalid.
     """
+    return Clients(
+        quick=_client(session, settings, region, settings.timeout),
+        patient=_client(session, settings, region, _COMPLETING * settings.timeout),
+    )
 
-    def __init__(self, settings: ConnectionSettings) -> None:
-        self._settings = settings
-        self._session = open_session(settings if isinstance(settings, S3StorageSettings) else None)
 
-    def regions(self) -> frozenset[str]:
-        """The regions with S3 that this version of botocore knows."""
-        session = self._session
-        return frozenset(
-            region
-            for partition in session.get_available_partitions()
-            for region in session.get_available_regions("s3", partition)
-        )
-
-    def clients(self, region: str) -> Clients:
-        """Clients for a region; `""` means that of the environment or the profile, else S3's default.
-
-        Raises:
-            PluginError: the settings or the machine's AWS configuration are invalid.
-        """
-        settings = self._settings
-        return Clients(
-            quick=self._client(region, read_timeout_s=settings.timeout),
-            patient=self._client(region, read_timeout_s=_COMPLETING * settings.timeout),
-        )
-
-    def _client(self, region: str, *, read_timeout_s: float) -> S3Client:
-        settings = self._settings
-        client: S3Client = open_client(
-            self._session,
-            "s3",
-            region=region,
-            endpoint_url=settings.endpoint_url,
-            connect_s=settings.timeout / 2,
-            read_s=read_timeout_s,
-            connections=THREADS,
-            s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
-            signature_version="s3v4",
-            # Not all servers accept checksums in trailers; all accept Content-MD5.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            # Only our configuration sets the address: download_url is made from it too.
-            ignore_configured_endpoint_urls=True,
-        )
-        client.meta.events.register_last("before-parameter-build.s3", _stay)
-        return client
+def _client(session: boto3.Session, settings: ConnectionSettings, region: str, read_s: float) -> S3Client:
+    client: S3Client = open_client(
+        session,
+        "s3",
+        region=region,
+        endpoint_url=settings.endpoint_url,
+        connect_s=settings.timeout / 2,
+        read_s=read_s,
+        connections=THREADS,
+        s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+        signature_version="s3v4",
+        # Not all servers accept checksums in trailers; all accept Content-MD5.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        # Only our configuration sets the address: download_url is made from it too.
+        ignore_configured_endpoint_urls=True,
+    )
+    client.meta.events.register_last("before-parameter-build.s3", _stay)
+    return client
 
 
 def _stay(context: dict[str, Any], **_: object) -> None:

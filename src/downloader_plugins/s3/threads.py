@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -167,24 +167,13 @@ class Uploads:
     """Shared by all `Bucket` objects that may upload to the same bucket."""
 
     def __init__(self) -> None:
-        self._live: set[str] = set()
+        self.live: set[str] = set()
+        """Their ids."""
         self._turns: dict[str, trio.Lock] = {}
-
-    def __contains__(self, upload: str) -> bool:
-        return upload in self._live
-
-    @contextmanager
-    def live(self, upload: str) -> Iterator[None]:
-        """The upload is in progress while the context is open."""
-        self._live.add(upload)
-        try:
-            yield
-        finally:
-            self._live.discard(upload)
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:
-        """A lock for each key: between its creation and `live` an upload would be taken for a leftover."""
+        """A lock for each key: before it is in `live`, an upload would be taken for a leftover."""
         lock = self._turns.setdefault(key, trio.Lock())
         try:
             async with lock:
