@@ -24,6 +24,9 @@ from downloader.ids import ID_PREFIX_LENGTH
 FIELD_NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 """A regular expression for the name of a header (RFC 9110, 5.6.2)."""
 
+MAX_AGGREGATION_CHARS = 128
+"""Longest name of an aggregation."""
+
 MAX_URL_CHARS = 8192
 """Longest URL: most servers accept a request line of this length. Presigned URLs have up to 2,000
 characters."""

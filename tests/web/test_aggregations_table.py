@@ -84,13 +84,14 @@ async def test_an_error_is_shown_in_the_api_s_words(
     raw: RawStore, browse: Browse, page_url: str, store: JobStore
 ) -> None:
     await submit(store, "gone")
+    await store.adjust("gone", {"paused": True})
 
     def look(seen: Seen) -> None:
         seen.open()
-        pause = seen.page.get_by_role("button", name="Pause gone")
-        pause.hover()
+        resume = seen.page.get_by_role("button", name="Resume gone")
+        resume.hover()
         meanwhile(partial(drop, store, "gone"))
-        pause.click()
+        resume.click()
         expect(seen.page.locator("#said.bad")).to_contain_text("There is no aggregation of this name")
         assert [text for text in seen.complaints if "404" not in text] == []
 

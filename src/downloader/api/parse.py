@@ -34,6 +34,7 @@ _CODES = {
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "extra_forbidden": "unknown_field",
+    "none_required": "wrong_type",
 }
 """Pydantic's error types and their problem codes."""
 
@@ -264,5 +265,5 @@ def refusal(error: ValidationError) -> Refused:
 def _fault(error: ErrorDetails) -> Fault:
     """One of pydantic's errors, without the value."""
     code = _CODES.get(error["type"], error["type"])
-    detail = _DETAILS.get(code) or error["msg"].replace("Input ", "")
+    detail = _DETAILS.get(code) or error["msg"].replace("Input ", "").replace("None", "null")
     return fault_in(str(error["loc"][0]), code, detail)

@@ -12,7 +12,7 @@ from typing import (
 from pydantic import ConfigDict, Field, SkipValidation, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
-from downloader.model import FIELD_NAME, MAX_URL_CHARS
+from downloader.model import FIELD_NAME, MAX_AGGREGATION_CHARS, MAX_URL_CHARS
 from downloader.paths import MAX_FOLDER_BYTES
 from downloader.wire.aggregation import MAX_INT, Delay, Limit, Rate
 from downloader.wire.base import Integer
@@ -55,7 +55,9 @@ class DownloadRequest(TypedDict, total=False):
     # Types and bounds; what else the service checks is in `api.fields`. The defaults are those of `JobSpec`.
 
     aggr_id: Required[
-        Annotated[str, Field(min_length=1, max_length=128), _described(examples=["example.org"])]
+        Annotated[
+            str, Field(min_length=1, max_length=MAX_AGGREGATION_CHARS), _described(examples=["example.org"])
+        ]
     ]
     """The aggregation: a group of jobs with a common limit, usually those of one origin. Printable
     characters."""

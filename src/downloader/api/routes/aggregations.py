@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 from itertools import islice
+from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 from quart import request
@@ -16,6 +17,7 @@ from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, refusal
 from downloader.api.problems import Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
+from downloader.model import MAX_AGGREGATION_CHARS
 from downloader.wire import Aggregation, AggregationChanges, AggregationPage, AggregationSize
 
 PAGE = 100
@@ -131,7 +133,7 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     then, also before the aggregation's first job and after its last one.
     """
     changes = _changes(await request.data)
-    visible = visible_aggregations()(aggr_id)
+    visible = _can_be_named(aggr_id) and visible_aggregations()(aggr_id)
     return _known(await context.store.adjust(aggr_id, changes) if visible else None)
 
 
@@ -164,6 +166,13 @@ def _changes(body: bytes) -> AggregationChanges:
         return _CHANGES.validate_python(known | dict.fromkeys(unknown))
     except ValidationError as error:
         raise refusal(error) from None
+
+
+def _can_be_named(aggr_id: str) -> bool:
+    """Whether a job can name this aggregation. Bytes that are not UTF-8 have become U+FFFD in the name."""
+    encoded = quote(aggr_id, safe="").encode()
+    is_unicode = "\ufffd" not in aggr_id or encoded.lower() in request.scope["raw_path"].lower()
+    return is_unicode and aggr_id.isprintable() and len(aggr_id) <= MAX_AGGREGATION_CHARS
 
 
 def _known(aggregation: Aggregation | None) -> Aggregation:
