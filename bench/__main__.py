@@ -72,6 +72,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--aggregations", type=int, default=100)
     parser.add_argument("--processes", type=int, nargs="+", help="for S2 and S2b (default 1 2)")
+    parser.add_argument("--rates", type=int, nargs="+", default=[50, 200], help="jobs a second of S11")
     parser.add_argument("--rounds", type=int, default=1, help="repeat so often and show medians (default 1)")
     parser.add_argument(
         "--python",
@@ -102,6 +103,9 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         waiting=options.jobs if small else 5_000,
         at_limit=options.jobs if small else 10_000,
         watched_s=1.0 if small else 10.0,
+        rates=[50] if small else options.rates,
+        steady_s=1 if small else 10,
+        limited=options.jobs if small else 1_000,
         fetched=options.jobs if small else 3_000,
         largest_store=options.jobs if small else 1_000_000,
     )

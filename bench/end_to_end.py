@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import statistics
 import time
@@ -87,7 +88,15 @@ def floor(setup: Setup, module: str, *, jobs: int, aggregations: int) -> Result:
 
 
 def s2(
-    setup: Setup, build: Build, *, name: str, by: str, jobs: int, aggregations: int, processes: int
+    setup: Setup,
+    build: Build,
+    *,
+    name: str,
+    by: str,
+    jobs: int,
+    aggregations: int,
+    processes: int = 1,
+    limit: int = LIMIT,
 ) -> Result | None:
     """From the first job sent to the last callback, and the CPU that it took.
 
@@ -99,6 +108,7 @@ def s2(
         jobs: how many.
         aggregations: among how many they take turns.
         processes: of the service.
+        limit: of each aggregation.
 
     Returns:
         `None`: this version has no such route.
@@ -111,7 +121,7 @@ def s2(
     ):
         before, calls = usage(running.pid, store.pid), _calls(database)
         ports = (running.port, setup.origin, setup.sink.port)
-        posted = answer_of(by, *ports, jobs, aggregations, LIMIT, CONNECTIONS[by])
+        posted = answer_of(by, *ports, jobs, aggregations, limit, CONNECTIONS[by])
         if posted.get("status") in _MISSING:
             return None
         complete = setup.sink.wait(len(posted["ids"]), silence_s=SILENCE_S)
@@ -133,6 +143,35 @@ def s2(
         "rss_mib": memory / 2**20,
     }
     return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)
+
+
+def s11(setup: Setup, build: Build, *, rate: int, seconds: int, aggregations: int) -> Result:
+    """Jobs that come one by one at a rate: CPU, calls of the store, and the time from POST to callback."""
+    setup.sink.clear()
+    count = rate * seconds
+    with (
+        helper("store", setup.new_folder()) as store,
+        redis.Redis.from_url(store.first) as database,
+        service(setup.new_folder(), build, store=store.first) as running,
+    ):
+        before, calls = usage(running.pid, store.pid), _calls(database)
+        ports = (running.port, setup.origin, setup.sink.port)
+        posted = answer_of("paced", *ports, count, aggregations, LIMIT, rate)
+        complete = setup.sink.wait(len(posted["sent"]), silence_s=SILENCE_S)
+        used, calls = usage(running.pid, store.pid).since(before), _calls(database) - calls
+    faults = [f"{posted['error_count']} jobs not taken: {posted['errors']}"] * bool(posted["error_count"])
+    faults += [] if complete else [f"only {len(setup.sink.records)} of {count} callbacks came"]
+    faults += callback_faults((body for _, body in setup.sink.records), ids=set(posted["sent"]))
+    came = {json.loads(body)["job_id"]: at for at, body in setup.sink.records}
+    times = sorted((at - posted["sent"][job]) / 1e6 for job, at in came.items() if job in posted["sent"])
+    measures = {
+        "cpu_ms_per_job": 1000 * used.cpu_s / count,
+        "store_cpu_ms_per_job": 1000 * used.store_cpu_s / count,
+        "store_calls_per_job": calls / count,
+        "p50_ms": statistics.median(times) if times else 0.0,
+        "p99_ms": times[len(times) * 99 // 100] if times else 0.0,
+    }
+    return Result(name=f"S11 {rate}/s", build=build.label, measures=measures, faults=faults)
 
 
 def _calls(database: redis.Redis) -> int:

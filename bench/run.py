@@ -14,7 +14,7 @@ from bench.result import Result, Setup
 from bench.service import Build
 
 CLIENTS = {"S2": "client", "S2b": "stream"}
-SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10", "S14")
+SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10", "S11", "S13", "S14")
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
 
 REFERENCE, NET_FLOOR = "floor", "net_floor"
@@ -40,6 +40,12 @@ class Plan:
     """Aggregations of S5."""
     watched_s: float
     """How long S5 and S8 watch."""
+    rates: Sequence[int]
+    """Jobs a second of S11."""
+    steady_s: int
+    """How long S11 sends."""
+    limited: int
+    """Jobs of S13."""
     fetched: int
     """Files of S14."""
     largest_store: int
@@ -75,6 +81,20 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
     if "S8" in plan.scenarios:
         say(f"S8 {build.label}: {plan.waiting} downloads from a silent origin ...")
         yield idle.s8(setup, build, downloads=plan.waiting, watched_s=plan.watched_s)
+    if "S11" in plan.scenarios:
+        for rate in plan.rates:
+            say(f"S11 {build.label}: {rate} jobs/s ...")
+            yield end_to_end.s11(
+                setup, build, rate=rate, seconds=plan.steady_s, aggregations=plan.aggregations
+            )
+    if "S13" in plan.scenarios:
+        for limit in (1, 4, 16):
+            say(f"S13 {build.label}: one aggregation of limit {limit} ...")
+            result = end_to_end.s2(
+                setup, build, name=f"S13 {limit}", by="client", jobs=plan.limited, aggregations=1, limit=limit
+            )
+            assert result is not None, "each version takes single POSTs"
+            yield result
     if "S14" in plan.scenarios:
         say(f"S14 {build.label}: fetch of {plan.fetched} files ...")
         yield fetch.s14(setup, build, files=plan.fetched)

@@ -43,6 +43,48 @@ async def test_a_wake_up_starts_a_job_at_once(autojump_clock: MockClock, store: 
         assert trio.current_time() == began
 
 
+async def steady(process: Process, names: list[str], gap_s: float) -> int:
+    """Let jobs come one by one, each done 20 ms later; returns the lease calls that were made."""
+    before = process.store.calls["lease"]
+    async with trio.open_nursery() as nursery:
+
+        async def one(name: str) -> None:
+            [job_id] = process.add(name, limit=1 if name == "limited" else 99)
+            await trio.sleep(0.02)
+            process.work.finish(job_id)
+
+        for name in names:
+            nursery.start_soon(one, name)
+            await trio.sleep(gap_s)
+    await trio.sleep(1)
+    return process.store.calls["lease"] - before
+
+
+async def test_jobs_that_come_often_share_lease_calls(autojump_clock: MockClock, store: FakeStore) -> None:
+    async with scheduling(store, concurrency=64) as process:
+        await process.settle_down()
+        rare = await steady(process, ["a"] * 20, gap_s=0.05)
+        often = await steady(process, ["a"] * 200, gap_s=0.002)
+        assert rare >= 20, "each goes at once"
+        assert often < 0.6 * 200
+        assert len(process.work.ends) == 220
+
+
+async def test_a_group_at_its_limit_waits_for_no_company(autojump_clock: MockClock, store: FakeStore) -> None:
+    """Else one job after the other would wait twice."""
+    async with scheduling(store, concurrency=64) as process:
+        ids = process.add("a", 300, limit=1)
+        begun = trio.current_time()
+        for _ in ids:
+            await process.settle_down()
+            [job_id] = process.work.working
+            process.work.finish(job_id)
+            await process.settle_down()
+            process.wake.set()  # as the store does for a slot that is free
+        assert len(process.work.ends) == 300
+        assert trio.current_time() == begun
+
+
 async def test_a_lost_wake_up_delays_a_job_by_one_look(autojump_clock: MockClock, store: FakeStore) -> None:
     async with scheduling(store) as process:
         await process.settle_down()

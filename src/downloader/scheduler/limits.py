@@ -56,6 +56,11 @@ class Limits:
             self._large[lease.group] = None
         return True
 
+    def full(self, group: str) -> bool:
+        """Whether a group has no free slot."""
+        limiter = self._limiters[group]
+        return limiter.borrowed_tokens >= limiter.total_tokens
+
     def leave(self, held: HeldLease) -> bool:
         """Release the slot; returns whether the bounds of shares have changed, so that more may be leased."""
         before = self._bounds()

@@ -15,6 +15,7 @@ from functools import partial
 
 import trio
 
+from downloader.arrivals import Arrivals
 from downloader.failpoints import failpoint
 from downloader.groupcommit import GroupCommit
 from downloader.model import Lease, Verdict
@@ -45,6 +46,16 @@ BUSY_FROM = 64
 
 LINGER_S = 0.005
 """Short, compared to the time that a task takes while so many are in flight."""
+
+STEADY_PER_S = 100.0
+"""From this many leases a second on, calls wait `STEADY_LINGER_S` for company although few tasks are in
+flight: jobs that come one by one cost less then."""
+
+STEADY_LINGER_S = 0.005
+"""Short, compared to the time that a POST and its callback take together."""
+
+URGENT_S = 0.05
+"""Longer than it takes to settle a task and to lease the next one of its group."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
 """Pauses between calls to a store that does not answer. When it is back, a job waits for few of them."""
@@ -87,10 +98,22 @@ class _Running:
     services: trio.Nursery
     room: Wake = field(default_factory=Wake)
     requests: LeaseRequests = field(default_factory=LeaseRequests)
+    leased: Arrivals = field(default_factory=Arrivals)
+    """Leases, for the rate at which work comes."""
+    urgent_until: float = -math.inf
+    """Until this Trio time no call waits for company, as a group at its limit has got a free slot."""
 
     @property
     def free(self) -> int:
         return self.work.concurrency - len(self.held)
+
+    @property
+    def linger_s(self) -> float:
+        """How long a call waits for company."""
+        if len(self.held) >= BUSY_FROM:
+            return LINGER_S
+        urgent = trio.current_time() < self.urgent_until
+        return STEADY_LINGER_S if not urgent and self.leased.per_s() > STEADY_PER_S else 0.0
 
     def stop_begins(self) -> None:
         """Bound the work in flight, and wake the task that leases."""
@@ -129,11 +152,6 @@ async def run_work(
         task_status: started when leasing begins.
     """
     held = {} if held is None else held
-    commit: GroupCommit[Settlement, Settled] = GroupCommit(
-        partial(store.settle, owner),
-        max_batch=SETTLE_BATCH,
-        linger_s=lambda: LINGER_S if len(held) >= BUSY_FROM else 0.0,
-    )
     renew = partial(keep_leases, clock=clock)
     async with trio.open_nursery() as services:
         running = _Running(
@@ -144,12 +162,16 @@ async def run_work(
             stop=stop,
             clock=clock,
             limits=Limits(work.kind, work.concurrency),
-            commit=commit,
+            commit=GroupCommit(
+                partial(store.settle, owner),
+                max_batch=SETTLE_BATCH,
+                linger_s=lambda: running.linger_s,
+            ),
             held=held,
             services=services,
         )
         stop.on_begin(running.stop_begins)
-        services.start_soon(commit.run)
+        services.start_soon(running.commit.run)
         services.start_soon(renew, store, work.kind, owner, held.keys(), work.lease_s)
         services.start_soon(sweep_leases, store, work.kind, work.lease_s, work.on_sweep)
         services.start_soon(_hand_back_hung, running)
@@ -165,6 +187,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
     """Lease until the stop begins."""
     work = running.work
     backoff_s = BACKOFF_S
+    next_due_s: float | None = None
     while not running.stop.begun:
         if running.free < 1:
             await _wait_for_room(running)
@@ -172,8 +195,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
         if not work.may_lease():
             await _look_again(running.wake, LOOK_S)
             continue
-        if running.free < work.concurrency // 8 and len(running.held) >= BUSY_FROM:
-            await trio.sleep(LINGER_S)
+        await _linger(running, more=next_due_s == 0)
         answered, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
         if not answered:
             await _look_again(running.wake, _jittered(backoff_s))
@@ -186,6 +208,15 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             await _look_again(running.wake, longest_s if next_due_s is None else min(next_due_s, longest_s))
     if work.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
+
+
+async def _linger(running: _Running, *, more: bool) -> None:
+    """Wait for company before a lease call, unless the last answer was that more can run at once."""
+    busy = len(running.held) >= BUSY_FROM
+    if busy and running.free >= running.work.concurrency // 8:
+        return
+    if running.linger_s > 0 and (busy or not more):
+        await trio.sleep(running.linger_s)
 
 
 async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
@@ -210,6 +241,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
     except StoreUnavailable as error:
         log.warning(Event.STORE_UNAVAILABLE, kind=work.kind, reason=str(error))
         return False, None
+    running.leased.add(len(batch.leases))
     for lease in batch.leases:
         failpoint("after-lease")
         held = HeldLease(
@@ -282,6 +314,8 @@ async def _work(running: _Running, held: HeldLease) -> Settlement:
             with held.work:
                 settlement = await running.work.work(held.lease, held.still_ours)
     finally:
+        if running.limits.full(held.lease.group):
+            running.urgent_until = trio.current_time() + URGENT_S
         # Before it is settled, because then the store grants the slot again, perhaps to this process.
         if running.limits.leave(held):
             running.wake.set()
