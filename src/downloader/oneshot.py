@@ -83,7 +83,6 @@ def fetch_files(
     on_result: Callable[[FetchResult], None],
     on_progress: OnProgress = lambda *_: None,
     skip: Callable[[str], bool] = lambda _: False,
-    resumable: bool = False,
 ) -> None:
     """Fetch files and return when all have succeeded or failed.
 
@@ -100,8 +99,6 @@ def fetch_files(
         on_result: called exactly once for each file that is not skipped; may move the file.
         on_progress: called while a file is fetched.
         skip: called once with each URL before the first attempt; returns whether to skip the URL.
-        resumable: unfinished files stay in the spool folder, and a later run continues them. No other run may
-            use the folder at the same time.
 
     Raises:
         DownloaderError: the run could not be started.
@@ -121,7 +118,7 @@ def fetch_files(
                     store=storage.put,
                     spool_dir=folder / "spool",
                     rng=random.Random(),  # noqa: S311 - jitter, not secrets
-                    resumable=resumable,
+                    resumable=True,
                 ) as fetcher,
                 trio.open_nursery() as work,
             ):
@@ -403,7 +400,7 @@ async def _cancel_at_signal(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """End the run at the first signal; finished files stay, and unfinished files too if `resumable`."""
+    """End the run at the first signal; finished files and the parts of unfinished files stay."""
     with stop_signals(signal.SIGINT, signal.SIGTERM, within_s=END_S) as received:
         task_status.started()
         async for number in received:

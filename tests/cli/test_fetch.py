@@ -283,7 +283,7 @@ async def test_a_terminal_gets_bars_and_a_table(origin: Origin, tmp_path: Path) 
     os.close(ours)
     assert await process.wait() == 1
     assert "files" in shown
-    table = shown[shown.rindex("┏") :]
+    table = shown[shown.rindex("result") :]
     assert "a.png" in table
     assert "Received Status code 404" in table
     assert "1 fetched" in table

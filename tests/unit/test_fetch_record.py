@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
-from downloader.cli.fetch_folder import HIDDEN, OutputFolder, open_output
-from downloader.cli.fetch_record import Record
+from downloader.cli.fetch_folder import HIDDEN, OutputFolder, Record, open_output
 from downloader.errors import ConfigError
 from downloader.oneshot import FetchResult
 
@@ -52,26 +47,6 @@ def add(output: OutputFolder, path: Path, content: bytes, *, url: str = URL) -> 
 
 def intact(output: OutputFolder, url: str = URL) -> bool:
     return Record(output).intact(url) is not None
-
-
-@pytest.mark.parametrize(("module", "step"), [(os, "open"), (fcntl, "flock")])
-def test_a_second_run_has_a_folder_although_the_first_one_sweeps_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str
-) -> None:
-    real = getattr(module, step)
-    swept: list[Path] = []
-
-    def sweep_first(*args: Any, **more: Any) -> Any:
-        if not swept and (folders := list((tmp_path / HIDDEN).glob("run-*"))):
-            swept.extend(folders)
-            folders[0].rmdir()
-        return real(*args, **more)
-
-    with open_output(tmp_path):
-        monkeypatch.setattr(module, step, sweep_first)
-        with open_output(tmp_path) as second:
-            assert second.hidden.is_dir()
-    assert len(swept) == 1
 
 
 def test_a_recorded_file_is_intact_with_its_time_or_its_digest(output: OutputFolder, file: Path) -> None:
@@ -185,33 +160,20 @@ def test_a_link_for_the_storage_leads_nowhere(tmp_path: Path) -> None:
     assert (tmp_path / "victim").exists()
 
 
-def test_a_second_run_at_the_same_time_keeps_no_parts(tmp_path: Path, output: OutputFolder) -> None:
+def test_a_second_run_at_the_same_time_is_refused(tmp_path: Path, output: OutputFolder) -> None:
     output.storage_dir.mkdir()
-    with open_output(tmp_path) as second:
-        assert (output.resumable, second.resumable) == (True, False)
-        assert second.record == output.record
-        second.storage_dir.mkdir()
-        assert second.storage_dir != output.storage_dir
-        third = second.hidden
-    assert not third.exists()
+    with (
+        pytest.raises(ConfigError, match=r"^another run is fetching into the folder '/"),
+        open_output(tmp_path),
+    ):
+        pytest.fail("it was opened")
     assert output.storage_dir.exists(), "the first one is still using it"
 
 
-def test_the_end_of_the_first_run_leaves_the_files_of_the_second(tmp_path: Path) -> None:
-    with ExitStack() as first_run:
-        first_run.enter_context(open_output(tmp_path))
-        with open_output(tmp_path) as second:
-            second.storage_dir.mkdir()
-            first_run.close()
-            assert second.storage_dir.exists()
-
-
 def test_leftovers_of_a_killed_run_are_deleted(tmp_path: Path) -> None:
-    killed = tmp_path / HIDDEN / "run-x"
-    (killed / "files").mkdir(parents=True)
     (tmp_path / HIDDEN / "files" / "unnamed").mkdir(parents=True)
-    with open_output(tmp_path), open_output(tmp_path) as second:
-        assert sorted(path.name for path in (tmp_path / HIDDEN).iterdir()) == [second.hidden.name]
+    with open_output(tmp_path):
+        assert not list((tmp_path / HIDDEN).iterdir())
 
 
 def test_a_file_with_the_same_content_is_the_file(output: OutputFolder, file: Path) -> None:

@@ -92,7 +92,6 @@ def fetch(
                         on_result=report.ended,
                         on_progress=report.progress,
                         skip=report.skip,
-                        resumable=folder.resumable,
                     )
                 except (KeyboardInterrupt, SystemExit):
                     report.interrupted()

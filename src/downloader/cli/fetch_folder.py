@@ -10,40 +10,44 @@ import contextlib
 import fcntl
 import hashlib
 import itertools
+import json
 import mimetypes
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from downloader.errors import ConfigError, StorageError
 from downloader.filenames import safe_name, split_name
 from downloader.folders import private_folder
 
+if TYPE_CHECKING:
+    from downloader.oneshot import FetchResult
+
 HIDDEN = ".downloader"
 """Name of the hidden folder."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OutputFolder:
     """The folders of one run."""
 
     folder: Path
-    hidden: Path
-    """A folder of this run alone, on the same file system as `folder`."""
-    resumable: bool = True
-    """Whether partial files stay for a later run; false if another run is using the folder at the same
-    time."""
     last_numbers: dict[str, int] = field(default_factory=dict)
     """The last number given to each name, so that many files of one name do not try all numbers again."""
 
     @property
+    def hidden(self) -> Path:
+        """The hidden folder, on the same file system as `folder`."""
+        return self.folder / HIDDEN
+
+    @property
     def spool_dir(self) -> Path:
-        """Folder of downloads in progress."""
+        """Folder of downloads in progress and of partial files."""
         return self.hidden / "spool"
 
     @property
@@ -54,12 +58,11 @@ class OutputFolder:
     @property
     def record(self) -> Path:
         """The record of complete files, common to all runs."""
-        return self.folder / HIDDEN / "complete.jsonl"
+        return self.hidden / "complete.jsonl"
 
     def partial_sizes(self) -> list[int]:
         """The sizes of the partial files."""
-        notes = self.spool_dir.glob("*.json") if self.resumable else ()
-        files = [note.with_suffix("") for note in notes]
+        files = [note.with_suffix("") for note in self.spool_dir.glob("*.json")]
         return [file.stat().st_size for file in files if file.exists()]
 
     def place(self, stored: Path, *, url: str, suggested: str = "", mime_type: str = "") -> Path:
@@ -93,64 +96,37 @@ def open_output(folder: Path) -> Iterator[OutputFolder]:
     """Open the output folder, created if missing. At the end all temporary files are deleted.
 
     Raises:
-        ConfigError: not a folder, not writable, or the hidden folder belongs to another user.
+        ConfigError: not a folder, not writable, the hidden folder belongs to another user, or another run
+            is using it.
     """
-    hidden = folder / HIDDEN
+    output = OutputFolder(folder)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            private_folder(hidden, setting="the output folder")
-            resumable = _lock(hidden, stack)
-            if not resumable:
-                hidden = _run_folder(hidden, stack)
+            private_folder(output.hidden, setting="the output folder")
+            descriptor = os.open(output.hidden, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another run is fetching into the folder {str(folder)!r}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
             reason = getattr(error, "strerror", None) or str(error)
             raise ConfigError(f"the folder {str(folder)!r} cannot be written: {reason}") from None
-        output = OutputFolder(folder=folder, hidden=hidden, resumable=resumable)
         try:
-            if resumable:
-                _clean(output)
+            _delete_unnamed(output)  # of a run that was killed
             yield output
         finally:
-            _clean(output)
+            _delete_unnamed(output)
             for empty in (output.spool_dir, output.hidden):
                 with contextlib.suppress(OSError):
                     empty.rmdir()
 
 
-def _run_folder(hidden: Path, stack: contextlib.ExitStack) -> Path:
-    """Create a folder for a run beside another one, locked until the stack is closed."""
-    while True:
-        # Another run, at its end, deletes folders that are not locked, perhaps this one before the lock.
-        folder = Path(tempfile.mkdtemp(prefix="run-", dir=hidden))
-        with contextlib.suppress(FileNotFoundError):
-            if _lock(folder, stack) and folder.exists():
-                return folder
-
-
-def _lock(folder: Path, stack: contextlib.ExitStack) -> bool:
-    """Lock a folder until the stack is closed; false if locked by another process."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, descriptor)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _clean(output: OutputFolder) -> None:
-    """Delete temporary files, also those of killed runs."""
-    if not output.resumable:
-        shutil.rmtree(output.hidden, ignore_errors=True)
-        return
+def _delete_unnamed(output: OutputFolder) -> None:
+    """Delete complete files without a name."""
     if output.storage_dir.is_symlink():
         output.storage_dir.unlink()
     shutil.rmtree(output.storage_dir, ignore_errors=True)
-    for run in output.hidden.glob("run-*"):
-        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-            if _lock(run, stack):
-                shutil.rmtree(run)
 
 
 def file_name(url: str, *, suggested: str = "", mime_type: str = "") -> str:
@@ -206,3 +182,109 @@ def file_sha256(path: Path) -> str:
 def _numbered(name: str, number: int) -> str:
     stem, extension = split_name(name)
     return f"{stem} ({number}){extension}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complete:
+    """A complete file."""
+
+    url: str
+    name: str
+    """Name in the output folder."""
+    size: int
+    sha256: str
+    mime_type: str
+    mtime_ns: int
+    """Time of the last change of the file when it was recorded."""
+
+
+_FIELDS = [field.name for field in fields(Complete)]
+
+
+def _complete(line: bytes) -> Complete | None:
+    """Parse a line; `None` if the line is incomplete or invalid."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        name = values["name"]
+        if name != Path(name).name or name in ("", "..") or b"\0" in os.fsencode(name):
+            return None
+        return Complete(**{field: values[field] for field in _FIELDS})
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+class Record:
+    """The record of the complete files of an output folder, by URL. The caller calls `close`.
+
+    There is a line of JSON for each file, appended after the file got its name. A line that was cut off by a
+    crash is ignored; the file is then fetched again, and recognised as equal.
+    """
+
+    def __init__(self, output: OutputFolder) -> None:
+        self._folder = output.folder
+        self._path = output.record
+        self._offsets: dict[int, int] = {}
+        """Offset of the last line of a URL, by the hash of the URL; the lines would take much more memory."""
+        self._appended = -1
+        """Descriptor for appending lines; -1 until the first."""
+        try:
+            with contextlib.suppress(FileNotFoundError), open(self._path, "rb", opener=_open) as lines:
+                offset = 0
+                for line in lines:
+                    if (file := _complete(line)) is not None:
+                        self._offsets[hash(file.url)] = offset
+                    offset += len(line)
+        except OSError as error:
+            raise ConfigError(f"{self._path} cannot be read: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._appended >= 0:
+            os.close(self._appended)
+
+    def intact(self, url: str) -> Complete | None:
+        """The file of a URL, if unchanged since recorded; read only if the time of change differs."""
+        offset = self._offsets.get(hash(url))
+        if offset is None:
+            return None
+        try:
+            with open(self._path, "rb", opener=_open) as lines:
+                lines.seek(offset)
+                file = _complete(lines.readline())
+            if file is None or file.url != url:
+                return None
+            path = self._folder / file.name
+            status = path.lstat()
+            unchanged = (
+                stat.S_ISREG(status.st_mode)
+                and status.st_size == file.size
+                and (status.st_mtime_ns == file.mtime_ns or file_sha256(path) == file.sha256)
+            )
+        except OSError:
+            return None
+        return file if unchanged else None
+
+    def add(self, result: FetchResult) -> None:
+        """Record a complete file.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        path = Path(result.path)
+        row = {
+            "url": result.url,
+            "name": path.name,
+            "size": result.size,
+            "sha256": result.sha256,
+            "mime_type": result.mime_type,
+            "mtime_ns": path.stat().st_mtime_ns,
+        }
+        if self._appended < 0:
+            self._appended = _open(str(self._path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        # The line break in front ends an incomplete line.
+        os.write(self._appended, f"\n{json.dumps(row)}\n".encode())
+
+
+def _open(path: str, flags: int) -> int:
+    """Open a file, but no symbolic link, and without waiting for a pipe: others may have made the folder."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

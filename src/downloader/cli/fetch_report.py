@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 
-from downloader.cli.fetch_folder import OutputFolder
-from downloader.cli.fetch_record import Record
-from downloader.cli.output import write, write_json
+from downloader.cli.fetch_folder import OutputFolder, Record
+from downloader.cli.output import Cell, show_table, write, write_json
 from downloader.errors import StorageError
 from downloader.oneshot import FetchResult
 from downloader.printable import escape
@@ -87,10 +86,11 @@ class Report:
         """Print the table at the end, on a terminal."""
         if not self._table:
             return
-        from downloader.cli.fetch_screen import print_table
-
         rows = self._rows if self._fetched + self.failed <= ROWS else self._failures
-        print_table(sorted(rows, key=lambda result: result.index), self._counts())
+        if rows:
+            cells = [_cells(result) for result in sorted(rows, key=lambda result: result.index)]
+            show_table(("file", "size", "type", "seconds", "result"), cells, right=("size", "seconds"))
+        write(self._counts())
 
     def interrupted(self) -> None:
         """Write a line on standard error, after Ctrl-C."""
@@ -169,3 +169,14 @@ def _line(result: FetchResult) -> str:
         word = "skipped" if result.skipped else "ok"
         return f"{word} {result.size} {escape(result.path)} {escape(result.url)}"
     return f"failed {result.error_code} {escape(result.url)} {escape(result.error)}"
+
+
+def _cells(result: FetchResult) -> Sequence[Cell]:
+    """A row of the table."""
+    return (
+        result.path if result.ok else result.url,
+        decimal(result.size) if result.ok else "",
+        result.mime_type,
+        f"{result.seconds:.1f}",
+        ("ok", "green") if result.ok else (result.error, "red"),
+    )

@@ -1,4 +1,4 @@
-"""The screen of `downloader fetch` on a terminal: bars during the run, a table at the end.
+"""The screen of `downloader fetch` on a terminal during the run: bars.
 
 A module of its own, because importing rich takes longer than a small download.
 """
@@ -9,7 +9,6 @@ import contextlib
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -22,12 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from downloader.cli.fetch_folder import file_name
-from downloader.oneshot import FetchResult
-from downloader.printable import escape
 
 BARS = 12
 """Most files with a bar at once. The bar of the total counts all files."""
@@ -76,14 +72,6 @@ def open_bars(count: int) -> Iterator[Bars]:
         yield Bars(progress, count)
 
 
-def print_table(rows: list[FetchResult], counts: str) -> None:
-    """Print the results as a table, if there are any, and a line of counts."""
-    console = Console()
-    if rows:
-        console.print(_table(rows))
-    console.print(counts, highlight=False)
-
-
 class _Amount(ProgressColumn):
     """Bytes for a file; number of files for the whole run."""
 
@@ -102,18 +90,3 @@ class _Speed(TransferSpeedColumn):
     def render(self, task: Task) -> Text:
         """See rich."""
         return Text() if task.fields["whole"] else super().render(task)
-
-
-def _table(results: list[FetchResult]) -> Table:
-    table = Table("file", "size", "type", "seconds", "result")
-    for result in results:
-        shown = result.path if result.ok else result.url
-        outcome = Text("ok", style="green") if result.ok else Text(escape(result.error), style="red")
-        table.add_row(
-            Text(escape(shown), overflow="fold"),
-            Text(decimal(result.size) if result.ok else "", justify="right"),
-            Text(escape(result.mime_type)),
-            Text(f"{result.seconds:.1f}", justify="right"),
-            outcome,
-        )
-    return table

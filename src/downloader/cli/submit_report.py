@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from downloader.cli.output import write, write_json
+from downloader.cli.output import Cell, show_table, write, write_json
 from downloader.client import Job, Submitted
 from downloader.printable import escape
 
@@ -49,8 +47,8 @@ class Report:
         """Number of accepted or downloaded jobs."""
         self._ended = 0
         self._bytes = 0
-        self._good: list[tuple[str, ...]] = []
-        self._bad: list[tuple[str, ...]] = []
+        self._good: list[Sequence[Cell]] = []
+        self._bad: list[Sequence[Cell]] = []
         """Rows of the table, at most `ROWS`."""
 
     def submitted(self, submission: Submitted) -> None:
@@ -105,13 +103,12 @@ class Report:
         if self._json or not sys.stdout.isatty():
             return
         rows = [*self._good, *self._bad] if self._shown + self.failed <= ROWS else self._bad
-        console = Console()
         if rows:
-            console.print(_table(rows, details=any(row[3] for row in rows)))
+            show_table(("state", "job", "url", "result"), rows)
         downloaded = (
             f"{self._shown} downloaded, {decimal(self._bytes)}" if self._wait else f"{self._shown} accepted"
         )
-        console.print(f"{downloaded}; {self.failed} {'failed' if self._wait else 'refused'}", highlight=False)
+        write(f"{downloaded}; {self.failed} {'failed' if self._wait else 'refused'}")
 
     def _advance(self) -> None:
         if self._bars is not None and self._bar is not None:
@@ -129,20 +126,13 @@ class Report:
         self._shown += good
         rows = self._good if good else self._bad
         if len(rows) < ROWS:
-            rows.append(row)
+            state, *others, detail = row
+            style = STYLES.get(state, "")
+            rows.append([(state, style), *others, (detail, style if not good else "")])
         if self._json:
             write_json(document)
         elif not sys.stdout.isatty():
             write(line)
-
-
-def _table(rows: list[tuple[str, ...]], *, details: bool) -> Table:
-    table = Table("state", "job", "url", *(["result"] if details else []))
-    for state, job_id, url, detail in rows:
-        style = STYLES.get(state, "")
-        result = [Text(escape(detail), style="" if style == "green" else style)] if details else []
-        table.add_row(Text(state, style=style), job_id, Text(escape(url), overflow="fold"), *result)
-    return table
 
 
 @contextlib.contextmanager
