@@ -27,8 +27,7 @@ from downloader.client import (
     WaitTimeout,
 )
 from downloader.client.bodies import BATCH_BYTES, BATCH_JOBS
-from downloader.client.client import POLLED
-from downloader.client.wire import LEAST_S, LONGEST_PAUSE_S
+from downloader.client.calls import LEAST_S, LONGEST_PAUSE_S, POLLED
 from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import ConfigError
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Outcome, Verdict
@@ -194,6 +193,51 @@ def test_a_running_job_that_comes_again_is_listed_once() -> None:
     ]
     with Client(transport=Script(*answers)) as client:
         assert [job.id for job in client.jobs(state="running")] == ["a", "b", "c", "d"]
+
+
+def test_what_a_newer_service_adds_is_kept() -> None:
+    """States, error codes and members that this version does not know."""
+    job = {
+        "id": "x",
+        "aggr_id": "a",
+        "url": "u",
+        "state": "frozen",
+        "error_code": "eclipse",
+        "moon": {"phase": 1},
+    }
+    callback = {"type": "fax", "destination": "d", "state": "ringing", "tone": 7}
+    row = {
+        "id": "y",
+        "aggr_id": "a",
+        "state": "frozen",
+        "callback": "ringing",
+        "error_code": "eclipse",
+        "m": 1,
+    }
+    problem = {
+        "code": "new",
+        "detail": "No.",
+        "errors": [{"code": "c", "detail": "d", "field": "f", "x": 1}],
+        "y": 2,
+    }
+    answers = [
+        httpx2.Response(200, json=job | {"callback": callback}),
+        httpx2.Response(200, json={"jobs": [row], "cursor": "", "total": 1}),
+        httpx2.Response(200, json={"aggr_id": "a", "limit": 1, "mood": "good"}),
+        httpx2.Response(422, json=problem),
+    ]
+    with Client(transport=Script(*answers)) as client:
+        found = client.job("x")
+        assert (found.state, found.error_code, found.ended) == ("frozen", "eclipse", False)
+        assert found.model_dump()["moon"] == {"phase": 1}
+        assert found.callback is not None
+        assert (found.callback.state, found.callback.ended) == ("ringing", False)
+        [listed] = client.jobs(state="failed")
+        assert (listed.state, listed.callback, listed.error_code) == ("frozen", "ringing", "eclipse")
+        assert client.aggregation("a").model_dump()["mood"] == "good"
+        with pytest.raises(ApiProblem) as caught:
+            client.cancel("x")
+        assert caught.value.errors == [{"code": "c", "detail": "d", "field": "f", "x": 1}]
 
 
 async def test_a_job_is_cancelled(client: AsyncClient) -> None:

@@ -135,6 +135,7 @@ def _jobs(
     """Yield the jobs while reading; malformed lines of JSON are appended to `unreadable`."""
     from downloader.client import ApiProblem
     from downloader.net import host_of
+    from downloader.wire import LineProblem
 
     fields = flags.fields()
     arguments = ((repr(url), url) for url in urls)
@@ -144,7 +145,8 @@ def _jobs(
             try:
                 job = json.loads(text)
             except (ValueError, RecursionError):
-                unreadable.append((text, ApiProblem(code="bad_json", detail=f"{name}: not a JSON object")))
+                problem = LineProblem(code="bad_json", detail=f"{name}: not a JSON object")
+                unreadable.append((text, ApiProblem(problem)))
                 continue
         # For a URL without a host, the service returns the error.
         group = flags.aggr_id or host_of(job.get("url"), with_port=True) or "unknown"

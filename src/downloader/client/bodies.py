@@ -1,80 +1,45 @@
-"""The bodies of requests and answers: jobs in batches, JSON documents, queries."""
+"""The bodies and queries of requests: jobs in batches, JSON, parameters."""
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
-import httpx2
-from pydantic import BaseModel, ValidationError
-
-from downloader.client.errors import ApiProblem
-from downloader.client.models import JobFields, Submitted
-from downloader.client.wire import json_object, json_of, not_a_downloader
+from downloader.client.models import JobFields
 
 BATCH_JOBS = 500
 BATCH_BYTES = 1024**2
-"""Jobs and bytes in one request of `submit_many`, which is sent again as a whole. Its answers fit into the
+"""Jobs and bytes in one request of `submit_many`, which is sent again as a whole. Its response fits into the
 buffers of a connection, so that the service is not held up while the request is still being sent."""
 
-M = TypeVar("M", bound=BaseModel)
+Lines = Sequence[tuple[JobFields, bytes]]
+"""Jobs, each with its line of NDJSON."""
 
 
-async def batches(
-    jobs: Iterable[JobFields] | AsyncIterable[JobFields],
-) -> AsyncGenerator[Sequence[tuple[JobFields, bytes]]]:
-    """The jobs, and their lines of NDJSON, in batches of bounded size."""
-    batch: list[tuple[JobFields, bytes]] = []
-    size = 0
-    async with aclosing(_each(jobs)) as each:
-        async for job in each:
-            line = encode({**job, "idempotency_key": job.get("idempotency_key") or new_key()}) + b"\n"
-            if batch and (len(batch) == BATCH_JOBS or size + len(line) > BATCH_BYTES):
-                yield batch
-                batch, size = [], 0
-            batch.append((job, line))
-            size += len(line)
-    if batch:
-        yield batch
+class Batches:
+    """Collects jobs into batches of bounded size."""
 
+    def __init__(self) -> None:
+        self._lines: list[tuple[JobFields, bytes]] = []
+        self._bytes = 0
 
-async def _each(jobs: Iterable[JobFields] | AsyncIterable[JobFields]) -> AsyncGenerator[JobFields]:
-    if isinstance(jobs, AsyncIterable):
-        async for job in jobs:
-            yield job
-    else:
-        for job in jobs:
-            yield job
+    def add(self, job: JobFields) -> Lines:
+        """Add a job; returns the batch before it if the job does not fit into that, otherwise nothing."""
+        line = encode({**job, "idempotency_key": job.get("idempotency_key") or new_key()}) + b"\n"
+        full = len(self._lines) == BATCH_JOBS or self._bytes + len(line) > BATCH_BYTES
+        batch = self.rest() if full else ()
+        self._lines.append((job, line))
+        self._bytes += len(line)
+        return batch
 
-
-def submitted(job: JobFields, line: str, response: httpx2.Response) -> Submitted:
-    """The answer to one line of `POST /downloads`."""
-    answer = json_object(line, response.url)
-    try:
-        warnings = [warning["detail"] for warning in answer.get("warnings", ())]
-        if "id" in answer:
-            return Submitted(job=job, id=answer["id"], warnings=warnings)
-        return Submitted(job=job, problem=ApiProblem.from_document(answer), warnings=warnings)
-    except (TypeError, KeyError):
-        raise not_a_downloader(response.url) from None
-
-
-def not_taken(answer: Submitted) -> bool:
-    """Whether the store did not take the job, so that it may be sent again."""
-    return answer.problem is not None and answer.problem.code == "store_unavailable"
-
-
-def parsed(model: type[M], document: Any, response: httpx2.Response) -> M:
-    """A document as this model; raises `ClientError` if it is none."""
-    try:
-        return model.model_validate(document)
-    except ValidationError:
-        raise not_a_downloader(response.url) from None
+    def rest(self) -> Lines:
+        """The batch that is not full."""
+        batch, self._lines, self._bytes = self._lines, [], 0
+        return batch
 
 
 def query(**given: str | datetime | None) -> Mapping[str, str]:
@@ -86,14 +51,6 @@ def query(**given: str | datetime | None) -> Mapping[str, str]:
         for name, value in given.items()
         if value is not None
     }
-
-
-def member(response: httpx2.Response, name: str) -> Any:
-    """One member of the JSON object in an answer; raises `ClientError` if it is missing."""
-    document = json_of(response)
-    if name not in document:
-        raise not_a_downloader(response.url)
-    return document[name]
 
 
 def encode(fields: Mapping[str, Any]) -> bytes:

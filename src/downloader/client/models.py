@@ -25,3 +25,8 @@ class Submitted:
     problem: ApiProblem | None = None
     warnings: Sequence[str] = ()
     """What the service ignored, such as a field that it does not know."""
+
+    @property
+    def not_taken(self) -> bool:
+        """The store did not take the job, so that it may be sent again."""
+        return self.problem is not None and self.problem.code == "store_unavailable"

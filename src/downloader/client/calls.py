@@ -1,0 +1,335 @@
+"""The calls of the clients: the requests of each, and what the responses say. No I/O.
+
+Each method of `Calls` is a generator, which both clients carry out. It yields a request and gets the response
+or the error of httpx2; it yields a `Pause` and gets nothing. A method with many results also yields `Items`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import Any, Generic, TypeVar, Unpack
+
+import httpx2
+from pydantic import BaseModel
+
+from downloader import backoff
+from downloader.client import bodies, responses
+from downloader.client.errors import Unreachable, WaitTimeout
+from downloader.client.models import JobFields, Submitted
+from downloader.model import State
+from downloader.wire import (
+    Accepted,
+    Aggregation,
+    AggregationChanges,
+    AggregationPage,
+    Job,
+    JobPage,
+    ListedJob,
+    Retried,
+)
+
+TIMEOUT_S = 30.0
+"""For each wait of a request, connecting excepted; the service answers within about 10 s, or with 503."""
+
+CONNECT_S = 5.0
+
+LEAST_S = 1.0
+"""Shortest wait for a response, even if less time is left: so a `timeout_s` of 0 asks once."""
+
+FIRST_PAUSE_S = 0.5
+"""Before the first retry; it doubles. The service's own `Retry-After` is 2 s."""
+
+LONGEST_PAUSE_S = 60.0
+"""A service that wants a longer pause than this is not asked again."""
+
+FIRST_POLL_S = 0.1
+LONGEST_POLL_S = 2.0
+"""Pauses of `wait`; they grow while nothing ends."""
+
+POLLED = 100
+"""Jobs that `wait_each` asks for in one round, so that waiting for a million jobs is a small load. The next
+round asks for others."""
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The client waits."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Items(Generic[T]):
+    """The caller of the client gets these."""
+
+    items: Sequence[T]
+
+
+Step = httpx2.Request | Pause
+Reply = httpx2.Response | httpx2.RequestError | None
+Steps = Generator[Step, Reply, T]
+"""A call with one result."""
+ManySteps = Generator[Step | Items[T], Reply, None]
+"""A call with many results."""
+
+
+def one(steps: Steps[T]) -> ManySteps[T]:
+    """A call whose only item is its result."""
+    yield Items([(yield from steps)])
+
+
+class Calls:
+    """The calls to one service; `AsyncClient` says what they raise."""
+
+    def __init__(self, build: Callable[..., httpx2.Request], url: str, retries: int) -> None:
+        """`build` is `build_request` of a client of httpx2; each request is tried `retries` times more."""
+        self._build = build
+        self.url = httpx2.URL(url)
+        """The service's address."""
+        self._retries = retries
+
+    def submit(self, **job: Unpack[JobFields]) -> Steps[str]:
+        """Submit one job; returns its id once the service holds the job.
+
+        It carries an idempotency key, a random one if the job has none, so that a try after a lost response
+        does not submit it twice.
+        """
+        fields = dict(job)
+        headers = {"Idempotency-Key": str(fields.pop("idempotency_key", "") or bodies.new_key())}
+        accepted = yield from self._read(
+            Accepted, "POST", "download", content=bodies.encode(fields), headers=headers
+        )
+        return accepted.id
+
+    def submit_batch(self, batch: bodies.Lines) -> Steps[Sequence[Submitted]]:
+        """Submit some jobs; returns the response to each, in order."""
+        responses_by_place: dict[int, Submitted] = {}
+        left, pauses = list(range(len(batch))), self._pauses()
+        while left:
+            body = b"".join(batch[place][1] for place in left)
+            response = yield from self._call("POST", "downloads", content=body)
+            lines = response.text.splitlines()
+            if len(lines) != len(left):
+                raise responses.not_a_downloader(response.url)
+            for place, line in zip(left, lines, strict=True):
+                responses_by_place[place] = responses.submitted(batch[place][0], line, response)
+            left = [place for place in left if responses_by_place[place].not_taken]
+            pause_s = next(pauses, None)
+            if pause_s is None:
+                break
+            if left:
+                yield Pause(pause_s)
+        return [responses_by_place[place] for place in range(len(batch))]
+
+    def job(self, job_id: str) -> Steps[Job]:
+        """A job's state."""
+        return self._job(job_id)
+
+    def _job(self, job_id: str, until: float = math.inf) -> Steps[Job]:
+        return self._read(Job, "GET", f"jobs/{bodies.segment(job_id)}", until=until)
+
+    def wait(self, job_id: str, *, callback: bool = False, timeout_s: float | None = None) -> Steps[Job]:
+        """Wait until a job's download has ended; see `wait_each`."""
+        steps = self.wait_each([job_id], callback=callback, timeout_s=timeout_s)
+        step = next(steps)
+        while not isinstance(step, Items):
+            step = steps.send((yield step))
+        return step.items[0]
+
+    def wait_each(
+        self, job_ids: Iterable[str], *, callback: bool = False, timeout_s: float | None = None
+    ) -> ManySteps[Job]:
+        """Wait for jobs; yields each once its download has ended, successfully or not.
+
+        Args:
+            job_ids: the jobs.
+            callback: wait until the callback has ended too, if there is one.
+            timeout_s: for all together; `None` waits for ever.
+
+        Raises:
+            WaitTimeout: the time is up.
+            ApiProblem: 404, the job never existed, or was deleted meanwhile.
+        """
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        waiting = deque(dict.fromkeys(job_ids))
+        pause_s = FIRST_POLL_S
+        while waiting:
+            any_ended = False
+            for _ in range(min(POLLED, len(waiting))):
+                try:
+                    job = yield from self._job(waiting[0], until)
+                except Unreachable as error:
+                    if time.monotonic() < until:
+                        raise
+                    raise _too_late(len(waiting), timeout_s) from error
+                waiting.rotate(-1)
+                if job.ended and not (callback and job.callback and not job.callback.ended):
+                    waiting.pop()
+                    any_ended = True
+                    yield Items([job])
+            if not waiting:
+                return
+            if time.monotonic() + pause_s > until:
+                raise _too_late(len(waiting), timeout_s)
+            yield Pause(pause_s)
+            pause_s = FIRST_POLL_S if any_ended else min(pause_s * 1.5, LONGEST_POLL_S)
+
+    def retry(self, job_id: str, *, download: bool = False) -> Steps[None]:
+        """Send the failed callback of a job again, or with `download` repeat its failed download."""
+        params = {"download": "1"} if download else None
+        # A second one would be refused: the job is not failed any more.
+        yield from self._call("POST", f"retry/{bodies.segment(job_id)}", params=params, repeatable=False)
+
+    def retry_failed(
+        self,
+        *,
+        download: bool = False,
+        aggr_id: str | None = None,
+        since: datetime | None = None,
+        error_code: str | None = None,
+        destination: str | None = None,
+    ) -> Steps[int]:
+        """Send all failed callbacks again, or with `download` repeat all failed downloads.
+
+        Args:
+            download: repeat downloads.
+            aggr_id: only those of this aggregation.
+            since: only those that failed at this time or later; one without a time zone is local time.
+            error_code: only jobs whose download ended with this code.
+            destination: only jobs with a callback to this destination, written as in `stats`.
+
+        Returns:
+            How many were retried, without those of responses that were lost.
+        """
+        params = bodies.query(
+            download="1" if download else None,
+            aggr_id=aggr_id,
+            since=since,
+            error_code=error_code,
+            destination=destination,
+        )
+        retried, cursor = 0, None
+        while cursor != "":
+            page = yield from self._read(Retried, "POST", "retry", params=_at(cursor, params))
+            retried, cursor = retried + page.retried, page.cursor
+        return retried
+
+    def jobs(
+        self,
+        *,
+        state: str | None = None,
+        callback: str | None = None,
+        aggr_id: str | None = None,
+        since: datetime | None = None,
+    ) -> ManySteps[ListedJob]:
+        """Yield the jobs of a list, page by page; `docs/api.md` says which lists there are.
+
+        Args:
+            state: of their download. `pending` needs `aggr_id`.
+            callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state`.
+            aggr_id: only those of this aggregation.
+            since: only those that ended at this time or later; one without a time zone is local time.
+        """
+        params = bodies.query(state=state, callback=callback, aggr_id=aggr_id, since=since)
+        # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
+        seen: set[str] = set()
+        cursor = None
+        while cursor != "":
+            page = yield from self._read(JobPage, "GET", "jobs", params=_at(cursor, params))
+            yield Items([job for job in page.jobs if job.id not in seen])
+            ids = {job.id for job in page.jobs}
+            seen = seen | ids if state == State.RUNNING else ids
+            cursor = page.cursor
+
+    def cancel(self, job_id: str) -> Steps[None]:
+        """Cancel a job that waits or is being downloaded."""
+        yield from self._call("DELETE", f"jobs/{bodies.segment(job_id)}")
+
+    def aggregations(self) -> ManySteps[Aggregation]:
+        """Yield the aggregations that have unfinished downloads, in no particular order."""
+        seen: set[str] = set()
+        cursor = None
+        while cursor != "":
+            page = yield from self._read(AggregationPage, "GET", "aggregations", params=_at(cursor, {}))
+            yield Items([row for row in page.aggregations if row.aggr_id not in seen])
+            seen |= {row.aggr_id for row in page.aggregations}
+            cursor = page.cursor
+
+    def aggregation(self, aggr_id: str) -> Steps[Aggregation]:
+        """One aggregation that has unfinished downloads."""
+        return self._read(Aggregation, "GET", f"aggregations/{bodies.segment(aggr_id)}")
+
+    def adjust(self, aggr_id: str, **changes: Unpack[AggregationChanges]) -> Steps[Aggregation]:
+        """Change an aggregation, at once and over the fleet; fields that are not given stay as they are."""
+        path = f"aggregations/{bodies.segment(aggr_id)}"
+        return self._read(Aggregation, "PATCH", path, content=bodies.encode(changes))
+
+    def stats(self, role: str | None = None) -> Steps[Mapping[str, Any]]:
+        """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
+        response = yield from self._call("GET", f"stats/{bodies.segment(role)}" if role else "stats")
+        return responses.json_object(response.content, response.url)
+
+    def ping(self) -> Steps[None]:
+        """Raises `Unreachable` if nothing answers."""
+        yield from self._call("GET", "health/live")
+
+    def _read(self, model: type[M], method: str, path: str, **request: Any) -> Steps[M]:
+        """The model in the response to a request; arguments as for `_call`."""
+        response = yield from self._call(method, path, **request)
+        return responses.as_model(model, responses.json_object(response.content, response.url), response.url)
+
+    def _call(
+        self, method: str, path: str, *, repeatable: bool = True, until: float = math.inf, **request: Any
+    ) -> Steps[httpx2.Response]:
+        """A request, and its whole response.
+
+        Args:
+            method: of HTTP.
+            path: below the service's address, percent-encoded.
+            repeatable: it does no harm to carry out the request twice. Others are repeated only if they were
+                certainly not carried out.
+            until: the monotonic time after which there is no further try; the wait for a response ends then,
+                but not before `LEAST_S`.
+            request: `params`, `content` and `headers`.
+
+        Raises:
+            ApiProblem: a status other than 2xx.
+            Unreachable: no response.
+        """
+        pauses = self._pauses()
+        while True:
+            left_s = max(until - time.monotonic(), 0.0)
+            wait_s = max(left_s, LEAST_S)
+            timeout = httpx2.Timeout(min(TIMEOUT_S, wait_s), connect=min(CONNECT_S, wait_s))
+            result = yield self._build(method, path, timeout=timeout, **request)
+            assert result is not None
+            pause_s, wanted_s = next(pauses, None), responses.pause_wanted(result, repeatable=repeatable)
+            if pause_s is None or wanted_s is None or wanted_s > LONGEST_PAUSE_S:
+                break
+            pause_s = max(pause_s, wanted_s)
+            if pause_s > left_s:
+                break
+            yield Pause(pause_s)
+        return responses.success(result, self.url)
+
+    def _pauses(self) -> Iterator[float]:
+        """The pauses before the further tries."""
+        return islice(backoff.pauses(FIRST_PAUSE_S, LONGEST_PAUSE_S), self._retries)
+
+
+def _at(cursor: str | None, params: Mapping[str, str]) -> Mapping[str, str]:
+    """The parameters of the page at this cursor, `None` for the first."""
+    return params if cursor is None else {**params, "cursor": cursor}
+
+
+def _too_late(left: int, timeout_s: float | None) -> WaitTimeout:
+    return WaitTimeout(f"{left} of the jobs have not ended within {timeout_s:g} s")
