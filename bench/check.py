@@ -15,17 +15,20 @@ FILE_BYTES = 10 * 1024
 _SHOWN = 3
 
 
-def callback_faults(bodies: Iterable[bytes], *, ids: set[str] | None = None) -> list[str]:
+def callback_faults(
+    bodies: Iterable[bytes], *, ids: set[str] | None = None, size: int = FILE_BYTES
+) -> list[str]:
     """What is wrong with these callbacks: each a success with the right facts, each job's exactly once.
 
     Args:
         bodies: the payloads.
         ids: the jobs that were accepted; `None`: not known.
+        size: of each file.
     """
     expected = {
         "success": True,
-        "size": FILE_BYTES,
-        "sha256": hashlib.sha256(content(FILE_BYTES)).hexdigest(),
+        "size": size,
+        "sha256": hashlib.sha256(content(size)).hexdigest(),
     }
     payloads: list[dict[str, Any]] = [json.loads(body) for body in bodies]
     faults = []
@@ -43,7 +46,7 @@ def callback_faults(bodies: Iterable[bytes], *, ids: set[str] | None = None) -> 
     return faults
 
 
-def file_faults(root: Path, *, count: int) -> list[str]:
+def file_faults(root: Path, *, count: int, size: int = FILE_BYTES) -> list[str]:
     """What is wrong with the stored files: so many, each complete."""
     sizes = [
         path.stat().st_size for path in root.glob("*/*") if path.is_file() and path.parent.name != ".tmp"
@@ -51,7 +54,7 @@ def file_faults(root: Path, *, count: int) -> list[str]:
     faults = []
     if len(sizes) != count:
         faults.append(f"{len(sizes)} files are stored instead of {count}")
-    partial = sum(1 for size in sizes if size != FILE_BYTES)
+    partial = sum(1 for each in sizes if each != size)
     if partial:
         faults.append(f"{partial} files have the wrong size")
     return faults

@@ -10,8 +10,8 @@ import time
 import redis
 
 from bench import client
-from bench.check import callback_faults, file_faults
-from bench.processes import answer_of, helper, usage
+from bench.check import FILE_BYTES, callback_faults, file_faults
+from bench.processes import answer_of, helper, peak_bytes, usage
 from bench.result import LIMIT, SILENCE_S, Result, Setup
 from bench.service import CONCURRENCY, Build, service
 
@@ -97,6 +97,7 @@ def s2(
     aggregations: int,
     processes: int = 1,
     limit: int = LIMIT,
+    size: int = FILE_BYTES,
 ) -> Result | None:
     """From the first job sent to the last callback, and the CPU that it took.
 
@@ -109,6 +110,7 @@ def s2(
         aggregations: among how many they take turns.
         processes: of the service.
         limit: of each aggregation.
+        size: of each file, as the origin of `setup` serves it.
 
     Returns:
         `None`: this version has no such route.
@@ -126,12 +128,12 @@ def s2(
             return None
         complete = setup.sink.wait(len(posted["ids"]), silence_s=SILENCE_S)
         used, calls = usage(running.pid, store.pid).since(before), _calls(database) - calls
-        memory = usage(running.pid).rss_bytes
+        memory, peak = usage(running.pid).rss_bytes, peak_bytes(running.pid)
         faults = [f"{posted['error_count']} jobs not taken: {posted['errors']}"] * bool(posted["error_count"])
         if not complete:
             faults.append(f"only {len(setup.sink.records)} of {jobs} callbacks came")
-        faults += callback_faults((body for _, body in setup.sink.records), ids=set(posted["ids"]))
-        faults += file_faults(running.files, count=jobs)
+        faults += callback_faults((body for _, body in setup.sink.records), ids=set(posted["ids"]), size=size)
+        faults += file_faults(running.files, count=jobs, size=size)
     last = max((at for at, _ in setup.sink.records), default=posted["last_ns"])
     measures = {
         "jobs": jobs,
@@ -141,6 +143,7 @@ def s2(
         "store_cpu_ms_per_job": 1000 * used.store_cpu_s / jobs,
         "store_calls_per_job": calls / jobs,
         "rss_mib": memory / 2**20,
+        "peak_mib": peak / 2**20,
     }
     return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)
 
@@ -172,6 +175,26 @@ def s11(setup: Setup, build: Build, *, rate: int, seconds: int, aggregations: in
         "p99_ms": times[len(times) * 99 // 100] if times else 0.0,
     }
     return Result(name=f"S11 {rate}/s", build=build.label, measures=measures, faults=faults)
+
+
+def s2d(setup: Setup, build: Build, *, title: str, size: int, jobs: int, aggregations: int) -> Result:
+    """S2 with files of another size, from an origin of its own."""
+    shared = setup.origin
+    with helper("origin", size) as origin:
+        setup.origin = int(origin.first)
+        result = s2(
+            setup,
+            build,
+            name=f"S2d-{title}",
+            by="client",
+            jobs=jobs,
+            aggregations=aggregations,
+            processes=1,
+            size=size,
+        )
+        setup.origin = shared
+    assert result is not None, "every version takes single POSTs"
+    return result
 
 
 def _calls(database: redis.Redis) -> int:

@@ -138,6 +138,13 @@ def usage(*pids: int) -> Usage:
     return Usage(cpu_s=cpu, store_cpu_s=store, rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"))
 
 
+def peak_bytes(pid: int) -> int:
+    """The most memory that a process has had so far, without its children."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (peak,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(peak) * 1024
+
+
 def _stat(path: Path) -> tuple[str, int, int, int] | None:
     """`(name, parent, ticks of its own and its ended children, resident pages)`; see proc_pid_stat(5)."""
     try:

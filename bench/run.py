@@ -14,8 +14,11 @@ from bench.result import Result, Setup
 from bench.service import Build
 
 CLIENTS = {"S2": "client", "S2b": "stream"}
-SCENARIOS = ("S1", *CLIENTS, "S3", "S4", "S5", "S8", "S10", "S11", "S13", "S14")
+SCENARIOS = ("S1", *CLIENTS, "S2d", "S3", "S4", "S5", "S8", "S10", "S11", "S13", "S14")
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
+
+SIZES = {"100KB": (100_000, 4), "1MiB": (2**20, 20), "10MiB": (10 * 2**20, 200)}
+"""Of S2d: bytes of a file, and by how many times fewer jobs it is done with."""
 
 REFERENCE, NET_FLOOR = "floor", "net_floor"
 
@@ -61,6 +64,8 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
                 say(f"S1 {build.label}: {plan.samples} samples ...")
                 yield end_to_end.s1(setup, build, samples=plan.samples)
         yield from _beside_reference(setup, plan, say)
+        if "S2d" in plan.scenarios:
+            yield from _sizes(setup, plan, say)
         for build in plan.builds:
             yield from _one_build(setup, plan, build, say)
     if "S4" in plan.scenarios:
@@ -69,6 +74,16 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
     if "S10" in plan.scenarios:
         say(f"S10: {plan.jobs} callbacks to Kafka ...")
         yield kafka.s10(setup, jobs=plan.jobs)
+
+
+def _sizes(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
+    for title, (size, fewer) in SIZES.items():
+        jobs = max(1, plan.jobs // fewer)
+        for build in plan.builds:
+            say(f"S2d {build.label}: {jobs} jobs of {title} ...")
+            yield end_to_end.s2d(
+                setup, build, title=title, size=size, jobs=jobs, aggregations=plan.aggregations
+            )
 
 
 def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]:

@@ -25,7 +25,7 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.buffer = bytearray()
-        self.unsent = b""
+        self.unsent: bytes | memoryview = b""
 
 
 def serve(handle: Handler, *, after_round: Callable[[], None] = lambda: None) -> None:
@@ -73,10 +73,11 @@ def _advance(connection: _Connection, event: int, handle: Handler, poll: select.
             if not data:
                 return False
             connection.buffer += data
-            connection.unsent += handle(connection.buffer)
+            if response := handle(connection.buffer):
+                connection.unsent = bytes(connection.unsent) + response
         if connection.unsent:
-            sent = connection.sock.send(connection.unsent)
-            connection.unsent = connection.unsent[sent:]
+            # A view, since a large response is sent in many steps.
+            connection.unsent = memoryview(connection.unsent)[connection.sock.send(connection.unsent) :]
         if connection.unsent or event & select.EPOLLOUT:
             poll.modify(connection.sock, select.EPOLLIN | (select.EPOLLOUT if connection.unsent else 0))
     except BlockingIOError:

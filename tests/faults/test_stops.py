@@ -101,7 +101,7 @@ async def test_f25_a_lease_answered_after_the_deadline_is_handed_back(
 
 
 @pytest.mark.row("F25")
-@pytest.mark.parametrize("size", [1, 200_000], ids=["small", "spooled"])
+@pytest.mark.parametrize("size", [1, 2_000_000], ids=["small", "spooled"])
 async def test_f25_a_hung_disk_delays_no_stop_and_no_lease(
     server: Valkey, folder: Path, sink: Sink, origin: Origin, size: int
 ) -> None:

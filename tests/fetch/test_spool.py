@@ -170,7 +170,7 @@ async def test_a_planted_symlink_leads_nowhere(tmp_path: Path, origin: Origin) -
 async def test_a_spool_that_has_been_deleted_is_our_own_fault(lab: Lab, origin: Origin) -> None:
     (own,) = lab.spool.iterdir()
     shutil.rmtree(own)
-    for size in (100_000, 3_000_000):
+    for size in (1_100_000, 3_000_000):
         outcome = await lab.fetch(origin.url(f"/bytes/{size}"), attempts=9)
         assert (outcome.verdict, outcome.error_code) == (Verdict.RELEASE, ErrorCode.STORAGE)
         assert outcome.error == "our own disk: No such file or directory"
@@ -278,7 +278,7 @@ trio.run(main, *sys.argv[1:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1000, 3_000_000])
+@pytest.mark.parametrize("size", [1000, 500_000, 3_000_000])
 @pytest.mark.parametrize(
     ("point", "stored"), [("first-byte", 0), ("before-fsync", 0), ("after-rename", 1), ("elsewhere", 1)]
 )

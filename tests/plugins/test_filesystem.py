@@ -25,6 +25,7 @@ from servers.mounts import tiny_disk
 from servers.plugins import opened_storage
 
 KEY = "NSb/NSb4FOAs9fVaQw"
+MIB = 1024 * 1024
 
 
 def small(data: bytes, *, still_ours: Callable[[], bool] = lambda: True) -> Body:
@@ -436,6 +437,25 @@ async def test_a_failure_in_a_batch_is_its_own_alone(storage: Storage, root: Pat
     assert sorted(failed) == ["bad/file", "broken", "lost"]
     assert len(list((root / "good").iterdir())) == 40
     assert not (root / "lost").exists()
+
+
+async def test_a_batch_of_large_files_is_small(storage: Storage, root: Path) -> None:
+    check = BlockingCheck()
+    written: list[int] = []
+
+    def count() -> bool:
+        written.append(sum(file.stat().st_size for file in (root / ".tmp").iterdir()))
+        return True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(storage.put, "busy", small(b"busy", still_ours=check))
+        await check.reached()
+        for index in range(20):
+            nursery.start_soon(storage.put, f"large/{index}", small(b"x" * MIB, still_ours=count))
+        await trio.testing.wait_all_tasks_blocked()
+        check.opened.set()
+    assert len(written) == 20
+    assert 4 * MIB < max(written) <= 8 * MIB
 
 
 @pytest.mark.slow

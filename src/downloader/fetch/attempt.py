@@ -14,11 +14,12 @@ from downloader.failpoints import failpoint
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
 from downloader.fetch.headers import HeaderMap, job_headers
+from downloader.fetch.memory import BodyMemory
 from downloader.fetch.partial import PartialFile, PartialFiles, Source
 from downloader.fetch.response import REDIRECTS, FileResponse, Hop, continuation, failure, success
 from downloader.fetch.robots import Robots
 from downloader.fetch.settings import FetchLimits, FetchSettings
-from downloader.fetch.sink import CompleteBody, Sink
+from downloader.fetch.sink import LOOP_BYTES, CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
 from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, now_ms
@@ -58,6 +59,7 @@ class Tools:
     transport: Transport
     partials: PartialFiles
     spool: Spool
+    memory: BodyMemory
     store: StoreFile
     robots: Robots | None = None
     """`None`: robots.txt is ignored."""
@@ -154,7 +156,7 @@ class Attempt:
         """Load the partial file of an earlier attempt, if any."""
         self._partial = self._tools.partials.take(self._lease.id)
         if self._partial is not None:
-            self._sink = Sink(self._tools.spool, head_bytes=SNIFF_BYTES)
+            self._sink = self._new_sink()
             if not await self._partial.load_into(self._sink):
                 self._partial = None
 
@@ -230,8 +232,12 @@ class Attempt:
             await self._sink.discard()
         partials = self._tools.partials
         name = await partials.begin(self._lease.id, response.source()) if partials.resumable else ""
-        self._sink = Sink(self._tools.spool, head_bytes=SNIFF_BYTES, name=name)
+        self._sink = self._new_sink(name)
         return self._sink
+
+    def _new_sink(self, name: str = "") -> Sink:
+        tools = self._tools
+        return Sink(tools.spool, tools.memory, self._lease.group, head_bytes=SNIFF_BYTES, name=name)
 
     async def _receive(
         self,
@@ -312,7 +318,8 @@ def _checked_mime(head: bytes, size: int | None, patterns: MimePatterns | None) 
 
 
 async def _pixels(mime: str, body: CompleteBody) -> str:
-    if body.path is not None:
-        return await trio.to_thread.run_sync(image_size, mime, body.path)
-    assert body.data is not None
-    return image_size(mime, body.data)
+    source = body.path if body.data is None else body.data
+    assert source is not None
+    if body.size <= LOOP_BYTES:
+        return image_size(mime, source)
+    return await trio.to_thread.run_sync(image_size, mime, source)

@@ -14,6 +14,7 @@ from downloader.errors import ConfigError
 from downloader.fetch.attempt import Attempt, OnProgress, StoreFile, Tools
 from downloader.fetch.errors import FetchError, Treatment, own_fault
 from downloader.fetch.headers import base_headers
+from downloader.fetch.memory import BodyMemory
 from downloader.fetch.partial import PartialFiles, ResumableFiles
 from downloader.fetch.retry import cooldown, decide
 from downloader.fetch.robots import OnCrawlDelay, Robots
@@ -122,6 +123,7 @@ async def open_fetcher(
             transport=transport,
             partials=partials,
             spool=spool,
+            memory=BodyMemory(limits.memory_bytes),
             store=store,
             robots=robots if settings.robots else None,
         )

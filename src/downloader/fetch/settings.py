@@ -44,6 +44,8 @@ class FetchLimits:
     """Seconds below `stall_bytes_per_s` after which an attempt fails."""
     stall_bytes_per_s: int = 1024
     redirects: int = 10
+    memory_bytes: int = 64 * 1024 * 1024
+    """For the bodies in memory of all attempts together: what 256 pictures of 250 KB take."""
     store_s: float = 120.0
     """Time limit of storing an empty file; longer than the storages' own timeouts, which give better
     errors."""

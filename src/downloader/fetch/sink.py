@@ -1,4 +1,4 @@
-"""Storage of a body during the transfer: in memory while small, then in a spool file."""
+"""Storage of a body during the transfer: in memory if there is room, else in a spool file."""
 
 from __future__ import annotations
 
@@ -15,17 +15,26 @@ from pathlib import Path
 import trio
 
 from downloader.failpoints import failpoint
+from downloader.fetch.memory import BodyMemory
 from downloader.fetch.spool import Spool
 from downloader.tasks import background
 
-SMALL_BYTES = 64 * 1024
-"""Largest body that stays in memory and is stored in one step; most files of the web are smaller."""
-
 BUFFER_BYTES = 1024 * 1024
-"""Bytes that a thread writes in one call; writing 64 KiB per call takes three times as long (measured)."""
+"""Largest body that stays in memory, if there is room, and is stored in one step. Of a larger body a thread
+writes this many bytes in one call; writing 64 KiB per call takes three times as long (measured)."""
+
+ALWAYS_BYTES = 64 * 1024
+"""Bytes that each body may have in memory without room too: small files stay cheap, and no thread writes
+less."""
+
+LOOP_BYTES = 256 * 1024
+"""Largest body that is hashed in the event loop, which takes 0.1 ms; a thread would cost more."""
 
 _SCRAP_BYTES = 8 * 1024
 """Smaller chunks are joined, so that a buffer has a few hundred chunks at most."""
+
+_JOINED_BYTES = 64 * 1024
+"""Joined chunks are of about this size."""
 
 _IOV_MAX = 256
 """Chunks of one `writev`; in practice every system permits at least 256 (POSIX requires 16)."""
@@ -51,10 +60,20 @@ class Sink:
     """Receiver of one body of any length, with at most two buffers in memory.
 
     `head` has the first `head_bytes` bytes. The spool file is called `name`; empty: a random name.
+    The bytes in memory count in `memory` for the aggregation, until `discard`. A body without room there is
+    written as it arrives: the next bytes are received when the bytes before have been written.
     """
 
-    def __init__(self, spool: Spool, *, head_bytes: int, name: str = "") -> None:
+    def __init__(
+        self, spool: Spool, memory: BodyMemory, aggregation: str, *, head_bytes: int, name: str = ""
+    ) -> None:
         self._spool = spool
+        self._memory = memory
+        self._aggregation = aggregation
+        self._held = 0
+        """Bytes that count in `memory`."""
+        self._crowded = False
+        """Whether some of the bytes in memory found no room."""
         self._given_name = name
         self._head_bytes = head_bytes
         self._head = b""
@@ -75,8 +94,8 @@ class Sink:
 
     @property
     def full(self) -> bool:
-        """Whether the buffer in memory is full and has to be written."""
-        return self._buffered >= BUFFER_BYTES
+        """Whether the buffer in memory has to be written."""
+        return self._buffered > BUFFER_BYTES or (self._crowded and self._buffered >= ALWAYS_BYTES)
 
     @property
     def _flushed(self) -> bool:
@@ -94,12 +113,15 @@ class Sink:
         """Append bytes to the buffer in memory."""
         self._buffered += len(chunk)
         self.size += len(chunk)
+        self._held += len(chunk)
+        if not self._memory.hold(self._aggregation, len(chunk)):
+            self._crowded = True
         if len(chunk) >= _SCRAP_BYTES:
             self._chunks.append(chunk)
             return
         # As objects of their own, chunks of one byte would take a hundred times the memory.
         last = self._chunks[-1] if self._chunks else None
-        if isinstance(last, bytearray) and len(last) < SMALL_BYTES:
+        if isinstance(last, bytearray) and len(last) < _JOINED_BYTES:
             last += chunk
         else:
             self._chunks.append(bytearray(chunk))
@@ -136,7 +158,7 @@ class Sink:
         """Write to the spool file in a background task.
 
         Yields a coroutine function that waits until the previous buffer has been written, then hands over the
-        buffer in memory.
+        buffer in memory. A buffer without room in memory has been written when the function returns.
 
         Raises:
             OSError: the disk refuses it.
@@ -147,10 +169,15 @@ class Sink:
             task_status.started()
             with receiver:
                 async for chunks in receiver:
-                    await trio.to_thread.run_sync(self._write, chunks, limiter=self._spool.threads)
+                    if chunks:
+                        await trio.to_thread.run_sync(self._write, chunks, limiter=self._spool.threads)
+                        self._let_go(sum(map(len, chunks)))
 
         async def hand_over() -> None:
+            crowded, self._crowded = self._crowded, False
             await sender.send(self._take())
+            if crowded:
+                await sender.send([])  # is received when the bytes before have been written
 
         async with background(write, stop=sender.close):
             yield hand_over
@@ -161,20 +188,32 @@ class Sink:
         Raises:
             OSError: the disk refuses it.
         """
-        if self.size <= SMALL_BYTES:
-            data = b"".join(self._chunks)
-            for digest in self._hashes.values():
-                digest.update(data)
+        if not self._flushed and not self._name:
+            data = b"".join(self._take())
+            if len(data) <= LOOP_BYTES:
+                self._hash(data)
+            else:
+                await trio.to_thread.run_sync(self._hash, data)
             return CompleteBody(size=self.size, sha256=self.digest("sha256"), data=data)
         await trio.to_thread.run_sync(self._finish, self._take(), limiter=self._spool.threads)
+        self._let_go(self._held)
         return CompleteBody(size=self.size, sha256=self.digest("sha256"), path=self._spool.path / self._name)
 
     async def discard(self) -> None:
         """Delete the spool file, if still in the spool; also when cancelled. Never raises."""
         self._chunks = []
+        self._let_go(self._held)
         if self._name:
             with trio.move_on_after(_CLEANUP_S, shield=True):
                 await trio.to_thread.run_sync(self._remove, abandon_on_cancel=True)
+
+    def _let_go(self, size: int) -> None:
+        self._held -= size
+        self._memory.let_go(self._aggregation, size)
+
+    def _hash(self, data: bytes | bytearray) -> None:
+        for each in self._hashes.values():
+            each.update(data)
 
     def _take(self) -> list[bytes | bytearray]:
         if not self._flushed:
@@ -185,9 +224,8 @@ class Sink:
     def _write(self, chunks: list[bytes | bytearray]) -> None:
         if self._descriptor < 0:
             self._name, self._descriptor = self._spool.create(self._given_name)
-        for digest in self._hashes.values():
-            for chunk in chunks:
-                digest.update(chunk)
+        for chunk in chunks:
+            self._hash(chunk)
         views = deque(memoryview(chunk) for chunk in chunks)
         length = sum(map(len, views))
         while views:
@@ -213,8 +251,7 @@ class Sink:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             if self.size < self._head_bytes:
                 self._head = (self._head + data)[: self._head_bytes]
-            for digest in self._hashes.values():
-                digest.update(data)
+            self._hash(data)
             self.size += len(data)
 
     def _close(self) -> None:

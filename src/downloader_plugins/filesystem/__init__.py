@@ -33,6 +33,8 @@ smaller and cost more: 0.23 ms of CPU a file with four, 0.19 ms with one."""
 _BATCH_FOLDERS = 256
 """Most folders in a batch; each is an open descriptor, of which a process may have 1,024 only. A file usually
 needs two folders, but clients may ask for hundreds."""
+_FOLDER_BYTES = 32 * 1024
+"""So many bytes count as one more folder: a batch has 8 MiB at most, and no file waits long for others."""
 _OTHER_THREADS = 16
 """Threads for large files, deletions and look-ups, apart from Trio's default limit."""
 _FINISH_S = 5.0
@@ -103,7 +105,7 @@ class _Filesystem:
         self.small: GroupCommit[tree.Put, Exception | None] = host.group_commit(
             self._write,
             max_batch=_BATCH_FILES,
-            weight=lambda put: len(put.parts),
+            weight=lambda put: len(put.parts) + len(put.data) // _FOLDER_BYTES,
             max_weight=_BATCH_FOLDERS,
             finish_s=_FINISH_S,
         )
