@@ -25,8 +25,8 @@ from downloader.api.routes import ROUTES
 from downloader.cli import COMMANDS, make_app
 from downloader.config.models import Settings
 from downloader.model import ErrorCode
+from downloader.observe import Event
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
-from downloader.observe.events import Event
 from downloader.observe.metrics import METRICS
 from downloader.service.predecessor import NOTIFIER_NAMES, PROCESSOR_NAMES
 from downloader.store import KEYS, load_scripts

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from downloader.observe.events import Event
+from downloader.observe import Event
 
 ROOT = Path(__file__).parents[2]
 CODE = "\n".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py") if path.name != "events.py")

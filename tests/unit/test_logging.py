@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from downloader.observe.events import Event
-from downloader.observe.logging import configure, get_logger
+from downloader.observe import Event, configure, get_logger
 from downloader.printable import escape
 
 Lines = Callable[[], list[str]]

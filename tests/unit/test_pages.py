@@ -12,7 +12,7 @@ from downloader.api import fields, parse
 from downloader.api.problems import CODES
 from downloader.config.read import known_keys
 from downloader.model import ErrorCode, State
-from downloader.observe.events import Event
+from downloader.observe import Event
 
 ROOT = Path(__file__).parents[2]
 API = Path(fields.__file__).parent

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from downloader.config.read import known_keys
-from downloader.observe.events import Event
+from downloader.observe import Event
 from downloader.testing import NotifierContract, StorageContract
 from downloader_plugins.file_notifier import FileNotifierSettings
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from downloader.cli.options import Json
+from downloader.cli.options import LOCAL, Json, Service, connect, for_each
 from downloader.cli.output import Cell, local_time, show_table, write_json, write_result
-from downloader.cli.remote import LOCAL, Service, connect, for_each
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from downloader.cli.options import Json
+from downloader.cli.options import LOCAL, Json, Service, connect, for_each
 from downloader.cli.output import Cell, local_time, print_rows, show_table, write, write_json, write_result
-from downloader.cli.remote import LOCAL, Service, connect, for_each
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -1,11 +1,13 @@
-"""Flags common to several commands, and reading of the files named by flags."""
+"""What several commands share: flags, the files that flags name, and the client of a running service."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +15,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from downloader.errors import ConfigError
+from downloader.printable import escape
 
 if TYPE_CHECKING:
+    from downloader.client import ApiProblem, Client
     from downloader.config import Settings
 
 HOST_LIMIT = 4
@@ -24,6 +28,41 @@ Config = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 Host = Annotated[str | None, Parameter(name="--host")]
 Port = Annotated[int | None, Parameter(name="--port", validator=Number(gte=0, lte=65535))]
 Json = Annotated[bool, Parameter(name="--json", show_default=False)]
+
+
+API = "http://127.0.0.1:8000"
+"""Same as `downloader.client.DEFAULT_URL`, which would slow down `--help` by its imports."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """The flags that identify the service."""
+
+    api: Annotated[str, Parameter(name="--api", env_var="DOWNLOADER_API")] = API
+    """Address of the service."""
+    token: Annotated[str, Parameter(name="--token", env_var="DOWNLOADER_TOKEN", show_default=False)] = ""
+    """Token of the service. Others on this machine can see it; prefer the variable."""
+
+
+LOCAL = Service()
+"""The default: a service on this machine, without a token."""
+
+_USAGE = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.MISDIRECTED_REQUEST,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+"""Statuses of responses that mean: change the command line or the token."""
+
+_HINTS: Mapping[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "; set DOWNLOADER_TOKEN to one of the service's [[api.tokens]]",
+    HTTPStatus.FORBIDDEN: "; use another token",
+}
 
 
 def load(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
@@ -58,3 +97,57 @@ def read_lines(source: str) -> Iterator[tuple[str, str]]:
         raise ConfigError(f"{name}: not a text file in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+@contextlib.contextmanager
+def connect(service: Service, *, retries: int = 0) -> Iterator[Client]:
+    """Open a client; a refusal by the service becomes an error with the right exit status.
+
+    Args:
+        service: address and token.
+        retries: further tries of a failed request; by default none, so that a person sees an error at once.
+
+    Raises:
+        ConfigError: the service refused, and the command line or the token has to be changed.
+        ClientError: anything else went wrong.
+    """
+    from downloader.client import ApiProblem, Client
+
+    with Client(service.api, token=service.token, retries=retries) as client:
+        try:
+            yield client
+        except ApiProblem as problem:
+            if problem.status in _USAGE:
+                raise ConfigError(explain(problem)) from problem
+            raise
+
+
+def explain(problem: ApiProblem) -> str:
+    """One line for the user: status, text, and a hint."""
+    words = " ".join(str(word) for word in (problem.status, problem.code) if word)
+    return f"{words}: {problem}{_HINTS.get(problem.status, '')}"
+
+
+def for_each(names: Sequence[str], act: Callable[[Client, str], None], service: Service) -> int:
+    """Call `act` for each job or aggregation; return the exit status.
+
+    An unknown name, or one in the wrong state, gives a line on standard error.
+
+    Raises:
+        ConfigError: no names are given.
+    """
+    from downloader.client import ApiProblem
+
+    if not names:
+        raise ConfigError("nothing to do: give an id or a name")
+    status = 0
+    with connect(service) as client:
+        for name in names:
+            try:
+                act(client, name)
+            except ApiProblem as problem:
+                if problem.status not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
+                    raise
+                status = 1
+                sys.stderr.write(f"downloader: {escape(name)}: {explain(problem)}\n")
+    return status

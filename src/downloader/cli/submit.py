@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.options import HOST_LIMIT, Json, read_lines
-from downloader.cli.remote import LOCAL, Service, connect
+from downloader.cli.options import HOST_LIMIT, LOCAL, Json, Service, connect, read_lines
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:

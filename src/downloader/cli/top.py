@@ -8,9 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from downloader.cli.options import Json
+from downloader.cli.options import LOCAL, Json, Service, connect
 from downloader.cli.output import write_json
-from downloader.cli.remote import LOCAL, Service, connect
 from downloader.errors import DownloaderError
 
 if TYPE_CHECKING:

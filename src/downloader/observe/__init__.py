@@ -14,8 +14,7 @@ from downloader.observe.counters import (
     Counters,
     by_name,
 )
-from downloader.observe.events import Event
-from downloader.observe.logging import configure, get_logger
+from downloader.observe.logging import Event, configure, get_logger
 from downloader.observe.metrics import KINDS, METRICS, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces

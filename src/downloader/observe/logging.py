@@ -1,6 +1,6 @@
 """Structured logs on standard error: JSON for programs, aligned lines for people.
 
-Get a logger with `get_logger()`, name the event from `downloader.observe.events`, give the rest as fields:
+Get a logger with `get_logger()`, name the `Event`, give the rest as fields:
 `log.info(Event.JOB_FAILED, job=lease.id, aggr=lease.spec.aggr_id, error=outcome.error)`. URLs go through
 `downloader.net.redact_url` first.
 """
@@ -12,11 +12,11 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from enum import StrEnum
 from typing import Any, Literal, TextIO
 
 import structlog
 
-from downloader.observe.events import Event
 from downloader.printable import cut, escape, escape_all
 
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
@@ -25,6 +25,88 @@ _PLAIN = re.compile(r"[!#-<>-\[\]-~]+")
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 EventDict = MutableMapping[str, Any]
+
+
+class Event(StrEnum):
+    """The first word of a log line (`event` in JSON).
+
+    The names do not change, because operators search and alert on them.
+    """
+
+    SERVICE_STARTED = "service.started"
+    """All roles of this instance run."""
+    SERVICE_STOPPING = "service.stopping"
+    """A signal was received: no new work begins, work in flight has the grace period."""
+    SERVICE_STOPPED = "service.stopped"
+    """The process exits: all work is done or handed back, or `reason` says what hangs."""
+    SERVICE_FAILED = "service.failed"
+    """A part ended with an unexpected error; the process exits and should be restarted."""
+    CONFIG_DEPRECATED = "config.deprecated"
+    """The configuration uses a deprecated form, which still works."""
+    API_LISTENING = "api.listening"
+    """The HTTP API takes requests; `page` is the address of the web page."""
+    API_OPEN = "api.open"
+    """The API listens on more than loopback and has no tokens: every client that reaches it may use it."""
+    API_REFUSED = "api.refused"
+    """A request was refused for its token, or for being a browser's cross-site form."""
+    API_FAILED = "api.failed"
+    """A request raised an unexpected error. The client got a 500, or a response that was cut off."""
+    JOB_ACCEPTED = "job.accepted"
+    """A job was taken in and is in the store."""
+    JOB_SUCCEEDED = "job.succeeded"
+    """The file is stored; terminal."""
+    JOB_FAILED = "job.failed"
+    """The download failed for good; terminal."""
+    JOB_RETRY = "job.retry"
+    """An attempt failed, another one follows."""
+    JOB_RELEASED = "job.released"
+    """A job was handed back without counting the attempt: a stop, or our own disk, storage or store."""
+    JOB_THROTTLED = "job.throttled"
+    """The origin asked for a pause: the job's aggregation cools down, and the attempt does not count."""
+    JOB_POISON = "job.poison"
+    """The job's workers died too often; terminal."""
+    JOB_CANCELLED = "job.cancelled"
+    """A client has cancelled the job; terminal."""
+    CALLBACK_DELIVERED = "callback.delivered"
+    """The peer has acknowledged the callback."""
+    CALLBACK_RETRY = "callback.retry"
+    """A callback was not delivered, another attempt follows."""
+    CALLBACK_FAILED = "callback.failed"
+    """A callback was given up; it is kept and can be sent again."""
+    CALLBACK_RELEASED = "callback.released"
+    """A callback was handed back without counting the attempt: a stop, or a backend that fails or is full."""
+    BACKEND_FAILED = "backend.failed"
+    """A notifier plugin raised, hung or gave no proper answer; at level debug once it is unhealthy."""
+    BACKEND_UNHEALTHY = "backend.unhealthy"
+    """A notifier plugin keeps failing: its callbacks wait, the other backends are not affected."""
+    BACKEND_HEALTHY = "backend.healthy"
+    """A notifier plugin delivers again."""
+    PLUGIN_NOT_CLOSED = "plugin.not_closed"
+    """A plugin failed or hung while it was closed; the stop went on without it."""
+    LEASE_LOST = "lease.lost"
+    """Another instance has taken the task; the work of this one has no effect."""
+    LEASE_NOT_RENEWED = "lease.not_renewed"
+    """The store did not prolong leases; tried again soon. The work on a lease that ends is cancelled."""
+    SWEEP_RECOVERED = "sweep.recovered"
+    """Tasks of instances that died were handed back."""
+    FILE_DELETED = "file.deleted"
+    """A stored file was deleted because its time was up."""
+    FILE_UNDELETABLE = "file.undeletable"
+    """A stored file could not be deleted; it is tried again."""
+    DISK_FULL = "disk.full"
+    """The spool's disk is above the high-water mark; no download is begun."""
+    DISK_RESUMED = "disk.resumed"
+    """The spool's disk is below the low-water mark again."""
+    STORE_UNAVAILABLE = "store.unavailable"
+    """Redis or Valkey cannot be reached or cannot write; it is tried again."""
+    STORE_EVICTS = "store.evicts"
+    """The server deletes keys that have a time to live when its memory is full; it should refuse writes."""
+    STORE_EMPTY = "store.empty"
+    """The store came back without the data that it had acknowledged."""
+    TRACES_UNAVAILABLE = "traces.unavailable"
+    """The environment asks for traces, but what exports them is not installed; the service runs without."""
+    LIBRARY = "library"
+    """A message of a library (quart, redis, asyncio), in `message`, with its `logger`."""
 
 
 def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:

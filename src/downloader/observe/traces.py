@@ -15,8 +15,7 @@ from typing import Any
 
 import trio
 
-from downloader.observe.events import Event
-from downloader.observe.logging import get_logger
+from downloader.observe.logging import Event, get_logger
 
 Attributes = Mapping[str, str | int]
 
