@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from downloader.wire.base import Integer, Moment, WireModel
+from downloader.wire.base import Cursor, Integer, Moment, WireModel
 
 MAX_INT = 2**31 - 1
 """Largest limit or timeout: the largest 32-bit integer, which some clients send for "no limit"."""
@@ -71,8 +71,7 @@ class AggregationPage(WireModel):
     """A page of aggregations; within it the busiest come first."""
 
     aggregations: Sequence[Aggregation]
-    cursor: str
-    """Of the next page; empty at the end."""
+    cursor: Cursor
     total: Annotated[int | None, Field(exclude_if=lambda total: total is None)] = None
     """With `q` or `sort`: how many match, on all pages."""
 

@@ -60,6 +60,9 @@ Moment = Annotated[
 """A time, in JSON as RFC 3339 in UTC."""
 
 
+Cursor = Annotated[str, Field(description="Of the next page; empty at the end.")]
+
+
 def optional(**schema: Any) -> Any:
     """A member that is left out while it is empty or false."""
     return Field(exclude_if=not_, **schema)

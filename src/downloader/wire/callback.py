@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict
 
 from downloader.model import JobSpec, Outcome, Verdict
 
@@ -48,31 +48,28 @@ class Callback(BaseModel):
     """Attempts that counted against the retries."""
 
 
-_CALLBACK = TypeAdapter(Callback)
-
-
 def callback_body(spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str) -> bytes:
     """The body of the callback of a job that has ended, in ASCII; the same for every backend."""
     success = outcome.verdict is Verdict.SUCCEEDED
-    fields = {
-        "success": success,
-        "error": outcome.error,
-        "extra": spec.extra,
-        "resource_url": spec.url,
-        "download_url": download_url if success else "",
-        "job_id": spec.id,
-        "response_code": outcome.response_code,
-        "delivered": True,
-        "delivery_error": "",
-        "image_size": outcome.file.image_size,
-        "error_code": str(outcome.error_code),
-        "size": outcome.file.size,
-        "sha256": outcome.file.sha256,
-        "mime_type": outcome.file.mime_type,
-        "attempts": attempts,
-    }
-    try:
-        callback = _CALLBACK.validator.validate_python(fields)
-        return _CALLBACK.serializer.to_json(callback, ensure_ascii=True)
-    except ValueError:  # a lone surrogate in `extra`, which has no form in UTF-8
-        return json.dumps(fields, separators=(",", ":")).encode("ascii")
+    # Unchecked: `extra` may have a lone surrogate, which pydantic refuses and JSON in ASCII can express.
+    callback = Callback.model_construct(
+        success=success,
+        error=outcome.error,
+        extra=spec.extra,
+        resource_url=spec.url,
+        download_url=download_url if success else "",
+        job_id=spec.id,
+        response_code=outcome.response_code,
+        delivered=True,
+        delivery_error="",
+        image_size=outcome.file.image_size,
+        error_code=str(outcome.error_code),
+        size=outcome.file.size,
+        sha256=outcome.file.sha256,
+        mime_type=outcome.file.mime_type,
+        attempts=attempts,
+    )
+    return _encode(dict(callback)).encode("ascii")
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
+from pydantic import Field
+
 from downloader.model import State
-from downloader.wire.base import Moment, WireModel, optional
-from downloader.wire.problem import Fault
+from downloader.wire.base import Cursor, Moment, WireModel, optional
+from downloader.wire.problem import Warnings
 
 _ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+
+
+JobId = Annotated[
+    str, Field(description="For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback.")
+]
+
+RedactedUrl = Annotated[str, Field(description="Passwords and query values are hidden.")]
 
 
 class Accepted(WireModel):
     """A job by its id."""
 
-    id: str
-    """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
-    warnings: Annotated[Sequence[Fault], optional()] = ()
-    """Fields and headers of a job that are ignored; at most ten."""
+    id: JobId
+    warnings: Warnings = ()
 
 
 class AcceptedLine(Accepted):
@@ -76,18 +83,15 @@ class JobCallback(Task):
     """The callback of a job whose download has ended."""
 
     type: str
-    destination: str
-    """Passwords and query values are hidden."""
+    destination: RedactedUrl
 
 
 class Job(Task):
     """A job; the fields of a task are those of its download."""
 
-    id: str
-    """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
+    id: JobId
     aggr_id: str
-    url: str
-    """Passwords and query values are hidden."""
+    url: RedactedUrl
     created_at: Moment | None = None
     crashes: int = 0
     """How often an instance that worked on it died."""
@@ -117,11 +121,9 @@ class Job(Task):
 class ListedJob(WireModel):
     """A job in a list."""
 
-    id: str
-    """For `GET /jobs/<id>` and `POST /retry/<id>`; also in the callback."""
+    id: JobId
     aggr_id: str
-    url: str = ""
-    """Passwords and query values are hidden."""
+    url: RedactedUrl = ""
     state: str
     """The state of its download."""
     callback: str | None = None
@@ -142,8 +144,7 @@ class JobPage(WireModel):
     """Some jobs. A page is empty only if none follow."""
 
     jobs: Sequence[ListedJob]
-    cursor: str
-    """Of the next page; empty at the end."""
+    cursor: Cursor
 
 
 class FailurePage(WireModel):
@@ -158,5 +159,4 @@ class Retried(WireModel):
 
     retried: int
     """How many callbacks of the page."""
-    cursor: str
-    """Of the next page; empty at the end."""
+    cursor: Cursor

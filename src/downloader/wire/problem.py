@@ -11,29 +11,32 @@ from downloader.model import status_phrase
 from downloader.wire.base import WireModel, optional
 
 
-class Fault(WireModel):
-    """An error in one field of a job, or a warning about it."""
-
+class _Error(WireModel):
     code: str
     """Stable, for programs."""
     detail: str
     """One sentence for people; may change."""
+
+
+class Fault(_Error):
+    """An error in one field of a job, or a warning about it."""
+
     field: str
 
 
-class LineProblem(WireModel):
+Warnings = Annotated[
+    Sequence[Fault], optional(description="Fields and headers of a job that are ignored; at most ten.")
+]
+
+
+class LineProblem(_Error):
     """A problem with one line of `POST /downloads`."""
 
-    code: str
-    """Stable, for programs."""
-    detail: str
-    """One sentence for people; may change."""
     field: Annotated[str, optional()] = ""
     """The field of the body, the header or the parameter at fault."""
     errors: Annotated[Sequence[Fault], optional()] = ()
     """All errors of a job; the first is also in `code`, `detail` and `field`."""
-    warnings: Annotated[Sequence[Fault], optional()] = ()
-    """Fields and headers of a job that are ignored; at most ten."""
+    warnings: Warnings = ()
 
 
 class Problem(LineProblem):
