@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import trio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from downloader.errors import StorageError
 from downloader.notify import Delivered, Host, Notifier, Payload, Rejected, Result, RetryLater, parse_section
@@ -22,10 +22,8 @@ _DEADLINE_S = 30.0
 _MIME_TYPE = "application/json"
 
 
-class FileNotifierSettings(BaseModel):
+class FileNotifierSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """`[backends.storage]`, which has no keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 @asynccontextmanager
@@ -41,8 +39,6 @@ async def open_file_notifier(section: Mapping[str, Any], host: Host) -> AsyncIte
 
 @dataclass(frozen=True, slots=True)
 class _FileNotifier:
-    """The notifier."""
-
     storage: Storage
 
     async def deliver(self, destination: str, payload: Payload) -> Result:

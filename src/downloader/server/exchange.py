@@ -85,16 +85,7 @@ _INTERNAL = HttpError(
     HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "An internal error; the service's log has it."
 )
 
-_MALFORMED = Head(
-    method="",
-    target=b"/",
-    version="1.1",
-    headers=[],
-    chunked=False,
-    length=0,
-    keeps=False,
-    expects_continue=False,
-)
+_MALFORMED = parse_head(b"GET / HTTP/1.1\r\nHost: unknown\r\nConnection: close\r\n\r\n", most_headers=2)
 """Stands for a head that is refused."""
 
 _log = get_logger()

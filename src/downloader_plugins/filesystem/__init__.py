@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import trio
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator
 
 from downloader.errors import PluginError
 from downloader.storage import (
@@ -57,10 +57,8 @@ def _mode(value: object) -> str:
     return text
 
 
-class FilesystemSettings(BaseModel):
+class FilesystemSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """`[processor.filestorage]` with `type = "filesystem"`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     rootdir: Annotated[Path, AfterValidator(_absolute)]
     """The folder; created if it is missing."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import httpx2
 import trio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from standardwebhooks import Webhook
 
 from downloader.errors import ConfigError, PluginError
@@ -67,10 +67,8 @@ _FIELDS = (
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class HttpSettings(BaseModel):
+class HttpSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """`[backends.http]`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     timeout: Seconds = 30.0
     """Seconds for a whole delivery."""
@@ -137,8 +135,6 @@ def _tls(ca_file: str) -> ssl.SSLContext | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Http:
-    """The notifier."""
-
     timeout_s: float
     answer_s: float
     signers: tuple[Webhook, ...]

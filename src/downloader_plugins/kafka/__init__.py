@@ -72,8 +72,6 @@ def _allows(patterns: list[str]) -> Callable[[str], object]:
 
 @dataclass(slots=True, kw_only=True)
 class _Kafka:
-    """The notifier."""
-
     link: Link
     timeout_s: float
     topics: list[str]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from downloader.errors import PluginError
 from downloader.notify import parse_section
@@ -47,10 +47,8 @@ def _compression(value: str) -> str:
     return value
 
 
-class KafkaSettings(BaseModel):
+class KafkaSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
     """`[backends.kafka]`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     bootstrap_servers: Annotated[
         list[Annotated[str, AfterValidator(_server)]], BeforeValidator(_servers), Field(min_length=1)

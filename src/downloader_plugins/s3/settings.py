@@ -92,16 +92,13 @@ def object_url(name: str, region: str, key: str, *, endpoint_url: str) -> str:
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
     """
-    base = endpoint_url or f"https://s3.{region}.{_suffix(region)}"
+    suffix = next(suffix for beginning, suffix in _SUFFIXES if region.startswith(beginning))
+    base = endpoint_url or f"https://s3.{region}.{suffix}"
     # AWS has the bucket's name in the host, except a name with dots, for which there is no certificate.
     if endpoint_url or "." in name:
         return f"{base}/{name}/{quote(key)}"
     scheme, _, rest = base.partition("://")
     return f"{scheme}://{name}.{rest}/{quote(key)}"
-
-
-def _suffix(region: str) -> str:
-    return next(suffix for beginning, suffix in _SUFFIXES if region.startswith(beginning))
 
 
 MAX_METADATA_BYTES = 2048

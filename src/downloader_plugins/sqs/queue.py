@@ -116,7 +116,9 @@ def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
     if account is None:
         raise BadDestination("the callback's destination is no queue's URL: its path is /ACCOUNT/NAME")
     name = _checked(account[2])
-    return Queue(name=name, region=region, url=f"{_usual_base(origin.host, region)}{path}", look_up=False)
+    # In the form that SQS returns, whichever of its host names the client has used.
+    base = f"https://sqs.{region}.amazonaws.com{'.cn' if origin.host.endswith('.cn') else ''}"
+    return Queue(name=name, region=region, url=f"{base}{path}", look_up=False)
 
 
 def permitted(queue: Queue, patterns: Sequence[str]) -> Queue | None:
@@ -163,10 +165,6 @@ def deduplication_id(job_id: str, body: bytes) -> str:
     if not isinstance(payload, dict) or payload.get("success") is not False:
         return job_id
     return f"{job_id}-{hashlib.sha256(body).hexdigest()[:16]}"
-
-
-def _usual_base(host: str, region: str) -> str:
-    return f"https://sqs.{region}.amazonaws.com{'.cn' if host.endswith('.cn') else ''}"
 
 
 def _fits(url: str, pattern: str) -> bool:
