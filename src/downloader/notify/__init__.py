@@ -1,4 +1,4 @@
-"""Callbacks: the interface of notifier plugins, and how the service opens and calls them."""
+"""Callbacks: the interface of notifier plugins, and the code that opens and calls notifiers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Decides which callbacks may be sent to their backend now, so that a failing plugin affects no other.
+"""The decision which callbacks may be sent now, so that a failing backend does not affect other backends.
 
-The *bulkhead* limits the slots of the process that one backend may take. While a backend's circuit breaker is
-open, only probes are sent to it. A callback that may not be sent is released: it returns to the queue without
-using up an attempt.
+The *bulkhead* limits the slots of the process that a backend may take. While a backend's circuit breaker is
+open, the backend gets only probes. A callback that may not be sent is released: it returns to the queue, and
+no attempt is counted.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from downloader.observe import Event, get_logger
 _log = get_logger()
 
 BACKEND_SHARE = 0.75
-"""One backend may hold at most 75% of the slots that other backends leave free. The rest stays free for the
-others, also when a second backend hangs."""
+"""A backend may hold at most 75% of the slots that other backends leave free. The remaining slots stay free
+even if a second backend hangs."""
 
 STALL_S = 0.5
-"""How long a callback waits for a slot of a backend that has used up its share and completes nothing."""
+"""How long a callback waits for a slot of a backend that uses its whole share and completes no delivery."""
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
-"""Limits of the delay of a released callback. Between them the delay is as long as the failure has lasted.
-The shortest delay limits the load on the store, the longest one the time to recover."""
+"""Limits of the delay of a released callback. Within the limits the delay is as long as the failure has
+lasted. The shortest delay limits the load on the store, the longest delay the time to recover."""
 
 UNKNOWN_RELEASES_PER_S = 100
-"""Target rate at which this process leases and releases callbacks whose backend is not configured here.
+"""Target rate at which the process leases and releases callbacks for backends that are not configured here.
 
-Each costs 0.3 ms of CPU. Their delay grows with their number, so that the rate stays at this value. The delay
-ends at `LONGEST_S`; with more callbacks than that allows, the rate is higher.
+A release costs 0.3 ms of CPU. The delay of the callbacks grows with their number, which keeps the rate at
+this value until the delay reaches `LONGEST_S`. With even more such callbacks the rate is higher.
 """
 
 _MISSING_NAMES = 100
-"""How many unknown backends are logged, once each; jobs can name any number."""
+"""Number of unknown backends that are logged. Jobs can name any number of backends."""
 
 JITTER = 0.25
-"""Each delay is up to this part shorter or longer, so that callbacks do not all return at once."""
+"""A delay is varied by up to this fraction, so that callbacks do not all return at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The share is in use, but deliveries end: wait for a slot."""
+    """All slots of the share are in use, but deliveries end: wait for a slot."""
 
     until: float
     """Trio time."""
@@ -59,12 +59,12 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """The callback is to be released, without using up an attempt."""
+    """The callback is to be released, and no attempt is counted."""
 
     delay_s: float
-    """Until it may be leased again, by any instance."""
+    """Seconds until the callback may be leased again, by any instance."""
     reason: str = ""
-    """Shown in the job's record; may be empty."""
+    """Shown in the job's log; may be empty."""
 
 
 Admission = Admitted | Wait | Deferred
@@ -78,17 +78,17 @@ def share(slots: int, *, others: int, backends: int) -> int:
 
 
 def admit(now: float, health: BackendHealth, *, room: bool, begun_at: float, moved_at: float) -> Admission:
-    """Whether one more callback may be sent to a backend; pure. Times are Trio's.
+    """Whether a further callback may be sent to a backend; pure. Times are Trio's.
 
-    An unhealthy backend gets probes, which are callbacks, at pauses that double; a probe that hangs does not
-    block the next one. Without room the callbacks of a healthy backend wait while deliveries end.
+    An unhealthy backend gets only probes (which are callbacks), with pauses that double. A hanging probe does
+    not block the next one. Without room, the callbacks of a healthy backend wait as long as deliveries end.
 
     Args:
         now: the time.
         health: of the backend.
-        room: whether it has fewer callbacks in flight than its share.
-        begun_at: when its last delivery began.
-        moved_at: when a delivery last ended, or when the first one in flight began.
+        room: whether the backend has fewer callbacks in flight than its share.
+        begun_at: when the backend's last delivery began.
+        moved_at: when a delivery last ended, or when the first delivery in flight began.
     """
     if not health.healthy:
         last = max(health.lost_at, begun_at)
@@ -106,34 +106,34 @@ def _bounded(seconds: float) -> float:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A slot, held by one callback in flight."""
+    """A slot, held by a callback in flight."""
 
     backend: str
     begun_at: float
     proven: bool
-    """Whether its destination has answered lately."""
-    late: bool = False
-    """Whether `note_late` has counted it."""
+    """Whether the destination has answered lately."""
+    counted_late: bool = False
+    """Whether `note_late` has counted a failure for this delivery."""
 
 
 @dataclass(slots=True)
 class _Backend:
-    """The callbacks in flight to one backend."""
+    """The callbacks in flight to a backend."""
 
     slots: dict[Slot, None] = field(default_factory=dict)
     """Oldest first."""
     unproven: int = 0
-    """How many of them go to destinations that have not answered lately."""
+    """Number of slots with destinations that have not answered lately."""
     begun_at: float = 0.0
     moved_at: float = 0.0
     waiting: Mapping[bool, trio.lowlevel.ParkingLot] = field(
         default_factory=lambda: {proven: trio.lowlevel.ParkingLot() for proven in (True, False)}
     )
-    """Tasks that wait for a slot, by whether the destination of their callback is proven."""
+    """Tasks that wait for a slot, by whether the destination is proven."""
 
 
 class Bulkhead:
-    """Distributes the slots of one process among its configured backends; `rng` gives the delays' jitter."""
+    """Distributes the slots of a process among the configured backends; `rng` is for the jitter of delays."""
 
     def __init__(self, backends: Iterable[str], *, slots: int, rng: random.Random) -> None:
         self._backends = {name: _Backend() for name in backends}
@@ -146,13 +146,14 @@ class Bulkhead:
         self.health = Breakers(self._backends)
 
     async def acquire(self, name: str, *, proven: bool = True) -> Slot | Deferred:
-        """Get a slot, possibly after a short wait; the caller passes it to `release`.
+        """Get a slot, possibly after a short wait; the caller passes the slot to `release`.
 
-        `proven` says whether the callback's destination has answered lately. The other destinations share
-        half of the slots, of which one backend gets only its share: callbacks to new destinations of other
-        backends are sent while all of its deliveries hang.
+        `proven` says whether the callback's destination has answered lately. Destinations that have not share
+        half of the slots, and a backend gets only its share of that half. So callbacks to new destinations of
+        other backends are sent even while all deliveries of a backend hang.
 
-        A callback of a backend that is not configured here is deferred: another instance may have it.
+        A callback for a backend that is not configured here is deferred, because another instance may have
+        the backend.
         """
         backend = self._backends.get(name)
         if backend is None:
@@ -177,14 +178,14 @@ class Bulkhead:
                     assert_never(never)
 
     def _has_room(self, backend: _Backend, *, proven: bool) -> bool:
-        mine, backends = len(backend.slots), len(self._backends)
-        if mine >= share(self._slots, others=self._in_flight - mine, backends=backends):
+        in_flight, backends = len(backend.slots), len(self._backends)
+        if in_flight >= share(self._slots, others=self._in_flight - in_flight, backends=backends):
             return False
         half, others = max(1, self._slots // 2), self._unproven - backend.unproven
         return proven or backend.unproven < share(half, others=others, backends=backends)
 
     def release(self, slot: Slot) -> None:
-        """Free the slot."""
+        """Free a slot."""
         backend = self._backends[slot.backend]
         del backend.slots[slot]
         backend.unproven -= not slot.proven
@@ -200,15 +201,15 @@ class Bulkhead:
     def note_late(self, after_s: float) -> None:
         """Count a failure of the backend for each delivery that has not ended after `after_s` seconds.
 
-        Deliveries are cancelled earlier: this finds those that ignore the cancel, such as one in a thread.
+        Deliveries are cancelled earlier, so these deliveries ignore the cancel, for example in a thread.
         """
         now = trio.current_time()
         for name, backend in self._backends.items():
             for slot in backend.slots:
                 if now - slot.begun_at < after_s:
                     break
-                if not slot.late:
-                    slot.late = True
+                if not slot.counted_late:
+                    slot.counted_late = True
                     reason = f"backend {name} failed: did not end after a cancel"
                     self.health.failed(name, reason, begun_at=slot.begun_at)
 
@@ -224,7 +225,7 @@ class Bulkhead:
         return slot
 
     def _not_here(self, name: str) -> Deferred:
-        """Defer the callback; the delay grows with the number of such callbacks."""
+        """Defer a callback for an unknown backend; the delay grows with the number of these callbacks."""
         reason = f"backend {name} is not configured here: there is no [backends.{name}]"
         if name not in self._missing and len(self._missing) < _MISSING_NAMES:
             self._missing.add(name)

@@ -13,39 +13,40 @@ from downloader.observe import Event, get_logger
 _log = get_logger()
 
 UNHEALTHY_AFTER = 3
-"""Consecutive failures of a plugin; a single destination may cause one or two."""
+"""Consecutive failures after which a plugin is unhealthy. A single destination may cause one or two
+failures."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackendHealth:
-    """The health of a plugin, whatever its destinations answer."""
+    """The health of a plugin, independent of the answers of destinations."""
 
     failures: int = 0
-    """Consecutive ones: the plugin raised, hung or returned something that is not a `Result`."""
+    """Consecutive failures: the plugin raised, hung or returned something that is not a `Result`."""
     last_error: str = ""
     """Reason of the last failure, on one line, without the exception's text."""
     lost_at: float = 0.0
-    """When it last became unhealthy (Trio time)."""
+    """When the plugin last became unhealthy (Trio time)."""
     regained_at: float = -math.inf
-    """When it last became healthy again (Trio time)."""
+    """When the plugin last became healthy again (Trio time)."""
 
     @property
     def healthy(self) -> bool:
-        """Whether fewer than `UNHEALTHY_AFTER` failures are consecutive."""
+        """Whether there were fewer than `UNHEALTHY_AFTER` consecutive failures."""
         return self.failures < UNHEALTHY_AFTER
 
     def failed(self, error: str, *, now: float) -> BackendHealth:
-        """The health after one more failure."""
+        """The health after a further failure."""
         lost_at = now if self.healthy else self.lost_at
         return replace(self, failures=self.failures + 1, last_error=error, lost_at=lost_at)
 
     def worked(self, *, now: float) -> BackendHealth:
-        """The health after the plugin returned a `Result`, of whatever kind."""
+        """The health after the plugin returned a `Result` of any kind."""
         return replace(self, failures=0, regained_at=self.regained_at if self.healthy else now)
 
 
 class Breakers:
-    """A circuit breaker for each backend of a process; logs when one opens or closes."""
+    """The circuit breakers of all backends of a process; logs when a breaker opens or closes."""
 
     def __init__(self, backends: Iterable[str]) -> None:
         self._health = {name: BackendHealth() for name in backends}
@@ -78,17 +79,17 @@ class Breakers:
         error: BaseException | None = None,
         **facts: str,
     ) -> bool:
-        """Count a failure of the plugin; returns whether it counts as an attempt at the callback.
+        """Count a failure of the plugin; returns whether the failure counts as an attempt at the callback.
 
-        It does while the plugin is healthy: then the callback may be the cause. A delivery that began (Trio
-        time) before the plugin became healthy again is not counted. `error` is logged with its traceback,
-        `facts` are those of the callback.
+        The failure of a healthy plugin counts as an attempt, because the callback may be the cause. A
+        delivery that began (Trio time) before the plugin became healthy again is not counted. `error` is
+        logged with the traceback, and `facts` name the callback.
         """
         before = self._health[name]
         stale = begun_at <= before.regained_at
         # Only the first failures are warnings: a plugin that always fails would fill the log.
-        tell = _log.warning if before.healthy and not stale else _log.debug
-        tell(Event.BACKEND_FAILED, backend=name, error=reason, exc_info=error, **facts)
+        write = _log.warning if before.healthy and not stale else _log.debug
+        write(Event.BACKEND_FAILED, backend=name, error=reason, exc_info=error, **facts)
         if stale:
             return False
         after = self._health[name] = before.failed(reason, now=trio.current_time())

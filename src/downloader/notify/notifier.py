@@ -1,4 +1,4 @@
-"""The interface of notifier plugins, and the host that the service gives them.
+"""The interface of notifier plugins, and the `Host` that a notifier gets from the service.
 
 An entry point of group `downloader.notifiers.v1` names a *factory*, `open_x(section, host)`: a callable that
 takes the parsed TOML table of its section (`[backends.NAME]`) and a `Host`, and returns an async context
@@ -23,7 +23,7 @@ from downloader.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """The peer has confirmed that it has the message."""
+    """The peer has confirmed the receipt of the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class RetryLater:
     reason: str
     """One line without secrets; shown in `GET /jobs/<id>`."""
     after_s: float | None = None
-    """Seconds to wait at least (a peer's `Retry-After`)."""
+    """Least seconds to wait (a peer's `Retry-After`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +48,29 @@ Result = Delivered | RetryLater | Rejected
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """One callback."""
+    """A callback."""
 
     job_id: str
-    """The same in each attempt."""
+    """The same in all attempts."""
     aggr_id: str
     body: bytes
-    """The payload as UTF-8 JSON; the same bytes in each attempt."""
+    """The payload as UTF-8 JSON; the same bytes in all attempts."""
     traceparent: str = ""
-    """The trace that the job belongs to (W3C Trace Context), to send along; empty: none."""
+    """The trace of the job (W3C Trace Context), to be sent to the peer; empty: none."""
 
 
 class Notifier(Protocol):
-    """Delivers callbacks of one type; called from many tasks at once.
+    """Delivers callbacks of a type; called from many tasks at the same time.
 
-    It may also have the coroutine method `check() -> str` (see `Checkable`).
+    A notifier may also have the coroutine method `check() -> str` (see `Checkable`).
     """
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """Deliver once, within a limited time.
 
-        After a cancel the peer may or may not have the message; it will be delivered again. Expected failures
-        are returned, not raised: an exception is logged, counted as a failure of the backend and retried.
+        After a cancel the peer may or may not have the message, which will be delivered again. Expected
+        failures are returned. An exception is logged and counts as a failure of the backend, and the delivery
+        is retried.
         """
 
 
@@ -78,32 +79,33 @@ class Checkable(Protocol):
     """A notifier that `downloader doctor` can check."""
 
     async def check(self) -> str:
-        """Connect to the peer without delivering anything; returns what was found, on one line.
+        """Connect to the peer without a delivery; returns the result on one line, within a limited time.
 
-        It returns within a limited time. An exception is printed as the reason why the check failed.
+        An exception is printed as the reason why the check failed.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What the service gives to notifiers. All of it outlives the notifier, which must not close it."""
+    """Resources of the service for notifiers. They outlive the notifier, which must not close them."""
 
     client: httpx2.AsyncClient
-    """Connects only to addresses that `egress.callbacks` allows; shared by all plugins. It follows no
-    redirects, keeps no cookies and ignores the environment's proxies. It raises httpx2's exceptions;
-    `EgressRefused`, one of them, is final."""
+    """Connects only to addresses that `egress.callbacks` allows; shared by all plugins. The client follows no
+    redirects, keeps no cookies and ignores the environment's proxies. It raises exceptions of httpx2;
+    after `EgressRefused`, which is an exception of httpx2 too, a further try is useless."""
     storage: Storage
     """The service's file storage. The service does not delete what a notifier stores there."""
     transport: Transport
-    """The transport of `client`. A plugin for very many callbacks may use it directly, with requests of
-    `downloader.net.build_request`, for less than half of the CPU time."""
+    """The transport of `client`. A plugin for very many callbacks may use the transport directly, with
+    requests from `downloader.net.build_request`, which takes less than half of the CPU time."""
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.notify"))
-    """Writes to the service's log, from `WARNING` on; texts must not contain secrets."""
+    """Writes messages from `WARNING` on to the service's log; texts must not contain secrets."""
     clock: Callable[[], float] = time.time
     """Seconds since 1970. To measure durations, use `trio.current_time()`."""
     group_commit: type[GroupCommit[Any, Any]] = GroupCommit
-    """Gathers deliveries from many tasks into requests of several messages; see `GroupCommit`."""
+    """Combines deliveries from many tasks in requests with several messages; see `GroupCommit`."""
 
 
 NotifierFactory = Callable[[Mapping[str, Any], Host], AbstractAsyncContextManager[Notifier]]
-"""Raises `downloader.errors.PluginError` if it refuses the section (naming the key) or cannot open."""
+"""Opens a notifier. Raises `downloader.errors.PluginError` if the section is refused (naming the key) or the
+notifier cannot be opened."""

@@ -1,4 +1,4 @@
-"""One attempt at one callback: from the lease to the result for the store, and when to try again."""
+"""An attempt at a callback: from the lease to the outcome, and the time of the next attempt."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ async def send_callback(
     rng: random.Random,
     health: Breakers,
 ) -> CallbackOutcome:
-    """Send the callback once and return its next state; raises nothing that a plugin raises.
+    """Send a callback once and return the outcome; exceptions of the plugin are not raised.
 
-    The body is the same in each attempt. After a cancel the peer may or may not have it. A failure of the
-    plugin counts as an attempt only while the plugin is healthy, and updates `health`. After the last attempt
-    of the `schedule` the callback is `FAILED`. `download_url` raises `StorageError` if the storage fails.
-    `timeout_s` is the plugin's deadline, longer than its own timeouts.
+    The body is the same in all attempts. After a cancel the peer may or may not have the callback. A failure
+    of the plugin updates `health`, and counts as an attempt only while the plugin is healthy. After the last
+    attempt of the `schedule` the callback is `FAILED`. `download_url` raises `StorageError` if the storage
+    fails. `timeout_s` is the time limit of the delivery, longer than the plugin's own timeouts.
     """
     assert lease.result is not None, "a callback's lease carries the download's result"
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
@@ -117,7 +117,7 @@ def _retry(
 async def _ask(
     backend: Notifier, destination: str, payload: Payload, *, timeout_s: float
 ) -> Result | _Broken:
-    """Call the plugin; its result, or how it failed. Nothing else calls `Notifier.deliver`."""
+    """Call `Notifier.deliver`, and return the result or the failure. The only caller of `deliver`."""
     try:
         with trio.move_on_after(timeout_s):
             return _checked(await backend.deliver(destination, payload))
@@ -128,16 +128,16 @@ async def _ask(
     return _Broken(f"no answer within {timeout_s:g} s")
 
 
-def _checked(answer: object) -> Result | _Broken:
-    """Check the type of what the plugin returned."""
-    match answer:
+def _checked(result: object) -> Result | _Broken:
+    """Check the types of a plugin's result."""
+    match result:
         case Delivered() | RetryLater(str(), None) | Rejected(str()):
-            return answer
+            return result
         case RetryLater(str(), float() | int() as after_s) if math.isfinite(after_s) and after_s >= 0:
-            return answer
+            return result
         case RetryLater(str()):
             return _Broken("answered RetryLater with an after_s that is not a number of seconds")
         case RetryLater() | Rejected():
-            return _Broken(f"answered {type(answer).__name__} with a reason that is not a text")
+            return _Broken(f"answered {type(result).__name__} with a reason that is not a text")
         case _:
-            return _Broken(f"answered {type(answer).__name__}")
+            return _Broken(f"answered {type(result).__name__}")

@@ -1,4 +1,4 @@
-"""Opens the notifiers that the configuration names, and keeps them open."""
+"""The opening of the configured notifiers, and their reopening after a failure."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from downloader.plugins import NOTIFIERS, OPENING_S, check_interface, load_facto
 _log = get_logger()
 
 REOPEN_S, MAX_REOPEN_S = 1.0, 30.0
-"""First and longest pause before a plugin that has ended is opened again; pauses double."""
+"""First and longest pause before an ended plugin is opened again; pauses double."""
 
 
 @asynccontextmanager
 async def open_notifiers(
     backends: Mapping[str, Mapping[str, Any]], host: Host, *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Mapping[str, Notifier]]:
-    """Open each backend with its section; at the end close them side by side, see `opened`.
+    """Open all backends, and close all at the same time at the end, see `opened`.
 
-    Each runs in its own task, and its host has a logger of its own. A plugin that ends because a background
-    task of it raised is opened again, and affects no other; until then its deliveries raise.
+    Each backend runs in a separate task, and the host has a separate logger for each. A plugin that ends
+    because a background task raised is opened again, and does not affect other plugins. Until then deliveries
+    raise `PluginHasEnded`.
 
     Raises:
         PluginError: on entering: a plugin is missing, cannot be imported, refuses its section, does not open
@@ -47,7 +48,7 @@ async def open_notifiers(
 
 
 class _Supervisor:
-    """Keeps one plugin open, and opens it again when it has ended; `run` is its task."""
+    """Keeps a plugin open, and opens an ended plugin again, in the task `run`."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class _Supervisor:
     ) -> None:
         self._name = name
         self._notifiers = notifiers
-        """The open notifiers by name; this one adds itself."""
+        """The open notifiers by name; shared by all supervisors, each of which adds its notifier."""
         self._closing = trio.Event()
         own_host = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
         self._plugin = Plugin(
@@ -75,7 +76,7 @@ class _Supervisor:
         """Keep the plugin open until `close`.
 
         Raises:
-            PluginError: it could not be opened the first time.
+            PluginError: the plugin could not be opened the first time.
         """
         backoff = pauses(REOPEN_S, MAX_REOPEN_S)
         while not self._closing.is_set():
@@ -107,7 +108,7 @@ class PluginHasEnded(PluginError):
 
 
 class _Ended:
-    """Takes the place of a notifier that has ended."""
+    """Replaces an ended notifier until the plugin is open again."""
 
     async def deliver(self, destination: str, payload: Payload) -> NoReturn:  # noqa: ARG002  # the protocol's
         """See `Notifier`."""

@@ -1,6 +1,6 @@
-"""Leased work: takes leases while there is room, renews them, does the work, settles.
+"""Leased work: take leases while slots are free, renew leases, do the work, settle.
 
-The same loop runs downloads and callbacks; `Work` says what differs.
+The same loop runs downloads and callbacks; `Work` has the differences.
 """
 
 from __future__ import annotations

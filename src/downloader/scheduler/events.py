@@ -1,4 +1,4 @@
-"""What the tasks of a scheduler wait for: a wake-up, and the two-phase stop."""
+"""Events for the tasks of a scheduler: a wake-up, and the two-phase stop."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import trio
 
 
 class Wake:
-    """An event that resets itself, for one waiter. If it is set before the wait, the wait returns at once."""
+    """An event for a single waiter, with automatic reset. A wait after `set` returns at once."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
 
     def set(self) -> None:
-        """Wake the waiter, or let its next wait return at once."""
+        """Wake the waiter, or let the next wait return at once."""
         self._event.set()
 
     async def wait(self) -> None:
@@ -25,9 +25,9 @@ class Wake:
 
 
 class Stop:
-    """The stop of a process or of some of its roles; it begins once.
+    """The stop of a process or of some roles: leasing ends at once, work in flight at a deadline.
 
-    Leasing ends at once, work in flight has until a deadline.
+    A stop begins once and cannot be taken back.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Stop:
             call()
 
     def on_begin(self, call: Callable[[], None]) -> None:
-        """Have `call` run when the stop begins and `deadline` is set."""
+        """Register `call`, which runs when the stop begins, after `deadline` is set."""
         self._callbacks.append(call)
 
     async def wait(self) -> None:

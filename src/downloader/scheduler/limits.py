@@ -1,8 +1,8 @@
-"""What this process may have in flight: a limiter per group, and bounds on a group's share of the slots.
+"""Bounds of the work in flight in this process: a limiter per group, and a group's share of the slots.
 
-While others wait, an aggregation has at most half of the download slots. Callbacks to destinations that have
-not answered lately have at most half of the callback slots together. `docs/design/scheduler.md` says where
-each bound is enforced.
+While other aggregations wait, an aggregation gets at most half of the download slots. Callbacks to
+destinations that have not answered lately get together at most half of the callback slots.
+`docs/design/scheduler.md` says where each bound is enforced.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from downloader.scheduler.leases import HeldLease
 from downloader.store import Shares
 
 HOLD_S = 30.0
-"""After a group had leases taken back because others waited, it gets no more than its share for this long.
-Otherwise the next job of another group would end one of its downloads again, and its origin would send the
-file twice."""
+"""After a group had to hand back leases because other groups waited, the group gets no more than its share
+for this time. Otherwise the next job of another group would end another download, and the origin would have
+to send that file twice."""
 
 
 class Limits:
-    """The slots of one process, and the leases whose work occupies them.
+    """The slots of a process, and the leases that occupy slots.
 
-    The store grants no lease beyond a group's limit. The limiter here covers the case that a lease which
-    ended is granted again before its former work has unwound.
+    The store grants no lease beyond a group's limit. The limiter here is for the case that a lease ends and
+    is granted again before the former work has unwound.
     """
 
     def __init__(self, kind: Kind, slots: int) -> None:
@@ -34,12 +34,12 @@ class Limits:
         self._share = max(1, slots // 2)
         self._limiters: MutableMapping[str, trio.CapacityLimiter] = {}
         self._large: dict[str, None] = {}
-        self._held_until: dict[str, float] = {}
+        self._capped_until: dict[str, float] = {}
         self._unproven = 0
         self._suspects = 0
 
     def enter(self, held: HeldLease) -> bool:
-        """Take a slot of the lease's group; false if none is free in this process."""
+        """Take a slot of the lease's group; false if the group has no free slot in this process."""
         lease = held.lease
         limiter = self._limiters.get(lease.group)
         if limiter is None:
@@ -79,17 +79,17 @@ class Limits:
         return self._unproven >= self._share, len(self._large), self._suspects
 
     def shares(self, now: float) -> Shares:
-        """Which leases may be asked for; `now` is Trio time."""
+        """Which leases the process may ask for; `now` is Trio time."""
         if self._kind is Kind.CALLBACK:
             return Shares(unproven=max(0, self._share - self._unproven), suspects=self._suspects)
-        for group in [group for group, until in self._held_until.items() if until <= now]:
-            del self._held_until[group]
-        never = [group for group in self._large if group in self._held_until]
+        for group in [group for group, until in self._capped_until.items() if until <= now]:
+            del self._capped_until[group]
+        never = [group for group in self._large if group in self._capped_until]
         last = [group for group in self._large if group not in never]
         return Shares(last=last, never=never, suspects=self._suspects)
 
     def too_large(self) -> str | None:
-        """The aggregation that has more than its share, if one has."""
+        """An aggregation with more slots than its share, if any."""
         if self._kind is Kind.CALLBACK:
             return None
         return next((group for group in self._large if self._beyond(group) > 0), None)
@@ -97,16 +97,16 @@ class Limits:
     def leases_beyond_share(
         self, group: str, others: int, held: Iterable[HeldLease], now: float
     ) -> Sequence[HeldLease]:
-        """The leases that a group hands back because `others` groups wait: the newest, down to its share.
+        """The leases that a group hands back because `others` groups wait: the newest, down to the share.
 
-        Those that are cancelled already count as handed back, however long their work takes to end.
+        A lease with cancelled work counts as handed back, even if the work takes long to end.
         """
-        self._held_until[group] = now + HOLD_S
+        self._capped_until[group] = now + HOLD_S
         limiter = self._limiters.get(group)
         working = set(limiter.statistics().borrowers) if limiter else set()
-        own = [lease for lease in held if lease in working and not lease.work.cancel_called]
-        count = min(others, len(own) - self._share)
-        return own[len(own) - count :] if count > 0 else []
+        leases = [lease for lease in held if lease in working and not lease.work.cancel_called]
+        count = min(others, len(leases) - self._share)
+        return leases[len(leases) - count :] if count > 0 else []
 
     def _beyond(self, group: str) -> int:
         limiter = self._limiters.get(group)

@@ -1,13 +1,12 @@
-"""The loop: it waits for a free slot before it leases, so a leased job never waits in this process.
+"""The loop that leases tasks: first wait for a free slot, then lease, so a leased task never waits.
 
-`run_work` owns the tasks that do the work. The tasks that renew leases, commit results and sweep run in
-an outer nursery, because they are needed until the work has ended.
+`run_work` owns the tasks that do the work. The tasks that renew leases, commit results and sweep run in an
+outer nursery, because they are needed until the work has ended.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from functools import partial
 import trio
 
 from downloader.arrivals import Arrivals
+from downloader.backoff import jittered
 from downloader.failpoints import failpoint
 from downloader.groupcommit import GroupCommit
 from downloader.model import Lease, Verdict
@@ -29,23 +29,23 @@ from downloader.store import JobStore, LeaseRequests, Settled, Settlement, Store
 log = get_logger()
 
 LOOK_S = 5.0
-"""Longest time between two lease calls. Jobs wait for it only if a wake-up was lost."""
+"""Longest time between two lease calls. A job waits that long only if a wake-up was lost."""
 
 SHARE_LOOK_S = 0.5
-"""Time between two checks whether other groups wait, while an aggregation fills the process or is held to its
-share. No wake-up is published then, because `ready` is not empty."""
+"""Time between two checks for waiting groups, while an aggregation has more than its share or is capped at
+its share. In that case no wake-up is published, because `ready` is not empty."""
 
 LEASE_BATCH = 64
-"""Leases per call at most, so that the other instances get their turn."""
+"""Most leases per call, so that the other instances get their turn."""
 
 SETTLE_BATCH = 200
-"""Settlements per call at most, so that a script takes a few milliseconds."""
+"""Most settlements per call, so that a call of the script takes a few milliseconds."""
 
 BUSY_FROM = 64
-"""With this many tasks in flight a call waits `LINGER_S` to carry more; with fewer it goes at once."""
+"""From this many tasks in flight on, a call waits `LINGER_S` to carry more; below it is sent at once."""
 
 LINGER_S = 0.005
-"""Short, compared to the time that a task takes while so many are in flight."""
+"""Short, compared to the duration of a task with `BUSY_FROM` tasks in flight."""
 
 STEADY_PER_S = 100.0
 """From this many leases a second on, calls wait `STEADY_LINGER_S` for company although few tasks are in
@@ -58,29 +58,30 @@ URGENT_S = 0.05
 """Longer than it takes to settle a task and to lease the next one of its group."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
-"""Pauses between calls to a store that does not answer. When it is back, a job waits for few of them."""
+"""Shortest and longest pause between calls to a store that does not answer. Short, so that jobs start soon
+after the store is back."""
 
 HAND_BACK_S = 2.0
-"""At a stop: how long to ask a silent store for leases whose answer was lost, and how long
-after the deadline to go on trying to hand leases back."""
+"""At a stop: how long to ask a silent store for leases after a lost answer, and how long after the deadline
+to try to hand leases back."""
 
 DISCARD_S = 2.0
-"""How long the file of a cancelled job may take to be deleted."""
+"""Time limit for deleting the file of a cancelled job."""
 
 UNWIND_S = 0.2
-"""How long cancelled work may take to end after the stop's deadline. Work that waits for a
-hung disk does not end; its lease is handed back all the same."""
+"""How long cancelled work may take to end after the stop's deadline. Then the leases are handed back, also of
+work that does not end because the disk hangs."""
 
 ABANDONED_DELAY_S = 5.0
-"""When a task whose work hangs is due again: after this process, and with it the work, has ended."""
+"""Delay of a task with hung work: by then this process, and with it the work, has ended."""
 
 OCCUPIED_DELAY_S = 0.05
-"""When a task is due again whose slot in this process is still occupied by its former work."""
+"""Delay of a task that cannot start because the former work on it still occupies the slot."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
-    """One kind of work while it runs.
+    """State of a running `run_work`.
 
     `_lease` adds to `held`, and whoever ends a lease removes it and sets `room`. `wake` and `room` have one
     waiter, the task that leases.
@@ -116,7 +117,7 @@ class _Running:
         return STEADY_LINGER_S if not urgent and self.leased.per_s() > STEADY_PER_S else 0.0
 
     def stop_begins(self) -> None:
-        """Bound the work in flight, and wake the task that leases."""
+        """Bound the work in flight, and wake the leasing task."""
         for held in self.held:
             held.work.deadline = self.stop.deadline
         self.wake.set()
@@ -135,20 +136,20 @@ async def run_work(
     guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Lease and work until `stop` begins; work in flight then has until the stop's deadline.
+    """Lease and work until `stop` begins; work in flight may then run until the stop's deadline.
 
-    A cancel ends the work in flight and hands nothing back: other instances take over when the leases end.
+    A cancel ends the work in flight without handing back: other instances take over when the leases end.
 
     Args:
         store: where the leases come from.
-        work: what to do with them.
-        owner: this instance's name in the store; one call per owner and kind.
-        wake: set whenever something may have become runnable.
+        work: what to do with the leases.
+        owner: this instance's name in the store; only one call per owner and kind.
+        wake: set whenever a task may have become runnable.
         stop: ends leasing when it begins, and the work at its deadline.
-        held: empty; holds the leases in flight while it runs, for others to count.
-        clock: by which leases end.
-        guard: round the leasing; it is left by an exception as soon as any task here raises, while others
-            may still hang.
+        held: an empty dict, which gets the leases in flight, for the caller to count.
+        clock: decides when leases end.
+        guard: a context around the leasing. It ends with an exception as soon as any task raises, even if
+            other tasks hang.
         task_status: started when leasing begins.
     """
     held = {} if held is None else held
@@ -198,7 +199,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
         await _linger(running, more=next_due_s == 0)
         answered, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
         if not answered:
-            await _look_again(running.wake, _jittered(backoff_s))
+            await _look_again(running.wake, jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
         backoff_s = BACKOFF_S
@@ -220,17 +221,20 @@ async def _linger(running: _Running, *, more: bool) -> None:
 
 
 async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
-    """After a stop has begun, ask for leases whose answer was lost: their work ends at once."""
+    """After the begin of a stop, ask for leases from a lost answer, so that they are handed back."""
     give_up_at = trio.current_time() + HAND_BACK_S
     answered = False
     while not answered and trio.current_time() < give_up_at:
         answered, _ = await _take(running, tasks, 0)
         if not answered:
-            await trio.sleep(_jittered(BACKOFF_S))
+            await trio.sleep(jittered(BACKOFF_S))
 
 
 async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[bool, float | None]:
-    """Lease up to `count` and start on them; whether the store answered, and `LeaseBatch.next_due_s`."""
+    """Lease up to `count` tasks and start the work.
+
+    Returns whether the store answered, and `LeaseBatch.next_due_s`.
+    """
     work = running.work
     shares = running.limits.shares(trio.current_time())
     asked_at = running.clock()
@@ -259,7 +263,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
 
 async def _wait_for_room(running: _Running) -> None:
     """Wait for a free slot. If a group has more than its share while others wait, cancel the excess."""
-    with trio.move_on_after(_jittered(SHARE_LOOK_S if running.limits.too_large() else math.inf)):
+    with trio.move_on_after(jittered(SHARE_LOOK_S if running.limits.too_large() else math.inf)):
         await running.room.wait()
         return
     group = running.limits.too_large()
@@ -285,7 +289,7 @@ async def _run_one(
     held: HeldLease,
     work: Callable[[_Running, HeldLease], Awaitable[Settlement]],
 ) -> None:
-    """Work under one lease and settle it; reports how it ended, unless `_hand_back_hung` has done so."""
+    """Work under a lease, settle and report, unless `_hand_back_hung` has reported already."""
     end = LeaseEnd.LOST
     try:
         with held.scope:
@@ -307,7 +311,7 @@ async def _run_one(
 
 
 async def _work(running: _Running, held: HeldLease) -> Settlement:
-    """Do the work of a lease that has a slot of its group; work that is cut off is handed back."""
+    """Do the work of a lease that has a slot; the lease of cancelled work is handed back."""
     settlement = None
     try:
         if not running.stop.over:
@@ -316,23 +320,23 @@ async def _work(running: _Running, held: HeldLease) -> Settlement:
     finally:
         if running.limits.full(held.lease.group):
             running.urgent_until = trio.current_time() + URGENT_S
-        # Before it is settled, because then the store grants the slot again, perhaps to this process.
+        # Before the settlement, after which the store may grant the slot to this process again.
         if running.limits.leave(held):
             running.wake.set()
     return settlement or _released(held.lease)
 
 
 async def _refuse(_: _Running, held: HeldLease) -> Settlement:
-    """Hand back a lease that has no slot of its group."""
+    """Hand back a lease that got no slot."""
     return _released(held.lease, "its slot is still being cleared", OCCUPIED_DELAY_S)
 
 
 async def _settle_late(running: _Running, held: HeldLease) -> None:
-    """Settle when the store answers again, as it did not answer until the lease had ended.
+    """Settle when the store answers again, after a lease ended while the store did not answer.
 
-    The answer to a settlement may have been lost, so it is repeated. If the store has not applied it, or if
-    the work was cut off, the lease is released: so the store learns that its holder has not died, and counts
-    no crash.
+    The settlement is repeated, because perhaps only the answer was lost. If the store has not applied the
+    settlement, or if the work was cancelled, the lease is released. So the store learns that the holder has
+    not died, and counts no crash.
     """
     end, settlement = LeaseEnd.LOST, held.settlement
     try:
@@ -347,7 +351,7 @@ async def _settle_late(running: _Running, held: HeldLease) -> None:
 
 
 async def _hand_back_hung(running: _Running) -> None:
-    """At a stop, hand back work that does not end although it was cancelled: it is stuck in a thread."""
+    """At a stop, hand back leases of work that does not end after a cancel because a thread hangs."""
     await running.stop.wait()
     await trio.sleep_until(running.stop.deadline + UNWIND_S)
     async with trio.open_nursery() as nursery:
@@ -381,9 +385,10 @@ async def _discard(running: _Running, lease: Lease) -> None:
 
 
 async def _settle(running: _Running, settlement: Settlement) -> LeaseEnd:
-    """Settle as soon as the store answers; `LOST` also if a stop cannot wait for that.
+    """Settle as soon as the store answers; `LOST` also if a stop cannot wait that long.
 
-    The result of work is cancelled when the lease ends, because then the store would refuse it.
+    For the result of work, `HeldLease.scope` cancels this at the end of the lease, because the store would
+    refuse a later settlement.
     """
     backoff_s = BACKOFF_S
     while True:
@@ -396,9 +401,5 @@ async def _settle(running: _Running, settlement: Settlement) -> LeaseEnd:
                 return LeaseEnd.LOST
         if trio.current_time() >= running.stop.deadline + HAND_BACK_S:
             return LeaseEnd.LOST
-        await trio.sleep(_jittered(backoff_s))
+        await trio.sleep(jittered(backoff_s))
         backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.5, 1)  # noqa: S311  # jitter, not a secret

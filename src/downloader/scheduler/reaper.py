@@ -1,4 +1,4 @@
-"""The end of a job: its file is deleted, then its record."""
+"""The end of a job: the file is deleted, then the record."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ log = get_logger()
 REAP_BATCH = 200
 
 HOLD_S = 300.0
-"""How long no other reaper gets a job; by then the reaper that got it has removed it, or has died."""
+"""How long a job is reserved for a reaper. By then the reaper has removed the job, or has died."""
 
 LOOK_S = 5.0
-"""Longest sleep. A job may become due earlier than the last call said; such a delay does no harm."""
+"""Longest sleep. A job may become due during the sleep; the delay does no harm."""
 
 DELETIONS = 8
-"""Deletions at once; they must not compete with downloads for the disk."""
+"""Concurrent deletions: few, so that they do not compete with downloads for the disk."""
 
 DELETION_S = 60.0
-"""Time limit of one deletion, so that a plugin that hangs does not stop the deletions of other jobs."""
+"""Time limit of a deletion, so that a hanging plugin does not stop the deletions of other jobs."""
 
 
 async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]], *, stop: Stop) -> None:
-    """Delete jobs that are due until `stop` begins; the current batch then has until the stop's deadline.
+    """Delete jobs that are due until `stop` begins; the current batch may run until the stop's deadline.
 
-    `delete` deletes a job's file; a `StorageError` is logged, and the job is tried again later. Jobs of a
-    batch that are not removed by the deadline are given to a reaper again after `HOLD_S`. Deleting a file
-    twice is harmless.
+    `delete` deletes a job's file. A `StorageError` is logged, and the job is tried again later. Jobs that are
+    not removed by the deadline are returned to a reaper again after `HOLD_S`. Deleting a file twice is
+    harmless.
     """
     with trio.CancelScope(deadline=stop.deadline) as scope:
 
@@ -49,7 +49,7 @@ async def run_reaper(store: JobStore, delete: Callable[[JobSpec], Awaitable[None
 
 
 async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]]) -> bool:
-    """Delete a job's file within a time limit; returns whether it is gone, and logs an error."""
+    """Delete a job's file within a time limit; logs an error, and returns whether the file was deleted."""
     try:
         with trio.fail_after(DELETION_S):
             await delete(spec)
@@ -62,12 +62,12 @@ async def delete_file(spec: JobSpec, delete: Callable[[JobSpec], Awaitable[None]
 
 
 async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -> float:
-    """Delete one batch; returns in how many seconds to look again."""
+    """Delete a batch; returns the seconds until the next batch."""
     try:
         batch = await store.reap(REAP_BATCH, HOLD_S)
-        gone = await _delete(batch.jobs, delete)
-        if gone:
-            await store.remove(gone)
+        job_ids = await _delete(batch.jobs, delete)
+        if job_ids:
+            await store.remove(job_ids)
     except StoreUnavailable as error:
         log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
         return LOOK_S
@@ -75,15 +75,15 @@ async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -
 
 
 async def _delete(jobs: Sequence[Reapable], delete: Callable[[JobSpec], Awaitable[None]]) -> Sequence[str]:
-    gone: list[str] = []
+    job_ids: list[str] = []
     limiter = trio.CapacityLimiter(DELETIONS)
 
     async def one(job: Reapable) -> None:
         async with limiter:
             if not job.has_file or await delete_file(job.spec, delete):
-                gone.append(job.spec.id)
+                job_ids.append(job.spec.id)
 
     async with trio.open_nursery() as nursery:
         for job in jobs:
             nursery.start_soon(one, job)
-    return gone
+    return job_ids

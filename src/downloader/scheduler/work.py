@@ -1,4 +1,4 @@
-"""`Work`: one kind of leased work, as the functions that the loop calls."""
+"""`Work`: the functions of a kind of leased work, which the loop calls."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ StillOurs = Callable[[], bool]
 
 
 class LeaseEnd(StrEnum):
-    """How a lease ended in this process."""
+    """The end of a lease in this process."""
 
     SETTLED = "settled"
     """The store has applied the settlement."""
     CANCELLED = "cancelled"
     """A client had cancelled the job. The settlement has freed the slot and changed nothing else."""
     LOST = "lost"
-    """The lease ended before the store had answered the settlement, or the store has refused it."""
+    """The store has refused the settlement, or had not answered when the lease ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One kind of leased work."""
+    """A kind of leased work."""
 
     kind: Kind
     concurrency: int
-    """How many leases the process holds at most."""
+    """Most leases that the process holds."""
     lease_s: float
     longest_s: Callable[[Lease], float]
-    """How long the work of a lease may take. A while later its lease is no longer renewed: the work hangs."""
+    """How long the work of a lease may take. `HUNG_S` later the lease is no longer renewed."""
     work: Callable[[Lease, StillOurs], Awaitable[Settlement]]
     """Does the work of a lease. Expected failures are returned; an exception ends the process.
 
-    It is cancelled when the lease is lost, at a stop's deadline, and when other groups wait for the slot.
+    Cancelled when the lease is lost, at a stop's deadline, and when other groups wait for the slot.
     """
     on_end: Callable[[LeaseEnd, Settlement, float], None]
-    """Called once for each lease: how it ended, how its work ended, and the seconds that it took.
+    """Called once per lease with the end of the lease, the settlement, and the duration in seconds.
 
-    Work that was cut off has ended with `RELEASE`.
+    The settlement of cancelled work is a `RELEASE`.
     """
     discard: Callable[[Lease], Awaitable[None]] | None = None
-    """Deletes what was stored for a job that was cancelled meanwhile.
+    """Deletes a file that was stored for a job before the job's cancel was known.
 
-    It has `DISCARD_S`, so that it holds up no stop; the reaper deletes what is left with the job.
+    Cancelled after `DISCARD_S`, so as not to delay a stop; the reaper deletes what remains.
     """
     may_lease: Callable[[], bool] = lambda: True
-    """Asked before each lease call; false while nothing should be leased (a full disk)."""
+    """Called before each lease call; false while no task is to be leased, for example with a full disk."""
     on_sweep: Callable[[int], None] = lambda _: None
-    """Called after a sweep with the number of tasks that it has taken from dead instances."""
+    """Called after a sweep with the number of tasks taken from dead instances."""
     leases_at_stop: bool = False
     """Lease once more when a stop begins (callbacks: they are short)."""

@@ -1,52 +1,54 @@
 -- Limits of hosts; loaded behind `_lib.lua`.
 --
--- While they are on, a lease call has `hosts`: the limits by host or pattern. A download then has a place at its
--- job's host from its lease to its end, and a host has a record like an aggregation's (cooldown, last start). A
--- download whose host is full or must not be asked yet waits: it stays in its aggregation's queue, due at a later
--- time, and is in `parked` too, from where it is made due as soon as its host has a place. Its aggregation goes on
--- with the next job.
+-- If they are configured, a lease call has `hosts`: the limits by host or pattern. A download then has a place at the
+-- URL's host from its lease to its end, and a host has a record like an aggregation's (cooldown, last start).
+--
+-- A download must wait while its host is full or the host's gap or cooldown is not over. It then stays in the queue of its
+-- aggregation, due at a later time, and is also in `parked`. When the host has a free place, a parked download is made
+-- due. Meanwhile the aggregation continues with its next job.
 
--- Downloads of an aggregation that wait for one host at the most. Those behind them are not looked at until there
--- are fewer, so that a large backlog costs nothing.
+-- Most parked downloads per host and aggregation. Further downloads stay in the queue until there are fewer, so that a
+-- large backlog costs nothing.
 local MAX_PARKED = 1000
 
--- When a download that waits asks its host again although it was not made due: the first of its aggregation after at
--- least this long, and so much longer for each that waits for the host, to this time at the most; the others later.
--- Only needed where the one whose turn it was did not start.
+-- When a parked download tries again without being made due: the first of an aggregation after `ASK_AGAIN_MS`, plus
+-- `ASK_AGAIN_STEP_MS` per download that waits for the host, at most `ASK_AGAIN_MAX_MS`; the others later. Only needed
+-- if the download that was made due did not start.
 local ASK_AGAIN_MS, ASK_AGAIN_STEP_MS, ASK_AGAIN_MAX_MS = 1000, 10, 30000
 
--- How many aggregations are looked at for one that can start a download at a host. Those that cannot are no longer
--- called, so that they are looked at once: they wait again when one of them ends there or asks by itself.
+-- How many aggregations are examined for one that can start a download at a host. An aggregation that cannot is removed
+-- from `waiting`, so that it is examined only once. It is added again when one of its downloads ends at the host or
+-- tries again.
 local CANDIDATES = 500
 
--- The limits of a host: those of its name, else of the nearest domain above it, else of `*`.
+-- The limits of a host: for the name, else for the nearest parent domain, else for `*`.
 local function limits_of(host)
-  local found, rest = call.hosts[host], host
-  while not found and rest do
-    rest = string.match(rest, '%.(.+)$')
-    found = rest and call.hosts['*.' .. rest]
+  local limits, domain = call.hosts[host], host
+  while not limits and domain do
+    domain = string.match(domain, '%.(.+)$')
+    limits = domain and call.hosts['*.' .. domain]
   end
-  return found or call.hosts['*'] or {}
+  return limits or call.hosts['*'] or {}
 end
 
--- Changes when a pending download is due.
+-- Changes the due time of a pending download.
 local function postpone(id, group, due)
   enqueue('download', id, group, due, redis.call('HGET', key_task('download', id), 'priority'))
 end
 
--- Notes in a host's record for which time a start is planned, so that no second one is.
+-- Notes in a host's record the time of the planned start, so that only one start is planned for that time.
 local function plan(record, from)
   redis.call('HSET', record, 'next', from)
   redis.call('PEXPIRE', record, HOST_TTL_MS)
 end
 
--- Puts an aggregation behind the others that wait for a host.
+-- Adds an aggregation at the end of those that wait for a host.
 local function queue_up(waiting, group)
   local last = redis.call('ZRANGE', waiting, -1, -1, 'WITHSCORES')
   redis.call('ZADD', waiting, 'NX', (tonumber(last[2]) or 0) + 1, group)
 end
 
--- Makes the next download that waits for a host due, as soon as the host may be asked again. The host is not full.
+-- Makes the next parked download of a host due, at the time at which the host may be asked again. The host is not full.
 local function call_next(host)
   local waiting, record = key_waiting(host), key_host(host)
   local groups = redis.call('ZRANGE', waiting, 0, CANDIDATES - 1)
@@ -54,14 +56,14 @@ local function call_next(host)
   local from = math.ceil(opens(unpack(redis.call('HMGET', record, unpack(GATE)))))
   if from > now and tonumber(redis.call('HGET', record, 'next') or '0') == from then return end
   for _, group in ipairs(groups) do
-    local found = redis.call('HMGET', key_group('download', group), 'limit', 'paused', unpack(GATE))
+    local fields = redis.call('HMGET', key_group('download', group), 'limit', 'paused', unpack(GATE))
     local running = redis.call('SCARD', key_running('download', group))
-    if found[2] ~= '1' and running < (tonumber(found[1]) or 1) and opens(unpack(found, 3)) <= math.max(now, from) then
+    if fields[2] ~= '1' and running < (tonumber(fields[1]) or 1) and opens(unpack(fields, 3)) <= math.max(now, from) then
       local parked, queue = key_parked(host, group), key_queue('download', group)
       local first
       repeat
         first = redis.call('ZPOPMIN', parked)
-        -- One that was cancelled is in no queue any more.
+        -- A cancelled download is not in the queue any more.
       until not first[1] or redis.call('ZSCORE', queue, first[1])
       redis.call('ZREM', waiting, group)
       if redis.call('EXISTS', parked) == 1 then queue_up(waiting, group) end
@@ -77,12 +79,12 @@ local function call_next(host)
   end
 end
 
--- Prolongs a download's place at its host, if it has one; a place that had ended is taken again, as its download runs.
+-- Prolongs the place of a running download at its host, if any; also a place that has expired.
 local function prolong_visit(host, id)
   if host then redis.call('ZADD', key_visits(host), now + call.lease_ms, id) end
 end
 
--- Gives up a download's place at its host, if it has one.
+-- Gives up a download's place at its host, if any.
 local function leave_host(id, group, host)
   if not host then return end
   redis.call('ZREM', key_visits(host), id)
@@ -90,7 +92,7 @@ local function leave_host(id, group, host)
   call_next(host)
 end
 
--- The work on a cancelled download has ended, or its lease: its slot and its place are free.
+-- Frees slot and place of a cancelled download, when its work or its lease has ended.
 local function free_cancelled(id, group)
   redis.call('ZREM', key_stopping(), id .. ' ' .. group)
   redis.call('SREM', key_running('download', group), id)
@@ -98,16 +100,15 @@ local function free_cancelled(id, group)
   touch('download', group)
 end
 
--- Gives a download a place at its host, or lets it wait. `due`: since when it has waited.
--- The first result: whether it may start. The second, if it may not: when its group may give its next task, if too
--- many wait.
+-- Gives a download, due since `due`, a place at its host, or parks it. Returns whether the download may start. If too
+-- many downloads of the group are parked, also returns the time before which the group starts no task.
 local function enter_host(host, id, group, due, spec)
   local limits, visits, record, parked = limits_of(host), key_visits(host), key_host(host), key_parked(host, group)
   local pace = redis.call('HMGET', record, unpack(GATE))
   pace[2] = limits.rate
   pace[3] = math.max(limits.delay or 0, tonumber(redis.call('GET', key_crawl(host)) or '0'))
   local from = math.ceil(opens(unpack(pace, 1, 4)))
-  -- Holders that have died.
+  -- Remove the places of dead instances.
   redis.call('ZREMRANGEBYSCORE', visits, '-inf', now)
   local free = not limits.limit or redis.call('ZCARD', visits) < limits.limit
   if free and from <= now then
@@ -134,12 +135,12 @@ local function enter_host(host, id, group, due, spec)
   if count >= MAX_PARKED and not redis.call('ZSCORE', parked, id) then
     return false, math.max(now, from) + again
   end
-  -- As if each aggregation had as many.
+  -- An estimate of all parked downloads of the host: each aggregation counts as if it had the same number.
   local all = (count + 1) * redis.call('ZCARD', key_waiting(host))
   again = math.max(again, math.min(ASK_AGAIN_STEP_MS * all, ASK_AGAIN_MAX_MS))
   local priority = tonumber(redis.call('HGET', key_task('download', id), 'priority') or '0')
   redis.call('ZADD', parked, 'NX', (MAX_PRIORITY - priority) * LEVEL + due, id)
-  -- So that hundreds of full hosts cost little, only one download of each aggregation asks soon.
+  -- Only the first download of an aggregation tries again soon, so that hundreds of full hosts cost little.
   if redis.call('ZRANK', parked, id) > 0 then again = ASK_AGAIN_MAX_MS + ASK_AGAIN_STEP_MS * count end
   queue_up(key_waiting(host), group)
   redis.call('PEXPIRE', parked, HOST_TTL_MS)

@@ -1,11 +1,12 @@
--- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua` follows.
+-- Functions for all transitions. A script consists of `base`, the key functions, this file, `_hosts.lua` and the
+-- transition.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
 --
--- Arguments are JSON objects: the first holds what concerns the whole call, each further one is an item.
--- What is stored or compared is a string in them, because cjson reads every number as a double; durations
--- (names that end in `_ms`) and counts are numbers. Answers are lists of names and values, as of HGETALL.
+-- Arguments are JSON objects: the first has the arguments of the whole call, each further object is an item. Durations
+-- (names that end in `_ms`) and counts are numbers. Values that are stored or compared are strings, because cjson
+-- reads every number as a double. Answers are lists of names and values, like the reply to HGETALL.
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -21,14 +22,14 @@ local function items()
   end
 end
 
--- Attempts of a task that people can read back.
+-- Number of failed attempts in the log of a task.
 local LOG_LENGTH = 5
 
--- Kinds whose waiting instances this script wakes when it ends.
+-- Kinds of work for which this script publishes a wake-up at its end.
 local woken = {}
 
--- The set for a group that can run now: `ready`, or `unproven` for callback destinations that have not answered
--- lately, so that an instance can bound how many of its slots they take together.
+-- The set for a group that can run now: `ready`, or `unproven` for a callback destination that has not answered lately.
+-- The separate set lets an instance bound the slots that unproven destinations take together.
 local function ready_set(kind, group)
   if kind == 'callback' and redis.call('EXISTS', key_proven(group)) == 0 then return key_unproven() end
   return key_ready(kind)
@@ -39,7 +40,7 @@ local function leave_ready(kind, group)
   if kind == 'callback' then redis.call('ZREM', key_unproven(), group) end
 end
 
--- Adds the group at the end of its set; one that is in it already keeps its place.
+-- Adds a group at the end of its set; a group that is in the set keeps its place.
 local function join_ready(kind, group)
   local set = ready_set(kind, group)
   if redis.call('ZSCORE', set, group) then return end
@@ -53,28 +54,26 @@ local function join_ready(kind, group)
   end
 end
 
--- The longest time between two starts that a rate can demand.
+-- Upper bound of the time between two starts that follows from a rate.
 local MAX_GAP_MS = 24 * 3600 * 1000
 
--- A start that is late by at most this much counts as if it had been in time, so that a rate is reached
--- although instances ask late.
+-- A start that is late by at most this time counts as punctual, so that late calls of instances do not lower the rate.
 local CATCH_UP_MS = 1000
 
--- Fields of a group's record that say from when on its next task may start: when `started` has been and the time
--- between two starts has passed, and it does not cool down.
+-- Fields of a group's record that decide when the next task may start: after the cooldown, and a gap after `started`.
 local GATE = {'cooling', 'rate', 'delay', 'started'}
 
--- ms between two starts, perhaps with a fraction.
+-- The gap: least ms between two starts, perhaps with a fraction.
 local function gap_of(rate, delay)
   local gap = rate and rate ~= '' and math.min(1000 / tonumber(rate), MAX_GAP_MS) or 0
   return math.max(gap, delay and delay ~= '' and tonumber(delay) * 1000 or 0)
 end
 
--- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for those that an origin names.
+-- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for a cooldown from an origin.
 local MAX_COOLDOWN_MS = 3600 * 1000
 
--- The time (ms, perhaps with a fraction) before which a group starts nothing, from the values of GATE. Times that can
--- lie so far in the future only because the server's clock was set back do not count.
+-- The time (ms, perhaps with a fraction) before which a group starts no task, from the values of GATE. A value too far in
+-- the future is ignored: it can only come from a server clock that was set back.
 local function opens(cooling, rate, delay, started)
   local cools, last = tonumber(cooling or '0'), tonumber(started or nil)
   if cools > now + MAX_COOLDOWN_MS then cools = 0 end
@@ -82,10 +81,9 @@ local function opens(cooling, rate, delay, started)
   return math.max(cools, last + gap_of(rate, delay))
 end
 
--- Notes that a task starts, for the rate and the delay. One has waited since `due`. If that was before the
--- planned time, the start is late; up to `CATCH_UP_MS` the next one is planned from the planned time. With a
--- `delay`, which is a minimum, the next one is planned from now. A job that is past its deadline sends no request, so
--- it is no start.
+-- Notes the start of a task that was due at `due`, for the rate and the delay. If the task was due before the planned
+-- time and is at most `CATCH_UP_MS` late, the next gap begins at the planned time, else now. With a `delay`, which is
+-- a minimum, the gap always begins now. A job past its deadline sends no request, so it does not count as a start.
 local function note_start(record, due, spec, cooling, rate, delay, started)
   if gap_of(rate, delay) == 0 or (cjson.decode(spec).deadline or math.huge) <= now then return end
   local planned = opens(cooling, rate, delay, started)
@@ -93,9 +91,9 @@ local function note_start(record, due, spec, cooling, rate, delay, started)
   redis.call('HSET', record, 'started', string.format('%.3f', late and planned or now))
 end
 
--- Jobs with a priority above 0 are in `urgent` too, by a score that has the priority and the due time: the score of
--- 9 begins at 0, of 8 at `LEVEL`, and so on. Due times are less than `LEVEL`, which is in the year 11476, and all scores are
--- integers that a double holds.
+-- Jobs with a priority above 0 are also in `urgent`, with a score of priority and due time: scores of priority 9 begin at
+-- 0, of priority 8 at `LEVEL`, and so on. Due times are less than `LEVEL` (the year 11476), and a double holds all
+-- scores exactly.
 local MAX_PRIORITY, LEVEL = 9, 3e14
 
 -- Adds a pending task to its group's queue.
@@ -104,9 +102,9 @@ local function enqueue(kind, id, group, due, priority)
   if priority then redis.call('ZADD', key_urgent(group), (MAX_PRIORITY - priority) * LEVEL + due, id) end
 end
 
--- The task of a group that is next: of those that are due, the first of the highest priority. If none is due, the
--- first one. Answers its id, when it was due, and whether it has a priority; nil for an empty queue. `head` is the
--- first of the queue, with its due time.
+-- The next task of a group: the first due task of the highest priority, or the first task if none is due. Returns the
+-- id, the due time, and whether the task has a priority; nil for an empty queue. `head` is the first task of the queue
+-- with its due time.
 local function next_task(kind, group, head)
   local due = tonumber(head[2])
   if not due then return nil end
@@ -115,27 +113,27 @@ local function next_task(kind, group, head)
     local first = redis.call('ZRANGEBYSCORE', key_urgent(group), from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not first[1] then break end
     local score = tonumber(first[2])
-    local wanted = score % LEVEL
+    local noted = score % LEVEL
     local queued = tonumber(redis.call('ZSCORE', key_queue(kind, group), first[1]) or nil)
-    if queued ~= wanted then
-      -- A version without priorities has leased it, and perhaps made it pending again.
+    if queued ~= noted then
+      -- A version of the service without priorities has leased the task, and perhaps made it pending again.
       redis.call('ZREM', key_urgent(group), first[1])
-      if queued then redis.call('ZADD', key_urgent(group), score - wanted + queued, first[1]) end
-    elseif wanted <= now then
-      return first[1], wanted, true
+      if queued then redis.call('ZADD', key_urgent(group), score - noted + queued, first[1]) end
+    elseif noted <= now then
+      return first[1], noted, true
     else
-      from = string.format('%.0f', score - wanted + LEVEL)
+      from = string.format('%.0f', score - noted + LEVEL)
     end
   end
   return head[1], due, false
 end
 
--- Fields of an aggregation's record that an operator may set. While an operator's value applies, the value that its
--- jobs ask for is kept in `asked_<field>`.
+-- Fields of an aggregation's record that an operator may set. While an operator's value applies, `asked_<field>` has the
+-- value from the jobs.
 local ADJUSTABLE = {'limit', 'rate', 'delay'}
 
--- Keeps the record of an aggregation without tasks if an operator has set something, without what its jobs asked
--- for. Answers whether it is kept.
+-- Keeps the record of an aggregation without tasks if an operator has set a value, but removes the values from its jobs.
+-- Returns whether the record was kept.
 local function keep_adjusted(record, group)
   local kept = redis.call('HGET', record, 'paused') == '1'
   for _, name in ipairs(ADJUSTABLE) do
@@ -153,8 +151,8 @@ local function keep_adjusted(record, group)
   return kept
 end
 
--- Forgets a group with its last task, but for what an operator has set, a cooldown and the last start: jobs that come
--- one after another must not start sooner than those that wait together.
+-- Deletes the record of a group without tasks, except for an operator's values, a cooldown and the last start: the rate
+-- also bounds jobs that are submitted one after the other.
 local function forget(kind, group)
   local record = key_group(kind, group)
   if kind == 'download' then
@@ -171,8 +169,8 @@ local function forget(kind, group)
   redis.call('ZREM', key_groups(kind), group)
 end
 
--- Puts a group where its tasks, its free slots and the time require: into `ready` or `unproven`, into `timers`,
--- into none of them, or out of the store with its last task.
+-- Puts a group into `ready` or `unproven` if a task can run now, into `timers` if a task can run later, into none of them
+-- if the group is full, paused or has no pending task. Deletes a group without tasks.
 local function place(kind, group)
   local queue = key_queue(kind, group)
   local pending = redis.call('ZCARD', queue)
@@ -184,7 +182,7 @@ local function place(kind, group)
     redis.call('ZREM', timers, group)
     return
   end
-  -- All of its tasks, and behind the point those that run, so that `busiest` needs no other key.
+  -- The number of tasks, and behind the decimal point the number of running ones, so that `busiest` needs no other key.
   redis.call('ZADD', key_groups(kind), pending + running + math.min(running, 999999) / 1000000, group)
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'paused', unpack(GATE))
   if pending == 0 or record[2] == '1' or running >= (tonumber(record[1]) or 1) then
@@ -201,21 +199,21 @@ local function place(kind, group)
     leave_ready(kind, group)
     local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
     redis.call('ZADD', timers, due, group)
-    -- Instances sleep until the first timer, which is earlier now.
+    -- Instances sleep until the first timer, so they must learn of an earlier one.
     if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
   end
 end
 
--- Describes an aggregation, as names and values; nil if it has no work. `asked` has what its jobs ask for, for each
--- field that an operator has set; '' stands for no value.
+-- Describes an aggregation, as names and values; nil for one without work. `asked` has the values from the jobs for the
+-- fields that an operator has set; '' stands for no value.
 local function describe_aggregation(group)
   local score = redis.call('ZSCORE', key_groups('download'), group)
   if not score then return nil end
   local record = key_group('download', group)
-  local found = redis.call('HMGET', record, 'proxy', 'paused', 'why', unpack(GATE))
+  local fields = redis.call('HMGET', record, 'proxy', 'paused', 'why', unpack(GATE))
   local first = redis.call('ZRANGE', key_queue('download', group), 0, 0, 'WITHSCORES')[2]
-  local cools = tonumber(found[4] or '0') > now
-  local waits = first and found[2] ~= '1'
+  local cools = tonumber(fields[4] or '0') > now
+  local waits = first and fields[2] ~= '1'
   local values, asked = {}, {}
   for _, name in ipairs(ADJUSTABLE) do
     local pair = redis.call('HMGET', record, name, 'asked_' .. name)
@@ -223,22 +221,21 @@ local function describe_aggregation(group)
     if pair[2] then asked[#asked + 1], asked[#asked + 2] = name, pair[2] end
   end
   return {
-    'name', group, 'score', score, 'proxy', found[1] or '', 'paused', found[2] == '1' and '1' or '',
-    'cooling', cools and found[4] or '', 'why', cools and found[3] or '',
-    'due', waits and string.format('%.0f', math.ceil(math.max(tonumber(first), opens(unpack(found, 4))))) or '',
+    'name', group, 'score', score, 'proxy', fields[1] or '', 'paused', fields[2] == '1' and '1' or '',
+    'cooling', cools and fields[4] or '', 'why', cools and fields[3] or '',
+    'due', waits and string.format('%.0f', math.ceil(math.max(tonumber(first), opens(unpack(fields, 4))))) or '',
     'values', values, 'asked', asked,
   }
 end
 
--- What a task notes of the call that has settled it.
+-- The value of `settled` in a task's record, which names the lease that has settled the task.
 local function settled_by(owner, generation)
   return generation .. ' ' .. owner
 end
 
--- Whether the task is leased to this owner. 'held': yes, by the lease of this generation (a string). 'repeated':
--- this generation has settled it already, and the caller missed the answer. 'cancelled': a client has cancelled the
--- download meanwhile. 'lost': anything else. The second result is the task's group, the third its host if it has a
--- place there.
+-- Whether a task is leased to an owner with a generation (a string): 'held' if so; 'repeated' if this lease has settled
+-- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile; else
+-- 'lost'. Also returns the task's group and, if the task has a place at a host, the host.
 local function claim(kind, id, owner, generation)
   local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group', 'host')
   local group, host = task[5], task[6]
@@ -249,38 +246,39 @@ local function claim(kind, id, owner, generation)
   return 'lost', group, host
 end
 
--- Answers to an owner, by what `claim` has found.
+-- Answers to an owner, by the result of `claim`.
 local ANSWERS = {held = 'done', repeated = 'done', cancelled = 'cancelled', lost = 'lease_lost'}
 
--- Gives up the task's lease and slot. This comes before all other writes: the server allows ZREM
--- and SREM when its memory is exhausted, and a script that has written once may go on writing.
+-- Gives up the task's lease and slot. Call this before all other writes: with full memory the server still allows ZREM
+-- and SREM, and a script that has made one write may make others.
 local function leave(kind, id, group)
   redis.call('ZREM', key_leases(kind), id)
   redis.call('SREM', key_running(kind, group), id)
 end
 
--- Makes a task without a lease pending again, due at this time.
+-- Makes a task without a lease pending again, due at `due`.
 local function requeue(kind, id, group, due)
   redis.call('HSET', key_task(kind, id), 'state', 'pending', 'due', due)
   redis.call('HDEL', key_task(kind, id), 'owner')
   enqueue(kind, id, group, due, kind == 'download' and redis.call('HGET', key_task(kind, id), 'priority'))
 end
 
--- A task under which so many workers died may be what killed them.
+-- After the death of this many workers during a task, the task is suspected to be the cause.
 local SUSPECT_CRASHES = 2
 
--- When a running task was due: its place in the queue if it is handed back. Records of earlier versions lack it.
+-- The due time of a running task, which is its place in the queue if it is handed back. Missing in records of earlier
+-- versions.
 local function place_of(kind, id)
   return math.min(now, tonumber(redis.call('HGET', key_task(kind, id), 'due') or now))
 end
 
--- How long a host's record is kept: longer than any cooldown, and than any time between two starts.
+-- How long a host's record is kept: longer than any cooldown and any gap.
 local HOST_TTL_MS = MAX_GAP_MS + 3600 * 1000
 
--- Begins a cooldown, noted in this record. `began`: of the download whose origin asked for it.
+-- Begins a cooldown in the record of a group or host. `began`: when the download that was throttled began.
 local function begin_cooldown(record, began, item)
-  local found = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns')
-  local ends, begun, count = tonumber(found[1] or '0'), tonumber(found[2] or '0'), tonumber(found[3] or '0')
+  local fields = redis.call('HMGET', record, 'cooling', 'cooled', 'cooldowns')
+  local ends, begun, count = tonumber(fields[1] or '0'), tonumber(fields[2] or '0'), tonumber(fields[3] or '0')
   if began > begun then
     if now >= 2 * ends - begun then count = 0 end
     begun, count = now, count + 1
@@ -290,11 +288,13 @@ local function begin_cooldown(record, began, item)
     'cooled', begun, 'cooldowns', count, 'why', item.error)
 end
 
--- Begins a cooldown of an aggregation, because the origin of this running download asked for a pause, and of its host
--- if it has a place there. `item` has cool_ms (nothing is done without it), asked (whether the origin gave the length),
--- host_too (false: it was not the host of the job's URL that asked) and error. If the origin gave no length, it doubles
--- with each cooldown that follows another: one that begins less than the last one's length after the end of the last. If
--- this download began before the last cooldown, its answer is part of that cooldown.
+-- Begins a cooldown of an aggregation after a download was throttled, and of the host if the download has a place there.
+-- `item` has cool_ms (absent: no cooldown), asked (whether the origin gave the length), host_too (false: the pause was
+-- not asked for by the host of the job's URL) and error.
+--
+-- If the origin gave no length, the length doubles with each successive cooldown. A cooldown is successive if the time
+-- since the end of the last one is shorter than the last one was. A download that began before the last cooldown belongs
+-- to that cooldown and does not count again.
 local function cool_down(id, group, host, item)
   if not item.cool_ms then return end
   local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or now)
@@ -306,7 +306,7 @@ local function cool_down(id, group, host, item)
   redis.call('HINCRBY', key_task('download', id), 'throttled', 1)
 end
 
--- Notes a job among the newest failures, of which 200 are kept.
+-- Adds a job to the newest failures, of which 200 are kept.
 local function note_failure(id)
   redis.call('ZADD', key_failures(), now, id)
   redis.call('ZREMRANGEBYRANK', key_failures(), 0, -201)
@@ -325,8 +325,8 @@ local function remember(kind, id, text)
   redis.call('HSET', task, 'log', table.concat(lines, '\n'))
 end
 
--- Groups whose queue, slots or limit this script has changed, in the order of the first change. A batch often
--- changes one group many times, and each group is placed once.
+-- Groups with a change of queue, slots or limit in this script, in the order of the first change. A batch often changes
+-- a group many times, but `place` is called once per group.
 local touched, touched_order = {}, {}
 
 local function touch(kind, group)
@@ -336,7 +336,8 @@ local function touch(kind, group)
   touched_order[#touched_order + 1] = {kind, group}
 end
 
--- After a download: its callback of this group becomes pending, or the job without one ('') is kept for `keep_ms`.
+-- After the end of a download: the callback becomes pending in the group `callback`, or ('' for no callback) the job is
+-- kept for `keep_ms`.
 local function conclude(id, callback, limit, keep_ms)
   if callback == '' then
     redis.call('ZADD', key_reap(), now + keep_ms, id)
@@ -350,8 +351,7 @@ end
 
 -- Called last by every script that touches groups.
 local function place_touched()
-  for _, each in ipairs(touched_order) do place(each[1], each[2]) end
-  -- What is written stands, also where the store's user may not publish: then instances find new work when they look
-  -- for it by themselves.
+  for _, group in ipairs(touched_order) do place(group[1], group[2]) end
+  -- An error is ignored, because the store's user may lack the right to publish. Instances also look for work at intervals.
   for kind in pairs(woken) do redis.pcall('PUBLISH', key_wake(kind), '') end
 end

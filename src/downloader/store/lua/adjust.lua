@@ -13,7 +13,7 @@ local record = key_group('download', group)
 if not redis.call('ZSCORE', key_groups('download'), group) then
   local sets = (call.paused or '') .. (call.limit or '') .. (call.rate or '') .. (call.delay or '')
   if sets == '' then return {} end
-  -- Of an aggregation that has ended, a cooldown and the last start may be left.
+  -- The record of an ended aggregation may still have a cooldown and the last start.
   redis.call('PERSIST', record)
   redis.call('ZADD', key_groups('download'), 0, group)
 end

@@ -9,14 +9,14 @@
 -- repeat  harmless
 
 if call.groups then
-  local found = {}
-  for _, group in ipairs(call.groups) do found[#found + 1] = describe_aggregation(group) end
-  return {'cursor', '0', 'aggregations', found}
+  local rows = {}
+  for _, group in ipairs(call.groups) do rows[#rows + 1] = describe_aggregation(group) end
+  return {'cursor', '0', 'aggregations', rows}
 end
 -- ZSCAN returns each member that stays during the whole scan, even if others are added or removed meanwhile.
 local answer = redis.call('ZSCAN', key_groups('download'), call.cursor, 'COUNT', call.count)
-local found = {}
+local rows = {}
 for i = 1, #answer[2], 2 do
-  found[#found + 1] = describe_aggregation(answer[2][i])
+  rows[#rows + 1] = describe_aggregation(answer[2][i])
 end
-return {'cursor', answer[1], 'aggregations', found}
+return {'cursor', answer[1], 'aggregations', rows}

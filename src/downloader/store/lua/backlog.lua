@@ -37,7 +37,7 @@ for i = 1, #rows, 2 do
   }
 end
 
--- Without an index of their own: the callbacks' own tasks have their destinations.
+-- There is no index by destination: the destination is read from each failed callback's task.
 local failed_to, place_of = {}, {}
 local failed = redis.call('ZRANGE', key_failed(), '+inf', now, 'BYSCORE', 'REV', 'LIMIT', 0, call.failures)
 for _, id in ipairs(failed) do

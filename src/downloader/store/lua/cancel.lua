@@ -8,8 +8,8 @@
 -- answer  'done' | 'unknown' | 'conflict'
 -- repeat  'done' again, nothing changed
 --
--- The download of a running job keeps its slot until its holder has stopped, or its lease would have ended: until
--- then the origin may still be sending.
+-- The download of a running job keeps its slot until the holder has stopped or the lease would have ended, because the
+-- origin may still be sending until then.
 
 local id, group = call.id, call.group
 if redis.call('EXISTS', key_job(id)) == 0 then return 'unknown' end
@@ -18,7 +18,7 @@ local task = key_task('download', id)
 local state = redis.call('HGET', task, 'state') or 'pending'
 if state == 'cancelled' then return 'done' end
 
--- ZREM comes before all other writes, which the server refuses when its memory is exhausted.
+-- ZREM comes before all other writes, which the server refuses when memory is full.
 if state == 'pending' then
   redis.call('ZREM', key_queue('download', group), id)
   redis.call('ZREM', key_urgent(group), id)

@@ -13,7 +13,7 @@ for item in items() do
   local holder, group = claim('callback', item.id, call.owner, item.generation)
   if holder == 'held' then
     leave('callback', item.id, group)
-    -- `retry` of an earlier version has left it there.
+    -- An earlier version's `retry` did not remove the job.
     if item.state == 'succeeded' then redis.call('ZREM', key_failed(), item.id) end
     local task = key_task('callback', item.id)
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
@@ -22,7 +22,7 @@ for item in items() do
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('callback', item.id, item.error) end
     if item.state == 'succeeded' then
-      -- A destination that was narrowed after a failure has its whole limit again.
+      -- A success restores the limit, which a failure has set to 1.
       redis.call('HSET', key_group('callback', group), 'limit', item.limit)
       redis.call('SET', key_proven(group), '1', 'PX', call.proven_ms)
     else

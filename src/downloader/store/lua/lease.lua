@@ -13,15 +13,15 @@
 --         size, sha256, mime and image of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
--- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. If the task is a
--- download that cannot start because of its host, it waits, and the group's turn ends too.
+-- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
+-- start because of its host is parked, and the turn ends too.
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
 local unproven = kind == 'callback' and call.unproven or 0
 local suspects = call.suspects or 0
 
--- When a suspect is due again that this instance may not have beside another.
+-- Delay of a suspect that this instance may not run because it runs another suspect.
 local SUSPECT_AGAIN_MS = 1000
 
 local function describe(id, group, generation, proven, waited, spec)
@@ -46,7 +46,7 @@ local excepted = {}
 for _, group in ipairs(call.last) do excepted[group] = 'last' end
 for _, group in ipairs(call.never) do excepted[group] = 'never' end
 
--- The group whose turn it is in `ready`, and the key of that set.
+-- The next group of `ready`, and the key of the set.
 local function first_ready()
   local ready = key_ready(kind)
   local last
@@ -62,7 +62,7 @@ local function first_unproven()
   return redis.call('ZRANGE', key_unproven(), 0, 0)[1], key_unproven()
 end
 
--- The two sets take turns too, so that neither delays the other.
+-- The two sets alternate, so that neither delays the other.
 local turns = 0
 local function next_group()
   local first, second = first_ready, first_unproven
@@ -85,7 +85,7 @@ if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
     local holder, group, host = claim(kind, id, owner, generation)
     if holder == 'held' then
-      -- The lease starts again, because its holder counts from this request.
+      -- The lease starts again, because the holder counts from this request.
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       prolong_visit(host, id)
@@ -97,7 +97,7 @@ if memo and string.match(memo, '^%S+') == call.request then
   return {'due_ms', due_ms(), 'leases', leases}
 end
 
--- Bounded, so that a call stays short however many fall due at once; the answer 0 makes the caller ask again.
+-- Bounded, so that a call is short even if many groups fall due at once; due_ms 0 makes the caller ask again.
 for _, group in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT', 0, call.count + 64)) do
   redis.call('ZREM', timers, group)
   join_ready(kind, group)
@@ -154,11 +154,11 @@ while #leases < call.count and turns < 2 * call.count + 16 do
     place(kind, group)
   end
 end
-for _, each in ipairs(touched_order) do place(each[1], each[2]) end
+for _, group in ipairs(touched_order) do place(group[1], group[2]) end
 
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)
 end
--- No wake-up is published: an instance whose last answer was 0 asks again. An instance that sleeps had an answer that
--- nothing can run, and a script that changes this publishes a wake-up.
+-- No wake-up is published: an instance that got due_ms 0 asks again. An instance that sleeps was told that no task can run,
+-- and the script that changes this publishes a wake-up.
 return {'due_ms', due_ms(), 'leases', leases}

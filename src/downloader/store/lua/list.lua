@@ -24,7 +24,7 @@ local start = 0
 if score and score == call.score then
   start = redis.call('ZRANK', key, call.id) + 1
 elseif call.id ~= '' then
-  -- The last one read is gone or has moved: read those with the same score again, so that none is left out.
+  -- The last job read is gone or has moved: read all jobs with the same score again, so that no job is skipped.
   start = redis.call('ZCOUNT', key, '-inf', '(' .. call.score)
 end
 local rows
@@ -41,7 +41,7 @@ while last < #rows and bytes < MAX_BYTES do
     'code')
   local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error', 'group')
   local failed = callback[1] == 'failed'
-  -- A job that has been retried is no failure any more.
+  -- A job that was retried does not count as failed.
   local stale = call.which == 'failures' and not failed and download[1] ~= 'failed'
   local spec = redis.call('GET', key_job(id))
   if spec and not download[5] and not stale then

@@ -7,19 +7,19 @@
 -- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
 -- repeat  other jobs; the same ones are given again after the hold
 
--- Bounded, as a million may have expired at once.
+-- Bounded, because a million jobs may have expired at once.
 local expired = redis.call('ZRANGE', key_failed(), '-inf', now, 'BYSCORE', 'LIMIT', 0, 1000)
 if #expired > 0 then redis.call('ZREM', key_failed(), unpack(expired)) end
 local jobs = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
-  -- Removed before all other writes, which the server refuses when its memory is exhausted. Reaping frees memory.
+  -- ZREM comes before all other writes, which the server refuses when memory is full. Reaping frees memory.
   redis.call('ZREM', key_reap(), id)
   local spec = redis.call('GET', key_job(id))
   if spec then
     redis.call('ZADD', key_reap(), now + call.hold_ms, id)
     redis.call('HSET', key_task('download', id), 'reaping', 1)
     local task = redis.call('HMGET', key_task('download', id), 'state', 'deliveries', 'attempts')
-    -- An attempt whose end was never reported may have stored the file.
+    -- An attempt without a reported end may have stored the file.
     local unclear = tonumber(task[2] or '0') > tonumber(task[3] or '0')
     local file = (task[1] == 'succeeded' or unclear) and '1' or ''
     jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file}

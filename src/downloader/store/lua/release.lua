@@ -14,7 +14,7 @@ for item in items() do
   if holder == 'held' then
     leave(kind, item.id, group)
     leave_host(item.id, group, host)
-    -- Without a delay at its former place: before what came after it.
+    -- Without a delay the task gets its former place in the queue.
     requeue(kind, item.id, group, item.delay_ms > 0 and now + item.delay_ms or place_of(kind, item.id))
     redis.call('HSET', key_task(kind, item.id), 'settled', settled_by(call.owner, item.generation))
     if item.error ~= '' then remember(kind, item.id, item.error) end

@@ -10,7 +10,7 @@
 local answers = {}
 for item in items() do
   local id, removed = item.id, 0
-  -- A job that `reap` has not given may have been retried since.
+  -- A job without the mark of `reap` may have been retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
     redis.call('ZREM', key_failures(), id)

@@ -12,19 +12,19 @@ local answers = {}
 for item in items() do
   local holder, group, host = claim(kind, item.id, call.owner, item.generation)
   if holder == 'held' then
-    -- Removed before all other writes, which the server refuses when its memory is exhausted.
+    -- ZREM comes before all other writes, which the server refuses when memory is full.
     redis.call('ZREM', key_leases(kind), item.id)
     redis.call('ZADD', key_leases(kind), now + call.lease_ms, item.id)
     prolong_visit(host, item.id)
   elseif holder == 'cancelled' then
-    -- Its work has not ended yet, so its slot is kept as long as its lease would be.
+    -- The work has not ended yet, so the slot is kept for the time of a lease.
     local member = item.id .. ' ' .. group
     if redis.call('ZREM', key_stopping(), member) == 1 then
       redis.call('ZADD', key_stopping(), now + call.lease_ms, member)
       prolong_visit(host, item.id)
     end
   end
-  -- One that this holder has just settled is not lost: the answer to that call is on its way.
+  -- A task that the holder has just settled is not lost: the answer to that call is on its way.
   answers[#answers + 1] = ANSWERS[holder]
 end
 return answers

@@ -14,8 +14,7 @@ local function retry(id)
   if not spec then return 'unknown' end
 
   local task = key_task(kind, id)
-  local found = redis.call('HMGET', task, 'state', 'group', 'retried')
-  local state, group, retried = found[1], found[2], found[3]
+  local state, group, retried = unpack(redis.call('HMGET', task, 'state', 'group', 'retried'))
   if retried == call.request then return 'done' end
   if redis.call('HGET', key_task('download', id), 'reaping') then return 'conflict' end
   if state ~= 'failed' then return 'conflict' end
@@ -23,18 +22,18 @@ local function retry(id)
   if kind == 'download' then
     local callback = redis.call('HGET', key_task('callback', id), 'state')
     if callback == 'pending' or callback == 'running' then return 'conflict' end
-    local asked, record = cjson.decode(spec), key_group(kind, group)
-    -- The one that it was accepted for: who may submit elsewhere through any other may not take it there.
-    local proxy = redis.call('HGET', task, 'proxy') or asked.aggr_proxy or ''
+    local job, record = cjson.decode(spec), key_group(kind, group)
+    -- Only with the proxy with which the job was accepted, because the client may not be permitted to use another one.
+    local proxy = redis.call('HGET', task, 'proxy') or job.aggr_proxy or ''
     local other = redis.call('HGET', record, 'proxy')
     if (other or '') ~= '' and other ~= proxy then return 'conflict' end
-    -- The next callback goes on with the generations: a late holder of this one must not pass for its holder.
+    -- The next callback continues the generations, so that a late holder of this one cannot settle it.
     local generation = redis.call('HGET', key_task('callback', id), 'generation')
     redis.call('DEL', key_task('callback', id))
     if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end
-    if redis.call('HSETNX', record, 'limit', asked.aggr_limit) == 1 then
-      if asked.aggr_rate then redis.call('HSET', record, 'rate', asked.aggr_rate) end
-      if asked.aggr_delay then redis.call('HSET', record, 'delay', asked.aggr_delay) end
+    if redis.call('HSETNX', record, 'limit', job.aggr_limit) == 1 then
+      if job.aggr_rate then redis.call('HSET', record, 'rate', job.aggr_rate) end
+      if job.aggr_delay then redis.call('HSET', record, 'delay', job.aggr_delay) end
     end
     redis.call('HSETNX', record, 'proxy', proxy)
     redis.call('PERSIST', record)

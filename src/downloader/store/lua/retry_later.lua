@@ -8,8 +8,8 @@
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
 -- repeat  'done' again, nothing changed
 --
--- A callback destination that fails is narrowed to one delivery at a time until one succeeds, so that
--- a dead host holds one slot of the notifier and not all of them.
+-- After a failure, a callback destination gets one delivery at a time until one succeeds, so that a dead host takes only
+-- one slot of the notifier.
 
 local kind = call.kind
 local answers = {}

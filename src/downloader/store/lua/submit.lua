@@ -28,8 +28,8 @@ for item in items() do
     end
   end
   local record = key_group('download', group)
-  local found = redis.call('HMGET', record, 'proxy', 'asked_limit', 'asked_rate', 'asked_delay')
-  local proxy = found[1]
+  local fields = redis.call('HMGET', record, 'proxy', 'asked_limit', 'asked_rate', 'asked_delay')
+  local proxy = fields[1]
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
@@ -38,10 +38,10 @@ for item in items() do
     if item.idempotency ~= '' then
       redis.call('SET', key_idempotency(item.idempotency), id .. ' ' .. item.values, 'PX', IDEMPOTENCY_MS)
     end
-    -- The proxy is fixed when the aggregation is first seen. Else the newest job that names a value counts, unless
-    -- an operator has set one.
+    -- The first job of an aggregation fixes the proxy. For other fields the newest job that names a value counts,
+    -- unless an operator has set a value.
     for i, name in ipairs(ADJUSTABLE) do
-      if item[name] then redis.call('HSET', record, found[i + 1] and 'asked_' .. name or name, item[name]) end
+      if item[name] then redis.call('HSET', record, fields[i + 1] and 'asked_' .. name or name, item[name]) end
     end
     redis.call('HSETNX', record, 'proxy', item.proxy)
     redis.call('PERSIST', record)

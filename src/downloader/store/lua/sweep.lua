@@ -10,7 +10,7 @@
 local kind = call.kind
 local ids = redis.call('ZRANGEBYSCORE', key_leases(kind), '-inf', now, 'LIMIT', 0, call.count)
 if call.lease_ms then
-  -- Leases that were given before the server's clock was set back.
+  -- Leases from before the server's clock was set back.
   local from = '(' .. string.format('%.0f', now + 2 * call.lease_ms)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_leases(kind), from, '+inf', 'LIMIT', 0, call.count - #ids)) do
     ids[#ids + 1] = id
@@ -24,19 +24,19 @@ for _, id in ipairs(ids) do
     leave(kind, id, group)
     leave_host(id, group, task[2])
     local crashes = redis.call('HINCRBY', key_task(kind, id), 'crashes', 1)
-    -- A suspect goes behind the other jobs, so that the next worker does not die at once.
+    -- A suspect goes to the end of the queue, so that the next worker does not die at once.
     requeue(kind, id, group, crashes < SUSPECT_CRASHES and place_of(kind, id) or now)
     redis.call('HSET', key_task(kind, id), 'swept', task[3])
     remember(kind, id, 'the worker died or lost its connection')
     touch(kind, group)
     swept[#swept + 1] = id
   else
-    -- Its record was evicted or deleted by hand.
+    -- The record was evicted or deleted by hand.
     redis.call('ZREM', key_leases(kind), id)
   end
 end
--- Cancelled downloads whose holder has not reported that it stopped: it has stopped by the end of its lease. For
--- both kinds, as a processor of a version without `cancel` does not look for them.
+-- Cancelled downloads that the holder has not settled: by the end of the lease the work has stopped. Done for both kinds,
+-- because a processor of an earlier version does not look for cancelled downloads.
 for _, each in ipairs(redis.call('ZRANGE', key_stopping(), '-inf', now, 'BYSCORE', 'LIMIT', 0, call.count)) do
   free_cancelled(string.match(each, '^(%w+) (.*)$'))
 end
