@@ -1,6 +1,7 @@
-"""One HTTP/1.1 connection: send a request, read the head of its response, read the body, and again.
+"""A client's HTTP/1.1 connection: send a request, read head and body of the response, repeat.
 
-`response` parses. After an odd response, or one with bytes behind its end, the connection is not used again.
+`response` is the parser. After a malformed response, or extra bytes behind the end of a response, the
+connection is not used again.
 """
 
 from __future__ import annotations
@@ -16,30 +17,32 @@ from downloader.net.response import Field, Head, Response
 from downloader.net.stream import Stream, StreamBroken
 
 MAX_HEAD_BYTES = 64 * 1024
-"""A head still incomplete after this many bytes, 1xx included, is refused; browsers allow as much."""
+"""Most bytes of a head, 1xx responses included; browsers allow the same."""
 
 READ_BYTES = 64 * 1024
-"""Size of a read at the start; enough for a small file with its head."""
+"""Size of the first reads; enough for the head and a small file."""
 
 BULK_READ_BYTES = 256 * 1024
-"""Size of a read after a megabyte of the body, unless the pieces are small."""
+"""Size of a read after `_BULK_BYTES` of the body, unless the chunks are small."""
 
 _BULK_BYTES = 1024 * 1024
 _SMALL_PIECE_BYTES = 1024
-"""Each piece calls back from the parser: 256 KiB in chunks of ten bytes would hold the loop up for 3 ms."""
+"""Bulk reads are only used for chunks of at least this average size. The parser makes a Python callback per
+chunk: 256 KiB in chunks of ten bytes would block the event loop for 3 ms."""
 
 MAX_OVERHEAD_BYTES = 256 * 1024
-"""Most bytes of chunk sizes, extensions and trailers, beside half of the content's: a megabyte in chunks of
-one byte would cost as much CPU as a hundred megabytes in large ones."""
+"""Most bytes of chunk sizes, extensions and trailers, in addition to half of the content's size. A megabyte
+in chunks of one byte would cost as much CPU as a hundred megabytes in large chunks."""
 
 _TARGET = re.compile(rb"[!-~]+")
 
 
 class Connection:
-    """An open connection, for one request at a time; owns its stream, which has TLS if the origin has.
+    """An open connection for one request at a time; owns the stream, which has TLS for https.
 
-    After any exception, a cancel included, it can only be closed. The caller bounds its waits. For a proxy,
-    `prefix` goes before the path in the request line (`http://host`), and `extra` fields are added.
+    After any exception, a cancel included, the connection can only be closed. The caller bounds the waits.
+    For a proxy, `prefix` (`http://host`) is put before the path in the request line, and the `extra` fields
+    are added.
     """
 
     def __init__(self, stream: Stream, *, prefix: bytes = b"", extra: Sequence[Field] = ()) -> None:
@@ -49,7 +52,8 @@ class Connection:
         self._response = Response(bodiless=False)
         self._sent = True
         self._received = 0
-        self._seen = 0
+        self._content = 0
+        """Bytes of the body that were returned by `read`."""
         self._limit: int | None = None
 
     async def request(
@@ -61,26 +65,27 @@ class Connection:
         *,
         limit: int | None = None,
     ) -> Head:
-        """Send a request and read the head of its response.
+        """Send a request and read the head of the response.
 
         Args:
             method: a token.
             target: path and query, or for CONNECT host and port.
-            fields: all of them, `Host` and `Content-Length` included.
-            body: what they announce.
-            limit: bytes of the response, head and 1xx included, beyond which nothing is read.
+            fields: all fields, including `Host` and `Content-Length`.
+            body: the body that the fields announce.
+            limit: most bytes of the response that are read, including the head and 1xx responses.
 
         Raises:
-            BadRequest: this cannot be sent.
+            BadRequest: the request cannot be sent.
             ConnectionLost: no byte of the response came.
             CutShort: the connection ended inside the head.
-            BadResponse: it is not HTTP/1.1, or out of bounds.
+            BadResponse: the response is not HTTP/1.1, or exceeds a bound.
         """
         request = _serialised(method, self._prefix + target, fields, self._extra)
-        self._received = self._seen = 0
+        self._received = self._content = 0
         self._limit, self._sent = limit, False
         response = self._response = Response(bodiless=method in (b"HEAD", b"CONNECT"))
-        # A peer may answer and close before it has read all. The answer is more useful than this error.
+        # A peer may respond and close before reading the whole request. The response is worth more than the
+        # error.
         with suppress(StreamBroken):
             await self.stream.send(request + body)
             self._sent = True
@@ -94,11 +99,11 @@ class Connection:
         return response.head()
 
     async def read(self) -> bytes | bytearray | None:
-        """The next bytes of the body as they were sent, `None` at its end.
+        """The next bytes of the body, not decoded; `None` at the end.
 
         Raises:
-            CutShort: the connection ended before the body.
-            BadResponse: it is malformed, or out of bounds.
+            CutShort: the connection ended before the end of the body.
+            BadResponse: the body is malformed, or exceeds a bound.
         """
         response = self._response
         while not response.body:
@@ -112,7 +117,7 @@ class Connection:
                 return None
             response.feed(data)
         data, response.body = response.body, b""
-        self._seen += len(data)
+        self._content += len(data)
         return data
 
     @property
@@ -127,22 +132,23 @@ class Connection:
         return response.done and response.keep and self._sent and not response.behind
 
     def is_stale(self) -> bool:
-        """Whether the peer of an idle connection has closed it, or sent something unasked."""
+        """Whether the peer of an idle connection has closed the connection or sent unexpected bytes."""
         return self.stream.is_readable()
 
     async def aclose(self) -> None:
-        """Close; the socket is closed also when this is cancelled."""
+        """Close the connection; a cancel does not keep the socket open."""
         self._response.drop_parser()
         await self.stream.aclose()
 
     async def _receive(self) -> bytes | bytearray:
-        bulk = self._seen >= max(_BULK_BYTES, self._response.pieces * _SMALL_PIECE_BYTES)
+        bulk = self._content >= max(_BULK_BYTES, self._response.pieces * _SMALL_PIECE_BYTES)
         most = BULK_READ_BYTES if bulk else READ_BYTES
         if self._limit is not None:
             most = min(most, self._limit - self._received)
             if most <= 0:
                 raise BadResponse(f"more than {self._limit // 1024} KiB of response")
-        if self._response.chunked and self._received - self._seen > MAX_OVERHEAD_BYTES + self._seen // 2:
+        overhead = self._received - self._content
+        if self._response.chunked and overhead > MAX_OVERHEAD_BYTES + self._content // 2:
             raise BadResponse("response in chunks of a few bytes each")
         try:
             data = await self.stream.receive(most)

@@ -1,4 +1,4 @@
-"""The only way to open a connection: resolve once, check every answer, connect to what was checked."""
+"""The only way to open a connection: resolve once, check all addresses, connect to a checked address."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from downloader.net.policy import Address, EgressPolicy, is_local_name, parse_ad
 from downloader.net.stream import Stream
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
-"""`(name, port)` to addresses in the order in which to try them, link-local ones with their zone id.
+"""Maps `(name, port)` to addresses in the order of trying; link-local addresses have a zone id.
 
-Raises `NameNotResolved`. Called once per connection, never for a host that is an address already.
+Raises `NameNotResolved`. Called once per connection, and not for a host that is an address.
 """
 
 MAX_LOOKUPS = 128
-"""Threads that may wait for name servers at once. A cancelled look-up keeps its thread until the C library
-gives up (after about 10 s), so there are more than needed."""
+"""Most threads that wait for name servers. A cancelled look-up keeps a thread until the C library gives up
+(after about 10 s), so the number is larger than needed otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Limiter:
-    """For one look-up: it needs a place among those of its domain, and one among all."""
+    """The limiter of a look-up, which needs a token of the domain and a token of the resolver."""
 
     of_domain: trio.CapacityLimiter
     of_all: trio.CapacityLimiter
@@ -52,17 +52,18 @@ class _Limiter:
 
 
 class SystemResolver:
-    """`getaddrinfo` in threads of its own, which neither use up nor wait for Trio's default ones.
+    """`getaddrinfo` in separate threads, independent of Trio's default thread limiter.
 
-    A cancel returns at once; the thread ends when the C library does. The names of one domain, whose name
-    servers may not answer, take at most half of the threads. A name's domain is its last two labels.
+    A cancel returns at once; the thread ends when the C library gives up. The names of a domain take at most
+    half of the threads, because the name servers of that domain may not answer. A name's domain is the last
+    two labels.
     """
 
     def __init__(self, max_lookups: int = MAX_LOOKUPS) -> None:
         self._share = max(1, max_lookups // 2)
         self._of_all = trio.CapacityLimiter(max_lookups)
         self._of_domains = WeakValueDictionary[str, trio.CapacityLimiter]()
-        """Of domains with look-ups in progress."""
+        """The limiters of domains with look-ups in progress."""
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """See `Resolver`."""
@@ -78,10 +79,10 @@ class SystemResolver:
 
 
 def _lookup(host: str, port: int) -> list[str]:
-    # As bytes, since for text Python applies an IDNA codec that raises on long labels.
-    answers = socket.getaddrinfo(host.encode("ascii"), port, 0, socket.SOCK_STREAM)
+    # As bytes, because for text Python applies an IDNA codec that raises on long labels.
+    entries = socket.getaddrinfo(host.encode("ascii"), port, 0, socket.SOCK_STREAM)
     addresses: dict[str, None] = {}
-    for family, _, _, _, sockaddr in answers:
+    for family, _, _, _, sockaddr in entries:
         if family == socket.AF_INET:
             addresses[str(sockaddr[0])] = None
         elif family == socket.AF_INET6:
@@ -91,26 +92,26 @@ def _lookup(host: str, port: int) -> list[str]:
 
 
 _TARGET_RESOLVE_S = 2.0
-"""How long a proxied request waits for name servers; behind a proxy there may be none that answers."""
+"""How long a request through a proxy waits for name servers, because behind a proxy none may be reachable."""
 
 _DISCARD_PORT = 9
-"""Any port will do, because nothing is sent."""
+"""Any port, because nothing is sent."""
 
 _MAX_ADDRESSES = 256
-"""Names with more are refused: each address is checked, and an answer may have thousands."""
+"""A name with more addresses is refused: each address is checked, and there may be thousands."""
 
 _MAX_TRIED = 16
-"""How many of a name's addresses are tried."""
+"""Most addresses of a name that are tried."""
 
 _STAGGER_S = 0.25
-"""The head start of one address before the next is tried beside it; RFC 8305, section 5."""
+"""How long an address is tried before the next is tried at the same time; RFC 8305, section 5."""
 
 
 def is_own_address(address: Address) -> bool:
-    """Whether a packet to this address would stay on this machine, whatever its interface.
+    """Whether an address belongs to an interface of this machine.
 
-    A UDP socket sends nothing when it is connected, but gets the address that it would send from, which is
-    the destination itself only if that is our own.
+    Connecting a UDP socket sends nothing, but sets the socket's own address. That address equals the
+    destination only if the destination is an address of this machine.
     """
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - IPv4
     try:
@@ -123,30 +124,29 @@ def is_own_address(address: Address) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialer:
-    """Connects to what the policy allows.
+    """Connects to addresses that the policy allows.
 
-    `resolver` is asked once for each connection, and not at all for addresses. SNI and `Host` are the
-    caller's and stay the name.
+    `resolver` is called once per connection, and not for addresses. The caller uses the name for SNI and
+    `Host`.
     """
 
     policy: EgressPolicy
     within_s: float
-    """For the look-up, and for look-up and connecting together."""
+    """Time limit of look-up and connecting together."""
     resolver: Resolver = field(default_factory=SystemResolver)
     is_own: Callable[[Address], bool] = is_own_address
-    """Whether an address is one of this machine's interfaces'."""
+    """Whether an address belongs to an interface of this machine."""
 
     async def connect(self, host: str, port: int) -> Stream:
-        """Connect to a URL's host if the policy allows it.
+        """Connect to a URL's host if the policy allows all addresses of the host.
 
-        Nothing is sent, not even a SYN, unless every address of the host is allowed. A cancel leaves no
-        socket behind.
+        If the policy forbids an address, nothing is sent, not even a SYN. A cancel leaves no socket behind.
 
         Raises:
-            EgressRefused: the policy forbids it.
+            EgressRefused: the policy forbids an address.
             NameNotResolved: no address, or none in time.
             ConnectFailed: refused, reset, unreachable.
-            TimedOut: no answer in time.
+            TimedOut: no connection in time.
         """
         deadline = trio.current_time() + self.within_s
         addresses = await self._addresses(host.removesuffix("."), port, deadline)
@@ -160,15 +160,15 @@ class Dialer:
         return Stream(trio.SocketStream(sock))  # which sets TCP_NODELAY
 
     async def check_target(self, host: str) -> None:
-        """Check the target of a request that goes through a proxy, which resolves the name by itself.
+        """Check the target of a request through a proxy that resolves names.
 
-        Addresses must be allowed. A name that only a private network can know (`localhost`, `*.internal`, a
-        single label) must be allowed by name. Any other name is looked up here too, and refused if it has a
-        forbidden address; one that cannot be looked up passes, as proxies often know names that we do not.
-        What the proxy makes of a name later is not checked: a proxy inside the network needs its own rules.
+        An address must be allowed. A name that only exists in a private network (`localhost`, `*.internal`, a
+        single label) must be allowed by name. Any other name is looked up here too, and refused if an address
+        is forbidden. A name without an address is accepted, because proxies often know names that we do not.
+        The result of the proxy's own look-up is not checked: a proxy inside the network needs its own rules.
 
         Raises:
-            EgressRefused: the policy forbids it.
+            EgressRefused: the policy forbids the target.
         """
         name = host.removesuffix(".")
         self.policy.check_name(name)
@@ -183,7 +183,7 @@ class Dialer:
             await self._addresses(name, 0, trio.current_time() + min(self.within_s, _TARGET_RESOLVE_S))
 
     async def _addresses(self, name: str, port: int, deadline: float) -> Sequence[str]:
-        """The host's addresses, at least one, all of them allowed."""
+        """The addresses of a host, at least one; all are allowed."""
         self.policy.check_name(name)
         literal = parse_address(name) is not None
         addresses = [name] if literal else await _resolve(self.resolver, name, port, deadline)
@@ -210,7 +210,7 @@ async def _resolve(resolver: Resolver, name: str, port: int, deadline: float) ->
 
 
 async def _connect_first(addresses: Sequence[str], port: int) -> trio.socket.SocketType:
-    """The first connection that is made; addresses are tried one after the other, overlapping (RFC 8305)."""
+    """Connect to the first address that accepts, trying addresses with overlap (RFC 8305)."""
     if len(addresses) == 1:
         return await _connect(addresses[0], port)
     errors: list[OSError] = []
@@ -258,7 +258,7 @@ async def _connect(address: str, port: int) -> trio.socket.SocketType:
 
 
 def _alternate_families(addresses: Sequence[str]) -> list[str]:
-    """The same addresses, families taking turns, beginning with the first one's (RFC 8305, section 4)."""
+    """Alternate the families, beginning with the first address's family (RFC 8305, section 4)."""
     six = [address for address in addresses if ":" in address]
     four = [address for address in addresses if ":" not in address]
     first, second = (six, four) if ":" in addresses[0] else (four, six)

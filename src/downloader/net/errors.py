@@ -1,7 +1,8 @@
 """The errors of requests.
 
-Each is also the httpx2 exception that a caller of an `AsyncClient` expects. The texts are one line, have no
-secret and quote no peer. `downloader.fetch.errors` says which are retried.
+Each class is also a subclass of the httpx2 exception that a caller of an `AsyncClient` expects. The texts are
+one line, contain no secret and do not quote the peer. `downloader.fetch.errors` says which errors are
+retried.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from downloader.errors import DownloaderError
 
 
 class NetError(DownloaderError, httpx2.TransportError):
-    """Base of everything below."""
+    """Base of all errors below."""
 
 
 class EgressRefused(NetError, httpx2.ConnectError):
-    """The operator's egress policy forbids this connection; trying again would not help."""
+    """The operator's egress policy forbids the connection; trying again would not help."""
 
 
 class NameNotResolved(NetError, httpx2.ConnectError):
@@ -32,22 +33,22 @@ class ConnectFailed(NetError, httpx2.ConnectError):
     def __init__(self, reason: str, *, errno: int = 0) -> None:
         super().__init__(f"connection failed: {reason}")
         self.errno = errno
-        """The system's number, or 0."""
+        """The system's error number, or 0."""
 
 
 class ProxyRefused(NetError, httpx2.ProxyError):
-    """The proxy did not connect us."""
+    """The proxy did not make the connection."""
 
 
 class TlsFailed(NetError, httpx2.ConnectError):
-    """The TLS handshake failed for a reason of TLS's own: certificate, version, an alert.
+    """The TLS handshake failed because of the certificate, the version or an alert.
 
     A connection that merely broke during the handshake is a `ConnectFailed`.
     """
 
 
 class TimedOut(NetError, httpx2.TimeoutException):
-    """A bounded wait is over; the text says which."""
+    """A wait exceeded the time limit; the text says which wait."""
 
 
 class ConnectionLost(NetError, httpx2.NetworkError):

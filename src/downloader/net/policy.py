@@ -1,8 +1,8 @@
-"""Which addresses may be connected to: pure decisions, no I/O.
+"""The egress policy: which addresses the service may connect to. Pure decisions, no I/O.
 
-The verdict is made from this module's own tables and not from `ipaddress.is_global`: that one passes
-NAT64, multicast, `fec0::/10` and `::127.0.0.1`, and answers differently in Python 3.11 and 3.13.
-The tables follow the IANA special-purpose registries (RFC 6890 and its updates).
+The decision uses the tables of this module, because `ipaddress.is_global` accepts NAT64, multicast,
+`fec0::/10` and `::127.0.0.1`, and differs between Python 3.11 and 3.13. The tables follow the IANA
+special-purpose registries (RFC 6890 and updates).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOT_PUBLIC_V4 = tuple(
 )
 
 _GLOBAL_UNICAST_V6 = IPv6Network("2000::/3")
-"""All that IANA has ever given out; everything outside it is special or unassigned."""
+"""All addresses that IANA has ever assigned; all other addresses are special or unassigned."""
 
 _NOT_PUBLIC_V6 = tuple(
     IPv6Network(text)
@@ -55,7 +55,7 @@ _NOT_PUBLIC_V6 = tuple(
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
-"""The well-known prefix (RFC 6052): what DNS64 answers for public IPv4 hosts on IPv6-only networks."""
+"""The well-known prefix (RFC 6052), which DNS64 uses for public IPv4 hosts on IPv6-only networks."""
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 _SIX_TO_FOUR = IPv6Network("2002::/16")
 _TEREDO = IPv6Network("2001::/32")
@@ -84,14 +84,14 @@ METADATA = frozenset(
         "fe80::a9fe:a9fe",  # OpenStack
     )
 )
-"""Services that give credentials to every client; only an entry of their own permits them."""
+"""Services that give credentials to any client; only permitted by an entry with exactly this address."""
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal", ".localdomain", ".home.arpa")
 """Names that never belong to a public host (RFC 6761, 6762, 8375, and ICANN's reservation of `internal`)."""
 
 
 def parse_address(host: str) -> Address | None:
-    """The address if the host is one; `None` for a name."""
+    """The address in a text; `None` for a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -99,28 +99,28 @@ def parse_address(host: str) -> Address | None:
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a name can only mean something inside a private network: a single label is one."""
+    """Whether a name only exists inside private networks, for example a single label."""
     return "." not in host or f".{host}".endswith(_LOCAL_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
 class EgressPolicy:
-    """What the operator permits; by default globally routable unicast addresses only."""
+    """The addresses and hosts that the operator permits; by default globally routable unicast addresses."""
 
     setting: str
-    """The table this came from, such as `egress.downloads`; refusals name it."""
+    """The table of the configuration, such as `egress.downloads`; named in refusals."""
     allow_networks: tuple[Network, ...] = ()
     deny_networks: tuple[Network, ...] = ()
     allow_hosts: frozenset[str] = frozenset()
-    """Normal names; `*.example.org` stands for every name below, not for `example.org` itself."""
+    """Normalised names; `*.example.org` stands for all names below `example.org`, without `example.org`."""
     deny_hosts: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, allow: Iterable[str] = (), deny: Iterable[str] = (), *, setting: str) -> Self:
-        """Read the two lists; an entry is a CIDR range, an address, a host name or `*.` and a domain.
+        """Read two lists, with CIDR ranges, addresses, host names and domains with `*.`.
 
         Raises:
-            ValueError: an entry is none of these; the text names the entry and its list.
+            ValueError: an entry is malformed; the text names the entry and the list.
         """
         allow_networks, allow_hosts = _parse_entries(allow, f"{setting}.allow")
         deny_networks, deny_hosts = _parse_entries(deny, f"{setting}.deny")
@@ -131,11 +131,11 @@ class EgressPolicy:
     ) -> None:
         """Accept or refuse an address of `host`. `deny` wins over `allow`.
 
-        `host` is a URL's, without the final dot. `address` may carry a zone id. `is_own` says whether a
-        public address is one of this machine's, which is as good as loopback.
+        `host` is the host of a URL, without the final dot. `address` may have a zone id. `is_own` says
+        whether a public address belongs to this machine, which is treated like loopback.
 
         Raises:
-            EgressRefused: the policy forbids it; the text names the setting that would permit it.
+            EgressRefused: the policy forbids the address; the text names the setting that would permit it.
         """
         parsed = ip_address(address) if isinstance(address, str) else address
         shown = str(parsed)
@@ -145,17 +145,17 @@ class EgressPolicy:
         zoned = isinstance(parsed, IPv6Address) and parsed.scope_id is not None
         plain = _effective(parsed)
         inner = _embedded(plain)
-        meant = (plain, *inner)
-        if _any_in(meant, self.deny_networks):
+        addresses = (plain, *inner)
+        if _any_in(addresses, self.deny_networks):
             raise EgressRefused(f"address not allowed: {shown}; it is listed in {self.setting}.deny")
-        if any(one in METADATA for one in meant):
-            if not any(_names_exactly(network, meant) for network in self.allow_networks):
+        if not METADATA.isdisjoint(addresses):
+            if not any(_names_exactly(network, addresses) for network in self.allow_networks):
                 raise EgressRefused(
                     f"address not allowed: {shown} is a metadata service; to permit it add"
                     f" that very address to {self.setting}.allow"
                 )
             return
-        # A translator (NAT64) connects to the inner address, so that one decides.
+        # A translator (NAT64) connects to the inner address, so the inner address decides.
         final = inner[0] if plain in _NAT64 else plain
         if _any_in((plain, final), self.allow_networks) or host_matches(host, self.allow_hosts):
             return
@@ -168,12 +168,12 @@ class EgressPolicy:
             )
 
     def check_host(self, host: str) -> None:
-        """Refuse a URL's host if no DNS look-up is needed: an address, `localhost`, a name listed in `deny`.
+        """Refuse a URL's host without a look-up: an address, `localhost`, a name listed in `deny`.
 
-        Any other name is checked when a connection is made, by its addresses.
+        The addresses of other names are checked when a connection is made.
 
         Raises:
-            EgressRefused: the policy forbids it.
+            EgressRefused: the policy forbids the host.
         """
         host = host.removesuffix(".")
         self.check_name(host)
@@ -186,16 +186,16 @@ class EgressPolicy:
         return None
 
     def check_name(self, host: str) -> None:
-        """Refuse a host that is denied by name, before anything is looked up.
+        """Refuse a host that is denied by name, before a look-up.
 
         Raises:
-            EgressRefused: it is listed in `deny`.
+            EgressRefused: the name is listed in `deny`.
         """
         if self.deny_hosts and host_matches(host, self.deny_hosts):
             raise EgressRefused(f"address not allowed: {host}; it is listed in {self.setting}.deny")
 
     def allows_name(self, host: str) -> bool:
-        """Whether `allow` lists this host by name."""
+        """Whether `allow` lists a host by name."""
         return host_matches(host, self.allow_hosts)
 
 
@@ -226,7 +226,7 @@ def _parse_entry(entry: str, where: str) -> Network | str:
         name = normal_host(text.removeprefix("*.")).removesuffix(".")
     except UrlError:
         name = ""
-    if not name or parse_address(name):  # an address in another spelling is a mistake more often than not
+    if not name or parse_address(name):  # an address in an unusual spelling is probably a mistake
         raise ValueError(f"{where}: {entry!r} is not a CIDR range, an address or a host name")
     return f"*.{name}" if text.startswith("*.") else name
 
@@ -236,13 +236,13 @@ def _parse_network(text: str) -> Network:
         raise ValueError("a zone id has no meaning here")
     network = ip_network(text)
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        # A connection to a mapped address is one to the IPv4 address, and is judged as that.
+        # A connection to a mapped address goes to the IPv4 address, so the IPv4 range decides.
         return IPv4Network((int(network.network_address) & 0xFFFFFFFF, network.prefixlen - 96))
     return network
 
 
 def _effective(address: Address) -> Address:
-    """The address without its zone id, an IPv4-mapped one as the IPv4 address that it is."""
+    """The address without zone id; for an IPv4-mapped address the IPv4 address."""
     if isinstance(address, IPv4Address):
         return address
     plain = IPv6Address(int(address))
@@ -250,7 +250,7 @@ def _effective(address: Address) -> Address:
 
 
 def _embedded(address: Address) -> tuple[IPv4Address, ...]:
-    """The IPv4 addresses to which a translator or tunnel might take this one, if it carries any."""
+    """The embedded IPv4 addresses to which a translator or tunnel might forward packets for `address`."""
     if isinstance(address, IPv4Address):
         return ()
     number = int(address)
@@ -260,7 +260,7 @@ def _embedded(address: Address) -> tuple[IPv4Address, ...]:
     if address in _TEREDO:
         return IPv4Address(~number & 0xFFFFFFFF), IPv4Address(number >> 64 & 0xFFFFFFFF)
     if address in _NAT64_LOCAL:
-        # RFC 6052, 2.2: behind a prefix of 48 bits the address is split around eight zero bits.
+        # RFC 6052, 2.2: after a prefix of 48 bits, eight zero bits separate the halves of the IPv4 address.
         split = (number >> 64 & 0xFFFF) << 16 | number >> 40 & 0xFFFF
         return low, IPv4Address(split)
     carried = any(address in network for network in (_NAT64, _COMPATIBLE, _TRANSLATED))
@@ -275,16 +275,20 @@ def _is_public(address: Address) -> bool:
     return all(_is_public(inner) for inner in _embedded(address))
 
 
-def _any_in(meant: Iterable[Address], networks: Sequence[Network]) -> bool:
-    return any(one.version == network.version and one in network for one in meant for network in networks)
+def _any_in(addresses: Iterable[Address], networks: Sequence[Network]) -> bool:
+    return any(
+        address.version == network.version and address in network
+        for address in addresses
+        for network in networks
+    )
 
 
-def _names_exactly(network: Network, meant: Iterable[Address]) -> bool:
-    return network.num_addresses == 1 and network.network_address in meant
+def _names_exactly(network: Network, addresses: Iterable[Address]) -> bool:
+    return network.num_addresses == 1 and network.network_address in addresses
 
 
 def host_matches(host: str, names: frozenset[str]) -> bool:
-    """Whether the host is one of the names; `*.example.org` among them is every name below `example.org`."""
+    """Whether `names` contains the host; `*.example.org` stands for all names below `example.org`."""
     if host in names:
         return True
     labels = host.split(".")

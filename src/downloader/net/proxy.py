@@ -20,18 +20,18 @@ from downloader.net.stream import Stream, StreamBroken
 from downloader.net.url import Origin, Url
 
 _MAX_FIELD_BYTES = 255
-"""Lengths are one byte (RFC 1928, RFC 1929)."""
+"""A length is a single byte (RFC 1928, RFC 1929)."""
 
 _ADDRESS_BYTES = {b"\x01": 4, b"\x04": 16}
 _NAME = b"\x03"
 
 
 async def connect_tunnel(stream: Stream, origin: Origin, proxy: Url) -> None:
-    """Have an HTTP proxy connect this stream to the origin.
+    """Ask an HTTP proxy to connect the stream to the origin.
 
     Raises:
-        ProxyRefused: it does not.
-        BadResponse: it does not speak HTTP.
+        ProxyRefused: the proxy does not connect.
+        BadResponse: the proxy does not speak HTTP.
     """
     fields = [(b"Host", origin.host_port)]
     if proxy.basic:
@@ -48,10 +48,10 @@ async def connect_tunnel(stream: Stream, origin: Origin, proxy: Url) -> None:
 
 
 async def connect_socks(stream: Stream, origin: Origin, proxy: Url) -> None:
-    """Have a SOCKS5 proxy, which resolves the name, connect this stream to the origin.
+    """Ask a SOCKS5 proxy, which resolves the name, to connect the stream to the origin.
 
     Raises:
-        ProxyRefused: it does not.
+        ProxyRefused: the proxy does not connect.
     """
     try:
         await _authenticate(stream, proxy.user, proxy.password)
@@ -81,12 +81,12 @@ async def _command(stream: Stream, origin: Origin) -> None:
     head = await _exactly(stream, 4)
     if head[3:] == _NAME:
         head += await _exactly(stream, 1)
-        rest = head[-1]
-    elif (length := _ADDRESS_BYTES.get(head[3:])) is not None:
-        rest = length
+        address_bytes: int | None = head[-1]
     else:
+        address_bytes = _ADDRESS_BYTES.get(head[3:])
+    if address_bytes is None:
         raise socksio.ProtocolError("unknown address type")
-    reply = SOCKS5Reply.loads(head + await _exactly(stream, rest + 2))
+    reply = SOCKS5Reply.loads(head + await _exactly(stream, address_bytes + 2))
     if reply.reply_code is not SOCKS5ReplyCode.SUCCEEDED:
         raise ProxyRefused(f"the proxy could not connect: {reply.reply_code.name.lower().replace('_', ' ')}")
 

@@ -1,4 +1,4 @@
-"""Requests: what they need beyond httpx's model, and what header fields may have in them."""
+"""Requests: rules for header fields, and `Route`, data for a request that httpx's model lacks."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ FORBIDDEN_FIELDS = frozenset(
         *("upgrade", "expect", "range"),
     }
 )
-"""Request fields that frame or route the message, which the transport writes, and the one that makes a whole
-file impossible (`Range`); lower case. So is every name that begins with `proxy-`."""
+"""Request fields that nobody may set from outside, lower case. The transport writes the fields that frame or
+route a message, and `Range` would prevent a whole file. Names that begin with `proxy-` are forbidden too."""
 
 _TOKEN = re.compile(FIELD_NAME)
 
@@ -34,27 +34,27 @@ MAX_RETRY_AFTER_S = 86400.0
 """Longest delay that a peer may ask for: a day."""
 
 _DELTA_DIGITS = 12
-"""Longer numbers of seconds are not parsed, because that may take long."""
+"""Numbers with more digits are not parsed, because that may take long."""
 
 
 def is_token(name: str) -> bool:
-    """Whether a field may have this name."""
+    """Whether a text is a valid field name."""
     return _TOKEN.fullmatch(name) is not None
 
 
 def is_field_value(value: str) -> bool:
-    """Whether a field may have this value."""
+    """Whether a text is a valid field value."""
     return _FIELD_VALUE.fullmatch(value) is not None
 
 
 def is_forbidden(name: str) -> bool:
-    """Whether a request's header of this name may not be set from outside."""
+    """Whether a request field may not be set from outside."""
     lower = name.lower()
     return lower in FORBIDDEN_FIELDS or lower.startswith("proxy-")
 
 
 def parse_retry_after(value: str, now: datetime) -> float | None:
-    """Seconds that a `Retry-After` field asks for: delta-seconds or an HTTP-date (RFC 9110, 10.2.3).
+    """The delay in seconds of a `Retry-After` field: delta-seconds or an HTTP-date (RFC 9110, 10.2.3).
 
     Never negative, at most a day; `None` for anything else.
     """
@@ -68,7 +68,7 @@ def parse_retry_after(value: str, now: datetime) -> float | None:
     except (ValueError, OverflowError):  # the latter for an offset of many digits
         return None
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)  # "-0000", which RFC 9110 has no other meaning for
+        moment = moment.replace(tzinfo=UTC)  # the zone was "-0000", which means UTC here
     return min(max(math.ceil((moment - now).total_seconds()), 0.0), MAX_RETRY_AFTER_S)
 
 
@@ -76,39 +76,40 @@ ROUTE = "downloader.route"
 """The key in `httpx2.Request.extensions` of the request's `Route`."""
 
 KEEP = 8
-"""Idle connections to one origin, where a request does not say how many are worth keeping."""
+"""Default for `Route.keep`."""
 
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH"})
-"""They announce a length even if there is no body (RFC 9110, 8.6)."""
+"""Methods that announce a length even without a body (RFC 9110, 8.6)."""
 
 Expect = Callable[[str, float], None]
-"""`(what, seconds)`: from now on at most `seconds` are left for what comes next; `what` is the reason if it
-does not come, such as "no response within 30 s".
+"""Called with `(reason, seconds)` before a wait that may take `seconds`. `reason` describes the failure, such
+as "no response within 30 s".
 
-For a caller with a cancel scope of its own round the request. `("", math.inf)` ends such a bound.
+For a caller that bounds the request with a cancel scope. `("", math.inf)` removes the bound.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """What a request needs beyond httpx's model; in its `extensions` under `ROUTE`.
+    """Data for a request that httpx's model lacks, in the request's `extensions` under `ROUTE`.
 
-    A request without one is a plugin's: its URL is checked as a callback's.
+    A request without a `Route` comes from a plugin, and the URL is checked like the URL of a callback.
     """
 
     url: Url
-    """What is asked for; the request's own URL is only its origin, since httpx2 normalises paths."""
+    """The URL of the request. `httpx2.Request.url` has only the origin, because httpx2 normalises paths."""
     aggregation: str = ""
-    """Connections are never shared between aggregations."""
+    """Aggregations do not share connections."""
     proxy: Url | None = None
     keep: int = KEEP
-    """How many idle connections to one origin are worth keeping: as many as may be in flight."""
+    """Most idle connections to keep per origin; should equal the number of requests in flight."""
     answer_bytes: int | None = None
-    """No more than this is read of the response, head and 1xx included; beyond it is a `BadResponse`."""
+    """Most bytes of the response that are read, head and 1xx included; a longer response is a
+    `BadResponse`."""
     tls: ssl.SSLContext | None = None
-    """Instead of the transport's."""
+    """Replaces the transport's context."""
     expect: Expect | None = None
-    """Called before each wait. Without it httpx's read timeout bounds the head and each piece of the body."""
+    """Called before each wait. `None`: httpx's read timeout bounds the head and each piece of the body."""
 
 
 def build_request(method: str, route: Route, fields: Sequence[Field], content: bytes = b"") -> httpx2.Request:

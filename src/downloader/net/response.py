@@ -1,7 +1,8 @@
-"""A response as bytes: its head and body, parsed by httptools (llhttp), which is strict.
+"""The parser of responses: httptools (llhttp), with a fallback to curl's rules for heads.
 
-A head that it refuses is read once more by curl's rules, which accept a blank before a colon, folded fields,
-bare LF, one Content-Length twice, or one beside Transfer-Encoding.
+httptools is strict. A head that it refuses is rewritten and parsed again. Like curl, this accepts a blank
+before a colon, folded fields, bare LF, a repeated Content-Length, and a Content-Length beside
+Transfer-Encoding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _MALFORMED = "malformed HTTP response"
 _HEAD_END = re.compile(rb"\n\r?\n")
 _CONTROLS = bytes({*range(1, 32), 127} - {*b"\t\r\n"})
 _NO_CONTROLS = bytes.maketrans(_CONTROLS, b"?" * len(_CONTROLS))
-"""Real origins send them in values and reasons, where they mean nothing. NUL stays, and is refused."""
+"""Real origins send control characters in values and reason phrases, without meaning. NUL is kept and then
+refused."""
 _SWITCHING_PROTOCOLS = 101
 _MIN_FINAL, _MAX_STATUS = 200, 999
 
@@ -28,17 +30,17 @@ Field = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A final response up to its body."""
+    """Status and fields of a final response."""
 
     status: int
     fields: Sequence[Field]
-    """As they came."""
+    """Names and values as received."""
     length: int | None
-    """Declared bytes of the body; `None` if they come in chunks or until the close."""
+    """Declared bytes of the body; `None` for chunks, or a body that ends with the connection."""
 
 
 class Response:
-    """What the parser has found of one response; has the callbacks of httptools."""
+    """The state of parsing a response, with the callbacks for httptools."""
 
     __slots__ = (
         "_bodiless",
@@ -66,27 +68,27 @@ class Response:
         self._status = 0
         self.head_done = False
         self.body: bytes | bytearray = b""
-        """Bytes that have been received and not read."""
+        """Bytes of the body received but not yet read by the caller."""
         self.pieces = 0
-        """Number of pieces of the body so far: chunks, or parts of chunks that came in different reads."""
+        """Number of callbacks with bytes of the body: at least one per chunk."""
         self.done = False
         self.keep = False
-        """Whether the peer keeps the connection."""
+        """Whether the peer keeps the connection open."""
         self.behind = False
         """Whether bytes have come behind the end of the response."""
         self.chunked = False
         self.until_close = False
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Take in what was received.
+        """Parse received bytes.
 
         Raises:
-            BadResponse: it is malformed.
+            BadResponse: the response is malformed.
         """
         if self.head_done:
             self._parse(data)
             return
-        # Kept until the head is complete, since it may have to be read once more.
+        # Kept until the head is complete, because the head may have to be parsed again.
         self._head += data
         if self._odd:
             self._feed_odd()
@@ -103,10 +105,10 @@ class Response:
             self._feed_odd()
 
     def head(self) -> Head:
-        """The head, once it is done.
+        """The head, once `head_done` is set.
 
         Raises:
-            BadResponse: the end of its body is ambiguous, or the status is invalid.
+            BadResponse: the end of the body is ambiguous, or the status is invalid.
         """
         self._head = b""
         if not _MIN_FINAL <= self._status <= _MAX_STATUS:
@@ -123,12 +125,12 @@ class Response:
         return Head(self._status, self._fields, length)
 
     def end(self) -> None:
-        """The connection has been closed where that is the end of the body."""
+        """Note that the close of the connection has ended the body."""
         self.done = True
         self.drop_parser()
 
     def drop_parser(self) -> None:
-        """Break the circle of references between this and the parser."""
+        """Break the reference cycle with the parser."""
         self._parser = None
 
     def on_message_begin(self) -> None:
@@ -138,7 +140,7 @@ class Response:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by the parser."""
-        if not self.head_done:  # else it is a trailer, or behind the end
+        if not self.head_done:  # else a trailer, or bytes behind the end
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -153,7 +155,7 @@ class Response:
         self._status = status
         self.head_done = True
         self.done = self._bodiless
-        # llhttp knows it during this callback only.
+        # llhttp has this value only during the callback.
         self.keep = self._parser.should_keep_alive()
 
     def on_body(self, piece: bytes) -> None:
@@ -181,7 +183,7 @@ class Response:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self.done:
-                # llhttp's message may quote the peer, which may repeat our own headers.
+                # llhttp's message may quote the peer, and the peer may have repeated our headers.
                 raise BadResponse(_MALFORMED) from exc
             self.behind = True
         if self.done:
@@ -193,7 +195,7 @@ class Response:
             if end is None:
                 return
             head, self._head = self._head[: end.end()], self._head[end.end() :]
-            # A new one for each head, since it would take nothing behind a 1xx with `Connection: close`.
+            # A new parser per head: after a 1xx with `Connection: close` llhttp accepts no further bytes.
             self._parser = httptools.HttpResponseParser(self)
             self._parse(_repaired(head))
             self.keep = False
@@ -202,10 +204,10 @@ class Response:
 
 
 def _repaired(head: bytes) -> bytes:
-    """A head that curl accepts, rewritten for a strict parser.
+    """Rewrite a head that curl accepts for a strict parser.
 
     Raises:
-        BadResponse: a line is neither a field nor part of one.
+        BadResponse: a line is neither a field nor the continuation of a field.
     """
     status, *lines = head.translate(_NO_CONTROLS).replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
     fields: list[Field] = []
@@ -224,7 +226,7 @@ def _repaired(head: bytes) -> bytes:
 
 
 def _one_framing(fields: Iterable[Field]) -> Iterable[Field]:
-    """The fields with one Content-Length, and none beside Transfer-Encoding (RFC 9112, 6.3)."""
+    """Remove a repeated Content-Length, and any Content-Length beside Transfer-Encoding (RFC 9112, 6.3)."""
     codings: list[Field] = []
     lengths: list[Field] = []
     others: list[Field] = []

@@ -1,4 +1,4 @@
-"""The byte stream of a connection: a socket, perhaps with TLS, and its errors."""
+"""The byte stream of a connection: a socket, perhaps with TLS, and the mapping of errors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from downloader.net.errors import ConnectFailed, TimedOut, TlsFailed
 
 
 class StreamBroken(Exception):
-    """The connection was reset, or closed by us. The caller raises the error that fits."""
+    """The connection was reset, or closed by us. The caller converts this to a `NetError`."""
 
 
 class Stream:
-    """A connected socket, perhaps with TLS on it; owns what it wraps."""
+    """A connected socket, perhaps with TLS; owns the socket."""
 
     def __init__(self, stream: trio.SocketStream | trio.SSLStream[Any]) -> None:
         self._stream = stream
         self._silent_tls = isinstance(stream, trio.SSLStream)
-        """Nothing was received yet, so a TLS 1.3 server may still send an alert that ends the handshake."""
+        """TLS without received data: a TLS 1.3 server may still send an alert that ends the handshake."""
 
     @property
     def socket(self) -> trio.socket.SocketType:
-        """The socket at the bottom."""
+        """The socket below TLS."""
         stream: Any = self._stream
         while isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
@@ -32,11 +32,11 @@ class Stream:
         return sock
 
     async def receive(self, max_bytes: int) -> bytes | bytearray:
-        """At most `max_bytes`, or none at the end.
+        """Receive at most `max_bytes`; empty at the end.
 
         Raises:
-            StreamBroken: reset.
-            TlsFailed: the peer refused our handshake after all.
+            StreamBroken: the connection was reset.
+            TlsFailed: the peer refused the handshake belatedly, as TLS 1.3 allows.
         """
         try:
             data = await self._stream.receive_some(max_bytes)
@@ -48,10 +48,10 @@ class Stream:
         return data
 
     async def send(self, data: bytes) -> None:
-        """Send all of it.
+        """Send all bytes.
 
         Raises:
-            StreamBroken: reset.
+            StreamBroken: the connection was reset.
         """
         try:
             await self._stream.send_all(data)
@@ -59,22 +59,22 @@ class Stream:
             raise StreamBroken from exc
 
     def is_readable(self) -> bool:
-        """Whether something, perhaps the end, can be received at once."""
+        """Whether bytes or the end can be received at once."""
         return self.socket.is_readable()
 
     async def aclose(self) -> None:
-        """Close at once, without a TLS close_notify; the socket is closed also when this is cancelled."""
+        """Close at once, without a TLS close_notify; a cancel does not keep the socket open."""
         await trio.aclose_forcefully(self._stream)
 
     async def start_tls(self, context: ssl.SSLContext, host: str, *, within_s: float) -> Stream:
-        """Shake hands, with `host` for SNI and verification.
+        """Make a TLS handshake, with `host` for SNI and verification.
 
-        When it does not succeed, for whatever reason, this stream is closed.
+        After any failure the stream is closed.
 
         Raises:
             TlsFailed: the certificate, the version or an alert; the text is the reason.
             ConnectFailed: the connection broke.
-            TimedOut: it took too long.
+            TimedOut: the handshake took longer than `within_s`.
         """
         try:
             with trio.fail_after(within_s):
@@ -92,14 +92,14 @@ class Stream:
                     raise TlsFailed(reason) from exc
                 raise _lost_in_handshake(exc.__cause__) from exc
             if isinstance(exc, ValueError):
-                # The ssl module raises it for a name that SNI cannot carry.
+                # The ssl module raises ValueError for a name that is invalid in SNI.
                 raise TlsFailed(f"no host name to verify: {exc}") from exc
             raise
         return Stream(stream)
 
 
 def tls_reason(cause: BaseException | None) -> str:
-    """The reason of a TLS error in one line; empty if the connection broke for another reason."""
+    """The reason of a TLS error on one line; empty for any other error."""
     if not isinstance(cause, ssl.SSLError) or _is_eof(cause):
         return ""
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -112,16 +112,15 @@ def tls_reason(cause: BaseException | None) -> str:
 def _is_eof(cause: BaseException | None) -> bool:
     if isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)):
         return True
-    # OpenSSL 3 has a code of its own for it, which not every build of Python maps to SSLEOFError.
+    # OpenSSL 3 has a separate code for this, which not every build of Python maps to SSLEOFError.
     return isinstance(cause, ssl.SSLError) and cause.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 def _lost_in_handshake(cause: BaseException | None) -> ConnectFailed:
-    seen: BaseException | None = cause
-    while seen is not None:
-        if isinstance(seen, OSError) and not isinstance(seen, ssl.SSLError) and seen.errno:
+    while cause is not None:
+        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
             return ConnectFailed(
-                f"{(seen.strerror or '').lower()} during the TLS handshake", errno=seen.errno
+                f"{(cause.strerror or '').lower()} during the TLS handshake", errno=cause.errno
             )
-        seen = seen.__cause__
+        cause = cause.__cause__
     return ConnectFailed("closed during the TLS handshake")

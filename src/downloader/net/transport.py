@@ -1,4 +1,4 @@
-"""An `httpx2.AsyncBaseTransport` over guarded connections, which it keeps for some seconds."""
+"""An `httpx2.AsyncBaseTransport` over guarded connections, which are kept alive for some seconds."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from downloader.net.url import Origin, Url, UrlError
 from downloader.tasks import background
 
 _CLOSE_S = 2.0
-"""Time limit for closing idle connections at the end; none of them waits for its peer."""
+"""Time limit for closing idle connections at the end; closing does not wait for the peers."""
 
 _CLIENT_TIMEOUT_S = 30.0
-"""Timeout of each wait of a plugin's client; a plugin may give a request another one."""
+"""Timeout of each wait of a plugin's client; a plugin may set another timeout for a request."""
 
 _REPEATABLE = frozenset({"GET", "HEAD"})
-"""Methods whose requests may be sent twice."""
+"""Methods of requests that may be sent twice."""
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetLimits:
-    """How long to wait, in seconds; constants of the service, which tests make small."""
+    """Time limits in seconds: constants of the service, which tests make small."""
 
     connect_s: float = 5.0
-    """To resolve and connect; again for a proxy's answer."""
+    """For resolving and connecting; the same time again for a proxy's response."""
     tls_s: float = 5.0
     response_s: float = 30.0
     """For the whole head of a response, 1xx included."""
     idle_s: float = 10.0
-    """How long an unused connection is kept. Servers close theirs after 5 to 75 s; an aggregation with work
-    needs the next one within milliseconds."""
+    """How long an idle connection is kept. Servers close idle connections after 5 to 75 s; an aggregation
+    with work needs the next connection within milliseconds."""
 
 
 _Key = tuple[str, str, Origin, ssl.SSLContext]
@@ -55,7 +55,7 @@ _Key = tuple[str, str, Origin, ssl.SSLContext]
 
 @dataclass(slots=True)
 class _Use:
-    """A connection with a request on it."""
+    """A connection in use by a request."""
 
     connection: Connection
     key: _Key
@@ -63,7 +63,7 @@ class _Use:
 
 
 class ResponseBody(httpx2.AsyncByteStream):
-    """The body of a response as it is sent; gives its connection back at the end."""
+    """The body of a response, not decoded; returns the connection to the transport at the end."""
 
     def __init__(self, transport: Transport, use: _Use, *, length: int | None, piece_s: float | None) -> None:
         self.length = length
@@ -73,10 +73,10 @@ class ResponseBody(httpx2.AsyncByteStream):
         self._piece_s = piece_s
 
     async def read(self) -> bytes | bytearray | None:
-        """The next bytes, `None` at the end. After an exception, a cancel included, it is closed.
+        """The next bytes, `None` at the end. An exception, a cancel included, closes the connection.
 
         Raises:
-            CutShort, BadResponse: the body does not come to its end.
+            CutShort, BadResponse: the body is incomplete or malformed.
             TimedOut: httpx's read timeout.
         """
         use = self._use
@@ -95,7 +95,7 @@ class ResponseBody(httpx2.AsyncByteStream):
             await self.aclose()
         return data
 
-    def __aiter__(self) -> AsyncIterator[bytes]:  # no generator, of which Trio warns when it is left halfway
+    def __aiter__(self) -> AsyncIterator[bytes]:  # no generator: Trio warns about one that is not exhausted
         return self
 
     async def __anext__(self) -> bytes:
@@ -105,14 +105,14 @@ class ResponseBody(httpx2.AsyncByteStream):
         return bytes(data)
 
     async def aclose(self) -> None:
-        """Give the connection back. It is closed if the end of the body has not been received."""
+        """Return the connection, which is closed if the end of the body has not been received."""
         use, self._use = self._use, None
         if use is not None:
             await self._transport.give_back(use)
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """Sends requests over connections that it opens and keeps for some seconds; see `open_transport`.
+    """Sends requests over guarded connections, kept alive for some seconds; see `open_transport`.
 
     The number of idle connections is bounded; the oldest is closed first. Callers bound the number in use.
     """
@@ -125,19 +125,19 @@ class Transport(httpx2.AsyncBaseTransport):
         self._no_response = f"no response within {limits.response_s:g} s"
         self._by_key: dict[_Key, list[Connection]] = {}
         self._idle: dict[Connection, tuple[float, _Key]] = {}
-        """To the time at which it expires; in this order, the oldest first."""
+        """Idle connections with expiry time and key, in the order of the expiry times."""
         self._filled = trio.Event()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request; the response's body is a `ResponseBody`, to be read or closed.
 
-        A kept connection that the peer closes without a response is replaced once, and a GET or HEAD is sent
-        again. A request of another method is not: the peer may have carried it out (RFC 9112, 9.3.1). A
-        connection whose end has been received before the request is replaced for each method. Redirects are
-        not followed. A cancel leaves no connection behind.
+        If the peer closes a kept connection without a response, a GET or HEAD is sent again once on a new
+        connection. Other methods are not repeated, because the peer may have carried out the request (RFC
+        9112, 9.3.1). A connection that the peer has closed before the request is always replaced. Redirects
+        are not followed. A cancel leaves no connection behind.
 
         Raises:
-            NetError: there is no response.
+            NetError: no response was received.
         """
         route = request.extensions.get(ROUTE)
         if route is None:
@@ -161,7 +161,7 @@ class Transport(httpx2.AsyncBaseTransport):
         return await self._send(_Use(opened, key, route.keep), request, route)
 
     async def give_back(self, use: _Use) -> None:
-        """Keep a connection after its response if it can be used again, else close it."""
+        """Keep a connection after a response if the connection is reusable, else close the connection."""
         connection = use.connection
         if use.keep <= 0 or not connection.reusable:
             await connection.aclose()
@@ -181,16 +181,16 @@ class Transport(httpx2.AsyncBaseTransport):
             await self._drop(next(iter(self._idle)))
 
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Close connections as they expire; runs until cancelled, and asleep while there is none."""
+        """Close connections when they expire. Runs until cancelled; sleeps while no connection is idle."""
         task_status.started()
         while True:
             while not self._idle:
                 self._filled = trio.Event()
                 await self._filled.wait()
             connection, (expires, _) = next(iter(self._idle.items()))
-            left = expires - trio.current_time()
-            if left > 0:
-                await trio.sleep(left)
+            left_s = expires - trio.current_time()
+            if left_s > 0:
+                await trio.sleep(left_s)
             else:
                 await self._drop(connection)
 
@@ -281,10 +281,10 @@ async def open_transport(
     max_idle: int = 256,
     resolver: Resolver | None = None,
 ) -> AsyncIterator[Transport]:
-    """A transport whose connections obey `policy`; they are closed with it.
+    """Open a transport with connections that obey `policy`; closes all connections at the end.
 
-    No request may be under way at the end. `tls`, see `tls_context`, is for all https origins and proxies. At
-    most `max_idle` unused connections are kept.
+    No request may be in progress at the end. `tls`, see `tls_context`, is for all https origins and proxies.
+    At most `max_idle` idle connections are kept.
     """
     limits = limits or NetLimits()
     dialer = Dialer(policy=policy, within_s=limits.connect_s, resolver=resolver or SystemResolver())
@@ -298,9 +298,9 @@ async def open_transport(
 
 
 def guarded_client(transport: Transport) -> httpx2.AsyncClient:
-    """A client for plugins: no redirects, no proxies of the environment, no cookies kept.
+    """A client for plugins, without redirects, cookies and the environment's proxies.
 
-    Closing it leaves the transport open. It raises `NetError`s, which are also httpx2's exceptions.
+    Closing the client leaves the transport open. Errors are `NetError`s, which are also httpx2's exceptions.
     """
     return httpx2.AsyncClient(
         transport=transport,
@@ -315,7 +315,7 @@ def guarded_client(transport: Transport) -> httpx2.AsyncClient:
 def tls_context(ca_file: str = "") -> ssl.SSLContext:
     """A client's context: TLS 1.2 or later, HTTP/1.1, the system's authorities unless a PEM file is given.
 
-    To build one takes milliseconds: build one and share it.
+    Building a context takes milliseconds: share it.
 
     Raises:
         OSError: the file cannot be used.
@@ -331,7 +331,7 @@ def _within(seconds: float | None) -> AbstractContextManager[object]:
 
 
 async def _routed(request: httpx2.Request) -> tuple[httpx2.Request, Route]:
-    """A plugin's request with a route: its URL checked, its body in memory."""
+    """Add a route to a plugin's request: check the URL, and read the body into memory."""
     try:
         url = Url.parse(str(request.url), "callback")
     except UrlError as exc:

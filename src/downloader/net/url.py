@@ -1,6 +1,6 @@
-"""The one type for URLs: of jobs, of redirects, of callbacks and of proxies; form only, no I/O.
+"""The type for all URLs: of jobs, redirects, callbacks and proxies. Checks the form only, without I/O.
 
-What a URL's host resolves to is judged where the connection is made.
+The addresses of a URL's host are checked when a connection is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import idna
 from downloader.model import MAX_URL_CHARS
 
 Use = Literal["download", "callback", "proxy", "endpoint"]
-"""An endpoint is a base URL in the configuration: the API's own, or a server that imitates AWS."""
+"""The purpose of a URL. An endpoint is a base URL in the configuration: the API's, or that of a server like
+AWS."""
 
 HIDDEN = "***"
 """Replaces a secret in texts."""
@@ -38,7 +39,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?(?:#.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-"""A last label like this makes the host an IPv4 address (WHATWG): 127.1, 2130706433, 0x7f.1, 0177.0.0.1."""
+"""A numeric last label makes the host an IPv4 address (WHATWG): 127.1, 2130706433, 0x7f.1, 0177.0.0.1."""
 _PORT = re.compile(r"[0-9]{0,5}")
 
 _QUOTED = re.compile(r"[^!#-;=?-\[\]_a-z~\\]")
@@ -68,11 +69,11 @@ REFUSED_PORTS = frozenset(
 )
 
 _ORIGINS = 1024
-"""Parsed authorities that are kept: the URLs of an aggregation are nearly all of one origin."""
+"""Size of the cache of parsed authorities; most URLs of an aggregation have the same origin."""
 
 
 class UrlError(ValueError):
-    """A text is no URL fit for its use; `str()` does not repeat it."""
+    """A text is not a URL, or not one for the given use; `str()` does not repeat the text."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -85,57 +86,56 @@ class UrlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a connection leads to (RFC 6454); equal if scheme, host and port are."""
+    """Scheme, host and port (RFC 6454); `authority` does not count for equality."""
 
     scheme: str
     host: str
     """ASCII (IDNA), lower case, without brackets; an IPv4 address as four decimal numbers."""
     port: int
     authority: bytes = field(compare=False)
-    """For `Host`: brackets round IPv6, the port unless it is the scheme's own."""
+    """Value of `Host`: IPv6 in brackets, the port unless it is the scheme's default."""
 
     @property
     def url(self) -> str:
-        """`scheme://host`, with the port unless it is the scheme's own."""
+        """`scheme://host`, with any port except the scheme's default."""
         return f"{self.scheme}://{self.authority.decode()}"
 
     @property
     def host_port(self) -> bytes:
-        """For CONNECT: the port always."""
+        """Host and port for CONNECT."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """An absolute URL whose form has been checked. Its `repr` shows no user, password or query."""
+    """An absolute URL of valid form. The `repr` shows no user, password or query."""
 
     text: str = field(repr=False)
-    """As given, surrounding blanks dropped."""
+    """The given text without surrounding blanks."""
     target: bytes = field(repr=False)
-    """Path and query, percent-encoded; `..` stays, as it may be part of a name that is signed."""
+    """Path and query, percent-encoded; `..` stays, because a signature may cover it."""
     origin: Origin
     user: bytes = field(repr=False)
-    """Percent-decoded, or empty; so is `password`."""
+    """Percent-decoded, like `password`; may be empty."""
     password: bytes = field(repr=False)
     basic: bytes = field(repr=False)
-    """Value of an `Authorization` field made of user and password (RFC 7617), or empty."""
+    """Value of an `Authorization` field with user and password (RFC 7617), or empty."""
     httpx: httpx2.URL = field(repr=False)
-    """For an `httpx2.Request`: the origin alone; httpx2 would normalise the path."""
+    """The origin for an `httpx2.Request`, without the path, which httpx2 would normalise."""
 
     @classmethod
     def parse(cls, text: str, use: Use = "download") -> Self:
-        """Read a URL as a browser would (WHATWG), or refuse it.
+        """Parse a URL as a browser would (WHATWG).
 
-        Surrounding blanks are dropped; blanks, `"<>^|{}`, backtick and what is not ASCII are
-        percent-encoded in path and query; a backslash in the path means `/`. Refused are: more than 8192
-        characters, control characters, other schemes than http and https (and socks5 for a proxy), a host
-        that is neither a name nor an address, a port that does not exist or is another protocol's (an
-        endpoint, which the operator names, may have any), a path of a proxy, and user, query and fragment
-        of an endpoint.
+        Surrounding blanks are dropped. In path and query, blanks, `"<>^|{}`, backticks and characters that
+        are not ASCII are percent-encoded. A backslash in the path means `/`.
 
         Raises:
-            UrlError: see its `code`.
+            UrlError: more than 8192 characters, control characters, a scheme other than http and https (and
+                socks5 for a proxy), a host that is neither a name nor an address, a port that does not exist
+                or belongs to another protocol (allowed for an endpoint, which the operator names), a path of
+                a proxy, or user, query or fragment of an endpoint.
         """
         text = text.strip(" ")
         if len(text) > MAX_URL_CHARS:
@@ -156,25 +156,25 @@ class Url:
         return cls(text, _quoted((path or "/") + query), *checked)
 
     def join(self, location: bytes) -> Self:
-        """Where a redirect from here leads (RFC 9110, 10.2.2), by the same rules as a download's URL.
+        """The target of a redirect (RFC 9110, 10.2.2), checked like a download's URL.
 
-        Bytes that are no UTF-8 are percent-encoded.
+        Bytes that are not UTF-8 are percent-encoded.
 
         Raises:
-            UrlError: nowhere that may be followed.
+            UrlError: the target is not a valid URL of a download.
         """
         try:
-            there = location.decode()
+            target = location.decode()
         except UnicodeDecodeError:
-            there = quote(location, safe=bytes(range(0x80)))
-        if _CONTROL.search(there):
+            target = quote(location, safe=bytes(range(0x80)))
+        if _CONTROL.search(target):
             raise UrlError("url_characters", "has control characters")
-        there, origin = there.strip(" "), self.origin
-        if there.startswith("//"):
-            there = f"{origin.scheme}:{there}"
-        elif not _SCHEME.match(there):
-            there = urljoin(f"{origin.scheme}://{origin.authority.decode()}{self.target.decode()}", there)
-        return self.parse(there)
+        target, origin = target.strip(" "), self.origin
+        if target.startswith("//"):
+            target = f"{origin.scheme}:{target}"
+        elif not _SCHEME.match(target):
+            target = urljoin(f"{origin.url}{self.target.decode()}", target)
+        return self.parse(target)
 
 
 @lru_cache(maxsize=_ORIGINS)
@@ -205,25 +205,25 @@ def _authority(scheme: str, text: str, use: Use) -> tuple[Origin, bytes, bytes, 
 
 
 def _host_and_port(text: str) -> tuple[str, str]:
-    """The host in its normal form and the digits of the port."""
+    """The normalised host, and the digits of the port."""
     if text.startswith("["):
-        address, bracket, rest = text[1:].partition("]")
+        address, bracket, port = text[1:].partition("]")
         try:
             IPv6Address(address)
         except AddressValueError:
             bracket = ""
-        if not bracket or "%" in address or (rest and not rest.startswith(":")):
+        if not bracket or "%" in address or (port and not port.startswith(":")):
             raise UrlError("url_host", "has a malformed IPv6 address")
-        return address.lower(), rest[1:]
+        return address.lower(), port[1:]
     host, _, port = text.partition(":")
     return normal_host(host), port
 
 
 def normal_host(host: str) -> str:
-    """A name or IPv4 address in the form in which they are compared: ASCII, lower case, four numbers.
+    """Normalise a name or IPv4 address for comparison: ASCII, lower case, four decimal numbers.
 
     Raises:
-        UrlError: it is neither.
+        UrlError: the host is neither a name nor an IPv4 address.
     """
     if not host.isascii():
         try:
@@ -254,7 +254,7 @@ _VALUE = re.compile(r"=[^&;]*")
 
 
 def userinfo_of(url: str) -> str:
-    """The part before `@` of any text with `//`, or empty."""
+    """User and password of any text with `//`, or empty."""
     match = _SHOWN.fullmatch(url)
     return match["authority"].rpartition("@")[0] if match else ""
 
@@ -263,7 +263,7 @@ def parse_endpoint(text: str) -> Url:
     """Read a base URL of the configuration.
 
     Raises:
-        ValueError: the text is no such URL, or has a user, a query or a fragment.
+        ValueError: not an absolute http or https URL, or a user, a query or a fragment.
     """
     try:
         return Url.parse(text, "endpoint")
@@ -272,7 +272,7 @@ def parse_endpoint(text: str) -> Url:
 
 
 def host_of(url: object, *, with_port: bool = False) -> str:
-    """The host of a download's URL, `with_port` if it is not the scheme's own; `""` if it is no such URL."""
+    """The host of a download's URL; `""` for an invalid URL. `with_port` adds any port but the default."""
     try:
         origin = Url.parse(url).origin if isinstance(url, str) else None
     except UrlError:
@@ -288,18 +288,18 @@ def local_host(host: str) -> str:
 
 
 def redact_url(url: str, *, userinfo: str = "") -> str:
-    """The URL without user and password, its query's values and fragment replaced by `***`.
+    """Remove user and password from a URL, and replace the values of the query and the fragment by `***`.
 
-    A presigned URL's query is as good as a password; the parameters' names stay, to be recognised by. Works
-    on any text, since what is logged need not be a valid URL; without `//` only the query is redacted. A
-    `userinfo` is put in place of a user and password, where there are some.
+    The query of a presigned URL is as secret as a password; the names of the parameters are kept. The text
+    need not be a valid URL; without `//` only the query is redacted. `userinfo` replaces the user and
+    password, if any.
     """
     match = _SHOWN.fullmatch(url)
     scheme, authority, rest = match.group("scheme", "authority", "rest") if match else ("", "", url)
     if "@" in authority:
         host = authority.rpartition("@")[2]
         authority = f"{userinfo}@{host}" if userinfo else host
-    elif not _HOST_AND_PORT.fullmatch(authority):  # a password with "/", "?" or "#" in it, left unquoted
+    elif not _HOST_AND_PORT.fullmatch(authority):  # the password has an unquoted "/", "?" or "#"
         authority, rest = HIDDEN, ""
     rest, hash_sign, fragment = rest.partition("#")
     path, question, query = rest.partition("?")

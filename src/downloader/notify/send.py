@@ -19,7 +19,7 @@ from downloader.plugins import find_cancel, one_line
 from downloader.wire import callback_body
 
 _JITTER = 0.2
-"""Each delay is up to this part shorter or longer, so that callbacks do not all return at once."""
+"""A delay is varied by up to this fraction, so that callbacks do not all return at the same time."""
 
 
 def next_delay_s(
@@ -27,8 +27,8 @@ def next_delay_s(
 ) -> float | None:
     """Seconds until the next attempt after `tries` (1 or more) failed; `None` if the schedule is used up.
 
-    What the peer asked for (`retry_after_s`) is a lower limit: if the schedule's delay is shorter, the result
-    is this plus jitter.
+    `retry_after_s`, the peer's request, is a lower limit: if the schedule's delay is shorter, the result is
+    `retry_after_s` plus jitter.
     """
     if tries > len(schedule):
         return None

@@ -1,4 +1,4 @@
-"""Counters of one instance and role. The store sums them over all instances, also those that have ended.
+"""Counters of an instance and role. The store sums the counters of all instances, ended instances included.
 
 A *series* is a counter's name and the values of its labels, joined by `|`: `downloads_failed|dns`. A
 histogram has one series for each of its buckets, `queue_wait_seconds_bucket|0.5`, which counts the values
@@ -80,11 +80,11 @@ class Counters:
         self._names = names
         self._values: dict[_Key, int] = {}
         self._histograms: dict[_Key, tuple[tuple[float, ...], list[float]]] = {}
-        """Upper bounds, and the counts of the buckets with the sum of the values behind them."""
+        """Upper bounds, and a list of the counts of the buckets followed by the sum of the values."""
         self._gauges: dict[str, Callable[[], int]] = {}
 
     def add(self, name: str, amount: int = 1, *labels: str) -> None:
-        """Add to a counter. Labels must have few values: each combination is a series for good.
+        """Add to a counter. Labels must have few values, because each combination is a permanent series.
 
         Raises:
             KeyError: a name that is not in the role's table.
@@ -113,11 +113,11 @@ class Counters:
         counts[-1] += seconds
 
     def gauge(self, name: str, read: Callable[[], int]) -> None:
-        """Have `name` read by a function from now on."""
+        """Register the function that reads the gauge `name`."""
         self._gauges[name] = read
 
     def snapshot(self) -> dict[str, int]:
-        """Counters, summed over their labels, and gauges, by name."""
+        """Counters, summed over the labels, and gauges, by name."""
         sums = dict.fromkeys(self._names, 0)
         for (name, *_), value in self._values.items():
             sums[name] += value
@@ -125,20 +125,20 @@ class Counters:
 
     def series(self) -> dict[str, int]:
         """Counters and histograms, by series."""
-        found = {SEPARATOR.join(key): value for key, value in self._values.items()}
+        series = {SEPARATOR.join(key): value for key, value in self._values.items()}
         for (name, *labels), (bounds, (*counts, seconds)) in self._histograms.items():
-            found[SEPARATOR.join((name + SUM, *labels))] = int(seconds * 1_000_000)
+            series[SEPARATOR.join((name + SUM, *labels))] = int(seconds * 1_000_000)
             for bound, count in zip(bounds, counts, strict=True):
                 if count:
-                    found[SEPARATOR.join((name + BUCKET, *labels, f"{bound:g}"))] = int(count)
-        return found
+                    series[SEPARATOR.join((name + BUCKET, *labels, f"{bound:g}"))] = int(count)
+        return series
 
 
 def by_name(series: Mapping[str, int]) -> dict[str, int]:
-    """Counters, summed over their labels, by name; without histograms."""
+    """Counters, summed over the labels, by name; without histograms."""
     sums: defaultdict[str, int] = defaultdict(int)
-    for each, value in series.items():
-        name = each.partition(SEPARATOR)[0]
+    for key, value in series.items():
+        name = key.partition(SEPARATOR)[0]
         if not name.endswith((BUCKET, SUM)):
             sums[name] += value
     return dict(sums)

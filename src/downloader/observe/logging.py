@@ -110,7 +110,7 @@ class Event(StrEnum):
 
 
 def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:
-    """A logger with these fields; usable before `configure`, which it obeys from then on."""
+    """A logger with fields; usable before and after `configure`."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**fields)
     return logger
 
@@ -121,7 +121,7 @@ def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
     stream: TextIO | None = None,
 ) -> None:
-    """Set up the process's logging, the standard library's and so every other library's included.
+    """Set up the logging of the process, including that of the standard library.
 
     The form `auto` prints for people when `stream` (default: standard error) is a terminal, JSON otherwise.
     Other libraries' messages are printed from `warning` on.
@@ -216,7 +216,7 @@ def _quote_fields(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 class _Quoted:
-    """Text whose `repr`, which the console renderer prints, is quoted and escaped."""
+    """Text with a quoted and escaped `repr`, which the console renderer prints."""
 
     def __init__(self, text: str) -> None:
         self._text = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -1,4 +1,4 @@
-"""The metrics of `GET /metrics`: their names, labels and sources in one table."""
+"""The table of the metrics of `GET /metrics`: names, labels and sources."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 KINDS: Mapping[str, str] = {"processor": "download", "notifier": "callback"}
-"""What a role works on: the label `kind` of what it counts."""
+"""The label `kind` of a role's metrics: the kind of tasks that the role works on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One metric. Labels have few values: never an aggregation, a URL or a destination."""
+    """A metric. Labels have few values: never an aggregation, a URL or a destination."""
 
     name: str
     type: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
-    """`kind`: what the role that counts works on. The others are those of the source, in this order."""
+    """`kind` is from `KINDS`. The other labels are those of the source, in the same order."""
     source: str = ""
-    """The counter or histogram with the numbers. `downloads_*`: all counters that begin so, and the rest of
-    their names is the first label. Gauges have none: they are read when they are asked for."""
+    """The counter or histogram with the values. `downloads_*` stands for all counters with this prefix; the
+    rest of the name is the first label. Gauges have no source, because they are read for each request."""
 
 
 METRICS = (

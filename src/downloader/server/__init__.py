@@ -1,4 +1,4 @@
-"""An HTTP/1.1 server for one ASGI application: `serve_http`. It knows nothing of jobs."""
+"""An HTTP/1.1 server for an ASGI application: `serve_http`. Independent of jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types of ASGI, the keys that this server adds to its scope, and what applications raise and send."""
+"""The types of ASGI, the server's keys in the ASGI scope, and errors and responses of applications."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ STREAMED = "downloader.streamed"
 `Limits.idle_s`."""
 
 ENDLESS = "downloader.endless"
-"""Key in the ASGI scope, set by an application: its response does not end before the client leaves."""
+"""Key in the ASGI scope, set by an application: the response does not end before the client leaves."""
 
 RESERVED = "downloader.reserved"
-"""Key in the ASGI scope: the connection is of the reserve, on which only health checks are answered."""
+"""Key in the ASGI scope: whether the connection belongs to the reserve, which is for health checks only."""
 
 
 class Gone(OSError):
@@ -32,9 +32,9 @@ class Gone(OSError):
 
 
 class HttpError(Exception):
-    """The request is answered with this status and an RFC 9457 problem document.
+    """An error response with a status and an RFC 9457 problem document.
 
-    `code` is stable, for programs; `detail` is one sentence for a person, and may change.
+    `code` is stable, for programs; `detail` is a sentence for a person, and may change.
     """
 
     def __init__(self, status: int, code: str, detail: str) -> None:
@@ -60,13 +60,13 @@ class HttpError(Exception):
 
 
 def client_of(scope: Message) -> str:
-    """The client of the request, see `client_address`; empty if unknown."""
+    """The client of a request, see `client_address`; empty if unknown."""
     client = scope["client"]
     return client_address(client[0]) if client else ""
 
 
 async def send_response(send: Send, *, status: int, headers: Headers, body: bytes) -> None:
-    """Send a whole response with its `Content-Length`.
+    """Send a whole response with a `Content-Length`.
 
     Raises:
         Gone: the client has left.

@@ -1,4 +1,4 @@
-"""Connections as streams of bytes with deadlines, and which one is closed when there are too many."""
+"""Connections as streams of bytes with deadlines, and the choice which to close when too many are open."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from downloader.server.limits import PIECE_BYTES, Limits, State, client_address,
 from downloader.server.parser import Received
 
 SMALLEST_PIECE_BYTES = 4 * 1024
-"""To read at once, however many connections there are."""
+"""Least size of a read, with any number of connections."""
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -35,7 +35,7 @@ class ServerConfig(Config):
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.deadlines = {reserved: deadlines(limits, reserved=reserved) for reserved in (False, True)}
-        """By whether the connection is of the reserve."""
+        """By whether the connection belongs to the reserve."""
 
     def response_headers(self, protocol: str = "") -> Headers:  # noqa: ARG002  hypercorn's signature
         """Headers of each response."""
@@ -46,10 +46,10 @@ class ServerConfig(Config):
 
 
 class Connection(TCPServer):
-    """One connection; `await` it once. Every wait for the client is bounded, and nothing is shielded.
+    """A connection, to be awaited once. Every wait for the client is bounded, and nothing is shielded.
 
-    One task reads the heads and runs the application. Nothing is received that is not asked for: from the end
-    of a head to the end of the response only the application reads, by `receive`.
+    A single task reads the heads and runs the application. From the end of a head to the end of the response,
+    bytes are only received when the application calls `receive`.
     """
 
     app: AsgiApp  # type: ignore[assignment]  # called without hypercorn's wrapper
@@ -69,10 +69,10 @@ class Connection(TCPServer):
 
         Args:
             app: the application.
-            serve_requests: reads requests and sends responses until nothing more is to be sent.
-            config: with the limits.
-            context: its `terminated` is set when the server stops.
-            open_connections: of the server.
+            serve_requests: reads requests and sends responses, and returns after the last response.
+            config: has the limits.
+            context: `terminated` is set when the server stops.
+            open_connections: the connections of the server.
             stream: a TCP, unix or TLS stream; owned and closed.
 
         Raises:
@@ -90,27 +90,27 @@ class Connection(TCPServer):
         self._open_connections = open_connections
         self._state = State.HEAD
         self._deadline = inf
-        """Of the state: for the next bytes from the client."""
+        """When the next bytes from the client must have come, in the present state."""
         self._ended = False
-        """The client sends no more."""
+        """The client has ended sending."""
         self.gone = False
         """The client has left, or does not read."""
         self._scope = trio.CancelScope()
         self._sending = trio.CancelScope()
 
     def cut(self) -> None:
-        """Close it at once."""
+        """Close the connection at once."""
         self._scope.cancel()
 
     def drain(self) -> None:
-        """Take no more requests and close after the response; sending it gets less time. The server stops."""
+        """Accept no further request, shorten the time for sending, and close after the response."""
         deadline = trio.current_time() + self.config.limits.stop_send_s
         self._sending.deadline = min(self._sending.deadline, deadline)
         if self._state not in (State.BODY, State.RESPONSE):
             self.cut()
 
     def enter(self, state: State, seconds: float | None = None) -> None:
-        """Change the state, and begin its deadline: `seconds`, or those of `deadlines`."""
+        """Change the state, with a deadline after `seconds`, by default the state's in `deadlines`."""
         if seconds is None:
             seconds = self.config.deadlines[self.reserved][state]
         self._state = state
@@ -118,12 +118,12 @@ class Connection(TCPServer):
         self._open_connections.set_waiting(self, waits=state is not State.RESPONSE)
 
     def begin_head(self) -> None:
-        """Bytes of a head have been received; the first head has had its deadline since connecting."""
+        """Note that bytes of a head have come. The first head's deadline began with the connection."""
         if self._state is State.IDLE:
             self.enter(State.HEAD)
 
     async def run(self) -> None:
-        """Serve the connection until it is closed."""
+        """Serve the connection until the close."""
         try:
             if self.context.terminated.is_set() or not self._open_connections.add(self):
                 return
@@ -149,7 +149,7 @@ class Connection(TCPServer):
         await self._linger()
 
     async def read(self, pieces: int = 1) -> bool:
-        """Wait for bytes from the client and add them to `received`; false if it sends no more.
+        """Wait for bytes from the client, to be added to `received`; false if the client has ended sending.
 
         At most `pieces` times `OpenConnections.piece_bytes` are received.
 
@@ -174,10 +174,10 @@ class Connection(TCPServer):
     async def send(self, data: bytes) -> None:
         """Send bytes, at most `PIECE_BYTES` of a body.
 
-        A cancel after the first checkpoint ends the connection, since a part may have been sent.
+        A cancel after the first checkpoint ends the connection, because a part may have been sent.
 
         Raises:
-            Gone: the client has left, or does not receive them in time.
+            Gone: the client has left, or does not receive the bytes in time.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         limits = self.config.limits
@@ -196,30 +196,31 @@ class Connection(TCPServer):
             raise Gone
 
     async def _linger(self) -> None:
-        """End sending and discard what is received; closing now would reset the connection.
+        """End sending, and discard received bytes for a while; an immediate close would reset the connection.
 
-        A client may read the response only after it has sent its whole body.
+        A client may read the response only after sending the whole body.
         """
         self.enter(State.CLOSING)
         stream: Any = self.stream
-        left = self.config.limits.linger_bytes
+        left_bytes = self.config.limits.linger_bytes
         with trio.move_on_at(self._deadline), suppress(OSError, *_BROKEN):
             if self.secure:
-                # Sends close_notify, and waits for the client's; fails if it sends anything else, or closes.
+                # Sends close_notify and waits for the client's. Fails if the client sends other bytes, or
+                # closes.
                 with suppress(*_BROKEN):
                     await stream.unwrap()
                 stream = stream.transport_stream
             else:
                 await stream.send_eof()
-            while left > 0:
-                left -= len(await stream.receive_some(self._open_connections.piece_bytes)) or left
+            while left_bytes > 0:
+                left_bytes -= len(await stream.receive_some(self._open_connections.piece_bytes)) or left_bytes
 
 
 class OpenConnections:
-    """The connections of one server.
+    """The connections of a server.
 
-    When the limit in all or for an address is reached, a new connection replaces the one that has waited
-    longest for its client to send a request or the rest of one. If none waits, the new one is of the reserve.
+    At the limit of all connections, or of those from an address, a new connection replaces the one that has
+    waited longest for bytes of a request. If no connection waits, the new connection goes to the reserve.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -268,14 +269,14 @@ class OpenConnections:
             del self._addresses[closed.address]
 
     def set_waiting(self, connection: Connection, *, waits: bool) -> None:
-        """Note whether the connection waits for its client and may be closed for another."""
+        """Note whether a connection waits for the client, and so may be replaced."""
         if waits:
             self._waiting.setdefault(connection)
         else:
             self._waiting.pop(connection, None)
 
     def _cut_one(self, address: str, *, reserved: bool = False) -> bool:
-        """Close the longest waiting connection, of this address if not empty; false if none waits."""
+        """Close the longest waiting connection, of `address` if not empty; false if no connection waits."""
         for connection in self._waiting:
             if connection.reserved is reserved and address in ("", connection.address):
                 del self._waiting[connection]

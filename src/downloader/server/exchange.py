@@ -1,4 +1,4 @@
-"""The requests of one connection and their responses, with `receive` and `send` as ASGI has them."""
+"""The requests and responses of a connection, with ASGI's `receive` and `send`."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseHead:
-    """The head of a response, and what follows from it."""
+    """The head of a response, and the framing of the body."""
 
     data: bytes
-    """The head as it is sent."""
+    """The bytes of the head."""
     bodiless: bool
-    """No body is sent, as to HEAD."""
+    """No body is sent, for example after HEAD."""
     chunked: bool
     """The body is sent in chunks."""
     length: int | None
-    """Bytes of the body that `Content-Length` promises; `None` if there is none, or no body."""
+    """The value of `Content-Length`; `None` without the header, or without a body."""
     last: bool
     """The connection is closed after the response."""
 
@@ -52,14 +52,14 @@ def response_head(head: Head, status: int, headers: Headers, common: Headers, *,
     """The head of the response to a request.
 
     Args:
-        head: of the request.
-        status: of the response.
+        head: the head of the request.
+        status: the status of the response.
         headers: from the application.
-        common: headers of each response.
-        last: whether the connection is closed whatever the headers say.
+        common: headers of all responses.
+        last: close the connection after the response, independent of the headers.
 
     Raises:
-        ValueError: a header has a line break, or a `Content-Length` that is no number.
+        ValueError: a header has a line break, or `Content-Length` is not a number.
     """
     lengths = [int(value) for name, value in headers if name == b"content-length"]
     bodiless = suppress_body(head.method, status)
@@ -79,7 +79,7 @@ def response_head(head: Head, status: int, headers: Headers, common: Headers, *,
 
 
 STREAMED_PIECES = 3
-"""Pieces of a streamed body to read at once: its application has a round trip to make for each."""
+"""Pieces per read of a streamed body, because the application makes a round trip per read."""
 
 _INTERNAL = HttpError(
     HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "An internal error; the service's log has it."
@@ -92,16 +92,16 @@ _log = get_logger()
 
 
 async def serve_requests(connection: Connection) -> None:
-    """Answer the requests of a connection until no other one may follow."""
+    """Answer the requests of a connection until no further request may follow."""
     while await _serve_request(connection):
         connection.enter(State.IDLE)
 
 
 async def _serve_request(connection: Connection) -> bool:
-    """Answer the next request. Returns whether another one may follow.
+    """Answer the next request. Returns whether a further request may follow.
 
-    An application that raises before a byte of its response was sent is answered for: 500, or as the
-    `HttpError` says. After that the response is cut off.
+    If the application raises before a byte of the response was sent, the response is the `HttpError` or a
+    500. If it raises later, the response is cut off.
     """
     try:
         head = await _next_head(connection)
@@ -131,7 +131,7 @@ async def _next_head(connection: Connection) -> Head | None:
     """The next head; `None` if the client sends no request.
 
     Raises:
-        HttpError: there is no well-formed head.
+        HttpError: the head is malformed, incomplete or late.
         Gone: the client has left.
     """
     limits, received = connection.config.limits, connection.received
@@ -152,10 +152,10 @@ async def _next_head(connection: Connection) -> Head | None:
 
 
 class Exchange:
-    """One request and its response. One task at a time calls `receive`, and one `send`."""
+    """A request with the response. Only one task at a time may call `receive`, and one `send`."""
 
     def __init__(self, connection: Connection, head: Head) -> None:
-        """`connection` has received the head of the request."""
+        """Begin the exchange after `connection` has received the head of the request."""
         path, _, query = head.target.partition(b"?")
         self.scope: Message = {
             "type": "http",
@@ -180,14 +180,14 @@ class Exchange:
         self._unread: float = inf if head.chunked else head.length
         """Bytes of the body that the application has not read; infinite if unknown."""
         self._delivered = False
-        """The application has got the last part of the body."""
+        """The application has received the last part of the body."""
         self._body_s = self._limits.body_grace_s
-        """Time that the client has left for the next part of the body."""
+        """Remaining seconds for the next part of the body."""
         self._continue = head.expects_continue and not connection.received
-        """`100 Continue` is sent when the application reads the body; it may answer without reading it."""
+        """`100 Continue` is still to be sent, when the application reads the body."""
         self._response: ResponseHead | None = None
         self._sent_bytes = 0
-        """Bytes of the response's body so far."""
+        """Bytes of the response's body that were sent."""
         self._begun = False
         """Bytes of the response may have been sent."""
         self._complete = False
@@ -196,7 +196,7 @@ class Exchange:
     async def receive(self) -> Message:
         """The next received part of the body; after its end, wait for the client's disconnect.
 
-        A cancel may lose received bytes, so nothing may be received after it.
+        A cancel may lose received bytes, so do not call this again after a cancel.
 
         Raises:
             HttpError: the body is malformed (400) or does not arrive (408).
@@ -218,7 +218,7 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _take_body(self) -> bytes:
-        """The part of the body that has been received."""
+        """Take the received part of the body."""
         received, chunks = self._connection.received, self._chunks
         if chunks is None:
             body = received.take(min(int(self._unread), len(received)))
@@ -237,7 +237,7 @@ class Exchange:
         """Wait for more of the body.
 
         Raises:
-            HttpError: it does not arrive in time, or the client sends no more.
+            HttpError: nothing arrives in time, or the client has ended sending.
             Gone: the client has left.
         """
         connection = self._connection
@@ -263,12 +263,12 @@ class Exchange:
     async def _wait_for_leaving(self) -> None:
         """Wait until the client has left, or the response is complete.
 
-        A client that has only ended its side may wait for the response.
+        A client that has ended sending may still wait for the response.
         """
         if self._complete:
             return
         connection = self._connection
-        # The bytes of a next request are few: what nobody reads is not received.
+        # Few bytes of a next request are received here, because nobody reads them yet.
         while len(connection.received) < (PIECE_BYTES if ENDLESS in self.scope else 1):
             if not await connection.read():
                 break
@@ -280,7 +280,7 @@ class Exchange:
 
         Raises:
             Gone: the client has left or does not read.
-            RuntimeError: the message is out of order, or the body not as long as its `Content-Length`.
+            RuntimeError: the message is out of order, or the body differs in length from `Content-Length`.
             ValueError: a header has a line break.
         """
         response = self._response
@@ -305,30 +305,30 @@ class Exchange:
 
     def _start(self, message: Message) -> ResponseHead:
         connection, head = self._connection, self._head
-        # An incomplete request is the last one: its bytes may still arrive. So is a chunked one: a proxy may
-        # see its end elsewhere.
-        whole = self._unread <= len(connection.received) and self._chunks is None
-        last = not (whole and head.keeps) or connection.reserved or connection.context.terminated.is_set()
+        # No request follows an incomplete request, because bytes of it may still arrive, nor a chunked
+        # request, because a proxy may see the end of it elsewhere.
+        has_end = self._unread <= len(connection.received) and self._chunks is None
+        last = not (has_end and head.keeps) or connection.reserved or connection.context.terminated.is_set()
         common = connection.config.response_headers()
         return response_head(head, message["status"], message["headers"], common, last=last)
 
     async def _send_piece(self, response: ResponseHead, data: bytes, *, ends: bool = False) -> None:
-        """Send a piece of the body, the first one behind the head of the response."""
+        """Send a piece of the body; the first piece is sent together with the head."""
         if response.chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if response.chunked and ends:
             data += LAST_CHUNK
-        if self._connection.send_lock.locked():  # `100 Continue` is on its way
+        if self._connection.send_lock.locked():  # `100 Continue` is being sent
             async with self._connection.send_lock:
                 pass
-        await trio.lowlevel.checkpoint_if_cancelled()  # while another response can be sent instead
+        await trio.lowlevel.checkpoint_if_cancelled()  # before the first byte `refuse` can still respond
         if not self._begun and (data or ends):
             self._begun, data = True, response.data + data
         if data:
             await self._connection.send(data)
 
     async def refuse(self, error: HttpError) -> None:
-        """Send this response, unless the application has sent bytes of its own."""
+        """Send an error response, unless bytes of a response have been sent."""
         if not self._begun:
             self._response, self._sent_bytes = None, 0
             with suppress(Gone):
@@ -337,10 +337,10 @@ class Exchange:
                 )
 
     def finish(self) -> bool:
-        """Drop the rest of the request, once the application has ended.
+        """Discard the rest of the request after the end of the application.
 
         Returns:
-            Whether another request may follow.
+            Whether a further request may follow.
         """
         connection, response = self._connection, self._response
         if not self._complete or response is None or response.last or connection.context.terminated.is_set():

@@ -9,14 +9,14 @@ from ipaddress import ip_address
 from math import inf
 
 PIECE_BYTES = 64 * 1024
-"""The unit of sending under one deadline, and the largest of reading."""
+"""Bytes that are sent with a deadline of their own, and largest size of a read."""
 
 IPV6_SITE_BITS = 64
-"""The prefix of an IPv6 address that a client cannot choose."""
+"""Bits of an IPv6 address that a client cannot choose."""
 
 
 class State(Enum):
-    """What a connection does; see `deadlines`."""
+    """The state of a connection; see `deadlines`."""
 
     IDLE = auto()
     """Between two requests."""
@@ -37,42 +37,44 @@ class Limits:
     head_bytes: int = 16 * 1024
     """Request line and headers together, as in node.js; more are answered 431."""
     headers: int = 100
-    """Headers of a request, as in Apache; more are answered 431. In memory a short one takes ten times
-    as many bytes as on the wire."""
+    """Headers of a request, as in Apache; more are answered 431. A short header takes ten times as many bytes
+    in memory as on the wire."""
     head_s: float = 10.0
-    """From the first byte of a head to its end; for the first one from connecting, TLS handshake included."""
+    """From the first byte of a head to the end of the head; for the first head from connecting, TLS
+    included."""
     idle_s: float = 60.0
     """Between two requests: longer than the 30 s for which pooling clients commonly keep a connection."""
     body_grace_s: float = 10.0
-    """Waiting for a body beyond what `body_rate` allows; a slower body is answered 408."""
+    """Time for a body in addition to the time at `body_rate`; a slower body is answered 408."""
     body_rate: int = 1024
     """Bytes per second."""
     send_s: float = 30.0
-    """For a client to receive the next 64 KiB of a response; then its connection is closed."""
+    """Time for a client to receive the next 64 KiB of a response; then the connection is closed."""
     stop_send_s: float = 2.0
-    """The same while the server stops, so that a client that does not read cannot delay the stop."""
+    """`send_s` while the server stops, so that a client that does not read cannot delay the stop."""
     linger_s: float = 2.0
-    """For a client to read the response while it still sends a body: closing at once would reset the
+    """Time for a client to read the response while still sending a body. An immediate close would reset the
     connection, and the client could lose the response."""
     linger_bytes: int = 16 * 1024**2
-    """Most bytes of such a body that are received and discarded."""
+    """Most bytes of a body that are received and discarded during `linger_s`."""
     connections: int = 4096
-    """At most half of the file descriptors that the process may open."""
+    """Most connections; at most half of the file descriptors that the process may open."""
     per_address: int = 1024
-    """From one IPv4 address or IPv6 /64; at most half of all. Unix sockets are not counted."""
+    """Most connections of an IPv4 address or IPv6 /64, at most half of all. Unix sockets are not counted."""
     reserve: int = 32
     """Connections beyond `connections`, on which only health checks are answered."""
     reserve_head_s: float = 2.0
-    """`head_s` on such a connection."""
+    """`head_s` for connections of the reserve."""
     unread_bytes: int = 32 * 1024**2
-    """Budget of all connections for received bytes that no application has read. Each of n connections reads
-    and keeps up to 1/n of it, and of a streamed body three times that."""
+    """Total budget for received bytes that no application has read. Each of n connections reads up to
+    budget/n at once, or three times that of a streamed body."""
 
 
 def deadlines(limits: Limits, *, reserved: bool) -> Mapping[State, float]:
-    """The seconds that a client has in each state; sending has deadlines of its own, for each piece.
+    """Time limits for the client in each state, in seconds; sending has a separate deadline per piece.
 
-    Those of `BODY` are the first ones: each received byte adds to them. `reserved`: of the reserve.
+    The limit of `BODY` is the initial one, which grows with each received byte. `reserved`: for connections
+    of the reserve.
     """
     return {
         State.IDLE: limits.idle_s,

@@ -1,7 +1,7 @@
 """HTTP/1.1 requests as bytes: heads and chunked bodies, parsed by httptools (llhttp in its strict mode).
 
-If a server and a proxy disagree on where a request ends, a client can hide a request in another one (request
-smuggling). So what is ambiguous is refused, also the little of it that llhttp accepts (RFC 9112).
+If a server and a proxy disagree on the end of a request, a client can hide a request in another one (request
+smuggling). So ambiguous requests are refused, also the few kinds that llhttp accepts (RFC 9112).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import httptools
 from downloader.server.asgi import Headers, HttpError
 
 FEED_BYTES = 4096
-"""Most bytes of a chunked body to parse at once: in chunks of one byte they take a millisecond."""
+"""Most bytes of a chunked body to parse in a step: in chunks of one byte, a step takes a millisecond."""
 
 FREE_FRAMING_BYTES = 16 * 1024
-"""Allowed bytes of chunk sizes, extensions, trailers and line ends: a chunk costs as much CPU as kilobytes of
-data."""
+"""Allowance of bytes for chunk sizes, extensions, trailers and line ends. Bounded, because a chunk costs as
+much CPU as kilobytes of data."""
 
 FRAMING_SHARE = 4
-"""Beyond `FREE_FRAMING_BYTES`, one more byte is allowed for so many bytes of data."""
+"""Bytes of data per further byte of framing, beyond `FREE_FRAMING_BYTES`."""
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 """The end of a head, also with bare LF, which `parse_head` refuses."""
@@ -48,7 +48,7 @@ def bad_request(detail: str, code: str = "bad_request") -> HttpError:
 
 
 class Received:
-    """Bytes that were received from a client and not parsed yet."""
+    """Received bytes that are not parsed yet."""
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -69,7 +69,7 @@ class Received:
         return data
 
     def take_head(self, limit: int) -> bytes | None:
-        """Remove and return the head of a request, up to its blank line; `None` if it is incomplete.
+        """Remove and return the head of a request with the blank line; `None` for an incomplete head.
 
         Raises:
             HttpError: 431, the head has more than `limit` bytes.
@@ -77,7 +77,7 @@ class Received:
         if self._data.startswith(b"\r\n"):  # RFC 9112, 2.2: an empty line before a request is ignored
             del self._data[:2]
             self._searched = 0
-        # Only in what is new: a client may send byte by byte.
+        # Search only new bytes, because a client may send byte by byte.
         end = _END_OF_HEAD.search(self._data, self._searched)
         self._searched = 0 if end else max(0, len(self._data) - _MOST_END_OF_HEAD_BYTES + 1)
         size = end.end() if end else len(self._data)
@@ -98,15 +98,15 @@ class Head:
     headers: Headers
     chunked: bool
     length: int
-    """Bytes of the body, if it is not chunked."""
+    """Bytes of the body, unless chunked."""
     keeps: bool
     """Whether the client keeps the connection open."""
     expects_continue: bool
-    """Whether the client waits for `100 Continue` before it sends the body."""
+    """Whether the client waits for `100 Continue` before sending the body."""
 
 
 def parse_head(data: bytes, *, most_headers: int) -> Head:
-    """Parse a head, from its first byte to the blank line.
+    """Parse a head that ends with the blank line.
 
     An `Upgrade` is ignored (RFC 9110, 7.8).
 
@@ -128,7 +128,7 @@ def parse_head(data: bytes, *, most_headers: int) -> Head:
     chunked = b"transfer-encoding" in named
     if chunked and version == "1.0":
         raise _bad_framing()
-    # llhttp looks at the last field alone.
+    # llhttp only checks the last field.
     if chunked and _values(fields.headers, b"transfer-encoding") != [b"chunked"]:
         raise _malformed()
     hosts = len(_values(fields.headers, b"host"))
@@ -150,7 +150,7 @@ def parse_head(data: bytes, *, most_headers: int) -> Head:
 
 
 class _Fields:
-    """What the parser finds in a head."""
+    """Method, target and headers from the parser."""
 
     def __init__(self) -> None:
         self.method = b""
@@ -172,8 +172,8 @@ def _parse_fields(data: bytes) -> _Fields:
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
-        pass  # what follows the head is the body all the same
-    except httptools.HttpParserError:  # its text may quote the request, so it is not used
+        pass  # `Upgrade` is ignored, and the next bytes are the body
+    except httptools.HttpParserError:  # the error's text may quote the request
         framings = {name.lower() for name in _FRAMING.findall(data)}
         raise (_bad_framing() if len(framings) > 1 else _malformed()) from None
     fields.method = parser.get_method()
@@ -190,11 +190,11 @@ def _options(headers: Headers) -> set[bytes]:
 
 
 def _resolve_target(fields: _Fields) -> tuple[bytes, Headers]:
-    """Path and query of a target in another form, and the headers: the host of an absolute one is `Host`."""
+    """Path and query of a target that is no path, and headers with the host of an absolute URL."""
     if fields.target == b"*" and fields.method == b"OPTIONS":
         return b"/*", fields.headers
-    scheme, _, rest = fields.target.partition(b"://")
-    authority, slash, path = rest.partition(b"/")
+    scheme, _, address = fields.target.partition(b"://")
+    authority, slash, path = address.partition(b"/")
     if scheme.lower() not in (b"http", b"https") or not authority or b"?" in authority:
         raise bad_request("The request target is neither a path nor an http URL.")
     headers = [(name, authority if name == b"host" else value) for name, value in fields.headers]
@@ -202,7 +202,7 @@ def _resolve_target(fields: _Fields) -> tuple[bytes, Headers]:
 
 
 class ChunkedBody:
-    """Decodes a chunked body. Its parser gets no byte of the request's head, so no header can change it."""
+    """Decodes a chunked body, with a separate parser that no header of the request can influence."""
 
     def __init__(self) -> None:
         self.done = False
@@ -213,7 +213,7 @@ class ChunkedBody:
         self._parser.feed_data(_CHUNKED_HEAD)
 
     def feed(self, piece: bytes) -> bytes:
-        """The part of the body in `piece`; what comes behind the end is dropped.
+        """Decode a piece of the body; bytes behind the end are dropped.
 
         Raises:
             HttpError: 400, malformed, or chunks so small that they cost too much.
@@ -226,7 +226,7 @@ class ChunkedBody:
             if not self.done:
                 raise _malformed() from None
         if self.done:
-            self._parser = None  # breaks the circle of references
+            self._parser = None  # breaks the reference cycle
         data = b"".join(self._parts)
         self._data_bytes += len(data)
         self._framing_bytes += len(piece) - len(data)

@@ -1,6 +1,6 @@
-"""`serve_http`: an HTTP server for an ASGI application, in the frame of hypercorn's, with every wait bounded.
+"""`serve_http`: an HTTP server for an ASGI application, based on hypercorn's `TCPServer`, with bounded waits.
 
-It supports HTTP/1.0 and 1.1, with and without TLS. It supports no WebSockets and no lifespan events.
+Supports HTTP/1.0 and 1.1, with and without TLS, but no WebSockets and no lifespan events.
 `docs/design/http.md` says why hypercorn's own server is not used.
 """
 
@@ -26,7 +26,7 @@ from downloader.server.limits import Limits
 _log = get_logger()
 
 BACKLOG = 1024
-"""Connections that wait to be accepted, as in a burst; the kernel has a limit of its own."""
+"""Connections that wait to be accepted, for example in a burst; the kernel has a separate limit."""
 
 
 async def serve_http(
@@ -39,16 +39,16 @@ async def serve_http(
     tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until `stop()` returns, then at most `grace_s` seconds more.
+    """Serve until `stop()` returns, and then at most `grace_s` seconds longer.
 
     After `stop()` no connection and no request is accepted. Connections without a request are closed at once,
-    the others after their response or when the grace period ends. A cancel closes them all.
+    the others after the response or at the end of `grace_s`. A cancel closes all connections.
 
     Args:
-        app: called for each request; if it raises, the request is answered 500 and the error logged.
-        sockets: bound stream sockets (TCP or unix); this call listens on them, owns them and closes them.
-        stop: for example `wait` of a `trio.Event`; its result is ignored.
-        grace_s: seconds.
+        app: called for each request; an exception is logged and answered 500.
+        sockets: bound stream sockets (TCP or unix), which are listened on, owned and closed by this call.
+        stop: for example `wait` of a `trio.Event`; the result is ignored.
+        grace_s: time for requests in progress at a stop, in seconds.
         limits: limits for clients.
         tls: from `tls_context`; `None` for plain TCP.
         task_status: started when the sockets listen.
@@ -67,12 +67,12 @@ async def serve_http(
                 open_connections=open_connections,
                 stream=stream,
             )
-        except OSError:  # it was closed before its address was read
+        except OSError:  # the connection was closed before the address was read
             await trio.aclose_forcefully(stream)
             return
         try:
             await connection
-        except Exception:  # noqa: BLE001  an error of one connection must not end the others
+        except Exception:  # noqa: BLE001  an error of a connection must not end the others
             _log.exception(Event.API_FAILED)
 
     async with trio.open_nursery() as connections:
@@ -94,7 +94,7 @@ def tls_context(certfile: str, keyfile: str) -> ssl.SSLContext:
     """A server context for TLS 1.2 or newer, with HTTP/1.1 by ALPN.
 
     Raises:
-        ConfigError: a file cannot be read, or they are not a certificate and its unencrypted key.
+        ConfigError: a file cannot be read, or the files are not a certificate and the unencrypted key.
     """
     for key, name in (("api.certfile", certfile), ("api.keyfile", keyfile)):
         try:
@@ -122,5 +122,5 @@ def _listener(sock: socket.socket, tls: ssl.SSLContext | None) -> trio.abc.Liste
     sock.setblocking(False)
     sock.listen(BACKLOG)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    # Most HTTPS clients close without close_notify, and it is not waited for.
+    # Most HTTPS clients close without close_notify, so do not wait for it.
     return listener if tls is None else trio.SSLListener(listener, tls, https_compatible=True)

@@ -1,4 +1,4 @@
-"""File storages: what a storage plugin is, and how the service opens them."""
+"""File storages: the interface of storage plugins, and the code that opens storages."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ def _checked(call: str) -> Iterator[None]:
     except StorageError as exc:
         kind = StorageRefused if isinstance(exc, StorageRefused) else StorageError
         raise kind(one_line(str(exc))) from exc
-    # A plugin can raise anything, SystemExit too. Its text may hold a secret: the message has the type only.
+    # A plugin can raise anything, SystemExit too. The text may have a secret, so the message has only the
+    # type.
     except BaseException as exc:
         if (cancel := find_cancel(exc)) is not None:
             raise cancel from None
@@ -71,10 +72,10 @@ class CheckedStorage:
     async def local(self, key: str) -> StoredFile | None:
         """See `Storage.local`."""
         with _checked("local"):
-            found: object = await self.plugin.local(key)
-        if found is not None and not isinstance(found, StoredFile):
-            raise _wrong("local", found)
-        return found
+            file: object = await self.plugin.local(key)
+        if file is not None and not isinstance(file, StoredFile):
+            raise _wrong("local", file)
+        return file
 
     def url(self, key: str) -> str:
         """See `Storage.url`."""
@@ -98,19 +99,19 @@ class CheckedBuckets:
 
 
 OWN_BUCKETS = "s3"
-"""The plugin for the buckets of jobs, which are S3's (`s3_bucket`)."""
+"""The plugin for the buckets of jobs (`s3_bucket`)."""
 
 
 @asynccontextmanager
 async def open_storage(
     name: str, section: Mapping[str, Any], *, opening_s: float = OPENING_S
 ) -> AsyncIterator[Storage]:
-    """Open the storage plugin `name` with its section, and close it at the end; see `opened`.
+    """Open the storage plugin `name` with `section`, and close the plugin at the end; see `opened`.
 
     Raises:
-        PluginError: on entering: the plugin is missing, cannot be imported, refuses its section, does not
+        PluginError: on entering: the plugin is missing, cannot be imported, refuses the section, does not
             open within `opening_s` or yields an object without the methods of a storage; the text begins with
-            the configuration's table, `processor.filestorage`. Or it ended by itself.
+            the configuration's table, `processor.filestorage`. Later: the plugin ended by itself.
     """
     async with opened(storage_plugin(name, section, opening_s=opening_s)) as (storage,):
         yield storage
@@ -122,7 +123,7 @@ async def open_buckets(
 ) -> AsyncIterator[Buckets]:
     """Open the plugin `name` for the buckets of jobs; like `open_storage`.
 
-    If it is not `required`, it opens without the package that it needs, and each bucket is a `StorageError`.
+    If not `required`, a missing package is no error here, and each bucket raises `StorageError`.
 
     Raises:
         PluginError: on entering, as `open_storage` does; the text begins with `processor.NAME`.
@@ -132,7 +133,7 @@ async def open_buckets(
 
 
 def storage_plugin(name: str, section: Mapping[str, Any], *, opening_s: float = OPENING_S) -> Plugin:
-    """The storage plugin `name`, for `opened`, whose value is a `Storage`."""
+    """The storage plugin `name`, to be passed to `opened`, which yields a `Storage`."""
     return _plugin(
         STORAGES,
         name,
@@ -145,7 +146,7 @@ def storage_plugin(name: str, section: Mapping[str, Any], *, opening_s: float = 
 
 
 def buckets_plugin(name: str, section: Mapping[str, Any], *, required: bool) -> Plugin:
-    """The plugin `name` for the buckets of jobs, for `opened`, whose value is a `Buckets`.
+    """The plugin `name` for the buckets of jobs, to be passed to `opened`, which yields `Buckets`.
 
     Raises:
         PluginError: see `required` of `open_buckets`.

@@ -1,12 +1,12 @@
-"""The interface of storage plugins, and the host that the service gives them.
+"""The interface of storage plugins, and the `StorageHost` that a storage gets from the service.
 
 An entry point of group `downloader.storages.v1` names a *factory*, `open_x(section, host)`: a callable that
 takes the parsed TOML table of its section (`[processor.filestorage]` without `type`) and a `StorageHost`, and
 returns an async context manager that yields a `Storage`. Opening checks that the storage can be written. The
 service replaces an empty `rootdir` by a folder under its data dir.
 
-Jobs may name their own bucket. An entry point of group `downloader.buckets.v1` names a factory of the same
-form that yields `Buckets`; its section is `[processor.NAME]`.
+A job may name a bucket. An entry point of group `downloader.buckets.v1` names a factory of the same form that
+yields `Buckets`; the section is `[processor.NAME]`.
 """
 
 from __future__ import annotations
@@ -33,75 +33,75 @@ class Body:
     mime_type: str
     data: bytes | None = None
     path: Path | None = None
-    """A closed and fsynced file, which the storage may move or leave; exactly one of `data` and `path` is
-    given."""
+    """A closed and fsynced file, which the storage may move or leave. Either `data` or `path` is given."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     still_ours: Callable[[], bool] = lambda: True
-    """False when another instance has taken the job. A storage calls it, in any thread, right before the step
-    that publishes the file; when it returns false, `put` raises `StorageError` and publishes nothing."""
+    """Returns false after the job was lost to a different instance. A storage calls this, in any thread,
+    right before publishing the file; on false, `put` raises `StorageError` and publishes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """A stored file that this process can read."""
+    """A stored file that the process can read."""
 
     path: Path
     size: int
 
 
 class Storage(Protocol):
-    """Keeps files under keys such as `folder/NSb/NSb4FOAs9fVaQw` (relative, `/`-separated, no `..`)."""
+    """Keeps files under keys like `folder/NSb/NSb4FOAs9fVaQw` (relative, `/`-separated, no `..`)."""
 
     async def put(self, key: str, body: Body) -> None:
-        """Store the file; on return it is complete and durable under `key`, in place of an older one.
+        """Store a file durably under `key`, and replace an older file.
 
-        After an exception or a cancel `key` has the old file (or none), or the complete new one.
+        After an exception or a cancel, `key` has either the old file (or none) or the complete new file.
 
         Raises:
-            StorageError: it could not be stored; a later try may succeed.
-            StorageRefused: the destination is at fault; final.
+            StorageError: the file could not be stored; a later try may succeed.
+            StorageRefused: the destination is at fault; a later try would fail too.
         """
 
     async def delete(self, key: str) -> None:
         """Delete the file; a missing file is no error.
 
         Raises:
-            StorageError: it could not be deleted; a later try may succeed.
+            StorageError: the file could not be deleted; a later try may succeed.
         """
 
     async def local(self, key: str) -> StoredFile | None:
-        """The file for `GET /files/<key>`; `None` if there is none, or if the storage has no local files."""
+        """The file for `GET /files/<key>`; `None` if missing, or if the storage has no local files."""
 
     def url(self, key: str) -> str:
         """The absolute URL of the file for clients, without credentials; `""` if only `local` has it.
 
-        Does no I/O. It becomes `download_url` if `processor.download_url` is not set.
+        Does no I/O. Used as `download_url` if `processor.download_url` is not set.
         """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageHost:
-    """What the service gives to storages and `Buckets`."""
+    """Resources of the service for storages and `Buckets`."""
 
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("downloader.storage"))
-    """Writes to the service's log, from `WARNING` on; texts must not contain secrets."""
+    """Writes messages from `WARNING` on to the service's log; texts must not contain secrets."""
     group_commit: type[GroupCommit[Any, Any]] = GroupCommit
-    """Gathers puts from many tasks into batches; see `GroupCommit`."""
+    """Combines puts from many tasks in batches; see `GroupCommit`."""
 
 
 StorageFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Storage]]
-"""Raises `downloader.errors.PluginError` if it refuses the section (naming the key) or cannot open."""
+"""Opens a storage. Raises `downloader.errors.PluginError` if the section is refused (naming the key) or the
+storage cannot be opened."""
 
 
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
 
 _OTHER_KIND = re.compile(r".*(?:--[a-z]+-s3|\.mrap)")
-"""Names that AWS reserves for directory buckets and access point aliases, which have other hosts."""
+"""Names that AWS reserves for directory buckets and access point aliases, which are on different hosts."""
 
 
 def is_bucket_name(name: str) -> bool:
-    """Whether a general-purpose bucket of S3 can have this name; it is then safe as part of a URL."""
+    """Whether `name` is valid for a general-purpose bucket of S3, and so safe as part of a URL."""
     return _BUCKET.fullmatch(name) is not None and _OTHER_KIND.fullmatch(name) is None
 
 
@@ -111,15 +111,15 @@ class Buckets(Protocol):
     async def bucket(self, name: str, region: str) -> Storage:
         """The bucket as a storage, usable until the `Buckets` are closed; calling again is cheap.
 
-        It may return a storage for a bucket that does not exist; then `put` raises `StorageRefused`.
+        The bucket need not exist; if it does not, `put` raises `StorageRefused`.
 
         Raises:
             StorageError: not possible now; a later try may succeed.
-            StorageRefused: final.
+            StorageRefused: a later try would fail too.
         """
 
     def url(self, name: str, region: str, key: str) -> str:
-        """Like `Storage.url`, for a key in this bucket."""
+        """Like `Storage.url`, for a key in a bucket."""
 
 
 BucketsFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Buckets]]
