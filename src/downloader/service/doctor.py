@@ -39,13 +39,13 @@ from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
 from downloader.store import START_S, FolderInUse, StoreClient, asyncio_loop, open_client, socket_path, where
 
 PART_S = 15.0
-"""Time limit of one part."""
+"""Time limit of a part."""
 
 STORE_S = START_S + PART_S
-"""Time limit of the store. An embedded one may have to load a long append-only file."""
+"""Time limit of the store. An embedded store may have to load a long append-only file."""
 
 STUCK_S = 60.0
-"""After this time the process ends, if a part ignores its cancel, such as a plugin stuck in a thread."""
+"""Time limit of the process, for a part that ignores a cancel, for example a plugin stuck in a thread."""
 
 OPENING_S = 10.0
 """Time limit for a plugin to open; shorter than the service's, because a person waits."""
@@ -54,12 +54,12 @@ ASK_S = 3.0
 """Time limit of the request to the program that has our port."""
 
 WRITTEN_MS = 10_000
-"""Time to live of what is written to the store, in case the doctor is killed before it deletes it."""
+"""Time to live of the report in the store, in case the doctor is killed before deleting the report."""
 
 TEXT = b"downloader doctor was here; this object may be deleted\n"
 
 _SHORT = 3
-"""Secrets of at most this many characters are not replaced in texts: they would hide parts of plain words."""
+"""Longest secret that is not replaced in texts, because replacing would hide parts of plain words."""
 
 
 class FindingState(StrEnum):
@@ -68,18 +68,18 @@ class FindingState(StrEnum):
     OK = "ok"
     FAILED = "failed"
     NOTE = "note"
-    """Nothing is broken, but the operator should know about it."""
+    """Nothing is broken, but the operator should know the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """The result of trying one part."""
+    """The result of trying a part."""
 
     part: str
-    """What the configuration calls it: `redis`, `processor.filestorage`, `backends.http` ..."""
+    """The name in the configuration: `redis`, `processor.filestorage`, `backends.http` ..."""
     state: FindingState
     text: str
-    """One line, without secrets."""
+    """A single line without secrets."""
     seconds: float
     """How long the part took."""
 
@@ -89,7 +89,7 @@ class Note(Exception):
 
 
 Try = Callable[[], Awaitable[str]]
-"""Tries a part and returns the text of its finding; raises `Note` or what is wrong."""
+"""Tries a part and returns the text of the finding; raises a `Note` or the error."""
 
 
 def diagnose(
@@ -119,12 +119,12 @@ def diagnose(
 
 @dataclass(slots=True)
 class _Examination:
-    """The findings of one run."""
+    """The findings of a run."""
 
     secrets: Sequence[str]
     show: Callable[[Sequence[Finding]], None]
     findings: dict[str, Finding | None] = field(default_factory=dict)
-    """By part, in the order in which they are shown; `None` while it is being tried."""
+    """By part, in the order of showing; `None` for a part that is being tried."""
 
     async def run(self, settings: Settings, part_s: float) -> None:
         """Try all parts."""
@@ -149,7 +149,7 @@ class _Examination:
                 nursery.start_soon(self.examine, part, attempt, STORE_S if part == "redis" else part_s)
 
     async def examine(self, part: str, attempt: Try, within_s: float) -> None:
-        """Try a part, in bounded time, and note its finding."""
+        """Try a part, in bounded time, and note the finding."""
         began = trio.current_time()
         state, text = FindingState.FAILED, f"hangs: no end within {within_s:g} s"
         with trio.move_on_after(within_s):
@@ -220,7 +220,7 @@ async def _try_redis(redis: RedisSettings) -> str:
 
 
 async def _info(client: StoreClient) -> Mapping[str, Any]:
-    """`INFO` of one server; empty if its user may not ask."""
+    """The reply of a server to `INFO`; empty if the user may not ask."""
     try:
         info: Mapping[str, Any] = await client.command("INFO")
     except StoreError:
@@ -242,7 +242,7 @@ def _risks(redis: RedisSettings, info: Mapping[str, Any]) -> Iterator[str]:
 
 
 async def _try_storage(settings: Settings) -> str:
-    """Store a small object under a key that no job has, look at it, delete it."""
+    """Store, read and delete a small object under a key that no job has."""
     name, key = settings.storage_name, f"doctor/{secrets.token_hex(8)}"
     digest = hashlib.sha256(TEXT).hexdigest()
     async with open_storage(name, settings.storage_section, opening_s=OPENING_S) as storage:
@@ -259,7 +259,7 @@ async def _try_storage(settings: Settings) -> str:
 
 
 async def _try_buckets(settings: Settings) -> str:
-    """Open the plugin for buckets of jobs; there is no bucket to try before a job names one."""
+    """Open the plugin for buckets of jobs; no bucket can be tried before a job names one."""
     section = settings.processor.s3
     if not section.is_set and (missing := missing_package(BUCKETS, OWN_BUCKETS)):
         raise Note(f"jobs' own buckets are refused: the plugin {missing}")
@@ -268,7 +268,7 @@ async def _try_buckets(settings: Settings) -> str:
 
 
 async def _try_backend(settings: Settings, name: str) -> str:
-    """Open one backend and have it try its peer, if it can."""
+    """Open a backend, and call `check` if the notifier has the method."""
     async with AsyncExitStack() as stack:
         opening = open_storage(settings.storage_name, settings.storage_section, opening_s=OPENING_S)
         try:
@@ -285,7 +285,7 @@ async def _try_backend(settings: Settings, name: str) -> str:
 
 
 def _try_spool(settings: Settings) -> str:
-    """Write a temporary file in the spool, and check how full its disk is."""
+    """Write a temporary file in the spool, and check how full the disk is."""
     folder, high = settings.spool_dir, settings.processor.disk_high
     private_folder(folder, setting="data_dir")
     try:
@@ -306,14 +306,14 @@ def _try_spool(settings: Settings) -> str:
 
 
 async def try_api(api: ApiSettings) -> str:
-    """Bind the API's port for a moment, or find a running downloader on it."""
+    """Bind the API's port for a moment, or find a running downloader on the port."""
     text = ""
     try:
         [listener] = await trio.to_thread.run_sync(listen, api, abandon_on_cancel=True)
         listener.close()
         text = "is free"
     except ConfigError as error:
-        # Whatever name the certificate has: the connection stays on this machine.
+        # The certificate is not verified, because the connection stays on this machine.
         transport = httpx2.AsyncHTTPTransport(verify=False)
         with trio.move_on_after(ASK_S), suppress(DownloaderError):
             async with AsyncClient(api.local_url, retries=0, transport=transport) as client:
@@ -328,7 +328,7 @@ async def try_api(api: ApiSettings) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address to listen on."""
+    """Whether only the local machine can reach an address to listen on."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -342,13 +342,13 @@ def secrets_of(settings: Settings) -> Iterator[str]:
 
 
 def _hidden(values: Any, shown: Any) -> Iterator[str]:
-    """The strings that differ between settings and what may be shown of them."""
+    """The strings that differ between `values` and the redacted settings `shown`."""
     if isinstance(values, Mapping) and isinstance(shown, Mapping):
         for key, value in values.items():
             yield from _hidden(value, shown.get(key))
     elif isinstance(values, list) and isinstance(shown, list):
-        for value, what in zip(values, shown, strict=False):
-            yield from _hidden(value, what)
+        for value, redacted_value in zip(values, shown, strict=False):
+            yield from _hidden(value, redacted_value)
     elif isinstance(values, SecretStr):
         yield values.get_secret_value()
     elif isinstance(values, str) and isinstance(shown, str) and values != shown:

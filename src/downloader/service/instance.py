@@ -1,4 +1,4 @@
-"""What the roles of one process share: resources, stored files, stops, and how long the end may take."""
+"""State that all roles of a process share: resources, stored files, stops, and the time limit of the end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Files:
     async def put(
         self, spec: JobSpec, body: CompleteBody, mime_type: str, still_ours: Callable[[], bool]
     ) -> None:
-        """Store a job's file, in its own bucket if it names one; see `downloader.fetch.StoreFile`."""
+        """Store a job's file, in the bucket that the job names, if any; see `downloader.fetch.StoreFile`."""
         storage, metadata = self.storage, {}
         if spec.s3_bucket:
             storage = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)
@@ -55,10 +55,10 @@ class Files:
         )
 
     async def delete(self, spec: JobSpec) -> None:
-        """Delete a job's file in the service's storage. A file in the bucket that the job named stays.
+        """Delete a job's file from the service's storage. A file in a bucket that the job names stays.
 
         Raises:
-            StorageError: it could not be deleted; a later try may succeed.
+            StorageError: the file could not be deleted; a later try may succeed.
         """
         if not spec.s3_bucket:
             await self.storage.delete(spec.storage_key)
@@ -80,7 +80,7 @@ class Files:
 
 @dataclass(slots=True, kw_only=True)
 class Instance:
-    """What the roles of one process share."""
+    """State that all roles of a process share."""
 
     settings: Settings
     roles: frozenset[str]
@@ -91,15 +91,15 @@ class Instance:
     counters: Mapping[str, Counters]
     """By role."""
     traces: Traces | None
-    """`None`: there are none."""
+    """`None`: no traces are recorded."""
     timer: ExitTimer
-    """Ends the process when its end takes longer than `grace_s`."""
+    """Ends the process if a stop takes longer than `grace_s`."""
     stop: Stop = field(default_factory=Stop)
     """The stop of downloads and the API."""
     stop_callbacks: Stop = field(default_factory=Stop)
-    """The stop of callbacks; begins when no more downloads can finish here."""
+    """The stop of callbacks; begins when no more downloads can finish in this process."""
     running: dict[str, bool] = field(default_factory=dict)
-    """Per role, whether it runs; for readiness."""
+    """Whether each role runs; for readiness."""
     bulkhead: Bulkhead | None = None
     """Divides the slots among the backends; notifiers only."""
     started_ms: int = field(default_factory=now_ms)
@@ -111,13 +111,13 @@ class Instance:
 
 
 def grace_of(settings: Settings, roles: frozenset[str]) -> float:
-    """How many seconds a process with these roles has for its stop."""
+    """Time limit in seconds for the stop of a process with `roles`."""
     return settings.processor.grace if "processor" in roles else settings.notifier.grace
 
 
 @asynccontextmanager
 async def running_redis(settings: Settings) -> AsyncIterator[RedisSettings]:
-    """The settings of the store's connection. An embedded store runs as long as the context lasts.
+    """The settings of the store's connection; an embedded store runs while the context is open.
 
     Raises:
         ConfigError, StoreUnavailable: see `embedded_valkey`.

@@ -1,4 +1,4 @@
-"""The values of `GET /stats/*` under the predecessor's names, for dashboards that use these."""
+"""The values of `GET /stats/*` under the predecessor's names, for dashboards that use the old names."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _CODES: Mapping[str, str] = {ErrorCode.TLS: "tls", ErrorCode.MIME_TYPE: "mime"}
 
 
 class Workers:
-    """Counts downloads ("workers") and aggregations with downloads ("worker pools") in one process."""
+    """Counts downloads ("workers") and aggregations with downloads ("worker pools") in a process."""
 
     def __init__(self) -> None:
         self._in_flight: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""One process of the service: its resources, its roles, its stop.
+"""A process of the service: resources, roles, stop.
 
 Nested by lifetime: asyncio loop > store > storage, backends, connections > roles. A stop ends leasing and the
 API at once; downloads in flight have until a deadline and are then handed back; callbacks drain after them;
@@ -44,20 +44,20 @@ from downloader.store import asyncio_loop, open_store
 log = get_logger()
 
 GC_THRESHOLDS = (10_000, 20, 50)
-"""Instead of 700, 10, 10: a few megabytes of cycles may wait."""
+"""Higher than Python's 700, 10, 10: a few megabytes of uncollected cycles do no harm."""
 
 LOOK_S = 1.0
-"""Seconds between two looks at the disk; a look for each lease call would cost more and show no more."""
+"""Seconds between two checks of the disk; a check for each lease call would cost more without benefit."""
 
 Task = Callable[..., Awaitable[None]]
 """A `run(task_status)`."""
 
 
 class DiskGate:
-    """Closed from the moment the disk is `high` percent full until it is less than `low` percent full.
+    """Closes when the disk is `high` percent full, and opens again below `low` percent.
 
-    `used_percent` reads how full the disk is. It runs in a thread, because a hung mount blocks it. The gate
-    then stays as it is.
+    `used_percent` reads how full the disk is. The call is made in a thread, because a hung mount blocks.
+    While the call hangs, the gate does not change.
     """
 
     def __init__(self, used_percent: Callable[[], float], *, high: float, low: float) -> None:
@@ -66,17 +66,17 @@ class DiskGate:
         self._low = low
         self._open = True
         self._thread = trio.CapacityLimiter(1)
-        """Of its own, so that a hung look takes no thread from others."""
+        """A separate limiter, so that a hung check takes no thread of Trio's default limiter."""
 
     def __call__(self) -> bool:
         """Whether a download may begin."""
         return self._open
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look at the disk until cancelled; ready after the first look, or after `LOOK_S` if it hangs.
+        """Check the disk until cancelled; ready after the first check, or after `LOOK_S` if the check hangs.
 
         Raises:
-            OSError: the disk cannot be looked at.
+            OSError: the disk cannot be checked.
         """
         with trio.move_on_after(LOOK_S):
             await self.look()
@@ -86,10 +86,10 @@ class DiskGate:
             await self.look()
 
     async def look(self) -> None:
-        """Look at the disk once. A cancel leaves a hung look behind.
+        """Check the disk once. A cancel leaves a hung thread behind.
 
         Raises:
-            OSError: the disk cannot be looked at.
+            OSError: the disk cannot be checked.
         """
         used = await trio.to_thread.run_sync(self._used_percent, abandon_on_cancel=True, limiter=self._thread)
         if self._open and used >= self._high:
@@ -102,19 +102,19 @@ class DiskGate:
 
 @dataclass(slots=True, kw_only=True)
 class _Signals:
-    """What a signal acts on."""
+    """The state that a signal changes."""
 
     timer: ExitTimer
     grace_s: float
     scope: trio.CancelScope
-    """Cancelled by an immediate stop: first it contains the start, later the roles alone."""
+    """Cancelled by an immediate stop. Contains the start at first, later only the roles."""
     instance: Instance | None = None
-    """Once its roles are being started."""
+    """Set before the roles are started."""
 
 
 @dataclass(slots=True)
 class _Roles:
-    """What `_run_roles` runs; all of it is open."""
+    """The opened parts that `_run_roles` runs."""
 
     workers: list[Worker]
     background: list[Task]
@@ -130,10 +130,10 @@ async def run_instance(
     handle_sigint: bool = True,
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run these roles until a signal; `sockets` are the API's, already bound.
+    """Run `roles` until a signal; `sockets` are the API's, already bound.
 
     Raises:
-        DownloaderError: what kept it from starting, in one line.
+        DownloaderError: the process could not start; the text is one line.
     """
     async with trio.open_nursery() as root:
         grace_s = grace_of(settings, roles)
@@ -141,7 +141,7 @@ async def run_instance(
         # Before anything else, so that no signal leaves an embedded store behind.
         await root.start(_handle_signals, signals, handle_sigint)
         async with asyncio_loop(), AsyncExitStack() as stack:
-            # Left before the stack closes the resources, so the timer runs while they close.
+            # Ends before the stack closes the resources, so the timer runs during the close.
             with signals.timer.started_by_errors():
                 instance = await _open_instance(stack, settings, roles, signals)
                 parts = await _open_roles(stack, instance, sockets)
@@ -154,7 +154,7 @@ async def run_instance(
 async def _open_instance(
     stack: AsyncExitStack, settings: Settings, roles: frozenset[str], signals: _Signals
 ) -> Instance:
-    """Open what all roles share."""
+    """Open the resources that all roles share."""
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     tracing = open_traces(instance=owner, version=__version__, flush_s=signals.grace_s * RESERVE / 4)
     traces = await stack.enter_async_context(tracing)
@@ -176,7 +176,7 @@ async def _open_instance(
 
 
 async def _open_roles(stack: AsyncExitStack, instance: Instance, sockets: Sequence[socket.socket]) -> _Roles:
-    """Open what each role needs."""
+    """Open the resources of each role."""
     settings, store, files = instance.settings, instance.store, instance.files
     roles = _Roles([], [partial(run_stop_of_callbacks, instance)])
     if "processor" in instance.roles:
@@ -212,10 +212,10 @@ def _timing(counters: Counters) -> Callable[[str, float], None]:
 
 
 def _freeze_imports() -> None:
-    """Take what was imported out of garbage collection, and collect less often.
+    """Exclude imported objects from garbage collection, and collect less often.
 
-    Examining these objects again and again took 8% of the process's CPU under load. A job's objects are freed
-    by reference counts; cycles are rare (exceptions with their tracebacks).
+    Examining imported objects again and again took 8% of the process's CPU under load. The objects of a job
+    are freed by reference counts; cycles are rare (exceptions with tracebacks).
     """
     gc.collect()
     gc.freeze()
@@ -225,7 +225,7 @@ def _freeze_imports() -> None:
 async def _run_roles(
     instance: Instance, parts: _Roles, signals: _Signals, started: Callable[[], None]
 ) -> None:
-    """Run the roles until the stop has ended them."""
+    """Run the roles until the end of the stop."""
     guarded = instance.timer.guarded
     wakes = {worker.work.kind: worker.wake.set for worker in parts.workers}
     if wakes:
@@ -272,9 +272,9 @@ async def _handle_signals(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """First signal: drain. Second, or one during the start: stop at once."""
-    wanted = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
-    with stop_signals(*wanted, within_s=signals.grace_s) as received:
+    """Drain at the first signal; stop at once at the second, or at a signal during the start."""
+    numbers = (signal.SIGTERM, signal.SIGINT) if handle_sigint else (signal.SIGTERM,)
+    with stop_signals(*numbers, within_s=signals.grace_s) as received:
         task_status.started()
         async for number in received:
             instance = signals.instance

@@ -1,4 +1,4 @@
-"""The roles that work on leases: what each does, and what it reports to the fleet."""
+"""The roles that work on leases, and the reports of roles to the fleet."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from downloader.tasks import background
 log = get_logger()
 
 Report = tuple[Mapping[str, Any], Mapping[str, int]]
-"""Facts of a role, and its counts by series."""
+"""Facts of a role, and counts by series."""
 
 LATE_S = 5.0
-"""How long after its cancel a delivery is reported as one that does not end."""
+"""How long after the cancel a running delivery is reported as hung."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +40,12 @@ class Worker:
     counters: Counters
     stop: Stop
     facts: Callable[[], Mapping[str, Any]] = dict
-    """More for its reports."""
+    """Further facts for the reports."""
     wake: Wake = field(default_factory=Wake)
     held: Held = field(default_factory=dict)
 
     def report(self) -> Report:
-        """The current report of the instance: its facts, and its counts by series."""
+        """The current report of the instance: facts, and counts by series."""
         facts = {**self.facts(), "counters": self.counters.snapshot()}
         return facts, {**self.counters.series(), **predecessor.growing(facts["predecessor"])}
 
@@ -86,7 +86,7 @@ def callbacks_worker(instance: Instance, backends: Mapping[str, Notifier]) -> Wo
         bulkhead=bulkhead,
         rng=instance.rng,
         download_url=instance.files.url,
-        # So that callbacks of downloads that end during the stop are sent before it ends.
+        # Callbacks of downloads that end during the stop are sent before the end of the stop.
         leases_at_stop="processor" in instance.roles,
     )
 
@@ -105,7 +105,7 @@ async def run_worker(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run leased work and its reports. When the processor has ended, the stop of callbacks begins."""
+    """Run leased work and the reports. The end of the processor begins the stop of callbacks."""
     role = worker.role
     worker.counters.gauge("in_flight", worker.held.__len__)
     async with reporting_of(instance, role, worker.report):
@@ -137,7 +137,7 @@ async def reporting(
     facts: Mapping[str, Any],
     interval_s: float,
 ) -> AsyncIterator[None]:
-    """Report a role every `interval_s` while the context lasts and at its end, then delete its report.
+    """Report a role every `interval_s` while the context is open and at the end, then delete the report.
 
     A report has `facts` and what `more` returns. It expires if no other follows within three intervals.
     """
@@ -169,14 +169,14 @@ async def reporting(
         await report()
         await store.leave(owner, role)
     except StoreError as error:
-        # Its last report then expires.
+        # The last report then expires.
         log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
 
 
 def reporting_of(
     instance: Instance, role: str, more: Callable[[], Report]
 ) -> AbstractAsyncContextManager[None]:
-    """Report a role of this instance while the context lasts."""
+    """Report a role of the instance while the context is open."""
     settings = instance.settings.notifier if role == "notifier" else instance.settings.processor
     facts = {"started_ms": instance.started_ms}
     return reporting(
@@ -187,7 +187,7 @@ def reporting_of(
 async def run_stop_of_callbacks(
     instance: Instance, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Begin the stop of callbacks; with downloads here, at the latest a little after their deadline."""
+    """Begin the stop of callbacks, at the latest shortly after the deadline of downloads."""
     task_status.started()
     await instance.stop.wait()
     if "processor" in instance.roles:

@@ -1,9 +1,9 @@
 """Starting the service: `run_service`, in this process or in several.
 
-With `--processes N` the parent runs the embedded store and opens the listening socket. Its children do the
-work, each with all roles; the kernel distributes connections among them. A child that dies is started again
-after a pause. Its leases end, and other instances take over its jobs. The parent sends SIGTERM to its
-children for each signal that it gets.
+With `--processes N` the parent runs the embedded store and opens the listening socket. The children do the
+work, each with all roles; the kernel distributes connections among the children. A dead child is started
+again after a pause. The leases of a dead child end, and other instances take over the jobs. For each signal,
+the parent sends SIGTERM to all children.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from downloader.store import KILLED_S, STOP_S
 log = get_logger()
 
 BACKLOG = 1024
-"""Connections that the kernel holds until we accept them."""
+"""Connections that wait in the kernel to be accepted."""
 
 RESTART_S = 1.0
 """Pause before a child is started again, so that a child which cannot run costs little CPU."""
 
 
 def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1) -> None:
-    """Run these roles (some of `api`, `processor`, `notifier`) until a signal ends it.
+    """Run `roles` (of `api`, `processor` and `notifier`) until a signal.
 
-    With several `processes` each runs all the roles.
+    With several `processes` each process runs all roles.
 
     Raises:
-        ConfigError: the configuration keeps it from starting (a used port, a folder, a plugin).
-        DownloaderError: it could not start, or had to end, for another reason.
+        ConfigError: a mistake in the configuration prevents the start (a used port, a folder, a plugin).
+        DownloaderError: the service could not start, or had to end, for a different reason.
     """
     if "notifier" in roles and not settings.backends:
         raise ConfigError("a notifier needs at least one section under [backends], e.g. [backends.http]")
@@ -55,7 +55,7 @@ def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1
     sockets = listen(settings.api) if "api" in roles else []
     try:
         if sockets:
-            # With port 0 the system chose one, which download URLs have to name.
+            # With port 0 the system has chosen a port, which the download URLs have to name.
             port = sockets[0].getsockname()[1]
             settings = settings.model_copy(update={"api": settings.api.model_copy(update={"port": port})})
         if processes > 1:
@@ -68,10 +68,10 @@ def run_service(settings: Settings, *, roles: frozenset[str], processes: int = 1
 
 
 def listen(settings: ApiSettings) -> Sequence[socket.socket]:
-    """The API's socket, bound.
+    """The API's socket, bound and listening.
 
     Raises:
-        ConfigError: the address cannot be had.
+        ConfigError: the address is not available.
     """
     where = f"{settings.host}:{settings.port}"
     try:
@@ -85,7 +85,7 @@ def listen(settings: ApiSettings) -> Sequence[socket.socket]:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # Listening now, so that a port in use shows before anything is started.
+        # Listen now, to detect a used port before anything is started.
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
@@ -94,15 +94,15 @@ def listen(settings: ApiSettings) -> Sequence[socket.socket]:
 
 
 def _run(main: Callable[[], Awaitable[None]]) -> None:
-    """`trio.run`, which raises the first of our own errors instead of the group that nurseries make of it."""
+    """Run `main` with Trio; raise the first of our errors instead of an exception group."""
     try:
         trio.run(main)
     except BaseExceptionGroup as group:
-        found = list(leaves(group))
-        if all(isinstance(error, DownloaderError) for error in found):
-            raise found[0] from None
-        for error in found:
-            # Not the group: a traceback ends ten groups deep, before the error.
+        errors = list(leaves(group))
+        if all(isinstance(error, DownloaderError) for error in errors):
+            raise errors[0] from None
+        for error in errors:
+            # Not the group: the traceback of a group ends at a depth of ten groups, before the error.
             log.exception(Event.SERVICE_FAILED, exc_info=error)
         raise DownloaderError("ended by an unexpected error; the log has its traceback") from group
 
@@ -110,10 +110,10 @@ def _run(main: Callable[[], Awaitable[None]]) -> None:
 async def _run_processes(
     settings: Settings, roles: frozenset[str], count: int, sockets: Sequence[socket.socket]
 ) -> None:
-    """Run `count` children until a signal, then wait until they have ended.
+    """Run `count` children until a signal, then wait for the end of all children.
 
     Raises:
-        DownloaderError: the embedded store cannot be started, or a slot's first child could not.
+        DownloaderError: the embedded store or the first child of a slot could not be started.
     """
     children: dict[int, SpawnProcess] = {}
     stopping = trio.Event()
@@ -133,32 +133,32 @@ async def _run_processes(
 async def _keep_child(
     slot: int, children: dict[int, SpawnProcess], stopping: trio.Event, arguments: tuple[Any, ...]
 ) -> None:
-    """Start a slot's child, and another whenever it has ended, until `stopping`.
+    """Start a slot's child, and start a new child after each end, until `stopping`.
 
     Raises:
-        DownloaderError: what kept the slot's first child from starting.
+        DownloaderError: the first child of the slot could not be started.
     """
     context = multiprocessing.get_context("spawn")
     has_run = False
     while not stopping.is_set():
         ours, theirs = context.Pipe(duplex=False)
         child = context.Process(target=_child, args=(theirs, *arguments), name=f"downloader-{slot}")
-        # `daemon` ends it with this process.
+        # `daemon` ends the child with this process.
         child.daemon = True
         child.start()
         theirs.close()
         children[slot] = child
         await trio.lowlevel.wait_readable(ours.fileno())
-        said = _received(ours)
+        message = _received(ours)
         await trio.lowlevel.wait_readable(child.sentinel)
         child.join()
         ours.close()
         del children[slot]
-        has_run = has_run or said is True
-        reason = str(said) if isinstance(said, DownloaderError) else ""
-        if isinstance(said, DownloaderError) and not has_run:
-            raise said
-        # The reason why a later child does not start may be temporary (the store is away): the others go on.
+        has_run = has_run or message is True
+        reason = str(message) if isinstance(message, DownloaderError) else ""
+        if isinstance(message, DownloaderError) and not has_run:
+            raise message
+        # The failure of a later child may be temporary (the store is away), so the other children go on.
         if not stopping.is_set():
             log.error(Event.SERVICE_FAILED, slot=slot, status=child.exitcode, reason=reason)
             with trio.move_on_after(RESTART_S):
@@ -166,7 +166,7 @@ async def _keep_child(
 
 
 def _received(connection: Any) -> object:
-    """`True` if the child has started, the error if it could not start, `None` if it died."""
+    """`True` for a started child, the error of a failed start, or `None` for a dead child."""
     try:
         return connection.recv()
     except EOFError:
@@ -189,7 +189,7 @@ async def _pass_signals_on(
 
 
 def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequence[socket.socket]) -> None:
-    """The child's main function. It ignores SIGINT: a Ctrl-C reaches the parent too, which sends SIGTERM."""
+    """The child's main function. SIGINT is ignored: a Ctrl-C also reaches the parent, which sends SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     configure(form=settings.log.format, level=settings.log.level)
 

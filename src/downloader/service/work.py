@@ -81,7 +81,7 @@ class Downloads:
     """Bound once, because binding a logger for each job takes more CPU than a line that is not printed."""
 
     def work(self) -> Work:
-        """What the scheduler is to do with leases of downloads."""
+        """The `Work` of the scheduler for downloads."""
         return Work(
             kind=Kind.DOWNLOAD,
             concurrency=self.settings.processor.concurrency,
@@ -179,7 +179,7 @@ class Callbacks:
     """As of `Downloads`."""
 
     def work(self) -> Work:
-        """What the scheduler is to do with leases of callbacks."""
+        """The `Work` of the scheduler for callbacks."""
         return Work(
             kind=Kind.CALLBACK,
             concurrency=self.settings.notifier.concurrency,
@@ -353,7 +353,7 @@ def _of_job(lease: Lease) -> dict[str, str | int]:
 
 
 def _of_url(text: str) -> dict[str, str | int]:
-    """The attributes of a URL, without its query and userinfo."""
+    """The attributes of a URL, without query and userinfo."""
     try:
         origin = Url.parse(text, "download").origin
     except UrlError:  # accepted by another version
