@@ -110,12 +110,13 @@ def fetch_files(
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(_cancel_at_signal, nursery.cancel_scope, interrupted)
-            storage = _Files(folder / "files")
+            files = folder / "files"
+            files.mkdir(parents=True, exist_ok=True)
             async with (
                 open_fetcher(
                     settings=settings,
                     policy=EgressPolicy.parse(["0.0.0.0/0", "::/0"], setting="fetch"),
-                    store=storage.put,
+                    store=partial(_store, files),
                     spool_dir=folder / "spool",
                     rng=random.Random(),  # noqa: S311 - jitter, not secrets
                     resumable=True,
@@ -125,7 +126,7 @@ def fetch_files(
                 run = Run(
                     fetcher=fetcher,
                     concurrency=settings.concurrency,
-                    path_of=storage.path,
+                    path_of=files.joinpath,
                     nursery=work,
                     limit=limit,
                     mime_type=mime_type,
@@ -142,8 +143,8 @@ def fetch_files(
         raise SystemExit(128 + interrupted[0])
 
 
-def check_url(url: str) -> str:
-    """Check that a URL can be fetched, and return the URL.
+def check_url(url: str) -> None:
+    """Check that a URL can be fetched.
 
     Raises:
         ValueError: not a valid URL of a job, or unprintable characters; the text gives the reason.
@@ -154,36 +155,23 @@ def check_url(url: str) -> str:
         Url.parse(url)
     except UrlError as error:
         raise ValueError(f"the URL {error.detail}") from None
-    return url
 
 
-class _Files:
-    """A folder with complete files, which the caller moves to the final names.
+async def _store(folder: Path, spec: JobSpec, body: CompleteBody, *_: object) -> None:
+    """Store a complete file, which the caller moves to the final name; see `StoreFile`.
 
-    Small files are written in the event loop, because a thread per file costs several times as much. They are
-    not synced: after a power failure files may be missing or short, which the next run detects.
+    A small file is written in the event loop, because a thread per file costs several times as much. No file
+    is synced: after a power failure it may be missing or short, which the next run detects.
+
+    Raises:
+        OSError: the disk refuses it.
     """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-
-    def path(self, job_id: str) -> Path:
-        """Path of the file of a job."""
-        return self._folder / job_id
-
-    async def put(self, spec: JobSpec, body: CompleteBody, *_: object) -> None:
-        """Store a file; see `StoreFile`.
-
-        Raises:
-            OSError: the disk refuses it.
-        """
-        path = self.path(spec.id)
-        if body.path is not None:
-            body.path.replace(path)
-        elif body.data is not None:
-            path.write_bytes(body.data)
-        path.chmod(FILE_MODE)
+    path = folder / spec.id
+    if body.path is not None:
+        body.path.replace(path)
+    elif body.data is not None:
+        path.write_bytes(body.data)
+    path.chmod(FILE_MODE)
 
 
 @dataclass(slots=True, eq=False)

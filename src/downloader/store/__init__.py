@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from downloader.errors import StoreError, StoreUnavailable
-from downloader.store.client import StoreClient, compare_layout, open_client, where
+from downloader.store.client import StoreClient, open_client, where
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
 from downloader.store.jobs import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS, KEYS, Keys

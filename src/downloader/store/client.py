@@ -283,27 +283,18 @@ async def check_layout(client: StoreClient) -> bool:
     text = await client.command("GET", key)
     if text is None:
         raise StoreUnavailable("the store lost its data while it was asked")
-    compare_layout(text, client.keys.shards)
-    return fresh
-
-
-def compare_layout(text: str, shards: int) -> None:
-    """Check the JSON that `check_layout` has stored against the version and the number of shards in use.
-
-    Raises:
-        StoreRefused: the version or the number of shards differs.
-    """
     layout = json.loads(text)
     if layout.get("version") != LAYOUT_VERSION:
         raise StoreRefused(
             f"the store has layout {layout.get('version')} and this version of the service uses"
             f" {LAYOUT_VERSION}"
         )
-    if layout.get("shards") != shards:
+    if layout.get("shards") != client.keys.shards:
         raise StoreRefused(
             f"the store was set up with {layout.get('shards')} shards and this instance uses"
-            f" {shards}; is redis.cluster the same everywhere?"
+            f" {client.keys.shards}; is redis.cluster the same everywhere?"
         )
+    return fresh
 
 
 async def _check_channels(client: StoreClient) -> None:
