@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`, for programs that send jobs to a running service and read their results.
+"""`Client` and `AsyncClient`, for programs that send jobs to a running service and read the results.
 
 ::
 

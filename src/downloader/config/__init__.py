@@ -1,4 +1,4 @@
-"""The settings: their models, reading them from file, environment and flags, and printing them."""
+"""The settings: models, reading from file, environment and flags, and printing."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from downloader.config.checks import (
 from downloader.net import local_host
 
 Scope = Literal["submit", "read", "retry", "admin"]
-"""What a token may do; `downloader.api` says which requests need which."""
+"""Permissions of a token; `downloader.api` says which requests need which scope."""
 
 
 class TokenSettings(Section):
@@ -78,12 +78,12 @@ class ApiSettings(Section):
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
-        for what, values in (
+        for name, values in (
             ("name", [token.name for token in self.tokens]),
             ("token", [token.token.get_secret_value() for token in self.tokens]),
         ):
             if len(set(values)) < len(values):
-                raise ValueError(f"tokens must not share a {what}")
+                raise ValueError(f"tokens must not share a {name}")
         if bool(self.certfile) != bool(self.keyfile):
             raise ValueError("certfile and keyfile go together")
         return self

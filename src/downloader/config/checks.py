@@ -1,6 +1,6 @@
-"""The values that settings can have: types with bounds, and what is checked of texts.
+"""Types of the values of settings, with bounds and checks.
 
-A check raises `ValueError` with a text that does not repeat the value.
+A check raises `ValueError`; the message does not repeat the value.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ EMBEDDED = "embedded"
 """The `redis.url` that makes the service start a Valkey of its own."""
 
 ENCRYPTION_KEY_BYTES = 32
-"""Half of them encrypt (AES-128), the other half authenticate (HMAC-SHA256)."""
+"""Length of a key: 16 bytes to encrypt (AES-128) and 16 to authenticate (HMAC-SHA256)."""
 
 MAX_DELAY_S = 86400.0
 """Longest time between two starts at a host, as in a job's `aggr_delay`."""
 
 LONGEST_S = 3600.0
-"""Largest lease, grace period and time-out: a larger number is most likely a mistake."""
+"""Largest lease, grace period and timeout; a larger number is most likely a mistake."""
 
 MAX_S = 1e11
-"""Upper bound of durations, 3,000 years: a moment so far ahead is still a date (the last year is 9999), and
-its milliseconds are exact in a double."""
+"""Upper bound of durations, 3,000 years: a time so far ahead is still a date (the last year is 9999), and
+exact in a double as milliseconds."""
 
 
 class Section(BaseModel):
@@ -38,7 +38,7 @@ class Section(BaseModel):
 
 
 def _no_bool(value: object) -> object:
-    """Pydantic takes `true` for 1; in a file of settings it is a mistake."""
+    """Refuse booleans, which pydantic takes for 0 and 1."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic wants ValueError
     return value
@@ -51,7 +51,7 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
         if is_forbidden(name):
             raise ValueError(f"{name} is set by the downloader itself")
         if not is_field_value(value):
-            raise ValueError(f"the value of {name} has characters that a header cannot hold")
+            raise ValueError(f"the value of {name} has characters that a header cannot have")
     return headers
 
 
@@ -84,7 +84,7 @@ def _node(node: str) -> str:
 def _bearer(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("must be printable ASCII characters without blanks: a header has to hold it")
+        raise ValueError("must be printable ASCII characters without blanks: the token is sent in a header")
     return token
 
 
@@ -99,7 +99,7 @@ def _encryption_key(key: SecretStr) -> SecretStr:
 
 
 def _host_pattern(host: str) -> str:
-    """A name, an address, `*.` and a domain, or `*`; in the form in which hosts are compared."""
+    """Normalise a host name, an address, `*.` with a domain, or `*`, for comparison with hosts."""
     if host == "*":
         return host
     domain = host.removeprefix("*.")
@@ -114,7 +114,7 @@ def _host_pattern(host: str) -> str:
 
 
 def _cors_origin(text: str) -> str:
-    """An origin as browsers write it in `Origin`, or `*`."""
+    """Normalise an origin to the form of the header `Origin`; `*` stays."""
     if text == "*":
         return text
     try:
@@ -166,5 +166,5 @@ CorsOrigin = Annotated[str, AfterValidator(_cors_origin)]
 DestinationPattern = Annotated[str, AfterValidator(_destination)]
 Folder = Annotated[Path, BeforeValidator(_folder)]
 Bearer = Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
-"""Of at least 16 characters, so that it cannot be guessed."""
+"""A token of at least 16 characters, so that guessing is hopeless."""
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]

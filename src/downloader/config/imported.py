@@ -1,7 +1,7 @@
-"""Turns the predecessor's configuration (JSON) into ours (TOML), with comments for what has changed. Pure.
+"""Conversion of the predecessor's configuration (JSON) to TOML, with comments about changes. Pure.
 
-A key that has another name or unit here is converted. One that we have too, in the same table, is taken as it
-is. Every other key is named in a comment, and left out.
+A key with another name or unit here is converted. A key that exists here in the same table is copied. Every
+other key is left out, and named in a comment.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ KAFKA_KEYS: Mapping[str, str] = {
     "ssl.key.password": "ssl_password",
     "ssl.endpoint.identification.algorithm": "ssl_check_hostname",
 }
-"""librdkafka's name, and ours."""
+"""Names of librdkafka, and the names here."""
 
 KAFKA_FIXED: Mapping[str, str] = {
     **dict.fromkeys(
@@ -60,10 +60,10 @@ KAFKA_FIXED: Mapping[str, str] = {
     ),
     "enable.idempotence": "callbacks are delivered at least once; receivers know repetitions by job_id",
 }
-"""What cannot be set any more, and why."""
+"""Keys that have no counterpart, and the reason."""
 
 _LARGEST = 1e15
-"""More than any number of a configuration."""
+"""Bound of numbers: larger than any reasonable value."""
 
 _COMPRESSORS = ("snappy", "lz4", "zstd")
 _BACKENDS = ("http", "kafka", "sqs", "storage")
@@ -72,11 +72,11 @@ _NODES = ("nodes", "addrs", "addresses", "sentinels", "addr")
 
 
 def import_config(text: str) -> str:
-    """The TOML for the predecessor's JSON.
+    """Convert the predecessor's JSON to TOML.
 
     Raises:
-        ConfigError: it is not JSON, or a value is not what its key takes; the text names the key. Whether the
-            result is a valid configuration is for `load_settings` to say.
+        ConfigError: the text is not JSON, or a value has a wrong type; the message names the key.
+            The result is not validated: `load_settings` does.
     """
     try:
         values = json.loads(text)
@@ -108,7 +108,7 @@ def import_config(text: str) -> str:
 
 @dataclass(slots=True)
 class _Table:
-    """A table of the predecessor's; its keys are removed as they are read."""
+    """A table of the predecessor; reading a key removes the key."""
 
     values: dict[str, Any]
     path: str = ""
@@ -116,33 +116,33 @@ class _Table:
     def name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
 
-    def take(self, *keys: str, kind: type | tuple[type, ...], what: str) -> Any:
-        """The value of the first of these keys that is there; `None` if none is."""
+    def take(self, *keys: str, kind: type | tuple[type, ...], expected: str) -> Any:
+        """Remove the keys; return the value of the first one present, else `None`."""
         present = [key for key in keys if key in self.values]
         values = [self.values.pop(key) for key in present]
         if not values or values[0] is None:
             return None
         if not isinstance(values[0], kind) or (isinstance(values[0], bool) and kind is not bool):
-            raise ConfigError(f"{self.name(present[0])} must be {what}")
+            raise ConfigError(f"{self.name(present[0])} must be {expected}")
         return values[0]
 
     def table(self, key: str) -> _Table:
-        return _Table(self.take(key, kind=dict, what="an object") or {}, self.name(key))
+        return _Table(self.take(key, kind=dict, expected="an object") or {}, self.name(key))
 
     def text(self, *keys: str) -> str:
-        return str(self.take(*keys, kind=str, what="a string") or "")
+        return str(self.take(*keys, kind=str, expected="a string") or "")
 
     def number(self, key: str) -> float | None:
-        value = self.take(key, kind=(int, float), what="a number")
+        value = self.take(key, kind=(int, float), expected="a number")
         if value is not None and not 0 <= value <= _LARGEST:
             raise ConfigError(f"{self.name(key)} must be a number that is not negative")
         return None if value is None else float(value)
 
     def copy_rest(self, new: _Sections) -> None:
-        """Copy the keys that we have too; name the others in comments."""
-        known = set(known_keys())
+        """Copy the keys that exist here too; name the others in comments."""
+        existing = set(known_keys())
         for key, value in self.values.items():
-            if self.name(key) in known and not isinstance(value, dict):
+            if self.name(key) in existing and not isinstance(value, dict):
                 new.set(self.path, key, value)
             else:
                 new.note(self.path, f"{self.name(key)} has no counterpart")
@@ -151,7 +151,7 @@ class _Table:
 
 @dataclass(slots=True)
 class _Sections:
-    """Our configuration as it is made, by the dotted names of its tables."""
+    """The new configuration while being built, by dotted names of tables."""
 
     values: dict[str, dict[str, Any]] = field(default_factory=dict)
     comments: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -165,9 +165,9 @@ class _Sections:
         self.comments[section] += text.splitlines()
 
     def set(self, section: str, key: str, value: Any, note: str = "", *, old: str = "") -> None:
-        """Set a key that is not set yet, unless the value is `None` or empty; with a comment on it.
+        """Set a key with a comment, unless the key is set already, or the value is `None` or empty.
 
-        `old` is the predecessor's name of the key, if it had another one.
+        `old` is the predecessor's name of the key, if different.
         """
         values = self.open(section)
         if value is None or value == "":
@@ -184,7 +184,7 @@ class _Sections:
         return "\n\n".join(self._table(section) for section in self.values) + "\n"
 
     def _table(self, section: str) -> str:
-        """The TOML of one table, with its comments before its keys."""
+        """The TOML of one table, with comments in front of the keys."""
         values = self.values[section]
         for part in reversed(section.split(".") if section else ()):
             values = {part: values}
@@ -195,7 +195,7 @@ class _Sections:
 
 
 def _is_writable(value: Any) -> bool:
-    """Whether a value is no table, and has nothing that TOML cannot express, such as null in a list."""
+    """Whether TOML can express a value that is no table; null in a list cannot be expressed."""
     try:
         return not isinstance(value, dict) and bool(tomli_w.dumps({"key": value}))
     except (TypeError, ValueError, RecursionError):
@@ -225,11 +225,11 @@ def _redis(old: _Table, new: _Sections) -> None:
 
 
 def _sentinel(old: _Table, new: _Sections) -> tuple[str, list[str]]:
-    """The master's name and the Sentinels, from either an object or a list; both empty if there are none."""
-    given = old.take("sentinel", kind=(dict, list), what="an object or a list")
-    table = _Table(given if isinstance(given, dict) else {"nodes": given}, "redis.sentinel")
+    """The master's name and the Sentinels, from an object or a list; both empty without Sentinels."""
+    sentinel = old.take("sentinel", kind=(dict, list), expected="an object or a list")
+    table = _Table(sentinel if isinstance(sentinel, dict) else {"nodes": sentinel}, "redis.sentinel")
     master = table.text(*_MASTER) or old.text("master_name", "master")
-    nodes = table.take(*_NODES, kind=(list, str), what="a list of host:port") or []
+    nodes = table.take(*_NODES, kind=(list, str), expected="a list of host:port") or []
     for key in table.values:
         new.note("redis.sentinel", f"redis.sentinel.{key} has no counterpart")
     if bool(nodes) != bool(master):
@@ -247,12 +247,12 @@ def _processor(old: _Table, new: _Sections) -> None:
     storage = old.table("filestorage").values
     old.copy_rest(new)
     if agent or headers:
-        given = {str(name): str(value) for name, value in headers.items()}
-        if agent and "user-agent" not in map(str.lower, given):
-            given["User-Agent"] = agent
-        for name, value in given.items():
+        merged = {str(name): str(value) for name, value in headers.items()}
+        if agent and "user-agent" not in map(str.lower, merged):
+            merged["User-Agent"] = agent
+        for name, value in merged.items():
             new.set("processor.request_headers", name, value)
-        if "accept" not in map(str.lower, given):
+        if "accept" not in map(str.lower, merged):
             new.note("processor.request_headers", "This replaces our default, which has Accept: */* too")
     for key, value in storage.items():
         new.set("processor.filestorage", key, value)
@@ -283,7 +283,7 @@ def _duration(old: _Table, key: str, unit: str, new: _Sections) -> None:
 
 
 def _in_seconds(value: float, unit: str) -> tuple[float, str]:
-    """Seconds, and the comment on them."""
+    """The value in seconds, and a comment."""
     seconds = value * 60 if unit == "minutes" else value / 1000
     return _plain(seconds), f"in seconds; it was {_plain(value)} {unit}"
 
@@ -314,8 +314,8 @@ def _kafka(old: _Table, new: _Sections) -> None:
 
 
 def _renamed(key: str, value: Any) -> tuple[Any, str]:
-    same = key.replace(".", "_") == KAFKA_KEYS[key]
-    return value, "" if same else f"it was {key}"
+    renamed = key.replace(".", "_") != KAFKA_KEYS[key]
+    return value, "" if not renamed else f"it was {key}"
 
 
 def _timeout(key: str, value: Any) -> tuple[Any, str]:
@@ -338,7 +338,8 @@ _KAFKA_VALUES: Mapping[str, Callable[[str, Any], tuple[Any, str]]] = {
     "ssl_check_hostname": lambda _, value: (str(value).lower() != "none", ""),
     "timeout": _timeout,
 }
-"""From the predecessor's key and value: our value, and the comment on it. Others keep their value."""
+"""Functions from the predecessor's key and value to the new value and a comment. Other keys keep the
+value."""
 
 
 def _plain(number: float) -> int | float:

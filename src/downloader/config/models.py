@@ -1,7 +1,7 @@
 """Settings: every key with its type, default and bounds, and every rule that spans keys.
 
-Values only, as pydantic models. `checks` has the types of values, `api` the table `[api]`; `read` reads them
-from TOML, the environment and flags.
+Values only, as pydantic models. `checks` has the types of values, `api` the table `[api]`; `read` reads TOML,
+the environment and flags.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class RedisSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _url_of_sentinel(cls, values: Any) -> Any:
-        """With a Sentinel, the default is not the embedded store."""
+        """Change the default with a Sentinel: not the embedded store."""
         if isinstance(values, dict) and values.get("sentinel") is not None and "url" not in values:
             return {**values, "url": "redis://"}
         return values
@@ -100,7 +100,7 @@ class RedisSettings(Section):
         if self.sentinel is not None and self.cluster:
             raise ValueError("sentinel and cluster exclude each other")
         if self.cluster and self.durability != "memory":
-            # WAIT and WAITAOF have no key, so the cluster client cannot send them to the right node.
+            # WAIT and WAITAOF have no key, so a cluster client cannot send them to the right node.
             raise ValueError(f"durability {self.durability!r} is not available together with cluster")
         if self.url != EMBEDDED:
             if self.max_memory:
@@ -222,7 +222,7 @@ class ProcessorSettings(Section):
 
     @property
     def host_limits(self) -> Mapping[str, HostSettings] | None:
-        """What downloads at a host are held to; `None` if hosts have no limits, not even a Crawl-delay."""
+        """Limits of downloads by host; `None` without any, not even a Crawl-delay."""
         return self.hosts if self.hosts or self.robots else None
 
 
@@ -270,7 +270,7 @@ class EgressSettings(Section):
     """For HTTP callbacks, and what plugins send through the service."""
 
     def policy(self, name: Literal["downloads", "callbacks"]) -> EgressPolicy:
-        """The policy that a list describes.
+        """Parse one of the lists to a policy.
 
         Raises:
             ValueError: an entry is not an address, a range or a name.
@@ -304,7 +304,7 @@ class Settings(Section):
     log: LogSettings = Field(default_factory=LogSettings)
 
     _secret_paths: frozenset[tuple[str | int, ...]] = PrivateAttr(default=frozenset())
-    """Paths of values that came from `{ env = ... }` or `{ file = ... }`; these values are never printed."""
+    """Paths of secret values, which came from `{ env = ... }` or `{ file = ... }` and are never printed."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -315,7 +315,8 @@ class Settings(Section):
                     " or a slow renewal would come after the lease has ended"
                 )
         if self.redis.cluster and (self.processor.hosts or self.processor.robots):
-            # A host's jobs are in all shards, and a script sees one of them; a robots.txt limits a host too.
+            # The jobs of one host are in all shards, but a script sees one shard only; a robots.txt limits a
+            # host too.
             raise ValueError("processor.hosts and processor.robots are not available with redis.cluster")
         self.egress.policy("downloads")
         self.egress.policy("callbacks")
@@ -329,7 +330,7 @@ class Settings(Section):
 
     @property
     def storage_section(self) -> dict[str, Any]:
-        """What that plugin's factory gets; `filesystem` always has a `rootdir`."""
+        """The section of the storage plugin; `filesystem` always has a `rootdir`."""
         configured = self.processor.filestorage
         if configured is None and self.processor.storage_dir:
             return {"rootdir": self.processor.storage_dir}
@@ -340,7 +341,7 @@ class Settings(Section):
 
     @property
     def spool_dir(self) -> Path:
-        """Folder of downloads in progress; one of its own where `storage_dir` holds the files too."""
+        """Folder of downloads in progress; a subfolder if `storage_dir` has the stored files too."""
         if not self.processor.storage_dir:
             return self.data_dir / "spool"
         folder = Path(self.processor.storage_dir)
@@ -349,7 +350,7 @@ class Settings(Section):
 
     @property
     def deprecations(self) -> list[str]:
-        """One line for each deprecated form that this configuration uses."""
+        """A line for each deprecated setting in use."""
         folder = self.processor.storage_dir
         if self.processor.filestorage is not None or not folder:
             return []
@@ -358,7 +359,7 @@ class Settings(Section):
 
 
 def with_default_backend(settings: Settings) -> Settings:
-    """With these `downloader run` sends HTTP callbacks if no backend is configured."""
+    """The settings with the backend `http` if no backend is configured, for `downloader run`."""
     if settings.backends:
         return settings
     return settings.model_copy(update={"backends": {"http": {}}})

@@ -1,18 +1,18 @@
-"""Reads the settings: flags of the command line win over the environment, which wins over the TOML file.
+"""Reading of settings: flags override the environment, which overrides the TOML file.
 
-All that is wrong is in one `ConfigError`, a line each. A line names the file (or variable, or flag), the key
-and what was expected. It never contains a value, which may be a secret.
+All errors are in one `ConfigError`, a line each. A line names the file (or variable, or flag), the key and
+what was expected. It never contains a value, which may be a secret.
 
 Environment: `DOWNLOADER_` and the key in capitals, `__` between tables: `DOWNLOADER_REDIS__URL`. Lists,
-tables and secret references are given as JSON. In the plugins' tables, whose keys have no known type, a value
-that is valid JSON is read as JSON, and any other as a string. Tables are merged key by key; all other values
+tables and secret references are given as JSON. Keys in the plugins' tables have no known type: a value that
+is valid JSON is read as JSON, and any other as a string. Tables are merged key by key; all other values
 (`processor.request_headers` too) are replaced.
 
-Variables that begin with `DOWNLOADER_` and have `__` must be known keys. One without `__` is refused if it
-differs from a known key only by underscores (`DOWNLOADER_REDIS_URL`, `DOWNLOADER_DATADIR`) or is similar to a
-key of the top level; otherwise it is ignored. So the variables that Kubernetes sets for a service named
-`downloader` or `downloader-api` (`DOWNLOADER_PORT=tcp://...`, `DOWNLOADER_SERVICE_HOST`) do not prevent a
-start.
+Variables that begin with `DOWNLOADER_` and have `__` must be known keys. A variable without `__` is refused
+if it differs from a known key only by underscores (`DOWNLOADER_REDIS_URL`, `DOWNLOADER_DATADIR`) or is
+similar to a key of the top level; otherwise it is ignored. So the service starts in spite of the variables
+that Kubernetes sets for a service named `downloader` or `downloader-api` (`DOWNLOADER_PORT=tcp://...`,
+`DOWNLOADER_SERVICE_HOST`).
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ OTHER_VARIABLES = frozenset({"DOWNLOADER_API", "DOWNLOADER_FAILPOINT", "DOWNLOAD
 """Variables of this project that are not settings; the commands for a running service read two of them."""
 
 SECRET_BYTES = 64 * 1024
-"""The largest part of a secret's file that is read; a wrong path may be a device without an end."""
+"""Most bytes read of a secret's file; a wrong path may be an endless device."""
 
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
-"""The value of `DOWNLOADER_API_PORT` as Kubernetes sets it for a service; our own port is a number."""
+"""The value of `DOWNLOADER_API_PORT` as set by Kubernetes for a service; a configured port is a number."""
 
 _FREE = object()
-"""Marks a table whose keys only a plugin knows."""
+"""Marks a table with keys that only a plugin knows."""
 
 Path_ = tuple[str | int, ...]
 
 
 @dataclass(slots=True)
 class _Layers:
-    """Values gathered from all sources, and where each came from."""
+    """Values from all sources, each with the name of the source."""
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[Path_, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class _Layers:
     problems: list[str] = field(default_factory=list)
 
     def origin(self, path: Path_) -> str:
-        """The source of the value at `path`, or of the innermost table round it."""
+        """The source of the value at `path`, or of the innermost enclosing table."""
         for length in range(len(path), -1, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
@@ -76,8 +76,8 @@ def load_settings(path: Path | None, *, environ: Mapping[str, str], overrides: M
     """The effective settings.
 
     Args:
-        path: the TOML file; `None` for none at all.
-        environ: the environment; also where `{ env = "NAME" }` looks.
+        path: the TOML file, or `None`.
+        environ: the environment, also for `{ env = "NAME" }`.
         overrides: values of flags by dotted key (`{"api.port": 8000}`); `None` means not given.
 
     Raises:
@@ -103,7 +103,7 @@ def load_settings(path: Path | None, *, environ: Mapping[str, str], overrides: M
         layers.problems += _explain(error, layers)
     if layers.problems:
         raise ConfigError(*layers.problems)
-    settings._secret_paths = frozenset(layers.secrets)  # noqa: SLF001 - this module is the one that fills it
+    settings._secret_paths = frozenset(layers.secrets)  # noqa: SLF001 - set only here
     return settings
 
 
@@ -127,7 +127,7 @@ def allow_also(settings: Settings, entries: Iterable[str]) -> Settings:
 
 
 def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Every dotted key that a file may have, tables included, the plugins' own excluded."""
+    """All dotted keys of a file, including tables, without those of plugins."""
     for name, info in model.model_fields.items():
         yield prefix + name
         inner = _inner(info.annotation)
@@ -148,12 +148,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {_one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
-    except ValueError:  # Python's own bound on the digits of a number
+    except ValueError:  # Python limits the digits of a number
         raise ConfigError(f"{path}: not valid TOML: a number is too long") from None
 
 
 def _variables(environ: Mapping[str, str], problems: list[str]) -> Iterator[tuple[str, str]]:
-    """The variables that are settings; adds a problem for each that looks like a misspelt one."""
+    """Yield the variables that are settings; append a problem for each variable that looks misspelt."""
     keys = [*known_keys()]
     names = {PREFIX + key.replace(".", "__").upper() for key in keys}
     flat = {_letters(name): name for name in sorted(names)}
@@ -164,13 +164,15 @@ def _variables(environ: Mapping[str, str], problems: list[str]) -> Iterator[tupl
         if "__" in name or name in names:
             yield name, environ[name]
         elif not _SERVICE_URL.match(environ[name]):
-            meant = flat.get(_letters(name)) or next(iter(difflib.get_close_matches(name, top, 1, 0.9)), "")
-            if meant:
-                problems.append(f"unknown environment variable {name}; did you mean {meant}?")
+            suggestion = flat.get(_letters(name)) or next(
+                iter(difflib.get_close_matches(name, top, 1, 0.9)), ""
+            )
+            if suggestion:
+                problems.append(f"unknown environment variable {name}; did you mean {suggestion}?")
 
 
 def _nest(path: tuple[str, ...], text: str, name: str) -> dict[str, Any]:
-    """A variable's value under its key, as a file would have it."""
+    """The nested tables for a variable, as read from a file."""
     annotation: Any = Settings
     for part in path:
         inner = _inner(annotation)
@@ -201,7 +203,7 @@ def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
 
 
 def _inner(annotation: Any) -> Any:
-    """The model behind a table's annotation, `_FREE` for a plugin's table, `None` for anything else."""
+    """The model in the annotation of a table; `_FREE` for a plugin's table, `None` for other annotations."""
     if annotation is _FREE:
         return _FREE
     if isinstance(annotation, type) and issubclass(annotation, (Section, FileStorageSettings)):
@@ -214,7 +216,7 @@ def _inner(annotation: Any) -> Any:
 
 
 def _add(layers: _Layers, values: dict[str, Any], *, source: str) -> None:
-    """Let one source's values replace those of the sources before it."""
+    """Merge the values of one source over those of earlier sources."""
     layers.problems += _remove_unknown(values, Settings, (), source)
     _merge(layers.values, values, (), layers.origins, source)
 
@@ -255,12 +257,10 @@ def _remove_unknown(values: dict[str, Any], model: type[BaseModel], at: Path_, s
 def _unknown(path: Path_, source: str) -> str:
     of_variable = source.startswith(PREFIX)
     key = source.removeprefix(PREFIX).lower().replace("__", ".") if of_variable else _dotted(path)
-    known = list(known_keys())
-    same_name = [
-        other for other in known if "." in other and other.rpartition(".")[2] == key.rpartition(".")[2]
-    ]
-    same_letters = [other for other in known if _letters(other) == _letters(key)]
-    close = same_letters or difflib.get_close_matches(key, known, 1, 0.7) or same_name
+    keys = list(known_keys())
+    same_name = [name for name in keys if "." in name and name.rpartition(".")[2] == key.rpartition(".")[2]]
+    same_letters = [name for name in keys if _letters(name) == _letters(key)]
+    close = same_letters or difflib.get_close_matches(key, keys, 1, 0.7) or same_name
     if of_variable:
         hint = f"; did you mean {PREFIX}{close[0].replace('.', '__').upper()}?" if close else ""
         return f"unknown environment variable {source}{hint}"
@@ -281,7 +281,7 @@ def _is_reference(value: Any) -> bool:
 
 
 def _resolve(value: Any, at: Path_, layers: _Layers, environ: Mapping[str, str]) -> Any:
-    """The value with each reference replaced by the secret that it names."""
+    """The value with references replaced by secrets."""
     if _is_reference(value) and at:
         layers.secrets.add(at)
         where = f"{layers.origin(at)}: {_dotted(at)}"
@@ -356,7 +356,7 @@ def _explain(error: ValidationError, layers: _Layers) -> Iterator[str]:
 
 def _line(detail: ErrorDetails, layers: _Layers) -> str:
     path = detail["loc"]
-    if detail["type"] == "extra_forbidden":  # of a host; `_remove_unknown` has found those of other tables
+    if detail["type"] == "extra_forbidden":  # of a host; `_remove_unknown` removed those of other tables
         near = difflib.get_close_matches(str(path[-1]), HostSettings.model_fields, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{layers.origin(path)}: unknown key {_dotted(path)}{hint}"
@@ -367,9 +367,9 @@ def _line(detail: ErrorDetails, layers: _Layers) -> str:
         .replace("String should", "must")
     )
     if not path:
-        what = expected
+        text = expected
     elif expected.startswith(("must ", "is ")):
-        what = f"{_dotted(path)} {expected}"
+        text = f"{_dotted(path)} {expected}"
     else:
-        what = f"{_dotted(path)}: {expected}"
-    return f"{layers.origin(path)}: {what}"
+        text = f"{_dotted(path)}: {expected}"
+    return f"{layers.origin(path)}: {text}"

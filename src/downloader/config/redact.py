@@ -1,4 +1,4 @@
-"""The effective settings as people may see them (`downloader config`)."""
+"""The effective settings without secrets (`downloader config`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from downloader.config.models import Settings
 from downloader.net import HIDDEN, redact_url
 
 _SECRET_NAME = re.compile(r"passw|passphrase|secret|token|key|credential|auth", re.IGNORECASE)
-"""Names of keys that may hold a secret in a plugin's table; some that match do not."""
+"""Names of keys in a plugin's table that may be secrets; some matches are not."""
 
 _SECRET_HEADER = re.compile(r"(proxy-)?authorization|cookie", re.IGNORECASE)
 
@@ -25,7 +25,7 @@ def redacted(settings: Settings) -> dict[str, Any]:
     password and query in any URL; in plugins' tables, keys with a name such as `password` or `token`; and the
     headers `Authorization`, `Cookie` and those with such a name.
     """
-    paths = settings._secret_paths  # noqa: SLF001 - kept there for this module
+    paths = settings._secret_paths  # noqa: SLF001 - kept for this module
     return {key: _table(value, (key,), paths) for key, value in settings.model_dump().items()}
 
 
@@ -48,7 +48,7 @@ def _table(value: Any, path: tuple[str | int, ...], paths: frozenset[tuple[str |
 
 
 def _names_secret(path: tuple[str | int, ...]) -> bool:
-    """Whether a key's name in a plugin's table, or a header's, says that its value is a secret."""
+    """Whether the name of a key in a plugin's table, or of a header, suggests a secret."""
     name = str(path[-1])
     if path[:2] == ("processor", "request_headers"):
         return _SECRET_HEADER.fullmatch(name) is not None or _SECRET_NAME.search(name) is not None
@@ -61,5 +61,5 @@ def _may_be_secret(value: Any) -> bool:
 
 
 def _hidden(value: Any) -> Any:
-    """`***`, in as many places as a list had, so that one can see how many there are."""
+    """`***`; for a list, one for each item."""
     return [HIDDEN for _ in value] if isinstance(value, list) else HIDDEN
