@@ -1,4 +1,4 @@
-"""What the plugins for AWS share: credentials, clients, and the reasons of botocore's failures.
+"""Common to the plugins for AWS: credentials, clients, and reasons of botocore's failures.
 
 Importing this module does not import boto3, which takes half a second of CPU.
 """
@@ -31,10 +31,10 @@ _REASONS: Mapping[str, str] = {
     "HTTPClientError": "connection failed",
     "ParamValidationError": "the request cannot be made",
 }
-"""By the name of botocore's exception; botocore's own texts contain URLs."""
+"""Reasons by the name of botocore's exception; botocore's own texts contain URLs."""
 
 _KEYS = {"ProfileNotFound": "profile", "InvalidRegionError": "region"}
-"""The key of the section that an exception of botocore is about."""
+"""The key of the section at fault, by the name of botocore's exception."""
 
 EndpointUrl = Annotated[str, AfterValidator(lambda url: parse_endpoint(url).text.rstrip("/") if url else url)]
 """The URL of a server other than AWS's own; empty: AWS."""
@@ -47,7 +47,7 @@ class AwsSettings(BaseModel):
 
 
 class Credentials(AwsSettings):
-    """The keys of a section whose requests are signed for the service itself."""
+    """The keys for the service's own credentials."""
 
     profile: str = ""
     """Profile of the shared AWS configuration files. Empty: boto3's usual chain of credentials."""
@@ -70,22 +70,22 @@ class Credentials(AwsSettings):
 
 
 def open_session(credentials: Credentials | None, *, region: str = "") -> boto3.Session:
-    """Make a session, with boto3's usual chain of credentials for what is not given. Blocks; no network.
+    """Make a session, by default with boto3's usual chain of credentials. Blocks; no network.
 
     Raises:
-        PluginError: there is no such profile, or it is malformed.
+        PluginError: the profile does not exist, or is malformed.
     """
     import boto3  # noqa: PLC0415 - see the module's docstring
     from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
-    given = credentials or Credentials()
+    settings = credentials or Credentials()
     try:
         return boto3.Session(
-            profile_name=given.profile or None,
+            profile_name=settings.profile or None,
             region_name=region or None,
-            aws_access_key_id=given.access_key_id or None,
-            aws_secret_access_key=given.secret_access_key or None,
-            aws_session_token=given.session_token or None,
+            aws_access_key_id=settings.access_key_id or None,
+            aws_secret_access_key=settings.secret_access_key or None,
+            aws_session_token=settings.session_token or None,
         )
     except BotoCoreError as exc:
         raise _refused(exc) from exc
@@ -102,10 +102,10 @@ def open_client(
     connections: int,
     **options: Any,
 ) -> Any:
-    """Make a client that repeats nothing by itself. Blocks; no network.
+    """Make a client without retries. Blocks; no network.
 
-    A session is not safe to share between threads: make one client of it at a time. `options` are further
-    ones of botocore's `Config`.
+    A session is not safe to share between threads: make one client of it at a time. `options` are more
+    options of botocore's `Config`.
 
     Raises:
         PluginError: there is no region, or boto3 refuses the settings or the machine's AWS configuration.
@@ -119,9 +119,9 @@ def open_client(
         max_pool_connections=connections,
         retries={"total_max_attempts": 1, "mode": "standard"},
         tcp_keepalive=True,
-        **{"user_agent_appid": "downloader", **options},  # the stubs do not know all of them
+        **{"user_agent_appid": "downloader", **options},  # the stubs lack some options
     )
-    make: Any = session.client  # its overloads know literal names of services only
+    make: Any = session.client  # the overloads have literal names of services only
     try:
         return make(service, region_name=region or None, endpoint_url=endpoint_url or None, config=config)
     except NoRegionError as exc:
@@ -131,7 +131,7 @@ def open_client(
 
 
 def reason_of(exc: Exception) -> str:
-    """Why a request had no answer, without URLs."""
+    """Why a request got no response, without URLs."""
     names = [kind.__name__ for kind in type(exc).__mro__]
     return next((_REASONS[name] for name in names if name in _REASONS), f"failed with {type(exc).__name__}")
 

@@ -1,4 +1,4 @@
-"""Delivers callbacks as objects in the file storage, for programs that watch it."""
+"""Notifier that stores callbacks as files in the file storage, for programs that watch a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from downloader.paths import split_folder
 from downloader.storage import Body, Storage
 
 _DEADLINE_S = 30.0
-"""Time limit for one object of a few kilobytes, whatever limits the storage has."""
+"""Time limit for storing one callback, shorter than those of storages."""
 
 _MIME_TYPE = "application/json"
 
@@ -44,8 +44,8 @@ class _FileNotifier:
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """Store the payload as `<destination>/<job id>.json`; see `Notifier`.
 
-        A second delivery replaces the object by an identical one. The service never deletes it. When the
-        storage refuses it, the callback is tried again: the operator has to repair the storage.
+        A second delivery replaces the file by an identical one. The service never deletes the file. When the
+        storage refuses it, the callback is retried: the operator has to repair the storage.
         """
         try:
             folder = "/".join(split_folder(destination))

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Open standard streams closed by the parent process on /dev/null; Python sets them to `None`."""
+    """Open standard streams closed by the parent process on /dev/null; Python leaves `None`."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for good
@@ -111,7 +111,7 @@ def _wrong_usage(error: CycloptsError) -> str:
 
 
 def _end_at_sigterm() -> None:
-    """Let SIGTERM end process 1 of a container until the service sets its own handlers.
+    """Let SIGTERM end process 1 of a container until the service sets handlers.
 
     The kernel drops signals to process 1 that have no handler. A SIGTERM during imports would be lost, and
     the container would be killed after the grace period.

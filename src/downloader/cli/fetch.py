@@ -101,7 +101,7 @@ def fetch(
 
 
 def _check(urls: Iterable[str], from_file: str, checked: TextIO) -> int:
-    """Write the URLs to a file, one per line without repetitions; rewind, and return their number.
+    """Write the URLs to a file, one per line without repetitions; rewind, and return the number of URLs.
 
     The run reads the URLs from the file, so that memory does not grow with their number.
 

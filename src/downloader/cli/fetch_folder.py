@@ -66,7 +66,7 @@ class OutputFolder:
         return [file.stat().st_size for file in files if file.exists()]
 
     def place(self, stored: Path, *, url: str, suggested: str = "", mime_type: str = "") -> Path:
-        """Move a complete file to its name, see `file_name`; to `name (2).ext` if the name is taken.
+        """Move a complete file to the final name, see `file_name`; to `name (2).ext` if the name is taken.
 
         An existing file is never overwritten, even if another process creates it at the same time. If the
         existing file has the same content, the new one is deleted.

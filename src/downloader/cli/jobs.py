@@ -149,7 +149,7 @@ def retry(
     """
     if failed == bool(job_ids):
         raise ConfigError("give the ids of jobs, or --failed")
-    if not failed and any(given is not None for given in (aggr_id, since, error_code, destination)):
+    if not failed and any(value is not None for value in (aggr_id, since, error_code, destination)):
         raise ConfigError("--aggr-id, --since, --error-code and --destination need --failed")
     if failed:
         with connect(service) as client:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Cell = str | tuple[str, str]
-"""A text, or a text and its rich style on a terminal."""
+"""A text, or a text with a rich style for a terminal."""
 
 
 def write_result(

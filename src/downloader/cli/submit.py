@@ -31,7 +31,7 @@ class JobFlags:
     callback: Annotated[str, Parameter(name="--callback", show_default=False)] = ""
     """Where to send the callbacks: a URL, a topic, a queue. Without it there are none."""
     callback_type: Annotated[str, Parameter(name="--callback-type")] = "http"
-    """The backend for it."""
+    """The backend for the callbacks."""
     priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None
     """0 to 9: of an aggregation's jobs, the highest begin first."""
     field: Annotated[
@@ -40,7 +40,7 @@ class JobFlags:
     """Another field of the jobs, as NAME=VALUE; a VALUE in JSON, or a string."""
 
     def fields(self) -> dict[str, Any]:
-        """The fields of a job besides its URL and aggregation.
+        """The fields of a job other than URL and aggregation.
 
         Raises:
             ConfigError: a `--field` is malformed.

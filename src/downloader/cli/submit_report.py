@@ -16,7 +16,7 @@ from downloader.client import Job, Submitted
 from downloader.printable import escape
 
 ROWS = 40
-"""Most rows of the table at the end; with more jobs, only failed and refused ones are listed."""
+"""Most rows of the table at the end; with more jobs, only failures and refusals are listed."""
 
 WARNINGS = 20
 """Most different warnings shown."""

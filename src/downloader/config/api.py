@@ -28,13 +28,13 @@ class TokenSettings(Section):
     name: str = Field(min_length=1, max_length=64, pattern=r"^[\x21-\x7e]+$")
     """Shown in logs and metrics instead of the token."""
     token: Bearer
-    """What clients send as `Authorization: Bearer`; at least 16 characters."""
+    """The text that clients send as `Authorization: Bearer`; at least 16 characters."""
     scopes: list[Scope] = Field(min_length=1)
-    """What the token may do. `admin` includes the others."""
+    """Permissions of the token. `admin` includes the others."""
     aggregations: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_id`: which aggregations the token may submit to, and see."""
     destinations: list[DestinationPattern] = Field(default_factory=lambda: ["*"])
-    """Glob patterns of callback destinations, with their type in front, such as `sqs:shop-*`; URLs of `http`
+    """Glob patterns of callback destinations, with the type in front, such as `sqs:shop-*`; URLs of `http`
     callbacks need no type."""
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `s3_bucket`."""
@@ -50,29 +50,29 @@ class ApiSettings(Section):
     port: Annotated[int, Number, Field(ge=0, le=65535)] = 8000
     """Port to listen on; `0` takes any free one."""
     heartbeat_path: FileName = ""
-    """`GET /hb` answers 503 while this file exists, so that a load balancer takes the instance out. Empty:
+    """While the file exists, `GET /hb` responds 503, so that a load balancer takes the instance out. Empty:
     never."""
     max_body: Size = ByteSize(256 * 1024)
     """Largest body of a request."""
     certfile: FileName = ""
-    """PEM file of the certificate with its chain, for TLS. Empty: no TLS."""
+    """PEM file of the certificate with the chain, for TLS. Empty: no TLS."""
     keyfile: FileName = ""
-    """PEM file of its key, without a password."""
+    """PEM file of the certificate's key, without a password."""
     allowed_hosts: list[HostPattern] = Field(default_factory=list)
-    """Names in a request's `Host` that are answered besides the address that it came to; others get 421.
+    """Accepted names in a request's `Host`, beside the address that the request came to; others get 421.
     `*.example.org` is each name below example.org, `*` any name. Empty: any name, but on loopback only
-    localhost and loopback addresses. Behind a proxy on the same machine that forwards `Host`, name the hosts
-    that it serves."""
+    localhost and loopback addresses. Behind a proxy on the same machine that forwards `Host`, list the hosts
+    served by the proxy."""
     cors_origins: list[CorsOrigin] = Field(default_factory=list)
-    """Origins whose pages a browser may let read the GET routes, such as `https://dashboard.example.org`; `*`
-    is any."""
+    """Origins of pages that a browser may let read the GET routes, such as `https://dashboard.example.org`;
+    `*` is any."""
     tokens: list[TokenSettings] = Field(default_factory=list)
     """Tables `[[api.tokens]]`, one for each token. Empty: everyone who reaches the port may do everything.
     With tokens, each route but `/hb`, `/health/*` and the static files of the web page needs one."""
 
     @property
     def local_url(self) -> str:
-        """The URL at which this machine reaches the API, without a path."""
+        """The URL of the API on the local machine, without a path."""
         host = local_host(self.host)
         return f"http{'s' if self.certfile else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
 

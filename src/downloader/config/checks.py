@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 from downloader.net import Url, UrlError, is_field_value, is_forbidden, is_token, parse_endpoint
 
 EMBEDDED = "embedded"
-"""The `redis.url` that makes the service start a Valkey of its own."""
+"""The `redis.url` for a Valkey started by the service."""
 
 ENCRYPTION_KEY_BYTES = 32
 """Length of a key: 16 bytes to encrypt (AES-128) and 16 to authenticate (HMAC-SHA256)."""

@@ -52,7 +52,7 @@ KAFKA_KEYS: Mapping[str, str] = {
     "ssl.key.password": "ssl_password",
     "ssl.endpoint.identification.algorithm": "ssl_check_hostname",
 }
-"""Names of librdkafka, and the names here."""
+"""Names of keys in librdkafka, and in the service."""
 
 KAFKA_FIXED: Mapping[str, str] = {
     **dict.fromkeys(
@@ -139,7 +139,7 @@ class _Table:
         return None if value is None else float(value)
 
     def copy_rest(self, new: _Sections) -> None:
-        """Copy the keys that exist here too; name the others in comments."""
+        """Copy keys that exist in the service too; name the others in comments."""
         existing = set(known_keys())
         for key, value in self.values.items():
             if self.name(key) in existing and not isinstance(value, dict):

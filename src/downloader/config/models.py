@@ -67,21 +67,21 @@ class RedisSettings(Section):
     password and database; it is a secret. With Sentinel only scheme, user, password and database are used,
     and the default is `redis://`. With `cluster` it is the URL of any node."""
     sentinel: SentinelSettings | None = None
-    """Ask these Sentinels for the primary."""
+    """The Sentinels to ask for the primary."""
     cluster: bool = False
     """Whether `url` is the URL of a node of a Cluster."""
     key_prefix: str = Field(default="downloader", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
     """The beginning of each key, so that several services can share one Redis."""
     durability: Literal["memory", "aof", "replicated"] = "memory"
-    """What a 201 waits for: `memory`, the store has the job; `aof`, it is on the disk of the server;
-    `replicated`, it is on replicas too."""
+    """Durability of a job before the 201: `memory`, the store has the job; `aof`, it is on the disk of the
+    server; `replicated`, it is on replicas too."""
     replicas: Count = 1
     """How many replicas must have a job under `replicated`."""
     timeout: ShortSeconds = 5.0
     """Seconds that one call of the store may take."""
     encryption_keys: list[EncryptionKey] = Field(default_factory=list)
-    """Keys that encrypt the secret fields of jobs in the store; they need `downloader-service[encryption]`.
-    The first one encrypts, all of them decrypt. All instances need the same keys. Each is 32 random bytes in
+    """Keys that encrypt the secret fields of jobs in the store; `downloader-service[encryption]` is needed.
+    The first key encrypts, all keys decrypt. All instances need the same keys. Each is 32 random bytes in
     base64 (`openssl rand -base64 32`)."""
     max_memory: Annotated[ByteSize, Number, Field(ge=0)] = ByteSize(0)
     """Memory that the data of the embedded store may use. When it is full, jobs are answered 503. `0`: half
@@ -126,7 +126,7 @@ class FileStorageSettings(BaseModel):
 
     @property
     def section(self) -> dict[str, Any]:
-        """What the plugin's factory gets."""
+        """The section for the factory of the plugin."""
         return dict(self.model_extra or {})
 
 
@@ -142,7 +142,7 @@ class S3Settings(Section):
 
     @property
     def section(self) -> dict[str, Any]:
-        """What the plugin's factory gets."""
+        """The section for the factory of the plugin."""
         return self.model_dump()
 
     @property
@@ -188,8 +188,8 @@ class ProcessorSettings(Section):
     max_download_timeout: Seconds = 86400.0
     """The longest `download_timeout` that a job may name, in seconds."""
     lease: ShortSeconds = 30.0
-    """Seconds that a job stays with an instance that has gone silent before another instance takes it. More
-    than 1.5 times `redis.timeout`."""
+    """Seconds until another instance takes over the job of an instance that has gone silent. More than 1.5
+    times `redis.timeout`."""
     grace: ShortSeconds = 20.0
     """Seconds that downloads in flight get at a stop."""
     stats_interval: ShortSeconds = 5.0
@@ -205,12 +205,12 @@ class ProcessorSettings(Section):
     `*.example.org` (each name below it) or `*` (each host); the nearest one applies, as a whole. All
     instances need the same table, those of the API too. Not with `redis.cluster`."""
     robots: bool = False
-    """Whether only what the robots.txt of an origin allows is fetched, and its `Crawl-delay` obeyed. All
-    instances need the same value, those of the API too. Not with `redis.cluster`."""
+    """Whether to obey the robots.txt of each origin, including `Crawl-delay`. All instances need the same
+    value, those of the API too. Not with `redis.cluster`."""
     filestorage: FileStorageSettings | None = None
     """Where complete files are kept: the table of a storage plugin. Empty: a folder under `data_dir`."""
     s3: S3Settings = Field(default_factory=S3Settings)
-    """For jobs that bring their own bucket. Credentials come from boto3's usual chain."""
+    """For jobs with a bucket of the client. Credentials come from boto3's usual chain."""
 
     @model_validator(mode="after")
     def _rules(self) -> Self:
@@ -232,19 +232,18 @@ class NotifierSettings(Section):
     concurrency: Count = 64
     """Callbacks in flight, at most, in each process."""
     per_destination: Count = 16
-    """Callbacks in flight to one destination over the fleet; one while it is failing. A topic or queue that
-    works has no such bound."""
+    """Callbacks in flight to one destination over the fleet; only one to a failing destination. A topic or
+    queue that works has no such bound."""
     deletion_interval: SecondsOrZero = 10800.0
-    """Seconds after which the file of a job is deleted, counted from the delivery of its callback."""
+    """Seconds after which the file of a job is deleted, counted from the delivery of the callback."""
     failed_retention: SecondsOrZero = 604800.0
-    """Seconds for which jobs with a failed callback, and jobs without a callback, are kept with their
-    files."""
+    """Seconds for which jobs with a failed callback, and jobs without a callback, are kept, files
+    included."""
     retry_schedule: list[Seconds] = Field(default_factory=lambda: [5.0, 60.0, 600.0, 3600.0, 21600.0])
     """Seconds before each further attempt at a callback, with jitter. After the last one the callback is
     failed, and can be sent again by hand. Empty: there is one attempt."""
     lease: ShortSeconds = 60.0
-    """Seconds that a callback stays with an instance that has gone silent before another instance takes
-    it."""
+    """Seconds until another instance takes over the callback of an instance that has gone silent."""
     grace: ShortSeconds = 20.0
     """Seconds that callbacks in flight get at a stop, in a process without a processor."""
     stats_interval: ShortSeconds = 5.0
@@ -252,11 +251,11 @@ class NotifierSettings(Section):
 
 
 class EgressList(Section):
-    """Addresses to allow (CIDR or host name) beyond public ones, and to deny."""
+    """Addresses to allow (CIDR or host name) beyond public addresses, and to deny."""
 
     allow: list[str] = Field(default_factory=list)
-    """Private addresses that may be connected to, beside all public ones: CIDR ranges, addresses, host names,
-    or `*.example.org`."""
+    """Private addresses that may be connected to, beside all public addresses: CIDR ranges, addresses, host
+    names, or `*.example.org`."""
     deny: list[str] = Field(default_factory=list)
     """Addresses that are refused, in the same forms. It wins over `allow`."""
 
@@ -267,7 +266,7 @@ class EgressSettings(Section):
     downloads: EgressList = Field(default_factory=EgressList)
     """For downloads: jobs, redirects and robots.txt."""
     callbacks: EgressList = Field(default_factory=EgressList)
-    """For HTTP callbacks, and what plugins send through the service."""
+    """For HTTP callbacks, and requests of plugins through the service."""
 
     def policy(self, name: Literal["downloads", "callbacks"]) -> EgressPolicy:
         """Parse one of the lists to a policy.

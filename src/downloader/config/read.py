@@ -39,7 +39,7 @@ PREFIX = "DOWNLOADER_"
 """Prefix of the environment variables that are settings."""
 
 OTHER_VARIABLES = frozenset({"DOWNLOADER_API", "DOWNLOADER_FAILPOINT", "DOWNLOADER_TOKEN"})
-"""Variables of this project that are not settings; the commands for a running service read two of them."""
+"""Variables of the project that are not settings; two are for the commands for a running service."""
 
 SECRET_BYTES = 64 * 1024
 """Most bytes read of a secret's file; a wrong path may be an endless device."""

@@ -33,7 +33,7 @@ def _le32(head: bytes, at: int) -> int:
 
 
 def zip_archive(head: bytes) -> str:
-    """The type of a ZIP archive by the names of its first entries."""
+    """The type of a ZIP archive by the names of the first entries."""
     names = list(_zip_names(head))
     if names[0].startswith(b"mimetype") and head[26:30] == b"\x08\0\0\0":
         declared = re.match(rb"application/(?:vnd\.oasis\.opendocument\.[a-z-]+|epub\+zip)(?=PK)", head[38:])
@@ -165,11 +165,11 @@ def mpeg_audio(head: bytes) -> str | None:
 
 
 _MPEG_AUDIO_KINDS = frozenset((0xFA, 0xFC, 0xF2, 0xF4, 0xF6, 0xE2))
-"""Second byte without its lowest bit, for the versions and layers that libmagic knows."""
+"""Second byte without the lowest bit, for the versions and layers that libmagic knows."""
 
 
 def transport_stream(head: bytes) -> str | None:
-    """Five packets of MPEG-TS (ISO 13818-1), each with its sync byte."""
+    """Five packets of MPEG-TS (ISO 13818-1), each with a sync byte."""
     return "video/mp2t" if head[:753:188] == b"GGGGG" else None
 
 

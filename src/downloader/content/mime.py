@@ -109,7 +109,7 @@ def _judge_json(data: bytes, *, cut: bool) -> str | None:
 
 
 def _json_end(text: bytes, *, cut: bool) -> int:
-    """The offset after an array or object; 0 if there is none, -1 if it is incomplete."""
+    """The offset after an array or object; 0 if missing, -1 if incomplete."""
     # As in libmagic, a comma may stand before a closing bracket. A blank replaces it, so that offsets stay.
     text = _JSON_LAST_COMMA.sub(lambda match: match[1] or b" ", text)
     try:
@@ -120,7 +120,7 @@ def _json_end(text: bytes, *, cut: bool) -> int:
 
 
 def _json_depth(text: bytes) -> int:
-    """The depth of nesting, exact only if there are enough brackets to exceed the limit."""
+    """The depth of nesting, exact only with enough brackets to exceed the limit."""
     brackets = text.count(b"[") + text.count(b"{")
     if brackets < _JSON_DEPTH:
         return brackets

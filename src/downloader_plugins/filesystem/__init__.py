@@ -1,4 +1,4 @@
-"""Stores files in a folder, atomically and durably; follows no symbolic link out of it."""
+"""Storage in a folder, atomic and durable, without following symbolic links."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class FilesystemSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_e
     """`[processor.filestorage]` with `type = "filesystem"`."""
 
     rootdir: Annotated[Path, AfterValidator(_absolute)]
-    """The folder; created if it is missing."""
+    """The folder; created if missing."""
     mode: Annotated[str, BeforeValidator(_mode)] = "0640"
     """Permissions of stored files, octal, independent of the umask. New folders get matching permissions."""
     fsync: bool = True
@@ -70,7 +70,7 @@ class FilesystemSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_e
 
 @asynccontextmanager
 async def open_filesystem(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:
-    """Open the storage; its files stay when it is closed.
+    """Open the storage; files stay after the close.
 
     Raises:
         PluginError: the section is invalid, or the folder cannot be written.
@@ -113,8 +113,8 @@ class _Filesystem:
     async def put(self, key: str, body: Body) -> None:
         """Store a file; see `Storage.put`.
 
-        A cancel has no effect while a thread writes the file. So nothing is written after this returns or
-        raises, unless the disk hangs for more than `_FINISH_S`.
+        A cancel has no effect while a thread writes the file. So nothing is written after a return or an
+        exception, unless the disk hangs for more than `_FINISH_S`.
         """
         parts = tree.split_key(key)
         if body.data is not None:
@@ -132,7 +132,7 @@ class _Filesystem:
             raise ValueError("a Body has either data or a path")
 
     async def delete(self, key: str) -> None:
-        """Delete a file; see `Storage.delete`. Not fsynced: a power failure may bring it back."""
+        """Delete a file; see `Storage.delete`. Without fsync: a power failure may restore the file."""
         await self._in_thread(key, partial(tree.delete, self._root, tree.split_key(key)))
 
     async def local(self, key: str) -> StoredFile | None:
@@ -143,7 +143,7 @@ class _Filesystem:
             return None
         return await self._in_thread(key, partial(tree.find, self._root, parts))
 
-    def url(self, key: str) -> str:  # noqa: ARG002  # the protocol's
+    def url(self, key: str) -> str:  # noqa: ARG002  # required by the protocol
         """See `Storage.url`: the API serves the files."""
         return ""
 

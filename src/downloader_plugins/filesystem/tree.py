@@ -23,16 +23,16 @@ from downloader.paths import is_safe_path, split_path
 from downloader.storage import Body, StorageError, StorageRefused, StoredFile
 
 TMP = ".tmp"
-"""Folder under the root for files being written; in the same filesystem, so that a rename publishes them."""
+"""Folder under the root for incomplete files; in the same filesystem, so that a rename publishes a file."""
 
 _UNFINISHED_MODE = 0o600
-"""Mode of a file until it is published."""
+"""Mode of an unpublished file."""
 _COPY_BUFFER_BYTES = 1 << 20
-"""Large enough to make the cost of system calls small."""
+"""Buffer so large that the cost of system calls does not matter."""
 _LEFTOVER_AGE_S = 6 * 3600.0
-"""Older temporary files are leftovers of a crash: no instance writes a file for so long."""
+"""Age of temporary files left by a crash; no instance writes a file for so long."""
 _RACES = 50
-"""Attempts to rename into a folder that concurrent deletions remove."""
+"""Most attempts to rename into a folder during concurrent deletions of that folder."""
 
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FOLDER = _OPEN_ROOT | os.O_NOFOLLOW
@@ -45,23 +45,23 @@ Parts = tuple[str, ...]
 
 @dataclass(slots=True, kw_only=True)
 class Put:
-    """A small file to be stored; `write_all` sets the last three fields."""
+    """A small file to store; `write_all` sets the last three fields."""
 
     key: str
     parts: Parts
     body: Body
     data: bytes
     tmp: str = ""
-    """Name of its temporary file, while there is one."""
+    """Name of the temporary file; empty without one."""
     fd: int = -1
     error: Exception | None = None
-    """Why it was not stored; `None` if it was."""
+    """Why the file was not stored; `None`: it was."""
 
 
 class Folders:
     """Descriptors of folders below a root, closed together at the end of the `with` block.
 
-    New folders get a mode that fits that of the files in them.
+    New folders get a mode that fits the mode of files.
     """
 
     def __init__(self, root: Path, *, mode: int = 0) -> None:
@@ -83,12 +83,12 @@ class Folders:
         """Descriptor of a folder, valid until the `with` block ends.
 
         Raises:
-            OSError: `ENOENT` if it is missing (with `create`: if it or a parent was removed meanwhile),
-                `ENOTDIR` or `ELOOP` if something else has its name.
+            OSError: `ENOENT` if the folder is missing (with `create`: if removed meanwhile, or a parent was),
+                `ENOTDIR` or `ELOOP` if the name is not that of a folder.
         """
         fd = self._open.get(parts, -1)
         if fd < 0:
-            # From the root on, not from the end by recursion: a client's path may have thousands of parts.
+            # From the root on, without recursion: a client's path may have thousands of parts.
             for length in range(len(parts) + 1):
                 here, parent = parts[:length], fd
                 fd = self._open.get(here, -1)
@@ -101,11 +101,11 @@ class Folders:
         return fd
 
     def forget(self, parts: Parts) -> None:
-        """Let `open` open the folder and its parents again, after one of them was removed."""
+        """Make `open` open the folder and all parents again, after a removal."""
         for length in range(1, len(parts) + 1):
             fd = self._open.pop(parts[:length], None)
             if fd is not None:
-                self._stale.append(fd)  # for `sync`: an earlier file of this batch may be in it
+                self._stale.append(fd)  # for `sync`: it may have an earlier file of the batch
 
     def sync(self) -> None:
         """Fsync every opened folder, inner folders first."""
@@ -117,12 +117,12 @@ class Folders:
 
 
 def folder_mode(mode: int) -> int:
-    """The mode of folders for files with this mode: users who may read the files may enter the folders."""
+    """The mode of folders for files with the given mode: readers of files may enter the folders."""
     return 0o300 | mode | (mode & 0o444) >> 2
 
 
 def _open_child(name: str, *, parent: int, mode: int | None) -> int:
-    """Open a folder; if a mode is given, create it when it is missing."""
+    """Open a folder; with a mode, create a missing folder."""
     try:
         return os.open(name, _OPEN_FOLDER, dir_fd=parent)
     except FileNotFoundError:
@@ -143,7 +143,7 @@ def _open_child(name: str, *, parent: int, mode: int | None) -> int:
 
 
 def split_key(key: str) -> Parts:
-    """Split a key into its parts.
+    """Split a key at the slashes.
 
     Raises:
         StorageRefused: the key is no safe path, or is inside `TMP`.
@@ -164,10 +164,10 @@ def storage_error(key: str, exc: OSError) -> StorageError:
 
 
 def prepare(root: Path, *, mode: int) -> None:
-    """Create the root for files of this mode, check that it can be written, delete old temporary files.
+    """Create the root for files with the given mode, test it by writing, and delete old temporary files.
 
     Raises:
-        OSError: it cannot be created or written.
+        OSError: the root cannot be created or written.
     """
     root.mkdir(folder_mode(mode), parents=True, exist_ok=True)
     with Folders(root, mode=_UNFINISHED_MODE) as folders:
@@ -182,16 +182,16 @@ def _sweep(tmp: int) -> None:
     oldest = time.time() - _LEFTOVER_AGE_S
     for name in os.listdir(tmp):
         with suppress(OSError):  # gone, or no permission: the next start tries again
-            facts = os.stat(name, dir_fd=tmp, follow_symlinks=False)
-            if not stat.S_ISDIR(facts.st_mode) and facts.st_mtime < oldest:
+            status = os.stat(name, dir_fd=tmp, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode) and status.st_mtime < oldest:
                 os.unlink(name, dir_fd=tmp)
 
 
 def write_all(root: Path, puts: Sequence[Put], *, mode: int, fsync: bool) -> None:
-    """Store small files together; sets `Put.error` of those that fail.
+    """Store small files together; set `Put.error` after a failure.
 
     Each step is done for all files before the next one, so that the filesystem can commit them together. A
-    file that fails does not affect the others. Their folders are fsynced once, at the end.
+    file that fails does not affect the others. The folders are fsynced once, at the end.
     """
     with Folders(root, mode=mode) as folders:
         try:
@@ -241,7 +241,7 @@ def _write(put: Put, tmp: int, *, mode: int, begin: bool) -> None:
     while written < len(put.data):
         written += os.write(put.fd, memoryview(put.data)[written:])
     if begin and hasattr(os, "posix_fadvise"):
-        # Linux then begins to write back, and ext4 to allocate, at once, so that one journal commit serves
+        # Makes Linux begin to write back, and ext4 to allocate, at once, so that one journal commit serves
         # all fsyncs of the batch. Measured with batches of 16: a third of the time, half of the CPU.
         os.posix_fadvise(put.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -274,7 +274,7 @@ def _check_ours(key: str, body: Body) -> None:
 
 
 def rename_into(folders: Folders, parts: Parts, *, source: str | Path, source_dir: int | None) -> None:
-    """Rename a file to its place; creates the folders, again if a concurrent deletion removes them."""
+    """Rename a file to the final path; create folders, again after a concurrent deletion."""
     for tries_left in reversed(range(_RACES)):
         try:
             folder = folders.open(parts[:-1], create=True)
@@ -291,15 +291,15 @@ def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: 
     """Store a spool file: rename it, or copy it from another filesystem.
 
     Raises:
-        StorageError, OSError: not stored; the spool file may be left.
+        StorageError, OSError: the file is not stored; the spool file may remain.
     """
     with Folders(root, mode=mode) as folders:
         fd = os.open(source, _READ)
         try:
-            facts = os.fstat(fd)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size != body.size:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != body.size:
                 raise StorageError(f"file {key!r} was not stored: its spool file has changed")
-            if facts.st_dev == os.fstat(folders.open((), create=False)).st_dev:
+            if status.st_dev == os.fstat(folders.open((), create=False)).st_dev:
                 os.fchmod(fd, mode)
                 _check_ours(key, body)
                 try:
@@ -319,7 +319,7 @@ def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: 
 
 
 def _check_no_link(folders: Folders, parts: Parts) -> None:
-    """Refuse a symbolic link that replaced the spool file between its check and its rename."""
+    """Refuse a symbolic link that replaced the spool file between check and rename."""
     folder = folders.open(parts[:-1], create=False)
     with suppress(FileNotFoundError):  # deleted meanwhile
         if stat.S_ISLNK(os.stat(parts[-1], dir_fd=folder, follow_symlinks=False).st_mode):
@@ -346,7 +346,7 @@ def _copy(
 
 
 def _copy_bytes(source: int, target: int, *, key: str, size: int, mode: int, fsync: bool) -> None:
-    """Copy all bytes, then close `target`; it is closed after an error too."""
+    """Copy all bytes, then close `target`, also after an error."""
     with os.fdopen(target, "wb") as out, os.fdopen(os.dup(source), "rb", buffering=0) as file:
         os.fchmod(target, mode)
         shutil.copyfileobj(file, out, _COPY_BUFFER_BYTES)
@@ -358,10 +358,10 @@ def _copy_bytes(source: int, target: int, *, key: str, size: int, mode: int, fsy
 
 
 def delete(root: Path, parts: Parts) -> None:
-    """Delete a file, and its folders if they are empty then.
+    """Delete a file, and then all empty folders on the path.
 
     Raises:
-        OSError: it exists and cannot be deleted.
+        OSError: the file exists and cannot be deleted.
     """
     with Folders(root) as folders:
         try:
@@ -371,22 +371,22 @@ def delete(root: Path, parts: Parts) -> None:
         for length in range(len(parts) - 1, 0, -1):
             try:
                 os.rmdir(parts[length - 1], dir_fd=folders.open(parts[: length - 1], create=False))
-            except OSError:  # mostly because it is in use again; an empty folder does no harm
+            except OSError:  # usually because it has files again; an empty folder does no harm
                 return
 
 
 def find(root: Path, parts: Parts) -> StoredFile | None:
-    """The regular file with this key, if there is one; follows no symbolic link."""
+    """Find the regular file with a key; follow no symbolic link."""
     with Folders(root) as folders:
         try:
             folder = folders.open(parts[:-1], create=False)
-            facts = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
+            status = os.stat(parts[-1], dir_fd=folder, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENAMETOOLONG):
                 return None
             raise
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         return None
-    return StoredFile(path=root.joinpath(*parts), size=facts.st_size)
+    return StoredFile(path=root.joinpath(*parts), size=status.st_size)

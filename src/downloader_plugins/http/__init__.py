@@ -1,4 +1,4 @@
-"""Delivers callbacks by POST, signed as Standard Webhooks (https://www.standardwebhooks.com)."""
+"""Notifier that sends callbacks by POST, signed as Standard Webhooks (https://www.standardwebhooks.com)."""
 
 from __future__ import annotations
 
@@ -46,17 +46,16 @@ from downloader.notify import (
 from downloader.webhooks import signer_of
 
 ANSWER_BYTES = 64 * 1024
-"""Most bytes of an answer that are read, head and 1xx included."""
+"""Most bytes read of a response, including head and 1xx."""
 
 ANSWER_S = 2.0
-"""Time limit for the rest of an answer after its status; it is read only to keep the connection."""
+"""Time limit for reading a response after the status; only done to keep the connection."""
 
 _DESTINATIONS = 1024
-"""How many parsed destinations are cached."""
+"""Number of parsed destinations in the cache."""
 
 _KEPT = 64
-"""Most idle connections that are kept to one destination. In use are as many as deliveries are in flight,
-which `notifier.per_destination` bounds."""
+"""Most idle connections to one destination. `notifier.per_destination` limits those in use."""
 
 _FIELDS = (
     (b"User-Agent", b"downloader"),
@@ -73,7 +72,7 @@ class HttpSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=
     timeout: Seconds = 30.0
     """Seconds for a whole delivery."""
     secret: str = Field(default="", repr=False)
-    """Standard Webhooks secret (`whsec_` and base64); callbacks are signed with it."""
+    """Standard Webhooks secret (`whsec_` and base64) for signing callbacks."""
     secrets: list[str] = Field(default_factory=list, repr=False)
     """Several secrets, for rotation: each callback has a signature for each."""
     ca_file: str = ""
@@ -98,7 +97,7 @@ async def open_http(
             keep=_KEPT,
             answer_bytes=ANSWER_BYTES,
             tls=tls,
-            expect=lambda _what, _seconds: None,  # the delivery as a whole has a deadline
+            expect=lambda _phase, _seconds: None,  # the delivery as a whole has a deadline
         )
 
     yield _Http(
@@ -111,11 +110,11 @@ async def open_http(
 
 
 def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
-    named = [(f"secrets.{index}", secret) for index, secret in enumerate(settings.secrets)]
+    by_key = [(f"secrets.{index}", secret) for index, secret in enumerate(settings.secrets)]
     if settings.secret:
-        named.insert(0, ("secret", settings.secret))
+        by_key.insert(0, ("secret", settings.secret))
     signers = []
-    for key, secret in named:
+    for key, secret in by_key:
         try:
             signers.append(signer_of(secret))
         except ConfigError as exc:
@@ -124,7 +123,7 @@ def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
 
 
 def _tls(ca_file: str) -> ssl.SSLContext | None:
-    """A context that trusts these authorities; `None` without a file: the transport has its own."""
+    """A context that trusts the authorities in `ca_file`; `None` without a file: the transport's default."""
     if not ca_file:
         return None
     try:
@@ -140,10 +139,10 @@ class _Http:
     signers: tuple[Webhook, ...]
     transport: Transport
     route: Callable[[str], Route]
-    """The route to a destination. Raises `UrlError`."""
+    """Returns the route to a destination; raises `UrlError`."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
-        """See `Notifier`; of the URL, reasons contain only the host."""
+        """See `Notifier`; reasons contain only the host of the URL."""
         try:
             route = self.route(destination)
         except UrlError as exc:
@@ -180,7 +179,7 @@ class _Http:
 
 
 async def _finish(response: httpx2.Response) -> None:
-    """Read the rest of an answer, up to the limits; an error here does not change the result."""
+    """Read the response up to the limits; an error does not change the result."""
     body = response.stream
     assert isinstance(body, ResponseBody)
     with suppress(NetError):

@@ -1,8 +1,8 @@
-"""Delivers callbacks to Kafka: the destination is the topic, the job's id the key, the payload the value.
+"""Notifier for Kafka: the destination is the topic, the job's id the key, the payload the value.
 
-A job's `traceparent` is a header of its record.
+The `traceparent` of a job is a header of the record.
 
-A callback is delivered when the broker has reported that all in-sync replicas have written it.
+A callback counts as delivered when the broker reports that all in-sync replicas have it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[No
 
 
 def _quiet(logger: logging.Logger) -> None:
-    """Silence aiokafka's log, which repeats a failure every 100 ms; we log each once."""
+    """Silence aiokafka's log, which repeats a failure every 100 ms; `Link` logs each failure once."""
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.CRITICAL)
 
@@ -78,7 +78,7 @@ class _Kafka:
     allows: Callable[[str], object]
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
-        """See `Notifier`. A callback that is not delivered within `timeout` may still be delivered later."""
+        """See `Notifier`. After a timeout, the callback may still be delivered later."""
         if not _TOPIC.fullmatch(destination):
             return Rejected(
                 "the callback's destination is not a Kafka topic:"
@@ -115,10 +115,10 @@ class _Kafka:
 
     def _found(self, brokers: int, topics: set[str]) -> str:
         count = f"{brokers} broker{'s' * (brokers != 1)}"
-        named = [topic for topic in self.topics if not _GLOB.search(topic)]
-        missing = [topic for topic in named if topic not in topics]
+        plain_topics = [topic for topic in self.topics if not _GLOB.search(topic)]
+        missing = [topic for topic in plain_topics if topic not in topics]
         if missing:
             raise PluginError(f"{count}, but no topic {', '.join(missing)}")
-        if not named:
+        if not plain_topics:
             return f"{count}, {len(topics)} topic{'s' * (len(topics) != 1)}"
-        return f"{count}, topic{'s' * (len(named) != 1)} {', '.join(named)} found"
+        return f"{count}, topic{'s' * (len(plain_topics) != 1)} {', '.join(plain_topics)} found"

@@ -1,7 +1,7 @@
-"""The connection to Kafka: aiokafka's producer in its own asyncio loop, reconnected when it is lost.
+"""The connection to Kafka: aiokafka's producer in a separate asyncio loop, reconnected after a loss.
 
-The loop is separate because errors in aiokafka's tasks go to the loop's exception handler, and that of the
-service's loop ends the process. Here such an error ends at most the connection, which is then opened again.
+Errors in aiokafka's tasks go to the loop's exception handler, and that of the service's loop ends the
+process. In the separate loop such an error ends only the connection, which is then opened again.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _BACKOFF_S, _MAX_BACKOFF_S = 0.2, 5.0
 """Shortest and longest pause between attempts to connect."""
 
 _FLUSH_S, _END_S = 0.05, 0.1
-"""Time limits at the end of a connection: for sending what is buffered, and for cancelled tasks to end.
-Short, as little of a stop's grace period is left then."""
+"""Time limits at the end of a connection, for sending buffered messages and for ending cancelled tasks. They
+are short, as little of the grace period remains at a stop."""
 
 _LOOKUPS = 4
-"""Threads that resolve names. They cannot be cancelled, so a hanging resolver may occupy all."""
+"""Threads that resolve names. They cannot be cancelled, so a hung resolver may use up all."""
 
 
 class Link:
-    """Keeps a `Session` open; start `run` once and cancel it at the end."""
+    """Keeper of an open `Session`; start `run` once, and cancel at the end."""
 
     def __init__(self, settings: KafkaSettings, host: Host) -> None:
-        """Raises PluginError: the TLS files cannot be used."""
+        """Prepare; raise `PluginError` if the TLS files cannot be used."""
         self._settings = settings
         self._logger = host.logger
         self._group_commit = host.group_commit
@@ -55,21 +55,21 @@ class Link:
         self.session: Session | None = None
         """The open session; `None` while not connected."""
         self.reason = ""
-        """Why there is no session."""
+        """Why no session is open."""
         self._tried = trio.Event()
-        """Set when the first attempt to connect has ended, at the start and after each loss."""
+        """Set after the first attempt to connect, at the start and after each loss."""
 
     async def ready(self) -> Session | None:
-        """The open session, after waiting for the first attempt to connect.
+        """Wait for the first attempt to connect; return the open session.
 
-        `None` if not connected; `reason` says why, and further attempts are made.
+        `None` if not connected; `reason` tells why, and further attempts follow.
         """
         while self.session is None and not self._tried.is_set():
             await self._tried.wait()
         return self.session
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect again and again until cancelled; raises nothing that aiokafka raises."""
+        """Keep connected until cancelled; no exception of aiokafka is raised."""
         task_status.started()
         backoff = pauses(_BACKOFF_S, _MAX_BACKOFF_S)
         while True:
@@ -88,7 +88,7 @@ class Link:
             await trio.sleep(next(backoff))
 
     async def _live(self, loop: Any) -> None:
-        """Keep one connection open until it is lost."""
+        """Keep a connection open until the loss."""
         async with (
             _open_producer(loop, self._settings, self._security, self._logger) as producer,
             trio.open_nursery() as nursery,
@@ -131,30 +131,29 @@ def _security(settings: KafkaSettings) -> dict[str, Any]:
 async def _open_producer(
     loop: Any, settings: KafkaSettings, security: dict[str, Any], logger: logging.Logger
 ) -> AsyncIterator[AIOKafkaProducer]:
-    """Start a producer in this loop. At the end all its tasks and connections are closed.
+    """Start a producer in the loop. At the end all tasks and connections are closed.
 
     Raises:
-        NotConnected: no broker can be reached, or none accepts our credentials.
+        NotConnected: no broker can be reached, or none accepts the credentials.
     """
     loop.set_exception_handler(partial(_on_error, logger))
     loop.set_default_executor(_Lookups(limiter=trio.CapacityLimiter(_LOOKUPS)))
     transports = _tracked(loop)
-    made: list[AIOKafkaProducer] = []
+    producers: list[AIOKafkaProducer] = []
     try:
-        yield await loop.run_aio_coroutine(_start(settings, security, made.append))
+        yield await loop.run_aio_coroutine(_start(settings, security, producers.append))
     finally:
-        with trio.CancelScope(shield=True):  # bounded by itself
-            await loop.run_aio_coroutine(_end(made, transports))
+        with trio.CancelScope(shield=True):  # `_end` has time limits
+            await loop.run_aio_coroutine(_end(producers, transports))
 
 
 async def _start(
-    settings: KafkaSettings, security: dict[str, Any], made: Callable[[AIOKafkaProducer], None]
+    settings: KafkaSettings, security: dict[str, Any], on_made: Callable[[AIOKafkaProducer], None]
 ) -> AIOKafkaProducer:
-    """In asyncio: make a producer and connect it. Calls `made` with it before connecting."""
+    """In asyncio: make and connect a producer. Before connecting, call `on_made`."""
     server = await _reachable(settings, security)
     producer = AIOKafkaProducer(
-        # A broker that `_reachable` has tried: the producer would write only to the log why a broker refuses
-        # it.
+        # A broker that `_reachable` has tried: the producer only logs why a broker refuses the connection.
         bootstrap_servers=[server],
         acks="all",
         compression_type=None if settings.compression_type == "none" else settings.compression_type,
@@ -163,7 +162,7 @@ async def _start(
         request_timeout_ms=settings.request_ms,
         **security,
     )
-    made(producer)
+    on_made(producer)
     try:
         async with asyncio.timeout(_CONNECT_S):
             await producer.start()
@@ -173,7 +172,7 @@ async def _start(
 
 
 async def _reachable(settings: KafkaSettings, security: dict[str, Any]) -> str:
-    """In asyncio: a broker that accepts a connection."""
+    """In asyncio: find a broker that accepts a connection."""
     problems = []
     for server in random.sample(settings.bootstrap_servers, len(settings.bootstrap_servers)):
         host, port = split_server(server)
@@ -188,25 +187,25 @@ async def _reachable(settings: KafkaSettings, security: dict[str, Any]) -> str:
     raise NotConnected("; ".join(sorted(problems)))
 
 
-async def _end(made: list[AIOKafkaProducer], transports: weakref.WeakSet[asyncio.BaseTransport]) -> None:
+async def _end(producers: list[AIOKafkaProducer], transports: weakref.WeakSet[asyncio.BaseTransport]) -> None:
     """In asyncio: end everything in the loop."""
-    for producer in made:
+    for producer in producers:
         with suppress(TimeoutError, KafkaError, OSError):
             async with asyncio.timeout(_FLUSH_S):
                 await producer.stop()
-    others = asyncio.all_tasks(asyncio.get_running_loop()) - {asyncio.current_task()}
-    for task in others:
+    tasks = asyncio.all_tasks(asyncio.get_running_loop()) - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    if others:
-        await asyncio.wait(others, timeout=_END_S)
-    # close() would wait until a frozen broker has received what was written.
+    if tasks:
+        await asyncio.wait(tasks, timeout=_END_S)
+    # close() would wait until a frozen broker has received all written data.
     for transport in list(transports):
         assert isinstance(transport, asyncio.WriteTransport)
         transport.abort()
 
 
 def _tracked(loop: Any) -> weakref.WeakSet[asyncio.BaseTransport]:
-    """The connections made in this loop from now on."""
+    """Record the connections made in the loop from now on."""
     transports: weakref.WeakSet[asyncio.BaseTransport] = weakref.WeakSet()
     connect: Callable[..., Coroutine[Any, Any, tuple[Any, Any]]] = loop.create_connection
 
@@ -220,12 +219,12 @@ def _tracked(loop: Any) -> weakref.WeakSet[asyncio.BaseTransport]:
 
 
 class _Lookups(trio_asyncio.TrioExecutor):  # type: ignore[misc]  # the library has no types
-    """Runs the resolver in threads that a cancel abandons."""
+    """Executor for the resolver, in threads that are abandoned after a cancel."""
 
     async def submit(self, function: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(function, *args, limiter=self._limiter, abandon_on_cancel=True)
 
 
 def _on_error(logger: logging.Logger, _loop: Any, context: dict[str, Any]) -> None:
-    """Log an exception that no task in the loop has caught."""
+    """Log an exception that no task has caught."""
     logger.debug("%s", context.get("message"), exc_info=context.get("exception"))

@@ -1,8 +1,8 @@
-"""Deliveries over one connected producer: gathered into batches, each with one delivery report.
+"""Deliveries over one connected producer, in batches with one delivery report each.
 
-Each partition gets one batch after the other. What comes while one is under way goes with the next, so the
-batches grow with the load. A batch crosses from Trio into the asyncio loop once, however many callbacks it
-holds; the crossing costs more than the rest.
+Each partition gets one batch after the other; messages that arrive meanwhile go with the next batch, so
+batches grow with the load. A batch of any size crosses from Trio into the asyncio loop once; the crossing
+costs more than anything else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError, er
 
 
 class NotConnected(Exception):
-    """No broker can be reached, or none accepts our credentials; the text says why."""
+    """No broker can be reached, or none accepts the credentials; the text tells why."""
 
 
 def _text_of(exc: OSError) -> str:
@@ -45,7 +45,7 @@ def _text_of(exc: OSError) -> str:
 
 
 Reasons = Sequence[tuple[Any, Callable[[Any], str]]]
-"""Exception types, subclasses before their bases, and the reason for each."""
+"""Exception types, subclasses before base classes, and the reason for each."""
 
 _CONNECTING: Reasons = (
     (ssl.SSLCertVerificationError, lambda exc: f"TLS handshake failed: {exc.verify_message}"),
@@ -55,7 +55,7 @@ _CONNECTING: Reasons = (
     (OSError, _text_of),
     (errors.UnsupportedSaslMechanismError, lambda _: "the broker does not offer this sasl_mechanism"),
     (
-        # KeyError: aiokafka expects a nonce in SCRAM's error answer (RFC 5802, `e=`).
+        # KeyError: aiokafka expects a nonce in SCRAM's error message (RFC 5802, `e=`).
         (errors.SaslAuthenticationFailed, errors.AuthenticationFailedError, KeyError),
         lambda _: "authentication failed",
     ),
@@ -89,7 +89,7 @@ def connect_reason(exc: BaseException) -> str:
 
 
 def failure(exc: BaseException, topic: str) -> Result:
-    """The result of a callback to this topic, given the exception."""
+    """The result of a callback to a topic after an exception."""
     final = _reason(_REJECTED, exc)
     if final is not None:
         return Rejected(f"{topic}: {final}")
@@ -109,23 +109,23 @@ BATCH_BYTES = 128 * 1024
 """Most bytes of a batch; a larger callback is sent alone."""
 
 _RECORD_OVERHEAD_BYTES = 128
-"""Upper limit of what a batch of one record has besides key and value: 61 bytes for the batch, 21 for the
+"""Upper limit of the bytes of a batch of one record besides key and value: 61 for the batch, 21 for the
 record. Counted for each record, so that a batch never has more than `BATCH_BYTES`."""
 
 _HEADER_OVERHEAD_BYTES = 10
 """Upper limit of the two lengths of a header."""
 
 _MAX_BATCH = 1000
-"""Most callbacks in a batch; filling it blocks the loop for a few milliseconds."""
+"""Most callbacks in a batch; filling a batch blocks the loop for a few milliseconds."""
 
 _FIND_TOPIC_S = 5.0
-"""How long to wait for a topic to appear, at most half of `timeout`."""
+"""Longest wait for a topic to appear, at most half of `timeout`."""
 
 _FIRST_LOOK_S, _MAX_LOOK_S = 0.1, 1.0
 """First and longest pause between requests for a topic's metadata."""
 
 _STUCK_TIMEOUTS = 2
-"""After this many times `timeout` without a report the producer has lost the batch."""
+"""A batch counts as lost by the producer after a multiple of `timeout` without a report."""
 
 _ENDED = RetryLater("the connection to Kafka was closed")
 
@@ -152,7 +152,7 @@ def _size(key: bytes, value: bytes, headers: Headers) -> int:
 
 
 class Session:
-    """Delivers with a started producer, in its asyncio loop, until it is `lost`; works while `run` runs.
+    """Deliveries with a started producer in an asyncio loop, until `lost`; `run` has to run meanwhile.
 
     When `run` is cancelled all deliveries end.
     """
@@ -176,26 +176,26 @@ class Session:
             lane=lambda message: message.lane,
         )
         self.run = self._messages.run
-        self._asked: dict[tuple[str, int], float] = {}
-        """When the batch in flight to a partition was given to the producer (Trio time)."""
+        self._sent_at: dict[tuple[str, int], float] = {}
+        """Trio time when the batch in flight to a partition was given to the producer."""
         self._topics: set[str] = set()
-        """Topics whose metadata the producer refreshes."""
+        """Topics for which the producer refreshes metadata."""
         self._failing_since = math.inf
         self.lost = trio.Event()
         """Set when the producer cannot be used any more."""
         self.lost_reason = ""
 
     async def deliver(self, topic: str, key: bytes, value: bytes, headers: Headers = ()) -> Result:
-        """Send, and wait for the delivery report; the caller sets the time limit.
+        """Send a message, and wait for the delivery report; the caller sets the time limit.
 
-        A cancel withdraws a message that the producer does not have yet.
+        A cancel withdraws a message that was not yet given to the producer.
         """
         if _size(key, value, headers) > self._settings.max_request_size:
             return Rejected(f"the callback has {len(value)} bytes, too many for max_request_size")
         began = trio.current_time()
         try:
-            known = self._cluster.partitions_for_topic(topic) if topic in self._topics else None
-            partitions = known or await self._find(topic)
+            cached = self._cluster.partitions_for_topic(topic) if topic in self._topics else None
+            partitions = cached or await self._find(topic)
         except (KafkaError, TimeoutError) as exc:
             return failure(exc, topic)
         if self.lost.is_set():
@@ -219,14 +219,14 @@ class Session:
         return len(cluster.brokers()), cluster.topics()
 
     async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
-        """Send a batch to one partition; if it is too large, send its messages one by one."""
+        """Send a batch to one partition; if too large, send the messages one by one."""
         topic, lane = messages[0].topic, messages[0].lane
         builder = self._producer.create_batch()
         for message in messages:
             builder.append(key=message.key, value=message.value, headers=message.headers, timestamp=None)
         assert builder.record_count() == len(messages), "`_size` limits a batch"
         builder.close()
-        self._asked[lane] = asked = trio.current_time()
+        self._sent_at[lane] = began = trio.current_time()
         try:
             await self._in_asyncio(partial(self._hand_over, builder, lane))
         except TOO_LARGE as exc:
@@ -235,10 +235,10 @@ class Session:
             return [(await self._send([message]))[0] for message in messages]
         except Exception as exc:  # noqa: BLE001 - an exception of aiokafka fails deliveries, not the service
             if not isinstance(exc, BrokerResponseError) or isinstance(exc, RequestTimedOutError):
-                self._failed(asked)
+                self._failed(began)
             return [failure(exc, topic)] * len(messages)
         finally:
-            self._asked.pop(lane, None)
+            self._sent_at.pop(lane, None)
         self._failing_since = math.inf
         return [Delivered()] * len(messages)
 
@@ -252,13 +252,13 @@ class Session:
         except AssertionError:  # the topic was deleted, or created again with fewer partitions
             raise UnknownTopicOrPartitionError from None
         except Exception as exc:
-            # The producer accepts nothing: its sending task has ended.
+            # The producer's sending task has ended, so it accepts nothing.
             self._lose(f"the producer has failed: {type(exc).__name__}")
             raise
         await report
 
     async def _find(self, topic: str) -> set[int]:
-        """The partitions of a topic that the producer does not know yet.
+        """Get the partitions of a topic that is new to the producer.
 
         Raises:
             KafkaError: the topic does not exist or may not be used.
@@ -270,7 +270,7 @@ class Session:
         except (KafkaError, TimeoutError) as exc:
             if isinstance(exc, TimeoutError):
                 self._failed(began)
-            # Otherwise the producer would ask for the metadata of each wrong name for ever.
+            # Otherwise the producer would request the metadata of each wrong name for ever.
             self._topics.discard(topic)
             if not self._loop.is_closed():
                 self._producer.client.set_topics(self._topics)
@@ -281,15 +281,15 @@ class Session:
     def _given_up(self, message: _Message) -> None:
         """Note that a delivery was cancelled."""
         now = trio.current_time()
-        if now - self._asked.get(message.lane, math.inf) > _STUCK_TIMEOUTS * self._settings.timeout:
+        if now - self._sent_at.get(message.lane, math.inf) > _STUCK_TIMEOUTS * self._settings.timeout:
             self._lose("a batch was lost in the producer")
         if now - message.began >= self._settings.timeout:
             self._failed(message.began)
 
     def _failed(self, began: float) -> None:
-        """Note a request without an answer; after `timeout` without any answer the producer is `lost`.
+        """Note a request without a response; after `timeout` without any response the producer is `lost`.
 
-        A new producer is needed then: this one asks only brokers that it knows, which may all be gone.
+        A new producer is then needed, as the present one asks only known brokers, which may all be gone.
         """
         self._failing_since = min(self._failing_since, began)
         if trio.current_time() - self._failing_since >= self._settings.timeout:
@@ -304,25 +304,25 @@ class Session:
         try:
             result: T = await self._loop.run_aio_coroutine(call())
         except asyncio.CancelledError:
-            # We do not cancel asyncio tasks: the loop is being closed.
+            # Tasks in asyncio are never cancelled, so the loop is being closed.
             raise KafkaError("the connection was closed") from None
         return result
 
 
 async def _look_for(client: Any, topic: str, seconds: float) -> set[int]:
-    """In asyncio: ask for a topic until it exists or the time is over.
+    """In asyncio: request the metadata of a topic until the topic exists or the time is over.
 
     Raises:
-        UnknownTopicOrPartitionError: brokers answer, and it does not exist.
-        TopicAuthorizationFailedError: we may not use it.
+        UnknownTopicOrPartitionError: brokers respond, and the topic does not exist.
+        TopicAuthorizationFailedError: the topic may not be used.
         TimeoutError: no broker answers.
     """
-    pause_s, answered = _FIRST_LOOK_S, False
+    pause_s, responded = _FIRST_LOOK_S, False
     try:
         async with asyncio.timeout(seconds):
             while True:
                 await client.add_topic(topic)
-                answered = await client.force_metadata_update()
+                responded = await client.force_metadata_update()
                 partitions: set[int] | None = client.cluster.partitions_for_topic(topic)
                 if partitions:
                     return partitions
@@ -331,6 +331,6 @@ async def _look_for(client: Any, topic: str, seconds: float) -> set[int]:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _MAX_LOOK_S)
     except TimeoutError:
-        if answered:
+        if responded:
             raise UnknownTopicOrPartitionError from None
         raise

@@ -1,4 +1,4 @@
-"""`[backends.kafka]`: its keys, which have aiokafka's names, and the TLS context."""
+"""`[backends.kafka]`: the keys, with aiokafka's names, and the TLS context."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ DEFAULT_PORT = 9092
 _MAX_PORT = 65535
 
 _REQUESTS_PER_DELIVERY = 3
-"""How many requests may time out within a delivery: the producer gives a batch up after one or two timeouts,
-which should happen before the delivery ends."""
+"""How many requests may time out within a delivery. The producer gives up a batch after one or two timeouts,
+which should happen before the end of the delivery."""
 
 
 def _servers(value: object) -> object:
@@ -57,9 +57,9 @@ class KafkaSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors
     topics: list[str] = Field(default_factory=list)
     """Glob patterns of topics that jobs may name as destination; empty: any."""
     timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)
-    """Seconds for a whole delivery; then it is tried again later."""
+    """Seconds for a whole delivery; then the callback is tried again later."""
     client_id: str = "downloader"
-    """How the brokers' logs and quotas call this client."""
+    """Name of the client in the brokers' logs and quotas."""
     compression_type: Annotated[
         Literal["none", "gzip", "snappy", "lz4", "zstd"], AfterValidator(_compression)
     ] = "none"
@@ -67,9 +67,9 @@ class KafkaSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors
     max_request_size: int = Field(default=1024 * 1024, gt=0, le=2**31 - 1)
     """Bytes; a larger callback is failed without being sent."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    """Whether connections are encrypted, and whether we say who we are."""
+    """Whether connections are encrypted, and whether the client authenticates."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI"] = "PLAIN"
-    """How we say it; `GSSAPI` needs the package gssapi."""
+    """How the client authenticates; `GSSAPI` needs the package gssapi."""
     sasl_plain_username: str = Field(default="", repr=False)
     """User for PLAIN and SCRAM."""
     sasl_plain_password: str = Field(default="", repr=False)
@@ -77,17 +77,17 @@ class KafkaSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors
     sasl_kerberos_service_name: str = "kafka"
     """For GSSAPI."""
     sasl_kerberos_domain_name: str = ""
-    """For GSSAPI; default the broker's host."""
+    """Domain for GSSAPI; default the broker's host."""
     ssl_cafile: str = ""
     """PEM file of the certificate authorities to trust instead of the system's."""
     ssl_certfile: str = ""
     """PEM file of the client's certificate."""
     ssl_keyfile: str = ""
-    """PEM file of its key, if that is not in `ssl_certfile`."""
+    """PEM file of the client's key, if not in `ssl_certfile`."""
     ssl_password: str = Field(default="", repr=False)
     """Password of the key; a secret."""
     ssl_check_hostname: bool = True
-    """Whether a broker's certificate must be for its host."""
+    """Whether a broker's certificate must be for the broker's host."""
 
     @property
     def request_ms(self) -> int:
@@ -101,16 +101,16 @@ class KafkaSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors
 
 
 def read_section(section: Mapping[str, Any]) -> KafkaSettings:
-    """The section as settings.
+    """Parse and check the section.
 
     Raises:
-        PluginError: one line that names the key at fault, and holds no value.
+        PluginError: one line that names the wrong key, without a value.
     """
     settings = parse_section(KafkaSettings, section)
     for prefix, needed in (("ssl_", "SSL"), ("sasl_", "SASL")):
-        named = sorted(name for name in settings.model_fields_set if name.startswith(prefix))
-        if named and needed not in settings.security_protocol.split("_"):
-            raise PluginError(f"{named[0]}: has no effect unless security_protocol has {needed} in it")
+        ineffective = sorted(name for name in settings.model_fields_set if name.startswith(prefix))
+        if ineffective and needed not in settings.security_protocol.split("_"):
+            raise PluginError(f"{ineffective[0]}: has no effect unless security_protocol has {needed} in it")
     if settings.security_protocol.startswith("SASL"):
         _check_sasl(settings)
     if settings.ssl_keyfile and not settings.ssl_certfile:
@@ -138,12 +138,12 @@ def ssl_context(settings: KafkaSettings) -> ssl.SSLContext | None:
         return None
     try:
         context = ssl.create_default_context(cafile=settings.ssl_cafile or None)
-    except OSError as exc:  # ssl.SSLError is one
+    except OSError as exc:  # includes ssl.SSLError
         raise _unusable("ssl_cafile", settings.ssl_cafile, exc) from None
     context.check_hostname = settings.ssl_check_hostname
     if settings.ssl_certfile:
         try:
-            # Also an empty password: without one, OpenSSL would ask at the terminal.
+            # An empty password is passed too: without one, OpenSSL would ask at the terminal.
             context.load_cert_chain(
                 settings.ssl_certfile, settings.ssl_keyfile or None, settings.ssl_password
             )

@@ -1,4 +1,4 @@
-"""Stores files in S3 or a compatible server: in the service's own bucket, and in buckets that jobs name.
+"""Storage in S3 or a compatible server: in the service's own bucket, and in buckets named by jobs.
 
 Importing this module does not import boto3, which takes half a second of CPU.
 """
@@ -36,15 +36,15 @@ if TYPE_CHECKING:  # imported late, with boto3
     from downloader_plugins.s3.client import Clients
 
 _CLIENTS = 16
-"""How many clients are cached, one for each region that jobs have named. Measured: 80 ms of CPU and a
-megabyte each."""
+"""Number of cached clients, one for each region used by jobs. Each takes 80 ms of CPU and a megabyte
+(measured)."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 
 @asynccontextmanager
-async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # nothing of it is needed
-    """Check that the bucket can be written, then open the storage; its files stay when it is closed.
+async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Storage]:  # noqa: ARG001  # required by the protocol
+    """Check that the bucket can be written, then open the storage; files stay after the close.
 
     While it is open, a background task aborts leftover uploads of crashed instances.
 
@@ -82,7 +82,7 @@ async def open_s3(section: Mapping[str, Any], host: StorageHost) -> AsyncIterato
 
 
 @asynccontextmanager
-async def open_buckets(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Buckets]:  # noqa: ARG001  # nothing of it is needed
+async def open_buckets(section: Mapping[str, Any], host: StorageHost) -> AsyncIterator[Buckets]:  # noqa: ARG001  # required by the protocol
     """Open access to the buckets of jobs. boto3 is imported when the first bucket is used.
 
     Raises:
@@ -96,7 +96,7 @@ async def open_buckets(section: Mapping[str, Any], host: StorageHost) -> AsyncIt
 
 
 class _Buckets:
-    """`Buckets` with one session, a client for each region, and threads that all share."""
+    """`Buckets` with one session, a client for each region, and common threads."""
 
     def __init__(self, settings: BucketsSettings) -> None:
         self._settings = settings
@@ -141,16 +141,15 @@ class _Buckets:
             self._clients.popitem()[1].close()
 
     async def _clients_of(self, region: str) -> Clients:
-        found = self._clients.get(region)
-        if found is not None:
+        if (clients := self._clients.get(region)) is not None:
             self._clients.move_to_end(region)
-            return found
+            return clients
         async with self._making:
             if self._opened is None:
                 self._opened = await self._threads.run(lambda _: _open_session())
             session, regions = self._opened
-            # On AWS the region is part of the host name, and an unknown one would look like a network
-            # failure. Elsewhere it is only part of the signature.
+            # On AWS the region is part of the host name, and an unknown region would look like a network
+            # failure. Elsewhere the region is only part of the signature.
             if not self._settings.endpoint_url and region not in regions:
                 raise StorageRefused(f"there is no AWS region {region} with S3")
             if region not in self._clients:
@@ -158,7 +157,7 @@ class _Buckets:
                     lambda _: _open_clients(session, self._settings, region)
                 )
                 if len(self._clients) > _CLIENTS:
-                    # Not closed, as it may be in use; its connections are closed with the last reference.
+                    # Not closed, as it may be in use; the last reference closes the connections.
                     self._clients.popitem(last=False)
             return self._clients[region]
 

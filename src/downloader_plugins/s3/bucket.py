@@ -1,4 +1,4 @@
-"""Stores files as objects of one S3 bucket. Importing this module imports botocore."""
+"""Storage in one S3 bucket. Importing this module imports botocore."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3.type_defs import CompletedPartTypeDef, ListMultipartUploadsOutputTypeDef
 
 MAX_KEY_BYTES = 1024
-"""S3's limit."""
+"""S3's limit of a key."""
 
 PART_BYTES = 8 * 1024 * 1024
-"""Larger files are sent in parts of this size; S3 requires 5 MiB except for the last part."""
+"""Size of a part; larger files are sent in parts. S3 requires 5 MiB except for the last part."""
 
 MAX_PARTS = 10_000
-"""S3's limit for one upload."""
+"""S3's limit of parts in one upload."""
 
 _PARTS_IN_FLIGHT = 4
-"""Parts of one upload that are sent at once; they must not take all threads."""
+"""Most parts of one upload sent at once, so that one upload does not take all threads."""
 
 _PAUSES_S = (0.2, 1.0)
-"""Pauses, with jitter, before a request is repeated: S3 sometimes answers 500 or 503, and a large file should
-not be downloaded again for it."""
+"""Pauses, with jitter, before a request is repeated. S3 sometimes responds 500 or 503, and a large file
+should not be downloaded again because of that."""
 
 _CLEANUP_S, _HURRIED_CLEANUP_S = 10.0, 0.5
-"""How long a failed `put`, and a cancelled one, waits until its upload is aborted. Then the request goes on
-in its thread; an upload that remains is aborted when the job is tried again."""
+"""Time limits for aborting the upload after a failed `put`, and after a cancelled one. After that the request
+goes on in a thread; a remaining upload is aborted by the job's next attempt."""
 
 _LEFTOVER_AGE = timedelta(days=1)
-"""Older uploads are taken for leftovers of a crash."""
+"""Age from which an upload counts as left by a crash."""
 
 _OUR_KEY = re.compile(r"(?:.*/)?(?P<folder>[0-9A-Za-z_-]{3})/(?P=folder)[0-9A-Za-z_-]{11}")
-"""The form of keys that this service makes."""
+"""Form of the service's own keys."""
 
 _SWEEP_PAGES = 100
-"""Pages of 1000 uploads each; the next start sweeps the rest."""
+"""Most pages, of 1000 uploads each, of one sweep; the next start continues."""
 
 CHECK_KEY = ".downloader-check"
-"""The key of the upload with which `check` tests whether the bucket can be written."""
+"""Key of the upload by which `check` tests whether the bucket is writable."""
 
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
 
@@ -95,22 +95,22 @@ class Bucket:
     clients: Clients
     name: str
     own: bool
-    """Whether it is the service's own bucket; see `explain`."""
+    """Whether the bucket is the service's own; see `explain`."""
     threads: Threads
     uploads: Uploads
-    """The uploads in progress in this process."""
+    """The uploads in progress in the process."""
     locate: Callable[[str], str]
-    """Returns the URL of an object, given its full key."""
+    """Returns the URL of an object for a full key."""
     folder: str = ""
     """Prefix of every key; empty, or ends with `/`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Parameters of each new object, such as its storage class."""
+    """Parameters of each new object, such as the storage class."""
 
     async def put(self, key: str, body: Body) -> None:
         """Store a file; see `Storage.put`. A file larger than `PART_BYTES` is sent in parts.
 
-        A cancel interrupts the requests that are being sent and aborts an upload in parts. S3 may still carry
-        out a request that was already sent completely.
+        A cancel interrupts requests while they are being sent, and aborts an upload in parts. S3 may still
+        carry out a request that was sent completely.
         """
         full = self._full(key)
         if body.path is None or body.size <= PART_BYTES:
@@ -119,12 +119,12 @@ class Bucket:
             await self._put_parts(full, body, body.path)
 
     async def delete(self, key: str) -> None:
-        """Delete a file, and abort uploads with its key; see `Storage.delete`."""
+        """Delete a file, and abort uploads with the same key; see `Storage.delete`."""
         full = self._full(key)
         await self._tried(lambda _: self._delete_object(full))
         await self._abort_uploads_of(full)
 
-    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002  # the protocol's
+    async def local(self, key: str) -> StoredFile | None:  # noqa: ARG002  # required by the protocol
         """See `Storage.local`; always `None`."""
         return None
 
@@ -136,7 +136,7 @@ class Bucket:
         """Check that the bucket can be written: create an upload and abort it, which stores nothing.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the bucket cannot be written.
         """
         full = self.folder + CHECK_KEY
         try:
@@ -150,20 +150,21 @@ class Bucket:
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Abort the uploads of crashed instances, which cost money and are not visible as objects.
 
-        Aborts old uploads whose keys have this service's form, and all uploads of `check`; an instance that
-        runs its check at the same time does not need its upload. If uploads cannot be listed, does nothing.
+        Aborts old uploads that have the service's form of keys, and all uploads of `check`, also those of an
+        instance that runs `check` at the same time, which does no harm. Does nothing if uploads cannot be
+        listed.
         """
         task_status.started()
         now = datetime.now(UTC)
         after: dict[str, str] = {}
-        with suppress(StorageError, KeyError):  # KeyError: an answer without the fields of S3's
+        with suppress(StorageError, KeyError):  # KeyError: the response lacks fields
             for _ in range(_SWEEP_PAGES):
                 page = await self._run(partial(self._list_uploads, self.folder, after))
                 for upload in page.get("Uploads", []):
-                    age = now - upload.get("Initiated", now)  # not all servers tell
+                    age = now - upload.get("Initiated", now)  # missing on some servers
                     short = upload["Key"].removeprefix(self.folder)
                     if short == CHECK_KEY or (age > _LEFTOVER_AGE and _OUR_KEY.fullmatch(short)):
-                        async with self.uploads.turn(upload["Key"]):  # not all servers have a correct time
+                        async with self.uploads.turn(upload["Key"]):  # in case of a wrong server clock
                             if upload["UploadId"] not in self.uploads.live:
                                 await self._abort_upload(upload["Key"], upload["UploadId"])
                 after = {
@@ -184,14 +185,14 @@ class Bucket:
     async def _put_parts(self, key: str, body: Body, path: Path) -> None:
         options = self._object_options(body)
         async with self.uploads.turn(key):
-            # Uploads of earlier attempts; an attempt of another instance that still runs fails by this.
+            # Abort the uploads of earlier attempts. An attempt still running on another instance then fails.
             _check_ours(body)
             await self._abort_uploads_of(key)
             requests, upload = await self._begun(key, options)
             self.uploads.live.add(upload)
         try:
             if requests > 1:
-                # S3 may have carried out an earlier one although its answer was lost.
+                # S3 may have carried out an earlier request although the response was lost.
                 await self._abort_uploads_of(key)
             etags = await self._send_parts(key, upload, body.size, path)
             await self._tried(lambda _: self._complete(key, upload, etags, body))
@@ -202,7 +203,7 @@ class Bucket:
             self.uploads.live.discard(upload)
 
     async def _begun(self, key: str, options: Mapping[str, Any]) -> tuple[int, str]:
-        """Begin an upload; returns how many requests that took, and its id."""
+        """Begin an upload; return the number of requests and the upload's id."""
         requests = count(1)
         try:
             return await self._tried(lambda _: (next(requests), self._begin(key, options)))
@@ -212,7 +213,7 @@ class Bucket:
             raise
 
     async def _send_parts(self, key: str, upload: str, size: int, path: Path) -> list[str]:
-        """Send all parts, several at a time; returns their ETags in order."""
+        """Send all parts, several at a time; return the ETags in order."""
         step = max(PART_BYTES, math.ceil(size / MAX_PARTS))
         offsets = range(0, size, step)
         etags = [""] * len(offsets)
@@ -237,7 +238,7 @@ class Bucket:
         return etags
 
     async def _abort_uploads_of(self, key: str) -> None:
-        """Abort the uploads with exactly this key, except those of this process; raises no StorageError.
+        """Abort uploads with exactly the given key, except those of the process. Ignores a StorageError.
 
         A key belongs to one job, so no other job's upload is aborted.
         """
@@ -252,7 +253,7 @@ class Bucket:
             await self._tried(lambda _: self._abort(key, upload))
 
     async def _tried(self, work: Callable[[Call], T]) -> T:
-        """Call `_run`; after a temporary error call it again, twice at most."""
+        """Call `_run`; after a temporary error repeat the call, twice at most."""
         for pause_s in _PAUSES_S:
             try:
                 return await self._run(work)
@@ -279,20 +280,20 @@ class Bucket:
     def _put_object(self, key: str, body: Body, source: Any, md5: str) -> None:
         options = self._object_options(body)
         _check_ours(body)
-        answer = self.clients.quick.put_object(
+        response = self.clients.quick.put_object(
             Bucket=self.name, Key=key, Body=source, ContentLength=body.size, ContentMD5=md5, **options
         )
-        self._confirmed(answer)
+        self._confirmed(response)
 
     def _begin(self, key: str, options: Mapping[str, Any]) -> str:
-        answer = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **options)
-        if not answer.get("UploadId"):
+        response = self.clients.quick.create_multipart_upload(Bucket=self.name, Key=key, **options)
+        if not response.get("UploadId"):
             raise StorageError(f"S3 bucket {self.name}: its answer has no UploadId")
-        return answer["UploadId"]
+        return response["UploadId"]
 
     def _send_part(self, part: _Part, call: Call) -> str:
         with closing(Slice(part.path, part.offset, part.size, call)) as source:
-            answer = self.clients.quick.upload_part(
+            response = self.clients.quick.upload_part(
                 Bucket=self.name,
                 Key=part.key,
                 UploadId=part.upload,
@@ -301,20 +302,20 @@ class Bucket:
                 ContentLength=part.size,
                 ContentMD5=source.md5(),
             )
-        return self._confirmed(answer)
+        return self._confirmed(response)
 
     def _complete(self, key: str, upload: str, etags: Sequence[str], body: Body) -> None:
         parts: list[CompletedPartTypeDef] = [
             {"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)
         ]
         _check_ours(body)
-        answer = self.clients.patient.complete_multipart_upload(
+        response = self.clients.patient.complete_multipart_upload(
             Bucket=self.name, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
         )
-        found = _MULTIPART_ETAG.fullmatch(self._confirmed(answer))
-        if found is not None and int(found["parts"]) != len(parts):
+        match = _MULTIPART_ETAG.fullmatch(self._confirmed(response))
+        if match is not None and int(match["parts"]) != len(parts):
             raise StorageError(
-                f"S3 bucket {self.name}: the object has {found['parts']} of {len(parts)} parts"
+                f"S3 bucket {self.name}: the object has {match['parts']} of {len(parts)} parts"
             )
 
     def _abort(self, key: str, upload: str) -> None:
@@ -339,9 +340,9 @@ class Bucket:
     def _object_options(self, body: Body) -> dict[str, Any]:
         return {**self.options, "ContentType": body.mime_type, "Metadata": user_metadata(body.metadata)}
 
-    def _confirmed(self, answer: Mapping[str, Any]) -> str:
-        """The ETag of an answer; an answer without it confirms nothing, also with status 200."""
-        etag = str(answer.get("ETag") or "")
+    def _confirmed(self, response: Mapping[str, Any]) -> str:
+        """The ETag of a response; a response without ETag confirms nothing, even with status 200."""
+        etag = str(response.get("ETag") or "")
         if not etag:
             raise StorageError(f"S3 bucket {self.name}: its answer has no ETag")
         return etag

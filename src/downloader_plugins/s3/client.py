@@ -1,4 +1,4 @@
-"""The boto3 clients of a region, and what their failures mean. Importing this module imports botocore."""
+"""The boto3 clients of a region, and the meaning of failures. Importing this module imports botocore."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_s3 import S3Client
 
 _COMPLETING = 12
-"""How many times `timeout` S3 may take for `CompleteMultipartUpload`."""
+"""Time limit of `CompleteMultipartUpload`, as a multiple of `timeout`."""
 
 
 class Clients(NamedTuple):
@@ -27,16 +27,17 @@ class Clients(NamedTuple):
 
     quick: S3Client
     patient: S3Client
-    """For `CompleteMultipartUpload`, which takes long; AWS sends spaces meanwhile, other servers do not."""
+    """Client for `CompleteMultipartUpload`, which takes long. AWS sends spaces meanwhile, other servers do
+    not."""
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close idle connections."""
         self.quick.close()
         self.patient.close()
 
 
 def known_regions(session: boto3.Session) -> frozenset[str]:
-    """The regions with S3 that this version of botocore knows."""
+    """The regions with S3 in botocore's data."""
     return frozenset(
         region
         for partition in session.get_available_partitions()
@@ -70,7 +71,7 @@ def _client(session: boto3.Session, settings: ConnectionSettings, region: str, r
         # Not all servers accept checksums in trailers; all accept Content-MD5.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        # Only our configuration sets the address: download_url is made from it too.
+        # Only the service's configuration sets the address, which is also part of download_url.
         ignore_configured_endpoint_urls=True,
     )
     client.meta.events.register_last("before-parameter-build.s3", _stay)
@@ -101,10 +102,10 @@ _OUR_FAULT = frozenset(
         *("NoSuchUpload", "InvalidPart", "InvalidPartOrder", "ConditionalRequestConflict"),
     }
 )
-"""Codes that are not the bucket's fault: a wrong clock, expired credentials, a disturbed upload."""
+"""Codes for faults other than the bucket's: a wrong clock, expired credentials, a disturbed upload."""
 
 _FILE_REFUSED = frozenset({"EntityTooLarge", "KeyTooLongError"})
-"""Codes for a file or key that no bucket of this server accepts."""
+"""Codes for a file or key that no bucket on the server accepts."""
 
 _MEANING = {
     "NoSuchBucket": "there is no such bucket",
@@ -124,19 +125,20 @@ _MEANING = {
 _CODE = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 _RETRIED_AT_ONCE = (aws.ConnectionClosedError, aws.EndpointConnectionError, aws.ResponseStreamingError)
-"""Exceptions after which the request is repeated at once. Not timeouts: the file would wait for another."""
+"""Exceptions after which the request is repeated at once. Timeouts are not: other files would have to
+wait."""
 
 
 class PassingError(StorageError):
-    """Temporary: the request may be repeated within the same call."""
+    """Temporary failure: the request may be repeated within the same call."""
 
 
 def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
     """The `StorageError` for a botocore exception, or for an `OSError` of the file to be sent.
 
-    Its text is one line with the bucket, S3's code and the status. It leaves out S3's message, which may
-    repeat what the client sent. If the bucket is the service's `own`, no answer is final. Another one that is
-    missing or forbidden is `StorageRefused`.
+    The text is one line with the bucket, S3's code and the status. S3's message is left out, as it may repeat
+    what the client sent. For the service's `own` bucket, no error is final. Another bucket that is missing or
+    forbidden gives `StorageRefused`.
     """
     if isinstance(exc, ClientError):
         return _answered(exc.response, bucket=bucket, own=own)
@@ -148,15 +150,15 @@ def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
 
 
 def error_code(exc: Exception) -> str:
-    """S3's code, such as `NoSuchUpload`; `""` if S3 has not answered."""
+    """S3's code, such as `NoSuchUpload`; `""` without a response."""
     if not isinstance(exc, ClientError):
         return ""
     return str(exc.response.get("Error", {}).get("Code", ""))
 
 
 def _answered(response: Mapping[str, Any], *, bucket: str, own: bool) -> StorageError:
-    said = str(response.get("Error", {}).get("Code", ""))
-    code = said if _CODE.fullmatch(said) else "an error"
+    raw_code = str(response.get("Error", {}).get("Code", ""))
+    code = raw_code if _CODE.fullmatch(raw_code) else "an error"
     meta = response.get("ResponseMetadata", {})
     status = int(meta.get("HTTPStatusCode", 0))
     meaning = f": {_MEANING[code]}" if code in _MEANING else ""

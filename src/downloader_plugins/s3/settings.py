@@ -35,7 +35,7 @@ def _prefix(text: str) -> str:
 
 
 class ConnectionSettings(AwsSettings):
-    """The keys that both kinds of sections have."""
+    """The keys common to both sections."""
 
     endpoint_url: EndpointUrl = ""
     """URL of an S3 server other than AWS, such as `http://minio.internal:9000`. Empty: AWS."""
@@ -71,13 +71,13 @@ class S3StorageSettings(ConnectionSettings, Credentials):
     @property
     def options(self) -> dict[str, str]:
         """Parameters of each new object."""
-        named = {
+        parameters = {
             "ServerSideEncryption": self.server_side_encryption,
             "SSEKMSKeyId": self.kms_key_id,
             "StorageClass": self.storage_class,
             "ACL": self.acl,
         }
-        return {name: value for name, value in named.items() if value}
+        return {name: value for name, value in parameters.items() if value}
 
 
 class BucketsSettings(ConnectionSettings):
@@ -97,41 +97,41 @@ def object_url(name: str, region: str, key: str, *, endpoint_url: str) -> str:
     # AWS has the bucket's name in the host, except a name with dots, for which there is no certificate.
     if endpoint_url or "." in name:
         return f"{base}/{name}/{quote(key)}"
-    scheme, _, rest = base.partition("://")
-    return f"{scheme}://{name}.{rest}/{quote(key)}"
+    scheme, _, host = base.partition("://")
+    return f"{scheme}://{name}.{host}/{quote(key)}"
 
 
 MAX_METADATA_BYTES = 2048
 """S3's limit of names and values together."""
 
 _PLAIN = re.compile(r"(?!.*=\?)(?! )(?!.* $)(?!.*  )[\x20-\x7e]*")
-"""Values that S3 returns as they were sent: HTTP strips spaces at the ends, signing folds repeated ones, and
-S3 decodes encoded words (RFC 2047)."""
+"""Values that S3 returns unchanged. HTTP strips spaces at the ends, signing folds repeated spaces, and S3
+decodes encoded words (RFC 2047)."""
 
 _UTF8 = Charset("utf-8")
 _UTF8.header_encoding = BASE64
 
 
-def user_metadata(given: Mapping[str, str]) -> dict[str, str]:
+def user_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     """Convert metadata to the form that S3 accepts; never raises.
 
-    Names become lower-case; of two equal ones the first is kept. Values that are not plain ASCII are encoded
-    as RFC 2047 says, in UTF-8, which S3 decodes. Left out are invalid header names, values with control
-    characters or a lone surrogate, and what exceeds 2 KB.
+    Names become lower-case; of two equal names the first one counts. Values that are not plain ASCII are
+    encoded by RFC 2047 in UTF-8, which S3 decodes. Invalid header names, values with control characters or a
+    lone surrogate, and entries beyond 2 KB are left out.
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/UsingMetadata.html
     """
-    kept: dict[str, str] = {}
+    accepted: dict[str, str] = {}
     room = MAX_METADATA_BYTES
-    for given_name, given_value in given.items():
-        name, value = given_name.lower(), _encoded(given_value)
-        if value is None or name in kept or not is_token(given_name):
+    for original_name, original_value in metadata.items():
+        name, value = original_name.lower(), _encoded(original_value)
+        if value is None or name in accepted or not is_token(original_name):
             continue
         size = len(name) + len(value)
         if size <= room:
-            kept[name] = value
+            accepted[name] = value
             room -= size
-    return kept
+    return accepted
 
 
 def _encoded(value: str) -> str | None:

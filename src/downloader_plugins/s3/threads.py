@@ -1,4 +1,4 @@
-"""Blocking calls in threads, the parts of files that they send, and the uploads in progress."""
+"""Blocking calls in threads, file objects for parts of files, and the uploads in progress."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import trio
 from downloader.storage import StorageError
 
 THREADS = 16
-"""Most requests in flight of one storage, or of all buckets of jobs together."""
+"""Most requests in flight for one storage, or for all buckets of jobs together."""
 
 _PATIENCE_S = 0.25
-"""How long a cancelled call waits for its thread, which can stop between two blocks of a body. Then the
-thread is abandoned until its socket times out, so that a peer that hangs does not delay a stop."""
+"""How long a cancelled call waits for the thread, which can stop between two blocks of a body. After that the
+thread is abandoned until a timeout of the socket, so that a hung peer does not delay a stop."""
 
 T = TypeVar("T")
 
 
 class GivenUp(Exception):
-    """The call was cancelled; its thread has to end without publishing anything."""
+    """The call was cancelled; the thread has to end without publishing anything."""
 
 
 class Call:
-    """The state of a call, shared by its thread and the task that waits for it."""
+    """The state of a call, shared by the thread and the waiting task."""
 
     __slots__ = ("begun", "given_up")
 
@@ -39,7 +39,7 @@ class Call:
         self.given_up = False
 
     def check(self) -> None:
-        """Call this in the thread before each step that a cancel should prevent.
+        """Raise if the call was cancelled; for the thread, before each step that a cancel should prevent.
 
         Raises:
             GivenUp: the call was cancelled.
@@ -55,10 +55,10 @@ class Threads:
         self._limiter = trio.CapacityLimiter(THREADS)
 
     async def run(self, work: Callable[[Call], T]) -> T:
-        """Call `work` in a thread; returns its result or raises its exception.
+        """Call `work` in a thread; return the result or raise the exception.
 
-        A cancel prevents work that has not begun. Work in progress sees the cancel in its `Call`, has
-        `_PATIENCE_S` to end, and counts as one of the `THREADS` until it has ended.
+        A cancel prevents work that has not begun. Running work sees the cancel in the `Call`, has
+        `_PATIENCE_S` to end, and counts as one of the `THREADS` until its end.
         """
         call, ended = Call(), trio.Event()
         results: list[T] = []
@@ -101,13 +101,13 @@ class Threads:
 
 
 _READ_BYTES = 256 * 1024
-"""Bytes of the file that are read at once for its digest."""
+"""Bytes of the file read at once for the digest."""
 
 
 class Slice:
     """A part of a file as a file object that botocore can read and seek.
 
-    Reading raises `GivenUp` once its call was cancelled.
+    Reading raises `GivenUp` after a cancel.
     """
 
     def __init__(self, path: Path, offset: int, size: int, call: Call) -> None:
@@ -118,19 +118,19 @@ class Slice:
         self._call = call
 
     def read(self, count: int | None = -1) -> bytes:
-        """Up to `count` bytes; fewer than the part has if the file was cut."""
+        """Read up to `count` bytes; fewer if the file was truncated."""
         self._call.check()
-        left = self._size - self._at
+        remaining = self._size - self._at
         data = os.pread(
             self._file.fileno(),
-            left if count is None or count < 0 else min(count, left),
+            remaining if count is None or count < 0 else min(count, remaining),
             self._offset + self._at,
         )
         self._at += len(data)
         return data
 
     def seek(self, to: int, whence: int = os.SEEK_SET) -> int:
-        """Set the position, which counts from the start of the part."""
+        """Set the position, counted from the start of the part."""
         self._at = to + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         return self._at
 
@@ -143,10 +143,10 @@ class Slice:
         self._file.close()
 
     def md5(self) -> str:
-        """Its `Content-MD5`; seeks back to the start.
+        """The `Content-MD5` of the part; the position is then at the start.
 
         Raises:
-            StorageError: the file is shorter than the part's end.
+            StorageError: the file ends before the part.
         """
         digest = content_md5(iter(partial(self.read, _READ_BYTES), b""))
         if self._at < self._size:
@@ -156,7 +156,7 @@ class Slice:
 
 
 def content_md5(pieces: Iterable[bytes]) -> str:
-    """The value of `Content-MD5` for these bytes, a checksum that S3 defines."""
+    """The value of `Content-MD5`, the checksum used by S3."""
     digest = hashlib.md5(usedforsecurity=False)
     for piece in pieces:
         digest.update(piece)
@@ -164,7 +164,7 @@ def content_md5(pieces: Iterable[bytes]) -> str:
 
 
 class Uploads:
-    """Shared by all `Bucket` objects that may upload to the same bucket."""
+    """The uploads in progress, shared by all `Bucket` objects of one bucket."""
 
     def __init__(self) -> None:
         self.live: set[str] = set()

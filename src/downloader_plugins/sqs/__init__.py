@@ -1,4 +1,4 @@
-"""Delivers callbacks as messages to Amazon SQS or a compatible server."""
+"""Notifier that sends callbacks as messages to Amazon SQS or a compatible server."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ if TYPE_CHECKING:  # stubs, which only type checking has
     from types_boto3_sqs import SQSClient
 
 _PARTITIONS = ("aws", "aws-cn", "aws-us-gov")
-"""The AWS partitions whose queue URLs are accepted."""
+"""AWS partitions with accepted queue URLs."""
 
 _AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")
-"""The domains of AWS, also of VPC, FIPS and IPv6 endpoints."""
+"""Domains of AWS, including VPC, FIPS and IPv6 endpoints."""
 
 CONNECTIONS = 8
 """Most requests in flight to one region; each may have ten messages."""
 
 _URLS = 1024
-"""How many URLs of queues are cached."""
+"""Number of URLs of queues in the cache."""
 
 
 class SqsSettings(Credentials):
@@ -76,7 +76,7 @@ class SqsSettings(Credentials):
     """Glob patterns of the queues that jobs may name; empty: any. Patterns with a `/` match queue URLs, part
     by part; others match the names of queues in our own account."""
     timeout: float = Field(default=10.0, gt=0, allow_inf_nan=False)
-    """Seconds for a whole delivery, half of them for connecting."""
+    """Seconds for a whole delivery, half of the time for connecting."""
 
 
 @asynccontextmanager
@@ -99,29 +99,29 @@ async def open_sqs(section: Mapping[str, Any], host: Host) -> AsyncIterator[Noti
 
 
 def _prepare(settings: SqsSettings) -> tuple[_Regions, Endpoints]:
-    """Make the session and a client. Blocks while boto3 reads its files; no network."""
+    """Make the session and a client. Blocks while boto3 reads files; no network."""
     session = open_session(settings, region=settings.region)
     regions = _Regions(settings, session)
     client = regions.connect(session.region_name)
-    known = [
+    regions_with_sqs = [
         region
         for partition in _PARTITIONS
         for region in session.get_available_regions("sqs", partition_name=partition)
     ]
-    return regions, _endpoints(client.meta.region_name, client.meta.endpoint_url, known)
+    return regions, _endpoints(client.meta.region_name, client.meta.endpoint_url, regions_with_sqs)
 
 
-def _endpoints(region: str, endpoint_url: str, known: Sequence[str]) -> Endpoints:
+def _endpoints(region: str, endpoint_url: str, regions: Sequence[str]) -> Endpoints:
     """The endpoints that queue URLs may have, given the region and endpoint of the configured client."""
     own = aws_hosts([region])
     try:
         origin = parse_endpoint(endpoint_url).origin.url
-    except ValueError as exc:  # the environment's or the profile's: the section's was checked
+    except ValueError as exc:  # from the environment or the profile: the section was checked
         raise PluginError(f"endpoint_url, as boto3 finds it, {exc}") from None
     host = origin.partition("://")[2]
     if host in own:
-        return Endpoints(region=region, hosts=aws_hosts(known) | own)
-    # A VPC endpoint also accepts the URLs of its region: it serves the same queues.
+        return Endpoints(region=region, hosts=aws_hosts(regions) | own)
+    # A VPC endpoint serves the queues of its region, so it accepts their usual URLs too.
     return Endpoints(region=region, origin=origin, hosts=own if host.endswith(_AWS) else {})
 
 
@@ -132,7 +132,7 @@ class _Region:
 
 
 class _Regions:
-    """A client for each region in use, with its own threads, so that a region that hangs affects no other."""
+    """Clients of the regions in use, each with own threads, so that a hung region affects no other."""
 
     def __init__(self, settings: SqsSettings, session: boto3.Session) -> None:
         self._settings = settings
@@ -141,7 +141,7 @@ class _Regions:
         self._lock = trio.Lock()
 
     async def get(self, region: str) -> _Region:
-        """The client of a region, made at its first use."""
+        """Get the client of a region, made at the first use."""
         if region not in self._open:
             async with self._lock:  # a session is not safe to share between threads
                 if region not in self._open:
@@ -167,7 +167,7 @@ class _Regions:
         return client
 
     def close(self) -> None:
-        """Close the idle connections; those in use are closed by their threads."""
+        """Close idle connections; threads close those in use."""
         for region in self._open.values():
             region.client.close()
 
@@ -194,7 +194,7 @@ class _Sqs:
         )
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
-        """See `Notifier`; delivered when SQS has accepted this message."""
+        """See `Notifier`; delivered when SQS has accepted the message."""
         try:
             queue = parse_destination(destination, self._endpoints)
         except BadDestination as exc:
@@ -220,24 +220,24 @@ class _Sqs:
         names = [name for name in self._settings.queues if not set(name) & set("*?[/")]
         region = await self._regions.get(self._endpoints.region)
         with trio.move_on_after(self._settings.timeout):
-            found = await trio.to_thread.run_sync(
+            summary = await trio.to_thread.run_sync(
                 partial(_look, region.client, names), abandon_on_cancel=True, limiter=region.threads
             )
-            return f"{region.client.meta.endpoint_url}: {found}"
+            return f"{region.client.meta.endpoint_url}: {summary}"
         raise DownloaderError(self._too_late().reason)
 
     async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
         queue, payloads = messages[0].queue, [message.payload for message in messages]
         region = await self._regions.get(queue.region)
         call = partial(send, region.client, queue, self._urls.get(queue, ""), payloads)
-        sent: Sent | None = None
+        batch: Sent | None = None
         with trio.move_on_after(self._settings.timeout):
-            sent = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=region.threads)
-        if sent is None:
+            batch = await trio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=region.threads)
+        if batch is None:
             return [self._too_late()] * len(payloads)
-        self._keep_url(queue, sent.url)
-        if sent.results:
-            return sent.results
+        self._keep_url(queue, batch.url)
+        if batch.results:
+            return batch.results
         return [(await self._send([message]))[0] for message in messages]
 
     def _too_late(self) -> RetryLater:
@@ -246,7 +246,7 @@ class _Sqs:
     def _keep_url(self, queue: Queue, url: str) -> None:
         self._urls.pop(queue, None)
         if url:
-            self._urls[queue] = url  # at the end: the first one was used longest ago
+            self._urls[queue] = url  # moved to the end: the first entry is the least recently used
         if len(self._urls) > _URLS:
             del self._urls[next(iter(self._urls))]
 
@@ -269,5 +269,5 @@ def _look(client: SQSClient, names: Sequence[str]) -> str:
 
 
 def _message(exc: Exception) -> str:
-    said = exc.response.get("Error", {}).get("Message", "") if isinstance(exc, ClientError) else str(exc)
-    return " ".join(said.split())
+    text = exc.response.get("Error", {}).get("Message", "") if isinstance(exc, ClientError) else str(exc)
+    return " ".join(text.split())

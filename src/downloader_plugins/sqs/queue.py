@@ -1,7 +1,7 @@
-"""Parses destinations of the `sqs` notifier: which queue, in which region, and whether it may be used.
+"""Parsing of destinations of the `sqs` notifier: queue, region, and permission.
 
 Pure. Requests go only to the configured endpoint or to AWS's own host of a known region. A URL of another
-host is refused, as requests are signed with our credentials.
+host is refused, as requests are signed with the service's credentials.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,80}|[A-Za-z0-9_-]{1,75}\.fifo")
 _FIFO = ".fifo"
 
 _SHORT = re.compile(r"(?:https?://)?aws\.com/sqs/(.*)")
-"""The form that older clients send; only its queue name is used."""
+"""Form of destinations from older clients; only the queue name is used."""
 
 _OWN_PATH = re.compile(r"(?:/[A-Za-z0-9_-]+){0,3}/([^/]+)")
-"""The path on servers compatible with SQS; the name is its last part."""
+"""Path on servers compatible with SQS; the last part is the name."""
 
 _AWS_PATH = re.compile(r"/([0-9]{12})/([^/]+)")
 
 GROUP_CHARS = 128
-"""Limit of a `MessageGroupId`, which may have ASCII letters, digits and punctuation.
+"""Most characters of a `MessageGroupId`, which may have ASCII letters, digits and punctuation.
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"""
 
 _GROUP_SAFE = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~"
@@ -40,7 +40,7 @@ _DIGEST_CHARS = 64
 
 
 class BadDestination(Exception):
-    """The destination is not a queue that can be used; the text is for people."""
+    """The destination is no usable queue; the text is for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,31 +50,31 @@ class Queue:
     name: str
     region: str
     url: str = ""
-    """The client's URL in normal form; empty for a queue given by name."""
+    """URL from the client in normal form; empty for a queue given by name."""
     look_up: bool = True
-    """Whether to ask SQS for the URL of the queue with this name in our own account. If `url` is given too,
-    both have to be the same queue."""
+    """Whether to ask SQS for the URL of the service's own queue with that name. A given `url` must be the
+    same queue."""
 
     @property
     def fifo(self) -> bool:
-        """Whether it is a FIFO queue; exactly their names end in `.fifo`."""
+        """Whether the queue is a FIFO queue, which has a name with the ending `.fifo`."""
         return self.name.endswith(_FIFO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
-    """Where the configured credentials are used."""
+    """Endpoints that get requests with the configured credentials."""
 
     region: str
     """Region of queues given by name."""
     origin: str = ""
     """`http://host:port` of an endpoint other than AWS's own; empty for AWS."""
     hosts: Mapping[str, str] = field(default_factory=dict)
-    """AWS's host names of SQS that URLs may have, and their regions."""
+    """AWS's host names of SQS in accepted URLs, with the region of each."""
 
 
 def aws_hosts(regions: Iterable[str]) -> dict[str, str]:
-    """AWS's host names of SQS, current and legacy ones, with their regions.
+    """Current and legacy host names of SQS on AWS, each with the region.
 
     https://docs.aws.amazon.com/general/latest/gr/sqs-service.html
     """
@@ -92,7 +92,7 @@ def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
     """Parse a destination: a queue's name, `aws.com/sqs/NAME`, or the queue's URL.
 
     Raises:
-        BadDestination: it is none of these, or the URL has another host than the endpoint.
+        BadDestination: not a queue, or the URL has another host than the endpoint.
     """
     short = _SHORT.fullmatch(destination)
     if short or "/" not in destination:
@@ -122,10 +122,10 @@ def parse_destination(destination: str, endpoints: Endpoints) -> Queue:
 
 
 def permitted(queue: Queue, patterns: Sequence[str]) -> Queue | None:
-    """The queue if an allow-list permits it, else `None`.
+    """The queue if permitted by an allow-list, else `None`.
 
-    Patterns with a `/` match URLs, part by part; others match names of queues in our own account. If only a
-    name pattern matches a URL, the queue is looked up: the URL has to be that of our own queue.
+    Patterns with a `/` match URLs, part by part; others match names of queues in the own account. If only a
+    name pattern matches a URL, the queue is looked up: the URL has to be that of the own queue.
     """
     if not patterns or any("/" in pattern and _fits(queue.url, pattern) for pattern in patterns):
         return queue
@@ -134,15 +134,15 @@ def permitted(queue: Queue, patterns: Sequence[str]) -> Queue | None:
     return None
 
 
-def same_queue(url: str, other: str) -> bool:
+def same_queue(url: str, second_url: str) -> bool:
     """Whether two URLs of one endpoint have the same account and name."""
-    return url.split("/")[-2:] == other.split("/")[-2:]
+    return url.split("/")[-2:] == second_url.split("/")[-2:]
 
 
 def group_id(aggr_id: str) -> str:
-    """`MessageGroupId` of an aggregation: its name, with characters that SQS refuses percent-encoded.
+    """`MessageGroupId` of an aggregation: the name, with characters refused by SQS percent-encoded.
 
-    A long name is cut and gets its SHA-256, so that two aggregations never have the same id.
+    A long name is cut and gets the SHA-256, so that two aggregations never have the same id.
     """
     encoded = quote(aggr_id.encode("utf-8", "surrogatepass"), safe=_GROUP_SAFE)
     if len(encoded) <= GROUP_CHARS:
@@ -154,8 +154,8 @@ def group_id(aggr_id: str) -> str:
 def deduplication_id(job_id: str, body: bytes) -> str:
     """`MessageDeduplicationId`: the job's id; for a failure, with a digest of the payload.
 
-    SQS drops messages with an id that it has seen in the last five minutes. A failed job can be downloaded
-    again, with another result; a successful one cannot.
+    SQS drops messages with an id sent in the last five minutes. A failed job can be downloaded again, with
+    another result; a successful job cannot.
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
     """
     try:
@@ -168,7 +168,7 @@ def deduplication_id(job_id: str, body: bytes) -> str:
 
 
 def _fits(url: str, pattern: str) -> bool:
-    """Match each part between slashes by itself, so that no wildcard matches another account."""
+    """Match each part between slashes separately, so that no wildcard matches another account."""
     parts, patterns = url.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 

@@ -1,4 +1,4 @@
-"""Requests to SQS with boto3. All functions that take a client block: call them in threads."""
+"""Requests to SQS with boto3. Functions with a client as argument block: call them in threads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BATCH_BYTES = 256 * 1024
 larger message is sent alone."""
 
 _MISSING = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
-"""AWS also answers these for a queue that we may not use."""
+"""Codes for a missing queue; AWS uses the same codes for a forbidden queue."""
 
 _FAULTS_OF_THE_MESSAGE = frozenset(
     {
@@ -46,16 +46,16 @@ _FAULTS_OF_THE_MESSAGE = frozenset(
         "AWS.SimpleQueueService.BatchRequestTooLong",
     }
 )
-"""Codes for an invalid body, the only part of our requests that can be: too large for the queue, or with
-characters that SQS refuses."""
+"""Codes for an invalid body: too large for the queue, or with characters that SQS refuses. Everything else in
+the requests is always valid."""
 
 
 class _NoAnswer(Exception):
-    """botocore cannot parse the answer, or the answer lacks a field."""
+    """botocore cannot parse the response, or the response lacks a field."""
 
 
 FAILURES = (ClientError, BotoCoreError, ResponseParserError, _NoAnswer)
-"""The exceptions that `describe` describes."""
+"""The exceptions for `describe`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +63,14 @@ class Sent:
     """The result of a request."""
 
     results: Sequence[Result] = ()
-    """One for each message; empty if one invalid message made SQS refuse all, so that each has to be sent
-    alone."""
+    """One for each message. Empty if SQS refused all because of one invalid message, so that each has to be
+    sent alone."""
     url: str = ""
-    """The URL of the queue; empty if it has to be looked up again."""
+    """The URL of the queue; empty: to be looked up again."""
 
 
 def size_of(payload: Payload) -> int:
-    """The size that counts for SQS's limits, in bytes: attributes count by name, type and value."""
+    """The size in bytes for SQS's limits, with attributes by name, type and value."""
     return len(payload.body) + sum(
         len(name) + len(value["DataType"]) + len(value["StringValue"])
         for name, value in _attributes(payload).items()
@@ -82,26 +82,26 @@ def _attributes(payload: Payload) -> dict[str, MessageAttributeValueTypeDef]:
     return {"traceparent": {"DataType": "String", "StringValue": traceparent}} if traceparent else {}
 
 
-def send(client: SQSClient, queue: Queue, known_url: str, payloads: Sequence[Payload]) -> Sent:
-    """Send up to `MESSAGES` messages, of `BATCH_BYTES` together if they are several.
+def send(client: SQSClient, queue: Queue, cached_url: str, payloads: Sequence[Payload]) -> Sent:
+    """Send up to `MESSAGES` messages; several together have at most `BATCH_BYTES`.
 
-    `known_url` is that of an earlier `Sent`, or empty. Raises nothing that botocore raises.
+    `cached_url` is the URL of an earlier `Sent`, or empty. No exception of botocore is raised.
     """
     try:
-        url = known_url or find(client, queue)
+        url = cached_url or find(client, queue)
     except FAILURES as exc:
         return _all(payloads, RetryLater(describe(exc, queue)))
     if not url:
         return _all(payloads, Rejected(f"{queue.url} is not the queue {queue.name} of this account"))
     try:
-        answer = _asked(client.send_message_batch, QueueUrl=url, Entries=_entries(queue, payloads))
+        response = _request(client.send_message_batch, QueueUrl=url, Entries=_entries(queue, payloads))
     except FAILURES as exc:
         if not isinstance(exc, ClientError) or _code(exc) not in _FAULTS_OF_THE_MESSAGE:
             return _all(payloads, RetryLater(describe(exc, queue)))
         if len(payloads) > 1:
             return Sent(url=url)
         return _all(payloads, Rejected(describe(exc, queue)), url)
-    return Sent(results=_results(answer, len(payloads)), url=url)
+    return Sent(results=_results(response, len(payloads)), url=url)
 
 
 def describe(exc: Exception, queue: Queue | None = None) -> str:
@@ -120,25 +120,25 @@ def is_denied(exc: Exception) -> bool:
     return isinstance(exc, ClientError) and _code(exc) in ("AccessDenied", "AccessDeniedException")
 
 
-def _asked(operation: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+def _request(operation: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
     try:
         return operation(*arguments, **keywords)
-    except (AttributeError, TypeError) as exc:  # from its parser, for JSON of another form
+    except (AttributeError, TypeError) as exc:  # from botocore's parser, for JSON of another form
         raise _NoAnswer from exc
 
 
 def find(client: SQSClient, queue: Queue) -> str:
-    """The queue's URL; empty if our queue with this name has another URL than `queue.url`.
+    """The queue's URL; empty if the own queue with that name has another URL than `queue.url`.
 
     Raises:
         Exception: one of `FAILURES`.
     """
     if not queue.look_up:
         return queue.url
-    found: object = _asked(client.get_queue_url, QueueName=queue.name).get("QueueUrl")
-    if not isinstance(found, str) or not found:
+    url: object = _request(client.get_queue_url, QueueName=queue.name).get("QueueUrl")
+    if not isinstance(url, str) or not url:
         raise _NoAnswer
-    return found if not queue.url or same_queue(found, queue.url) else ""
+    return url if not queue.url or same_queue(url, queue.url) else ""
 
 
 def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatchRequestEntryTypeDef]:
@@ -157,17 +157,17 @@ def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatch
     return entries
 
 
-def _results(answer: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
+def _results(response: SendMessageBatchResultTypeDef, count: int) -> list[Result]:
     """The result of each message; a 200 does not mean that all were accepted."""
-    found: dict[str, Result] = {taken.get("Id", ""): Delivered() for taken in answer.get("Successful") or ()}
-    for failed in answer.get("Failed") or ():
+    results: dict[str, Result] = {row.get("Id", ""): Delivered() for row in response.get("Successful") or ()}
+    for failed in response.get("Failed") or ():
         code = failed.get("Code", "")
         reason = f"SQS refused the message: {code}"
-        found[failed.get("Id", "")] = (
+        results[failed.get("Id", "")] = (
             Rejected(reason) if code in _FAULTS_OF_THE_MESSAGE else RetryLater(reason)
         )
     unknown = RetryLater("SQS gave no result for the message")
-    return [found.get(str(index), unknown) for index in range(count)]
+    return [results.get(str(index), unknown) for index in range(count)]
 
 
 def _all(payloads: Sequence[Payload], result: Result, url: str = "") -> Sent:
