@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from downloader.cli.options import LOCAL, Json, Service, connect, for_each
-from downloader.cli.output import Cell, local_time, show_table, write_json, write_result
+from downloader.cli.output import Cell, details, local_time, show_table, write_json, write_result
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -132,10 +132,7 @@ def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
             shown = "none" if value_of_jobs is None else f"{value_of_jobs:g}"
             note = f" (the jobs ask for {shown})" if name in aggregation.overridden else ""
             yield name, f"{value:g}{unit}{note}"
-    if aggregation.proxy:
-        yield "proxy", aggregation.proxy
-    if aggregation.next_due_at is not None:
-        yield "next due", local_time(aggregation.next_due_at)
+    yield from details(aggregation, proxy="proxy", next_due_at="next due")
 
 
 def _cells(row: Aggregation) -> Sequence[Cell]:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from downloader.cli.options import LOCAL, Json, Service, connect, for_each
-from downloader.cli.output import Cell, local_time, print_rows, show_table, write, write_json, write_result
+from downloader.cli.output import (
+    Cell,
+    details,
+    local_time,
+    print_rows,
+    show_table,
+    write,
+    write_json,
+    write_result,
+)
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,8 +51,8 @@ def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
     """
 
     def show(client: Client, job_id: str) -> None:
-        details = client.job(job_id)
-        write_result(details, f"{details.id} {details.state}", _rows(details), as_json=json_)
+        found = client.job(job_id)
+        write_result(found, f"{found.id} {found.state}", _rows(found), as_json=json_)
 
     return for_each(job_ids, show, service)
 
@@ -205,42 +214,29 @@ def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
 
 
 def _rows(job: Job) -> Iterator[tuple[str, str]]:
-    yield "url", job.url
-    yield "aggregation", job.aggr_id
-    yield "created", local_time(job.created_at)
-    if job.ended:
-        yield "ended", local_time(job.finished_at)
-    elif job.due_at is not None:
-        yield "due", local_time(job.due_at)
+    yield from details(job, url="url", aggr_id="aggregation", created_at="created", due_at="due")
+    yield from details(job, finished_at="ended")
     yield "attempts", str(job.attempts)
-    for name in ("priority", "crashes"):
-        if number := getattr(job, name):
-            yield name, str(number)
+    yield from details(job, priority="priority", crashes="crashes")
     if job.file is not None:
-        yield from _file_rows(job, job.file)
+        yield from _file_rows(job.file)
+    yield from details(job, download_url="download")
     if job.error:
         yield "error", f"{job.error_code}: {job.error}"
-    for failure in job.errors:
-        yield "attempt failed", f"{local_time(failure.at)} {failure.error}"
-    if job.kept_until is not None:
-        yield "kept until", local_time(job.kept_until)
+    yield from _failures("attempt failed", job)
+    yield from details(job, kept_until="kept until")
     if job.callback is not None:
-        yield from _callback_rows(job.callback)
+        yield "callback", f"{job.callback.state}, {job.callback.type} {job.callback.destination}"
+        yield from _failures("delivery failed", job.callback)
 
 
-def _callback_rows(callback: JobCallback) -> Iterator[tuple[str, str]]:
-    yield "callback", f"{callback.state}, {callback.type} {callback.destination}"
-    for failure in callback.errors:
-        yield "delivery failed", f"{local_time(failure.at)} {failure.error}"
+def _failures(label: str, task: Job | JobCallback) -> Iterator[tuple[str, str]]:
+    for failure in task.errors:
+        yield label, f"{local_time(failure.at)} {failure.error}"
 
 
-def _file_rows(job: Job, file: JobFile) -> Iterator[tuple[str, str]]:
+def _file_rows(file: JobFile) -> Iterator[tuple[str, str]]:
     from rich.filesize import decimal
 
-    yield (
-        "file",
-        f"{file.path}, {decimal(file.size)}, {file.mime_type} {file.image_size}".rstrip(),
-    )
-    yield "sha256", file.sha256
-    if job.download_url:
-        yield "download", job.download_url
+    yield "file", f"{file.path}, {decimal(file.size)}, {file.mime_type} {file.image_size}".rstrip()
+    yield from details(file, sha256="sha256")

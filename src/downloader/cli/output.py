@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,21 @@ def write_result(
     if as_json:
         write_json(result)
         return
-    details = list(rows)
-    width = max((len(name) for name, _ in details), default=0)
-    write("\n".join([escape(title), *(f"  {name:<{width}}  {escape(text)}" for name, text in details)]))
+    shown = list(rows)
+    width = max((len(name) for name, _ in shown), default=0)
+    write("\n".join([escape(title), *(f"  {name:<{width}}  {escape(text)}" for name, text in shown)]))
+
+
+def details(result: BaseModel, **labels: str) -> Iterator[tuple[str, str]]:
+    """The members of a result that are neither empty nor 0, as rows for people.
+
+    Args:
+        result: one of the models of `downloader.wire`.
+        labels: by member, the name of its row.
+    """
+    for name, label in labels.items():
+        if value := getattr(result, name):
+            yield label, local_time(value) if isinstance(value, datetime) else str(value)
 
 
 def local_time(moment: datetime | None) -> str:
