@@ -107,6 +107,7 @@ class FakeStore:
         *,
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
+        room: int = 0,
     ) -> LeaseBatch:
         self.asked.append(count)
         await self._meet(self.before, "lease")
@@ -129,7 +130,11 @@ class FakeStore:
             self._unheard = granted
             raise
         more = self._next_group(shares, unproven) is not None
-        return LeaseBatch(leases=granted, next_due_s=0 if more else None)
+        due_s = 0 if more else None
+        return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
+
+    async def withdraw(self, kind: Kind, owner: str) -> None:
+        await self._meet(self.before, "withdraw")
 
     def _next_group(self, shares: Shares, unproven: int) -> str | None:
         last = None
