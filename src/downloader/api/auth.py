@@ -96,20 +96,20 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
     """
     given = [value for name, value in headers if name == b"authorization"]
     scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-    found = find_token(callers, token.strip(b" ")) if scheme.lower() == b"bearer" else None
-    if found is None:
+    owner = find_token(callers, token.strip(b" ")) if scheme.lower() == b"bearer" else None
+    if owner is None:
         raise Refused(UNAUTHORIZED)
-    return found[1]
+    return owner[1]
 
 
 def find_token(callers: Callers, token: bytes) -> tuple[bytes, Caller] | None:
     """The token's digest and its owner; `None` if it is not configured."""
     digest = hashlib.sha256(token).digest()
-    found = None
-    for known in callers:  # no break: the time must not depend on which one matches
-        if hmac.compare_digest(known[0], digest):
-            found = known
-    return found
+    owner = None
+    for configured, caller in callers:  # no break: the time must not depend on which one matches
+        if hmac.compare_digest(configured, digest):
+            owner = configured, caller
+    return owner
 
 
 def check_scope(caller: Caller, scope: Scope) -> None:
@@ -166,15 +166,15 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
         return None
     names = (SECURE_COOKIE,) if scope["scheme"] == "https" else (SECURE_COOKIE, COOKIE)
     given = [(names.index(name), value) for name, value in cookies(headers) if name in names]
-    found = None
+    session = None
     for _, value in sorted(given, key=itemgetter(0))[:_COOKIES]:
         ends = value.partition(".")[0]
         if not (ends.isascii() and ends.isdigit() and len(ends) <= _DIGITS) or int(ends) <= time.time():
             continue
         for digest, caller in callers:  # no break: the time must not depend on which one matches
             if hmac.compare_digest(sign(digest, int(ends)).encode(), value.encode()):
-                found = found or Session(caller=caller, ends=int(ends))
-    return found
+                session = session or Session(caller=caller, ends=int(ends))
+    return session
 
 
 def cookies(headers: Headers) -> Iterator[tuple[str, str]]:

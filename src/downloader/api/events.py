@@ -37,10 +37,11 @@ RETRY_MS = 2000
 """Time until a browser reconnects when its stream has ended: a restart takes about as long."""
 
 PAUSE_FACTOR = 9
-"""The pause after a sample, as a multiple of the sample's time: sampling takes a tenth of the time."""
+"""Pause for 9 times as long as a sample took, so sampling uses at most 10% of the time."""
 
 PAUSE_MAX_S = 2.0
-"""The longest such pause: a sample that waited for an unreachable store cost the store nothing."""
+"""Longest pause that `PAUSE_FACTOR` causes. A sample is also slow while the store cannot be reached, and then
+costs the store nothing."""
 
 # The comment keeps proxies from closing a silent stream; the event is for scripts, which see no comments.
 _ALIVE = b": alive\nevent: alive\ndata: {}\n\n"
@@ -141,21 +142,21 @@ class Events:
 
     async def _events(self, allows: Allows, until: float) -> AsyncGenerator[bytes]:
         yield b"retry: %d\n\n" % RETRY_MS
-        sent, known = b"", 0
+        sent, sent_sample = b"", 0
         while True:
             alive_at = min(until, trio.current_time() + self.pace.alive_s)
-            newest = await self._next(allows, sent, known, alive_at)
+            newest = await self._next(allows, sent, sent_sample, alive_at)
             if newest is None or trio.current_time() >= until:
                 return
             if newest != sent:
                 sent = newest
                 yield b"event: snapshot\ndata: " + newest + b"\n\n"
             else:
-                samples, known = self.history.since(known), self.history.newest
+                samples, sent_sample = self.history.since(sent_sample), self.history.newest
                 yield b"event: history\ndata: " + samples + b"\n\n" if samples else _ALIVE
 
-    async def _next(self, allows: Allows, sent: bytes, known: int, until: float) -> bytes | None:
-        """Wait for a snapshot other than `sent`, or a newer sample than number `known`, until that time.
+    async def _next(self, allows: Allows, sent: bytes, sent_sample: int, until: float) -> bytes | None:
+        """Wait until that time for a snapshot other than `sent`, or a sample newer than number `sent_sample`.
 
         Returns:
             The newest snapshot; `sent` if it did not change in time; `None` when the API stops.
@@ -164,7 +165,7 @@ class Events:
         with trio.move_on_at(until):
             while not self._stopped:
                 newest = self._encoded(allows)  # once: for a restricted token it takes milliseconds
-                if newest not in (b"", sent) or self.history.newest != known:
+                if newest not in (b"", sent) or self.history.newest != sent_sample:
                     break
                 await self._changed.wait()
         return None if self._stopped else newest or sent
@@ -185,15 +186,15 @@ class Events:
             backlog = await self._store.backlog(DESTINATIONS)
             reports = {role: await self._store.reports(role) for role in ROLES}
             totals = {role: await self._store.totals(role) for role in COUNTED_ROLES}
-            found = Snapshot(store=True, reports=reports, totals=totals, backlog=backlog, load=load)
+            snapshot = Snapshot(store=True, reports=reports, totals=totals, backlog=backlog, load=load)
         except StoreError:
-            found = replace(self._snapshot or NOTHING_KNOWN, store=False)
+            snapshot = replace(self._snapshot or NOTHING_KNOWN, store=False)
         except Exception:  # noqa: BLE001  an error of the web page must not stop the API
             if self._snapshot is None or self._snapshot.store:  # log it once, not with each sample
                 _log.exception(Event.API_FAILED, path=PATH)
-            found = replace(self._snapshot or NOTHING_KNOWN, store=False)
-        if found != self._snapshot:
-            self._snapshot, self._encoded_for_all = found, b""
+            snapshot = replace(self._snapshot or NOTHING_KNOWN, store=False)
+        if snapshot != self._snapshot:
+            self._snapshot, self._encoded_for_all = snapshot, b""
             self._notify()
 
     def _notify(self) -> None:

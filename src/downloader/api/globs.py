@@ -36,8 +36,8 @@ def text_globs(patterns: Iterable[str]) -> Allows:
     listed = list(patterns)
     if "*" in listed:
         return anything
-    found = re.compile("|".join(map(translate, listed)) or "(?!)").match
-    return lambda text: found(text) is not None
+    match = re.compile("|".join(map(translate, listed)) or "(?!)").match
+    return lambda text: match(text) is not None
 
 
 def url_globs(patterns: Iterable[str], use: Use) -> Allows:
@@ -107,9 +107,9 @@ def _readings(path: str) -> list[str]:
 
     Empty if one of them contains `..` or unprintable characters.
     """
-    found = [_decoded(path), _decoded(_SEPARATOR.sub("_", path))]
-    leads_up = any(not text.isprintable() or _PARENT.search(text) for text in found)
-    return [] if leads_up else found
+    readings = [_decoded(path), _decoded(_SEPARATOR.sub("_", path))]
+    leads_up = any(not text.isprintable() or _PARENT.search(text) for text in readings)
+    return [] if leads_up else readings
 
 
 def _decoded(path: str) -> str:

@@ -103,26 +103,27 @@ def rates(before: Totals, after: Totals, seconds: float) -> dict[str, float]:
 
 def latencies(before: Totals, after: Totals) -> dict[str, list[float] | None]:
     """`QUANTILES` in seconds, by the names of `LATENCIES`; `None` where nothing was measured."""
-    found = {}
+    seconds: dict[str, list[float] | None] = {}
     for name, (role, histogram) in LATENCIES.items():
         counts: Counter[float] = Counter()
         for series, count in _growth(before, after, role).items():
             first, *labels = series.split(SEPARATOR)
             if first == histogram + BUCKET:
                 counts[float(labels[-1])] += count
-        found[name] = [_short(quantile(counts, each)) for each in QUANTILES] if counts.total() else None
-    return found
+        measured = counts.total() > 0
+        seconds[name] = [_short(quantile(counts, which)) for which in QUANTILES] if measured else None
+    return seconds
 
 
 def failures(before: Totals, after: Totals) -> dict[str, int]:
     """Downloads that have failed for good, by error code, and callbacks that were given up."""
-    found: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
     for role, counter in (("processor", "downloads_failed"), ("notifier", "callbacks_failed")):
         for series, count in _growth(before, after, role).items():
             name, _, label = series.partition(SEPARATOR)
             if name == counter and count:
-                found[label if role == "processor" else CALLBACK] += count
-    return dict(found)
+                failed[label if role == "processor" else CALLBACK] += count
+    return dict(failed)
 
 
 def quantile(counts: Mapping[float, int], which: float) -> float:
@@ -141,8 +142,8 @@ def quantile(counts: Mapping[float, int], which: float) -> float:
 
 def _growth(before: Totals, after: Totals, role: str) -> dict[str, int]:
     """How much each series has grown; one that has shrunk restarted at 0 in an emptied store."""
-    known = before.get(role, {})
-    pairs = ((series, count, known.get(series, 0)) for series, count in after[role].items())
+    earlier = before.get(role, {})
+    pairs = ((series, count, earlier.get(series, 0)) for series, count in after[role].items())
     return {series: count - past if count >= past else count for series, count, past in pairs}
 
 

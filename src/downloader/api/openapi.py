@@ -235,11 +235,11 @@ def _tidy(schema: Any) -> Any:
     Pydantic writes `ge` where a validator runs before the bound is checked.
     """
     if isinstance(schema, list):
-        return [_tidy(each) for each in schema]
+        return [_tidy(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     return {
-        _BOUNDS.get(name, name): {key: _tidy(each) for key, each in value.items()}
+        _BOUNDS.get(name, name): {key: _tidy(field) for key, field in value.items()}
         if name == "properties"
         else _tidy(value)
         for name, value in schema.items()

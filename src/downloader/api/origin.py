@@ -90,8 +90,8 @@ class Cors:
 
     def preflight(self, method: str, headers: Mapping[bytes, bytes]) -> Headers | None:
         """Headers of the answer to an allowed preflight; `None` for any other request."""
-        asked = headers.get(b"access-control-request-method")
-        if method != "OPTIONS" or asked not in _READING or not self.permits(headers):
+        wanted = headers.get(b"access-control-request-method")
+        if method != "OPTIONS" or wanted not in _READING or not self.permits(headers):
             return None
         return [
             *self._headers(headers),
@@ -173,13 +173,13 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
 
 def _is_own(host: str, server: tuple[str, int] | None) -> bool:
     """Whether the host is the connection's local address, or `localhost` on loopback."""
-    here = _address(server[0]) if server else None
-    if here is None:  # a unix socket
+    local = _address(server[0]) if server else None
+    if local is None:  # a unix socket
         return False
-    there = _address(host)
-    if there is None:
-        return here.is_loopback and (host == "localhost" or host.endswith(".localhost"))
-    return there == here or (there.is_loopback and here.is_loopback)
+    address = _address(host)
+    if address is None:
+        return local.is_loopback and (host == "localhost" or host.endswith(".localhost"))
+    return address == local or (address.is_loopback and local.is_loopback)
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:

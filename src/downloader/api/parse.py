@@ -218,8 +218,8 @@ def _pair_faults(
         hints = {"callback_type": f'is required, or "{NO_CALLBACK}" if there is to be no callback'}
         yield from (fault_in(name, "required", hints.get(name, "is required")) for name in missing)
     elif fields[kind] not in backends:
-        known = ", ".join(sorted(backends))
-        yield fault_in(kind, "unknown_backend", f"is not a backend that is configured here: {known}")
+        configured = ", ".join(sorted(backends))
+        yield fault_in(kind, "unknown_backend", f"is not a backend that is configured here: {configured}")
     else:
         yield from _destination_faults(destination, fields[kind], fields[destination], check_host)
 

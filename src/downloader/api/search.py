@@ -1,7 +1,7 @@
 """A search over all aggregations, for operators with thousands of them.
 
-The store can list aggregations only by their number of jobs. So all of them are read, and used for further
-requests for some time if there are many; what is answered about those on the page is of now.
+The store can list aggregations only by their number of jobs. So a search reads all of them, and later
+searches reuse the result for a short time. The aggregations on the page that is sent are read again.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from downloader.store import AggregationLoad, JobStore, StoreError
 from downloader.wire import Aggregation
 
 SEARCHED = 20_000
-"""Most aggregations that are searched, of each shard of the store the busiest."""
+"""Most aggregations that are searched: the busiest of each shard of the store."""
 
 PAGE_MAX = 100
 
 AGE_FACTOR = 20
-"""How long they are kept, as a multiple of the time for reading them: a twentieth of the time is reading."""
+"""Cache aggregations for 20 times as long as reading them took, so reading uses at most 5% of the time."""
 
 AGE_MAX_S = 3.0
-"""How long they are kept at the most: a store that is slow for a moment must not make them old."""
+"""Longest time for which aggregations are cached, so that one slow read does not make results old."""
 
 SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
     "aggr_id": lambda load: load.aggr_id.casefold(),
@@ -47,18 +47,18 @@ class Aggregations:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._loads: Sequence[AggregationLoad] = ()
-        """The busiest first: this order decides among those that are equal in another."""
+        """The busiest first. Sorting is stable, so aggregations with equal sort keys keep this order."""
         self._error: StoreError | None = None
-        """Of the last reading."""
+        """The error of the last read; `None` after a success."""
         self._keep_until = -inf
         self._reading = trio.Lock()
 
     async def find(
         self, allows: Allows, *, text: str, sort: str, skip: int, count: int
     ) -> tuple[Sequence[Aggregation], int]:
-        """Some of the aggregations that match and that the caller may see, and how many match.
+        """One page of the matching aggregations that the caller may see, and the number of all of them.
 
-        `text`: in any place of the name, whatever the case. `skip`: how many of them are left out first.
+        `text`: a part of the name, in any case. `skip`: the number of matches before the page.
         """
         text = text.casefold()
         matching = [
@@ -71,16 +71,16 @@ class Aggregations:
         return [described[name] for name in names if name in described], len(matching)
 
     async def _newest(self) -> Sequence[AggregationLoad]:
-        """All aggregations, read again if they are too old.
+        """All aggregations; read from the store if the cached ones are too old.
 
-        An error is kept as long: otherwise each waiting request would wait for an error of its own.
+        Errors are cached too: otherwise requests that wait for the lock would time out one after another.
         """
         async with self._reading:
             begun = trio.current_time()
             if begun >= self._keep_until:
                 try:
-                    found = await self._store.loads(SEARCHED)
-                    self._loads, self._error = sorted(found, key=_by_work), None
+                    loads = await self._store.loads(SEARCHED)
+                    self._loads, self._error = sorted(loads, key=_by_work), None
                 except StoreError as error:
                     self._error = error
                 now = trio.current_time()

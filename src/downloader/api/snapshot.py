@@ -55,12 +55,12 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
 
     `more_aggregations` is exact for a caller that may see all; for others it counts only those read.
     """
-    found = snapshot.load.aggregations if snapshot.load else []
-    visible = [load for load in found if allows(load.aggr_id)]
+    loads = snapshot.load.aggregations if snapshot.load else []
+    visible = [load for load in loads if allows(load.aggr_id)]
     total = snapshot.load.total if snapshot.load and allows is anything else len(visible)
     instances = sorted(
         (_instance(role, report) for role, reports in snapshot.reports.items() for report in reports),
-        key=lambda one: (one["host"], one["started_ms"], one["instance"], one["role"]),
+        key=lambda row: (row["host"], row["started_ms"], row["instance"], row["role"]),
     )
     document = {
         "store": snapshot.store,
@@ -95,8 +95,8 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
 
 def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:
     """One row; a report may come from another version, so any field may be missing or of another type."""
-    found = report.get("counters")
-    in_flight = found.get("in_flight") if isinstance(found, Mapping) else None
+    counters = report.get("counters")
+    in_flight = counters.get("in_flight") if isinstance(counters, Mapping) else None
     return {
         "instance": _text(report.get("instance")),
         "role": role,

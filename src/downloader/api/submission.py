@@ -40,8 +40,8 @@ _log = get_logger()
 def traceparent(headers: Mapping[bytes, bytes]) -> str:
     """The trace that a request belongs to; empty without a valid header, as W3C Trace Context demands."""
     value = headers.get(b"traceparent", b"").decode("latin-1")
-    found = _TRACEPARENT.fullmatch(value)
-    return value if found and found[1].strip("0") and found[2].strip("0") else ""
+    match = _TRACEPARENT.fullmatch(value)
+    return value if match and match[1].strip("0") and match[2].strip("0") else ""
 
 
 def in_trace(submission: Submission, trace: str) -> Submission:

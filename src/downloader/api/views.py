@@ -119,23 +119,23 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
 
 def cooling(load: Load) -> int:
     """How many of the aggregations that were read cool down."""
-    return sum(each.cooling_until_ms is not None for each in load.aggregations)
+    return sum(row.cooling_until_ms is not None for row in load.aggregations)
 
 
 def fleet_counters(
     role: str, reports: Iterable[Mapping[str, Any]], totals: Mapping[str, int]
 ) -> dict[str, int | float]:
     """A role's counters, which include instances that have ended, and its gauges over the live instances."""
-    known = {name: value for name, value in by_name(totals).items() if name in COUNTERS[role]}
-    return dict(sorted((counters(reports) | known).items()))
+    sums = {name: value for name, value in by_name(totals).items() if name in COUNTERS[role]}
+    return dict(sorted((counters(reports) | sums).items()))
 
 
 def counters(reports: Iterable[Mapping[str, Any]], field: str = "counters") -> dict[str, int | float]:
     """The sums of the counters in one field of the instances' reports; ignores what is not a number."""
     sums: dict[str, int | float] = {}
     for report in reports:
-        found = report.get(field)
-        for name, value in found.items() if isinstance(found, Mapping) else ():
+        members = report.get(field)
+        for name, value in members.items() if isinstance(members, Mapping) else ():
             if isinstance(value, int | float) and not isinstance(value, bool):
                 sums[name] = sums.get(name, 0) + value
     return sums

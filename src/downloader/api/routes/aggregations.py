@@ -61,17 +61,17 @@ async def list_aggregations(context: Context) -> tuple[AggregationPage, dict[str
     With `q` or `sort` they are searched and sorted, and `total` says how many match.
     """
     if "q" in request.args or "sort" in request.args:
-        found = await _search(context.search)
+        page = await _search(context.search)
     else:
         try:
-            page = await context.store.aggregations(request.args.get("cursor", ""), PAGE)
+            listed = await context.store.aggregations(request.args.get("cursor", ""), PAGE)
         except ValueError:
             raise bad_query("cursor", "must be one from an earlier answer.") from None
         allows = visible_aggregations()
-        rows = [row for row in page.aggregations if allows(row.aggr_id)]
+        rows = [row for row in listed.aggregations if allows(row.aggr_id)]
         rows.sort(key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
-        found = AggregationPage(aggregations=rows, cursor=page.cursor)
-    return found, next_page("/aggregations", found.cursor)
+        page = AggregationPage(aggregations=rows, cursor=listed.cursor)
+    return page, next_page("/aggregations", page.cursor)
 
 
 async def _search(aggregations: Aggregations) -> AggregationPage:
@@ -87,11 +87,11 @@ async def _search(aggregations: Aggregations) -> AggregationPage:
     count = _number("count", PAGE_MAX, _COUNT)
     if not 1 <= count <= PAGE_MAX:
         raise bad_query("count", _COUNT)
-    page, total = await aggregations.find(
+    rows, total = await aggregations.find(
         visible_aggregations(), text=request.args.get("q", ""), sort=sort, skip=skip, count=count
     )
     cursor = str(skip + count) if skip + count < total else ""
-    return AggregationPage(aggregations=page, cursor=cursor, total=total)
+    return AggregationPage(aggregations=rows, cursor=cursor, total=total)
 
 
 def _number(name: str, default: int, detail: str) -> int:
@@ -159,11 +159,11 @@ def _changes(body: bytes) -> AggregationChanges:
         Refused: 400 or 422.
     """
     members, fields = parse_object(body), AggregationChanges.__annotations__
-    known = {name: value for name, value in members.items() if name in fields}
+    changes = {name: value for name, value in members.items() if name in fields}
     # No more are looked at than are answered: a body may have tens of thousands, at 0.06 ms each.
     unknown = islice((name[:MAX_NAME_CHARS] for name in members if name not in fields), MAX_WARNINGS)
     try:
-        return _CHANGES.validate_python(known | dict.fromkeys(unknown))
+        return _CHANGES.validate_python(changes | dict.fromkeys(unknown))
     except ValidationError as error:
         raise refusal(error) from None
 

@@ -71,7 +71,7 @@ async def _is_visible(store: JobStore, key: str) -> bool:
     return view is not None and view.spec.storage_key == key
 
 
-async def file_response(stored: StoredFile, asked: Request) -> Response | None:
+async def file_response(stored: StoredFile, incoming: Request) -> Response | None:
     """The file or the requested range of it; `None` if it no longer exists.
 
     As in RFC 9110: one range is answered 206, several with the whole file (14.2), one past the end 416.
@@ -81,20 +81,20 @@ async def file_response(stored: StoredFile, asked: Request) -> Response | None:
         Refused: 416.
     """
     try:
-        facts = await trio.Path(stored.path).stat()
+        metadata = await trio.Path(stored.path).stat()
     except FileNotFoundError:
         return None
-    size = facts.st_size
-    etag = f'"{facts.st_mtime_ns:x}-{size:x}"'
+    size = metadata.st_size
+    etag = f'"{metadata.st_mtime_ns:x}-{size:x}"'
     headers = _HEADERS | {"ETag": etag, "Content-Disposition": _disposition(stored.path.name)}
-    if etag in asked.headers.get("If-None-Match", ""):
+    if etag in incoming.headers.get("If-None-Match", ""):
         return Response(b"", HTTPStatus.NOT_MODIFIED, headers)
-    part = _part(asked, size) if asked.headers.get("If-Range", etag) == etag else None
-    start, stop = part or (0, size)
-    if part:
+    interval = _requested_range(incoming, size) if incoming.headers.get("If-Range", etag) == etag else None
+    start, stop = interval or (0, size)
+    if interval:
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-    response = Response(b"", HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK, headers)
-    if asked.method != "HEAD":
+    response = Response(b"", HTTPStatus.PARTIAL_CONTENT if interval else HTTPStatus.OK, headers)
+    if incoming.method != "HEAD":
         body = TrioFileBody(stored.path, buffer_size=_READ_BYTES)
         body.begin, body.end = start, stop
         response.response = body
@@ -102,13 +102,13 @@ async def file_response(stored: StoredFile, asked: Request) -> Response | None:
     return response
 
 
-def _part(asked: Request, size: int) -> tuple[int, int] | None:
+def _requested_range(incoming: Request, size: int) -> tuple[int, int] | None:
     """The requested range as a half-open interval of offsets; `None` for the whole file.
 
     Raises:
         Refused: 416.
     """
-    wanted = parse_range_header(asked.headers.get("Range"))
+    wanted = parse_range_header(incoming.headers.get("Range"))
     if wanted is None or wanted.units != "bytes" or len(wanted.ranges) != 1:
         return None
     first, end = wanted.ranges[0]

@@ -177,8 +177,8 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     Sends a failed callback again.
     """
     answer = Changed.UNKNOWN
-    known = _JOB_ID.fullmatch(job_id) is not None
-    if known and (sees_all() or await visible_job(context.store, job_id) is not None):
+    well_formed = _JOB_ID.fullmatch(job_id) is not None
+    if well_formed and (sees_all() or await visible_job(context.store, job_id) is not None):
         answer = await context.store.retry(
             job_id, download=_wants_download(), limit=context.deps.callback_limit
         )

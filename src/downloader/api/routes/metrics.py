@@ -65,7 +65,7 @@ def gauge_values(
 ) -> Mapping[str, Mapping[Labels, float]]:
     """The values of all gauges, by name and label values."""
     kinds = {("download",): backlog.downloads, ("callback",): backlog.callbacks}
-    due_ms = min((each.due_ms for each in backlog.destinations if each.due_ms), default=backlog.now_ms)
+    due_ms = min((row.due_ms for row in backlog.destinations if row.due_ms), default=backlog.now_ms)
     return {
         "downloader_pending": {kind: waiting.pending for kind, waiting in kinds.items()},
         "downloader_groups": {kind: waiting.groups for kind, waiting in kinds.items()},
@@ -78,7 +78,7 @@ def gauge_values(
         "downloader_callbacks_oldest_due_seconds": {(): max(0, backlog.now_ms - due_ms) / 1000},
         "downloader_callbacks_failed": {(): backlog.failed_callbacks},
         "downloader_in_flight": {("download",): load.downloads, ("callback",): load.callbacks},
-        "downloader_instances": {(role,): len(list(found)) for role, found in reports.items()},
+        "downloader_instances": {(role,): len(list(of_role)) for role, of_role in reports.items()},
         "downloader_backends_unhealthy": {(): counters(reports["notifier"]).get("backends_unhealthy", 0)},
     }
 
@@ -135,17 +135,17 @@ def _histograms(metric: Metric, series: Series) -> Mapping[Labels, tuple[list[tu
             counts.setdefault(key, [0] * len(bounds))[bisect_left(bounds, float(labels[-1]))] += value
     names = ["+Inf" if bound == inf else f"{bound:g}" for bound in bounds]
     return {
-        key: (list(zip(names, accumulate(found), strict=True)), seconds.get(key, 0.0))
-        for key, found in counts.items()
+        key: (list(zip(names, accumulate(in_buckets), strict=True)), seconds.get(key, 0.0))
+        for key, in_buckets in counts.items()
         if len(key) == len(metric.labels)
     }
 
 
 def _parsed(series: Series) -> Iterator[tuple[str, str, list[str], int]]:
     """Role, name, label values and value of each series."""
-    for role, found in series.items():
-        for each, value in found.items():
-            name, *labels = each.split(SEPARATOR)
+    for role, values in series.items():
+        for text, value in values.items():
+            name, *labels = text.split(SEPARATOR)
             yield role, name, labels, value
 
 
