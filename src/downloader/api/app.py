@@ -84,7 +84,7 @@ class Api:
         self._urls = self._quart.url_map.bind("")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request; the scope's type must be `http`.
+        """Serve one request; the scope's type must be `http`.
 
         All checks run before any of the body is read.
         """
@@ -115,10 +115,10 @@ class Api:
             await send_response(send, status=problem.status, headers=problem.headers(), body=problem.body())
 
     def _find(self, method: str, path: str) -> Route | None:
-        """The route of a request; `None`: Quart answers that there is none, or `OPTIONS`."""
+        """The route of a request; `None` if Quart responds: no route matches, or the method is `OPTIONS`."""
         if route := _PLAIN.get((method, path)):  # werkzeug takes 20 us
             return route
-        if path.startswith("//"):  # werkzeug would drop one of them
+        if path.startswith("//"):  # werkzeug would drop one of the slashes
             return None
         try:
             endpoint, _ = self._urls.match(path, method)
@@ -127,7 +127,7 @@ class Api:
         return _BY_ENDPOINT.get(endpoint) if method != "OPTIONS" else None
 
     def _admit(self, scope: Message, headers: Mapping[bytes, bytes], route: Route | None) -> Caller | None:
-        """Check what every route checks; returns the caller, `None` while the API is open.
+        """Run the checks of every route; returns the caller, `None` while the API is open.
 
         Raises:
             Refused: a check failed.
@@ -168,7 +168,7 @@ class Api:
 
 
 async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Receive, send: Send) -> None:
-    """Answer in a span; its context is in `scope[TRACE]`, for the jobs that the request brings."""
+    """Serve a request in a span, whose context is in `scope[TRACE]` for the jobs of the request."""
     path = scope["path"]
     attributes = {
         "http.request.method": scope["method"],
@@ -199,7 +199,7 @@ async def _traced(traces: Traces, serve: AsgiApp, scope: Message, receive: Recei
 
 
 def create_quart(context: Context) -> QuartTrio:
-    """The Quart application; it has no tasks and no resources."""
+    """The Quart application, without tasks and resources."""
     deps = context.deps
     app = QuartTrio("downloader.api", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = limit = int(deps.settings.max_body)
@@ -208,7 +208,7 @@ def create_quart(context: Context) -> QuartTrio:
     app.url_map.converters["aggregation"] = AggregationName
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the provider that Quart sets by default has it
     for endpoint, route in _BY_ENDPOINT.items():
-        # Of plain routes Quart answers OPTIONS only, and other methods with 405.
+        # For plain routes Quart handles only OPTIONS, and responds 405 to other methods.
         view = None if route.plain else partial(_view, context, route)
         methods = [route.method, "OPTIONS"]
         app.add_url_rule(route.rule, endpoint, view, methods=methods, provide_automatic_options=True)
@@ -235,7 +235,7 @@ def create_quart(context: Context) -> QuartTrio:
 
 
 async def _view(context: Context, route: Route, **variables: str) -> ResponseReturnValue:
-    """What Quart makes the response of: the handler's result, with the first status that it declares."""
+    """The handler's result, in a form that Quart takes, by default with the route's first status."""
     if route.method == "POST" and route.parameters:
         unknown = request.args.keys() - {parameter.name for parameter in route.parameters}
         if unknown:  # a misspelled filter would change more than was meant
@@ -259,7 +259,7 @@ class AggregationName(PathConverter):
 
 
 def status_class(status: int) -> str:
-    """`2xx` for 201."""
+    """The class of a status: `2xx` for 201."""
     return f"{status // 100}xx"
 
 
@@ -285,7 +285,7 @@ def as_problem(error: Exception) -> Problem:
 
 
 UNKNOWN = "other"
-"""Stands for the route of a request that was refused before its route was known, or has none."""
+"""Label of requests without a route, or refused before the route was known."""
 
 _BY_ENDPOINT = {f"{route.method} {route.rule}": route for route in ROUTES}
 
@@ -293,7 +293,7 @@ _PLAIN = {(route.method, route.rule): route for route in ROUTES if route.plain}
 
 
 def _scope_elsewhere(method: str) -> Scope:
-    """The scope that a request needs which no route takes."""
+    """The scope for a request that matches no route."""
     return "read" if method in SAFE_METHODS else "admin"
 
 

@@ -1,12 +1,12 @@
 """Authentication and authorization: bearer tokens (RFC 6750), their scopes and allow-lists, and sessions.
 
 Tokens are kept as SHA-256 digests. A request's token is compared with all of them in constant time, so the
-time of an answer does not reveal how much of a guessed token was right.
+response time does not reveal how much of a guessed token was right.
 
 A session is a cookie of the web page that stands for a token. The cookie has the time at which the session
 ends, signed (HMAC-SHA256) with the token's digest. So nothing is stored, every instance with the token
-accepts the session, and it ends with the token. It is not the token: browsers send cookies to every port of a
-host, and to other services there.
+accepts the session, and it ends with the token. The cookie does not contain the token, because browsers send
+cookies to every port of a host, so also to other services.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ _DIGITS = 12
 """Bytes of a Unix time, until the year 33658."""
 
 _COOKIES = 4
-"""Most cookies of a request that are looked at. Each is compared with each token, and a head has room for
-hundreds."""
+"""Most session cookies of a request that are checked: each is compared with each token, and a head has room
+for hundreds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
 def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller:
     """The owner of the request's token; names of `headers` are in lower case.
 
-    Exactly one must be `Authorization`: if there were two, a proxy in front might have checked the other one.
+    Exactly one header must be `Authorization`: with two, a proxy in front might have checked the other one.
 
     Raises:
         Refused: 401, the same for a missing and for a wrong token.
@@ -103,7 +103,7 @@ def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller
 
 
 def find_token(callers: Callers, token: bytes) -> tuple[bytes, Caller] | None:
-    """The token's digest and its owner; `None` if it is not configured."""
+    """Digest and owner of a token; `None` if the token is not configured."""
     digest = hashlib.sha256(token).digest()
     owner = None
     for configured, caller in callers:  # no break: the time must not depend on which one matches
@@ -146,7 +146,7 @@ class Session:
     """Unix time in seconds."""
 
     def left_s(self) -> float:
-        """Seconds until it ends."""
+        """Seconds until the session ends."""
         return self.ends - time.time()
 
 
@@ -156,10 +156,10 @@ def sign(digest: bytes, ends: int) -> str:
 
 
 def find_session(callers: Callers, scope: Message) -> Session | None:
-    """The session of a request without `Authorization`; `None` if there is none or it has ended.
+    """The session of a request without `Authorization`; `None` if no cookie has a valid session.
 
-    Over TLS only `SECURE_COOKIE` counts: other hosts of the same domain can set the other one. Without
-    TLS both do, because a proxy in front may have it, and `SECURE_COOKIE` comes first.
+    Over TLS only `SECURE_COOKIE` is accepted, because other hosts of the same domain can set `COOKIE`.
+    Without TLS both are accepted, `SECURE_COOKIE` first, because a proxy in front may use TLS.
     """
     headers: Headers = scope["headers"]
     if any(name == b"authorization" for name, _ in headers):
@@ -187,7 +187,9 @@ def cookies(headers: Headers) -> Iterator[tuple[str, str]]:
 
 
 def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
-    """Check a job against the caller's allow-lists; `destination_field` is that of `spec.callback_dst`.
+    """Check a job against the caller's allow-lists.
+
+    `destination_field`: the field of the request that has `spec.callback_dst`.
 
     Raises:
         Refused: 403 with the fields.

@@ -1,4 +1,4 @@
-"""What the routes need: from the rest of the service, and of the API's own state."""
+"""Dependencies of the routes: parts of the service, and the API's own state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ApiDeps:
     backends: frozenset[str]
     """Names of the configured notifier backends; any other `callback_type` is refused."""
     buckets: Allows = anything
-    """Whether jobs may bring the bucket of this name (`processor.s3.buckets`)."""
+    """Whether jobs may use the bucket of this name (`processor.s3.buckets`)."""
     egress: EgressPolicy
     """The policy of callbacks. A POST is refused if the policy refuses its callback without a DNS look-up."""
     callback_limit: int
@@ -53,7 +53,7 @@ class ApiDeps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """What the handlers of one `Api` share."""
+    """State that the handlers of one `Api` share."""
 
     deps: ApiDeps
     store: JobStore

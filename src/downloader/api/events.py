@@ -1,9 +1,9 @@
 """Snapshots of the fleet as server-sent events (WHATWG HTML, 9.2), for the web page.
 
 Each process has one sampler, which reads the store's state while there are listeners. All listeners share its
-newest snapshot, and nothing is queued for them: one that reads slowly misses snapshots. The server
-cuts off one that does not read (`Limits.send_s`). The history for the charts is sampled always, and sent in
-events of its own.
+newest snapshot, and nothing is queued for them: a slow listener misses snapshots. The server closes the
+connection of a listener that does not read (`Limits.send_s`). The history for the charts is sampled without
+listeners too, and sent in events of its own.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pace:
     """Limits on listeners, and intervals of sampling and events."""
 
     listeners: int = 64
-    """Most listeners of one process; more are answered 503."""
+    """Most listeners of one process; others get a 503."""
     per_address: int = 16
     """Most listeners from one address, so that one client cannot take all places."""
     sample_s: float = 0.5
@@ -85,10 +85,10 @@ class Events:
     async def run(self) -> None:
         """Sample the history, and while there are listeners the store's state; runs until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._remember)
-            nursery.start_soon(self._look)
+            nursery.start_soon(self._sample_history)
+            nursery.start_soon(self._sample_state)
 
-    async def _remember(self) -> None:
+    async def _sample_history(self) -> None:
         while True:
             try:
                 await self.history.sample()
@@ -97,7 +97,7 @@ class Events:
             self._notify()
             await trio.sleep(self.pace.history_s)
 
-    async def _look(self) -> None:
+    async def _sample_state(self) -> None:
         while True:
             await self._has_listeners.wait()
             while self._listening:
@@ -117,7 +117,7 @@ class Events:
     async def listener(
         self, allows: Allows, address: str, until: float = math.inf
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Count a listener while the context is open; the context is its events, which end at that time.
+        """Register a listener while the context is open; yields the listener's events, which end at `until`.
 
         `allows`: the aggregations that the caller may see.
 
@@ -138,7 +138,7 @@ class Events:
                 yield events
         finally:
             listening[address] -= 1
-            listening += Counter()  # without the addresses whose count is 0
+            listening += Counter()  # removes addresses whose count is 0
 
     async def _events(self, allows: Allows, until: float) -> AsyncGenerator[bytes]:
         yield b"retry: %d\n\n" % RETRY_MS

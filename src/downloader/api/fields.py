@@ -1,4 +1,4 @@
-"""The rules for single fields of a job that its types and bounds do not express."""
+"""Rules for single fields of a job, beyond types and bounds."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class FieldError(Exception):
 
 
 def check_url(text: str, use: Use) -> str:
-    """Check a URL for a use; returns it unchanged.
+    """Check a URL for a use; returns the URL unchanged.
 
     Raises:
-        PydanticCustomError: with the code of the `UrlError`.
+        FieldError: with the code of the `UrlError`.
     """
     try:
         Url.parse(text, use)
@@ -91,7 +91,7 @@ def _request_headers(headers: object) -> dict[str, str]:
 
 
 def check_subpath(text: str) -> str:
-    """Check a folder below the storage's root; returns it without a slash at its end."""
+    """Check a folder below the storage's root; returns the path without a slash at the end."""
     path = text.removesuffix("/")
     if not text:
         return path

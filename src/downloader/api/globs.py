@@ -22,8 +22,8 @@ _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 """A slash or backslash, percent-encoded any number of times."""
 
 _PARENT = re.compile(r"(?:^|/)(?=[\s.]*?\.\.)[\s.]*+(?:[/;]|$)")
-"""A part that some servers read as `..`: followed by path parameters, or with blanks and dots around it.
-Without backtracking, since a path may have thousands of dots."""
+"""A path segment that servers may read as `..`: with path parameters, or with blanks and dots around it.
+The pattern does not backtrack, since a path may have thousands of dots."""
 
 
 def anything(_text: str) -> bool:
@@ -41,7 +41,7 @@ def text_globs(patterns: Iterable[str]) -> Allows:
 
 
 def url_globs(patterns: Iterable[str], use: Use) -> Allows:
-    """Match URLs by patterns that are URLs too: origin by origin and path by path.
+    """Match URLs against patterns that are URLs too, the origin and the path separately.
 
     A `*` in the host therefore cannot match into the path, which the caller chooses freely. Origins are
     compared in their normal form without userinfo, paths after percent-decoding them until nothing is left to
@@ -69,7 +69,7 @@ def url_globs(patterns: Iterable[str], use: Use) -> Allows:
 
 
 def destination_globs(patterns: Iterable[str]) -> Callable[[str, str], bool]:
-    """Match a callback's type and destination by patterns `TYPE:GLOB`; `http:` may be omitted.
+    """Match a callback's type and destination against patterns `TYPE:GLOB`; `http:` may be omitted.
 
     Destinations that are URLs are matched as by `url_globs`, others as by `text_globs`.
     """

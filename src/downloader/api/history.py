@@ -1,7 +1,7 @@
 """Rates, latencies and failures of the last minutes, for the charts of the web page.
 
 Each API process reads the fleet's totals every few seconds and keeps what has changed between them. The store
-keeps no history; a process that has started knows none.
+keeps no history, so that of a process begins when the process starts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from downloader.observe import BUCKET, SEPARATOR, by_name
 from downloader.store import StoreError, StoreReader
 
 WINDOW = 3
-"""How many samples back rates and latencies reach: between two an instance may report twice, or never."""
+"""Samples that rates and latencies span: between two samples an instance may report twice, or not at all."""
 
 KEPT = 180
-"""Samples: a quarter of an hour."""
+"""Most samples that are kept: a quarter of an hour."""
 
 Totals = Mapping[str, Mapping[str, int]]
 """By role, the counts by series."""
@@ -45,14 +45,14 @@ LATENCIES = {
 QUANTILES = (0.5, 0.95)
 
 CALLBACK = "callback"
-"""Stands among the error codes of failed downloads for callbacks that were given up."""
+"""Key of the callbacks that were given up, beside the error codes of failed downloads."""
 
 _DIGITS = 4
 """Significant digits of the numbers that are sent."""
 
 
 class History:
-    """The samples of one process. Their numbers begin with 1."""
+    """The samples of one process, numbered from 1."""
 
     def __init__(self, store: StoreReader) -> None:
         self._store = store
@@ -86,7 +86,7 @@ class History:
             )
 
     def since(self, number: int) -> bytes:
-        """The samples behind that number, as a line of JSON; empty if there is none."""
+        """The samples after that number, as a line of JSON; empty without such samples."""
         count = min(self.newest - number, len(self._samples))
         return json.dumps(list(self._samples)[-count:], separators=(",", ":")).encode() if count else b""
 
@@ -96,7 +96,7 @@ class History:
 
 
 def rates(before: Totals, after: Totals, seconds: float) -> dict[str, float]:
-    """Growth a second, by the names of `RATES`."""
+    """Growth per second, by the names of `RATES`."""
     grown = {role: by_name(_growth(before, after, role)) for role in after}
     return {name: _short(grown[role].get(counter, 0) / seconds) for name, (role, counter) in RATES.items()}
 
@@ -141,7 +141,7 @@ def quantile(counts: Mapping[float, int], which: float) -> float:
 
 
 def _growth(before: Totals, after: Totals, role: str) -> dict[str, int]:
-    """How much each series has grown; one that has shrunk restarted at 0 in an emptied store."""
+    """Growth of each series. A series that has shrunk was emptied with the store and began again at 0."""
     earlier = before.get(role, {})
     pairs = ((series, count, earlier.get(series, 0)) for series, count in after[role].items())
     return {series: count - past if count >= past else count for series, count, past in pairs}

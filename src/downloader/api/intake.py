@@ -21,14 +21,14 @@ MAX_BATCH = 500
 """Jobs in one call: about 200 KB and 10 ms of the store's time."""
 
 MAX_EXTRA = 1024**2
-"""Characters of `extra`, the only long field, in one call of `submit`s: Python objects and buffers of a call
-take many times as much memory while the store hangs."""
+"""Most characters of `extra`, the only long field, in one call: while the store hangs, the Python objects and
+buffers of a call take many times as much memory."""
 
 MAX_WAITING = 5000
-"""Jobs that wait for a call: a store under full load takes fewer within `WAIT_S`."""
+"""Most jobs that wait for a call: a store under full load takes fewer within `WAIT_S`."""
 
 MAX_BYTES = 64 * 1024**2
-"""Most received bytes of unanswered requests; one client may have half of it. While the store hangs, the
+"""Most received bytes of requests in progress; one client may have half of them. While the store hangs, the
 process uses a few times as much memory."""
 
 WAIT_S = 10.0
@@ -49,19 +49,19 @@ class Intake:
         """Received bytes by client; those of all clients under an empty name."""
 
     async def _take(self, route: str, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
-        answers = await self._store.submit(batch)
-        self._counters.add("jobs_accepted", sum(why is Accepted.NEW for why, _ in answers), route)
-        for item, (why, job_id) in zip(batch, answers, strict=True):
+        results = await self._store.submit(batch)
+        self._counters.add("jobs_accepted", sum(why is Accepted.NEW for why, _ in results), route)
+        for item, (why, job_id) in zip(batch, results, strict=True):
             if why in (Accepted.NEW, Accepted.REPEATED):
                 repeated = why is Accepted.REPEATED
                 self._log.debug(
                     Event.JOB_ACCEPTED, job_id=job_id, aggr_id=item.spec.aggr_id, repeated=repeated
                 )
-        return answers
+        return results
 
     @contextmanager
     def room(self, client: str) -> Iterator[Callable[[int], None]]:
-        """Account for the memory of one request of a client, by its address; empty if unknown.
+        """Account for the memory of one request; `client` is an address, empty if unknown.
 
         Yields:
             A function to call with the number of bytes now kept of the body, whenever that changes. It raises
@@ -88,12 +88,12 @@ class Intake:
             keep(0)
 
     async def submit(self, submission: Submission) -> tuple[Accepted, str]:
-        """Submit one job, in one call with others that arrive meanwhile; returns what the store answers.
+        """Submit one job, in one call with others that arrive meanwhile; returns the store's result.
 
         After a cancel or an error the store may have accepted the job all the same.
 
         Raises:
-            StoreUnavailable: the store cannot take it now, too many wait, or it waited too long.
+            StoreUnavailable: the store cannot take the job now, too many wait, or the job waited too long.
             StoreRefused: the store refuses the service.
         """
         if self._commit.waiting >= MAX_WAITING:
@@ -108,9 +108,9 @@ class Intake:
     async def submit_all(
         self, submissions: Sequence[Submission]
     ) -> Sequence[tuple[Accepted, str] | StoreError]:
-        """Submit at most `MAX_BATCH` jobs that arrived together in one call; returns the answers in order.
+        """Submit at most `MAX_BATCH` jobs that arrived together in one call; returns the results in order.
 
-        A job without an answer of the store gets the error instead. After an error or a cancel the store may
+        A job without a result of the store has the error instead. After an error or a cancel the store may
         have accepted the job all the same.
         """
         try:
@@ -124,7 +124,7 @@ class Intake:
 
 
 def memory_of(submission: Submission) -> int:
-    """Bytes that `extra` takes in memory: up to four for each of its characters."""
+    """Bytes that `extra` takes in memory: up to four per character."""
     return sys.getsizeof(submission.spec.extra)
 
 

@@ -1,4 +1,4 @@
-"""A strict JSON parser for request bodies: it refuses what two parsers may read differently."""
+"""A strict JSON parser for request bodies, which refuses texts that two parsers may read differently."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _skip(text: str, at: int) -> int:
 
 
 def _is_deep(body: bytes) -> bool:
-    """Whether the JSON is nested deeper than `MAX_DEPTH`; either answer if it is malformed."""
+    """Whether the JSON is nested deeper than `MAX_DEPTH`; arbitrary for malformed JSON."""
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return False
     brackets = _STRING.sub(b"", body).translate(None, _OTHER_BYTES)

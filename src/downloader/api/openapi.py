@@ -1,7 +1,7 @@
 """The API as an OpenAPI 3.1 document, and that document as a page.
 
-Made of what the API works with: the declarations of the routes, the types of requests and responses, the
-codes of problems and the limits of the configuration.
+Made from the declarations of the routes, the types of requests and responses, the codes of problems and the
+limits of the configuration.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CODE = re.compile(r"`([^`]+)`")
 _BOUNDS = {"ge": "minimum", "le": "maximum"}
 
 _VARIABLE = re.compile(r"<(?:\w+:)?(\w+)>")
-"""A variable of a rule of werkzeug's."""
+"""A variable in a rule of werkzeug."""
 
 _INTRODUCTION = (
     "Downloads files politely: jobs over HTTP, limits per aggregation over a whole fleet, a callback when"
@@ -60,7 +60,7 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
 
 
 class Description:
-    """The document and its page; each is made when it is first read, which takes 0.3 s."""
+    """The document and the page, each made on the first access, which takes 0.3 s."""
 
     def __init__(self, routes: Sequence[Route], settings: ApiSettings, backends: Iterable[str]) -> None:
         self._make = partial(openapi_document, routes, settings, backends)
@@ -121,7 +121,7 @@ def openapi_document(routes: Sequence[Route], settings: ApiSettings, backends: I
 
 
 def render(document: Document) -> str:
-    """A page that loads nothing but a style sheet of this service, for documents of `openapi_document`."""
+    """Render a document of `openapi_document` as HTML that loads only a style sheet of this service."""
     environment = Environment(
         loader=PackageLoader("downloader.api", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -219,7 +219,7 @@ def _callback(payload: Document) -> Document:
 
 
 def _complete_job(schema: Document, backends: Iterable[str], max_body: int) -> None:
-    """Add to a job's schema what the configuration decides, and that `null` stands for no value."""
+    """Add the backends and the size limit to a job's schema, and `null` to optional fields."""
     for name in ("callback_type", "callback_error_type"):
         schema["properties"][name]["enum"] = ["", NO_CALLBACK, *sorted(backends), None]
     for name, field in schema["properties"].items():
@@ -230,7 +230,7 @@ def _complete_job(schema: Document, backends: Iterable[str], max_body: int) -> N
 
 
 def _tidy(schema: Any) -> Any:
-    """Without the titles that pydantic makes of names, and with JSON Schema's words for bounds.
+    """A schema without the titles that pydantic makes, and with JSON Schema's names for bounds.
 
     Pydantic writes `ge` where a validator runs before the bound is checked.
     """

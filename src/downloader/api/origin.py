@@ -1,4 +1,4 @@
-"""What pages of other sites make browsers send: cross-site requests, and requests for another host.
+"""Checks against pages of other sites, which make browsers send cross-site requests and forged host names.
 
 Cross-site requests with unsafe methods are refused. Browsers post forms to any host without a preflight, with
 the content type of `curl -d`, so the content type does not tell them apart. Browsers send `Sec-Fetch-Site`,
@@ -31,7 +31,7 @@ _PAGE = b"x-downloader-page"
 _READING = (b"GET", b"HEAD")
 
 _PREFLIGHT_S = 600
-"""Seconds for which a browser may cache the answer to a preflight."""
+"""Seconds for which a browser may cache the response to a preflight."""
 
 
 def check_origin(headers: Mapping[bytes, bytes]) -> None:
@@ -64,7 +64,7 @@ def check_page(headers: Mapping[bytes, bytes]) -> None:
 
 
 def _is_foreign(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether there is an `Origin` of another host than `Host`."""
+    """Whether `Origin` names another host than `Host`."""
     origin = headers.get(b"origin")
     return origin is not None and (
         origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower() or origin == b""
@@ -89,7 +89,7 @@ class Cors:
         return origin is not None and (b"*" in self._origins or origin in self._origins)
 
     def preflight(self, method: str, headers: Mapping[bytes, bytes]) -> Headers | None:
-        """Headers of the answer to an allowed preflight; `None` for any other request."""
+        """Headers of the response to an allowed preflight; `None` for any other request."""
         wanted = headers.get(b"access-control-request-method")
         if method != "OPTIONS" or wanted not in _READING or not self.permits(headers):
             return None
@@ -137,7 +137,7 @@ _PAGE_HEADER = Problem(
 _VARY = (b"vary", b"origin")
 
 _HOSTS = 256
-"""Verdicts that are remembered; a client can send any number of names."""
+"""Results that are cached; a client can send any number of names."""
 
 CheckHost = Callable[[Headers, tuple[str, int] | None], None]
 """Called with a request's headers and the local address of its connection; raises `Refused`, 421."""
@@ -147,7 +147,7 @@ def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:
     """The check for `api.allowed_hosts`, and for an API that listens on loopback only or not.
 
     The connection's own local address always passes, and on loopback also `localhost`. A request without
-    `Host` passes too: browsers always send it. If nothing is allowed and not `loopback`, any host passes.
+    `Host` passes too: browsers always send it. Without allowed hosts and without `loopback`, any host passes.
     """
     names = frozenset(allowed)
     if "*" in names or (not names and not loopback):

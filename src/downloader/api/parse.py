@@ -1,4 +1,4 @@
-"""A job from its JSON object: the rules between fields, the callbacks, and the faults that are answered."""
+"""Making a job from a JSON object: rules between fields, callbacks, and the errors in the response."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ _CODES = {
 """Pydantic's error types and their problem codes."""
 
 _DETAILS = {"required": "is required", "unknown_field": "is not a known field"}
-"""By problem code, where pydantic's own words would not be understood."""
+"""Texts by problem code, where pydantic's own would not be understood."""
 
 _REQUEST = TypeAdapter(DownloadRequest)
 
 _ORDER = {name: place for place, name in enumerate(DownloadRequest.__annotations__)}
-"""The known fields, in the order in which their faults are answered."""
+"""The known fields with their places in the order of a response's errors."""
 
 MAX_DESTINATION_CHARS = 2048
-"""Length of a callback's destination that is no URL: SQS queue URLs and Kafka topics are far shorter."""
+"""Longest destination of a callback that is not a URL: SQS queue URLs and Kafka topics are far shorter."""
 
 MAX_WARNINGS = 10
 """Warnings in one response."""
 
 MAX_NAME_CHARS = 64
-"""How much of a name is in a warning."""
+"""Most characters of a name in a warning."""
 
 
 def parse_job(
@@ -77,7 +77,7 @@ def parse_job(
         buckets: whether jobs may name this bucket.
         egress: the policy of callbacks.
         caller: the submitter, whose allow-lists apply; `None` while the API is open.
-        earlier: what is wrong with members that are no fields of a job; answered first.
+        earlier: errors of members that are no fields of a job; first in the response.
 
     Raises:
         Refused: with all fields at fault: 422, or 403 if all are well-formed and some are not on the caller's
@@ -98,7 +98,7 @@ def parse_job(
 
 
 def _checked(given: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Fault]]:
-    """The valid ones of these fields, and what is wrong with the others."""
+    """The valid fields, and the errors of the others."""
     faults: list[Fault] = []
     try:
         fields = cast("dict[str, Any]", _REQUEST.validate_python(given))
@@ -139,7 +139,7 @@ def warnings_for(members: Mapping[str, Any]) -> Sequence[Fault]:
     unknown = (_unknown(name[:MAX_NAME_CHARS]) for name in members if name not in _ORDER)
     names = headers if isinstance(headers, dict) else ()
     unsent = (_unsent(name[:MAX_NAME_CHARS]) for name in names if is_forbidden(name))
-    # No more are compared than are answered: an object may have tens of thousands, at 0.1 ms each.
+    # Only names in the response are compared: an object may have tens of thousands, at 0.1 ms each.
     return list(islice(chain(unknown, unsent), MAX_WARNINGS))
 
 
@@ -150,7 +150,7 @@ def _unsent(name: str) -> Fault:
 
 @lru_cache(maxsize=256)
 def _unknown(name: str) -> Fault:
-    """Cached, since a client sends the same field with each job."""
+    """The warning about an unknown field; cached, since a client sends the same field with each job."""
     near = get_close_matches(name, _ORDER, 1, 0.7)
     hint = f": do you mean `{near[0]}`?" if near else ""
     return fault_in(name, "unknown_field", f"unknown field `{name}`{hint}")
@@ -228,7 +228,7 @@ def _pair_faults(
 def _destination_faults(
     field: str, kind: str, destination: str, check_host: Callable[[str], None]
 ) -> Sequence[Fault]:
-    """What is wrong with a destination; cached, since jobs of an aggregation nearly always share theirs."""
+    """The errors of a destination; cached, since most jobs of an aggregation have the same one."""
     try:
         if kind == "http":
             check_host(Url.parse(check_url(destination, "callback"), "callback").origin.host)

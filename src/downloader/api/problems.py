@@ -27,7 +27,7 @@ class Problem(wire.Problem):
     """Such as `Allow` and `Content-Range`."""
 
     def line(self) -> bytes:
-        """The line of `POST /downloads`, without its end."""
+        """A line of the response to `POST /downloads`, without the line end."""
         return self.model_dump_json(exclude={"status", "title", "type"}).encode()
 
     def body(self) -> bytes:
@@ -43,7 +43,7 @@ class Problem(wire.Problem):
 
 
 class Refused(Exception):
-    """The request is answered with this problem."""
+    """The response to the request is this problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.detail)
@@ -56,7 +56,7 @@ def fault_in(field: str, code: str, detail: str) -> Fault:
 
 
 def faulty(status: int, errors: Sequence[Fault]) -> Problem:
-    """A job with these errors, at least one."""
+    """The problem of a job with these errors, at least one."""
     first = errors[0]
     return Problem(status=status, code=first.code, detail=first.detail, field=first.field, errors=errors)
 

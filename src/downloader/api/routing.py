@@ -61,9 +61,9 @@ class Route:
     scope: Scope | None
     """The scope that a token needs; `None`: no token is needed."""
     responses: Mapping[int, ResponseSpec]
-    """By status; the first is that of a handler that names none."""
+    """By status; the first applies if the handler returns no status."""
     problems: Mapping[int, str]
-    """When a problem document of this status is the response; without those of any route."""
+    """By status, when the response is a problem document; without the problems that every route has."""
     parameters: Sequence[Parameter]
     """Besides those of the path."""
     body: Any
@@ -72,9 +72,9 @@ class Route:
     calls_back: bool
     """The job of this request is reported by a callback."""
     plain: bool
-    """The handler is an ASGI function and answers by itself."""
+    """The handler is an ASGI function and sends the response itself."""
     when_crowded: bool
-    """The route also answers on the connections that are kept for it when there are too many."""
+    """The route is also served on the connections reserved for the time when too many are open."""
 
 
 def route(
@@ -91,7 +91,7 @@ def route(
     plain: bool = False,
     when_crowded: bool = False,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Route]:
-    """Make a `Route` of a function; arguments as its fields.
+    """Make a `Route` of a function; the arguments are the fields of `Route`.
 
     The function's docstring describes the route to users: the first line is the summary. The function is
     called with the `Context` and the variables of the path by name; one that is `plain` with the `Context`
@@ -131,7 +131,7 @@ BAD_QUERY = "a parameter is malformed"
 
 
 def next_page(path: str, cursor: str) -> dict[str, str]:
-    """The header that leads to the page behind the request's (RFC 8288); none if the cursor is empty."""
+    """The `Link` header to the next page (RFC 8288); no header if the cursor is empty."""
     query = urlencode({**request.args.to_dict(), "cursor": cursor})
     return {"Link": f'<{path}?{query}>; rel="next"'} if cursor else {}
 

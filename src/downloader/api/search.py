@@ -36,7 +36,7 @@ SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
     "state": lambda load: (load.paused, load.cooling_until_ms is not None),
     "work": lambda load: load.in_flight + load.pending,
 }
-"""What can be sorted by; with a `-` in front the largest come first."""
+"""Sort keys by name; with a `-` in front of the name the largest come first."""
 
 BUSIEST = "-work"
 

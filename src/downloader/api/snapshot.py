@@ -37,14 +37,14 @@ class Snapshot:
     """The state of the fleet at one time."""
 
     store: bool
-    """The store answers; if not, the other fields are from its last answer."""
+    """The store responds; if not, the other fields are from its last response."""
     reports: Mapping[str, Iterable[Mapping[str, Any]]]
     """The instances' reports by role."""
     totals: Mapping[str, Mapping[str, int]]
     """By role, the series of all instances, also of those that have ended."""
     backlog: Backlog | None
     load: Load | None
-    """`None`, as `backlog`: the store has not answered yet."""
+    """`None`, like `backlog`, until the store first responds."""
 
 
 NOTHING_KNOWN = Snapshot(store=False, reports={}, totals={}, backlog=None, load=None)
@@ -94,7 +94,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
 
 
 def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """One row; a report may come from another version, so any field may be missing or of another type."""
+    """An instance's row. A report of another version may lack any field, or have one of another type."""
     counters = report.get("counters")
     in_flight = counters.get("in_flight") if isinstance(counters, Mapping) else None
     return {

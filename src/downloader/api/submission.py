@@ -1,4 +1,4 @@
-"""A job on its way to the store: from the bytes of a request to a `Submission`, and its answer as JSON."""
+"""A job on its way to the store: from the bytes of a request to a `Submission`, and the response as JSON."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def traceparent(headers: Mapping[bytes, bytes]) -> str:
 
 
 def in_trace(submission: Submission, trace: str) -> Submission:
-    """The submission with its trace. The digest leaves it out, because a repetition has another trace."""
+    """The submission with a trace, which the digests do not include: a repetition has another trace."""
     return replace(submission, spec=replace(submission.spec, traceparent=trace)) if trace else submission
 
 
@@ -101,11 +101,11 @@ def make_submission(
 
 
 def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
-    """A digest of what a job asks for.
+    """A digest of the values of a job's fields.
 
-    It does not depend on the order of keys, on blanks, or on how a value is written (`4.0`, a field given
-    with its default value). Fields with their default are left out, so that it stays the same when a later
-    version has more fields.
+    The order of keys, blanks, and the way a value is written (`4.0`, a field given with its default value)
+    do not change the digest. Fields with their default are left out, so that the digest stays the same when a
+    later version has more fields.
     """
     stored = json.loads(spec.to_json())
     stored.pop("created_ms", None)
@@ -138,7 +138,7 @@ def check_accepted(why: Accepted, *, key_field: str) -> None:
 
 
 def created(job_id: str, warnings: Sequence[Fault], *, replayed: bool = False) -> bytes:
-    """The JSON that answers an accepted job."""
+    """The JSON of the response to an accepted job."""
     if not warnings and not replayed:  # nearly always
         return b'{"id": "%s"}' % job_id.encode()
     return AcceptedLine(id=job_id, warnings=warnings, replayed=replayed).model_dump_json().encode()

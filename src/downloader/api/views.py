@@ -1,4 +1,4 @@
-"""What the API sends, made of the store's data."""
+"""Responses of the API, made from the store's data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from downloader.wire import (
 
 
 def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
-    """The answer of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
+    """The response of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
 
     `download_url` gives the URL of the job's file, and raises `StorageError` if the storage fails.
     """
@@ -54,7 +54,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
 def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:
     try:
         return download_url(spec)
-    except StorageError:  # the callback has it, as soon as the storage answers
+    except StorageError:  # the callback has it, as soon as the storage responds
         return ""
 
 
@@ -66,7 +66,7 @@ def _callback(view: JobView) -> JobCallback | None:
 
 
 def _task(task: TaskView) -> dict[str, Any]:
-    """The members that a job and its callback have in common."""
+    """The members that jobs and callbacks have in common."""
     return {
         "state": str(task.state),
         "attempts": task.attempts,
@@ -118,14 +118,14 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
 
 
 def cooling(load: Load) -> int:
-    """How many of the aggregations that were read cool down."""
+    """Number of aggregations in `load` that cool down."""
     return sum(row.cooling_until_ms is not None for row in load.aggregations)
 
 
 def fleet_counters(
     role: str, reports: Iterable[Mapping[str, Any]], totals: Mapping[str, int]
 ) -> dict[str, int | float]:
-    """A role's counters, which include instances that have ended, and its gauges over the live instances."""
+    """A role's counters, ended instances included, and the gauges of the live instances."""
     sums = {name: value for name, value in by_name(totals).items() if name in COUNTERS[role]}
     return dict(sorted((counters(reports) | sums).items()))
 

@@ -28,7 +28,7 @@ class Batches:
         self._bytes = 0
 
     def add(self, job: JobFields) -> Lines:
-        """Add a job; returns the batch before it if the job does not fit into that, otherwise nothing."""
+        """Add a job; returns the full batch if the job did not fit into that, otherwise an empty one."""
         line = encode({**job, "idempotency_key": job.get("idempotency_key") or new_key()}) + b"\n"
         full = len(self._lines) == BATCH_JOBS or self._bytes + len(line) > BATCH_BYTES
         batch = self.rest() if full else ()
@@ -37,7 +37,7 @@ class Batches:
         return batch
 
     def rest(self) -> Lines:
-        """The batch that is not full."""
+        """Remove and return the jobs of the last batch, which need not be full."""
         batch, self._lines, self._bytes = self._lines, [], 0
         return batch
 

@@ -46,7 +46,7 @@ FIRST_PAUSE_S = 0.5
 """Before the first retry; it doubles. The service's own `Retry-After` is 2 s."""
 
 LONGEST_PAUSE_S = 60.0
-"""A service that wants a longer pause than this is not asked again."""
+"""If the service wants a longer pause, the request is not repeated."""
 
 FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 2.0
@@ -62,14 +62,14 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The client waits."""
+    """The client is to wait."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Items(Generic[T]):
-    """The caller of the client gets these."""
+    """Results for the caller of the client."""
 
     items: Sequence[T]
 
@@ -88,7 +88,7 @@ def one(steps: Steps[T]) -> ManySteps[T]:
 
 
 class Calls:
-    """The calls to one service; `AsyncClient` says what they raise."""
+    """The calls to one service. `AsyncClient` documents the errors."""
 
     def __init__(self, build: Callable[..., httpx2.Request], url: str, retries: int) -> None:
         """`build` is `build_request` of a client of httpx2; each request is tried `retries` times more."""
@@ -98,10 +98,10 @@ class Calls:
         self._retries = retries
 
     def submit(self, **job: Unpack[JobFields]) -> Steps[str]:
-        """Submit one job; returns its id once the service holds the job.
+        """Submit one job; returns the id once the service holds the job.
 
-        It carries an idempotency key, a random one if the job has none, so that a try after a lost response
-        does not submit it twice.
+        The request has an idempotency key, a random one if the job has none, so that a try after a lost
+        response does not submit the job twice.
         """
         fields = dict(job)
         headers = {"Idempotency-Key": str(fields.pop("idempotency_key", "") or bodies.new_key())}
@@ -148,7 +148,7 @@ class Calls:
     def wait_each(
         self, job_ids: Iterable[str], *, callback: bool = False, timeout_s: float | None = None
     ) -> ManySteps[Job]:
-        """Wait for jobs; yields each once its download has ended, successfully or not.
+        """Wait for jobs; yields a job once the download has ended, successfully or not.
 
         Args:
             job_ids: the jobs.
@@ -184,9 +184,9 @@ class Calls:
             pause_s = FIRST_POLL_S if any_ended else min(pause_s * 1.5, LONGEST_POLL_S)
 
     def retry(self, job_id: str, *, download: bool = False) -> Steps[None]:
-        """Send the failed callback of a job again, or with `download` repeat its failed download."""
+        """Send the failed callback of a job again, or with `download` repeat the failed download."""
         params = {"download": "1"} if download else None
-        # A second one would be refused: the job is not failed any more.
+        # A second request would be refused: the job is no longer failed.
         yield from self._call("POST", f"retry/{bodies.segment(job_id)}", params=params, repeatable=False)
 
     def retry_failed(
@@ -279,7 +279,7 @@ class Calls:
         return responses.json_object(response.content, response.url)
 
     def ping(self) -> Steps[None]:
-        """Raises `Unreachable` if nothing answers."""
+        """Check that the service responds; raises `Unreachable` otherwise."""
         yield from self._call("GET", "health/live")
 
     def _read(self, model: type[M], method: str, path: str, **request: Any) -> Steps[M]:
@@ -290,7 +290,7 @@ class Calls:
     def _call(
         self, method: str, path: str, *, repeatable: bool = True, until: float = math.inf, **request: Any
     ) -> Steps[httpx2.Response]:
-        """A request, and its whole response.
+        """Send a request; returns the whole response.
 
         Args:
             method: of HTTP.

@@ -18,10 +18,10 @@ from downloader.client.responses import Snapshots, no_response, not_a_downloader
 from downloader.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-"""Where `downloader run` listens if it is not told otherwise."""
+"""Where `downloader run` listens by default."""
 
 RETRIES = 5
-"""Their pauses are at most about 15 s together, in which a service restarts or fails over."""
+"""The pauses between tries are at most about 15 s in total: a service restarts or fails over in less."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -66,8 +66,8 @@ def _iterated(
 class AsyncClient:
     """Talks to one service, on Trio or asyncio; close it with `async with` or `aclose`.
 
-    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not answer. Before
-    that, a request is tried again up to `retries` times if the service could not be reached or answered 429
+    Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not respond. Before
+    that, a request is tried again up to `retries` times if the service could not be reached or responded 429
     or 503, and, unless repeating it could do harm, if the response was lost.
     """
 
@@ -141,7 +141,7 @@ class AsyncClient:
     async def events(self) -> AsyncGenerator[Mapping[str, Any]]:
         """The state of the fleet, at once and after each change, until the service stops: `GET /events`.
 
-        Never tried again.
+        The request is not repeated.
         """
         snapshots = Snapshots(self._calls.url)
         try:

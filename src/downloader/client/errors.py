@@ -18,7 +18,7 @@ class Unreachable(ClientError):
 
 
 class WaitTimeout(ClientError, TimeoutError):
-    """A job had not ended when the time for waiting was up; it goes on."""
+    """The time for waiting was up before a job had ended; the job goes on."""
 
 
 class ApiProblem(ClientError):

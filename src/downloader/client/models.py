@@ -18,7 +18,7 @@ class JobFields(DownloadRequest, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """The answer to one of many jobs: its id, or the problem with it."""
+    """The response to one of many jobs: an id or a problem."""
 
     job: JobFields
     id: str = ""
@@ -28,5 +28,5 @@ class Submitted:
 
     @property
     def not_taken(self) -> bool:
-        """The store did not take the job, so that it may be sent again."""
+        """Whether the store did not take the job, so that a client may send the job again."""
         return self.problem is not None and self.problem.code == "store_unavailable"

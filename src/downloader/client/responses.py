@@ -31,7 +31,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def pause_wanted(result: httpx2.Response | httpx2.RequestError, *, repeatable: bool) -> float | None:
-    """Seconds to wait at least before the request is sent again; `None` if it must not be sent again.
+    """Least seconds to wait before the request is repeated; `None` if no repetition is allowed.
 
     `repeatable`: it does no harm to carry out the request twice.
     """
@@ -59,7 +59,7 @@ def success(result: httpx2.Response | httpx2.RequestError, url: httpx2.URL) -> h
 
 
 def no_response(error: httpx2.RequestError, url: httpx2.URL) -> ClientError:
-    """The error for a request to the service at `url` that failed so."""
+    """The client's error for a request to the service at `url` that failed with `error`."""
     if isinstance(error, httpx2.DecodingError):  # the body is not in the encoding that its head names
         return not_a_downloader(error.request.url)
     if isinstance(error, httpx2.TimeoutException):
@@ -103,7 +103,7 @@ def as_model(model: type[M], document: Mapping[str, Any], url: httpx2.URL) -> M:
     """A document from this URL as this model.
 
     Raises:
-        ClientError: it is none.
+        ClientError: the document does not fit the model.
     """
     try:
         return model.model_validate(document)
@@ -115,7 +115,7 @@ def json_object(text: str | bytes, url: httpx2.URL) -> dict[str, Any]:
     """The JSON object in a text from this URL.
 
     Raises:
-        ClientError: there is none.
+        ClientError: the text has no JSON object.
     """
     try:
         document = json.loads(text)

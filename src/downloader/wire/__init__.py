@@ -1,7 +1,7 @@
-"""The JSON that travels: submissions, jobs, aggregations, callbacks and problems.
+"""Models of the JSON in requests, responses and callbacks.
 
-One model for each. The API answers with them and describes them in its OpenAPI document, the client parses
-with them, and callbacks are made of them. Each field and its description stands here and nowhere else.
+The API responds with these models and describes them in its OpenAPI document, the client parses with them,
+and callbacks are made from them. Each field and its description is defined only here.
 """
 
 from __future__ import annotations

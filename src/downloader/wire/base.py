@@ -1,4 +1,4 @@
-"""The base of the models, and times as RFC 3339 has them."""
+"""The base of the models, and times in the form of RFC 3339."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MS = timedelta(milliseconds=1)
 
 
 class WireModel(BaseModel):
-    """Base of what the API sends. The members that a newer service adds are kept, in `model_extra`."""
+    """Base of the models that the API sends. Members that a newer service adds are kept in `model_extra`."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -28,7 +28,7 @@ class WireModel(BaseModel):
 
 
 def moment(ms: int | None) -> datetime | None:
-    """A Unix time as a time in UTC; `None` for 0 too. A time after the year 9999 is its last millisecond."""
+    """A Unix time as a time in UTC; `None` for 0 too. Times after the year 9999 become `LAST_MS`."""
     return _EPOCH + min(ms, LAST_MS) * _MS if ms else None
 
 
@@ -38,10 +38,10 @@ def rfc3339(time: datetime) -> str:
 
 
 def unix_ms(text: str) -> int:
-    """The Unix time of a text as in RFC 3339; 1 for one before 1970.
+    """The Unix time of a text as in RFC 3339; 1 for times before 1970.
 
     Raises:
-        ValueError: it is no time, or has no offset from UTC.
+        ValueError: the text is no time, or has no offset from UTC.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -64,7 +64,7 @@ Cursor = Annotated[str, Field(description="Of the next page; empty at the end.")
 
 
 def optional(**schema: Any) -> Any:
-    """A member that is left out while it is empty or false."""
+    """A member that is left out while empty or false."""
     return Field(exclude_if=not_, **schema)
 
 

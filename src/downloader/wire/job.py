@@ -1,4 +1,4 @@
-"""Accepted jobs: how they are, and lists of them."""
+"""Accepted jobs: states, results and lists."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Task(WireModel):
 
     @property
     def ended(self) -> bool:
-        """No attempt follows, unless it is retried."""
+        """Whether no attempt follows, except after a retry."""
         return self.state in _ENDED
 
 
@@ -114,7 +114,7 @@ class Job(Task):
 
     @property
     def succeeded(self) -> bool:
-        """The file is stored."""
+        """Whether the file is stored."""
         return self.state == State.SUCCEEDED
 
 

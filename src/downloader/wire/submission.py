@@ -29,7 +29,7 @@ MAX_PRIORITY = 9
 MAX_HEADERS = 32
 
 NO_CALLBACK = "none"
-"""`callback_type` of a job without a callback, whose client asks for the result."""
+"""`callback_type` of a job without a callback, whose client polls for the result."""
 
 
 def _described(**schema: Any) -> Any:

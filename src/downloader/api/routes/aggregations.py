@@ -160,7 +160,7 @@ def _changes(body: bytes) -> AggregationChanges:
     """
     members, fields = parse_object(body), AggregationChanges.__annotations__
     changes = {name: value for name, value in members.items() if name in fields}
-    # No more are looked at than are answered: a body may have tens of thousands, at 0.06 ms each.
+    # Only names in the response are checked: a body may have tens of thousands, at 0.06 ms each.
     unknown = islice((name[:MAX_NAME_CHARS] for name in members if name not in fields), MAX_WARNINGS)
     try:
         return _CHANGES.validate_python(changes | dict.fromkeys(unknown))

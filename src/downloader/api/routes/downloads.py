@@ -1,8 +1,8 @@
-"""`POST /download` takes one job, `POST /downloads` any number of them as NDJSON, answered line for line.
+"""`POST /download` takes one job, `POST /downloads` any number as NDJSON, with a response line per line.
 
 Both are plain ASGI functions: a route of Quart's costs more CPU (`docs/design/http.md`), and Quart buffers a
 body without bound. The jobs of one received chunk go to the store in one call; no more of the body is read
-until the store has answered and the client has received the answers.
+until the store has answered and the client has received the responses.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
     fields = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     if why is Accepted.REPEATED:
         fields.append(_REPLAYED)
-    answer = created(job_id, warnings)
-    await send_response(send, status=HTTPStatus.CREATED, headers=fields, body=answer)
+    content = created(job_id, warnings)
+    await send_response(send, status=HTTPStatus.CREATED, headers=fields, body=content)
 
 
 async def read_body(receive: Receive, limit: int, keep: Callable[[int], None]) -> bytes:
@@ -229,11 +229,11 @@ async def submit_lines(context: Context, scope: Message, receive: Receive, send:
             for start in range(0, len(arrived), MAX_BATCH):
                 await trio.lowlevel.checkpoint()  # the shortest lines of a chunk take half a second together
                 batch = [_read(line, trace, deps, caller) for line in arrived[start : start + MAX_BATCH]]
-                answer = await _take(batch, intake, deps.counters)
+                response_lines = await _take(batch, intake, deps.counters)
                 if not started:
                     await send(_START)
                     started = True
-                await send({"type": "http.response.body", "body": answer, "more_body": True})
+                await send({"type": "http.response.body", "body": response_lines, "more_body": True})
             keep(lines.kept)
     if not started:
         await send(_START)
@@ -241,7 +241,7 @@ async def submit_lines(context: Context, scope: Message, receive: Receive, send:
 
 
 def _read(line: bytes | None, trace: str, deps: ApiDeps, caller: Caller | None) -> _Job | Problem:
-    """The job on a line, or the problem with it; `None` is a line that is too long."""
+    """The job on a line, or a problem; `None` is a line that is too long."""
     if line is None:
         return too_large(deps.settings.max_body)
     try:
@@ -257,22 +257,22 @@ def _read(line: bytes | None, trace: str, deps: ApiDeps, caller: Caller | None) 
 
 
 async def _take(batch: Sequence[_Job | Problem], intake: Intake, counters: Counters) -> bytes:
-    """Submit the jobs of a batch; returns its lines of the answer."""
+    """Submit the jobs of a batch; returns the lines of the response."""
     submissions = [item[0] for item in batch if not isinstance(item, Problem)]
-    answers = iter(await intake.submit_all(submissions) if submissions else ())
-    lines = [item if isinstance(item, Problem) else _answer_line(next(answers), item[1]) for item in batch]
+    results = iter(await intake.submit_all(submissions) if submissions else ())
+    lines = [item if isinstance(item, Problem) else _response_line(next(results), item[1]) for item in batch]
     for line in lines:
         if isinstance(line, Problem):
             counters.add("jobs_refused", 1, BULK_PATH, line.code)
     return b"".join(line.line() + b"\n" if isinstance(line, Problem) else line for line in lines)
 
 
-def _answer_line(answer: tuple[Accepted, str] | StoreError, warnings: Sequence[Fault]) -> bytes | Problem:
-    """The line with the job's id, or the problem with it."""
+def _response_line(result: tuple[Accepted, str] | StoreError, warnings: Sequence[Fault]) -> bytes | Problem:
+    """The line with the job's id, or a problem."""
     try:
-        if isinstance(answer, StoreError):
-            raise answer
-        why, job_id = answer
+        if isinstance(result, StoreError):
+            raise result
+        why, job_id = result
         check_accepted(why, key_field=KEY_FIELD)
     except Refused as refused:
         return refused.problem

@@ -72,9 +72,9 @@ async def _is_visible(store: JobStore, key: str) -> bool:
 
 
 async def file_response(stored: StoredFile, incoming: Request) -> Response | None:
-    """The file or the requested range of it; `None` if it no longer exists.
+    """The file or the requested range; `None` if the file no longer exists.
 
-    As in RFC 9110: one range is answered 206, several with the whole file (14.2), one past the end 416.
+    As in RFC 9110: one range gets a 206, several the whole file (14.2), one past the end a 416.
     `If-Range` and `If-None-Match` are compared with the entity tag, made of modification time and size.
 
     Raises:

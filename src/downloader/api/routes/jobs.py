@@ -26,7 +26,7 @@ PAGE = 200
 """Jobs that one request reads: a few milliseconds of the store's time."""
 
 SEARCH_S = 1.0
-"""How long a request to retry goes on to read pages on which nothing matches."""
+"""Time after which a request to retry stops reading pages without a match."""
 
 _FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 _CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
@@ -93,15 +93,15 @@ async def cancel(context: Context, job_id: str) -> Accepted:
     It may wait or be in flight. Its callback reports the `error_code` `cancelled`.
     """
     deps, view = context.deps, await visible_job(context.store, job_id)
-    answer = Changed.UNKNOWN
+    result = Changed.UNKNOWN
     if view is not None:
         plan = CallbackPlan.of(view.spec, success=False, per_destination=deps.callback_limit)
         if view.spec.sealed and plan is not None:  # its group depends on the destination
             raise Refused(_ENCRYPTED)
-        answer = await context.store.cancel(view.spec, plan, deps.keep_s)
-    if view is None or answer is Changed.UNKNOWN:
+        result = await context.store.cancel(view.spec, plan, deps.keep_s)
+    if view is None or result is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
-    if answer is Changed.CONFLICT:
+    if result is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_CANCELLED)
     _log.info(Event.JOB_CANCELLED, job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
@@ -176,15 +176,15 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
 
     Sends a failed callback again.
     """
-    answer = Changed.UNKNOWN
+    result = Changed.UNKNOWN
     well_formed = _JOB_ID.fullmatch(job_id) is not None
     if well_formed and (sees_all() or await visible_job(context.store, job_id) is not None):
-        answer = await context.store.retry(
+        result = await context.store.retry(
             job_id, download=_wants_download(), limit=context.deps.callback_limit
         )
-    if answer is Changed.UNKNOWN:
+    if result is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
-    if answer is Changed.CONFLICT:
+    if result is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_RETRIED)
     return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
@@ -215,10 +215,10 @@ async def retry_all(context: Context) -> Retried:
     async with aclosing(pages):
         async for page in pages:
             if ids := [job.id for job in page.jobs]:
-                answers = await context.store.retry_all(
+                results = await context.store.retry_all(
                     ids, download=download, limit=context.deps.callback_limit
                 )
-                retried = answers.count(Changed.DONE)
+                retried = results.count(Changed.DONE)
             if retried:
                 break
     return Retried(retried=retried, cursor=page.cursor)
@@ -229,7 +229,7 @@ def _wants_download() -> bool:
 
 
 async def visible_job(store: JobStore, job_id: str) -> JobView | None:
-    """The job with this id; `None` if there is none or the request's caller may not see it."""
+    """The job with this id; `None` if no such job exists or the request's caller may not see the job."""
     view = await store.get(job_id) if _JOB_ID.fullmatch(job_id) else None
     return view if view is not None and visible_aggregations()(view.spec.aggr_id) else None
 
@@ -237,7 +237,7 @@ async def visible_job(store: JobStore, job_id: str) -> JobView | None:
 async def _pages(
     store: JobStore, which: Listed, *, state: str, callback: str, search_s: float = math.inf
 ) -> AsyncGenerator[JobPage]:
-    """Pages of a list from the request's cursor on, with the jobs that match its query, for so many seconds.
+    """Pages of a list from the request's cursor on, with the jobs that match the query, for `search_s`.
 
     Raises:
         Refused: 422, with the parameter at fault.

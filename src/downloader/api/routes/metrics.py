@@ -1,4 +1,4 @@
-"""`GET /metrics`: the fleet's metrics for Prometheus; every instance answers the same."""
+"""`GET /metrics`: the fleet's metrics for Prometheus, the same from every instance."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Labels = tuple[str, ...]
 
 Series = Mapping[str, Mapping[str, int]]
-"""By role, the values of what it counts, by series (see `downloader.observe.counters`)."""
+"""Values of the counters by role and series (see `downloader.observe.counters`)."""
 
 
 @route(
@@ -38,7 +38,7 @@ async def metrics(context: Context) -> Response:
 
     Of the whole fleet; every instance answers the same. Also as OpenMetrics.
     """
-    # Here, since its import takes a tenth of the start, and many instances are never asked.
+    # Imported here: it takes a tenth of the start, and many instances never serve metrics.
     from prometheus_client import exposition  # noqa: PLC0415
 
     store = context.store
@@ -51,7 +51,7 @@ async def metrics(context: Context) -> Response:
 
 
 class _Collected:
-    """What the library encodes: a registry with these metrics."""
+    """A registry for the library's encoder, with these metrics."""
 
     def __init__(self, families: Iterable[core.Metric]) -> None:
         self._families = families
@@ -84,7 +84,7 @@ def gauge_values(
 
 
 def families(series: Series, gauges: Mapping[str, Mapping[Labels, float]]) -> Iterator[core.Metric]:
-    """All metrics, as the library has them."""
+    """All metrics, as objects of the library."""
     from prometheus_client import core  # noqa: PLC0415 - as above
 
     for metric in METRICS:
@@ -154,7 +154,7 @@ def _labels(metric: Metric, role: str, labels: Sequence[str]) -> Labels:
 
 
 def _always(metric: Metric) -> Iterable[Labels]:
-    """The label values that a metric has from the start, as 0: those that are known."""
+    """The label values that a metric reports from the start, as 0: those known in advance."""
     if metric.labels == ("kind",):
         return [(kind,) for kind in KINDS.values()]
     return [] if metric.labels else [()]

@@ -23,14 +23,14 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".txt": "text/plain; charset=utf-8",
 }
-"""By the ending of the name; files with other endings are not served."""
+"""Media types by file extension; files with other extensions are not served."""
 
 _NO_CACHE = {"Cache-Control": "no-cache"}
 """Page and script must be of one version after an upgrade."""
 
 
 def _headers(media_type: str, sources: str) -> dict[str, str]:
-    """The headers of a page that loads these kinds of things, from this service only."""
+    """The headers of a page that may load these kinds of resources, from this service only."""
     loads = "; ".join(f"{source}-src 'self'" for source in sources.split())
     policy = f"default-src 'none'; {loads}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     return {

@@ -67,7 +67,7 @@ async def show(context: Context) -> tuple[Session, dict[str, str]]:
             caller = identify(callers, scope["headers"])
         except Refused:
             caller = None
-    return _answer(callers, caller, session.ends if session else None), _NO_STORE
+    return _session(callers, caller, session.ends if session else None), _NO_STORE
 
 
 @route(
@@ -107,7 +107,7 @@ async def begin(context: Context) -> tuple[Session, dict[str, str]]:
     ends = int(time.time()) + SESSION_S
     name = SECURE_COOKIE if _is_secure() else COOKIE
     headers = {"Set-Cookie": _cookie(name, sign(digest, ends), SESSION_S), **_NO_STORE}
-    return _answer(context.callers, caller, ends), headers
+    return _session(context.callers, caller, ends), headers
 
 
 @route(
@@ -136,7 +136,7 @@ async def end(_context: Context) -> Response:
     return response
 
 
-def _answer(callers: Callers, caller: Caller | None, ends: int | None) -> Session:
+def _session(callers: Callers, caller: Caller | None, ends: int | None) -> Session:
     return Session(
         tokens=bool(callers),
         name=caller.name if caller else None,
