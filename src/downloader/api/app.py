@@ -310,7 +310,7 @@ async def serve(
     tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Run the API's background tasks and serve it; arguments as for `serve_http`.
+    """Run the API's background tasks and serve the API; arguments as for `serve_http`.
 
     When `stop()` returns, streams of events end at once.
     """

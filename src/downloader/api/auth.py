@@ -51,7 +51,7 @@ for hundreds."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The owner of a token and what it allows, without the token itself."""
+    """The owner and the rights of a token, without the token itself."""
 
     name: str
     scopes: frozenset[str]
@@ -113,7 +113,7 @@ def find_token(callers: Callers, token: bytes) -> tuple[bytes, Caller] | None:
 
 
 def check_scope(caller: Caller, scope: Scope) -> None:
-    """Check that the caller's scopes include this one.
+    """Check that the caller has this scope.
 
     Raises:
         Refused: 403.

@@ -34,7 +34,7 @@ from downloader.store import StoreError, StoreReader
 PATH = "/events"
 
 RETRY_MS = 2000
-"""Time until a browser reconnects when its stream has ended: a restart takes about as long."""
+"""Time until a browser reconnects after the end of a stream: a restart takes about as long."""
 
 PAUSE_FACTOR = 9
 """Pause for 9 times as long as a sample took, so sampling uses at most 10% of the time."""

@@ -136,7 +136,7 @@ _check_sha256 = _form(_SHA256.fullmatch)
 
 
 def _time(text: str) -> int:
-    """A time with its offset from UTC, as RFC 3339 has it, in Unix ms; 0 for an empty text."""
+    """The Unix time in ms of an RFC 3339 text with an offset from UTC; 0 for an empty text."""
     if not text:
         return 0
     try:

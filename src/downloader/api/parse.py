@@ -163,7 +163,7 @@ def _complete_callbacks(
     egress: EgressPolicy,
     faults: list[Fault],
 ) -> str:
-    """Check the callbacks, and fill in those given by `callback_url` or left out.
+    """Check the callbacks; fill in callbacks that are left out or given by `callback_url`.
 
     Adds to `faults`. The fields in `wrong` have a fault already.
 
@@ -248,7 +248,7 @@ def _destination_faults(
 
 
 def _first_of_each_field(faults: Iterable[Fault]) -> Sequence[Fault]:
-    """The faults as sentences, without those that follow from another fault of the same field."""
+    """The faults as sentences, only the first of each field: later ones follow from the first."""
     firsts: dict[str, Fault] = {}
     for fault in faults:
         detail = f"{fault.field} {fault.detail}."

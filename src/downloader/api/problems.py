@@ -21,7 +21,7 @@ RETRY_AFTER_S = 2
 
 
 class Problem(wire.Problem):
-    """One error, as the client sees it, with the headers that its status requires."""
+    """One error, as clients receive it, with the headers that the status requires."""
 
     more_headers: Annotated[Sequence[tuple[bytes, bytes]], Field(exclude=True)] = ()
     """Such as `Allow` and `Content-Range`."""

@@ -42,7 +42,7 @@ BUSIEST = "-work"
 
 
 class Aggregations:
-    """The aggregations of one store, as one process searches them."""
+    """Searches the aggregations of one store, with a cache."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""A job on its way to the store: from the bytes of a request to a `Submission`, and the response as JSON."""
+"""The way of a job to the store: from the bytes of a request to a `Submission`, and the response as JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def in_trace(submission: Submission, trace: str) -> Submission:
 
 
 def key_fault(key: object, field: str) -> Fault | None:
-    """The error of an idempotency key; `None` if it is valid or absent."""
+    """The error of an idempotency key; `None` if the key is valid or absent."""
     if key is None or (isinstance(key, str) and _KEY.fullmatch(key)):
         return None
     return fault_in(field, "idempotency_key", "must be 1 to 255 printable ASCII characters")
@@ -65,7 +65,9 @@ def make_submission(
     caller: Caller | None,
     earlier: Sequence[Fault] = (),
 ) -> Submission:
-    """Check one job and give it an id; arguments as for `parse_job`. `key` is its idempotency key, checked.
+    """Make the submission of one checked job with a new id; arguments as for `parse_job`.
+
+    `key`: the job's idempotency key, checked.
 
     Raises:
         Refused: 400, 403 or 422; with the job's warnings.
