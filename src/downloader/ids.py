@@ -25,15 +25,16 @@ _ID_BYTES = 16
 
 def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
     """A random job id that begins with `prefix`; its last character gives the shard (see `shard_of`)."""
-    # The last character is one of those that `shard_of` maps to this shard.
-    last = ID_ALPHABET[shard::shards]
-    number, last_index = divmod(int.from_bytes(os.urandom(_ID_BYTES), "big"), len(last))
+    # The last character is one of those that `shard_of` maps to this shard. The others are drawn in pairs,
+    # which halves the divisions; an odd length cuts the last pair.
+    last_chars = ID_ALPHABET[shard::shards]
+    number, last_index = divmod(int.from_bytes(os.urandom(_ID_BYTES), "big"), len(last_chars))
     length = ID_LENGTH - 1 - len(prefix)
     pairs = []
     for _ in range(0, length, 2):
         number, index = divmod(number, len(_ID_PAIRS))
         pairs.append(_ID_PAIRS[index])
-    return prefix + "".join(pairs)[:length] + last[last_index]
+    return prefix + "".join(pairs)[:length] + last_chars[last_index]
 
 
 class JobIds:

@@ -34,7 +34,7 @@ OPENING_S = 20.0
 """Time limit for opening a plugin."""
 
 CLOSING_S = 5.0
-"""Time limit for closing a plugin, which is then cancelled."""
+"""Time limit for closing a plugin; then the close is cancelled."""
 
 REASON_CHARS = 500
 """Most characters of a plugin's text that are kept in the store and shown to clients."""
@@ -141,8 +141,8 @@ def check_interface(obj: object, methods: Iterable[str], name: str, *, plain: It
     """Check that the object of a plugin's context manager has coroutine `methods` and `plain` methods.
 
     Raises:
-        PluginError: a method is missing, or is wrongly a coroutine function or none; the text begins with
-            `name`.
+        PluginError: a method is missing, or is a coroutine function where a plain one is needed, or the
+            reverse; the text begins with `name`.
     """
     coroutines = tuple(methods)
     for method in (*coroutines, *plain):

@@ -343,12 +343,23 @@ async def test_a_cancel_ends_it_and_aborts(
     moto: Moto, bucket: str, front: Front, large: Body, operation: str
 ) -> None:
     async with opened_storage(open_s3, section(bucket, front.url, timeout=10)) as storage:
-        front.on(operation, LEFT[operation])
-        before = front.counts[operation]
+        left, begun = LEFT[operation], trio.Event()
+
+        async def leave(exchange: aws_front.Exchange) -> None:
+            if left is aws_front.lose_answer:
+                # What S3 carries out after the cancel is beyond the plugin's reach.
+                await exchange.ask_moto(await exchange.body())
+                begun.set()
+                exchange.reset()
+            else:
+                begun.set()
+                await left(exchange)
+
+        front.on(operation, leave)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(storage.put, KEY, small() if operation == "PutObject" else large)
-            await front.seen(operation, before + 1)
+            await begun.wait()
             nursery.cancel_scope.cancel()
         assert trio.current_time() - began < 9, "it waited for the answer"
         assert s3.keys(moto, bucket) == s3.uploads(moto, bucket) == []

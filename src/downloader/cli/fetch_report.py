@@ -25,7 +25,7 @@ ROWS = 40
 
 
 class Report:
-    """Receiver of the results of a run: names the files, and reports."""
+    """Names the files of a run, and prints its results."""
 
     def __init__(
         self, count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool, bars: Bars | None

@@ -30,7 +30,7 @@ def run(
     Without a configuration and without Redis it starts its embedded Valkey
     under the data folder. Without a section under [backends] it sends HTTP
     callbacks. Ctrl-C or SIGTERM lets downloads in flight finish for
-    a while; a second one stops at once.
+    a while; a second signal stops at once.
 
     For example:
       downloader run

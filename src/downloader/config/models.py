@@ -147,15 +147,15 @@ class S3Settings(Section):
 
     @property
     def is_set(self) -> bool:
-        """Whether the configuration asks for buckets of jobs: without it they are only not refused."""
+        """Whether the configuration has settings for buckets of jobs; else the defaults apply."""
         return bool(self.buckets) and self != S3Settings()
 
 
 class HostSettings(Section):
-    """`[processor.hosts."NAME"]`: what all aggregations together may do at a host, over the fleet."""
+    """`[processor.hosts."NAME"]`: limits of a host for all aggregations together, over the fleet."""
 
     limit: Count | None = None
-    """Downloads in flight. Without it any number."""
+    """Downloads in flight; `None`: no limit."""
     rate: Annotated[float, Number, Field(gt=0, allow_inf_nan=False)] | None = None
     """Downloads that start in a second, at most."""
     delay: Annotated[float, Number, Field(ge=0, le=MAX_DELAY_S, allow_inf_nan=False)] = 0.0
@@ -257,7 +257,7 @@ class EgressList(Section):
     """Private addresses that may be connected to, beside all public addresses: CIDR ranges, addresses, host
     names, or `*.example.org`."""
     deny: list[str] = Field(default_factory=list)
-    """Addresses that are refused, in the same forms. It wins over `allow`."""
+    """Addresses that are refused, in the same forms. An address in both lists is refused."""
 
 
 class EgressSettings(Section):

@@ -28,8 +28,8 @@ from downloader.net import (
 )
 
 MAX_BYTES = 500 * 1024
-"""Most bytes of a robots.txt that are read, the least that RFC 9309, 2.5 permits. The remaining bytes are
-ignored."""
+"""Most bytes of a robots.txt that are read: the smallest limit that RFC 9309, 2.5 permits. The remaining
+bytes are ignored."""
 
 FETCH_S = 30.0
 """Time limit of fetching a robots.txt, redirects included."""
@@ -133,7 +133,7 @@ def _lines_for(text: str, token: str) -> list[str]:
 
 
 OnCrawlDelay = Callable[[str, float, float], Awaitable[None]]
-"""`(host, seconds, age)`: the delay between requests to the host, in seconds, and how long to obey."""
+"""`(host, seconds, age)`: the delay between requests to the host, in seconds, and for how long it holds."""
 
 _Key = tuple[Origin, str]
 """Origin and proxy."""

@@ -26,7 +26,7 @@ Raises `NameNotResolved`. Called once per connection, and not for a host that is
 
 MAX_LOOKUPS = 128
 """Most threads that wait for name servers. A cancelled look-up keeps a thread until the C library gives up
-(after about 10 s), so the number is larger than needed otherwise."""
+(after about 10 s), so the limit leaves room for abandoned threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _lookup(host: str, port: int) -> list[str]:
 
 
 _TARGET_RESOLVE_S = 2.0
-"""How long a request through a proxy waits for name servers, because behind a proxy none may be reachable."""
+"""Time limit for looking up the target of a proxied request. Short: there may be no name server to reach."""
 
 _DISCARD_PORT = 9
 """Any port, because nothing is sent."""

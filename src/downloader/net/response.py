@@ -46,7 +46,7 @@ class Response:
         "_bodiless",
         "_fields",
         "_head",
-        "_odd",
+        "_lenient",
         "_parser",
         "_status",
         "behind",
@@ -63,7 +63,8 @@ class Response:
         self._bodiless = bodiless
         self._fields: list[Field] = []
         self._head = b""
-        self._odd = False
+        self._lenient = False
+        """Whether the head is read by curl's rules, because llhttp refused it."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._status = 0
         self.head_done = False
@@ -90,8 +91,8 @@ class Response:
             return
         # Kept until the head is complete, because the head may have to be parsed again.
         self._head += data
-        if self._odd:
-            self._feed_odd()
+        if self._lenient:
+            self._feed_leniently()
             return
         if not self._head.startswith(_VERSION) and not _VERSION.startswith(self._head):
             raise BadResponse(_MALFORMED)
@@ -100,9 +101,9 @@ class Response:
         except BadResponse:
             if self.head_done:
                 raise
-            self._odd = True
+            self._lenient = True
             self._fields = []
-            self._feed_odd()
+            self._feed_leniently()
 
     def head(self) -> Head:
         """The head, once `head_done` is set.
@@ -189,7 +190,7 @@ class Response:
         if self.done:
             self.drop_parser()
 
-    def _feed_odd(self) -> None:
+    def _feed_leniently(self) -> None:
         while not self.head_done:
             end = _HEAD_END.search(self._head)
             if end is None:

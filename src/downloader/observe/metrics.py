@@ -51,7 +51,7 @@ METRICS = (
         type="histogram",
         labels=("kind",),
         source="queue_wait_seconds",
-        help="Time from when a download or callback was due until an instance had it",
+        help="Time from when a download or callback was due until it was leased",
     ),
     Metric(
         name="downloader_downloads_total",

@@ -94,11 +94,13 @@ class Traces:
 async def open_traces(*, instance: str, version: str, flush_s: float) -> AsyncIterator[Traces | None]:
     """The traces of this process, as OpenTelemetry's environment variables configure them.
 
-    A thread of the SDK exports the spans. At the end those that it still has are sent, for `flush_s` at most.
+    A thread of the SDK exports the spans. On close the remaining spans are sent, for at most `flush_s`
+    seconds.
     `instance` is this process's `service.instance.id`.
 
     Yields:
-        `None` if the environment asks for none, or if what it asks for is not installed; a warning says so.
+        `None` if the environment asks for no traces, or if what it asks for is not installed, which a
+        warning says.
     """
     names = exporters(os.environ)
     try:

@@ -348,7 +348,7 @@ class JobStore(StoreReader):
         return Changed(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
-        """Change an aggregation in the whole fleet; `None` for an aggregation without work and set values.
+        """Change an aggregation in the whole fleet; `None` if it has neither work nor values that were set.
 
         `changes` has values for `limit`, `rate`, `delay` and `paused`. An absent value is not changed; `None`
         clears a value, so that the values of the jobs apply again. `cooling` ends a cooldown. Downloads in

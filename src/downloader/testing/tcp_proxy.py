@@ -43,7 +43,7 @@ class Link:
     client: trio.abc.Stream
     server: trio.abc.Stream
     scope: trio.CancelScope
-    """Cancelled, it closes both."""
+    """A cancel closes both streams."""
     reset: bool = False
     """Close the client's connection with a reset."""
 

@@ -346,7 +346,14 @@ def _copy(
 
 
 def _copy_bytes(source: int, target: int, *, key: str, size: int, mode: int, fsync: bool) -> None:
-    """Copy all bytes, then close `target`, also after an error."""
+    """Copy all bytes into `target`, set its mode, check the size, and perhaps sync it.
+
+    `target` is closed, also after an error; `source` stays open.
+
+    Raises:
+        StorageError: the spool file has another size.
+        OSError: the disk's.
+    """
     with os.fdopen(target, "wb") as out, os.fdopen(os.dup(source), "rb", buffering=0) as file:
         os.fchmod(target, mode)
         shutil.copyfileobj(file, out, _COPY_BUFFER_BYTES)

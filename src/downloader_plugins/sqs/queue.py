@@ -40,7 +40,7 @@ _DIGEST_CHARS = 64
 
 
 class BadDestination(Exception):
-    """The destination is no usable queue; the text is for people."""
+    """The destination is not a usable queue; the text is for people."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
