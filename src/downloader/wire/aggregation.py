@@ -52,9 +52,9 @@ class Aggregation(WireModel):
     delay: float | None = None
     """At least this many seconds between two starts."""
     overridden: Mapping[str, float | None] = {}
-    """For each field that an operator has set, what the jobs ask for."""
+    """The jobs' own value of each field that an operator has set."""
     proxy: str = ""
-    """Passwords are hidden; empty without one."""
+    """Empty without a proxy. Its password is hidden."""
     paused: bool = False
     in_flight: int = 0
     """Downloads that run now, over the fleet."""
@@ -80,6 +80,6 @@ class AggregationSize(WireModel):
     """An aggregation that has work."""
 
     name: str
-    """`jobs:` and the aggregation."""
+    """`jobs:` followed by the aggregation's name."""
     size: int
     """Pending jobs."""

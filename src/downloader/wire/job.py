@@ -158,5 +158,5 @@ class Retried(WireModel):
     """What was sent again."""
 
     retried: int
-    """How many callbacks of the page."""
+    """How many jobs of the page."""
     cursor: Cursor

@@ -41,7 +41,7 @@ async def heartbeat(context: Context) -> tuple[Status, int]:
     "/health/live",
     scope=None,
     when_crowded=True,
-    responses={HTTPStatus.OK: ResponseSpec("It is.", Status)},
+    responses={HTTPStatus.OK: ResponseSpec("The process is alive.", Status)},
 )
 async def live(_context: Context) -> Status:
     """Whether the process is alive."""
@@ -54,7 +54,7 @@ async def live(_context: Context) -> Status:
     scope=None,
     when_crowded=True,
     responses={
-        HTTPStatus.OK: ResponseSpec("It can.", Ready),
+        HTTPStatus.OK: ResponseSpec("The instance can work.", Ready),
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
             "The store cannot be reached, or a role does not run.", Ready
         ),
@@ -80,10 +80,10 @@ async def ready(context: Context) -> tuple[Ready, int]:
     "GET",
     "/stats",
     scope="read",
-    responses={HTTPStatus.OK: ResponseSpec("Over the fleet.", Waiting)},
+    responses={HTTPStatus.OK: ResponseSpec("Numbers of the whole fleet.", Waiting)},
 )
 async def backlog(context: Context) -> Waiting:
-    """What waits."""
+    """Show how many downloads and callbacks wait."""
     load, backlog = await context.store.load(SAMPLED), await context.store.backlog(DESTINATIONS)
     return waiting(load, backlog, destinations=sees_all())
 
@@ -103,6 +103,5 @@ async def stats(context: Context, role: str) -> Mapping[str, int | float]:
     if role not in COUNTED_ROLES:
         raise not_found("Only processor and notifier have statistics.")
     reports = await context.store.reports(role)
-    # Counters are totals that include instances which have ended.
     totals = by_name(await context.store.totals(role))
     return dict(sorted((counters(reports) | counters(reports, "predecessor") | totals).items()))

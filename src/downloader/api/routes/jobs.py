@@ -198,9 +198,9 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
     problems={HTTPStatus.UNPROCESSABLE_ENTITY: f"{BAD_QUERY} or unknown"},
 )
 async def retry_all(context: Context) -> Retried:
-    """Send failed callbacks again.
+    """Send failed callbacks again, or repeat failed downloads.
 
-    Or repeat failed downloads. Each request goes on until some were retried or a second has passed; repeat it
+    Each request goes on until some were retried or a second has passed; repeat it
     with the cursor.
     """
     download = _wants_download()
