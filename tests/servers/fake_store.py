@@ -107,7 +107,6 @@ class FakeStore:
         *,
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
-        room: int = 0,
     ) -> LeaseBatch:
         self.asked.append(count)
         await self._meet(self.before, "lease")
@@ -130,11 +129,7 @@ class FakeStore:
             self._unheard = granted
             raise
         more = self._next_group(shares, unproven) is not None
-        due_s = 0 if more else None
-        return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
-
-    async def withdraw(self, kind: Kind, owner: str) -> None:
-        await self._meet(self.before, "withdraw")
+        return LeaseBatch(leases=granted, next_due_s=0 if more else None)
 
     def _next_group(self, shares: Shares, unproven: int) -> str | None:
         last = None

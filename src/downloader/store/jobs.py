@@ -7,7 +7,7 @@ import random
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -144,13 +144,8 @@ class JobStore(StoreReader):
         *,
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
-        room: int = 0,
     ) -> LeaseBatch:
         """Lease up to `count` due tasks to `owner` for `lease_s` seconds, fairly over the groups.
-
-        `room` is the number of tasks that the owner could work on in all. An owner that has room left is
-        noted as idle and is woken when more can run. Such an owner must `listen`, and must `withdraw` before
-        it leases no more. An owner whose `room` is 0 is not noted.
 
         If the answer to a call is lost, the next call with the same `requests` returns the same leases again.
         A `count` of 0 asks only for such leases.
@@ -168,13 +163,10 @@ class JobStore(StoreReader):
             "never": list(shares.never),
             "suspects": shares.suspects,
         }
-        if room:
-            common["room"] = room
         if self._hosts is not None and kind is Kind.DOWNLOAD:
             common["hosts"] = self._hosts
         leases: list[Lease] = []
         waits: list[float] = []
-        looks: list[float] = []
         unproven = shares.unproven
         while shards and (count == 0 or len(leases) < count):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
@@ -192,20 +184,9 @@ class JobStore(StoreReader):
                 leases += granted
                 if answer["due_ms"] >= 0:
                     waits.append(answer["due_ms"] / 1000)
-                if answer["look_ms"] >= 0:
-                    looks.append(answer["look_ms"] / 1000)
         if shards:
             waits.append(0)
-            looks.append(0)
-        if room and len(leases) >= room and self._keys.shards > 1:
-            # A shard notes an owner that has room after its own answer, not after that of all.
-            with suppress(StoreUnavailable):
-                await self.withdraw(kind, owner)
-        return LeaseBatch(leases=leases, next_due_s=min(waits, default=None), look_s=min(looks, default=None))
-
-    async def withdraw(self, kind: Kind, owner: str) -> None:
-        """Wake others in place of `owner`, until its next lease call."""
-        await self._client.run_on_all("withdraw", {"kind": kind, "owner": owner})
+        return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
 
     def _shards_in_turn(self) -> list[int]:
         """All shards, rotated by a random number, so that no shard is always the last."""

@@ -173,30 +173,6 @@ KEYS = (
         holds="groups that can run later, by the due time (ms) of their first task",
     ),
     Key(
-        name="idle",
-        parameters=("kind",),
-        type="zset",
-        ttl="30 s",
-        holds=(
-            "instances that have a free slot and wait, by when they have looked last (ms); 15 s are added for"
-            " one that leaves what can run to others"
-        ),
-    ),
-    Key(
-        name="waiter",
-        parameters=("kind",),
-        type="string",
-        ttl="6.5 s",
-        holds="`<ms> <instance>`: which idle instance looks when the first timer is due",
-    ),
-    Key(
-        name="watcher",
-        parameters=("kind",),
-        type="string",
-        ttl="6.5 s",
-        holds="`<ms> <instance>`: which idle instance looks then, as one that was woken may be frozen",
-    ),
-    Key(
         name="leases",
         parameters=("kind",),
         type="zset",
@@ -296,16 +272,9 @@ KEYS = (
         type="channel",
         owner="not stored",
         holds=(
-            "published with a job's id when it is cancelled while it runs; without a text when nobody is"
-            " idle, and a shard's first group becomes ready or its first timer earlier"
+            "published when a shard's first group becomes ready or its first timer earlier; with a job's id"
+            " when it is cancelled while it runs"
         ),
-    ),
-    Key(
-        name="wake_one",
-        parameters=("kind", "instance"),
-        type="channel",
-        owner="not stored",
-        holds="in how many ms this instance looks for work; 0: at once",
     ),
 )
 

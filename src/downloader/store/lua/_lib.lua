@@ -1,5 +1,5 @@
--- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua` and
--- `_wake.lua` follow.
+-- Functions for all transitions. A script consists of `base`, the key functions, this file, `_hosts.lua` and the
+-- transition.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
@@ -25,9 +25,8 @@ end
 -- Number of failed attempts in the log of a task.
 local LOG_LENGTH = 5
 
--- Kinds of which a group can run now and could not before; those of which it is the first; those whose first timer
--- is earlier now. `place_touched` tells an instance.
-local joined, first_joined, earlier = {}, {}, {}
+-- Kinds of work for which this script publishes a wake-up at its end.
+local woken = {}
 
 -- The set for a group that can run now: `ready`, or `unproven` for a callback destination that has not answered lately.
 -- The separate set lets an instance bound the slots that unproven destinations take together.
@@ -51,9 +50,8 @@ local function join_ready(kind, group)
     redis.call('ZADD', set, tonumber(last[2]) + 1, group)
   else
     redis.call('ZADD', set, 1, group)
-    first_joined[kind] = true
+    woken[kind] = true
   end
-  joined[kind] = true
 end
 
 -- Upper bound of the time between two starts that follows from a rate.
@@ -201,7 +199,8 @@ local function place(kind, group)
     leave_ready(kind, group)
     local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
     redis.call('ZADD', timers, due, group)
-    if not first[2] or due < tonumber(first[2]) then earlier[kind] = true end
+    -- Instances sleep until the first timer, so they must learn of an earlier one.
+    if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
   end
 end
 
@@ -348,4 +347,11 @@ local function conclude(id, callback, limit, keep_ms)
   redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
   redis.call('ZADD', key_queue('callback', callback), now, id)
   touch('callback', callback)
+end
+
+-- Called last by every script that touches groups.
+local function place_touched()
+  for _, group in ipairs(touched_order) do place(group[1], group[2]) end
+  -- An error is ignored, because the store's user may lack the right to publish. Instances also look for work at intervals.
+  for kind in pairs(woken) do redis.pcall('PUBLISH', key_wake(kind), '') end
 end

@@ -4,12 +4,10 @@
 -- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
 --         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
 --         destinations that have not answered lately, suspects: how many tasks under which two workers died this
---         instance works on; absent: 0, room: how many more tasks the caller can work on, which is idle if it has
---         some left and is woken then, absent: it is not, hosts: limits of hosts, see `_hosts.lua`; absent: none}
+--         instance works on; absent: 0, hosts: limits of hosts, see `_hosts.lua`; absent: none}
 -- from    pending
 -- to      running, with a new generation
--- answer  due_ms: ms until more can run (0: at once, -1: nothing known), look_ms: until this instance looks (-1: when
---         it would by itself), leases: id, group, generation,
+-- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
 --         attempts, crashes, throttled, limit, proxy, spec, proven ('1' or ''), waited_ms (since it was due; -1 if
 --         the lease is repeated), result of each; a callback's result is the state, attempts, error, code, status,
 --         size, sha256, mime and image of its download
@@ -82,13 +80,6 @@ local function due_ms()
 end
 
 local leases = {}
-
-local function answer()
-  local due = due_ms()
-  local look = call.room and note_idle(kind, owner, call.room, #leases, due) or due
-  return {'due_ms', due, 'leases', leases, 'look_ms', look}
-end
-
 local memo = redis.call('GET', key_memo(kind, owner))
 if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
@@ -103,7 +94,7 @@ if memo and string.match(memo, '^%S+') == call.request then
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
-  return answer()
+  return {'due_ms', due_ms(), 'leases', leases}
 end
 
 -- Bounded, so that a call is short even if many groups fall due at once; due_ms 0 makes the caller ask again.
@@ -168,4 +159,6 @@ for _, group in ipairs(touched_order) do place(group[1], group[2]) end
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)
 end
-return answer()
+-- No wake-up is published: an instance that got due_ms 0 asks again. An instance that sleeps was told that no task can run,
+-- and the script that changes this publishes a wake-up.
+return {'due_ms', due_ms(), 'leases', leases}
