@@ -331,6 +331,9 @@ class Lease:
     """How the download ended; callbacks only."""
     result_attempts: int = 0
     """Attempts the download took; callbacks only."""
+    result_retry: str = ""
+    """Names the request by which a client had the failed download run again; empty if it ran once. Callbacks
+    only."""
     proven: bool = True
     """Whether the destination has accepted a callback lately; callbacks only."""
     waited_s: float | None = field(default=None, compare=False)

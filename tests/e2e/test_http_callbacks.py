@@ -39,6 +39,24 @@ async def test_a_failed_callback_is_sent_again(
             history.check_forgotten()
 
 
+async def test_a_second_result_of_a_job_has_another_id(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    async with open_fleet(folder, server) as fleet:
+        run = await fleet.start("run")
+        job_id = await fleet.post(**job_for(origin.url("/status/404"), sink.url("/broken")))
+        for count in (1, 2):
+            await run.event("callback.failed", job_id=job_id, count=count)
+            assert (await fleet.client.post(f"/retry/{job_id}?download=1")).status_code == 201
+        sink.repaired = True
+        await run.event("callback.delivered", job_id=job_id)
+        ids = [one.webhook_id for one in sink.by_job()[job_id]]
+        assert ids[:4] == [job_id] * 4
+        assert [len(set(ids[:4])), len(set(ids[4:8])), len(set(ids[8:])), len(set(ids))] == [1, 1, 1, 3]
+        assert {one.payload["job_id"] for one in sink.received} == {job_id}
+        await fleet.stop_all()
+
+
 @pytest.mark.row("F5")
 async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
     async with open_fleet(folder, server, {"backends.http": {"timeout": 30.0}}) as fleet:

@@ -432,6 +432,16 @@ async def test_the_id_is_stable_over_retries(receiver: Receiver, notifier: Notif
     assert first[2] == second[2]
 
 
+async def test_the_result_of_another_run_has_another_id(receiver: Receiver) -> None:
+    async with opened({"secret": SECRET}) as notifier:
+        for payload in (PAYLOAD, replace(PAYLOAD, retry="0f")):
+            assert await notifier.deliver(receiver.url(), payload) == Delivered()
+    ids = [headers["webhook-id"] for _, headers, _ in receiver.requests]
+    assert ids == [PAYLOAD.job_id, f"{PAYLOAD.job_id}-0f"]
+    for _, headers, body in receiver.requests:
+        Webhook(SECRET).verify(body, headers)
+
+
 # The section
 
 

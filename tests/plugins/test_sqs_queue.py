@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import string
 
 import pytest
@@ -15,7 +14,6 @@ from downloader_plugins.sqs.queue import (
     Endpoints,
     Queue,
     aws_hosts,
-    deduplication_id,
     group_id,
     parse_destination,
     permitted,
@@ -223,15 +221,3 @@ def test_a_long_name_keeps_its_beginning() -> None:
     assert one != other
     assert len(one) == 128
     assert one.startswith("%C3%BC%C3%BC")
-
-
-def test_deduplication() -> None:
-    job_id = "6QEywYsd0jrKAg"
-    assert deduplication_id(job_id, b'{"success":true,"error":""}') == job_id
-    # What comes of a second download of a failed job is news, within SQS's five minutes too.
-    failed = deduplication_id(job_id, b'{"success":false,"error":"a"}')
-    assert re.fullmatch(rf"{job_id}-[0-9a-f]{{16}}", failed)
-    assert failed == deduplication_id(job_id, b'{"success":false,"error":"a"}')
-    assert failed != deduplication_id(job_id, b'{"success":false,"error":"b"}')
-    for body in (b"no JSON", b"[]", b"\xff", b"{}"):
-        assert deduplication_id(job_id, body) == job_id

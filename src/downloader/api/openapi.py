@@ -39,7 +39,8 @@ _INTRODUCTION = (
     " and come back as `warnings`; `null` means that a field is absent."
 )
 _WEBHOOK_HEADERS = {
-    "webhook-id": "The same for each attempt at one callback.",
+    "webhook-id": "The same for each attempt at one callback: the job's id, with an addition for the result"
+    " of a download that was run again.",
     "webhook-timestamp": "When it was sent, in Unix seconds.",
     "webhook-signature": "With a secret configured: signatures of id, timestamp and body.",
     "traceparent": "That of the request that brought the job, if it had one (W3C Trace Context).",

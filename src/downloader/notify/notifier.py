@@ -57,6 +57,17 @@ class Payload:
     """The payload as UTF-8 JSON; the same bytes in all attempts."""
     traceparent: str = ""
     """The trace of the job (W3C Trace Context), to be sent to the peer; empty: none."""
+    retry: str = ""
+    """Names the request by which a client had the failed download run again; empty if it ran once."""
+
+    @property
+    def message_id(self) -> str:
+        """Identifies the result that the callback reports: letters, digits and `-`, 31 characters at most.
+
+        The job's id, unless a client had the download run again: the job then has a second result, which a
+        peer must not take for a repetition of the first.
+        """
+        return f"{self.job_id}-{self.retry}" if self.retry else self.job_id
 
 
 class Notifier(Protocol):

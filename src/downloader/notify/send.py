@@ -82,7 +82,13 @@ async def send_callback(
     except StorageError as exc:
         return _retry(lease, RetryLater(str(exc)), schedule, rng)
     spec = lease.spec
-    payload = Payload(job_id=lease.id, aggr_id=spec.aggr_id, body=body, traceparent=spec.traceparent)
+    payload = Payload(
+        job_id=lease.id,
+        aggr_id=spec.aggr_id,
+        body=body,
+        traceparent=spec.traceparent,
+        retry=lease.result_retry,
+    )
     begun_at = trio.current_time()
     result = await _ask(backends[name], destination, payload, timeout_s=timeout_s)
     if isinstance(result, _Broken):

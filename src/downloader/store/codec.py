@@ -203,6 +203,7 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         proxy=row["proxy"],
         result=_outcome(result) if result else None,
         result_attempts=int(result.get("attempts") or 0),
+        result_retry=result.get("retried", ""),
         proven=row["proven"] == "1",
         waited_s=row["waited_ms"] / 1000 if row["waited_ms"] >= 0 else None,
     )

@@ -27,7 +27,7 @@ class Callback(BaseModel):
     download_url: str
     """Where the file is; empty if there is none."""
     job_id: str
-    """The id that `POST /download` returned; the same in each repetition, and equal to `webhook-id`."""
+    """The id that `POST /download` returned; the same in each callback of the job."""
     response_code: int
     """The status of the last response; 0 if there was none."""
     delivered: bool

@@ -166,14 +166,14 @@ class _Http:
         now = int(time.time())
         fields = [
             *_FIELDS,
-            (b"webhook-id", payload.job_id.encode()),
+            (b"webhook-id", payload.message_id.encode()),
             (b"webhook-timestamp", b"%d" % now),
         ]
         if payload.traceparent:
             fields.append((b"traceparent", payload.traceparent.encode()))
         if self.signers:
             moment, body = datetime.fromtimestamp(now, UTC), payload.body.decode()
-            signatures = " ".join(signer.sign(payload.job_id, moment, body) for signer in self.signers)
+            signatures = " ".join(signer.sign(payload.message_id, moment, body) for signer in self.signers)
             fields.append((b"webhook-signature", signatures.encode()))
         return fields
 

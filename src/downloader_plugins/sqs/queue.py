@@ -7,7 +7,6 @@ host is refused, as requests are signed with the service's credentials.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -149,22 +148,6 @@ def group_id(aggr_id: str) -> str:
         return encoded
     digest = hashlib.sha256(encoded.encode("ascii")).hexdigest()
     return f"{encoded[: GROUP_CHARS - 1 - _DIGEST_CHARS]}%{digest}"
-
-
-def deduplication_id(job_id: str, body: bytes) -> str:
-    """`MessageDeduplicationId`: the job's id; for a failure, with a digest of the payload.
-
-    SQS drops messages with an id sent in the last five minutes. A failed job can be downloaded again, with
-    another result; a successful job cannot.
-    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
-    """
-    try:
-        payload = json.loads(body)
-    except ValueError:
-        return job_id
-    if not isinstance(payload, dict) or payload.get("success") is not False:
-        return job_id
-    return f"{job_id}-{hashlib.sha256(body).hexdigest()[:16]}"
 
 
 def _fits(url: str, pattern: str) -> bool:

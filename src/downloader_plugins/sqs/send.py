@@ -12,7 +12,7 @@ from botocore.parsers import ResponseParserError
 
 from downloader.notify import Delivered, Payload, Rejected, Result, RetryLater
 from downloader_plugins.aws import reason_of
-from downloader_plugins.sqs.queue import Queue, deduplication_id, group_id, same_queue
+from downloader_plugins.sqs.queue import Queue, group_id, same_queue
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_sqs import SQSClient
@@ -152,7 +152,7 @@ def _entries(queue: Queue, payloads: Sequence[Payload]) -> list[SendMessageBatch
             entry["MessageAttributes"] = attributes
         if queue.fifo:
             entry["MessageGroupId"] = group_id(payload.aggr_id)
-            entry["MessageDeduplicationId"] = deduplication_id(payload.job_id, payload.body)
+            entry["MessageDeduplicationId"] = payload.message_id
         entries.append(entry)
     return entries
 

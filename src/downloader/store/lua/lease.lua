@@ -10,7 +10,7 @@
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
 --         attempts, crashes, throttled, limit, proxy, spec, proven ('1' or ''), waited_ms (since it was due; -1 if
 --         the lease is repeated), result of each; a callback's result is the state, attempts, error, code, status,
---         size, sha256, mime and image of its download
+--         size, sha256, mime, image and retried of its download
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
 -- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
@@ -29,7 +29,7 @@ local function describe(id, group, generation, proven, waited, spec)
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
   local result = {}
   if kind == 'callback' then
-    local names = {'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image'}
+    local names = {'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image', 'retried'}
     for i, value in ipairs(redis.call('HMGET', key_task('download', id), unpack(names))) do
       result[2 * i - 1], result[2 * i] = names[i], value or ''
     end
