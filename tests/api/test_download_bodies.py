@@ -50,7 +50,7 @@ async def test_a_job_is_taken_in(api: Served) -> None:
     view = await api.store.get(job_id)
     assert view is not None
     assert view.spec.url == JOB["url"]
-    assert view.download.state is State.PENDING
+    assert view.download.state == State.PENDING
 
 
 @pytest.mark.parametrize("field", ["url", "callback_url", "callback_dst", "callback_error_dst", "aggr_proxy"])

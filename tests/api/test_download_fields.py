@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from downloader.api import text_globs
 from downloader.api.fields import FieldError, check_url
 from downloader.api.json import parse_object
 from downloader.api.parse import MAX_WARNINGS, parse_job, warnings_for
 from downloader.api.problems import Refused
+from downloader.globs import text_globs
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy, Url
 

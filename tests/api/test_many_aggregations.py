@@ -12,13 +12,13 @@ import trio
 import trio.testing
 
 from downloader.api.events import Events, Pace
-from downloader.api.globs import anything
 from downloader.api.problems import Refused
 from downloader.api.search import PAGE_MAX, Aggregations
 from downloader.api.snapshot import DESTINATIONS, SHOWN
 from downloader.errors import StoreError, StoreUnavailable
-from downloader.store import AggregationLoad, Backlog, DestinationLoad, JobStore, Load, Waiting
-from downloader.wire import Aggregation
+from downloader.globs import anything
+from downloader.store import Backlog, JobStore, Load, Waiting
+from downloader.wire import Aggregation, AggregationLoad, FailedDestination, WaitingDestination, moment
 
 MANY = 10_000
 
@@ -57,8 +57,8 @@ class Store:
         await self._answer("backlog")
         much = Waiting(pending=10**9, groups=MANY, next_ms=None)
         busy = [
-            DestinationLoad(
-                destination=f"http {NAME}{number:05}", pending=10**6, in_flight=8, limit=8, due_ms=1
+            WaitingDestination(
+                destination=f"http {NAME}{number:05}", pending=10**6, in_flight=8, limit=8, due_at=moment(1)
             )
             for number in range(MANY)
         ]
@@ -68,7 +68,10 @@ class Store:
             callbacks=much,
             failed_callbacks=0,
             destinations=busy[:destinations],
-            failed_to=[(f"http {NAME}{number:05}", 10**6) for number in range(destinations)],
+            failed_to=[
+                FailedDestination(destination=f"http {NAME}{number:05}", failed=10**6)
+                for number in range(destinations)
+            ],
         )
 
     async def reports(self, _role: str) -> Sequence[Mapping[str, Any]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
-from downloader.store import Backlog, CallbackPlan, Changed, DestinationLoad, JobStore, Submission, Waiting
+from downloader.store import Backlog, CallbackPlan, Changed, JobStore, Submission, Waiting
 from downloader.store.codec import backlog as backlog_of
+from downloader.wire import FailedDestination, WaitingDestination, moment
 from servers.jobs import closed, downloaded, spec_for, tried_again
 from servers.raw_store import RawStore
 
@@ -45,8 +48,10 @@ async def test_pending_tasks_are_summed_and_the_largest_destinations_listed(stor
         ("sqs two", 2),
     ]
     assert {each.destination: each.in_flight for each in found.destinations}[lease.group] == 1
-    due = [each.due_ms for each in found.destinations]
-    assert all(ms is not None and found.now_ms - 10_000 < ms <= found.now_ms for ms in due)
+    now = moment(found.now_ms)
+    assert now is not None
+    due = [each.due_at for each in found.destinations]
+    assert all(at is not None and now - timedelta(seconds=10) < at <= now for at in due)
     assert found.downloads.next_ms is None
 
     await store.settle("me", [tried_again(download, LATER, 60)])
@@ -70,11 +75,12 @@ async def test_a_failed_callback_counts_until_it_is_retried_or_its_time_is_up(
         "me", [closed(lease, outcome, 60, 4) for lease, outcome in zip(leases, outcomes, strict=True)]
     )
     found = await store.backlog(9)
-    assert (found.failed_callbacks, found.failed_to) == (2, [(each.group, 1) for each in leases[:2]])
+    failed_to = [FailedDestination(destination=lease.group, failed=1) for lease in leases[:2]]
+    assert (found.failed_callbacks, found.failed_to) == (2, failed_to)
     failed = [lease.id for lease in leases[:2]]
     assert await store.retry(failed[0], download=False, limit=4) is Changed.DONE
     found = await store.backlog(9)
-    assert (found.failed_callbacks, found.failed_to) == (1, [(leases[1].group, 1)])
+    assert (found.failed_callbacks, found.failed_to) == (1, failed_to[1:])
     key = raw.key("failed")
     raw.command("ZADD", key, 1, failed[1])
     found = await store.backlog(9)
@@ -116,6 +122,6 @@ def test_shards_are_one_fleet() -> None:
         downloads=kind,
         callbacks=kind,
         failed_callbacks=6,
-        destinations=[DestinationLoad(destination="a", pending=4, in_flight=2, limit=8, due_ms=4)],
-        failed_to=[("of all", 9)],
+        destinations=[WaitingDestination(destination="a", pending=4, in_flight=2, limit=8, due_at=moment(4))],
+        failed_to=[FailedDestination(destination="of all", failed=9)],
     )

@@ -52,7 +52,7 @@ async def test_a_cancelled_pending_job_never_starts(store: JobStore, attempts: i
     assert await store.aggregation_sizes() == {}
     view = await seen(store, spec.id)
     assert (view.download.state, view.download.attempts) == (State.CANCELLED, attempts)
-    assert view.download.finished_ms is not None
+    assert view.download.finished_at is not None
     callback = await leased(store, Kind.CALLBACK)
     assert callback.result is not None
     assert (callback.result.verdict, callback.result.error_code) == (Verdict.FAILED, ErrorCode.CANCELLED)
@@ -80,8 +80,8 @@ async def test_a_running_job_keeps_its_slot_until_its_holder_has_stopped(store: 
         assert answer == [Settled.CANCELLED]
     assert (await leased(store)).id == other.id
     download = (await seen(store, spec.id)).download
-    assert download.state is State.CANCELLED
-    assert [line["error"] for line in download.log] == ["cancelled by a client"]
+    assert download.state == State.CANCELLED
+    assert [failure.error for failure in download.errors] == ["cancelled by a client"]
     callback = await leased(store, Kind.CALLBACK)
     assert callback.result is not None
     assert callback.result.error_code is ErrorCode.CANCELLED
@@ -117,7 +117,7 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     assert await store.sweep(sweeper) == []
     assert (await leased(store)).id == other.id
     view = await store.get(spec.id)
-    assert view is None if removed else view is not None and view.download.state is State.CANCELLED
+    assert view is None if removed else view is not None and view.download.state == State.CANCELLED
 
 
 async def test_a_job_whose_work_does_not_end_keeps_its_slot(raw: RawStore, store: JobStore) -> None:

@@ -6,9 +6,10 @@ import pytest
 import trio
 
 from downloader.model import ErrorCode, Kind, Outcome, Verdict
-from downloader.store import AggregationLoad, CallbackPlan, JobStore, Load
+from downloader.store import CallbackPlan, JobStore, Load
 from downloader.store.codec import counts
 from downloader.store.codec import load as load_of
+from downloader.wire import AggregationLoad, moment
 from servers.jobs import downloaded, handed_back, leased, submitted, tried_again
 from servers.raw_store import RawStore
 
@@ -90,7 +91,7 @@ def busiest_answer(name: str, score: str, total: int, downloads: int, callbacks:
 def test_shards_are_one_fleet() -> None:
     load = load_of([busiest_answer("a", "1.000001", 5, 1, 0), busiest_answer("b", "3", 2, 0, 3)], 1)
     busiest = AggregationLoad(
-        aggr_id="b", pending=3, in_flight=0, limit=2, paused=True, cooling_until_ms=5000
+        aggr_id="b", pending=3, in_flight=0, limit=2, paused=True, cooling_until=moment(5000)
     )
     assert load == Load(aggregations=[busiest], total=7, downloads=1, callbacks=3)
 

@@ -27,7 +27,7 @@ async def test_a_job_goes_from_submission_to_removal(store: JobStore) -> None:
     [job_id] = await submit(store)
     view = await store.get(job_id)
     assert view is not None
-    assert view.download.state is State.PENDING
+    assert view.download.state == State.PENDING
     assert view.outcome is None
     assert view.callback is None
 

@@ -32,7 +32,7 @@ from downloader.store import (
     open_client,
 )
 from downloader.store.codec import fields
-from downloader.wire import AggregationChanges
+from downloader.wire import AggregationChanges, moment
 from servers.jobs import handed_back, spec_for
 from servers.raw_store import RawStore
 from servers.store_clock import StoreClock, clocked_scripts
@@ -384,14 +384,14 @@ class Model(Expected):
             self.running(Kind.CALLBACK),
         )
         assert {
-            one.aggr_id: (one.pending, one.in_flight, one.limit, one.cooling_until_ms, one.paused)
+            one.aggr_id: (one.pending, one.in_flight, one.limit, one.cooling_until, one.paused)
             for one in load.aggregations
         } == {
             group: (
                 pending[group],
                 self.running(Kind.DOWNLOAD, group),
                 self.limits[Kind.DOWNLOAD, group],
-                pace.cooling if (pace := self.pace[group]).cooling > self.now_ms else None,
+                moment(pace.cooling) if (pace := self.pace[group]).cooling > self.now_ms else None,
                 pace.paused,
             )
             for group in groups

@@ -11,6 +11,7 @@ import pytest
 
 from downloader.model import Cooldown, ErrorCode, Kind, Lease, Outcome, Verdict
 from downloader.store import Changed, JobStore, Script, Settled, Submission
+from downloader.wire import moment
 from servers.jobs import downloaded, handed_back, spec_for, tried_again
 from servers.raw_store import RawStore
 from servers.store_clock import StoreClock, clocked_scripts
@@ -65,10 +66,10 @@ async def test_a_cooldown_holds_the_aggregation_and_no_other(store: JobStore, cl
     await submit(store, "b", 1)
     assert [lease.group for lease in await take(store)] == ["b"]
     [load] = [load for load in (await store.load(9)).aggregations if load.aggr_id == "a"]
-    assert load.cooling_until_ms == clock.now_ms + 1
+    assert load.cooling_until == moment(clock.now_ms + 1)
     clock.move(0.001)
     assert [lease.group for lease in await take(store)] == ["a", "a"], "its whole limit"
-    assert all(load.cooling_until_ms is None for load in (await store.load(9)).aggregations)
+    assert all(load.cooling_until is None for load in (await store.load(9)).aggregations)
 
 
 async def test_a_cooldown_uses_up_no_attempt_and_is_counted(store: JobStore, clock: StoreClock) -> None:

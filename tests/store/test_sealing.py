@@ -136,7 +136,7 @@ async def test_an_instance_without_the_key_hands_the_job_back(
         view = await wrong.get(spec.id)
         assert view is not None
         assert (view.download.state, view.download.attempts) == (State.PENDING, 0)
-        assert "redis.encryption_keys" in view.download.log[0]["error"]
+        assert "redis.encryption_keys" in view.download.errors[0].error
         assert job_view(view, lambda _: "").url == ""
 
         # Also what can be done without the key is left to who has it: the callback would have nowhere to go.

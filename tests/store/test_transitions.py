@@ -25,9 +25,9 @@ from downloader.store import (
     Settled,
     Shares,
     Submission,
-    TaskView,
 )
 from downloader.store.codec import fields
+from downloader.wire import Task
 from servers.jobs import closed, downloaded, handed_back, leased, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
 
@@ -52,13 +52,13 @@ async def lapse(raw: RawStore, store: JobStore, lease: Lease) -> None:
     raw.command("ZADD", raw.key("leases", lease.kind), 1, lease.id)
 
 
-async def download(store: JobStore, job_id: str) -> TaskView:
+async def download(store: JobStore, job_id: str) -> Task:
     view = await store.get(job_id)
     assert view is not None
     return view.download
 
 
-async def callback(store: JobStore, job_id: str) -> TaskView:
+async def callback(store: JobStore, job_id: str) -> Task:
     view = await store.get(job_id)
     assert view is not None
     assert view.callback is not None
@@ -283,7 +283,7 @@ async def test_a_retry_counts_and_a_release_does_not(store: JobStore) -> None:
     await store.settle("me", [handed_back(await leased(store), "our disk\nis full", 0)])
     view = await download(store, spec.id)
     assert (view.state, view.attempts, view.deliveries) == (State.PENDING, 1, 2)
-    assert [entry["error"] for entry in view.log] == [RETRY.error, "our disk is full"]
+    assert [failure.error for failure in view.errors] == [RETRY.error, "our disk is full"]
     assert (await leased(store)).attempts == 1
 
 
@@ -334,7 +334,7 @@ async def test_a_late_holder_changes_nothing(
 
 def without_crashes(view: JobView | None) -> JobView:
     assert view is not None
-    return dataclasses.replace(view, download=dataclasses.replace(view.download, crashes=0))
+    return dataclasses.replace(view, download=view.download.model_copy(update={"crashes": 0}))
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -414,7 +414,7 @@ async def test_a_settled_task_can_be_taken_by_another_before_the_repetition(
     await settle(store, transition, "me", lease)
     await leased(store, "other")
     assert await settle(store, transition, "me", lease) is Settled.DONE
-    assert (await download(store, spec.id)).state is State.RUNNING
+    assert (await download(store, spec.id)).state == State.RUNNING
 
 
 async def test_renewed_leases_are_not_swept(raw: RawStore, store: JobStore) -> None:
@@ -456,8 +456,8 @@ async def test_the_last_failures_of_a_job_are_kept(store: JobStore) -> None:
     spec = await submitted(store)
     for number in range(7):
         await store.settle("me", [handed_back(await leased(store), f"reason {number}", 0)])
-    log = (await download(store, spec.id)).log
-    assert [entry["error"] for entry in log] == [f"reason {number}" for number in range(2, 7)]
+    errors = (await download(store, spec.id)).errors
+    assert [failure.error for failure in errors] == [f"reason {number}" for number in range(2, 7)]
 
 
 # the end
@@ -469,7 +469,7 @@ async def test_a_failed_callback_can_be_sent_again(store: JobStore) -> None:
     assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
     gone = CallbackOutcome(verdict=Verdict.FAILED, error="Received Status code 410 Gone")
     await store.settle("me", [closed(await leased(store, kind=Kind.CALLBACK), gone, 60, 4)])
-    assert (await callback(store, spec.id)).state is State.FAILED
+    assert (await callback(store, spec.id)).state == State.FAILED
 
     assert await store.retry(spec.id, download=False, limit=4) is Changed.DONE
     assert await store.retry(spec.id, download=False, limit=4) is Changed.CONFLICT
@@ -484,9 +484,9 @@ async def test_a_retry_whose_answer_was_lost_is_answered_again(raw: RawStore, st
     assert raw.run("retry", call, rows) == ["done"]
     await store.settle("me", [downloaded(await leased(store), FAILED, None, 60)])
     assert raw.run("retry", call, rows) == ["done"]
-    assert (await download(store, spec.id)).state is State.FAILED
+    assert (await download(store, spec.id)).state == State.FAILED
     assert raw.run("retry", call | {"request": "s"}, rows) == ["done"]
-    assert (await download(store, spec.id)).state is State.PENDING
+    assert (await download(store, spec.id)).state == State.PENDING
 
 
 async def test_what_no_reaper_was_given_is_not_removed(store: JobStore) -> None:
@@ -559,7 +559,7 @@ async def test_the_callback_of_a_second_run_is_not_its_first_holder_s(store: Job
             await store.settle("me", [closed(first, DELIVERED, 60, 4)])
             assert await store.retry(spec.id, download=True, limit=4) is Changed.DONE
     assert await store.settle("me", [closed(first, DELIVERED, 60, 4)]) == [Settled.LEASE_LOST]
-    assert (await callback(store, spec.id)).state is State.RUNNING
+    assert (await callback(store, spec.id)).state == State.RUNNING
 
 
 @pytest.mark.parametrize("job_id", ["NSb4FOAs9fVaQw", "", "x", "ü" * 14, "../../../etc/pa"])

@@ -4,6 +4,5 @@ from __future__ import annotations
 
 from downloader.api.app import Api, serve
 from downloader.api.deps import ApiDeps
-from downloader.api.globs import text_globs
 
-__all__ = ["Api", "ApiDeps", "serve", "text_globs"]
+__all__ = ["Api", "ApiDeps", "serve"]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from downloader.api.auth import Callers
 from downloader.api.events import Events
-from downloader.api.globs import Allows, anything
 from downloader.api.intake import Intake
 from downloader.api.openapi import Description
 from downloader.api.origin import Cors
 from downloader.api.search import Aggregations
 from downloader.config import ApiSettings
+from downloader.globs import Allows, anything
 from downloader.model import JobSpec
 from downloader.net import EgressPolicy
 from downloader.observe import API_COUNTERS, Counters, Traces

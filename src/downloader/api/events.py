@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from downloader.api.globs import Allows, anything
 from downloader.api.history import History
 from downloader.api.problems import Refused, unavailable
 from downloader.api.snapshot import (
@@ -28,6 +27,7 @@ from downloader.api.snapshot import (
     Snapshot,
     encode,
 )
+from downloader.globs import Allows, anything
 from downloader.observe import Event, get_logger
 from downloader.store import StoreError, StoreReader
 

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import translate
 from urllib.parse import unquote
 
+from downloader.globs import Allows, anything, text_globs
 from downloader.net import Url, UrlError, Use
-
-Allows = Callable[[str], bool]
-"""Whether a pattern of an allow-list matches the text."""
 
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -24,20 +22,6 @@ _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 _PARENT = re.compile(r"(?:^|/)(?=[\s.]*?\.\.)[\s.]*+(?:[/;]|$)")
 """A path segment that servers may read as `..`: with path parameters, or with blanks and dots around it.
 The pattern does not backtrack, since a path may have thousands of dots."""
-
-
-def anything(_text: str) -> bool:
-    """The allow-list `["*"]`."""
-    return True
-
-
-def text_globs(patterns: Iterable[str]) -> Allows:
-    """Match the whole text, case-sensitively, as `fnmatch.fnmatchcase` does."""
-    listed = list(patterns)
-    if "*" in listed:
-        return anything
-    match = re.compile("|".join(map(translate, listed)) or "(?!)").match
-    return lambda text: match(text) is not None
 
 
 def url_globs(patterns: Iterable[str], use: Use) -> Allows:

@@ -15,9 +15,9 @@ from pydantic_core import ErrorDetails
 
 from downloader.api.auth import Caller, check_job
 from downloader.api.fields import CHECKS, FieldError, check_printable, check_subpath, check_url
-from downloader.api.globs import Allows
 from downloader.api.json import member_text
 from downloader.api.problems import Refused, fault_in, faulty
+from downloader.globs import Allows
 from downloader.model import JobSpec, is_reserved, now_ms
 from downloader.net import EgressPolicy, EgressRefused, Url, is_forbidden
 from downloader.wire import NO_CALLBACK, DownloadRequest, Fault

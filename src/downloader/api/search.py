@@ -12,10 +12,10 @@ from typing import Any
 
 import trio
 
-from downloader.api.globs import Allows
 from downloader.errors import StoreUnavailable
-from downloader.store import AggregationLoad, JobStore, StoreError
-from downloader.wire import Aggregation
+from downloader.globs import Allows
+from downloader.store import JobStore, StoreError
+from downloader.wire import Aggregation, AggregationLoad
 
 SEARCHED = 20_000
 """Most aggregations that are searched: the busiest of each shard of the store."""
@@ -33,7 +33,7 @@ SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
     "in_flight": lambda load: load.in_flight,
     "limit": lambda load: load.limit,
     "pending": lambda load: load.pending,
-    "state": lambda load: (load.paused, load.cooling_until_ms is not None),
+    "state": lambda load: (load.paused, load.cooling_until is not None),
     "work": lambda load: load.in_flight + load.pending,
 }
 """Sort keys by name; with a `-` in front of the name the largest come first."""

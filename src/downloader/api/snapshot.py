@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from downloader.api.globs import Allows, anything
 from downloader.api.views import fleet_counters, waiting
+from downloader.globs import Allows, anything
 from downloader.store import Backlog, Load
-from downloader.wire import moment, rfc3339
+from downloader.wire import rfc3339
 
 ROLES = ("api", "processor", "notifier")
 
@@ -66,17 +66,7 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
         "store": snapshot.store,
         "instances": instances[:INSTANCES],
         "more_instances": max(0, len(instances) - INSTANCES),
-        "aggregations": [
-            {
-                "aggr_id": load.aggr_id,
-                "pending": load.pending,
-                "in_flight": load.in_flight,
-                "limit": load.limit,
-                "paused": load.paused,
-                "cooling_until": moment(load.cooling_until_ms),
-            }
-            for load in visible[:SHOWN]
-        ],
+        "aggregations": [load.model_dump() for load in visible[:SHOWN]],
         "more_aggregations": max(0, total - min(len(visible), SHOWN)),
         "in_flight": {
             "downloads": snapshot.load.downloads if snapshot.load else 0,

@@ -12,9 +12,9 @@ from typing import Any
 
 from downloader.api.auth import Caller
 from downloader.api.deps import ApiDeps
-from downloader.api.globs import anything
 from downloader.api.parse import parse_job, warnings_for
 from downloader.api.problems import Problem, Refused, fault_in
+from downloader.globs import anything
 from downloader.model import JobSpec
 from downloader.observe import Event, get_logger
 from downloader.store import Accepted, StoreUnavailable, Submission

@@ -10,16 +10,13 @@ from downloader.errors import StorageError
 from downloader.model import JobSpec, State
 from downloader.net import redact_url
 from downloader.observe import COUNTERS, by_name
-from downloader.store import Backlog, JobView, Load, TaskView
+from downloader.store import Backlog, JobView, Load
 from downloader.wire import (
-    FailedDestination,
-    Failure,
     Job,
     JobCallback,
     JobFile,
     Waiting,
     WaitingCallbacks,
-    WaitingDestination,
     WaitingDownloads,
     moment,
 )
@@ -31,14 +28,13 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
     `download_url` gives the URL of the job's file, and raises `StorageError` if the storage fails.
     """
     spec, outcome = view.spec, view.outcome
-    succeeded = view.download.state is State.SUCCEEDED and outcome is not None
+    succeeded = view.download.state == State.SUCCEEDED and outcome is not None
     return Job(
         id=spec.id,
         aggr_id=spec.aggr_id,
         url=redact_url(spec.url),
         created_at=moment(spec.created_ms),
-        **_task(view.download),
-        crashes=view.download.crashes,
+        **dict(view.download),
         priority=spec.priority,
         error=outcome.error if outcome else "",
         error_code=str(outcome.error_code) if outcome else "",
@@ -47,7 +43,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
         download_url=_download_url(spec, download_url) if succeeded else "",
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
         callback=_callback(view),
-        kept_until=moment(view.kept_until_ms),
+        kept_until=view.kept_until,
     )
 
 
@@ -61,23 +57,8 @@ def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:
 def _callback(view: JobView) -> JobCallback | None:
     if view.callback is None:
         return None
-    kind, destination = view.spec.callback(success=view.download.state is State.SUCCEEDED)
-    return JobCallback(type=kind, destination=redact_url(destination), **_task(view.callback))
-
-
-def _task(task: TaskView) -> dict[str, Any]:
-    """The members that jobs and callbacks have in common."""
-    return {
-        "state": str(task.state),
-        "attempts": task.attempts,
-        "deliveries": task.deliveries,
-        "due_at": moment(task.due_ms),
-        "started_at": moment(task.started_ms),
-        "finished_at": moment(task.finished_ms),
-        "errors": [
-            Failure(at=moment(entry.get("at_ms")), error=entry.get("error", "")) for entry in task.log
-        ],
-    }
+    kind, destination = view.spec.callback(success=view.download.state == State.SUCCEEDED)
+    return JobCallback(type=kind, destination=redact_url(destination), **dict(view.callback))
 
 
 FAILED_SHOWN = 20
@@ -87,7 +68,6 @@ FAILED_SHOWN = 20
 def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
     """What waits; `destinations`: whether the caller may see the destinations of callbacks."""
     shown = backlog.destinations if destinations else ()
-    failed_to = backlog.failed_to[:FAILED_SHOWN] if destinations else ()
     return Waiting(
         downloads=WaitingDownloads(
             pending=backlog.downloads.pending,
@@ -101,25 +81,16 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
             in_flight=load.callbacks,
             failed=backlog.failed_callbacks,
             next_due_at=moment(backlog.callbacks.next_ms),
-            destinations=[
-                WaitingDestination(
-                    destination=row.destination,
-                    pending=row.pending,
-                    in_flight=row.in_flight,
-                    limit=row.limit,
-                    due_at=moment(row.due_ms),
-                )
-                for row in shown
-            ],
+            destinations=shown,
             more_destinations=backlog.callbacks.groups - len(shown) if destinations else 0,
-            failed_to=[FailedDestination(destination=name, failed=failed) for name, failed in failed_to],
+            failed_to=backlog.failed_to[:FAILED_SHOWN] if destinations else (),
         ),
     )
 
 
 def cooling(load: Load) -> int:
     """Number of aggregations in `load` that cool down."""
-    return sum(row.cooling_until_ms is not None for row in load.aggregations)
+    return sum(row.cooling_until is not None for row in load.aggregations)
 
 
 def fleet_counters(

@@ -20,9 +20,6 @@ EMBEDDED = "embedded"
 ENCRYPTION_KEY_BYTES = 32
 """Length of a key: 16 bytes to encrypt (AES-128) and 16 to authenticate (HMAC-SHA256)."""
 
-MAX_DELAY_S = 86400.0
-"""Longest time between two starts at a host, as in a job's `aggr_delay`."""
-
 LONGEST_S = 3600.0
 """Largest lease, grace period and timeout; a larger number is most likely a mistake."""
 

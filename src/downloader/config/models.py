@@ -23,7 +23,6 @@ from pydantic import (
 from downloader.config.api import ApiSettings
 from downloader.config.checks import (
     EMBEDDED,
-    MAX_DELAY_S,
     BaseUrl,
     Count,
     CountOrZero,
@@ -43,6 +42,7 @@ from downloader.config.checks import (
     Size,
 )
 from downloader.net import EgressPolicy
+from downloader.wire import MAX_DELAY_S
 
 RENEWALS_PER_LEASE = 3
 """A lease is renewed every `lease / 3` seconds, so that two renewals in a row may fail."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from downloader.globs import text_globs
 from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.model import describe_status, is_reserved
 from downloader.net import EgressRefused, NameNotResolved, TlsFailed
@@ -45,4 +46,5 @@ __all__ = [
     "open_notifiers",
     "parse_section",
     "send_callback",
+    "text_globs",
 ]

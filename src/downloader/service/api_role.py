@@ -9,7 +9,8 @@ from functools import partial
 
 import trio
 
-from downloader.api import Api, ApiDeps, serve, text_globs
+from downloader.api import Api, ApiDeps, serve
+from downloader.globs import text_globs
 from downloader.observe import Event, get_logger
 from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context

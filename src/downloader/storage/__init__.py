@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from downloader.errors import StorageError, StorageRefused
+from downloader.globs import text_globs
 from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.plugins import parse_section
 from downloader.storage.opening import (
@@ -44,4 +45,5 @@ __all__ = [
     "open_storage",
     "parse_section",
     "storage_plugin",
+    "text_globs",
 ]

@@ -14,11 +14,9 @@ from downloader.store.sealing import open_sealer
 from downloader.store.servers import asyncio_loop
 from downloader.store.values import (
     Accepted,
-    AggregationLoad,
     Backlog,
     CallbackPlan,
     Changed,
-    DestinationLoad,
     JobView,
     LeaseBatch,
     Listed,
@@ -29,6 +27,5 @@ from downloader.store.values import (
     Settlement,
     Shares,
     Submission,
-    TaskView,
     Waiting,
 )

@@ -16,19 +16,25 @@ from typing import Any, TypeVar
 from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
 from downloader.net import host_of, redact_url
 from downloader.store.values import (
-    AggregationLoad,
     Backlog,
     CallbackPlan,
-    DestinationLoad,
     JobView,
     Load,
     Reapable,
     Settlement,
     Submission,
-    TaskView,
     Waiting,
 )
-from downloader.wire import Aggregation, ListedJob, moment
+from downloader.wire import (
+    Aggregation,
+    AggregationLoad,
+    FailedDestination,
+    Failure,
+    ListedJob,
+    Task,
+    WaitingDestination,
+    moment,
+)
 
 # Arguments
 
@@ -248,10 +254,10 @@ def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
     download, callback = fields(row["download"]), fields(row["callback"])
     return JobView(
         spec=spec,
-        download=_task(download, due_ms=max(spec.created_ms, spec.not_before)),
+        download=_task(download, due_ms=str(max(spec.created_ms, spec.not_before))),
         outcome=_outcome(download) if "code" in download else None,
-        callback=_task(callback, due_ms=None) if "state" in callback else None,
-        kept_until_ms=int(row["keep_until"]) if row["keep_until"] else None,
+        callback=_task(callback, due_ms="") if "state" in callback else None,
+        kept_until=_moment(row["keep_until"]),
     )
 
 
@@ -271,7 +277,7 @@ def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
 def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
     """Merge the answers of `backlog.lua` from all shards; at most `count` destinations."""
     shards = [fields(answer) for answer in answers]
-    destinations: dict[str, DestinationLoad] = {}
+    destinations: dict[str, WaitingDestination] = {}
     for flat in (flat for shard in shards for flat in shard["destinations"]):
         load = _destination(fields(flat))
         in_other_shards = destinations.get(load.destination)
@@ -290,7 +296,10 @@ def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
         callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in shards]),
         failed_callbacks=sum(shard["failed"] for shard in shards),
         destinations=largest[:count],
-        failed_to=sorted(failed.items(), key=lambda item: (-item[1], item[0]))[:count],
+        failed_to=[
+            FailedDestination(destination=name, failed=number)
+            for name, number in sorted(failed.items(), key=lambda item: (-item[1], item[0]))[:count]
+        ],
     )
 
 
@@ -302,24 +311,24 @@ def _waiting(shards: Sequence[Mapping[str, Any]]) -> Waiting:
     )
 
 
-def _destination(row: Mapping[str, Any]) -> DestinationLoad:
-    return DestinationLoad(
+def _destination(row: Mapping[str, Any]) -> WaitingDestination:
+    return WaitingDestination(
         destination=row["name"],
         pending=row["pending"],
         in_flight=row["running"],
         limit=int(row["limit"]),
-        due_ms=int(float(row["due"])) or None,
+        due_at=moment(int(float(row["due"]))),
     )
 
 
-def _sum(first: DestinationLoad, second: DestinationLoad) -> DestinationLoad:
+def _sum(first: WaitingDestination, second: WaitingDestination) -> WaitingDestination:
     """The load of a destination in two shards; each shard has a separate limit."""
-    return DestinationLoad(
+    return WaitingDestination(
         destination=first.destination,
         pending=first.pending + second.pending,
         in_flight=first.in_flight + second.in_flight,
         limit=first.limit + second.limit,
-        due_ms=min((due for due in (first.due_ms, second.due_ms) if due), default=None),
+        due_at=min((due for due in (first.due_at, second.due_at) if due), default=None),
     )
 
 
@@ -337,7 +346,7 @@ def _aggregation(row: Mapping[str, str]) -> AggregationLoad:
         in_flight=running,
         limit=int(row["limit"]),
         paused=row["paused"] == "1",
-        cooling_until_ms=int(row["cooling"]) if row["cooling"] else None,
+        cooling_until=_moment(row["cooling"]),
     )
 
 
@@ -387,19 +396,19 @@ def _outcome(row: Mapping[str, str]) -> Outcome:
     )
 
 
-def _task(row: Mapping[str, str], *, due_ms: int | None) -> TaskView:
-    state = _member(State, row.get("state", State.PENDING))
+def _task(row: Mapping[str, str], *, due_ms: str) -> Task:
+    """A task from its hash; `due_ms` is the time at which it was due first."""
+    state = row.get("state", State.PENDING)
     log = [line.partition(" ") for line in row.get("log", "").splitlines()]
-    due = row.get("due") or due_ms
-    return TaskView(
+    return Task(
         state=state,
         attempts=int(row.get("attempts", 0)),
         deliveries=int(row.get("deliveries", 0)),
         crashes=int(row.get("crashes", 0)),
-        due_ms=int(due) if due is not None and state is State.PENDING else None,
-        started_ms=int(row["started"]) if "started" in row else None,
-        finished_ms=int(row["finished"]) if "finished" in row else None,
-        log=tuple({"at_ms": int(at), "error": error} for at, _, error in log),
+        due_at=_moment(row.get("due") or due_ms) if state == State.PENDING else None,
+        started_at=_moment(row.get("started", "")),
+        finished_at=_moment(row.get("finished", "")),
+        errors=[Failure(at=_moment(at), error=error) for at, _, error in log],
     )
 
 

@@ -22,13 +22,12 @@ from downloader.store.sealing import Sealer
 from downloader.store.values import (
     COUNTED_FAILURES,
     SUMMED_GROUPS,
-    AggregationLoad,
     Backlog,
     JobView,
     Listed,
     Load,
 )
-from downloader.wire import Aggregation, AggregationPage, JobPage, ListedJob
+from downloader.wire import Aggregation, AggregationLoad, AggregationPage, JobPage, ListedJob
 
 log = get_logger()
 

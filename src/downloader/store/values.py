@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Self
 
 from downloader.model import (
     CallbackOutcome,
     JobSpec,
     Lease,
     Outcome,
-    State,
     Verdict,
     callback_group,
     callback_limit,
 )
+from downloader.wire import AggregationLoad, FailedDestination, Task, WaitingDestination
 
 # Arguments and results of the transitions
 
@@ -188,48 +189,17 @@ SUMMED_GROUPS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskView:
-    """A task as `GET /jobs/<id>` shows it."""
-
-    state: State | str
-    """A plain string if a newer version has stored an unknown state."""
-    attempts: int
-    deliveries: int
-    """How often the task was leased."""
-    crashes: int
-    due_ms: int | None
-    started_ms: int | None
-    finished_ms: int | None
-    log: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    """Failed attempts, the newest last, at most five: `{"at_ms", "error"}`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """A job as `GET /jobs/<id>` shows it."""
 
     spec: JobSpec
-    download: TaskView
+    download: Task
     outcome: Outcome | None
     """The last attempt's outcome; `None` before the end of the first attempt."""
-    callback: TaskView | None
+    callback: Task | None
     """`None` before the end of the download, and for a job without a callback."""
-    kept_until_ms: int | None
+    kept_until: datetime | None
     """When file and record are deleted; `None` before the end of download and callback."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AggregationLoad:
-    """Present work of an aggregation."""
-
-    aggr_id: str
-    pending: int
-    in_flight: int
-    """Leased downloads in the fleet."""
-    limit: int
-    paused: bool
-    cooling_until_ms: int | None = None
-    """Unix time until which no download starts, because the origin asked for a pause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,20 +229,6 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DestinationLoad:
-    """Waiting callbacks of a destination."""
-
-    destination: str
-    """The group: the backend's name, and a host, queue, topic or prefix."""
-    pending: int
-    in_flight: int
-    limit: int
-    """How many may be in flight in the fleet; after a failure 1 until a callback is delivered."""
-    due_ms: int | None
-    """Unix time at which the first pending callback was or will be due; `None`: no callback is pending."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Backlog:
     """Waiting tasks of all shards."""
 
@@ -282,10 +238,10 @@ class Backlog:
     callbacks: Waiting
     failed_callbacks: int
     """Failed callbacks that are still stored and can be sent again."""
-    destinations: Sequence[DestinationLoad]
+    destinations: Sequence[WaitingDestination]
     """The destinations with the most callbacks pending or in flight, in descending order."""
-    failed_to: Sequence[tuple[str, int]]
-    """Destinations with numbers of failed callbacks, in descending order; counted over `COUNTED_FAILURES`
+    failed_to: Sequence[FailedDestination]
+    """The destinations with the most failed callbacks, in descending order; counted over `COUNTED_FAILURES`
     callbacks per shard."""
 
 

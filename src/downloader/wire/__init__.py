@@ -7,8 +7,10 @@ and callbacks are made from them. Each field and its description is defined only
 from __future__ import annotations
 
 from downloader.wire.aggregation import (
+    MAX_DELAY_S,
     Aggregation,
     AggregationChanges,
+    AggregationLoad,
     AggregationPage,
     AggregationSize,
 )
@@ -25,6 +27,7 @@ from downloader.wire.job import (
     JobPage,
     ListedJob,
     Retried,
+    Task,
 )
 from downloader.wire.problem import Fault, LineProblem, Problem
 from downloader.wire.service import (
@@ -41,12 +44,14 @@ from downloader.wire.submission import MAX_HEADERS, NO_CALLBACK, DownloadRequest
 
 __all__ = [
     "LAST_MS",
+    "MAX_DELAY_S",
     "MAX_HEADERS",
     "NO_CALLBACK",
     "Accepted",
     "AcceptedLine",
     "Aggregation",
     "AggregationChanges",
+    "AggregationLoad",
     "AggregationPage",
     "AggregationSize",
     "Callback",
@@ -67,6 +72,7 @@ __all__ = [
     "Retried",
     "Session",
     "Status",
+    "Task",
     "Waiting",
     "WaitingCallbacks",
     "WaitingDestination",

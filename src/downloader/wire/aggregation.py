@@ -41,12 +41,23 @@ class AggregationChanges(TypedDict, total=False):
     """`null` ends a cooldown; there is no other value."""
 
 
-class Aggregation(WireModel):
-    """An aggregation that has unfinished downloads, or for which an operator has set something."""
+class AggregationLoad(WireModel):
+    """An aggregation's present work."""
 
     aggr_id: str
     limit: int
     """At most this many downloads at once, over the fleet; 1 until a job or an operator names a limit."""
+    paused: bool = False
+    in_flight: int = 0
+    """Downloads that run now, over the fleet."""
+    pending: int = 0
+    cooling_until: Moment | None = None
+    """No download starts until then; `null` while it does not cool down."""
+
+
+class Aggregation(AggregationLoad):
+    """An aggregation that has unfinished downloads, or for which an operator has set something."""
+
     rate: float | None = None
     """At most this many downloads start in a second, over the fleet."""
     delay: float | None = None
@@ -55,12 +66,6 @@ class Aggregation(WireModel):
     """The jobs' own value of each field that an operator has set."""
     proxy: str = ""
     """Empty without a proxy. Its password is hidden."""
-    paused: bool = False
-    in_flight: int = 0
-    """Downloads that run now, over the fleet."""
-    pending: int = 0
-    cooling_until: Moment | None = None
-    """No download starts until then; `null` while it does not cool down."""
     cooling_reason: str = ""
     """The error that caused the cooldown; empty while it does not cool down."""
     next_due_at: Moment | None = None

@@ -51,6 +51,8 @@ class Task(WireModel):
     """Those that count against the retries."""
     deliveries: int = 0
     """How often it was given to an instance."""
+    crashes: int = 0
+    """How often an instance that worked on it died."""
     due_at: Moment | None = None
     started_at: Moment | None = None
     finished_at: Moment | None = None
@@ -93,8 +95,6 @@ class Job(Task):
     aggr_id: str
     url: RedactedUrl
     created_at: Moment | None = None
-    crashes: int = 0
-    """How often an instance that worked on it died."""
     priority: int = 0
     error: str = ""
     """For people; empty unless the download failed."""

@@ -12,7 +12,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from fnmatch import translate
 from typing import Any
 
 import trio
@@ -28,6 +27,7 @@ from downloader.notify import (
     RetryLater,
     background,
     is_reserved,
+    text_globs,
 )
 from downloader_plugins.kafka.link import Link
 from downloader_plugins.kafka.settings import read_section
@@ -55,7 +55,10 @@ async def open_kafka(section: Mapping[str, Any], host: Host) -> AsyncIterator[No
     _quiet(logging.getLogger("aiokafka"))
     async with background(link.run):
         yield _Kafka(
-            link=link, timeout_s=settings.timeout, topics=settings.topics, allows=_allows(settings.topics)
+            link=link,
+            timeout_s=settings.timeout,
+            topics=settings.topics,
+            allows=text_globs(settings.topics or ["*"]),
         )
 
 
@@ -65,17 +68,12 @@ def _quiet(logger: logging.Logger) -> None:
         logger.setLevel(logging.CRITICAL)
 
 
-def _allows(patterns: list[str]) -> Callable[[str], object]:
-    """Match whole names, case-sensitively; without patterns all topics are allowed."""
-    return re.compile("|".join(map(translate, patterns or ["*"]))).match
-
-
 @dataclass(slots=True, kw_only=True)
 class _Kafka:
     link: Link
     timeout_s: float
     topics: list[str]
-    allows: Callable[[str], object]
+    allows: Callable[[str], bool]
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`. After a timeout, the callback may still be delivered later."""

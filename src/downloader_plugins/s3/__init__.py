@@ -9,7 +9,6 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from fnmatch import translate
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from downloader.storage import (
     background,
     is_bucket_name,
     parse_section,
+    text_globs,
 )
 from downloader_plugins.aws import open_session
 from downloader_plugins.s3.settings import BucketsSettings, ConnectionSettings, S3StorageSettings, object_url
@@ -100,7 +100,7 @@ class _Buckets:
 
     def __init__(self, settings: BucketsSettings) -> None:
         self._settings = settings
-        self._allows = re.compile("|".join(map(translate, settings.buckets)) or r"(?!)").match
+        self._allows = text_globs(settings.buckets)
         self._threads = Threads()
         self._uploads = Uploads()
         self._making = trio.Lock()

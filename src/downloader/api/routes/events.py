@@ -10,9 +10,9 @@ import trio
 
 from downloader.api.auth import CALLER, SESSION
 from downloader.api.deps import Context
-from downloader.api.globs import anything
 from downloader.api.origin import check_origin
 from downloader.api.routing import ResponseSpec, route
+from downloader.globs import anything
 from downloader.server import ENDLESS, Gone, HttpError, Message, Receive, Send, client_of
 
 _TYPE = "text/event-stream; charset=utf-8"

@@ -65,7 +65,8 @@ def gauge_values(
 ) -> Mapping[str, Mapping[Labels, float]]:
     """The values of all gauges, by name and label values."""
     kinds = {("download",): backlog.downloads, ("callback",): backlog.callbacks}
-    due_ms = min((row.due_ms for row in backlog.destinations if row.due_ms), default=backlog.now_ms)
+    due_at = min((row.due_at for row in backlog.destinations if row.due_at), default=None)
+    overdue_s = backlog.now_ms / 1000 - due_at.timestamp() if due_at else 0
     return {
         "downloader_pending": {kind: waiting.pending for kind, waiting in kinds.items()},
         "downloader_groups": {kind: waiting.groups for kind, waiting in kinds.items()},
@@ -75,7 +76,7 @@ def gauge_values(
             if waiting.next_ms is not None
         },
         "downloader_aggregations_cooling": {(): cooling(load)},
-        "downloader_callbacks_oldest_due_seconds": {(): max(0, backlog.now_ms - due_ms) / 1000},
+        "downloader_callbacks_oldest_due_seconds": {(): max(0, overdue_s)},
         "downloader_callbacks_failed": {(): backlog.failed_callbacks},
         "downloader_in_flight": {("download",): load.downloads, ("callback",): load.callbacks},
         "downloader_instances": {(role,): len(list(of_role)) for role, of_role in reports.items()},
