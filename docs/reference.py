@@ -330,10 +330,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "events": lambda: enumerated("event | means", Event),
     "processor-counters": lambda: named("processor | counts", PROCESSOR_COUNTERS),
     "notifier-counters": lambda: named("notifier | counts", NOTIFIER_COUNTERS),
-    "predecessor-names": lambda: named(
-        "name | counts",
-        {**PROCESSOR_NAMES, **{name: f"as `{ours}`" for name, ours in NOTIFIER_NAMES.items()}},
-    ),
+    "predecessor-processor-names": lambda: named("processor | counts", PROCESSOR_NAMES),
+    "predecessor-notifier-names": lambda: named("notifier | counts", NOTIFIER_NAMES),
     "metrics": metrics,
     "keys": keys,
     "transitions": transitions,

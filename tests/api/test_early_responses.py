@@ -19,7 +19,7 @@ WAITS = b"Host: localhost\r\nExpect: 100-continue\r\n"
 EARLY = [
     pytest.param(b"POST /nothing", 404, id="404"),
     pytest.param(b"PUT /download", 405, id="405"),
-    pytest.param(b"PUT /hb", 405, id="405 of a view"),
+    pytest.param(b"PUT /jobs", 405, id="405 of a view"),
     pytest.param(b"POST /retry/00000000000000", 404, id="404 of a view"),
 ]
 
@@ -46,7 +46,7 @@ async def repeat(call: Callable[[], Awaitable[None]]) -> None:
     [
         ("/nothing", (), "404"),
         ("/download", (), "405"),
-        ("/hb", (), "405"),
+        ("/jobs", (), "405"),
         ("/download", ("-X", "POST"), "413"),
     ],
 )

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from downloader.config import ApiSettings
+from downloader.config import ApiSettings, TokenSettings
 from downloader.errors import StorageError
 from downloader.model import (
     CallbackOutcome,
@@ -62,11 +63,24 @@ async def fail_callback(store: JobStore) -> None:
 async def test_hb(serving: Serving, tmp_path: Path) -> None:
     flag = tmp_path / "out-of-service"
     api = await serving(settings=ApiSettings(heartbeat_path=str(flag)))
-    assert (await api.client.get("/hb")).status_code == 200
+    assert (await api.client.get("/hb")).text == "OK"
     flag.touch()
     assert (await api.client.get("/hb")).status_code == 503
     flag.unlink()
     assert (await api.client.get("/hb")).status_code == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"])
+async def test_each_method_of_a_load_balancer_gets_the_heartbeat(
+    serving: Serving, tmp_path: Path, method: str
+) -> None:
+    token = TokenSettings(name="t", token=SecretStr("0123456789abcdef"), scopes=["admin"])
+    flag = tmp_path / "out-of-service"
+    api = await serving(settings=ApiSettings(heartbeat_path=str(flag), tokens=[token]))
+    request = f"{method} /hb HTTP/1.0\r\n\r\n".encode()
+    assert (await api.say(request)).startswith(b"HTTP/1.1 200 OK\r\n")
+    flag.touch()
+    assert (await api.say(request)).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
 
 
 async def test_hb_with_a_path_that_cannot_be_looked_at(serving: Serving, tmp_path: Path) -> None:
@@ -327,9 +341,9 @@ async def test_a_form_on_another_site_cannot_retry(api: Served) -> None:
         ("GET", "/hb/", 404, "not_found"),
         ("GET", "/download", 405, "method_not_allowed"),
         ("PUT", "/download", 405, "method_not_allowed"),
-        ("DELETE", "/hb", 405, "method_not_allowed"),
+        ("DELETE", "/stats", 405, "method_not_allowed"),
         ("POST", "/jobs/x", 405, "method_not_allowed"),
-        ("TRACE", "/hb", 405, "method_not_allowed"),
+        ("TRACE", "/stats", 405, "method_not_allowed"),
         ("GET", "/web/none.css", 404, "not_found"),
     ],
 )

@@ -40,6 +40,10 @@ def test_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (f"{__version__}\n", "")
 
 
+def test_p_is_short_for_port(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint(capsys, "api", "-p", "65536").startswith('Invalid value "65536" for --port')
+
+
 @pytest.mark.slow
 def test_python_dash_m() -> None:
     done = subprocess.run(

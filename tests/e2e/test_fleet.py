@@ -182,7 +182,7 @@ async def test_counters_under_the_predecessor_s_names(
             spawnedWorkers=6,
             failures=3,
         )
-        await until("notifier", successfulCallbacks=6, failedCallbacks=0)
+        await until("notifier", alive=1, successfulCallbacks=6, failedCallbacks=0)
         await worker.stop()
         # What it has counted stays.
         await until("processor", alive=1, spawnedWorkers=6, downloads_failed=3, downloads_succeeded=3)

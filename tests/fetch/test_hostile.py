@@ -132,7 +132,7 @@ async def test_a_flood_of_103(lab: Lab, origin: Origin) -> None:
 async def test_a_dripped_head_is_bounded_as_a_whole(
     tmp_path: Path, origin: Origin, handler: Handler, expected: tuple[Verdict, str]
 ) -> None:
-    async with open_lab(tmp_path, limits=small(response_s=0.2)) as lab:
+    async with open_lab(tmp_path, response_timeout=0.2) as lab:
         with trio.fail_after(20):
             outcome = await lab.fetch(origin.on("/x", handler))
     assert end(outcome) == expected

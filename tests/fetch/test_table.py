@@ -507,11 +507,19 @@ async def test_an_attempt_ends_with_its_jobs_deadline(lab: Lab, origin: Origin) 
 
 @pytest.mark.row("F20")
 async def test_no_response_in_time(tmp_path: Path, origin: Origin) -> None:
-    async with open_lab(tmp_path, limits=small(response_s=0.1)) as lab:
+    async with open_lab(tmp_path, response_timeout=0.1) as lab:
         outcome = await lab.fetch(origin.url("/hang"))
         assert (outcome.verdict, outcome.error_code) == (Verdict.RETRY, ErrorCode.TIMEOUT)
         assert outcome.error == "no response within 0.1 s"
         assert outcome.response_code == 0
+
+
+async def test_a_job_may_wait_for_a_response_as_long_as_its_own_download_timeout(
+    tmp_path: Path, origin: Origin
+) -> None:
+    async with open_lab(tmp_path, response_timeout=0.05) as lab:
+        assert (await lab.fetch(origin.url("/slow/0.2/10"), download_timeout=10)).verdict is Verdict.SUCCEEDED
+        assert (await lab.fetch(origin.url("/slow/0.2/10"))).error == "no response within 0.05 s"
 
 
 @pytest.mark.slow

@@ -60,4 +60,4 @@ def test_callbacks() -> None:
     counters = Counters(NOTIFIER_COUNTERS)
     counters.add("callbacks_delivered", 3)
     counters.add("callbacks_failed", 2)
-    assert callbacks(counters) == {"successfulCallbacks": 3, "failedCallbacks": 2}
+    assert callbacks(counters) == {"alive": 1, "successfulCallbacks": 3, "failedCallbacks": 2}

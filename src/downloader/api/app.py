@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from socket import socket
 
 import trio
@@ -124,7 +124,8 @@ class Api:
             endpoint, _ = self._urls.match(path, method)
         except HTTPException:
             return None
-        return _BY_ENDPOINT.get(endpoint) if method != "OPTIONS" else None
+        route = _BY_ENDPOINT.get(endpoint)
+        return route if method != "OPTIONS" or (route and route.every_method) else None
 
     def _admit(self, scope: Message, headers: Mapping[bytes, bytes], route: Route | None) -> Caller | None:
         """Run the checks of every route; returns the caller, `None` while the API is open.
@@ -210,8 +211,9 @@ def create_quart(context: Context) -> QuartTrio:
     for endpoint, route in _BY_ENDPOINT.items():
         # For plain routes Quart handles only OPTIONS, and responds 405 to other methods.
         view = None if route.plain else partial(_view, context, route)
-        methods = [route.method, "OPTIONS"]
-        app.add_url_rule(route.rule, endpoint, view, methods=methods, provide_automatic_options=True)
+        methods = [*HTTPMethod] if route.every_method else [route.method, "OPTIONS"]
+        options = not route.every_method
+        app.add_url_rule(route.rule, endpoint, view, methods=methods, provide_automatic_options=options)
 
     @app.errorhandler(Exception)
     async def answer_error(error: Exception) -> Response:

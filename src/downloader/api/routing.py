@@ -17,6 +17,7 @@ from downloader.config import Scope
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 HTML = "text/html; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
 
 Schema = Mapping[str, Any]
 
@@ -75,6 +76,8 @@ class Route:
     """The handler is an ASGI function and sends the response itself."""
     when_crowded: bool
     """The route is also served on the connections reserved for the time when too many are open."""
+    every_method: bool
+    """Other methods get the same response."""
 
 
 def route(
@@ -90,6 +93,7 @@ def route(
     calls_back: bool = False,
     plain: bool = False,
     when_crowded: bool = False,
+    every_method: bool = False,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Route]:
     """Make a `Route` of a function; the arguments are the fields of `Route`.
 
@@ -120,6 +124,7 @@ def route(
             calls_back=calls_back,
             plain=plain,
             when_crowded=when_crowded,
+            every_method=every_method,
         )
 
     return declare

@@ -26,7 +26,7 @@ HOST_LIMIT = 4
 
 Config = Annotated[Path | None, Parameter(name=["--config", "-c"])]
 Host = Annotated[str | None, Parameter(name="--host")]
-Port = Annotated[int | None, Parameter(name="--port", validator=Number(gte=0, lte=65535))]
+Port = Annotated[int | None, Parameter(name=["--port", "-p"], validator=Number(gte=0, lte=65535))]
 Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 

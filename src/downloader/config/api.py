@@ -50,7 +50,7 @@ class ApiSettings(Section):
     port: Annotated[int, Number, Field(ge=0, le=65535)] = 8000
     """Port to listen on; `0` takes any free one."""
     heartbeat_path: FileName = ""
-    """While the file exists, `GET /hb` responds 503, so that a load balancer takes the instance out. Empty:
+    """While the file exists, `/hb` responds 503, so that a load balancer takes the instance out. Empty:
     never."""
     max_body: Size = ByteSize(256 * 1024)
     """Largest body of a request."""

@@ -187,6 +187,9 @@ class ProcessorSettings(Section):
     """Seconds for a whole attempt, storing included, where a job names none."""
     max_download_timeout: Seconds = 86400.0
     """The longest `download_timeout` that a job may name, in seconds."""
+    response_timeout: Seconds = 30.0
+    """Seconds to wait for the head of a response. A job that names a longer `download_timeout` may wait for
+    as long as that."""
     lease: ShortSeconds = 30.0
     """Seconds until another instance takes over the job of an instance that has gone silent. More than 1.5
     times `redis.timeout`."""

@@ -194,6 +194,7 @@ class Attempt:
             aggregation=self._lease.group,
             proxy=proxy,
             keep=self._lease.limit,
+            response_s=max(tools.settings.response_timeout, self._spec.download_timeout or 0),
             expect=watch.expect,
         )
         partial = self._partial

@@ -25,6 +25,7 @@ class FetchSettings:
     max_size: int = 10 * 1024**3
     download_timeout: float = 3600.0
     max_download_timeout: float = 86400.0
+    response_timeout: float = 30.0
     disk_low: float = 90.0
     ca_file: str = ""
     robots: bool = False

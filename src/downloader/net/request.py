@@ -106,6 +106,8 @@ class Route:
     answer_bytes: int | None = None
     """Most bytes of the response that are read, head and 1xx included; a longer response is a
     `BadResponse`."""
+    response_s: float | None = None
+    """Replaces `NetLimits.response_s`."""
     tls: ssl.SSLContext | None = None
     """Replaces the transport's context."""
     expect: Expect | None = None

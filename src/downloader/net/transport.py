@@ -122,7 +122,6 @@ class Transport(httpx2.AsyncBaseTransport):
         self._tls = tls
         self._limits = limits
         self._max_idle = max_idle
-        self._no_response = f"no response within {limits.response_s:g} s"
         self._by_key: dict[_Key, list[Connection]] = {}
         self._idle: dict[Connection, tuple[float, _Key]] = {}
         """Idle connections with expiry time and key, in the order of the expiry times."""
@@ -201,7 +200,8 @@ class Transport(httpx2.AsyncBaseTransport):
         target, fields, content = route.url.target, request.headers.raw, b"".join(stream)
         piece_s: float | None = None
         if route.expect is not None:
-            route.expect(self._no_response, self._limits.response_s)
+            response_s = route.response_s or self._limits.response_s
+            route.expect(f"no response within {response_s:g} s", response_s)
         else:
             piece_s = request.extensions.get("timeout", {}).get("read") or self._limits.response_s
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from math import inf
 from urllib.parse import unquote
@@ -12,6 +13,7 @@ import trio
 from hypercorn.utils import suppress_body
 
 from downloader.errors import first_leaf
+from downloader.model import status_phrase
 from downloader.observe import Event, get_logger
 from downloader.server.asgi import (
     ENDLESS,
@@ -27,7 +29,7 @@ from downloader.server.connection import Connection
 from downloader.server.limits import PIECE_BYTES, State
 from downloader.server.parser import FEED_BYTES, ChunkedBody, Head, bad_request, parse_head
 
-CONTINUE = b"HTTP/1.1 100 \r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -70,7 +72,7 @@ def response_head(head: Head, status: int, headers: Headers, common: Headers, *,
         fields.append(b"transfer-encoding: chunked")
     if last:
         fields.append(b"connection: close")
-    data = b"\r\n".join((b"HTTP/1.1 %d " % status, *fields, b"", b""))
+    data = b"\r\n".join((_status_line(status), *fields, b"", b""))
     lines = len(fields) + 2
     if data.count(b"\r") != lines or data.count(b"\n") != lines:
         raise ValueError("a header of the response has a line break")
@@ -89,6 +91,11 @@ _MALFORMED = parse_head(b"GET / HTTP/1.1\r\nHost: unknown\r\nConnection: close\r
 """Stands for a head that is refused."""
 
 _log = get_logger()
+
+
+@lru_cache(maxsize=64)
+def _status_line(status: int) -> bytes:
+    return f"HTTP/1.1 {status} {status_phrase(status)}".encode()
 
 
 async def serve_requests(connection: Connection) -> None:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from http import HTTPStatus
 
+from quart import Response
+
 from downloader.api.auth import sees_all
 from downloader.api.deps import Context
 from downloader.api.problems import not_found
-from downloader.api.routing import ResponseSpec, route
+from downloader.api.routing import TEXT, ResponseSpec, route
 from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
 from downloader.api.views import counters, waiting
 from downloader.observe import by_name
@@ -22,18 +24,22 @@ from downloader.wire import Ready, Status, Waiting
     "/hb",
     scope=None,
     when_crowded=True,
+    every_method=True,
     responses={
-        HTTPStatus.OK: ResponseSpec("In service.", Status),
-        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec("`api.heartbeat_path` exists.", Status),
+        HTTPStatus.OK: ResponseSpec("In service: `OK`.", media_type=TEXT),
+        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec("`api.heartbeat_path` exists.", media_type=TEXT),
     },
 )
-async def heartbeat(context: Context) -> tuple[Status, int]:
-    """For load balancers."""
+async def heartbeat(context: Context) -> Response:
+    """For load balancers.
+
+    Each method gets the same response: load balancers send `GET`, `HEAD` or `OPTIONS`.
+    """
     path = context.deps.settings.heartbeat_path
     # Not `Path.exists`, which raises if it may not read the folder. A stat costs less than a thread.
     if path and os.path.exists(path):  # noqa: ASYNC240, PTH110
-        return Status(status="out of service"), HTTPStatus.SERVICE_UNAVAILABLE
-    return Status(status="ok"), HTTPStatus.OK
+        return Response("Out of service", HTTPStatus.SERVICE_UNAVAILABLE, content_type=TEXT)
+    return Response("OK", content_type=TEXT)
 
 
 @route(
