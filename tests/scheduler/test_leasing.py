@@ -70,6 +70,23 @@ async def test_jobs_that_come_often_share_lease_calls(autojump_clock: MockClock,
         assert len(process.work.ends) == 220
 
 
+@pytest.mark.parametrize("kind", Kind)
+async def test_a_job_that_meets_no_other_goes_at_once_however_often_one_comes(
+    autojump_clock: MockClock, store: FakeStore, kind: Kind
+) -> None:
+    """A client that sends a job when the last one is done: most jobs a second, and none is beside another."""
+    async with scheduling(store, kind=kind, concurrency=64) as process:
+        await process.settle_down()
+        for _ in range(300):
+            begun = trio.current_time()
+            [job_id] = process.add("a", limit=99)
+            await process.settle_down()
+            process.work.finish(job_id)
+            await process.settle_down()
+            assert (trio.current_time(), len(store.held)) == (begun, 0)
+            await trio.sleep(0.003)
+
+
 async def test_a_group_at_its_limit_waits_for_no_company(autojump_clock: MockClock, store: FakeStore) -> None:
     """Else one job after the other would wait twice."""
     async with scheduling(store, concurrency=64) as process:

@@ -47,9 +47,10 @@ BUSY_FROM = 64
 LINGER_S = 0.005
 """Short, compared to the duration of a task with `BUSY_FROM` tasks in flight."""
 
-STEADY_PER_S = 100.0
-"""From this many leases a second on, calls wait `STEADY_LINGER_S` for company although few tasks are in
-flight: jobs that come one by one cost less then."""
+STEADY_PER_S = 40.0
+"""From this many leases a second on that meet other work in flight, calls wait `STEADY_LINGER_S` for company,
+although few tasks are in flight. A client that sends the next job after the callback of the last one meets
+none, so it never waits."""
 
 STEADY_LINGER_S = 0.005
 """Short, compared to the time that a POST and its callback take together."""
@@ -99,8 +100,8 @@ class _Running:
     services: trio.Nursery
     room: Wake = field(default_factory=Wake)
     requests: LeaseRequests = field(default_factory=LeaseRequests)
-    leased: Arrivals = field(default_factory=Arrivals)
-    """Leases, for the rate at which work comes."""
+    joined: Arrivals = field(default_factory=Arrivals)
+    """Leases that were granted while other work was in flight, or with others."""
     urgent_until: float = -math.inf
     """Until this Trio time no call waits for company, as a group at its limit has got a free slot."""
 
@@ -114,7 +115,7 @@ class _Running:
         if len(self.held) >= BUSY_FROM:
             return LINGER_S
         urgent = trio.current_time() < self.urgent_until
-        return STEADY_LINGER_S if not urgent and self.leased.per_s() > STEADY_PER_S else 0.0
+        return STEADY_LINGER_S if not urgent and self.joined.per_s() > STEADY_PER_S else 0.0
 
     def stop_begins(self) -> None:
         """Bound the work in flight, and wake the leasing task."""
@@ -245,7 +246,8 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
     except StoreUnavailable as error:
         log.warning(Event.STORE_UNAVAILABLE, kind=work.kind, reason=str(error))
         return False, None
-    running.leased.add(len(batch.leases))
+    if batch.leases:
+        running.joined.add(len(batch.leases) - (not running.limits.occupied))
     for lease in batch.leases:
         failpoint("after-lease")
         held = HeldLease(
