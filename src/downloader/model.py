@@ -94,7 +94,11 @@ class ErrorCode(StrEnum):
     TRUNCATED = "truncated"
     """The connection ended before the file was complete."""
     TOO_LARGE = "too_large"
-    """The file is larger than `processor.max_size`."""
+    """The file is larger than `processor.max_size` or the job's `max_size`."""
+    TOO_SMALL = "too_small"
+    """The file is smaller than the job's `min_size`."""
+    IMAGE_SIZE = "image_size"
+    """The image's width or height is outside of the job's bounds, or cannot be read."""
     REDIRECTS = "redirects"
     """Too many redirects, or a redirect that cannot be followed."""
     PROTOCOL = "protocol"
@@ -110,7 +114,7 @@ class ErrorCode(StrEnum):
     DIGEST = "digest"
     """The file differs from the job's `sha256` or `size`, or from the origin's digest."""
     NOT_MODIFIED = "not_modified"
-    """A 304 to a conditional request."""
+    """A 304 to a condition in `request_headers`."""
     ROBOTS = "robots"
     """Refused by the origin's robots.txt, or robots.txt could not be read."""
 
@@ -168,6 +172,19 @@ class JobSpec:
     """Required digest of the file, lower case; empty: any."""
     size: int | None = None
     """Required size of the file in bytes; `None`: any."""
+    max_size: int | None = None
+    """Most bytes of the file; `None`: the configured bound alone."""
+    min_size: int = 0
+    """Least bytes of the file."""
+    min_width: int = 0
+    """Least width of the image in pixels; 0: any, as for `min_height` and `max_pixels`."""
+    min_height: int = 0
+    max_pixels: int = 0
+    """Most pixels of the image: width times height."""
+    if_none_match: str = ""
+    """ETags for `If-None-Match`; empty: not sent, as for `if_modified_since`."""
+    if_modified_since: str = ""
+    """HTTP-date (RFC 9110, 5.6.7) for `If-Modified-Since`."""
     priority: int = 0
     """0 to 9: among an aggregation's due jobs, the highest priority begins first."""
     not_before: int = 0
@@ -271,6 +288,22 @@ class FileFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseMetadata:
+    """What a successful response says about the file; texts are empty where the response has nothing."""
+
+    etag: str = ""
+    """`ETag` as received, with quotes."""
+    last_modified: str = ""
+    """`Last-Modified` as received."""
+    content_type: str = ""
+    """`Content-Type` as received."""
+    final_url: str = ""
+    """The URL after redirects, without user and password; empty if there was no redirect."""
+    not_modified: bool = False
+    """Whether the response was a 304 to the job's own condition, so that there is no file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cooldown:
     """A pause that an origin asked for: the aggregation starts no download for `seconds`."""
 
@@ -298,6 +331,12 @@ class Outcome:
     cooldown: Cooldown | None = None
     """Cooldown of the whole aggregation; independent of whether the attempt counts or is the last."""
     file: FileFacts = field(default_factory=FileFacts)
+    response: ResponseMetadata = field(default_factory=ResponseMetadata)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether the attempt stored a file."""
+        return self.verdict is Verdict.SUCCEEDED and not self.response.not_modified
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

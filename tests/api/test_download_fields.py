@@ -79,6 +79,13 @@ def test_every_field_arrives() -> None:
             subpath="pictures/2024",
             sha256="AB" * 32,
             size=0,
+            max_size=9,
+            min_size=1,
+            min_width=2,
+            min_height=3,
+            max_pixels=4,
+            if_none_match='"33a", W/"b"',
+            if_modified_since="Fri, 27 Nov 2026 21:00:00 GMT",
             callback_error_type="sqs",
             callback_error_dst="aws.com/sqs/errors",
             **BUCKET,
@@ -95,6 +102,10 @@ def test_every_field_arrives() -> None:
     assert spec.user_agent == "agent/1.0"
     assert spec.subpath == "pictures/2024"
     assert (spec.sha256, spec.size) == ("ab" * 32, 0)
+    assert (spec.max_size, spec.min_size) == (9, 1)
+    assert (spec.min_width, spec.min_height, spec.max_pixels) == (2, 3, 4)
+    assert spec.if_none_match == '"33a", W/"b"'
+    assert spec.if_modified_since == "Fri, 27 Nov 2026 21:00:00 GMT"
     assert spec.callback(success=False) == ("sqs", "aws.com/sqs/errors")
     assert (spec.s3_bucket, spec.s3_region) == ("my-bucket", "eu-west-2")
 
@@ -332,6 +343,16 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"user_agent": "a\r\nb"}, "header_value", "user_agent"),
     ({"user_agent": "x" * 1025}, "too_long", "user_agent"),
     ({"user_agent": 1}, "wrong_type", "user_agent"),
+    ({"max_size": -1}, "out_of_range", "max_size"),
+    ({"min_width": 2**31}, "out_of_range", "min_width"),
+    ({"max_pixels": 1.5}, "wrong_type", "max_pixels"),
+    ({"if_none_match": "a\r\nb"}, "header_value", "if_none_match"),
+    ({"if_none_match": "x" * 1025}, "too_long", "if_none_match"),
+    *(
+        ({"if_modified_since": text}, "malformed", "if_modified_since")
+        for text in ("yesterday", "2026-11-27T21:00:00Z", "Fri, 32 Nov 2026 21:00:00 GMT")
+    ),
+    ({"if_modified_since": "a\nb"}, "header_value", "if_modified_since"),
     ({"s3_bucket": "my-bucket"}, "required", "s3_region"),
     ({"s3_region": "eu-west-2"}, "required", "s3_bucket"),
     *(

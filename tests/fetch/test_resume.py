@@ -101,6 +101,7 @@ async def test_a_cut_file_is_continued(lab: Lab, origin: Origin, fields: Fields)
     assert outcome.file.sha256 == hashlib.sha256(BODY).hexdigest()
     assert (outcome.file.size, outcome.file.image_size) == (len(BODY), "2x3")
     assert outcome.file.filename == "a.png"
+    assert outcome.response.etag == dict(fields).get("ETag", "")
     assert lab.stored() == BODY
     [_, second] = origin.asked("/x")
     start = int(second.headers["range"][6:-1])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, ResponseMetadata, State, Verdict
 from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Settled, Submission
 from servers.jobs import closed, downloaded, spec_for
 
@@ -56,6 +56,24 @@ async def test_the_name_that_an_origin_gives_to_a_file_is_kept(store: JobStore) 
     view = await store.get(job_id)
     assert view is not None
     assert view.outcome == named
+
+
+@pytest.mark.parametrize("final_url", ["", "http://example.org/end?x=1"])
+async def test_the_metadata_of_a_response_reaches_client_and_callback(
+    store: JobStore, final_url: str
+) -> None:
+    [job_id] = await submit(store)
+    [lease] = (await store.lease(Kind.DOWNLOAD, "me", 5, 10)).leases
+    response = ResponseMetadata(
+        etag='"33a"', last_modified="Fri", content_type="image/x", final_url=final_url, not_modified=True
+    )
+    outcome = replace(OK, response=response)
+    assert await store.settle("me", [downloaded(lease, outcome, PLAN, 0)]) == [Settled.DONE]
+    view = await store.get(job_id)
+    assert view is not None
+    assert view.outcome == outcome
+    [callback] = (await store.lease(Kind.CALLBACK, "me", 5, 10)).leases
+    assert callback.result == outcome
 
 
 async def test_the_limit_holds_and_a_finished_download_frees_its_slot(store: JobStore) -> None:

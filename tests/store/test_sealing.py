@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from downloader.api.views import job_view
 from downloader.config import RedisSettings, Settings
 from downloader.errors import ConfigError
-from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, ResponseMetadata, State, Verdict
 from downloader.notify import Bulkhead
 from downloader.observe import PROCESSOR_COUNTERS, Counters
 from downloader.service.work import Callbacks, Downloads
@@ -45,9 +45,10 @@ SECRETS: dict[str, Any] = {
 }
 CANARIES = (
     *(b"in-the-url", b"in-the-query", b"in-the-header", b"in-the-name", b"in-the-agent"),
-    *(b"in-the-callback", b"in-the-failure", b"in-the-extra"),
+    *(b"in-the-callback", b"in-the-failure", b"in-the-extra", b"in-the-target"),
 )
-DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+FINAL_URL = "https://cdn.example/file?signature=in-the-target"
+DONE = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, response=ResponseMetadata(final_url=FINAL_URL))
 
 
 @asynccontextmanager
@@ -69,6 +70,7 @@ async def run_to_the_end(store: JobStore) -> None:
     assert await store.settle("me", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
     assert callback.spec.callback_dst == SECRETS["callback_dst"]
+    assert callback.result == DONE
     end = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
     assert await store.settle("me", [closed(callback, end, 60, 4)]) == [Settled.DONE]
 

@@ -135,6 +135,11 @@ async def test_the_payload_of_a_success() -> None:
         "sha256": "9f86d0",
         "mime_type": "image/png",
         "attempts": 3,
+        "etag": "",
+        "last_modified": "",
+        "content_type": "",
+        "final_url": "https://example.org/image.png?%C3%BC",
+        "not_modified": False,
     }
     assert b": " not in payload.body
 

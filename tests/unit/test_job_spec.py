@@ -12,6 +12,7 @@ from downloader.model import (
     FileFacts,
     JobSpec,
     Outcome,
+    ResponseMetadata,
     Verdict,
     callback_group,
     callback_limit,
@@ -109,9 +110,12 @@ def test_the_payload_always_has_every_field() -> None:
         verdict=Verdict.SUCCEEDED,
         response_code=200,
         file=FileFacts(size=3, sha256="ab", mime_type="image/png", image_size="1x2"),
+        response=ResponseMetadata(etag='"33a"', last_modified="Fri", content_type="image/x"),
     )
     failed = Outcome(verdict=Verdict.FAILED, error="why", error_code=ErrorCode.DNS)
-    good = json.loads(callback_body(SPEC, done, attempts=1, download_url="http://d/x"))
+    good = json.loads(
+        callback_body(SPEC, done, attempts=1, download_url="http://d/x", final_url="http://f/x")
+    )
     bad = json.loads(callback_body(SPEC, failed, attempts=3, download_url="http://d/x"))
     assert good == {
         "success": True,
@@ -129,6 +133,11 @@ def test_the_payload_always_has_every_field() -> None:
         "sha256": "ab",
         "mime_type": "image/png",
         "attempts": 1,
+        "etag": '"33a"',
+        "last_modified": "Fri",
+        "content_type": "image/x",
+        "final_url": "http://f/x",
+        "not_modified": False,
     }
     assert list(bad) == list(good)
     assert (bad["success"], bad["error"], bad["error_code"], bad["download_url"], bad["response_code"]) == (
@@ -138,6 +147,12 @@ def test_the_payload_always_has_every_field() -> None:
         "",
         0,
     )
+
+
+def test_a_file_that_is_not_modified_has_no_url() -> None:
+    unchanged = Outcome(verdict=Verdict.SUCCEEDED, response=ResponseMetadata(not_modified=True))
+    payload = json.loads(callback_body(SPEC, unchanged, attempts=1, download_url="http://d/x"))
+    assert (payload["success"], payload["not_modified"], payload["download_url"]) == (True, True, "")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,14 @@ PAYLOAD: dict[str, Any] = {
     "sha256": "9f86d0",
     "mime_type": "image/png",
     "attempts": 1,
+    "etag": '"33a"',
+    "last_modified": "Fri, 27 Nov 2026 21:00:00 GMT",
+    "content_type": "image/png",
+    "final_url": "https://cdn.example.org/image.png",
+    "not_modified": False,
 }
+NEWER = ("etag", "last_modified", "content_type", "final_url", "not_modified")
+"""Fields that a service of an earlier version does not send."""
 BODY = json.dumps(PAYLOAD).encode()
 
 
@@ -57,6 +64,12 @@ def test_a_valid_callback_is_parsed() -> None:
     callback = verify(headers={"Host": "x", **signed()}, body=BODY, secrets=SECRET)
     assert callback == Callback(**PAYLOAD)
     assert callback.model_dump() == PAYLOAD
+
+
+def test_a_callback_of_an_earlier_version_is_parsed() -> None:
+    older = json.dumps({name: value for name, value in PAYLOAD.items() if name not in NEWER}).encode()
+    callback = verify(headers=signed(older), body=older, secrets=SECRET)
+    assert (callback.job_id, callback.etag, callback.not_modified) == (PAYLOAD["job_id"], "", False)
 
 
 def test_verify_reads_every_field_of_a_callback() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import Any
 
@@ -132,6 +133,17 @@ def _form(fits: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
+def _http_date(text: str) -> str:
+    """Check an HTTP-date; returns the text unchanged."""
+    try:
+        if text:
+            parsedate_to_datetime(_header_value(text))
+    except ValueError:
+        detail = "must be a date as in Last-Modified: Fri, 27 Nov 2026 21:00:00 GMT"
+        raise FieldError("malformed", detail) from None
+    return text
+
+
 _check_sha256 = _form(_SHA256.fullmatch)
 
 
@@ -159,6 +171,8 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "s3_region": _form(_REGION.fullmatch),
     "subpath": check_subpath,
     "sha256": lambda text: _check_sha256(text).lower(),
+    "if_none_match": _header_value,
+    "if_modified_since": _http_date,
     "not_before": _time,
     "deadline": _time,
 }

@@ -7,14 +7,15 @@ from dataclasses import asdict
 from typing import Any
 
 from downloader.errors import StorageError
-from downloader.model import JobSpec, State
-from downloader.net import redact_url
+from downloader.model import JobSpec, Outcome, State
+from downloader.net import redact_url, requested_url
 from downloader.observe import COUNTERS, by_name
 from downloader.store import Backlog, JobView, Load
 from downloader.wire import (
     Job,
     JobCallback,
     JobFile,
+    JobResponse,
     Waiting,
     WaitingCallbacks,
     WaitingDownloads,
@@ -29,6 +30,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
     """
     spec, outcome = view.spec, view.outcome
     succeeded = view.download.state == State.SUCCEEDED and outcome is not None
+    stored = outcome is not None and outcome.has_file
     return Job(
         id=spec.id,
         aggr_id=spec.aggr_id,
@@ -39,12 +41,18 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
         error=outcome.error if outcome else "",
         error_code=str(outcome.error_code) if outcome else "",
         response_code=outcome.response_code if outcome else 0,
-        file=JobFile(path=spec.storage_key, **asdict(outcome.file)) if succeeded and outcome else None,
-        download_url=_download_url(spec, download_url) if succeeded else "",
+        file=JobFile(path=spec.storage_key, **asdict(outcome.file)) if stored and outcome else None,
+        response=_response(spec, outcome) if succeeded and outcome else None,
+        download_url=_download_url(spec, download_url) if stored else "",
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
         callback=_callback(view),
         kept_until=view.kept_until,
     )
+
+
+def _response(spec: JobSpec, outcome: Outcome) -> JobResponse:
+    final_url = redact_url(outcome.response.final_url or requested_url(spec.url))
+    return JobResponse(**asdict(outcome.response) | {"final_url": final_url})
 
 
 def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:

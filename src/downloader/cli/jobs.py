@@ -25,7 +25,7 @@ from downloader.cli.output import (
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.client import Client, Job, JobCallback, JobFile, ListedJob
+    from downloader.client import Client, Job, JobCallback, JobFile, JobResponse, ListedJob
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
@@ -221,6 +221,8 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     if job.file is not None:
         yield from _file_rows(job.file)
     yield from details(job, download_url="download")
+    if job.response is not None:
+        yield from _response_rows(job.response, url=job.url)
     if job.error:
         yield "error", f"{job.error_code}: {job.error}"
     yield from _failures("attempt failed", job)
@@ -233,6 +235,14 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
 def _failures(label: str, task: Job | JobCallback) -> Iterator[tuple[str, str]]:
     for failure in task.errors:
         yield label, f"{local_time(failure.at)} {failure.error}"
+
+
+def _response_rows(response: JobResponse, *, url: str) -> Iterator[tuple[str, str]]:
+    if response.not_modified:
+        yield "file", "none: not modified"
+    yield from details(response, etag="etag", last_modified="last modified", content_type="declared type")
+    if response.final_url != url:
+        yield "final url", response.final_url
 
 
 def _file_rows(file: JobFile) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from downloader.cli.output import Cell, show_table, write, write_json
 from downloader.client import Job, Submitted
+from downloader.model import ErrorCode
 from downloader.printable import escape
 
 ROWS = 40
@@ -87,8 +88,9 @@ class Report:
             line = f"{job.state} {job.id} {job.file.size} {escape(url)}"
             self._add(document, line, (job.state, job.id, url, decimal(job.file.size)))
         else:
-            line = f"{job.state} {job.id} {job.error_code} {escape(url)} {escape(job.error)}"
-            self._add(document, line, (job.state, job.id, url, job.error))
+            code = job.error_code or ErrorCode.NOT_MODIFIED  # the only success without a file
+            line = f"{job.state} {job.id} {code} {escape(url)} {escape(job.error)}"
+            self._add(document, line, (job.state, job.id, url, job.error or "not modified"))
 
     def interrupted(self) -> None:
         """Write a line on standard error, after Ctrl-C."""

@@ -15,7 +15,16 @@ from downloader.client.client import DEFAULT_URL, RETRIES, AsyncClient, Client
 from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
 from downloader.client.models import JobFields, Submitted
 from downloader.webhooks import WebhookError, verify
-from downloader.wire import Aggregation, AggregationChanges, Callback, Job, JobCallback, JobFile, ListedJob
+from downloader.wire import (
+    Aggregation,
+    AggregationChanges,
+    Callback,
+    Job,
+    JobCallback,
+    JobFile,
+    JobResponse,
+    ListedJob,
+)
 
 __all__ = [
     "DEFAULT_URL",
@@ -31,6 +40,7 @@ __all__ = [
     "JobCallback",
     "JobFields",
     "JobFile",
+    "JobResponse",
     "ListedJob",
     "Submitted",
     "Unreachable",

@@ -13,16 +13,24 @@ from downloader.errors import StorageError, StorageRefused
 from downloader.failpoints import failpoint
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
-from downloader.fetch.headers import HeaderMap, job_headers
+from downloader.fetch.headers import HeaderMap, conditions, job_headers
 from downloader.fetch.memory import BodyMemory
 from downloader.fetch.partial import PartialFile, PartialFiles, Source
-from downloader.fetch.response import REDIRECTS, FileResponse, Hop, continuation, failure, success
+from downloader.fetch.response import (
+    REDIRECTS,
+    FileResponse,
+    Hop,
+    continuation,
+    failure,
+    metadata_of,
+    success,
+)
 from downloader.fetch.robots import Robots
 from downloader.fetch.settings import FetchLimits, FetchSettings
 from downloader.fetch.sink import LOOP_BYTES, CompleteBody, Sink
 from downloader.fetch.spool import Spool
 from downloader.fetch.watch import Watch
-from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, now_ms
+from downloader.model import ErrorCode, FileFacts, JobSpec, Lease, ResponseMetadata, now_ms
 from downloader.net import NetError, ResponseBody, Route, Transport, Url, UrlError, Use, build_request
 
 StoreFile = Callable[[JobSpec, CompleteBody, str, Callable[[], bool]], Awaitable[None]]
@@ -44,6 +52,7 @@ OnProgress = Callable[[int, int | None], None]
 
 _OK = 200
 _PARTIAL_CONTENT = 206
+_NOT_MODIFIED = 304
 _NOT_CONTINUED = frozenset({_PARTIAL_CONTENT, 416})
 """Statuses that reject a partial file: another range than requested, or none."""
 
@@ -73,6 +82,8 @@ class Attempt:
     ) -> None:
         self.status = 0
         """The status of the last response; 0 without a response."""
+        self.metadata = ResponseMetadata()
+        """What the last successful response says about the file."""
         self._tools = tools
         self._lease = lease
         self._spec = lease.spec
@@ -82,6 +93,7 @@ class Attempt:
         """The bytes of the file so far."""
         self._partial: PartialFile | None = None
         """The partial file of an earlier attempt, while continuable; the bytes are in the sink."""
+        self._conditions = conditions(lease.spec)
         self._response: FileResponse | None = None
         """The response while the body is being received."""
         self._mime = ""
@@ -89,6 +101,8 @@ class Attempt:
 
     async def run(self) -> FileFacts:
         """Download and store the file; a failed attempt keeps the received bytes for the next one.
+
+        If the origin says that the file is not modified, nothing is stored.
 
         Raises:
             FetchError: the attempt failed.
@@ -111,12 +125,14 @@ class Attempt:
     async def _run(self) -> FileFacts:
         patterns = _patterns(self._spec.mime_type)
         settings = self._tools.settings
-        expected = Expected(max_size=settings.max_size, size=self._spec.size, sha256=self._spec.sha256)
+        expected = Expected.of(self._spec, settings.max_size)
         try:
             with trio.CancelScope() as scope:
                 watch = Watch(scope, total_s=self._total_s())
                 await self._resume()
                 response = await self._request(watch)
+                if response is None:
+                    return FileFacts()
                 sink = await self._begin(response)
                 try:
                     await self._receive(response, sink, watch, expected, patterns)
@@ -127,13 +143,15 @@ class Attempt:
                 body = await sink.complete()
                 expected.check_complete(body.size, digest=sink.digest, declared=response.digests)
                 mime = self._mime or _checked_mime(sink.head, body.size, patterns)
-                pixels = await _pixels(mime, body) if self._spec.extract_image_size else ""
+                measured = self._spec.extract_image_size or expected.bounds_image
+                pixels = await _pixels(mime, body) if measured else ""
+                expected.check_image(pixels)
                 await self._store(body, mime)
                 return FileFacts(
                     size=body.size,
                     sha256=body.sha256,
                     mime_type=mime,
-                    image_size=pixels,
+                    image_size=pixels if self._spec.extract_image_size else "",
                     filename=response.filename,
                 )
         except NetError as exc:
@@ -160,8 +178,8 @@ class Attempt:
             if not await self._partial.load_into(self._sink):
                 self._partial = None
 
-    async def _request(self, watch: Watch) -> FileResponse:
-        """Send the request, follow redirects, and return a successful response."""
+    async def _request(self, watch: Watch) -> FileResponse | None:
+        """Send the request, follow redirects, and return a successful response; `None` if not modified."""
         spec, proxy = self._spec, self._lease.proxy
         via = _parse(proxy, "proxy", "the URL of the aggregation's proxy") if proxy else None
         hop = Hop(
@@ -176,16 +194,20 @@ class Attempt:
             except FetchError as exc:
                 exc.from_host = is_own_host and via is None
                 raise
-            if isinstance(following, FileResponse):
+            if not isinstance(following, Hop):
                 return following
             hop = following
         raise FetchError(f"more than {self._tools.limits.redirects} redirects", ErrorCode.REDIRECTS)
 
     async def _send(
         self, hop: Hop, proxy: Url | None, watch: Watch, *, is_own_host: bool
-    ) -> FileResponse | Hop:
-        """Send one request; return a successful response or the next hop (redirect, or restart)."""
-        tools, url, headers = self._tools, hop.url, hop.headers
+    ) -> FileResponse | Hop | None:
+        """Send one request; return a successful response or the next hop (redirect, or restart).
+
+        `None`: the file is not modified.
+        """
+        tools, url = self._tools, hop.url
+        headers = hop.headers | self._conditions
         if tools.robots is not None:
             watch.expect("", math.inf)  # end the time limit of the previous response
             await tools.robots.check(url, aggregation=self._lease.group, proxy=proxy, is_own_host=is_own_host)
@@ -208,6 +230,7 @@ class Attempt:
         fields, body = response.headers.raw, response.stream
         assert isinstance(body, ResponseBody)
         if status in range(200, 300) and status != _PARTIAL_CONTENT:
+            self.metadata = metadata_of(fields, hop)
             return success(status, url, body, fields, headers)
         if (
             partial is not None
@@ -215,8 +238,12 @@ class Attempt:
             and partial.is_continued_by(fields, body.length)
         ):
             self.status = _OK
+            self.metadata = metadata_of(fields, hop)
             return continuation(partial, body)
         await body.aclose()
+        if status == _NOT_MODIFIED and self._conditions:
+            self.metadata = metadata_of(fields, hop, not_modified=True)
+            return None
         if partial is not None and status in _NOT_CONTINUED:
             self._partial = None
             return hop  # again, now from the beginning of the file

@@ -1,4 +1,4 @@
-"""Checks of a file against the job's size and digest and the origin's digests. Pure."""
+"""Checks of a file against the job's bounds, size and digest and the origin's digests. Pure."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import binascii
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from downloader.fetch.errors import FetchError, Treatment
 from downloader.fetch.headers import Field
-from downloader.model import ErrorCode
+from downloader.model import ErrorCode, JobSpec
 
 _FIELDS = {b"content-digest": "Content-Digest", b"repr-digest": "Repr-Digest"}
 """Response fields of RFC 9530 by lower-case name. Both mean the same in a 200, which is the whole file."""
@@ -63,14 +64,38 @@ def declared_digests(fields: Iterable[Field]) -> list[Digest]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """The size and digest required of a file."""
+    """What is required of a file."""
 
     max_size: int
-    """`max_size` of the configuration, in bytes."""
+    """Most bytes: the job's `max_size`, or that of the configuration if it is smaller."""
+    min_size: int
+    """Least bytes."""
     size: int | None
     """The job's, in bytes; `None`: any."""
     sha256: str
     """The job's, lower-case hexadecimal; empty: any."""
+    min_width: int
+    """Least width of the image in pixels; 0: any, as for the next two."""
+    min_height: int
+    max_pixels: int
+
+    @classmethod
+    def of(cls, spec: JobSpec, max_size: int) -> Self:
+        """What a job requires; `max_size`: of the configuration, in bytes."""
+        return cls(
+            max_size=max_size if spec.max_size is None else min(spec.max_size, max_size),
+            min_size=spec.min_size,
+            size=spec.size,
+            sha256=spec.sha256,
+            min_width=spec.min_width,
+            min_height=spec.min_height,
+            max_pixels=spec.max_pixels,
+        )
+
+    @property
+    def bounds_image(self) -> bool:
+        """Whether the file must be an image of certain sizes."""
+        return bool(self.min_width or self.min_height or self.max_pixels)
 
     def check_declared(self, length: int) -> None:
         """Check the length declared by the response.
@@ -81,6 +106,7 @@ class Expected:
         if length > self.max_size:
             text = f"{length} bytes declared, more than max_size ({self.max_size} bytes)"
             raise FetchError(text, ErrorCode.TOO_LARGE)
+        self._check_least(length)
         if self.size is not None and length != self.size:
             raise _mismatch("size", self.size, length)
 
@@ -103,6 +129,7 @@ class Expected:
         Raises:
             FetchError: the file differs.
         """
+        self._check_least(size)
         if self.size is not None and size != self.size:
             raise _mismatch("size", self.size, size)
         if self.sha256 and digest("sha256") != self.sha256:
@@ -110,6 +137,29 @@ class Expected:
         for row in declared:
             if digest(row.algorithm) != row.hexadecimal:
                 raise _mismatch(f"{row.field} {row.algorithm}", row.hexadecimal, digest(row.algorithm))
+
+    def check_image(self, size: str) -> None:
+        """Check the size of an image, `"WxH"` in pixels, or empty if there is none that can be read.
+
+        Raises:
+            FetchError: the image is outside of the job's bounds, or the file is no image.
+        """
+        if not self.bounds_image:
+            return
+        if not size:
+            raise FetchError("no width and height of an image could be read", ErrorCode.IMAGE_SIZE)
+        width, height = map(int, size.split("x"))
+        if width < self.min_width or height < self.min_height:
+            least = f"min_width {self.min_width}, min_height {self.min_height}"
+            raise FetchError(f"image of {size} pixels is too small ({least})", ErrorCode.IMAGE_SIZE)
+        if self.max_pixels and width * height > self.max_pixels:
+            text = f"image of {size} pixels is too large (max_pixels {self.max_pixels})"
+            raise FetchError(text, ErrorCode.IMAGE_SIZE)
+
+    def _check_least(self, size: int) -> None:
+        if size < self.min_size:
+            text = f"{size} bytes, fewer than min_size ({self.min_size} bytes)"
+            raise FetchError(text, ErrorCode.TOO_SMALL)
 
 
 def _mismatch(subject: str, expected: int | str, actual: int | str) -> FetchError:

@@ -52,13 +52,18 @@ class Fetcher:
         """
         attempt = Attempt(self.tools, lease, still_ours=still_ours, on_progress=on_progress)
         try:
-            metadata = await attempt.run()
+            file = await attempt.run()
         except FetchError as exc:
             error = exc
         except OSError as exc:
             error = own_fault(f"our own disk: {os.strerror(exc.errno) if exc.errno else exc}")
         else:
-            return Outcome(verdict=Verdict.SUCCEEDED, response_code=attempt.status, file=metadata)
+            return Outcome(
+                verdict=Verdict.SUCCEEDED,
+                response_code=attempt.status,
+                file=file,
+                response=attempt.metadata,
+            )
         outcome = self._failure(lease, error, attempt.status)
         await self.partials.expect(lease.id, outcome.retry_after_s)
         return outcome

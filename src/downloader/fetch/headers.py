@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from downloader.model import JobSpec
 from downloader.net import Origin, is_forbidden
 
 Field = tuple[bytes, bytes]
@@ -35,6 +36,16 @@ def job_headers(base: HeaderMap, *, user_agent: str, headers: Mapping[str, str])
     if b"user-agent" in merged and not merged[b"user-agent"][1]:
         del merged[b"user-agent"]
     return merged
+
+
+def conditions(spec: JobSpec) -> HeaderMap:
+    """The headers of the job's own conditions, which all hops get: the validators are those of the file."""
+    headers: HeaderMap = {}
+    if spec.if_none_match:
+        headers[b"if-none-match"] = (b"If-None-Match", spec.if_none_match.encode())
+    if spec.if_modified_since:
+        headers[b"if-modified-since"] = (b"If-Modified-Since", spec.if_modified_since.encode())
+    return headers
 
 
 def may_keep(origin: Origin, following: Origin) -> bool:

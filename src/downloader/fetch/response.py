@@ -21,13 +21,16 @@ from downloader.fetch.headers import (
 )
 from downloader.fetch.partial import PartialFile, Source, source_of
 from downloader.filenames import disposition_name
-from downloader.model import ErrorCode
+from downloader.model import ErrorCode, ResponseMetadata
 from downloader.net import BadResponse, CutShort, ResponseBody, Url, UrlError, parse_retry_after
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """Statuses of redirects. All of them keep the method GET (RFC 9110, 15.4)."""
 
 _OK = 200
+MAX_METADATA_CHARS = 256
+"""Longest value of a response field that is kept with the job: it takes memory of the store."""
+
 _GZIP_NAMES = frozenset({b"gzip", b"x-gzip"})
 
 Read = Callable[[], Awaitable[bytes | bytearray | None]]
@@ -113,6 +116,8 @@ class Hop:
 
     url: Url
     headers: HeaderMap
+    redirected: bool = False
+    """Whether the hop follows a redirect."""
 
     def following(self, fields: Sequence[Field]) -> Hop:
         """The next request after a redirect with the given response fields.
@@ -124,10 +129,11 @@ class Hop:
         """
         url = redirect(self.url, fields)
         if not may_keep(self.url.origin, url.origin):
-            return Hop(url, without_secrets(self.headers))
+            return Hop(url, without_secrets(self.headers), redirected=True)
         if self.url.basic and not url.basic:
-            return Hop(url, {b"authorization": (b"Authorization", self.url.basic), **self.headers})
-        return Hop(url, self.headers)
+            headers = {b"authorization": (b"Authorization", self.url.basic), **self.headers}
+            return Hop(url, headers, redirected=True)
+        return Hop(url, self.headers, redirected=True)
 
 
 @dataclass(slots=True)
@@ -155,6 +161,24 @@ class FileResponse:
         if self.partial is not None:
             return self.partial.source
         return source_of(self.url, self.fields, self.length, digests=self.digests, filename=self.filename)
+
+
+def metadata_of(fields: Sequence[Field], hop: Hop, *, not_modified: bool = False) -> ResponseMetadata:
+    """What the response to a hop, a success or a 304, says about the file."""
+    by_name = first_fields(fields)
+    return ResponseMetadata(
+        etag=_text(by_name.get(b"etag")),
+        last_modified=_text(by_name.get(b"last-modified")),
+        content_type=_text(by_name.get(b"content-type")),
+        final_url=hop.url.requested if hop.redirected else "",
+        not_modified=not_modified,
+    )
+
+
+def _text(value: bytes | None) -> str:
+    """A field's value as text; empty if it is absent, too long to keep, or not printable."""
+    text = (value or b"").decode("latin-1").strip()
+    return text if len(text) <= MAX_METADATA_CHARS and text.isprintable() else ""
 
 
 def first_fields(fields: Sequence[Field]) -> Mapping[bytes, bytes]:

@@ -44,6 +44,7 @@ from downloader.net.url import (
     local_host,
     parse_endpoint,
     redact_url,
+    requested_url,
     userinfo_of,
 )
 
@@ -83,6 +84,7 @@ __all__ = [
     "parse_endpoint",
     "parse_retry_after",
     "redact_url",
+    "requested_url",
     "tls_context",
     "userinfo_of",
 ]

@@ -124,6 +124,11 @@ class Url:
     httpx: httpx2.URL = field(repr=False)
     """The origin for an `httpx2.Request`, without the path, which httpx2 would normalise."""
 
+    @property
+    def requested(self) -> str:
+        """The URL as requested: without user, password and fragment."""
+        return f"{self.origin.url}{self.target.decode()}"
+
     @classmethod
     def parse(cls, text: str, use: Use = "download") -> Self:
         """Parse a URL as a browser would (WHATWG).
@@ -269,6 +274,14 @@ def parse_endpoint(text: str) -> Url:
         return Url.parse(text, "endpoint")
     except UrlError as error:
         raise ValueError(f"must be an absolute http or https URL: this one {error.detail}") from None
+
+
+def requested_url(text: str) -> str:
+    """`Url.requested` of a download's URL; empty for a text that is no valid URL."""
+    try:
+        return Url.parse(text).requested
+    except UrlError:
+        return ""
 
 
 def host_of(url: object, *, with_port: bool = False) -> str:

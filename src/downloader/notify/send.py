@@ -11,7 +11,8 @@ from typing import assert_never
 import trio
 
 from downloader.errors import StorageError
-from downloader.model import CallbackOutcome, JobSpec, Lease, Verdict
+from downloader.model import CallbackOutcome, JobSpec, Lease, Outcome, Verdict
+from downloader.net import requested_url
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
@@ -78,6 +79,7 @@ async def send_callback(
             lease.result,
             attempts=lease.result_attempts,
             download_url=download_url(lease.spec),
+            final_url=_final_url(lease.spec, lease.result),
         )
     except StorageError as exc:
         return _retry(lease, RetryLater(str(exc)), schedule, rng)
@@ -108,6 +110,12 @@ async def send_callback(
             return _retry(lease, result, schedule, rng)
         case _:
             assert_never(result)
+
+
+def _final_url(spec: JobSpec, result: Outcome) -> str:
+    if result.verdict is not Verdict.SUCCEEDED:
+        return ""
+    return result.response.final_url or requested_url(spec.url)
 
 
 def _retry(

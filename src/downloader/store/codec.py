@@ -13,7 +13,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from downloader.model import ErrorCode, FileFacts, JobSpec, Kind, Lease, Outcome, State, Verdict
+from downloader.model import (
+    ErrorCode,
+    FileFacts,
+    JobSpec,
+    Kind,
+    Lease,
+    Outcome,
+    ResponseMetadata,
+    State,
+    Verdict,
+)
 from downloader.net import host_of, redact_url
 from downloader.store.values import (
     Backlog,
@@ -36,12 +46,13 @@ from downloader.wire import (
     moment,
 )
 
+Seal = Callable[[str], str]
+"""Encrypts a text that may contain a secret."""
+
 # Arguments
 
 
-def submit(
-    item: Submission, permitted: str, seal: Callable[[str], str] | None, *, with_host: bool = False
-) -> dict[str, Any]:
+def submit(item: Submission, permitted: str, seal: Seal | None, *, with_host: bool = False) -> dict[str, Any]:
     """Arguments for a job; `permitted` is the proxy that the aggregation may have, if not every proxy.
 
     `with_host`: store the host of the URL for the scripts.
@@ -74,7 +85,7 @@ def script_of(settlement: Settlement) -> str:
             return "finish" if settlement.lease.kind is Kind.DOWNLOAD else "close_callback"
 
 
-def settle(script: str, settlement: Settlement) -> dict[str, Any]:
+def settle(script: str, settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
     """Arguments of the transition `script`, which is `script_of(settlement)`."""
     match script:
         case "release":
@@ -86,7 +97,7 @@ def settle(script: str, settlement: Settlement) -> dict[str, Any]:
         case "retry_later":
             return _retry_later(settlement)
         case "finish":
-            return _finish(settlement)
+            return _finish(settlement, seal)
         case _:
             return _close_callback(settlement)
 
@@ -109,7 +120,7 @@ def _retry_later(settlement: Settlement) -> dict[str, Any]:
     }
 
 
-def _finish(settlement: Settlement) -> dict[str, Any]:
+def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
     outcome = settlement.outcome
     assert outcome is not None, "a download that ended has an outcome"
     file = outcome.file
@@ -125,9 +136,24 @@ def _finish(settlement: Settlement) -> dict[str, Any]:
         "sha256": file.sha256,
         "mime": file.mime_type,
         "image": file.image_size,
-        **({"filename": file.filename} if file.filename else {}),
+        **({"more": more} if (more := _more(outcome, seal)) else {}),
         **_cooldown(outcome),
     }
+
+
+def _more(outcome: Outcome, seal: Seal | None) -> list[str]:
+    """Names and values of the fields that few jobs have."""
+    response = outcome.response
+    final_url = seal(response.final_url) if seal and response.final_url else response.final_url
+    values = {
+        "filename": outcome.file.filename,
+        "etag": response.etag,
+        "last_modified": response.last_modified,
+        "content_type": response.content_type,
+        "final_url": final_url,
+        "not_modified": "1" if response.not_modified else "",
+    }
+    return [text for name, value in values.items() if value for text in (name, value)]
 
 
 def _close_callback(settlement: Settlement) -> dict[str, Any]:
@@ -207,7 +233,7 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         throttled=int(row["throttled"]),
         limit=int(row["limit"]),
         proxy=row["proxy"],
-        result=_outcome(result) if result else None,
+        result=_outcome(result, unseal) if result else None,
         result_attempts=int(result.get("attempts") or 0),
         result_retry=result.get("retried", ""),
         proven=row["proven"] == "1",
@@ -255,7 +281,7 @@ def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
     return JobView(
         spec=spec,
         download=_task(download, due_ms=str(max(spec.created_ms, spec.not_before))),
-        outcome=_outcome(download) if "code" in download else None,
+        outcome=_outcome(download, unseal) if "code" in download else None,
         callback=_task(callback, due_ms="") if "state" in callback else None,
         kept_until=_moment(row["keep_until"]),
     )
@@ -380,7 +406,7 @@ def _number(text: str) -> float | None:
     return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
-def _outcome(row: Mapping[str, str]) -> Outcome:
+def _outcome(row: Mapping[str, str], unseal: Unseal) -> Outcome:
     return Outcome(
         verdict=_VERDICTS.get(row.get("state", ""), Verdict.FAILED),
         error=row.get("error", ""),
@@ -393,7 +419,19 @@ def _outcome(row: Mapping[str, str]) -> Outcome:
             image_size=row.get("image", ""),
             filename=row.get("filename", ""),
         ),
+        response=ResponseMetadata(
+            etag=row.get("etag", ""),
+            last_modified=row.get("last_modified", ""),
+            content_type=row.get("content_type", ""),
+            final_url=_unsealed(row.get("final_url", ""), unseal),
+            not_modified="not_modified" in row,
+        ),
     )
+
+
+def _unsealed(text: str, unseal: Unseal) -> str:
+    """A URL as it was before it was sealed, if it was; empty without the key."""
+    return text if text.startswith("http") else (unseal(text) or "" if text else "")
 
 
 def _task(row: Mapping[str, str], *, due_ms: str) -> Task:

@@ -234,7 +234,7 @@ class JobStore(StoreReader):
             call: dict[str, Any] = {"kind": kind, "owner": owner}
             if script == "close_callback":
                 call["proven_ms"] = ms(PROVEN_S)
-            rows = [codec.settle(script, settlements[place]) for place in group]
+            rows = [codec.settle(script, settlements[place], self._seal) for place in group]
             for place, result in zip(group, await self._run_on_leases(script, call, rows), strict=True):
                 results[place] = result
         return results

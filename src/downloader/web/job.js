@@ -38,6 +38,7 @@ function* attempts(task, what, end) {
 
 function ending(found) {
   if (found.state === "succeeded") {
+    if (found.response?.not_modified) return { title: "Not modified", text: "The earlier file is still the newest.", kind: "good" };
     const { size = 0, mime_type = "", image_size = "", filename = "" } = found.file ?? {};
     return { title: "Stored", text: [bytes(size), mime_type, image_size, filename].filter(Boolean).join(" · "), kind: "good" };
   }

@@ -68,6 +68,7 @@ export const REASONS = {
   dns: "name not found",
   egress: "address not allowed",
   http_status: "refused by status",
+  image_size: "wrong image size",
   mime_type: "wrong type",
   not_modified: "not modified",
   poison: "its workers died",
@@ -78,6 +79,7 @@ export const REASONS = {
   timeout: "timed out",
   tls: "TLS failed",
   too_large: "too large",
+  too_small: "too small",
   truncated: "cut short",
 };
 

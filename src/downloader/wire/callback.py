@@ -46,18 +46,31 @@ class Callback(BaseModel):
     """Detected in the file's first bytes; empty if there is no file."""
     attempts: int
     """Attempts that counted against the retries."""
+    etag: str = ""
+    """The response's `ETag`, with quotes, for a later job's `if_none_match`; empty without one."""
+    last_modified: str = ""
+    """The response's `Last-Modified`, for a later job's `if_modified_since`; empty without one."""
+    content_type: str = ""
+    """The response's `Content-Type`; empty without one. `mime_type` is what the file's bytes say."""
+    final_url: str = ""
+    """The URL that the file came from, after redirects, without user and password; empty after a failure."""
+    not_modified: bool = False
+    """Whether the origin answered 304 to the job's `if_none_match` or `if_modified_since`: a success without
+    a file."""
 
 
-def callback_body(spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str) -> bytes:
+def callback_body(
+    spec: JobSpec, outcome: Outcome, *, attempts: int, download_url: str, final_url: str = ""
+) -> bytes:
     """The body of the callback of a job that has ended, in ASCII; the same for every backend."""
-    success = outcome.verdict is Verdict.SUCCEEDED
+    response = outcome.response
     # Unchecked: `extra` may have a lone surrogate, which pydantic refuses and JSON in ASCII can express.
     callback = Callback.model_construct(
-        success=success,
+        success=outcome.verdict is Verdict.SUCCEEDED,
         error=outcome.error,
         extra=spec.extra,
         resource_url=spec.url,
-        download_url=download_url if success else "",
+        download_url=download_url if outcome.has_file else "",
         job_id=spec.id,
         response_code=outcome.response_code,
         delivered=True,
@@ -68,6 +81,11 @@ def callback_body(spec: JobSpec, outcome: Outcome, *, attempts: int, download_ur
         sha256=outcome.file.sha256,
         mime_type=outcome.file.mime_type,
         attempts=attempts,
+        etag=response.etag,
+        last_modified=response.last_modified,
+        content_type=response.content_type,
+        final_url=final_url,
+        not_modified=response.not_modified,
     )
     return _encode(dict(callback)).encode("ascii")
 

@@ -81,6 +81,21 @@ class JobFile(WireModel):
     """From the response's `Content-Disposition`, made safe; empty if it has none."""
 
 
+class JobResponse(WireModel):
+    """What the response said about the file; texts are empty where it said nothing."""
+
+    etag: str = ""
+    """`ETag`, with quotes, for a later job's `if_none_match`."""
+    last_modified: str = ""
+    """`Last-Modified`, for a later job's `if_modified_since`."""
+    content_type: str = ""
+    """`Content-Type`; `mime_type` of the file is what its bytes say."""
+    final_url: RedactedUrl = ""
+    """After redirects."""
+    not_modified: bool = False
+    """A 304 to the job's `if_none_match` or `if_modified_since`: there is no file."""
+
+
 class JobCallback(Task):
     """The callback of a job whose download has ended."""
 
@@ -104,6 +119,8 @@ class Job(Task):
     """The status of the last response; 0 if there was none."""
     file: JobFile | None = None
     """`null` until it is stored."""
+    response: JobResponse | None = None
+    """`null` until the download has succeeded."""
     download_url: str = ""
     """The file's URL, as in the callback; empty without a file, or while its storage fails."""
     extra: str = ""
@@ -114,7 +131,7 @@ class Job(Task):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the file is stored."""
+        """Whether the file is stored, or not modified."""
         return self.state == State.SUCCEEDED
 
 

@@ -28,6 +28,9 @@ MAX_PRIORITY = 9
 
 MAX_HEADERS = 32
 
+MAX_CONDITION_CHARS = 1024
+"""An ETag has some tens of characters."""
+
 NO_CALLBACK = "none"
 """`callback_type` of a job without a callback, whose client polls for the result."""
 
@@ -125,6 +128,28 @@ class DownloadRequest(TypedDict, total=False):
     """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
     """The number of bytes that the file must have. A file that differs is not stored."""
+    max_size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
+    """Most bytes of the file, never more than `processor.max_size`. A larger file fails with `error_code`
+    `too_large`."""
+    min_size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
+    """Least bytes of the file. A smaller file fails with `error_code` `too_small`."""
+    min_width: Annotated[Integer, Field(ge=0, le=MAX_INT)]
+    """Least width of the image in pixels. A narrower image fails with `error_code` `image_size`, as does a
+    file whose width and height cannot be read."""
+    min_height: Annotated[Integer, Field(ge=0, le=MAX_INT)]
+    """Least height of the image in pixels; as `min_width`."""
+    max_pixels: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
+    """Most pixels of the image, width times height; as `min_width`. 0: any."""
+    if_none_match: Annotated[str, Field(max_length=MAX_CONDITION_CHARS), _described(examples=['"33a64df5"'])]
+    """An `etag` of an earlier response, or several after commas, sent as `If-None-Match`. A 304 ends the job
+    as a success without a file, with `not_modified`."""
+    if_modified_since: Annotated[
+        str,
+        Field(max_length=MAX_CONDITION_CHARS),
+        _described(examples=["Fri, 27 Nov 2026 21:00:00 GMT"]),
+    ]
+    """A `last_modified` of an earlier response, sent as `If-Modified-Since`; otherwise as
+    `if_none_match`."""
     priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)]
     """Of an aggregation's jobs that are due, those of the highest priority begin first."""
     not_before: Annotated[str, _TIME]

@@ -2,9 +2,9 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
---         code, status, size, sha256, mime, image, filename: absent if there is none, callback: its group or '',
---         limit: of that group, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see
---         `cool_down`, absent: no cooldown}
+--         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
+--         none, callback: its group or '', limit: of that group, keep_ms: how long a job without a callback is
+--         kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'
@@ -19,8 +19,7 @@ for item in items() do
     local task = key_task('download', id)
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status, 'size', item.size,
-      'sha256', item.sha256, 'mime', item.mime, 'image', item.image)
-    if item.filename then redis.call('HSET', task, 'filename', item.filename) end
+      'sha256', item.sha256, 'mime', item.mime, 'image', item.image, unpack(item.more or {}))
     redis.call('HINCRBY', task, 'attempts', item.attempts)
     cool_down(id, group, host, item)
     leave_host(id, group, host)

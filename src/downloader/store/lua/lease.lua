@@ -24,14 +24,22 @@ local suspects = call.suspects or 0
 -- Delay of a suspect that this instance may not run because it runs another suspect.
 local SUSPECT_AGAIN_MS = 1000
 
+-- What a callback needs of the download's result.
+local RESULT = {
+  'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image', 'retried',
+  'etag', 'last_modified', 'content_type', 'final_url', 'not_modified',
+}
+
 local function describe(id, group, generation, proven, waited, spec)
   local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
   local result = {}
   if kind == 'callback' then
-    local names = {'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image', 'retried'}
-    for i, value in ipairs(redis.call('HMGET', key_task('download', id), unpack(names))) do
-      result[2 * i - 1], result[2 * i] = names[i], value or ''
+    for i, value in ipairs(redis.call('HMGET', key_task('download', id), unpack(RESULT))) do
+      if value then
+        result[#result + 1] = RESULT[i]
+        result[#result + 1] = value
+      end
     end
   end
   return {
