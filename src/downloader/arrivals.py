@@ -11,7 +11,7 @@ WINDOW_S = 0.5
 
 
 class Arrivals:
-    """An average rate of events, in which older ones count less and less."""
+    """An average rate of events; old events count less and less."""
 
     __slots__ = ("_at", "_count")
 

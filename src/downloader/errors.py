@@ -46,7 +46,7 @@ class StorageRefused(StorageError):
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The errors inside nested exception groups, in order; the error itself if it is not a group."""
+    """The errors inside nested exception groups, in order; a plain error alone."""
     if isinstance(error, BaseExceptionGroup):
         for inner in error.exceptions:
             yield from leaves(inner)

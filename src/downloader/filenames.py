@@ -28,7 +28,7 @@ _CHARSETS = {b"utf-8": "utf-8", b"iso-8859-1": "latin-1"}
 
 
 def safe_name(text: str) -> str:
-    """The text as a file name; empty if nothing is left of it.
+    """The text as a file name; empty if no legal character is left.
 
     The name has no separators, no control or invisible characters, no leading dots or dashes, and is not the
     name of a Windows device. It has at most `NAME_BYTES` bytes; a cut keeps the extension.

@@ -1,4 +1,4 @@
-"""Glob patterns that permit names, as an operator configures them."""
+"""Glob patterns of an operator's allow-lists."""
 
 from __future__ import annotations
 

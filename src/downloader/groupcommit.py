@@ -40,7 +40,7 @@ class _Item(Generic[T, R]):
 
 
 class GroupCommit(Generic[T, R]):
-    """Collects items from many tasks and commits them in batches, while `run` or `running` runs.
+    """Collects items from many tasks and commits items in batches, while `run` or `running` runs.
 
     Items of different lanes are committed concurrently and never in one call. Those of one lane are committed
     in order, one call after the other.

@@ -24,7 +24,7 @@ _ID_BYTES = 16
 
 
 def new_id(shard: int, shards: int, *, prefix: str = "") -> str:
-    """A random job id that begins with `prefix`; its last character gives the shard (see `shard_of`)."""
+    """A random job id that begins with `prefix`; the last character gives the shard (see `shard_of`)."""
     # The last character is one of those that `shard_of` maps to this shard. The others are drawn in pairs,
     # which halves the divisions; an odd length cuts the last pair.
     last_chars = ID_ALPHABET[shard::shards]

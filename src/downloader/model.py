@@ -32,7 +32,7 @@ MAX_URL_CHARS = 8192
 characters."""
 
 POISON_CRASHES = 5
-"""A job fails after the death of this many workers during its attempts."""
+"""A job fails after the death of this many workers during attempts at the job."""
 
 BROKERS = frozenset({"kafka", "sqs"})
 """Callback types with queues or topics of a single host as destinations."""
@@ -196,7 +196,7 @@ class JobSpec:
     host: str = ""
     """Host of the URL, never encrypted; only set if limits by host are configured."""
     traceparent: str = ""
-    """Trace of the request that brought the job (W3C Trace Context); its callbacks send it."""
+    """Trace of the request that brought the job (W3C Trace Context); sent with callbacks of the job."""
     sealed: str = ""
     """The `SEALED_FIELDS`, if encrypted with a key that the instance does not have. The plain fields are then
     empty, and the instance can neither download the job nor deliver the callback."""
@@ -284,7 +284,7 @@ class FileFacts:
     image_size: str = ""
     """`"WxH"` in pixels, or empty."""
     filename: str = ""
-    """From the response's `Content-Disposition`, made safe; empty if it has none."""
+    """From the response's `Content-Disposition`, made safe; empty without a name in the header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,8 +371,8 @@ class Lease:
     result_attempts: int = 0
     """Attempts the download took; callbacks only."""
     result_retry: str = ""
-    """Names the request by which a client had the failed download run again; empty if it ran once. Callbacks
-    only."""
+    """Names the request by which a client had the failed download run again; empty for a job that ran once.
+    Callbacks only."""
     proven: bool = True
     """Whether the destination has accepted a callback lately; callbacks only."""
     waited_s: float | None = field(default=None, compare=False)

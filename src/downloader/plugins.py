@@ -47,7 +47,7 @@ _PACKAGES: Mapping[tuple[str, str], tuple[str, str]] = {
     (STORAGES, "s3"): ("boto3", "aws"),
     (BUCKETS, "s3"): ("boto3", "aws"),
 }
-"""For each built-in plugin, the package it needs and the extra of `downloader-service` with that package."""
+"""For each built-in plugin, the needed package and the extra of `downloader-service` with that package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -65,7 +65,7 @@ class PluginInfo:
 
 
 def installed(group: str) -> list[PluginInfo]:
-    """The installed plugins of a group, sorted by name; imports none of them."""
+    """The installed plugins of a group, sorted by name; imports no plugin."""
     return sorted(_info(group, point) for point in entry_points(group=group))
 
 

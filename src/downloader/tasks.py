@@ -16,7 +16,7 @@ import trio
 async def background(
     task: Callable[..., Awaitable[object]], *, stop: Callable[[], object] | None = None
 ) -> AsyncIterator[Any]:
-    """Run `task(task_status=...)` while the context is open; yields the value of its `started()`.
+    """Run `task(task_status=...)` while the context is open; yields the value given to `started()`.
 
     At the end `stop` is called, by default a cancel of the task, and the task is awaited. A task that returns
     early does not end the context; a task that raises cancels the body.

@@ -17,7 +17,7 @@ from downloader.paths import split_folder
 from downloader.storage import Body, Storage
 
 _DEADLINE_S = 30.0
-"""Time limit for storing one callback, shorter than those of storages."""
+"""Time limit for storing one callback, shorter than the time limits of storages."""
 
 _MIME_TYPE = "application/json"
 

@@ -1,4 +1,4 @@
-"""The HTTP API: `Api` is the ASGI application, `serve` runs it on sockets."""
+"""The HTTP API: `Api` is the ASGI application, `serve` runs an `Api` on sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API as one ASGI application, and `serve`, which runs it on sockets.
+"""The API as one ASGI application, and `serve`, which runs the application on sockets.
 
 For every route the application checks the host, the token, the origin and the size of the body, and turns
 errors into problem documents. Some routes are plain ASGI functions, the others are Quart's views:
@@ -62,7 +62,7 @@ _log = get_logger()
 
 
 class Api:
-    """The ASGI application; creating it opens nothing and starts nothing.
+    """The ASGI application; the constructor opens and starts nothing.
 
     Submissions need `context.intake.run`, and `GET /events` needs `context.events.run`; `serve` runs both.
     """
@@ -254,7 +254,7 @@ async def _view(context: Context, route: Route, **variables: str) -> ResponseRet
 
 
 class AggregationName(PathConverter):
-    """The rest of a path: a name may have slashes, also at its start."""
+    """The rest of a path: the name of an aggregation may have slashes, also at the start."""
 
     regex = ".*"
     part_isolating = False

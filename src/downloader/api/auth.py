@@ -1,4 +1,4 @@
-"""Authentication and authorization: bearer tokens (RFC 6750), their scopes and allow-lists, and sessions.
+"""Authentication and authorization: bearer tokens (RFC 6750) with scopes and allow-lists, and sessions.
 
 Tokens are kept as SHA-256 digests. A request's token is compared with all of them in constant time, so the
 response time does not reveal how much of a guessed token was right.
@@ -52,7 +52,7 @@ for hundreds."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """The owner and the rights of a token, without the token itself."""
+    """The owner and the rights of a token, without the secret."""
 
     name: str
     scopes: frozenset[str]
@@ -66,7 +66,7 @@ class Caller:
 
 
 Callers = Sequence[tuple[bytes, Caller]]
-"""The digest of each token, with its owner."""
+"""The owner of each token, by the token's digest."""
 
 
 def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
@@ -179,7 +179,7 @@ def find_session(callers: Callers, scope: Message) -> Session | None:
 
 
 def cookies(headers: Headers) -> Iterator[tuple[str, str]]:
-    """Name and value of each cookie; a proxy may spread them over several headers."""
+    """Name and value of each cookie; a proxy may spread cookies over several headers."""
     for name, value in headers:
         if name == b"cookie":
             for pair in value.decode("latin-1").split(";"):

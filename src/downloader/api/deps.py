@@ -46,7 +46,7 @@ class ApiDeps:
     """The counters of this process's API."""
     traces: Traces | None = None
     download_url: Callable[[JobSpec], str]
-    """The URL of a job's file, as in its callback; raises `StorageError` if the storage fails."""
+    """The URL of a job's file, as in the callback; raises `StorageError` if the storage fails."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None
     """`Storage.local` of the file storage; `None` if this process has none."""
 

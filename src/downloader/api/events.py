@@ -66,7 +66,7 @@ class Pace:
 
 
 class Events:
-    """The listeners of one process and their sampler. `run` samples."""
+    """The listeners of one process, and the sampler for the listeners. `run` samples."""
 
     def __init__(self, store: StoreReader, pace: Pace | None = None) -> None:
         self._store = store
@@ -109,7 +109,7 @@ class Events:
             self._snapshot = None  # it would be out of date for the next listener
 
     def stop(self) -> None:
-        """End all streams and refuse new ones."""
+        """End all streams and refuse new streams."""
         self._stopped = True
         self._notify()
 

@@ -20,8 +20,8 @@ _SEPARATOR = re.compile(r"%(?:25)*(?:2f|5c)", re.IGNORECASE)
 """A slash or backslash, percent-encoded any number of times."""
 
 _PARENT = re.compile(r"(?:^|/)(?=[\s.]*?\.\.)[\s.]*+(?:[/;]|$)")
-"""A path segment that servers may read as `..`: with path parameters, or with blanks and dots around it.
-The pattern does not backtrack, since a path may have thousands of dots."""
+"""A path segment that servers may read as `..`: with path parameters, or with blanks and dots. The pattern
+does not backtrack, since a path may have thousands of dots."""
 
 
 def url_globs(patterns: Iterable[str], use: Use) -> Allows:

@@ -127,7 +127,7 @@ def failures(before: Totals, after: Totals) -> dict[str, int]:
 
 
 def quantile(counts: Mapping[float, int], which: float) -> float:
-    """A quantile (0 to 1), as Prometheus estimates it: values lie evenly between the bounds of their bucket.
+    """A quantile (0 to 1), as Prometheus estimates quantiles: values lie evenly within a bucket.
 
     `counts` has how many values are in each bucket, by its upper bound; they may not all be 0.
     """

@@ -28,8 +28,8 @@ MAX_WAITING = 5000
 """Most jobs that wait for a call: a store under full load takes fewer within `WAIT_S`."""
 
 MAX_BYTES = 64 * 1024**2
-"""Most received bytes of requests in progress; one client may have half of them. While the store hangs, the
-process uses a few times as much memory."""
+"""Most received bytes of requests in progress; one client may have half of the bytes. While the store hangs,
+the process uses a few times as much memory."""
 
 WAIT_S = 10.0
 """Longest wait of one job: twice the default bound of a call to the store."""
@@ -46,7 +46,7 @@ class Intake:
         self._counters = counters or Counters(API_COUNTERS)
         self._log = get_logger().bind()  # once: binding for each job costs too much
         self._bytes: Counter[str] = Counter()
-        """Received bytes by client; those of all clients under an empty name."""
+        """Received bytes by client; the bytes of all clients under an empty name."""
 
     async def _take(self, route: str, batch: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         results = await self._store.submit(batch)

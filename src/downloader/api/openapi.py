@@ -49,7 +49,7 @@ _WEBHOOK_HEADERS = {
 
 PATH_PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "job_id": (
-        "The job's id, as the answer to its POST has it.",
+        "The job's id, as in the response to the job's POST.",
         {"type": "string", "pattern": "^[0-9A-Za-z]{14}$"},
     ),
     "aggr_id": ("The aggregation's name; it may have slashes.", {"type": "string"}),

@@ -140,7 +140,7 @@ _HOSTS = 256
 """Results that are cached; a client can send any number of names."""
 
 CheckHost = Callable[[Headers, tuple[str, int] | None], None]
-"""Called with a request's headers and the local address of its connection; raises `Refused`, 421."""
+"""Called with a request's headers and the connection's local address; raises `Refused`, 421."""
 
 
 def host_check(allowed: Iterable[str], *, loopback: bool) -> CheckHost:

@@ -36,7 +36,7 @@ _CODES = {
     "extra_forbidden": "unknown_field",
     "none_required": "wrong_type",
 }
-"""Pydantic's error types and their problem codes."""
+"""The problem codes of pydantic's error types."""
 
 _DETAILS = {"required": "is required", "unknown_field": "is not a known field"}
 """Texts by problem code, where pydantic's own would not be understood."""
@@ -44,7 +44,7 @@ _DETAILS = {"required": "is required", "unknown_field": "is not a known field"}
 _REQUEST = TypeAdapter(DownloadRequest)
 
 _ORDER = {name: place for place, name in enumerate(DownloadRequest.__annotations__)}
-"""The known fields with their places in the order of a response's errors."""
+"""The known fields with places in the order of a response's errors."""
 
 MAX_DESTINATION_CHARS = 2048
 """Longest destination of a callback that is not a URL: SQS queue URLs and Kafka topics are far shorter."""
@@ -195,7 +195,7 @@ def _complete_callbacks(
 
 
 _IN_PLACE_OF_PAIR = {"callback_url", "s3_bucket"}
-"""With one of these a job needs no `callback_type` and `callback_dst`."""
+"""Fields with which a job needs no `callback_type` and `callback_dst`."""
 
 
 def _clear_pair(fields: dict[str, Any], kind: str, destination: str) -> Iterator[Fault]:
@@ -248,7 +248,7 @@ def _destination_faults(
 
 
 def _first_of_each_field(faults: Iterable[Fault]) -> Sequence[Fault]:
-    """The faults as sentences, only the first of each field: later ones follow from the first."""
+    """The faults as sentences, only the first of each field: later faults follow from the first."""
     firsts: dict[str, Fault] = {}
     for fault in faults:
         detail = f"{fault.field} {fault.detail}."
@@ -263,7 +263,7 @@ def refusal(error: ValidationError) -> Refused:
 
 
 def _fault(error: ErrorDetails) -> Fault:
-    """One of pydantic's errors, without the value."""
+    """An error of pydantic, without the value."""
     code = _CODES.get(error["type"], error["type"])
     detail = _DETAILS.get(code) or error["msg"].replace("Input ", "").replace("None", "null")
     return fault_in(str(error["loc"][0]), code, detail)

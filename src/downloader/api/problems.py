@@ -21,7 +21,7 @@ RETRY_AFTER_S = 2
 
 
 class Problem(wire.Problem):
-    """One error, as clients receive it, with the headers that the status requires."""
+    """An error, as clients receive errors, with the headers that the status requires."""
 
     more_headers: Annotated[Sequence[tuple[bytes, bytes]], Field(exclude=True)] = ()
     """Such as `Allow` and `Content-Range`."""
@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 def fault_in(field: str, code: str, detail: str) -> Fault:
-    """An error in a field, or a warning about it."""
+    """An error in a field, or a warning about a field."""
     return Fault(code=code, detail=detail, field=field)
 
 
@@ -62,7 +62,7 @@ def faulty(status: int, errors: Sequence[Fault]) -> Problem:
 
 
 def bad_request(code: str, detail: str) -> Refused:
-    """400: the request itself is malformed."""
+    """400: the request is malformed."""
     return Refused(Problem(status=HTTPStatus.BAD_REQUEST, code=code, detail=detail))
 
 
@@ -157,4 +157,4 @@ CODES: Mapping[str, str] = {
     "unknown_aggregation": "There is no aggregation of this name with unfinished downloads.",
     "unknown_job": "There is no job with this id.",
 }
-"""The codes of problem documents, and what each means; `docs/api.md` lists them by route."""
+"""The codes of problem documents with explanations; `docs/api.md` lists the codes by route."""

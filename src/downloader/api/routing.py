@@ -66,14 +66,14 @@ class Route:
     problems: Mapping[int, str]
     """By status, when the response is a problem document; without the problems that every route has."""
     parameters: Sequence[Parameter]
-    """Besides those of the path."""
+    """Parameters, besides the parameters in the path."""
     body: Any
     """The type of the request's body, for pydantic; `None`: there is none."""
     body_type: str
     calls_back: bool
     """The job of this request is reported by a callback."""
     plain: bool
-    """The handler is an ASGI function and sends the response itself."""
+    """The handler is an ASGI function that sends the response."""
     when_crowded: bool
     """The route is also served on the connections reserved for the time when too many are open."""
     every_method: bool

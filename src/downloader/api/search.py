@@ -1,4 +1,4 @@
-"""A search over all aggregations, for operators with thousands of them.
+"""A search over all aggregations, for operators with thousands of aggregations.
 
 The store can list aggregations only by their number of jobs. So a search reads all of them, and later
 searches reuse the result for a short time. The aggregations on the page that is sent are read again.
@@ -23,10 +23,10 @@ SEARCHED = 20_000
 PAGE_MAX = 100
 
 AGE_FACTOR = 20
-"""Cache aggregations for 20 times as long as reading them took, so reading uses at most 5% of the time."""
+"""Cache aggregations for 20 times as long as a read took, so reading uses at most 5% of the time."""
 
 AGE_MAX_S = 3.0
-"""Longest time for which aggregations are cached, so that one slow read does not make results old."""
+"""Longest time for which aggregations are cached, so that a slow read does not make results old."""
 
 SORTS: Mapping[str, Callable[[AggregationLoad], Any]] = {
     "aggr_id": lambda load: load.aggr_id.casefold(),
@@ -56,7 +56,7 @@ class Aggregations:
     async def find(
         self, allows: Allows, *, text: str, sort: str, skip: int, count: int
     ) -> tuple[Sequence[Aggregation], int]:
-        """One page of the matching aggregations that the caller may see, and the number of all of them.
+        """One page of the matching aggregations that the caller may see, and the number of all matches.
 
         `text`: a part of the name, in any case. `skip`: the number of matches before the page.
         """
@@ -71,7 +71,7 @@ class Aggregations:
         return [described[name] for name in names if name in described], len(matching)
 
     async def _newest(self) -> Sequence[AggregationLoad]:
-        """All aggregations; read from the store if the cached ones are too old.
+        """All aggregations; read from the store if the cached aggregations are too old.
 
         Errors are cached too: otherwise requests that wait for the lock would time out one after another.
         """

@@ -17,7 +17,7 @@ ROLES = ("api", "processor", "notifier")
 COUNTED_ROLES = ("processor", "notifier")
 
 SAMPLED = 500
-"""Aggregations read: more than are shown, since a token may see only few of them."""
+"""Aggregations read: more than are shown, since a token may see only few aggregations."""
 
 SHOWN = 100
 """Most aggregations in an event."""
@@ -37,11 +37,11 @@ class Snapshot:
     """The state of the fleet at one time."""
 
     store: bool
-    """The store responds; if not, the other fields are from its last response."""
+    """The store responds; if not, the other fields are from the store's last response."""
     reports: Mapping[str, Iterable[Mapping[str, Any]]]
     """The instances' reports by role."""
     totals: Mapping[str, Mapping[str, int]]
-    """By role, the series of all instances, also of those that have ended."""
+    """By role, the series of all instances, ended instances included."""
     backlog: Backlog | None
     load: Load | None
     """`None`, like `backlog`, until the store first responds."""

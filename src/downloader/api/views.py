@@ -70,7 +70,7 @@ def _callback(view: JobView) -> JobCallback | None:
 
 
 FAILED_SHOWN = 20
-"""Most destinations that are named with the number of their failed callbacks."""
+"""Most destinations that are named with a number of failed callbacks."""
 
 
 def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:

@@ -66,7 +66,7 @@ def aggregations(
 
 
 def pause(*aggr_ids: AggrIds, json_: Json = False, service: Service = LOCAL) -> int:
-    """Pause aggregations: none of their downloads starts, over the fleet.
+    """Pause aggregations: no download of the aggregations starts, over the fleet.
 
     Downloads in flight go on, and jobs are still accepted.
 

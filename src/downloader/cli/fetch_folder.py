@@ -42,7 +42,7 @@ class OutputFolder:
 
     @property
     def hidden(self) -> Path:
-        """The hidden folder, on the same file system as `folder`."""
+        """The hidden folder, on the file system of `folder`."""
         return self.folder / HIDDEN
 
     @property
@@ -195,7 +195,7 @@ class Complete:
     sha256: str
     mime_type: str
     mtime_ns: int
-    """Time of the last change of the file when it was recorded."""
+    """Time of the last change of the file, as of the record."""
 
 
 _FIELDS = [field.name for field in fields(Complete)]

@@ -25,7 +25,7 @@ ROWS = 40
 
 
 class Report:
-    """Names the files of a run, and prints its results."""
+    """Names the files of a run, and prints the results."""
 
     def __init__(
         self, count: int, *, folder: OutputFolder, record: Record, as_json_lines: bool, bars: Bars | None

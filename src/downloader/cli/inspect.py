@@ -208,7 +208,7 @@ def _cells(row: Row) -> Sequence[Cell]:
 
 
 def config(*, config: Config = None, json_: Json = False) -> None:
-    """Print the effective configuration, without its secrets.
+    """Print the effective configuration, without secrets.
 
     It is the result of file, environment and defaults, as TOML.
 

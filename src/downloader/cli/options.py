@@ -31,7 +31,7 @@ Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 
 API = "http://127.0.0.1:8000"
-"""Same as `downloader.client.DEFAULT_URL`, which would slow down `--help` by its imports."""
+"""Same as the default URL of `downloader.client`, whose import would slow down `--help`."""
 
 
 @Parameter(name="*")

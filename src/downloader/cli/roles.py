@@ -1,4 +1,4 @@
-"""`downloader run`, `api`, `processor`, `notifier`: the service, whole or one role of it."""
+"""`downloader run`, `api`, `processor`, `notifier`: the whole service, or one role."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def api(*, config: Config = None, host: Host = None, port: Port = None) -> None:
 
 
 def processor(*, config: Config = None) -> None:
-    """Run a processor alone: it downloads.
+    """Run a processor alone, which downloads.
 
     Several may run against one Redis; the limits hold over all of them.
 
@@ -85,7 +85,7 @@ def processor(*, config: Config = None) -> None:
 
 
 def notifier(*, config: Config = None) -> None:
-    """Run a notifier alone: it delivers callbacks.
+    """Run a notifier alone, which delivers callbacks.
 
     The configuration needs a section [backends.NAME] for each backend. A
     notifier also deletes the files of delivered jobs when their time is up.

@@ -1,4 +1,4 @@
-"""`downloader submit`: send jobs to a running service, and wait for their results with `--wait`."""
+"""`downloader submit`: send jobs to a running service, and with `--wait` wait for the results."""
 
 from __future__ import annotations
 

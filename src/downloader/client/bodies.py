@@ -17,7 +17,7 @@ BATCH_BYTES = 1024**2
 buffers of a connection, so that the service is not held up while the request is still being sent."""
 
 Lines = Sequence[tuple[JobFields, bytes]]
-"""Jobs, each with its line of NDJSON."""
+"""Jobs, each with a line of NDJSON."""
 
 
 class Batches:

@@ -43,14 +43,14 @@ LEAST_S = 1.0
 """Shortest wait for a response, even if less time is left: so a `timeout_s` of 0 asks once."""
 
 FIRST_PAUSE_S = 0.5
-"""Before the first retry; it doubles. The service's own `Retry-After` is 2 s."""
+"""Pause before the first retry; later pauses double. The service's own `Retry-After` is 2 s."""
 
 LONGEST_PAUSE_S = 60.0
 """If the service wants a longer pause, the request is not repeated."""
 
 FIRST_POLL_S = 0.1
 LONGEST_POLL_S = 2.0
-"""Pauses of `wait`; they grow while nothing ends."""
+"""Pauses of `wait`, which grow while nothing ends."""
 
 POLLED = 100
 """Jobs that `wait_each` asks for in one round, so that waiting for a million jobs is a small load. The next
@@ -83,7 +83,7 @@ ManySteps = Generator[Step | Items[T], Reply, None]
 
 
 def one(steps: Steps[T]) -> ManySteps[T]:
-    """A call whose only item is its result."""
+    """A call whose only item is the result."""
     yield Items([(yield from steps)])
 
 
@@ -269,7 +269,7 @@ class Calls:
         return self._read(Aggregation, "GET", f"aggregations/{bodies.segment(aggr_id)}")
 
     def adjust(self, aggr_id: str, **changes: Unpack[AggregationChanges]) -> Steps[Aggregation]:
-        """Change an aggregation, at once and over the fleet; fields that are not given stay as they are."""
+        """Change an aggregation, at once and over the fleet; fields that are not given stay unchanged."""
         path = f"aggregations/{bodies.segment(aggr_id)}"
         return self._read(Aggregation, "PATCH", path, content=bodies.encode(changes))
 

@@ -64,7 +64,7 @@ def _iterated(
 
 
 class AsyncClient:
-    """Talks to one service, on Trio or asyncio; close it with `async with` or `aclose`.
+    """A client of one service, on Trio or asyncio; close with `async with` or `aclose`.
 
     Each method raises `ApiProblem` if the service refuses, and `Unreachable` if it does not respond. Before
     that, a request is tried again up to `retries` times if the service could not be reached or responded 429
@@ -190,7 +190,7 @@ class AsyncClient:
 
 
 class Client:
-    """`AsyncClient` for programs without an event loop; close it with `with` or `close`."""
+    """`AsyncClient` for programs without an event loop; close with `with` or `close`."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class Client:
     ping = _blocking(Calls.ping)
 
     def events(self) -> Generator[Mapping[str, Any]]:
-        """The state of the fleet, at once and after each change, as `AsyncClient` yields it."""
+        """The state of the fleet, at once and after each change, as from `AsyncClient`."""
         snapshots = Snapshots(self._calls.url)
         try:
             with self._http.stream("GET", "events") as response:

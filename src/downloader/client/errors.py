@@ -10,7 +10,7 @@ from downloader.wire import LineProblem
 
 
 class ClientError(DownloaderError):
-    """Base of the errors below; raised itself if the responses are not those of this service."""
+    """Base of the errors below; raised as such if a response is not from this service."""
 
 
 class Unreachable(ClientError):
@@ -29,12 +29,13 @@ class ApiProblem(ClientError):
         where = f" ({problem.field})" if problem.field and problem.field not in problem.detail else ""
         super().__init__("; ".join(text.rstrip(".") for text in details) + where)
         self.code = problem.code
-        """Stable, for programs: those of `docs/api.md`. Empty if it was not the service that responded."""
+        """Stable code for programs, from the list in `docs/api.md`. Empty if it was not the service that
+        responded."""
         self.detail = problem.detail
         """One sentence, for people."""
         self.field = problem.field
         """The field, header or parameter at fault; empty if there is none."""
         self.status = status
-        """The response's status; 0 for a line of `submit_many`, which has none of its own."""
+        """The response's status; 0 for a line of `submit_many`, which has no status."""
         self.errors: Sequence[Mapping[str, Any]] = [fault.model_dump() for fault in problem.errors]
         """All errors of a job, each with `code`, `detail` and `field`; empty for other requests."""

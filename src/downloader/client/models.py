@@ -1,4 +1,4 @@
-"""What the clients send, and the response to one of many jobs."""
+"""What the clients send, and the response to a job among many."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from downloader.wire import DownloadRequest
 
 
 class JobFields(DownloadRequest, total=False):
-    """The fields of a job, as `POST /download` takes them."""
+    """The fields of a job, as in `POST /download`."""
 
     idempotency_key: str
-    """The job is accepted once, however often it is sent with this key; made at random if absent."""
+    """The job is accepted once, however often sent with this key; made at random if absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """The response to one of many jobs: an id or a problem."""
+    """The response to a job among many: an id or a problem."""
 
     job: JobFields
     id: str = ""
     problem: ApiProblem | None = None
     warnings: Sequence[str] = ()
-    """What the service ignored, such as a field that it does not know."""
+    """What the service ignored, such as an unknown field."""
 
     @property
     def not_taken(self) -> bool:

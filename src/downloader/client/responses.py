@@ -141,7 +141,7 @@ class Snapshots:
         self._event = ""
 
     def read(self, line: str) -> dict[str, Any] | None:
-        """The snapshot that this line has; `None` if it has none."""
+        """The snapshot in this line; `None` if the line has no snapshot."""
         name, _, value = line.partition(": ")
         if name == "event":
             self._event = value

@@ -67,8 +67,9 @@ class ApiSettings(Section):
     """Origins of pages that a browser may let read the GET routes, such as `https://dashboard.example.org`;
     `*` is any."""
     tokens: list[TokenSettings] = Field(default_factory=list)
-    """Tables `[[api.tokens]]`, one for each token. Empty: everyone who reaches the port may do everything.
-    With tokens, each route but `/hb`, `/health/*` and the static files of the web page needs one."""
+    """Tables `[[api.tokens]]`, a table for each token. Empty: everyone who reaches the port may do
+    everything. With tokens, each route but `/hb`, `/health/*` and the static files of the web page needs one.
+    """
 
     @property
     def local_url(self) -> str:

@@ -117,7 +117,7 @@ class _Table:
         return f"{self.path}.{key}" if self.path else key
 
     def take(self, *keys: str, kind: type | tuple[type, ...], expected: str) -> Any:
-        """Remove the keys; return the value of the first one present, else `None`."""
+        """Remove the keys; return the value of the first key that is present, else `None`."""
         present = [key for key in keys if key in self.values]
         values = [self.values.pop(key) for key in present]
         if not values or values[0] is None:
@@ -139,7 +139,7 @@ class _Table:
         return None if value is None else float(value)
 
     def copy_rest(self, new: _Sections) -> None:
-        """Copy keys that exist in the service too; name the others in comments."""
+        """Copy keys that exist in the service too; name all other keys in comments."""
         existing = set(known_keys())
         for key, value in self.values.items():
             if self.name(key) in existing and not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Settings: every key with its type, default and bounds, and every rule that spans keys.
+"""Settings: every key with type, default and bounds, and every rule that spans keys.
 
 Values only, as pydantic models. `checks` has the types of values, `api` the table `[api]`; `read` reads TOML,
 the environment and flags.
@@ -56,7 +56,7 @@ class SentinelSettings(Section):
     nodes: list[HostPort] = Field(min_length=1)
     """`host:port` of each Sentinel."""
     password: SecretStr | None = None
-    """Password of the Sentinels themselves; that of the primary is in `redis.url`."""
+    """Password of the Sentinels; the primary's password is in `redis.url`."""
 
 
 class RedisSettings(Section):
@@ -73,8 +73,8 @@ class RedisSettings(Section):
     key_prefix: str = Field(default="downloader", pattern=r"^[A-Za-z0-9_.:-]{1,64}$")
     """The beginning of each key, so that several services can share one Redis."""
     durability: Literal["memory", "aof", "replicated"] = "memory"
-    """Durability of a job before the 201: `memory`, the store has the job; `aof`, it is on the disk of the
-    server; `replicated`, it is on replicas too."""
+    """Durability of a job before the 201: `memory`, the store has the job; `aof`, the job is on the disk of
+    the server; `replicated`, the job is on replicas too."""
     replicas: Count = 1
     """How many replicas must have a job under `replicated`."""
     timeout: ShortSeconds = 5.0
@@ -121,8 +121,8 @@ class FileStorageSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
     type: str = Field(default="filesystem", min_length=1)
-    """The storage plugin: `filesystem`, `s3` or another one that is installed. The other keys of the table
-    are the plugin's."""
+    """The storage plugin: `filesystem`, `s3` or another installed plugin. The other keys of the table are the
+    plugin's."""
 
     @property
     def section(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class FileStorageSettings(BaseModel):
 
 
 class S3Settings(Section):
-    """`[processor.s3]`: for jobs that bring their own bucket; credentials come from boto3's usual chain."""
+    """`[processor.s3]`: for jobs that bring a bucket; credentials come from boto3's usual chain."""
 
     endpoint_url: BaseUrl = ""
     """URL of an S3 server other than AWS. Empty: AWS."""
@@ -272,7 +272,7 @@ class EgressSettings(Section):
     """For HTTP callbacks, and requests of plugins through the service."""
 
     def policy(self, name: Literal["downloads", "callbacks"]) -> EgressPolicy:
-        """Parse one of the lists to a policy.
+        """Parse a list of addresses to a policy.
 
         Raises:
             ValueError: an entry is not an address, a range or a name.

@@ -127,7 +127,7 @@ def allow_also(settings: Settings, entries: Iterable[str]) -> Settings:
 
 
 def known_keys(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a file, including tables, without those of plugins."""
+    """All dotted keys of a file, including tables, without the keys of plugins."""
     for name, info in model.model_fields.items():
         yield prefix + name
         inner = _inner(info.annotation)
@@ -216,7 +216,7 @@ def _inner(annotation: Any) -> Any:
 
 
 def _add(layers: _Layers, values: dict[str, Any], *, source: str) -> None:
-    """Merge the values of one source over those of earlier sources."""
+    """Merge the values of one source over the values of earlier sources."""
     layers.problems += _remove_unknown(values, Settings, (), source)
     _merge(layers.values, values, (), layers.origins, source)
 
@@ -348,7 +348,7 @@ _EXPECTED = {
 
 
 def _explain(error: ValidationError, layers: _Layers) -> Iterator[str]:
-    """A line for each of pydantic's errors, except those about secrets that could not be read."""
+    """A line for each of pydantic's errors, except errors about secrets that could not be read."""
     for detail in error.errors(include_url=False, include_context=False, include_input=False):
         if not any(detail["loc"][: len(path)] == path for path in layers.missing):
             yield _line(detail, layers)

@@ -61,5 +61,5 @@ def _may_be_secret(value: Any) -> bool:
 
 
 def _hidden(value: Any) -> Any:
-    """`***`; for a list, one for each item."""
+    """`***`; for a list, a `***` for each item."""
     return [HIDDEN for _ in value] if isinstance(value, list) else HIDDEN

@@ -197,7 +197,7 @@ def _read(token: re.Match[str]) -> _Star | _CharClass:
 
 @dataclass(frozen=True, slots=True)
 class MimePatterns:
-    """The types accepted by a job: no negated pattern may match; of positive ones, if any, one must.
+    """The types accepted by a job: no negated pattern may match, and one of the positive patterns must.
 
     Patterns are globs as in Go's `path.Match`: `*` and `?` stand for anything but `/`, `[a-z]` and `[^a-z]`
     for one character, and a backslash takes the next character literally. Case does not matter. A pattern

@@ -100,7 +100,7 @@ class Attempt:
         """The file's media type, once detected and accepted."""
 
     async def run(self) -> FileFacts:
-        """Download and store the file; a failed attempt keeps the received bytes for the next one.
+        """Download and store the file; a failed attempt keeps the received bytes for the next attempt.
 
         If the origin says that the file is not modified, nothing is stored.
 
@@ -252,7 +252,7 @@ class Attempt:
         return hop.following(fields)
 
     async def _begin(self, response: FileResponse) -> Sink:
-        """The sink for the body: the partial file's if the response continues it, else a new one."""
+        """The sink for the body: the partial file's if the response continues the file, else a new sink."""
         self._response = response
         if self._sink is not None:
             if response.partial is not None:

@@ -20,7 +20,7 @@ class Treatment(Enum):
     FINAL = auto()
     """No further attempt, which would fail in the same way."""
     RELEASE = auto()
-    """A fault of the service itself: another attempt, and the failed one does not count."""
+    """A fault of the service: another attempt, and the failed attempt does not count."""
     COOL_DOWN = auto()
     """The origin asks for a pause: the whole aggregation waits, then another attempt follows."""
 

@@ -1,4 +1,4 @@
-"""The request headers of a download: how they are merged, and which of them go to another origin. Pure."""
+"""The request headers of a download: how headers are merged, and which headers go to another origin. Pure."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ class BodyMemory:
     def __init__(self, size: int) -> None:
         self._free = size
         self._held: dict[str, int] = {}
-        """Bytes by aggregation; those that hold none are not in it."""
+        """Bytes by aggregation, without aggregations that hold no bytes."""
 
     def hold(self, aggregation: str, size: int) -> bool:
-        """Count bytes that have been received; returns whether there is room for them.
+        """Count received bytes; returns whether there is room for the bytes.
 
         They count without room too. Then the caller writes them to the disk, and receives no more until
         that is done.

@@ -153,7 +153,7 @@ class PartialFiles:
         """At most one thread asks for the free space of a disk that may hang."""
 
     def close(self) -> None:
-        """Delete all files but those that a later fetcher can continue. Never raises."""
+        """Delete all files except files that a later fetcher can continue. Never raises."""
 
     async def has_room(self) -> bool:
         """Whether the disk has room for partial files; false if the disk does not respond within `LOOK_S`."""

@@ -12,7 +12,7 @@ MAX_BACKOFF_S = 3600.0
 
 RELEASE_MIN_S = 5.0
 RELEASE_MAX_S = 30.0
-"""Delay after a fault of the service itself; random, because one fault affects many jobs at once."""
+"""Delay after a fault of the service; random, because one fault affects many jobs at once."""
 
 FREE_COOLDOWNS = 10
 """Number of attempts of a job that may end with a cooldown without being counted. Later attempts count, so

@@ -133,7 +133,8 @@ def _lines_for(text: str, token: str) -> list[str]:
 
 
 OnCrawlDelay = Callable[[str, float, float], Awaitable[None]]
-"""`(host, seconds, age)`: the delay between requests to the host, in seconds, and for how long it holds."""
+"""`(host, seconds, age)`: the delay between requests to the host, in seconds, and how long the delay holds.
+"""
 
 _Key = tuple[Origin, str]
 """Origin and proxy."""

@@ -164,7 +164,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _remove_folder(path: Path, descriptor: int) -> None:
-    """Delete a folder and all files in it, as far as the disk permits."""
+    """Delete a folder and all files in the folder, as far as the disk permits."""
     with suppress(OSError):
         for name in os.listdir(descriptor):
             with suppress(OSError):

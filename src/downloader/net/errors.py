@@ -64,4 +64,4 @@ class BadResponse(NetError, httpx2.RemoteProtocolError):
 
 
 class BadRequest(NetError, httpx2.LocalProtocolError):
-    """The request cannot be put into HTTP: its target or a header is malformed."""
+    """The request cannot be put into HTTP: the target or a header is malformed."""

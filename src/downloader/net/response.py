@@ -64,7 +64,7 @@ class Response:
         self._fields: list[Field] = []
         self._head = b""
         self._lenient = False
-        """Whether the head is read by curl's rules, because llhttp refused it."""
+        """Whether the head is read by curl's rules, after a refusal by llhttp."""
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._status = 0
         self.head_done = False

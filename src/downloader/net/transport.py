@@ -180,7 +180,7 @@ class Transport(httpx2.AsyncBaseTransport):
             await self._drop(next(iter(self._idle)))
 
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Close connections when they expire. Runs until cancelled; sleeps while no connection is idle."""
+        """Close expired connections. Runs until cancelled; sleeps while no connection is idle."""
         task_status.started()
         while True:
             while not self._idle:

@@ -52,7 +52,7 @@ _SCHEMES: Mapping[Use, Mapping[str, int]] = {
     "proxy": {"http": 80, "https": 443, "socks5": 1080},
     "endpoint": {"http": 80, "https": 443},
 }
-"""Allowed schemes with their ports."""
+"""Allowed schemes with ports."""
 
 REFUSED_PORTS = frozenset(
     {
@@ -73,7 +73,7 @@ _ORIGINS = 1024
 
 
 class UrlError(ValueError):
-    """A text is not a URL, or not one for the given use; `str()` does not repeat the text."""
+    """A text is not a URL, or not a URL for the given use; `str()` does not repeat the text."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -93,7 +93,7 @@ class Origin:
     """ASCII (IDNA), lower case, without brackets; an IPv4 address as four decimal numbers."""
     port: int
     authority: bytes = field(compare=False)
-    """Value of `Host`: IPv6 in brackets, the port unless it is the scheme's default."""
+    """Value of `Host`: IPv6 in brackets, no port if the port is the scheme's default."""
 
     @property
     def url(self) -> str:
@@ -114,7 +114,7 @@ class Url:
     text: str = field(repr=False)
     """The given text without surrounding blanks."""
     target: bytes = field(repr=False)
-    """Path and query, percent-encoded; `..` stays, because a signature may cover it."""
+    """Path and query, percent-encoded; `..` stays, because a signature may cover the dots."""
     origin: Origin
     user: bytes = field(repr=False)
     """Percent-decoded, like `password`; may be empty."""

@@ -24,7 +24,7 @@ BACKEND_SHARE = 0.75
 even if a second backend hangs."""
 
 STALL_S = 0.5
-"""How long a callback waits for a slot of a backend that uses its whole share and completes no delivery."""
+"""How long a callback waits for a slot of a backend that uses the whole share and completes no delivery."""
 
 SHORTEST_S, LONGEST_S = 1.0, 30.0
 """Limits of the delay of a released callback. Within the limits the delay is as long as the failure has

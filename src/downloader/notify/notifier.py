@@ -58,7 +58,8 @@ class Payload:
     traceparent: str = ""
     """The trace of the job (W3C Trace Context), to be sent to the peer; empty: none."""
     retry: str = ""
-    """Names the request by which a client had the failed download run again; empty if it ran once."""
+    """Names the request by which a client had the failed download run again; empty for a job that ran once.
+    """
 
     @property
     def message_id(self) -> str:

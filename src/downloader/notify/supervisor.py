@@ -1,4 +1,4 @@
-"""The opening of the configured notifiers, and their reopening after a failure."""
+"""The opening of the configured notifiers, and reopening after failures."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _Supervisor:
     ) -> None:
         self._name = name
         self._notifiers = notifiers
-        """The open notifiers by name; shared by all supervisors, each of which adds its notifier."""
+        """The open notifiers by name; all supervisors share the mapping, and each adds one notifier."""
         self._closing = trio.Event()
         own_host = replace(host, logger=logging.getLogger(f"downloader.backends.{name}"))
         self._plugin = Plugin(

@@ -46,9 +46,10 @@ class Event(StrEnum):
     API_LISTENING = "api.listening"
     """The HTTP API takes requests; `page` is the address of the web page."""
     API_OPEN = "api.open"
-    """The API listens on more than loopback and has no tokens: every client that reaches it may use it."""
+    """The API listens on more than loopback and has no tokens: every client that reaches the API may use the
+    API."""
     API_REFUSED = "api.refused"
-    """A request was refused for its token, or for being a browser's cross-site form."""
+    """A request was refused for a wrong token, or as a browser's cross-site form."""
     API_FAILED = "api.failed"
     """A request raised an unexpected error. The client got a 500, or a response that was cut off."""
     JOB_ACCEPTED = "job.accepted"
@@ -58,7 +59,7 @@ class Event(StrEnum):
     JOB_FAILED = "job.failed"
     """The download failed for good; terminal."""
     JOB_RETRY = "job.retry"
-    """An attempt failed, another one follows."""
+    """An attempt failed, another attempt follows."""
     JOB_RELEASED = "job.released"
     """A job was handed back without counting the attempt, because of a stop or a failure of our own."""
     JOB_THROTTLED = "job.throttled"
@@ -72,17 +73,18 @@ class Event(StrEnum):
     CALLBACK_RETRY = "callback.retry"
     """A callback was not delivered, another attempt follows."""
     CALLBACK_FAILED = "callback.failed"
-    """A callback was given up; it is kept and can be sent again."""
+    """A callback was given up; the callback is kept and can be sent again."""
     CALLBACK_RELEASED = "callback.released"
     """A callback was handed back without counting the attempt: a stop, or a backend that fails or is full."""
     BACKEND_FAILED = "backend.failed"
-    """A notifier plugin raised, hung or gave no proper answer; at level debug once it is unhealthy."""
+    """A notifier plugin raised, hung or gave no proper result; at level debug while the backend is unhealthy.
+    """
     BACKEND_UNHEALTHY = "backend.unhealthy"
-    """A notifier plugin keeps failing: its callbacks wait, the other backends are not affected."""
+    """A notifier plugin keeps failing: callbacks of the backend wait, other backends are not affected."""
     BACKEND_HEALTHY = "backend.healthy"
     """A notifier plugin delivers again."""
     PLUGIN_NOT_CLOSED = "plugin.not_closed"
-    """A plugin failed or hung while it was closed; the stop went on without it."""
+    """A plugin failed or hung during the close; the stop went on without the plugin."""
     LEASE_LOST = "lease.lost"
     """Another instance has taken the task; the result of this instance is discarded."""
     LEASE_NOT_RENEWED = "lease.not_renewed"
@@ -90,23 +92,24 @@ class Event(StrEnum):
     SWEEP_RECOVERED = "sweep.recovered"
     """Tasks of instances that died were handed back."""
     FILE_DELETED = "file.deleted"
-    """A stored file was deleted because its time was up."""
+    """A stored file was deleted at the end of the retention."""
     FILE_UNDELETABLE = "file.undeletable"
-    """A stored file could not be deleted; it is tried again."""
+    """A stored file could not be deleted; another attempt follows."""
     DISK_FULL = "disk.full"
     """The spool's disk is above the high-water mark; no download is begun."""
     DISK_RESUMED = "disk.resumed"
     """The spool's disk is below the low-water mark again."""
     STORE_UNAVAILABLE = "store.unavailable"
-    """Redis or Valkey cannot be reached or cannot write; it is tried again."""
+    """Redis or Valkey cannot be reached or cannot write; the service keeps trying."""
     STORE_EVICTS = "store.evicts"
-    """The server deletes keys that have a time to live when its memory is full; it should refuse writes."""
+    """The server deletes keys that have a time to live when memory is full; the server should refuse writes.
+    """
     STORE_EMPTY = "store.empty"
-    """The store came back without the data that it had acknowledged."""
+    """The store came back without acknowledged data."""
     TRACES_UNAVAILABLE = "traces.unavailable"
-    """The environment asks for traces, but what exports them is not installed; the service runs without."""
+    """The environment asks for traces, but no exporter is installed; the service runs without traces."""
     LIBRARY = "library"
-    """A message of a library (quart, redis, asyncio), in `message`, with its `logger`."""
+    """A message of a library (quart, redis, asyncio), in `message`, with the `logger`."""
 
 
 def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:
@@ -121,7 +124,7 @@ def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
     stream: TextIO | None = None,
 ) -> None:
-    """Set up the logging of the process, including that of the standard library.
+    """Set up the logging of the process and of the standard library.
 
     The form `auto` prints for people when `stream` (default: standard error) is a terminal, JSON otherwise.
     Other libraries' messages are printed from `warning` on.

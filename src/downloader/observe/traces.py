@@ -1,4 +1,4 @@
-"""Traces with OpenTelemetry: spans, their export, and the trace context that a job carries in the store.
+"""Traces with OpenTelemetry: spans, exporters, and the trace context that a job carries in the store.
 
 OpenTelemetry is imported only if the environment names an exporter. Otherwise there are no `Traces`, and
 callers do without a span.
@@ -71,7 +71,7 @@ class Traces:
 
     @contextmanager
     def span(self, name: str, *, kind: Kind, parent: str, attributes: Attributes) -> Iterator[Span]:
-        """A span around what is done in the context; an exception or a cancel marks it as failed.
+        """A span around the work in the context; an exception or a cancel marks the span as failed.
 
         There are few different names. `parent` is a traceparent; without one the span begins a trace.
         Attributes contain no secrets.
@@ -92,7 +92,7 @@ class Traces:
 
 @asynccontextmanager
 async def open_traces(*, instance: str, version: str, flush_s: float) -> AsyncIterator[Traces | None]:
-    """The traces of this process, as OpenTelemetry's environment variables configure them.
+    """The traces of this process, as configured by OpenTelemetry's environment variables.
 
     A thread of the SDK exports the spans. On close the remaining spans are sent, for at most `flush_s`
     seconds.
@@ -120,7 +120,7 @@ async def open_traces(*, instance: str, version: str, flush_s: float) -> AsyncIt
 
 
 def exporters(environ: Mapping[str, str]) -> Sequence[str]:
-    """The exporters that the environment asks for, by the names of their entry points.
+    """The exporters that the environment asks for, by the names of the entry points.
 
     The default is `otlp` if there is an endpoint, and otherwise none; the SDK's is always `otlp`.
     """

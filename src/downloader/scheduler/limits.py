@@ -16,9 +16,9 @@ from downloader.scheduler.leases import HeldLease
 from downloader.store import Shares
 
 HOLD_S = 30.0
-"""After a group had to hand back leases because other groups waited, the group gets no more than its share
-for this time. Otherwise the next job of another group would end another download, and the origin would have
-to send that file twice."""
+"""After a group had to hand back leases because other groups waited, the group gets no more than the group's
+share for this time. Otherwise the next job of another group would end another download, and the origin would
+have to send that file twice."""
 
 
 class Limits:
@@ -94,7 +94,7 @@ class Limits:
         return Shares(last=last, never=never, suspects=self._suspects)
 
     def too_large(self) -> str | None:
-        """An aggregation with more slots than its share, if any."""
+        """An aggregation with more slots than the aggregation's share, if any."""
         if self._kind is Kind.CALLBACK:
             return None
         return next((group for group in self._large if self._beyond(group) > 0), None)

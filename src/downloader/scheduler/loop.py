@@ -32,17 +32,17 @@ LOOK_S = 5.0
 """Longest time between two lease calls. A job waits that long only if a wake-up was lost."""
 
 SHARE_LOOK_S = 0.5
-"""Time between two checks for waiting groups, while an aggregation has more than its share or is capped at
-its share. In that case no wake-up is published, because `ready` is not empty."""
+"""Time between two checks for waiting groups, while an aggregation has more than the share or is capped at
+the share. In that case no wake-up is published, because `ready` is not empty."""
 
 LEASE_BATCH = 64
-"""Most leases per call, so that the other instances get their turn."""
+"""Most leases per call, so that other instances get a turn."""
 
 SETTLE_BATCH = 200
 """Most settlements per call, so that a call of the script takes a few milliseconds."""
 
 BUSY_FROM = 64
-"""From this many tasks in flight on, a call waits `LINGER_S` to carry more; below it is sent at once."""
+"""From this many tasks in flight on, a call waits `LINGER_S` to carry more; below, a call is sent at once."""
 
 LINGER_S = 0.005
 """Short, compared to the duration of a task with `BUSY_FROM` tasks in flight."""
@@ -53,10 +53,10 @@ although few tasks are in flight. A client that sends the next job after the cal
 none, so it never waits."""
 
 STEADY_LINGER_S = 0.005
-"""Short, compared to the time that a POST and its callback take together."""
+"""Short, compared to the time that a POST and the callback take together."""
 
 URGENT_S = 0.05
-"""Longer than it takes to settle a task and to lease the next one of its group."""
+"""Longer than settling a task and leasing the next task of the group takes."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 0.5
 """Shortest and longest pause between calls to a store that does not answer. Short, so that jobs start soon
@@ -74,10 +74,10 @@ UNWIND_S = 0.2
 work that does not end because the disk hangs."""
 
 ABANDONED_DELAY_S = 5.0
-"""Delay of a task with hung work: by then this process, and with it the work, has ended."""
+"""Delay of a task with hung work: by then this process has ended, and the work too."""
 
 OCCUPIED_DELAY_S = 0.05
-"""Delay of a task that cannot start because the former work on it still occupies the slot."""
+"""Delay of a task that cannot start because earlier work on the task still occupies the slot."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,7 +103,7 @@ class _Running:
     joined: Arrivals = field(default_factory=Arrivals)
     """Leases that were granted while other work was in flight, or with others."""
     urgent_until: float = -math.inf
-    """Until this Trio time no call waits for company, as a group at its limit has got a free slot."""
+    """Until this Trio time no call waits for company, as a group at the limit has got a free slot."""
 
     @property
     def free(self) -> int:
@@ -222,7 +222,7 @@ async def _linger(running: _Running, *, more: bool) -> None:
 
 
 async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
-    """After the begin of a stop, ask for leases from a lost answer, so that they are handed back."""
+    """After the begin of a stop, ask for leases from a lost answer, so that the leases are handed back."""
     give_up_at = trio.current_time() + HAND_BACK_S
     answered = False
     while not answered and trio.current_time() < give_up_at:

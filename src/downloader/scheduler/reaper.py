@@ -23,7 +23,7 @@ LOOK_S = 5.0
 """Longest sleep. A job may become due during the sleep; the delay does no harm."""
 
 DELETIONS = 8
-"""Concurrent deletions: few, so that they do not compete with downloads for the disk."""
+"""Concurrent deletions: few, so that downloads have most of the disk."""
 
 DELETION_S = 60.0
 """Time limit of a deletion, so that a hanging plugin does not stop the deletions of other jobs."""

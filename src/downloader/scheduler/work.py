@@ -54,4 +54,4 @@ class Work:
     on_sweep: Callable[[int], None] = lambda _: None
     """Called after a sweep with the number of tasks taken from dead instances."""
     leases_at_stop: bool = False
-    """Lease once more when a stop begins (callbacks: they are short)."""
+    """Lease once more when a stop begins (callbacks: short)."""

@@ -233,7 +233,7 @@ class OpenConnections:
         self.reserved: set[Connection] = set()
         self._addresses: Counter[str] = Counter()
         self._waiting: dict[Connection, None] = {}
-        """Connections that wait for their client and may be closed, the longest waiting first."""
+        """Connections that wait for the client and may be closed, the longest waiting first."""
 
     @property
     def piece_bytes(self) -> int:
@@ -242,7 +242,7 @@ class OpenConnections:
         return max(SMALLEST_PIECE_BYTES, min(PIECE_BYTES, share))
 
     def add(self, new: Connection) -> bool:
-        """Count a new connection, and set its `reserved`; false if the reserve is full too."""
+        """Count a new connection, and set `reserved`; false if the reserve is full too."""
         crowded = new.address != "" and self._addresses[new.address] >= self._per_address
         full = crowded or len(self.ordinary) >= self._most
         if full and not self._cut_one(new.address if crowded else ""):

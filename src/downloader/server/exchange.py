@@ -201,7 +201,7 @@ class Exchange:
         """The whole response has been sent."""
 
     async def receive(self) -> Message:
-        """The next received part of the body; after its end, wait for the client's disconnect.
+        """The next received part of the body; after the body's end, wait for the client's disconnect.
 
         A cancel may lose received bytes, so do not call this again after a cancel.
 

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 from math import inf
 
 PIECE_BYTES = 64 * 1024
-"""Bytes that are sent with a deadline of their own, and largest size of a read."""
+"""Bytes that are sent with one deadline, and largest size of a read."""
 
 IPV6_SITE_BITS = 64
 """Bits of an IPv6 address that a client cannot choose."""

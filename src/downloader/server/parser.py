@@ -1,4 +1,4 @@
-"""HTTP/1.1 requests as bytes: heads and chunked bodies, parsed by httptools (llhttp in its strict mode).
+"""HTTP/1.1 requests as bytes: heads and chunked bodies, parsed by httptools (llhttp in strict mode).
 
 If a server and a proxy disagree on the end of a request, a client can hide a request in another one (request
 smuggling). So ambiguous requests are refused, also the few kinds that llhttp accepts (RFC 9112).
@@ -43,7 +43,7 @@ _VERSIONS = "Only HTTP/1.0 and HTTP/1.1 are supported."
 
 
 def bad_request(detail: str, code: str = "bad_request") -> HttpError:
-    """400: the request itself is malformed."""
+    """400: the request is malformed."""
     return HttpError(HTTPStatus.BAD_REQUEST, code, detail)
 
 

@@ -176,7 +176,7 @@ class _Examination:
         return [finding for finding in self.findings.values() if finding is not None]
 
     def give_up(self) -> None:
-        """In a thread: show the findings, and exit, because a part ignores its cancel."""
+        """In a thread: show the findings, and exit, because a part ignores the cancel."""
         for part, finding in list(self.findings.items()):
             if finding is None:
                 self.note(part, FindingState.FAILED, "hangs, and ignores its cancel")

@@ -152,7 +152,7 @@ async def open_host(settings: Settings, storage: Storage) -> AsyncIterator[Host]
 
 
 def object_metadata(extra: str) -> dict[str, str]:
-    """The strings and numbers of a JSON object, numbers as they are written; none if it is no object."""
+    """The strings and numbers of a JSON object, numbers as written; empty for anything but an object."""
     try:
         # A constant (NaN, Infinity) is no JSON number; numbers stay text, so that none loses a digit.
         fields: Any = json.loads(extra, parse_int=str, parse_float=str, parse_constant=lambda _: None)

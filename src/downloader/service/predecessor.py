@@ -71,7 +71,7 @@ class Workers:
             self._responses[f"download.response.{kind}"] += 1
 
     def snapshot(self, counters: Counters) -> dict[str, int]:
-        """All values now; some of them are from `counters`, the processor's."""
+        """All values now; some values are from `counters`, the processor's."""
         return {
             "alive": 1,
             "workerPools": len(self._in_flight),

@@ -1,4 +1,4 @@
-"""The two kinds of leased work: what is done with a lease, and what is traced, counted and logged of it."""
+"""The two kinds of leased work: what is done with a lease, and what is traced, counted and logged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DELIVERY_LEASES = 2
 is tried again later. It is longer than the timeouts of all backends; the lease is renewed meanwhile."""
 
 QUEUED_S = 60.0
-"""How long a callback may wait for a slot of its backend, before its lease counts as hanging."""
+"""How long a callback may wait for a slot of the backend, before the lease counts as hanging."""
 
 SEALED_DELAY_S = 60.0
 """When a job that this instance cannot decrypt is due again. Long, because there may be many such jobs."""
@@ -125,7 +125,7 @@ class Downloads:
         return within_deadline(outcome, lease.spec.left_s(now_ms()))
 
     async def discard(self, lease: Lease) -> None:
-        """Delete the file if it was stored before this process learned of the cancel.
+        """Delete a file that was stored before this process learned of the cancel.
 
         Also where the attempt was cancelled: a thread that was publishing the file finishes first.
         """
@@ -165,7 +165,7 @@ def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
 
 @dataclass(kw_only=True, eq=False)
 class Callbacks:
-    """Callbacks: each lease is one delivery, if its backend has a slot for it."""
+    """Callbacks: each lease is one delivery, if the backend has a free slot."""
 
     settings: Settings
     counters: Counters
@@ -207,7 +207,7 @@ class Callbacks:
         )
 
     async def _delivery(self, lease: Lease) -> CallbackOutcome:
-        """Deliver, or hand the callback back for some seconds if its backend has no free slot."""
+        """Deliver, or hand the callback back for some seconds if the backend has no free slot."""
         if lease.spec.sealed:  # another instance may have the key
             return CallbackOutcome(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
         if lease.crashes >= POISON_CRASHES:
@@ -302,7 +302,7 @@ def _log_end(
 
 
 async def traced_download(traces: Traces, lease: Lease, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
-    """Make the attempt in a span of its own. The origin gets no `traceparent`."""
+    """Make the attempt in a span. The origin gets no `traceparent`."""
     attributes = {"http.request.method": "GET", **_of_job(lease), **_of_url(lease.spec.url)}
     if lease.attempts:
         attributes["http.request.resend_count"] = lease.attempts
@@ -324,7 +324,7 @@ async def traced_download(traces: Traces, lease: Lease, attempt: Callable[[], Aw
 async def traced_callback(
     traces: Traces, lease: Lease, deliver: Callable[[Lease], Awaitable[CallbackOutcome]]
 ) -> CallbackOutcome:
-    """Deliver in a span of its own, whose context the callback carries."""
+    """Deliver in a span; the callback carries the span's context."""
     assert lease.result is not None, "a callback's lease carries the download's result"
     backend, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
     attributes = _of_job(lease) | {"downloader.callback.type": backend}

@@ -24,7 +24,7 @@ from downloader.groupcommit import GroupCommit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
-    """A complete file to be stored: a small one in memory, or a spool file on disk."""
+    """A complete file to be stored: a small file in memory, or a spool file on disk."""
 
     size: int
     """Bytes."""
@@ -72,7 +72,7 @@ class Storage(Protocol):
         """The file for `GET /files/<key>`; `None` if missing, or if the storage has no local files."""
 
     def url(self, key: str) -> str:
-        """The absolute URL of the file for clients, without credentials; `""` if only `local` has it.
+        """The file's absolute URL for clients, without credentials; `""` for a file that only `local` has.
 
         Does no I/O. Used as `download_url` if `processor.download_url` is not set.
         """

@@ -42,7 +42,7 @@ REVIVE_S = 0.5
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 Timed = Callable[[str, float], None]
-"""Called after each transition, failed ones included, with the name and the duration in seconds."""
+"""Called after each transition, failed transitions included, with the name and the duration in seconds."""
 
 
 class StoreClient:

@@ -211,7 +211,7 @@ _VERDICTS: Mapping[str, Verdict] = {
     State.RUNNING: Verdict.RETRY,
     State.SUCCEEDED: Verdict.SUCCEEDED,
 }
-"""Verdict of a download's last attempt, by the download's state; for every other state it is `FAILED`."""
+"""Verdict of a download's last attempt, by the download's state; `FAILED` for every other state."""
 
 
 def fields(flat: Sequence[Any]) -> dict[str, Any]:
@@ -435,7 +435,7 @@ def _unsealed(text: str, unseal: Unseal) -> str:
 
 
 def _task(row: Mapping[str, str], *, due_ms: str) -> Task:
-    """A task from its hash; `due_ms` is the time at which it was due first."""
+    """A task from a hash; `due_ms` is the time at which the task was due first."""
     state = row.get("state", State.PENDING)
     log = [line.partition(" ") for line in row.get("log", "").splitlines()]
     return Task(

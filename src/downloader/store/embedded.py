@@ -33,7 +33,7 @@ START_S = 30.0
 """Enough to load an append-only file of millions of jobs."""
 
 STOP_S = 5.0
-"""Time for the server to write the rest of the append-only file and end; after that it is killed."""
+"""Time for the server to write the rest of the append-only file and end; then the server is killed."""
 
 KILLED_S = 2.0
 """How long to wait for the end of a killed server. A server that waits for a hung disk is left behind."""

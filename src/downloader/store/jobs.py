@@ -202,7 +202,7 @@ class JobStore(StoreReader):
         return codec.fields(answer)
 
     async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
-        """How many groups, except those in `without`, have a due task and a free slot in the fleet."""
+        """How many groups, groups in `without` excepted, have a due task and a free slot in the fleet."""
         call = {"kind": kind, "without": list(without)}
         return sum(await self._client.run_on_all("waiting", call))
 
@@ -329,7 +329,7 @@ class JobStore(StoreReader):
         return Changed(await self._client.run("cancel", shard, call, durable=True))
 
     async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
-        """Change an aggregation in the whole fleet; `None` if it has neither work nor values that were set.
+        """Change an aggregation in the whole fleet; `None` for an aggregation without work and set values.
 
         `changes` has values for `limit`, `rate`, `delay` and `paused`. An absent value is not changed; `None`
         clears a value, so that the values of the jobs apply again. `cooling` ends a cooldown. Downloads in

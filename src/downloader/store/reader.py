@@ -62,7 +62,7 @@ class StoreReader:
         count: int,
         matches: Callable[[ListedJob], bool] = lambda _: True,
     ) -> JobPage:
-        """Those of the next `count` jobs of a list that match, after `cursor` (empty: from the start).
+        """The matching jobs among the next `count` jobs of a list after `cursor` (empty: from the start).
 
         An empty `aggr_id` stands for all aggregations. Unless the list is `PENDING`, the page may also
         contain jobs of other aggregations. `matches` gets a job without its URL.

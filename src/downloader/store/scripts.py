@@ -1,4 +1,4 @@
-"""The Lua scripts of the transitions, with their header comments."""
+"""The Lua scripts of the transitions, with header comments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""redis-py's clients for the servers of the store, and the mapping of redis-py's errors to ours.
+"""redis-py's clients for the servers of the store, and the mapping of redis-py's errors.
 
 No other module of the core imports redis or trio-asyncio. redis-py uses asyncio, so every call runs in the
 asyncio loop that the service has opened (`asyncio_loop`). Calls are shielded from cancellation and bounded in
@@ -148,7 +148,7 @@ class Servers:
         return await self._bounded(partial(self._follow, shard, self._of_shard.get(shard, self._seed), call))
 
     async def find(self, shard: int, call: Call[T]) -> T:
-        """Make a call for a shard at a random server: a replica may have replaced the last one."""
+        """Make a call for a shard at a random server: a replica may have replaced the last server."""
         return await self._bounded(partial(self._follow, shard, self._any(), call))
 
     @asynccontextmanager

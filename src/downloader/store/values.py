@@ -190,7 +190,7 @@ SUMMED_GROUPS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
-    """A job as `GET /jobs/<id>` shows it."""
+    """A job as in `GET /jobs/<id>`."""
 
     spec: JobSpec
     download: Task

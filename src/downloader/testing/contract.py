@@ -1,4 +1,4 @@
-"""How a test of a contract suite runs: in its own Trio run, with a time limit for each wait."""
+"""How a test of a contract suite runs: in a separate Trio run, with a time limit for each wait."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LOOPBACK = ("127.0.0.0/8", "::1", "localhost")
 
 @asynccontextmanager
 async def open_host() -> AsyncIterator[Host]:
-    """A `Host` like the service's: its client may connect to loopback, its storage is a temporary folder."""
+    """A `Host` like the service's: the client may connect to loopback, the storage is a temporary folder."""
     policy = EgressPolicy.parse(_LOOPBACK, setting="egress.callbacks")
     with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
         async with (
@@ -102,7 +102,7 @@ def _descriptors() -> list[tuple[int, int, int, str]]:
 
 
 _CLEANUP_S = 5.0
-"""How long a test that was given up may take to clean up; then its thread is abandoned."""
+"""How long a test that was given up may take to clean up; then the test's thread is abandoned."""
 
 _LONGEST_REASON = 500
 """Characters of a reason that the service keeps."""
@@ -117,24 +117,24 @@ class Peer(ABC):
     section: Mapping[str, Any]
     """The plugin's section of the configuration, valid for this peer."""
     bad_section: Mapping[str, Any]
-    """A section that the plugin refuses; it differs from `section` in one key."""
+    """A section that the plugin refuses; one key differs from `section`."""
     hasty: Mapping[str, Any] = MappingProxyType({})
-    """Keys that replace those of `section` before the peer fails: short timeouts, such as a second or two."""
+    """Keys that replace keys of `section` before the peer fails: short timeouts, such as a second or two."""
     secrets: Sequence[str] = ()
-    """Passwords and tokens in the section and in destinations; no text may contain them."""
+    """Passwords and tokens in the section and in destinations, which no text may contain."""
     faults: Sequence[Fault] = tuple(Fault)
     """The failures that this peer can produce; `AWAY` alone for a plugin without a network."""
 
     @abstractmethod
     def open(self, section: Mapping[str, Any], host: Any) -> AbstractAsyncContextManager[Any]:
-        """Call the plugin's factory with these; its context manager."""
+        """Call the plugin's factory with a section and a host; returns the factory's context manager."""
 
 
 P = TypeVar("P", bound=Peer)
 
 
 class Times:
-    """The time limits of a suite; a subclass may change them."""
+    """The time limits of a suite, which a subclass may change."""
 
     answer_s: float = 10.0
     """Seconds in which a call, opening and closing return without a cancel, whatever the peer does."""
@@ -158,7 +158,7 @@ def check_line(text: object, secrets: Sequence[str], what: str) -> None:
 
 
 def only_cause(error: BaseException) -> BaseException:
-    """The only exception in nested groups, else the first `AssertionError` in them, else the group."""
+    """The only exception in nested groups, else the first `AssertionError` in the groups, else the group."""
     while isinstance(error, BaseExceptionGroup):
         broken = error.subgroup(AssertionError)
         if len(error.exceptions) > 1 and (broken is None or broken is error):
@@ -181,7 +181,7 @@ class Run(Generic[P]):
 
     @contextmanager
     def watched(self, seconds: float, what: str) -> Iterator[None]:
-        """Fail the test when the block takes longer, also when it ignores cancels or blocks the loop."""
+        """Fail the test when the block takes longer, even if the block ignores cancels or blocks the loop."""
         timer = threading.Timer(seconds, self.hang, [f"{what} has not come to an end within {seconds:g} s"])
         timer.daemon = True
         timer.start()
@@ -198,7 +198,7 @@ class Run(Generic[P]):
         raise AssertionError(f"{what} had not returned after {seconds:g} s")
 
     async def cancelled(self, call: Callable[[], Awaitable[T]], *, after_s: float, what: str) -> T | None:
-        """Make a call and cancel it after a time; its result if it returned earlier, else `None`."""
+        """Make a call and cancel the call after a time; the call's result if earlier, else `None`."""
         with self.watched(after_s + self.times.cancel_s, f"{what}, cancelled after {after_s:g} s,"):
             with trio.move_on_after(after_s):
                 return await call()
@@ -208,7 +208,7 @@ class Run(Generic[P]):
     async def opened(
         self, section: Mapping[str, Any] | None = None, *, hasty: bool = False
     ) -> AsyncIterator[Any]:
-        """Open the plugin, with the peer's section by default and its short timeouts if `hasty`.
+        """Open the plugin, with the peer's section by default and the short timeouts if `hasty`.
 
         Opening and closing have to end in time.
         """
@@ -257,7 +257,7 @@ def run_test(
     lend: Callable[[], AbstractAsyncContextManager[Any]],
     times: Times,
 ) -> None:
-    """Run a test with a peer; raises what it raises, and an `AssertionError` when it takes too long.
+    """Run a test with a peer; raises the test's exception, or an `AssertionError` at the time limit.
 
     It runs in its own thread, so that a plugin that ignores a cancel or blocks the loop fails this test
     and not the whole run. Such a thread is abandoned; everything else is cancelled and awaited.
@@ -306,7 +306,7 @@ C = TypeVar("C", bound="Contract[Any]")
 
 
 def promise(scenario: Callable[[C, Run[Any]], Awaitable[None]]) -> Callable[[C], None]:
-    """Make a test method without parameters of a coroutine method; a failure shows its docstring."""
+    """Make a test method without parameters of a coroutine method; a failure shows the docstring."""
 
     def test(self: C) -> None:
         __tracebackhide__ = True  # pytest's tracebacks leave this frame out
@@ -327,7 +327,7 @@ class Contract(ABC, Times, Generic[P]):
 
     @abstractmethod
     def peer(self) -> AbstractAsyncContextManager[P]:
-        """A running peer; each test opens its own."""
+        """A running peer, a new peer for each test."""
 
     @abstractmethod
     def lend(self) -> AbstractAsyncContextManager[Any]:
@@ -351,7 +351,7 @@ class Contract(ABC, Times, Generic[P]):
 
     @promise
     async def test_a_bad_section_is_one_line_that_names_the_key(self, run: Run[P]) -> None:
-        """A refused section is a `PluginError` of one line that names the key and has no secret in it."""
+        """A refused section is a `PluginError` of one line that names the key and has no secret."""
         good, bad = run.peer.section, run.peer.bad_section
         keys = {key for key in {*good, *bad} if good.get(key) != bad.get(key)}
         assert keys, "bad_section is the same as section"

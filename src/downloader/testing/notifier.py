@@ -29,7 +29,7 @@ _FEW = 8
 _LARGE_BYTES = 100_000
 """Size of the largest payload. A client's `extra` may be twice as long, but some queues take no more."""
 _CANCELS_S = (0.0, 0.01, 0.1, 0.4)
-"""Moments at which a delivery is cancelled: before it does anything, while it connects, while it waits."""
+"""Moments at which a delivery is cancelled: before the first step, while connecting, while waiting."""
 _MOMENTS = 100
 """Further moments, evenly over the time of a delivery: a client may lose a cancel between two steps."""
 _IN_FLIGHT_S = 0.3
@@ -76,7 +76,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_each_destination_gets_its_own(self, run: Run[NotifierPeer]) -> None:
-        """A callback goes to the destination of its job and to no other."""
+        """A callback goes to the destination of the job and to no other."""
         routes = {run.peer.destination(): a_payload() for _ in range(3)}
         assert len(routes) > 1, "destination() has to give a fresh one each time"
         async with run.opened() as notifier:
@@ -87,7 +87,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_many_are_delivered_at_once(self, run: Run[NotifierPeer]) -> None:
-        """`deliver` is called from many tasks: each callback arrives once, at its own destination."""
+        """`deliver` is called from many tasks: each callback arrives once, at the right destination."""
         routes = [run.peer.destination() for _ in range(2)]
         payloads = [a_payload() for _ in range(_MANY)]
         async with run.opened() as notifier:
@@ -136,7 +136,7 @@ class NotifierContract(Contract[NotifierPeer]):
     async def test_a_peer_that_is_away_at_the_start_is_tried_again_later(
         self, run: Run[NotifierPeer]
     ) -> None:
-        """A peer that is away while the plugin is opened can be used when it is back.
+        """A peer that is away while the plugin is opened can be used after the return.
 
         A plugin that cannot be opened without its peer raises a `PluginError`.
         """
@@ -168,7 +168,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_a_silent_peer_holds_up_nobody(self, run: Run[NotifierPeer]) -> None:
-        """Deliveries to a silent peer wait at the same time: they block neither the loop nor each other."""
+        """Deliveries to a silent peer wait at the same time: the loop and other deliveries go on."""
         if Fault.SILENT not in run.peer.faults:
             return
         async with run.opened(hasty=True) as notifier, run.peer.failing(Fault.SILENT) as destination:
@@ -236,7 +236,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_cancels_among_deliveries_disturb_no_other(self, run: Run[NotifierPeer]) -> None:
-        """Deliveries beside cancelled ones arrive, each once."""
+        """Deliveries beside cancelled deliveries arrive, each once."""
         destination = run.peer.destination()
         kept = [a_payload() for _ in range(2 * _FEW + 1)]
         dropped = [a_payload() for _ in range(2 * _FEW)]
@@ -275,7 +275,7 @@ class NotifierContract(Contract[NotifierPeer]):
 
     @promise
     async def test_it_is_opened_again_after_it_was_closed(self, run: Run[NotifierPeer]) -> None:
-        """The plugin can be opened again after it was closed."""
+        """The plugin can be opened again after a close."""
         destination, payloads = run.peer.destination(), [a_payload(), a_payload()]
         for payload in payloads:
             async with run.opened() as notifier:

@@ -18,7 +18,7 @@ from downloader.testing.tcp_proxy import Fault
 
 
 class NotifierPeer(Peer):
-    """What the suite needs of a notifier and its server; `section` is its `[backends.NAME]`."""
+    """What the suite needs of a notifier and a server; `section` is the notifier's `[backends.NAME]`."""
 
     @abstractmethod
     def destination(self) -> str:
@@ -30,7 +30,7 @@ class NotifierPeer(Peer):
 
     @abstractmethod
     def failing(self, fault: Fault) -> AbstractAsyncContextManager[str]:
-        """Make the peer fail while the context is open; yields a destination at which it fails.
+        """Make the peer fail while the context is open; yields a destination at which the peer fails.
 
         With a `TcpProxy` in front of its server: `with proxy.fault(fault): yield self.destination()`.
         """
@@ -85,7 +85,7 @@ async def retried(run: Run[NotifierPeer], notifier: Notifier, destination: str, 
 
 
 async def works(run: Run[NotifierPeer], notifier: Notifier) -> None:
-    """Deliver until it succeeds, as after a start or an outage; check that the payload has arrived."""
+    """Deliver until a success, as after a start or an outage; check that the payload has arrived."""
     destination = run.peer.destination()
     deadline = time.monotonic() + run.times.recover_s
     while True:
@@ -103,7 +103,7 @@ async def works(run: Run[NotifierPeer], notifier: Notifier) -> None:
 
 
 async def has(run: Run[NotifierPeer], destination: str, *payloads: Payload) -> None:
-    """Check that the peer has these payloads, each once, and no others."""
+    """Check that the peer has the given payloads, each once, and no others."""
     found = sorted(await run.peer.received(destination))
     wanted = sorted(payload.body for payload in payloads)
     assert found == wanted, f"{short(wanted)} were delivered, and the peer has {short(found)}"

@@ -20,7 +20,7 @@ _MANY = 40
 _RIVALS = 8
 _OTHERS = 3
 _CANCELS_S = (0.0, 0.002, 0.02, 0.1)
-"""When a put is cancelled: before it does anything, and while it writes."""
+"""When a put is cancelled: before the first step, and while writing."""
 _KEY = "NSb/NSb4FOAs9fVaQw"
 _ODD_KEYS = (
     "a/b/c/d/e/f/g/h/NSb/NSb4FOAs9fVaQw",
@@ -105,7 +105,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_it_asks_whose_the_job_is(self, run: Run[StoragePeer]) -> None:
-        """`put` calls `still_ours` before it publishes."""
+        """`put` calls `still_ours` before publishing."""
         async with run.opened() as storage:
             for size, spooled in ((50, False), (50, True), (self.large_bytes, True)):
                 asked: list[bool] = []
@@ -134,7 +134,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_many_are_stored_at_once(self, run: Run[StoragePeer]) -> None:
-        """`put` is called from many tasks: each file is complete and under its own key."""
+        """`put` is called from many tasks: each file is complete and under the right key."""
         stored: dict[str, bytes] = {}
 
         async def one(storage: Storage, number: int) -> None:
@@ -187,7 +187,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_local_is_the_stored_file(self, run: Run[StoragePeer]) -> None:
-        """`local` returns the file with its size, or always `None`; `None` for a missing file."""
+        """`local` returns the file with the size, or always `None`; `None` for a missing file."""
         async with run.opened() as storage:
             assert await storage.local(_KEY) is None, "local() finds what was never stored"
             for size, spooled in ((5000, False), (self.large_bytes, True)):
@@ -235,7 +235,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_lost_answer_is_no_success(self, run: Run[StoragePeer]) -> None:
-        """The connection is closed before the answer: `StorageError`."""
+        """The connection is closed before the response: `StorageError`."""
         await self._outage(run, Fault.CUT)
 
     async def _outage(self, run: Run[StoragePeer], fault: Fault) -> None:
@@ -326,7 +326,7 @@ class StorageContract(Contract[StoragePeer]):
 
     @promise
     async def test_a_stop_in_mid_put_closes_it(self, run: Run[StoragePeer]) -> None:
-        """When the task that has opened the storage is cancelled, it ends promptly, without partial files."""
+        """A storage whose opening task is cancelled ends promptly, without partial files."""
 
         async def work(body: Body) -> None:
             async with run.opened() as storage, trio.open_nursery() as nursery:

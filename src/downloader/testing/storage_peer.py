@@ -19,7 +19,7 @@ from downloader.testing.tcp_proxy import Fault
 
 
 class StoragePeer(Peer):
-    """What the suite needs of a storage and its server, which is empty at first.
+    """What the suite needs of a storage and a server, which is empty at first.
 
     `section` is `[processor.filestorage]` without `type`.
     """
@@ -41,7 +41,7 @@ class StoragePeer(Peer):
 def a_body(
     size: int, *, spooled: bool = False, still_ours: Callable[[], bool] = lambda: True
 ) -> Iterator[tuple[Body, bytes]]:
-    """A file to be stored and its bytes, in memory or in a spool file that is removed at the end."""
+    """A file to be stored with the bytes, in memory or in a spool file that is removed at the end."""
     data = os.urandom(size)
     with tempfile.TemporaryDirectory(prefix="downloader-contract-") as folder:
         path = Path(folder, "spool")
@@ -71,7 +71,7 @@ async def delete(run: Run[StoragePeer], storage: Storage, key: str) -> None:
 
 
 async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, when: str) -> None:
-    """Call `put` where it has to raise `StorageError`."""
+    """Call `put` where `StorageError` has to be raised."""
     try:
         await put(run, storage, key, body)
     except StorageError as error:
@@ -85,13 +85,13 @@ async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, w
 
 
 async def holds(run: Run[StoragePeer], key: str, data: bytes) -> None:
-    """Check that the key has exactly these bytes."""
+    """Check that the key has exactly the given bytes."""
     found = await run.peer.read(key)
     assert found == data, f"{key!r} has {short(found)}, and {short(data)} were put"
 
 
 async def only(run: Run[StoragePeer], *keys: str) -> None:
-    """Wait until exactly these keys are stored: a cancelled put may take a moment to clean up."""
+    """Wait until exactly the given keys are stored: a cancelled put may take a moment to clean up."""
     found: set[str] = set()
     with trio.move_on_after(run.times.settle_s):
         while (found := set(await run.peer.keys())) != set(keys):  # noqa: ASYNC110 - nothing tells of it

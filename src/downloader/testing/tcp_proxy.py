@@ -1,4 +1,4 @@
-"""A TCP proxy between a plugin and its server, with network failures on demand."""
+"""A TCP proxy between a plugin and a server, with network failures on demand."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Fault(StrEnum):
     """How a peer can fail."""
 
     AWAY = "away"
-    """New connections and open ones are reset."""
+    """New and open connections are reset."""
     SILENT = "silent"
     """Connections are accepted and stay open, but no byte comes back."""
     CUT = "cut"
-    """The peer gets the request, and the connection is closed before its answer."""
+    """The peer gets the request, and the connection is closed before the response."""
 
 
 @dataclass(eq=False)
 class Link:
-    """One client's connection and its counterpart at the target."""
+    """One client's connection and the counterpart at the target."""
 
     client: trio.abc.Stream
     server: trio.abc.Stream
@@ -62,19 +62,19 @@ class TcpProxy:
         self.target = target
         """A port of 127.0.0.1, or the path of a unix socket."""
         self.port = 0
-        """The port of 127.0.0.1 on which it listens."""
+        """The port of 127.0.0.1 on which the proxy listens."""
         self.links: set[Link] = set()
         self._tls = tls
         self._fault: Fault | None = None
 
     async def passed(self, link: Link, data: bytes, *, is_reply: bool) -> bytes:
-        """Bytes to pass on in place of a chunk; none if it is dropped. May cut the link."""
+        """Bytes to pass on in place of a chunk; empty to drop the chunk. May cut the link."""
         del link, is_reply
         return data
 
     @contextmanager
     def fault(self, fault: Fault) -> Iterator[None]:
-        """Fail like this while the context is open; at its end all connections are closed."""
+        """Fail in the given way while the context is open; at the end all connections are closed."""
         self._fault = fault
         if fault is Fault.AWAY:
             self.drop()

@@ -1,4 +1,4 @@
-"""Aggregations: how they run, and what an operator may change."""
+"""Aggregations: limits and present work, and what an operator may change."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AggregationLoad(WireModel):
     """Downloads that run now, over the fleet."""
     pending: int = 0
     cooling_until: Moment | None = None
-    """No download starts until then; `null` while it does not cool down."""
+    """No download starts until then; `null` outside a cooldown."""
 
 
 class Aggregation(AggregationLoad):
@@ -67,13 +67,13 @@ class Aggregation(AggregationLoad):
     proxy: str = ""
     """Empty without a proxy. Its password is hidden."""
     cooling_reason: str = ""
-    """The error that caused the cooldown; empty while it does not cool down."""
+    """The error that caused the cooldown; empty outside a cooldown."""
     next_due_at: Moment | None = None
-    """When its first pending job may start; `null` if none is pending, or while it is paused."""
+    """When the first pending job may start; `null` without a pending job, and during a pause."""
 
 
 class AggregationPage(WireModel):
-    """A page of aggregations; within it the busiest come first."""
+    """A page of aggregations; within a page the busiest come first."""
 
     aggregations: Sequence[Aggregation]
     cursor: Cursor

@@ -35,7 +35,7 @@ class Callback(BaseModel):
     delivery_error: str
     """Always empty."""
     image_size: str
-    """`WxH`, if the job asked for it; otherwise empty."""
+    """`WxH`, if the job asked for the size of an image; otherwise empty."""
     error_code: str
     """The kind of failure, for programs; empty after a success."""
     size: int

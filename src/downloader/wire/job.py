@@ -22,7 +22,7 @@ RedactedUrl = Annotated[str, Field(description="Passwords and query values are h
 
 
 class Accepted(WireModel):
-    """A job by its id."""
+    """The id of an accepted job."""
 
     id: JobId
     warnings: Warnings = ()
@@ -32,7 +32,7 @@ class AcceptedLine(Accepted):
     """An accepted job of `POST /downloads`."""
 
     replayed: Annotated[bool, optional()] = False
-    """The line's idempotency key was known; the id is that of the first job with this key."""
+    """The line's idempotency key was known; the id is the id of the first job with this key."""
 
 
 class Failure(WireModel):
@@ -48,11 +48,11 @@ class Task(WireModel):
     state: str
     """`pending`, `running`, `succeeded`, `failed` or `cancelled`."""
     attempts: int = 0
-    """Those that count against the retries."""
+    """Attempts that count against the retries."""
     deliveries: int = 0
-    """How often it was given to an instance."""
+    """How often an instance got the task."""
     crashes: int = 0
-    """How often an instance that worked on it died."""
+    """How often an instance died while working on the task."""
     due_at: Moment | None = None
     started_at: Moment | None = None
     finished_at: Moment | None = None
@@ -78,7 +78,7 @@ class JobFile(WireModel):
     image_size: str = ""
     """`WxH`, or empty."""
     filename: str = ""
-    """From the response's `Content-Disposition`, made safe; empty if it has none."""
+    """From the response's `Content-Disposition`, made safe; empty without a name in the header."""
 
 
 class JobResponse(WireModel):
@@ -104,7 +104,7 @@ class JobCallback(Task):
 
 
 class Job(Task):
-    """A job; the fields of a task are those of its download."""
+    """A job; the fields of a task are the download's."""
 
     id: JobId
     aggr_id: str
@@ -118,16 +118,16 @@ class Job(Task):
     response_code: int = 0
     """The status of the last response; 0 if there was none."""
     file: JobFile | None = None
-    """`null` until it is stored."""
+    """`null` until the file is stored."""
     response: JobResponse | None = None
     """`null` until the download has succeeded."""
     download_url: str = ""
-    """The file's URL, as in the callback; empty without a file, or while its storage fails."""
+    """The file's URL, as in the callback; empty without a file, or while the storage fails."""
     extra: str = ""
     callback: JobCallback | None = None
     """`null` while there is none."""
     kept_until: Moment | None = None
-    """When file and record are deleted; `null` while the download or its callback goes on."""
+    """When file and record are deleted; `null` while the download or the callback goes on."""
 
     @property
     def succeeded(self) -> bool:
@@ -142,17 +142,17 @@ class ListedJob(WireModel):
     aggr_id: str
     url: RedactedUrl = ""
     state: str
-    """The state of its download."""
+    """The state of the download."""
     callback: str | None = None
-    """The state of its callback; `null` while there is none."""
+    """The state of the callback; `null` while there is none."""
     finished_at: Moment | None = None
-    """When its download ended."""
+    """When the download ended."""
     failed_at: Moment | None = None
-    """When its callback failed; `null` if it did not."""
+    """When the callback failed; `null` without a failure."""
     error: str = ""
-    """The callback's error if it failed, otherwise the download's."""
+    """The error of a failed callback, otherwise the download's error."""
     error_code: str = ""
-    """Of the download; empty unless it failed or was cancelled."""
+    """Error code of the download; empty unless the download failed or was cancelled."""
     destination: str = ""
     """Backend and host, queue, topic or prefix of the callback; empty without one."""
 

@@ -19,7 +19,7 @@ class _Error(WireModel):
 
 
 class Fault(_Error):
-    """An error in one field of a job, or a warning about it."""
+    """An error in one field of a job, or a warning about a field."""
 
     field: str
 

@@ -1,4 +1,4 @@
-"""The service itself: its health, what waits, and who is signed in."""
+"""The service: health, waiting work, and who is signed in."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class WaitingDestination(WireModel):
     limit: int
     """How many may be in flight, over the fleet; 1 after a failure, until one is delivered."""
     due_at: Moment | None
-    """When its first pending callback was or will be due."""
+    """When the first pending callback was or will be due."""
 
 
 class FailedDestination(WireModel):
@@ -78,13 +78,13 @@ class WaitingCallbacks(WireModel):
     pending: int
     in_flight: int
     failed: int
-    """Given up; they can be sent again."""
+    """Callbacks that were given up and can be sent again."""
     next_due_at: Moment | None
     destinations: Sequence[WaitingDestination]
-    """Those with the most callbacks."""
+    """The destinations with the most callbacks."""
     more_destinations: int
     failed_to: Sequence[FailedDestination]
-    """Those with the most failed callbacks, of the 500 that are kept longest."""
+    """The destinations with the most failed callbacks, of the 500 failed callbacks that are kept longest."""
 
 
 class Waiting(WireModel):

@@ -1,4 +1,4 @@
-"""A job as a client submits it."""
+"""A job in the form in which clients submit jobs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class DownloadRequest(TypedDict, total=False):
             str, Field(min_length=1, max_length=MAX_AGGREGATION_CHARS), _described(examples=["example.org"])
         ]
     ]
-    """The aggregation: a group of jobs with a common limit, usually those of one origin. Printable
+    """The aggregation: a group of jobs with a common limit, usually all jobs of one origin. Printable
     characters."""
     aggr_limit: Required[Annotated[Limit, _described(examples=[4])]]
     """At most this many downloads of the aggregation at once, over all instances. The newest accepted job's
@@ -92,11 +92,11 @@ class DownloadRequest(TypedDict, total=False):
     callback_url: Annotated[str, _described(deprecated=True, **_HTTP)]
     """Deprecated: `callback_type` `http` with this destination; wins over the pair."""
     callback_error_type: str
-    """As `callback_type`, for failures; without it they go where successes go. `none`: nowhere."""
+    """As `callback_type`, for failures; without a value, failures go where successes go. `none`: nowhere."""
     callback_error_dst: Annotated[str, _described(maxLength=MAX_URL_CHARS)]
     """As `callback_dst`, for failures."""
     extra: Annotated[Any, _described(examples=["order 17"])]
-    """Passed back in the callback; a value that is not a string as its JSON text."""
+    """Passed back in the callback; a value that is not a string becomes JSON text."""
     mime_type: Annotated[
         str,
         _described(examples=["image/png,image/webp", "!image/vnd.adobe.photoshop,image/*"]),
@@ -104,14 +104,14 @@ class DownloadRequest(TypedDict, total=False):
     """Comma-separated glob patterns; `!` negates. No negated one may match the content's type, and if there
     are others, at least one of them must."""
     max_retries: Annotated[Integer, Field(ge=0, le=MAX_RETRIES)]
-    """Further attempts; without it `processor.max_retries`."""
+    """Further attempts; by default `processor.max_retries`."""
     extract_image_size: bool
     """Whether to fill `image_size` for jpeg, png, gif, webp and avif."""
     download_timeout: Annotated[Integer, Field(ge=1, le=MAX_INT)]
-    """Seconds for a whole attempt, storing included; without it `processor.download_timeout`, and never more
+    """Seconds for a whole attempt, storing included; by default `processor.download_timeout`, and never more
     than `processor.max_download_timeout`."""
     request_headers: Annotated[Mapping[str, str | int], SkipValidation, WithJsonSchema(_HEADERS)]
-    """Sent with the request; they win over the configured ones. At most 32, 8 KiB together. Of two names that
+    """Request headers, which win over the configured headers. At most 32, 8 KiB together. Of two names that
     differ only in case the last counts. Those that the downloader sets itself (`Host`, `Range`, hop-by-hop
     ones) are left out, with a warning."""
     user_agent: Annotated[str, Field(max_length=1024)]
@@ -151,10 +151,10 @@ class DownloadRequest(TypedDict, total=False):
     """A `last_modified` of an earlier response, sent as `If-Modified-Since`; otherwise as
     `if_none_match`."""
     priority: Annotated[Integer, Field(ge=0, le=MAX_PRIORITY)]
-    """Of an aggregation's jobs that are due, those of the highest priority begin first."""
+    """Of an aggregation's jobs that are due, the jobs of the highest priority begin first."""
     not_before: Annotated[str, _TIME]
-    """A time with its offset from UTC, as in RFC 3339 (`2026-11-27T21:00:00+01:00`). No download begins
-    before it, by the store's clock."""
+    """A time with an offset from UTC, as in RFC 3339 (`2026-11-27T21:00:00+01:00`). No download begins before
+    it, by the store's clock."""
     deadline: Annotated[str, _TIME]
     """A time in the same form as `not_before`, by which the file must be stored. Otherwise the job fails with
     `error_code` `deadline`."""

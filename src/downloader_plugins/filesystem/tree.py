@@ -55,7 +55,7 @@ class Put:
     """Name of the temporary file; empty without one."""
     fd: int = -1
     error: Exception | None = None
-    """Why the file was not stored; `None`: it was."""
+    """Why the file was not stored; `None` for a stored file."""
 
 
 class Folders:
@@ -164,7 +164,7 @@ def storage_error(key: str, exc: OSError) -> StorageError:
 
 
 def prepare(root: Path, *, mode: int) -> None:
-    """Create the root for files with the given mode, test it by writing, and delete old temporary files.
+    """Create the root for files with the given mode, test the root by writing, delete old temporary files.
 
     Raises:
         OSError: the root cannot be created or written.
@@ -288,7 +288,7 @@ def rename_into(folders: Folders, parts: Parts, *, source: str | Path, source_di
 
 
 def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: int, fsync: bool) -> None:
-    """Store a spool file: rename it, or copy it from another filesystem.
+    """Store a spool file by a rename, or by a copy from another filesystem.
 
     Raises:
         StorageError, OSError: the file is not stored; the spool file may remain.
@@ -346,7 +346,7 @@ def _copy(
 
 
 def _copy_bytes(source: int, target: int, *, key: str, size: int, mode: int, fsync: bool) -> None:
-    """Copy all bytes into `target`, set its mode, check the size, and perhaps sync it.
+    """Copy all bytes into `target`, set the mode, check the size, and perhaps sync the file.
 
     `target` is closed, also after an error; `source` stays open.
 

@@ -53,7 +53,7 @@ class KafkaSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors
     bootstrap_servers: Annotated[
         list[Annotated[str, AfterValidator(_server)]], BeforeValidator(_servers), Field(min_length=1)
     ]
-    """Brokers to ask for the others: `"host:port, host:port"`, or a list of them."""
+    """Brokers to ask for all other brokers: `"host:port, host:port"`, or a list."""
     topics: list[str] = Field(default_factory=list)
     """Glob patterns of topics that jobs may name as destination; empty: any."""
     timeout: float = Field(default=30.0, gt=0, allow_inf_nan=False)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # imported late, with boto3
     from downloader_plugins.s3.client import Clients
 
 _CLIENTS = 16
-"""Number of cached clients, one for each region used by jobs. Each takes 80 ms of CPU and a megabyte
+"""Number of cached clients, a client for each region used by jobs. Each takes 80 ms of CPU and a megabyte
 (measured)."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
@@ -163,7 +163,7 @@ class _Buckets:
 
 
 def _open_session() -> tuple[boto3.Session, frozenset[str]]:
-    """A session with boto3's usual chain of credentials, and the regions with S3 that it knows."""
+    """A session with boto3's usual chain of credentials, and boto3's list of the regions with S3."""
     from downloader_plugins.s3.client import known_regions  # noqa: PLC0415 - see the module's docstring
 
     session = open_session(None)

@@ -133,7 +133,7 @@ class Bucket:
         return self.locate(self.folder + key)
 
     async def check(self) -> None:
-        """Check that the bucket can be written: create an upload and abort it, which stores nothing.
+        """Check that the bucket can be written: create an upload and abort the upload, which stores nothing.
 
         Raises:
             StorageError: the bucket cannot be written.
@@ -238,7 +238,7 @@ class Bucket:
         return etags
 
     async def _abort_uploads_of(self, key: str) -> None:
-        """Abort uploads with exactly the given key, except those of the process. Ignores a StorageError.
+        """Abort uploads with exactly the given key, except uploads of the process. Ignores a StorageError.
 
         A key belongs to one job, so no other job's upload is aborted.
         """

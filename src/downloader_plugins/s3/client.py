@@ -46,7 +46,7 @@ def known_regions(session: boto3.Session) -> frozenset[str]:
 
 
 def open_clients(session: boto3.Session, settings: ConnectionSettings, region: str) -> Clients:
-    """Make clients for a region; `""` means that of the environment or the profile, else S3's default.
+    """Make clients for a region; `""` means the region of the environment or the profile, else S3's default.
 
     Raises:
         PluginError: the settings or the machine's AWS configuration are invalid.

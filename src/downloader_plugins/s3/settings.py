@@ -81,7 +81,7 @@ class S3StorageSettings(ConnectionSettings, Credentials):
 
 
 class BucketsSettings(ConnectionSettings):
-    """`[processor.s3]`: for jobs that name their own bucket."""
+    """`[processor.s3]`: for jobs that name a bucket of the client."""
 
     buckets: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of the buckets that jobs may name; `[]` refuses all."""

@@ -168,12 +168,12 @@ class Uploads:
 
     def __init__(self) -> None:
         self.live: set[str] = set()
-        """Their ids."""
+        """Ids of the uploads."""
         self._turns: dict[str, trio.Lock] = {}
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:
-        """A lock for each key: before it is in `live`, an upload would be taken for a leftover."""
+        """A lock for each key: until listed in `live`, an upload would be taken for a leftover."""
         lock = self._turns.setdefault(key, trio.Lock())
         try:
             async with lock:

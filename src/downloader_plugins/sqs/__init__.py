@@ -68,7 +68,7 @@ class SqsSettings(Credentials):
     """`[backends.sqs]`."""
 
     region: str = ""
-    """AWS region of queues given by name, such as `eu-west-2`; empty: that of the environment
+    """AWS region of queues given by name, such as `eu-west-2`; empty: the region of the environment
     (`AWS_DEFAULT_REGION`) or of the profile."""
     endpoint_url: EndpointUrl = ""
     """URL of a VPC endpoint or of a server other than AWS, such as ElasticMQ. Empty: AWS."""
@@ -167,7 +167,7 @@ class _Regions:
         return client
 
     def close(self) -> None:
-        """Close idle connections; threads close those in use."""
+        """Close idle connections; threads close the connections in use."""
         for region in self._open.values():
             region.client.close()
 

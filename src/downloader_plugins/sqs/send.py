@@ -63,8 +63,8 @@ class Sent:
     """The result of a request."""
 
     results: Sequence[Result] = ()
-    """One for each message. Empty if SQS refused all because of one invalid message, so that each has to be
-    sent alone."""
+    """A result for each message. Empty if SQS refused all because of one invalid message, so that each has to
+    be sent alone."""
     url: str = ""
     """The URL of the queue; empty: to be looked up again."""
 

@@ -21,7 +21,7 @@ from downloader.model import MAX_AGGREGATION_CHARS
 from downloader.wire import Aggregation, AggregationChanges, AggregationPage, AggregationSize
 
 PAGE = 100
-"""About how many aggregations a page has; reading them takes about a millisecond of the store's time."""
+"""About how many aggregations a page has; reading a page takes about a millisecond of the store's time."""
 
 
 _CHANGES = TypeAdapter(AggregationChanges)

@@ -143,19 +143,19 @@ _START = {
 }
 
 _Job = tuple[Submission, Sequence[Fault]]
-"""A job with the warnings about its line."""
+"""A job with the warnings about the job's line."""
 
 
 class Lines:
     """Splits a stream into lines of bounded length; keeps at most one incomplete line."""
 
     def __init__(self, limit: int) -> None:
-        """`limit`: most bytes of a line, without its line end."""
+        """`limit`: most bytes of a line, without the line end."""
         self._limit = limit
         self._rest = b""
         """The incomplete line."""
         self._too_long = False
-        """The incomplete line is over the limit; its bytes were discarded."""
+        """The incomplete line is over the limit; the line's bytes were discarded."""
 
     @property
     def kept(self) -> int:
@@ -163,7 +163,7 @@ class Lines:
         return len(self._rest)
 
     def feed(self, data: bytes, *, last: bool) -> Iterator[bytes | None]:
-        """The lines that `data` completes, without blank ones; `None` in place of one that is too long.
+        """The lines that `data` completes, without blank lines; `None` in place of a line that is too long.
 
         With `last` the end of `data` completes a line too.
         """

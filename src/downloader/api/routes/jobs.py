@@ -1,4 +1,4 @@
-"""Routes about accepted jobs: to read, cancel and list them, and to retry callbacks or downloads."""
+"""Routes about accepted jobs: to read, list and cancel jobs, and to retry callbacks or downloads."""
 
 from __future__ import annotations
 

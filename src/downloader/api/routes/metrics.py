@@ -155,7 +155,7 @@ def _labels(metric: Metric, role: str, labels: Sequence[str]) -> Labels:
 
 
 def _always(metric: Metric) -> Iterable[Labels]:
-    """The label values that a metric reports from the start, as 0: those known in advance."""
+    """The label values that a metric reports from the start, as 0: all values that are known in advance."""
     if metric.labels == ("kind",):
         return [(kind,) for kind in KINDS.values()]
     return [] if metric.labels else [()]

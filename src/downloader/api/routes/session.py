@@ -88,7 +88,7 @@ async def show(context: Context) -> tuple[Session, dict[str, str]]:
 async def begin(context: Context) -> tuple[Session, dict[str, str]]:
     """Sign in.
 
-    For the web page: the answer's cookie stands for the token for twelve hours. With it, requests other than
+    For the web page: the cookie of the response stands for the token for twelve hours. With it, requests other than
     `GET` and `HEAD` need the header `X-Downloader-Page: 1`.
     """
     if not context.callers:
@@ -146,7 +146,7 @@ def _session(callers: Callers, caller: Caller | None, ends: int | None) -> Sessi
 
 
 def _is_secure() -> bool:
-    """Whether the browser uses TLS: to this process, or by the page's origin to a proxy in front of it."""
+    """Whether the browser uses TLS: to the process, or by the page's origin to a proxy in front."""
     return request.scheme == "https" or request.headers.get("Origin", "").startswith("https://")
 
 
