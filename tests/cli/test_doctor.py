@@ -17,7 +17,8 @@ import pytest
 import trio
 
 from downloader.config import Settings
-from downloader.service.doctor import Finding, FindingState, diagnose, is_loopback, secrets_of
+from downloader.service import Finding, diagnose
+from downloader.service.doctor import FindingState, is_loopback, secrets_of
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.cli import TIMEOUT_S, run_cli
 from servers.fleet import Tables, open_fleet, to_toml

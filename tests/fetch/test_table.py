@@ -15,13 +15,8 @@ import trio
 import trustme
 
 from downloader.errors import ConfigError
-from downloader.fetch.retry import (
-    COOLDOWN_JITTER,
-    COOLDOWN_S,
-    FREE_COOLDOWNS,
-    MAX_COOLDOWN_S,
-    MIN_COOLDOWN_S,
-)
+from downloader.fetch import MAX_COOLDOWN_S
+from downloader.fetch.retry import COOLDOWN_JITTER, COOLDOWN_S, FREE_COOLDOWNS, MIN_COOLDOWN_S
 from downloader.model import Cooldown, ErrorCode, FileFacts, Verdict, now_ms
 from downloader.storage import Body, Storage, StorageError, StorageRefused, StoredFile
 from downloader.storage.opening import CheckedStorage

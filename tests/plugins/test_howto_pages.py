@@ -19,7 +19,8 @@ import pytest
 
 from downloader.cli import make_app
 from downloader.config import Settings, load_settings
-from downloader.service.doctor import FindingState, diagnose
+from downloader.service import diagnose
+from downloader.service.doctor import FindingState
 from downloader.storage import Body
 from downloader_plugins.filesystem import open_filesystem
 from readme import running, wait_for_port

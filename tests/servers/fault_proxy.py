@@ -14,7 +14,8 @@ from typing import cast
 
 import trio
 
-from downloader.testing.tcp_proxy import Link, TcpProxy, serving
+from downloader.testing import TcpProxy
+from downloader.testing.tcp_proxy import Link, serving
 
 REMEMBERED_BYTES = 256 * 1024
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from downloader.testing.tcp_proxy import Link, TcpProxy, serving
+from downloader.testing import TcpProxy
+from downloader.testing.tcp_proxy import Link, serving
 
 PRODUCE, METADATA, SASL_HANDSHAKE, SASL_AUTHENTICATE = 0, 3, 17, 36
 NOT_LEADER, MESSAGE_TOO_LARGE, NOT_ENOUGH_REPLICAS = 6, 10, 19

@@ -23,10 +23,9 @@ from downloader.model import (
     Outcome,
     Verdict,
 )
-from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater
+from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater, send_callback
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import UNHEALTHY_AFTER, Breakers
-from downloader.notify.send import send_callback
 from downloader.storage import Body, StorageError, StorageRefused
 from downloader.storage.opening import CheckedStorage
 

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from downloader.notify import Bulkhead, Deferred
 from downloader.notify.bulkhead import (
     JITTER,
     LONGEST_S,
@@ -19,8 +20,6 @@ from downloader.notify.bulkhead import (
     UNKNOWN_RELEASES_PER_S,
     Admission,
     Admitted,
-    Bulkhead,
-    Deferred,
     Slot,
     Wait,
     admit,

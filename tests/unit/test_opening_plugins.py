@@ -13,8 +13,8 @@ from pydantic import BaseModel, model_validator
 from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
-from downloader.notify import Delivered, Host, Payload
-from downloader.notify.supervisor import PluginHasEnded, open_notifiers
+from downloader.notify import Delivered, Host, Payload, open_notifiers
+from downloader.notify.supervisor import PluginHasEnded
 from downloader.plugins import (
     CLOSING_S,
     NOTIFIERS,
@@ -26,8 +26,7 @@ from downloader.plugins import (
     opening_failed,
     parse_section,
 )
-from downloader.storage import StorageError, open_buckets
-from downloader.storage.opening import open_storage
+from downloader.storage import StorageError, open_buckets, open_storage
 from servers.plugins import bare_host
 
 MODULE = """

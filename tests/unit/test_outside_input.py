@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from downloader.config import Settings, load_settings
 from downloader.config.read import known_keys
 from downloader.errors import ConfigError
-from downloader.net.errors import ProxyRefused
+from downloader.net import ProxyRefused, Url
 from downloader.net.proxy import connect_socks
 from downloader.net.stream import Stream
-from downloader.net.url import Url
 from downloader.notify import parse_section
 from downloader_plugins.http import HttpSettings
 from downloader_plugins.kafka.settings import read_section

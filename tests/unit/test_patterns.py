@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from downloader.content.media_types import ALIAS_GROUPS, MAX_PATTERN_CHARS, MimePatterns, same_types
+from downloader.content import MAX_PATTERN_CHARS, MimePatterns
+from downloader.content.media_types import ALIAS_GROUPS, same_types
 
 
 def accepts(patterns: str, mime: str) -> bool:

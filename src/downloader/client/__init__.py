@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from downloader.client.client import DEFAULT_URL, RETRIES, AsyncClient, Client
+from downloader.client.client import RETRIES, AsyncClient, Client
 from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
 from downloader.client.models import JobFields, Submitted
 from downloader.webhooks import WebhookError, verify
@@ -27,7 +27,6 @@ from downloader.wire import (
 )
 
 __all__ = [
-    "DEFAULT_URL",
     "RETRIES",
     "Aggregation",
     "AggregationChanges",

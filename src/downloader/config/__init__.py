@@ -7,7 +7,6 @@ from downloader.config.checks import EMBEDDED
 from downloader.config.imported import import_config
 from downloader.config.models import (
     RENEWALS_PER_LEASE,
-    EgressList,
     HostSettings,
     ProcessorSettings,
     RedisSettings,
@@ -16,3 +15,20 @@ from downloader.config.models import (
 )
 from downloader.config.read import allow_also, load_settings
 from downloader.config.redact import redacted
+
+__all__ = [
+    "EMBEDDED",
+    "RENEWALS_PER_LEASE",
+    "ApiSettings",
+    "HostSettings",
+    "ProcessorSettings",
+    "RedisSettings",
+    "Scope",
+    "Settings",
+    "TokenSettings",
+    "allow_also",
+    "import_config",
+    "load_settings",
+    "redacted",
+    "with_default_backend",
+]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from downloader.fetch.attempt import StoreFile
 from downloader.fetch.fetcher import Fetcher, open_fetcher
-from downloader.fetch.partial import ResumableFiles
 from downloader.fetch.retry import MAX_COOLDOWN_S
-from downloader.fetch.robots import OnCrawlDelay
 from downloader.fetch.settings import FetchLimits, FetchSettings
 from downloader.fetch.sink import CompleteBody
 from downloader.fetch.spool import disk_used_percent
+
+__all__ = [
+    "MAX_COOLDOWN_S",
+    "CompleteBody",
+    "FetchLimits",
+    "FetchSettings",
+    "Fetcher",
+    "disk_used_percent",
+    "open_fetcher",
+]

@@ -37,7 +37,7 @@ class Watch:
         return f"not done within the job's download_timeout of {self._total_s:g} s"
 
     def expect(self, phase: str, seconds: float) -> None:
-        """See `downloader.net.Expect`."""
+        """See `downloader.net.Route.expect`."""
         self._phase = phase
         self._scope.deadline = min(self._end, trio.current_time() + seconds)
 

@@ -18,7 +18,6 @@ from downloader.net.errors import (
 )
 from downloader.net.policy import EgressPolicy, host_matches
 from downloader.net.request import (
-    Expect,
     Route,
     build_request,
     is_field_value,
@@ -57,7 +56,6 @@ __all__ = [
     "CutShort",
     "EgressPolicy",
     "EgressRefused",
-    "Expect",
     "NameNotResolved",
     "NetError",
     "NetLimits",

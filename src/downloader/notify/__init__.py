@@ -5,14 +5,13 @@ from __future__ import annotations
 from downloader.globs import text_globs
 from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.model import describe_status, is_reserved
-from downloader.net import EgressRefused, NameNotResolved, TlsFailed
+from downloader.net import EgressRefused, TlsFailed
 from downloader.notify.bulkhead import Bulkhead, Deferred
 from downloader.notify.notifier import (
     Checkable,
     Delivered,
     Host,
     Notifier,
-    NotifierFactory,
     Payload,
     Rejected,
     Result,
@@ -32,9 +31,7 @@ __all__ = [
     "EgressRefused",
     "GroupCommit",
     "Host",
-    "NameNotResolved",
     "Notifier",
-    "NotifierFactory",
     "Payload",
     "Rejected",
     "Result",

@@ -18,3 +18,25 @@ from downloader.observe.logging import Event, configure, get_logger
 from downloader.observe.metrics import KINDS, METRICS, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces
+
+__all__ = [
+    "API_COUNTERS",
+    "BUCKET",
+    "COUNTERS",
+    "HISTOGRAMS",
+    "KINDS",
+    "METRICS",
+    "NOTIFIER_COUNTERS",
+    "PROCESSOR_COUNTERS",
+    "SEPARATOR",
+    "SUM",
+    "Counters",
+    "Event",
+    "Metric",
+    "SpanKind",
+    "Traces",
+    "by_name",
+    "configure",
+    "get_logger",
+    "open_traces",
+]

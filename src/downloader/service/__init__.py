@@ -4,3 +4,5 @@ from __future__ import annotations
 
 from downloader.service.doctor import Finding, diagnose
 from downloader.service.start import run_service
+
+__all__ = ["Finding", "diagnose", "run_service"]

@@ -36,7 +36,7 @@ class Files:
     async def put(
         self, spec: JobSpec, body: CompleteBody, mime_type: str, still_ours: Callable[[], bool]
     ) -> None:
-        """Store a job's file, in the bucket that the job names, if any; see `downloader.fetch.StoreFile`."""
+        """Store a job's file, in the bucket that the job names, if any; see `Fetcher`."""
         storage, metadata = self.storage, {}
         if spec.s3_bucket:
             storage = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)

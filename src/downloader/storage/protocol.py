@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,11 +87,6 @@ class StorageHost:
     """Combines puts from many tasks in batches; see `GroupCommit`."""
 
 
-StorageFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Storage]]
-"""Opens a storage. Raises `downloader.errors.PluginError` if the section is refused (naming the key) or the
-storage cannot be opened."""
-
-
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html"""
 
@@ -120,7 +114,3 @@ class Buckets(Protocol):
 
     def url(self, name: str, region: str, key: str) -> str:
         """Like `Storage.url`, for a key in a bucket."""
-
-
-BucketsFactory = Callable[[Mapping[str, Any], StorageHost], AbstractAsyncContextManager[Buckets]]
-"""Like `StorageFactory`; opening must not require that a bucket exists."""

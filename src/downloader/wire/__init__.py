@@ -14,7 +14,7 @@ from downloader.wire.aggregation import (
     AggregationPage,
     AggregationSize,
 )
-from downloader.wire.base import LAST_MS, Moment, WireModel, moment, rfc3339, unix_ms
+from downloader.wire.base import LAST_MS, moment, rfc3339, unix_ms
 from downloader.wire.callback import Callback, callback_body
 from downloader.wire.job import (
     Accepted,
@@ -68,7 +68,6 @@ __all__ = [
     "JobResponse",
     "LineProblem",
     "ListedJob",
-    "Moment",
     "Problem",
     "Ready",
     "Retried",
@@ -79,7 +78,6 @@ __all__ = [
     "WaitingCallbacks",
     "WaitingDestination",
     "WaitingDownloads",
-    "WireModel",
     "callback_body",
     "moment",
     "rfc3339",

@@ -88,8 +88,8 @@ async def show(context: Context) -> tuple[Session, dict[str, str]]:
 async def begin(context: Context) -> tuple[Session, dict[str, str]]:
     """Sign in.
 
-    For the web page: the cookie of the response stands for the token for twelve hours. With it, requests other than
-    `GET` and `HEAD` need the header `X-Downloader-Page: 1`.
+    For the web page: the cookie of the response stands for the token for twelve hours. With it, requests
+    other than `GET` and `HEAD` need the header `X-Downloader-Page: 1`.
     """
     if not context.callers:
         raise not_found("No tokens are configured.")
