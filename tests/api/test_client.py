@@ -146,7 +146,12 @@ async def test_failed_callbacks_are_sent_again(api: Served, client: AsyncClient)
         await client.submit(**JOB | {"aggr_id": name})
     await end_all(api.store, STORED, callback=CallbackOutcome(verdict=Verdict.FAILED, error="500"))
     soon = datetime.now(UTC) + timedelta(minutes=5)
+    groups = (await client.failures(q="A")).groups
+    assert [(row.kind, row.aggr_id, row.error, row.jobs) for row in groups] == [("callback", "a", "500", 2)]
+    assert (await client.failures(aggr_id="c")).callbacks.jobs == 0
     assert await client.retry_failed(since=soon) == 0
+    assert await client.retry_failed(q="c") == 0
+    assert await client.retry_failed(until=soon - timedelta(hours=1)) == 0
     assert await client.retry_failed(aggr_id="a", since=soon - timedelta(hours=1)) == 2
     assert await client.retry_failed(destination="http nobody") == 0
     assert await client.retry_failed(destination="http c") == 1

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import trio
 from pydantic import SecretStr
 
 from downloader.api.routes.jobs import PAGE
@@ -84,8 +85,8 @@ async def test_more_than_a_page(api: Served) -> None:
 
 
 async def test_a_page_is_empty_only_at_the_end(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    await finished(api.store, PAGE, "a")
-    [last] = await finished(api.store, 1, "b", keep_s=1000)
+    await finished(api.store, PAGE, "a", keep_s=1000)
+    [last] = await finished(api.store, 1, "b")
     monkeypatch.setattr("downloader.api.routes.jobs.SEARCH_S", 0.0)
     page = (await api.client.post("/retry?aggr_id=b")).json()
     assert page["retried"] == 0
@@ -101,8 +102,9 @@ async def test_each_job_has_its_url_without_secrets(api: Served) -> None:
     assert job["url"].startswith("https://")
     assert "h.example/a?token=" in job["url"]
     assert "secret" not in job["url"]
-    await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"))
-    [failure] = (await api.client.get("/failures")).json()["jobs"]
+    told = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+    await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"), callback=told)
+    [failure] = await listed(api, state="failed")
     assert failure["url"] == job["url"]
     assert (await api.client.get(f"/jobs/{spec.id}")).json()["url"] == job["url"]
 
@@ -237,15 +239,15 @@ async def test_pages_go_on_where_the_last_one_ended(api: Served, which: Listed) 
 
 async def test_a_cursor_whose_job_has_gone(api: Served) -> None:
     """It was sent again meanwhile: those of the same time come again, and none is left out."""
-    early = await finished(api.store, 2, keep_s=30)
-    failed = sorted(await finished(api.store, 5))
+    late = await finished(api.store, 2, keep_s=90)
+    failed = sorted(await finished(api.store, 5), reverse=True)
     page = await api.store.jobs(Listed.FINISHED, "", "", 4)
-    assert [each.id for each in page.jobs] == sorted(early) + failed[:2]
+    assert [each.id for each in page.jobs] == sorted(late, reverse=True) + failed[:2]
     assert await api.store.retry(failed[1], download=False, limit=4) is Changed.DONE
     rest = await api.store.jobs(Listed.FINISHED, "", page.cursor, 9)
     found = {each.id for each in rest.jobs}
     assert set(failed[2:]) <= found
-    assert not found & set(early)
+    assert not found & set(late)
 
 
 async def test_a_job_that_is_being_deleted_is_not_listed(api: Served) -> None:
@@ -290,46 +292,86 @@ async def test_a_token_reaches_its_own_aggregations(serving: Serving) -> None:
     assert await retried(api) == 1
 
 
-async def failures(api: Served, **query: str) -> list[str]:
+async def failures(api: Served, **query: str) -> list[tuple[str, str, str, str, int]]:
     answer = await api.client.get("/failures", params=query)
     assert answer.status_code == 200
-    return [job["id"] for job in answer.json()["jobs"]]
+    rows = answer.json()["groups"]
+    return [(row["kind"], row["aggr_id"], row["error_code"], row["error"], row["jobs"]) for row in rows]
 
 
-async def test_the_newest_failures_come_first(api: Served) -> None:
-    old = spec_for(api.store, "b")
-    await api.store.submit([Submission(spec=old)])
-    told = CallbackOutcome(verdict=Verdict.SUCCEEDED)
-    await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"), callback=told)
+async def test_failures_are_counted_by_aggregation_and_reason(api: Served) -> None:
+    await failed_downloads(api.store, 3, "b-1", ErrorCode.DNS)
+    await failed_downloads(api.store, 2, "b-1", ErrorCode.TLS)
+    [first, _] = await finished(api.store, 2, "a")
     await finished(api.store, 1, verdict=Verdict.SUCCEEDED)
-    [new] = await finished(api.store, 1)
-    assert await failures(api) == [new, old.id]
-    assert await failures(api, aggr_id="b") == [old.id]
-    answer = await api.client.get("/failures")
-    assert [job["error"] for job in answer.json()["jobs"]] == ["answered 500", "no route"]
-    await api.client.post(f"/retry/{new}")
-    assert await failures(api) == [old.id], "it has not failed any more"
+    callbacks = ("callback", "a", "", "answered 500", 2)
+    assert await failures(api) == [
+        ("download", "b-1", "dns", "e", 3),
+        callbacks,
+        ("download", "b-1", "tls", "e", 2),
+    ]
+    assert await failures(api, q="B") == [
+        ("download", "b-1", "dns", "e", 3),
+        ("download", "b-1", "tls", "e", 2),
+    ]
+    assert await failures(api, aggr_id="b") == []
+    assert await failures(api, aggr_id="a") == [callbacks]
+    await api.client.post(f"/retry/{first}")
+    assert await failures(api, aggr_id="a") == [("callback", "a", "", "answered 500", 1)]
+    answer = (await api.client.get("/failures")).json()
+    assert (answer["downloads"]["jobs"], answer["callbacks"]["jobs"], answer["complete"]) == (5, 1, True)
+    newest = await api.store.get(answer["groups"][0]["newest"])
+    assert newest is not None
+    assert newest.outcome is not None
+    assert newest.outcome.error_code == ErrorCode.DNS
 
 
-async def test_as_many_failures_are_kept_as_are_shown(raw: RawStore, api: Served) -> None:
-    await finished(api.store, PAGE + 5)
-    assert len(await failures(api)) == PAGE
-    assert raw.command("ZCARD", raw.key("failures")) == PAGE
+async def test_no_more_than_was_counted_is_retried(api: Served) -> None:
+    await finished(api.store, 3)
+    until = (await api.client.get("/failures")).json()["callbacks"]["newest_at"]
+    await trio.sleep(0.002)
+    [late] = await finished(api.store, 1)
+    assert await retried(api, until=until, q="A") == 3
+    assert [row["id"] for row in await listed(api)] == [late]
+    assert await listed(api, callback="failed", until=until) == []
+
+
+async def test_failures_are_counted_over_many_calls(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("downloader.api.routes.failures.COUNTED_AT_ONCE", 2)
+    monkeypatch.setattr("downloader.api.routes.failures.COUNTED", 4)
+    await finished(api.store, 7)
+    newest = (await api.client.get("/failures")).json()
+    assert (newest["callbacks"]["jobs"], newest["complete"]) == (4, False)
+    everything = (await api.client.get("/failures?all=1")).json()
+    assert (everything["callbacks"]["jobs"], everything["complete"]) == (7, True)
+    assert len(everything["groups"]) == 1
+    monkeypatch.setattr("downloader.api.routes.failures.GROUPS", 0)
+    none = (await api.client.get("/failures?all=1")).json()
+    assert (none["groups"], none["more_groups"], none["callbacks"]["jobs"]) == ([], 1, 7)
+
+
+async def test_the_newest_failures_are_listed_first(api: Served) -> None:
+    old = await failed_downloads(api.store, 1, "a", ErrorCode.DNS)
+    new = await failed_downloads(api.store, PAGE, "a", ErrorCode.DNS)
+    page = await api.store.jobs(Listed.FAILED_DOWNLOADS, "", "", PAGE)
+    assert {job.id for job in page.jobs} == set(new)
+    rest = await api.store.jobs(Listed.FAILED_DOWNLOADS, "", page.cursor, PAGE)
+    assert [job.id for job in rest.jobs] == old
 
 
 async def test_a_token_sees_failures_of_its_aggregations_only(serving: Serving, store: JobStore) -> None:
     token = TokenSettings(name="t", token=SecretStr("t" * 20), scopes=["read"], aggregations=["b*"])
     api = await serving(settings=ApiSettings(tokens=[token]))
-    [job] = await finished(store, 1, aggr_id="b")
+    await finished(store, 1, aggr_id="b")
     await finished(store, 1, aggr_id="a")
-    answer = await api.client.get("/failures", headers={"Authorization": f"Bearer {'t' * 20}"})
-    assert [each["id"] for each in answer.json()["jobs"]] == [job]
+    api.client.headers["Authorization"] = f"Bearer {'t' * 20}"
+    assert [aggr_id for _, aggr_id, *_ in await failures(api)] == ["b"]
+    assert await failures(api, aggr_id="a") == []
 
 
-async def test_a_deleted_job_is_no_failure_any_more(raw: RawStore, api: Served) -> None:
-    [job] = await finished(api.store, 1, keep_s=0)
-    assert await failures(api) == [job]
+async def test_a_deleted_job_is_no_failure_any_more(api: Served) -> None:
+    await finished(api.store, 1, keep_s=0)
+    assert len(await failures(api)) == 1
     [reapable] = (await api.store.reap(9, 60)).jobs
     await api.store.remove([reapable.spec.id])
     assert await failures(api) == []
-    assert raw.command("ZCARD", raw.key("failures")) == 0

@@ -111,6 +111,23 @@ async def test_refused_jobs_as_json(run: Run) -> None:
     assert (ran.status, row["code"], row["field"], row["url"]) == (1, "url_scheme", "url", "ftp://h/x")
 
 
+async def test_failures_are_counted_and_retried_by_a_part_of_the_name(run: Run, api: Served) -> None:
+    flags = ("--aggr-limit", "9", *HTTP)
+    for name in ("tenant-1", "tenant-2", "other"):
+        await run("submit", "https://h/1", "--aggr-id", name, *flags)
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.FAILED, error="500"))
+    lines = [line.split("\t") for line in (await run("failures", "-q", "Tenant")).out.splitlines()]
+    assert {(line[0], line[1], line[2], line[5]) for line in lines} == {
+        ("1", kind, name, error)
+        for name in ("tenant-1", "tenant-2")
+        for kind, error in (("download", "gone"), ("callback", "500"))
+    }
+    [document] = (await run("failures", "--json")).json_lines()
+    assert (document["downloads"]["jobs"], document["callbacks"]["jobs"]) == (3, 3)
+    assert (await run("retry", "--failed", "-q", "tenant")).out == "2 callbacks are sent again\n"
+    assert "-q" in (await run("retry", "x", "-q", "tenant")).complaint
+
+
 async def test_a_warning_about_unknown_fields_is_printed_once(run: Run) -> None:
     ran = await run("submit", "https://h/1", "https://h/2", "-F", "mime_typ=image/*", *HTTP)
     assert (ran.status, len(ran.out.splitlines())) == (0, 2)
@@ -302,7 +319,10 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["retry"], "give the ids of jobs, or --failed"),
         (["retry", "x", "--failed"], "give the ids of jobs, or --failed"),
         *(
-            (["retry", "x", flag, "a"], "--aggr-id, --since, --error-code and --destination need --failed")
+            (
+                ["retry", "x", flag, "a"],
+                "--aggr-id, -q, --since, --error-code and --destination need --failed",
+            )
             for flag in ("--aggr-id", "--error-code", "--destination")
         ),
         (["retry", "--failed", "--since", "soon"], "--since"),

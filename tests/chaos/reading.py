@@ -19,7 +19,7 @@ from servers.fleet import Fleet
 _SHARD = re.compile(r"downloader:1:\{\d+\}:")
 """The prefix of all keys."""
 
-_OWNED = frozenset({"job", "task", "reap", "failed", "failed_downloads", "failures", "layout", "totals"})
+_OWNED = frozenset({"job", "task", "reap", "failed", "failed_downloads", "layout", "totals"})
 """Keys without a time to live that may exist when all jobs have ended: records of jobs, layout, counters."""
 
 BACK_S, POLL_S = 20.0, 0.1

@@ -106,23 +106,56 @@ async def test_the_job_of_the_question_is_cancelled(browse: Browse, page_url: st
     await browse(page_url, look)
 
 
-async def test_failures_of_one_aggregation_are_shown_and_retried(
+async def test_only_failures_of_the_typed_aggregations_are_retried(
     browse: Browse, page_url: str, store: JobStore
 ) -> None:
-    specs = await given_up(store, "a", "b")
+    specs = await given_up(store, "tenant-01", "other", "tenant-02", "tenant-02")
 
     def look(seen: Seen) -> None:
         page = seen.page
         seen.open()
         rows = page.locator("#failures tbody tr")
-        expect(rows).to_have_count(2)
-        page.locator("#failures-aggregation").fill("a")
-        page.keyboard.press("Enter")
-        expect(rows).to_have_count(1)
-        page.get_by_role("button", name="Send failed callbacks again").click()
-        page.get_by_role("button", name="Send them again").click()
-        expect(page.locator("#said")).to_contain_text("1 callback is sent again.")
-        assert [callback_state(store, spec) for spec in specs] == [State.PENDING, State.FAILED]
+        expect(rows).to_have_count(6)
+        page.locator("#failures-q").fill("Tenant")
+        expect(rows).to_have_count(4)
+        held: list[Route] = []
+        page.route("**/failures?q=tenant-02", partial(hold, held))
+        page.locator("#failures-q").fill("tenant-02")
+        page.locator("#failures-send").click()
+        dialog = page.get_by_role("dialog", name="Send 2 callbacks again?")
+        expect(dialog).to_contain_text("Of tenant-02 (2).")
+        late = meanwhile(partial(given_up, store, "tenant-02"))
+        dialog.get_by_role("button", name="Send 2 callbacks again").click()
+        expect(page.locator("#said")).to_contain_text("2 callbacks are sent again.")
+        assert [callback_state(store, spec) for spec in [*specs, *late]] == [
+            State.FAILED,
+            State.FAILED,
+            State.PENDING,
+            State.PENDING,
+            State.FAILED,
+        ]
+
+    await browse(page_url, look)
+
+
+async def test_failed_downloads_are_repeated(browse: Browse, page_url: str, store: JobStore) -> None:
+    specs = await given_up(store, "a", "a", "b")
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        page.get_by_role("button", name="Repeat failed downloads").click()
+        dialog = page.get_by_role("dialog", name="Repeat 3 downloads?")
+        expect(dialog).to_contain_text("Of a (2) and b (1).")
+        dialog.get_by_role("button", name="Cancel").click()
+        expect(dialog).to_be_hidden()
+        assert {stored(store, spec).download.state for spec in specs} == {State.FAILED}
+        page.locator("#failures-q").fill("B")
+        page.get_by_role("button", name="Repeat failed downloads").click()
+        page.get_by_role("button", name="Repeat 1 download").click()
+        expect(page.locator("#said")).to_contain_text("1 download is repeated.")
+        states = [stored(store, spec).download.state for spec in specs]
+        assert states == [State.FAILED, State.FAILED, State.PENDING]
 
     await browse(page_url, look)
 
@@ -133,7 +166,7 @@ async def test_all_failed_callbacks_are_retried(browse: Browse, page_url: str, s
     def look(seen: Seen) -> None:
         seen.open()
         seen.page.get_by_role("button", name="Send failed callbacks again").click()
-        seen.page.get_by_role("button", name="Send them again").click()
+        seen.page.get_by_role("button", name="Send 201 callbacks again").click()
         expect(seen.page.locator("#said")).to_contain_text("201 callbacks are sent again.")
 
     await browse(page_url, look)

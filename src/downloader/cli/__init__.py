@@ -19,7 +19,7 @@ from downloader import __version__
 from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.fetch import fetch
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
-from downloader.cli.jobs import cancel, job, jobs, retry
+from downloader.cli.jobs import cancel, failures, job, jobs, retry
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.submit import submit
 from downloader.cli.top import top
@@ -31,7 +31,18 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
     "Download now": (fetch,),
-    "Operate a running service": (submit, job, jobs, retry, cancel, aggregations, pause, resume, top),
+    "Operate a running service": (
+        submit,
+        job,
+        jobs,
+        failures,
+        retry,
+        cancel,
+        aggregations,
+        pause,
+        resume,
+        top,
+    ),
     "Inspect": (doctor, health, plugins, config, import_config, version),
 }
 """The commands under the headings of `downloader --help`. The name of a function is the command's, the

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
 AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
+Part = Annotated[str | None, Parameter(name="-q")]
 Since = Annotated[datetime | None, Parameter(name="--since")]
 
 ROWS = 200
@@ -124,11 +125,40 @@ def cancel(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> i
     return for_each(job_ids, end, service)
 
 
+def failures(*, aggr_id: AggrId = None, q: Part = None, json_: Json = False, service: Service = LOCAL) -> int:
+    """Show what has failed for good, by aggregation and reason.
+
+    These are the jobs that "retry --failed" sends again, or with --download repeats.
+
+    For example:
+      downloader failures
+      downloader failures -q example
+
+    Args:
+        aggr_id: Only those of this aggregation.
+        q: Only those of aggregations with this in their name.
+        json_: Write one JSON object.
+    """
+    with connect(service) as client:
+        failures = client.failures(aggr_id=aggr_id, q=q)
+    if json_:
+        write_json(failures)
+        return 0
+    rows: list[list[Cell]] = [
+        [str(row.jobs), row.kind, row.aggr_id, local_time(row.newest_at), row.newest, row.error]
+        for row in failures.groups
+    ]
+    columns = ("jobs", "what", "aggregation", "last", "job", "error")
+    show_table(columns, rows, right=columns[:1], empty="nothing has failed")
+    return 0
+
+
 def retry(
     *job_ids: JobIds,
     download: Annotated[bool, Parameter(name="--download", show_default=False)] = False,
     failed: Annotated[bool, Parameter(name="--failed", show_default=False)] = False,
     aggr_id: AggrId = None,
+    q: Part = None,
     since: Since = None,
     error_code: Annotated[str | None, Parameter(name="--error-code")] = None,
     destination: Annotated[str | None, Parameter(name="--destination")] = None,
@@ -151,6 +181,7 @@ def retry(
         download: Repeat downloads.
         failed: Retry all that have failed.
         aggr_id: With --failed: only those of this aggregation.
+        q: With --failed: only those of aggregations with this in their name.
         since: With --failed: only those that failed at this time or later.
         error_code: With --failed: only jobs whose download ended with this code.
         destination: With --failed: only jobs with a callback to it, such as "http client.example".
@@ -158,13 +189,14 @@ def retry(
     """
     if failed == bool(job_ids):
         raise ConfigError("give the ids of jobs, or --failed")
-    if not failed and any(value is not None for value in (aggr_id, since, error_code, destination)):
-        raise ConfigError("--aggr-id, --since, --error-code and --destination need --failed")
+    if not failed and any(value is not None for value in (aggr_id, q, since, error_code, destination)):
+        raise ConfigError("--aggr-id, -q, --since, --error-code and --destination need --failed")
     if failed:
         with connect(service) as client:
             count = client.retry_failed(
                 download=download,
                 aggr_id=aggr_id,
+                q=q,
                 since=since,
                 error_code=error_code,
                 destination=destination,

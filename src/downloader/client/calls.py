@@ -28,6 +28,7 @@ from downloader.wire import (
     Aggregation,
     AggregationChanges,
     AggregationPage,
+    Failures,
     Job,
     JobPage,
     ListedJob,
@@ -194,7 +195,9 @@ class Calls:
         *,
         download: bool = False,
         aggr_id: str | None = None,
+        q: str | None = None,
         since: datetime | None = None,
+        until: datetime | None = None,
         error_code: str | None = None,
         destination: str | None = None,
     ) -> Steps[int]:
@@ -203,7 +206,9 @@ class Calls:
         Args:
             download: repeat downloads.
             aggr_id: only those of this aggregation.
+            q: only those of aggregations with this in their name, whatever the case.
             since: only those that failed at this time or later; one without a time zone is local time.
+            until: only those that failed at this time or earlier.
             error_code: only jobs whose download ended with this code.
             destination: only jobs with a callback to this destination, written as in `stats`.
 
@@ -213,7 +218,9 @@ class Calls:
         params = bodies.query(
             download="1" if download else None,
             aggr_id=aggr_id,
+            q=q,
             since=since,
+            until=until,
             error_code=error_code,
             destination=destination,
         )
@@ -222,6 +229,15 @@ class Calls:
             page = yield from self._read(Retried, "POST", "retry", params=_at(cursor, params))
             retried, cursor = retried + page.retried, page.cursor
         return retried
+
+    def failures(self, *, aggr_id: str | None = None, q: str | None = None) -> Steps[Failures]:
+        """What has failed for good, counted by aggregation and reason; for a second at the most.
+
+        Args:
+            aggr_id: only those of this aggregation.
+            q: only those of aggregations with this in their name, whatever the case.
+        """
+        return self._read(Failures, "GET", "failures", params=bodies.query(all="1", aggr_id=aggr_id, q=q))
 
     def jobs(
         self,

@@ -40,6 +40,7 @@ from downloader.wire import (
     AggregationLoad,
     FailedDestination,
     Failure,
+    FailureGroup,
     ListedJob,
     Task,
     WaitingDestination,
@@ -270,6 +271,20 @@ def _listed_job(row: Mapping[str, str]) -> ListedJob:
         error=row["error"],
         error_code=row["code"],
         destination=row["destination"],
+    )
+
+
+def failure_group(kind: Kind, flat: Sequence[Any]) -> FailureGroup:
+    """Failed jobs with the same reason, from a row of `tally.lua`."""
+    row = fields(flat)
+    return FailureGroup(
+        kind=kind.value,
+        aggr_id=row["group"],
+        error_code=row["code"],
+        error=row["error"],
+        jobs=row["jobs"],
+        newest_at=_moment(row["newest"]),
+        newest=row["id"],
     )
 
 

@@ -214,12 +214,6 @@ KEYS = (
         holds="jobs whose download has failed by when (ms), to be retried together",
     ),
     Key(
-        name="failures",
-        type="zset",
-        owner="a member goes with its job, or when 200 newer ones are noted",
-        holds="jobs whose download or callback failed last, by when (ms), to be shown",
-    ),
-    Key(
         name="idempotency",
         parameters=("digest",),
         type="string",

@@ -7,7 +7,6 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import trio
@@ -27,11 +26,9 @@ from downloader.store.values import (
     Listed,
     Load,
 )
-from downloader.wire import Aggregation, AggregationLoad, AggregationPage, JobPage, ListedJob
+from downloader.wire import Aggregation, AggregationLoad, AggregationPage, FailureGroup, JobPage, ListedJob
 
 log = get_logger()
-
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 LISTED_AT_ONCE = 1000
 """Aggregations per call of the script in `loads`: a few milliseconds of the store's time."""
@@ -71,31 +68,41 @@ class StoreReader:
             ValueError: the cursor was not returned by `jobs`.
         """
         shards = [self._keys.aggregation_shard(aggr_id)] if aggr_id else list(range(self._keys.shards))
+        call = {"which": which, "group": aggr_id, "count": count}
+        answer, behind = await self._read_on("list", call, cursor, shards)
+        jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)
+        return JobPage(jobs=list(jobs), cursor=behind)
+
+    async def failures(self, which: Listed, cursor: str, count: int) -> tuple[Sequence[FailureGroup], str]:
+        """Count the next `count` failed jobs of a list by aggregation and reason.
+
+        `which`: `FAILED_CALLBACKS` or `FAILED_DOWNLOADS`.
+
+        Returns:
+            The counts, and the cursor of the next call, empty at the end.
+        """
+        shards = list(range(self._keys.shards))
+        answer, behind = await self._read_on("tally", {"which": which, "count": count}, cursor, shards)
+        kind = Kind.CALLBACK if which is Listed.FAILED_CALLBACKS else Kind.DOWNLOAD
+        return [codec.failure_group(kind, flat) for flat in answer["failures"]], behind
+
+    async def _read_on(
+        self, script: str, call: Mapping[str, Any], cursor: str, shards: Sequence[int]
+    ) -> tuple[Mapping[str, Any], str]:
+        """The response of a script that reads the shards one after the other, and the next cursor."""
         match = _CURSOR.fullmatch(cursor or f"{shards[0]}..")
         if match is None or int(match[1]) not in shards:
             raise ValueError("no such cursor")
         shard = int(match[1])
-        call = {"which": which, "group": aggr_id, "count": count, "score": match[2], "id": match[3]}
-        answer = codec.fields(await self._client.run("list", shard, call))
+        answer = codec.fields(
+            await self._client.run(script, shard, {**call, "score": match[2], "id": match[3]})
+        )
         behind = ""
         if answer["id"]:
             behind = f"{shard}.{answer['score']}.{answer['id']}"
         elif shard != shards[-1]:
             behind = f"{shard + 1}.."
-        jobs = codec.listed_jobs(answer["jobs"], matches, self._unseal)
-        return JobPage(jobs=list(jobs), cursor=behind)
-
-    async def failures(self, count: int, matches: Callable[[ListedJob], bool]) -> Sequence[ListedJob]:
-        """At most `count` matching jobs with a recently failed download or callback, the newest first.
-
-        A shard keeps at most 200 of them. `matches` gets a job without its URL.
-        """
-        call = {"which": Listed.FAILURES, "group": "", "count": count, "score": "", "id": ""}
-        answers = await self._client.run_on_all("list", call)
-        rows = [row for answer in answers for row in codec.fields(answer)["jobs"]]
-        jobs = list(codec.listed_jobs(rows, matches, self._unseal))
-        jobs.sort(key=lambda job: job.failed_at or job.finished_at or _NEVER, reverse=True)
-        return jobs[:count]
+        return answer, behind
 
     async def get(self, job_id: str) -> JobView | None:
         """A job, or `None`."""

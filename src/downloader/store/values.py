@@ -246,7 +246,7 @@ class Backlog:
 
 
 class Listed(StrEnum):
-    """Lists of jobs that the store can read page by page."""
+    """Lists of jobs that the store can read page by page; those of finished jobs the newest first."""
 
     FINISHED = "finished"
     """Download and callback, if any, have ended. Ordered by the time of deletion."""
@@ -259,5 +259,3 @@ class Listed(StrEnum):
     """The download runs. Ordered by the end of the lease, so a job with a renewed lease may come twice."""
     PENDING = "pending"
     """The download waits. Ordered by the due time; only for a single aggregation."""
-    FAILURES = "failures"
-    """The download or callback failed lately. The newest first; a bounded list of one page."""

@@ -31,12 +31,13 @@ for (const each of document.querySelectorAll("[data-close]")) {
   each.addEventListener("click", () => each.closest("dialog").close());
 }
 
-// Carries out a button's action; meanwhile the button cannot be pressed again.
+// Carries out a button's action, and says what it returns; meanwhile the button cannot be pressed again.
 export async function act(button, action) {
   if (button.ariaDisabled === "true") return; // not `disabled`, which would take the focus away
   button.ariaDisabled = "true";
   try {
-    say(await action());
+    const done = await action();
+    if (done) say(done);
   } catch (problem) {
     complain(problem);
   } finally {
@@ -45,11 +46,12 @@ export async function act(button, action) {
 }
 
 // Asks before something that cannot be undone. Resolves to whether it was confirmed; the focus returns by itself.
-export function confirm(title, text, verb) {
+export function confirm(title, text, verb, danger = false) {
   const dialog = $("confirm");
   setForeign($("confirm-title"), title);
   setForeign($("confirm-text"), text);
   setForeign($("confirm-do"), verb);
+  $("confirm-do").className = danger ? "danger" : "primary";
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {

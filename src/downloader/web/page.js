@@ -4,6 +4,7 @@ import { aggregationsChanged } from "./aggregations.js";
 import { callbacksChanged } from "./callbacks.js";
 import { addSamples } from "./charts.js";
 import { $, setText } from "./dom.js";
+import { failuresChanged } from "./failures.js";
 import { showFleet } from "./fleet.js";
 import { jobMayHaveChanged, openLinkedJob } from "./job.js";
 import { signIn } from "./signin.js";
@@ -19,6 +20,7 @@ function show(snapshot) {
   showFleet(snapshot);
   aggregationsChanged();
   callbacksChanged(snapshot);
+  failuresChanged(snapshot);
   jobMayHaveChanged();
   const busy = snapshot.aggregations.length > 0;
   const used = busy || Object.values(snapshot.counters.processor).some((value) => value > 0);

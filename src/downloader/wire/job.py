@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -164,11 +164,38 @@ class JobPage(WireModel):
     cursor: Cursor
 
 
-class FailurePage(WireModel):
-    """What failed lately."""
+class FailureCount(WireModel):
+    """How many failed jobs there are."""
 
-    jobs: Sequence[ListedJob]
-    """The newest failures first."""
+    jobs: int
+    newest_at: Moment | None
+    """When the last one failed; as `until` of `POST /retry`, no later one is retried. `null` without jobs."""
+
+
+class FailureGroup(FailureCount):
+    """Failed downloads or callbacks of an aggregation that have the same reason."""
+
+    kind: Literal["download", "callback"]
+    aggr_id: str
+    error_code: str = ""
+    """Of downloads; empty for callbacks."""
+    error: str
+    newest: str
+    """The id of the job that failed last."""
+
+
+class Failures(WireModel):
+    """What has failed for good, and can be retried."""
+
+    groups: Sequence[FailureGroup]
+    """Those with the most jobs, at most 100."""
+    more_groups: int
+    downloads: FailureCount
+    """Failed downloads of all groups."""
+    callbacks: FailureCount
+    """Failed callbacks of all groups."""
+    complete: bool
+    """All failed jobs were counted; if not, only the newest were."""
 
 
 class Retried(WireModel):

@@ -8,6 +8,7 @@ from downloader.api.routes import (
     aggregations,
     downloads,
     events,
+    failures,
     files,
     health,
     jobs,
@@ -17,7 +18,7 @@ from downloader.api.routes import (
 )
 from downloader.api.routing import Route
 
-_MODULES = (downloads, jobs, aggregations, health, files, metrics, events, page, session)
+_MODULES = (downloads, jobs, failures, aggregations, health, files, metrics, events, page, session)
 
 ROUTES: Sequence[Route] = [
     value for module in _MODULES for value in vars(module).values() if isinstance(value, Route)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from datetime import datetime
 from http import HTTPStatus
@@ -20,7 +20,15 @@ from downloader.api.views import job_view
 from downloader.model import State
 from downloader.observe import Event, get_logger
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
-from downloader.wire import Accepted, FailurePage, Job, JobPage, ListedJob, Retried, moment, unix_ms
+from downloader.wire import (
+    Accepted,
+    Job,
+    JobPage,
+    ListedJob,
+    Retried,
+    moment,
+    unix_ms,
+)
 
 PAGE = 200
 """Jobs that one request reads: a few milliseconds of the store's time."""
@@ -41,7 +49,10 @@ _LOCATION = {"Location": "The job's route."}
 
 _UNKNOWN = "there is no such job"
 
-_AGGREGATION = Parameter(name="aggr_id", description="Only jobs of this aggregation.")
+AGGREGATIONS = (
+    Parameter(name="aggr_id", description="Only jobs of this aggregation."),
+    Parameter(name="q", description="Only jobs whose aggregation has this in its name, whatever the case."),
+)
 
 _DOWNLOAD = Parameter(
     name="download",
@@ -49,8 +60,10 @@ _DOWNLOAD = Parameter(
     schema={"type": "string", "enum": ["1", "0"]},
 )
 
+_TIME = {"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]}
+
 _FILTERS = (
-    _AGGREGATION,
+    *AGGREGATIONS,
     Parameter(name="error_code", description="Only jobs whose download ended with this `error_code`."),
     Parameter(
         name="destination",
@@ -59,7 +72,12 @@ _FILTERS = (
     Parameter(
         name="since",
         description="Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
-        schema={"type": "string", "anyOf": [{"format": "date-time"}, {"const": ""}]},
+        schema=_TIME,
+    ),
+    Parameter(
+        name="until",
+        description="Only callbacks that failed, or downloads that ended, at this time or earlier.",
+        schema=_TIME,
     ),
     CURSOR,
 )
@@ -137,26 +155,6 @@ async def list_jobs(context: Context) -> tuple[JobPage, dict[str, str]]:
             if page.jobs:
                 break
     return page, next_page("/jobs", page.cursor)
-
-
-@route(
-    "GET",
-    "/failures",
-    scope="read",
-    parameters=[_AGGREGATION],
-    responses={HTTPStatus.OK: ResponseSpec("The newest first.", FailurePage)},
-)
-async def failures(context: Context) -> FailurePage:
-    """What failed lately.
-
-    The newest of the jobs whose download or callback failed for good; at most 200.
-    """
-    allows, aggr_id = visible_aggregations(), request.args.get("aggr_id", "")
-    return FailurePage(
-        jobs=await context.store.failures(
-            PAGE, lambda job: allows(job.aggr_id) and aggr_id in ("", job.aggr_id)
-        )
-    )
 
 
 @route(
@@ -242,28 +240,22 @@ async def _pages(
     Raises:
         Refused: 422, with the parameter at fault.
     """
-    aggr_id, since, error_code, destination, cursor = (
-        request.args.get(name, "") for name in ("aggr_id", "since", "error_code", "destination", "cursor")
+    aggr_id, error_code, destination, cursor = (
+        request.args.get(name, "") for name in ("aggr_id", "error_code", "destination", "cursor")
     )
-    if which in (Listed.PENDING, Listed.RUNNING) and since:
-        raise bad_query("since", "applies only to jobs whose download is over.")
+    start, end = _time("since", which), _time("until", which)
     if which is Listed.PENDING and not aggr_id:
         raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
-    try:
-        start = moment(unix_ms(since)) if since else None
-    except ValueError as error:
-        raise bad_query("since", f"{error}.") from None
-    allows, ends = visible_aggregations(), trio.current_time() + search_s
+    visible, ends = visible_jobs(), trio.current_time() + search_s
 
     def matches(job: ListedJob) -> bool:
         return (
-            allows(job.aggr_id)
-            and aggr_id in ("", job.aggr_id)
+            visible(job.aggr_id)
             and state in ("", job.state)
             and callback in ("", job.callback)
             and error_code in ("", job.error_code)
             and destination in ("", job.destination)
-            and (start is None or _ended_since(job, callback, start))
+            and (start is end is None or _ended_between(job, callback, start, end))
         )
 
     while True:
@@ -277,9 +269,31 @@ async def _pages(
             return
 
 
-def _ended_since(job: ListedJob, callback: str, start: datetime) -> bool:
+def visible_jobs() -> Callable[[str], bool]:
+    """Whether the caller may see jobs of an aggregation, and the request's query asks for them."""
+    allows, aggr_id, text = visible_aggregations(), *(request.args.get(name, "") for name in ("aggr_id", "q"))
+    part = text.casefold()
+    return lambda name: aggr_id in ("", name) and part in name.casefold() and allows(name)
+
+
+def _time(name: str, which: Listed) -> datetime | None:
+    """The time in a parameter of the query; `None` without one.
+
+    Raises:
+        Refused: 422.
+    """
+    text = request.args.get(name, "")
+    if text and which in (Listed.PENDING, Listed.RUNNING):
+        raise bad_query(name, "applies only to jobs whose download is over.")
+    try:
+        return moment(unix_ms(text)) if text else None
+    except ValueError as error:
+        raise bad_query(name, f"{error}.") from None
+
+
+def _ended_between(job: ListedJob, callback: str, start: datetime | None, end: datetime | None) -> bool:
     ended = job.failed_at if callback == State.FAILED else job.finished_at
-    return ended is not None and ended >= start
+    return ended is not None and (start is None or ended >= start) and (end is None or ended <= end)
 
 
 def _which(state: str, callback: str) -> Listed:

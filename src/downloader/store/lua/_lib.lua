@@ -306,10 +306,21 @@ local function cool_down(id, group, host, item)
   redis.call('HINCRBY', key_task('download', id), 'throttled', 1)
 end
 
--- Adds a job to the newest failures, of which 200 are kept.
-local function note_failure(id)
-  redis.call('ZADD', key_failures(), now, id)
-  redis.call('ZREMRANGEBYRANK', key_failures(), 0, -201)
+-- The next `call.count` members of a sorted set with their scores, behind the last one read before (`call.id` with
+-- `call.score`, '' for none), in ascending order, or with `rev` in descending order. If that one is gone or has moved, all
+-- members with the same score are read again, so that none is skipped.
+local function read_on(key, rev)
+  local start = 0
+  if call.id ~= '' then
+    if redis.call('ZSCORE', key, call.id) == call.score then
+      start = redis.call(rev and 'ZREVRANK' or 'ZRANK', key, call.id) + 1
+    elseif rev then
+      start = redis.call('ZCOUNT', key, '(' .. call.score, '+inf')
+    else
+      start = redis.call('ZCOUNT', key, '-inf', '(' .. call.score)
+    end
+  end
+  return redis.call(rev and 'ZREVRANGE' or 'ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
 end
 
 -- Adds a failed attempt to the task's log: lines of `<ms> <error>`, the newest last.

@@ -27,7 +27,6 @@ for item in items() do
       redis.call('SET', key_proven(group), '1', 'PX', call.proven_ms)
     else
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
-      note_failure(item.id)
     end
     redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
     touch('callback', group)

@@ -25,10 +25,7 @@ for item in items() do
     leave_host(id, group, host)
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('download', id, item.error) end
-    if item.state == 'failed' then
-      redis.call('ZADD', key_failed_downloads(), now, id)
-      note_failure(id)
-    end
+    if item.state == 'failed' then redis.call('ZADD', key_failed_downloads(), now, id) end
     touch('download', group)
     conclude(id, item.callback, item.limit, item.keep_ms)
   elseif holder == 'cancelled' then

@@ -1,9 +1,9 @@
--- list: some jobs: finished ones, those whose download or callback failed, those whose download runs, those of an
--- aggregation that wait, or the newest failures.
+-- list: some jobs: finished ones, those whose download or callback failed, those whose download runs, or those of an
+-- aggregation that wait. Those that run or wait are in the order of their time, others the newest first.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending' | 'failures', group: the aggregation of those that wait, count: how many
---         are read, score and id: of the last one before, '' for none}
+-- ARGV    1 {which: 'finished' | 'failed callbacks' | 'failed downloads' | 'running' | 'pending', group: the
+--         aggregation of those that wait, count: how many are read, score and id: of the last one before, '' for none}
 -- from    any
 -- to      the same
 -- answer  score and id: of the last one read, '' at the end, jobs: id, group, state, callback: its state or '',
@@ -19,20 +19,7 @@ if call.which == 'failed callbacks' then key = key_failed() end
 if call.which == 'failed downloads' then key = key_failed_downloads() end
 if call.which == 'running' then key = key_leases('download') end
 if call.which == 'pending' then key = key_queue('download', call.group) end
-local score = call.id ~= '' and redis.call('ZSCORE', key, call.id)
-local start = 0
-if score and score == call.score then
-  start = redis.call('ZRANK', key, call.id) + 1
-elseif call.id ~= '' then
-  -- The last job read is gone or has moved: read all jobs with the same score again, so that no job is skipped.
-  start = redis.call('ZCOUNT', key, '-inf', '(' .. call.score)
-end
-local rows
-if call.which == 'failures' then
-  rows = redis.call('ZRANGE', key_failures(), 0, call.count - 1, 'REV', 'WITHSCORES')
-else
-  rows = redis.call('ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
-end
+local rows = read_on(key, call.which ~= 'running' and call.which ~= 'pending')
 local jobs, bytes, last = {}, 0, 0
 while last < #rows and bytes < MAX_BYTES do
   local id = rows[last + 1]
@@ -41,10 +28,8 @@ while last < #rows and bytes < MAX_BYTES do
     'code')
   local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error', 'group')
   local failed = callback[1] == 'failed'
-  -- A job that was retried does not count as failed.
-  local stale = call.which == 'failures' and not failed and download[1] ~= 'failed'
   local spec = redis.call('GET', key_job(id))
-  if spec and not download[5] and not stale then
+  if spec and not download[5] then
     bytes = bytes + #spec
     jobs[#jobs + 1] = {
       'id', id, 'group', download[2] or call.group, 'state', download[1] or 'pending',
@@ -54,5 +39,5 @@ while last < #rows and bytes < MAX_BYTES do
     }
   end
 end
-local more = call.which ~= 'failures' and (last < #rows or #rows == 2 * call.count)
+local more = last < #rows or #rows == 2 * call.count
 return {'score', more and rows[last] or '', 'id', more and rows[last - 1] or '', 'jobs', jobs}

@@ -13,7 +13,6 @@ for item in items() do
   -- A job without the mark of `reap` may have been retried since.
   if redis.call('HGET', key_task('download', id), 'reaping') then
     redis.call('ZREM', key_reap(), id)
-    redis.call('ZREM', key_failures(), id)
     redis.call('ZREM', key_failed_downloads(), id)
     removed = redis.call('DEL', key_job(id))
     redis.call('DEL', key_task('download', id), key_task('callback', id))

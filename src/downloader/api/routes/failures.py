@@ -1,0 +1,95 @@
+"""The route that counts what has failed, by aggregation and reason."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import trio
+from quart import request
+
+from downloader.api.deps import Context
+from downloader.api.routes.jobs import AGGREGATIONS, SEARCH_S, visible_jobs
+from downloader.api.routing import Parameter, ResponseSpec, route
+from downloader.model import Kind
+from downloader.store import JobStore, Listed
+from downloader.wire import FailureCount, FailureGroup, Failures
+
+COUNTED_AT_ONCE = 500
+"""Failed jobs that one call of the store counts: a few milliseconds of the store's time."""
+
+COUNTED = 4 * COUNTED_AT_ONCE
+"""Failed jobs of each kind that are counted unless all are asked for, so that an open page costs little."""
+
+GROUPS = 100
+"""Most groups of failures in a response."""
+
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
+
+@route(
+    "GET",
+    "/failures",
+    scope="read",
+    parameters=[
+        *AGGREGATIONS,
+        Parameter(
+            name="all",
+            description="Count all failed jobs, for a second at the most; without it the newest"
+            f" {COUNTED} downloads and callbacks are counted.",
+            schema={"type": "string", "enum": ["1", ""]},
+        ),
+    ],
+    responses={HTTPStatus.OK: ResponseSpec("The groups with the most jobs first.", Failures)},
+)
+async def failures(context: Context) -> Failures:
+    """What has failed, by aggregation and reason.
+
+    Counts downloads and callbacks that failed for good and can be retried.
+    """
+    most = math.inf if request.args.get("all", "") else COUNTED
+    groups, complete = await _failure_groups(context.store, most)
+    downloads, callbacks = ([group for group in groups if group.kind == kind.value] for kind in Kind)
+    largest = sorted(groups, key=lambda group: (-group.jobs, group.aggr_id, group.kind, group.error))
+    return Failures(
+        groups=largest[:GROUPS],
+        more_groups=max(0, len(groups) - GROUPS),
+        downloads=_count(downloads),
+        callbacks=_count(callbacks),
+        complete=complete,
+    )
+
+
+async def _failure_groups(store: JobStore, most: float) -> tuple[Sequence[FailureGroup], bool]:
+    """The groups that the request asks for, of `most` failed jobs of each kind; and whether these are all."""
+    visible, ends, complete = visible_jobs(), trio.current_time() + SEARCH_S, True
+    groups: dict[tuple[str, ...], FailureGroup] = {}
+    for which in (Listed.FAILED_DOWNLOADS, Listed.FAILED_CALLBACKS):
+        cursor, read = "", 0
+        while True:
+            page, cursor = await store.failures(which, cursor, COUNTED_AT_ONCE)
+            for group in page:
+                key = (group.kind, group.aggr_id, group.error_code, group.error)
+                if visible(group.aggr_id):
+                    groups[key] = _joined(groups[key], group) if key in groups else group
+            read += COUNTED_AT_ONCE
+            if not cursor:
+                break
+            if read >= most or trio.current_time() >= ends:
+                complete = False
+                break
+    return list(groups.values()), complete
+
+
+def _joined(group: FailureGroup, other: FailureGroup) -> FailureGroup:
+    """The jobs of both groups, which have the same aggregation and reason."""
+    last = max(group, other, key=lambda each: each.newest_at or _NEVER)
+    return last.model_copy(update={"jobs": group.jobs + other.jobs})
+
+
+def _count(groups: Iterable[FailureCount]) -> FailureCount:
+    counts = list(groups)
+    times = [count.newest_at for count in counts if count.newest_at]
+    return FailureCount(jobs=sum(count.jobs for count in counts), newest_at=max(times, default=None))
