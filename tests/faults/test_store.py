@@ -1,14 +1,17 @@
-"""A store that is lost, frozen, emptied, full or far away. Faults F4, F8, F9, F10, F12."""
+"""A store that is lost, frozen, emptied, full or far away. Faults F4, F8, F9, F10, F12, F32."""
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 import trio
 
 from downloader.store import load_scripts
@@ -323,6 +326,38 @@ async def test_h26_more_jobs_than_the_embedded_store_has_memory_for(
         await sink.heard_of(*ids)
         assert run.events("lease.lost") == []
         await fleet.stop_all()
+
+
+@pytest.mark.row("F32")
+async def test_f32_a_full_backlog_ends_below_the_memory_of_the_store(
+    server: Valkey, folder: Path, sink: Sink, origin: Origin
+) -> None:
+    limit = 16 * 2**20
+    server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    server.command("CONFIG", "SET", "maxmemory", str(limit))
+    job = job_for(origin.url("/bytes/1"), sink.url(), limit=16, extra="x" * 10_000)
+    async with open_fleet(folder, server) as fleet:
+        api, *_ = await fleet.start_all("api", "processor", "notifier")
+        assert (await fleet.client.patch("/aggregations/a", json={"paused": True})).status_code == 200
+        ids: list[str] = []
+        lines: list[dict[str, Any]] = []
+        while not (refused := [line for line in lines if "code" in line]):
+            answer = await fleet.client.post(
+                "/downloads", content=b"".join([json.dumps(job).encode() + b"\n"] * 50)
+            )
+            lines = [json.loads(line) for line in answer.content.splitlines()]
+            ids += [line["id"] for line in lines if "id" in line]
+        assert {line["code"] for line in refused} == {"store_unavailable"}
+        answer = await fleet.client.post("/download", json=job)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        await api.event("store.full")
+        with redis.Redis.from_url(server.url) as client:
+            assert client.info("memory")["used_memory"] < limit / 2, "before the memory is full"
+            assert (await fleet.client.patch("/aggregations/a", json={"paused": False})).status_code == 200
+            await sink.heard_of(*ids)
+            assert client.info("memory")["used_memory_peak"] < limit
+        await fleet.stop_all()
+        assert fleet.all_events("lease.lost") == fleet.all_events("store.unavailable") == []
 
 
 @pytest.mark.row("F12")

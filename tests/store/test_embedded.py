@@ -18,7 +18,7 @@ from downloader.config import RedisSettings
 from downloader.errors import ConfigError
 from downloader.folders import private_folder
 from downloader.store import Submission, asyncio_loop, embedded_valkey, open_store, socket_path
-from downloader.store.embedded import bound_to_parent, memory_bytes
+from downloader.store.embedded import MEMORY_SHARE, bound_to_parent, memory_bytes
 from servers.jobs import spec_for
 from servers.valkey import Valkey, command
 
@@ -150,7 +150,7 @@ async def test_confirmed_writes_are_synced_each_second(data_dir: Path) -> None:
 async def test_it_has_a_limit_that_leaves_room_and_throws_nothing_away(data_dir: Path) -> None:
     async with embedded_valkey(data_dir) as url:
         limit, policy = int(configured(url, "maxmemory")), configured(url, "maxmemory-policy")
-    assert (limit, policy) == (memory_bytes() // 2, "noeviction")
+    assert (limit, policy) == (int(memory_bytes() * MEMORY_SHARE), "noeviction")
     async with embedded_valkey(data_dir, 64 * 2**20) as url:
         assert configured(url, "maxmemory") == str(64 * 2**20)
 

@@ -101,6 +101,8 @@ class Event(StrEnum):
     """The spool's disk is below the low-water mark again."""
     STORE_UNAVAILABLE = "store.unavailable"
     """Redis or Valkey cannot be reached or cannot write; the service keeps trying."""
+    STORE_FULL = "store.full"
+    """The memory of a server of the store is almost full; new jobs are refused until jobs have ended."""
     STORE_EVICTS = "store.evicts"
     """The server deletes keys that have a time to live when memory is full; the server should refuse writes.
     """

@@ -16,6 +16,7 @@ from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
 from downloader.service.instance import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS
+from downloader.tasks import background
 
 log = get_logger()
 
@@ -59,7 +60,7 @@ async def serve_api(
         grace_s=instance.grace_s * (1 - RESERVE),
         tls=tls,
     )
-    async with trio.open_nursery() as nursery:
+    async with background(instance.store.watch_memory), trio.open_nursery() as nursery:
         await nursery.start(run)
         log.info(Event.API_LISTENING, host=host, port=port, page=f"{settings.api.local_url}/")
         if not api.tokens and not loopback:

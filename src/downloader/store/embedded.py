@@ -38,8 +38,9 @@ STOP_S = 5.0
 KILLED_S = 2.0
 """How long to wait for the end of a killed server. A server that waits for a hung disk is left behind."""
 
-MEMORY_SHARE = 0.5
-"""Default share of the memory for the data. Rewriting the append-only file may need the same amount again."""
+MEMORY_SHARE = 0.3
+"""Default share of the memory for the data. Rewriting the append-only file may need the same amount again,
+and the service needs some too."""
 
 SOCKET_PATH_BYTES = 100
 """A unix socket's path has at most 107 bytes (103 on macOS)."""

@@ -12,6 +12,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import trio
+
 from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.ids import JobIds, shard_of
@@ -20,6 +22,7 @@ from downloader.observe import Event, get_logger
 from downloader.store import codec
 from downloader.store.client import StoreClient, Timed, open_client
 from downloader.store.codec import ms
+from downloader.store.memory import MemoryMark
 from downloader.store.reader import StoreReader
 from downloader.store.repeats import COUNTED_S, LeaseRequests, Uncounted
 from downloader.store.scripts import Script
@@ -94,6 +97,7 @@ class JobStore(StoreReader):
         if hosts is not None:
             self._hosts = {name: host.model_dump(exclude_none=True) for name, host in hosts.items()}
         self._ids = JobIds()
+        self._mark = MemoryMark(client)
         self._uncounted: defaultdict[tuple[str, str], Uncounted] = defaultdict(Uncounted)
 
     # Submitting
@@ -104,6 +108,8 @@ class JobStore(StoreReader):
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         """Enqueue jobs with one round trip per shard; returns `(result, job id)` in order. Atomic per job.
+
+        A job of a shard whose memory is almost full (see `watch_memory`) is `UNAVAILABLE`.
 
         Raises:
             StoreUnavailable: no shard answered; the jobs may have been enqueued.
@@ -127,11 +133,23 @@ class JobStore(StoreReader):
             codec.submit(submission, permitted, self._seal, with_host=self._hosts is not None)
             for submission, permitted in submissions
         ]
-        entries = await self._client.run_rows("submit", {}, rows, durable=True)
-        return [
-            (Accepted.UNAVAILABLE, submission.spec.id) if entry is None else (Accepted(entry[0]), entry[1])
-            for (submission, _), entry in zip(submissions, entries, strict=True)
+        admitted = [
+            row for row in rows if self._mark.admits(shard_of(row["id"], self._keys.shards), row["spec"])
         ]
+        entries = await self._client.run_rows("submit", {}, admitted, durable=True)
+        results = {
+            row["id"]: (Accepted(entry[0]), entry[1])
+            for row, entry in zip(admitted, entries, strict=True)
+            if entry is not None
+        }
+        return [results.get(row["id"], (Accepted.UNAVAILABLE, row["id"])) for row in rows]
+
+    async def watch_memory(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read how full the servers' memory is while jobs are submitted, until cancelled.
+
+        While this runs, `submit` leaves the memory free that the accepted jobs need to end.
+        """
+        await self._mark.watch(task_status=task_status)
 
     # Leased work
 

@@ -38,12 +38,13 @@ local function retry(id)
     redis.call('HSETNX', record, 'proxy', proxy)
     redis.call('PERSIST', record)
     redis.call('ZREM', key_failed_downloads(), id)
-  else
-    redis.call('HSETNX', key_group(kind, group), 'limit', call.limits[string.match(group, '^%S*')] or call.limit)
   end
 
   redis.call('ZREM', key_reap(), id)
   redis.call('ZREM', key_failed(), id)
+  if kind == 'callback' then
+    redis.call('HSETNX', key_group(kind, group), 'limit', call.limits[string.match(group, '^%S*')] or call.limit)
+  end
   redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')
   redis.call('HSET', task, 'retried', call.request)
   requeue(kind, id, group, now)
