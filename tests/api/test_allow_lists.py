@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from downloader.api.globs import destination_globs, url_globs
 from downloader.config import ApiSettings
-from downloader.globs import text_globs
+from downloader.globs import destination_globs, text_globs, url_globs
 from downloader.model import FileFacts, Kind, Outcome, Verdict
 from downloader.storage import StoredFile
 from downloader.store import CallbackPlan

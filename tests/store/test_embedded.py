@@ -16,7 +16,7 @@ import redis
 
 from downloader.config import RedisSettings
 from downloader.errors import ConfigError
-from downloader.folders import private_folder
+from downloader.paths import private_folder
 from downloader.store import Submission, asyncio_loop, embedded_valkey, open_store, socket_path
 from downloader.store.embedded import MEMORY_SHARE, bound_to_parent, memory_bytes
 from servers.jobs import spec_for

@@ -1,6 +1,6 @@
 import pytest
 
-from downloader.filenames import NAME_BYTES, disposition_name
+from downloader.paths import NAME_BYTES, disposition_name
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,9 @@ from typing import cast, get_args
 
 from quart import request
 
-from downloader.api.globs import destination_globs, url_globs
 from downloader.api.problems import Problem, Refused, fault_in, faulty
 from downloader.config import Scope, TokenSettings
-from downloader.globs import Allows, anything, text_globs
+from downloader.globs import Allows, anything, destination_globs, text_globs, url_globs
 from downloader.model import JobSpec
 from downloader.server import Headers, Message
 

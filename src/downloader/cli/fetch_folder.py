@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from downloader.errors import ConfigError, StorageError
-from downloader.filenames import safe_name, split_name
-from downloader.folders import private_folder
+from downloader.paths import private_folder, safe_name, split_name
 
 if TYPE_CHECKING:
     from downloader.oneshot import FetchResult

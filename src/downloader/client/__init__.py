@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
+from downloader.client.bodies import JobFields, Submitted
 from downloader.client.client import RETRIES, AsyncClient, Client
 from downloader.client.errors import ApiProblem, ClientError, Unreachable, WaitTimeout
-from downloader.client.models import JobFields, Submitted
 from downloader.webhooks import WebhookError, verify
 from downloader.wire import (
     Aggregation,

@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from downloader import backoff
 from downloader.client import bodies, responses
+from downloader.client.bodies import JobFields, Submitted
 from downloader.client.errors import Unreachable, WaitTimeout
-from downloader.client.models import JobFields, Submitted
 from downloader.model import State
 from downloader.wire import (
     Accepted,

@@ -11,9 +11,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import anyio
 import httpx2
 
-from downloader.client.bodies import Batches
+from downloader.client.bodies import Batches, JobFields, Submitted
 from downloader.client.calls import Calls, Items, ManySteps, Pause, Reply, Step, Steps, one
-from downloader.client.models import JobFields, Submitted
 from downloader.client.responses import Snapshots, no_response, not_a_downloader, success
 from downloader.errors import ConfigError
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from downloader.client.bodies import JobFields, Submitted
 from downloader.client.errors import ApiProblem, ClientError, Unreachable
-from downloader.client.models import JobFields, Submitted
 from downloader.model import describe_status
 from downloader.net import parse_retry_after
 from downloader.wire import AcceptedLine, LineProblem

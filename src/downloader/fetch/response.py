@@ -20,9 +20,9 @@ from downloader.fetch.headers import (
     without_secrets,
 )
 from downloader.fetch.partial import PartialFile, Source, source_of
-from downloader.filenames import disposition_name
 from downloader.model import ErrorCode, ResponseMetadata
 from downloader.net import BadResponse, CutShort, ResponseBody, Url, UrlError, parse_retry_after
+from downloader.paths import disposition_name
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 """Statuses of redirects. All of them keep the method GET (RFC 9110, 15.4)."""

@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from downloader.errors import ConfigError
-from downloader.folders import private_folder
+from downloader.paths import private_folder
 
 _FOLDER = re.compile(r"spool-[0-9a-f]{16}")
 """Names of spool folders; folders with other names are never deleted."""

@@ -1,4 +1,4 @@
-"""Events for the tasks of a scheduler: a wake-up, and the two-phase stop."""
+"""Events for the tasks of a scheduler: a wake-up, the two-phase stop, and the rate of events."""
 
 from __future__ import annotations
 
@@ -62,3 +62,29 @@ class Stop:
     async def wait(self) -> None:
         """Return once the stop has begun."""
         await self._begun.wait()
+
+
+WINDOW_S = 0.5
+"""Events count for about so long."""
+
+
+class Arrivals:
+    """An average rate of events; old events count less and less."""
+
+    __slots__ = ("_at", "_count")
+
+    def __init__(self) -> None:
+        self._count = 0.0
+        self._at = -math.inf
+
+    def add(self, count: int = 1) -> None:
+        """Note that so many have come now."""
+        self._count = self._decayed() + count
+        self._at = trio.current_time()
+
+    def per_s(self) -> float:
+        """Events a second."""
+        return self._decayed() / WINDOW_S
+
+    def _decayed(self) -> float:
+        return self._count * math.exp((self._at - trio.current_time()) / WINDOW_S)

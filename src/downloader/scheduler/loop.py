@@ -14,13 +14,12 @@ from functools import partial
 
 import trio
 
-from downloader.arrivals import Arrivals
 from downloader.backoff import jittered
 from downloader.failpoints import failpoint
 from downloader.groupcommit import GroupCommit
 from downloader.model import Lease, Verdict
 from downloader.observe import Event, get_logger
-from downloader.scheduler.events import Stop, Wake
+from downloader.scheduler.events import Arrivals, Stop, Wake
 from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases, sweep_leases
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.work import LeaseEnd, Work

@@ -29,9 +29,9 @@ from downloader.client import AsyncClient
 from downloader.config import ApiSettings, RedisSettings, Settings, redacted
 from downloader.errors import ConfigError, DownloaderError, PluginError, StorageError, StoreError, first_leaf
 from downloader.fetch import disk_used_percent
-from downloader.folders import private_folder
 from downloader.net import HIDDEN, userinfo_of
 from downloader.notify import Checkable, open_notifiers
+from downloader.paths import private_folder
 from downloader.plugins import BUCKETS, describe, find_cancel, missing_package
 from downloader.service.instance import open_host, running_redis
 from downloader.service.start import listen

@@ -23,8 +23,8 @@ from pathlib import Path
 import trio
 
 from downloader.errors import ConfigError, StoreUnavailable
-from downloader.folders import private_folder
 from downloader.observe import Event, get_logger
+from downloader.paths import private_folder
 from downloader.tasks import background
 
 log = get_logger()

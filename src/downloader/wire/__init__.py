@@ -14,7 +14,7 @@ from downloader.wire.aggregation import (
     AggregationPage,
     AggregationSize,
 )
-from downloader.wire.base import LAST_MS, moment, rfc3339, unix_ms
+from downloader.wire.base import LAST_MS, Fault, LineProblem, Problem, moment, rfc3339, unix_ms
 from downloader.wire.callback import Callback, callback_body
 from downloader.wire.job import (
     Accepted,
@@ -32,7 +32,6 @@ from downloader.wire.job import (
     Retried,
     Task,
 )
-from downloader.wire.problem import Fault, LineProblem, Problem
 from downloader.wire.service import (
     FailedDestination,
     Ready,

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from downloader.model import State
-from downloader.wire.base import Cursor, Moment, WireModel, optional
-from downloader.wire.problem import Warnings
+from downloader.wire.base import Cursor, Moment, Warnings, WireModel, optional
 
 _ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
