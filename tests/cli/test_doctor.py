@@ -105,6 +105,26 @@ async def test_beside_a_service_that_runs(folder: Path) -> None:
         await run.stop()
 
 
+async def test_roles_that_disagree(folder: Path, server: Valkey) -> None:
+    async def fleet_finding() -> Finding:
+        return (await trio.to_thread.run_sync(examined, settings(folder, redis=on(server))))["fleet"]
+
+    async with open_fleet(folder, server) as fleet:
+        await fleet.start_all("api", "processor", "notifier")
+        assert (await fleet_finding()).text == "3 roles run, with the same settings"
+        differing: Tables = {"processor": {"download_url": "http://files.test/"}, "backends.http": {}}
+        await fleet.start("api", tables=differing)
+        found = await fleet_finding()
+        assert found.state is FindingState.FAILED
+        host = socket.gethostname()
+        assert found.text == (
+            f"backends differs: http (api on {host}, notifier on {host}); none (api on {host});"
+            f" processor.download_url differs: http://files.test/ (api on {host});"
+            f" none (api on {host}, notifier on {host}, processor on {host})"
+        )
+        await fleet.stop_all()
+
+
 @pytest.mark.parametrize(
     ("host", "alone"),
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.example", False)],

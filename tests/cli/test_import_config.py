@@ -31,15 +31,17 @@ class Importing:
         self.file = folder / "config.json"
         self._capsys = capsys
 
-    def run(self, config: Any) -> Ran:
-        self.file.write_text(config if isinstance(config, str) else json.dumps(config))
-        status = main(["import-config", str(self.file)])
+    def run(self, config: Any, *more: Any) -> Ran:
+        files = [self.file, *(self.file.with_suffix(f".{number}") for number in range(len(more)))]
+        for file, content in zip(files, (config, *more), strict=True):
+            file.write_text(content if isinstance(content, str) else json.dumps(content))
+        status = main(["import-config", *map(str, files)])
         captured = self._capsys.readouterr()
         return Ran(status, captured.out, captured.err)
 
-    def converted(self, config: Any) -> dict[str, Any]:
+    def converted(self, config: Any, *more: Any) -> dict[str, Any]:
         """What the result says, without its comments."""
-        ran = self.run(config)
+        ran = self.run(config, *more)
         assert (ran.status, ran.err) == (0, "")
         return tomllib.loads(ran.out)
 
@@ -95,7 +97,64 @@ def test_sentinels_in_each_spelling(importing: Importing, sentinel: dict[str, An
 
 def test_files_stay_in_the_storage_dir_that_held_them(importing: Importing) -> None:
     new = importing.converted({"processor": {"storage_dir": "/d"}})
-    assert new["processor"] == {"storage_dir": "/d", "filestorage": {"type": "filesystem", "rootdir": "/d"}}
+    storage = {"type": "filesystem", "rootdir": "/d", "mode": "0644"}
+    assert new["processor"] == {"storage_dir": "/d", "filestorage": storage}
+
+
+@pytest.mark.parametrize(
+    ("old", "mode"),
+    [
+        ({"filestorage": {"type": "filesystem", "rootdir": "/f"}}, "0644"),
+        ({"filestorage": {"type": "filesystem", "rootdir": "/f", "mode": "0600"}}, "0600"),
+        ({"filestorage": {"type": "s3", "bucket": "b"}}, None),
+    ],
+)
+def test_a_web_server_may_read_the_files_as_before(
+    importing: Importing, old: dict[str, Any], mode: str | None
+) -> None:
+    assert importing.converted({"processor": old})["processor"]["filestorage"].get("mode") == mode
+
+
+def test_each_service_has_a_heartbeat_of_its_own(importing: Importing) -> None:
+    assert importing.converted({"api": {"heartbeat_path": "/hb"}})["api"] == {"heartbeat_path": "/hb.new"}
+
+
+API = {"api": {"heartbeat_path": "/hb"}, "redis": {"addr": "r:6379"}}
+PROCESSOR = {"redis": {"addr": "r:6379"}, "processor": {"download_url": "http://d/", "storage_dir": "/d"}}
+NOTIFIER = {"redis": {"addr": "r:6379"}, "notifier": {"concurrency": 3}, "backends": {"http": {"timeout": 5}}}
+
+
+def test_a_file_for_each_role_becomes_one_for_all(importing: Importing) -> None:
+    new = importing.converted(API, PROCESSOR, NOTIFIER)
+    assert new == importing.converted(API | PROCESSOR | NOTIFIER)
+    assert new["backends"] == {"http": {"timeout": 5}}
+    assert "# There are no backends" not in importing.run(API, PROCESSOR, NOTIFIER).out
+    assert "# There are no backends" in importing.run(API).out
+
+
+def test_files_of_roles_that_contradict_each_other(importing: Importing) -> None:
+    ran = importing.run(API, NOTIFIER, {"redis": {"addr": "other:6379"}})
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.complaint.endswith(": redis.addr differs from an earlier file")
+
+
+def test_the_predecessor_s_reader_is_lenient(importing: Importing) -> None:
+    """Go compares names without case, and stops behind the object."""
+    old = '{"Redis": {"Addr": "r:1"}, "API": {"Port": 9000}, "processor": {"Request_Headers": {"X-A": "b"}}} '
+    new = importing.converted(old + "and more")
+    assert new["redis"] == {"url": "redis://r:1"}
+    assert new["processor"] == {"request_headers": {"X-A": "b"}}
+    assert new["api"] == {"port": 9000}
+
+
+def test_what_the_predecessor_takes_for_unset_is_left_out(importing: Importing) -> None:
+    kafka = {"bootstrap.servers": "k", "message.timeout.ms": 0}
+    old = {"backends": {"sqs": {}, "http": {"timeout": 0}, "kafka": kafka}}
+    assert importing.converted(old)["backends"] == {"http": {}, "kafka": {"bootstrap_servers": "k"}}
+    comments = importing.run(old).out
+    assert "# backends.sqs is left out: it is empty\n" in comments
+    assert "# timeout: 0 was no limit, the default applies\n" in comments
+    assert "# message.timeout.ms: 0 was no limit, the default applies\n" in comments
 
 
 def test_settings_without_a_counterpart_are_named_and_left_out(importing: Importing) -> None:

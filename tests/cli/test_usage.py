@@ -40,8 +40,17 @@ def test_version_is_a_flag_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == (f"{__version__}\n", "")
 
 
+def test_the_predecessor_s_file_names_the_command_that_converts_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"redis": {}}')
+    expected = f"{file}: is JSON: convert it with downloader import-config"
+    assert complaint(capsys, "config", "-c", str(file)) == expected
+
+
 def test_p_is_short_for_port(capsys: pytest.CaptureFixture[str]) -> None:
-    assert complaint(capsys, "api", "-p", "65536").startswith('Invalid value "65536" for --port')
+    assert complaint(capsys, "api", "-p", "65536").startswith('Invalid value "65536" for -p.')
 
 
 @pytest.mark.slow

@@ -243,31 +243,34 @@ def version(*, json_: Json = False) -> None:
     sys.stdout.write(f'{{"version": "{__version__}"}}\n' if json_ else f"{__version__}\n")
 
 
-def import_config(file: Annotated[Path, Parameter(name="FILE", allow_leading_hyphen=True)], /) -> None:
+def import_config(
+    file: Annotated[Path, Parameter(name="FILE", allow_leading_hyphen=True)],
+    /,
+    *more: Annotated[Path, Parameter(name="FILE", show_default=False)],
+) -> None:
     """Print the predecessor's configuration as a TOML file for this service.
 
-    What has changed, and what has no counterpart, has a comment there. The page
-    docs/migration.md tells what else differs, and how to change over.
+    What has changed, and what has no counterpart, has a comment there. If each
+    role of the predecessor has a file of its own, name them all: here one file is
+    for all roles. The page docs/migration.md tells what else differs, and how to
+    change over.
 
     For example:
       downloader import-config config.json > config.toml
+      downloader import-config api.json processor.json notifier.json > config.toml
       downloader config -c config.toml
 
     Args:
         file: The predecessor's configuration (JSON), or - for standard input.
+        more: Further files of the predecessor.
     """
     from downloader.config import import_config as convert
     from downloader.config import load_settings
 
-    name = "standard input" if str(file) == "-" else str(file)
+    name = "standard input" if str(file) == "-" else ", ".join(map(str, (file, *more)))
+    files = [_read_old_config(path) for path in (file, *more)]
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name}: not a text file in UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        converted = convert(text)
+        converted = convert(*files)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as copy:
@@ -279,3 +282,17 @@ def import_config(file: Annotated[Path, Parameter(name="FILE", allow_leading_hyp
             lines = (str(error), *error.others)
             raise ConfigError(*(line.replace(copy.name, f"{name}, converted", 1) for line in lines)) from None
     sys.stdout.write(converted)
+
+
+def _read_old_config(file: Path) -> dict[str, Any]:
+    from downloader.config import read_old_config
+
+    name = "standard input" if str(file) == "-" else str(file)
+    try:
+        return read_old_config(sys.stdin.read() if str(file) == "-" else file.read_text("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}: not a text file in UTF-8") from None
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None

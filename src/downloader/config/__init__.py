@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from downloader.config.api import ApiSettings, Scope, TokenSettings
 from downloader.config.checks import EMBEDDED
-from downloader.config.imported import import_config
+from downloader.config.imported import import_config, read_old_config
 from downloader.config.models import (
     RENEWALS_PER_LEASE,
     HostSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "allow_also",
     "import_config",
     "load_settings",
+    "read_old_config",
     "redacted",
     "with_default_backend",
 ]

@@ -1,7 +1,8 @@
 """Conversion of the predecessor's configuration (JSON) to TOML, with comments about changes. Pure.
 
 A key with another name or unit here is converted. A key that exists here in the same table is copied. Every
-other key is left out, and named in a comment.
+other key is left out, and named in a comment. As in the predecessor, names of keys are compared without case,
+and text behind the JSON object is ignored.
 """
 
 from __future__ import annotations
@@ -26,6 +27,18 @@ A password in this file is better given as { env = "NAME" } or { file = "PATH" }
 API_NOTE = """\
 Only this machine reaches the API unless host says otherwise:
 host = "0.0.0.0\""""
+
+HEARTBEAT = ".new"
+"""Added to the predecessor's `heartbeat_path`: with one file for both, it would take both out of service."""
+
+HEARTBEAT_NOTE = "not the predecessor's file, or both services would leave the load balancer together"
+
+MODE = "0644"
+"""The predecessor's mode of stored files."""
+
+BACKENDS_NOTE = """\
+There are no backends: the API refuses all jobs with a callback, and no notifier starts. If each role of the
+predecessor has a file of its own, convert all files together: downloader import-config FILE FILE FILE"""
 
 EGRESS_NOTE = """\
 Private addresses are refused, for downloads and for callbacks, unless they are listed:
@@ -67,19 +80,18 @@ _LARGEST = 1e15
 
 _COMPRESSORS = ("snappy", "lz4", "zstd")
 _BACKENDS = ("http", "kafka", "sqs", "storage")
-_MASTER = ("master", "master_name", "mastername", "masterName", "name")
+_MASTER = ("master", "master_name", "mastername", "name")
 _NODES = ("nodes", "addrs", "addresses", "sentinels", "addr")
 
 
-def import_config(text: str) -> str:
-    """Convert the predecessor's JSON to TOML.
+def read_old_config(text: str) -> dict[str, Any]:
+    """Parse a file of the predecessor.
 
     Raises:
-        ConfigError: the text is not JSON, or a value has a wrong type; the message names the key.
-            The result is not validated: `load_settings` does.
+        ConfigError: the text is not a JSON object.
     """
     try:
-        values = json.loads(text)
+        values, _ = json.JSONDecoder().raw_decode(text.lstrip())
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise ConfigError("has half of a surrogate pair") from None
@@ -89,12 +101,28 @@ def import_config(text: str) -> str:
         raise ConfigError("is nested too deeply") from None
     if not isinstance(values, dict):
         raise ConfigError("must be a JSON object")
-    old = _Table(values)
+    return values
+
+
+def import_config(*files: dict[str, Any]) -> str:
+    """Convert the predecessor's configuration to TOML.
+
+    Args:
+        files: the JSON objects of all files, for example one for each role.
+
+    Raises:
+        ConfigError: a value has a wrong type, or two files differ; the message names the key. The result is
+            not validated: `load_settings` does.
+    """
+    values: dict[str, Any] = {}
+    for file in files:
+        _merge(values, file)
+    old = _Table.of(values)
     new = _Sections()
     new.note("", HEAD)
     _redis(old.table("redis"), new)
     new.note("api", API_NOTE)
-    old.table("api").copy_rest(new)
+    _api(old.table("api"), new)
     _processor(old.table("processor"), new)
     _notifier(old.table("notifier"), new)
     new.note("egress.downloads", EGRESS_NOTE)
@@ -102,8 +130,21 @@ def import_config(text: str) -> str:
     backends = old.table("backends")
     for name in list(backends.values):
         _backend(name, backends.table(name), new)
+    if not any(section.startswith("backends.") for section in new.values):
+        new.note("", BACKENDS_NOTE)
     old.copy_rest(new)
     return new.text()
+
+
+def _merge(into: dict[str, Any], values: Mapping[str, Any], path: str = "") -> None:
+    """Add the keys of another file."""
+    for key, value in values.items():
+        name = f"{path}.{key}".removeprefix(".")
+        present = into.setdefault(key, {} if isinstance(value, dict) else value)
+        if isinstance(present, dict) and isinstance(value, dict):
+            _merge(present, value, name)
+        elif present != value:
+            raise ConfigError(f"{name} differs from an earlier file")
 
 
 @dataclass(slots=True)
@@ -112,6 +153,11 @@ class _Table:
 
     values: dict[str, Any]
     path: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], path: str = "") -> _Table:
+        """A table whose keys are compared without case."""
+        return cls({key.lower(): value for key, value in values.items()}, path)
 
     def name(self, key: str) -> str:
         return f"{self.path}.{key}" if self.path else key
@@ -126,8 +172,11 @@ class _Table:
             raise ConfigError(f"{self.name(present[0])} must be {expected}")
         return values[0]
 
+    def mapping(self, key: str) -> dict[str, Any]:
+        return dict(self.take(key, kind=dict, expected="an object") or {})
+
     def table(self, key: str) -> _Table:
-        return _Table(self.take(key, kind=dict, expected="an object") or {}, self.name(key))
+        return _Table.of(self.mapping(key), self.name(key))
 
     def text(self, *keys: str) -> str:
         return str(self.take(*keys, kind=str, expected="a string") or "")
@@ -227,7 +276,7 @@ def _redis(old: _Table, new: _Sections) -> None:
 def _sentinel(old: _Table, new: _Sections) -> tuple[str, list[str]]:
     """The master's name and the Sentinels, from an object or a list; both empty without Sentinels."""
     sentinel = old.take("sentinel", kind=(dict, list), expected="an object or a list")
-    table = _Table(sentinel if isinstance(sentinel, dict) else {"nodes": sentinel}, "redis.sentinel")
+    table = _Table.of(sentinel if isinstance(sentinel, dict) else {"nodes": sentinel}, "redis.sentinel")
     master = table.text(*_MASTER) or old.text("master_name", "master")
     nodes = table.take(*_NODES, kind=(list, str), expected="a list of host:port") or []
     for key in table.values:
@@ -239,11 +288,17 @@ def _sentinel(old: _Table, new: _Sections) -> tuple[str, list[str]]:
     return master, [str(node).strip() for node in (nodes.split(",") if isinstance(nodes, str) else nodes)]
 
 
+def _api(old: _Table, new: _Sections) -> None:
+    if path := old.text("heartbeat_path"):
+        new.set("api", "heartbeat_path", path + HEARTBEAT, HEARTBEAT_NOTE)
+    old.copy_rest(new)
+
+
 def _processor(old: _Table, new: _Sections) -> None:
     folder = old.text("storage_dir")
     new.set("processor", "storage_dir", folder)
     _duration(old, "stats_interval", "milliseconds", new)
-    agent, headers = old.text("user_agent"), old.table("request_headers").values
+    agent, headers = old.text("user_agent"), old.mapping("request_headers")
     storage = old.table("filestorage").values
     old.copy_rest(new)
     if agent or headers:
@@ -261,6 +316,8 @@ def _processor(old: _Table, new: _Sections) -> None:
     if folder and not storage:
         new.set("processor.filestorage", "type", "filesystem")
         new.set("processor.filestorage", "rootdir", folder, "files were kept in processor.storage_dir")
+    if (folder or storage) and storage.get("type", "filesystem") == "filesystem":
+        new.set("processor.filestorage", "mode", MODE, "as before; our default is 0640")
 
 
 def _notifier(old: _Table, new: _Sections) -> None:
@@ -292,7 +349,13 @@ def _backend(name: str, old: _Table, new: _Sections) -> None:
     if name not in _BACKENDS:
         new.note("", f"{old.path} is left out: it needs a notifier plugin (docs/plugins.md)")
         return
+    if not old.values and name != "http":
+        new.note("", f"{old.path} is left out: it is empty")
+        return
     new.open(old.path)
+    if old.values.get("timeout") == 0:
+        del old.values["timeout"]
+        new.note(old.path, "timeout: 0 was no limit, the default applies")
     if name == "kafka":
         _kafka(old, new)
         return
@@ -307,6 +370,8 @@ def _kafka(old: _Table, new: _Sections) -> None:
         if name is None:
             reason = KAFKA_FIXED.get(key)
             new.note(old.path, f"{key}: {reason}" if reason else f"{key} has no counterpart")
+        elif name == "timeout" and value in (0, "0"):
+            new.note(old.path, f"{key}: 0 was no limit, the default applies")
         elif name[:4] in ("ssl_", "sasl") and name.partition("_")[0].upper() not in protocol.split("_"):
             new.note(old.path, f"{key} had no effect: security.protocol is {protocol}")
         else:

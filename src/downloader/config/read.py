@@ -145,6 +145,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
+        if text.lstrip("\ufeff \t\r\n").startswith("{"):
+            raise ConfigError(f"{path}: is JSON: convert it with downloader import-config") from None
         raise ConfigError(f"{path}: not valid TOML: {_one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None

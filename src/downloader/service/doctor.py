@@ -33,10 +33,20 @@ from downloader.net import HIDDEN, userinfo_of
 from downloader.notify import Checkable, open_notifiers
 from downloader.paths import private_folder
 from downloader.plugins import BUCKETS, describe, find_cancel, missing_package
+from downloader.service.agreement import ROLES, differences
 from downloader.service.instance import open_host, running_redis
 from downloader.service.start import listen
 from downloader.storage import OWN_BUCKETS, Body, open_buckets, open_storage
-from downloader.store import START_S, FolderInUse, StoreClient, asyncio_loop, open_client, socket_path, where
+from downloader.store import (
+    START_S,
+    FolderInUse,
+    StoreClient,
+    StoreReader,
+    asyncio_loop,
+    open_client,
+    socket_path,
+    where,
+)
 
 PART_S = 15.0
 """Time limit of a part."""
@@ -88,6 +98,9 @@ class Note(Exception):
     """The text of a finding that is a note."""
 
 
+Compare = Callable[[Sequence[Mapping[str, Any]]], None]
+"""Called with the reports of all live instances."""
+
 Try = Callable[[], Awaitable[str]]
 """Tries a part and returns the text of the finding; raises a `Note` or the error."""
 
@@ -129,7 +142,7 @@ class _Examination:
     async def run(self, settings: Settings, part_s: float) -> None:
         """Try all parts."""
         parts: dict[str, Try] = {
-            "redis": partial(_try_store, settings),
+            "redis": partial(_try_store, settings, self.compare),
             "processor.filestorage": partial(_try_storage, settings),
             "processor.s3": partial(_try_buckets, settings),
             **{f"backends.{name}": partial(_try_backend, settings, name) for name in settings.backends},
@@ -163,6 +176,13 @@ class _Examination:
                 text = str(cause) if isinstance(cause, (Note, DownloaderError)) else describe(cause)
         self.note(part, state, text, trio.current_time() - began)
 
+    def compare(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        """Note whether the settings of the live instances agree; nothing if none is alive."""
+        if reports and (texts := [*differences(reports)]):
+            self.note("fleet", FindingState.FAILED, "; ".join(texts))
+        elif reports:
+            self.note("fleet", FindingState.OK, f"{len(reports)} roles run, with the same settings")
+
     def note(self, part: str, state: FindingState, text: str, seconds: float = 0.0) -> None:
         """Note the finding of a part."""
         # The part's name is shown beside it.
@@ -184,17 +204,17 @@ class _Examination:
         os._exit(1)
 
 
-async def _try_store(settings: Settings) -> str:
+async def _try_store(settings: Settings, compare: Compare) -> str:
     """Connect as a start does, write as durably as configured, and read the server's version."""
     try:
         async with running_redis(settings) as redis:
-            return await _try_redis(redis)
+            return await _try_redis(redis, compare)
     except FolderInUse:  # by a service that runs
         url = f"unix://{socket_path(settings.data_dir / 'valkey')}"
-        return await _try_redis(settings.redis.model_copy(update={"url": url}))
+        return await _try_redis(settings.redis.model_copy(update={"url": url}), compare)
 
 
-async def _try_redis(redis: RedisSettings) -> str:
+async def _try_redis(redis: RedisSettings, compare: Compare) -> str:
     who = {"role": "doctor", "instance": f"doctor-{secrets.token_hex(4)}"}
     async with open_client(redis) as client:
         began = trio.current_time()
@@ -205,6 +225,8 @@ async def _try_redis(redis: RedisSettings) -> str:
             await client.run("leave", 0, who)
         took_ms = (trio.current_time() - began) * 1000
         info = await _info(client)
+        reader = StoreReader(client)
+        compare([report for role in ROLES for report in await reader.reports(role)])
     kind = "valkey" if "valkey_version" in info else "redis"
     text = (
         f"{kind.title()} {info.get(f'{kind}_version', '')} at {where(redis)}; a write took {took_ms:.1f} ms"

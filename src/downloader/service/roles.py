@@ -17,6 +17,7 @@ from downloader.notify import Bulkhead, Notifier
 from downloader.observe import Counters, Event, get_logger
 from downloader.scheduler import Held, Stop, Wake, Work, run_work
 from downloader.service import predecessor
+from downloader.service.agreement import shared_settings
 from downloader.service.instance import RESERVE, Instance
 from downloader.service.work import Callbacks, Downloads, delivery_timeout_s
 from downloader.store import JobStore
@@ -178,7 +179,7 @@ def reporting_of(
 ) -> AbstractAsyncContextManager[None]:
     """Report a role of the instance while the context is open."""
     settings = instance.settings.notifier if role == "notifier" else instance.settings.processor
-    facts = {"started_ms": instance.started_ms}
+    facts = {"started_ms": instance.started_ms, "settings": shared_settings(instance.settings)}
     return reporting(
         instance.store, instance.owner, role, more, facts=facts, interval_s=settings.stats_interval
     )
