@@ -68,7 +68,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     parser.add_argument(
-        "--jobs", type=int, default=20_000, help="jobs of S2, S2b, S3 and S10 (default 20000); S2d has fewer"
+        "--jobs",
+        type=int,
+        default=20_000,
+        help="jobs of S2, S2b, S3 and S10 (default 20000); S2c to S2e have fewer",
     )
     parser.add_argument("--aggregations", type=int, default=100)
     parser.add_argument("--processes", type=int, nargs="+", help="for S2 and S2b (default 1 2)")

@@ -6,10 +6,11 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bench.origin import content
+from bench.origin import content, size_of
 
 FILE_BYTES = 10 * 1024
 _SHOWN = 3
@@ -23,16 +24,15 @@ def callback_faults(
     Args:
         bodies: the payloads.
         ids: the jobs that were accepted; `None`: not known.
-        size: of each file.
+        size: of each file, as given to the origin.
     """
-    expected = {
-        "success": True,
-        "size": size,
-        "sha256": hashlib.sha256(content(size)).hexdigest(),
-    }
     payloads: list[dict[str, Any]] = [json.loads(body) for body in bodies]
     faults = []
-    wrong = [payload for payload in payloads if not expected.items() <= payload.items()]
+    wrong = [
+        payload
+        for payload in payloads
+        if not _expected(size_of(size, payload["resource_url"])).items() <= payload.items()
+    ]
     if wrong:
         faults.append(f"{len(wrong)} callbacks are not the expected success, such as {wrong[:_SHOWN]}")
     counts = Counter(payload["job_id"] for payload in payloads)
@@ -46,15 +46,20 @@ def callback_faults(
     return faults
 
 
-def file_faults(root: Path, *, count: int, size: int = FILE_BYTES) -> list[str]:
-    """What is wrong with the stored files: so many, each complete."""
-    sizes = [
+@lru_cache(maxsize=1)
+def _expected(size: int) -> dict[str, Any]:
+    return {"success": True, "size": size, "sha256": hashlib.sha256(content(size)).hexdigest()}
+
+
+def file_faults(root: Path, *, sizes: Counter[int]) -> list[str]:
+    """What is wrong with the stored files; `sizes` says how many of each size there should be."""
+    stored = Counter(
         path.stat().st_size for path in root.glob("*/*") if path.is_file() and path.parent.name != ".tmp"
-    ]
+    )
     faults = []
-    if len(sizes) != count:
-        faults.append(f"{len(sizes)} files are stored instead of {count}")
-    partial = sum(1 for each in sizes if each != size)
-    if partial:
-        faults.append(f"{partial} files have the wrong size")
+    if stored.total() != sizes.total():
+        faults.append(f"{stored.total()} files are stored instead of {sizes.total()}")
+    wrong = (stored - sizes).total()
+    if wrong:
+        faults.append(f"{wrong} files have the wrong size")
     return faults

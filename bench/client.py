@@ -1,6 +1,6 @@
 """The client: POSTs jobs one by one over keep-alive connections, as cheaply as Python can.
 
-`python -m bench.client API_PORT ORIGIN_PORT SINK_PORT JOBS AGGREGATIONS LIMIT CONNECTIONS` prints one JSON
+`python -m bench.client API_PORT ORIGIN_URL SINK_PORT JOBS AGGREGATIONS LIMIT CONNECTIONS` prints one JSON
 object: `first_ns` and `last_ns` (CLOCK_MONOTONIC at the first send and the last answer), `ids`, `errors`.
 """
 
@@ -27,6 +27,11 @@ URL_LENGTH = 60
 """Characters of a job's URL."""
 
 
+def path(index: int) -> str:
+    """The path of a job's file."""
+    return f"/file/{index:08}.png"
+
+
 def job(*, aggr_id: str, limit: int, url: str, callback: str) -> bytes:
     """The body of a `POST /download`."""
     return json.dumps(
@@ -40,10 +45,10 @@ def job(*, aggr_id: str, limit: int, url: str, callback: str) -> bytes:
     ).encode()
 
 
-def jobs(*, count: int, aggregations: int, limit: int, origin: int, sink: int) -> Iterator[bytes]:
-    """Bodies of jobs that take turns among the aggregations; `origin` and `sink` are ports."""
+def jobs(*, count: int, aggregations: int, limit: int, origin: str, sink: int) -> Iterator[bytes]:
+    """Bodies of jobs that take turns among the aggregations; `sink` is a port."""
     for index in range(count):
-        url = f"http://127.0.0.1:{origin}/file/{index:08}.png?"
+        url = f"{origin}{path(index)}?"
         yield job(
             aggr_id=f"bench-{index % aggregations}",
             limit=limit,
@@ -126,7 +131,8 @@ class _Run:
 
 
 def main() -> None:
-    api, origin, sink, count, aggregations, limit, connections = map(int, sys.argv[1:8])
+    origin = sys.argv.pop(2)
+    api, sink, count, aggregations, limit, connections = map(int, sys.argv[1:])
     bodies = jobs(count=count, aggregations=aggregations, limit=limit, origin=origin, sink=sink)
     selector = selectors.DefaultSelector()
     run = _Run(port=api, jobs=bodies, selector=selector)

@@ -6,11 +6,15 @@ import json
 import socket
 import statistics
 import time
+from collections import Counter
+from dataclasses import dataclass
 
 import redis
+import trustme
 
 from bench import client
 from bench.check import FILE_BYTES, callback_faults, file_faults
+from bench.origin import size_of
 from bench.processes import answer_of, helper, peak_bytes, usage
 from bench.result import LIMIT, SILENCE_S, Result, Setup
 from bench.service import CONCURRENCY, Build, service
@@ -82,7 +86,9 @@ def floor(setup: Setup, module: str, *, jobs: int, aggregations: int) -> Result:
         "jobs_per_s": jobs / ((answer["last_ns"] - answer["first_ns"]) / 1e9),
         "cpu_ms_per_job": 1000 * answer["cpu_s"] / jobs,
     }
-    faults = callback_faults(body for _, body in setup.sink.records) + file_faults(root, count=jobs)
+    faults = callback_faults(body for _, body in setup.sink.records) + file_faults(
+        root, sizes=Counter({FILE_BYTES: jobs})
+    )
     faults += [] if complete else [f"only {len(setup.sink.records)} of {jobs} callbacks came"]
     return Result(name=module, measures=measures, faults=faults)
 
@@ -98,6 +104,8 @@ def s2(
     processes: int = 1,
     limit: int = LIMIT,
     size: int = FILE_BYTES,
+    origin: str = "",
+    ca_file: str = "",
 ) -> Result | None:
     """From the first job sent to the last callback, and the CPU that it took.
 
@@ -110,20 +118,25 @@ def s2(
         aggregations: among how many they take turns.
         processes: of the service.
         limit: of each aggregation.
-        size: of each file, as the origin of `setup` serves it.
+        size: of each file, as given to the origin.
+        origin: URL of an origin; empty: that of `setup`.
+        ca_file: the authority of an HTTPS origin.
 
     Returns:
         `None`: this version has no such route.
     """
     setup.sink.clear()
+    sizes = Counter(size_of(size, client.path(index)) for index in range(jobs))
     with (
         helper("store", setup.new_folder()) as store,
         redis.Redis.from_url(store.first) as database,
-        service(setup.new_folder(), build, processes=processes, store=store.first) as running,
+        service(
+            setup.new_folder(), build, processes=processes, store=store.first, ca_file=ca_file
+        ) as running,
     ):
         before, calls = usage(running.pid, store.pid), _calls(database)
-        ports = (running.port, setup.origin, setup.sink.port)
-        posted = answer_of(by, *ports, jobs, aggregations, limit, CONNECTIONS[by])
+        places = (running.port, origin or setup.origin_url, setup.sink.port)
+        posted = answer_of(by, *places, jobs, aggregations, limit, CONNECTIONS[by])
         if posted.get("status") in _MISSING:
             return None
         complete = setup.sink.wait(len(posted["ids"]), silence_s=SILENCE_S)
@@ -133,7 +146,7 @@ def s2(
         if not complete:
             faults.append(f"only {len(setup.sink.records)} of {jobs} callbacks came")
         faults += callback_faults((body for _, body in setup.sink.records), ids=set(posted["ids"]), size=size)
-        faults += file_faults(running.files, count=jobs, size=size)
+        faults += file_faults(running.files, sizes=sizes)
     last = max((at for at, _ in setup.sink.records), default=posted["last_ns"])
     measures = {
         "jobs": jobs,
@@ -142,6 +155,7 @@ def s2(
         "cpu_ms_per_job": 1000 * used.cpu_s / jobs,
         "store_cpu_ms_per_job": 1000 * used.store_cpu_s / jobs,
         "store_calls_per_job": calls / jobs,
+        "mb_per_job": sum(bytes_ * number for bytes_, number in sizes.items()) / jobs / 1e6,
         "rss_mib": memory / 2**20,
         "peak_mib": peak / 2**20,
     }
@@ -158,8 +172,8 @@ def s11(setup: Setup, build: Build, *, rate: int, seconds: int, aggregations: in
         service(setup.new_folder(), build, store=store.first) as running,
     ):
         before, calls = usage(running.pid, store.pid), _calls(database)
-        ports = (running.port, setup.origin, setup.sink.port)
-        posted = answer_of("paced", *ports, count, aggregations, LIMIT, rate)
+        places = (running.port, setup.origin_url, setup.sink.port)
+        posted = answer_of("paced", *places, count, aggregations, LIMIT, rate)
         complete = setup.sink.wait(len(posted["sent"]), silence_s=SILENCE_S)
         used, calls = usage(running.pid, store.pid).since(before), _calls(database) - calls
     faults = [f"{posted['error_count']} jobs not taken: {posted['errors']}"] * bool(posted["error_count"])
@@ -177,22 +191,42 @@ def s11(setup: Setup, build: Build, *, rate: int, seconds: int, aggregations: in
     return Result(name=f"S11 {rate}/s", build=build.label, measures=measures, faults=faults)
 
 
-def s2d(setup: Setup, build: Build, *, title: str, size: int, jobs: int, aggregations: int) -> Result:
-    """S2 with files of another size, from an origin of its own."""
-    shared = setup.origin
-    with helper("origin", size) as origin:
-        setup.origin = int(origin.first)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The files of a variant of S2, and how their origin serves them."""
+
+    size: int
+    """Bytes, as given to the origin."""
+    fewer: int
+    """By how many times fewer jobs than S2 it is done with."""
+    tls: bool = False
+    close: bool = False
+    """Whether each file needs a connection of its own."""
+
+
+def s2_files(setup: Setup, build: Build, *, name: str, files: Files, jobs: int, aggregations: int) -> Result:
+    """S2 with other files, from an origin of its own."""
+    certificate = ca_file = ""
+    if files.tls:
+        folder = setup.new_folder()
+        folder.mkdir()
+        certificate, ca_file = str(folder / "certificate.pem"), str(folder / "ca.pem")
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(ca_file)
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    words = [files.size, *([certificate] if certificate else []), *(["close"] if files.close else [])]
+    with helper("origin", *words) as origin:
         result = s2(
             setup,
             build,
-            name=f"S2d-{title}",
+            name=name,
             by="client",
-            jobs=jobs,
+            jobs=max(1, jobs // files.fewer),
             aggregations=aggregations,
-            processes=1,
-            size=size,
+            size=files.size,
+            origin=f"http{'s' * files.tls}://127.0.0.1:{origin.first}",
+            ca_file=ca_file,
         )
-        setup.origin = shared
     assert result is not None, "every version takes single POSTs"
     return result
 

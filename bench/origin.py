@@ -1,12 +1,38 @@
-"""The origin: answers every GET with the same file. `python -m bench.origin [BYTES]`."""
+"""The origin: serves each GET a file. `python -m bench.origin [BYTES [CERTIFICATE [close]]]`.
+
+`BYTES` is the size of each file, or `0`: the size depends on the number in the path, as in a real feed. With
+a `CERTIFICATE`, a PEM file, it speaks HTTPS. With `close` each response ends its connection.
+"""
 
 from __future__ import annotations
 
+import math
+import random
+import re
+import ssl
 import struct
 import sys
 import zlib
 
 from bench.server import serve
+
+FEED = 0
+"""In place of a size: sizes as in a feed of pictures."""
+
+_MEDIAN_BYTES = 60_000
+_SIGMA = 1.21
+"""With this, one file in a hundred is larger than 1 MB."""
+
+_PATH = re.compile(r"/file/(\d+)\.png")
+
+
+def size_of(size: int, url: str) -> int:
+    """Bytes of the file at a URL, or in a request; `size` is the origin's."""
+    found = _PATH.search(url)
+    if size != FEED or found is None:
+        return size
+    # Seeded by the number, so that all who ask know the size.
+    return int(random.Random(int(found[1])).lognormvariate(math.log(_MEDIAN_BYTES), _SIGMA)) + 64
 
 
 def content(size: int) -> bytes:
@@ -19,17 +45,25 @@ def content(size: int) -> bytes:
 
 
 def main() -> None:
-    body = content(int(sys.argv[1]) if len(sys.argv) > 1 else 10240)
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
-    response = head.encode() + body
+    size = int(sys.argv[1]) if len(sys.argv) > 1 else 10240
+    tls = None
+    if len(sys.argv) > 2:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(sys.argv[2])
+    close = b"Connection: close\r\n" * (sys.argv[3:] == ["close"])
+    whole = _response(size, close) if size != FEED else b""
 
     def handle(buffer: bytearray) -> bytes:
-        requests = buffer.count(b"\r\n\r\n")
-        if requests:
-            del buffer[: buffer.rindex(b"\r\n\r\n") + 4]
-        return response * requests
+        heads = bytes(buffer).split(b"\r\n\r\n")
+        del buffer[: len(buffer) - len(heads.pop())]
+        return b"".join(whole or _response(size_of(size, head.decode()), close) for head in heads)
 
-    serve(handle)
+    serve(handle, tls=tls)
+
+
+def _response(size: int, fields: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: %d\r\n%b\r\n" % (size, fields)
+    return head + content(size)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A client whose jobs come one by one at a rate, whatever the API does: the load of an ordinary day.
 
-`python -m bench.paced API_PORT ORIGIN_PORT SINK_PORT JOBS AGGREGATIONS LIMIT RATE` prints one JSON object:
+`python -m bench.paced API_PORT ORIGIN_URL SINK_PORT JOBS AGGREGATIONS LIMIT RATE` prints one JSON object:
 `sent` (CLOCK_MONOTONIC in ns at which each job was due, by its id), `errors` and `error_count`.
 """
 
@@ -56,7 +56,8 @@ class _Paced:
 
 
 def main() -> None:
-    api, origin, sink, count, aggregations, limit, rate = map(int, sys.argv[1:8])
+    origin = sys.argv.pop(2)
+    api, sink, count, aggregations, limit, rate = map(int, sys.argv[1:])
     client = _Paced(api)
     begun = time.monotonic_ns()
     bodies = jobs(count=count, aggregations=aggregations, limit=limit, origin=origin, sink=sink)

@@ -20,8 +20,14 @@ class Setup:
     folder: Path
     """A folder on the file system to be measured."""
     origin: int
+    """Port of an origin of files of 10 KiB, over HTTP."""
     sink: Sink
     runs: int = 0
+
+    @property
+    def origin_url(self) -> str:
+        """The origin, as a URL without a path."""
+        return f"http://127.0.0.1:{self.origin}"
 
     def new_folder(self) -> Path:
         """A folder that nothing was in before; the caller makes it."""

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench import end_to_end, fetch, full_store, idle, intake, kafka
+from bench.check import FILE_BYTES
+from bench.end_to_end import Files
+from bench.origin import FEED
 from bench.result import Result, Setup
 from bench.service import Build
 
 CLIENTS = {"S2": "client", "S2b": "stream"}
-SCENARIOS = ("S1", *CLIENTS, "S2d", "S3", "S4", "S5", "S8", "S10", "S11", "S13", "S14")
+SCENARIOS = ("S1", *CLIENTS, "S2c", "S2d", "S2e", "S3", "S4", "S5", "S8", "S10", "S11", "S13", "S14")
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
 
-SIZES = {"100KB": (100_000, 4), "1MiB": (2**20, 20), "10MiB": (10 * 2**20, 200)}
-"""Of S2d: bytes of a file, and by how many times fewer jobs it is done with."""
+FILES = {
+    "S2c": Files(size=FEED, fewer=4, tls=True),
+    "S2d-10KiB": Files(size=FILE_BYTES, fewer=4),
+    "S2d-100KB": Files(size=100_000, fewer=4),
+    "S2d-1MiB": Files(size=2**20, fewer=20),
+    "S2d-10MiB": Files(size=10 * 2**20, fewer=200),
+    "S2e-10KiB-kept": Files(size=FILE_BYTES, fewer=4, tls=True),
+    "S2e-10KiB-new": Files(size=FILE_BYTES, fewer=4, tls=True, close=True),
+    "S2e-100KB-kept": Files(size=100_000, fewer=4, tls=True),
+}
+"""The variants of S2; the part before the hyphen is the scenario."""
 
 REFERENCE, NET_FLOOR = "floor", "net_floor"
 
@@ -64,8 +77,7 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
                 say(f"S1 {build.label}: {plan.samples} samples ...")
                 yield end_to_end.s1(setup, build, samples=plan.samples)
         yield from _beside_reference(setup, plan, say)
-        if "S2d" in plan.scenarios:
-            yield from _sizes(setup, plan, say)
+        yield from _variants(setup, plan, say)
         for build in plan.builds:
             yield from _one_build(setup, plan, build, say)
     if "S4" in plan.scenarios:
@@ -76,14 +88,14 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
         yield kafka.s10(setup, jobs=plan.jobs)
 
 
-def _sizes(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
-    for title, (size, fewer) in SIZES.items():
-        jobs = max(1, plan.jobs // fewer)
-        for build in plan.builds:
-            say(f"S2d {build.label}: {jobs} jobs of {title} ...")
-            yield end_to_end.s2d(
-                setup, build, title=title, size=size, jobs=jobs, aggregations=plan.aggregations
-            )
+def _variants(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
+    for name, files in FILES.items():
+        if name.partition("-")[0] in plan.scenarios:
+            for build in plan.builds:
+                say(f"{name} {build.label}: {max(1, plan.jobs // files.fewer)} jobs ...")
+                yield end_to_end.s2_files(
+                    setup, build, name=name, files=files, jobs=plan.jobs, aggregations=plan.aggregations
+                )
 
 
 def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]:
@@ -120,7 +132,7 @@ def _beside_reference(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
     legs = [(name, count) for count in plan.processes for name in CLIENTS if name in plan.scenarios]
     if not legs:
         return
-    size = {"jobs": plan.jobs, "aggregations": plan.aggregations}
+    size: dict[str, Any] = {"jobs": plan.jobs, "aggregations": plan.aggregations}
     say(f"reference: {plan.jobs} jobs ...")
     before = end_to_end.floor(setup, REFERENCE, **size)
     yield before

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,12 +29,18 @@ class _Connection:
         self.unsent: bytes | memoryview = b""
 
 
-def serve(handle: Handler, *, after_round: Callable[[], None] = lambda: None) -> None:
+def serve(
+    handle: Handler,
+    *,
+    after_round: Callable[[], None] = lambda: None,
+    tls: ssl.SSLContext | None = None,
+) -> None:
     """Listen on a free loopback port, print it, and serve until standard input is closed.
 
     Args:
         handle: is called whenever a connection has sent something.
         after_round: is called after each round of events.
+        tls: the context of the server, for HTTPS.
     """
     listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
     listener.setblocking(False)
@@ -46,7 +53,7 @@ def serve(handle: Handler, *, after_round: Callable[[], None] = lambda: None) ->
     while True:
         for fd, event in poll.poll():
             if fd == listener.fileno():
-                _accept(listener, poll, connections)
+                _accept(listener, poll, connections, tls)
             elif fd == sys.stdin.fileno():
                 if not os.read(fd, 1):
                     return
@@ -55,12 +62,19 @@ def serve(handle: Handler, *, after_round: Callable[[], None] = lambda: None) ->
         after_round()
 
 
-def _accept(listener: socket.socket, poll: select.epoll, connections: dict[int, _Connection]) -> None:
+def _accept(
+    listener: socket.socket,
+    poll: select.epoll,
+    connections: dict[int, _Connection],
+    tls: ssl.SSLContext | None,
+) -> None:
     with suppress(BlockingIOError):
         while True:
             sock, _ = listener.accept()
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if tls is not None:
+                sock = tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             connections[sock.fileno()] = _Connection(sock)
             poll.register(sock, select.EPOLLIN)
 
@@ -75,13 +89,15 @@ def _advance(connection: _Connection, event: int, handle: Handler, poll: select.
             connection.buffer += data
             if response := handle(connection.buffer):
                 connection.unsent = bytes(connection.unsent) + response
-        if connection.unsent:
+        while connection.unsent:
             # A view, since a large response is sent in many steps.
             connection.unsent = memoryview(connection.unsent)[connection.sock.send(connection.unsent) :]
         if connection.unsent or event & select.EPOLLOUT:
             poll.modify(connection.sock, select.EPOLLIN | (select.EPOLLOUT if connection.unsent else 0))
-    except BlockingIOError:
+    except ssl.SSLWantReadError:
+        pass
+    except (BlockingIOError, ssl.SSLWantWriteError):
         poll.modify(connection.sock, select.EPOLLIN | select.EPOLLOUT)
-    except ConnectionError:
+    except (ConnectionError, ssl.SSLError):
         return False
     return True

@@ -63,6 +63,7 @@ url = "{store}"
 [processor]
 concurrency = {concurrency}
 grace = 10
+ca_file = "{ca_file}"
 [processor.filestorage]
 type = "filesystem"
 rootdir = "{folder}/files"
@@ -89,6 +90,7 @@ def service(
     processes: int = 1,
     store: str = "embedded",
     concurrency: int = CONCURRENCY,
+    ca_file: str = "",
 ) -> Iterator[Service]:
     """A service, from its being ready to its having stopped.
 
@@ -99,10 +101,11 @@ def service(
         processes: of `run`.
         store: URL of the store; `embedded`: one of its own.
         concurrency: downloads in flight per process.
+        ca_file: the authority of an HTTPS origin.
     """
     folder.mkdir()
     log, config, port = folder / "log", folder / "bench.toml", free_port()
-    config.write_text(CONFIG.format(folder=folder, store=store, concurrency=concurrency))
+    config.write_text(CONFIG.format(folder=folder, store=store, concurrency=concurrency, ca_file=ca_file))
     command = [build.python, "-m", "downloader", role, "-c", str(config), "--port", str(port)]
     if processes > 1:
         command += ["--processes", str(processes)]

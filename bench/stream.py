@@ -76,7 +76,8 @@ class Stream:
 
 
 def main() -> None:
-    api, origin, sink, count, aggregations, limit, connections = map(int, sys.argv[1:8])
+    origin = sys.argv.pop(2)
+    api, sink, count, aggregations, limit, connections = map(int, sys.argv[1:])
     lines = list(jobs(count=count, aggregations=aggregations, limit=limit, origin=origin, sink=sink))
     streams = [Stream(api, list(chunks(lines[first::connections]))) for first in range(connections)]
     threads = [threading.Thread(target=stream.run) for stream in streams]

@@ -13,7 +13,9 @@ import trustme
 
 from downloader.net import ConnectFailed, EgressPolicy, TimedOut, TlsFailed, tls_context
 from downloader.net.dial import Dialer
-from downloader.net.stream import Stream
+from downloader.net.stream import Stream, TlsStream
+from downloader.net.tls import Handshakes
+from downloader.net.url import Origin
 from servers.loopback import (
     client_context,
     echo,
@@ -36,15 +38,22 @@ async def connect(port: int) -> Stream:
     return await Dialer(policy=LOOPBACK, within_s=5.0).connect("127.0.0.1", port)
 
 
+async def secure(stream: Stream, context: ssl.SSLContext, host: str, *, within_s: float = 5) -> TlsStream:
+    peer = ("", "", Origin("https", host, 443, b""), context)
+    started = await Handshakes().start_tls(stream, peer, within_s=within_s)
+    assert isinstance(started, TlsStream)
+    return started
+
+
 async def test_tls_keeps_the_name(ca: trustme.CA) -> None:
     seen: list[str | None] = []
     context = server_context(ca, "origin.test")
     context.sni_callback = lambda _, name, __: seen.append(name)
     async with serving(over_tls(context)) as port:
-        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test.", within_s=5)
+        stream = await secure(await connect(port), client_context(ca), "origin.test.")
         await stream.send(b"ping")
         assert await stream.receive(10) == b"ping"
-        assert cast("Any", stream._stream).version() == "TLSv1.3"
+        assert stream.tls.version() == "TLSv1.3"
         assert stream.socket.getpeername() == ("127.0.0.1", port)
         await stream.aclose()
     assert seen == ["origin.test"]
@@ -59,14 +68,14 @@ def test_tls_1_2_is_the_least_whatever_the_system_allows() -> None:
 async def test_self_signed_is_tls(ca: trustme.CA) -> None:
     async with serving(over_tls(server_context(trustme.CA(), "origin.test"))) as port:
         with pytest.raises(TlsFailed, match=r"^certificate verify failed: "):
-            await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
+            await secure(await connect(port), client_context(ca), "origin.test")
 
 
 @pytest.mark.row("H10")
 async def test_wrong_host_is_tls(ca: trustme.CA) -> None:
     async with serving(over_tls(server_context(ca, "other.test"))) as port:
         with pytest.raises(TlsFailed, match=r"Hostname mismatch.*origin\.test"):
-            await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
+            await secure(await connect(port), client_context(ca), "origin.test")
 
 
 @asynccontextmanager
@@ -97,7 +106,7 @@ async def test_old_version_is_tls(ca: trustme.CA) -> None:
     client.minimum_version = ssl.TLSVersion.TLSv1_3
     async with alerting(context) as port:
         with pytest.raises(TlsFailed, match="protocol version"):
-            await (await connect(port)).start_tls(client, "origin.test", within_s=5)
+            await secure(await connect(port), client, "origin.test")
 
 
 async def test_plain_http_answer_is_tls(ca: trustme.CA) -> None:
@@ -107,7 +116,7 @@ async def test_plain_http_answer_is_tls(ca: trustme.CA) -> None:
 
     async with serving(plain) as port:
         with pytest.raises(TlsFailed, match="wrong version number"):
-            await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
+            await secure(await connect(port), client_context(ca), "origin.test")
 
 
 async def test_a_requested_client_certificate_is_a_tls_failure(ca: trustme.CA) -> None:
@@ -115,7 +124,7 @@ async def test_a_requested_client_certificate_is_a_tls_failure(ca: trustme.CA) -
     context.verify_mode = ssl.CERT_REQUIRED
     ca.configure_trust(context)
     async with alerting(context) as port:
-        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
+        stream = await secure(await connect(port), client_context(ca), "origin.test")
         with pytest.raises(TlsFailed, match="certificate required"):
             await stream.receive(10)
         await stream.aclose()
@@ -124,7 +133,7 @@ async def test_a_requested_client_certificate_is_a_tls_failure(ca: trustme.CA) -
 async def test_a_name_that_sni_cannot_carry_is_tls(ca: trustme.CA) -> None:
     async with serving(echo) as port:
         with pytest.raises(TlsFailed, match="no host name to verify"):
-            await (await connect(port)).start_tls(client_context(ca), ".origin.test", within_s=5)
+            await secure(await connect(port), client_context(ca), ".origin.test")
 
 
 async def reset(stream: trio.SocketStream) -> None:
@@ -142,13 +151,13 @@ async def test_a_broken_connection_in_the_handshake_is_not_tls(
 ) -> None:
     async with serving(handler) as port:
         with pytest.raises(ConnectFailed, match="during the TLS handshake"):
-            await (await connect(port)).start_tls(client_context(ca), "tls.test", within_s=5)
+            await secure(await connect(port), client_context(ca), "tls.test")
 
 
 async def test_silence_in_the_handshake_is_bounded(ca: trustme.CA) -> None:
     async with serving(silence) as port:
         with pytest.raises(TimedOut, match=r"no TLS handshake within 0\.05 s"):
-            await (await connect(port)).start_tls(client_context(ca), "x.test", within_s=0.05)
+            await secure(await connect(port), client_context(ca), "x.test", within_s=0.05)
 
 
 async def test_a_cancel_in_the_handshake_closes_the_socket(ca: trustme.CA) -> None:
@@ -156,7 +165,7 @@ async def test_a_cancel_in_the_handshake_closes_the_socket(ca: trustme.CA) -> No
         stream = await connect(port)
         sock = stream.socket
         with trio.move_on_after(0.02) as scope:
-            await stream.start_tls(client_context(ca), "x.test", within_s=30)
+            await secure(stream, client_context(ca), "x.test", within_s=30)
         assert scope.cancelled_caught
         assert sock.fileno() == -1
 
@@ -168,10 +177,10 @@ async def test_closing_tls_does_not_wait_for_a_peer_that_does_not_read(ca: trust
         await trio.sleep_forever()
 
     async with serving(deaf) as port:
-        stream = await (await connect(port)).start_tls(client_context(ca), "origin.test", within_s=5)
+        stream = await secure(await connect(port), client_context(ca), "origin.test")
         sock = stream.socket
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_fill, cast("Any", stream._stream).transport_stream)
+            nursery.start_soon(_fill, cast("Any", stream._below)._stream)
             await trio.testing.wait_all_tasks_blocked(0.05)
             nursery.cancel_scope.cancel()
         with trio.fail_after(20):

@@ -25,13 +25,13 @@ from downloader.net.request import (
     is_token,
     parse_retry_after,
 )
+from downloader.net.tls import tls_context
 from downloader.net.transport import (
     NetLimits,
     ResponseBody,
     Transport,
     guarded_client,
     open_transport,
-    tls_context,
 )
 from downloader.net.url import (
     HIDDEN,

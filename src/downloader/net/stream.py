@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import trio
 
-from downloader.net.errors import ConnectFailed, TimedOut, TlsFailed
+from downloader.net.errors import TlsFailed
+
+T = TypeVar("T")
+
+_RECORD_BYTES = 16 * 1024
+"""Most bytes of content in a record of TLS, and so of one read (RFC 8446, 5.1)."""
+
+_OVERHEAD_BYTES = 1024
+"""Received beyond what is asked for, so that a record is complete in spite of the headers and tags before."""
 
 
 class StreamBroken(Exception):
@@ -15,23 +24,17 @@ class StreamBroken(Exception):
 
 
 class Stream:
-    """A connected socket, perhaps with TLS; owns the socket."""
+    """A connected socket; owns the socket."""
 
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[Any]) -> None:
+    def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._silent_tls = isinstance(stream, trio.SSLStream)
-        """TLS without received data: a TLS 1.3 server may still send an alert that ends the handshake."""
 
     @property
     def socket(self) -> trio.socket.SocketType:
         """The socket below TLS."""
-        stream: Any = self._stream
-        while isinstance(stream, trio.SSLStream):
-            stream = stream.transport_stream
-        sock: trio.socket.SocketType = stream.socket
-        return sock
+        return self._stream.socket
 
-    async def receive(self, max_bytes: int) -> bytes | bytearray:
+    async def receive(self, max_bytes: int) -> bytes:
         """Receive at most `max_bytes`; empty at the end.
 
         Raises:
@@ -39,13 +42,9 @@ class Stream:
             TlsFailed: the peer refused the handshake belatedly, as TLS 1.3 allows.
         """
         try:
-            data = await self._stream.receive_some(max_bytes)
+            return bytes(await self._stream.receive_some(max_bytes))  # copies nothing, as these are bytes
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            if self._silent_tls and (reason := tls_reason(exc.__cause__)):
-                raise TlsFailed(reason) from exc
             raise StreamBroken from exc
-        self._silent_tls = False
-        return data
 
     async def send(self, data: bytes) -> None:
         """Send all bytes.
@@ -62,40 +61,129 @@ class Stream:
         """Whether bytes or the end can be received at once."""
         return self.socket.is_readable()
 
+    def share_session(self) -> None:
+        """Let a later connection resume the TLS session, if there is one; call after a response."""
+
     async def aclose(self) -> None:
         """Close at once, without a TLS close_notify; a cancel does not keep the socket open."""
         await trio.aclose_forcefully(self._stream)
 
-    async def start_tls(self, context: ssl.SSLContext, host: str, *, within_s: float) -> Stream:
-        """Make a TLS handshake, with `host` for SNI and verification.
 
-        After any failure the stream is closed.
+class TlsStream(Stream):
+    """TLS over another stream, which it owns; for one task at a time.
+
+    Unlike Trio's `SSLStream`, it decrypts all records that one call of the system has received before it
+    returns: of a response of 100 KB, that one returned seven pieces, each at the price of a task switch.
+
+    Args:
+        below: connected; no byte was sent or received for TLS yet.
+        context: of the client.
+        host: for SNI and verification.
+        session: of an earlier connection to the same peer, to be resumed.
+        share: gets the session of this connection, once, if a response came.
+    """
+
+    def __init__(
+        self,
+        below: Stream,
+        context: ssl.SSLContext,
+        host: str,
+        *,
+        session: ssl.SSLSession | None = None,
+        share: Callable[[ssl.SSLSession], None] = lambda _: None,
+    ) -> None:
+        self._below = below
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # The name as bytes, because for text Python applies an IDNA codec that raises on long labels.
+        self.tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=host.encode("ascii"), session=session
+        )
+        self._share: Callable[[ssl.SSLSession], None] | None = share
+        self._silent = True
+        """No data came yet: a TLS 1.3 server may still send an alert that ends the handshake."""
+
+    @property
+    def socket(self) -> trio.socket.SocketType:
+        """The socket below TLS."""
+        return self._below.socket
+
+    async def do_handshake(self, turns: trio.CapacityLimiter) -> None:
+        """Shake hands; takes one of `turns` for each computation, and none while the peer is waited for.
 
         Raises:
-            TlsFailed: the certificate, the version or an alert; the text is the reason.
-            ConnectFailed: the connection broke.
-            TimedOut: the handshake took longer than `within_s`.
+            ssl.SSLError, StreamBroken: the handshake failed.
         """
+        while True:
+            async with turns:
+                try:
+                    self.tls.do_handshake()
+                    is_complete = True
+                except ssl.SSLWantReadError:
+                    is_complete = False
+            await self._flush()
+            if is_complete:
+                return
+            await self._fill(_RECORD_BYTES)
+
+    async def receive(self, max_bytes: int) -> bytes:
+        """See `Stream.receive`."""
+        pieces: list[bytes] = []
+        left = max_bytes
         try:
-            with trio.fail_after(within_s):
-                stream = trio.SSLStream[Any](
-                    self._stream, context, server_hostname=host.removesuffix("."), https_compatible=True
-                )
-                await stream.do_handshake()
-        except BaseException as exc:
-            with trio.CancelScope(shield=True):  # a forceful close does not wait for the peer
-                await trio.aclose_forcefully(self._stream)
-            if isinstance(exc, trio.TooSlowError):
-                raise TimedOut(f"no TLS handshake within {within_s:g} s") from exc
-            if isinstance(exc, trio.BrokenResourceError):
-                if reason := tls_reason(exc.__cause__):
-                    raise TlsFailed(reason) from exc
-                raise _lost_in_handshake(exc.__cause__) from exc
-            if isinstance(exc, ValueError):
-                # The ssl module raises ValueError for a name that is invalid in SNI.
-                raise TlsFailed(f"no host name to verify: {exc}") from exc
-            raise
-        return Stream(stream)
+            while left > 0 and (self._incoming.pending or not pieces):
+                try:
+                    piece = self.tls.read(min(left, _RECORD_BYTES))
+                except ssl.SSLWantReadError:
+                    if pieces:
+                        break
+                    await self._flush()  # the answer to an update of keys
+                    await self._fill(max_bytes)
+                    continue
+                if not piece:
+                    break
+                pieces.append(piece)
+                left -= len(piece)
+        except ssl.SSLError as exc:
+            if self._silent and (reason := tls_reason(exc)):
+                raise TlsFailed(reason) from exc
+            if not _is_eof(exc):
+                raise StreamBroken from exc
+        self._silent = False
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def send(self, data: bytes) -> None:
+        """See `Stream.send`."""
+        try:
+            self.tls.write(data)
+        except ssl.SSLError as exc:
+            raise StreamBroken from exc
+        await self._flush()
+
+    def is_readable(self) -> bool:
+        """See `Stream.is_readable`."""
+        return bool(self._incoming.pending or self.tls.pending()) or self._below.is_readable()
+
+    def share_session(self) -> None:
+        """See `Stream.share_session`."""
+        share, self._share = self._share, None
+        if share is not None and (session := self.tls.session) is not None:
+            share(session)
+        self._below.share_session()
+
+    async def aclose(self) -> None:
+        """See `Stream.aclose`."""
+        await self._below.aclose()
+
+    async def _flush(self) -> None:
+        if self._outgoing.pending:
+            await self._below.send(self._outgoing.read())
+
+    async def _fill(self, content_bytes: int) -> None:
+        data = await self._below.receive(content_bytes + _OVERHEAD_BYTES)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
 
 
 def tls_reason(cause: BaseException | None) -> str:
@@ -114,13 +202,3 @@ def _is_eof(cause: BaseException | None) -> bool:
         return True
     # OpenSSL 3 has a separate code for this, which not every build of Python maps to SSLEOFError.
     return isinstance(cause, ssl.SSLError) and cause.reason == "UNEXPECTED_EOF_WHILE_READING"
-
-
-def _lost_in_handshake(cause: BaseException | None) -> ConnectFailed:
-    while cause is not None:
-        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
-            return ConnectFailed(
-                f"{(cause.strerror or '').lower()} during the TLS handshake", errno=cause.errno
-            )
-        cause = cause.__cause__
-    return ConnectFailed("closed during the TLS handshake")

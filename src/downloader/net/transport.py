@@ -20,6 +20,7 @@ from downloader.net.proxy import connect_socks, connect_tunnel
 from downloader.net.request import ROUTE, Route, build_request
 from downloader.net.response import Field
 from downloader.net.stream import Stream
+from downloader.net.tls import Handshakes, Peer, ResumptionFailed
 from downloader.net.url import Origin, Url, UrlError
 from downloader.tasks import background
 
@@ -120,6 +121,7 @@ class Transport(httpx2.AsyncBaseTransport):
     def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: NetLimits, max_idle: int) -> None:
         self._dialer = dialer
         self._tls = tls
+        self._handshakes = Handshakes()
         self._limits = limits
         self._max_idle = max_idle
         self._by_key: dict[_Key, list[Connection]] = {}
@@ -156,12 +158,16 @@ class Transport(httpx2.AsyncBaseTransport):
                     raise
         if route.expect is not None:
             route.expect("", math.inf)
-        opened = await self._open(route)
+        try:
+            opened = await self._open(route)
+        except ResumptionFailed:
+            opened = await self._open(route)
         return await self._send(_Use(opened, key, route.keep), request, route)
 
     async def give_back(self, use: _Use) -> None:
         """Keep a connection after a response if the connection is reusable, else close the connection."""
         connection = use.connection
+        connection.stream.share_session()
         if use.keep <= 0 or not connection.reusable:
             await connection.aclose()
             return
@@ -218,24 +224,25 @@ class Transport(httpx2.AsyncBaseTransport):
         return httpx2.Response(head.status, headers=list(head.fields), stream=body)
 
     async def _open(self, route: Route) -> Connection:
-        url, proxy, tls = route.url, route.proxy, route.tls or self._tls
+        url, proxy = route.url, route.proxy
         prefix, fields = b"", list[Field]()
         if proxy is None:
             stream = await self._dialer.connect(url.origin.host, url.origin.port)
         else:
             await self._dialer.check_target(url.origin.host)
-            stream = await self._connect_proxy(url, proxy, tls)
+            stream = await self._connect_proxy(route, proxy)
             if url.origin.scheme == "http" and proxy.origin.scheme != "socks5":
                 prefix = b"http://" + url.origin.authority
                 fields = [(b"Proxy-Authorization", proxy.basic)] if proxy.basic else []
         if url.origin.scheme == "https":
-            stream = await stream.start_tls(tls, url.origin.host, within_s=self._limits.tls_s)
+            stream = await self._start_tls(stream, route, url.origin)
         return Connection(stream, prefix=prefix, extra=fields)
 
-    async def _connect_proxy(self, url: Url, proxy: Url, tls: ssl.SSLContext) -> Stream:
+    async def _connect_proxy(self, route: Route, proxy: Url) -> Stream:
+        url = route.url
         stream = await self._dialer.connect(proxy.origin.host, proxy.origin.port)
         if proxy.origin.scheme == "https":
-            stream = await stream.start_tls(tls, proxy.origin.host, within_s=self._limits.tls_s)
+            stream = await self._start_tls(stream, route, proxy.origin)
         try:
             with trio.fail_after(self._limits.connect_s):
                 if proxy.origin.scheme == "socks5":
@@ -248,6 +255,12 @@ class Transport(httpx2.AsyncBaseTransport):
                 raise TimedOut(f"no answer of the proxy within {self._limits.connect_s:g} s") from exc
             raise
         return stream
+
+    async def _start_tls(self, stream: Stream, route: Route, origin: Origin) -> Stream:
+        # What goes through a proxy is not to be recognised as that of another aggregation.
+        through = (route.aggregation, route.proxy.text) if route.proxy else ("", "")
+        peer: Peer = (*through, origin, route.tls or self._tls)
+        return await self._handshakes.start_tls(stream, peer, within_s=self._limits.tls_s)
 
     async def _take(self, key: _Key) -> Connection | None:
         same_key = self._by_key.get(key)
@@ -310,20 +323,6 @@ def guarded_client(transport: Transport) -> httpx2.AsyncClient:
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         headers={"User-Agent": "downloader", "Accept-Encoding": "identity"},
     )
-
-
-def tls_context(ca_file: str = "") -> ssl.SSLContext:
-    """A client's context: TLS 1.2 or later, HTTP/1.1, the system's authorities unless a PEM file is given.
-
-    Building a context takes milliseconds: share it.
-
-    Raises:
-        OSError: the file cannot be used.
-    """
-    context = ssl.create_default_context(cafile=ca_file or None)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    return context
 
 
 def _within(seconds: float | None) -> AbstractContextManager[object]:

@@ -1,0 +1,263 @@
+"""TLS sessions that are resumed, and those that must not be; how a burst of handshakes shares the loop."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from downloader.net import (
+    EgressPolicy,
+    Route,
+    TlsFailed,
+    Transport,
+    Url,
+    build_request,
+    open_transport,
+    tls_context,
+)
+from downloader.net.dial import Dialer
+from downloader.net.tls import _MAX_SESSIONS, Handshakes
+from downloader.net.url import Origin as UrlOrigin
+from servers.certs import authority, server_context, write_authority
+from servers.loopback import client_context, serving
+from servers.origin import Exchange, Origin, open_origin
+from servers.proxies import open_proxy
+
+LOOPBACK = EgressPolicy.parse(["127.0.0.1", "localhost"], setting="egress.downloads")
+HEADERS = [("Connection", "close")]
+
+
+@pytest.fixture
+def trusting(tmp_path: Path) -> ssl.SSLContext:
+    return tls_context(write_authority(tmp_path))
+
+
+@pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def origin(request: pytest.FixtureRequest) -> AsyncIterator[Origin]:
+    context = server_context()
+    context.maximum_version = request.param
+    async with open_origin(context) as running:
+        yield running
+
+
+@asynccontextmanager
+async def opened(tls: ssl.SSLContext) -> AsyncIterator[Transport]:
+    async with open_transport(LOOPBACK, tls=tls) as transport:
+        yield transport
+
+
+async def resumed(transport: Transport, origin: Origin, **route: Any) -> bool:
+    """Make one request, on a connection of its own; whether the server has resumed a session."""
+    reused: list[bool] = []
+
+    async def answer(exchange: Exchange) -> None:
+        stream: Any = exchange.stream
+        reused.append(stream.session_reused)
+        await exchange.respond(200, b"x" * 100, HEADERS)
+
+    host = route.pop("host", "127.0.0.1")
+    origin.on("/x", answer)
+    request = build_request("GET", Route(url=Url.parse(origin.url("/x", host=host)), **route), [])
+    response = await transport.handle_async_request(request)
+    assert len(b"".join([piece async for piece in response.aiter_raw()])) == 100
+    (result,) = reused
+    return result
+
+
+async def test_a_later_connection_resumes_the_session(origin: Origin, trusting: ssl.SSLContext) -> None:
+    async with opened(trusting) as transport:
+        assert [await resumed(transport, origin, aggregation=a) for a in "aaba"] == [False, True, True, True]
+    async with opened(trusting) as transport:  # a transport keeps its own
+        assert not await resumed(transport, origin)
+
+
+async def test_a_session_is_used_once(trusting: ssl.SSLContext) -> None:
+    async with open_origin(server_context()) as origin, opened(trusting) as transport:
+        assert not await resumed(transport, origin)
+        peer = next(iter(transport._handshakes._sessions))
+        first = transport._handshakes._take(peer)
+        assert first is not None
+        assert transport._handshakes._take(peer) is None
+        transport._handshakes._keep(peer, first)
+        assert await resumed(transport, origin)
+        assert transport._handshakes._take(peer) != first
+
+
+async def test_another_context_or_host_gets_no_session(trusting: ssl.SSLContext) -> None:
+    async with open_origin(server_context()) as origin, opened(trusting) as transport:
+        assert not await resumed(transport, origin)
+        other = client_context(authority())
+        assert not await resumed(transport, origin, tls=other)
+        assert not await resumed(transport, origin, host="localhost")
+        assert await resumed(transport, origin)
+        assert await resumed(transport, origin, tls=other)
+
+
+async def test_a_proxy_s_sessions_are_its_aggregation_s(trusting: ssl.SSLContext) -> None:
+    async with (
+        open_origin(server_context()) as origin,
+        open_proxy("http") as one,
+        open_proxy("https", server_context()) as other,
+        opened(trusting) as transport,
+    ):
+        assert not await resumed(transport, origin)
+        via = [Url.parse(proxy.url(), "proxy") for proxy in (one, other)]
+        for aggregation in "ab":
+            for proxy in via:
+                assert not await resumed(transport, origin, aggregation=aggregation, proxy=proxy)
+                assert await resumed(transport, origin, aggregation=aggregation, proxy=proxy)
+        assert await resumed(transport, origin)
+
+
+async def test_a_server_that_refuses_a_session_shakes_hands(trusting: ssl.SSLContext) -> None:
+    async with open_origin(server_context()) as origin, opened(trusting) as transport:
+        assert not await resumed(transport, origin)
+        (peer,) = transport._handshakes._sessions
+        async with open_origin(server_context()) as stranger:  # has not issued the ticket
+            foreign = Route(url=Url.parse(stranger.url("/x")))
+            session = transport._handshakes._take(peer)
+            assert session is not None
+            transport._handshakes._keep(("", "", foreign.url.origin, trusting), session)
+            assert not await resumed(transport, stranger)
+            assert await resumed(transport, stranger)
+
+
+_ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
+"""A fatal alert: handshake failure."""
+
+
+def _has_ticket(hello: bytes) -> bool:
+    """Whether the last extension is `pre_shared_key` (RFC 8446, 4.2.11)."""
+    at = hello.rfind(b"\x00\x29")
+    return at > 0 and int.from_bytes(hello[at + 2 : at + 4]) == len(hello) - at - 4
+
+
+async def test_a_server_that_fails_at_a_session_is_asked_again_without(trusting: ssl.SSLContext) -> None:
+    hellos: list[bool] = []
+    context = server_context()
+
+    async def intolerant(stream: trio.SocketStream) -> None:
+        hello = bytes(await stream.receive_some(65536))
+        hellos.append(_has_ticket(hello))
+        if hellos[-1]:
+            await stream.send_all(_ALERT)
+            return
+        inner, outer = trio.testing.memory_stream_pair()
+        await inner.send_all(hello)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pump, stream, inner.send_stream)
+            nursery.start_soon(_pump, inner, stream)
+            tls = trio.SSLStream(outer, context, server_side=True, https_compatible=True)
+            await tls.receive_some(65536)
+            await tls.send_all(b"HTTP/1.1 204 OK\r\nConnection: close\r\n\r\n")
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    async with serving(intolerant) as port, opened(trusting) as transport:
+        for _ in range(2):
+            for peer, sessions in list(transport._handshakes._sessions.items()):
+                transport._handshakes._keep(peer, sessions[0])  # one more, which must not be tried too
+            request = build_request("GET", Route(url=Url.parse(f"https://127.0.0.1:{port}/")), [])
+            response = await transport.handle_async_request(request)
+            assert response.status_code == 204
+            await response.aclose()
+    assert hellos == [False, True, False]
+
+
+async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
+    async for data in source:
+        await sink.send_all(data)
+
+
+async def test_a_certificate_that_has_become_invalid_is_refused(trusting: ssl.SSLContext) -> None:
+    context = server_context()
+    async with open_origin(context) as origin, opened(trusting) as transport:
+        assert not await resumed(transport, origin)
+        (peer,) = transport._handshakes._sessions
+        async with open_origin(server_context("elsewhere.example")) as other:
+            session = transport._handshakes._take(peer)
+            assert session is not None
+            url = Url.parse(other.url("/x"))
+            transport._handshakes._keep(("", "", url.origin, trusting), session)
+            with pytest.raises(TlsFailed, match="certificate verify failed"):
+                await transport.handle_async_request(build_request("GET", Route(url=url), []))
+
+
+async def test_the_sessions_are_bounded(trusting: ssl.SSLContext) -> None:
+    async with open_origin(server_context()) as origin, opened(trusting) as transport:
+        await resumed(transport, origin)
+        (peer,) = transport._handshakes._sessions
+        session = transport._handshakes._take(peer)
+    assert session is not None
+    handshakes = Handshakes()
+    for number in range(_MAX_SESSIONS):
+        for _ in range(2):
+            handshakes._keep(("", "", UrlOrigin("https", str(number), 443, b""), trusting), session)
+    assert sum(map(len, handshakes._sessions.values())) == _MAX_SESSIONS
+    newest = range(_MAX_SESSIONS // 2, _MAX_SESSIONS)
+    assert [origin.host for _, _, origin, _ in handshakes._sessions] == list(map(str, newest))
+
+
+class Passes(trio.abc.Instrument):
+    """Counts, per pass of the event loop, the steps of handshakes that clients compute."""
+
+    def __init__(self) -> None:
+        self.steps = self.most = self.total = 0
+
+    def after_io_wait(self, timeout: float) -> None:  # noqa: ARG002 - the interface's
+        self.steps = 0
+
+    def step(self) -> None:
+        self.steps += 1
+        self.total += 1
+        self.most = max(self.most, self.steps)
+
+
+async def test_a_burst_of_handshakes_leaves_the_loop_to_others(trusting: ssl.SSLContext) -> None:
+    count = 40
+    passes = Passes()
+
+    class Counted(ssl.SSLObject):
+        def do_handshake(self) -> None:
+            passes.step()
+            super().do_handshake()
+
+    trusting.sslobject_class = Counted
+    context = server_context()
+    greeted, all_greeted = 0, trio.Event()
+
+    async def together(stream: trio.SocketStream) -> None:
+        """Answer no client before all have sent their first message."""
+        nonlocal greeted
+        greeted += 1
+        if greeted == count:
+            all_greeted.set()
+        await all_greeted.wait()
+        tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        await tls.do_handshake()
+        await tls.receive_some(1)
+
+    handshakes = Handshakes()
+    dialer = Dialer(policy=LOOPBACK, within_s=5)
+
+    async def connect(port: int, number: int) -> None:
+        peer = ("", "", UrlOrigin("https", "127.0.0.1", number, b""), trusting)
+        stream = await handshakes.start_tls(await dialer.connect("127.0.0.1", port), peer, within_s=5)
+        await stream.aclose()
+
+    async with serving(together) as port:
+        trio.lowlevel.add_instrument(passes)
+        try:
+            async with trio.open_nursery() as nursery:
+                for number in range(count):
+                    nursery.start_soon(connect, port, number)
+        finally:
+            trio.lowlevel.remove_instrument(passes)
+    assert passes.total >= 2 * count
+    assert passes.most <= 8
