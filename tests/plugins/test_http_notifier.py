@@ -263,7 +263,7 @@ def counted(notifier: Notifier) -> list[int]:
     def count(stream: Stream) -> None:
         receive = stream.receive
 
-        async def counting(max_bytes: int) -> bytes | bytearray:
+        async def counting(max_bytes: int) -> bytes:
             data = await receive(max_bytes)
             taken.append(len(data))
             return data
