@@ -10,8 +10,8 @@ from pydantic import SecretStr
 
 from downloader.api.routes.aggregations import PAGE
 from downloader.config import ApiSettings, TokenSettings
-from downloader.model import Cooldown, Kind, Outcome, Verdict
-from downloader.store import JobStore, Submission
+from downloader.model import Cooldown, ErrorCode, Kind, Outcome, Verdict
+from downloader.store import JobStore, Settled, Submission
 from downloader.store.reader import LISTED_AT_ONCE
 from servers.api import Served, Serving
 from servers.jobs import downloaded, spec_for, tried_again
@@ -315,3 +315,70 @@ async def test_tokens(serving: Serving, store: JobStore) -> None:
         rows = await api.client.get(path, headers={"Authorization": f"Bearer {'mine' * 20}"})
         assert [row["aggr_id"] for row in rows.json()["aggregations"]] == ["my-a"]
         assert rows.json().get("total") == total
+
+
+async def cancelled(api: Served, aggr_id: str = "a") -> dict[str, Any]:
+    answer = await api.client.delete(f"/aggregations/{quote(aggr_id, safe='')}/jobs")
+    assert answer.status_code == 202, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+async def test_all_jobs_of_an_aggregation_are_cancelled(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that run too; with a callback each; those of others stay."""
+    monkeypatch.setattr("downloader.api.routes.aggregations.CANCELLED_AT_ONCE", 2)
+    await submit(api.store, count=5, aggr_limit=3, priority=1)
+    await submit(api.store, "b")
+    leases = (await api.store.lease(Kind.DOWNLOAD, "me", 3, 60)).leases
+    of_a = [lease for lease in leases if lease.group == "a"]
+    assert len(of_a) == 2
+    assert await cancelled(api) == {"cancelled": 5, "complete": True}
+    assert await cancelled(api) == {"cancelled": 0, "complete": True}
+    answers = await api.store.renew(Kind.DOWNLOAD, "me", of_a, 60)
+    assert answers == [Settled.CANCELLED] * 2
+    callbacks = (await api.store.lease(Kind.CALLBACK, "me", 9, 60)).leases
+    results = [lease.result for lease in callbacks if lease.result]
+    assert [result.error_code for result in results] == [ErrorCode.CANCELLED] * 5
+    assert (await shown(api))["in_flight"] == 2, "they hold their slots until they stop"
+    assert (await shown(api, "b"))["in_flight"] == 1
+
+
+async def test_a_request_to_cancel_is_bounded(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("downloader.api.routes.aggregations.CANCELLED_AT_ONCE", 2)
+    monkeypatch.setattr("downloader.api.routes.aggregations.CANCEL_S", 1e-9)
+    await submit(api.store, count=3)
+    assert await cancelled(api) == {"cancelled": 2, "complete": False}
+    assert await cancelled(api) == {"cancelled": 1, "complete": True}
+
+
+async def test_jobs_are_cancelled_by_any_name(api: Served) -> None:
+    for name in NAMES:
+        await submit(api.store, name)
+        assert await cancelled(api, name) == {"cancelled": 1, "complete": True}
+    assert await cancelled(api, "unknown") == {"cancelled": 0, "complete": True}
+    await submit(api.store, "a/jobs")
+    assert (await shown(api, "a/jobs"))["pending"] == 1
+
+
+async def test_large_jobs_are_cancelled_a_few_at_a_time(api: Served) -> None:
+    for _ in range(6):
+        await submit(api.store, extra="x" * 2**20)
+    specs, more = await api.store.unfinished("a", 9)
+    assert (len(specs), more) == (4, True)
+    assert await cancelled(api) == {"cancelled": 6, "complete": True}
+
+
+async def test_a_token_cancels_only_jobs_of_its_aggregations(serving: Serving, store: JobStore) -> None:
+    tokens = [
+        TokenSettings(name=scope, token=SecretStr(scope * 8), scopes=[scope], aggregations=["a"])
+        for scope in ("submit", "retry")
+    ]
+    api = await serving(settings=ApiSettings(tokens=tokens))
+    await submit(store, "a")
+    await submit(store, "b")
+    api.client.headers["Authorization"] = f"Bearer {'retry' * 8}"
+    assert (await api.client.delete("/aggregations/a/jobs")).status_code == 403
+    api.client.headers["Authorization"] = f"Bearer {'submit' * 8}"
+    assert (await api.client.delete("/aggregations/b/jobs")).status_code == 404
+    assert (await cancelled(api))["cancelled"] == 1
+    assert await store.aggregation_sizes() == {"b": 1}

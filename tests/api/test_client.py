@@ -169,6 +169,17 @@ async def test_failed_downloads_are_repeated(api: Served, client: AsyncClient) -
     assert await client.retry_failed(download=True) == 2
 
 
+async def test_jobs_of_an_aggregation_are_cancelled(
+    api: Served, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("downloader.api.routes.aggregations.CANCELLED_AT_ONCE", 1)
+    monkeypatch.setattr("downloader.api.routes.aggregations.CANCEL_S", 1e-9)
+    for name in ("a", "a", "b"):
+        await client.submit(**JOB | {"aggr_id": name})
+    assert await client.cancel_jobs("a") == 2
+    assert await api.store.aggregation_sizes() == {"b": 1}
+
+
 async def test_jobs_are_listed(api: Served, client: AsyncClient) -> None:
     for name in ("a", "a", "a", "b", "b"):
         await client.submit(**JOB | {"aggr_id": name})

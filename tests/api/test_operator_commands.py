@@ -174,6 +174,14 @@ async def test_submit_and_wait_for_a_job_that_is_cancelled(run: Run, api: Served
     assert (ran.status, ran.out.split()[0]) == (1, "cancelled")
 
 
+async def test_all_jobs_of_an_aggregation_are_cancelled(run: Run, api: Served) -> None:
+    await run("submit", "https://h/1", "https://h/2", "--aggr-id", "a/b", *HTTP)
+    assert (await run("cancel", "--aggr-id", "a/b")).out == "2 jobs are cancelled\n"
+    assert (await run("cancel", "--aggr-id", "a/b", "--json")).json_lines() == [{"cancelled": 0}]
+    assert await api.store.aggregation_sizes() == {}
+    assert "give an id, or --aggr-id" in (await run("cancel", "x", "--aggr-id", "a")).complaint
+
+
 async def test_job(run: Run, api: Served) -> None:
     [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
     ran = await run("job", row["id"])

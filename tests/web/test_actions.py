@@ -147,7 +147,7 @@ async def test_failed_downloads_are_repeated(browse: Browse, page_url: str, stor
         page.get_by_role("button", name="Repeat failed downloads").click()
         dialog = page.get_by_role("dialog", name="Repeat 3 downloads?")
         expect(dialog).to_contain_text("Of a (2) and b (1).")
-        dialog.get_by_role("button", name="Cancel").click()
+        dialog.get_by_role("button", name="Go back").click()
         expect(dialog).to_be_hidden()
         assert {stored(store, spec).download.state for spec in specs} == {State.FAILED}
         page.locator("#failures-q").fill("B")
@@ -190,6 +190,36 @@ async def test_limits_that_are_not_set_stay_so(browse: Browse, page_url: str, st
         expect(dialog).to_be_hidden()
         row = aggregation(store, "a")
         assert (row.rate, dict(row.overridden)) == (None, {})
+
+    await browse(page_url, look)
+
+
+async def test_jobs_are_cancelled_after_their_aggregation_is_typed(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    name = "images.example.org/a b"
+    specs = [await submitted(store, name), await submitted(store, name), await submitted(store, "other")]
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        page.get_by_role("button", name=f"Cancel the jobs of {name}").click()
+        dialog = page.get_by_role("dialog", name=f"Cancel all jobs of {name}?")
+        expect(dialog).to_contain_text("2 jobs now: 2 pending")
+        do = dialog.get_by_role("button", name="Cancel the jobs")
+        expect(do).to_be_disabled()
+        dialog.get_by_role("textbox").fill("images.example.org")
+        expect(do).to_be_disabled()
+        dialog.get_by_role("textbox").press("Enter")
+        expect(dialog).to_be_hidden()
+        page.get_by_role("button", name=f"Cancel the jobs of {name}").click()
+        assert seen.barriers() == []
+        expect(do).to_be_disabled()
+        dialog.get_by_role("textbox").fill(name)
+        do.click()
+        expect(page.locator("#said")).to_contain_text(f"2 jobs of {name} are cancelled.")
+        states = [stored(store, spec).download.state for spec in specs]
+        assert states == [State.CANCELLED, State.CANCELLED, State.PENDING]
 
     await browse(page_url, look)
 

@@ -71,7 +71,7 @@ async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, sto
         meanwhile(partial(close_callback, store))
         expect(row).to_have_count(1)
         page.get_by_role("button", name="Send failed callbacks again").press("Enter")
-        page.get_by_role("button", name="Cancel", exact=True).press("Enter")
+        page.get_by_role("button", name="Go back").press("Enter")
         found = stored(store, job).callback
         assert found is not None
         assert found.state == State.FAILED

@@ -104,19 +104,30 @@ def jobs(
     return 0
 
 
-def cancel(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
+def cancel(*job_ids: JobIds, aggr_id: AggrId = None, json_: Json = False, service: Service = LOCAL) -> int:
     """Cancel jobs that wait or are being downloaded.
 
+    The given ones, or with --aggr-id all of an aggregation.
     Their callback reports the cancel. A download that is over cannot be cancelled.
     The exit status is 1 if a job is unknown or its download is over.
 
     For example:
       downloader cancel NSb4FOAs9fVaQw
+      downloader cancel --aggr-id example.org
 
     Args:
         job_ids: Ids of jobs.
-        json_: Write a JSON object for each job.
+        aggr_id: Cancel all jobs of this aggregation.
+        json_: Write a JSON object for each job, or with --aggr-id one with their number.
     """
+    if (aggr_id is None) == (not job_ids):
+        raise ConfigError("give an id, or --aggr-id")
+    if aggr_id is not None:
+        with connect(service) as client:
+            count = client.cancel_jobs(aggr_id)
+        line = f"{count} job is cancelled" if count == 1 else f"{count} jobs are cancelled"
+        write_result({"cancelled": count}, line, as_json=json_)
+        return 0
 
     def end(client: Client, job_id: str) -> None:
         client.cancel(job_id)

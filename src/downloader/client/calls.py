@@ -28,6 +28,7 @@ from downloader.wire import (
     Aggregation,
     AggregationChanges,
     AggregationPage,
+    CancelledJobs,
     Failures,
     Job,
     JobPage,
@@ -269,6 +270,18 @@ class Calls:
     def cancel(self, job_id: str) -> Steps[None]:
         """Cancel a job that waits or is being downloaded."""
         yield from self._call("DELETE", f"jobs/{bodies.segment(job_id)}")
+
+    def cancel_jobs(self, aggr_id: str) -> Steps[int]:
+        """Cancel all jobs of an aggregation that wait or are being downloaded; returns how many.
+
+        Jobs of responses that were lost are not counted.
+        """
+        cancelled, complete = 0, False
+        while not complete:
+            path = f"aggregations/{bodies.segment(aggr_id)}/jobs"
+            result = yield from self._read(CancelledJobs, "DELETE", path)
+            cancelled, complete = cancelled + result.cancelled, result.complete
+        return cancelled
 
     def aggregations(self) -> ManySteps[Aggregation]:
         """Yield the aggregations that have unfinished downloads, in no particular order."""

@@ -68,6 +68,8 @@ class Event(StrEnum):
     """The job's workers died too often; terminal."""
     JOB_CANCELLED = "job.cancelled"
     """A client has cancelled the job; terminal."""
+    JOBS_CANCELLED = "jobs.cancelled"
+    """A client has cancelled jobs of an aggregation."""
     CALLBACK_DELIVERED = "callback.delivered"
     """The peer has acknowledged the callback."""
     CALLBACK_RETRY = "callback.retry"

@@ -336,15 +336,19 @@ class JobStore(StoreReader):
         occupied until the holder has stopped. `plan` is the plan for the callback of a failure. A job without
         a callback is kept for `keep_s` seconds.
         """
-        call = {
-            "id": spec.id,
-            "group": spec.aggr_id,
-            "error": CANCELLED,
-            **codec.callback(plan),
-            "keep_ms": ms(keep_s),
-        }
-        shard = shard_of(spec.id, self._keys.shards)
-        return Changed(await self._client.run("cancel", shard, call, durable=True))
+        [result] = await self.cancel_all([(spec, plan)], keep_s)
+        return result
+
+    async def cancel_all(
+        self, jobs: Sequence[tuple[JobSpec, CallbackPlan | None]], keep_s: float
+    ) -> Sequence[Changed]:
+        """Like `cancel`, for one or more jobs of the same aggregation, such as those of `unfinished`."""
+        shard = shard_of(jobs[0][0].id, self._keys.shards)
+        call = {"error": CANCELLED, "keep_ms": ms(keep_s)}
+        rows = [{"id": spec.id, "group": spec.aggr_id, **codec.callback(plan)} for spec, plan in jobs]
+        return [
+            Changed(answer) for answer in await self._client.run("cancel", shard, call, rows, durable=True)
+        ]
 
     async def adjust(self, aggr_id: str, changes: AggregationChanges) -> Aggregation | None:
         """Change an aggregation in the whole fleet; `None` for an aggregation without work and set values.

@@ -13,7 +13,7 @@ import trio
 
 from downloader.errors import StoreUnavailable
 from downloader.ids import shard_of
-from downloader.model import Kind
+from downloader.model import JobSpec, Kind
 from downloader.observe import Event, get_logger
 from downloader.store import codec
 from downloader.store.client import StoreClient, check_layout
@@ -103,6 +103,14 @@ class StoreReader:
         elif shard != shards[-1]:
             behind = f"{shard + 1}.."
         return answer, behind
+
+    async def unfinished(self, aggr_id: str, count: int) -> tuple[Sequence[JobSpec], bool]:
+        """At most `count` unfinished jobs of an aggregation, and whether there may be more of them."""
+        call = {"group": aggr_id, "count": count}
+        shard = self._keys.aggregation_shard(aggr_id)
+        answer = codec.fields(await self._client.run("unfinished", shard, call))
+        pairs = zip(answer["jobs"][::2], answer["jobs"][1::2], strict=True)
+        return [JobSpec.from_json(job_id, spec, self._unseal) for job_id, spec in pairs], bool(answer["more"])
 
     async def get(self, job_id: str) -> JobView | None:
         """A job, or `None`."""

@@ -1,10 +1,10 @@
 // The aggregations: searched, sorted and cut into pages by the service, so that ten thousand cost no more than a page.
 
 import { call, query } from "./api.js";
-import { act, complain } from "./dialogs.js";
+import { act, complain, confirm } from "./dialogs.js";
 import { $, button, list, make, setForeign, setText } from "./dom.js";
 import { openLimits } from "./limits.js";
-import { aggregationState, plain } from "./words.js";
+import { aggregationState, plain, plural } from "./words.js";
 
 const ROWS = 25;
 // Between two looks; the fleet changes all the time.
@@ -18,6 +18,22 @@ let total = 0;
 
 const path = (aggregation) => `aggregations/${encodeURIComponent(aggregation.aggr_id)}`;
 
+async function cancelJobs({ aggr_id, pending, in_flight }) {
+  const jobs = plural(pending + in_flight, "job", "jobs");
+  const text = `${jobs} now: ${plain.format(pending)} pending and ${plain.format(in_flight)} in flight. Their callbacks report that they were cancelled.`;
+  const verb = "Cancel the jobs";
+  if (!(await confirm(`Cancel all jobs of ${aggr_id}?`, text, verb, { danger: true, typed: aggr_id }))) return "";
+  let cancelled = 0;
+  let complete = false;
+  while (!complete) {
+    const result = await call("DELETE", `${path({ aggr_id })}/jobs`);
+    cancelled += result.cancelled;
+    complete = result.complete;
+  }
+  look();
+  return `${plural(cancelled, "job", "jobs")} of ${aggr_id} ${cancelled === 1 ? "is" : "are"} cancelled.`;
+}
+
 function row() {
   let shown = null;
   const name = make("bdi");
@@ -30,7 +46,7 @@ function row() {
   const head = make("th", "", name, narrow);
   head.scope = "row";
   const [inFlight, limit, pending] = [make("span"), make("span", "of"), make("td", "count")];
-  const [pause, limits] = [button("Pause"), button("Limits")];
+  const [pause, limits, cancel] = [button("Pause"), button("Limits"), button("Cancel")];
   pause.addEventListener("click", () =>
     act(pause, async () => {
       const changed = await call("PATCH", path(shown), { paused: !shown.paused });
@@ -39,6 +55,7 @@ function row() {
     }),
   );
   limits.addEventListener("click", () => openLimits(shown, path(shown), patch));
+  cancel.addEventListener("click", () => act(cancel, () => cancelJobs(shown)));
 
   function patch(aggregation) {
     shown = aggregation;
@@ -66,10 +83,12 @@ function row() {
     setText(pause, aggregation.paused ? "Resume" : "Pause");
     pause.ariaLabel = `${pause.textContent} ${aggregation.aggr_id}`;
     limits.ariaLabel = `Limits of ${aggregation.aggr_id}`;
+    cancel.ariaLabel = `Cancel the jobs of ${aggregation.aggr_id}`;
+    cancel.hidden = aggregation.in_flight + aggregation.pending === 0;
   }
 
   const slots = make("td", "count", inFlight, limit, meter);
-  const actions = make("td", "actions", pause, " ", limits);
+  const actions = make("td", "actions", pause, " ", limits, " ", cancel);
   return { element: make("tr", "", head, wide, slots, pending, actions), patch };
 }
 

@@ -46,12 +46,19 @@ export async function act(button, action) {
 }
 
 // Asks before something that cannot be undone. Resolves to whether it was confirmed; the focus returns by itself.
-export function confirm(title, text, verb, danger = false) {
+// `typed` is what has to be typed first, if anything.
+export function confirm(title, text, verb, { danger = false, typed = "" } = {}) {
   const dialog = $("confirm");
   setForeign($("confirm-title"), title);
   setForeign($("confirm-text"), text);
   setForeign($("confirm-do"), verb);
   $("confirm-do").className = danger ? "danger" : "primary";
+  $("confirm-typing").hidden = typed === "";
+  setForeign($("confirm-typed"), typed);
+  $("confirm-input").value = "";
+  const check = () => ($("confirm-do").disabled = $("confirm-input").value !== typed);
+  $("confirm-input").oninput = check;
+  check();
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((resolve) => {

@@ -159,7 +159,7 @@ action("job-download", "POST", (job_id) => `retry/${job_id}?download=1`, "is dow
 action("job-callback", "POST", (job_id) => `retry/${job_id}`, "has its callback sent again");
 $("job-cancel").addEventListener("click", async () => {
   const wanted = id;
-  const sure = await confirm("Cancel this job?", `${wanted} ends, and its callback reports that it was cancelled.`, "Cancel the job", true);
+  const sure = await confirm("Cancel this job?", `${wanted} ends, and its callback reports that it was cancelled.`, "Cancel the job", { danger: true });
   if (!sure) return;
   act($("job-cancel"), async () => {
     await call("DELETE", `jobs/${encodeURIComponent(wanted)}`);

@@ -13,6 +13,7 @@ from downloader.wire.aggregation import (
     AggregationLoad,
     AggregationPage,
     AggregationSize,
+    CancelledJobs,
 )
 from downloader.wire.base import LAST_MS, Fault, LineProblem, Problem, moment, rfc3339, unix_ms
 from downloader.wire.callback import Callback, callback_body
@@ -57,6 +58,7 @@ __all__ = [
     "AggregationPage",
     "AggregationSize",
     "Callback",
+    "CancelledJobs",
     "DownloadRequest",
     "FailedDestination",
     "Failure",

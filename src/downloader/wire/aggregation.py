@@ -81,6 +81,15 @@ class AggregationPage(WireModel):
     """With `q` or `sort`: how many match, on all pages."""
 
 
+class CancelledJobs(WireModel):
+    """Jobs of an aggregation that were cancelled."""
+
+    cancelled: int
+    """How many, by this request."""
+    complete: bool
+    """The aggregation has no further job to cancel; if not, repeat the request."""
+
+
 class AggregationSize(WireModel):
     """An aggregation that has work."""
 

@@ -7,6 +7,7 @@ from http import HTTPStatus
 from itertools import islice
 from urllib.parse import quote
 
+import trio
 from pydantic import TypeAdapter, ValidationError
 from quart import request
 
@@ -15,14 +16,25 @@ from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, refusal
 from downloader.api.problems import Problem, Refused
+from downloader.api.routes.jobs import callback_of_cancelled
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.model import MAX_AGGREGATION_CHARS
-from downloader.wire import Aggregation, AggregationChanges, AggregationPage, AggregationSize
+from downloader.observe import Event, get_logger
+from downloader.store import Changed
+from downloader.wire import Aggregation, AggregationChanges, AggregationPage, AggregationSize, CancelledJobs
 
 PAGE = 100
 """About how many aggregations a page has; reading a page takes about a millisecond of the store's time."""
 
+
+CANCELLED_AT_ONCE = 200
+"""Jobs that one call of the store cancels: a few milliseconds of the store's time."""
+
+CANCEL_S = 5.0
+"""Time after which a request to cancel begins no further batch; clients wait longer for a response."""
+
+_log = get_logger()
 
 _CHANGES = TypeAdapter(AggregationChanges)
 
@@ -135,6 +147,38 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     changes = _changes(await request.data)
     visible = _can_be_named(aggr_id) and visible_aggregations()(aggr_id)
     return _known(await context.store.adjust(aggr_id, changes) if visible else None)
+
+
+@route(
+    "DELETE",
+    "/aggregations/<aggregation:aggr_id>/jobs",
+    scope="submit",
+    responses={HTTPStatus.ACCEPTED: ResponseSpec("So many are cancelled.", CancelledJobs)},
+    problems={
+        HTTPStatus.NOT_FOUND: "no job of the token can be in this aggregation",
+        HTTPStatus.CONFLICT: "a job is encrypted with a key that this instance does not have",
+    },
+)
+async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
+    """Cancel all jobs of an aggregation.
+
+    Those that wait or are in flight, in batches, each of them whole, for some seconds. Repeat the request
+    until it is `complete`. Each callback reports the `error_code` `cancelled`.
+    """
+    if not (_can_be_named(aggr_id) and visible_aggregations()(aggr_id)):
+        raise Refused(_UNKNOWN)
+    deps, ends = context.deps, trio.current_time() + CANCEL_S
+    cancelled = 0
+    while True:  # one batch at least
+        specs, more = await context.store.unfinished(aggr_id, CANCELLED_AT_ONCE)
+        plans = [callback_of_cancelled(spec, deps.callback_limit) for spec in specs]
+        if specs:
+            results = await context.store.cancel_all(list(zip(specs, plans, strict=True)), deps.keep_s)
+            cancelled += results.count(Changed.DONE)
+        if not more or trio.current_time() >= ends:
+            break
+    _log.info(Event.JOBS_CANCELLED, aggr_id=aggr_id, count=cancelled)
+    return CancelledJobs(cancelled=cancelled, complete=not more)
 
 
 @route(

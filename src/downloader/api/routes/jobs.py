@@ -17,7 +17,7 @@ from downloader.api.deps import Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.views import job_view
-from downloader.model import State
+from downloader.model import JobSpec, State
 from downloader.observe import Event, get_logger
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
 from downloader.wire import (
@@ -113,9 +113,7 @@ async def cancel(context: Context, job_id: str) -> Accepted:
     deps, view = context.deps, await visible_job(context.store, job_id)
     result = Changed.UNKNOWN
     if view is not None:
-        plan = CallbackPlan.of(view.spec, success=False, per_destination=deps.callback_limit)
-        if view.spec.sealed and plan is not None:  # its group depends on the destination
-            raise Refused(_ENCRYPTED)
+        plan = callback_of_cancelled(view.spec, deps.callback_limit)
         result = await context.store.cancel(view.spec, plan, deps.keep_s)
     if view is None or result is Changed.UNKNOWN:
         raise Refused(UNKNOWN_JOB)
@@ -224,6 +222,18 @@ async def retry_all(context: Context) -> Retried:
 
 def _wants_download() -> bool:
     return request.args.get("download", "") not in ("", "0", "false")
+
+
+def callback_of_cancelled(spec: JobSpec, limit: int) -> CallbackPlan | None:
+    """The callback that reports the cancel of a job; `limit`: `per_destination` of `callback_limit`.
+
+    Raises:
+        Refused: 409, the job is encrypted, and the callback's group depends on the destination.
+    """
+    plan = CallbackPlan.of(spec, success=False, per_destination=limit)
+    if spec.sealed and plan is not None:
+        raise Refused(_ENCRYPTED)
+    return plan
 
 
 async def visible_job(store: JobStore, job_id: str) -> JobView | None:

@@ -1,40 +1,46 @@
--- cancel: a download that is not over ends because a client asked for it, and its callback becomes pending.
+-- cancel: downloads that are not over end because a client asked for it, and their callbacks become pending.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {id, group: its aggregation, error, callback: its group or '', limit: of that group, keep_ms: how long
---         a job without a callback is kept}
+-- ARGV    1 {error, keep_ms: how long a job without a callback is kept}, then per job {id, group: its aggregation,
+--         callback: its group or '', limit: of that group}
 -- from    download pending | running
 -- to      download cancelled, and callback pending where there is one
--- answer  'done' | 'unknown' | 'conflict'
+-- answer  per job: 'done' | 'unknown' | 'conflict'
 -- repeat  'done' again, nothing changed
 --
 -- The download of a running job keeps its slot until the holder has stopped or the lease would have ended, because the
 -- origin may still be sending until then.
 
-local id, group = call.id, call.group
-if redis.call('EXISTS', key_job(id)) == 0 then return 'unknown' end
+local function cancel(item)
+  local id, group = item.id, item.group
+  if redis.call('EXISTS', key_job(id)) == 0 then return 'unknown' end
 
-local task = key_task('download', id)
-local state = redis.call('HGET', task, 'state') or 'pending'
-if state == 'cancelled' then return 'done' end
+  local task = key_task('download', id)
+  local state = redis.call('HGET', task, 'state') or 'pending'
+  if state == 'cancelled' then return 'done' end
 
--- ZREM comes before all other writes, which the server refuses when memory is full.
-if state == 'pending' then
-  redis.call('ZREM', key_queue('download', group), id)
-  redis.call('ZREM', key_urgent(group), id)
-elseif state == 'running' then
-  local ends = redis.call('ZSCORE', key_leases('download'), id)
-  redis.call('ZREM', key_leases('download'), id)
-  redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
-  redis.call('PUBLISH', key_wake('download'), id)
-else
-  return 'conflict'
+  -- ZREM comes before all other writes, which the server refuses when memory is full.
+  if state == 'pending' then
+    redis.call('ZREM', key_queue('download', group), id)
+    redis.call('ZREM', key_urgent(group), id)
+  elseif state == 'running' then
+    local ends = redis.call('ZSCORE', key_leases('download'), id)
+    redis.call('ZREM', key_leases('download'), id)
+    redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
+    redis.call('PUBLISH', key_wake('download'), id)
+  else
+    return 'conflict'
+  end
+  redis.call('HSET', task, 'state', 'cancelled', 'group', group, 'finished', now, 'error', call.error,
+    'code', 'cancelled', 'status', '0')
+  redis.call('HDEL', task, 'due')
+  remember('download', id, call.error)
+  touch('download', group)
+  conclude(id, item.callback, item.limit, call.keep_ms)
+  return 'done'
 end
-redis.call('HSET', task, 'state', 'cancelled', 'group', group, 'finished', now, 'error', call.error,
-  'code', 'cancelled', 'status', '0')
-redis.call('HDEL', task, 'due')
-remember('download', id, call.error)
-touch('download', group)
-conclude(id, call.callback, call.limit, call.keep_ms)
+
+local answers = {}
+for item in items() do answers[#answers + 1] = cancel(item) end
 place_touched()
-return 'done'
+return answers
