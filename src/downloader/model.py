@@ -40,7 +40,7 @@ _BROKER_LIMIT = 4096
 """Callbacks in flight to a broker: more than any process allows (`notifier.concurrency`), so no bound."""
 
 _AUTHORITY_END = re.compile(r"[/?#]")
-_PORT = re.compile(r":[0-9]*$")
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 _RENAMED_PHRASES = {
     413: "Content Too Large",
@@ -346,6 +346,8 @@ class CallbackOutcome:
     verdict: Verdict
     error: str = ""
     retry_after_s: float | None = None
+    slow: bool = False
+    """Whether the delivery took long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,9 +376,14 @@ class Lease:
     """Names the request by which a client had the failed download run again; empty for a job that ran once.
     Callbacks only."""
     proven: bool = True
-    """Whether the destination has accepted a callback lately; callbacks only."""
+    """Whether the destination has taken a callback quickly lately; callbacks only."""
+    failing: bool = False
+    """Whether a callback to the destination has failed or taken long lately, and none was taken quickly;
+    callbacks only."""
     waited_s: float | None = field(default=None, compare=False)
     """Seconds from the due time to the lease; `None` if the lease call was repeated."""
+    age_s: float = field(default=0.0, compare=False)
+    """Seconds since the callback became pending, or since a client had it sent again; callbacks only."""
 
     @property
     def id(self) -> str:
@@ -385,19 +392,19 @@ class Lease:
 
 
 def callback_group(callback_type: str, destination: str) -> str:
-    """The group that bounds callbacks to a destination: the host of a URL, without port and path.
+    """The group that bounds callbacks to a destination: the origin of a URL.
 
-    A host that does not respond therefore delays only callbacks to that host. The queues of a broker share a
-    host, so for brokers the path is part of the group: a missing queue must not delay the others. A
-    destination that is not a URL (a topic, a prefix) is a group of its own. Never raises.
+    A destination that does not respond therefore delays no other one, also on the same host. The queues of a
+    broker share an origin, so for brokers the path is part of the group: a missing queue must not delay the
+    others. A destination that is not a URL (a topic, a prefix) is a group of its own. Never raises.
     """
     scheme, mark, address = destination.partition("://")
     if mark:
         # `urlsplit` raises for some usable URLs, such as one with a `[` in the password.
         authority = _AUTHORITY_END.split(address, maxsplit=1)[0]
         queue = address[len(authority) :] if callback_type in BROKERS else ""
-        host = _PORT.sub("", authority.rpartition("@")[2])
-        destination = f"{scheme}://{host}".lower() + queue if queue else host.lower()
+        scheme, host = scheme.lower(), authority.rpartition("@")[2].lower().removesuffix(":")
+        destination = f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ':'))}{queue}"
     return f"{callback_type} {destination}"[:256]
 
 

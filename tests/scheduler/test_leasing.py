@@ -292,6 +292,25 @@ async def test_it_is_held_to_its_share_for_a_while(autojump_clock: MockClock, st
         assert len(process.work.cancelled) == 4
 
 
+async def test_destinations_that_fail_leave_slots_to_new_ones(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, kind=Kind.CALLBACK, concurrency=8) as process:
+        for number in range(100):
+            process.add(f"silent {number}", proven=False, failing=True)
+        await process.settle_down()
+        assert len(process.work.working) == 2
+        began = trio.current_time()
+        new = [process.add(f"new {number}", proven=False)[0] for number in range(3)]
+        await process.settle_down()
+        assert set(new[:2]) <= process.work.working.keys()
+        assert new[2] not in process.work.working, "half of the slots are for those that answer"
+        process.work.finish(next(job_id for job_id in process.work.begun if job_id not in new))
+        await process.settle_down()
+        assert trio.current_time() == began
+        assert len(process.work.working) == 4
+
+
 async def test_destinations_that_have_not_answered_share_half_of_the_slots(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:

@@ -68,6 +68,7 @@ class FakeStore:
         limit: int = LIMIT,
         kind: Kind = Kind.DOWNLOAD,
         proven: bool = True,
+        failing: bool = False,
     ) -> list[str]:
         """Enqueue; returns the ids."""
         ids = []
@@ -82,6 +83,7 @@ class FakeStore:
                 crashes=0,
                 limit=limit,
                 proven=proven,
+                failing=failing,
             )
             self.pending[group].append(lease)
             ids.append(spec.id)
@@ -111,15 +113,16 @@ class FakeStore:
         self.asked.append(count)
         await self._meet(self.before, "lease")
         granted, self._unheard = self._unheard, []
-        unproven = shares.unproven
+        unproven, failing = shares.unproven, shares.failing
         while len(granted) < count:
-            group = self._next_group(shares, unproven)
+            group = self._next_group(shares, unproven, failing)
             if group is None:
                 break
             lease = self.pending[group].pop(0)
             # Turns: a group that gave a task goes to the end.
             self.pending[group] = self.pending.pop(group)
             unproven -= not lease.proven
+            failing -= lease.failing
             lease = replace(lease, generation=lease.generation + 1)
             self.held[lease.id] = lease
             granted.append(lease)
@@ -128,15 +131,15 @@ class FakeStore:
         except StoreUnavailable:
             self._unheard = granted
             raise
-        more = self._next_group(shares, unproven) is not None
+        more = self._next_group(shares, unproven, failing) is not None
         return LeaseBatch(leases=granted, next_due_s=0 if more else None)
 
-    def _next_group(self, shares: Shares, unproven: int) -> str | None:
+    def _next_group(self, shares: Shares, unproven: int, failing: int) -> str | None:
         last = None
         for group, queue in self.pending.items():
             if not queue or self.running(group) >= queue[0].limit or group in shares.never:
                 continue
-            if not queue[0].proven and unproven < 1:
+            if not queue[0].proven and (unproven < 1 or (queue[0].failing and failing < 1)):
                 continue
             if group not in shares.last:
                 return group

@@ -58,6 +58,9 @@ async def use_every_key(store: JobStore) -> None:
     for lease, verdict in zip(callbacks, (Verdict.SUCCEEDED, Verdict.FAILED), strict=True):
         await store.settle("me", [closed(lease, CallbackOutcome(verdict=verdict, error="no"), 60, 4)])
     await submitted(store, "d")
+    await submitted(store, "e")
+    [again] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+    await store.settle("me", [downloaded(again, OK, plans[1], 60)])
     await store.set_crawl_delay("slow.test", 1, 60)
     await store.report("one", "processor", {}, 60, {"bytes": 1})
 

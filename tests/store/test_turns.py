@@ -1,13 +1,19 @@
-"""The turns of a lease call: aggregations that give way, and destinations that have not answered lately."""
+"""The turns of a lease call: aggregations that give way, and destinations by how they have answered."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares
-from servers.jobs import closed, downloaded, leased, submitted
+from servers.jobs import closed, downloaded, leased, submitted, tried_again
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+REFUSED = CallbackOutcome(verdict=Verdict.RETRY, error="refused")
+GIVEN_UP = CallbackOutcome(verdict=Verdict.FAILED, error="refused")
 
 
 async def calls_back(store: JobStore, destination: str) -> None:
@@ -44,3 +50,69 @@ async def test_destinations_that_answer_and_others_take_turns(store: JobStore) -
         await calls_back(store, f"http {destination}")
     found = await groups(store, Kind.CALLBACK, 2, Shares(unproven=9))
     assert sorted(found) == ["http new", "http proven"]
+
+
+async def standing(store: JobStore, destination: str) -> str:
+    """Lease the next callback to a destination; returns what the lease says of the destination."""
+    await calls_back(store, destination)
+    lease = await leased(store, kind=Kind.CALLBACK)
+    assert lease.group == destination
+    await store.settle("me", [closed(lease, DELIVERED, 60, 9)])
+    return {(True, False): "proven", (False, True): "failing", (False, False): "new"}[
+        lease.proven, lease.failing
+    ]
+
+
+async def ends(store: JobStore, destination: str, *outcomes: CallbackOutcome) -> None:
+    """Have callbacks to a destination end so, one after the other."""
+    for outcome in outcomes:
+        await calls_back(store, destination)
+        lease = await leased(store, kind=Kind.CALLBACK)
+        last = outcome.verdict is not Verdict.RETRY
+        settlement = closed(lease, outcome, 60, 9) if last else tried_again(lease, outcome, 60)
+        await store.settle("me", [settlement])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([], "new"),
+        ([DELIVERED], "proven"),
+        ([REFUSED], "failing"),
+        ([GIVEN_UP], "failing"),
+        ([replace(DELIVERED, slow=True)], "failing"),
+        ([DELIVERED, REFUSED], "proven"),
+        ([DELIVERED, replace(REFUSED, slow=True)], "failing"),
+        ([DELIVERED, replace(GIVEN_UP, slow=True)], "failing"),
+        ([DELIVERED, replace(DELIVERED, slow=True)], "failing"),
+        ([replace(DELIVERED, slow=True), DELIVERED], "proven"),
+    ],
+)
+async def test_a_destination_stands_as_it_has_answered(
+    store: JobStore, outcomes: list[CallbackOutcome], expected: str
+) -> None:
+    await ends(store, "http c", *outcomes)
+    assert await standing(store, "http c") == expected
+
+
+async def test_destinations_that_fail_get_a_part_of_what_others_without_an_answer_get(
+    store: JobStore,
+) -> None:
+    for name in "abc":
+        await ends(store, f"http {name}", GIVEN_UP)
+    for name in ("a", "b", "c", "new"):
+        await calls_back(store, f"http {name}")
+    assert await groups(store, Kind.CALLBACK, 9, Shares(unproven=9, failing=0)) == ["http new"]
+    assert await groups(store, Kind.CALLBACK, 9, Shares(unproven=0, failing=9)) == []
+    assert len(await groups(store, Kind.CALLBACK, 9, Shares(unproven=9, failing=2))) == 2
+
+
+async def test_calls_for_one_callback_get_all_kinds_of_destinations(store: JobStore) -> None:
+    await ends(store, "http proven", DELIVERED)
+    await ends(store, "http failing", GIVEN_UP)
+    for name in ("proven", "failing", "new"):
+        for _ in range(40):
+            await calls_back(store, f"http {name}")
+    # Which kind is first follows from the time in ms, so it is chance.
+    got = [(await groups(store, Kind.CALLBACK, 1, Shares()))[0] for _ in range(27)]
+    assert set(got) == {"http proven", "http failing", "http new"}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 from structlog.testing import capture_logs
+from trio.testing import MockClock
 
 from downloader.model import (
     CallbackOutcome,
@@ -26,6 +27,7 @@ from downloader.model import (
 from downloader.notify import Delivered, Notifier, Payload, Rejected, Result, RetryLater, send_callback
 from downloader.notify.bulkhead import SHORTEST_S
 from downloader.notify.health import UNHEALTHY_AFTER, Breakers
+from downloader.notify.send import QUICK_S
 from downloader.storage import Body, StorageError, StorageRefused
 from downloader.storage.opening import CheckedStorage
 
@@ -108,6 +110,17 @@ async def send(
         rng=random.Random(0),
         health=health or Breakers(["http", "other"]),
     )
+
+
+@pytest.mark.parametrize("result", [Delivered(), Rejected("no"), RetryLater("later")])
+async def test_a_delivery_that_took_long_is_slow(autojump_clock: MockClock, result: Result) -> None:
+    class Slow:
+        async def deliver(self, destination: str, payload: Payload) -> Result:  # noqa: ARG002
+            await trio.sleep(seconds)
+            return result
+
+    for seconds in (QUICK_S - 1, QUICK_S + 1):
+        assert (await send(Slow(), timeout_s=60)).slow is (seconds > QUICK_S)
 
 
 async def test_the_payload_of_a_success() -> None:

@@ -90,18 +90,19 @@ def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "destination", "group"),
     [
-        ("http", "http://Host:80/a?b", "http host"),
-        ("http", "https://user:secret@host/x", "http host"),
-        ("http", "http://[u:p@Host/x", "http host"),
-        ("http", "http://u:\u2100@Host?x#y", "http host"),
-        ("http", "http://u@[::1]:80", "http [::1]"),
-        ("storage", "a://[b", "storage [b"),
+        ("http", "http://Host:80/a?b", "http http://host"),
+        ("http", "http://host:443/", "http http://host:443"),
+        ("http", "HTTPS://user:secret@host:443/x", "http https://host"),
+        ("http", "http://[u:p@Host:8080/x", "http http://host:8080"),
+        ("http", "http://u:\u2100@Host:?x#y", "http http://host"),
+        ("http", "http://u@[::1]:80", "http http://[::1]"),
+        ("storage", "a://[b", "storage a://[b"),
         ("kafka", "topic", "kafka topic"),
         ("sqs", "aws.com/sqs/name", "sqs aws.com/sqs/name"),
         ("sqs", "https://u:p@SQS.test/1/Name", "sqs https://sqs.test/1/Name"),
     ],
 )
-def test_callbacks_to_one_host_share_a_group(kind: str, destination: str, group: str) -> None:
+def test_callbacks_to_one_origin_share_a_group(kind: str, destination: str, group: str) -> None:
     assert callback_group(kind, destination) == group
 
 

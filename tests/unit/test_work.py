@@ -26,7 +26,7 @@ from downloader.model import (
 from downloader.notify import Bulkhead, Delivered, Payload, Result
 from downloader.observe import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS, Counters
 from downloader.scheduler import LeaseEnd
-from downloader.service.work import Callbacks, Downloads, within_deadline
+from downloader.service.work import Callbacks, Downloads, within_age, within_deadline
 from downloader.store import Settlement
 
 NONE = cast("Any", None)
@@ -145,6 +145,37 @@ async def test_a_callback_without_a_slot_comes_back_after_a_pause() -> None:
     end = await work.attempt(replace(job, spec=replace(job.spec, callback_type="elsewhere")), lambda: True)
     assert (end.verdict, receiver.taken) == (Verdict.RELEASE, [])
     assert end.delay_s > 0
+
+
+@pytest.mark.parametrize(
+    ("so_far", "sent"),
+    [
+        ({"age_s": 59, "attempts": 3, "failing": True}, 1),
+        ({"age_s": 60, "attempts": 1}, 0),
+        ({"age_s": 60, "failing": True}, 0),
+        ({"age_s": 60}, 1),
+    ],
+)
+async def test_a_callback_that_is_too_old_has_failed(so_far: dict[str, Any], sent: int) -> None:
+    """One that was never tried is sent, unless its destination is failing."""
+    work, receiver, job = callback()
+    work.settings = Settings.model_validate({"notifier": {"max_age": 60}})
+    end = await work.attempt(replace(job, **so_far), lambda: True)
+    assert end.error == ("" if sent else "not delivered within 60 s")
+    assert end.verdict is (Verdict.SUCCEEDED if sent else Verdict.FAILED)
+    assert len(receiver.taken) == sent
+
+
+@pytest.mark.parametrize("verdict", [Verdict.RETRY, Verdict.RELEASE])
+def test_the_next_attempt_at_a_callback_is_due_before_it_is_too_old(verdict: Verdict) -> None:
+    outcome = CallbackOutcome(verdict=verdict, error="no", retry_after_s=30)
+    job = lease(Kind.CALLBACK)
+    assert within_age(outcome, replace(job, age_s=20), 60) == outcome
+    assert within_age(outcome, replace(job, age_s=50), 60) == replace(outcome, retry_after_s=10)
+    end = within_age(outcome, replace(job, age_s=61), 60)
+    assert (end.verdict, end.error) == (Verdict.FAILED, "not delivered within 60 s: no")
+    delivered = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+    assert within_age(delivered, replace(job, age_s=61), 60) == delivered
 
 
 async def test_the_file_of_a_cancelled_job_is_deleted() -> None:

@@ -245,6 +245,9 @@ class NotifierSettings(Section):
     retry_schedule: list[Seconds] = Field(default_factory=lambda: [5.0, 60.0, 600.0, 3600.0, 21600.0])
     """Seconds before each further attempt at a callback, with jitter. After the last one the callback is
     failed, and can be sent again by hand. Empty: there is one attempt."""
+    max_age: Seconds = 172800.0
+    """Seconds after which a callback that is still not delivered is failed, however long its destination has
+    delayed it. One that was never tried is tried first, unless its destination is failing."""
     lease: ShortSeconds = 60.0
     """Seconds until another instance takes over the callback of an instance that has gone silent."""
     grace: ShortSeconds = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import trio
@@ -18,6 +18,9 @@ from downloader.notify.health import Breakers
 from downloader.notify.notifier import Delivered, Notifier, Payload, Rejected, Result, RetryLater
 from downloader.plugins import find_cancel, one_line
 from downloader.wire import callback_body
+
+QUICK_S = 5.0
+"""A delivery that takes longer is slow. Slow destinations get no more slots than silent ones."""
 
 _JITTER = 0.2
 """A delay is varied by up to this fraction, so that callbacks do not all return at the same time."""
@@ -93,6 +96,7 @@ async def send_callback(
     )
     begun_at = trio.current_time()
     result = await _ask(backends[name], destination, payload, timeout_s=timeout_s)
+    slow = trio.current_time() - begun_at > QUICK_S
     if isinstance(result, _Broken):
         reason = f"backend {name} failed: {result.problem}"
         facts = {"job_id": lease.id, "aggr_id": lease.spec.aggr_id}
@@ -103,11 +107,11 @@ async def send_callback(
         health.worked(name)
     match result:
         case Delivered():
-            return CallbackOutcome(verdict=Verdict.SUCCEEDED)
+            return CallbackOutcome(verdict=Verdict.SUCCEEDED, slow=slow)
         case Rejected(reason):
-            return CallbackOutcome(verdict=Verdict.FAILED, error=one_line(reason))
+            return CallbackOutcome(verdict=Verdict.FAILED, error=one_line(reason), slow=slow)
         case RetryLater():
-            return _retry(lease, result, schedule, rng)
+            return replace(_retry(lease, result, schedule, rng), slow=slow)
         case _:
             assert_never(result)
 

@@ -1,7 +1,8 @@
 """Bounds of the work in flight in this process: a limiter per group, and a group's share of the slots.
 
 While other aggregations wait, an aggregation gets at most half of the download slots. Callbacks to
-destinations that have not answered lately get together at most half of the callback slots.
+destinations that have not answered quickly lately get together at most half of the callback slots, and those
+among them that have failed a quarter.
 `docs/design/scheduler.md` says where each bound is enforced.
 """
 
@@ -32,10 +33,12 @@ class Limits:
         self._kind = kind
         self._slots = slots
         self._share = max(1, slots // 2)
+        self._failing_share = max(1, slots // 4)
         self._limiters: MutableMapping[str, trio.CapacityLimiter] = {}
         self._large: dict[str, None] = {}
         self._capped_until: dict[str, float] = {}
         self._unproven = 0
+        self._failing = 0
         self._suspects = 0
 
     def enter(self, held: HeldLease) -> bool:
@@ -51,6 +54,7 @@ class Limits:
         except trio.WouldBlock:
             return False
         self._unproven += not lease.proven
+        self._failing += lease.failing
         self._suspects += held.suspect
         if limiter.borrowed_tokens >= self._share:
             self._large[lease.group] = None
@@ -73,6 +77,7 @@ class Limits:
         limiter = self._limiters[group]
         limiter.release_on_behalf_of(held)
         self._unproven -= not held.lease.proven
+        self._failing -= held.lease.failing
         self._suspects -= held.suspect
         if limiter.borrowed_tokens < self._share:
             self._large.pop(group, None)
@@ -80,13 +85,18 @@ class Limits:
             del self._limiters[group]
         return before != self._bounds()
 
-    def _bounds(self) -> tuple[bool, int, int]:
-        return self._unproven >= self._share, len(self._large), self._suspects
+    def _bounds(self) -> tuple[bool, bool, int, int]:
+        unproven, failing = self._unproven >= self._share, self._failing >= self._failing_share
+        return unproven, failing, len(self._large), self._suspects
 
     def shares(self, now: float) -> Shares:
         """Which leases the process may ask for; `now` is Trio time."""
         if self._kind is Kind.CALLBACK:
-            return Shares(unproven=max(0, self._share - self._unproven), suspects=self._suspects)
+            return Shares(
+                unproven=max(0, self._share - self._unproven),
+                failing=max(0, self._failing_share - self._failing),
+                suspects=self._suspects,
+            )
         for group in [group for group, until in self._capped_until.items() if until <= now]:
             del self._capped_until[group]
         never = [group for group in self._large if group in self._capped_until]

@@ -163,6 +163,20 @@ def within_deadline(outcome: Outcome, left_s: float) -> Outcome:
     return replace(outcome, retry_after_s=min(outcome.retry_after_s or 0.0, left_s))
 
 
+def within_age(outcome: CallbackOutcome, lease: Lease, max_age: float) -> CallbackOutcome:
+    """A delivery's outcome: failed, if there would be another attempt and the callback is `max_age` s old.
+
+    The other attempt is due at that age at the latest.
+    """
+    if outcome.verdict in (Verdict.SUCCEEDED, Verdict.FAILED):
+        return outcome
+    left_s = max_age - lease.age_s
+    if left_s <= 0:
+        error = f"{_too_old(max_age)}: {outcome.error}" if outcome.error else _too_old(max_age)
+        return replace(outcome, verdict=Verdict.FAILED, error=error, retry_after_s=None)
+    return replace(outcome, retry_after_s=min(outcome.retry_after_s or 0.0, left_s))
+
+
 @dataclass(kw_only=True, eq=False)
 class Callbacks:
     """Callbacks: each lease is one delivery, if the backend has a free slot."""
@@ -194,8 +208,8 @@ class Callbacks:
     async def attempt(self, lease: Lease, _: StillOurs) -> Settlement:
         """Deliver the callback. The job of a failed one is kept longer."""
         _note_wait(self.counters, lease)
-        delivery = await self._delivery(lease)
         notifier = self.settings.notifier
+        delivery = within_age(await self._delivery(lease), lease, notifier.max_age)
         success = delivery.verdict is Verdict.SUCCEEDED
         return Settlement.of(
             lease,
@@ -210,8 +224,8 @@ class Callbacks:
         """Deliver, or hand the callback back for some seconds if the backend has no free slot."""
         if lease.spec.sealed:  # another instance may have the key
             return CallbackOutcome(verdict=Verdict.RELEASE, error=_SEALED, retry_after_s=SEALED_DELAY_S)
-        if lease.crashes >= POISON_CRASHES:
-            return CallbackOutcome(verdict=Verdict.FAILED, error=_poisoned(lease))
+        if error := self._given_up(lease):
+            return CallbackOutcome(verdict=Verdict.FAILED, error=error)
         backend = _backend(lease)
         if not backend:  # `send_callback` then fails it at once, so it needs no slot
             return await self._deliver(lease)
@@ -224,6 +238,15 @@ class Callbacks:
             return await self._deliver(lease)
         finally:
             self.bulkhead.release(slot)
+
+    def _given_up(self, lease: Lease) -> str:
+        """Why the callback fails without being sent; empty if it is sent."""
+        if lease.crashes >= POISON_CRASHES:
+            return _poisoned(lease)
+        max_age = self.settings.notifier.max_age
+        # After an outage of all notifiers a callback is tried once, however old it is.
+        too_old = lease.age_s >= max_age and (lease.attempts or lease.failing)
+        return _too_old(max_age) if too_old else ""
 
     async def _deliver(self, lease: Lease) -> CallbackOutcome:
         return await send_callback(
@@ -276,6 +299,10 @@ def delivery_timeout_s(settings: Settings) -> float:
 
 def _poisoned(lease: Lease) -> str:
     return f"its worker died {lease.crashes} times"
+
+
+def _too_old(max_age: float) -> str:
+    return f"not delivered within {max_age:g} s"
 
 
 def _backend(lease: Lease) -> str:

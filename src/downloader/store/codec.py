@@ -118,6 +118,7 @@ def _retry_later(settlement: Settlement) -> dict[str, Any]:
         "attempts": "0" if settlement.verdict is Verdict.THROTTLED else "1",
         "delay_ms": ms(settlement.delay_s),
         **_cooldown(outcome),
+        **_slow(settlement),
     }
 
 
@@ -159,7 +160,11 @@ def _more(outcome: Outcome, seal: Seal | None) -> list[str]:
 
 def _close_callback(settlement: Settlement) -> dict[str, Any]:
     assert settlement.callback is not None, "a callback that ended has a group"
-    return {**_ended(settlement), "limit": str(settlement.callback.limit)}
+    return {**_ended(settlement), "limit": str(settlement.callback.limit), **_slow(settlement)}
+
+
+def _slow(settlement: Settlement) -> dict[str, bool]:
+    return {"slow": True} if settlement.slow else {}
 
 
 def _ended(settlement: Settlement) -> dict[str, Any]:
@@ -238,7 +243,9 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         result_attempts=int(result.get("attempts") or 0),
         result_retry=result.get("retried", ""),
         proven=row["proven"] == "1",
+        failing=row["failing"] == "1",
         waited_s=row["waited_ms"] / 1000 if row["waited_ms"] >= 0 else None,
+        age_s=row["age_ms"] / 1000,
     )
 
 

@@ -46,9 +46,6 @@ log = get_logger()
 CANCELLED = "cancelled by a client"
 """`error` of a job that was cancelled."""
 
-PROVEN_S = 600.0
-"""How long a destination counts as proven after accepting a callback."""
-
 
 @asynccontextmanager
 async def open_store(
@@ -185,20 +182,24 @@ class JobStore(StoreReader):
             common["hosts"] = self._hosts
         leases: list[Lease] = []
         waits: list[float] = []
-        unproven = shares.unproven
+        unproven, failing = shares.unproven, shares.failing
         while shards and (count == 0 or len(leases) < count):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
             # slots.
             free = count - len(leases)
             now, shards = (shards[:free], shards[free:]) if count else (shards, [])
-            counts = zip(now, _split(free, len(now)), _split(unproven, len(now)), strict=True)
-            calls = {shard: {**common, "count": most, "unproven": some} for shard, most, some in counts}
+            counts = zip(*(_split(total, len(now)) for total in (free, unproven, failing)), strict=True)
+            calls = {
+                shard: {**common, "count": most, "unproven": some, "failing": few}
+                for shard, (most, some, few) in zip(now, counts, strict=True)
+            }
             answers = await self._client.ask(
                 now, partial(self._lease_from, calls, requests), some=bool(leases or waits)
             )
             for answer in answers.values():
                 granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
                 unproven -= sum(not lease.proven for lease in granted)
+                failing -= sum(lease.failing for lease in granted)
                 leases += granted
                 if answer["due_ms"] >= 0:
                     waits.append(answer["due_ms"] / 1000)
@@ -249,9 +250,7 @@ class JobStore(StoreReader):
             places[codec.script_of(settlement), settlement.lease.kind].append(place)
         results = [Settled.UNKNOWN] * len(settlements)
         for (script, kind), group in places.items():
-            call: dict[str, Any] = {"kind": kind, "owner": owner}
-            if script == "close_callback":
-                call["proven_ms"] = ms(PROVEN_S)
+            call = {"kind": kind, "owner": owner}
             rows = [codec.settle(script, settlements[place], self._seal) for place in group]
             for place, result in zip(group, await self._run_on_leases(script, call, rows), strict=True):
                 results[place] = result

@@ -86,7 +86,9 @@ class Shares:
     never: Sequence[str] = ()
     """Groups that give no tasks."""
     unproven: int = 1_000_000
-    """Most callbacks to destinations that have not answered lately."""
+    """Most callbacks to destinations that have not answered quickly lately."""
+    failing: int = 1_000_000
+    """Most of these to destinations that have failed lately."""
     suspects: int = 0
     """Number of running tasks that have killed two workers before; an instance gets only one at a time."""
 
@@ -139,6 +141,8 @@ class Settlement:
     """For a download, the callback that becomes pending; for a callback, the callback that has ended."""
     keep_s: float = 0.0
     """Seconds for which a job is kept after the callback, or after the download if there is no callback."""
+    slow: bool = False
+    """Whether the destination of a callback took long."""
 
     @classmethod
     def of(
@@ -158,6 +162,7 @@ class Settlement:
             outcome=end if isinstance(end, Outcome) else None,
             callback=callback,
             keep_s=keep_s,
+            slow=isinstance(end, CallbackOutcome) and end.slow,
         )
 
 

@@ -28,23 +28,46 @@ local LOG_LENGTH = 5
 -- Kinds of work for which this script publishes a wake-up at its end.
 local woken = {}
 
--- The set for a group that can run now: `ready`, or `unproven` for a callback destination that has not answered lately.
--- The separate set lets an instance bound the slots that unproven destinations take together.
+-- How long it counts how a callback destination has answered last.
+local ANSWER_COUNTS_MS = 600 * 1000
+
+-- The sets of groups that can run now. Separate sets let an instance bound the slots that callback destinations take
+-- together if they have not answered quickly lately, and those among them that have failed.
+local READY_SETS = {
+  download = {key_ready('download')},
+  callback = {key_ready('callback'), key_unproven(), key_failing()},
+}
+
+-- The set for a group that can run now.
 local function ready_set(kind, group)
-  if kind == 'callback' and redis.call('EXISTS', key_proven(group)) == 0 then return key_unproven() end
-  return key_ready(kind)
+  if kind == 'download' or redis.call('EXISTS', key_proven(group)) == 1 then return key_ready(kind) end
+  return redis.call('EXISTS', key_disproven(group)) == 1 and key_failing() or key_unproven()
 end
 
-local function leave_ready(kind, group)
-  redis.call('ZREM', key_ready(kind), group)
-  if kind == 'callback' then redis.call('ZREM', key_unproven(), group) end
+-- Removes a group from the sets of groups that can run now, except from `kept`.
+local function leave_ready(kind, group, kept)
+  for _, set in ipairs(READY_SETS[kind]) do
+    if set ~= kept then redis.call('ZREM', set, group) end
+  end
+end
+
+-- Notes how a destination has answered a callback. The marks need not be deleted when the other one is set: `proven` is
+-- examined first, and a mark that was set earlier ends earlier.
+local function note_answer(group, taken, slow)
+  if taken and not slow then
+    redis.call('SET', key_proven(group), '1', 'PX', ANSWER_COUNTS_MS)
+    return
+  end
+  redis.call('SET', key_disproven(group), '1', 'PX', ANSWER_COUNTS_MS)
+  -- A quick refusal takes a slot for a moment only, so it does not count against a destination that has answered.
+  if slow then redis.call('DEL', key_proven(group)) end
 end
 
 -- Adds a group at the end of its set; a group that is in the set keeps its place.
 local function join_ready(kind, group)
   local set = ready_set(kind, group)
   if redis.call('ZSCORE', set, group) then return end
-  if kind == 'callback' then leave_ready(kind, group) end
+  leave_ready(kind, group, set)
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
   if last[2] then
     redis.call('ZADD', set, tonumber(last[2]) + 1, group)

@@ -1,8 +1,8 @@
 -- close_callback: running callbacks reach their terminal state; the job waits to be reaped.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner, proven_ms: how long a destination counts as proven by a success}, then per result
---         {id, generation, state, error, keep_ms: how long the job is kept, limit: of the group}
+-- ARGV    1 {kind, owner}, then per result {id, generation, state, error, keep_ms: how long the job is kept, limit:
+--         of the group, slow: whether the destination took long, absent: it did not}
 -- from    callback running, this owner and generation
 -- to      callback succeeded | failed
 -- answer  per result: 'done' | 'lease_lost'
@@ -24,10 +24,10 @@ for item in items() do
     if item.state == 'succeeded' then
       -- A success restores the limit, which a failure has set to 1.
       redis.call('HSET', key_group('callback', group), 'limit', item.limit)
-      redis.call('SET', key_proven(group), '1', 'PX', call.proven_ms)
     else
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
     end
+    note_answer(group, item.state == 'succeeded', item.slow)
     redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
     touch('callback', group)
   end

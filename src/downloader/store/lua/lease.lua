@@ -3,14 +3,15 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
 --         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
---         destinations that have not answered lately, suspects: how many tasks under which two workers died this
---         instance works on; absent: 0, hosts: limits of hosts, see `_hosts.lua`; absent: none}
+--         destinations that have not answered quickly lately, failing: how many of these to destinations that have
+--         failed, suspects: how many tasks under which two workers died this instance works on; absent: 0,
+--         hosts: limits of hosts, see `_hosts.lua`; absent: none}
 -- from    pending
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
---         attempts, crashes, throttled, limit, proxy, spec, proven ('1' or ''), waited_ms (since it was due; -1 if
---         the lease is repeated), result of each; a callback's result is the state, attempts, error, code, status,
---         size, sha256, mime, image and retried of its download
+--         attempts, crashes, throttled, limit, proxy, spec, proven and failing ('1' or '', of a callback's
+--         destination), waited_ms (since it was due; -1 if the lease is repeated), age_ms (since the callback became
+--         pending), result of each; a callback's result has the fields RESULT of its download that are set
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
 -- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
@@ -18,7 +19,7 @@
 
 local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
-local unproven = kind == 'callback' and call.unproven or 0
+local unproven, failing = call.unproven, call.failing
 local suspects = call.suspects or 0
 
 -- Delay of a suspect that this instance may not run because it runs another suspect.
@@ -27,26 +28,28 @@ local SUSPECT_AGAIN_MS = 1000
 -- What a callback needs of the download's result.
 local RESULT = {
   'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image', 'retried',
-  'etag', 'last_modified', 'content_type', 'final_url', 'not_modified',
+  'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
 }
 
-local function describe(id, group, generation, proven, waited, spec)
-  local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled')
+local function describe(id, group, generation, set, waited, spec)
+  local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
-  local result = {}
+  local result, since = {}, task[4]
   if kind == 'callback' then
-    for i, value in ipairs(redis.call('HMGET', key_task('download', id), unpack(RESULT))) do
+    local values = redis.call('HMGET', key_task('download', id), unpack(RESULT))
+    for i, value in ipairs(values) do
       if value then
         result[#result + 1] = RESULT[i]
         result[#result + 1] = value
       end
     end
+    since = since or values[#RESULT]
   end
   return {
     'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
     'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
-    'spec', spec, 'proven', proven and '1' or '', 'waited_ms', waited,
-    'result', result,
+    'spec', spec, 'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
+    'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
   }
 end
 
@@ -54,30 +57,31 @@ local excepted = {}
 for _, group in ipairs(call.last) do excepted[group] = 'last' end
 for _, group in ipairs(call.never) do excepted[group] = 'never' end
 
--- The next group of `ready`, and the key of the set.
-local function first_ready()
-  local ready = key_ready(kind)
+-- The next group of a set, if the call may get one.
+local function first_of(set)
+  if set ~= key_ready(kind) then
+    if unproven < 1 or set == key_failing() and failing < 1 then return nil end
+    return redis.call('ZRANGE', set, 0, 0)[1]
+  end
   local last
-  for _, group in ipairs(redis.call('ZRANGE', ready, 0, #call.last + #call.never)) do
-    if not excepted[group] then return group, ready end
+  for _, group in ipairs(redis.call('ZRANGE', set, 0, #call.last + #call.never)) do
+    if not excepted[group] then return group end
     if excepted[group] == 'last' then last = last or group end
   end
-  return last, ready
+  return last
 end
 
-local function first_unproven()
-  if unproven < 1 then return nil end
-  return redis.call('ZRANGE', key_unproven(), 0, 0)[1], key_unproven()
-end
+-- The sets take turns, so that none delays another. If each call is for one task, the time decides which set is first.
+local next_set = now
 
--- The two sets alternate, so that neither delays the other.
-local turns = 0
+-- The next group, the key of its set, and what `next_set` becomes.
 local function next_group()
-  local first, second = first_ready, first_unproven
-  if turns % 2 == 1 then first, second = second, first end
-  local group, set = first()
-  if not group then group, set = second() end
-  return group, set
+  local sets = READY_SETS[kind]
+  for number = next_set, next_set + #sets - 1 do
+    local set = sets[number % #sets + 1]
+    local group = first_of(set)
+    if group then return group, set, number + 1 end
+  end
 end
 
 local function due_ms()
@@ -97,7 +101,7 @@ if memo and string.match(memo, '^%S+') == call.request then
       redis.call('ZREM', key_leases(kind), id)
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       prolong_visit(host, id)
-      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group) == key_ready(kind), -1,
+      leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group), -1,
         redis.call('GET', key_job(id)))
     end
   end
@@ -111,11 +115,11 @@ for _, group in ipairs(redis.call('ZRANGEBYSCORE', timers, '-inf', now, 'LIMIT',
   join_ready(kind, group)
 end
 
-local granted = {call.request}
+local granted, turns = {call.request}, 0
 while #leases < call.count and turns < 2 * call.count + 16 do
-  local group, set = next_group()
+  local group, set, after = next_group()
   if not group then break end
-  turns = turns + 1
+  turns, next_set = turns + 1, after
   redis.call('ZREM', set, group)
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
@@ -150,9 +154,9 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       redis.call('SADD', running, id)
       note_start(key_group(kind, group), tonumber(head[2]), spec, unpack(record, 2))
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
-      local proven = set == key_ready(kind)
-      if not proven then unproven = unproven - 1 end
-      leases[#leases + 1] = describe(id, group, generation, proven, now - due, spec)
+      if set ~= key_ready(kind) then unproven = unproven - 1 end
+      if set == key_failing() then failing = failing - 1 end
+      leases[#leases + 1] = describe(id, group, generation, set, now - due, spec)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end

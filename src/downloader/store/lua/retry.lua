@@ -43,6 +43,7 @@ local function retry(id)
   redis.call('ZREM', key_reap(), id)
   redis.call('ZREM', key_failed(), id)
   if kind == 'callback' then
+    redis.call('HSET', task, 'since', now)
     redis.call('HSETNX', key_group(kind, group), 'limit', call.limits[string.match(group, '^%S*')] or call.limit)
   end
   redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')

@@ -2,7 +2,8 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per lease {id, generation, delay_ms, error, code, status, attempts: '1' if it
---         counts, else '0', cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
+--         counts, else '0', cool_ms, asked, host_too: see `cool_down`, absent: no cooldown, slow: as in
+--         `close_callback`}
 -- from    running, this owner and generation
 -- to      pending
 -- answer  per lease: 'done' | 'lease_lost' | 'cancelled'
@@ -25,7 +26,10 @@ for item in items() do
     cool_down(item.id, group, host, item)
     leave_host(item.id, group, host)
     remember(kind, item.id, item.error)
-    if kind == 'callback' then redis.call('HSET', key_group(kind, group), 'limit', 1) end
+    if kind == 'callback' then
+      redis.call('HSET', key_group(kind, group), 'limit', 1)
+      note_answer(group, false, item.slow)
+    end
     touch(kind, group)
   elseif holder == 'cancelled' then
     free_cancelled(item.id, group)
