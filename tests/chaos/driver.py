@@ -249,7 +249,7 @@ class Chaos:
                 member.frozen = False
             case Kind.STOP:
                 member.meant, member.pause_s = True, fault.for_s
-                await self._stop(running)
+                await self.stop_member(running)
             case Kind.CUT:
                 proxy.black_hole = member.cut_off = True
                 await trio.sleep(fault.for_s)
@@ -271,7 +271,7 @@ class Chaos:
             case _:
                 raise AssertionError(fault)
 
-    async def _stop(self, running: Running) -> None:
+    async def stop_member(self, running: Running) -> None:
         """Send SIGTERM; the process must end within the grace period, whatever else is broken."""
         with suppress(ProcessLookupError):
             running.send(signal.SIGTERM)
@@ -448,8 +448,8 @@ async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
         # The start of a processor deletes the spool files of those that were killed.
         fresh = await chaos.fleet.start("processor")
         async with trio.open_nursery() as stopping:
-            stopping.start_soon(chaos._stop, fresh)
+            stopping.start_soon(chaos.stop_member, fresh)
             for member in chaos.members.values():
                 if member.running is not None:
-                    stopping.start_soon(chaos._stop, member.running)
+                    stopping.start_soon(chaos.stop_member, member.running)
         keeping.cancel_scope.cancel()

@@ -79,7 +79,7 @@ async def test_an_origin_that_cannot_answer_is_asked_later(lab: Lab, origin: Ori
     assert end(await lab.fetch(url, throttled=10, attempts=2)) == REFUSED
     assert len(origin.asked("/robots.txt")) == 1, "it is remembered for a while"
     assert lab.fetcher.tools.robots is not None
-    [entry] = lab.fetcher.tools.robots._cache.values()
+    [entry] = lab.fetcher.tools.robots.entries.values()
     assert entry.until - trio.current_time() <= 30
     assert origin.asked("/private/x") == []
 
@@ -152,19 +152,17 @@ async def test_attempts_share_one_request(lab: Lab, origin: Origin) -> None:
     assert len(origin.asked("/x")) == 5
 
 
-async def test_its_age_follows_cache_control_within_bounds(lab: Lab, origin: Origin) -> None:
-    robots = lab.fetcher.tools.robots
-    assert robots is not None
-    for value, age_s in (
-        ("max-age=1", 60),
-        ("public, MAX-AGE=600", 600),
-        ("max-age=999999", 86400),
-        ("", 86400),
-    ):
-        robots._cache.clear()
-        await lab.fetch(file_and_robots(origin, respond(200, DENY, [("Cache-Control", value)]), "/x"))
-        [entry] = robots._cache.values()
-        assert age_s - 30 < entry.until - trio.current_time() <= age_s
+@pytest.mark.parametrize(
+    ("value", "age_s"),
+    [("max-age=1", 60), ("public, MAX-AGE=600", 600), ("max-age=999999", 86400), ("", 86400)],
+)
+async def test_its_age_follows_cache_control_within_bounds(
+    lab: Lab, origin: Origin, value: str, age_s: int
+) -> None:
+    await lab.fetch(file_and_robots(origin, respond(200, DENY, [("Cache-Control", value)]), "/x"))
+    assert lab.fetcher.tools.robots is not None
+    [entry] = lab.fetcher.tools.robots.entries.values()
+    assert age_s - 30 < entry.until - trio.current_time() <= age_s
 
 
 @pytest.mark.row("H34")
@@ -176,7 +174,7 @@ async def test_the_cache_is_bounded(lab: Lab, origin: Origin, monkeypatch: pytes
     url = file_and_robots(origin, respond(200, rules), "/x")
     await lab.fetch(url)
     await lab.fetch(url.replace("127.0.0.1", "localhost"))
-    assert [key[0].host for key in robots._cache] == ["localhost"]
+    assert [key[0].host for key in robots.entries] == ["localhost"]
 
 
 async def test_a_crawl_delay_reported_before_any_file_is_fetched(lab: Lab, origin: Origin) -> None:
@@ -280,27 +278,31 @@ async def test_a_slow_robots_txt_is_given_up(lab: Lab, origin: Origin) -> None:
 
 
 @pytest.mark.row("H5")
-async def test_redirects_lead_nowhere(lab: Lab, origin: Origin) -> None:
-    loop = respond(302, headers=[("Location", "/robots.txt")])
-    assert end(await lab.fetch(file_and_robots(origin, loop))) == OK
-    assert len(origin.asked("/robots.txt")) == 6
-    robots = lab.fetcher.tools.robots
-    assert robots is not None
-    for target in ("http://169.254.169.254/", "http://10.0.0.1/", "file:///etc/passwd", "//[::1"):
-        robots._cache.clear()
-        away = respond(302, headers=[("Location", target)])
-        assert end(await lab.fetch(file_and_robots(origin, away))) == OK
+@pytest.mark.parametrize(
+    ("target", "requests"),
+    [
+        ("/robots.txt", 6),
+        ("http://169.254.169.254/", 1),
+        ("http://10.0.0.1/", 1),
+        ("file:///etc/passwd", 1),
+        ("//[::1", 1),
+    ],
+)
+async def test_redirects_lead_nowhere(lab: Lab, origin: Origin, target: str, requests: int) -> None:
+    away = respond(302, headers=[("Location", target)])
+    assert end(await lab.fetch(file_and_robots(origin, away))) == OK
+    assert len(origin.asked("/robots.txt")) == requests
 
 
 @pytest.mark.row("H13")
-async def test_garbage_is_no_rule(lab: Lab, origin: Origin) -> None:
-    robots = lab.fetcher.tools.robots
-    assert robots is not None
-    for data in (
+@pytest.mark.parametrize(
+    "data",
+    [
         b"garbage\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n\r\n" + bytes(range(256)) * 100,
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\nno gzip",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
-    ):
-        robots._cache.clear()
-        assert end(await lab.fetch(file_and_robots(origin, raw(data)))) == OK
+    ],
+)
+async def test_garbage_is_no_rule(lab: Lab, origin: Origin, data: bytes) -> None:
+    assert end(await lab.fetch(file_and_robots(origin, raw(data)))) == OK

@@ -162,7 +162,7 @@ class Robots:
     on_crawl_delay: OnCrawlDelay | None
     """`None`: crawl delays are ignored."""
     within_s: float = FETCH_S
-    _cache: dict[_Key, _Entry] = field(default_factory=dict)
+    entries: dict[_Key, _Entry] = field(default_factory=dict)
     _cache_bytes: int = 0
     _pending: dict[_Key, trio.Event] = field(default_factory=dict)
     _parsing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
@@ -230,20 +230,20 @@ class Robots:
         )
 
     def _current(self, key: _Key) -> _Entry | None:
-        entry = self._cache.get(key)
+        entry = self.entries.get(key)
         return entry if entry is not None and trio.current_time() < entry.until else None
 
     def _keep(self, key: _Key, entry: _Entry) -> None:
         self._forget(key)
-        self._cache[key] = entry
+        self.entries[key] = entry
         self._cache_bytes += entry.rules.size
-        while len(self._cache) > MAX_ORIGINS or (
-            self._cache_bytes > MAX_CACHE_BYTES and len(self._cache) > 1
+        while len(self.entries) > MAX_ORIGINS or (
+            self._cache_bytes > MAX_CACHE_BYTES and len(self.entries) > 1
         ):
-            self._forget(next(iter(self._cache)))
+            self._forget(next(iter(self.entries)))
 
     def _forget(self, key: _Key) -> None:
-        if (entry := self._cache.pop(key, None)) is not None:
+        if (entry := self.entries.pop(key, None)) is not None:
             self._cache_bytes -= entry.rules.size
 
     async def _fetch(self, url: Url, aggregation: str, proxy: Url | None) -> _Entry:
