@@ -75,6 +75,8 @@ SMUGGLING = [
     (b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http_version"),
     (b"GET /hb HTTP/3.0\r\nHost: localhost\r\n\r\n", 505, "http_version"),
     (b"GET /hb\r\n\r\n", 400, "bad_request"),
+    (b"get /hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
+    (b"post /download HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", 400, "bad_request"),
     (b"GET  /hb HTTP/1.1\r\nHost: localhost\r\n\r\n", 400, "bad_request"),
     (b"GET /hb HTTP/0.9\r\nHost: localhost\r\n\r\n", 505, "http_version"),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "bad_request"),

@@ -190,7 +190,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
 async def sizes(context: Context) -> list[AggregationSize]:
     """Aggregations that have work."""
     allowed = visible_aggregations()
-    pending = await context.store.aggregation_sizes()
+    pending = await context.search.sizes.get()
     return [
         AggregationSize(name=f"jobs:{name}", size=size) for name, size in pending.items() if allowed(name)
     ]
