@@ -14,6 +14,7 @@ import trio
 
 from downloader.config import RedisSettings
 from downloader.errors import StoreError, StoreRefused, StoreUnavailable
+from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.ids import shard_of
 from downloader.observe import Event, get_logger
 from downloader.store.keys import CLUSTER_SHARDS, LAYOUT_VERSION, Keys
@@ -21,9 +22,11 @@ from downloader.store.scripts import Script, load_scripts
 from downloader.store.servers import (
     SYNCED_TTL_MS,
     NoAnswer,
+    ScriptCall,
     Servers,
     run_script,
     run_script_durably,
+    run_scripts,
     servers_for,
 )
 from downloader.tasks import background
@@ -35,6 +38,17 @@ A = TypeVar("A")
 
 DURABLE = ("submit", "cancel", "adjust", "retry")
 """Scripts with writes that must be durable before the client gets a response."""
+
+JOINED = ("submit", "lease", "finish", "close_callback", "retry_later", "release")
+"""Scripts of which each job needs some. Calls that begin at the same time travel in one round trip, and those
+that begin meanwhile in the next one, so a call finds what an earlier one has written. Calls of other scripts,
+renewals among them, do not wait."""
+
+JOINED_ROWS = 200
+"""Most rows of a joined call, so that it delays the next by a few milliseconds only."""
+
+JOINED_CALLS = 8
+"""Most calls in one round trip."""
 
 REVIVE_S = 0.5
 """Pause between checks of shards that do not answer."""
@@ -65,9 +79,12 @@ class StoreClient:
         self._servers = servers
         self._scripts = scripts
         self._timed = timed
-        self._run_durably: Callable[..., Awaitable[Any]] = run_script
-        if settings.durability != "memory":
-            self._run_durably = partial(run_script_durably, settings=settings)
+        self._timeout_s = settings.timeout
+        self._durable = settings.durability != "memory"
+        self._run_durably = partial(run_script_durably, settings=settings)
+        self.joined: GroupCommit[ScriptCall, Any] = GroupCommit(
+            self._run_together, max_batch=JOINED_CALLS, lane=lambda call: call.shard
+        )
         self._silent: set[int] = set()
         self._fell_silent = trio.Event()
 
@@ -88,15 +105,37 @@ class StoreClient:
             StoreUnavailable: not carried out, or carried out and the answer was lost.
             StoreRefused: the store refuses the call, and will refuse a repetition.
         """
-        script = self._scripts[name]
-        base = self.keys.base(shard)
         arguments = [_encode(call), *map(_encode, items)]
-        run = self._run_durably if durable else run_script
+        script_call = ScriptCall(self._scripts[name], shard, self.keys.base(shard), arguments)
         begun_at = trio.current_time()
         try:
-            return await self._call_shard(shard, lambda server: run(server, script, base, arguments))
+            if durable and self._durable:
+                return await self._call_shard(shard, lambda server: self._run_durably(server, script_call))
+            if name in JOINED and len(arguments) <= 1 + JOINED_ROWS:
+                return await self._join(script_call)
+            return await self._call_shard(shard, lambda server: run_script(server, script_call))
         finally:
             self._timed(name, trio.current_time() - begun_at)
+
+    async def _join(self, call: ScriptCall) -> Any:
+        """Run a script in one round trip with others; bounded in time and shielded, as all calls are."""
+        with trio.move_on_after(self._timeout_s, shield=True):
+            try:
+                answer = await self.joined.submit(call)
+            except CommitAbandoned:
+                raise StoreUnavailable("the store's client is closing") from None
+            if isinstance(answer, StoreError):
+                raise answer
+            return answer
+        raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
+
+    async def _run_together(self, calls: Sequence[ScriptCall]) -> Sequence[Any]:
+        """Run scripts of one shard; returns an answer or an error for each."""
+        shard = calls[0].shard
+        if len(calls) == 1:
+            return [await self._call_shard(shard, lambda server: run_script(server, calls[0]))]
+        answers: Sequence[Any] = await self._call_shard(shard, lambda server: run_scripts(server, calls))
+        return answers
 
     async def prepare_durable(self, shard: int) -> None:
         """Load the scripts and set the key that durable calls need. Raises as `run` does."""
@@ -247,11 +286,8 @@ async def open_client(
             ) from error
         except StoreRefused as error:
             raise StoreRefused(f"{where(settings)}: {error}") from error
-        if keys.shards == 1:
+        async with client.joined.running(), background(client.revive):
             yield client
-        else:
-            async with background(client.revive):
-                yield client
     finally:
         await servers.aclose()
 

@@ -12,6 +12,7 @@ import errno
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -244,34 +245,69 @@ async def _next_message(pubsub: Any, timeout_s: float) -> tuple[str, str | None]
             return str(message["channel"]), text
 
 
-async def run_script(server: Any, script: Script, base: str, arguments: Sequence[str]) -> Any:
+@dataclass(frozen=True, slots=True)
+class ScriptCall:
+    """A call of a script on the keys of a shard."""
+
+    script: Script
+    shard: int
+    base: str
+    """The first part of the shard's keys."""
+    arguments: Sequence[str]
+
+    def by_digest(self) -> tuple[str | int, ...]:
+        """The command for a server that has the script."""
+        return "EVALSHA", self.script.sha, 1, self.base, *self.arguments
+
+    def by_text(self) -> tuple[str | int, ...]:
+        """The command for any server."""
+        return "EVAL", self.script.text, 1, self.base, *self.arguments
+
+
+async def run_script(server: Any, call: ScriptCall) -> Any:
     """Run a script on a server; an asyncio call."""
     try:
-        return await server.evalsha(script.sha, 1, base, *arguments)
+        return await server.execute_command(*call.by_digest())
     except exceptions.NoScriptError:
-        return await server.eval(script.text, 1, base, *arguments)
+        return await server.execute_command(*call.by_text())
 
 
-async def run_script_durably(
-    server: Any, script: Script, base: str, arguments: Sequence[str], *, settings: RedisSettings
-) -> Any:
+async def run_scripts(server: Any, calls: Sequence[ScriptCall]) -> list[Any]:
+    """Run scripts one after the other in one round trip; returns an answer or a `StoreError` for each.
+
+    An asyncio call. If the server lacks a script, the scripts behind it are repeated, because they may depend
+    on what it writes.
+    """
+    answers: list[Any] = []
+    missing: set[str] = set()
+    while len(answers) < len(calls):
+        pipeline = server.pipeline(transaction=False)
+        for call in calls[len(answers) :]:
+            pipeline.execute_command(*(call.by_text() if call.script.sha in missing else call.by_digest()))
+        for reply in await pipeline.execute(raise_on_error=False):
+            if isinstance(reply, exceptions.NoScriptError):
+                missing.add(calls[len(answers)].script.sha)
+                break
+            if isinstance(reply, exceptions.MovedError | exceptions.ReadOnlyError):
+                raise reply
+            answers.append(as_store_error(reply) if isinstance(reply, Exception) else reply)
+    return answers
+
+
+async def run_script_durably(server: Any, call: ScriptCall, *, settings: RedisSettings) -> Any:
     """Run a script and wait until the writes are as durable as configured; an asyncio call.
 
     A repeated script writes nothing, and the writes of the first call may not be durable yet. WAIT and
     WAITAOF only cover writes of the same connection. So each call makes a write of its own, after all earlier
     writes: it sets the time to live of `synced`. A server with full memory accepts this command.
     """
-    synced = f"{base}synced"
+    synced = f"{call.base}synced"
     durable = _durable_command(settings)
     touch = ("PEXPIRE", synced, SYNCED_TTL_MS)
     try:
-        answer, key_exists, reached = await _pipeline(
-            server, ("EVALSHA", script.sha, 1, base, *arguments), touch, durable
-        )
+        answer, key_exists, reached = await _pipeline(server, call.by_digest(), touch, durable)
     except exceptions.NoScriptError:
-        answer, key_exists, reached = await _pipeline(
-            server, ("EVAL", script.text, 1, base, *arguments), touch, durable
-        )
+        answer, key_exists, reached = await _pipeline(server, call.by_text(), touch, durable)
     if not key_exists:
         _, reached = await _pipeline(server, ("SET", synced, 1, "PX", SYNCED_TTL_MS), durable)
     if settings.durability == "aof":
