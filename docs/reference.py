@@ -33,7 +33,7 @@ from downloader.store import KEYS, load_scripts
 from downloader.testing import StorageContract
 from downloader.wire import DownloadRequest
 from downloader_plugins.filesystem import FilesystemSettings
-from downloader_plugins.http import HttpSettings
+from downloader_plugins.http import DestinationSettings, HttpSettings
 from downloader_plugins.kafka.settings import KafkaSettings
 from downloader_plugins.s3.settings import BucketsSettings, S3StorageSettings
 from downloader_plugins.sqs import SqsSettings
@@ -316,6 +316,7 @@ def _example(found: re.Match[str]) -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "settings": settings,
     "plugin-http": lambda: entries(HttpSettings, "backends.http"),
+    "plugin-http-destination": lambda: entries(DestinationSettings, "[[backends.http.destinations]]"),
     "plugin-kafka": lambda: entries(KafkaSettings, "backends.kafka"),
     "plugin-sqs": lambda: entries(SqsSettings, "backends.sqs"),
     "plugin-filesystem": lambda: entries(FilesystemSettings, "processor.filestorage"),

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from downloader.errors import ConfigError, DownloaderError
@@ -38,6 +39,11 @@ class NotACallback(WebhookError):
     """The signature is valid, but the body is not a callback of the service."""
 
 
+_ONE, _MANY = TypeAdapter(Callback), TypeAdapter(list[Callback])
+
+T = TypeVar("T")
+
+
 def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]) -> Callback:
     """Check the signature of a received callback, then parse the body.
 
@@ -54,6 +60,21 @@ def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[s
         NotACallback: the signature is valid, but the body is not a callback.
         ConfigError: there is no secret, or a secret is not `whsec_` and base64.
     """
+    return _verified(_ONE, headers, body, secrets)
+
+
+def verify_batch(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]) -> list[Callback]:
+    """Check the signature of a batch of callbacks, then parse the body, a JSON array.
+
+    Arguments and errors are those of `verify`. A response `{"rejected": [job_id, ...]}` has the service send
+    those callbacks again.
+    """
+    return _verified(_MANY, headers, body, secrets)
+
+
+def _verified(
+    model: TypeAdapter[T], headers: Mapping[str, str], body: bytes, secrets: str | Sequence[str]
+) -> T:
     signers = [signer_of(secret) for secret in ([secrets] if isinstance(secrets, str) else secrets)]
     if not signers:
         raise ConfigError("no webhook secret given")
@@ -62,7 +83,7 @@ def verify(*, headers: Mapping[str, str], body: bytes, secrets: str | Sequence[s
         raise NotSigned(f"missing headers: {', '.join(missing)}")
     _check(signers, {name: lowered[name] for name in _HEADERS}, body)
     try:
-        return Callback.model_validate_json(body)
+        return model.validate_json(body)
     except ValidationError as exc:
         where = ", ".join(sorted({".".join(map(str, error["loc"])) or "body" for error in exc.errors()}))
         raise NotACallback(f"not a callback of downloader, see {where}") from exc

@@ -58,7 +58,7 @@ class Receiver:
         head, _, body = data.partition(b"\r\n\r\n")
         line, *fields = head.decode("latin-1").split("\r\n")
         headers = {name.lower(): value for name, _, value in (text.partition(": ") for text in fields)}
-        while len(body) < int(headers["content-length"]):
+        while len(body) < int(headers.get("content-length", "0")):
             body += await stream.receive_some(65536)
         self.requests.append((line, headers, body))
         return True

@@ -22,8 +22,8 @@ def redacted(settings: Settings) -> dict[str, Any]:
     """The settings as plain TOML values, each secret replaced by `***`.
 
     Secrets are: settings of the type `SecretStr`; values from `{ env = ... }` or `{ file = ... }`; user,
-    password and query in any URL; in plugins' tables, keys with a name such as `password` or `token`; and the
-    headers `Authorization`, `Cookie` and those with such a name.
+    password and query in any URL; in plugins' tables, keys with a name such as `password` or `token`, and all
+    headers; and of the other headers `Authorization`, `Cookie` and those with such a name.
     """
     paths = settings._secret_paths  # noqa: SLF001 - kept for this module
     return {key: _table(value, (key,), paths) for key, value in settings.model_dump().items()}
@@ -53,7 +53,7 @@ def _names_secret(path: tuple[str | int, ...]) -> bool:
     if path[:2] == ("processor", "request_headers"):
         return _SECRET_HEADER.fullmatch(name) is not None or _SECRET_NAME.search(name) is not None
     in_plugin = (path[0] == "backends" and len(path) > 2) or path[:2] == ("processor", "filestorage")  # noqa: PLR2004 - below NAME
-    return in_plugin and _SECRET_NAME.search(name) is not None
+    return in_plugin and (_SECRET_NAME.search(name) is not None or "headers" in path[2:-1])
 
 
 def _may_be_secret(value: Any) -> bool:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import ssl
+import hashlib
+import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Any
 
 import httpx2
 import trio
-from pydantic import BaseModel, Field
-from standardwebhooks import Webhook
 
-from downloader.errors import ConfigError, PluginError
+from downloader.errors import PluginError
 from downloader.net import (
     BadRequest,
     NetError,
@@ -28,11 +27,12 @@ from downloader.net import (
     UrlError,
     build_request,
     parse_retry_after,
-    tls_context,
 )
 from downloader.notify import (
+    CommitAbandoned,
     Delivered,
     EgressRefused,
+    GroupCommit,
     Host,
     Notifier,
     Payload,
@@ -41,15 +41,22 @@ from downloader.notify import (
     RetryLater,
     TlsFailed,
     describe_status,
-    parse_section,
 )
-from downloader.webhooks import signer_of
+from downloader_plugins.http.settings import DestinationSettings, HttpSettings, Target, read_targets
+
+__all__ = ["ANSWER_S", "DestinationSettings", "HttpSettings", "open_http"]
 
 ANSWER_BYTES = 64 * 1024
 """Most bytes read of a response, including head and 1xx."""
 
 ANSWER_S = 2.0
-"""Time limit for reading a response after the status; only done to keep the connection."""
+"""Time limit for reading a response after the status."""
+
+BATCH_BYTES = 1024 * 1024
+"""Most bytes of the payloads in one request; a larger one is sent alone."""
+
+CE_TYPE, CE_SOURCE = b"downloader.callback", b"/downloader"
+"""`ce-type` and `ce-source` of CloudEvents."""
 
 _DESTINATIONS = 1024
 """Number of parsed destinations in the cache."""
@@ -57,26 +64,10 @@ _DESTINATIONS = 1024
 _KEPT = 64
 """Most idle connections to one destination. `notifier.per_destination` limits those in use."""
 
-_FIELDS = (
-    (b"User-Agent", b"downloader"),
-    (b"Accept", b"*/*"),
-    (b"Content-Type", b"application/json"),
-)
+_CONTENT_TYPE = (b"Content-Type", b"application/json")
 
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class HttpSettings(BaseModel, extra="forbid", frozen=True, hide_input_in_errors=True):
-    """`[backends.http]`."""
-
-    timeout: Seconds = 30.0
-    """Seconds for a whole delivery."""
-    secret: str = Field(default="", repr=False)
-    """Standard Webhooks secret (`whsec_` and base64) for signing callbacks."""
-    secrets: list[str] = Field(default_factory=list, repr=False)
-    """Several secrets, for rotation: each callback has a signature for each."""
-    ca_file: str = ""
-    """PEM file of the certificate authorities to trust instead of the system's."""
+Commit = GroupCommit[tuple[str, Payload], Result]
+"""Batches of payloads, a lane for each destination."""
 
 
 @asynccontextmanager
@@ -88,103 +79,182 @@ async def open_http(
     Raises:
         PluginError: the section is invalid.
     """
-    settings = parse_section(HttpSettings, section)
-    tls = _tls(settings.ca_file)
-
-    def route(destination: str) -> Route:
-        return Route(
-            url=Url.parse(destination, "callback"),
-            keep=_KEPT,
-            answer_bytes=ANSWER_BYTES,
-            tls=tls,
-            expect=lambda _phase, _seconds: None,  # the delivery as a whole has a deadline
-        )
-
-    yield _Http(
-        timeout_s=settings.timeout,
+    targets = read_targets(section)
+    http = _Http(
         answer_s=answer_s,
-        signers=_signers(settings),
         transport=host.transport,
-        route=lru_cache(_DESTINATIONS)(route),
+        way=lru_cache(_DESTINATIONS)(partial(_way, targets)),
+        matches=[target.match for target in targets if target.match],
     )
+    async with AsyncExitStack() as stack:
+        for target in targets:
+            if target.batch > 1:
+                commit: Commit = host.group_commit(
+                    http.send_batch,
+                    max_batch=target.batch,
+                    weight=lambda item: len(item[1].body),
+                    max_weight=BATCH_BYTES,
+                    lane=lambda item: item[0],
+                    linger_s=partial(float, target.batch_wait_s),
+                )
+                await stack.enter_async_context(commit.running())
+                http.commits[target] = commit
+        yield http
 
 
-def _signers(settings: HttpSettings) -> tuple[Webhook, ...]:
-    by_key = [(f"secrets.{index}", secret) for index, secret in enumerate(settings.secrets)]
-    if settings.secret:
-        by_key.insert(0, ("secret", settings.secret))
-    signers = []
-    for key, secret in by_key:
-        try:
-            signers.append(signer_of(secret))
-        except ConfigError as exc:
-            raise PluginError(f"{key}: {exc}") from None
-    return tuple(signers)
-
-
-def _tls(ca_file: str) -> ssl.SSLContext | None:
-    """A context that trusts the authorities in `ca_file`; `None` without a file: the transport's default."""
-    if not ca_file:
-        return None
-    try:
-        return tls_context(ca_file)
-    except OSError as exc:  # includes ssl.SSLError, for a file without certificates
-        raise PluginError(f"ca_file: {ca_file} cannot be used: {exc.strerror or exc}") from exc
+def _way(targets: Sequence[Target], destination: str) -> tuple[Target, Route]:
+    """How callbacks to the destination are sent. Raises `UrlError`."""
+    url = Url.parse(destination, "callback")
+    target = next(target for target in targets if target.matches(url))
+    route = Route(
+        url=url,
+        keep=_KEPT,
+        answer_bytes=ANSWER_BYTES,
+        tls=target.tls,
+        expect=lambda _phase, _seconds: None,  # the delivery as a whole has a deadline
+    )
+    return target, route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Http:
-    timeout_s: float
     answer_s: float
-    signers: tuple[Webhook, ...]
     transport: Transport
-    route: Callable[[str], Route]
-    """Returns the route to a destination; raises `UrlError`."""
+    way: Callable[[str], tuple[Target, Route]]
+    """See `_way`."""
+    matches: Sequence[Url]
+    """Of the configured destinations."""
+    commits: dict[Target, Commit] = field(default_factory=dict)
+    """Of the targets with batches."""
 
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; reasons contain only the host of the URL."""
         try:
-            route = self.route(destination)
+            target, route = self.way(destination)
         except UrlError as exc:
             return Rejected(f"the callback's destination {exc.detail}")
-        request = build_request("POST", route, self._fields(payload), payload.body)
-        response: httpx2.Response | None = None
+        commit = self.commits.get(target)
+        if commit is None:
+            return await self._send_one(target, route, payload)
         try:
-            with trio.move_on_after(self.timeout_s) as scope:
-                response = await self.transport.handle_async_request(request)
-                scope.deadline = min(scope.deadline, trio.current_time() + self.answer_s)
-                await _finish(response)
-        except (EgressRefused, BadRequest) as exc:
-            return Rejected(str(exc))
-        except TlsFailed as exc:
-            return RetryLater(f"TLS handshake failed: {exc}")
-        except NetError as exc:
-            return RetryLater(str(exc))
-        return RetryLater(f"no answer within {self.timeout_s:g} s") if response is None else _result(response)
+            return await commit.submit((destination, payload))
+        except CommitAbandoned:
+            return RetryLater("the notifier was closed")
 
-    def _fields(self, payload: Payload) -> list[tuple[bytes, bytes]]:
-        now = int(time.time())
-        fields = [
-            *_FIELDS,
-            (b"webhook-id", payload.message_id.encode()),
-            (b"webhook-timestamp", b"%d" % now),
-        ]
+    async def check(self) -> str:
+        """Ask each configured destination for its head; any response will do.
+
+        Raises:
+            PluginError: a destination does not respond.
+        """
+        for url in self.matches:
+            target, route = self.way(url.text)
+            request = build_request("HEAD", route, target.fields)
+            try:
+                with trio.fail_after(target.timeout_s):
+                    response = await self.transport.handle_async_request(request)
+                    await response.aclose()
+            except NetError as exc:
+                raise PluginError(f"{url.origin.url}: {exc}") from exc
+            except trio.TooSlowError as exc:
+                raise PluginError(f"{url.origin.url}: no answer within {target.timeout_s:g} s") from exc
+        return f"{len(self.matches)} configured destinations respond" if self.matches else "opens"
+
+    async def _send_one(self, target: Target, route: Route, payload: Payload) -> Result:
+        """Send one payload as it is."""
+        fields = _fields(target, payload.message_id, payload.body)
         if payload.traceparent:
             fields.append((b"traceparent", payload.traceparent.encode()))
-        if self.signers:
-            moment, body = datetime.fromtimestamp(now, UTC), payload.body.decode()
-            signatures = " ".join(signer.sign(payload.message_id, moment, body) for signer in self.signers)
-            fields.append((b"webhook-signature", signatures.encode()))
-        return fields
+        if target.cloudevents:
+            fields += _cloudevent(payload)
+        result, _ = await self._post(target, route, fields, payload.body)
+        return result
+
+    async def send_batch(self, items: Sequence[tuple[str, Payload]]) -> Sequence[Result]:
+        """Send the payloads as one JSON array; all have the same destination."""
+        target, route = self.way(items[0][0])
+        payloads = [payload for _, payload in items]
+        body = b"[%b]" % b",".join(payload.body for payload in payloads)
+        result, answer = await self._post(target, route, _fields(target, _batch_id(payloads), body), body)
+        if not isinstance(result, Delivered):
+            return [result] * len(payloads)
+        if answer is None:  # which may have had the ids of rejected ones
+            return [RetryLater("the response to the batch was cut short")] * len(payloads)
+        rejected, again = _rejected(answer), RetryLater("rejected by the receiver of the batch")
+        return [again if payload.job_id in rejected else result for payload in payloads]
+
+    async def _post(
+        self, target: Target, route: Route, fields: list[tuple[bytes, bytes]], body: bytes
+    ) -> tuple[Result, bytes | None]:
+        """Send a request; the result, and the response's body, or `None` if it is not complete."""
+        request = build_request("POST", route, fields, body)
+        response: httpx2.Response | None = None
+        answer: bytes | None = None
+        try:
+            with trio.move_on_after(target.timeout_s) as scope:
+                response = await self.transport.handle_async_request(request)
+                scope.deadline = min(scope.deadline, trio.current_time() + self.answer_s)
+                with suppress(NetError):
+                    answer = await _read(response)
+        except (EgressRefused, BadRequest) as exc:
+            return Rejected(str(exc)), None
+        except TlsFailed as exc:
+            return RetryLater(f"TLS handshake failed: {exc}"), None
+        except NetError as exc:
+            return RetryLater(str(exc)), None
+        if response is None:
+            return RetryLater(f"no answer within {target.timeout_s:g} s"), None
+        return _result(response), answer
 
 
-async def _finish(response: httpx2.Response) -> None:
-    """Read the response up to the limits; an error does not change the result."""
-    body = response.stream
+def _fields(target: Target, message_id: str, body: bytes) -> list[tuple[bytes, bytes]]:
+    now = int(time.time())
+    fields = [
+        *target.fields,
+        _CONTENT_TYPE,
+        (b"webhook-id", message_id.encode()),
+        (b"webhook-timestamp", b"%d" % now),
+    ]
+    if target.signers:
+        moment, text = datetime.fromtimestamp(now, UTC), body.decode()
+        signatures = " ".join(signer.sign(message_id, moment, text) for signer in target.signers)
+        fields.append((b"webhook-signature", signatures.encode()))
+    return fields
+
+
+def _cloudevent(payload: Payload) -> list[tuple[bytes, bytes]]:
+    """The context attributes of CloudEvents 1.0, in the binary mode of its HTTP binding."""
+    return [
+        (b"ce-specversion", b"1.0"),
+        (b"ce-type", CE_TYPE),
+        (b"ce-source", CE_SOURCE),
+        (b"ce-id", payload.message_id.encode()),
+        (b"ce-subject", payload.job_id.encode()),
+    ]
+
+
+def _batch_id(payloads: Sequence[Payload]) -> str:
+    """The same for the same callbacks, also in another order."""
+    ids = " ".join(sorted(payload.message_id for payload in payloads))
+    return f"batch-{hashlib.sha256(ids.encode()).hexdigest()[:32]}"
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    """Read the response's body, at most `ANSWER_BYTES`. Raises `NetError`."""
+    body, pieces = response.stream, []
     assert isinstance(body, ResponseBody)
-    with suppress(NetError):
-        while await body.read() is not None:
-            pass
+    while (piece := await body.read()) is not None:
+        pieces.append(bytes(piece))
+    return b"".join(pieces)
+
+
+def _rejected(body: bytes) -> frozenset[str]:
+    """The ids in the `rejected` of a JSON object; none in any other body."""
+    try:
+        ids = json.loads(body)["rejected"]
+        return frozenset(job_id for job_id in ids if isinstance(job_id, str))
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return frozenset()
 
 
 def _result(response: httpx2.Response) -> Result:
