@@ -1,4 +1,4 @@
-"""Common fixtures: a real Valkey per test worker, and a store on it for each test."""
+"""Common fixtures: a real Valkey per test worker, and a store on the Valkey for each test."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What may take longest starts first: begun last, it would keep one core busy and the others idle."""
+    """Start the longest tests first: at the end a long test would keep one core busy and the others idle."""
     items.sort(key=_limit_s, reverse=True)
     for item in items:
         if _depends_on_server(item):
@@ -86,7 +86,7 @@ def aws() -> Iterator[Moto]:
 
 @pytest.fixture
 def moto(aws: Moto) -> Iterator[Moto]:
-    """The test worker's AWS, empty; a test may break it."""
+    """The test worker's AWS, empty; a test may break the server."""
     aws.reset()
     yield aws
     aws.revive()
@@ -94,7 +94,7 @@ def moto(aws: Moto) -> Iterator[Moto]:
 
 @pytest.fixture
 async def front(moto: Moto) -> AsyncIterator[Front]:
-    """A proxy in front of it that a test controls."""
+    """A proxy in front of the test worker's AWS that a test controls."""
     async with open_front(moto) as running:
         yield running
 
@@ -128,7 +128,7 @@ def raw(redis_settings: RedisSettings) -> Iterator[RawStore]:
 
 @pytest.fixture
 def scripts() -> Mapping[str, Script]:
-    """The transitions of that store; a module with a clock of its own has others."""
+    """The transitions of the store; a module with a changed clock has other transitions."""
     return load_scripts()
 
 

@@ -38,7 +38,7 @@ def deps(store: JobStore) -> ApiDeps:
 
 @pytest.fixture
 async def serving(deps: ApiDeps, store: JobStore, nursery: trio.Nursery) -> AsyncIterator[Serving]:
-    """Serves the API with some of its dependencies changed."""
+    """Serves the API with some dependencies changed."""
     clients: list[httpx2.AsyncClient] = []
 
     async def start(

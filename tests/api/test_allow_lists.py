@@ -1,4 +1,4 @@
-"""The allow-lists of tokens: aggregations, destinations, buckets and proxies, and their patterns."""
+"""The allow-lists of tokens: aggregations, destinations, buckets and proxies, and the patterns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`POST /downloads`: many jobs as NDJSON, answered line for line while they arrive."""
+"""`POST /downloads`: many jobs as NDJSON, with a response line for each line as soon as the line arrives."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ async def test_the_store_goes_away_in_the_middle(serving: Serving, store: JobSto
 
 
 class OneShardGone(Watched):
-    """A store of several shards, of which that of every second job does not answer."""
+    """A store of several shards, of which the shard of every second job does not respond."""
 
     async def submit(self, submissions: Sequence[Submission]) -> Sequence[tuple[Accepted, str]]:
         gone = [(Accepted.UNAVAILABLE, each.spec.id) for each in submissions[1::2]]

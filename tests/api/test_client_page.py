@@ -1,4 +1,4 @@
-"""The programs of the client's page, run as they stand, and what its table lists."""
+"""The programs of the client's page, run unchanged, and the table of the page."""
 
 from __future__ import annotations
 

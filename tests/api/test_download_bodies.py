@@ -248,7 +248,7 @@ async def test_503_while_the_store_is_away(serving: Serving, deps: Any) -> None:
 
 
 class Counting:
-    """A store that counts its calls and takes its time over them."""
+    """A slow store that counts calls."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store

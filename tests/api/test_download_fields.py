@@ -509,7 +509,7 @@ def test_httpx2_parses_every_accepted_url(rest: str) -> None:
 
 
 def nested(opening: str, depth: int, closing: str) -> tuple[bytes, str]:
-    """A body of this many levels, and the text of its `extra`."""
+    """A body of this many levels, and the text of `extra`."""
     text = '{"\\ud83d\\ude00":' + opening * (depth - 2) + '"]}"' + closing * (depth - 2) + "}"
     return body()[:-1] + f', "extra": {text}}}'.encode(), text
 

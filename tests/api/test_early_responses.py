@@ -25,7 +25,7 @@ EARLY = [
 
 
 def statuses(data: bytes) -> list[int]:
-    """The statuses of all responses, of which the last one must be whole."""
+    """The statuses of all responses; the last response must be whole."""
     head, _, body = data.rpartition(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head.lower())
     assert length, data

@@ -72,7 +72,7 @@ def test_only_a_connection_over_loopback_is_to_localhost(here: str, host: str, p
 @pytest.mark.parametrize("name", ["evil.example", "evil.example:8000"])
 @pytest.mark.row("H24")
 async def test_a_page_of_a_name_rebound_to_loopback_is_refused(api: Served, name: str) -> None:
-    """What a browser sends for that page, to what it takes for the page's own host."""
+    """Requests of a browser for the page, to the host of the page in the browser's view."""
     headers = {"Host": name, "Origin": f"http://{name}", "Sec-Fetch-Site": "same-origin"}
     for path in ("/download", "/downloads", "/retry/00000000000000"):
         answer = await api.client.post(path, json=JOB, headers=headers)

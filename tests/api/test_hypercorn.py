@@ -1,4 +1,4 @@
-"""What `downloader.server` uses and overrides of hypercorn: a version that lacks any of it is found here.
+"""What `downloader.server` uses and overrides of hypercorn; fails with a version that lacks any part.
 
 hypercorn is pinned below its next minor version. Its internals are no public interface, and an override of a
 method that is no longer called fails silently.

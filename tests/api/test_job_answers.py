@@ -1,4 +1,4 @@
-"""What an answer to a job tells: all that is wrong with it, unknown fields, refused hosts, replays."""
+"""Responses to a submitted job: all errors, unknown fields, refused hosts, replays."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from servers.raw_store import RawStore
 async def finished(
     store: JobStore, count: int, aggr_id: str = "a", verdict: Verdict = Verdict.FAILED, keep_s: float = 60
 ) -> list[str]:
-    """Jobs whose callback has ended so; their ids."""
+    """Ids of jobs with a callback that ended so."""
     specs = [spec_for(store, aggr_id, aggr_limit=count) for _ in range(count)]
     await store.submit([Submission(spec=spec) for spec in specs])
     downloads = (await store.lease(Kind.DOWNLOAD, "me", count, 30)).leases

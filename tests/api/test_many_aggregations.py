@@ -1,4 +1,4 @@
-"""What the page costs with 10,000 aggregations: bytes, and questions to the store, whoever looks at it."""
+"""The page's cost with 10,000 aggregations: bytes, and calls of the store, for any number of viewers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ READING_S = 0.1
 
 
 class Store:
-    """Answers what a store with `MANY` aggregations would, and counts how often it is asked."""
+    """Responds like a store with `MANY` aggregations, and counts calls."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""`GET /metrics`, and the counters that survive their instances in `/stats` and `/events`."""
+"""`GET /metrics`, and counters that outlive an instance in `/stats` and `/events`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document and its page: complete, and what the API really does."""
+"""The OpenAPI document and the page of the document: complete, and true of the API."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_route_without_a_description_cannot_be_declared() -> None:
 
 
 class Watched:
-    """Settings that note the threads in which they are read."""
+    """Settings that note the threads of all reads."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self._settings = settings

@@ -77,7 +77,8 @@ async def test_an_upgrade_as_java_sends_it_is_ignored(api: Served) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[str, str, ssl.SSLContext]:
-    """Files of a certificate for 127.0.0.1 and its key, and a client's context that trusts it."""
+    """Files of a certificate for 127.0.0.1 and of the key, and a context of a client that trusts the
+    certificate."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))

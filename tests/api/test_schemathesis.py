@@ -1,4 +1,4 @@
-"""The API does what its OpenAPI document says: schemathesis sends what it allows, and what it forbids."""
+"""The API does what the OpenAPI document says: schemathesis sends valid and invalid requests."""
 
 from __future__ import annotations
 

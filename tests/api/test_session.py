@@ -1,4 +1,4 @@
-"""Sign-in for the web page: what the cookie is, what it opens, and which requests it does not."""
+"""Sign-in for the web page: the cookie, what the cookie permits, and what the cookie does not permit."""
 
 from __future__ import annotations
 

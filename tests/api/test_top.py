@@ -1,4 +1,4 @@
-"""`downloader top` in a terminal: a process of its own, with a pseudo-terminal that controls it."""
+"""`downloader top` in a terminal: a separate process, controlled by a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LEFT = b"\x1b[?1049l"
 
 @dataclass
 class Terminal:
-    """A terminal, as its user sees it."""
+    """A terminal from the user's side."""
 
     near: int
     """Where the user's keys go in, and what is to be shown comes out."""
@@ -47,7 +47,7 @@ class Terminal:
         self.seen = self.seen.partition(text)[2]
 
     def control(self) -> None:
-        """Become the controlling terminal of a new session: its keys send signals."""
+        """Become the controlling terminal of a new session, so that keys send signals."""
         fcntl.ioctl(self.far, termios.TIOCSCTTY, 0)
 
 

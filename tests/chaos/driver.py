@@ -30,10 +30,10 @@ from servers.valkey import Valkey
 
 PREFIX = "downloader:1:{0}:"
 LATE_S = SWEEP_S + SLACK_S
-"""How long after the end of a lease another instance must have its task."""
+"""How long after the end of a lease another instance must have the task."""
 
 SETTLE_S = 60.0
-"""How long all jobs may take to end, and their callbacks to be delivered, when the faults are over."""
+"""How long all jobs and callbacks may take to end after the faults."""
 
 STOP_S = GRACE_S + 3.0
 """A stop takes at most the grace period; the 3 s are for a busy machine."""
@@ -65,14 +65,14 @@ class Member:
     running: Running | None = None
     frozen: bool = False
     cut_off: bool = False
-    """Whether replies from the store may not reach it."""
+    """Whether replies from the store may be lost."""
     meant: bool = False
     """Whether the process ends because of a fault that we caused."""
     pause_s: float = _RESTART_S
 
     @property
     def works(self) -> bool:
-        """Whether it has started, is not frozen, and can reach the store."""
+        """Whether the member has started, is not frozen, and can reach the store."""
         return (
             self.running is not None
             and bool(self.running.events("service.started"))
@@ -80,7 +80,7 @@ class Member:
         )
 
     def ports(self) -> list[int]:
-        """Where its API listens."""
+        """Where the member's API listens."""
         return sorted({line["port"] for line in self.running.events("api.listening")}) if self.running else []
 
     def children(self) -> list[int]:
@@ -109,12 +109,12 @@ class Report:
     repeated_deliveries: int
     refused: Counter[str]
     worst_s: float
-    """The longest time from the end of a lease until another instance had its task."""
+    """The longest time from the end of a lease until another instance had the task."""
     resumed_s: float
     """The longest time from when the store was back until the next callback arrived."""
 
     def lines(self) -> list[str]:
-        """The report as it is printed."""
+        """The report as text."""
         states = Counter(record.state for record in self.history.records.values())
         kills = sum(self.done[kind] for kind in (Kind.KILL, Kind.KILL_CHILD, Kind.STORE_KILL))
         freezes = sum(self.done[kind] for kind in (Kind.FREEZE, Kind.STORE_FREEZE))
@@ -158,7 +158,7 @@ class Chaos:
     """Allows one fault of the store at a time: a kill would end a start that another fault waits for."""
 
     async def keep(self, member: Member) -> None:
-        """Start the member, and start it again whenever it has ended."""
+        """Start the member, and start the member again after each end."""
         while not self.over:
             tables = {"redis": {"url": member.proxy.url}}
             async with self.starting:  # the fleet numbers its processes
@@ -175,7 +175,7 @@ class Chaos:
             member.pause_s = _RESTART_S
 
     async def play(self, schedule: Iterable[Fault]) -> None:
-        """Carry out each fault at its time; returns when all are over."""
+        """Carry out each fault at the planned time; returns when all faults are over."""
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             for fault in schedule:
@@ -219,7 +219,7 @@ class Chaos:
         self._store_is(up=True)
 
     async def _resume(self) -> None:
-        """Measure how long it takes until the next callback arrives."""
+        """Measure the time until the next callback arrives."""
         began, before = time.monotonic(), len(self.load.sink.received)
         with suppress(trio.TooSlowError):
             await self.load.sink.until(lambda: len(self.load.sink.received) > before, seconds=SETTLE_S)
@@ -284,7 +284,7 @@ class Chaos:
         _signal(running, signal.SIGKILL)
 
     async def watch_leases(self) -> None:
-        """Measure how long leases stay after their end while some instance could sweep them."""
+        """Measure how long ended leases stay while some instance could sweep the leases."""
         able_since: dict[str, float] = {}
         roles = {"download": ("processor", "run"), "callback": ("notifier", "run")}
         with redis.Redis.from_url(self.server.url, socket_timeout=1.0, decode_responses=True) as client:
@@ -304,7 +304,7 @@ class Chaos:
                             self.late[lease] = max(late_s, self.late.get(lease, 0.0))
 
     async def settle(self) -> None:
-        """Wait until every accepted job and its callback have ended, but not longer than `SETTLE_S`."""
+        """Wait until every accepted job and callback has ended, at most for `SETTLE_S`."""
         waiting = set(self.load.accepted)
         with trio.move_on_after(SETTLE_S):
             async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
@@ -341,7 +341,7 @@ def _ports(members: Mapping[str, Member]) -> list[int]:
 
 
 def _signal(running: Running, number: signal.Signals) -> None:
-    """Send a signal to the process and its children."""
+    """Send a signal to the process and the children."""
     with suppress(ProcessLookupError):
         running.send_group(number)
 
@@ -361,7 +361,7 @@ def _overdue(client: redis.Redis) -> list[tuple[str, str, float]]:
 async def run_chaos(
     folder: Path, *, seed: int, seconds: float, say: Callable[[str], None], pace_s: float = 1.2
 ) -> Report:
-    """Break a fleet for `seconds`, let it recover, stop it, and check every promise.
+    """Break a fleet for `seconds`, let the fleet recover, stop the fleet, and check every promise.
 
     The fleet has an API, two processors, a notifier, and a `run --processes 2` (two children with
     all roles).
@@ -427,7 +427,7 @@ def _repeated(chaos: Chaos) -> int:
 
 
 async def _run(chaos: Chaos, schedule: list[Fault]) -> None:
-    """Start the fleet, break it, let it recover, read what is left, and stop it."""
+    """Start the fleet, break the fleet, wait for the recovery, read what is left, and stop the fleet."""
     async with trio.open_nursery() as keeping:
         for member in chaos.members.values():
             keeping.start_soon(chaos.keep, member)

@@ -20,7 +20,7 @@ _ROUNDED_S = 0.005
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """An accepted job, and how it must end. That is known, because the origin is our own."""
+    """An accepted job, and the required end. That is known, because the origin is our own."""
 
     id: str
     group: str
@@ -28,7 +28,7 @@ class Job:
     size: int = 0
     sha256: str = ""
     attempts: int = 1
-    """How many attempts may be counted at most; those that end by a crash are not counted."""
+    """Most attempts that may be counted; attempts that end by a crash are not counted."""
     cancelled: bool = False
     """Whether `DELETE /jobs/<id>` was answered 202."""
 
@@ -45,7 +45,7 @@ class Record:
     callback: str | None = None
     """The callback's state; `None` if there is no callback yet."""
     started_s: float | None = None
-    """When it was leased last, by the store's clock."""
+    """When the task was leased last, by the store's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class History:
     jobs: dict[str, Job] = field(default_factory=dict)
     """The jobs that were answered 201, by id."""
     records: dict[str, Record] = field(default_factory=dict)
-    """By id, for every job in the store, whichever client submitted it."""
+    """By id, every job in the store, from any client."""
     ends: Counter[str] = field(default_factory=Counter)
     """By id: how often an instance logged that the job had ended."""
     files: dict[str, File] = field(default_factory=dict)
@@ -108,7 +108,7 @@ class History:
     late_s: float = 0.0
     """How many seconds `late` may have."""
     complaints: list[str] = field(default_factory=list)
-    """What processes did wrong: ended by themselves, printed a traceback, stopped too late."""
+    """Faults of processes: unexpected ends, tracebacks, late stops."""
 
 
 @dataclass(frozen=True, slots=True)

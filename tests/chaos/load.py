@@ -55,7 +55,7 @@ class Slots:
 
     limits: Mapping[str, int]
     now: dict[str, dict[object, float]] = field(default_factory=lambda: defaultdict(dict))
-    """By aggregation: each request that is being answered, and when it began."""
+    """By aggregation: each request in progress, with the time of the begin."""
     peak: Counter[str] = field(default_factory=Counter)
     exceeded: list[str] = field(default_factory=list)
     """A line for each new peak above a limit, with the age of each request, to help to find the reason."""
@@ -84,16 +84,16 @@ class Load:
     """The ports of the APIs that should answer now."""
     limits: Mapping[str, int] = field(default_factory=lambda: LIMITS)
     backlog: int = 15
-    """How many unfinished jobs an aggregation may have; more of them would only wait."""
+    """Most unfinished jobs of an aggregation; more jobs would only wait."""
     accepted: dict[str, Job] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     """By reason: how many submissions had to be repeated."""
     complaints: list[str] = field(default_factory=list)
     slots: Slots = field(init=False)
     gets: Counter[str] = field(default_factory=Counter)
-    """By path: how many requests for it the origin received."""
+    """By path: number of requests that the origin received."""
     paths: dict[str, str] = field(default_factory=dict)
-    """By job id: the path of its URL."""
+    """By job id: the path of the URL."""
     throttled_s: dict[str, float] = field(default_factory=dict)
     """By path: when the origin asked for a pause."""
     closed: list[Closed] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Load:
     async def _insist(
         self, client: httpx2.AsyncClient, method: str, path: str, good: tuple[int, ...], **body: object
     ) -> httpx2.Response:
-        """Repeat a request until its answer has one of these statuses."""
+        """Repeat a request until the response has one of the given statuses."""
         while True:
             if ports := self.apis():
                 with suppress(httpx2.TransportError):
@@ -205,7 +205,7 @@ class Load:
         return ""
 
     def _offer(self, group: str, number: int) -> tuple[str, Job]:
-        """Put a file or a failure at a new path; returns the path, and its job, which has no id yet."""
+        """Put a file or a failure at a new path; returns the path and the job, which has no id yet."""
         path = f"/{group}/{number}"
         body = body_of(self.rng.choice([0, 1, 1000, 70_000, _BODY_BYTES]), path)
         pause_s = self.rng.uniform(0, _HELD_S)

@@ -1,4 +1,4 @@
-"""Fills a history from the store, the API, the folders and the logs of a fleet, and from its load."""
+"""Fills a history from the store, the API, the folders and logs of a fleet, and the load."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _OWNED = frozenset({"job", "task", "reap", "failed", "failed_downloads", "layout
 """Keys without a time to live that may exist when all jobs have ended: records of jobs, layout, counters."""
 
 BACK_S, POLL_S = 20.0, 0.1
-"""How long an API may take until it answers again after an outage of the store."""
+"""How long an API may take until the first response after an outage of the store."""
 
 
 async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | None:
-    """What the API answers for a job; `None` if it does not answer 200."""
+    """The API's response for a job; `None` for any status but 200."""
     try:
         answer = await client.get(f"http://127.0.0.1:{port}/jobs/{job_id}")
     except httpx2.TransportError:

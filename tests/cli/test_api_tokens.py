@@ -1,4 +1,4 @@
-"""`downloader api` with and without `[[api.tokens]]`: what it warns of, and that the file's tokens hold."""
+"""`downloader api` with and without `[[api.tokens]]`: warnings, and that the file's tokens apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`downloader doctor` against real servers, and against dead ones."""
+"""`downloader doctor` against real servers, and against dead servers."""
 
 from __future__ import annotations
 

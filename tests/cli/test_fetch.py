@@ -1,4 +1,4 @@
-"""`downloader fetch` as its users run it, against a real origin on loopback."""
+"""`downloader fetch` as users run the command, against a real origin on loopback."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""`downloader health` asks the API of a process, wherever its arguments and configuration put it."""
+"""`downloader health` asks the API of a process, at the address from arguments or configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`downloader import-config`, and the migration page, whose example is converted as it stands."""
+"""`downloader import-config`, and the migration page with the example on the page."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Importing:
         return Ran(status, captured.out, captured.err)
 
     def converted(self, config: Any, *more: Any) -> dict[str, Any]:
-        """What the result says, without its comments."""
+        """The converted file, without comments."""
         ran = self.run(config, *more)
         assert (ran.status, ran.err) == (0, "")
         return tomllib.loads(ran.out)

@@ -62,7 +62,7 @@ def tarred(form: int) -> bytes:
 
 
 def compound(stream: str, *, start: bytes = b"") -> bytes:
-    """A compound file (OLE): header, FAT, directory with one stream, its 4,096 bytes."""
+    """A compound file (OLE): header, FAT, directory with one stream of 4,096 bytes."""
     free, end, fat = 0xFFFFFFFF, 0xFFFFFFFE, 0xFFFFFFFD
     header = struct.pack(
         "<8s16x5H6x9I",
@@ -375,5 +375,5 @@ def recorded() -> dict[str, bytes]:
 
 @cache
 def samples() -> dict[str, bytes]:
-    """Contents by name; the name says what it is."""
+    """Contents by name; the name says the type."""
     return pictures() | handmade() | texts() | recorded()

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run the service as its users do."""
+"""Fixtures of the tests that run the service as users do."""
 
 from servers.fleet_fixtures import folder, origin, server, sink
 

@@ -1,4 +1,4 @@
-"""The example plugin as a stranger uses it: from its wheel beside ours, in an environment of their own."""
+"""The example plugin as a stranger uses the plugin: two wheels in a new environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service without its extras: HTTP callbacks work, other sections say what is missing."""
+"""The service without extras: HTTP callbacks work, other sections say what is missing."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def to_topic(name: str) -> dict[str, str]:
 
 
 async def finished(fleet: Fleet, job_id: str) -> tuple[str, str]:
-    """State of the job and of its callback."""
+    """State of the job and of the callback."""
     job = await fleet.job(job_id)
     return job["state"], job["callback"]["state"]
 

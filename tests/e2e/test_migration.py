@@ -1,4 +1,4 @@
-"""The way over from the predecessor, as docs/migration.md tells it, with its own example."""
+"""The migration from the predecessor, as in docs/migration.md, with the page's example."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def tables(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """A configuration by its dotted table names."""
+    """A configuration by dotted table names."""
     yield name, {key: value for key, value in values.items() if not isinstance(value, dict)}
     for key, value in values.items():
         if isinstance(value, dict):

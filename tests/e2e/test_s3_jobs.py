@@ -1,4 +1,4 @@
-"""Jobs whose files go to S3, with `downloader run` as its users have it: our own bucket, and theirs."""
+"""Jobs with files in S3, with `downloader run`: in the service's bucket, and in a caller's bucket."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHORT = {"timeout": 1.0}
 
 
 def own_bucket(name: str, url: str, **more: Any) -> dict[str, dict[str, Any]]:
-    """Tables of a service that keeps its files in this bucket."""
+    """Tables of a service that keeps files in this bucket."""
     keys = {"type": "s3", "bucket": name, "region": REGION, "endpoint_url": url, **SHORT, **more}
     return {"processor.filestorage": keys}
 
@@ -51,14 +51,14 @@ def key_of(job_id: str) -> str:
 
 
 async def until_gone(fleet: Fleet, job_id: str) -> None:
-    """Wait until the job's record has been removed, which is its last transition."""
+    """Wait until the job's record has been removed, by the last transition."""
     with trio.fail_after(30):
         while (await fleet.client.get(f"/jobs/{job_id}")).status_code != 404:  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.1)
 
 
 async def ended(fleet: Fleet, job_id: str) -> dict[str, Any]:
-    """The job's record once it has ended."""
+    """The job's record after the end."""
     with trio.fail_after(30):
         while (job := await fleet.job(job_id))["state"] not in ("succeeded", "failed"):  # noqa: ASYNC110 - as above
             await trio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Two real processors share what an aggregation may do: its pause after a 429, and its rate."""
+"""Two real processors share the aggregation's pause after a 429, and the aggregation's rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks over SQS: from `POST /download` to a consumer that reads its queue."""
+"""Callbacks over SQS: from `POST /download` to a consumer of the queue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def a_run(folder: Path, moto: Moto, **section: Any) -> AsyncIterator[Fleet
 
 
 def consume(moto: Moto, name: str, count: int) -> list[dict[str, Any]]:
-    """A consumer: receives and deletes until it has had so many messages."""
+    """A consumer: receives and deletes until so many messages have arrived."""
     url = moto.sqs.get_queue_url(QueueName=name)["QueueUrl"]
     found: list[dict[str, Any]] = []
     deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""Callbacks as objects in the file storage, from `POST /download` to whoever reads them."""
+"""Callbacks as objects in the file storage, from `POST /download` to a reader of the objects."""
 
 from __future__ import annotations
 

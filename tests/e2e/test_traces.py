@@ -1,4 +1,4 @@
-"""One trace from the POST to the callback, over three processes, as a collector receives it."""
+"""One trace from the POST to the callback, over three processes, in a collector."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from servers.valkey import Valkey
 TRACE, CLIENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 Spans = list[tuple[str, dict[str, Any], Any]]
-"""The service that sent it, its attributes, and the span itself (`opentelemetry.proto`)."""
+"""The sending service, the attributes, and the span (`opentelemetry.proto`)."""
 
 
 @contextmanager
 def collector() -> Iterator[tuple[str, Spans]]:
-    """A receiver of OTLP over HTTP; its URL, and the spans that it was sent."""
+    """A receiver of OTLP over HTTP; yields the URL and the received spans."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (  # noqa: PLC0415  not in each checkout
         ExportTraceServiceRequest,
     )

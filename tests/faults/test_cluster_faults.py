@@ -1,4 +1,4 @@
-"""A node of a Cluster is dead or frozen under load: only jobs in its shards wait (F22)."""
+"""A node of a Cluster is dead or frozen under load: only jobs in shards of the node wait (F22)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OWNER = "me"
 
 @dataclass
 class Cluster:
-    """A Cluster and a store that uses it."""
+    """A Cluster and a store on the Cluster."""
 
     nodes: Sequence[Valkey]
     store: JobStore

@@ -1,4 +1,4 @@
-"""A whole fleet on a Cluster under load: a node is dead, another frozen, a third replaced by its replica.
+"""A whole fleet on a Cluster under load: a node is dead, another frozen, a third replaced by a replica.
 
 Fault F22: jobs in the shards of the other nodes go on; no job is lost, and none fails because of it.
 """

@@ -1,4 +1,4 @@
-"""A backend of a plugin package that cannot be started, raises, hangs or ends by itself. Fault F19."""
+"""A backend of a plugin package that cannot be started, raises, hangs or ends. Fault F19."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processors that are killed, frozen or stopped, and jobs that kill them. Faults F1, F2, F5, F6 and F7."""
+"""Processors that are killed, frozen or stopped, and jobs that kill processors (F1, F2, F5, F6, F7)."""
 
 from __future__ import annotations
 

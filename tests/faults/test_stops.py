@@ -1,4 +1,4 @@
-"""Stops while something hangs: the process ends within its grace period and leaves no lease. Fault F25."""
+"""Stops while something hangs: the process ends within the grace period and leaves no lease. Fault F25."""
 
 from __future__ import annotations
 

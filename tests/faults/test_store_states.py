@@ -26,7 +26,7 @@ FILLERS = 500
 """The number of keys, each larger than those 1024 bytes: loading them takes five seconds."""
 
 HASTY: Tables = {"redis": {"timeout": 1.0}}
-"""Gives up on the store while it is loading."""
+"""Gives up on a store that is loading."""
 
 
 def check_unavailable(answer: httpx2.Response) -> None:

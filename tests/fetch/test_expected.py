@@ -1,4 +1,4 @@
-"""Files that are not what the job or their origin says they are, and files that have not changed."""
+"""Files that differ from what the job or the origin declares, and files that have not changed."""
 
 from __future__ import annotations
 

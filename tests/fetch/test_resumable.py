@@ -1,4 +1,4 @@
-"""PartialFiles that outlive their fetcher: what the next one continues, and what it deletes."""
+"""Partial files that outlive a fetcher: what the next fetcher continues or deletes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def rest(exchange: Exchange) -> None:
 
 
 async def interrupt(lab: Lab, job: Lease) -> None:
-    """Begin a download, and cancel it when a buffer has been written."""
+    """Begin a download, and cancel the download when a buffer has been written."""
     with trio.CancelScope() as scope:
 
         def seen(received: int, _: int | None) -> None:

@@ -63,7 +63,7 @@ def offset(exchange: Exchange) -> int:
 
 
 def script(origin: Origin, *handlers: Handler, path: str = "/x") -> str:
-    """Answer the path's requests with one after the other; the last one answers all further ones."""
+    """Respond to the path's requests in turn; the last response is repeated."""
 
     async def handler(exchange: Exchange) -> None:
         await handlers[min(len(origin.asked(path)), len(handlers)) - 1](exchange)
@@ -87,7 +87,7 @@ async def twice(lab: Lab, url: str, *, kept: bool = True, **spec: Any) -> Outcom
 
 
 def ranges(origin: Origin, path: str = "/x") -> list[bool]:
-    """Of each request, whether it asked for a part."""
+    """For each request, whether the request asked for a part."""
     return ["range" in request.headers for request in origin.asked(path)]
 
 

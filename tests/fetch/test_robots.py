@@ -1,4 +1,4 @@
-"""robots.txt (RFC 9309): what it refuses is not fetched, and none does harm."""
+"""robots.txt (RFC 9309): refused URLs are not fetched, and no robots.txt does harm."""
 
 from __future__ import annotations
 

@@ -362,7 +362,7 @@ async def test_too_large(tmp_path: Path, origin: Origin) -> None:
 
 
 class BrokenStorage:
-    """Raises what it is given."""
+    """Raises the given error."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error
@@ -420,7 +420,7 @@ async def test_a_storage_that_hangs_is_given_up(tmp_path: Path, origin: Origin) 
 
 
 class KeepingStorage(BrokenStorage):
-    """Remembers what it was given."""
+    """Remembers the given values."""
 
     def __init__(self) -> None:
         super().__init__(StorageError("not this one"))

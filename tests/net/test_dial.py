@@ -1,4 +1,4 @@
-"""Connecting, on real sockets: what is refused sends no SYN, and every failure has its type."""
+"""Connecting, on real sockets: a refused address gets no SYN, and every failure has a type."""
 
 import errno
 import socket

@@ -1,4 +1,4 @@
-"""The filesystem storage on real folders: atomic, durable on return, and never outside of its root."""
+"""The filesystem storage on real folders: atomic, durable on return, and never outside of the root."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""The guides in docs/howto: their walks are typed as they stand, their configurations are read."""
+"""The guides in docs/howto: the commands are run as written, the configurations are read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from servers.ports import spare_ports
 from servers.valkey import Valkey
 
 PORTS = dict(zip(("8000", "5555", "5556", "9092"), map(str, spare_ports(4)), strict=True))
-"""Free ones, in place of those that the guides name."""
+"""Free ports, in place of the ports in the guides."""
 
 GUIDES = {
     path.stem: re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: PORTS[port[0]], path.read_text("utf-8"))

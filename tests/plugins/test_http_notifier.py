@@ -257,7 +257,7 @@ async def test_a_cut_head_is_retried(receiver: Receiver, notifier: Notifier, siz
 
 
 def counted(notifier: Notifier) -> list[int]:
-    """The sizes of the reads of its connections."""
+    """The sizes of the reads of the connections."""
     taken: list[int] = []
 
     def count(stream: Stream) -> None:

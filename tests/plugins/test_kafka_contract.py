@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 class Peer(NotifierPeer):
-    """A broker behind a proxy, which it tells its clients to come through."""
+    """A broker behind a proxy, with the proxy's address as the advertised address."""
 
     def __init__(self, broker: Tansu, proxy: TcpProxy) -> None:
         self._broker = broker

@@ -1,4 +1,4 @@
-"""The plugins page, typed as it stands: its package is installed, tested, and delivers a callback."""
+"""The plugins page, typed as written: the package is installed, tested, and delivers a callback."""
 
 from __future__ import annotations
 

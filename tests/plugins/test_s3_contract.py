@@ -1,4 +1,4 @@
-"""The public contract suite on the `s3` storage, with moto's server behind it."""
+"""The public contract suite on the `s3` storage, with moto's server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `s3` storage against moto's server, and a front before it that fails."""
+"""The `s3` storage against moto's server, and behind a front that fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The public contract suite on the `sqs` notifier, with moto's server behind it."""
+"""The public contract suite on the `sqs` notifier, with moto's server."""
 
 from __future__ import annotations
 

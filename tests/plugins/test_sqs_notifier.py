@@ -55,13 +55,13 @@ def payload(number: int, *, group: str = "a", size: int = 0) -> Payload:
 
 
 def create(moto: Moto, name: str = "jobs", **attributes: str) -> str:
-    """A queue; its URL."""
+    """A new queue; returns the URL."""
     given: Any = {**attributes, **({"FifoQueue": "true"} if name.endswith(".fifo") else {})}
     return moto.sqs.create_queue(QueueName=name, Attributes=given)["QueueUrl"]
 
 
 def messages(moto: Moto, name: str = "jobs") -> list[dict[str, Any]]:
-    """All that a consumer gets, in its order."""
+    """All messages of a consumer, in order."""
     url = moto.sqs.get_queue_url(QueueName=name)["QueueUrl"]
     found: list[dict[str, Any]] = []
     while True:

@@ -1,4 +1,4 @@
-"""The receiver of the webhooks page, run as it stands, and called by the service's own notifier."""
+"""The receiver of the webhooks page, run unchanged, and called by the service's notifier."""
 
 from __future__ import annotations
 

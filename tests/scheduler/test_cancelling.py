@@ -1,4 +1,4 @@
-"""A client cancels a job while its download runs here."""
+"""A client cancels a job while the download runs in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a holder counts on a lease, and what ends its work."""
+"""How long a holder counts on a lease, and what ends the work."""
 
 from __future__ import annotations
 

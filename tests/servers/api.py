@@ -52,7 +52,7 @@ _URLS = Map(
 
 
 async def check_declared(response: httpx2.Response) -> None:
-    """Fail for a response whose status its route does not declare."""
+    """Fail for a response with a status that the route does not declare."""
     path = unquote(response.request.url.path)
     try:
         index, _ = _URLS.match(path, response.request.method)
@@ -82,7 +82,7 @@ class Served:
         return await trio.open_tcp_stream("127.0.0.1", self.port)
 
     async def say(self, data: bytes) -> bytes:
-        """Everything that the server answers to these bytes, until it closes."""
+        """All that the server sends after these bytes, until the close."""
         async with await self.connect() as stream:
             await stream.send_all(data)
             return await read_to_end(stream)
@@ -97,4 +97,4 @@ async def read_to_end(stream: trio.SocketStream) -> bytes:
 
 
 Serving = Callable[..., Awaitable[Served]]
-"""Serves the API with some of its dependencies changed, and with other limits."""
+"""Serves the API with some dependencies changed, and with other limits."""

@@ -1,4 +1,4 @@
-"""AWS on loopback: moto's server as a process of its own, which can be frozen, killed and started again.
+"""AWS on loopback: moto's server as a process, which can be frozen, killed and started again.
 
 What it holds is lost when it is killed.
 """
@@ -46,7 +46,7 @@ CREDENTIALS: Mapping[str, str] = MappingProxyType(
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
 )
-"""The environment of whoever talks to it: credentials, and nothing of the machine's own."""
+"""The environment of a client: credentials, and nothing of the machine's environment."""
 
 _PLAIN = Config(
     connect_timeout=5,
@@ -72,7 +72,7 @@ class Moto:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Returns after the first response."""
         words = [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(self.port)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment(CREDENTIALS))
@@ -87,7 +87,7 @@ class Moto:
                 time.sleep(0.01)
 
     def kill(self) -> None:
-        """Also while it is frozen."""
+        """Kill the server, also a frozen server."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -102,7 +102,7 @@ class Moto:
         self.process.send_signal(signal.SIGCONT)
 
     def revive(self) -> None:
-        """Have it answer, whatever has been done to it."""
+        """Bring the server back, frozen or dead."""
         self.thaw()
         assert self.process is not None
         if self.process.poll() is not None:

@@ -32,12 +32,12 @@ class Asked:
     headers: dict[str, str]
     """Lower-case names."""
     body: bytes = b""
-    """Set once it has been read."""
+    """Set after the request has been read."""
 
 
 @dataclass
 class Exchange:
-    """One request, and the means to answer it or not."""
+    """One request, and the means to respond or not."""
 
     asked: Asked
     head: bytes
@@ -90,7 +90,7 @@ Rule = Callable[[Exchange], Awaitable[None]]
 
 
 def response(status: int, body: bytes = b"", **headers: str) -> bytes:
-    """A response as it stands on the wire."""
+    """A response as bytes on the wire."""
     headers = {"Content_Type": "application/xml"} | headers
     lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -113,7 +113,7 @@ async def forward(exchange: Exchange) -> None:
 
 
 async def lose_answer(exchange: Exchange) -> None:
-    """Have moto carry it out, and reset the connection instead of answering."""
+    """Let moto carry out the request, and reset the connection instead of a response."""
     await exchange.ask_moto(await exchange.body())
     exchange.reset()
 
@@ -183,7 +183,7 @@ class Front:
         self._rules.clear()
 
     async def settled(self) -> None:
-        """Wait until moto has carried out what it was asked, also by clients that have given up since."""
+        """Wait until moto has carried out all requests, also of clients that have given up."""
         with trio.fail_after(60):
             while self.at_moto:  # noqa: ASYNC110 - nothing tells of it
                 await trio.sleep(0.01)
@@ -232,14 +232,14 @@ class Front:
 
 
 def headers_of(head: bytes) -> tuple[str, dict[str, str]]:
-    """The request line, and the headers by their lower-case names."""
+    """The request line, and the headers by lower-case names."""
     line, *fields = head.decode("latin-1").split("\r\n")
     return line, {name.lower(): value.strip() for name, _, value in (one.partition(":") for one in fields)}
 
 
 @asynccontextmanager
 async def serving(front: Front) -> AsyncIterator[Front]:
-    """Run it on 127.0.0.1 while the context is open."""
+    """Run the front on 127.0.0.1 while the context is open."""
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=256)
     front.port = listeners[0].socket.getsockname()[1]
     async with background(partial(trio.serve_listeners, front.serve, listeners)):

@@ -47,7 +47,7 @@ MODULE = '''
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the distribution into the folder; returns the environment in which it is installed."""
+    """Write the distribution into the folder; returns the environment with the installed distribution."""
     folder.mkdir()
     (folder / "bad_disk.py").write_text(textwrap.dedent(MODULE))
     info = folder / "bad_disk-1.0.dist-info"

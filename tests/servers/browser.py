@@ -1,4 +1,4 @@
-"""A real Chromium that looks at a page, and what it has to complain about.
+"""A real Chromium that shows a page, and the browser's complaints.
 
 Playwright's plain interface runs in a thread of its own; what the test wants to happen meanwhile it does in
 Trio's, through `trio.from_thread.run`.
@@ -45,7 +45,7 @@ addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDir
 
 @dataclass
 class Seen:
-    """A page, and all that went wrong in it."""
+    """A page, and all errors on the page."""
 
     page: Page
     url: str
@@ -79,7 +79,7 @@ class Seen:
         self.page.wait_for_selector("#live", state="visible")
 
     def barriers(self) -> list[str]:
-        """What keeps people out, as axe-core finds it (WCAG 2.2 A and AA, and its best practices)."""
+        """Barriers for people found by axe-core (WCAG 2.2 A and AA, and axe-core's best practices)."""
         found = Axe().run(self.page).response["violations"]
         return [f"{rule['id']}: {node['html']}" for rule in found for node in rule["nodes"]]
 
@@ -114,7 +114,7 @@ _thread = threading.local()
 
 @contextmanager
 def open_chromium() -> Iterator[Browse]:
-    """One Chromium, in a thread of its own, since Playwright's plain interface is bound to one."""
+    """One Chromium in one thread, because Playwright's plain interface is bound to a thread."""
     with ThreadPoolExecutor(1) as executor:
         playwright, browser = executor.submit(_launch).result()
 

@@ -17,12 +17,12 @@ import trustme
 
 @cache
 def authority() -> trustme.CA:
-    """The one authority that the tested client is told to trust."""
+    """The only authority that the tested client trusts."""
     return trustme.CA()
 
 
 def write_authority(folder: Path) -> str:
-    """Its certificate as a PEM file, for `ca_file`."""
+    """The authority's certificate as a PEM file, for `ca_file`."""
     path = folder / "ca.pem"
     authority().cert_pem.write_to_path(str(path))
     return str(path)
@@ -41,7 +41,7 @@ def server_context(*names: str, ca: trustme.CA | None = None, expired: bool = Fa
 
 @contextmanager
 def old_tls_server() -> Iterator[str]:
-    """A server that speaks nothing newer than TLS 1.1; yields its URL.
+    """A server that speaks nothing newer than TLS 1.1; yields the URL.
 
     Blocking, in a thread, since Trio's TLS stream keeps OpenSSL's alert to itself when a handshake fails.
     """

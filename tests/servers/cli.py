@@ -1,4 +1,4 @@
-"""Runs the command line in a process of its own."""
+"""Runs the command line in a separate process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_cli(
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Ran:
-    """Run `downloader ARGUMENTS` to its end, forked; from a Trio test through `trio.to_thread.run_sync`."""
+    """Run `downloader ARGUMENTS` to the end, forked; from a Trio test through `trio.to_thread.run_sync`."""
     with TemporaryFile("w+") as given, TemporaryFile("w+") as out, TemporaryFile("w+") as err:
         given.write(stdin)
         given.seek(0)
@@ -65,7 +65,7 @@ def run_cli(
 
 
 def run_script(*arguments: str | Path) -> Ran:
-    """Run the console script itself to its end, which imports what it needs as its users have it do."""
+    """Run the installed console script to the end."""
     done = subprocess.run(
         [SCRIPT, *arguments],
         stdin=subprocess.DEVNULL,

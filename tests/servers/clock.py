@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LIBRARY = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
-"""Debian's `libfaketime`; CI installs it."""
+"""Debian's `libfaketime`, which CI installs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +28,14 @@ class Clock:
         }
 
     def set(self, offset_s: int) -> None:
-        """Have it this far before (negative: behind) the machine's."""
+        """Set the clock this far before (negative: behind) the machine's clock."""
         new = self.file.with_suffix(".new")
         new.write_text(f"{offset_s:+d}s\n")
         new.replace(self.file)
 
 
 def open_clock(folder: Path) -> Clock:
-    """A clock that shows the right time until it is set."""
+    """A clock that shows the right time until the first `set`."""
     if LIBRARY is None:
         pytest.skip("libfaketime is not installed")
     clock = Clock(folder / "clock")

@@ -10,7 +10,7 @@ import pytest
 
 
 def disk_calls(patch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
-    """The calls from now on, in order: fsyncs of files and folders, renames by their source's folder."""
+    """The calls from now on, in order: fsyncs of files and folders, renames by the source's folder."""
     seen: list[tuple[str, Path]] = []
     fsync, rename = os.fsync, os.rename
 

@@ -1,4 +1,4 @@
-"""A `JobStore` in memory for the scheduler's tests: as much of it as the scheduler calls."""
+"""A `JobStore` in memory for the scheduler's tests, with only the methods that the scheduler calls."""
 
 # ruff: noqa: ARG002 - it has the parameters of `JobStore`
 
@@ -32,7 +32,7 @@ ALL_SHARES = Shares()
 
 @dataclass
 class FakeStore:
-    """Queues by group; a leased task stays with its holder until it is settled or `lose` takes it."""
+    """Queues by group; a leased task stays with the holder until settled or taken away by `lose`."""
 
     pending: defaultdict[str, list[Lease]] = field(default_factory=lambda: defaultdict(list))
     held: dict[str, Lease] = field(default_factory=dict)
@@ -45,9 +45,9 @@ class FakeStore:
     """The counts of the lease calls."""
     calls: Counter[str] = field(default_factory=Counter)
     before: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
-    """What a call of that name does before it takes effect."""
+    """Called before a call of that name takes effect."""
     after: dict[str, Callable[[], Awaitable[None]]] = field(default_factory=dict)
-    """What it does between its effect and its answer."""
+    """Called between the effect and the return."""
     dead: list[str] = field(default_factory=list)
     """Ids of the jobs whose lease has ended."""
     reapable: list[JobSpec] = field(default_factory=list)
@@ -57,7 +57,7 @@ class FakeStore:
     _unheard: list[Lease] = field(default_factory=list)
 
     def typed(self) -> JobStore:
-        """This store, typed as the scheduler expects it."""
+        """The store, typed as the scheduler expects."""
         return cast("JobStore", self)
 
     def add(
@@ -94,7 +94,7 @@ class FakeStore:
         self.cancelled.add(job_id)
 
     def lose(self, job_id: str) -> None:
-        """Take the lease from its holder, as a sweep does."""
+        """Take the lease from the holder, as a sweep does."""
         del self.held[job_id]
 
     def running(self, group: str) -> int:

@@ -23,15 +23,15 @@ REMEMBERED_BYTES = 256 * 1024
 @dataclass(eq=False)
 class _Link(Link):
     asked: bytes = b""
-    """What its client has sent, the last of it."""
+    """The last bytes from the client."""
     forgotten: bool = False
     """Whether bytes are dropped silently."""
     lose_reply: bool = False
-    """Whether the next reply is lost, and the connection with it."""
+    """Whether the next reply and the connection are lost."""
 
 
 class FaultProxy(TcpProxy):
-    """The faults of the network; a test sets them."""
+    """The faults of the network, set by a test."""
 
     link_type = _Link
 
@@ -42,11 +42,11 @@ class FaultProxy(TcpProxy):
         self.black_hole = False
         """Whether all bytes are read and dropped, and no connection is closed."""
         self.lose_reply_to: Callable[[bytes], bool] = lambda _: False
-        """Whether a request is carried out and its reply lost."""
+        """Whether a request is carried out and the reply lost."""
         self.lost = 0
         """Replies lost so far."""
         self.hold_reply_with = b""
-        """A reply with these bytes in it is held back until `let_go`; none by default."""
+        """A reply with these bytes is held back until `let_go`; none by default."""
         self.held, self.let_go = trio.Event(), trio.Event()
         """`held` is set when such a reply has come."""
         self._changed = trio.Event()
@@ -61,7 +61,7 @@ class FaultProxy(TcpProxy):
             link.cut()
 
     def heal(self) -> None:
-        """The network is as it was; what a black hole swallowed is gone, so its connections are reset."""
+        """End the faults; connections are reset, because a black hole has swallowed bytes."""
         self.black_hole = False
         self.delay_s = 0.0
         self.reset_all()
@@ -71,7 +71,7 @@ class FaultProxy(TcpProxy):
         return [link for link in links if command in link.asked and not link.forgotten]
 
     def forget(self, command: bytes) -> int:
-        """Connections that have carried this command pass nothing on from now; returns how many they are."""
+        """Stop connections that have carried this command; returns the number of connections."""
         links = self._that_asked(command)
         for link in links:
             link.forgotten = True

@@ -1,4 +1,4 @@
-"""The real service as processes of its own: `python -m downloader ROLE -c FILE`, its logs, its end.
+"""The real service as separate processes: `python -m downloader ROLE -c FILE`, logs and exit.
 
 A test tells a fleet what to start, waits for log lines (never for time), sends signals, posts jobs through
 the real API, and lets `History` judge what is left when all have stopped.
@@ -30,7 +30,7 @@ from servers.sink import Sink
 from servers.valkey import Valkey, command
 
 Tables = Mapping[str, Mapping[str, Any]]
-"""A configuration: tables by their dotted name, `""` for the top level."""
+"""A configuration: tables by dotted name, `""` for the top level."""
 
 START_S = 90.0
 """Imports alone cost a second of CPU, and the machine is shared. Shorter than the tests' own limits, which do
@@ -52,14 +52,14 @@ QUICK_GRACE_S = 4.0
 the two ended it."""
 
 HUNG = (1, -signal.SIGALRM)
-"""Exit statuses of a process whose stop hung: it ended itself, or the kernel did a moment later."""
+"""Exit statuses of a process whose stop hung: ended by the exit timer, or a moment later by the kernel."""
 
 ASIDE_S, ASIDE_MAX_S = 1.0, 5.0
 """How much later callbacks may come, in the middle and at the most, beside a destination that is in trouble:
 those that wait for it are held for longer. The numbers themselves are printed."""
 
 RECOVERY_S = LEASE_S + SWEEP_S + SLACK_S
-"""From a process's death until somebody else has its work."""
+"""From a process's death until another instance has the work."""
 
 DEFAULTS: Tables = {
     "api": {"port": 0},
@@ -100,7 +100,7 @@ QUICK: Tables = {"processor": {"grace": QUICK_GRACE_S}, "notifier": {"grace": QU
 
 
 def say(text: str) -> None:
-    """Print a measurement; `pytest -rP` shows it."""
+    """Print a measurement, which `pytest -rP` shows."""
     sys.stdout.write(f"{text}\n")
 
 
@@ -136,9 +136,9 @@ class Running:
     noise: list[str] = field(default_factory=list)
     """Lines on standard error that are no JSON: complaints and tracebacks."""
     ended: trio.Event = field(default_factory=trio.Event)
-    """Standard error is at its end."""
+    """Set at the end of standard error."""
     grace_s: float = OWN_GRACE_S
-    """The grace period that it was given."""
+    """The configured grace period."""
     _changed: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -162,7 +162,7 @@ class Running:
         raise AssertionError(f"{self.name} did not log {name} {fields} in {seconds} s: {self.tail()}")
 
     def tail(self) -> str:
-        """The end of its log."""
+        """The end of the log."""
         return "\n".join([*self.noise[-20:], *(json.dumps(line) for line in self.log[-20:])])
 
     def send(self, number: signal.Signals) -> None:
@@ -173,7 +173,7 @@ class Running:
         os.killpg(self.pid, number)
 
     async def wait(self, seconds: float = STOP_S) -> int:
-        """Its exit status, and its whole log."""
+        """The exit status, and the whole log."""
         try:
             with trio.fail_after(seconds):
                 status = await self.process.wait()
@@ -187,7 +187,7 @@ class Running:
         await self.wait()
 
     async def stop(self, *, status: int = 0) -> float:
-        """SIGTERM, and its end within the grace period; returns how many seconds it took.
+        """Send SIGTERM and wait for the end within the grace period; returns the seconds.
 
         Measured here too, as the timer that ends a process after its grace period is what is tested.
         """
@@ -221,7 +221,7 @@ class Running:
 
 @dataclass
 class Fleet:
-    """Processes on one store, and the client of their API."""
+    """Processes on one store, and a client of the API."""
 
     folder: Path
     tables: dict[str, dict[str, Any]]
@@ -250,7 +250,7 @@ class Fleet:
         tables: Tables | None = None,
         ready: bool = True,
     ) -> Running:
-        """Start a process; waits until it says `service.started`, unless told otherwise."""
+        """Start a process; waits for `service.started`, unless told otherwise."""
         config = self.folder / f"{role}-{len(self.running)}.toml"
         own = merged(self.tables, tables or {})
         config.write_text(to_toml(own))
@@ -279,11 +279,11 @@ class Fleet:
         return [found[index] for index in range(len(roles))]
 
     async def post(self, **job: Any) -> str:
-        """Have a job accepted; its id."""
+        """Have a job accepted; returns the id."""
         return self._note(await self.client.post("/download", json=job))
 
     async def insist(self, **job: Any) -> str:
-        """The same, as a client does it that tries again at a 503."""
+        """Have a job accepted, as by a client that tries again after a 503."""
         key = {"Idempotency-Key": uuid.uuid4().hex}
         while True:
             answer = await self.client.post("/download", json=job, headers=key)
@@ -298,7 +298,7 @@ class Fleet:
         return job_id
 
     async def post_all(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Have jobs accepted, several at a time; their ids in order."""
+        """Have jobs accepted, several at a time; returns the ids in order."""
         ids = [""] * len(jobs)
         limiter = trio.CapacityLimiter(8)
 
@@ -319,7 +319,7 @@ class Fleet:
         return found
 
     async def stop_all(self) -> None:
-        """SIGTERM to those still running; the callbacks of all that has ended are delivered first."""
+        """Send SIGTERM to the running processes, once the callbacks of all ended jobs are delivered."""
         async with trio.open_nursery() as nursery:
             for one in self.running:
                 if one.process.returncode is None:
@@ -331,7 +331,7 @@ class Fleet:
 
 
 def merged(tables: Tables, more: Tables) -> dict[str, dict[str, Any]]:
-    """Tables with those of `more` laid over them, key by key; an empty one takes a table away."""
+    """Tables with the tables of `more` laid over, key by key; an empty table removes a table."""
     return {
         name: {**tables.get(name, {}), **more.get(name, {})}
         for name in [*tables, *(name for name in more if name not in tables)]
@@ -343,7 +343,7 @@ def merged(tables: Tables, more: Tables) -> dict[str, dict[str, Any]]:
 async def open_fleet(
     folder: Path, server: Valkey | None, tables: Tables | None = None
 ) -> AsyncIterator[Fleet]:
-    """A fleet on this server, or (`None`) on the embedded one; at its end nothing of it runs."""
+    """A fleet on this server, or (`None`) on the embedded store; at the end no process is left."""
     own = {
         "": {"data_dir": str(folder / "data")},
         "redis": {"url": server.url if server is not None else "embedded"},
@@ -436,7 +436,7 @@ class History:
         assert self._stored() == {}
 
     def check_origin(self, origin: Origin | Mapping[str, int], limits: Mapping[str, int]) -> None:
-        """No path was ever asked for by more at once than its aggregation allows."""
+        """No path was ever requested by more clients at once than the aggregation allows."""
         peak = origin.peak if isinstance(origin, Origin) else origin
         for path, limit in limits.items():
             assert peak[path] <= limit, (path, peak)

@@ -1,4 +1,4 @@
-"""Fixtures for tests of whole fleets; a conftest imports those it wants."""
+"""Fixtures for tests of whole fleets, to be imported by a conftest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["folder", "origin", "server", "sink"]
 
 @pytest.fixture
 def server() -> Iterator[Valkey]:
-    """A server of the test's own, so that its commands can be counted and it can be killed."""
+    """A server for one test, so that commands can be counted and the server can be killed."""
     with Valkey("--appendonly", "yes", "--appendfsync", "always") as started:
         yield started
 

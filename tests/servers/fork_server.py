@@ -1,4 +1,4 @@
-"""A process that has imported the service, and forks for each program that it is asked to run.
+"""A process that has imported the service, and forks for each program to be run.
 
 Run as a program by `servers.forked`, with a socket of whole messages as standard input. A request is JSON,
 with standard input, output and error as descriptors if it starts something; the answer is a number:
@@ -35,7 +35,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def import_all() -> None:
-    """Import what any role needs, plugins too, and leave it where children share its memory."""
+    """Import what any role needs, plugins too, into memory that children share."""
     for package in (downloader, downloader_plugins):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if found.name != "downloader.__main__" and not found.name.startswith("downloader.testing"):
@@ -46,7 +46,7 @@ def import_all() -> None:
 
 
 def serve(control: socket.socket) -> dict[str, Any]:
-    """Answer requests until the socket closes; returns in a child, with what it is to run."""
+    """Serve requests until the socket closes; returns in a child, with the program to be run."""
     while True:
         data, descriptors, _, _ = socket.recv_fds(control, REQUEST_BYTES, 3)
         if not data:
@@ -63,7 +63,7 @@ def serve(control: socket.socket) -> dict[str, Any]:
 
 
 def become(control: socket.socket, request: dict[str, Any], descriptors: list[int]) -> None:
-    """Make this child what a process that has just been started is, and tell its id."""
+    """Make this child like a newly started process, and send the process id."""
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

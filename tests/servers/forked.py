@@ -1,4 +1,4 @@
-"""Starts the service as `python -m downloader` does, without importing it each time: see `fork_server`."""
+"""Starts the service like `python -m downloader`, without an import each time: see `fork_server`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ import trio
 SERVER = Path(__file__).with_name("fork_server.py")
 
 _asking = threading.Lock()
-"""One request at a time: its answer is the next message, and there is one server."""
+"""One request at a time: the response is the next message, and there is one server."""
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without settings in it, and `extra`."""
+    """This process's environment without settings, and `extra`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DOWNLOADER_")}
     return {**clean, "COLUMNS": "100", **(extra or {})}
 
@@ -36,14 +36,14 @@ class Forked:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        """Its exit status, negative for a signal; `None` until it was waited for."""
+        """The exit status, negative for a signal; `None` before the end."""
         self.stderr: trio.abc.ReceiveStream | None = None
-        """The stream of its standard error, if it is read."""
+        """The stream of standard error, if captured."""
         self._descriptor = os.pidfd_open(pid)
         self._waiting = trio.Lock()
 
     def send_signal(self, number: int) -> None:
-        """Send the process a signal, unless it has ended."""
+        """Send the process a signal, unless the process has ended."""
         if self.returncode is None:
             os.kill(self.pid, number)
 
@@ -51,14 +51,14 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     async def wait(self) -> int:
-        """Its exit status; several may wait."""
+        """The exit status; several tasks may wait."""
         async with self._waiting:
             if self.returncode is None:
                 await trio.lowlevel.wait_readable(self._descriptor)
             return self._collect()
 
     def join(self, seconds: float) -> int:
-        """Its exit status, for callers in a thread.
+        """The exit status, for callers in a thread.
 
         Raises:
             TimeoutError: it still runs; it is killed.
@@ -128,7 +128,7 @@ def _ask(request: Mapping[str, Any], descriptors: Sequence[int] = ()) -> int:
 
 @cache
 def _server() -> socket.socket:
-    """The socket to the server of this process; it ends with the process."""
+    """The socket to the server of this process, which ends with the process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         process = subprocess.Popen(

@@ -26,7 +26,7 @@ def spec_for(store: JobStore, aggr_id: str = "a", **fields: Any) -> JobSpec:
 
 
 async def submitted(store: JobStore, aggr_id: str = "a", **fields: object) -> JobSpec:
-    """Such a job, accepted as a new one."""
+    """A new job, accepted by the store."""
     spec = spec_for(store, aggr_id, **fields)
     assert await store.submit([Submission(spec=spec)]) == [(Accepted.NEW, spec.id)]
     return spec
@@ -62,7 +62,7 @@ def handed_back(lease: Lease, reason: str, delay_s: float) -> Settlement:
 async def end_all(
     store: JobStore, outcome: Outcome, *, callback: CallbackOutcome | None = None, keep_s: float = 60
 ) -> None:
-    """End every pending download so, then its callback, if one is given; at most 100."""
+    """End every pending download, then the callback if one is given; at most 100."""
     downloads = (await store.lease(Kind.DOWNLOAD, "me", 100, 30)).leases
     plan = CallbackPlan(group="http c", limit=100)
     await store.settle("me", [downloaded(lease, outcome, plan, 0) for lease in downloads])

@@ -1,4 +1,4 @@
-"""Real Kafka brokers for tests, what they have stored, and a proxy in front that makes them fail.
+"""Real Kafka brokers for tests, the stored records, and a proxy that makes brokers fail.
 
 Two implementations: tansu, one broker in a process of its own, and librdkafka's mock cluster, three brokers
 in this process. Both make a topic of four partitions of whatever name they are asked for.
@@ -30,7 +30,7 @@ START_S = READ_S = 90.0
 QUIET_S = 0.1
 """Nothing more comes after so long, by several fetches of a broker on this machine."""
 QUIET = {"log_level": 2}
-"""librdkafka writes to standard error what it does about brokers that are gone."""
+"""librdkafka writes failures of brokers to standard error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def binary() -> str:
 
 
 class Tansu:
-    """One broker, its topics in memory; a context manager. After `kill` it can `start` again, empty."""
+    """One broker with topics in memory; a context manager. After `kill` it can `start` again, empty."""
 
     def __init__(self) -> None:
         self.port = spare_port()
@@ -87,7 +87,7 @@ class Tansu:
         self.process.wait()
 
     def freeze(self) -> None:
-        """Stop it: it answers nothing, and its connections stay open."""
+        """Stop the broker: no responses, and connections stay open."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
         os.waitpid(self.process.pid, os.WUNTRACED)  # until it has stopped
@@ -108,7 +108,7 @@ class Tansu:
 
 @contextmanager
 def mock_cluster() -> Iterator[str]:
-    """librdkafka's mock of three brokers, in threads of this process; yields their addresses."""
+    """librdkafka's mock of three brokers, in threads of this process; yields the addresses."""
     host = Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "replaced", **QUIET})
     brokers = host.list_topics(timeout=START_S).brokers.values()
     yield ",".join(f"{broker.host}:{broker.port}" for broker in brokers)

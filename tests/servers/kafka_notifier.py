@@ -18,7 +18,7 @@ _names = count()
 
 
 def payload(text: str = "", *, job_id: str = "6QEywYsd0jrKAg") -> Payload:
-    """One with this text in it."""
+    """A payload with this text."""
     return Payload(job_id=job_id, aggr_id="example.org", body=json.dumps({"extra": text}).encode())
 
 

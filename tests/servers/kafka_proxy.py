@@ -1,4 +1,4 @@
-"""A proxy in front of a Kafka broker that knows its requests and answers.
+"""A proxy in front of a Kafka broker that understands requests and responses.
 
 It can refuse what the broker takes, lose answers, ask for a password, and speak TLS.
 """
@@ -38,7 +38,7 @@ class _Link(Link):
     mechanism: str = ""
 
     def frames(self, data: bytes, *, is_reply: bool) -> Iterator[bytes]:
-        """Whole frames, without their lengths."""
+        """Whole frames, without the lengths."""
         unread = self.unread[is_reply]
         unread += data
         while len(unread) >= 4 and len(unread) >= (end := 4 + int.from_bytes(unread[:4])):
@@ -56,7 +56,7 @@ class KafkaProxy(TcpProxy):
         self.users = users
         """Names and passwords; with none, nobody is asked."""
         self.produce_errors: deque[int] = deque()
-        """Each is the answer to one record batch, whatever the broker says; 0 leaves it alone."""
+        """Error codes for the next record batches, whatever the broker says; 0 changes nothing."""
         self.produce_error = 0
         """The error code in all other answers; 0 for none."""
         self.largest = 0
@@ -83,7 +83,7 @@ class KafkaProxy(TcpProxy):
         return b"".join(_framed(frame) for frame in frames if frame)
 
     async def _request(self, link: _Link, frame: bytes) -> bytes:
-        """The request that passes; none if it is answered here."""
+        """The request that passes; none if the proxy responds."""
         key, version, correlation = struct.unpack_from(">hhi", frame)
         self.asked[key] += 1
         if key in (SASL_HANDSHAKE, SASL_AUTHENTICATE):
@@ -103,7 +103,7 @@ class KafkaProxy(TcpProxy):
         return self._judged(frame, size) if key == PRODUCE else frame
 
     def _judged(self, frame: bytes, size: int) -> bytes:
-        """The answer to a produce request, with another verdict on its one batch."""
+        """The response to a produce request, with another error code for the only batch."""
         queued = self.produce_errors
         code = queued.popleft() if queued else self.produce_error
         if self.largest and size > self.largest:
@@ -132,7 +132,7 @@ class KafkaProxy(TcpProxy):
         return struct.pack(">hhi", 0, -1, len(answer)) + answer + lifetime
 
     def _authenticate(self, link: _Link, said: bytes) -> bytes | None:
-        """The server's answer; `None` if it refuses the client."""
+        """The server's response; `None` for a refused client."""
         if link.mechanism == "PLAIN":
             _, user, password = said.decode().split("\0")
             link.let_in = self.users.get(user) == password

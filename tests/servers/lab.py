@@ -1,4 +1,4 @@
-"""A fetcher on real sockets and a real disk, and jobs for it."""
+"""A fetcher on real sockets and a real disk, and jobs for the fetcher."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def small(
     stall_bytes_per_s: int = 1024,
     store_s: float = 10.0,
 ) -> FetchLimits:
-    """Limits that a busy machine keeps to; a test that waits for one makes it smaller."""
+    """Limits that a busy machine keeps to; a test that waits for a limit makes the limit smaller."""
     return FetchLimits(
         net=NetLimits(connect_s=connect_s, tls_s=tls_s, response_s=response_s, idle_s=idle_s),
         stall_s=stall_s,
@@ -44,7 +44,7 @@ _ids = itertools.count(1)
 
 @dataclass
 class Lab:
-    """A fetcher and everything it leaves traces in."""
+    """A fetcher and everything that a fetcher changes."""
 
     fetcher: Fetcher
     root: Path
@@ -76,7 +76,7 @@ class Lab:
         return [path for path in self.root.rglob("*") if path.is_file()]
 
     def stored(self) -> bytes:
-        """The one stored file."""
+        """The only stored file."""
         (path,) = self.files()
         return path.read_bytes()
 
@@ -127,7 +127,7 @@ async def open_lab(
     resumable: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Lab]:
-    """A lab; at its end no attempt has left anything in the spool, unless parts are `resumable`."""
+    """A lab; at the end no attempt has left a file in the spool, unless partial files are `resumable`."""
     root, spool = tmp_path / "root", tmp_path / "spool"
     async with AsyncExitStack() as stack:
         if storage is None:

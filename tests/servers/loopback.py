@@ -18,7 +18,7 @@ Handler = Callable[[trio.SocketStream], Any]
 
 
 class Names:
-    """A resolver with a table of its own; the answers to a name are given out in turn."""
+    """A resolver with a table; the addresses of a name are returned in turn."""
 
     def __init__(self, **answers: Sequence[Sequence[str]]) -> None:
         self.answers = {name.replace("_", "."): list(turns) for name, turns in answers.items()}
@@ -34,7 +34,7 @@ class Names:
 
 
 class Changed:
-    """In place of a transport's dialer: each stream that it opens is handed to `change` first."""
+    """In place of a transport's dialer: `change` gets each opened stream first."""
 
     def __init__(self, transport: Transport, change: Callable[[Stream], None]) -> None:
         self._inner, self._change = transport._dialer, change

@@ -1,4 +1,4 @@
-"""Moto's server, but for one thing: it says of each upload in parts that it has just begun.
+"""Moto's server with one change: uploads in parts are listed as begun just now.
 
 Moto itself says that all began in 2010, so whoever aborts leftovers would abort those that are under way.
 Run as a program, with the port as its argument.
@@ -20,7 +20,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def up_to_date(application: Application) -> Application:
-    """The application with the time put right in its listings of uploads; the length stays the same."""
+    """The application with the right time in listings of uploads; the length stays the same."""
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         chunks = application(environ, start_response)

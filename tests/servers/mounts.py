@@ -20,13 +20,13 @@ class Disk:
     size_bytes: int
 
     def fill(self, part: float) -> Path:
-        """Write a file of this part of the disk; returns where it is."""
+        """Write a file on this part of the disk; returns the path."""
         filler = self.path / "filler"
         filler.write_bytes(b"x" * int(self.size_bytes * part))
         return filler
 
     def remount(self, mode: str) -> None:
-        """Make it read-only (`ro`) or writable (`rw`)."""
+        """Make the mount read-only (`ro`) or writable (`rw`)."""
         subprocess.run(["mount", "-o", f"remount,{mode}", str(self.path)], check=True)
 
 

@@ -38,7 +38,7 @@ PNG = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it arrived."""
+    """One request as received."""
 
     method: str
     target: str
@@ -57,7 +57,7 @@ class Request:
 
 
 class Exchange:
-    """One request and the means to answer it."""
+    """One request and the means to respond."""
 
     def __init__(self, request: Request, stream: trio.abc.Stream, raw: trio.SocketStream) -> None:
         self.request = request
@@ -79,7 +79,7 @@ class Exchange:
         await self.send(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{head}\r\n".encode() + body)
 
     async def end(self, then: Then) -> None:
-        """Keep the connection, close it, reset it, or stay silent until the peer goes."""
+        """Keep, close or reset the connection, or stay silent until the peer goes."""
         if then == "keep":
             return
         self.keep = False
@@ -176,7 +176,7 @@ class Origin:
         return f"{self.scheme}://{userinfo}{host}:{self.port}{path}"
 
     def on(self, path: str, handler: Handler) -> str:
-        """Set the answer for a path; returns its URL."""
+        """Set the response for a path; returns the URL."""
         self.routes[path] = handler
         return self.url(path)
 

@@ -1,4 +1,4 @@
-"""Pages of the documentation, typed as they stand: their files, their commands and what these print."""
+"""Pages of the documentation as written: files, commands, and the output of the commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER_S = 120.0
 
 
 def sh(command: str, folder: Path, *, seconds: float = INSTALL_S) -> str:
-    """Type a command; what it prints."""
+    """Run a command; returns the output."""
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,

@@ -1,4 +1,4 @@
-"""Plugins opened as the service does it: with a host."""
+"""Plugins opened with a host, as the service opens plugins."""
 
 from __future__ import annotations
 

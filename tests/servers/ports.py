@@ -1,4 +1,4 @@
-"""TCP ports for servers that must be told theirs before they start, or keep it over a restart."""
+"""TCP ports for servers that must know the port before the start, or keep the port over a restart."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """What the kernel gives to who asks for port 0, and to outgoing connections."""
 
 LOWEST = 10_000
-"""Below it are the ports that services of the machine have by custom."""
+"""Ports below belong to services of the machine."""
 
 
 def spare_port() -> int:
-    """A port of loopback that nobody listens on, and that the kernel gives to nobody who has not named it.
+    """A port of loopback without a listener, which the kernel gives only to a process that names the port.
 
     So it stays free until its server is started, and again; one that is never used refuses connections.
     """

@@ -19,7 +19,7 @@ GONE_S = 10.0
 
 @asynccontextmanager
 async def origin_process() -> AsyncIterator[str]:
-    """`python -m servers.origin`; yields its base URL, kills it at the end."""
+    """`python -m servers.origin`; yields the base URL, kills the process at the end."""
     folder = str(Path(__file__).parent.parent)
     path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
@@ -40,7 +40,7 @@ async def origin_process() -> AsyncIterator[str]:
 
 
 async def gone(*pids: int) -> bool:
-    """Whether these processes end by themselves."""
+    """Whether the processes end without help."""
     with trio.move_on_after(GONE_S) as scope:
         for pid in pids:
             try:
@@ -55,6 +55,6 @@ async def gone(*pids: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The child processes of all its threads."""
+    """The child processes of all threads."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(word) for task in tasks for word in task.read_text().split()]

@@ -28,7 +28,7 @@ class Proxy:
     log: list[str] = field(default_factory=list)
     """What was asked for: `CONNECT h:p`, `GET http://h:p/...`, `socks h:p`."""
     heads: list[str] = field(default_factory=list)
-    """Heads of HTTP requests as they came."""
+    """Heads of HTTP requests as received."""
 
     def url(self, userinfo: str = "") -> str:
         return f"{self.scheme}://{userinfo}127.0.0.1:{self.port}"

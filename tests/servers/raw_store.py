@@ -1,4 +1,4 @@
-"""The server of a store as a test sees it: its keys, which no instance shows or changes so."""
+"""The server of a store as a test sees the server: keys and commands that no instance shows or uses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RawStore:
         return self._redis.execute_command(*words)  # type: ignore[no-untyped-call]  # as the client is
 
     def run(self, script: str, call: Mapping[str, Any], rows: Iterable[Mapping[str, Any]] = ()) -> Any:
-        """Run a transition as any version may call it."""
+        """Run a transition with the arguments of any version."""
         arguments = [json.dumps(call), *map(json.dumps, rows)]
         return self.command("EVAL", load_scripts()[script].text, 1, self.keys.base(0), *arguments)
 

@@ -1,4 +1,4 @@
-"""What tests of S3 share: buckets on moto, and a front before it, which judges `Content-MD5` as S3 does."""
+"""What tests of S3 share: buckets on moto, and a front that checks `Content-MD5` as S3 does."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _numbers = itertools.count(1)
 
 
 def new_bucket(moto: Moto, name: str = "") -> str:
-    """An empty bucket; its name."""
+    """Create an empty bucket; returns the name."""
     name = name or f"bucket-{next(_numbers)}"
     moto.s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": LOCATION})
     return name
 
 
 def keys(moto: Moto, bucket: str) -> list[str]:
-    """The keys of its objects."""
+    """The keys of the bucket's objects."""
     return [one["Key"] for one in moto.s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
@@ -40,7 +40,7 @@ def uploads(moto: Moto, bucket: str) -> list[str]:
 
 
 def digest(moto: Moto, bucket: str, key: str) -> str:
-    """SHA-256 of an object, as boto3 reads it back."""
+    """SHA-256 of an object, as read by boto3."""
     found = hashlib.sha256()
     for block in moto.s3.get_object(Bucket=bucket, Key=key)["Body"].iter_chunks(1024 * 1024):
         found.update(block)
@@ -62,7 +62,7 @@ async def _judge(exchange: Exchange, body: bytes) -> None:
 
 
 async def forward(exchange: Exchange) -> None:
-    """Pass the request to moto if its digest is right, and answer as moto does."""
+    """Pass a request with a correct digest to moto, and return moto's response."""
     await _judge(exchange, await exchange.body())
 
 

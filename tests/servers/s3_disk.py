@@ -121,7 +121,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @asynccontextmanager
 async def disk_process(folder: Path) -> AsyncIterator[tuple[str, int]]:
-    """The server as a process, its objects in this folder; yields its URL and its process id."""
+    """The server as a process with objects in this folder; yields the URL and the process id."""
     process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
         [sys.executable, "-m", "servers.s3_disk", str(folder)],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The scheduler alone, on a store in memory: work that does as it is told."""
+"""The scheduler alone, on a store in memory, with work that a test controls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_S = 2000.0
 
 
 class Jobs:
-    """Each job works until the test ends it; then it succeeds."""
+    """Each job works until a test ends the work; then the job succeeds."""
 
     def __init__(self, kind: Kind, concurrency: int, *, leases_at_stop: bool = False) -> None:
         self.working: dict[str, StillOurs] = {}
@@ -110,7 +110,7 @@ class Process:
         await trio.testing.wait_all_tasks_blocked()
 
     def add(self, group: str, count: int = 1, **facts: object) -> list[str]:
-        """Enqueue in the store, which wakes it."""
+        """Enqueue in the store, which wakes the scheduler."""
         ids = self.store.add(group, count, kind=self.work.work.kind, **facts)  # type: ignore[arg-type]
         self.wake.set()
         return ids

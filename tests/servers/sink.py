@@ -1,4 +1,4 @@
-"""A receiver of callbacks on loopback that keeps what it got, and answers as its paths say.
+"""A receiver of callbacks on loopback that keeps all requests, and responds as the path says.
 
 `/ok/...` 200; `/status/CODE/...` that status; `/busy/SECONDS/...` 429 with `Retry-After` the first time for
 each job; `/flaky/N/...` 500 to the first N deliveries of each job; `/redirect/...` 302 to `/ok/redirected`;
@@ -66,7 +66,7 @@ class Sink:
                 await self._changed.wait()
 
     async def heard_of(self, *job_ids: str, seconds: float = 20.0) -> list[Received]:
-        """Wait until there was a delivery for each of these jobs; the last one for each."""
+        """Wait for a delivery for each of the jobs; returns the last delivery of each."""
         wanted = set(job_ids)
         await self.until(lambda: wanted <= self.heard, seconds=seconds)
         jobs = self.by_job()
@@ -137,7 +137,7 @@ HOSTS = tuple(f"127.0.0.{number}" for number in range(1, 10))
 
 
 async def listeners_on_one_port(hosts: Sequence[str]) -> list[trio.SocketListener]:
-    """On all these addresses the same port, which was free on each of them."""
+    """A port that is free on all the given addresses."""
     while True:
         listeners: list[trio.SocketListener] = []
         try:
@@ -155,7 +155,7 @@ async def listeners_on_one_port(hosts: Sequence[str]) -> list[trio.SocketListene
 
 @asynccontextmanager
 async def open_sink(hosts: Sequence[str] = HOSTS) -> AsyncIterator[Sink]:
-    """A running sink on these addresses: destinations are told apart by their host."""
+    """A running sink on the given addresses, which tell destinations apart."""
     sink = Sink()
     async with trio.open_nursery() as nursery:
         listeners = await listeners_on_one_port(hosts)

@@ -13,7 +13,7 @@ from servers.aws_front import Asked, Front, headers_of, serving
 
 
 def response(status: int, body: bytes) -> bytes:
-    """A response in JSON as it stands on the wire."""
+    """A response in JSON, as bytes on the wire."""
     return aws_front.response(status, body, Content_Type="application/x-amz-json-1.0")
 
 
@@ -36,6 +36,6 @@ def _parse(head: bytes) -> Asked:
 
 @asynccontextmanager
 async def open_sqs_proxy(moto: Moto) -> AsyncIterator[Front]:
-    """A running proxy; its keys are empty."""
+    """A running proxy without keys."""
     async with serving(Front(moto, _parse)) as proxy:
         yield proxy

@@ -29,7 +29,7 @@ class Steps(trio.abc.Instrument):
 
 @contextmanager
 def measured_steps() -> Iterator[Steps]:
-    """Measures while it is open."""
+    """Measures while the context is open."""
     steps = Steps()
     trio.lowlevel.add_instrument(steps)
     try:

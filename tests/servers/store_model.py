@@ -14,7 +14,7 @@ PLANS: Mapping[str, CallbackPlan | None] = {
     "b": CallbackPlan(group="http http://c", limit=2),
     "{c}:ü": None,
 }
-"""Aggregations, and where the callbacks of their jobs go."""
+"""Aggregations, and the destinations of callbacks."""
 OWNERS = ("x", "y")
 LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
 COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
@@ -22,7 +22,7 @@ COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
 
 @dataclass
 class Task:
-    """One task as it must stand in the store."""
+    """One task as expected in the store."""
 
     group: str
     due_ms: int
@@ -32,33 +32,33 @@ class Task:
     ends_ms: int = 0
     generation: int = 0
     settled: tuple[int, str] | None = None
-    """The generation and the owner of the last call that settled it."""
+    """The generation and the owner of the last call that settled the task."""
     attempts: int = 0
     deliveries: int = 0
     crashes: int = 0
     place_ms: int = 0
-    """When it was due before it was leased."""
+    """When the task was due before the lease."""
     swept: int = 0
-    """Generation of the last lease that was swept, until its holder shows that it has not crashed."""
+    """Generation of the last lease that was swept, until the holder shows that the holder has not crashed."""
 
     stopping: bool = False
-    """It is cancelled and still has its slot."""
+    """Whether the task is cancelled and still has a slot."""
 
     def held_by(self, lease: Lease, owner: str) -> bool:
-        """Whether the lease is the one under which the task runs."""
+        """Whether the task runs under this lease."""
         return (self.state, self.owner, self.generation) == (State.RUNNING, owner, lease.generation)
 
     def cancelled_for(self, lease: Lease, owner: str) -> bool:
-        """Whether the lease is the one under which the task ran when it was cancelled."""
+        """Whether the task ran under this lease at the time of the cancel."""
         return (self.state, self.owner, self.generation) == (State.CANCELLED, owner, lease.generation)
 
 
 @dataclass
 class Pace:
-    """What an aggregation may do, besides its limit."""
+    """The pace of an aggregation: everything but the limit."""
 
     asked: int = 0
-    """The limit that its newest job has named."""
+    """The limit of the newest job."""
     adjusted: bool = False
     """Whether an operator's limit holds instead."""
     paused: bool = False
@@ -89,7 +89,7 @@ class Pace:
 
 @dataclass
 class Job:
-    """One job as it must stand in the store."""
+    """One job as expected in the store."""
 
     spec: JobSpec
     tasks: dict[Kind, Task]
@@ -107,14 +107,14 @@ class Expected:
     jobs: dict[str, Job] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     orphans: list[Task] = field(default_factory=list)
-    """Cancelled downloads whose job is removed, while they still have their slot."""
+    """Cancelled downloads of removed jobs that still have a slot."""
     limits: dict[tuple[Kind, str], int] = field(default_factory=dict)
     pace: dict[str, Pace] = field(default_factory=lambda: defaultdict(Pace))
     """Of aggregations."""
     leases: list[tuple[Lease, str]] = field(default_factory=list)
     """All leases that were ever given, and to which instance."""
     unheard: dict[tuple[Kind, str], list[tuple[str, int]]] = field(default_factory=dict)
-    """What each instance's last lease call was given, where its answer was lost: job id and generation."""
+    """The leases of each instance's last lease call with a lost reply: job id and generation."""
 
     def tasks(self, kind: Kind) -> Iterator[tuple[str, Task]]:
         return ((job_id, job.tasks[kind]) for job_id, job in self.jobs.items() if kind in job.tasks)
@@ -130,7 +130,7 @@ class Expected:
         return job.tasks.get(lease.kind) if job else None
 
     def current(self) -> list[tuple[Lease, str]]:
-        """The leases under which tasks run, and their holders."""
+        """The leases of running tasks, and the holders."""
         return [
             (lease, owner)
             for lease, owner in self.leases
@@ -146,7 +146,7 @@ class Expected:
                     self.pace.pop(group, None)
 
     def give(self, kind: Kind, owner: str, count: int, given: list[tuple[str, int]]) -> None:
-        """Check what an instance was given, and take note of it."""
+        """Check what an instance got, and note the leases."""
         before = self.unheard.get((kind, owner))
         if before:
             mine = [
@@ -253,7 +253,7 @@ class Expected:
             self.limits[kind, task.group] = plan.limit
 
     def note_over(self, job: Job) -> None:
-        """A download has reached its terminal state."""
+        """A download has reached a terminal state."""
         plan = PLANS[job.spec.aggr_id]
         if plan is None:
             job.reap_ms = self.now_ms + KEEP_MS

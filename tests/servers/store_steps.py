@@ -1,4 +1,4 @@
-"""The steps that a store can be driven by, as Hypothesis draws them."""
+"""The steps of a store's test, as Hypothesis draws the steps."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ ENTRY_POINTS = """
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Write the distribution into the folder; returns the environment in which it is installed.
+    """Write the distribution into the folder; returns the environment with the installed distribution.
 
     Whoever imports `strangers_broken` leaves a file `imported` in the folder.
     """

@@ -1,4 +1,4 @@
-"""Tokens of an API's tests, each with scopes or lists of its own."""
+"""Tokens for tests of the API, each with different scopes or lists."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ START_S = 40.0
 
 
 def server_binary() -> str:
-    """The server under test, from the environment; the one we ship by default."""
+    """The server under test, from the environment; by default the server that we ship."""
     name = os.environ.get("DOWNLOADER_TEST_SERVER", "")
     if not name:
         return str(get_binary_path())
@@ -81,7 +81,7 @@ class Valkey:
         self.process.wait()
 
     def freeze(self) -> None:
-        """Stop the process, as a hanging machine does; `kill` ends it all the same."""
+        """Stop the process, like a hanging machine; `kill` still works."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 

@@ -38,7 +38,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 @dataclass
 class Watched:
-    """A primary, a replica, and the Sentinel that watches them."""
+    """A primary, a replica, and a Sentinel."""
 
     nodes: dict[int, Valkey]
     sentinel_port: int
@@ -53,7 +53,7 @@ class Watched:
             return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
 
     def is_ready(self) -> bool:
-        """Whether the primary has its replica in step and the Sentinel knows both."""
+        """Whether the replica is in step with the primary and the Sentinel knows both."""
         port = self.primary_port()
         with redis.Redis(port=port, decode_responses=True) as client, self.sentinel as sentinel:
             role = client.execute_command("ROLE")
@@ -100,7 +100,7 @@ def watched_by_sentinel(folder: Path) -> Iterator[Watched]:
 
 @contextmanager
 def open_cluster(*options: str, primaries: int = 3, replicas: int = 0) -> Iterator[list[Valkey]]:
-    """Servers that share the slots, each serving its own also while another is gone; the primaries first.
+    """Servers that share the slots, each responding also while another is gone; the primaries first.
 
     Args:
         options: of each server, besides those that make it a node.

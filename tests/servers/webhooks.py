@@ -1,4 +1,4 @@
-"""A receiver of webhooks on loopback, and the notifier that is to reach it."""
+"""A receiver of webhooks on loopback, and a notifier that may reach the receiver."""
 
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

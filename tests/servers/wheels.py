@@ -1,4 +1,4 @@
-"""Wheels of folders, and virtual environments that have nothing but what is installed into them.
+"""Wheels of folders, and virtual environments with only the installed wheels.
 
 With uv where it is to be had, which takes seconds, and with pip otherwise.
 """
@@ -25,7 +25,7 @@ def uv() -> list[str] | None:
 
 
 def run(*words: str | Path, cwd: Path | None = None) -> str:
-    """Run a command without the settings of this process's environment; its standard output."""
+    """Run a command without the settings of this process's environment; returns standard output."""
     ours = ("VIRTUAL_ENV", "PYTHONPATH", "DOWNLOADER_", "PYTEST_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = subprocess.run(
@@ -36,7 +36,7 @@ def run(*words: str | Path, cwd: Path | None = None) -> str:
 
 
 def fresh_environment(folder: Path) -> Path:
-    """A new virtual environment with nothing in it; the folder of its programs."""
+    """A new empty virtual environment; returns the folder of the programs."""
     tool = uv()
     if tool is not None:
         run(*tool, "venv", "--python", sys.executable, folder)

@@ -1,4 +1,4 @@
-"""A job that a client cancels: what becomes of its download, its slot and its callback."""
+"""A job that a client cancels: the results for the download, the slot and the callback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fleet's totals: each count is added once, and none is lost with its instance."""
+"""The fleet's totals: each count is added once, and none is lost with an instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages on states and keys agree with the code, as far as they are not made from it."""
+"""The pages on states and keys agree with the code, as far as the pages are not generated."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ async def test_a_replica_that_has_it_is_enough() -> None:
 
 
 def cut_connections(server: Valkey) -> None:
-    """Close the connections of clients, as a reset does: they send their calls again on new ones."""
+    """Close the connections of clients, as a reset does: clients repeat calls on new connections."""
     assert server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes").startswith(b":")
 
 

@@ -1,4 +1,4 @@
-"""The embedded Valkey: its owner, who can read it, its memory limit, and its files."""
+"""The embedded Valkey: the owner, the permissions, the memory limit, and the files."""
 
 from __future__ import annotations
 

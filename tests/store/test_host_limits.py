@@ -1,4 +1,4 @@
-"""Limits of a host, which aggregations share: never exceeded, and no other host waits for it."""
+"""Limits of a host, which aggregations share: never exceeded, and no other host waits."""
 
 from __future__ import annotations
 

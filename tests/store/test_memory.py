@@ -1,4 +1,4 @@
-"""Memory of the server: new jobs leave some for accepted ones, and an operator can act when it is full."""
+"""Memory of the server: new jobs leave room for accepted jobs, and an operator can act in a full store."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def watched(store: JobStore) -> AsyncIterator[None]:
 
 
 async def fill(store: JobStore, **fields: object) -> list[JobSpec]:
-    """Submit jobs of an aggregation until one is refused; those that were accepted."""
+    """Submit jobs of an aggregation until a refusal; returns the accepted jobs."""
     accepted: list[JobSpec] = []
     while True:
         specs = [spec_for(store, "a", aggr_limit=1000, **fields) for _ in range(50)]

@@ -62,7 +62,7 @@ FRUITFUL = 12
 
 @dataclass(kw_only=True)
 class Model(Expected):
-    """Takes each step in the store and in what is expected of it."""
+    """Takes each step in the store and in the model."""
 
     server: Valkey
     client: StoreClient
@@ -110,7 +110,7 @@ class Model(Expected):
         self.done["move_clock"] += 1
 
     async def restart(self) -> None:
-        """The server dies, and comes back with its append-only file."""
+        """The server dies, and comes back with the append-only file."""
         self.server.kill()
         await trio.to_thread.run_sync(self.server.start)
         self.done["restart"] += bool(self.jobs)

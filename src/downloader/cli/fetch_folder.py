@@ -160,8 +160,8 @@ def _move_without_overwriting(source: Path, target: Path) -> None:
 
 def _is_same(stored: Path, target: Path) -> bool:
     try:
-        found = target.lstat()
-        if not stat.S_ISREG(found.st_mode) or stored.stat().st_size != found.st_size:
+        status = target.lstat()
+        if not stat.S_ISREG(status.st_mode) or stored.stat().st_size != status.st_size:
             return False
         return file_sha256(stored) == file_sha256(target)
     except OSError:

@@ -52,8 +52,8 @@ def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
     """
 
     def show(client: Client, job_id: str) -> None:
-        found = client.job(job_id)
-        write_result(found, f"{found.id} {found.state}", _rows(found), as_json=json_)
+        shown = client.job(job_id)
+        write_result(shown, f"{shown.id} {shown.state}", _rows(shown), as_json=json_)
 
     return for_each(job_ids, show, service)
 

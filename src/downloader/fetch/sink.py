@@ -212,8 +212,8 @@ class Sink:
         self._memory.let_go(self._aggregation, size)
 
     def _hash(self, data: bytes | bytearray) -> None:
-        for each in self._hashes.values():
-            each.update(data)
+        for digest in self._hashes.values():
+            digest.update(data)
 
     def _take(self) -> list[bytes | bytearray]:
         if not self._flushed:

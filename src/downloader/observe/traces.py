@@ -149,8 +149,8 @@ def _provider(names: Sequence[str], *, instance: str, version: str) -> Any:
     resource = Resource.create(own).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for name in names:
-        found = list(entry_points(group="opentelemetry_traces_exporter", name=name))
-        if not found:
+        exporters = list(entry_points(group="opentelemetry_traces_exporter", name=name))
+        if not exporters:
             raise LookupError(f"there is no exporter {name} for traces")
-        provider.add_span_processor(BatchSpanProcessor(found[0].load()()))
+        provider.add_span_processor(BatchSpanProcessor(exporters[0].load()()))
     return provider

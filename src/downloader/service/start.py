@@ -21,6 +21,7 @@ import trio
 
 from downloader.config import EMBEDDED, ApiSettings, Settings
 from downloader.errors import ConfigError, DownloaderError, first_leaf, leaves
+from downloader.lifetimes import ExitTimer
 from downloader.observe import Event, configure, get_logger
 from downloader.service.instance import grace_of, running_redis
 from downloader.service.process import run_instance
@@ -121,11 +122,13 @@ async def _run_processes(
         # Before anything else, so that no signal leaves an embedded store behind.
         within_s = grace_of(settings, roles) + STOP_S + KILLED_S
         await nursery.start(_pass_signals_on, children, stopping, within_s)
-        redis = await stack.enter_async_context(running_redis(settings))
-        settings = settings.model_copy(update={"redis": redis})
-        async with trio.open_nursery() as slots:
-            for slot in range(count):
-                slots.start_soon(_keep_child, slot, children, stopping, (settings, roles, list(sockets)))
+        # The interpreter waits for children when it ends. Children that hang must not keep a failed parent.
+        with ExitTimer(within_s).started_by_errors():
+            redis = await stack.enter_async_context(running_redis(settings))
+            settings = settings.model_copy(update={"redis": redis})
+            async with trio.open_nursery() as slots:
+                for slot in range(count):
+                    slots.start_soon(_keep_child, slot, children, stopping, (settings, roles, list(sockets)))
         await stack.aclose()
         nursery.cancel_scope.cancel()
 
@@ -211,10 +214,10 @@ def _child(parent: Any, settings: Settings, roles: frozenset[str], sockets: Sequ
         raise SystemExit(1) from None
 
 
-def tell(parent: Any, said: object) -> None:
+def tell(parent: Any, message: object) -> None:
     """Send what `_received` reads; ignore that the parent was killed meanwhile."""
     with suppress(BrokenPipeError):
-        parent.send(said)
+        parent.send(message)
 
 
 async def _end_with_parent() -> None:

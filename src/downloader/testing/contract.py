@@ -82,23 +82,23 @@ def resources() -> Resources:
 
 def _tasks() -> list[trio.lowlevel.Task]:
     root = trio.lowlevel.current_root_task()
-    found = [root] if root is not None else []
-    for task in found:
-        found += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return found
+    tasks = [root] if root is not None else []
+    for task in tasks:
+        tasks += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return tasks
 
 
 def _descriptors() -> list[tuple[int, int, int, str]]:
-    found = []
+    descriptors = []
     for name in os.listdir("/dev/fd"):  # noqa: PTH208 - names; Linux and macOS have it
         try:
-            facts = os.fstat(int(name))
+            status = os.fstat(int(name))
         except OSError:  # the descriptor of the listing itself
             continue
         kinds = {stat.S_IFSOCK: "socket", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe"}
-        kind = kinds.get(stat.S_IFMT(facts.st_mode), "something")
-        found.append((int(name), facts.st_dev, facts.st_ino, kind))
-    return found
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "something")
+        descriptors.append((int(name), status.st_dev, status.st_ino, kind))
+    return descriptors
 
 
 _CLEANUP_S = 5.0
@@ -162,8 +162,8 @@ def only_cause(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         broken = error.subgroup(AssertionError)
         if len(error.exceptions) > 1 and (broken is None or broken is error):
-            inner = [only_cause(one) for one in error.exceptions]
-            return next((one for one in inner if isinstance(one, AssertionError)), error)
+            inner = [only_cause(cause) for cause in error.exceptions]
+            return next((cause for cause in inner if isinstance(cause, AssertionError)), error)
         error = (broken if len(error.exceptions) > 1 and broken is not None else error).exceptions[0]
     return error
 

@@ -104,8 +104,8 @@ class NotifierContract(Contract[NotifierPeer]):
         async with run.opened() as notifier:
             await delivered(run, notifier, destination, payload)
             await delivered(run, notifier, destination, payload)
-            found = await run.peer.received(destination)
-            assert set(found) == {payload.body}, f"the peer has {short(found)}"
+            bodies = await run.peer.received(destination)
+            assert set(bodies) == {payload.body}, f"the peer has {short(bodies)}"
 
     @promise
     async def test_a_peer_that_is_away_is_tried_again_later(self, run: Run[NotifierPeer]) -> None:
@@ -207,8 +207,8 @@ class NotifierContract(Contract[NotifierPeer]):
             async def one(destination: str) -> None:
                 payload = a_payload()
                 if isinstance(await deliver(run, notifier, destination, payload), Delivered):
-                    found = await run.peer.received(destination)
-                    assert payload.body in found, f"nothing has arrived at {destination[:50]!r}"
+                    bodies = await run.peer.received(destination)
+                    assert payload.body in bodies, f"nothing has arrived at {destination[:50]!r}"
 
             async with trio.open_nursery() as nursery:
                 for destination in _ODD:
@@ -256,13 +256,13 @@ class NotifierContract(Contract[NotifierPeer]):
                 for turn in range(_FEW):
                     nursery.start_soon(drop, dropped[_FEW + turn], took_s * turn / _FEW)
                     nursery.start_soon(delivered, run, notifier, destination, kept[_FEW + turn])
-            found = list(await run.peer.received(destination))
+            bodies = list(await run.peer.received(destination))
             for payload in kept:
-                assert found.count(payload.body) == 1, (
-                    f"a payload has arrived {found.count(payload.body)} times beside cancelled ones"
+                assert bodies.count(payload.body) == 1, (
+                    f"a payload has arrived {bodies.count(payload.body)} times beside cancelled ones"
                 )
-            known = {payload.body for payload in (*kept, *dropped)}
-            assert set(found) <= known, "the peer has a message that was not sent: a cancel has cut one"
+            sent = {payload.body for payload in (*kept, *dropped)}
+            assert set(bodies) <= sent, "the peer has a message that was not sent: a cancel has cut one"
 
     @promise
     async def test_it_is_closed_without_a_delivery(self, run: Run[NotifierPeer]) -> None:
@@ -314,7 +314,7 @@ class NotifierContract(Contract[NotifierPeer]):
             with run.watched(run.times.answer_s, "a delivery in flight while the plugin was closed"):
                 while len(results) < _FEW:  # noqa: ASYNC110 - no event for their end
                     await trio.sleep(0.01)
-        assert not [one for one in results if isinstance(one, Delivered)], "a false success"
+        assert not [result for result in results if isinstance(result, Delivered)], "a false success"
 
     @promise
     async def test_a_stop_in_mid_delivery_closes_it(self, run: Run[NotifierPeer]) -> None:
@@ -361,8 +361,8 @@ class NotifierContract(Contract[NotifierPeer]):
             if not isinstance(checkable, Checkable):
                 return
             destination, payload = run.peer.destination(), a_payload()
-            found = await run.bounded(checkable.check, run.times.answer_s, "check()")
-            check_line(found, run.peer.secrets, "the result of check()")
+            line = await run.bounded(checkable.check, run.times.answer_s, "check()")
+            check_line(line, run.peer.secrets, "the result of check()")
             await delivered(run, notifier, destination, payload)
             await has(run, destination, payload)
         async with run.opened(hasty=True) as checkable:

@@ -98,15 +98,15 @@ async def works(run: Run[NotifierPeer], notifier: Notifier) -> None:
             f"{run.times.recover_s:g} s after the peer was back it still answers {result!r}"
         )
         await trio.sleep(0.05)
-    found = await run.peer.received(destination)
-    assert payload.body in found, "the result is Delivered, and the peer does not have the payload"
+    bodies = await run.peer.received(destination)
+    assert payload.body in bodies, "the result is Delivered, and the peer does not have the payload"
 
 
 async def has(run: Run[NotifierPeer], destination: str, *payloads: Payload) -> None:
     """Check that the peer has the given payloads, each once, and no others."""
-    found = sorted(await run.peer.received(destination))
+    bodies = sorted(await run.peer.received(destination))
     wanted = sorted(payload.body for payload in payloads)
-    assert found == wanted, f"{short(wanted)} were delivered, and the peer has {short(found)}"
+    assert bodies == wanted, f"{short(wanted)} were delivered, and the peer has {short(bodies)}"
 
 
 def short(bodies: Sequence[bytes]) -> str:

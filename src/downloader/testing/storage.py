@@ -108,10 +108,10 @@ class StorageContract(Contract[StoragePeer]):
         """`put` calls `still_ours` before publishing."""
         async with run.opened() as storage:
             for size, spooled in ((50, False), (50, True), (self.large_bytes, True)):
-                asked: list[bool] = []
-                with a_body(size, spooled=spooled, still_ours=lambda: not asked.append(True)) as (body, _):  # type: ignore[func-returns-value]  # noqa: B023 - called within this turn
+                calls: list[bool] = []
+                with a_body(size, spooled=spooled, still_ours=lambda: not calls.append(True)) as (body, _):  # type: ignore[func-returns-value]  # noqa: B023 - called within this turn
                     await put(run, storage, _KEY, body)
-                assert asked, "the file was published without a call of still_ours()"
+                assert calls, "the file was published without a call of still_ours()"
 
     @promise
     async def test_a_cancel_leaves_the_old_file_or_the_new(self, run: Run[StoragePeer]) -> None:
@@ -124,9 +124,9 @@ class StorageContract(Contract[StoragePeer]):
                     with a_body(size, spooled=spooled) as (body, new):
                         call = partial(storage.put, _KEY, body)
                         await run.cancelled(call, after_s=after_s, what="a put")
-                        found = await run.peer.read(_KEY)
-                        assert found in (old, new), f"a cancelled put has left {short(found)}"
-                    old = found or b""
+                        content = await run.peer.read(_KEY)
+                        assert content in (old, new), f"a cancelled put has left {short(content)}"
+                    old = content or b""
             with a_body(99) as (body, data):
                 await put(run, storage, _KEY, body)
             await holds(run, _KEY, data)
@@ -166,8 +166,8 @@ class StorageContract(Contract[StoragePeer]):
             async with trio.open_nursery() as nursery:
                 for number in range(_RIVALS):
                     nursery.start_soon(one, storage, number)
-            found = await run.peer.read(_KEY)
-            assert found in candidates, f"the file is none of those that were put: {short(found)}"
+            content = await run.peer.read(_KEY)
+            assert content in candidates, f"the file is none of those that were put: {short(content)}"
             await only(run, _KEY)
 
     @promise
@@ -193,13 +193,13 @@ class StorageContract(Contract[StoragePeer]):
             for size, spooled in ((5000, False), (self.large_bytes, True)):
                 with a_body(size, spooled=spooled) as (body, data):
                     await put(run, storage, _KEY, body)
-                found = await storage.local(_KEY)
-                if found is None:
+                local = await storage.local(_KEY)
+                if local is None:
                     continue
-                assert found.size == len(data), (
-                    f"local() says {found.size} bytes, and {len(data)} were stored"
+                assert local.size == len(data), (
+                    f"local() says {local.size} bytes, and {len(data)} were stored"
                 )
-                assert await trio.Path(found.path).read_bytes() == data, "local() returns another file"
+                assert await trio.Path(local.path).read_bytes() == data, "local() returns another file"
 
     @promise
     async def test_a_file_can_be_found(self, run: Run[StoragePeer]) -> None:
@@ -257,10 +257,10 @@ class StorageContract(Contract[StoragePeer]):
                 except StorageError as error:
                     check_line(str(error), run.peer.secrets, "the StorageError")
                     deleted = False
-            found = await run.peer.read(_KEY)
+            content = await run.peer.read(_KEY)
             # The server may have carried out a request whose answer was lost.
             allowed = tried if fault is Fault.CUT else [old]
-            assert found in allowed, f"failed puts have left {short(found)}"
+            assert content in allowed, f"failed puts have left {short(content)}"
             if deleted:
                 gone = await run.peer.read(f"{_KEY}x") is None
                 assert gone, "delete() reported success while the storage was broken, and the file is there"
@@ -337,8 +337,8 @@ class StorageContract(Contract[StoragePeer]):
             with a_body(self.large_bytes, spooled=True) as (body, data):
                 candidates.append(data)
                 await run.cancelled(partial(work, body), after_s=after_s, what="the open storage")
-                found = await run.peer.read(_KEY)
-                assert found in candidates, f"a stop has left {short(found)}"
+                content = await run.peer.read(_KEY)
+                assert content in candidates, f"a stop has left {short(content)}"
         async with run.opened() as storage:
             with a_body(20) as (small, _):
                 await put(run, storage, _KEY, small)

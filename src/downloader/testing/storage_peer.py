@@ -86,17 +86,17 @@ async def fails(run: Run[StoragePeer], storage: Storage, key: str, body: Body, w
 
 async def holds(run: Run[StoragePeer], key: str, data: bytes) -> None:
     """Check that the key has exactly the given bytes."""
-    found = await run.peer.read(key)
-    assert found == data, f"{key!r} has {short(found)}, and {short(data)} were put"
+    content = await run.peer.read(key)
+    assert content == data, f"{key!r} has {short(content)}, and {short(data)} were put"
 
 
 async def only(run: Run[StoragePeer], *keys: str) -> None:
     """Wait until exactly the given keys are stored: a cancelled put may take a moment to clean up."""
-    found: set[str] = set()
+    stored: set[str] = set()
     with trio.move_on_after(run.times.settle_s):
-        while (found := set(await run.peer.keys())) != set(keys):  # noqa: ASYNC110 - nothing tells of it
+        while (stored := set(await run.peer.keys())) != set(keys):  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.02)
-    missing, more = set(keys) - found, found - set(keys)
+    missing, more = set(keys) - stored, stored - set(keys)
     assert not missing, f"missing: {sorted(missing)}"
     assert not more, f"left over: {sorted(more)}"
 
