@@ -198,7 +198,7 @@ def walk_tutorial(folder: Path, logs: Path) -> None:
         [shown] = [json.loads(line) for line in said.splitlines() if line.startswith('{"aggr_id": "site"')]
         assert shown["paused"], shown
         assert said.endswith(printed)
-    assert (logs / "sink").read_text().count(" stored http://") == 60
+    assert (logs / "sink").read_text().count("\nsucceeded ") == 60
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def test_the_page_teaches_to_write_a_notifier_and_a_storage(tmp_path: Path) -> N
         answer = sh(submit, folder)
         assert '"id"' in answer, answer
         job_id = json.loads(answer)["id"]
-        callback = json.loads(line_of(logs / "receiver", "done {").removeprefix("done "))
+        callback = json.loads(line_of(logs / "receiver", "{"))
         assert (callback["job_id"], callback["success"]) == (job_id, True)
         assert callback["size"] == (folder / "pyproject.toml").stat().st_size
 

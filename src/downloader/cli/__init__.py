@@ -20,6 +20,7 @@ from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.fetch import fetch
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
 from downloader.cli.jobs import cancel, failures, job, jobs, retry
+from downloader.cli.receive import receive
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.submit import submit
 from downloader.cli.top import top
@@ -30,7 +31,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
     "Serve": (run, api, processor, notifier),
-    "Download now": (fetch,),
+    "Try out": (fetch, receive),
     "Operate a running service": (
         submit,
         job,

@@ -38,8 +38,10 @@ from downloader.net import EgressPolicy
 PREFIX = "DOWNLOADER_"
 """Prefix of the environment variables that are settings."""
 
-OTHER_VARIABLES = frozenset({"DOWNLOADER_API", "DOWNLOADER_FAILPOINT", "DOWNLOADER_TOKEN"})
-"""Variables of the project that are not settings; two are for the commands for a running service."""
+OTHER_VARIABLES = frozenset(
+    {"DOWNLOADER_API", "DOWNLOADER_FAILPOINT", "DOWNLOADER_SECRET", "DOWNLOADER_TOKEN"}
+)
+"""Variables of the project that are not settings; three are for commands."""
 
 SECRET_BYTES = 64 * 1024
 """Most bytes read of a secret's file; a wrong path may be an endless device."""
