@@ -19,7 +19,7 @@ import trio.testing
 from downloader.fetch import FetchLimits
 from downloader.fetch.sink import ALWAYS_BYTES
 from downloader.model import Verdict
-from downloader.net.connection import READ_BYTES
+from downloader.net.connection import LENGTH_READ_BYTES
 from downloader.storage import Body, StoredFile
 from servers.lab import Lab, open_lab, small
 from servers.origin import Origin, body_of, raw, respond
@@ -129,6 +129,23 @@ async def test_no_aggregation_takes_the_memory_of_others(tmp_path: Path, origin:
         assert storage.in_memory == [True, True, False, True, False]
 
 
+async def test_a_body_of_known_length_waits_for_room(tmp_path: Path, origin: Origin) -> None:
+    storage = Holding(open=False)
+    patient = replace(limits(2 * MIB), room_s=60.0)
+    async with (
+        open_lab(tmp_path, storage=storage, limits=patient) as lab,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(_fetch, lab, "a", origin.url("/bytes/900000"))
+        await storage.next()
+        nursery.start_soon(_fetch, lab, "a", origin.url("/bytes/900001"))
+        await origin.seen("/bytes/900001")
+        nursery.start_soon(_fetch, lab, "b", origin.url("/bytes/200000"))  # is not held up by the one before
+        await storage.next()
+        storage.opened.set()
+    assert storage.in_memory == [True, True, True]
+
+
 async def test_memory_is_free_again_however_a_download_ends(tmp_path: Path, origin: Origin) -> None:
     cut = origin.on("/cut", raw(b"HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n" + b"x" * 800_000))
     html = origin.on("/html", respond(200, b"<!doctype html>" * 50_000))
@@ -172,7 +189,7 @@ async def test_a_body_without_room_is_received_no_faster_than_it_is_written(
             await trio.testing.wait_all_tasks_blocked(0.1)
             before = received
             written.set()
-        assert 0 < before <= ALWAYS_BYTES + READ_BYTES
+        assert 0 < before <= ALWAYS_BYTES + LENGTH_READ_BYTES
         assert received == 5 * MIB
 
 

@@ -32,6 +32,7 @@ def small(
 ) -> FetchLimits:
     """Limits that a busy machine keeps to; a test that waits for a limit makes the limit smaller."""
     return FetchLimits(
+        room_s=0.02,
         net=NetLimits(connect_s=connect_s, tls_s=tls_s, response_s=response_s, idle_s=idle_s),
         stall_s=stall_s,
         stall_bytes_per_s=stall_bytes_per_s,

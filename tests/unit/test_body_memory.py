@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import trio
+import trio.testing
+
 from downloader.fetch.memory import BodyMemory
 
 
@@ -48,3 +53,41 @@ def test_bytes_without_room_count_too() -> None:
     assert not memory.hold("b", 1)
     memory.let_go("a", 1300)
     assert memory.hold("b", 1)
+
+
+async def test_a_reservation_waits_for_room(autojump_clock: trio.testing.MockClock) -> None:
+    memory = BodyMemory(1200)
+    assert await memory.reserve("a", 600, within_s=1)
+    assert not await memory.reserve("a", 1, within_s=1)
+    assert trio.current_time() == 1
+    turns: list[str] = []
+
+    async def wait(aggregation: str, size: int) -> None:
+        assert await memory.reserve(aggregation, size, within_s=100)
+        turns.append(aggregation)
+
+    async with trio.open_nursery() as nursery:
+        for aggregation in ("a", "b"):
+            nursery.start_soon(wait, aggregation, 400)
+            await trio.testing.wait_all_tasks_blocked()
+        assert await memory.reserve("c", 200, within_s=0)  # who wants less does not wait for those
+        memory.let_go("a", 600)
+        await trio.testing.wait_all_tasks_blocked()
+        assert turns == ["a"]
+        memory.let_go("c", 200)
+    assert turns == ["a", "b"]
+    assert trio.current_time() == 1
+    memory.let_go("a", 400)
+    memory.let_go("b", 400)
+    assert fill(memory, "a") == {"a": 600}
+
+
+async def test_a_cancelled_reservation_holds_nothing() -> None:
+    memory = BodyMemory(1200)
+    assert memory.hold("a", 600)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(memory.reserve, "a", 600, within_s=100))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    memory.let_go("a", 600)
+    assert fill(memory, "a") == {"a": 600}

@@ -283,6 +283,9 @@ class Attempt:
         limits = self._tools.limits
         watch.expect_flow(limits.stall_bytes_per_s, limits.stall_s, received=sink.size)
 
+        with watch.paused():
+            await sink.reserve(response.length, within_s=limits.room_s)
+
         async def fill() -> bool:
             """Read until the sink is full (true) or the body ends (false)."""
             while (chunk := await response.read()) is not None:

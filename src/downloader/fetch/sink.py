@@ -61,7 +61,8 @@ class Sink:
 
     `head` has the first `head_bytes` bytes. The spool file is called `name`; empty: a random name.
     The bytes in memory count in `memory` for the aggregation, until `discard`. A body without room there is
-    written as it arrives: the next bytes are received when the bytes before have been written.
+    written as it arrives: the next bytes are received when the bytes before have been written. That costs
+    several calls of threads, so a body of known length may wait for room before; see `reserve`.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Sink:
         self._aggregation = aggregation
         self._held = 0
         """Bytes that count in `memory`."""
+        self._reserved = 0
+        """Bytes that counted before they came."""
         self._crowded = False
         """Whether some of the bytes in memory found no room."""
         self._given_name = name
@@ -109,13 +112,28 @@ class Sink:
         """A digest of the complete file, in hexadecimal."""
         return self._hashes[algorithm].hexdigest()
 
+    async def reserve(self, size: int | None, *, within_s: float) -> None:
+        """Wait for room for a body of `size` bytes, for `within_s` at the most; before the first `add`.
+
+        Returns at once for a body of unknown length (`None`), one that always stays in memory, and one that
+        is written in any case.
+        """
+        if (
+            size is not None
+            and ALWAYS_BYTES < size <= BUFFER_BYTES
+            and not self._name
+            and await self._memory.reserve(self._aggregation, size, within_s=within_s)
+        ):
+            self._held = self._reserved = size
+
     def add(self, chunk: bytes | bytearray) -> None:
         """Append bytes to the buffer in memory."""
         self._buffered += len(chunk)
         self.size += len(chunk)
-        self._held += len(chunk)
-        if not self._memory.hold(self._aggregation, len(chunk)):
-            self._crowded = True
+        if self.size > self._reserved:
+            self._held += len(chunk)
+            if not self._memory.hold(self._aggregation, len(chunk)):
+                self._crowded = True
         if len(chunk) >= _SCRAP_BYTES:
             self._chunks.append(chunk)
             return

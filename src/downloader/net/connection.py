@@ -22,6 +22,9 @@ MAX_HEAD_BYTES = 64 * 1024
 READ_BYTES = 64 * 1024
 """Size of the first reads; enough for the head and a small file."""
 
+LENGTH_READ_BYTES = 128 * 1024
+"""Size of the first reads of a body of declared length, which goes past the parser."""
+
 BULK_READ_BYTES = 256 * 1024
 """Size of a read after `_BULK_BYTES` of the body, unless the chunks are small."""
 
@@ -109,13 +112,16 @@ class Connection:
         while not response.body:
             if response.done:
                 return None
-            data = await self._receive()
-            if not data:
+            received = await self._receive()
+            if not received:
                 if not response.until_close:
                     raise self._lost("closed")
                 response.end()
                 return None
-            response.feed(data)
+            if response.left is not None:
+                response.body = response.take(received)
+            else:
+                response.feed(received)
         data, response.body = response.body, b""
         self._content += len(data)
         return data
@@ -140,9 +146,11 @@ class Connection:
         self._response.drop_parser()
         await self.stream.aclose()
 
-    async def _receive(self) -> bytes | bytearray:
+    async def _receive(self) -> bytes:
         bulk = self._content >= max(_BULK_BYTES, self._response.pieces * _SMALL_PIECE_BYTES)
         most = BULK_READ_BYTES if bulk else READ_BYTES
+        if self._response.left is not None:
+            most = min(BULK_READ_BYTES if bulk else LENGTH_READ_BYTES, self._response.left)
         if self._limit is not None:
             most = min(most, self._limit - self._received)
             if most <= 0:

@@ -55,6 +55,7 @@ class Response:
         "done",
         "head_done",
         "keep",
+        "left",
         "pieces",
         "until_close",
     )
@@ -70,6 +71,8 @@ class Response:
         self.head_done = False
         self.body: bytes | bytearray = b""
         """Bytes of the body received but not yet read by the caller."""
+        self.left: int | None = None
+        """Bytes of a body of declared length that have not been received; `None` for other bodies."""
         self.pieces = 0
         """Number of callbacks with bytes of the body: at least one per chunk."""
         self.done = False
@@ -123,10 +126,23 @@ class Response:
                     raise BadResponse(_MALFORMED)
                 self.chunked = True
         self.until_close = not self.chunked and length is None
+        if not self.chunked and length is not None:
+            self.left = length - len(self.body)
         return Head(self._status, self._fields, length)
 
+    def take(self, data: bytes) -> bytes:
+        """Take bytes of a body of declared length past the parser, which would only copy them.
+
+        At most `left` bytes.
+        """
+        assert self.left is not None
+        self.left -= len(data)
+        if not self.left:
+            self.end()
+        return data
+
     def end(self) -> None:
-        """Note that the close of the connection has ended the body."""
+        """Note that the body has ended."""
         self.done = True
         self.drop_parser()
 
