@@ -113,6 +113,38 @@ async def test_a_lost_wake_up_delays_a_job_by_one_look(autojump_clock: MockClock
         assert trio.current_time() - began == LOOK_S
 
 
+async def test_it_looks_when_it_was_told_to(autojump_clock: MockClock, store: FakeStore) -> None:
+    """At the earliest of several times, and also if it has looked in between."""
+    async with scheduling(store) as process:
+        await process.settle_down()
+        began = trio.current_time()
+        for delay_s in (2, 1.5, 3):
+            process.wake.set(delay_s)
+        process.wake.set()
+        await process.settle_down()
+        store.add("a")
+        await trio.sleep(1.5)
+        await process.settle_down()
+        assert process.work.working
+        assert trio.current_time() - began == 1.5
+
+
+async def test_others_are_woken_while_it_may_lease_nothing_and_when_it_stops(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store) as process:
+        await process.settle_down()
+        assert store.calls["withdraw"] == 0
+        process.work.open = False
+        process.wake.set()
+        await process.settle_down()
+        assert store.calls["withdraw"] == 1
+        process.work.open = True
+        process.stop.begin(1)
+        await process.ended.wait()
+        assert store.calls["withdraw"] == 2
+
+
 async def test_nothing_is_leased_while_nothing_may_be(autojump_clock: MockClock, store: FakeStore) -> None:
     async with scheduling(store) as process:
         await process.settle_down()

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -109,6 +109,8 @@ class FakeStore:
         *,
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
+        room: int = 0,
+        types: Collection[str] | None = None,
     ) -> LeaseBatch:
         self.asked.append(count)
         await self._meet(self.before, "lease")
@@ -132,7 +134,11 @@ class FakeStore:
             self._unheard = granted
             raise
         more = self._next_group(shares, unproven, failing) is not None
-        return LeaseBatch(leases=granted, next_due_s=0 if more else None)
+        due_s = 0 if more else None
+        return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
+
+    async def withdraw(self, kind: Kind, owner: str, types: Collection[str] | None = None) -> None:
+        await self._meet(self.before, "withdraw")
 
     def _next_group(self, shares: Shares, unproven: int, failing: int) -> str | None:
         last = None

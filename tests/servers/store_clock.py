@@ -9,9 +9,9 @@ from downloader.store import Script, load_scripts
 from servers.raw_store import RawStore
 
 
-def clocked_scripts() -> Mapping[str, Script]:
-    """All scripts, with a clock that a test sets."""
-    return {name: _with_clock(script) for name, script in load_scripts().items()}
+def clocked_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
+    """All scripts, with a clock that a test sets; those for a Cluster believe that each message is heard."""
+    return {name: _with_clock(script) for name, script in load_scripts(cluster=cluster).items()}
 
 
 def _with_clock(script: Script) -> Script:

@@ -15,6 +15,7 @@ from downloader.store import (
     CallbackPlan,
     JobStore,
     Keys,
+    Shares,
     Submission,
     asyncio_loop,
     load_scripts,
@@ -52,15 +53,25 @@ async def use_every_key(store: JobStore) -> None:
     plans = [CallbackPlan(group=f"http {number}", limit=4) for number in range(3)]
     no = Outcome(verdict=Verdict.FAILED, error="no")
     await store.settle("me", [downloaded(done, OK, plans[0], 60), downloaded(failed, no, plans[1], 60)])
-    await store.settle("me", [tried_again(later, replace(no, verdict=Verdict.RETRY), 60)])
+    await store.settle("me", [tried_again(later, replace(no, verdict=Verdict.RETRY), 4)])
     await store.cancel(cancelled.spec, plans[2], 60)
     callbacks = (await store.lease(Kind.CALLBACK, "me", 2, 60)).leases
     for lease, verdict in zip(callbacks, (Verdict.SUCCEEDED, Verdict.FAILED), strict=True):
         await store.settle("me", [closed(lease, CallbackOutcome(verdict=verdict, error="no"), 60, 4)])
-    await submitted(store, "d")
     await submitted(store, "e")
     [again] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
     await store.settle("me", [downloaded(again, OK, plans[1], 60)])
+    await submitted(store, "d")
+    for idle in ("waits for the timer", "watches"):
+        shares = Shares(never=["d"])
+        assert not (await store.lease(Kind.DOWNLOAD, idle, 1, 60, shares=shares, room=1)).leases
+    for number, types in ((3, "http"), (4, "kafka"), (5, None)):
+        await submitted(store, "f")
+        [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+        await store.settle("me", [downloaded(lease, OK, CallbackPlan(group=f"http {number}", limit=4), 60)])
+        if types:
+            shares = Shares(unproven=1, failing=0)
+            await store.lease(Kind.CALLBACK, types, 1, 60, shares=shares, room=2, types=[types])
     await store.set_crawl_delay("slow.test", 1, 60)
     await store.report("one", "processor", {}, 60, {"bytes": 1})
 

@@ -13,15 +13,29 @@ class Wake:
 
     def __init__(self) -> None:
         self._event = trio.Event()
+        self._due = math.inf
+        self._waiting = trio.CancelScope()
 
-    def set(self) -> None:
-        """Wake the waiter, or let the next wait return at once."""
-        self._event.set()
+    def set(self, delay_s: float = 0) -> None:
+        """Wake the waiter, or let its next wait return at once; with a delay, `wait_for` returns after it."""
+        if delay_s > 0:
+            self._due = min(self._due, trio.current_time() + delay_s)
+            self._waiting.deadline = min(self._waiting.deadline, self._due)
+        else:
+            self._event.set()
 
     async def wait(self) -> None:
         """Return after one or more `set`, and reset. A cancelled wait does not reset."""
         await self._event.wait()
         self._event = trio.Event()
+
+    async def wait_for(self, longest_s: float) -> None:
+        """Return after one or more `set`, after the delay of one, or after `longest_s` seconds."""
+        deadline = min(self._due, trio.current_time() + longest_s)
+        with trio.CancelScope(deadline=deadline) as self._waiting:
+            await self.wait()
+        if trio.current_time() >= self._due:
+            self._due = math.inf
 
 
 class Stop:

@@ -32,7 +32,7 @@ LOOK_S = 5.0
 
 SHARE_LOOK_S = 0.5
 """Time between two checks for waiting groups, while an aggregation has more than the share or is capped at
-the share. In that case no wake-up is published, because `ready` is not empty."""
+the share. An instance that leaves work to others is woken last."""
 
 LEASE_BATCH = 64
 """Most leases per call, so that other instances get a turn."""
@@ -188,27 +188,29 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
     """Lease until the stop begins."""
     work = running.work
     backoff_s = BACKOFF_S
-    next_due_s: float | None = None
+    look_s: float | None = None
     while not running.stop.begun:
         if running.free < 1:
             await _wait_for_room(running)
             continue
         if not work.may_lease():
-            await _look_again(running.wake, LOOK_S)
+            await _withdraw(running)
+            await running.wake.wait_for(LOOK_S)
             continue
-        await _linger(running, more=next_due_s == 0)
-        answered, next_due_s = await _take(running, tasks, min(running.free, LEASE_BATCH))
+        await _linger(running, more=look_s == 0)
+        answered, look_s = await _take(running, tasks, min(running.free, LEASE_BATCH), room=running.free)
         if not answered:
-            await _look_again(running.wake, jittered(backoff_s))
+            await running.wake.wait_for(jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
         backoff_s = BACKOFF_S
-        if next_due_s != 0:
+        if look_s != 0:
             held_back = running.limits.shares(trio.current_time()).never
             longest_s = SHARE_LOOK_S if held_back else LOOK_S
-            await _look_again(running.wake, longest_s if next_due_s is None else min(next_due_s, longest_s))
+            await running.wake.wait_for(longest_s if look_s is None else min(look_s, longest_s))
     if work.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
+    await _withdraw(running)
 
 
 async def _linger(running: _Running, *, more: bool) -> None:
@@ -230,17 +232,31 @@ async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
             await trio.sleep(jittered(BACKOFF_S))
 
 
-async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[bool, float | None]:
-    """Lease up to `count` tasks and start the work.
+async def _withdraw(running: _Running) -> None:
+    """Have others woken, as this instance leases nothing for now."""
+    try:
+        await running.store.withdraw(running.work.kind, running.owner, running.work.types)
+    except StoreUnavailable as error:
+        log.warning(Event.STORE_UNAVAILABLE, kind=running.work.kind, reason=str(error))
 
-    Returns whether the store answered, and `LeaseBatch.next_due_s`.
-    """
+
+async def _take(
+    running: _Running, tasks: trio.Nursery, count: int, room: int = 0
+) -> tuple[bool, float | None]:
+    """Lease up to `count` and start on them; whether the store answered, and `LeaseBatch.look_s`."""
     work = running.work
     shares = running.limits.shares(trio.current_time())
     asked_at = running.clock()
     try:
         batch = await running.store.lease(
-            work.kind, running.owner, count, work.lease_s, shares=shares, requests=running.requests
+            work.kind,
+            running.owner,
+            count,
+            work.lease_s,
+            shares=shares,
+            requests=running.requests,
+            room=room,
+            types=work.types,
         )
     except StoreUnavailable as error:
         log.warning(Event.STORE_UNAVAILABLE, kind=work.kind, reason=str(error))
@@ -259,7 +275,7 @@ async def _take(running: _Running, tasks: trio.Nursery, count: int) -> tuple[boo
         )
         running.held[held] = None
         tasks.start_soon(_run_one, running, held, _work if running.limits.enter(held) else _refuse)
-    return True, batch.next_due_s
+    return True, batch.look_s
 
 
 async def _wait_for_room(running: _Running) -> None:
@@ -278,11 +294,6 @@ async def _wait_for_room(running: _Running) -> None:
     if others and not running.stop.begun:
         for held in running.limits.leases_beyond_share(group, others, running.held, trio.current_time()):
             held.work.cancel()
-
-
-async def _look_again(wake: Wake, seconds: float) -> None:
-    with trio.move_on_after(seconds):
-        await wake.wait()
 
 
 async def _run_one(

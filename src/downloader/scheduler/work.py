@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -53,5 +53,7 @@ class Work:
     """Called before each lease call; false while no task is to be leased, for example with a full disk."""
     on_sweep: Callable[[int], None] = lambda _: None
     """Called after a sweep with the number of tasks taken from dead instances."""
+    types: Collection[str] | None = None
+    """Types of callbacks that the process can deliver; `None` for downloads."""
     leases_at_stop: bool = False
     """Lease once more when a stop begins (callbacks: short)."""

@@ -230,7 +230,8 @@ async def _run_roles(
     wakes = {worker.work.kind: worker.wake.set for worker in parts.workers}
     if wakes:
         downloads = [worker.held for worker in parts.workers if worker.work.kind is Kind.DOWNLOAD]
-        listen = partial(instance.store.listen, wakes, cancelled=partial(_cancelled, downloads))
+        cancelled = partial(_cancelled, downloads)
+        listen = partial(instance.store.listen, wakes, owner=instance.owner, cancelled=cancelled)
         parts.background.append(listen)
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope

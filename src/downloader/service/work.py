@@ -202,6 +202,7 @@ class Callbacks:
             work=self.attempt,
             on_end=partial(_on_end, self.counters, self.note_end),
             on_sweep=partial(self.counters.add, "leases_recovered"),
+            types=self.backends,
             leases_at_stop=self.leases_at_stop,
         )
 

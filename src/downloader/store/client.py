@@ -271,9 +271,8 @@ async def open_client(
     """
     servers = servers_for(settings)
     keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
-    client = StoreClient(
-        servers, keys=keys, settings=settings, scripts=scripts or load_scripts(), timed=timed
-    )
+    scripts = scripts or load_scripts(cluster=settings.cluster)
+    client = StoreClient(servers, keys=keys, settings=settings, scripts=scripts, timed=timed)
     try:
         try:
             await check_layout(client)

@@ -187,6 +187,11 @@ def ms(seconds: float) -> int:
     return int(seconds * 1000)
 
 
+def types(names: Iterable[str]) -> str:
+    """Types of callbacks as the scripts have them: `,http,kafka,`."""
+    return f",{','.join(sorted(names))},"
+
+
 def _pace(spec: JobSpec) -> dict[str, str]:
     """The rate and the delay that a job names."""
     named = {"rate": spec.aggr_rate, "delay": spec.aggr_delay}

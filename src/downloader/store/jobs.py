@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +46,9 @@ log = get_logger()
 
 CANCELLED = "cancelled by a client"
 """`error` of a job that was cancelled."""
+
+UNANSWERED_S = 1.0
+"""When an owner asks a shard again that did not answer and may have granted leases."""
 
 
 @asynccontextmanager
@@ -159,8 +163,17 @@ class JobStore(StoreReader):
         *,
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
+        room: int = 0,
+        types: Collection[str] | None = None,
     ) -> LeaseBatch:
         """Lease up to `count` due tasks to `owner` for `lease_s` seconds, fairly over the groups.
+
+        `room` is the number of tasks that the owner could work on in all. An owner that has room left is
+        noted as idle and is woken when more can run. Such an owner must `listen`, and must `withdraw` before
+        the last call. An owner whose `room` is 0 is not noted.
+
+        `types` are the types of callbacks that the owner can deliver; `None`: all. Other callbacks are left
+        to owners that can deliver them. While there are none, each owner gets them.
 
         If the answer to a call is lost, the next call with the same `requests` returns the same leases again.
         A `count` of 0 asks only for such leases.
@@ -180,8 +193,12 @@ class JobStore(StoreReader):
         }
         if self._hosts is not None and kind is Kind.DOWNLOAD:
             common["hosts"] = self._hosts
+        if room:
+            common["room"] = room
+        if types is not None:
+            common["types"] = codec.types(types)
         leases: list[Lease] = []
-        waits: list[float] = []
+        answered: list[Mapping[str, Any]] = []
         unproven, failing = shares.unproven, shares.failing
         while shards and (count == 0 or len(leases) < count):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
@@ -194,18 +211,31 @@ class JobStore(StoreReader):
                 for shard, (most, some, few) in zip(now, counts, strict=True)
             }
             answers = await self._client.ask(
-                now, partial(self._lease_from, calls, requests), some=bool(leases or waits)
+                now, partial(self._lease_from, calls, requests), some=bool(answered)
             )
             for answer in answers.values():
                 granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
                 unproven -= sum(not lease.proven for lease in granted)
                 failing -= sum(lease.failing for lease in granted)
                 leases += granted
-                if answer["due_ms"] >= 0:
-                    waits.append(answer["due_ms"] / 1000)
-        if shards:
-            waits.append(0)
-        return LeaseBatch(leases=leases, next_due_s=min(waits, default=None))
+                answered.append(answer)
+        if room and len(leases) >= room and self._keys.shards > 1:
+            # A shard notes an owner that has room after its own answer, not after that of all.
+            with suppress(StoreUnavailable):
+                await self.withdraw(kind, owner, types)
+        at_most_ms = 0 if shards else UNANSWERED_S * 1000 if requests.unanswered else math.inf
+        return LeaseBatch(
+            leases=leases,
+            next_due_s=_least_s(answered, "due_ms", 0 if shards else math.inf),
+            look_s=_least_s(answered, "look_ms", at_most_ms),
+        )
+
+    async def withdraw(self, kind: Kind, owner: str, types: Collection[str] | None = None) -> None:
+        """Wake others in place of `owner`, until its next lease call; `types` as for `lease`."""
+        call = {"kind": kind, "owner": owner}
+        if types is not None:
+            call["types"] = codec.types(types)
+        await self._client.run_on_all("withdraw", call)
 
     def _shards_in_turn(self) -> list[int]:
         """All shards, rotated by a random number, so that no shard is always the last."""
@@ -394,6 +424,12 @@ class JobStore(StoreReader):
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""
         await self._client.run("leave", 0, {"role": role, "instance": instance})
+
+
+def _least_s(answers: Iterable[Mapping[str, Any]], name: str, at_most_ms: float) -> float | None:
+    """The least of these times in seconds; a negative one stands for none. `None`: no time is finite."""
+    least_ms = min([at_most_ms, *(answer[name] for answer in answers if answer[name] >= 0)])
+    return None if math.isinf(least_ms) else least_ms / 1000
 
 
 def _split(total: int, parts: int) -> Iterable[int]:

@@ -186,6 +186,47 @@ KEYS = (
         holds="groups that can run later, by the due time (ms) of their first task",
     ),
     Key(
+        name="idle",
+        parameters=("kind", "types"),
+        type="zset",
+        ttl="30 s",
+        holds=(
+            "instances that have a free slot and wait, by when they have looked last (ms); 15 s are added for"
+            " one that leaves what can run to others; those that can deliver the same types of callbacks, as"
+            " in `,http,kafka,`, or `*`"
+        ),
+    ),
+    Key(
+        name="waiter",
+        parameters=("kind", "types"),
+        type="string",
+        ttl="6.5 s",
+        holds="`<ms> <instance>`: which idle instance looks when the first timer is due",
+    ),
+    Key(
+        name="watcher",
+        parameters=("kind", "types"),
+        type="string",
+        ttl="6.5 s",
+        holds="`<ms> <instance>`: which idle instance looks then, as one that was woken may be frozen",
+    ),
+    Key(
+        name="types",
+        type="hash",
+        ttl="2 min",
+        holds="types of callbacks that an instance can deliver, as in `,http,kafka,`: its last call (ms)",
+    ),
+    Key(
+        name="aside",
+        parameters=("type",),
+        type="zset",
+        ttl="90 s",
+        holds=(
+            "callback groups that can run now, left to the instances that can deliver the type; they are in"
+            " `timers` too"
+        ),
+    ),
+    Key(
         name="leases",
         parameters=("kind",),
         type="zset",
@@ -279,9 +320,16 @@ KEYS = (
         type="channel",
         owner="not stored",
         holds=(
-            "published when a shard's first group becomes ready or its first timer earlier; with a job's id"
-            " when it is cancelled while it runs"
+            "published with a job's id when it is cancelled while it runs; without a text when nobody is"
+            " idle, and a shard's first group becomes ready or its first timer earlier"
         ),
+    ),
+    Key(
+        name="wake_one",
+        parameters=("kind", "instance"),
+        type="channel",
+        owner="not stored",
+        holds="in how many ms this instance looks for work; 0: at once",
     ),
 )
 

@@ -223,46 +223,59 @@ class StoreReader:
 
     async def listen(
         self,
-        wakes: Mapping[Kind, Callable[[], None]],
+        wakes: Mapping[Kind, Callable[[float], None]],
         *,
+        owner: str = "",
         cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Call a kind's function when a group may have become runnable. Runs until cancelled.
+        """Call a kind's function when the owner is to look for work. Runs until cancelled.
+
+        The argument is the time until then in seconds. `owner` is the owner of lease calls that have a
+        `room`. Without it the functions are called only while no such instance is idle.
 
         The functions are also called after each (re)subscription, because messages may have been missed.
         `cancelled` is called with the id of each job that is cancelled while the download runs on any
         instance. Messages can be lost, so callers must also ask the store at intervals.
         """
-        by_channel = {
-            self._keys.key(shard, "wake", kind): wake
+        shards = range(self._keys.shards)
+        common = {
+            self._keys.key(shard, "wake", kind): wake for kind, wake in wakes.items() for shard in shards
+        }
+        own = {
+            self._keys.key(shard, "wake_one", kind, owner): wake
             for kind, wake in wakes.items()
-            for shard in range(self._keys.shards)
+            for shard in shards
+            if owner
         }
         started = False
         while True:
             with suppress(StoreUnavailable):
-                async with self._client.subscribed(list(by_channel)) as receive:
+                async with self._client.subscribed([*common, *own]) as receive:
                     if not started:
                         started = True
                         task_status.started()
-                    await self._dispatch(receive, by_channel, cancelled)
+                    await self._dispatch(receive, common, own, cancelled)
             await trio.sleep(RESUBSCRIBE_S)
 
     async def _dispatch(
         self,
         receive: Callable[[], Awaitable[tuple[str, str | None]]],
-        by_channel: Mapping[str, Callable[[], None]],
+        common: Mapping[str, Callable[[float], None]],
+        own: Mapping[str, Callable[[float], None]],
         cancelled: Callable[[str], None],
     ) -> NoReturn:
         """Receive messages and call the function of each channel, until the connection is lost."""
-        first = next(iter(by_channel))
+        first = next(iter(common))
         while True:
             channel, text = await receive()
+            if channel in own:
+                own[channel](float(text or 0) / 1000)
+                continue
             if text:
                 cancelled(text)
                 continue
             # Also after a subscription, because messages published before that are lost.
-            by_channel[channel]()
+            common[channel](0)
             if text is None and channel == first and await check_layout(self._client):
                 log.error(Event.STORE_EMPTY)

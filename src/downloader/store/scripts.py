@@ -28,14 +28,15 @@ class Script:
     """SHA-1 of the text, for EVALSHA."""
 
 
-def load_scripts() -> Mapping[str, Script]:
-    """All transitions by name, read from the package's `lua` folder.
+def load_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
+    """All transitions by name, read from the package's `lua` folder, for a Cluster or for one server.
 
     Raises:
         ValueError: the header of a file is malformed.
     """
-    parts = [_LUA.joinpath(name).read_text("utf-8") for name in ("_lib.lua", "_hosts.lua")]
-    library = f"local base = KEYS[1]\n{lua_key_functions()}{parts[0]}{parts[1]}"
+    parts = [_LUA.joinpath(name).read_text("utf-8") for name in ("_lib.lua", "_hosts.lua", "_wake.lua")]
+    constants = f"local base, in_cluster = KEYS[1], {str(cluster).lower()}\n"
+    library = constants + lua_key_functions() + "".join(parts)
     scripts = {}
     for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name):
         name, _, ending = entry.name.partition(".")

@@ -100,6 +100,8 @@ class LeaseBatch:
     leases: Sequence[Lease]
     next_due_s: float | None
     """Seconds until the next task can run (0: now, because the batch was full); `None`: unknown."""
+    look_s: float | None = None
+    """Seconds until this instance must ask again (0: now); `None`: another one waits for the next task."""
 
 
 ALL_SHARES = Shares()

@@ -1,5 +1,5 @@
--- Functions for all transitions. A script consists of `base`, the key functions, this file, `_hosts.lua` and the
--- transition.
+-- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua` and
+-- `_wake.lua` follow.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
 -- before every comparison. Expected refusals are values, never errors.
@@ -25,8 +25,14 @@ end
 -- Number of failed attempts in the log of a task.
 local LOG_LENGTH = 5
 
--- Kinds of work for which this script publishes a wake-up at its end.
-local woken = {}
+-- By kind and type of callback: a group that can run now and could not before, and the earliest new timer. `first`: the
+-- kinds of which a group is the first, or a timer the earliest. `place_touched` tells an instance.
+local joined, earlier, first = {download = {}, callback = {}}, {download = {}, callback = {}}, {}
+
+-- The type of a group of callbacks; '' for downloads.
+local function type_of(kind, group)
+  return kind == 'callback' and string.match(group, '^%S*') or ''
+end
 
 -- How long it counts how a callback destination has answered last.
 local ANSWER_COUNTS_MS = 600 * 1000
@@ -73,8 +79,9 @@ local function join_ready(kind, group)
     redis.call('ZADD', set, tonumber(last[2]) + 1, group)
   else
     redis.call('ZADD', set, 1, group)
-    woken[kind] = true
+    first[kind] = true
   end
+  joined[kind][type_of(kind, group)] = group
 end
 
 -- Upper bound of the time between two starts that follows from a rate.
@@ -220,10 +227,15 @@ local function place(kind, group)
     join_ready(kind, group)
   else
     leave_ready(kind, group)
-    local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
+    local next_due = tonumber(redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')[2] or math.huge)
     redis.call('ZADD', timers, due, group)
-    -- Instances sleep until the first timer, so they must learn of an earlier one.
-    if not first[2] or due < tonumber(first[2]) then woken[kind] = true end
+    if due < next_due then first[kind] = true end
+    -- Of callbacks each type may have a first timer.
+    if due < next_due or kind == 'callback' then
+      local type = type_of(kind, group)
+      local timer = earlier[kind][type]
+      if not timer or due < timer.due then earlier[kind][type] = {due = due, group = group} end
+    end
   end
 end
 
@@ -381,11 +393,4 @@ local function conclude(id, callback, limit, keep_ms)
   redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
   redis.call('ZADD', key_queue('callback', callback), now, id)
   touch('callback', callback)
-end
-
--- Called last by every script that touches groups.
-local function place_touched()
-  for _, group in ipairs(touched_order) do place(group[1], group[2]) end
-  -- An error is ignored, because the store's user may lack the right to publish. Instances also look for work at intervals.
-  for kind in pairs(woken) do redis.pcall('PUBLISH', key_wake(kind), '') end
 end

@@ -5,10 +5,13 @@
 --         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
 --         destinations that have not answered quickly lately, failing: how many of these to destinations that have
 --         failed, suspects: how many tasks under which two workers died this instance works on; absent: 0,
---         hosts: limits of hosts, see `_hosts.lua`; absent: none}
+--         room: how many more tasks the caller can work on, which is idle if it has some left and is woken then,
+--         absent: it is not, types: see `_wake.lua`; absent: all, hosts: limits of hosts, see `_hosts.lua`;
+--         absent: none}
 -- from    pending
 -- to      running, with a new generation
--- answer  due_ms: ms until more can run (0: at once, -1: nothing known), leases: id, group, generation,
+-- answer  due_ms: ms until more can run (0: at once, -1: nothing known), look_ms: until this instance looks (-1: when
+--         it would by itself), leases: id, group, generation,
 --         attempts, crashes, throttled, limit, proxy, spec, proven and failing ('1' or '', of a callback's
 --         destination), waited_ms (since it was due; -1 if the lease is repeated), age_ms (since the callback became
 --         pending), result of each; a callback's result has the fields RESULT of its download that are set
@@ -21,6 +24,7 @@ local kind, owner = call.kind, call.owner
 local timers = key_timers(kind)
 local unproven, failing = call.unproven, call.failing
 local suspects = call.suspects or 0
+local types = call.types or ALL_TYPES
 
 -- Delay of a suspect that this instance may not run because it runs another suspect.
 local SUSPECT_AGAIN_MS = 1000
@@ -57,14 +61,54 @@ local excepted = {}
 for _, group in ipairs(call.last) do excepted[group] = 'last' end
 for _, group in ipairs(call.never) do excepted[group] = 'never' end
 
+-- The sets from which the call takes: those of groups that can run and, where other instances can deliver other types
+-- of callbacks, those of groups that these have left to others.
+local sources, aside = {unpack(READY_SETS[kind])}, {}
+local mixed = is_mixed(kind, types)
+for type in string.gmatch(mixed and types or '', '[^,]+') do
+  sources[#sources + 1] = key_aside(type)
+  aside[key_aside(type)] = true
+end
+
+-- Most groups of `aside` that are read to find one that the call may get.
+local ASIDE_READ = 16
+-- Most groups that a call leaves to others, so that it is short; due_ms 0 makes the caller ask again.
+local MOST_LEFT = 100
+local left_to_others = 0
+
+-- The first groups of a set, without those that are for other instances: these leave the set.
+local function first_groups(set, count)
+  while true do
+    local groups, moved = {}, false
+    for _, group in ipairs(redis.call('ZRANGE', set, 0, count - 1)) do
+      if not mixed or not is_for_others(kind, types, group) then
+        groups[#groups + 1] = group
+      elseif left_to_others < MOST_LEFT then
+        leave_to_others(kind, group)
+        left_to_others, moved = left_to_others + 1, true
+      end
+    end
+    if not moved then return groups end
+  end
+end
+
+-- Whether the call may get another group that belongs to this one of READY_SETS.
+local function has_share(set)
+  return set == key_ready(kind) or unproven > 0 and (set ~= key_failing() or failing > 0)
+end
+
 -- The next group of a set, if the call may get one.
 local function first_of(set)
-  if set ~= key_ready(kind) then
-    if unproven < 1 or set == key_failing() and failing < 1 then return nil end
-    return redis.call('ZRANGE', set, 0, 0)[1]
+  if aside[set] then
+    for _, group in ipairs(redis.call('ZRANGE', set, 0, ASIDE_READ - 1)) do
+      if has_share(ready_set(kind, group)) then return group end
+    end
+    return nil
   end
+  if not has_share(set) then return nil end
+  if set ~= key_ready(kind) then return first_groups(set, 1)[1] end
   local last
-  for _, group in ipairs(redis.call('ZRANGE', set, 0, #call.last + #call.never)) do
+  for _, group in ipairs(first_groups(set, #call.last + #call.never + 1)) do
     if not excepted[group] then return group end
     if excepted[group] == 'last' then last = last or group end
   end
@@ -76,22 +120,28 @@ local next_set = now
 
 -- The next group, the key of its set, and what `next_set` becomes.
 local function next_group()
-  local sets = READY_SETS[kind]
-  for number = next_set, next_set + #sets - 1 do
-    local set = sets[number % #sets + 1]
+  for number = next_set, next_set + #sources - 1 do
+    local set = sources[number % #sources + 1]
     local group = first_of(set)
     if group then return group, set, number + 1 end
   end
 end
 
 local function due_ms()
-  if next_group() then return 0 end
-  local first = redis.call('ZRANGE', timers, 0, 0, 'WITHSCORES')
-  if not first[2] then return -1 end
-  return math.max(0, tonumber(first[2]) - now)
+  if next_group() or left_to_others == MOST_LEFT then return 0 end
+  local due = first_timer(kind, types)
+  return due and math.max(0, due - now) or -1
 end
 
 local leases = {}
+
+local function answer()
+  local due = due_ms()
+  wake_others(kind)
+  local look = call.room and note_idle(kind, types, owner, call.room, #leases, due) or due
+  return {'due_ms', due, 'leases', leases, 'look_ms', look}
+end
+
 local memo = redis.call('GET', key_memo(kind, owner))
 if memo and string.match(memo, '^%S+') == call.request then
   for id, generation in string.gmatch(memo, ' (%w+):(%d+)') do
@@ -106,7 +156,7 @@ if memo and string.match(memo, '^%S+') == call.request then
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
-  return {'due_ms', due_ms(), 'leases', leases}
+  return answer()
 end
 
 -- Bounded, so that a call is short even if many groups fall due at once; due_ms 0 makes the caller ask again.
@@ -121,6 +171,7 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   if not group then break end
   turns, next_set = turns + 1, after
   redis.call('ZREM', set, group)
+  if aside[set] then set = ready_set(kind, group) end
   local queue, running = key_queue(kind, group), key_running(kind, group)
   local head = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')
   local record = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
@@ -171,6 +222,4 @@ for _, group in ipairs(touched_order) do place(group[1], group[2]) end
 if #leases > 0 then
   redis.call('SET', key_memo(kind, owner), table.concat(granted, ' '), 'PX', call.lease_ms)
 end
--- No wake-up is published: an instance that got due_ms 0 asks again. An instance that sleeps was told that no task can run,
--- and the script that changes this publishes a wake-up.
-return {'due_ms', due_ms(), 'leases', leases}
+return answer()

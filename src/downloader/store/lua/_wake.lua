@@ -1,0 +1,276 @@
+-- Which instance learns that work can run; loaded behind `_hosts.lua`. See `docs/design/fleet.md`.
+--
+-- `idle` has the instances that have a free slot and whose last lease call left them nothing to do. What becomes
+-- runnable takes one off and publishes to it alone. Two of the idle ones may have a duty besides: the waiter looks when
+-- the first timer is due, and the watcher looks `BACKUP_MS` after an instance was woken or should have looked, because
+-- that one may be frozen. A duty is a time and an instance, and ends by itself.
+--
+-- `types` stands for the types of callbacks that an instance can deliver, as in ',http,kafka,'; '*' for all, and
+-- for downloads. Instances with the same types share `idle` and the two duties.
+
+-- How long an instance counts as idle after its last look: three times `LOOK_S` of the scheduler.
+local IDLE_MS = 15000
+-- `LOOK_S` of the scheduler: each idle instance looks this often, whatever it is told.
+local LOOK_MS = 5000
+-- After so long somebody else looks for what an instance was woken for.
+local BACKUP_MS = 1500
+-- How long types count as present after a lease call. A full instance makes none until a slot is free.
+local TYPES_MS = 60000
+-- Groups that are set aside can run in every instance again after one to two times as long.
+local ASIDE_MS = 30000
+-- Most timers that are read to find one with a type.
+local TIMERS_READ = 64
+
+local ALL_TYPES = '*'
+
+local function can_deliver(types, group)
+  return types == ALL_TYPES or string.find(types, ',' .. type_of('callback', group) .. ',', 1, true) ~= nil
+end
+
+local present
+
+-- The types of all instances that have made a lease call lately.
+local function present_types(kind)
+  if kind == 'download' then return {ALL_TYPES} end
+  if not present then
+    present = {}
+    local noted = redis.call('HGETALL', key_types())
+    for i = 1, #noted, 2 do
+      if tonumber(noted[i + 1]) > now - TYPES_MS then
+        present[#present + 1] = noted[i]
+      else
+        redis.call('HDEL', key_types(), noted[i])
+      end
+    end
+  end
+  return present
+end
+
+-- Which of these can deliver to a group. If none can, all: each may try, and hands the callback back. Answers also
+-- whether some can.
+local function types_for(kind, group)
+  local all, able = present_types(kind), {}
+  for _, types in ipairs(all) do
+    if can_deliver(types, group) then able[#able + 1] = types end
+  end
+  if able[1] then return able, true end
+  return all, false
+end
+
+-- Notes the types of an instance that makes a lease call. Not the first write: with full memory it is refused.
+local function note_types(kind, types)
+  if kind == 'download' then return end
+  if tonumber(redis.call('HGET', key_types(), types) or '0') <= now - IDLE_MS then
+    redis.call('HSET', key_types(), types, now)
+    redis.call('PEXPIRE', key_types(), 2 * TYPES_MS)
+    present = nil
+  end
+end
+
+-- Whether an instance with these types leaves a group to those that can deliver to it.
+local function is_for_others(kind, types, group)
+  if can_deliver(types, group) then return false end
+  local _, some = types_for(kind, group)
+  return some
+end
+
+-- Whether instances can deliver other types than these.
+local function is_mixed(kind, types)
+  if types == ALL_TYPES then return false end
+  for _, other in ipairs(present_types(kind)) do
+    if other ~= types then return true end
+  end
+  return false
+end
+
+-- Tells an instance to look in so many ms. Answers whether it may have heard that: in a Cluster PUBLISH counts
+-- only those that are connected to this node.
+local function tell(kind, instance, wait_ms)
+  return redis.pcall('PUBLISH', key_wake_one(kind, instance), string.format('%.0f', wait_ms)) ~= 0 or in_cluster
+end
+
+-- The instance that has a duty, and the time at which it looks.
+local function holder_of(duty)
+  local at, instance = string.match(redis.call('GET', duty) or '', '^(%d+) (.*)$')
+  return instance, tonumber(at)
+end
+
+-- Notes that an instance has a duty. That of the watcher ends when it is to look, so that what becomes runnable
+-- later has another; that of the waiter when the watcher looks. An idle waiter prolongs it each time that it looks.
+local function assign(duty, instance, at, kept_ms)
+  redis.call('SET', duty, string.format('%.0f %s', at, instance), 'PX', math.ceil(math.max(kept_ms, 1)))
+end
+
+-- Lets one of the idle instances other than `without` look at this time. One that looks no later is enough.
+-- Answers which it is; nil if nobody hears it.
+local function appoint(kind, types, duty, at, kept_ms, without)
+  local holder, looks = holder_of(duty)
+  if holder and holder ~= without and looks <= at then return holder end
+  local idle = key_idle(kind, types)
+  -- The last to have looked is the last to be woken. One that leaves work to others is taken if there is no other.
+  for _, range in ipairs({{now, now - IDLE_MS}, {'+inf', '(' .. now}}) do
+    for _, instance in ipairs(redis.call('ZREVRANGEBYSCORE', idle, range[1], range[2], 'LIMIT', 0, 9)) do
+      if instance ~= without then
+        if tell(kind, instance, at - now) then
+          assign(duty, instance, at, kept_ms)
+          return instance
+        end
+        redis.call('ZREM', idle, instance)
+      end
+    end
+  end
+end
+
+-- Lets a watcher with one of these types look after `at`, the time at which this instance looks.
+local function watch(kind, able, instance, at)
+  at = at + BACKUP_MS
+  for _, types in ipairs(able) do
+    if appoint(kind, types, key_watcher(kind, types), at, at - now, instance) then return end
+  end
+end
+
+-- Wakes the instance that has been idle for longest, of those with one of these types and a score of at most `most`.
+-- Answers whether there was one.
+local function wake_one(kind, able, most)
+  for _, types in ipairs(able) do
+    local idle = key_idle(kind, types)
+    redis.call('ZREMRANGEBYSCORE', idle, '-inf', now - IDLE_MS)
+    local instance = redis.call('ZRANGEBYSCORE', idle, '-inf', most, 'LIMIT', 0, 1)[1]
+    while instance do
+      redis.call('ZREM', idle, instance)
+      if tell(kind, instance, 0) then
+        watch(kind, able, instance, now)
+        return true
+      end
+      instance = redis.call('ZRANGEBYSCORE', idle, '-inf', most, 'LIMIT', 0, 1)[1]
+    end
+  end
+  return false
+end
+
+-- How long the waiter keeps its duty.
+local function waiter_ms(due_ms)
+  return math.min(due_ms, LOOK_MS) + BACKUP_MS
+end
+
+-- Lets an idle instance with these types wait for a timer. Answers whether there is one.
+local function wait_for_timer(kind, types, due)
+  local at = math.max(now, due)
+  local waiter = appoint(kind, types, key_waiter(kind, types), at, waiter_ms(at - now))
+  if waiter and at - now <= LOOK_MS then watch(kind, {types}, waiter, at) end
+  return waiter ~= nil
+end
+
+-- The first timer that concerns an instance with these types, or, if there are many others before, the last of these.
+local function first_timer(kind, types)
+  local last = 0
+  while true do
+    local timers = redis.call('ZRANGE', key_timers(kind), 0, last, 'WITHSCORES')
+    for i = 1, #timers, 2 do
+      if not is_for_others(kind, types, timers[i]) then return tonumber(timers[i + 1]) end
+    end
+    if #timers < 2 * (last + 1) then return nil end
+    if last > 0 then return tonumber(timers[#timers]) end
+    last = TIMERS_READ - 1
+  end
+end
+
+-- The types of those that can do the first group that can run; nil if there is none.
+local function types_for_next(kind)
+  for _, set in ipairs(READY_SETS[kind]) do
+    local group = redis.call('ZRANGE', set, 0, 0)[1]
+    if group then return (types_for(kind, group)) end
+  end
+end
+
+-- Types of groups that are set aside in this script, each with such a group.
+local set_aside = {}
+
+-- Leaves a group that can run to the instances that can deliver to it. They find it in `aside`; if they are gone, it
+-- can run in every instance some time later. Many of these timers fall together.
+local function leave_to_others(kind, group)
+  leave_ready(kind, group)
+  redis.call('ZADD', key_timers(kind), (math.floor(now / ASIDE_MS) + 2) * ASIDE_MS, group)
+  local type = type_of(kind, group)
+  redis.call('ZADD', key_aside(type), 'NX', now, group)
+  redis.call('PEXPIRE', key_aside(type), 3 * ASIDE_MS)
+  set_aside[type] = group
+end
+
+-- Wakes an instance for each type of which a group is set aside.
+local function wake_others(kind)
+  for _, group in pairs(set_aside) do wake_one(kind, types_for(kind, group), '+inf') end
+end
+
+-- An instance leases nothing for now, and its duties pass to others.
+local function resign(kind, types, instance)
+  for _, duty in ipairs({key_waiter(kind, types), key_watcher(kind, types)}) do
+    if holder_of(duty) == instance then redis.call('DEL', duty) end
+  end
+  local due = first_timer(kind, types)
+  if due then wait_for_timer(kind, types, due) end
+end
+
+-- At the end of a lease call of an instance that has room for `room` tasks and got `count`. `due_ms`: until it can
+-- lease more, 0: at once, -1: not known. Answers in how many ms it looks, 0: at once, -1: when it would by itself.
+local function note_idle(kind, types, instance, room, count, due_ms)
+  local idle, waits, watches = key_idle(kind, types), key_waiter(kind, types), key_watcher(kind, types)
+  redis.call('ZREM', idle, instance)
+  note_types(kind, types)
+  local left = types_for_next(kind)
+  -- The next one shares in what is left. One that could take nothing passes it on to those that left nothing
+  -- themselves: each becomes one that has, so this ends.
+  if left and (count > 0 or due_ms ~= 0) then wake_one(kind, left, count > 0 and '+inf' or now) end
+  if count >= room then
+    resign(kind, types, instance)
+    return due_ms
+  end
+  if due_ms == 0 then return 0 end
+  local looks_in = -1
+  if due_ms > 0 then
+    local at = now + due_ms
+    local waiter, looks = holder_of(waits)
+    if not waiter or waiter == instance or looks > at then
+      assign(waits, instance, at, waiter_ms(due_ms))
+      if due_ms <= LOOK_MS then watch(kind, {types}, instance, at) end
+      looks_in = due_ms
+    elseif due_ms <= LOOK_MS then
+      local watcher = holder_of(watches)
+      if not watcher or watcher == instance then
+        looks_in = due_ms + BACKUP_MS
+        assign(watches, instance, now + looks_in, looks_in)
+      end
+    end
+  end
+  redis.call('ZADD', idle, left and now + IDLE_MS or now, instance)
+  redis.call('PEXPIRE', idle, 2 * IDLE_MS)
+  return looks_in
+end
+
+local function is_anybody_idle(kind)
+  for _, types in ipairs(present_types(kind)) do
+    if redis.call('EXISTS', key_idle(kind, types)) == 1 then return true end
+  end
+  return false
+end
+
+-- Called last by every script that touches groups, except `lease`.
+local function place_touched()
+  for _, each in ipairs(touched_order) do place(each[1], each[2]) end
+  local told = {}
+  for kind, groups in pairs(joined) do
+    for _, group in pairs(groups) do told[kind] = wake_one(kind, types_for(kind, group), '+inf') or told[kind] end
+  end
+  for kind, groups in pairs(earlier) do
+    for _, timer in pairs(groups) do
+      for _, types in ipairs(types_for(kind, timer.group)) do
+        told[kind] = wait_for_timer(kind, types, timer.due) or told[kind]
+      end
+    end
+  end
+  -- Instances of earlier versions hear this channel only, and know of what was there before. What is written stands,
+  -- also where the store's user may not publish.
+  for kind in pairs(first) do
+    if not told[kind] and not is_anybody_idle(kind) then redis.pcall('PUBLISH', key_wake(kind), '') end
+  end
+end

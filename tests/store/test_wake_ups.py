@@ -1,0 +1,390 @@
+"""What becomes runnable wakes one instance of a fleet; one that does not come delays a job by two seconds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+import trio
+
+from downloader.config import RedisSettings
+from downloader.model import CallbackOutcome, Kind, Lease, Outcome, Verdict
+from downloader.scheduler import Stop, Wake, Work, run_work
+from downloader.scheduler.loop import LOOK_S
+from downloader.store import CallbackPlan, JobStore, Settlement, Shares, Submission, open_store
+from servers.jobs import closed, downloaded, leased, spec_for, submitted, tried_again
+from servers.raw_store import RawStore
+
+DOWNLOAD, CALLBACK = Kind.DOWNLOAD, Kind.CALLBACK
+OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+RETRY = Outcome(verdict=Verdict.RETRY, error="e")
+LATE_S = 2.0
+"""How much later a job starts at the most if the instance that was woken is frozen."""
+SOON_S = 1.0
+"""Less than any interval at which somebody looks; without a wake-up nothing happens so soon."""
+
+
+async def work_a_little(_: Lease) -> None:
+    await trio.sleep(0.01)
+
+
+async def work_for_ever(_: Lease) -> None:
+    await trio.sleep_forever()
+
+
+@dataclass
+class Instance:
+    """An instance of a fleet: its scheduler runs in this process."""
+
+    name: str
+    store: JobStore
+    work: Callable[[Lease], Awaitable[None]]
+    concurrency: int = 256
+    types: Collection[str] | None = None
+    """Types of callbacks that it can deliver; `None`: it downloads."""
+    begun: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    wake: Wake = field(default_factory=Wake)
+    stop: Stop = field(default_factory=Stop)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async def work(lease: Lease, _: object) -> Settlement:
+            self.begun.append(lease.id)
+            await self.work(lease)
+            if lease.kind is CALLBACK:
+                return closed(lease, DELIVERED, 60, 9)
+            return Settlement.of(lease, OK, callback=None, keep_s=60)
+
+        kind = DOWNLOAD if self.types is None else CALLBACK
+        described = Work(
+            kind=kind,
+            concurrency=self.concurrency,
+            types=self.types,
+            lease_s=30,
+            longest_s=lambda _: 60.0,
+            work=work,
+            on_end=lambda *_: None,
+        )
+        listen = partial(self.store.listen, owner=self.name, cancelled=self.cancelled.append)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(listen, {kind: self.wake.set})
+            run = partial(run_work, owner=self.name, wake=self.wake, stop=self.stop)
+            await nursery.start(run, self.store, described)
+            task_status.started()
+
+
+@dataclass
+class Fleet:
+    """Instances on one store."""
+
+    settings: RedisSettings
+    raw: RawStore
+    stack: AsyncExitStack
+    nursery: trio.Nursery
+    calls: Counter[str] = field(default_factory=Counter)
+    """Of the instances, by transition."""
+    instances: list[Instance] = field(default_factory=list)
+    _counted_at: float = 0.0
+
+    async def add(
+        self,
+        count: int,
+        work: Callable[[Lease], Awaitable[None]] = work_a_little,
+        concurrency: int = 256,
+        types: Collection[str] | None = None,
+    ) -> None:
+        """Start instances, and wait until they are idle."""
+
+        def timed(name: str, _: float) -> None:
+            self.calls[name] += 1
+
+        for _ in range(count):
+            store = await self.stack.enter_async_context(open_store(self.settings, timed))
+            name = f"i{len(self.instances)}"
+            self.instances.append(Instance(name, store, work, concurrency, types))
+            await self.nursery.start(self.instances[-1].run)
+        names = {instance.name for instance in self.instances}
+        await self.until(lambda: names <= set(self.idle()))
+
+    def start_counting(self) -> None:
+        self.calls.clear()
+        self._counted_at = trio.current_time()
+
+    def lease_calls(self) -> int:
+        """Without those that each instance makes by itself in that time."""
+        looks = math.ceil((trio.current_time() - self._counted_at) / LOOK_S)
+        return self.calls["lease"] - looks * len(self.instances)
+
+    def idle(self) -> list[str]:
+        """Names of idle instances, those that have looked last at the end."""
+        keys = [
+            self.raw.key("idle", DOWNLOAD, "*"),
+            *self.raw.command("KEYS", self.raw.key("idle", CALLBACK, "*")),
+        ]
+        return [name for key in keys for name in self.raw.command("ZRANGE", key, 0, -1)]
+
+    @property
+    def begun(self) -> list[str]:
+        return [job_id for instance in self.instances for job_id in instance.begun]
+
+    @staticmethod
+    async def until(met: Callable[[], bool], seconds: float = 20) -> float:
+        """Wait until this is so; returns how long it took."""
+        began = trio.current_time()
+        with trio.fail_after(seconds):
+            while not met():  # noqa: ASYNC110  # what is waited for is in a server or in other tasks
+                await trio.sleep(0.01)
+        return trio.current_time() - began
+
+    async def all_begun(self, count: int, seconds: float = 20) -> float:
+        return await self.until(lambda: len(self.begun) == count, seconds)
+
+
+@pytest.fixture
+async def fleet(redis_settings: RedisSettings, raw: RawStore, store: JobStore) -> AsyncIterator[Fleet]:
+    """A fleet without instances, in the asyncio loop of `store`; they end with the test."""
+    async with AsyncExitStack() as stack, trio.open_nursery() as instances:
+        yield Fleet(redis_settings, raw, stack, instances)
+        instances.cancel_scope.cancel()
+
+
+async def look(store: JobStore, name: str, *, shares: Shares | None = None) -> None:
+    """An instance asks for work, finds none and is idle."""
+    batch = await store.lease(DOWNLOAD, name, 1, 30, room=9, shares=shares or Shares())
+    assert not batch.leases
+    await trio.sleep(0.002)  # the order of those that look in the same millisecond is not defined
+
+
+class Ears:
+    """What instances are told, by name: in how many seconds they are to look."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, float]] = []
+
+    async def listen(self, nursery: trio.Nursery, store: JobStore, *names: str) -> None:
+        for name in names:
+            self.heard.clear()
+            await nursery.start(partial(store.listen, owner=name), {DOWNLOAD: partial(self._note, name)})
+            subscriptions = 2 if name else 1
+            await Fleet.until(lambda: len(self.heard) == subscriptions)  # noqa: B023  # called at once
+            self.heard.clear()
+
+    def _note(self, name: str, seconds: float) -> None:
+        self.heard.append((name, seconds))
+
+    async def woken(self, store: JobStore, count: int = 1) -> list[str]:
+        """Who was told to look at once, after this many messages."""
+        await Fleet.until(lambda: len(self.heard) >= count)
+        await store.ping()
+        await trio.sleep(0.05)
+        return [name for name, seconds in self.heard if seconds == 0]
+
+
+# how many ask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 5, 20])
+async def test_a_job_makes_two_lease_calls_at_the_most(fleet: Fleet, store: JobStore, count: int) -> None:
+    """Jobs that come alone, then jobs of an aggregation with a rate, for which one instance waits."""
+    await fleet.add(count)
+    alone, paced, longest_s = 20, 12, 0.0
+    fleet.start_counting()
+    for number in range(alone):
+        await submitted(store, f"g{number}")
+        longest_s = max(longest_s, await fleet.all_begun(number + 1))
+    assert longest_s < SOON_S, "no job has waited for a look"
+    assert sum(bool(instance.begun) for instance in fleet.instances) > count // 2, "they take turns"
+    await store.submit(
+        [Submission(spec=spec_for(store, aggr_limit=100, aggr_rate=10.0)) for _ in range(paced)]
+    )
+    assert await fleet.all_begun(alone + paced) == pytest.approx((paced - 1) / 10, abs=0.5), "the rate holds"
+    await trio.sleep(LATE_S)
+    # One of each job, and one of the watcher in 1.5 s.
+    assert fleet.lease_calls() <= (1.1 if count == 1 else 1.5) * (alone + paced)
+
+
+@pytest.mark.slow
+async def test_a_callback_makes_two_lease_calls_at_the_most(fleet: Fleet, store: JobStore) -> None:
+    """Also if the notifiers can deliver different types."""
+    for types in (["http"], ["http", "kafka"]):
+        await fleet.add(10, types=types)
+    jobs, longest_s = 20, 0.0
+    fleet.start_counting()
+    for number in range(jobs):
+        await submitted(store)
+        plan = CallbackPlan(group=f"{'http' if number % 2 else 'kafka'} {number}", limit=9)
+        await store.settle("me", [downloaded(await leased(store), OK, plan, 60)])
+        longest_s = max(longest_s, await fleet.all_begun(number + 1))
+    assert longest_s < SOON_S, "no job has waited for a look"
+    await trio.sleep(LATE_S)
+    assert fleet.lease_calls() <= 1.5 * jobs
+
+
+async def test_a_burst_spreads_over_the_fleet(fleet: Fleet, store: JobStore) -> None:
+    await fleet.add(5, work_for_ever, concurrency=100)
+    await store.submit([Submission(spec=spec_for(store, aggr_limit=1000)) for _ in range(450)])
+    await fleet.all_begun(450, seconds=LATE_S)
+    assert min(len(instance.begun) for instance in fleet.instances) >= 50
+
+
+# who does not come
+
+
+async def test_the_job_of_a_frozen_instance_is_taken_within_two_seconds(
+    fleet: Fleet, store: JobStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "frozen")
+    await look(store, "frozen")
+    await fleet.add(2)
+    await submitted(store)
+    assert await fleet.all_begun(1) < LATE_S
+    assert await ears.woken(store) == ["frozen"]
+
+
+async def test_the_timer_of_a_frozen_instance_is_late_by_two_seconds_at_most(
+    fleet: Fleet, store: JobStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "frozen")
+    await submitted(store)
+    [lease] = (await store.lease(DOWNLOAD, "frozen", 9, 30)).leases
+    await look(store, "frozen")
+    ears.heard.clear()
+    await store.settle("frozen", [tried_again(lease, RETRY, 1.0)])
+    await Fleet.until(lambda: bool(ears.heard))
+    assert ears.heard[0][1] == pytest.approx(1.0, abs=0.1)
+    await fleet.add(2)
+    assert await fleet.all_begun(1) < 1.0 + LATE_S
+
+
+async def test_one_waits_for_a_timer_one_watches_and_others_sleep(
+    store: JobStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "a", "b", "c")
+    await submitted(store)
+    [lease] = (await store.lease(DOWNLOAD, "other", 1, 30)).leases
+    for name in "abc":
+        await look(store, name)
+    ears.heard.clear()
+    await store.settle("other", [tried_again(lease, RETRY, 4)])
+    await Fleet.until(lambda: len(ears.heard) == 2)
+    # Those that are woken last.
+    assert dict(ears.heard) == pytest.approx({"b": 5.5, "c": 4.0}, abs=0.1)
+    looks = [(await store.lease(DOWNLOAD, name, 1, 30, room=9)).look_s for name in "abc"]
+    assert looks == [None, pytest.approx(5.5, abs=1), pytest.approx(4, abs=1)]
+
+
+async def test_one_that_hears_nothing_is_passed_over(store: JobStore, nursery: trio.Nursery) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "lives")
+    for name in ("dead", "dead too", "lives"):
+        await look(store, name)
+    await submitted(store)
+    assert await ears.woken(store) == ["lives"]
+
+
+async def test_what_a_stopping_instance_was_woken_for_wakes_another(
+    fleet: Fleet, store: JobStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "stops", "stays")
+    for name in ("stops", "stays"):
+        await look(store, name)
+    await submitted(store)
+    await ears.woken(store)
+    await store.withdraw(DOWNLOAD, "stops")
+    assert await ears.woken(store, 3) == ["stops", "stays"]
+    assert fleet.idle() == []
+
+
+async def test_instances_are_idle_again_after_the_store_has_forgotten_them(
+    fleet: Fleet, store: JobStore, raw: RawStore
+) -> None:
+    await fleet.add(3)
+    raw.command("DEL", raw.key("idle", DOWNLOAD, "*"))
+    raw.command("SCRIPT", "FLUSH")
+    raw.command("CLIENT", "KILL", "TYPE", "pubsub")
+    assert await fleet.until(lambda: len(fleet.idle()) == 3) < LATE_S
+    await submitted(store)
+    assert await fleet.all_begun(1) < SOON_S
+
+
+async def test_a_stopped_instance_is_not_woken(fleet: Fleet, store: JobStore) -> None:
+    await fleet.add(2)
+    fleet.instances[0].stop.begin(0)
+    await fleet.until(lambda: fleet.idle() == ["i1"])
+    for number in range(5):
+        await submitted(store, f"g{number}")
+    assert await fleet.all_begun(5) < SOON_S
+
+
+# who cannot
+
+
+async def test_what_one_may_not_take_goes_to_another(store: JobStore, nursery: trio.Nursery) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "full of a", "free")
+    for name in ("full of a", "free"):
+        await look(store, name)
+    await submitted(store)
+    assert await ears.woken(store) == ["full of a"]
+    await look(store, "full of a", shares=Shares(never=["a"]))
+    assert await ears.woken(store, 3) == ["full of a", "free"]
+    # Each passes it on once.
+    for name in ("free", "full of a", "free"):
+        await look(store, name, shares=Shares(never=["a"]))
+    assert await ears.woken(store, 3) == ["full of a", "free"]
+
+
+async def test_a_full_instance_is_not_idle(
+    fleet: Fleet, store: JobStore, nursery: trio.Nursery, raw: RawStore
+) -> None:
+    """And somebody else waits for the timer."""
+    ears = Ears()
+    await ears.listen(nursery, store, "fills", "other")
+    await submitted(store)
+    [lease] = (await store.lease(DOWNLOAD, "fills", 9, 30)).leases
+    for name in ("other", "fills"):
+        await look(store, name)
+    await store.settle("fills", [tried_again(lease, RETRY, 4)])
+    waiter = raw.key("waiter", DOWNLOAD, "*")
+    assert raw.command("GET", waiter).endswith(" fills")
+    await submitted(store, "b")
+    assert len((await store.lease(DOWNLOAD, "fills", 1, 30, room=1)).leases) == 1
+    assert "fills" not in fleet.idle()
+    await look(store, "other")
+    assert raw.command("GET", waiter).endswith(" other")
+
+
+# what else is said
+
+
+async def test_an_instance_of_an_earlier_version_is_woken_if_nobody_else_is_idle(
+    store: JobStore, nursery: trio.Nursery
+) -> None:
+    ears = Ears()
+    await ears.listen(nursery, store, "")
+    await submitted(store, "a")
+    assert await ears.woken(store) == [""]
+    await store.lease(DOWNLOAD, "earlier", 1, 30)
+    await ears.listen(nursery, store, "new")
+    await look(store, "new")
+    await submitted(store, "b")
+    assert await ears.woken(store) == ["new"]
+
+
+async def test_a_cancel_reaches_the_holder(fleet: Fleet, store: JobStore) -> None:
+    await fleet.add(2, work_for_ever)
+    spec = await submitted(store)
+    await fleet.all_begun(1)
+    await store.cancel(spec, None, 60)
+    assert await fleet.until(lambda: all(one.cancelled == [spec.id] for one in fleet.instances)) < SOON_S
