@@ -49,6 +49,7 @@ async def test_an_aggregation_as_it_runs(api: Served) -> None:
     assert found.pop("next_due_at").endswith("Z")
     assert found == {
         "aggr_id": "a",
+        "state": "no_processor",
         "limit": 2,
         "rate": None,
         "delay": None,
@@ -382,3 +383,38 @@ async def test_a_token_cancels_only_jobs_of_its_aggregations(serving: Serving, s
     assert (await api.client.delete("/aggregations/b/jobs")).status_code == 404
     assert (await cancelled(api))["cancelled"] == 1
     assert await store.aggregation_sizes() == {"b": 1}
+
+
+async def test_what_an_aggregation_waits_for(api: Served) -> None:
+    async def state() -> str:
+        [row] = (await api.client.get("/aggregations")).json()["aggregations"]
+        assert (await shown(api))["state"] == row["state"]
+        return str(row["state"])
+
+    async def report(name: str, **facts: Any) -> None:
+        await api.store.report(name, "processor", {"instance": name, **facts}, 60)
+
+    await submit(api.store, count=5, aggr_limit=2)
+    assert await state() == "no_processor"
+    await report("one", troubles={"disk": "96% full"})
+    assert await state() == "disk_full"
+    await report("two", troubles={})
+    assert await state() == "ready"
+    assert await granted(api.store, 1) == 1
+    assert await state() == "running"
+    assert (await patched(api, rate=0.01))["state"] == "at_rate"
+    assert (await patched(api, rate=None, delay=100))["state"] == "at_rate"
+    await patched(api, delay=None)
+    assert await granted(api.store, 1) == 1
+    assert await state() == "at_limit"
+    assert (await patched(api, paused=True))["state"] == "paused"
+    await patched(api, paused=None)
+    await api.client.delete("/aggregations/a/jobs")
+    assert await state() == "running"
+
+
+async def test_a_job_that_waits_for_its_time_is_scheduled(api: Served) -> None:
+    await submit(api.store, not_before=2_000_000_000_000)
+    await api.store.report("one", "processor", {}, 60)
+    assert (await shown(api))["state"] == "scheduled"
+    assert (await patched(api, limit=1))["state"] == "scheduled"

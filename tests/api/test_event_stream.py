@@ -107,6 +107,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
         assert stream.headers["cache-control"] == "no-store"
         assert stream.headers["x-content-type-options"] == "nosniff"
         snapshot = await stream.snapshot()
+    assert snapshot["waiting"]["downloads"].pop("oldest_due_at")
     assert snapshot == {
         "store": True,
         "instances": [
@@ -118,6 +119,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
                 "started_ms": 5,
                 "in_flight": 1,
                 "unhealthy": [],
+                "troubles": {},
             },
             {
                 "instance": "h-1-b",
@@ -127,6 +129,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
                 "started_ms": 5,
                 "in_flight": None,
                 "unhealthy": [{"backend": "kafka", "error": "no broker"}],
+                "troubles": {},
             },
         ],
         "more_instances": 0,

@@ -15,7 +15,7 @@ from downloader.store import CallbackPlan
 from servers.api import JOB, Served, Serving
 from servers.jobs import downloaded, tried_again
 
-LABELS = {"backend", "call", "code", "error_code", "kind", "outcome", "role", "route", "status"}
+LABELS = {"backend", "call", "code", "error_code", "kind", "outcome", "role", "route", "status", "trouble"}
 """All labels that there are. Each has few values: none is an aggregation, a URL or a destination."""
 
 
@@ -182,7 +182,10 @@ async def test_pending_work(api: Served) -> None:
     assert list(found["downloader_next_due_seconds"]) == [("download",)]
     assert found["downloader_callbacks_failed"] == {(): 0}
 
+    assert 0 <= found["downloader_downloads_oldest_due_seconds"][()] < 30
+
     stats = (await api.client.get("/stats")).json()
+    assert stats["downloads"].pop("oldest_due_at")
     assert stats["downloads"] | {"next_due_at": ""} == {
         "pending": 2,
         "in_flight": 0,
@@ -201,3 +204,12 @@ async def test_pending_work(api: Served) -> None:
         "more_destinations": 0,
         "failed_to": [],
     }
+
+
+async def test_instances_in_trouble_are_counted_once(api: Served) -> None:
+    full = {"instance": "one", "troubles": {"disk": "full", "of a newer version": "x"}}
+    await api.store.report("one", "processor", full, 60)
+    await api.store.report("one", "notifier", full | {"late_s": 1.5}, 60)
+    await api.store.report("two", "processor", {"instance": "two", "late_s": 0.5, "troubles": "nonsense"}, 60)
+    found = await scrape(api)
+    assert found["downloader_instances_in_trouble"] == {("disk",): 1, ("lag",): 1, ("store_memory",): 0}

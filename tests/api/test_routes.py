@@ -103,6 +103,16 @@ async def test_an_unhealthy_backend_is_shown_and_leaves_the_instance_ready(servi
     assert ready.json()["backends"] == {"http": True, "kafka": False}
 
 
+async def test_not_ready_while_the_disk_is_full(serving: Serving) -> None:
+    troubles = {"store_memory": "almost full"}
+    api = await serving(troubles=lambda: troubles)
+    assert (await api.client.get("/health/ready")).status_code == 200, "elsewhere it is as full"
+    troubles["disk"] = "the spool's disk is 96% full"
+    ready = await api.client.get("/health/ready")
+    assert (ready.status_code, ready.json()["status"]) == (503, "not ready")
+    assert ready.json()["reasons"] == ["the spool's disk is 96% full"]
+
+
 async def test_not_ready_while_a_role_does_not_run(serving: Serving) -> None:
     api = await serving(ready=lambda: {"api": True, "notifier": False})
     ready = await api.client.get("/health/ready")

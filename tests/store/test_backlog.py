@@ -125,3 +125,16 @@ def test_shards_are_one_fleet() -> None:
         destinations=[WaitingDestination(destination="a", pending=4, in_flight=2, limit=8, due_at=moment(4))],
         failed_to=[FailedDestination(destination="of all", failed=9)],
     )
+
+
+async def test_the_oldest_download_is_one_that_only_waits_for_a_slot(store: JobStore, raw: RawStore) -> None:
+    for name, due in (("paused", 1_000), ("old", 2_000), ("new", 3_000)):
+        spec = spec_for(store, name)
+        await store.submit([Submission(spec=spec)])
+        raw.command("ZADD", raw.key("queue", "download", name), due, spec.id)
+    await store.adjust("paused", {"paused": True})
+    assert (await store.backlog(9)).oldest_due_ms == 2_000
+    await store.adjust("old", {"paused": True})
+    assert (await store.backlog(9)).oldest_due_ms == 3_000
+    await store.adjust("new", {"paused": True})
+    assert (await store.backlog(9)).oldest_due_ms is None

@@ -16,6 +16,8 @@ async def test_it_closes_at_the_high_mark_and_opens_below_the_low_one() -> None:
     for _ in range(6):
         await gate.look()
         seen.append(gate())
+        assert (gate.trouble() == "") is gate()
+        assert gate() or f"{gate.trouble()}".startswith("the spool's disk is 9")
     assert seen == [True, False, False, False, True, True]
 
 

@@ -101,3 +101,12 @@ def test_errors_are_shown() -> None:
 def test_missing_fields_of_another_version_do_no_harm() -> None:
     assert shown({})
     assert shown({"store": True, "instances": [{}], "aggregations": [{}]})
+
+
+def test_troubles_of_instances_are_at_the_head() -> None:
+    state = snapshot()
+    for row, name in zip(state["instances"], ("disk", "of a newer version"), strict=True):
+        row["troubles"] = {name: "x"}
+    lines = shown(state)
+    assert lines[1:3] == ["of a newer version: h\\x1b[31m", "the disk of the spool is full: h\\x1b[31m"]
+    assert len(lines) <= 24

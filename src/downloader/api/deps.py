@@ -40,6 +40,8 @@ class ApiDeps:
     """The API listens on loopback only."""
     ready: Callable[[], Mapping[str, bool]]
     """For `/health/ready`: whether each role runs, by name."""
+    troubles: Callable[[], Mapping[str, str]] = dict
+    """The troubles of this process by names of `TROUBLES`, each with a line of text."""
     healthy: Callable[[], Mapping[str, bool]] = dict
     """For `/health/ready`: whether each backend of this process's notifier is healthy, by name."""
     counters: Counters = field(default_factory=lambda: Counters(API_COUNTERS))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from downloader.api.views import fleet_counters, waiting
+from downloader.api.views import fleet_counters, troubles, waiting
 from downloader.globs import Allows, anything
 from downloader.store import Backlog, Load
 from downloader.wire import rfc3339
@@ -95,6 +95,7 @@ def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:
         "started_ms": _number(report.get("started_ms")),
         "in_flight": None if in_flight is None else _number(in_flight),
         "unhealthy": _unhealthy(report.get("backends")),
+        "troubles": {name: text[:ERROR_CHARACTERS] for name, text in troubles(report).items()},
     }
 
 

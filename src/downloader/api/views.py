@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from downloader.errors import StorageError
 from downloader.model import JobSpec, Outcome, State
 from downloader.net import redact_url, requested_url
-from downloader.observe import COUNTERS, by_name
+from downloader.observe import COUNTERS, TROUBLES, by_name
 from downloader.store import Backlog, JobView, Load
 from downloader.wire import (
+    Aggregation,
     Job,
     JobCallback,
     JobFile,
@@ -82,6 +84,7 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
             in_flight=load.downloads,
             aggregations=backlog.downloads.groups,
             cooling=cooling(load),
+            oldest_due_at=moment(backlog.oldest_due_ms),
             next_due_at=moment(backlog.downloads.next_ms),
         ),
         callbacks=WaitingCallbacks(
@@ -99,6 +102,72 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
 def cooling(load: Load) -> int:
     """Number of aggregations in `load` that cool down."""
     return sum(row.cooling_until is not None for row in load.aggregations)
+
+
+PUNCTUAL_S = 1.0
+"""How late a start may be that waits for nothing but the rate or delay of its aggregation."""
+
+LATE_S = 1.0
+"""How late the event loop of an instance may be; jobs and requests then wait as long at each step."""
+
+
+def troubles(report: Mapping[str, Any]) -> Mapping[str, str]:
+    """The troubles that an instance has reported, by names of `TROUBLES`, each with a line of text."""
+    reported = report.get("troubles")
+    texts = {
+        name: str(text)
+        for name, text in (reported.items() if isinstance(reported, Mapping) else ())
+        if name in TROUBLES
+    }
+    late_s = report.get("late_s")
+    if isinstance(late_s, int | float) and late_s > LATE_S:
+        texts["lag"] = f"its event loop was {late_s:.1f} s late"
+    return texts
+
+
+def in_trouble(reports: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
+    """How many instances have each of the `TROUBLES`; an instance reports once for each role."""
+    instances = {name: set[object]() for name in TROUBLES}
+    for report in reports:
+        for name in troubles(report):
+            instances[name].add(report.get("instance"))
+    return {name: len(names) for name, names in instances.items()}
+
+
+def blocked(processors: Sequence[Mapping[str, Any]]) -> str:
+    """Why no download can start, as a state of `Aggregation`; empty if one can."""
+    if not processors:
+        return "no_processor"
+    return "disk_full" if all("disk" in troubles(report) for report in processors) else ""
+
+
+def with_state(row: Aggregation, blocked: str, now: datetime) -> Aggregation:
+    """The aggregation with its state; `blocked`: as from the function of this name."""
+    return row.model_copy(update={"state": _state(row, blocked, now)})
+
+
+def _state(row: Aggregation, blocked: str, now: datetime) -> str:
+    if row.paused:
+        return "paused"
+    if row.cooling_until and row.cooling_until > now:
+        return "cooling"
+    if not row.pending or row.next_due_at is None:
+        return "running" if row.in_flight else "idle"
+    if row.in_flight >= row.limit:
+        return "at_limit"
+    return _waiting(row, (row.next_due_at - now).total_seconds(), blocked)
+
+
+def _waiting(row: Aggregation, left_s: float, blocked: str) -> str:
+    """The state of an aggregation with a free slot, whose next job may start in `left_s` seconds."""
+    gap_s = max(1 / row.rate if row.rate else 0, row.delay or 0)
+    if blocked and left_s <= gap_s:
+        return blocked
+    if gap_s and -gap_s - PUNCTUAL_S <= left_s <= gap_s:
+        return "at_rate"
+    if row.in_flight:
+        return "running"
+    return "scheduled" if left_s > 0 else "ready"
 
 
 def fleet_counters(

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 COLUMNS = ("aggregation", "in flight", "pending", "limit", "rate", "delay", "state")
 
+STATES = {
+    "at_limit": "at its limit",
+    "at_rate": "at its rate",
+    "disk_full": "waits: the disk of each processor is full",
+    "no_processor": "waits: no processor runs",
+}
+"""What is said of a state; `_state` has the others that are of interest."""
+
 AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]
 
 
@@ -117,7 +125,7 @@ def _state(aggregation: Aggregation) -> str:
         return "paused"
     if aggregation.cooling_until is not None:
         return f"cooling until {local_time(aggregation.cooling_until)}"
-    return ""
+    return STATES.get(aggregation.state, "")
 
 
 def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:

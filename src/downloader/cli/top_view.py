@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from downloader.observe import TROUBLES
 from downloader.printable import escape
 
 WINDOW_S = 20.0
@@ -64,9 +65,11 @@ def view(
     """
     instances = state.get("instances", [])
     shown = instances if height is None else instances[:INSTANCES]
-    room = None if height is None else max(1, height - _FIXED_LINES - len(shown))
+    troubles = _troubles(state)
+    room = None if height is None else max(1, height - _FIXED_LINES - len(troubles) - len(shown))
     return Group(
         _head(state, title, problem),
+        *troubles,
         _flow(state, rates),
         Text(),
         _instances(shown, more=len(instances) - len(shown) + state.get("more_instances", 0)),
@@ -85,6 +88,16 @@ def _head(state: Mapping[str, Any], title: str, problem: str) -> Text:
     else:
         line.append("  store ok", "green")
     return line.append("  q quits", "dim")
+
+
+def _troubles(state: Mapping[str, Any]) -> Sequence[Text]:
+    """A line for each trouble of the instances, with the hosts that have it."""
+    hosts: dict[str, set[str]] = {}
+    for row in state.get("instances", []):
+        for name in row.get("troubles", ()):
+            hosts.setdefault(name, set()).add(str(row.get("host", "")))
+    lines = [f"{TROUBLES.get(name, name)}: {', '.join(sorted(names))}" for name, names in hosts.items()]
+    return [Text(escape(line), "bold red", overflow="ellipsis", no_wrap=True) for line in sorted(lines)]
 
 
 def _flow(state: Mapping[str, Any], rates: Rates) -> Table:

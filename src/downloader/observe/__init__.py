@@ -15,7 +15,7 @@ from downloader.observe.counters import (
     by_name,
 )
 from downloader.observe.logging import Event, configure, get_logger
-from downloader.observe.metrics import KINDS, METRICS, Metric
+from downloader.observe.metrics import KINDS, METRICS, TROUBLES, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces
 
@@ -30,6 +30,7 @@ __all__ = [
     "PROCESSOR_COUNTERS",
     "SEPARATOR",
     "SUM",
+    "TROUBLES",
     "Counters",
     "Event",
     "Metric",

@@ -9,6 +9,13 @@ from typing import Literal
 KINDS: Mapping[str, str] = {"processor": "download", "notifier": "callback"}
 """The label `kind` of a role's metrics: the kind of tasks that the role works on."""
 
+TROUBLES: Mapping[str, str] = {
+    "disk": "the disk of the spool is full",
+    "store_memory": "the store's memory is almost full",
+    "lag": "the event loop is late",
+}
+"""The troubles of an instance, by the name in reports and in the label `trouble`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
@@ -138,6 +145,11 @@ METRICS = (
         help="Aggregations that cool down, of the 500 busiest",
     ),
     Metric(
+        name="downloader_downloads_oldest_due_seconds",
+        type="gauge",
+        help="How long the oldest download has waited for a slot alone, of the 100 busiest aggregations",
+    ),
+    Metric(
         name="downloader_callbacks_oldest_due_seconds",
         type="gauge",
         help="How long the oldest callback has been due, of the 100 destinations with the most",
@@ -158,6 +170,12 @@ METRICS = (
         type="gauge",
         labels=("role",),
         help="Instances that have reported lately",
+    ),
+    Metric(
+        name="downloader_instances_in_trouble",
+        type="gauge",
+        labels=("trouble",),
+        help="Instances whose disk is full, whose event loop is late, or that find the store's memory full",
     ),
     Metric(
         name="downloader_backends_unhealthy",

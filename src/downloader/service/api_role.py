@@ -16,6 +16,7 @@ from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
 from downloader.service.instance import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS
+from downloader.store import JobStore
 from downloader.tasks import background
 
 log = get_logger()
@@ -35,6 +36,7 @@ async def serve_api(
     settings, files, api = instance.settings, instance.files, instance.settings.api
     host, port = sockets[0].getsockname()[:2]
     loopback = ipaddress.ip_address(host).is_loopback
+    instance.troubles["store_memory"] = partial(_memory_trouble, instance.store)
     deps = ApiDeps(
         store=instance.store,
         settings=api,
@@ -45,6 +47,7 @@ async def serve_api(
         keep_s=settings.notifier.failed_retention,
         loopback=loopback,
         ready=lambda: dict(instance.running),
+        troubles=instance.present_troubles,
         healthy=lambda: instance.bulkhead.health.healthy() if instance.bulkhead is not None else {},
         download_url=files.url,
         files=files.storage.local,
@@ -66,3 +69,7 @@ async def serve_api(
         if not api.tokens and not loopback:
             log.warning(Event.API_OPEN, host=host, port=port)
         task_status.started()
+
+
+def _memory_trouble(store: JobStore) -> str:
+    return "its memory has no room for new jobs, which are answered 503" if store.memory_is_full() else ""

@@ -102,7 +102,13 @@ class Instance:
     """Whether each role runs; for readiness."""
     bulkhead: Bulkhead | None = None
     """Divides the slots among the backends; notifiers only."""
+    troubles: dict[str, Callable[[], str]] = field(default_factory=dict)
+    """By names of `TROUBLES`, the trouble of this instance as a line of text; empty without one."""
     started_ms: int = field(default_factory=now_ms)
+
+    def present_troubles(self) -> Mapping[str, str]:
+        """The troubles that the instance has now, by name."""
+        return {name: text for name, trouble in self.troubles.items() if (text := trouble())}
 
     @property
     def grace_s(self) -> float:

@@ -65,12 +65,20 @@ class DiskGate:
         self._high = high
         self._low = low
         self._open = True
+        self._used = 0.0
         self._thread = trio.CapacityLimiter(1)
         """A separate limiter, so that a hung check takes no thread of Trio's default limiter."""
 
     def __call__(self) -> bool:
         """Whether a download may begin."""
         return self._open
+
+    def trouble(self) -> str:
+        """A line about the full disk; empty while downloads may begin."""
+        if self._open:
+            return ""
+        used, high, low = (f"{percent:.3g}%" for percent in (self._used, self._high, self._low))
+        return f"the spool's disk is {used} full (disk_high = {high}); downloads begin again below {low}"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check the disk until cancelled; ready after the first check, or after `LOOK_S` if the check hangs.
@@ -92,6 +100,7 @@ class DiskGate:
             OSError: the disk cannot be checked.
         """
         used = await trio.to_thread.run_sync(self._used_percent, abandon_on_cancel=True, limiter=self._thread)
+        self._used = used
         if self._open and used >= self._high:
             self._open = False
             log.error(Event.DISK_FULL, used_percent=round(used, 1), high=self._high)
@@ -192,6 +201,7 @@ async def _open_roles(stack: AsyncExitStack, instance: Instance, sockets: Sequen
         used_percent = partial(disk_used_percent, settings.spool_dir)
         gate = DiskGate(used_percent, high=settings.processor.disk_high, low=settings.processor.disk_low)
         roles.background += [fetcher.partials.sweep, gate.run]
+        instance.troubles["disk"] = gate.trouble
         roles.workers.append(downloads_worker(instance, fetcher, gate))
     if "notifier" in instance.roles:
         host = await stack.enter_async_context(open_host(settings, files.storage))

@@ -140,7 +140,8 @@ async def reporting(
 ) -> AsyncIterator[None]:
     """Report a role every `interval_s` while the context is open and at the end, then delete the report.
 
-    A report has `facts` and what `more` returns. It expires if no other follows within three intervals.
+    A report has `facts`, what `more` returns, and how late the event loop was (`late_s`). The report expires
+    if no other follows within three intervals.
     """
     facts = {
         "instance": owner,
@@ -150,19 +151,22 @@ async def reporting(
         **facts,
     }
 
-    async def report() -> None:
+    async def report(late_s: float = 0.0) -> None:
         now, counts = more()
-        await store.report(owner, role, {**facts, **now}, 3 * interval_s, counts)
+        await store.report(owner, role, {**facts, **now, "late_s": round(late_s, 3)}, 3 * interval_s, counts)
 
     async def keep_reporting(*, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
+        late_s = 0.0
         while True:
             try:
-                await report()
+                await report(late_s)
             except StoreError as error:
                 # The counts are added with the next report.
                 log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
-            await trio.sleep(interval_s)
+            due = trio.current_time() + interval_s
+            await trio.sleep_until(due)
+            late_s = trio.current_time() - due
 
     async with background(keep_reporting):
         yield
@@ -180,8 +184,13 @@ def reporting_of(
     """Report a role of the instance while the context is open."""
     settings = instance.settings.notifier if role == "notifier" else instance.settings.processor
     facts = {"started_ms": instance.started_ms, "settings": shared_settings(instance.settings)}
+
+    def all_facts() -> Report:
+        of_role, counts = more()
+        return {**of_role, "troubles": instance.present_troubles()}, counts
+
     return reporting(
-        instance.store, instance.owner, role, more, facts=facts, interval_s=settings.stats_interval
+        instance.store, instance.owner, role, all_facts, facts=facts, interval_s=settings.stats_interval
     )
 
 

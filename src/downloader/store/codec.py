@@ -346,6 +346,7 @@ def backlog(answers: Iterable[Sequence[Any]], count: int) -> Backlog:
     return Backlog(
         now_ms=max(shard["now"] for shard in shards),
         downloads=_waiting([fields(shard[Kind.DOWNLOAD]) for shard in shards]),
+        oldest_due_ms=min((int(shard["oldest"]) for shard in shards if shard.get("oldest")), default=None),
         callbacks=_waiting([fields(shard[Kind.CALLBACK]) for shard in shards]),
         failed_callbacks=sum(shard["failed"] for shard in shards),
         destinations=largest[:count],

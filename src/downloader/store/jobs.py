@@ -152,6 +152,10 @@ class JobStore(StoreReader):
         """
         await self._mark.watch(task_status=task_status)
 
+    def memory_is_full(self) -> bool:
+        """Whether new jobs are `UNAVAILABLE` for want of memory, while `watch_memory` runs."""
+        return self._mark.is_full()
+
     # Leased work
 
     async def lease(

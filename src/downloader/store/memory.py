@@ -52,6 +52,11 @@ class MemoryMark:
         self._left[shard] = left - len(job) - JOB_BYTES
         return True
 
+    def is_full(self) -> bool:
+        """Whether a shard has no memory for new jobs, by the last reading."""
+        self._asked.set()
+        return any(left <= 0 for left in self._left.values())
+
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read the memory of the servers every `LOOK_S` while jobs come, until cancelled."""
         await self._read()

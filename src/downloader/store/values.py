@@ -242,6 +242,9 @@ class Backlog:
     now_ms: int = field(compare=False)
     """The store's time."""
     downloads: Waiting
+    oldest_due_ms: int | None = None
+    """Unix time at which the first download was due that waits for a slot alone, not for the end of a pause
+    or cooldown; of the aggregations with the most downloads. `None`: none waits."""
     callbacks: Waiting
     failed_callbacks: int
     """Failed callbacks that are still stored and can be sent again."""

@@ -62,8 +62,8 @@ function row() {
     const state = aggregationState(aggregation);
     setForeign(name, aggregation.aggr_id);
     const rates = [
-      aggregation.rate && `${plain.format(aggregation.rate)}/s at the most`,
-      aggregation.delay && `${plain.format(aggregation.delay)} s between starts`,
+      aggregation.rate && aggregation.state !== "at_rate" && `${plain.format(aggregation.rate)}/s at the most`,
+      aggregation.delay && aggregation.state !== "at_rate" && `${plain.format(aggregation.delay)} s between starts`,
     ];
     for (const { word, more } of states) {
       setText(word, state.word);

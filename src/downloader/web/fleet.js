@@ -1,7 +1,10 @@
 // What a snapshot of `/events` has about the fleet as a whole: what needs attention, counters and instances.
 
 import { $, list, make, setForeign, setText, setTitle } from "./dom.js";
-import { bytes, day, duration, plain, plural, short } from "./words.js";
+import { TROUBLES, bytes, day, duration, plain, plural, short } from "./words.js";
+
+// Instances that a note names.
+const NAMED = 3;
 
 const COUNTERS = {
   downloads: [
@@ -48,6 +51,14 @@ function notes(snapshot) {
   const found = [];
   if (!snapshot.store) {
     found.push(["store", { bad: true, title: "The store does not answer.", text: "These are the numbers it gave last." }]);
+  }
+  for (const [name, title] of Object.entries(TROUBLES)) {
+    const troubled = new Map(snapshot.instances.filter((row) => row.troubles[name]).map((row) => [row.instance, row]));
+    if (troubled.size === 0) continue;
+    const texts = [...troubled.values()].slice(0, NAMED).map((row) => `${row.host}: ${row.troubles[name]}`);
+    if (troubled.size > NAMED) texts.push("and others");
+    const instances = plural(troubled.size, "instance", "instances");
+    found.push([name, { bad: name !== "lag", title: title(instances), text: `${texts.join("; ")}.` }]);
   }
   const backends = new Map();
   for (const instance of snapshot.instances) {

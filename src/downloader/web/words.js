@@ -38,18 +38,23 @@ export function plural(count, one, many) {
 
 const later = (time) => time && new Date(time) > Date.now();
 
-// An aggregation's state: a word, a remark, and whether it needs attention.
+// How an aggregation is doing: a word, what follows it, and whether it needs attention.
 export function aggregationState(aggregation) {
-  const { paused, in_flight, pending, limit, cooling_until, cooling_reason, next_due_at } = aggregation;
-  if (paused) return { word: "paused", more: in_flight ? `${plain.format(in_flight)} still in flight` : "", warn: true };
-  if (later(cooling_until)) {
-    return { word: `cooling until ${moment(new Date(cooling_until))}`, more: cooling_reason, warn: true };
+  const { state, in_flight, rate, delay, cooling_until, cooling_reason, next_due_at } = aggregation;
+  const due = next_due_at && moment(new Date(next_due_at));
+  switch (state) {
+    case "paused": return { word: "paused", more: in_flight ? `${plain.format(in_flight)} still in flight` : "", warn: true };
+    case "cooling": return { word: `cooling until ${moment(new Date(cooling_until))}`, more: cooling_reason, warn: true };
+    case "at_limit": return { word: "running", more: "at its limit" };
+    case "at_rate": return delay > 1 / (rate ?? Infinity) || !rate
+      ? { word: `at its pace, ${plain.format(delay)} s between starts`, more: "" }
+      : { word: `at its rate, ${plain.format(rate)}/s`, more: "" };
+    case "scheduled": return { word: `waiting until ${due}`, more: "for a retry or a start time" };
+    case "disk_full": return { word: "waiting", more: "the disk of each processor is full", warn: true };
+    case "no_processor": return { word: "waiting", more: "no processor runs", warn: true };
+    case "ready": return { word: "ready", more: "starts with the next free slot" };
+    default: return { word: state, more: "" };
   }
-  if (in_flight) return { word: "running", more: pending && in_flight >= limit ? "at its limit" : "" };
-  if (later(next_due_at)) {
-    return { word: `waiting until ${moment(new Date(next_due_at))}`, more: "for a retry or a start time" };
-  }
-  return pending ? { word: "ready", more: "starts with the next free slot" } : { word: "idle", more: "" };
 }
 
 export function seconds(value) {
@@ -81,6 +86,13 @@ export const REASONS = {
   too_large: "too large",
   too_small: "too small",
   truncated: "cut short",
+};
+
+// Troubles of instances.
+export const TROUBLES = {
+  disk: (instances) => `The disk is full on ${instances}: no download starts there.`,
+  store_memory: () => "The store's memory is almost full: new jobs are refused.",
+  lag: (instances) => `${instances} cannot keep up.`,
 };
 
 export const full = new Intl.DateTimeFormat("en-GB", {

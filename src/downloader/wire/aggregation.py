@@ -58,6 +58,10 @@ class AggregationLoad(WireModel):
 class Aggregation(AggregationLoad):
     """An aggregation that has unfinished downloads, or for which an operator has set something."""
 
+    state: str = ""
+    """`paused`, `cooling`, `at_limit`, `at_rate` (the next start waits for `rate` or `delay`), `running`,
+    `scheduled` (the next job waits for its time), `disk_full` or `no_processor` (no download can start),
+    `ready` (the next job starts with a free slot) or `idle`."""
     rate: float | None = None
     """At most this many downloads start in a second, over the fleet."""
     delay: float | None = None

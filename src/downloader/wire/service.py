@@ -23,6 +23,8 @@ class Ready(WireModel):
     """The store answers."""
     roles: Mapping[str, bool]
     """Whether each role of this process runs."""
+    reasons: Annotated[Sequence[str], optional()] = ()
+    """Why it is not ready."""
     backends: Annotated[Mapping[str, bool], optional()] = {}
     """Whether each backend of this process's notifier is healthy; an unhealthy one does not count."""
 
@@ -49,6 +51,8 @@ class WaitingDownloads(WireModel):
     """How many have work."""
     cooling: int
     """How many of the busiest cool down."""
+    oldest_due_at: Moment | None = None
+    """When the first download was due of those that only wait for a slot, in the 100 busiest aggregations."""
     next_due_at: Moment | None
 
 

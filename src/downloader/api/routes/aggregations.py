@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from http import HTTPStatus
 from itertools import islice
 from urllib.parse import quote
@@ -19,6 +20,7 @@ from downloader.api.problems import Problem, Refused
 from downloader.api.routes.jobs import callback_of_cancelled
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
+from downloader.api.views import blocked, with_state
 from downloader.model import MAX_AGGREGATION_CHARS
 from downloader.observe import Event, get_logger
 from downloader.store import Changed
@@ -83,7 +85,9 @@ async def list_aggregations(context: Context) -> tuple[AggregationPage, dict[str
         rows = [row for row in listed.aggregations if allows(row.aggr_id)]
         rows.sort(key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
         page = AggregationPage(aggregations=rows, cursor=listed.cursor)
-    return page, next_page("/aggregations", page.cursor)
+    now, reason = datetime.now(UTC), blocked(await context.store.reports("processor"))
+    rows = [with_state(row, reason, now) for row in page.aggregations]
+    return page.model_copy(update={"aggregations": rows}), next_page("/aggregations", page.cursor)
 
 
 async def _search(aggregations: Aggregations) -> AggregationPage:
@@ -123,7 +127,7 @@ def _number(name: str, default: int, detail: str) -> int:
 async def show(context: Context, aggr_id: str) -> Aggregation:
     """Show one aggregation."""
     visible = visible_aggregations()(aggr_id)
-    return _known(await context.store.aggregation(aggr_id) if visible else None)
+    return await _known(context, await context.store.aggregation(aggr_id) if visible else None)
 
 
 @route(
@@ -146,7 +150,7 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     """
     changes = _changes(await request.data)
     visible = _can_be_named(aggr_id) and visible_aggregations()(aggr_id)
-    return _known(await context.store.adjust(aggr_id, changes) if visible else None)
+    return await _known(context, await context.store.adjust(aggr_id, changes) if visible else None)
 
 
 @route(
@@ -219,10 +223,10 @@ def _can_be_named(aggr_id: str) -> bool:
     return is_unicode and aggr_id.isprintable() and len(aggr_id) <= MAX_AGGREGATION_CHARS
 
 
-def _known(aggregation: Aggregation | None) -> Aggregation:
+async def _known(context: Context, aggregation: Aggregation | None) -> Aggregation:
     if aggregation is None:
         raise Refused(_UNKNOWN)
-    return aggregation
+    return with_state(aggregation, blocked(await context.store.reports("processor")), datetime.now(UTC))
 
 
 _UNKNOWN = Problem(

@@ -62,7 +62,7 @@ async def live(_context: Context) -> Status:
     responses={
         HTTPStatus.OK: ResponseSpec("The instance can work.", Ready),
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
-            "The store cannot be reached, or a role does not run.", Ready
+            "The store cannot be reached, a role does not run, or the disk is full.", Ready
         ),
     },
 )
@@ -74,12 +74,17 @@ async def ready(context: Context) -> tuple[Ready, int]:
         store = True
     except StoreError:
         store = False
-    good = store and all(roles.values())
+    reasons = [] if store else ["the store cannot be reached"]
+    reasons += [f"the role {role} does not run" for role, runs in roles.items() if not runs]
+    # The store's memory and a late event loop do not count: elsewhere they would be the same.
+    reasons += [text for name, text in context.deps.troubles().items() if name == "disk"]
+    good = not reasons
     status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE
     # An unhealthy backend does not make the instance unready: its other backends work, and another instance
     # would have the same trouble.
     backends = context.deps.healthy()
-    return Ready(status="ok" if good else "not ready", store=store, roles=roles, backends=backends), status
+    state = "ok" if good else "not ready"
+    return Ready(status=state, store=store, roles=roles, reasons=reasons, backends=backends), status
 
 
 @route(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from itertools import accumulate
+from itertools import accumulate, chain
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from quart import Response, request
 from downloader.api.deps import Context
 from downloader.api.routing import ResponseSpec, route
 from downloader.api.snapshot import DESTINATIONS, ROLES, SAMPLED
-from downloader.api.views import cooling, counters
+from downloader.api.views import cooling, counters, in_trouble
 from downloader.observe import BUCKET, HISTOGRAMS, KINDS, METRICS, SEPARATOR, SUM, Metric
 from downloader.store import Backlog, Load
 
@@ -67,6 +67,7 @@ def gauge_values(
     kinds = {("download",): backlog.downloads, ("callback",): backlog.callbacks}
     due_at = min((row.due_at for row in backlog.destinations if row.due_at), default=None)
     overdue_s = backlog.now_ms / 1000 - due_at.timestamp() if due_at else 0
+    waits_s = (backlog.now_ms - (backlog.oldest_due_ms or backlog.now_ms)) / 1000
     return {
         "downloader_pending": {kind: waiting.pending for kind, waiting in kinds.items()},
         "downloader_groups": {kind: waiting.groups for kind, waiting in kinds.items()},
@@ -76,10 +77,14 @@ def gauge_values(
             if waiting.next_ms is not None
         },
         "downloader_aggregations_cooling": {(): cooling(load)},
+        "downloader_downloads_oldest_due_seconds": {(): max(0, waits_s)},
         "downloader_callbacks_oldest_due_seconds": {(): max(0, overdue_s)},
         "downloader_callbacks_failed": {(): backlog.failed_callbacks},
         "downloader_in_flight": {("download",): load.downloads, ("callback",): load.callbacks},
         "downloader_instances": {(role,): len(list(of_role)) for role, of_role in reports.items()},
+        "downloader_instances_in_trouble": {
+            (name,): count for name, count in in_trouble(chain.from_iterable(reports.values())).items()
+        },
         "downloader_backends_unhealthy": {(): counters(reports["notifier"]).get("backends_unhealthy", 0)},
     }
 

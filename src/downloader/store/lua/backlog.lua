@@ -1,13 +1,15 @@
 -- backlog: what waits, in numbers, and the callback destinations with the most.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {groups: of how many groups of each kind tasks are summed, destinations: how many at the most, failures: of
---         how many failed callbacks, those that are kept longest, the destinations are counted}
+-- ARGV    1 {groups: of how many groups of each kind tasks are summed, destinations: how many at the most, and in how
+--         many aggregations the oldest download is looked for, failures: of how many failed callbacks, those that are
+--         kept longest, the destinations are counted}
 -- from    any
 -- to      the same
--- answer  now (ms), failed (callbacks), download and callback: pending, groups, next (when the first timer is due, ms; 0:
---         none) of each; destinations: name, pending, running, limit, due (of the first pending callback, ms; 0: none)
---         of each; failed_to: name and number of failed callbacks of each destination, in turn
+-- answer  now (ms), oldest (when the first download was due that waits for a slot alone, ms; 0: none), failed (callbacks),
+--         download and callback: pending, groups, next (when the first timer is due, ms; 0: none) of each; destinations:
+--         name, pending, running, limit, due (of the first pending callback, ms; 0: none) of each; failed_to: name and
+--         number of failed callbacks of each destination, in turn
 -- repeat  harmless
 
 -- Pending and running tasks of a group, from its score in `groups`.
@@ -23,6 +25,18 @@ local function waiting(kind)
   for i = 2, #rows, 2 do pending = pending + counts(rows[i]) end
   local first = redis.call('ZRANGE', key_timers(kind), 0, 0, 'WITHSCORES')
   return {'pending', pending, 'groups', redis.call('ZCARD', key_groups(kind)), 'next', first[2] or '0'}
+end
+
+-- When the first download was due of those that wait for a slot; 0: none waits. Of the aggregations with the most.
+local function oldest_due()
+  local oldest = 0
+  for _, group in ipairs(redis.call('ZRANGE', key_groups('download'), 0, call.destinations - 1, 'REV')) do
+    local record = redis.call('HMGET', key_group('download', group), 'paused', 'cooling')
+    local due = tonumber(redis.call('ZRANGE', key_queue('download', group), 0, 0, 'WITHSCORES')[2])
+    local waits = due and due <= now and record[1] ~= '1' and tonumber(record[2] or '0') <= now
+    if waits and (oldest == 0 or due < oldest) then oldest = due end
+  end
+  return oldest
 end
 
 local destinations = {}
@@ -50,7 +64,7 @@ for _, id in ipairs(failed) do
 end
 
 return {
-  'now', now, 'failed', redis.call('ZCOUNT', key_failed(), now, '+inf'),
+  'now', now, 'oldest', oldest_due(), 'failed', redis.call('ZCOUNT', key_failed(), now, '+inf'),
   'download', waiting('download'), 'callback', waiting('callback'), 'destinations', destinations,
   'failed_to', failed_to,
 }
