@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
@@ -185,6 +185,8 @@ class JobSpec:
     """ETags for `If-None-Match`; empty: not sent, as for `if_modified_since`."""
     if_modified_since: str = ""
     """HTTP-date (RFC 9110, 5.6.7) for `If-Modified-Since`."""
+    tags: Sequence[str] = ()
+    """The client's own short texts, without repetitions; may be searched for."""
     priority: int = 0
     """0 to 9: among an aggregation's due jobs, the highest priority begins first."""
     not_before: int = 0
@@ -241,6 +243,8 @@ class JobSpec:
             else:
                 del body["sealed"]
                 body |= json.loads(secret)
+        if "tags" in body:
+            body["tags"] = tuple(body["tags"])
         unknown = {name: body.pop(name) for name in body.keys() - _SPEC_DEFAULTS.keys()}
         if "callback_error_type" not in body:
             body["callback_error_type"] = body.get("callback_type", "")

@@ -79,6 +79,7 @@ def test_every_field_arrives() -> None:
             subpath="pictures/2024",
             sha256="AB" * 32,
             size=0,
+            tags=["b", "a", "b"],
             max_size=9,
             min_size=1,
             min_width=2,
@@ -102,6 +103,7 @@ def test_every_field_arrives() -> None:
     assert spec.user_agent == "agent/1.0"
     assert spec.subpath == "pictures/2024"
     assert (spec.sha256, spec.size) == ("ab" * 32, 0)
+    assert spec.tags == ("b", "a")
     assert (spec.max_size, spec.min_size) == (9, 1)
     assert (spec.min_width, spec.min_height, spec.max_pixels) == (2, 3, 4)
     assert spec.if_none_match == '"33a", W/"b"'
@@ -343,6 +345,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"user_agent": "a\r\nb"}, "header_value", "user_agent"),
     ({"user_agent": "x" * 1025}, "too_long", "user_agent"),
     ({"user_agent": 1}, "wrong_type", "user_agent"),
+    ({"tags": "a"}, "wrong_type", "tags"),
+    ({"tags": [1]}, "wrong_type", "tags"),
+    ({"tags": [str(n) for n in range(9)]}, "too_long", "tags"),
+    *(({"tags": [tag]}, "malformed", "tags") for tag in ("", "a,b", "x" * 65)),
+    ({"tags": ["a\nb"]}, "characters", "tags"),
     ({"max_size": -1}, "out_of_range", "max_size"),
     ({"min_width": 2**31}, "out_of_range", "min_width"),
     ({"max_pixels": 1.5}, "wrong_type", "max_pixels"),

@@ -109,6 +109,23 @@ async def test_each_job_has_its_url_without_secrets(api: Served) -> None:
     assert (await api.client.get(f"/jobs/{spec.id}")).json()["url"] == job["url"]
 
 
+async def test_jobs_are_found_and_retried_by_any_of_some_tags(api: Served) -> None:
+    for tags in (["x"], ["y", "z"], ["\u00fc z"], []):
+        fields = {"aggr_id": "a", "url": "https://h/1", "aggr_limit": 4, "tags": [*tags, *tags]}
+        callback = {"callback_type": "http", "callback_dst": "http://c/d"}
+        assert (await api.client.post("/download", json=fields | callback)).status_code == 201
+    rows = await listed(api, state="pending", aggr_id="a")
+    assert sorted(row.get("tags", []) for row in rows) == [[], ["x"], ["y", "z"], ["\u00fc z"]]
+    assert len(await listed(api, state="pending", aggr_id="a", tags="x,z,\u00fc z")) == 3
+    assert await listed(api, state="pending", aggr_id="a", tags="X") == []
+    gone = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
+    await end_all(api.store, Outcome(verdict=Verdict.FAILED, error="no route"), callback=gone)
+    [failed] = await listed(api, callback="failed", tags="y")
+    assert (await api.client.get(f"/jobs/{failed['id']}")).json()["tags"] == ["y", "z"]
+    assert await retried(api, tags="none") == 0
+    assert await retried(api, tags="x,y") == 2
+
+
 async def test_a_page_of_large_jobs_is_shorter(api: Served) -> None:
     specs = [spec_for(api.store, "a", extra="x" * 2**20) for _ in range(6)]
     for spec in specs:

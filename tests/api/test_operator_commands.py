@@ -225,7 +225,15 @@ async def test_retry(run: Run, api: Served) -> None:
 async def test_retry_of_failed_downloads(run: Run, api: Served) -> None:
     await run("submit", "https://h/1", "https://h/2", "https://other/3", *HTTP)
     await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
+    await run("submit", "https://h/4", *HTTP, "--tag", "a", "--tag", "b")
+    [tagged] = (
+        await run("jobs", "--state", "pending", "--aggr-id", "h", "--tag", "b", "--json")
+    ).json_lines()
+    assert tagged["tags"] == ["a", "b"]
+    await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
     all_failed = ("retry", "--failed", "--download")
+    assert (await run(*all_failed, "--tag", "c")).out == "0 downloads are repeated\n"
+    assert (await run(*all_failed, "--tag", "c", "--tag", "a")).out == "1 download is repeated\n"
     assert (await run(*all_failed, "--error-code", "timeout")).out == "0 downloads are repeated\n"
     assert (await run(*all_failed, "--destination", "http nobody")).out == "0 downloads are repeated\n"
     wanted = ("--aggr-id", "other", "--error-code", "http_status", "--destination", "http c")
@@ -329,9 +337,9 @@ async def test_top_without_a_terminal(run: Run) -> None:
         *(
             (
                 ["retry", "x", flag, "a"],
-                "--aggr-id, -q, --since, --error-code and --destination need --failed",
+                "--aggr-id, -q, --since, --error-code, --destination and --tag need --failed",
             )
-            for flag in ("--aggr-id", "--error-code", "--destination")
+            for flag in ("--aggr-id", "--error-code", "--destination", "--tag")
         ),
         (["retry", "--failed", "--since", "soon"], "--since"),
     ],

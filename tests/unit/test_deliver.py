@@ -147,6 +147,7 @@ async def test_the_payload_of_a_success() -> None:
         "sha256": "9f86d0",
         "mime_type": "image/png",
         "attempts": 3,
+        "tags": [],
         "etag": "",
         "last_modified": "",
         "content_type": "",

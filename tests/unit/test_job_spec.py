@@ -69,6 +69,7 @@ def test_an_invalid_id_is_refused(text: str) -> None:
         extra=st.text(),
         max_retries=st.none() | st.integers(0, 3),
         extract_image_size=st.booleans(),
+        tags=st.lists(st.text()).map(tuple),
         request_headers=st.dictionaries(st.text(), st.text()),
         unknown=st.dictionaries(st.just("newer"), st.integers()),
     )
@@ -134,6 +135,7 @@ def test_the_payload_always_has_every_field() -> None:
         "sha256": "ab",
         "mime_type": "image/png",
         "attempts": 1,
+        "tags": [],
         "etag": '"33a"',
         "last_modified": "Fri",
         "content_type": "image/x",

@@ -36,13 +36,14 @@ PAYLOAD: dict[str, Any] = {
     "sha256": "9f86d0",
     "mime_type": "image/png",
     "attempts": 1,
+    "tags": ["a"],
     "etag": '"33a"',
     "last_modified": "Fri, 27 Nov 2026 21:00:00 GMT",
     "content_type": "image/png",
     "final_url": "https://cdn.example.org/image.png",
     "not_modified": False,
 }
-NEWER = ("etag", "last_modified", "content_type", "final_url", "not_modified")
+NEWER = ("tags", "etag", "last_modified", "content_type", "final_url", "not_modified")
 """Fields that a service of an earlier version does not send."""
 BODY = json.dumps(PAYLOAD).encode()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from typing import Any
@@ -27,6 +27,9 @@ MAX_SEGMENT_BYTES = 255
 
 MAX_AHEAD_MS = 366 * 86_400_000
 """How far ahead `not_before` and `deadline` may be: a year."""
+
+MAX_TAG_CHARS = 64
+"""Longest tag."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
@@ -112,6 +115,14 @@ def check_subpath(text: str) -> str:
     return path
 
 
+def _tags(tags: Sequence[str]) -> Sequence[str]:
+    for tag in tags:
+        if not 0 < len(tag) <= MAX_TAG_CHARS or "," in tag:
+            raise FieldError("malformed", "has a tag that is empty, has a comma or more than 64 characters")
+        check_printable(tag)
+    return tuple(dict.fromkeys(tags))
+
+
 def _mime_type(text: str) -> str:
     try:
         MimePatterns.parse(text)
@@ -170,6 +181,7 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "s3_bucket": _form(is_bucket_name),
     "s3_region": _form(_REGION.fullmatch),
     "subpath": check_subpath,
+    "tags": _tags,
     "sha256": lambda text: _check_sha256(text).lower(),
     "if_none_match": _header_value,
     "if_modified_since": _http_date,

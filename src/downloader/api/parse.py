@@ -30,6 +30,8 @@ _CODES = {
     "bool_type": "wrong_type",
     "string_too_short": "required",
     "string_too_long": "too_long",
+    "too_long": "too_long",
+    "list_type": "wrong_type",
     "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",

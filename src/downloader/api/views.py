@@ -47,6 +47,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
         response=_response(spec, outcome) if succeeded and outcome else None,
         download_url=_download_url(spec, download_url) if stored else "",
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
+        tags=spec.tags,
         callback=_callback(view),
         kept_until=view.kept_until,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from downloader.cli.options import LOCAL, Json, Service, connect, for_each
+from downloader.cli.options import LOCAL, Json, Service, Tags, connect, for_each
 from downloader.cli.output import (
     Cell,
     details,
@@ -64,6 +64,7 @@ def jobs(
     aggr_id: AggrId = None,
     callback: Annotated[str | None, Parameter(name="--callback")] = None,
     since: Since = None,
+    tag: Tags = (),
     json_: Json = False,
     service: Service = LOCAL,
 ) -> int:
@@ -83,13 +84,14 @@ def jobs(
         aggr_id: Only those of this aggregation.
         callback: Only those whose callback failed or succeeded.
         since: Only those that ended at this time or later.
+        tag: Only those with this tag, or one of several.
         json_: Write a JSON object for each.
     """
     if state is None and callback is None:
         state = "running"
     with (
         connect(service) as client,
-        closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since)) as rows,
+        closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since, tags=tag)) as rows,
     ):
         if json_:
             for row in rows:
@@ -173,6 +175,7 @@ def retry(
     since: Since = None,
     error_code: Annotated[str | None, Parameter(name="--error-code")] = None,
     destination: Annotated[str | None, Parameter(name="--destination")] = None,
+    tag: Tags = (),
     json_: Json = False,
     service: Service = LOCAL,
 ) -> int:
@@ -196,12 +199,13 @@ def retry(
         since: With --failed: only those that failed at this time or later.
         error_code: With --failed: only jobs whose download ended with this code.
         destination: With --failed: only jobs with a callback to it, such as "http client.example".
+        tag: With --failed: only jobs with this tag, or one of several.
         json_: Write a JSON object for each job, or with --failed one with their number.
     """
     if failed == bool(job_ids):
         raise ConfigError("give the ids of jobs, or --failed")
-    if not failed and any(value is not None for value in (aggr_id, q, since, error_code, destination)):
-        raise ConfigError("--aggr-id, -q, --since, --error-code and --destination need --failed")
+    if not failed and any(value is not None for value in (aggr_id, q, since, error_code, destination, *tag)):
+        raise ConfigError("--aggr-id, -q, --since, --error-code, --destination and --tag need --failed")
     if failed:
         with connect(service) as client:
             count = client.retry_failed(
@@ -211,6 +215,7 @@ def retry(
                 since=since,
                 error_code=error_code,
                 destination=destination,
+                tags=tag,
             )
         kind, done = ("download", "repeated") if download else ("callback", "sent again")
         line = f"{count} {kind} is {done}" if count == 1 else f"{count} {kind}s are {done}"
@@ -261,6 +266,8 @@ def _rows(job: Job) -> Iterator[tuple[str, str]]:
     yield from details(job, finished_at="ended")
     yield "attempts", str(job.attempts)
     yield from details(job, priority="priority", crashes="crashes")
+    if job.tags:
+        yield "tags", ", ".join(job.tags)
     if job.file is not None:
         yield from _file_rows(job.file)
     yield from details(job, download_url="download")

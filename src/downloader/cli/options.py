@@ -30,6 +30,8 @@ Port = Annotated[int | None, Parameter(name=["--port", "-p"], validator=Number(g
 Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 
+Tags = Annotated[tuple[str, ...], Parameter(name="--tag", show_default=False)]
+
 API = "http://127.0.0.1:8000"
 """Same as the default URL of `downloader.client`, whose import would slow down `--help`."""
 

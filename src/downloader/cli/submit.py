@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.options import HOST_LIMIT, LOCAL, Json, Service, connect, read_lines
+from downloader.cli.options import HOST_LIMIT, LOCAL, Json, Service, Tags, connect, read_lines
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class JobFlags:
     """The backend for the callbacks."""
     priority: Annotated[int | None, Parameter(name="--priority", validator=Number(gte=0, lte=9))] = None
     """0 to 9: of an aggregation's jobs, the highest begin first."""
+    tag: Tags = ()
+    """A tag of each job; may be given up to eight times."""
     field: Annotated[
         tuple[str, ...], Parameter(name=["--field", "-F"], show_default=False, allow_leading_hyphen=True)
     ] = ()
@@ -50,6 +52,7 @@ class JobFlags:
         return {
             "aggr_limit": self.aggr_limit,
             **(callback if self.callback else {"callback_type": "none"}),
+            **({"tags": self.tag} if self.tag else {}),
             **dict(map(_field, self.field)),
             **priority,
         }

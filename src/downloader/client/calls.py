@@ -201,6 +201,7 @@ class Calls:
         until: datetime | None = None,
         error_code: str | None = None,
         destination: str | None = None,
+        tags: Sequence[str] = (),
     ) -> Steps[int]:
         """Send all failed callbacks again, or with `download` repeat all failed downloads.
 
@@ -212,6 +213,7 @@ class Calls:
             until: only those that failed at this time or earlier.
             error_code: only jobs whose download ended with this code.
             destination: only jobs with a callback to this destination, written as in `stats`.
+            tags: only jobs with one of these tags.
 
         Returns:
             How many were retried, without those of responses that were lost.
@@ -224,6 +226,7 @@ class Calls:
             until=until,
             error_code=error_code,
             destination=destination,
+            tags=",".join(tags) or None,
         )
         retried, cursor = 0, None
         while cursor != "":
@@ -247,6 +250,7 @@ class Calls:
         callback: str | None = None,
         aggr_id: str | None = None,
         since: datetime | None = None,
+        tags: Sequence[str] = (),
     ) -> ManySteps[ListedJob]:
         """Yield the jobs of a list, page by page; `docs/api.md` says which lists there are.
 
@@ -255,8 +259,11 @@ class Calls:
             callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state`.
             aggr_id: only those of this aggregation.
             since: only those that ended at this time or later; one without a time zone is local time.
+            tags: only those with one of these tags.
         """
-        params = bodies.query(state=state, callback=callback, aggr_id=aggr_id, since=since)
+        params = bodies.query(
+            state=state, callback=callback, aggr_id=aggr_id, since=since, tags=",".join(tags) or None
+        )
         # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
         seen: set[str] = set()
         cursor = None

@@ -6,6 +6,7 @@ version; they stay plain strings and are passed on.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -260,6 +261,10 @@ def reapable(flat: Sequence[Any]) -> Reapable:
     return Reapable(spec=JobSpec.from_json(row["id"], row["spec"]), has_file=row["file"] == "1")
 
 
+_TAGS = '"tags":['
+"""In the JSON of each job with tags."""
+
+
 def listed_jobs(
     flats: Iterable[Sequence[Any]], matches: Callable[[ListedJob], bool], unseal: Unseal
 ) -> Iterator[ListedJob]:
@@ -267,6 +272,8 @@ def listed_jobs(
     for flat in flats:
         row = fields(flat)
         job = _listed_job(row)
+        if _TAGS in row["spec"]:
+            job = job.model_copy(update={"tags": tuple(json.loads(row["spec"]).get("tags", ()))})
         if matches(job):
             spec = JobSpec.from_json(job.id, row["spec"], unseal)
             yield job.model_copy(update={"url": redact_url(spec.url)})

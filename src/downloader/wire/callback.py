@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -46,6 +47,8 @@ class Callback(BaseModel):
     """Detected in the file's first bytes; empty if there is no file."""
     attempts: int
     """Attempts that counted against the retries."""
+    tags: Sequence[str] = ()
+    """The job's `tags`."""
     etag: str = ""
     """The response's `ETag`, with quotes, for a later job's `if_none_match`; empty without one."""
     last_modified: str = ""
@@ -81,6 +84,7 @@ def callback_body(
         sha256=outcome.file.sha256,
         mime_type=outcome.file.mime_type,
         attempts=attempts,
+        tags=spec.tags,
         etag=response.etag,
         last_modified=response.last_modified,
         content_type=response.content_type,

@@ -123,6 +123,7 @@ class Job(Task):
     download_url: str = ""
     """The file's URL, as in the callback; empty without a file, or while the storage fails."""
     extra: str = ""
+    tags: Sequence[str] = ()
     callback: JobCallback | None = None
     """`null` while there is none."""
     kept_until: Moment | None = None
@@ -154,6 +155,7 @@ class ListedJob(WireModel):
     """Error code of the download; empty unless the download failed or was cancelled."""
     destination: str = ""
     """Backend and host, queue, topic or prefix of the callback; empty without one."""
+    tags: Annotated[Sequence[str], optional()] = ()
 
 
 class JobPage(WireModel):

@@ -28,6 +28,9 @@ MAX_PRIORITY = 9
 
 MAX_HEADERS = 32
 
+MAX_TAGS = 8
+"""Each takes memory of the store, as long as the job is kept."""
+
 MAX_CONDITION_CHARS = 1024
 """An ETag has some tens of characters."""
 
@@ -124,6 +127,9 @@ class DownloadRequest(TypedDict, total=False):
     subpath: Annotated[str, _described(maxLength=MAX_FOLDER_BYTES, examples=["images/2026"])]
     """Folder under the storage root, before `<id[0:3]>/<id>`; at most 32 parts, not beginning with a dot, and
     no part that could be another job's file."""
+    tags: Annotated[list[str], Field(max_length=MAX_TAGS), _described(examples=[["import-7", "pictures"]])]
+    """Texts of 1 to 64 printable characters without commas, to find and retry jobs by; also in the
+    callback."""
     sha256: str
     """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]

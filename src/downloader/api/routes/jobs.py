@@ -69,6 +69,7 @@ _FILTERS = (
         name="destination",
         description="Only jobs with a callback to this destination, written as in `GET /stats`.",
     ),
+    Parameter(name="tags", description="Only jobs that have one of these tags, which commas separate."),
     Parameter(
         name="since",
         description="Only callbacks that failed, or downloads that ended, at this time (RFC 3339) or later.",
@@ -256,6 +257,7 @@ async def _pages(
     start, end = _time("since", which), _time("until", which)
     if which is Listed.PENDING and not aggr_id:
         raise bad_query("aggr_id", "is required for pending jobs, which are listed by aggregation.")
+    tags = frozenset(filter(None, request.args.get("tags", "").split(",")))
     visible, ends = visible_jobs(), trio.current_time() + search_s
 
     def matches(job: ListedJob) -> bool:
@@ -265,6 +267,7 @@ async def _pages(
             and callback in ("", job.callback)
             and error_code in ("", job.error_code)
             and destination in ("", job.destination)
+            and (not tags or not tags.isdisjoint(job.tags))
             and (start is end is None or _ended_between(job, callback, start, end))
         )
 
