@@ -269,10 +269,16 @@ def submission(store: JobStore, aggr_id: str = "a") -> Submission:
     return Submission(spec=spec)
 
 
-async def test_jobs_that_arrive_together_share_a_call(store: JobStore, nursery: trio.Nursery) -> None:
+async def counted(store: JobStore, nursery: trio.Nursery) -> tuple[Intake, Counting]:
+    """A running intake, and the slow store of the intake."""
     counting = Counting(store)
     intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
     await nursery.start(intake.run)
+    return intake, counting
+
+
+async def test_jobs_that_arrive_together_share_a_call(store: JobStore, nursery: trio.Nursery) -> None:
+    intake, counting = await counted(store, nursery)
     answers: list[tuple[Accepted, str]] = []
 
     async def submit(aggr_id: str) -> None:
@@ -292,9 +298,7 @@ async def test_jobs_that_arrive_together_share_a_call(store: JobStore, nursery: 
 
 
 async def test_a_batch_is_bounded(store: JobStore, nursery: trio.Nursery) -> None:
-    counting = Counting(store)
-    intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
-    await nursery.start(intake.run)
+    intake, counting = await counted(store, nursery)
     async with trio.open_nursery() as clients:
         for _ in range(MAX_BATCH + 2):
             clients.start_soon(intake.submit, submission(store))
@@ -305,9 +309,7 @@ async def test_a_batch_is_bounded(store: JobStore, nursery: trio.Nursery) -> Non
 
 
 async def test_a_cancelled_submission_is_not_in_the_batch(store: JobStore, nursery: trio.Nursery) -> None:
-    counting = Counting(store)
-    intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
-    await nursery.start(intake.run)
+    intake, counting = await counted(store, nursery)
     async with trio.open_nursery() as clients:
         clients.start_soon(intake.submit, submission(store))
         await counting.entered.wait()
@@ -322,9 +324,7 @@ async def test_a_cancelled_submission_is_not_in_the_batch(store: JobStore, nurse
 
 
 async def test_too_many_that_wait_are_refused_at_once(store: JobStore, nursery: trio.Nursery) -> None:
-    counting = Counting(store)
-    intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
-    await nursery.start(intake.run)
+    intake, counting = await counted(store, nursery)
     async with trio.open_nursery() as clients:
         clients.start_soon(intake.submit, submission(store))
         await counting.entered.wait()
@@ -412,9 +412,7 @@ async def test_f27_half_a_body_counts_until_its_client_leaves(api: Served, path:
 
 
 async def test_large_jobs_go_in_small_batches(store: JobStore, nursery: trio.Nursery) -> None:
-    counting = Counting(store)
-    intake = Intake(counting)  # type: ignore[arg-type]  # submit is all that it uses
-    await nursery.start(intake.run)
+    intake, counting = await counted(store, nursery)
     large = replace(submission(store).spec, extra="x" * (MAX_EXTRA // 3))
     async with trio.open_nursery() as clients:
         clients.start_soon(intake.submit, submission(store))

@@ -21,7 +21,7 @@ from servers.aws import CREDENTIALS, REGION, Moto
 from servers.aws_front import Front
 from servers.fleet import Fleet, Running, job_for, open_fleet, say
 from servers.origin import Exchange, Origin, respond
-from servers.s3_disk import disk_process
+from servers.processes import module_process
 from servers.sink import Sink
 from servers.valkey import Valkey
 
@@ -126,7 +126,7 @@ async def test_1_gib_costs_no_more_memory_than_1_mib(
 
     origin.on("/gigabyte", gigabyte)
     origin.on("/small", respond(200, block))
-    async with disk_process(tmp_path) as (url, pid):
+    async with module_process("servers.s3_disk", str(tmp_path)) as (url, pid):
         tables = own_bucket("ours", url, timeout=20)
         async with open_fleet(folder, None, tables) as fleet:
             service = await run(fleet)

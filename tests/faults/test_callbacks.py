@@ -133,23 +133,14 @@ async def test_f17_a_dead_host_delays_nobody_else(
     async with open_fleet(folder, server, slow) as fleet:
         await fleet.start("run")
 
-        async def spans(count: int) -> list[float]:
-            found = []
-            for _ in range(count):
-                began = time.monotonic()
-                job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
-                [callback] = await sink.heard_of(job_id)
-                found.append(callback.at - began)
-            return found
-
-        before = await spans(15)
+        before = await fleet.callback_delays(origin, sink, 15)
         dead = sink.url("/hang", host="127.0.0.7")
         await fleet.post_all(
             [job_for(origin.url("/bytes/2"), dead, group="dead", limit=9) for _ in range(60)]
         )
         # Two rounds of as many deliveries as its limit allows; each round takes as long as the timeout.
         await sink.until(lambda: len([one for one in sink.received if one.path == "/hang"]) >= 16, seconds=60)
-        after = await spans(15)
+        after = await fleet.callback_delays(origin, sink, 15)
         say(f"median {statistics.median(before):.3f} s, beside a dead host {statistics.median(after):.3f} s")
         assert statistics.median(after) < statistics.median(before) + ASIDE_S
         assert max(after) < max(before) + ASIDE_MAX_S

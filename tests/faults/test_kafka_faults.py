@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -48,17 +47,6 @@ def to_kafka(origin: Origin, topic: str = "jobs", **more: Any) -> dict[str, Any]
     }
 
 
-async def http_spans(fleet: Fleet, origin: Origin, sink: Sink, count: int = 15) -> list[float]:
-    """For jobs one after the other: seconds from the POST to the HTTP callback."""
-    found = []
-    for _ in range(count):
-        began = time.monotonic()
-        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url(), group="http"))
-        [callback] = await sink.heard_of(job_id)
-        found.append(callback.at - began)
-    return found
-
-
 async def failed_callbacks(run: Running, fleet: Fleet, ids: list[str], *, seconds: float = 30.0) -> set[str]:
     """Wait until these callbacks have failed, and return the reasons that `GET /jobs/<id>` shows."""
     reasons = set()
@@ -81,10 +69,10 @@ async def test_f18_a_frozen_broker_delays_nobody_else(
             run = await fleet.start("run")
             first = await fleet.post(**to_kafka(origin))
             await run.event("callback.delivered", job_id=first)
-            before = await http_spans(fleet, origin, sink)
+            before = await fleet.callback_delays(origin, sink, 15, group="http")
             broker.freeze()
             ids = await fleet.post_all([to_kafka(origin) for _ in range(2)])
-            after = await http_spans(fleet, origin, sink)
+            after = await fleet.callback_delays(origin, sink, 15, group="http")
             say(f"median {statistics.median(before):.3f} s, then {statistics.median(after):.3f} s")
             assert statistics.median(after) < statistics.median(before) + ASIDE_S
             assert max(after) < max(before) + ASIDE_MAX_S
@@ -140,7 +128,7 @@ async def test_f18_a_dead_broker_keeps_nothing_from_starting(
     async with open_fleet(folder, server, tables(broker.servers)) as fleet:
         run = await fleet.start("run")
         job_id = await fleet.post(**to_kafka(origin))
-        await http_spans(fleet, origin, sink, count=3)
+        await fleet.callback_delays(origin, sink, 3, group="http")
         reasons = await failed_callbacks(run, fleet, [job_id])
         assert reasons == {f"not connected to Kafka: {broker.servers}: Connection refused"}
         with broker:

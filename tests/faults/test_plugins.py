@@ -58,17 +58,6 @@ def for_bad(origin: Origin, number: int, **more: Any) -> dict[str, Any]:
     return {**job, "callback_type": "bad", **more}
 
 
-async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[float]:
-    """For jobs one after the other: seconds from the POST to the HTTP callback, sorted."""
-    found = []
-    for _ in range(count):
-        began = time.monotonic()
-        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
-        [callback] = await sink.heard_of(job_id)
-        found.append(callback.at - began)
-    return sorted(found)
-
-
 def diary(folder: Path) -> list[tuple[str, bool]]:
     """The deliveries that the bad backend was asked for: the job, and whether the backend was cured."""
     path = folder / "diary"
@@ -107,10 +96,10 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
     async with open_fleet(folder, server, bad(folder, mode)) as fleet:
         run = await fleet.start("run", environ=environ)
         assert (await ready(fleet))["backends"] == {"bad": True, "http": True}
-        before = await spans(fleet, origin, sink, 30)
+        before = await fleet.callback_delays(origin, sink, 30)
         ids = await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
         await asked(folder, 3)
-        during = await spans(fleet, origin, sink, 100)
+        during = await fleet.callback_delays(origin, sink, 100)
         say(f"{mode}: median {before[15]:.3f} s, p99 {before[-1]:.3f} s without it")
         say(f"{mode}: median {during[50]:.3f} s, p99 {during[98]:.3f} s beside it")
         assert during[50] < before[15] + ASIDE_S
@@ -127,7 +116,7 @@ async def test_f19_a_backend_that_fails_is_alone_in_it_and_says_so(
         assert unhealthy["error"] == f"backend bad failed: {reason}"
         assert (await ready(fleet))["backends"] == {"bad": False, "http": True}
         await until(fleet, "backends_unhealthy", 1)
-        after = await spans(fleet, origin, sink, 20)
+        after = await fleet.callback_delays(origin, sink, 20)
         assert after[10] < before[15] + ASIDE_S
 
         # When the backend is cured, all callbacks are delivered. Only the first failures count as attempts.
@@ -168,7 +157,7 @@ async def test_f23_nonsense_of_a_backend_is_a_retry_with_a_reason(
         assert again["error"] == f"backend bad failed: {reason}"
         (folder / "cure").touch()
         await run.event("callback.delivered", job_id=job_id)
-        await spans(fleet, origin, sink, 1)
+        await fleet.callback_delays(origin, sink, 1)
         await run.stop()
 
 
@@ -186,7 +175,7 @@ async def test_f26_a_callback_is_left_to_the_notifier_that_has_its_backend(
         released = await without.event("callback.released", job_id=ids[0])
         assert released["error"] == "backend bad is not configured here: there is no [backends.bad]"
         # Other callbacks go on.
-        await spans(fleet, origin, sink, 5)
+        await fleet.callback_delays(origin, sink, 5)
 
         within = await fleet.start("notifier", environ=environ)
         for job_id in ids:
@@ -223,11 +212,11 @@ async def test_f19_a_backend_stuck_in_threads_is_found(
     environ = install(folder / "stranger")
     async with open_fleet(folder, server, bad(folder, "blocks")) as fleet:
         run = await fleet.start("run", environ=environ)
-        before = await spans(fleet, origin, sink, 10)
+        before = await fleet.callback_delays(origin, sink, 10)
         await fleet.post_all([for_bad(origin, number) for number in range(WAITING)])
         unhealthy = await run.event("backend.unhealthy", backend="bad")
         assert unhealthy["error"] == "backend bad failed: did not end after a cancel"
-        beside = await spans(fleet, origin, sink, 20)
+        beside = await fleet.callback_delays(origin, sink, 20)
         # A slot of the bad backend is held for two leases, eight seconds.
         assert beside[10] < before[5] + ASIDE_S
         assert beside[-1] < before[-1] + ASIDE_MAX_S
@@ -246,7 +235,7 @@ async def test_f19_a_backend_whose_background_raises_is_opened_again(
         assert ended["error"].startswith("backends.bad: has ended by itself: ")
         job_id = await fleet.post(**for_bad(origin, 1))
         await run.event("callback.delivered", job_id=job_id)
-        await spans(fleet, origin, sink, 1)
+        await fleet.callback_delays(origin, sink, 1)
         await run.stop()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import trio
 from servers import aws_front
 from servers.aws import CREDENTIALS, REGION, Moto
 from servers.aws_front import Exchange, Front
-from servers.fleet import ASIDE_MAX_S, ASIDE_S, Fleet, Tables, job_for, open_fleet, say
+from servers.fleet import ASIDE_MAX_S, ASIDE_S, Tables, job_for, open_fleet, say
 from servers.origin import Origin
 from servers.sink import Sink
 from servers.sqs import error, open_sqs_proxy
@@ -163,7 +162,7 @@ async def test_f18_a_silent_sqs_delays_no_other_backend(
     async with open_fleet(folder, None, tables) as fleet:
         await fleet.start("run", environ=CREDENTIALS)
 
-        before = await spans(fleet, origin, sink, 15)
+        before = await fleet.callback_delays(origin, sink, 15)
         await fleet.post_all(
             [
                 job_for(origin.url("/bytes/2"), "jobs", callback_type="sqs", group="sqs", limit=9)
@@ -171,21 +170,10 @@ async def test_f18_a_silent_sqs_delays_no_other_backend(
             ]
         )
         await proxy.seen("GetQueueUrl")
-        after = await spans(fleet, origin, sink, 15)
+        after = await fleet.callback_delays(origin, sink, 15)
         say(f"median {statistics.median(before):.3f} s, beside a silent SQS {statistics.median(after):.3f} s")
         assert statistics.median(after) < statistics.median(before) + ASIDE_S
         assert max(after) < max(before) + ASIDE_MAX_S
-
-
-async def spans(fleet: Fleet, origin: Origin, sink: Sink, count: int) -> list[float]:
-    """For jobs one after the other: seconds from the POST to the HTTP callback."""
-    found = []
-    for _ in range(count):
-        began = time.monotonic()
-        job_id = await fleet.post(**job_for(origin.url("/bytes/1"), sink.url()))
-        [callback] = await sink.heard_of(job_id)
-        found.append(callback.at - began)
-    return found
 
 
 @pytest.mark.row("F18")

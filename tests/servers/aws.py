@@ -6,31 +6,25 @@ What it holds is lost when it is killed.
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
 
 from servers.forked import environment
 from servers.ports import spare_port
+from servers.processes import ServerProcess, listens
 
 if TYPE_CHECKING:  # packages of stubs alone, which only type checking has
     from types_boto3_s3 import S3Client
     from types_boto3_sqs import SQSClient
-
-START_S = 40.0
-"""Imports alone cost a second or two of CPU, and the machine is shared."""
 
 REGION = "eu-west-2"
 
@@ -58,12 +52,11 @@ _PLAIN = Config(
 )
 
 
-class Moto:
+class Moto(ServerProcess):
     """The server; a context manager. `kill` and `start` again keep its port."""
 
     def __init__(self, port: int = 0) -> None:
         self.port = port or spare_port()
-        self.process: subprocess.Popen[bytes] | None = None
         with tempfile.NamedTemporaryFile(prefix="dlm-", delete=False) as log:
             self._log = Path(log.name)
 
@@ -72,34 +65,8 @@ class Moto:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns after the first response."""
         words = [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(self.port)]
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment(CREDENTIALS))
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                    return
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(self._log.read_text()) from None
-                time.sleep(0.01)
-
-    def kill(self) -> None:
-        """Kill the server, also a frozen server."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def freeze(self) -> None:
-        """Connections are taken by the kernel, and nothing answers, until `thaw`."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
+        self.launch(words, is_up=partial(listens, self.port), log=self._log, environ=environment(CREDENTIALS))
 
     def revive(self) -> None:
         """Bring the server back, frozen or dead."""
@@ -132,15 +99,9 @@ class Moto:
             region_name=REGION,
         )
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         for name in ("s3", "sqs"):
             if name in self.__dict__:
                 getattr(self, name).close()
-        self.kill()
+        super().close()
         self._log.unlink()

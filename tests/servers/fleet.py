@@ -311,6 +311,18 @@ class Fleet:
                 nursery.start_soon(one, index)
         return ids
 
+    async def callback_delays(
+        self, origin: Origin, sink: Sink, count: int, *, group: str = "a"
+    ) -> list[float]:
+        """For jobs one after the other: seconds from the POST to the HTTP callback, in ascending order."""
+        delays = []
+        for _ in range(count):
+            began = time.monotonic()
+            job_id = await self.post(**job_for(origin.url("/bytes/1"), sink.url(), group=group))
+            [callback] = await sink.heard_of(job_id)
+            delays.append(callback.at - began)
+        return sorted(delays)
+
     async def job(self, job_id: str) -> dict[str, Any]:
         """`GET /jobs/<id>`."""
         answer = await self.client.get(f"/jobs/{job_id}")

@@ -6,26 +6,23 @@ in this process. Both make a topic of four partitions of whatever name they are 
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import trio
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from servers.ports import spare_port
+from servers.processes import ServerProcess, listens
 
-START_S = READ_S = 90.0
+READ_S = 90.0
 """For a broker on a machine that is shared with many other programs."""
 QUIET_S = 0.1
 """Nothing more comes after so long, by several fetches of a broker on this machine."""
@@ -51,14 +48,13 @@ def binary() -> str:
     return str(Path(spec.origin).parent / "bin" / "tansu")
 
 
-class Tansu:
+class Tansu(ServerProcess):
     """One broker with topics in memory; a context manager. After `kill` it can `start` again, empty."""
 
     def __init__(self) -> None:
         self.port = spare_port()
         self.advertised = self.port
         """The port at which clients are told to connect, such as a proxy's; to be set before `start`."""
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def servers(self) -> str:
@@ -69,48 +65,14 @@ class Tansu:
         url = "tcp://127.0.0.1:{}".format
         words = [binary(), "broker", "--silent", "--storage-engine", "memory://tansu/"]
         words += ["--listener-url", url(self.port), "--advertised-listener-url", url(self.advertised)]
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError("tansu does not start") from None
-                time.sleep(0.005)
-            else:
-                return
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def freeze(self) -> None:
-        """Stop the broker: no responses, and connections stay open."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-        os.waitpid(self.process.pid, os.WUNTRACED)  # until it has stopped
-
-    def thaw(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
+        self.launch(words, is_up=partial(listens, self.port))
 
 
 @contextmanager
 def mock_cluster() -> Iterator[str]:
     """librdkafka's mock of three brokers, in threads of this process; yields the addresses."""
     host = Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "replaced", **QUIET})
-    brokers = host.list_topics(timeout=START_S).brokers.values()
+    brokers = host.list_topics(timeout=READ_S).brokers.values()
     yield ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
     host.purge()
     host.flush(0)

@@ -12,17 +12,10 @@ import hashlib
 import itertools
 import re
 import shutil
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
-
-import trio
-
-from servers.forked import environment
 
 START_S = 40.0
 BLOCK_BYTES = 1024 * 1024
@@ -117,26 +110,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         return
-
-
-@asynccontextmanager
-async def disk_process(folder: Path) -> AsyncIterator[tuple[str, int]]:
-    """The server as a process with objects in this folder; yields the URL and the process id."""
-    process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
-        [sys.executable, "-m", "servers.s3_disk", str(folder)],
-        stdout=subprocess.PIPE,
-        env=environment({"PYTHONPATH": str(Path(__file__).parent.parent)}),
-    )
-    try:
-        assert process.stdout is not None
-        with trio.fail_after(START_S):
-            line = await trio.to_thread.run_sync(process.stdout.readline, abandon_on_cancel=True)
-        yield f"http://127.0.0.1:{int(line)}", process.pid
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 if __name__ == "__main__":

