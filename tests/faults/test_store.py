@@ -108,7 +108,7 @@ async def test_f8_a_black_hole_ends_work_before_its_lease(
         if len(origin.asked("/long")) > 1:
             await respond(200, b"second")(exchange)  # type: ignore[arg-type]
             return
-        await exchange._raw.receive_some(1)  # type: ignore[attr-defined]
+        await exchange.raw.receive_some(1)  # type: ignore[attr-defined]
         dropped.set()
 
     origin.on("/long", handler)

@@ -298,7 +298,7 @@ async def test_hanging_look_ups_leave_threads_for_other_domains_and_trio(
     assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
     release.set()
     with trio.fail_after(20):
-        while resolver._of_all.borrowed_tokens:
+        while resolver.lookups.borrowed_tokens:
             await trio.lowlevel.checkpoint()
 
 

@@ -220,7 +220,7 @@ async def test_a_cancelled_notifier_closes_its_connections(receiver: Receiver) -
     with trio.CancelScope() as scope:
         async with opened() as notifier:
             assert await notifier.deliver(receiver.url(), PAYLOAD) == Delivered()
-            (connection,) = notifier.transport._idle  # type: ignore[attr-defined] # ours
+            (connection,) = notifier.transport.idle  # type: ignore[attr-defined] # ours
             sock = connection.stream.socket
             scope.cancel()
     assert sock.fileno() == -1

@@ -539,8 +539,8 @@ async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytes
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     async with opened_notifier(open_sqs, {"region": REGION}) as notifier:
-        endpoints = notifier._endpoints  # type: ignore[attr-defined]
-        regions = notifier._regions  # type: ignore[attr-defined]
+        endpoints = notifier.endpoints  # type: ignore[attr-defined]
+        regions = notifier.regions  # type: ignore[attr-defined]
         assert (endpoints.region, endpoints.origin) == (REGION, "")
         assert endpoints.hosts[f"sqs.{REGION}.amazonaws.com"] == REGION
         assert endpoints.hosts["queue.amazonaws.com"] == "us-east-1"
@@ -559,7 +559,7 @@ async def test_at_aws_a_url_tells_the_region_and_nothing_else(monkeypatch: pytes
 async def test_a_vpc_endpoint_serves_the_queues_of_its_region() -> None:
     endpoint = "https://vpce-1-abc.sqs.eu-west-2.vpce.amazonaws.com"
     async with opened_notifier(open_sqs, {"region": REGION, "endpoint_url": endpoint, **KEYS}) as notifier:
-        endpoints = notifier._endpoints  # type: ignore[attr-defined]
+        endpoints = notifier.endpoints  # type: ignore[attr-defined]
         assert endpoints.origin == endpoint
         assert set(endpoints.hosts) == {f"sqs.{REGION}.amazonaws.com", f"{REGION}.queue.amazonaws.com"}
 

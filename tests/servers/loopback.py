@@ -37,8 +37,8 @@ class Changed:
     """In place of a transport's dialer: `change` gets each opened stream first."""
 
     def __init__(self, transport: Transport, change: Callable[[Stream], None]) -> None:
-        self._inner, self._change = transport._dialer, change
-        transport._dialer = self  # type: ignore[assignment] # as far as it is asked here
+        self._inner, self._change = transport.dialer, change
+        transport.dialer = self  # type: ignore[assignment] # as far as it is asked here
 
     async def connect(self, host: str, port: int) -> Stream:
         stream = await self._inner.connect(host, port)

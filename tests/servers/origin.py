@@ -64,12 +64,12 @@ class Exchange:
         self.stream = stream
         self.keep = True
         """Whether the connection is to serve another request afterwards."""
-        self._raw = raw
+        self.raw = raw
 
     def buffer(self, size: int) -> None:
         """Let `send` return before a peer that is frozen has read so many bytes."""
         # Trio allows 16 KiB of what the peer's window has no room for.
-        self._raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * size)
+        self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * size)
 
     async def send(self, data: bytes) -> None:
         await self.stream.send_all(data)
@@ -84,10 +84,10 @@ class Exchange:
             return
         self.keep = False
         if then == "rst":
-            self._raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._raw.socket.close()
+            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.raw.socket.close()
         elif then == "hang":
-            while await self._raw.receive_some(BLOCK_BYTES):
+            while await self.raw.receive_some(BLOCK_BYTES):
                 pass
 
 

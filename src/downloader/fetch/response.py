@@ -29,7 +29,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 _OK = 200
 MAX_METADATA_CHARS = 256
-"""Longest value of a response field that is kept with the job: it takes memory of the store."""
+"""Longest value of a response field that is kept with the job, in the store's memory."""
 
 _GZIP_NAMES = frozenset({b"gzip", b"x-gzip"})
 
@@ -176,7 +176,7 @@ def metadata_of(fields: Sequence[Field], hop: Hop, *, not_modified: bool = False
 
 
 def _text(value: bytes | None) -> str:
-    """A field's value as text; empty if it is absent, too long to keep, or not printable."""
+    """A field's value as text; empty for a value that is absent, too long to keep, or not printable."""
     text = (value or b"").decode("latin-1").strip()
     return text if len(text) <= MAX_METADATA_CHARS and text.isprintable() else ""
 

@@ -61,7 +61,7 @@ class SystemResolver:
 
     def __init__(self, max_lookups: int = MAX_LOOKUPS) -> None:
         self._share = max(1, max_lookups // 2)
-        self._of_all = trio.CapacityLimiter(max_lookups)
+        self.lookups = trio.CapacityLimiter(max_lookups)
         self._of_domains = WeakValueDictionary[str, trio.CapacityLimiter]()
         """The limiters of domains with look-ups in progress."""
 
@@ -71,7 +71,7 @@ class SystemResolver:
         of_domain = self._of_domains.get(domain)
         if of_domain is None:
             of_domain = self._of_domains[domain] = trio.CapacityLimiter(self._share)
-        limiter: Any = _Limiter(of_domain, self._of_all)
+        limiter: Any = _Limiter(of_domain, self.lookups)
         try:
             return await trio.to_thread.run_sync(_lookup, host, port, abandon_on_cancel=True, limiter=limiter)
         except OSError as exc:

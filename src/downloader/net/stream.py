@@ -70,7 +70,7 @@ class Stream:
 
 
 class TlsStream(Stream):
-    """TLS over another stream, which it owns; for one task at a time.
+    """TLS over another stream, closed together; for one task at a time.
 
     Unlike Trio's `SSLStream`, it decrypts all records that one call of the system has received before it
     returns: of a response of 100 KB, that one returned seven pieces, each at the price of a task switch.

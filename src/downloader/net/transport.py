@@ -119,13 +119,13 @@ class Transport(httpx2.AsyncBaseTransport):
     """
 
     def __init__(self, dialer: Dialer, *, tls: ssl.SSLContext, limits: NetLimits, max_idle: int) -> None:
-        self._dialer = dialer
+        self.dialer = dialer
         self._tls = tls
         self._handshakes = Handshakes()
         self._limits = limits
         self._max_idle = max_idle
         self._by_key: dict[_Key, list[Connection]] = {}
-        self._idle: dict[Connection, tuple[float, _Key]] = {}
+        self.idle: dict[Connection, tuple[float, _Key]] = {}
         """Idle connections with expiry time and key, in the order of the expiry times."""
         self._filled = trio.Event()
 
@@ -173,26 +173,26 @@ class Transport(httpx2.AsyncBaseTransport):
             return
         same_key = self._by_key.setdefault(use.key, [])
         same_key.append(connection)
-        self._idle[connection] = (trio.current_time() + self._limits.idle_s, use.key)
+        self.idle[connection] = (trio.current_time() + self._limits.idle_s, use.key)
         self._filled.set()
         if len(same_key) > use.keep:
             await self._drop(same_key[0])
-        elif len(self._idle) > self._max_idle:
-            await self._drop(next(iter(self._idle)))
+        elif len(self.idle) > self._max_idle:
+            await self._drop(next(iter(self.idle)))
 
     async def close_idle(self) -> None:
         """Close the idle connections."""
-        while self._idle:
-            await self._drop(next(iter(self._idle)))
+        while self.idle:
+            await self._drop(next(iter(self.idle)))
 
     async def sweep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Close expired connections. Runs until cancelled; sleeps while no connection is idle."""
         task_status.started()
         while True:
-            while not self._idle:
+            while not self.idle:
                 self._filled = trio.Event()
                 await self._filled.wait()
-            connection, (expires, _) = next(iter(self._idle.items()))
+            connection, (expires, _) = next(iter(self.idle.items()))
             left_s = expires - trio.current_time()
             if left_s > 0:
                 await trio.sleep(left_s)
@@ -227,9 +227,9 @@ class Transport(httpx2.AsyncBaseTransport):
         url, proxy = route.url, route.proxy
         prefix, fields = b"", list[Field]()
         if proxy is None:
-            stream = await self._dialer.connect(url.origin.host, url.origin.port)
+            stream = await self.dialer.connect(url.origin.host, url.origin.port)
         else:
-            await self._dialer.check_target(url.origin.host)
+            await self.dialer.check_target(url.origin.host)
             stream = await self._connect_proxy(route, proxy)
             if url.origin.scheme == "http" and proxy.origin.scheme != "socks5":
                 prefix = b"http://" + url.origin.authority
@@ -240,7 +240,7 @@ class Transport(httpx2.AsyncBaseTransport):
 
     async def _connect_proxy(self, route: Route, proxy: Url) -> Stream:
         url = route.url
-        stream = await self._dialer.connect(proxy.origin.host, proxy.origin.port)
+        stream = await self.dialer.connect(proxy.origin.host, proxy.origin.port)
         if proxy.origin.scheme == "https":
             stream = await self._start_tls(stream, route, proxy.origin)
         try:
@@ -278,7 +278,7 @@ class Transport(httpx2.AsyncBaseTransport):
         await connection.aclose()
 
     def _forget(self, connection: Connection) -> None:
-        _, key = self._idle.pop(connection)
+        _, key = self.idle.pop(connection)
         same_key = self._by_key[key]
         same_key.remove(connection)
         if not same_key:

@@ -241,7 +241,7 @@ class Callbacks:
             self.bulkhead.release(slot)
 
     def _given_up(self, lease: Lease) -> str:
-        """Why the callback fails without being sent; empty if it is sent."""
+        """Why the callback fails without being sent; empty for a callback to be sent."""
         if lease.crashes >= POISON_CRASHES:
             return _poisoned(lease)
         max_age = self.settings.notifier.max_age

@@ -45,7 +45,7 @@ that begin meanwhile in the next one, so a call finds what an earlier one has wr
 renewals among them, do not wait."""
 
 JOINED_ROWS = 200
-"""Most rows of a joined call, so that it delays the next by a few milliseconds only."""
+"""Most rows of a joined call, so that the next call is delayed by a few milliseconds only."""
 
 JOINED_CALLS = 8
 """Most calls in one round trip."""

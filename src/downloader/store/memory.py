@@ -22,7 +22,7 @@ SHARE = 0.4
 bytes, and 950 until its callback is delivered."""
 
 JOB_BYTES = 160
-"""Memory of a pending job besides its JSON: its key, and its place in the queue."""
+"""Memory of a pending job besides the JSON: the key, and the place in the queue."""
 
 LOOK_S = 1.0
 """Time between two readings while jobs come."""

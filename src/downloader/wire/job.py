@@ -81,14 +81,14 @@ class JobFile(WireModel):
 
 
 class JobResponse(WireModel):
-    """What the response said about the file; texts are empty where it said nothing."""
+    """What the response said about the file; texts are empty where the response said nothing."""
 
     etag: str = ""
     """`ETag`, with quotes, for a later job's `if_none_match`."""
     last_modified: str = ""
     """`Last-Modified`, for a later job's `if_modified_since`."""
     content_type: str = ""
-    """`Content-Type`; `mime_type` of the file is what its bytes say."""
+    """`Content-Type`; `mime_type` of the file follows from the bytes."""
     final_url: RedactedUrl = ""
     """After redirects."""
     not_modified: bool = False

@@ -142,7 +142,7 @@ class _Http:
             return RetryLater("the notifier was closed")
 
     async def check(self) -> str:
-        """Ask each configured destination for its head; any response will do.
+        """Ask each configured destination for the head; any response will do.
 
         Raises:
             PluginError: a destination does not respond.
@@ -161,7 +161,7 @@ class _Http:
         return f"{len(self.matches)} configured destinations respond" if self.matches else "opens"
 
     async def _send_one(self, target: Target, route: Route, payload: Payload) -> Result:
-        """Send one payload as it is."""
+        """Send one payload unchanged."""
         fields = _fields(target, payload.message_id, payload.body)
         if payload.traceparent:
             fields.append((b"traceparent", payload.traceparent.encode()))
@@ -186,7 +186,7 @@ class _Http:
     async def _post(
         self, target: Target, route: Route, fields: list[tuple[bytes, bytes]], body: bytes
     ) -> tuple[Result, bytes | None]:
-        """Send a request; the result, and the response's body, or `None` if it is not complete."""
+        """Send a request; the result, and the response's body, or `None` for an incomplete body."""
         request = build_request("POST", route, fields, body)
         response: httpx2.Response | None = None
         answer: bytes | None = None
@@ -223,7 +223,7 @@ def _fields(target: Target, message_id: str, body: bytes) -> list[tuple[bytes, b
 
 
 def _cloudevent(payload: Payload) -> list[tuple[bytes, bytes]]:
-    """The context attributes of CloudEvents 1.0, in the binary mode of its HTTP binding."""
+    """The context attributes of CloudEvents 1.0, in the binary mode of the HTTP binding."""
     return [
         (b"ce-specversion", b"1.0"),
         (b"ce-type", CE_TYPE),

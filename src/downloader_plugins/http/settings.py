@@ -1,4 +1,4 @@
-"""The section `[backends.http]`, and what it says about a destination."""
+"""The section `[backends.http]`, and the settings of destinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_WAIT_S = 60.0
 """Longest wait for a batch to fill: well below the time that an instance holds a callback."""
 
 _OURS = ("content-type", "traceparent", "webhook-", "ce-")
-"""Header names, or their beginnings, that destinations cannot set."""
+"""Header names, or beginnings of names, that destinations cannot set."""
 
 _FIELDS = {b"user-agent": (b"User-Agent", b"downloader"), b"accept": (b"Accept", b"*/*")}
 
@@ -55,7 +55,7 @@ class DestinationSettings(_Section, frozen=True):
     certfile: str = ""
     """PEM file of the client's certificate."""
     keyfile: str = ""
-    """PEM file of the certificate's key, unless `certfile` has it."""
+    """PEM file of the certificate's key, unless the key is in `certfile`."""
     format: Literal["plain", "cloudevents"] = "plain"
     """`cloudevents`: with the `ce-*` headers of CloudEvents 1.0 (binary mode); the body is the same."""
     batch: int = Field(default=1, ge=1, le=MAX_BATCH)

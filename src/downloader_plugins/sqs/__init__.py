@@ -182,8 +182,8 @@ class _Sqs:
 
     def __init__(self, settings: SqsSettings, host: Host, *, endpoints: Endpoints, regions: _Regions) -> None:
         self._settings = settings
-        self._endpoints = endpoints
-        self._regions = regions
+        self.endpoints = endpoints
+        self.regions = regions
         self._urls: dict[Queue, str] = {}
         self.messages: GroupCommit[_Message, Result] = host.group_commit(
             self._send,
@@ -196,7 +196,7 @@ class _Sqs:
     async def deliver(self, destination: str, payload: Payload) -> Result:
         """See `Notifier`; delivered when SQS has accepted the message."""
         try:
-            queue = parse_destination(destination, self._endpoints)
+            queue = parse_destination(destination, self.endpoints)
         except BadDestination as exc:
             return Rejected(str(exc))
         allowed = permitted(queue, self._settings.queues)
@@ -218,7 +218,7 @@ class _Sqs:
             DownloaderError: SQS cannot be reached, refuses the credentials, or has no such queue.
         """
         names = [name for name in self._settings.queues if not set(name) & set("*?[/")]
-        region = await self._regions.get(self._endpoints.region)
+        region = await self.regions.get(self.endpoints.region)
         with trio.move_on_after(self._settings.timeout):
             summary = await trio.to_thread.run_sync(
                 partial(_look, region.client, names), abandon_on_cancel=True, limiter=region.threads
@@ -228,7 +228,7 @@ class _Sqs:
 
     async def _send(self, messages: Sequence[_Message]) -> Sequence[Result]:
         queue, payloads = messages[0].queue, [message.payload for message in messages]
-        region = await self._regions.get(queue.region)
+        region = await self.regions.get(queue.region)
         call = partial(send, region.client, queue, self._urls.get(queue, ""), payloads)
         batch: Sent | None = None
         with trio.move_on_after(self._settings.timeout):

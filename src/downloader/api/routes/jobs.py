@@ -283,7 +283,7 @@ async def _pages(
 
 
 def visible_jobs() -> Callable[[str], bool]:
-    """Whether the caller may see jobs of an aggregation, and the request's query asks for them."""
+    """Whether the caller may see jobs of an aggregation, and the request's query asks for the aggregation."""
     allows, aggr_id, text = visible_aggregations(), *(request.args.get(name, "") for name in ("aggr_id", "q"))
     part = text.casefold()
     return lambda name: aggr_id in ("", name) and part in name.casefold() and allows(name)
