@@ -199,6 +199,8 @@ class JobSpec:
     """Host of the URL, never encrypted; only set if limits by host are configured."""
     traceparent: str = ""
     """Trace of the request that brought the job (W3C Trace Context); sent with callbacks of the job."""
+    token: str = ""
+    """Name of the token that the job came with; empty if the API has no tokens."""
     sealed: str = ""
     """The `SEALED_FIELDS`, if encrypted with a key that the instance does not have. The plain fields are then
     empty, and the instance can neither download the job nor deliver the callback."""
@@ -372,6 +374,8 @@ class Lease:
     """How many tasks of the group may run at once in the fleet, at the time of the lease."""
     proxy: str = ""
     """The aggregation's proxy; downloads only."""
+    token: str = ""
+    """The token that the group belongs to; empty: none."""
     result: Outcome | None = None
     """How the download ended; callbacks only."""
     result_attempts: int = 0

@@ -324,6 +324,49 @@ async def test_it_is_held_to_its_share_for_a_while(autojump_clock: MockClock, st
         assert len(process.work.cancelled) == 4
 
 
+async def test_a_token_gives_way_to_another_within_a_second(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, concurrency=8) as process:
+        for number in range(300):
+            process.add(f"drips {number}", token="alice")
+        await process.settle_down()
+        assert len(process.work.working) == 8, "a lone token has the whole process"
+        began = trio.current_time()
+        others = [process.add(f"other {number}", token="bob")[0] for number in range(2)]
+        while not set(others) <= process.work.working.keys():
+            await trio.sleep(0.1)
+            assert trio.current_time() - began < 3 * SHARE_LOOK_S
+        assert len(process.work.cancelled) == 2
+
+
+async def test_callbacks_of_a_token_leave_a_quarter_of_the_slots(
+    autojump_clock: MockClock, store: FakeStore
+) -> None:
+    async with scheduling(store, kind=Kind.CALLBACK, concurrency=16) as process:
+        for number in range(300):
+            process.add(f"hangs {number}", token="alice")
+        await process.settle_down()
+        assert len(process.work.working) == 12
+        [other] = process.add("new", token="bob", proven=False)
+        await trio.sleep(SHARE_LOOK_S)
+        await process.settle_down()
+        assert other in process.work.working
+        # Without an answer yet, a quarter of the slots.
+        for job_id in list(process.work.working):
+            process.work.finish(job_id)
+        store.pending.clear()
+        for number in range(300):
+            process.add(f"silent {number}", token="alice", proven=False)
+        await trio.sleep(SHARE_LOOK_S)
+        await process.settle_down()
+        assert len(process.work.working) == 4
+        [other] = process.add("newer", token="bob", proven=False)
+        await trio.sleep(SHARE_LOOK_S)
+        await process.settle_down()
+        assert other in process.work.working
+
+
 async def test_destinations_that_fail_leave_slots_to_new_ones(
     autojump_clock: MockClock, store: FakeStore
 ) -> None:

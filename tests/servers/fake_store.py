@@ -23,6 +23,7 @@ from downloader.store import (
     Settlement,
     Shares,
     StoreUnavailable,
+    TokenShare,
 )
 from downloader.store.codec import script_of
 
@@ -69,6 +70,7 @@ class FakeStore:
         kind: Kind = Kind.DOWNLOAD,
         proven: bool = True,
         failing: bool = False,
+        token: str = "",
     ) -> list[str]:
         """Enqueue; returns the ids."""
         ids = []
@@ -84,6 +86,7 @@ class FakeStore:
                 limit=limit,
                 proven=proven,
                 failing=failing,
+                token=token,
             )
             self.pending[group].append(lease)
             ids.append(spec.id)
@@ -115,16 +118,13 @@ class FakeStore:
         self.asked.append(count)
         await self._meet(self.before, "lease")
         granted, self._unheard = self._unheard, []
-        unproven, failing = shares.unproven, shares.failing
         while len(granted) < count:
-            group = self._next_group(shares, unproven, failing)
+            group = self._next_group(shares, granted)
             if group is None:
                 break
             lease = self.pending[group].pop(0)
             # Turns: a group that gave a task goes to the end.
             self.pending[group] = self.pending.pop(group)
-            unproven -= not lease.proven
-            failing -= lease.failing
             lease = replace(lease, generation=lease.generation + 1)
             self.held[lease.id] = lease
             granted.append(lease)
@@ -133,28 +133,37 @@ class FakeStore:
         except StoreUnavailable:
             self._unheard = granted
             raise
-        more = self._next_group(shares, unproven, failing) is not None
+        more = self._next_group(shares, granted) is not None
         due_s = 0 if more else None
         return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
 
     async def withdraw(self, kind: Kind, owner: str, types: Collection[str] | None = None) -> None:
         await self._meet(self.before, "withdraw")
 
-    def _next_group(self, shares: Shares, unproven: int, failing: int) -> str | None:
+    def _next_group(self, shares: Shares, granted: Sequence[Lease]) -> str | None:
         last = None
+        unproven = shares.unproven - sum(not lease.proven for lease in granted)
+        failing = shares.failing - sum(lease.failing for lease in granted)
         for group, queue in self.pending.items():
             if not queue or self.running(group) >= queue[0].limit or group in shares.never:
                 continue
-            if not queue[0].proven and (unproven < 1 or (queue[0].failing and failing < 1)):
+            head = queue[0]
+            share = shares.tokens.get(head.token, shares.token) if head.token else TokenShare()
+            mine = [lease for lease in granted if lease.token == head.token]
+            if len(mine) >= share.most:
                 continue
-            if group not in shares.last:
+            left = min(unproven, share.unproven - sum(not lease.proven for lease in mine))
+            if not head.proven and min(left, failing if head.failing else left) < 1:
+                continue
+            if group not in shares.last and len(mine) < share.before_last:
                 return group
             last = last or group
         return last
 
-    async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
+    async def waiting(self, kind: Kind, *, group: str = "", token: str = "") -> int:
         await self._meet(self.before, "waiting")
-        return sum(bool(queue) for group, queue in self.pending.items() if group not in without)
+        others = [queue[0] for queue in self.pending.values() if queue and queue[0].group != group]
+        return sum(not token or lease.token != token for lease in others)
 
     async def renew(
         self, kind: Kind, owner: str, leases: Sequence[Lease], lease_s: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,11 +10,13 @@ from downloader.model import JobSpec, Kind, Lease, State
 from downloader.store import CallbackPlan, Changed, Settled
 
 PLANS: Mapping[str, CallbackPlan | None] = {
-    "a": CallbackPlan(group="http http://c", limit=2),
-    "b": CallbackPlan(group="http http://c", limit=2),
+    "a": CallbackPlan(group="http http://c", limit=2, token="alice"),
+    "b": CallbackPlan(group="http http://c", limit=2, token="alice"),
     "{c}:ü": None,
 }
 """Aggregations, and the destinations of callbacks."""
+TOKENS: Mapping[str, str] = {"a": "alice", "b": "alice", "{c}:ü": "bob"}
+"""The token of all jobs of an aggregation."""
 OWNERS = ("x", "y")
 LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
 COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
@@ -173,6 +175,14 @@ class Expected:
             task.place_ms = task.due_ms
             task.ends_ms = self.now_ms + LEASE_MS
             task.deliveries += 1
+        if kind is Kind.DOWNLOAD:
+            tokens = Counter(TOKENS[self.jobs[job_id].spec.aggr_id] for job_id, _ in given)
+            waiting = {
+                TOKENS[group] for of, group in self.limits if of is kind and self.grantable(kind, group)
+            }
+            most = max(tokens.values(), default=0)
+            # A new token comes behind the second place.
+            assert all(tokens[token] >= most - 2 for token in waiting), "tokens take turns"
 
     def waiting(self, kind: Kind, group: str) -> list[Task]:
         return [task for _, task in self.tasks(kind) if task.group == group and task.state is State.PENDING]

@@ -43,6 +43,7 @@ from servers.store_model import (
     LEASE_MS,
     OWNERS,
     PLANS,
+    TOKENS,
     Expected,
     Job,
     Task,
@@ -130,7 +131,7 @@ class Model(Expected):
             self.requests.pop((kind, owner), None)
 
     async def submit(self, aggr_id: str, limit: int, priority: int = 0) -> None:
-        spec = spec_for(self.store, aggr_id, aggr_limit=limit, priority=priority)
+        spec = spec_for(self.store, aggr_id, aggr_limit=limit, priority=priority, token=TOKENS[aggr_id])
         for _ in range(2):  # the second is a repetition
             await self.store.submit([Submission(spec=spec)])
         self.jobs[spec.id] = Job(spec, {Kind.DOWNLOAD: Task(aggr_id, self.now_ms, priority)})
@@ -148,6 +149,7 @@ class Model(Expected):
         self.give(kind, owner, count, [(lease.id, lease.generation) for lease in batch.leases])
         self.unheard.pop((kind, owner), None)
         self.leases += [(lease, owner) for lease in batch.leases]
+        assert all(lease.token == TOKENS[lease.spec.aggr_id] for lease in batch.leases)
         assert batch.next_due_s == (self.next_due_s(kind) if asked else None)
         self.done["lease"] += bool(batch.leases)
 

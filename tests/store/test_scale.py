@@ -109,7 +109,7 @@ async def cycle(store: JobStore) -> None:
     )
     assert len(leases) == LEASES
     await store.renew(Kind.DOWNLOAD, "me", leases, 60)
-    await store.waiting(Kind.DOWNLOAD, without=["million"])
+    await store.waiting(Kind.DOWNLOAD, group="million")
     await store.settle("me", [tried_again(lease, RETRY, 60) for lease in leases[:8]])
     await store.settle("me", [handed_back(lease, "", 0) for lease in leases[8:16]])
     await store.settle("me", [downloaded(lease, OK, PLAN, 0) for lease in leases[16:]])

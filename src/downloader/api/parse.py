@@ -93,7 +93,8 @@ def parse_job(
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
     if not isinstance(fields.get("extra", ""), str):
         fields["extra"] = member_text(body, "extra")
-    spec = JobSpec(id=new_id(fields["aggr_id"]), created_ms=now_ms(), **fields)
+    token = caller.name if caller is not None else ""
+    spec = JobSpec(id=new_id(fields["aggr_id"]), created_ms=now_ms(), token=token, **fields)
     if caller is not None:
         check_job(caller, spec, destination_field=destination_field)
     return spec

@@ -110,7 +110,8 @@ def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
     later version has more fields.
     """
     stored = json.loads(spec.to_json())
-    stored.pop("created_ms", None)
+    for name in ("created_ms", "token"):
+        stored.pop(name, None)
     if "extra" in stored:  # of a value that is no string, the text as received
         stored["extra"] = members["extra"]
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()

@@ -1,25 +1,32 @@
 """Bounds of the work in flight in this process: a limiter per group, and a group's share of the slots.
 
-While other aggregations wait, an aggregation gets at most half of the download slots. Callbacks to
-destinations that have not answered quickly lately get together at most half of the callback slots, and those
-among them that have failed a quarter.
+While others wait, an aggregation gets at most half of the download slots, and a token at most half of the
+download slots and of the callback slots. Callbacks to destinations that have not answered quickly lately get
+together at most half of the callback slots, and those among them that have failed a quarter.
 `docs/design/scheduler.md` says where each bound is enforced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import trio
 
-from downloader.model import Kind
+from downloader.model import Kind, Lease
 from downloader.scheduler.leases import HeldLease
-from downloader.store import Shares
+from downloader.store import Shares, TokenShare
 
 HOLD_S = 30.0
 """After a group had to hand back leases because other groups waited, the group gets no more than the group's
 share for this time. Otherwise the next job of another group would end another download, and the origin would
 have to send that file twice."""
+
+
+Holder = tuple[Literal["group", "token"], str]
+"""An aggregation, or a token with all its groups."""
 
 
 class Limits:
@@ -35,9 +42,11 @@ class Limits:
         self._share = max(1, slots // 2)
         self._failing_share = max(1, slots // 4)
         self._limiters: MutableMapping[str, trio.CapacityLimiter] = {}
-        self._large: dict[str, None] = {}
-        self._capped_until: dict[str, float] = {}
-        self._unproven = 0
+        self._held = Counter[Holder]()
+        self._large: dict[Holder, None] = {}
+        self._capped_until: dict[Holder, float] = {}
+        self._unproven = Counter[str]()
+        """By token."""
         self._failing = 0
         self._suspects = 0
 
@@ -53,11 +62,7 @@ class Limits:
             limiter.acquire_on_behalf_of_nowait(held)
         except trio.WouldBlock:
             return False
-        self._unproven += not lease.proven
-        self._failing += lease.failing
-        self._suspects += held.suspect
-        if limiter.borrowed_tokens >= self._share:
-            self._large[lease.group] = None
+        self._count(held, 1)
         return True
 
     @property
@@ -72,57 +77,99 @@ class Limits:
 
     def leave(self, held: HeldLease) -> bool:
         """Release the slot; returns whether the bounds of shares have changed, so that more may be leased."""
-        before = self._bounds()
+        before = self._bounds(held.lease.token)
         group = held.lease.group
         limiter = self._limiters[group]
         limiter.release_on_behalf_of(held)
-        self._unproven -= not held.lease.proven
-        self._failing -= held.lease.failing
-        self._suspects -= held.suspect
-        if limiter.borrowed_tokens < self._share:
-            self._large.pop(group, None)
         if limiter.borrowed_tokens == 0:
             del self._limiters[group]
-        return before != self._bounds()
+        self._count(held, -1)
+        return before != self._bounds(held.lease.token)
 
-    def _bounds(self) -> tuple[bool, bool, int, int]:
-        unproven, failing = self._unproven >= self._share, self._failing >= self._failing_share
-        return unproven, failing, len(self._large), self._suspects
+    def _count(self, held: HeldLease, change: int) -> None:
+        lease = held.lease
+        self._failing += change * lease.failing
+        self._suspects += change * held.suspect
+        if not lease.proven:
+            self._unproven[lease.token] += change
+        for holder in self._holders(lease):
+            self._held[holder] += change
+            if self._held[holder] >= self._share:
+                self._large[holder] = None
+            else:
+                self._large.pop(holder, None)
+                if not self._held[holder]:
+                    del self._held[holder]
+
+    def _holders(self, lease: Lease) -> Iterator[Holder]:
+        """Those that have a share of the slots; a callback's destination has a limit in the fleet instead."""
+        if self._kind is Kind.DOWNLOAD:
+            yield "group", lease.group
+        if lease.token:
+            yield "token", lease.token
+
+    def _bounds(self, token: str) -> tuple[object, ...]:
+        return (
+            self._unproven.total() >= self._share,
+            self._failing >= self._failing_share,
+            len(self._large),
+            self._suspects,
+            token and [number < 1 for number in self._left_to(token)],
+        )
 
     def shares(self, now: float) -> Shares:
         """Which leases the process may ask for; `now` is Trio time."""
-        if self._kind is Kind.CALLBACK:
-            return Shares(
-                unproven=max(0, self._share - self._unproven),
-                failing=max(0, self._failing_share - self._failing),
-                suspects=self._suspects,
-            )
-        for group in [group for group, until in self._capped_until.items() if until <= now]:
-            del self._capped_until[group]
-        never = [group for group in self._large if group in self._capped_until]
-        last = [group for group in self._large if group not in never]
-        return Shares(last=last, never=never, suspects=self._suspects)
+        for holder in [holder for holder, until in self._capped_until.items() if until <= now]:
+            del self._capped_until[holder]
+        never = [
+            name for what, name in self._large if what == "group" and ("group", name) in self._capped_until
+        ]
+        last = [name for what, name in self._large if what == "group" and name not in never]
+        tokens = {name: self._left_to(name) for what, name in self._held if what == "token"}
+        shares = Shares(
+            last=last, never=never, token=self._left_to(""), tokens=tokens, suspects=self._suspects
+        )
+        if self._kind is Kind.DOWNLOAD:
+            return shares
+        return replace(
+            shares,
+            unproven=max(0, self._share - self._unproven.total()),
+            failing=max(0, self._failing_share - self._failing),
+        )
 
-    def too_large(self) -> str | None:
-        """An aggregation with more slots than the aggregation's share, if any."""
+    def _left_to(self, token: str) -> TokenShare:
+        """What a token may still get.
+
+        Deliveries are not interrupted, so a slot that is needed could not be taken back. A quarter of the
+        slots is therefore left to other tokens, and half of those for unproven destinations.
+        """
+        holder: Holder = ("token", token)
+        before_last = self._share - self._held[holder]
+        if self._kind is Kind.DOWNLOAD:
+            most = 0 if holder in self._capped_until else self._slots
+            return TokenShare(before_last, most)
+        most = max(1, self._slots - self._slots // 4) - self._held[holder]
+        return TokenShare(before_last, most, max(1, self._share // 2) - self._unproven[token])
+
+    def too_large(self) -> Holder | None:
+        """An aggregation or token with more download slots than its share, if any."""
         if self._kind is Kind.CALLBACK:
             return None
-        return next((group for group in self._large if self._beyond(group) > 0), None)
+        return next((holder for holder in self._large if self._held[holder] > self._share), None)
 
     def leases_beyond_share(
-        self, group: str, others: int, held: Iterable[HeldLease], now: float
+        self, holder: Holder, others: int, held: Iterable[HeldLease], now: float
     ) -> Sequence[HeldLease]:
-        """The leases that a group hands back because `others` groups wait: the newest, down to the share.
+        """The leases that are handed back because `others` groups wait: the newest, down to the share.
 
         A lease with cancelled work counts as handed back, even if the work takes long to end.
         """
-        self._capped_until[group] = now + HOLD_S
-        limiter = self._limiters.get(group)
-        working = set(limiter.statistics().borrowers) if limiter else set()
-        leases = [lease for lease in held if lease in working and not lease.work.cancel_called]
+        self._capped_until[holder] = now + HOLD_S
+        working = {lease for limiter in self._limiters.values() for lease in limiter.statistics().borrowers}
+        leases = [
+            lease
+            for lease in held
+            if lease in working and holder in self._holders(lease.lease) and not lease.work.cancel_called
+        ]
         count = min(others, len(leases) - self._share)
         return leases[len(leases) - count :] if count > 0 else []
-
-    def _beyond(self, group: str) -> int:
-        limiter = self._limiters.get(group)
-        return limiter.borrowed_tokens - self._share if limiter else 0

@@ -205,7 +205,7 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             continue
         backoff_s = BACKOFF_S
         if look_s != 0:
-            held_back = running.limits.shares(trio.current_time()).never
+            held_back = running.limits.shares(trio.current_time()).leaves_out
             longest_s = SHARE_LOOK_S if held_back else LOOK_S
             await running.wake.wait_for(longest_s if look_s is None else min(look_s, longest_s))
     if work.leases_at_stop and running.free > 0:
@@ -279,20 +279,21 @@ async def _take(
 
 
 async def _wait_for_room(running: _Running) -> None:
-    """Wait for a free slot. If a group has more than its share while others wait, cancel the excess."""
+    """Wait for a free slot. If a holder has more than its share while others wait, cancel the excess."""
     with trio.move_on_after(jittered(SHARE_LOOK_S if running.limits.too_large() else math.inf)):
         await running.room.wait()
         return
-    group = running.limits.too_large()
-    if group is None or running.free > 0:
+    holder = running.limits.too_large()
+    if holder is None or running.free > 0:
         return
+    what, name = holder
     try:
-        others = await running.store.waiting(running.work.kind, without=[group])
+        others = await running.store.waiting(running.work.kind, **{what: name})
     except StoreUnavailable as error:
         log.warning(Event.STORE_UNAVAILABLE, kind=running.work.kind, reason=str(error))
         return
     if others and not running.stop.begun:
-        for held in running.limits.leases_beyond_share(group, others, running.held, trio.current_time()):
+        for held in running.limits.leases_beyond_share(holder, others, running.held, trio.current_time()):
             held.work.cancel()
 
 

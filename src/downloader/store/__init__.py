@@ -27,6 +27,7 @@ from downloader.store.values import (
     Settlement,
     Shares,
     Submission,
+    TokenShare,
     Waiting,
 )
 
@@ -59,6 +60,7 @@ __all__ = [
     "StoreReader",
     "StoreUnavailable",
     "Submission",
+    "TokenShare",
     "Waiting",
     "asyncio_loop",
     "embedded_valkey",

@@ -73,6 +73,7 @@ def submit(item: Submission, permitted: str, seal: Seal | None, *, with_host: bo
         "values": item.value_digest,
         "body": item.body_digest,
         **({"permitted": permitted} if item.permits else {}),
+        **({"token": item.spec.token} if item.spec.token else {}),
     }
 
 
@@ -179,8 +180,11 @@ def _ended(settlement: Settlement) -> dict[str, Any]:
 
 
 def callback(plan: CallbackPlan | None) -> dict[str, str]:
-    """The arguments `callback` and `limit`; an empty group stands for no callback."""
-    return {"callback": plan.group, "limit": str(plan.limit)} if plan else {"callback": "", "limit": "0"}
+    """The arguments `callback`, `limit` and `token`; an empty group stands for no callback."""
+    if plan is None:
+        return {"callback": "", "limit": "0"}
+    token = {"token": plan.token} if plan.token else {}
+    return {"callback": plan.group, "limit": str(plan.limit), **token}
 
 
 def ms(seconds: float) -> int:
@@ -245,6 +249,7 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
         throttled=int(row["throttled"]),
         limit=int(row["limit"]),
         proxy=row["proxy"],
+        token=row["token"],
         result=_outcome(result, unseal) if result else None,
         result_attempts=int(result.get("attempts") or 0),
         result_retry=result.get("retried", ""),

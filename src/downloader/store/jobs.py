@@ -194,6 +194,8 @@ class JobStore(StoreReader):
             "last": list(shares.last),
             "never": list(shares.never),
             "suspects": shares.suspects,
+            "token": shares.token,
+            "tokens": shares.tokens,
         }
         if self._hosts is not None and kind is Kind.DOWNLOAD:
             common["hosts"] = self._hosts
@@ -254,9 +256,12 @@ class JobStore(StoreReader):
         requests.answered(shard)
         return codec.fields(answer)
 
-    async def waiting(self, kind: Kind, *, without: Sequence[str]) -> int:
-        """How many groups, groups in `without` excepted, have a due task and a free slot in the fleet."""
-        call = {"kind": kind, "without": list(without)}
+    async def waiting(self, kind: Kind, *, group: str = "", token: str = "") -> int:
+        """Number of groups with a due task and a free slot in the fleet, except a group or those of a token.
+
+        For a token, only the first groups of some other tokens are counted.
+        """
+        call = {"kind": kind, "group": group, "token": token}
         return sum(await self._client.run_on_all("waiting", call))
 
     async def renew(

@@ -90,7 +90,8 @@ KEYS = (
         type="hash",
         owner="the transition that takes the group's last task, or the time of its next start",
         holds=(
-            "`limit`, `proxy`, `paused` of an aggregation or callback destination; of an aggregation whose"
+            "`limit`, `proxy`, `paused` and `token` (that it belongs to) of an aggregation or callback"
+            " destination; of an aggregation whose"
             " origin asked for a pause also `cooling` (until when, ms), `cooled` (since when), `cooldowns`"
             " (how many followed each other) and `why`; `rate` (starts per second), `delay` (s) and"
             " `started` (the last start that counts, ms); while an operator's limit, rate or delay holds,"
@@ -177,6 +178,22 @@ KEYS = (
         type="string",
         ttl="10 min",
         holds="that a callback to a destination has failed or taken long lately",
+    ),
+    Key(
+        name="tokens",
+        type="zset",
+        ttl="24 h",
+        holds="names of the tokens with jobs, by turn; an empty one stands for jobs without a token",
+    ),
+    Key(
+        name="turns",
+        parameters=("set", "token"),
+        type="zset",
+        ttl="24 h",
+        holds=(
+            "groups of a token that have joined `<set>` (`download:ready` and the like), with their scores"
+            " there; also some that have left it"
+        ),
     ),
     Key(
         name="timers",
@@ -366,10 +383,15 @@ class Keys:
         return int.from_bytes(digest, "big") % self.shards
 
 
-def lua_key_functions() -> str:
-    """Lua source: one `key_<name>(parameters)` for each key, over the local `base`."""
+def lua_key_functions(body: str) -> str:
+    """Lua source: `key_<name>(parameters)` for each key that the body uses, over the local `base`.
+
+    Only those, because a script has at most 200 local variables.
+    """
     lines = []
     for key in KEYS:
+        if f"key_{key.name}(" not in body:
+            continue
         parts = " .. ':' .. ".join(key.parts(f"'{key.name}'", key.parameters))
         lines.append(f"local function key_{key.name}({', '.join(key.parameters)}) return base .. {parts} end")
     return "\n".join(lines) + "\n"

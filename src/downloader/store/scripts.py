@@ -36,14 +36,15 @@ def load_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
     """
     parts = [_LUA.joinpath(name).read_text("utf-8") for name in ("_lib.lua", "_hosts.lua", "_wake.lua")]
     constants = f"local base, in_cluster = KEYS[1], {str(cluster).lower()}\n"
-    library = constants + lua_key_functions() + "".join(parts)
+    library = "".join(parts)
     scripts = {}
     for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name):
         name, _, ending = entry.name.partition(".")
         if ending != "lua" or name.startswith("_"):
             continue
         source = entry.read_text("utf-8")
-        text = f"{library}\n{source}"
+        body = f"{library}\n{source}"
+        text = constants + lua_key_functions(body) + body
         summary, header = _parse_header(name, source)
         scripts[name] = Script(
             name=name,

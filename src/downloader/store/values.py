@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from downloader.model import (
     CallbackOutcome,
@@ -77,6 +77,19 @@ class Changed(StrEnum):
     """The job's state does not allow the change."""
 
 
+class TokenShare(NamedTuple):
+    """What a lease call may give to a token."""
+
+    before_last: int = 1_000_000
+    """Most tasks before the token's groups give tasks only if no other can."""
+    most: int = 1_000_000
+    unproven: int = 1_000_000
+    """Most callbacks to destinations that have not answered quickly lately."""
+
+
+_NO_BOUND = TokenShare()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shares:
     """Which tasks a lease call may give to an instance; depends on what the instance has in flight."""
@@ -85,12 +98,21 @@ class Shares:
     """Groups that give tasks only if no other group can."""
     never: Sequence[str] = ()
     """Groups that give no tasks."""
+    token: TokenShare = _NO_BOUND
+    """What each token may still get."""
+    tokens: Mapping[str, TokenShare] = field(default_factory=dict)
+    """What these tokens may still get instead."""
     unproven: int = 1_000_000
     """Most callbacks to destinations that have not answered quickly lately."""
     failing: int = 1_000_000
     """Most of these to destinations that have failed lately."""
     suspects: int = 0
     """Number of running tasks that have killed two workers before; an instance gets only one at a time."""
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether tasks of some groups or tokens are left out, although the instance may have free slots."""
+        return bool(self.never) or any(min(share.most, share.unproven) < 1 for share in self.tokens.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +136,8 @@ class CallbackPlan:
 
     group: str
     limit: int
+    token: str = ""
+    """The token that the job came with."""
 
     @classmethod
     def of(cls, spec: JobSpec, *, success: bool, per_destination: int) -> Self | None:
@@ -125,7 +149,7 @@ class CallbackPlan:
         if not kind:
             return None
         group = callback_group(kind, destination)
-        return cls(group=group, limit=callback_limit(group, per_destination))
+        return cls(group=group, limit=callback_limit(group, per_destination), token=spec.token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,18 +69,69 @@ local function note_answer(group, taken, slow)
   if slow then redis.call('DEL', key_proven(group)) end
 end
 
--- Adds a group at the end of its set; a group that is in the set keeps its place.
+-- How long turns of tokens are kept after the last change.
+local TURNS_MS = 24 * 3600 * 1000
+
+-- How many entries of `turns` whose group has left the set are dropped at the most when one is looked for.
+local MOST_STALE = 100
+
+local tokens_in_use
+
+-- Whether jobs with a token were submitted lately. Then tokens take turns, see `docs/design/tenants.md`.
+local function tokens_take_turns()
+  if tokens_in_use == nil then tokens_in_use = redis.call('EXISTS', key_tokens()) == 1 end
+  return tokens_in_use
+end
+
+-- Notes that a token submits. `''` stands for jobs without a token.
+local function note_token(token)
+  redis.call('ZADD', key_tokens(), 'NX', 0, '', 0, token)
+  redis.call('PEXPIRE', key_tokens(), TURNS_MS)
+  tokens_in_use = true
+end
+
+local function key_turns_in(set, token)
+  return key_turns(string.sub(set, #base + 1), token)
+end
+
+-- The first (place 0) or last (-1) group of a token in a set, and its score; nil if there is none. If too many entries
+-- had to be dropped, nil and the score of the last one dropped.
+local function group_of_token(set, token, place)
+  local turns, seen = key_turns_in(set, token), nil
+  for _ = 1, MOST_STALE do
+    local entry = redis.call('ZRANGE', turns, place, place, 'WITHSCORES')
+    if not entry[1] then return nil end
+    if redis.call('ZSCORE', set, entry[1]) == entry[2] then return entry[1], tonumber(entry[2]) end
+    redis.call('ZREM', turns, entry[1])
+    seen = tonumber(entry[2])
+  end
+  return nil, seen
+end
+
+-- The score with which a group joins a set that has groups up to the score `last`: behind all others, or, if tokens take
+-- turns, behind those of its own token and not before the second place.
+local function turn_of(set, kind, group, last)
+  if not tokens_take_turns() then return last + 1 end
+  local token = redis.call('HGET', key_group(kind, group), 'token') or ''
+  local turns = key_turns_in(set, token)
+  local first = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')[2] or '0'
+  redis.call('ZREMRANGEBYSCORE', turns, '-inf', '(' .. first)
+  local _, own = group_of_token(set, token, -1)
+  local score = math.max(tonumber(first), own or 0) + 1
+  redis.call('ZADD', turns, score, group)
+  redis.call('PEXPIRE', turns, TURNS_MS)
+  redis.call('PEXPIRE', key_tokens(), TURNS_MS)
+  return score
+end
+
+-- Adds a group at its place in its set; a group that is in the set keeps its place.
 local function join_ready(kind, group)
   local set = ready_set(kind, group)
   if redis.call('ZSCORE', set, group) then return end
   leave_ready(kind, group, set)
-  local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')
-  if last[2] then
-    redis.call('ZADD', set, tonumber(last[2]) + 1, group)
-  else
-    redis.call('ZADD', set, 1, group)
-    first[kind] = true
-  end
+  local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]
+  redis.call('ZADD', set, turn_of(set, kind, group, tonumber(last or '0')), group)
+  if not last then first[kind] = true end
   joined[kind][type_of(kind, group)] = group
 end
 
@@ -174,7 +225,7 @@ local function keep_adjusted(record, group)
     end
   end
   if kept then
-    redis.call('HDEL', record, 'proxy')
+    redis.call('HDEL', record, 'proxy', 'token')
     redis.call('PERSIST', record)
     redis.call('ZADD', key_groups('download'), 0, group)
   end
@@ -191,7 +242,7 @@ local function forget(kind, group)
   end
   local ends = kind == 'download' and opens(unpack(redis.call('HMGET', record, unpack(GATE)))) or 0
   if ends > now then
-    redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay')
+    redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay', 'token')
     redis.call('PEXPIRE', record, math.ceil(ends - now))
   else
     redis.call('DEL', record)
@@ -384,12 +435,14 @@ end
 
 -- After the end of a download: the callback becomes pending in the group `callback`, or ('' for no callback) the job is
 -- kept for `keep_ms`.
-local function conclude(id, callback, limit, keep_ms)
+local function conclude(id, item, keep_ms)
+  local callback = item.callback
   if callback == '' then
     redis.call('ZADD', key_reap(), now + keep_ms, id)
     return
   end
-  redis.call('HSETNX', key_group('callback', callback), 'limit', limit)
+  redis.call('HSETNX', key_group('callback', callback), 'limit', item.limit)
+  if item.token then redis.call('HSETNX', key_group('callback', callback), 'token', item.token) end
   redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
   redis.call('ZADD', key_queue('callback', callback), now, id)
   touch('callback', callback)

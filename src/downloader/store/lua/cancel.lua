@@ -2,7 +2,7 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {error, keep_ms: how long a job without a callback is kept}, then per job {id, group: its aggregation,
---         callback: its group or '', limit: of that group}
+--         callback: its group or '', limit: of that group, token: of the job, absent: none}
 -- from    download pending | running
 -- to      download cancelled, and callback pending where there is one
 -- answer  per job: 'done' | 'unknown' | 'conflict'
@@ -36,7 +36,7 @@ local function cancel(item)
   redis.call('HDEL', task, 'due')
   remember('download', id, call.error)
   touch('download', group)
-  conclude(id, item.callback, item.limit, call.keep_ms)
+  conclude(id, item, call.keep_ms)
   return 'done'
 end
 

@@ -3,8 +3,8 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
---         none, callback: its group or '', limit: of that group, keep_ms: how long a job without a callback is
---         kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
+--         none, callback: its group or '', limit: of that group, token: of the job, absent:
+--         none, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'
@@ -27,7 +27,7 @@ for item in items() do
     if item.error ~= '' then remember('download', id, item.error) end
     if item.state == 'failed' then redis.call('ZADD', key_failed_downloads(), now, id) end
     touch('download', group)
-    conclude(id, item.callback, item.limit, item.keep_ms)
+    conclude(id, item, item.keep_ms)
   elseif holder == 'cancelled' then
     free_cancelled(id, group)
   end

@@ -4,7 +4,9 @@
 -- ARGV    1 {kind, owner, request, count: how many at the most, lease_ms, last: groups that give tasks only
 --         if no other can, never: groups that give none, unproven: how many callbacks at the most may go to
 --         destinations that have not answered quickly lately, failing: how many of these to destinations that have
---         failed, suspects: how many tasks under which two workers died this instance works on; absent: 0,
+--         failed, tokens: by token {how many tasks it may get before it comes last, how many in all, how many
+--         callbacks to these destinations}, token: the same for any other; both absent: no bound,
+--         suspects: how many tasks under which two workers died this instance works on; absent: 0,
 --         room: how many more tasks the caller can work on, which is idle if it has some left and is woken then,
 --         absent: it is not, types: see `_wake.lua`; absent: all, hosts: limits of hosts, see `_hosts.lua`;
 --         absent: none}
@@ -12,7 +14,7 @@
 -- to      running, with a new generation
 -- answer  due_ms: ms until more can run (0: at once, -1: nothing known), look_ms: until this instance looks (-1: when
 --         it would by itself), leases: id, group, generation,
---         attempts, crashes, throttled, limit, proxy, spec, proven and failing ('1' or '', of a callback's
+--         attempts, crashes, throttled, limit, proxy, token, spec, proven and failing ('1' or '', of a callback's
 --         destination), waited_ms (since it was due; -1 if the lease is repeated), age_ms (since the callback became
 --         pending), result of each; a callback's result has the fields RESULT of its download that are set
 -- repeat  the same request is given what it was given before, as far as it still holds it
@@ -35,9 +37,10 @@ local RESULT = {
   'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
 }
 
+-- A lease as it is answered, and the token of its group.
 local function describe(id, group, generation, set, waited, spec)
   local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy')
+  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy', 'token')
   local result, since = {}, task[4]
   if kind == 'callback' then
     local values = redis.call('HMGET', key_task('download', id), unpack(RESULT))
@@ -52,9 +55,10 @@ local function describe(id, group, generation, set, waited, spec)
   return {
     'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
     'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
-    'spec', spec, 'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
+    'token', record[3] or '', 'spec', spec,
+    'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
     'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
-  }
+  }, record[3] or ''
 end
 
 local excepted = {}
@@ -97,6 +101,85 @@ local function has_share(set)
   return set == key_ready(kind) or unproven > 0 and (set ~= key_failing() or failing > 0)
 end
 
+-- The next group of a set in the order of turns, and one that comes last. `at(place)`: the groups in this order.
+local function first_of_groups(at)
+  local last
+  for place = 0, #call.last + #call.never do
+    local group = at(place)
+    if not group then break end
+    if not excepted[group] then return group end
+    if excepted[group] == 'last' then last = last or group end
+  end
+  return nil, last
+end
+
+-- How many tokens are examined for one with a group that can run.
+local MOST_TOKENS = 100
+
+-- What each token may still get, and whether some come last or get nothing. Jobs without a token have no limit.
+local left, limited = call.tokens or {}, false
+
+local function note_limited(token)
+  local some = left[token]
+  limited = limited or math.min(some[1], some[2]) < 1 or kind == 'callback' and some[3] < 1
+end
+
+for token in pairs(left) do note_limited(token) end
+
+local function take(token, set)
+  if token == '' or not call.token then return end
+  left[token] = left[token] or {unpack(call.token)}
+  left[token][1], left[token][2] = left[token][1] - 1, left[token][2] - 1
+  if set ~= key_ready(kind) then left[token][3] = left[token][3] - 1 end
+  note_limited(token)
+end
+
+-- 'last', 'never', or nil.
+local function rule_of(token, set)
+  local some = left[token]
+  if not some then return nil end
+  if some[2] < 1 or set ~= key_ready(kind) and some[3] < 1 then return 'never' end
+  return some[1] < 1 and 'last' or nil
+end
+
+local function to_end(token)
+  local last = redis.call('ZRANGE', key_tokens(), -1, -1, 'WITHSCORES')[2]
+  redis.call('ZADD', key_tokens(), tonumber(last) + 1, token)
+end
+
+-- The group of a token at a place of a set, without those that are for other instances.
+local function not_for_others(set, token, place)
+  while true do
+    local group = group_of_token(set, token, place)
+    local moves = group and mixed and left_to_others < MOST_LEFT and is_for_others(kind, types, group)
+    if not moves then return group end
+    leave_to_others(kind, group)
+    left_to_others = left_to_others + 1
+  end
+end
+
+-- The next group of a set where some tokens come last or get nothing.
+local function first_by_token(set)
+  local tokens, last, of = redis.call('ZRANGE', key_tokens(), 0, MOST_TOKENS - 1), nil, nil
+  for _, token in ipairs(tokens) do
+    local rule = rule_of(token, set)
+    if rule ~= 'never' then
+      local group, second = first_of_groups(function(place) return not_for_others(set, token, place) end)
+      if group and not rule then
+        to_end(token)
+        return group
+      end
+      if not last and (group or second) then last, of = group or second, token end
+    end
+  end
+  if last then
+    to_end(of)
+  elseif #tokens == MOST_TOKENS then
+    for _, token in ipairs(tokens) do to_end(token) end
+  end
+  return last
+end
+
 -- The next group of a set, if the call may get one.
 local function first_of(set)
   if aside[set] then
@@ -106,13 +189,10 @@ local function first_of(set)
     return nil
   end
   if not has_share(set) then return nil end
-  if set ~= key_ready(kind) then return first_groups(set, 1)[1] end
-  local last
-  for _, group in ipairs(first_groups(set, #call.last + #call.never + 1)) do
-    if not excepted[group] then return group end
-    if excepted[group] == 'last' then last = last or group end
-  end
-  return last
+  if limited and tokens_take_turns() then return first_by_token(set) end
+  local groups = first_groups(set, #call.last + #call.never + 1)
+  local group, last = first_of_groups(function(place) return groups[place + 1] end)
+  return group or last
 end
 
 -- The sets take turns, so that none delays another. If each call is for one task, the time decides which set is first.
@@ -207,7 +287,9 @@ while #leases < call.count and turns < 2 * call.count + 16 do
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       if set ~= key_ready(kind) then unproven = unproven - 1 end
       if set == key_failing() then failing = failing - 1 end
-      leases[#leases + 1] = describe(id, group, generation, set, now - due, spec)
+      local lease, token = describe(id, group, generation, set, now - due, spec)
+      leases[#leases + 1] = lease
+      take(token, set)
       granted[#granted + 1] = id .. ':' .. generation
     end
   end

@@ -14,6 +14,7 @@ local function retry(id)
   if not spec then return 'unknown' end
 
   local task = key_task(kind, id)
+  local job = cjson.decode(spec)
   local state, group, retried = unpack(redis.call('HMGET', task, 'state', 'group', 'retried'))
   if retried == call.request then return 'done' end
   if redis.call('HGET', key_task('download', id), 'reaping') then return 'conflict' end
@@ -22,7 +23,7 @@ local function retry(id)
   if kind == 'download' then
     local callback = redis.call('HGET', key_task('callback', id), 'state')
     if callback == 'pending' or callback == 'running' then return 'conflict' end
-    local job, record = cjson.decode(spec), key_group(kind, group)
+    local record = key_group(kind, group)
     -- Only with the proxy with which the job was accepted, because the client may not be permitted to use another one.
     local proxy = redis.call('HGET', task, 'proxy') or job.aggr_proxy or ''
     local other = redis.call('HGET', record, 'proxy')
@@ -36,6 +37,7 @@ local function retry(id)
       if job.aggr_delay then redis.call('HSET', record, 'delay', job.aggr_delay) end
     end
     redis.call('HSETNX', record, 'proxy', proxy)
+    if job.token then redis.call('HSETNX', record, 'token', job.token) end
     redis.call('PERSIST', record)
     redis.call('ZREM', key_failed_downloads(), id)
   end
@@ -44,6 +46,7 @@ local function retry(id)
   redis.call('ZREM', key_failed(), id)
   if kind == 'callback' then
     redis.call('HSET', task, 'since', now)
+    if job.token then redis.call('HSETNX', key_group(kind, group), 'token', job.token) end
     redis.call('HSETNX', key_group(kind, group), 'limit', call.limits[string.match(group, '^%S*')] or call.limit)
   end
   redis.call('HDEL', task, 'finished', 'error', 'code', 'status', 'attempts', 'crashes', 'swept', 'throttled')

@@ -5,7 +5,7 @@
 --         it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
---         time (ms), priority: absent for 0}
+--         time (ms), priority: absent for 0, token: absent for none}
 -- from    (no job)
 -- to      download pending
 -- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted}
@@ -44,6 +44,10 @@ for item in items() do
       if item[name] then redis.call('HSET', record, fields[i + 1] and 'asked_' .. name or name, item[name]) end
     end
     redis.call('HSETNX', record, 'proxy', item.proxy)
+    if item.token then
+      note_token(item.token)
+      redis.call('HSETNX', record, 'token', item.token)
+    end
     redis.call('PERSIST', record)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
     if item.priority then redis.call('HSET', key_task('download', id), 'priority', item.priority) end
