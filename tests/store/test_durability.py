@@ -10,6 +10,7 @@ import trio
 from downloader.config import RedisSettings
 from downloader.errors import StoreRefused, StoreUnavailable
 from downloader.store import Accepted, JobStore, Keys, Submission, asyncio_loop, open_store
+from downloader.store.client import FEW_ROWS
 from downloader.testing import open_tcp_proxy
 from servers.jobs import spec_for
 from servers.ports import spare_port
@@ -102,6 +103,8 @@ async def change(store: JobStore, how: str, submission: Submission) -> None:
     match how:
         case "submit":
             await store.submit([submission])
+        case "submit many":
+            await store.submit([submission, *(Submission(spec=spec_for(store)) for _ in range(FEW_ROWS))])
         case "cancel":
             await store.cancel(spec, None, 60)
         case "adjust":
@@ -116,7 +119,7 @@ CHANGES = ["submit", "cancel", "adjust", "retry"]
 
 @pytest.mark.slow
 @pytest.mark.row("F29")
-@pytest.mark.parametrize("how", CHANGES)
+@pytest.mark.parametrize("how", [*CHANGES, "submit many"])
 async def test_a_repeat_on_another_connection_waits_for_the_disk_too(how: str) -> None:
     """The client sends a call again after a reset: the script writes nothing then."""
     with Valkey(*NEVER_SYNCED) as server:

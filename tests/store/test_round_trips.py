@@ -10,8 +10,9 @@ import trio
 
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind
-from downloader.store import JobStore, LeaseBatch
-from servers.jobs import leased, submitted
+from downloader.store import Accepted, JobStore, LeaseBatch, Submission
+from downloader.store.client import MANY_CALLS, MAX_ROWS
+from servers.jobs import leased, spec_for, submitted
 from servers.raw_store import RawStore
 
 
@@ -78,3 +79,35 @@ async def test_a_call_that_is_refused_spoils_no_other(store: JobStore, raw: RawS
         raw.command("CONFIG", "SET", "maxmemory", 0)
     assert batch.leases == []
     assert len(errors) == 1
+
+
+def scripts_run(raw: RawStore) -> int:
+    stats = raw.command("INFO", "commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
+
+
+async def test_a_call_submits_a_hundred_jobs_at_most(store: JobStore, raw: RawStore) -> None:
+    jobs = [Submission(spec=spec_for(store)) for _ in range(2 * MAX_ROWS + 1)]
+    before = scripts_run(raw)
+    assert await store.submit(jobs) == [(Accepted.NEW, job.spec.id) for job in jobs]
+    assert scripts_run(raw) - before in (3, 4), "a script that the server lacks is sent again"
+    assert MAX_ROWS <= 100, "about 2 ms of the store's time"
+
+
+async def test_a_lease_call_waits_for_few_of_the_submissions_of_many_jobs(store: JobStore) -> None:
+    answered = 0
+
+    async def submit() -> None:
+        nonlocal answered
+        await store.submit([Submission(spec=spec_for(store)) for _ in range(MAX_ROWS)])
+        answered += 1
+
+    await submit()
+    async with trio.open_nursery() as nursery:
+        for _ in range(10 * MANY_CALLS):
+            nursery.start_soon(submit)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        await ask(store)
+        # One call may have been sent before, and one begins for each that ends.
+        assert answered - 1 <= 2 * MANY_CALLS

@@ -37,7 +37,7 @@ the share. An instance that leaves work to others is woken last."""
 LEASE_BATCH = 64
 """Most leases per call, so that other instances get a turn."""
 
-SETTLE_BATCH = 200
+SETTLE_BATCH = 100
 """Most settlements per call, so that a call of the script takes a few milliseconds."""
 
 BUSY_FROM = 64

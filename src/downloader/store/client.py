@@ -44,8 +44,16 @@ JOINED = ("submit", "lease", "finish", "close_callback", "retry_later", "release
 that begin meanwhile in the next one, so a call finds what an earlier one has written. Calls of other scripts,
 renewals among them, do not wait."""
 
-JOINED_ROWS = 200
-"""Most rows of a joined call, so that the next call is delayed by a few milliseconds only."""
+MAX_ROWS = 100
+"""Most rows of a call that joins others, and of each call of a durable transition: about 2 ms of the store's
+time, for which all other calls wait, renewals of leases among them."""
+
+FEW_ROWS = 16
+"""Most rows of a call of a durable transition that need not wait for its turn, see `MANY_CALLS`."""
+
+MANY_CALLS = 3
+"""Calls of durable transitions with many rows that are made at the same time. The store works on one call at
+a time, so with more of them all other calls would only wait longer."""
 
 JOINED_CALLS = 8
 """Most calls in one round trip."""
@@ -80,11 +88,13 @@ class StoreClient:
         self._scripts = scripts
         self._timed = timed
         self._timeout_s = settings.timeout
+        self._no_reply = f"the store does not answer: no reply within {settings.timeout:g} s"
         self._durable = settings.durability != "memory"
         self._run_durably = partial(run_script_durably, settings=settings)
         self.joined: GroupCommit[ScriptCall, Any] = GroupCommit(
             self._run_together, max_batch=JOINED_CALLS, lane=lambda call: call.shard
         )
+        self._many = trio.Semaphore(MANY_CALLS)
         self._silent: set[int] = set()
         self._fell_silent = trio.Event()
 
@@ -111,7 +121,7 @@ class StoreClient:
         try:
             if durable and self._durable:
                 return await self._call_shard(shard, lambda server: self._run_durably(server, script_call))
-            if name in JOINED and len(arguments) <= 1 + JOINED_ROWS:
+            if name in JOINED and len(arguments) <= 1 + MAX_ROWS:
                 return await self._join(script_call)
             return await self._call_shard(shard, lambda server: run_script(server, script_call))
         finally:
@@ -127,7 +137,7 @@ class StoreClient:
             if isinstance(answer, StoreError):
                 raise answer
             return answer
-        raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
+        raise NoAnswer(self._no_reply)
 
     async def _run_together(self, calls: Sequence[ScriptCall]) -> Sequence[Any]:
         """Run scripts of one shard; returns an answer or an error for each."""
@@ -172,6 +182,8 @@ class StoreClient:
 
         async def run(shard: int) -> Sequence[Any]:
             rows_of_shard = [rows[place] for place in places[shard]]
+            if durable and len(rows_of_shard) > FEW_ROWS:
+                return await self._run_many(name, shard, call, rows_of_shard)
             entries: Sequence[Any] = await self.run(name, shard, call, rows_of_shard, durable=durable)
             return entries
 
@@ -179,6 +191,24 @@ class StoreClient:
         for shard, of_shard in (await self.ask(places, run)).items():
             for place, entry in zip(places[shard], of_shard, strict=True):
                 entries[place] = entry
+        return entries
+
+    async def _run_many(
+        self, name: str, shard: int, call: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    ) -> Sequence[Any]:
+        """Run a durable transition for many rows in short calls, then wait for all with an empty one."""
+        entries: list[Any] = []
+        for start in range(0, len(rows), MAX_ROWS):
+            with trio.move_on_after(self._timeout_s) as waiting:
+                await self._many.acquire()
+            if waiting.cancelled_caught:
+                raise NoAnswer(self._no_reply)
+            try:
+                entries += await self.run(name, shard, call, rows[start : start + MAX_ROWS])
+            finally:
+                self._many.release()
+        if self._durable:
+            await self.run(name, shard, call, durable=True)
         return entries
 
     async def ask(
