@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -43,7 +43,7 @@ class Instance:
     """An instance of a fleet: its scheduler runs in this process."""
 
     name: str
-    store: JobStore
+    opened: AbstractAsyncContextManager[JobStore]
     work: Callable[[Lease], Awaitable[None]]
     concurrency: int = 256
     types: Collection[str] | None = None
@@ -71,11 +71,11 @@ class Instance:
             work=work,
             on_end=lambda *_: None,
         )
-        listen = partial(self.store.listen, owner=self.name, cancelled=self.cancelled.append)
-        async with trio.open_nursery() as nursery:
+        async with self.opened as store, trio.open_nursery() as nursery:
+            listen = partial(store.listen, owner=self.name, cancelled=self.cancelled.append)
             await nursery.start(listen, {kind: self.wake.set})
             run = partial(run_work, owner=self.name, wake=self.wake, stop=self.stop)
-            await nursery.start(run, self.store, described)
+            await nursery.start(run, store, described)
             task_status.started()
 
 
@@ -85,7 +85,6 @@ class Fleet:
 
     settings: RedisSettings
     raw: RawStore
-    stack: AsyncExitStack
     nursery: trio.Nursery
     calls: Counter[str] = field(default_factory=Counter)
     """Of the instances, by transition."""
@@ -105,9 +104,8 @@ class Fleet:
             self.calls[name] += 1
 
         for _ in range(count):
-            store = await self.stack.enter_async_context(open_store(self.settings, timed))
             name = f"i{len(self.instances)}"
-            self.instances.append(Instance(name, store, work, concurrency, types))
+            self.instances.append(Instance(name, open_store(self.settings, timed), work, concurrency, types))
             await self.nursery.start(self.instances[-1].run)
         names = {instance.name for instance in self.instances}
         await self.until(lambda: names <= set(self.idle()))
@@ -149,8 +147,8 @@ class Fleet:
 @pytest.fixture
 async def fleet(redis_settings: RedisSettings, raw: RawStore, store: JobStore) -> AsyncIterator[Fleet]:
     """A fleet without instances, in the asyncio loop of `store`; they end with the test."""
-    async with AsyncExitStack() as stack, trio.open_nursery() as instances:
-        yield Fleet(redis_settings, raw, stack, instances)
+    async with trio.open_nursery() as instances:
+        yield Fleet(redis_settings, raw, instances)
         instances.cancel_scope.cancel()
 
 
