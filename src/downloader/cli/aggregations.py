@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -15,7 +15,16 @@ from downloader.errors import ConfigError
 if TYPE_CHECKING:
     from downloader.client import Aggregation, Client
 
-COLUMNS = ("aggregation", "in flight", "pending", "limit", "rate", "delay", "state")
+COLUMNS: Mapping[str, Callable[[Aggregation], Cell]] = {
+    "aggregation": lambda row: (row.aggr_id, "bold"),
+    "in flight": lambda row: str(row.in_flight),
+    "pending": lambda row: str(row.pending),
+    "limit": lambda row: str(row.limit),
+    "rate": lambda row: "" if row.rate is None else f"{row.rate:g}",
+    "delay": lambda row: "" if row.delay is None else f"{row.delay:g}",
+    "state": lambda row: (_state(row), "yellow"),
+}
+"""The cells of the table by column."""
 
 STATES = {
     "at_limit": "at its limit",
@@ -69,7 +78,8 @@ def aggregations(
             write_json(row)
     else:
         empty = "no aggregation has unfinished downloads"
-        show_table(COLUMNS, [_cells(row) for row in rows], right=COLUMNS[1:-1], empty=empty)
+        cells = [[cell(row) for cell in COLUMNS.values()] for row in rows]
+        show_table(list(COLUMNS), cells, right=list(COLUMNS)[1:-1], empty=empty)
     return 0
 
 
@@ -141,12 +151,3 @@ def _rows(aggregation: Aggregation) -> Iterator[tuple[str, str]]:
             note = f" (the jobs ask for {shown})" if name in aggregation.overridden else ""
             yield name, f"{value:g}{unit}{note}"
     yield from details(aggregation, proxy="proxy", next_due_at="next due")
-
-
-def _cells(row: Aggregation) -> Sequence[Cell]:
-    return (
-        (row.aggr_id, "bold"),
-        *(str(number) for number in (row.in_flight, row.pending, row.limit)),
-        *("" if number is None else f"{number:g}" for number in (row.rate, row.delay)),
-        (_state(row), "yellow"),
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,15 @@ from downloader.printable import escape
 
 if TYPE_CHECKING:
     from downloader.cli.fetch_screen import Bars
+
+COLUMNS: Mapping[str, Callable[[FetchResult], Cell]] = {
+    "file": lambda result: result.path if result.ok else result.url,
+    "size": lambda result: decimal(result.size) if result.ok else "",
+    "type": lambda result: result.mime_type,
+    "seconds": lambda result: f"{result.seconds:.1f}",
+    "result": lambda result: ("ok", "green") if result.ok else (result.error, "red"),
+}
+"""The cells of the table by column."""
 
 ROWS = 40
 """Most rows of the table at the end; with more files, only failures are listed."""
@@ -88,8 +97,9 @@ class Report:
             return
         rows = self._rows if self._fetched + self.failed <= ROWS else self._failures
         if rows:
-            cells = [_cells(result) for result in sorted(rows, key=lambda result: result.index)]
-            show_table(("file", "size", "type", "seconds", "result"), cells, right=("size", "seconds"))
+            ordered = sorted(rows, key=lambda result: result.index)
+            cells = [[cell(result) for cell in COLUMNS.values()] for result in ordered]
+            show_table(list(COLUMNS), cells, right=("size", "seconds"))
         write(self._counts())
 
     def interrupted(self) -> None:
@@ -169,14 +179,3 @@ def _line(result: FetchResult) -> str:
         word = "skipped" if result.skipped else "ok"
         return f"{word} {result.size} {escape(result.path)} {escape(result.url)}"
     return f"failed {result.error_code} {escape(result.url)} {escape(result.error)}"
-
-
-def _cells(result: FetchResult) -> Sequence[Cell]:
-    """A row of the table."""
-    return (
-        result.path if result.ok else result.url,
-        decimal(result.size) if result.ok else "",
-        result.mime_type,
-        f"{result.seconds:.1f}",
-        ("ok", "green") if result.ok else (result.error, "red"),
-    )
