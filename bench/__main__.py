@@ -103,6 +103,7 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         jobs=options.jobs,
         aggregations=options.aggregations,
         samples=min(options.jobs, 20) if small else 200,
+        large_bytes=2**24 if small else 2**30,
         waiting=options.jobs if small else 5_000,
         at_limit=options.jobs if small else 10_000,
         watched_s=1.0 if small else 10.0,

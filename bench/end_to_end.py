@@ -155,9 +155,11 @@ def s2(
         "cpu_ms_per_job": 1000 * used.cpu_s / jobs,
         "store_cpu_ms_per_job": 1000 * used.store_cpu_s / jobs,
         "store_calls_per_job": calls / jobs,
+        **{f"post_{name}": posted[name] for name in ("p50_ms", "p99_ms") if name in posted},
         "mb_per_job": sum(bytes_ * number for bytes_, number in sizes.items()) / jobs / 1e6,
         "rss_mib": memory / 2**20,
         "peak_mib": peak / 2**20,
+        "grown_mib": (peak - before.rss_bytes) / 2**20,
     }
     return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)
 

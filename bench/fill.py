@@ -35,18 +35,22 @@ def stored(lease: Lease, callback: CallbackPlan | None, keep_s: float) -> Settle
 def specs(
     store: JobStore, *, count: int, aggregations: int, limit: int, kind: str, to: str
 ) -> Iterator[JobSpec]:
-    """Jobs that take turns among the aggregations, with callbacks of this backend to this destination."""
+    """Jobs that take turns among the aggregations, with callbacks of this backend to this destination.
+
+    A `{}` in the destination stands for the number of the aggregation, from 1 on.
+    """
     for number in range(count):
         aggr_id = f"bench-{number % aggregations}"
+        destination = to.format(1 + number % aggregations)
         yield JobSpec(
             id=store.new_id(aggr_id),
             aggr_id=aggr_id,
             aggr_limit=limit,
             url=f"http://127.0.0.1:8000/file/{number:08}.png?".ljust(URL_LENGTH, "x"),
             callback_type=kind,
-            callback_dst=to,
+            callback_dst=destination,
             callback_error_type=kind,
-            callback_error_dst=to,
+            callback_error_dst=destination,
         )
 
 

@@ -86,9 +86,9 @@ def answer_of(module: str, *args: object) -> dict[str, Any]:
 
 
 @contextmanager
-def sink() -> Iterator[Sink]:
-    """A running callback sink."""
-    with helper("sink") as running:
+def sink(hosts: int = 1) -> Iterator[Sink]:
+    """A running callback sink on so many addresses, from `127.0.0.1` on."""
+    with helper("sink", hosts) as running:
         found = Sink(int(running.first))
         reader = threading.Thread(target=found.read, args=(running.lines,), daemon=True)
         reader.start()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench import end_to_end, fetch, full_store, idle, intake, kafka
+from bench import callbacks, end_to_end, fetch, full_store, idle, intake, large_files
 from bench.check import FILE_BYTES
 from bench.end_to_end import Files
 from bench.origin import FEED
@@ -18,7 +18,7 @@ from bench.result import Result, Setup
 from bench.service import Build
 
 CLIENTS = {"S2": "client", "S2b": "stream"}
-SCENARIOS = ("S1", *CLIENTS, "S2c", "S2d", "S2e", "S3", "S4", "S5", "S8", "S10", "S11", "S13", "S14")
+SCENARIOS = ("S1", *CLIENTS, "S2c", "S2d", "S2e", "S3", "S4", "S5", "S6", "S8", "S10", "S11", "S13", "S14")
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
 
 FILES = {
@@ -50,6 +50,8 @@ class Plan:
     aggregations: int
     samples: int
     """Of S1."""
+    large_bytes: int
+    """Of a file of S6."""
     waiting: int
     """Downloads in flight in S8."""
     at_limit: int
@@ -85,7 +87,7 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
         yield from full_store.s4(setup, largest=plan.largest_store)
     if "S10" in plan.scenarios:
         say(f"S10: {plan.jobs} callbacks to Kafka ...")
-        yield kafka.s10(setup, jobs=plan.jobs)
+        yield callbacks.s10(setup, jobs=plan.jobs)
 
 
 def _variants(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
@@ -96,6 +98,10 @@ def _variants(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
                 yield end_to_end.s2_files(
                     setup, build, name=name, files=files, jobs=plan.jobs, aggregations=plan.aggregations
                 )
+    for at_once in (1, 4) if "S6" in plan.scenarios else ():
+        for build in plan.builds:
+            say(f"S6 {build.label}: {at_once} files of {plan.large_bytes >> 20} MiB at once ...")
+            yield large_files.s6(setup, build, size=plan.large_bytes, at_once=at_once)
 
 
 def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]:
@@ -108,6 +114,17 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
     if "S8" in plan.scenarios:
         say(f"S8 {build.label}: {plan.waiting} downloads from a silent origin ...")
         yield idle.s8(setup, build, downloads=plan.waiting, watched_s=plan.watched_s)
+    yield from _queue(setup, plan, build, say)
+    if "S10" in plan.scenarios:
+        say(f"S10-http {build.label}: {plan.jobs} callbacks ...")
+        yield callbacks.s10_http(setup, build, jobs=plan.jobs)
+    if "S14" in plan.scenarios:
+        say(f"S14 {build.label}: fetch of {plan.fetched} files ...")
+        yield fetch.s14(setup, build, files=plan.fetched)
+
+
+def _queue(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]:
+    """What shows the cost of the queue: jobs that come one by one, and limits."""
     if "S11" in plan.scenarios:
         for rate in plan.rates:
             say(f"S11 {build.label}: {rate} jobs/s ...")
@@ -122,9 +139,6 @@ def _one_build(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Res
             )
             assert result is not None, "each version takes single POSTs"
             yield result
-    if "S14" in plan.scenarios:
-        say(f"S14 {build.label}: fetch of {plan.fetched} files ...")
-        yield fetch.s14(setup, build, files=plan.fetched)
 
 
 def _beside_reference(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:

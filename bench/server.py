@@ -34,6 +34,7 @@ def serve(
     *,
     after_round: Callable[[], None] = lambda: None,
     tls: ssl.SSLContext | None = None,
+    hosts: int = 1,
 ) -> None:
     """Listen on a free loopback port, print it, and serve until standard input is closed.
 
@@ -41,19 +42,25 @@ def serve(
         handle: is called whenever a connection has sent something.
         after_round: is called after each round of events.
         tls: the context of the server, for HTTPS.
+        hosts: how many loopback addresses it listens on, from `127.0.0.1` on.
     """
-    listener = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-    listener.setblocking(False)
-    sys.stdout.buffer.write(b"%d\n" % listener.getsockname()[1])
-    sys.stdout.buffer.flush()
     poll = select.epoll()
-    poll.register(listener, select.EPOLLIN)
+    listeners: dict[int, socket.socket] = {}
+    port = 0
+    for number in range(hosts):
+        listener = socket.create_server((f"127.0.0.{1 + number}", port), backlog=_BACKLOG)
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        listeners[listener.fileno()] = listener
+        poll.register(listener, select.EPOLLIN)
+    sys.stdout.buffer.write(b"%d\n" % port)
+    sys.stdout.buffer.flush()
     poll.register(sys.stdin, select.EPOLLIN)
     connections: dict[int, _Connection] = {}
     while True:
         for fd, event in poll.poll():
-            if fd == listener.fileno():
-                _accept(listener, poll, connections, tls)
+            if fd in listeners:
+                _accept(listeners[fd], poll, connections, tls)
             elif fd == sys.stdin.fileno():
                 if not os.read(fd, 1):
                     return
@@ -88,7 +95,7 @@ def _advance(connection: _Connection, event: int, handle: Handler, poll: select.
                 return False
             connection.buffer += data
             if response := handle(connection.buffer):
-                connection.unsent = bytes(connection.unsent) + response
+                connection.unsent = bytes(connection.unsent) + response if connection.unsent else response
         while connection.unsent:
             # A view, since a large response is sent in many steps.
             connection.unsent = memoryview(connection.unsent)[connection.sock.send(connection.unsent) :]

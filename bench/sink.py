@@ -1,6 +1,7 @@
 """The callback sink: answers every POST with 200 and prints when it came, and what.
 
-`python -m bench.sink` prints its port, then one line a callback: `<CLOCK_MONOTONIC in ns> <body>`.
+`python -m bench.sink [HOSTS]` listens on so many addresses and prints its port, then one line a callback:
+`<CLOCK_MONOTONIC in ns> <body>`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def main() -> None:
             sys.stdout.buffer.flush()
             lines.clear()
 
-    serve(handle, after_round=flush)
+    serve(handle, after_round=flush, hosts=int(sys.argv[1]) if len(sys.argv) > 1 else 1)
 
 
 if __name__ == "__main__":

