@@ -71,7 +71,8 @@ def receive(
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        reason = str(error.strerror).partition(" (")[0]  # Python adds the address
+        raise ConfigError(f"cannot listen on {host}:{port}: {reason}") from error
     write(f"listening on http://{host}:{listener.getsockname()[1]}")
     trio.run(_serve, listener, tuple(secret), status, json_)
 
@@ -166,14 +167,7 @@ def _line(item: Any) -> str:
         return escape(json.dumps(item))
     shown = {name: value for name, value in item.items() if value not in (None, "")}
     if item["success"]:
-        words = [
-            "succeeded",
-            item["job_id"],
-            shown.get("size"),
-            shown.get("download_url"),
-            shown.get("extra"),
-        ]
+        state, names = "succeeded", ("job_id", "size", "download_url", "extra")
     else:
-        codes = [shown.get(name) for name in ("error_code", "resource_url", "error", "extra")]
-        words = ["failed", item["job_id"], *codes]
-    return " ".join(escape(str(word)) for word in words if word is not None)
+        state, names = "failed", ("job_id", "error_code", "resource_url", "error", "extra")
+    return " ".join([state, *(escape(str(shown[name])) for name in names if name in shown)])
