@@ -254,11 +254,22 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     ).json_lines()
     assert (await run("jobs")).out == ""
     ran = await run("jobs", "--state", "pending", "--aggr", "h")
-    assert (ran.status, ran.out) == (0, f"{rows[0]['id']}\tpending\t\t\th\n")
+    columns = ran.out.removesuffix("\n").split("\t")
+    assert ran.status == 0
+    assert columns[:5] == [rows[0]["id"], "pending", "", "", "h"]
+    assert columns[5:] == ["", "", "", "https://h/1"]
     gone = CallbackOutcome(verdict=Verdict.FAILED, error="answered 500\t" * 9)
     await end_all(api.store, GONE, callback=gone)
     found = (await run("jobs", "--callback", "failed", "--since", "2026-01-01", "--json")).json_lines()
     assert {each["id"] for each in found} == {row["id"] for row in rows}
+    for selection in (
+        ("--error-code", "http_status", "--destination", "http c", "-n", "1", "-q", "H"),
+        ("--since", "1h", "-n", "1"),
+        ("--since", "yesterday", "--aggr-id", "h"),
+    ):
+        [each] = (await run("jobs", "--state", "failed", "--json", *selection)).json_lines()
+        assert each["error_code"] == "http_status"
+    assert (await run("jobs", "--state", "failed", "--error-code", "timeout")).out == ""
     [line] = (await run("jobs", "--state", "failed", "--aggr-id", "h")).out.splitlines()
     assert line.split("\t")[:3] == [rows[0]["id"], "failed", "failed"]
     monkeypatch.setenv("COLUMNS", "80")
@@ -271,6 +282,57 @@ async def test_jobs(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(line.split()[0] for line in table) == sorted(row["id"] for row in rows)
     assert all(len(line) <= 80 and line[47:].startswith(("h ", "long.long")) for line in table)
     assert nothing == "no such jobs"
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    await run("jobs", "--state", "failed", "-n", "1")
+    head, row = terminal.getvalue().splitlines()
+    assert head.split()[-3:] == ["code", "destination", "url"]
+    assert "https://" in row
+
+
+async def test_jobs_that_end_are_followed(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each job is printed once, the newest last; a job that fails again is printed again."""
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 5:
+            raise KeyboardInterrupt
+        trio.from_thread.run(end_next)
+
+    async def end_next() -> None:
+        if len(looks) == 4:
+            assert await api.store.retry(ids[0], download=True, limit=1)
+        else:
+            ids.append((await api.client.post("/download", json=JOB | {"aggr_id": "h"})).json()["id"])
+        await end_all(api.store, GONE, callback=CallbackOutcome(verdict=Verdict.SUCCEEDED))
+
+    ids: list[str] = []
+    looks.append(0)
+    await end_next()
+    monkeypatch.setattr("downloader.cli.listing.time.sleep", sleep)
+    ran = await run("jobs", "--state", "failed", "--follow", "--json")
+    assert ran.status == 130
+    assert [job["id"] for job in ran.json_lines()] == [*ids, ids[0]]
+    assert len(ids) == 3
+
+
+async def test_only_jobs_that_have_ended_can_be_followed(run: Run) -> None:
+    ran = await run("jobs", "--follow")
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.complaint.startswith("--follow needs ")
+
+
+async def test_events(run: Run) -> None:
+    [snapshot] = (await run("events", "-n", "1")).json_lines()
+    assert snapshot["store"] is True
+
+
+async def test_flags_may_stand_in_front(run: Run, api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOWNLOADER_API")
+    url = f"http://127.0.0.1:{api.port}"
+    assert (await run("--api", url, "--json", "aggregations")).status == 0
+    assert (await run(f"--api={url}", "jobs")).status == 0
 
 
 async def test_cancel(run: Run, api: Served) -> None:
@@ -327,7 +389,7 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["submit", "https://h/", "--api", "nonsense"], "must be an http or https URL, not 'nonsense'"),
         (["job"], "give an id"),
         (["cancel"], "give an id"),
-        (["jobs", "--state", "done"], "422 query: state must be one of pending, running, "),
+        (["jobs", "--state", "done"], 'Invalid value "done" for --state. Choose from: "pending"'),
         (["jobs", "--state", "pending"], "422 query: aggr_id is required for pending jobs"),
         (["jobs", "--since", "2026-11-27"], "422 query: since applies only to jobs whose download is over"),
         (["pause"], "give an id"),
@@ -337,7 +399,7 @@ async def test_top_without_a_terminal(run: Run) -> None:
         (["retry", "x", "--failed"], "give the ids of jobs, or --failed"),
         *(
             (
-                ["retry", "x", flag, "a"],
+                ["retry", "x", flag, "tls"],
                 "--aggr-id, -q, --since, --error-code, --destination and --tag need --failed",
             )
             for flag in ("--aggr-id", "--error-code", "--destination", "--tag")

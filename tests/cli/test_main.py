@@ -4,11 +4,15 @@ import errno
 import io
 import os
 import sys
+from typing import get_args
 
 import pytest
 
-from downloader.cli import _failed, main
+from downloader.cli import _failed, command_first, main
+from downloader.cli.listing import JobState
+from downloader.cli.options import Code
 from downloader.errors import ConfigError, PluginError, StoreUnavailable
+from downloader.model import ErrorCode, State
 
 
 @pytest.mark.parametrize(
@@ -30,6 +34,35 @@ def test_expected_errors(
 ) -> None:
     assert _failed(error) == status
     assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize(("command", "status"), [("version", 0), ("plugins", 0), ("fetch", 1)])
+def test_output_that_is_cut_off(monkeypatch: pytest.MonkeyPatch, command: str, status: int) -> None:
+    def cut_off(*_: object, **__: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("downloader.cli.make_app", lambda: cut_off)
+    assert main([command]) == status
+
+
+@pytest.mark.parametrize(
+    ("given", "arranged"),
+    [
+        ([], []),
+        (["--json", "jobs", "-n", "1"], ["jobs", "-n", "1", "--json"]),
+        (["-c", "x", "--api=y", "config", "check"], ["config", "check", "-c", "x", "--api=y"]),
+        (["--api", "y", "job", "--", "-x"], ["job", "--api", "y", "--", "-x"]),
+        (["--help"], ["--help"]),
+        (["--api"], ["--api"]),
+    ],
+)
+def test_flags_in_front_of_the_command(given: list[str], arranged: list[str]) -> None:
+    assert command_first(given) == arranged
+
+
+def test_the_choices_are_the_codes() -> None:
+    assert {*get_args(Code), ""} == {*ErrorCode}
+    assert {*get_args(JobState)} == {*State}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from downloader import __version__
 from downloader.cli.aggregations import aggregations, pause, resume
 from downloader.cli.fetch import fetch
 from downloader.cli.inspect import config, doctor, health, import_config, plugins, version
-from downloader.cli.jobs import cancel, failures, job, jobs, retry
+from downloader.cli.jobs import cancel, failures, job, retry
+from downloader.cli.listing import events, jobs
 from downloader.cli.receive import receive
 from downloader.cli.roles import api, notifier, processor, run
 from downloader.cli.submit import submit
@@ -43,6 +44,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
         pause,
         resume,
         top,
+        events,
     ),
     "Inspect": (doctor, health, plugins, config, import_config, version),
 }
@@ -95,15 +97,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getpid() == 1:
         _end_at_sigterm()
     _open_streams()
-    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    tokens = command_first(sys.argv[1:] if arguments is None else arguments)
     try:
         status = make_app()(tokens, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
         return _complain(_wrong_usage(error), USAGE)
     except (DownloaderError, OSError, KeyboardInterrupt, BaseExceptionGroup) as error:
-        return _failed(error)
+        return _failed(error, cut_off=FAILED if _WORKING.intersection(tokens[:1]) else DONE)
     return status if isinstance(status, int) else DONE
+
+
+_ANYWHERE = {"--api": 1, "--token": 1, "--config": 1, "-c": 1, "--json": 0}
+"""Flags of many commands, which may stand in front of the command, and how many values they have."""
+
+_WORKING = frozenset({"fetch", "submit"})
+"""Commands whose work is not done if their output is cut off, for example by `head`."""
+
+
+def command_first(arguments: Sequence[str]) -> list[str]:
+    """Move flags in front of the command to the end, where the command's own flags are."""
+    front, rest = list[str](), list(arguments)
+    while rest and (name := rest[0].partition("=")[0]) in _ANYWHERE:
+        size = 1 + (_ANYWHERE[name] if rest[0] == name else 0)
+        front, rest = [*front, *rest[:size]], rest[size:]
+    end = rest.index("--") if "--" in rest else len(rest)
+    return [*rest[:end], *front, *rest[end:]]
 
 
 def _open_streams() -> None:
@@ -131,15 +150,18 @@ def _end_at_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
-def _failed(error: BaseException) -> int:
-    """The exit status for an expected error; raises any other error again."""
+def _failed(error: BaseException, *, cut_off: int = FAILED) -> int:
+    """The exit status for an expected error; raises any other error again.
+
+    `cut_off` is the status when the reader of the output has gone.
+    """
     errors = list(leaves(error))
     if any(isinstance(leaf, KeyboardInterrupt) for leaf in errors):
         return INTERRUPTED
     if all(isinstance(leaf, OSError) and leaf.errno in (errno.EPIPE, errno.ENOSPC) for leaf in errors):
         sys.stdout = None  # otherwise the interpreter prints another error when flushing at exit
         full = any(leaf.errno == errno.ENOSPC for leaf in errors if isinstance(leaf, OSError))
-        return _complain(os.strerror(errno.ENOSPC), FAILED) if full else FAILED
+        return _complain(os.strerror(errno.ENOSPC), FAILED) if full else cut_off
     if not all(isinstance(leaf, DownloaderError) for leaf in errors):
         raise error
     if not isinstance(errors[0], ConfigError):

@@ -96,13 +96,13 @@ def health(*, pid: Annotated[int, Parameter(name="--pid")] = 1) -> None:
     Args:
         pid: Process id of the service; 1 in a container.
     """
-    from downloader.cli import make_app
+    from downloader.cli import command_first, make_app
 
     try:
         words = Path(f"/proc/{pid}/cmdline").read_text("utf-8").split("\0")[:-1]
     except OSError as error:
         raise DownloaderError(f"process {pid}: {error.strerror}") from error
-    arguments = list(dropwhile(lambda word: Path(word).name != "downloader", words))[1:]
+    arguments = command_first(list(dropwhile(lambda word: Path(word).name != "downloader", words))[1:])
     command, bound, _ = make_app().parse_args(arguments, exit_on_error=False, print_error=False)
     if command in (run, api):
         from httpx2 import HTTPTransport

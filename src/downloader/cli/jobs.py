@@ -1,39 +1,32 @@
-"""`downloader job`, `jobs`, `cancel` and `retry`: show, list, cancel and retry jobs."""
+"""`downloader job`, `failures`, `cancel` and `retry`: show, count, cancel and retry jobs."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from datetime import datetime
-from itertools import islice
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from downloader.cli.options import LOCAL, Json, Service, Tags, connect, for_each
-from downloader.cli.output import (
-    Cell,
-    details,
-    local_time,
-    print_rows,
-    show_table,
-    write,
-    write_json,
-    write_result,
+from downloader.cli.options import (
+    LOCAL,
+    AggrId,
+    Destination,
+    FailureCode,
+    Json,
+    Part,
+    Service,
+    Since,
+    Tags,
+    connect,
+    for_each,
 )
+from downloader.cli.output import Cell, details, local_time, show_table, write_json, write_result
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
-    from downloader.client import Client, Job, JobCallback, JobFile, JobResponse, ListedJob
+    from downloader.client import Client, Job, JobCallback, JobFile, JobResponse
 
 JobIds = Annotated[str, Parameter(name="JOB", show_default=False)]
-AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
-Part = Annotated[str | None, Parameter(name="-q")]
-Since = Annotated[datetime | None, Parameter(name="--since")]
-
-ROWS = 200
-"""Jobs printed at once: one page of the API."""
 
 
 def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
@@ -56,54 +49,6 @@ def job(*job_ids: JobIds, json_: Json = False, service: Service = LOCAL) -> int:
         write_result(shown, f"{shown.id} {shown.state}", _rows(shown), as_json=json_)
 
     return for_each(job_ids, show, service)
-
-
-def jobs(
-    *,
-    state: Annotated[str | None, Parameter(name="--state")] = None,
-    aggr_id: AggrId = None,
-    callback: Annotated[str | None, Parameter(name="--callback")] = None,
-    since: Since = None,
-    tag: Tags = (),
-    json_: Json = False,
-    service: Service = LOCAL,
-) -> int:
-    """List jobs of a running service.
-
-    Without --state and --callback it lists the jobs that are being downloaded.
-    A terminal shows a table, a pipe gets tab-separated lines.
-
-    For example:
-      downloader jobs
-      downloader jobs --state failed --since 2026-11-27T08:00
-      downloader jobs --callback failed --aggr-id example.org
-      downloader jobs --state pending --aggr-id example.org
-
-    Args:
-        state: running, succeeded, failed, cancelled; or pending, which needs --aggr-id.
-        aggr_id: Only those of this aggregation.
-        callback: Only those whose callback failed or succeeded.
-        since: Only those that ended at this time or later.
-        tag: Only those with this tag, or one of several.
-        json_: Write a JSON object for each.
-    """
-    if state is None and callback is None:
-        state = "running"
-    with (
-        connect(service) as client,
-        closing(client.jobs(state=state, callback=callback, aggr_id=aggr_id, since=since, tags=tag)) as rows,
-    ):
-        if json_:
-            for row in rows:
-                write_json(row)
-            return 0
-        head = True
-        while batch := list(islice(rows, ROWS)):
-            _list(batch, head=head)
-            head = False
-    if head and sys.stdout.isatty():
-        write("no such jobs")
-    return 0
 
 
 def cancel(*job_ids: JobIds, aggr_id: AggrId = None, json_: Json = False, service: Service = LOCAL) -> int:
@@ -173,8 +118,8 @@ def retry(
     aggr_id: AggrId = None,
     q: Part = None,
     since: Since = None,
-    error_code: Annotated[str | None, Parameter(name="--error-code")] = None,
-    destination: Annotated[str | None, Parameter(name="--destination")] = None,
+    error_code: FailureCode = None,
+    destination: Destination = None,
     tag: Tags = (),
     json_: Json = False,
     service: Service = LOCAL,
@@ -187,7 +132,7 @@ def retry(
     For example:
       downloader retry NSb4FOAs9fVaQw
       downloader retry NSb4FOAs9fVaQw --download
-      downloader retry --failed --aggr-id example.org --since 2026-11-27T08:00
+      downloader retry --failed --aggr-id example.org --since 2h
       downloader retry --failed --download --error-code timeout
 
     Args:
@@ -196,9 +141,9 @@ def retry(
         failed: Retry all that have failed.
         aggr_id: With --failed: only those of this aggregation.
         q: With --failed: only those of aggregations with this in their name.
-        since: With --failed: only those that failed at this time or later.
+        since: With --failed: only those that failed at this time or later, such as 2h for two hours ago.
         error_code: With --failed: only jobs whose download ended with this code.
-        destination: With --failed: only jobs with a callback to it, such as "http client.example".
+        destination: With --failed: only jobs with a callback to it, such as "http https://client.example".
         tag: With --failed: only jobs with this tag, or one of several.
         json_: Write a JSON object for each job, or with --failed one with their number.
     """
@@ -228,37 +173,6 @@ def retry(
         write_result({"id": job_id}, line, as_json=json_)
 
     return for_each(job_ids, again, service)
-
-
-def _list(rows: Sequence[ListedJob], *, head: bool) -> None:
-    """Rows of a table on a terminal, tab-separated lines elsewhere."""
-    from downloader.cli.submit_report import STYLES
-
-    cells: list[list[Cell]] = [
-        [
-            row.id,
-            (row.state, STYLES.get(row.state, "")),
-            (row.callback or "", STYLES.get(row.callback or "", "")),
-            local_time(row.finished_at),
-            row.aggr_id,
-            row.error,
-        ]
-        for row in rows
-    ]
-    if not sys.stdout.isatty():
-        show_table((), cells)
-        return
-    from rich.table import Table
-
-    # Fixed widths except for the last two, so that the columns of all pages line up.
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", show_header=head, expand=True)
-    for name, width in (("job", 14), ("state", 9), ("callback", 9), ("ended", 11)):
-        table.add_column(name, width=width, no_wrap=True)
-    table.add_column("aggregation", ratio=2, no_wrap=True)
-    table.add_column("error", ratio=3, no_wrap=True)
-    for row in cells:
-        row[3] = str(row[3])[5:16]  # without year and seconds
-    print_rows(table, cells)
 
 
 def _rows(job: Job) -> Iterator[tuple[str, str]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from downloader.errors import ConfigError
@@ -31,6 +33,56 @@ Json = Annotated[bool, Parameter(name="--json", show_default=False)]
 
 
 Tags = Annotated[tuple[str, ...], Parameter(name="--tag", show_default=False)]
+AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
+Part = Annotated[str | None, Parameter(name="-q")]
+Destination = Annotated[str | None, Parameter(name="--destination")]
+Code = Literal[
+    "http_status",
+    "tls",
+    "mime_type",
+    "egress",
+    "connect",
+    "dns",
+    "timeout",
+    "truncated",
+    "too_large",
+    "too_small",
+    "image_size",
+    "redirects",
+    "protocol",
+    "storage",
+    "cancelled",
+    "poison",
+    "deadline",
+    "digest",
+    "not_modified",
+    "robots",
+]
+"""The values of `downloader.model.ErrorCode`, for help and completion."""
+FailureCode = Annotated[Code | None, Parameter(name="--error-code")]
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_AGE = re.compile(r"([0-9]{1,6})([smhdw])")
+
+
+def _time(_type: object, tokens: Sequence[Token]) -> datetime:
+    """The time of a flag; one without a zone is local time."""
+    text, now = tokens[0].value, datetime.now().astimezone()
+    if age := _AGE.fullmatch(text):
+        return now - timedelta(seconds=int(age[1]) * _UNITS_S[age[2]])
+    if text in ("today", "yesterday"):
+        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        return midnight - timedelta(days=text == "yesterday")
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise ConfigError(
+            f"{tokens[0].keyword} {text}: must be a time such as 2026-11-27T08:00 or yesterday,"
+            " or a number with s, m, h, d or w, such as 2h for two hours ago"
+        ) from None
+
+
+Since = Annotated[datetime | None, Parameter(name="--since", converter=_time)]
 
 API = "http://127.0.0.1:8000"
 """Same as the default URL of `downloader.client`, whose import would slow down `--help`."""

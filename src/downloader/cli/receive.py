@@ -166,8 +166,8 @@ def _line(item: Any) -> str:
     if not isinstance(item, dict) or not {"success", "job_id"} <= item.keys():
         return escape(json.dumps(item))
     shown = {name: value for name, value in item.items() if value not in (None, "")}
-    if item["success"]:
-        state, names = "succeeded", ("job_id", "size", "download_url", "extra")
-    else:
-        state, names = "failed", ("job_id", "error_code", "resource_url", "error", "extra")
+    names: Sequence[str] = ("job_id", "size", "download_url", "extra")
+    if not item["success"]:
+        names = ("job_id", "error_code", "resource_url", "error", "extra")
+    state = "succeeded" if item["success"] else "failed"
     return " ".join([state, *(escape(str(shown[name])) for name in names if name in shown)])

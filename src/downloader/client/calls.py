@@ -249,7 +249,11 @@ class Calls:
         state: str | None = None,
         callback: str | None = None,
         aggr_id: str | None = None,
+        q: str | None = None,
         since: datetime | None = None,
+        until: datetime | None = None,
+        error_code: str | None = None,
+        destination: str | None = None,
         tags: Sequence[str] = (),
     ) -> ManySteps[ListedJob]:
         """Yield the jobs of a list, page by page; `docs/api.md` says which lists there are.
@@ -258,11 +262,23 @@ class Calls:
             state: of their download. `pending` needs `aggr_id`.
             callback: only those whose callback ended so: `failed` or `succeeded`. Needed without `state`.
             aggr_id: only those of this aggregation.
+            q: only those of aggregations with this in their name, whatever the case.
             since: only those that ended at this time or later; one without a time zone is local time.
+            until: only those that ended at this time or earlier.
+            error_code: only those whose download ended with this code.
+            destination: only those with a callback to this destination, written as in `stats`.
             tags: only those with one of these tags.
         """
         params = bodies.query(
-            state=state, callback=callback, aggr_id=aggr_id, since=since, tags=",".join(tags) or None
+            state=state,
+            callback=callback,
+            aggr_id=aggr_id,
+            q=q,
+            since=since,
+            until=until,
+            error_code=error_code,
+            destination=destination,
+            tags=",".join(tags) or None,
         )
         # A running job whose lease is renewed comes again on any later page; others, if at all, on the next.
         seen: set[str] = set()
