@@ -106,7 +106,7 @@ def cooling(load: Load) -> int:
 
 
 PUNCTUAL_S = 1.0
-"""How late a start may be that waits for nothing but the rate or delay of its aggregation."""
+"""How late a start may be that waits only for the aggregation's rate or delay."""
 
 LATE_S = 1.0
 """How late the event loop of an instance may be; jobs and requests then wait as long at each step."""
@@ -143,7 +143,7 @@ def blocked(processors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def with_state(row: Aggregation, blocked: str, now: datetime) -> Aggregation:
-    """The aggregation with its state; `blocked`: as from the function of this name."""
+    """The aggregation with the state; `blocked`: as from the function of this name."""
     return row.model_copy(update={"state": _state(row, blocked, now)})
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from downloader.server import Message, Receive, Send
 
 PORT = 9000
-"""Default port; the service itself listens on 8000."""
+"""Default port; the service listens on 8000."""
 
 BODY_BYTES = 16 * 1024 * 1024
 """Largest body; a batch of a hundred callbacks with an `extra` of 100 KB fits."""
@@ -138,7 +138,7 @@ async def _respond(
 
 
 def _signature_problem(headers: Mapping[str, str], body: bytes, secrets: Sequence[str]) -> str:
-    """Why the signature is refused; empty if it is right, or if there is no secret to check it with."""
+    """Why the signature is refused; empty for a valid signature, and without a secret for the check."""
     from downloader.webhooks import NotACallback, WebhookError, verify
 
     try:

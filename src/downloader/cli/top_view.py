@@ -91,7 +91,7 @@ def _head(state: Mapping[str, Any], title: str, problem: str) -> Text:
 
 
 def _troubles(state: Mapping[str, Any]) -> Sequence[Text]:
-    """A line for each trouble of the instances, with the hosts that have it."""
+    """A line for each trouble of the instances, with the hosts of the instances."""
     hosts: dict[str, set[str]] = {}
     for row in state.get("instances", []):
         for name in row.get("troubles", ()):

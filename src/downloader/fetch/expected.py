@@ -67,7 +67,7 @@ class Expected:
     """What is required of a file."""
 
     max_size: int
-    """Most bytes: the job's `max_size`, or that of the configuration if it is smaller."""
+    """Most bytes: the smaller of the job's `max_size` and the configured one."""
     min_size: int
     """Least bytes."""
     size: int | None

@@ -39,7 +39,7 @@ def job_headers(base: HeaderMap, *, user_agent: str, headers: Mapping[str, str])
 
 
 def conditions(spec: JobSpec) -> HeaderMap:
-    """The headers of the job's own conditions, which all hops get: the validators are those of the file."""
+    """The headers of the job's conditions, which all hops get: the validators belong to the file."""
     headers: HeaderMap = {}
     if spec.if_none_match:
         headers[b"if-none-match"] = (b"If-None-Match", spec.if_none_match.encode())

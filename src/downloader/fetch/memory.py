@@ -17,7 +17,7 @@ class BodyMemory:
         self._held: dict[str, int] = {}
         """Bytes by aggregation, without aggregations that hold no bytes."""
         self._waiting: dict[trio.Event, tuple[str, int]] = {}
-        """Aggregation and bytes of each `reserve` that waits, in the order in which they came."""
+        """Aggregation and bytes of each waiting `reserve`, in order of arrival."""
 
     def hold(self, aggregation: str, size: int) -> bool:
         """Count received bytes; returns whether there is room for the bytes.
@@ -31,7 +31,7 @@ class BodyMemory:
         return held <= self._free
 
     async def reserve(self, aggregation: str, size: int, *, within_s: float) -> bool:
-        """Count bytes before they are received, once there is room; false: there was none within `within_s`.
+        """Count bytes to be received, once there is room; false: there was no room within `within_s`.
 
         A cancel leaves nothing counted: a wait for an event that was set returns in spite of it.
         """
@@ -60,7 +60,7 @@ class BodyMemory:
                 taken.set()
 
     def _take(self, aggregation: str, size: int) -> bool:
-        """Count bytes if there is room for all of them."""
+        """Count bytes if there is room for all bytes."""
         held = self._held.get(aggregation, 0) + size
         if held > self._free - size:
             return False

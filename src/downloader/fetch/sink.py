@@ -74,7 +74,7 @@ class Sink:
         self._held = 0
         """Bytes that count in `memory`."""
         self._reserved = 0
-        """Bytes that counted before they came."""
+        """Bytes that were counted before being received."""
         self._crowded = False
         """Whether some of the bytes in memory found no room."""
         self._given_name = name

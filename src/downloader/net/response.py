@@ -131,7 +131,7 @@ class Response:
         return Head(self._status, self._fields, length)
 
     def take(self, data: bytes) -> bytes:
-        """Take bytes of a body of declared length past the parser, which would only copy them.
+        """Take bytes of a body of declared length past the parser, which would only copy the bytes.
 
         At most `left` bytes.
         """

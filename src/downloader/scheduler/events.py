@@ -17,7 +17,7 @@ class Wake:
         self._waiting = trio.CancelScope()
 
     def set(self, delay_s: float = 0) -> None:
-        """Wake the waiter, or let its next wait return at once; with a delay, `wait_for` returns after it."""
+        """Wake the waiter, or let the next wait return at once; `wait_for` returns after the delay."""
         if delay_s > 0:
             self._due = min(self._due, trio.current_time() + delay_s)
             self._waiting.deadline = min(self._waiting.deadline, self._due)

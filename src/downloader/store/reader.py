@@ -105,7 +105,7 @@ class StoreReader:
         return answer, behind
 
     async def unfinished(self, aggr_id: str, count: int) -> tuple[Sequence[JobSpec], bool]:
-        """At most `count` unfinished jobs of an aggregation, and whether there may be more of them."""
+        """At most `count` unfinished jobs of an aggregation, and whether there may be more."""
         call = {"group": aggr_id, "count": count}
         shard = self._keys.aggregation_shard(aggr_id)
         answer = codec.fields(await self._client.run("unfinished", shard, call))

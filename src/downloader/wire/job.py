@@ -189,7 +189,7 @@ class Failures(WireModel):
     """What has failed for good, and can be retried."""
 
     groups: Sequence[FailureGroup]
-    """Those with the most jobs, at most 100."""
+    """The groups with the most jobs, at most 100."""
     more_groups: int
     downloads: FailureCount
     """Failed downloads of all groups."""

@@ -24,7 +24,7 @@ class Ready(WireModel):
     roles: Mapping[str, bool]
     """Whether each role of this process runs."""
     reasons: Annotated[Sequence[str], optional()] = ()
-    """Why it is not ready."""
+    """Why the instance is not ready."""
     backends: Annotated[Mapping[str, bool], optional()] = {}
     """Whether each backend of this process's notifier is healthy; an unhealthy one does not count."""
 
@@ -52,7 +52,7 @@ class WaitingDownloads(WireModel):
     cooling: int
     """How many of the busiest cool down."""
     oldest_due_at: Moment | None = None
-    """When the first download was due of those that only wait for a slot, in the 100 busiest aggregations."""
+    """When the first download was due that waits only for a slot, in the 100 busiest aggregations."""
     next_due_at: Moment | None
 
 

@@ -110,7 +110,7 @@ def _climbs(path: str) -> bool:
 
 
 def read_targets(section: Mapping[str, Any]) -> Sequence[Target]:
-    """The targets of the section, those with the longest match first and the default last.
+    """The targets of the section, the longest match first and the default last.
 
     Raises:
         PluginError: the section is invalid, or a file cannot be used.
