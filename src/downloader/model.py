@@ -201,6 +201,8 @@ class JobSpec:
     """Trace of the request that brought the job (W3C Trace Context); sent with callbacks of the job."""
     token: str = ""
     """Name of the token that the job came with; empty if the API has no tokens."""
+    counted: bool = False
+    """Whether the job counts against a quota of the token until the download is over."""
     sealed: str = ""
     """The `SEALED_FIELDS`, if encrypted with a key that the instance does not have. The plain fields are then
     empty, and the instance can neither download the job nor deliver the callback."""

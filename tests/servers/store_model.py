@@ -17,6 +17,8 @@ PLANS: Mapping[str, CallbackPlan | None] = {
 """Aggregations, and the destinations of callbacks."""
 TOKENS: Mapping[str, str] = {"a": "alice", "b": "alice", "{c}:ü": "bob"}
 """The token of all jobs of an aggregation."""
+QUOTA = 8
+"""Most jobs of `alice` whose download is not over."""
 OWNERS = ("x", "y")
 LEASE_MS, DELAY_MS, KEEP_MS, HOLD_MS = 100_000, 30_000, 60_000, 40_000
 COOL_MS, GAP_MS, CATCH_UP_MS = 70_000, 50_000, 1000
@@ -117,6 +119,14 @@ class Expected:
     """All leases that were ever given, and to which instance."""
     unheard: dict[tuple[Kind, str], list[tuple[str, int]]] = field(default_factory=dict)
     """The leases of each instance's last lease call with a lost reply: job id and generation."""
+
+    def counted(self) -> list[Task]:
+        """The downloads that count against the quota of `alice`."""
+        return [
+            task
+            for _, task in self.tasks(Kind.DOWNLOAD)
+            if TOKENS[task.group] == "alice" and task.state in (State.PENDING, State.RUNNING)
+        ]
 
     def tasks(self, kind: Kind) -> Iterator[tuple[str, Task]]:
         return ((job_id, job.tasks[kind]) for job_id, job in self.jobs.items() if kind in job.tasks)

@@ -59,7 +59,8 @@ async def use_every_key(store: JobStore) -> None:
     for lease, verdict in zip(callbacks, (Verdict.SUCCEEDED, Verdict.FAILED), strict=True):
         await store.settle("me", [closed(lease, CallbackOutcome(verdict=verdict, error="no"), 60, 4)])
     for name in ("of a token", "of the token too"):
-        await submitted(store, name, token="t")
+        spec = spec_for(store, name, token="t", counted=True)
+        await store.submit([Submission(spec=spec, quota={"jobs": 9})])
     await store.lease(Kind.DOWNLOAD, "me", 2, 60)
     await submitted(store, "e")
     [again] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases

@@ -20,6 +20,7 @@ from downloader.config import RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.model import Kind, Lease, State
 from downloader.store import (
+    Accepted,
     Changed,
     JobStore,
     LeaseRequests,
@@ -43,6 +44,7 @@ from servers.store_model import (
     LEASE_MS,
     OWNERS,
     PLANS,
+    QUOTA,
     TOKENS,
     Expected,
     Job,
@@ -131,9 +133,22 @@ class Model(Expected):
             self.requests.pop((kind, owner), None)
 
     async def submit(self, aggr_id: str, limit: int, priority: int = 0) -> None:
-        spec = spec_for(self.store, aggr_id, aggr_limit=limit, priority=priority, token=TOKENS[aggr_id])
+        token = TOKENS[aggr_id]
+        quota = {"jobs": QUOTA} if token == "alice" else None
+        spec = spec_for(
+            self.store,
+            aggr_id,
+            aggr_limit=limit,
+            priority=priority,
+            token=token,
+            counted=quota is not None,
+        )
+        full = quota is not None and len(self.counted()) >= QUOTA
         for _ in range(2):  # the second is a repetition
-            await self.store.submit([Submission(spec=spec)])
+            [(accepted, _)] = await self.store.submit([Submission(spec=spec, quota=quota)])
+            assert accepted is (Accepted.OVER_QUOTA if full else Accepted.NEW)
+        if full:
+            return
         self.jobs[spec.id] = Job(spec, {Kind.DOWNLOAD: Task(aggr_id, self.now_ms, priority)})
         self.pace[aggr_id].asked = limit
         if not self.pace[aggr_id].adjusted:
@@ -374,11 +389,16 @@ class Model(Expected):
             }
         if self.removed:
             assert await self.store.get(self.removed[-1]) is None
+        usage = self.raw.command("HGETALL", self.raw.key("usage", "alice"))
+        counted = self.counted()
+        assert int(usage.get("jobs", 0)) == len(counted)
+        assert (int(usage.get("bytes", 0)) > 0) is bool(counted)
         groups = [group for kind, group in self.limits if kind is Kind.DOWNLOAD]
         pending = {group: len(self.due(Kind.DOWNLOAD, group)) for group in groups}
         sizes = await self.store.aggregation_sizes()
         working = {group for group in groups if pending[group] or self.running(Kind.DOWNLOAD, group)}
         assert sizes == {group: pending[group] for group in working}
+        assert int(usage.get("aggregations", 0)) == sum(TOKENS[group] == "alice" for group in working)
         load = await self.store.load(9)
         assert (load.total, load.downloads, load.callbacks) == (
             len(working),

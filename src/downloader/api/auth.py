@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from operator import itemgetter
@@ -62,6 +62,8 @@ class Caller:
     """Called with a backend's name and a destination."""
     buckets: Allows
     proxies: Allows
+    quota: Mapping[str, int] | None = None
+    """As in `Submission`."""
 
 
 Callers = Sequence[tuple[bytes, Caller]]
@@ -80,10 +82,20 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
                 destinations=destination_globs(token.destinations),
                 buckets=text_globs(token.buckets),
                 proxies=url_globs(token.proxies, "proxy"),
+                quota=_quota(token),
             ),
         )
         for token in tokens
     ]
+
+
+def _quota(token: TokenSettings) -> Mapping[str, int] | None:
+    quotas = {
+        "jobs": token.max_pending,
+        "bytes": token.max_pending_bytes,
+        "aggregations": token.max_aggregations,
+    }
+    return {name: int(most) for name, most in quotas.items() if most is not None} or None
 
 
 def identify(callers: Callers, headers: Iterable[tuple[bytes, bytes]]) -> Caller:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from http import HTTPStatus
@@ -93,11 +94,11 @@ def parse_job(
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
     if not isinstance(fields.get("extra", ""), str):
         fields["extra"] = member_text(body, "extra")
-    token = caller.name if caller is not None else ""
-    spec = JobSpec(id=new_id(fields["aggr_id"]), created_ms=now_ms(), token=token, **fields)
-    if caller is not None:
-        check_job(caller, spec, destination_field=destination_field)
-    return spec
+    spec = JobSpec(id=new_id(fields["aggr_id"]), created_ms=now_ms(), **fields)
+    if caller is None:
+        return spec
+    check_job(caller, spec, destination_field=destination_field)
+    return replace(spec, token=caller.name, counted=caller.quota is not None)
 
 
 def _checked(given: dict[str, Any]) -> tuple[dict[str, Any], Sequence[Fault]]:

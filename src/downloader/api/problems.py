@@ -152,6 +152,7 @@ CODES: Mapping[str, str] = {
     "idempotency_key": "The idempotency key is not 1 to 255 printable ASCII characters.",
     "not_to_be_cancelled": "The download of the job is over.",
     "not_to_be_retried": "The job is not in a state to be retried.",
+    "over_quota": "The token has reached one of its quotas; see Retry-After.",
     "proxy_not_allowed": "The aggregation uses a proxy that the token may not use.",
     "range_not_satisfiable": "The range begins past the end of the file.",
     "unknown_aggregation": "There is no aggregation of this name with unfinished downloads.",

@@ -34,6 +34,11 @@ _PROXIED = Problem(
     field="aggr_id",
 )
 
+QUOTA_AFTER_S = 10
+"""`Retry-After` of a 429: jobs of the token end at any time."""
+
+_QUOTAS = {"jobs": "max_pending", "bytes": "max_pending_bytes", "aggregations": "max_aggregations"}
+
 _log = get_logger()
 
 
@@ -89,8 +94,9 @@ def make_submission(
             _log.info(Event.API_REFUSED, reason=problem.code, token=caller.name, field=problem.field)
         raise Refused(problem) from None
     permits = None if caller is None or caller.proxies is anything else caller.proxies
+    quota = None if caller is None else caller.quota
     if key is None:
-        return Submission(spec=spec, permits=permits)
+        return Submission(spec=spec, permits=permits, quota=quota)
     if caller is not None:  # keys are each token's own; no key and no name contains a NUL
         key = f"{caller.name}\0{key}"
     return Submission(
@@ -99,6 +105,7 @@ def make_submission(
         value_digest=_digest_of_values(spec, members),
         body_digest=hashlib.sha256(body).hexdigest(),
         permits=permits,
+        quota=quota,
     )
 
 
@@ -110,15 +117,15 @@ def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
     later version has more fields.
     """
     stored = json.loads(spec.to_json())
-    for name in ("created_ms", "token"):
+    for name in ("created_ms", "token", "counted"):
         stored.pop(name, None)
     if "extra" in stored:  # of a value that is no string, the text as received
         stored["extra"] = members["extra"]
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
-def check_accepted(why: Accepted, *, key_field: str) -> None:
-    """Check that the store has the job; `key_field` names the field or header with the idempotency key.
+def check_accepted(why: Accepted, job_id: str, *, key_field: str) -> None:
+    """Check that the store has the job, by its result; `key_field` names where the idempotency key is.
 
     Raises:
         Refused: 422, the key was used with another job; 409, the aggregation has another proxy.
@@ -128,6 +135,16 @@ def check_accepted(why: Accepted, *, key_field: str) -> None:
         raise StoreUnavailable("the job's shard of the store does not answer")
     if why is Accepted.PROXIED:
         raise Refused(_PROXIED)
+    if why is Accepted.OVER_QUOTA:
+        detail = f"The token has reached {_QUOTAS[job_id]}; try again when some of its jobs have ended."
+        raise Refused(
+            Problem(
+                status=HTTPStatus.TOO_MANY_REQUESTS,
+                code="over_quota",
+                detail=detail,
+                more_headers=((b"retry-after", b"%d" % QUOTA_AFTER_S),),
+            )
+        )
     if why is Accepted.CONFLICT:
         detail = f"The {key_field} was used with another job."
         raise Refused(

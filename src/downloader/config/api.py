@@ -9,6 +9,7 @@ from pydantic import ByteSize, Field, model_validator
 from downloader.config.checks import (
     Bearer,
     CorsOrigin,
+    Count,
     DestinationPattern,
     FileName,
     HostPattern,
@@ -40,6 +41,13 @@ class TokenSettings(Section):
     """Glob patterns of `s3_bucket`."""
     proxies: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_proxy`."""
+    max_pending: Count | None = None
+    """Most jobs of the token whose download is not over; further ones are answered 429."""
+    max_pending_bytes: Size | None = None
+    """Most bytes that these jobs take in the store: the fields of each, as JSON."""
+    max_aggregations: Count | None = None
+    """Most aggregations with unfinished jobs that belong to the token. An aggregation belongs to the token
+    that submitted the first of its unfinished jobs."""
 
 
 class ApiSettings(Section):

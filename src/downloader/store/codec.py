@@ -74,6 +74,7 @@ def submit(item: Submission, permitted: str, seal: Seal | None, *, with_host: bo
         "body": item.body_digest,
         **({"permitted": permitted} if item.permits else {}),
         **({"token": item.spec.token} if item.spec.token else {}),
+        **({} if item.quota is None else {"quota": item.quota}),
     }
 
 
@@ -133,6 +134,7 @@ def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
     return {
         **_ended(settlement),
         **callback(settlement.callback),
+        **counted(settlement.lease.spec),
         "attempts": "1" if counts else "0",
         "code": outcome.error_code,
         "status": str(outcome.response_code),
@@ -185,6 +187,11 @@ def callback(plan: CallbackPlan | None) -> dict[str, str]:
         return {"callback": "", "limit": "0"}
     token = {"token": plan.token} if plan.token else {}
     return {"callback": plan.group, "limit": str(plan.limit), **token}
+
+
+def counted(spec: JobSpec) -> dict[str, str]:
+    """The argument `counted`."""
+    return {"counted": spec.token} if spec.counted else {}
 
 
 def ms(seconds: float) -> int:

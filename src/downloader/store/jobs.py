@@ -383,7 +383,10 @@ class JobStore(StoreReader):
         """Like `cancel`, for one or more jobs of the same aggregation, such as those of `unfinished`."""
         shard = shard_of(jobs[0][0].id, self._keys.shards)
         call = {"error": CANCELLED, "keep_ms": ms(keep_s)}
-        rows = [{"id": spec.id, "group": spec.aggr_id, **codec.callback(plan)} for spec, plan in jobs]
+        rows = [
+            {"id": spec.id, "group": spec.aggr_id, **codec.callback(plan), **codec.counted(spec)}
+            for spec, plan in jobs
+        ]
         return [
             Changed(answer) for answer in await self._client.run("cancel", shard, call, rows, durable=True)
         ]

@@ -196,6 +196,13 @@ KEYS = (
         ),
     ),
     Key(
+        name="usage",
+        parameters=("token",),
+        type="hash",
+        owner="the transition that gives back the last",
+        holds="of a token with a quota: `jobs` whose download is not over, their `bytes`, and `aggregations`",
+    ),
+    Key(
         name="timers",
         parameters=("kind",),
         type="zset",

@@ -34,6 +34,9 @@ class Submission:
     """Digest of the job's values, stored with the idempotency key and compared when the key comes again."""
     body_digest: str = ""
     """Digest of the request body, which earlier versions stored with a key, for a day."""
+    quota: Mapping[str, int] | None = None
+    """The most `jobs`, `bytes` and `aggregations` that may count for the token, each absent without a bound;
+    `None`: the job does not count."""
     permits: Callable[[str], bool] | None = None
     """Whether the job may use the aggregation's present proxy, which is the argument; `None`: any proxy."""
 
@@ -48,6 +51,9 @@ class Accepted(StrEnum):
     """The idempotency key was used before for a different job; nothing was enqueued."""
     PROXIED = "proxied"
     """The aggregation has a proxy that the job may not use; nothing was enqueued."""
+    OVER_QUOTA = "over_quota"
+    """The token has too much pending; nothing was enqueued. Instead of an id the result has the name of the
+    quota: `jobs`, `bytes` or `aggregations`."""
     UNAVAILABLE = "unavailable"
     """The shard refused the job for now, or did not answer. Without an answer the job may have been
     enqueued."""

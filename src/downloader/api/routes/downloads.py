@@ -73,6 +73,7 @@ _log = get_logger()
     problems={
         HTTPStatus.BAD_REQUEST: "the body is not a JSON object, or the idempotency key is malformed",
         HTTPStatus.CONFLICT: "the aggregation uses a proxy that the token may not use",
+        HTTPStatus.TOO_MANY_REQUESTS: "the token has reached one of its quotas; see Retry-After",
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the body is too large",
         HTTPStatus.UNPROCESSABLE_ENTITY: "fields are at fault, all of them in `errors`, or the idempotency"
         " key was used with another job",
@@ -103,7 +104,7 @@ async def submit(context: Context, scope: Message, receive: Receive, send: Send)
         del body, members  # while it waits for the store, the parsed job alone is kept
         keep(max(size, memory_of(submission)))
         why, job_id = await intake.submit(submission)
-        check_accepted(why, key_field=_KEY_HEADER)
+        check_accepted(why, job_id, key_field=_KEY_HEADER)
     fields = [*_HEADERS, (b"location", b"/jobs/" + job_id.encode())]
     if why is Accepted.REPEATED:
         fields.append(_REPLAYED)
@@ -273,7 +274,7 @@ def _response_line(result: tuple[Accepted, str] | StoreError, warnings: Sequence
         if isinstance(result, StoreError):
             raise result
         why, job_id = result
-        check_accepted(why, key_field=KEY_FIELD)
+        check_accepted(why, job_id, key_field=KEY_FIELD)
     except Refused as refused:
         return refused.problem
     except StoreError:

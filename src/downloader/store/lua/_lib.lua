@@ -225,24 +225,50 @@ local function keep_adjusted(record, group)
     end
   end
   if kept then
-    redis.call('HDEL', record, 'proxy', 'token')
+    redis.call('HDEL', record, 'proxy', 'token', 'counted')
     redis.call('PERSIST', record)
     redis.call('ZADD', key_groups('download'), 0, group)
   end
   return kept
 end
 
+-- Changes what counts against the quota of a token.
+local function count_usage(token, jobs, bytes, aggregations)
+  local usage, some = key_usage(token), false
+  for name, amount in pairs({jobs = jobs, bytes = bytes, aggregations = aggregations}) do
+    some = redis.call('HINCRBY', usage, name, amount) > 0 or some
+  end
+  if not some then redis.call('DEL', usage) end
+end
+
+-- Counts a pending job; `counted` in its task has the bytes until the download is over.
+local function count_job(id, token)
+  local bytes = redis.call('STRLEN', key_job(id))
+  redis.call('HSET', key_task('download', id), 'counted', bytes)
+  count_usage(token, 1, bytes, 0)
+end
+
+-- Lets an aggregation that belongs to no token belong to this one.
+local function belong(record, token, counted)
+  if redis.call('HSETNX', record, 'token', token) == 1 and counted then
+    redis.call('HSET', record, 'counted', 1)
+    count_usage(token, 0, 0, 1)
+  end
+end
+
 -- Deletes the record of a group without tasks, except for an operator's values, a cooldown and the last start: the rate
 -- also bounds jobs that are submitted one after the other.
 local function forget(kind, group)
-  local record = key_group(kind, group)
+  local record, ends = key_group(kind, group), 0
   if kind == 'download' then
     redis.call('DEL', key_urgent(group))
+    local fields = redis.call('HMGET', record, 'token', 'counted', unpack(GATE))
+    if fields[2] then count_usage(fields[1], 0, 0, -1) end
     if keep_adjusted(record, group) then return end
+    ends = opens(unpack(fields, 3))
   end
-  local ends = kind == 'download' and opens(unpack(redis.call('HMGET', record, unpack(GATE)))) or 0
   if ends > now then
-    redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay', 'token')
+    redis.call('HDEL', record, 'limit', 'proxy', 'rate', 'delay', 'token', 'counted')
     redis.call('PEXPIRE', record, math.ceil(ends - now))
   else
     redis.call('DEL', record)
@@ -437,6 +463,11 @@ end
 -- kept for `keep_ms`.
 local function conclude(id, item, keep_ms)
   local callback = item.callback
+  local bytes = item.counted and redis.call('HGET', key_task('download', id), 'counted')
+  if bytes then
+    redis.call('HDEL', key_task('download', id), 'counted')
+    count_usage(item.counted, -1, -tonumber(bytes), 0)
+  end
   if callback == '' then
     redis.call('ZADD', key_reap(), now + keep_ms, id)
     return

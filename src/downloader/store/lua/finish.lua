@@ -4,7 +4,7 @@
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
 --         none, callback: its group or '', limit: of that group, token: of the job, absent:
---         none, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
+--         none, counted: the token if the job counts against its quota, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'

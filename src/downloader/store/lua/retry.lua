@@ -37,7 +37,8 @@ local function retry(id)
       if job.aggr_delay then redis.call('HSET', record, 'delay', job.aggr_delay) end
     end
     redis.call('HSETNX', record, 'proxy', proxy)
-    if job.token then redis.call('HSETNX', record, 'token', job.token) end
+    if job.token then belong(record, job.token, job.counted) end
+    if job.counted then count_job(id, job.token) end
     redis.call('PERSIST', record)
     redis.call('ZREM', key_failed_downloads(), id)
   end

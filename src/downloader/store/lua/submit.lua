@@ -5,14 +5,29 @@
 --         it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
---         time (ms), priority: absent for 0, token: absent for none}
+--         time (ms), priority: absent for 0, token: absent for none,
+--         quota: of the token, the most jobs, bytes and aggregations, each absent: no bound; absent: not counted}
 -- from    (no job)
 -- to      download pending
--- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted}
+-- answer  per job: {'new' | 'repeated' | 'conflict', id} or {'proxied', the proxy that is not permitted} or
+--         {'over_quota', 'jobs' | 'bytes' | 'aggregations'}
 -- repeat  a known id is answered 'new' and not enqueued again
 
 local IDEMPOTENCY_MS = 24 * 3600 * 1000
 local answers = {}
+
+local QUOTAS = {'jobs', 'bytes', 'aggregations'}
+
+-- What the token of a job has too much of with this job, or nil.
+local function over_quota(item)
+  local used = redis.call('HMGET', key_usage(item.token), unpack(QUOTAS))
+  local opens_one = redis.call('HEXISTS', key_group('download', item.group), 'token') == 0
+  local more = {1, #item.spec, opens_one and 1 or 0}
+  for i, name in ipairs(QUOTAS) do
+    local most = item.quota[name]
+    if most and more[i] > 0 and tonumber(used[i] or '0') + more[i] > most then return name end
+  end
+end
 
 for item in items() do
   local id, group = item.id, item.group
@@ -33,6 +48,8 @@ for item in items() do
   local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
+  elseif not known and item.quota and over_quota(item) then
+    why, id = 'over_quota', over_quota(item)
   elseif not known then
     redis.call('SET', key_job(id), item.spec)
     if item.idempotency ~= '' then
@@ -46,7 +63,8 @@ for item in items() do
     redis.call('HSETNX', record, 'proxy', item.proxy)
     if item.token then
       note_token(item.token)
-      redis.call('HSETNX', record, 'token', item.token)
+      belong(record, item.token, item.quota)
+      if item.quota then count_job(id, item.token) end
     end
     redis.call('PERSIST', record)
     if proxy and proxy ~= item.proxy then redis.call('HSET', key_task('download', id), 'proxy', proxy) end
