@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+import trio
+import trio.testing
 from pydantic import SecretStr
 
 from downloader.api.routes.aggregations import PAGE
@@ -418,3 +421,57 @@ async def test_a_job_that_waits_for_its_time_is_scheduled(api: Served) -> None:
     await api.store.report("one", "processor", {}, 60)
     assert (await shown(api))["state"] == "scheduled"
     assert (await patched(api, limit=1))["state"] == "scheduled"
+
+
+async def test_all_aggregations_are_paused_at_once(api: Served) -> None:
+    """Those that come later too; each keeps a pause of its own."""
+    await submit(api.store, "a", count=2, aggr_limit=2)
+    await submit(api.store, "b")
+    assert await granted(api.store, 1) == 1
+    await patched(api, paused=True)
+    for _ in range(2):
+        answer = await api.client.patch("/aggregations", json={"paused": True})
+        assert (answer.status_code, answer.json()) == (200, {"paused": True})
+    await submit(api.store, "c")
+    batch = await api.store.lease(Kind.DOWNLOAD, "me", 9, 60, room=9)
+    assert (batch.leases, batch.next_due_s) == ([], None)
+    page = (await api.client.get("/aggregations")).json()
+    assert page["paused"] is True
+    assert {row["state"] for row in page["aggregations"]} == {"paused"}
+    assert (await api.store.backlog(9)).oldest_due_ms is None
+    assert (await api.client.patch("/aggregations", json={"paused": False})).json() == {"paused": False}
+    assert (await api.client.get("/aggregations")).json()["paused"] is False
+    leases = (await api.store.lease(Kind.DOWNLOAD, "me", 9, 60)).leases
+    assert {lease.group for lease in leases} == {"b", "c"}
+
+
+async def test_the_end_of_a_pause_of_all_wakes_the_instances(store: JobStore, nursery: trio.Nursery) -> None:
+    await store.pause_all(paused=True)
+    woken = trio.Event()
+
+    def wake(*_: object) -> None:
+        woken.set()
+
+    await nursery.start(partial(store.listen, {Kind.DOWNLOAD: wake}))
+    await trio.testing.wait_all_tasks_blocked(0.1)
+    woken = trio.Event()
+    await store.pause_all(paused=False)
+    with trio.fail_after(10):
+        await woken.wait()
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("body", [{}, {"paused": None}, {"paused": 1}, {"paused": True, "limit": 1}])
+async def test_a_pause_of_all_that_is_refused(api: Served, body: dict[str, Any]) -> None:
+    answer = await api.client.patch("/aggregations", json=body)
+    assert answer.status_code == 422
+    assert not await api.store.all_paused()
+
+
+async def test_only_a_token_with_all_aggregations_pauses_all(serving: Serving) -> None:
+    secret = "x" * 20
+    token = TokenSettings(name="t", token=SecretStr(secret), scopes=["admin"], aggregations=["a"])
+    api = await serving(settings=ApiSettings(tokens=[token]))
+    api.client.headers["Authorization"] = f"Bearer {secret}"
+    assert (await api.client.patch("/aggregations", json={"paused": True})).status_code == 403
+    assert not await api.store.all_paused()

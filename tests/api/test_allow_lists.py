@@ -181,11 +181,21 @@ async def test_destinations_are_for_those_who_see_all_aggregations(api: Served) 
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     plan = CallbackPlan(group="http secret.example", limit=1)
     await api.store.settle("me", [downloaded(lease, Outcome(verdict=Verdict.SUCCEEDED), plan, 60)])
-    seen = {}
-    for name in ("reader", "shop"):
-        stats = (await api.client.get("/stats", headers=bearer(name))).json()["callbacks"]
-        seen[name] = [each["destination"] for each in stats["destinations"]]
-    assert seen == {"reader": ["http secret.example"], "shop": []}
+    stats = (await api.client.get("/stats", headers=bearer("reader"))).json()["callbacks"]
+    assert [row["destination"] for row in stats["destinations"]] == ["http secret.example"]
+    assert (await api.client.get("/stats", headers=bearer("shop"))).json()["callbacks"] is None
+
+
+async def test_numbers_of_the_fleet_are_for_those_who_see_all_aggregations(api: Served) -> None:
+    for aggr_id in ("shop-1", "shop-1", "other"):
+        await submit(api, "worker", aggr_id=aggr_id)
+    for path in ("/metrics", "/stats/processor", "/stats/notifier"):
+        statuses = [
+            (await api.client.get(path, headers=bearer(name))).status_code for name in ("reader", "shop")
+        ]
+        assert statuses == [200, 403], path
+    own = (await api.client.get("/stats", headers=bearer("shop"))).json()["downloads"]
+    assert (own["pending"], own["aggregations"], own["in_flight"]) == (2, 1, 0)
 
 
 async def test_files_of_other_aggregations_are_not_there(serving: Serving, tmp_path: Path) -> None:

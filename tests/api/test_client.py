@@ -180,6 +180,13 @@ async def test_jobs_of_an_aggregation_are_cancelled(
     assert await api.store.aggregation_sizes() == {"b": 1}
 
 
+async def test_all_are_paused(api: Served, client: AsyncClient) -> None:
+    await client.pause_all()
+    assert await api.store.all_paused()
+    await client.pause_all(paused=False)
+    assert not await api.store.all_paused()
+
+
 async def test_jobs_are_listed(api: Served, client: AsyncClient) -> None:
     for name in ("a", "a", "a", "b", "b"):
         await client.submit(**JOB | {"aggr_id": name})

@@ -110,6 +110,7 @@ async def test_a_snapshot_of_the_fleet(api: Served) -> None:
     assert snapshot["waiting"]["downloads"].pop("oldest_due_at")
     assert snapshot == {
         "store": True,
+        "paused": False,
         "instances": [
             {
                 "instance": "h-1-a",
@@ -267,10 +268,14 @@ async def test_it_takes_a_token_that_reads(serving: Serving) -> None:
 async def test_a_token_sees_its_aggregations_only(serving: Serving) -> None:
     api = await serving(pace=QUICK, settings=tokens())
     await submit(api.store, "mine-1", "secret-1", "secret-1", "secret-2")
+    await api.store.report("one", "processor", {"instance": "one"}, 60, {"bytes": 9})
     async with listening(api, bearer("b")) as some, listening(api, bearer("a")) as every:
         found = await some.snapshot()
         assert loads(found) == {"mine-1": (0, 1)}
         assert found["more_aggregations"] == 0
+        assert (found["instances"], found["counters"], found["in_flight"]) == ([], {}, {"downloads": 0})
+        assert found["waiting"]["downloads"]["pending"] == 1
+        assert found["waiting"]["callbacks"] is None
         assert loads(await every.snapshot()) == {"mine-1": (0, 1), "secret-1": (0, 2), "secret-2": (0, 1)}
         # What it may not see does not show in when it hears something either.
         await submit(api.store, "secret-3")

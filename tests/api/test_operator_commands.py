@@ -182,6 +182,14 @@ async def test_all_jobs_of_an_aggregation_are_cancelled(run: Run, api: Served) -
     assert "give an id, or --aggr-id" in (await run("cancel", "x", "--aggr-id", "a")).complaint
 
 
+async def test_all_are_paused_and_resumed(run: Run, api: Served) -> None:
+    assert (await run("pause", "--all")).out == "all aggregations are paused\n"
+    assert await api.store.all_paused()
+    assert (await run("resume", "--all", "--json")).json_lines() == [{"paused": False}]
+    assert not await api.store.all_paused()
+    assert "--all" in (await run("pause", "a", "--all")).complaint
+
+
 async def test_job(run: Run, api: Served) -> None:
     [row] = (await run("submit", "https://h/1", "--json", *HTTP)).json_lines()
     ran = await run("job", row["id"])
@@ -347,10 +355,11 @@ async def test_cancel(run: Run, api: Served) -> None:
     assert ran.complaint == f"{row['id']}: 409 not_to_be_cancelled: The download of this job is over"
 
 
-async def test_aggregations(run: Run) -> None:
+async def test_aggregations(run: Run, api: Served) -> None:
     await run("submit", "https://a/1", "https://b/1", "https://b/2", *HTTP)
-    waits = "waits: no processor runs"
-    assert (await run("aggregations")).out == f"b\t0\t2\t4\t\t\t{waits}\na\t0\t1\t4\t\t\t{waits}\n"
+    assert (await run("aggregations", "a")).out.startswith("a\n  state      waits: no processor runs\n")
+    await api.store.report("one", "processor", {"instance": "one"}, 60)
+    assert (await run("aggregations")).out == "b\t0\t2\t4\na\t0\t1\t4\n"
     ran = await run("aggregations", "b", "--set", "limit=2", "--set", "delay=0.5")
     assert (ran.status, ran.err) == (0, "")
     assert "  limit      2 (the jobs ask for 4)\n  delay      0.5 s between starts" in ran.out

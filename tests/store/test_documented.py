@@ -78,6 +78,7 @@ async def use_every_key(store: JobStore) -> None:
             await store.lease(Kind.CALLBACK, types, 1, 60, shares=shares, room=2, types=[types])
     await store.set_crawl_delay("slow.test", 1, 60)
     await store.report("one", "processor", {}, 60, {"bytes": 1})
+    await store.pause_all(paused=True)
 
 
 async def test_each_key_has_the_type_of_the_table_and_expires_if_it_is_said_to(

@@ -110,3 +110,22 @@ def test_troubles_of_instances_are_at_the_head() -> None:
     lines = shown(state)
     assert lines[1:3] == ["of a newer version: h\\x1b[31m", "the disk of the spool is full: h\\x1b[31m"]
     assert len(lines) <= 24
+
+
+def test_the_oldest_download_and_the_end_of_the_backlog() -> None:
+    due = datetime.fromtimestamp(time.time() - 125, UTC).isoformat()
+    waiting = {"downloads": {"pending": 600, "oldest_due_at": due}, "callbacks": {"pending": 3}}
+    rates = Rates()
+    rates.add({"counters": {"processor": {"downloads_succeeded": 0}}}, 0)
+    rates.add({"counters": {"processor": {"downloads_succeeded": 100}}}, 10)
+    assert "oldest download due for 2m 5s, about 1m 0s left" in shown(snapshot(waiting=waiting), rates)
+
+
+def test_a_token_of_some_aggregations_sees_only_its_own() -> None:
+    own = {"waiting": {"downloads": {"pending": 4}, "callbacks": None}, "in_flight": {"downloads": 2}}
+    lines = shown(snapshot(counters={}, instances=[], paused=True, **own))
+    assert [line.split() for line in lines if line.startswith(("downloads", "callbacks"))] == [
+        ["downloads", "4", "2"],
+        ["callbacks"],
+    ]
+    assert "all aggregations are paused" in lines[0]

@@ -224,6 +224,27 @@ async def test_jobs_are_cancelled_after_their_aggregation_is_typed(
     await browse(page_url, look)
 
 
+async def test_all_aggregations_are_paused_after_a_question(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    await submitted(store)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        page.locator("#pause-all").click()
+        page.get_by_role("dialog").get_by_role("button", name="Pause everything").click()
+        expect(page.locator("#said")).to_contain_text("All aggregations are paused.")
+        expect(page.locator(".note")).to_contain_text("All aggregations are paused.")
+        assert meanwhile(store.all_paused)
+        expect(page.locator("#aggregations tbody tr td").first).to_have_text("paused")
+        page.get_by_role("button", name="Resume everything").click()
+        expect(page.locator("#notes")).to_be_empty()
+        assert not meanwhile(store.all_paused)
+
+    await browse(page_url, look)
+
+
 async def test_a_second_click_sends_nothing(browse: Browse, page_url: str, store: JobStore) -> None:
     await submitted(store)
 

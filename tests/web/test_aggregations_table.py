@@ -31,6 +31,7 @@ def stored(store: JobStore, name: str) -> Aggregation:
 
 async def test_an_operator_pauses_resumes_and_limits(browse: Browse, page_url: str, store: JobStore) -> None:
     await submit(store, "a/b", HOSTILE)
+    await store.report("one", "processor", {"instance": "one"}, 60)
 
     def look(seen: Seen) -> None:
         page = seen.page

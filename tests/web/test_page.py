@@ -356,3 +356,24 @@ async def test_an_aggregation_at_its_rate_says_so(browse: Browse, page_url: str,
         expect(state).to_have_text("at its rate, 0.5/s")
 
     await browse(page_url, look)
+
+
+async def test_the_backlog_is_at_the_head(
+    browse: Browse, page_url: str, raw: RawStore, store: JobStore
+) -> None:
+    await submit(store, "a", jobs=300)
+    first = raw.command("ZRANGE", raw.key("queue", "download", "a"), 0, 0)[0]
+    await report(store, "processor", "one")
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        line = seen.page.locator(".backlog")
+        expect(line).to_have_text("300 pending")
+        raw.command("ZADD", raw.key("queue", "download", "a"), 1_790_000_000_000, first)
+        expect(line).to_contain_text("the oldest has been due for")
+        for done in range(2_000_000, 2_900_000, 100_000):
+            counts = {"downloads_succeeded": done}
+            meanwhile(partial(store.report, "one", "processor", {}, 60, counts))
+        expect(line).to_contain_text("under a minute left at")
+
+    await browse(page_url, look)

@@ -39,8 +39,9 @@ async def test_signing_in_and_out(browse: Browse, serve_page: ServePage, store: 
         page.keyboard.press("Enter")
         expect(token).to_be_hidden()
         expect(page.locator("#who-name")).to_have_text("watcher")
-        page.get_by_role("button", name="Pause a").click()
-        expect(page.locator("#said.bad")).to_contain_text("lacks the scope admin")
+        expect(page.locator("#aggregations tbody tr")).to_have_count(1)
+        for name in ("Pause a", "Limits of a", "Cancel the jobs of a", "Pause everything"):
+            expect(page.get_by_role("button", name=name)).to_have_count(0)
         assert page.evaluate("document.cookie") == ""
         assert page.evaluate("localStorage.length + sessionStorage.length") == 0
 
@@ -60,5 +61,34 @@ async def test_signing_in_and_out(browse: Browse, serve_page: ServePage, store: 
         expect(token).to_be_focused()
         refused = [text for text in seen.complaints if "401" not in text and "403" not in text]
         assert (refused, seen.strangers) == ([], [])
+
+    await browse(url, look)
+
+
+async def test_a_tenant_sees_its_own_numbers_and_buttons(
+    browse: Browse, serve_page: ServePage, store: JobStore
+) -> None:
+    tenant = TokenSettings(
+        name="tenant", token=SecretStr("tenant" * 5), scopes=["read", "submit"], aggregations=["mine"]
+    )
+    url = await serve_page(ApiSettings(tokens=[tenant]))
+    await store.report("one", "processor", {"instance": "one", "host": "secret.example"}, 60, {"bytes": 9})
+    specs = [spec_for(store, name) for name in ("mine", "mine", "other")]
+    await store.submit([Submission(spec=spec) for spec in specs])
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        seen.open()
+        page.keyboard.type("tenant" * 5)
+        page.keyboard.press("Enter")
+        expect(page.locator("#pending")).to_have_text("2")
+        expect(page.locator("#aggregations tbody tr")).to_have_count(1)
+        expect(page.get_by_role("button", name="Cancel the jobs of mine")).to_be_visible()
+        expect(page.get_by_role("button", name="Pause mine")).to_have_count(0)
+        for heading in ("Instances", "Callbacks", "Callbacks that wait", "The last quarter of an hour"):
+            expect(page.get_by_role("heading", name=heading, exact=True)).to_have_count(0)
+        assert "secret.example" not in page.content()
+        assert seen.barriers() == []
+        seen.check()
 
     await browse(url, look)

@@ -149,6 +149,17 @@ def sees_all() -> bool:
     return visible_aggregations() is anything
 
 
+def check_sees_all() -> None:
+    """Check that the caller of Quart's request may see every aggregation, for what concerns the whole fleet.
+
+    Raises:
+        Refused: 403.
+    """
+    if not sees_all():
+        detail = "This is of the whole fleet, and the token does not have all aggregations."
+        raise Refused(Problem(status=HTTPStatus.FORBIDDEN, code="forbidden", detail=detail))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """A session that has not ended."""

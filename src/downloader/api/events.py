@@ -153,6 +153,8 @@ class Events:
                 yield b"event: snapshot\ndata: " + newest + b"\n\n"
             else:
                 samples, sent_sample = self.history.since(sent_sample), self.history.newest
+                if allows is not anything:  # the history is the whole fleet's
+                    samples = b""
                 yield b"event: history\ndata: " + samples + b"\n\n" if samples else _ALIVE
 
     async def _next(self, allows: Allows, sent: bytes, sent_sample: int, until: float) -> bytes | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from downloader.api.views import fleet_counters, troubles, waiting
+from downloader.api.views import fleet_counters, troubles, waiting, waiting_of_some
 from downloader.globs import Allows, anything
 from downloader.store import Backlog, Load
-from downloader.wire import rfc3339
+from downloader.wire import AggregationLoad, rfc3339
 
 ROLES = ("api", "processor", "notifier")
 
@@ -57,30 +57,59 @@ def encode(snapshot: Snapshot, allows: Allows) -> bytes:
     """
     loads = snapshot.load.aggregations if snapshot.load else []
     visible = [load for load in loads if allows(load.aggr_id)]
-    total = snapshot.load.total if snapshot.load and allows is anything else len(visible)
+    document = {
+        "store": snapshot.store,
+        "paused": snapshot.load is not None and snapshot.load.paused,
+        "aggregations": [
+            {
+                "aggr_id": load.aggr_id,
+                "pending": load.pending,
+                "in_flight": load.in_flight,
+                "limit": load.limit,
+                "paused": load.paused,
+                "cooling_until": load.cooling_until,
+            }
+            for load in visible[:SHOWN]
+        ],
+        **(_of_all(snapshot) if allows is anything else _of_some(visible)),
+    }
+    return json.dumps(document, separators=(",", ":"), default=rfc3339).encode()
+
+
+def _of_all(snapshot: Snapshot) -> Mapping[str, Any]:
+    """The members about the whole fleet."""
+    load, backlog = snapshot.load, snapshot.backlog
     instances = sorted(
         (_instance(role, report) for role, reports in snapshot.reports.items() for report in reports),
         key=lambda row: (row["host"], row["started_ms"], row["instance"], row["role"]),
     )
-    document = {
-        "store": snapshot.store,
+    return {
+        "more_aggregations": max(0, load.total - min(len(load.aggregations), SHOWN)) if load else 0,
         "instances": instances[:INSTANCES],
         "more_instances": max(0, len(instances) - INSTANCES),
-        "aggregations": [load.model_dump() for load in visible[:SHOWN]],
-        "more_aggregations": max(0, total - min(len(visible), SHOWN)),
         "in_flight": {
-            "downloads": snapshot.load.downloads if snapshot.load else 0,
-            "callbacks": snapshot.load.callbacks if snapshot.load else 0,
+            "downloads": load.downloads if load else 0,
+            "callbacks": load.callbacks if load else 0,
         },
-        "waiting": waiting(snapshot.load, snapshot.backlog, destinations=True).model_dump()
-        if snapshot.load and snapshot.backlog and allows is anything
-        else None,
+        "waiting": waiting(load, backlog).model_dump() if load and backlog else None,
         "counters": {
             role: fleet_counters(role, snapshot.reports.get(role, ()), snapshot.totals.get(role, {}))
             for role in COUNTED_ROLES
         },
     }
-    return json.dumps(document, separators=(",", ":"), default=rfc3339).encode()
+
+
+def _of_some(visible: Sequence[AggregationLoad]) -> Mapping[str, Any]:
+    """The same members for a caller that may see only these aggregations: nothing about the fleet."""
+    own = waiting_of_some(visible)
+    return {
+        "more_aggregations": max(0, len(visible) - SHOWN),
+        "instances": [],
+        "more_instances": 0,
+        "in_flight": {"downloads": own.downloads.in_flight},
+        "waiting": own.model_dump(),
+        "counters": {},
+    }
 
 
 def _instance(role: str, report: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from downloader.observe import COUNTERS, TROUBLES, by_name
 from downloader.store import Backlog, JobView, Load
 from downloader.wire import (
     Aggregation,
+    AggregationLoad,
     Job,
     JobCallback,
     JobFile,
@@ -76,15 +77,14 @@ FAILED_SHOWN = 20
 """Most destinations that are named with a number of failed callbacks."""
 
 
-def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
-    """What waits; `destinations`: whether the caller may see the destinations of callbacks."""
-    shown = backlog.destinations if destinations else ()
+def waiting(load: Load, backlog: Backlog) -> Waiting:
+    """What waits in the whole fleet."""
     return Waiting(
         downloads=WaitingDownloads(
             pending=backlog.downloads.pending,
             in_flight=load.downloads,
             aggregations=backlog.downloads.groups,
-            cooling=cooling(load),
+            cooling=cooling(load.aggregations),
             oldest_due_at=moment(backlog.oldest_due_ms),
             next_due_at=moment(backlog.downloads.next_ms),
         ),
@@ -93,16 +93,30 @@ def waiting(load: Load, backlog: Backlog, *, destinations: bool) -> Waiting:
             in_flight=load.callbacks,
             failed=backlog.failed_callbacks,
             next_due_at=moment(backlog.callbacks.next_ms),
-            destinations=shown,
-            more_destinations=backlog.callbacks.groups - len(shown) if destinations else 0,
-            failed_to=backlog.failed_to[:FAILED_SHOWN] if destinations else (),
+            destinations=backlog.destinations,
+            more_destinations=backlog.callbacks.groups - len(backlog.destinations),
+            failed_to=backlog.failed_to[:FAILED_SHOWN],
         ),
     )
 
 
-def cooling(load: Load) -> int:
-    """Number of aggregations in `load` that cool down."""
-    return sum(row.cooling_until is not None for row in load.aggregations)
+def waiting_of_some(rows: Sequence[AggregationLoad]) -> Waiting:
+    """What waits in some aggregations, for a caller that may not see others."""
+    return Waiting(
+        downloads=WaitingDownloads(
+            pending=sum(row.pending for row in rows),
+            in_flight=sum(row.in_flight for row in rows),
+            aggregations=len(rows),
+            cooling=cooling(rows),
+            next_due_at=None,
+        ),
+        callbacks=None,
+    )
+
+
+def cooling(rows: Iterable[AggregationLoad]) -> int:
+    """Number of aggregations that cool down."""
+    return sum(row.cooling_until is not None for row in rows)
 
 
 PUNCTUAL_S = 1.0
@@ -135,8 +149,10 @@ def in_trouble(reports: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
     return {name: len(names) for name, names in instances.items()}
 
 
-def blocked(processors: Sequence[Mapping[str, Any]]) -> str:
+def blocked(processors: Sequence[Mapping[str, Any]], *, all_paused: bool) -> str:
     """Why no download can start, as a state of `Aggregation`; empty if one can."""
+    if all_paused:
+        return "paused"
     if not processors:
         return "no_processor"
     return "disk_full" if all("disk" in troubles(report) for report in processors) else ""

@@ -34,6 +34,7 @@ STATES = {
 }
 """What is said of a state; `_state` has the others that are of interest."""
 
+All = Annotated[bool, Parameter(name="--all", show_default=False)]
 AggrIds = Annotated[str, Parameter(name="AGGREGATION", show_default=False)]
 
 
@@ -83,35 +84,50 @@ def aggregations(
     return 0
 
 
-def pause(*aggr_ids: AggrIds, json_: Json = False, service: Service = LOCAL) -> int:
+def pause(*aggr_ids: AggrIds, all_: All = False, json_: Json = False, service: Service = LOCAL) -> int:
     """Pause aggregations: no download of the aggregations starts, over the fleet.
 
     Downloads in flight go on, and jobs are still accepted.
 
     For example:
       downloader pause example.org
+      downloader pause --all
 
     Args:
         aggr_ids: Names of aggregations.
+        all_: Pause all, also those that come later.
         json_: Write a JSON object for each.
     """
-    return _set_paused(aggr_ids, paused=True, as_json=json_, service=service)
+    return _set_paused(aggr_ids, paused=True, everything=all_, as_json=json_, service=service)
 
 
-def resume(*aggr_ids: AggrIds, json_: Json = False, service: Service = LOCAL) -> int:
+def resume(*aggr_ids: AggrIds, all_: All = False, json_: Json = False, service: Service = LOCAL) -> int:
     """Resume paused aggregations.
 
     For example:
       downloader resume example.org
+      downloader resume --all
 
     Args:
         aggr_ids: Names of aggregations.
+        all_: End the pause of all; those that are paused by name stay so.
         json_: Write a JSON object for each.
     """
-    return _set_paused(aggr_ids, paused=False, as_json=json_, service=service)
+    return _set_paused(aggr_ids, paused=False, everything=all_, as_json=json_, service=service)
 
 
-def _set_paused(aggr_ids: Sequence[str], *, paused: bool, as_json: bool, service: Service) -> int:
+def _set_paused(
+    aggr_ids: Sequence[str], *, paused: bool, everything: bool, as_json: bool, service: Service
+) -> int:
+    if everything == bool(aggr_ids):
+        raise ConfigError("give an id or a name, or --all")
+    if everything:
+        with connect(service) as client:
+            client.pause_all(paused=paused)
+        line = "all aggregations are paused" if paused else "the pause of all aggregations has ended"
+        write_result({"paused": paused}, line, as_json=as_json)
+        return 0
+
     def change(client: Client, aggr_id: str) -> None:
         aggregation = client.adjust(aggr_id, paused=paused)
         line = f"{aggr_id} {'is paused' if aggregation.paused else 'goes on'}: {aggregation.pending} pending"

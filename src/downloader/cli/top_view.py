@@ -65,11 +65,11 @@ def view(
     """
     instances = state.get("instances", [])
     shown = instances if height is None else instances[:INSTANCES]
-    troubles = _troubles(state)
-    room = None if height is None else max(1, height - _FIXED_LINES - len(troubles) - len(shown))
+    lines = [*_troubles(state), *_backlog(state, rates)]
+    room = None if height is None else max(1, height - _FIXED_LINES - len(lines) - len(shown))
     return Group(
         _head(state, title, problem),
-        *troubles,
+        *lines,
         _flow(state, rates),
         Text(),
         _instances(shown, more=len(instances) - len(shown) + state.get("more_instances", 0)),
@@ -85,6 +85,8 @@ def _head(state: Mapping[str, Any], title: str, problem: str) -> Text:
         line.append(f"  {escape(problem)}", "bold red")
     elif not state.get("store"):
         line.append("  the store does not answer", "bold red")
+    elif state.get("paused"):
+        line.append("  all aggregations are paused", "bold yellow")
     else:
         line.append("  store ok", "green")
     return line.append("  q quits", "dim")
@@ -112,12 +114,14 @@ def _flow(state: Mapping[str, Any], rates: Rates) -> Table:
         ("callbacks", "notifier", "callbacks_delivered", "callbacks_failed", "callbacks_retried"),
     )
     for label, role, good, bad, again in rows:
+        if role not in counters:  # nor for a token that may not see all aggregations
+            table.add_row(Text(label, "bold"), *_present(waiting, flying, label))
+            continue
         numbers = [int(_count(counters, role, name)) for name in (good, bad, again)]
         volume = decimal(int(rates.of(role, "bytes"))) if role == "processor" else ""
         table.add_row(
             Text(label, "bold"),
-            f"{waiting[label].get('pending', 0):,}" if label in waiting else "",
-            f"{flying.get(label, 0):,}",
+            *_present(waiting, flying, label),
             f"{rates.of(role, good) + rates.of(role, bad):.1f}",
             volume,
             f"{numbers[0]:,}",
@@ -125,6 +129,29 @@ def _flow(state: Mapping[str, Any], rates: Rates) -> Table:
             f"{numbers[2]:,}",
         )
     return table
+
+
+def _present(waiting: Mapping[str, Any], flying: Mapping[str, int], label: str) -> tuple[str, str]:
+    """How many wait and how many are in flight; empty for what the token may not see."""
+    pending = (waiting.get(label) or {}).get("pending")
+    return _number(pending), _number(flying.get(label))
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"
+
+
+def _backlog(state: Mapping[str, Any], rates: Rates) -> Sequence[Text]:
+    """Since when the oldest download is due, and when all would have ended; no line if nothing waits."""
+    downloads = (state.get("waiting") or {}).get("downloads") or {}
+    rate = rates.of("processor", "downloads_succeeded") + rates.of("processor", "downloads_failed")
+    parts = []
+    if oldest := downloads.get("oldest_due_at"):
+        parts.append(f"oldest download due for {_since(datetime.fromisoformat(oldest).timestamp() * 1000)}")
+    if downloads.get("pending") and rate:
+        left_s = downloads["pending"] / rate
+        parts.append(f"about {_since((time.time() - left_s) * 1000)} left")
+    return [Text(", ".join(parts), "dim", overflow="ellipsis", no_wrap=True)] if parts else []
 
 
 def _instances(instances: list[Mapping[str, Any]], *, more: int) -> Table:

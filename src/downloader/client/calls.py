@@ -325,6 +325,10 @@ class Calls:
         path = f"aggregations/{bodies.segment(aggr_id)}"
         return self._read(Aggregation, "PATCH", path, content=bodies.encode(changes))
 
+    def pause_all(self, *, paused: bool = True) -> Steps[None]:
+        """Pause all aggregations, also those that come later, or end this pause."""
+        yield from self._call("PATCH", "aggregations", content=bodies.encode({"paused": paused}))
+
     def stats(self, role: str | None = None) -> Steps[Mapping[str, Any]]:
         """What waits, over the fleet; with a role, the counters of the `processor` or the `notifier`."""
         response = yield from self._call("GET", f"stats/{bodies.segment(role)}" if role else "stats")

@@ -136,6 +136,7 @@ class AsyncClient:
     aggregations = _async_iterated(Calls.aggregations)
     aggregation = _awaited(Calls.aggregation)
     adjust = _awaited(Calls.adjust)
+    pause_all = _awaited(Calls.pause_all)
     stats = _awaited(Calls.stats)
     ping = _awaited(Calls.ping)
 
@@ -236,6 +237,7 @@ class Client:
     aggregations = _iterated(Calls.aggregations)
     aggregation = _blocking(Calls.aggregation)
     adjust = _blocking(Calls.adjust)
+    pause_all = _blocking(Calls.pause_all)
     stats = _blocking(Calls.stats)
     ping = _blocking(Calls.ping)
 

@@ -340,6 +340,7 @@ def load(answers: Iterable[Sequence[Any]], count: int) -> Load:
     aggregations.sort(key=lambda load: (-load.pending - load.in_flight, load.aggr_id))
     return Load(
         aggregations=aggregations[:count],
+        paused=any(shard.get("paused") for shard in shards),
         total=sum(shard["total"] for shard in shards),
         downloads=sum(shard["downloads"] for shard in shards),
         callbacks=sum(shard["callbacks"] for shard in shards),

@@ -406,6 +406,16 @@ class JobStore(StoreReader):
         answer = await self._client.run("adjust", shard, call, durable=True)
         return codec.aggregation(answer) if answer else None
 
+    async def pause_all(self, *, paused: bool) -> None:
+        """Pause all aggregations, also later ones, or end this pause; it leaves their own pauses alone.
+
+        Raises:
+            StoreUnavailable: a shard did not answer; the others may have changed.
+        """
+        call = {"paused": "1" if paused else ""}
+        for shard in range(self._keys.shards):
+            await self._client.run("pause", shard, call, durable=True)
+
     async def report(
         self,
         instance: str,

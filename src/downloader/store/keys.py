@@ -258,6 +258,12 @@ KEYS = (
         holds="running tasks by the end of their lease (ms)",
     ),
     Key(
+        name="paused",
+        type="string",
+        owner="`pause`",
+        holds="that an operator has paused all aggregations",
+    ),
+    Key(
         name="stopping",
         type="zset",
         owner="a member goes when its holder has stopped, or by `sweep`",

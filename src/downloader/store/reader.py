@@ -174,6 +174,10 @@ class StoreReader:
         """Description of an aggregation; `None` for an aggregation without work."""
         return next(iter(await self.described([aggr_id])), None)
 
+    async def all_paused(self) -> bool:
+        """Whether an operator has paused all aggregations."""
+        return bool(await self._client.command("EXISTS", self._keys.key(0, "paused")))
+
     async def load(self, count: int) -> Load:
         """The `count` (1 or more) busiest aggregations, and totals.
 

@@ -245,6 +245,8 @@ class Load:
 
     aggregations: Sequence[AggregationLoad]
     """In descending order of pending and running downloads."""
+    paused: bool = False
+    """An operator has paused all aggregations."""
     total: int
     """Number of all aggregations with work, listed or not."""
     downloads: int

@@ -47,6 +47,8 @@ function row() {
   head.scope = "row";
   const [inFlight, limit, pending] = [make("span"), make("span", "of"), make("td", "count")];
   const [pause, limits, cancel] = [button("Pause"), button("Limits"), button("Cancel")];
+  for (const element of [pause, limits]) element.dataset.scope = "admin";
+  cancel.dataset.scope = "submit";
   pause.addEventListener("click", () =>
     act(pause, async () => {
       const changed = await call("PATCH", path(shown), { paused: !shown.paused });
@@ -146,6 +148,26 @@ function show(found) {
   $("aggregations-search").hidden = total <= 1 && view.q === "";
   performance.measure("aggregations", { start: began });
 }
+
+let allPaused = false;
+
+// Takes a snapshot of `/events`.
+export function showPause({ paused, counters }) {
+  allPaused = paused;
+  setText($("pause-all"), paused ? "Resume everything" : "Pause everything");
+  $("pause-all").hidden = !counters.processor; // the token does not have all aggregations
+}
+
+$("pause-all").addEventListener("click", () =>
+  act($("pause-all"), async () => {
+    const paused = !allPaused;
+    const text = "No download starts, of aggregations that come later either. Downloads in flight go on, and jobs are accepted.";
+    if (paused && !(await confirm("Pause all aggregations?", text, "Pause everything"))) return "";
+    await call("PATCH", "aggregations", { paused });
+    look();
+    return paused ? "All aggregations are paused." : "Aggregations go on, except those that are paused by name.";
+  }),
+);
 
 // After a change of the fleet: at once, but not more often than every `LOOK_MS`.
 export function aggregationsChanged() {

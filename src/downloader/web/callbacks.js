@@ -43,7 +43,7 @@ function showFailedTo(destinations = []) {
 
 // Takes a snapshot of `/events`.
 export function callbacksChanged({ waiting }) {
-  $("callbacks-panel").hidden = waiting === null;
-  if (waiting) showCallbacks(waiting);
-  showFailedTo(waiting?.callbacks.failed_to);
+  $("callbacks-panel").hidden = !waiting?.callbacks;
+  if (waiting?.callbacks) showCallbacks(waiting);
+  showFailedTo(waiting?.callbacks?.failed_to);
 }

@@ -7,6 +7,8 @@ import { REASONS, bytes, plain, seconds } from "./words.js";
 const HEIGHT_PX = 150;
 const SPAN_S = 900;
 const SPAN_MIN_S = 120;
+// How much of the past says when the backlog ends.
+const RATE_S = 60;
 // The time that one bar of failures covers.
 const BAR_S = 30;
 // A logarithm has no place for 0, which the fastest calls are rounded to.
@@ -181,6 +183,12 @@ function draw() {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   }
   for (const show of charts) show();
+}
+
+// Downloads that ended in a second, over the last minute; 0 while that is not known.
+export function downloadsPerSecond() {
+  const rates = samples.filter(({ at_ms, rates }) => rates && at_ms > Date.now() - RATE_S * 1000).map(({ rates }) => rates.succeeded + rates.failed);
+  return rates.length ? rates.reduce((sum, rate) => sum + rate, 0) / rates.length : 0;
 }
 
 // Samples as `/events` sends them: all that there are at first, then those that are new.

@@ -71,7 +71,7 @@ let known = "";
 
 // Takes a snapshot of `/events`.
 export function failuresChanged({ waiting, counters }) {
-  const counted = JSON.stringify([counters, waiting?.callbacks.failed]);
+  const counted = JSON.stringify([counters, waiting?.callbacks?.failed, waiting?.downloads]);
   if (counted !== known && !timer) {
     known = counted;
     timer = setTimeout(look, Math.max(0, lookedAt + LOOK_MS - performance.now()));

@@ -1,8 +1,11 @@
 // What a snapshot of `/events` has about the fleet as a whole: what needs attention, counters and instances.
 
+import { downloadsPerSecond } from "./charts.js";
 import { $, list, make, setForeign, setText, setTitle } from "./dom.js";
 import { TROUBLES, bytes, day, duration, plain, plural, short } from "./words.js";
 
+// A download that has been due for less is not worth a word.
+const OLD_MS = 60_000;
 // Instances that a note names.
 const NAMED = 3;
 
@@ -59,6 +62,9 @@ function notes(snapshot) {
     if (troubled.size > NAMED) texts.push("and others");
     const instances = plural(troubled.size, "instance", "instances");
     found.push([name, { bad: name !== "lag", title: title(instances), text: `${texts.join("; ")}.` }]);
+  }
+  if (snapshot.paused) {
+    found.push(["paused", { bad: false, title: "All aggregations are paused.", text: "No download starts." }]);
   }
   const backends = new Map();
   for (const instance of snapshot.instances) {
@@ -143,10 +149,27 @@ const showInstances = list($("instances").tBodies[0], () => {
   };
 });
 
+// How much waits, since when, and when it would end at the rate of the last samples of the history.
+function showBacklog(downloads) {
+  setText($("pending"), plain.format(downloads?.pending ?? 0));
+  const oldest = downloads?.oldest_due_at && Date.now() - new Date(downloads.oldest_due_at);
+  const rate = downloadsPerSecond();
+  const more = [];
+  if (oldest >= OLD_MS) more.push(`the oldest has been due for ${duration(oldest)}`);
+  if (downloads?.pending && rate) more.push(`about ${duration((downloads.pending / rate) * 1000)} left at ${short.format(rate)}/s`);
+  setText($("backlog-more"), more.map((text) => ` · ${text}`).join(""));
+}
+
 export function showFleet(snapshot) {
   const { instances, counters } = snapshot;
   showNotes(notes(snapshot));
   setText($("downloads-now"), plain.format(snapshot.in_flight.downloads));
+  showBacklog(snapshot.waiting?.downloads);
+  // A token that does not have all aggregations sees nothing of the whole fleet.
+  const all = Boolean(counters.processor);
+  for (const id of ["charts-panel", "callbacks-counted", "instances-panel", "counters-foot", "stored-line"]) $(id).hidden = !all;
+  $("downloads-counters").hidden = !all;
+  if (!all) return;
   setText($("callbacks-now"), plain.format(snapshot.in_flight.callbacks));
   setText($("stored"), bytes(counters.processor.bytes ?? 0));
   showDownloads(counters.processor);

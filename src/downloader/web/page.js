@@ -1,6 +1,6 @@
 // The page: hands the events of `GET /events` to the modules that show them.
 
-import { aggregationsChanged } from "./aggregations.js";
+import { aggregationsChanged, showPause } from "./aggregations.js";
 import { callbacksChanged } from "./callbacks.js";
 import { addSamples } from "./charts.js";
 import { $, setText } from "./dom.js";
@@ -18,12 +18,13 @@ let last = null;
 function show(snapshot) {
   last = snapshot;
   showFleet(snapshot);
+  showPause(snapshot);
   aggregationsChanged();
   callbacksChanged(snapshot);
   failuresChanged(snapshot);
   jobMayHaveChanged();
   const busy = snapshot.aggregations.length > 0;
-  const used = busy || Object.values(snapshot.counters.processor).some((value) => value > 0);
+  const used = busy || Object.values(snapshot.counters.processor ?? { own: 1 }).some((value) => value > 0);
   $("quiet").hidden = busy || !used;
   $("first").hidden = used;
   $("live").hidden = false;

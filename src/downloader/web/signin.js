@@ -4,6 +4,8 @@ import { call } from "./api.js";
 import { complain } from "./dialogs.js";
 import { $, setForeign } from "./dom.js";
 
+const SCOPES = ["submit", "retry", "admin"];
+
 let enter = () => {};
 let leave = () => {};
 
@@ -12,6 +14,8 @@ function show(session) {
   $("signin").hidden = !out;
   $("who").hidden = !session.expires_at; // without one there is nothing to sign out of
   setForeign($("who-name"), session.name ?? "");
+  // Buttons that the token may not use are not there; see style.css.
+  for (const scope of SCOPES) document.body.classList.toggle(`may-${scope}`, !session.tokens || session.scopes.includes(scope));
   if (out) {
     leave();
     $("live").hidden = true;

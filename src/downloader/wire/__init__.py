@@ -13,6 +13,7 @@ from downloader.wire.aggregation import (
     AggregationLoad,
     AggregationPage,
     AggregationSize,
+    AllAggregations,
     CancelledJobs,
 )
 from downloader.wire.base import LAST_MS, Fault, LineProblem, Problem, moment, rfc3339, unix_ms
@@ -57,6 +58,7 @@ __all__ = [
     "AggregationLoad",
     "AggregationPage",
     "AggregationSize",
+    "AllAggregations",
     "Callback",
     "CancelledJobs",
     "DownloadRequest",

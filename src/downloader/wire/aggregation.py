@@ -41,6 +41,15 @@ class AggregationChanges(TypedDict, total=False):
     """`null` ends a cooldown; there is no other value."""
 
 
+class AllAggregations(WireModel):
+    """A pause of all aggregations."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+    paused: bool
+    """No download starts, of aggregations that come later either."""
+
+
 class AggregationLoad(WireModel):
     """An aggregation's present work."""
 
@@ -81,6 +90,8 @@ class AggregationPage(WireModel):
 
     aggregations: Sequence[Aggregation]
     cursor: Cursor
+    paused: bool = False
+    """An operator has paused all aggregations."""
     total: Annotated[int | None, Field(exclude_if=lambda total: total is None)] = None
     """With `q` or `sort`: how many match, on all pages."""
 

@@ -95,4 +95,5 @@ class Waiting(WireModel):
     """What waits, now, over the fleet."""
 
     downloads: WaitingDownloads
-    callbacks: WaitingCallbacks
+    callbacks: WaitingCallbacks | None
+    """`null` for a token that does not have all aggregations; `downloads` then counts only the token's."""

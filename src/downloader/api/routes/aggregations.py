@@ -12,7 +12,7 @@ import trio
 from pydantic import TypeAdapter, ValidationError
 from quart import request
 
-from downloader.api.auth import visible_aggregations
+from downloader.api.auth import check_sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
 from downloader.api.parse import MAX_NAME_CHARS, MAX_WARNINGS, refusal
@@ -23,8 +23,15 @@ from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.api.views import blocked, with_state
 from downloader.model import MAX_AGGREGATION_CHARS
 from downloader.observe import Event, get_logger
-from downloader.store import Changed
-from downloader.wire import Aggregation, AggregationChanges, AggregationPage, AggregationSize, CancelledJobs
+from downloader.store import Changed, JobStore
+from downloader.wire import (
+    Aggregation,
+    AggregationChanges,
+    AggregationPage,
+    AggregationSize,
+    AllAggregations,
+    CancelledJobs,
+)
 
 PAGE = 100
 """About how many aggregations a page has; reading a page takes about a millisecond of the store's time."""
@@ -85,9 +92,10 @@ async def list_aggregations(context: Context) -> tuple[AggregationPage, dict[str
         rows = [row for row in listed.aggregations if allows(row.aggr_id)]
         rows.sort(key=lambda row: (-row.in_flight - row.pending, row.aggr_id))
         page = AggregationPage(aggregations=rows, cursor=listed.cursor)
-    now, reason = datetime.now(UTC), blocked(await context.store.reports("processor"))
-    rows = [with_state(row, reason, now) for row in page.aggregations]
-    return page.model_copy(update={"aggregations": rows}), next_page("/aggregations", page.cursor)
+    reason = await _blocked(context.store)
+    rows = [with_state(row, reason, datetime.now(UTC)) for row in page.aggregations]
+    page = page.model_copy(update={"aggregations": rows, "paused": reason == "paused"})
+    return page, next_page("/aggregations", page.cursor)
 
 
 async def _search(aggregations: Aggregations) -> AggregationPage:
@@ -128,6 +136,33 @@ async def show(context: Context, aggr_id: str) -> Aggregation:
     """Show one aggregation."""
     visible = visible_aggregations()(aggr_id)
     return await _known(context, await context.store.aggregation(aggr_id) if visible else None)
+
+
+@route(
+    "PATCH",
+    "/aggregations",
+    scope="admin",
+    body=AllAggregations,
+    responses={HTTPStatus.OK: ResponseSpec("The pause after the change.", AllAggregations)},
+    problems={
+        HTTPStatus.BAD_REQUEST: "the body is not a JSON object",
+        HTTPStatus.UNPROCESSABLE_ENTITY: "a field is at fault or unknown",
+    },
+)
+async def pause_all(context: Context) -> AllAggregations:
+    """Pause all aggregations.
+
+    At once over the fleet, until `paused` is set to `false`; also of aggregations that come later. Their own
+    pauses stay. A token needs all aggregations.
+    """
+    try:
+        change = AllAggregations.model_validate(parse_object(await request.data))
+    except ValidationError as error:
+        raise refusal(error) from None
+    check_sees_all()
+    await context.store.pause_all(paused=change.paused)
+    _log.info(Event.AGGREGATIONS_PAUSED if change.paused else Event.AGGREGATIONS_RESUMED)
+    return change
 
 
 @route(
@@ -226,7 +261,11 @@ def _can_be_named(aggr_id: str) -> bool:
 async def _known(context: Context, aggregation: Aggregation | None) -> Aggregation:
     if aggregation is None:
         raise Refused(_UNKNOWN)
-    return with_state(aggregation, blocked(await context.store.reports("processor")), datetime.now(UTC))
+    return with_state(aggregation, await _blocked(context.store), datetime.now(UTC))
+
+
+async def _blocked(store: JobStore) -> str:
+    return blocked(await store.reports("processor"), all_paused=await store.all_paused())
 
 
 _UNKNOWN = Problem(

@@ -8,12 +8,12 @@ from http import HTTPStatus
 
 from quart import Response
 
-from downloader.api.auth import sees_all
+from downloader.api.auth import check_sees_all, sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.problems import not_found
 from downloader.api.routing import TEXT, ResponseSpec, route
 from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
-from downloader.api.views import counters, waiting
+from downloader.api.views import counters, waiting, waiting_of_some
 from downloader.observe import by_name
 from downloader.store import StoreError
 from downloader.wire import Ready, Status, Waiting
@@ -95,8 +95,10 @@ async def ready(context: Context) -> tuple[Ready, int]:
 )
 async def backlog(context: Context) -> Waiting:
     """Show how many downloads and callbacks wait."""
-    load, backlog = await context.store.load(SAMPLED), await context.store.backlog(DESTINATIONS)
-    return waiting(load, backlog, destinations=sees_all())
+    load, allows = await context.store.load(SAMPLED), visible_aggregations()
+    if not sees_all():
+        return waiting_of_some([row for row in load.aggregations if allows(row.aggr_id)])
+    return waiting(load, await context.store.backlog(DESTINATIONS))
 
 
 @route(
@@ -113,6 +115,7 @@ async def stats(context: Context, role: str) -> Mapping[str, int | float]:
     """
     if role not in COUNTED_ROLES:
         raise not_found("Only processor and notifier have statistics.")
+    check_sees_all()
     reports = await context.store.reports(role)
     totals = by_name(await context.store.totals(role))
     return dict(sorted((counters(reports) | counters(reports, "predecessor") | totals).items()))

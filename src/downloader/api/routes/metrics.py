@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from quart import Response, request
 
+from downloader.api.auth import check_sees_all
 from downloader.api.deps import Context
 from downloader.api.routing import ResponseSpec, route
 from downloader.api.snapshot import DESTINATIONS, ROLES, SAMPLED
@@ -38,6 +39,7 @@ async def metrics(context: Context) -> Response:
 
     Of the whole fleet; every instance answers the same. Also as OpenMetrics.
     """
+    check_sees_all()
     # Imported here: it takes a tenth of the start, and many instances never serve metrics.
     from prometheus_client import exposition  # noqa: PLC0415
 
@@ -76,7 +78,7 @@ def gauge_values(
             for kind, waiting in kinds.items()
             if waiting.next_ms is not None
         },
-        "downloader_aggregations_cooling": {(): cooling(load)},
+        "downloader_aggregations_cooling": {(): cooling(load.aggregations)},
         "downloader_downloads_oldest_due_seconds": {(): max(0, waits_s)},
         "downloader_callbacks_oldest_due_seconds": {(): max(0, overdue_s)},
         "downloader_callbacks_failed": {(): backlog.failed_callbacks},

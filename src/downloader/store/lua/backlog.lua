@@ -30,6 +30,7 @@ end
 -- When the first download was due of those that wait for a slot; 0: none waits. Of the aggregations with the most.
 local function oldest_due()
   local oldest = 0
+  if redis.call('EXISTS', key_paused()) == 1 then return oldest end
   for _, group in ipairs(redis.call('ZRANGE', key_groups('download'), 0, call.destinations - 1, 'REV')) do
     local record = redis.call('HMGET', key_group('download', group), 'paused', 'cooling')
     local due = tonumber(redis.call('ZRANGE', key_queue('download', group), 0, 0, 'WITHSCORES')[2])

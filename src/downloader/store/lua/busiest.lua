@@ -4,7 +4,7 @@
 -- ARGV    1 {count: how many at the most, 1 or more, skip: how many busier ones are left out}
 -- from    any
 -- to      the same
--- answer  total (aggregations with work), downloads and callbacks (running), aggregations: name, score in
+-- answer  paused (1 if all aggregations are), total (aggregations with work), downloads and callbacks (running), aggregations: name, score in
 --         `groups`, limit, paused ('1' or ''), cooling (until when, ms; '' if it is not) of each
 -- repeat  harmless
 
@@ -20,7 +20,7 @@ for i = 1, #rows, 2 do
   }
 end
 return {
-  'total', redis.call('ZCOUNT', key_groups('download'), '(0', '+inf'),
+  'paused', redis.call('EXISTS', key_paused()), 'total', redis.call('ZCOUNT', key_groups('download'), '(0', '+inf'),
   'downloads', redis.call('ZCARD', key_leases('download')) + redis.call('ZCARD', key_stopping()),
   'callbacks', redis.call('ZCARD', key_leases('callback')),
   'aggregations', aggregations,

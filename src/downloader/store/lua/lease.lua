@@ -17,6 +17,7 @@
 --         attempts, crashes, throttled, limit, proxy, token, spec, proven and failing ('1' or '', of a callback's
 --         destination), waited_ms (since it was due; -1 if the lease is repeated), age_ms (since the callback became
 --         pending), result of each; a callback's result has the fields RESULT of its download that are set
+--         While all aggregations are paused, no download is given.
 -- repeat  the same request is given what it was given before, as far as it still holds it
 --
 -- Groups take turns: the first in `ready` gives one task (see `next_task`) and moves to the end. A download that cannot
@@ -237,6 +238,11 @@ if memo and string.match(memo, '^%S+') == call.request then
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
   return answer()
+end
+
+-- The end of this pause wakes all instances.
+if kind == 'download' and redis.call('EXISTS', key_paused()) == 1 then
+  return {'due_ms', -1, 'leases', leases, 'look_ms', -1}
 end
 
 -- Bounded, so that a call is short even if many groups fall due at once; due_ms 0 makes the caller ask again.
