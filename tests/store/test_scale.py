@@ -133,6 +133,14 @@ async def test_f21_no_command_grows_with_what_waits(store: JobStore, full: Valke
     assert len(commands) < 100 * LEASES, "some eighty for each job"
 
 
+async def test_f21_the_list_of_all_aggregations_is_read_in_pages(store: JobStore, full: Valkey) -> None:
+    with watched(full) as commands:
+        sizes = await store.aggregation_sizes()
+    assert len(sizes) >= AGGREGATIONS
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+    assert max(map(size_of, commands)) <= BOUND
+
+
 async def test_f21_all_have_their_turn_before_one_has_its_second(store: JobStore) -> None:
     late = spec_for(store, "late")
     await store.submit([Submission(spec=late)])

@@ -31,7 +31,8 @@ from downloader.wire import Aggregation, AggregationLoad, AggregationPage, Failu
 log = get_logger()
 
 LISTED_AT_ONCE = 1000
-"""Aggregations per call of the script in `loads`: a few milliseconds of the store's time."""
+"""Aggregations per call of the script in `loads`, and per command in `aggregation_sizes`: a few milliseconds
+of the store's time, and less than one."""
 
 RESUBSCRIBE_S = 0.5
 """Pause before subscribing again after the connection to the store was lost."""
@@ -124,15 +125,21 @@ class StoreReader:
     async def aggregation_sizes(self) -> Mapping[str, int]:
         """How many jobs are pending in each aggregation that has work, the largest first.
 
-        Those that have none, and are kept because an operator has set something, are left out.
+        Those that have none, and are kept because an operator has set something, are left out. Read in pages,
+        so that no command delays the fleet: a list of very many is not of one moment.
         """
 
-        async def ask(shard: int) -> Mapping[str, str]:
+        async def ask(shard: int) -> Mapping[str, float]:
             key = self._keys.key(shard, "groups", Kind.DOWNLOAD)
-            flat = await self._client.command(
-                "ZRANGE", key, "+inf", "(0", "BYSCORE", "REV", "WITHSCORES", shard=shard
-            )
-            return dict(flat) if flat and isinstance(flat[0], list | tuple) else codec.fields(flat)
+            scores: dict[str, float] = {}  # an aggregation that moves in the order may be read twice, or not
+            start, more = 0, True
+            while more:
+                end = start + LISTED_AT_ONCE - 1
+                flat = await self._client.command("ZRANGE", key, start, end, "REV", "WITHSCORES", shard=shard)
+                page = dict(flat) if flat and isinstance(flat[0], list | tuple) else codec.fields(flat)
+                scores |= {name: float(score) for name, score in page.items() if float(score) > 0}
+                start, more = end + 1, len(page) == LISTED_AT_ONCE
+            return scores
 
         answers = (await self._client.ask(range(self._keys.shards), ask)).values()
         sizes = {name: codec.counts(score)[0] for answer in answers for name, score in answer.items()}
