@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
 
 from downloader.errors import StoreUnavailable
-from downloader.model import Kind
-from downloader.store import Accepted, JobStore, LeaseBatch, Submission
+from downloader.model import CallbackOutcome, Kind, Lease, Outcome, Verdict
+from downloader.observe import COUNTERS, Counters
+from downloader.scheduler import LeaseEnd, Stop, Work, run_work
+from downloader.service.roles import Worker
+from downloader.store import Accepted, CallbackPlan, JobStore, LeaseBatch, Settlement, Submission
 from downloader.store.client import MANY_CALLS, MAX_ROWS
-from servers.jobs import leased, spec_for, submitted
+from downloader.tasks import background
+from servers.jobs import closed, leased, spec_for, submitted
 from servers.raw_store import RawStore
 
 
@@ -111,3 +117,95 @@ async def test_a_lease_call_waits_for_few_of_the_submissions_of_many_jobs(store:
         await ask(store)
         # One call may have been sent before, and one begins for each that ends.
         assert answered - 1 <= 2 * MANY_CALLS
+
+
+class Alone:
+    """An instance that downloads and delivers in one process, with the store's client that submits too."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.workers = [self._worker(kind) for kind in Kind]
+        self._delivered = 0
+        self._ended = trio.Event()
+
+    def _worker(self, kind: Kind) -> Worker:
+        work = Work(
+            kind=kind,
+            concurrency=64,
+            lease_s=30,
+            longest_s=lambda _: 60.0,
+            work=self._attempt,
+            on_end=self._note_end,
+        )
+        return Worker(role=kind, work=work, counters=Counters(COUNTERS["processor"]), stop=Stop())
+
+    def _note_end(self, _: LeaseEnd, settlement: Settlement, _seconds: float) -> None:
+        self._delivered += settlement.lease.kind is Kind.CALLBACK
+        self._ended.set()
+        self._ended = trio.Event()
+
+    async def _attempt(self, lease: Lease, _: object) -> Settlement:
+        if lease.kind is Kind.CALLBACK:
+            return closed(lease, CallbackOutcome(verdict=Verdict.SUCCEEDED), 60, 9)
+        plan = CallbackPlan(group="http http://sink", limit=99)
+        return Settlement.of(lease, Outcome(verdict=Verdict.SUCCEEDED), callback=plan, keep_s=60)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            wakes = {worker.work.kind: worker.wake.set for worker in self.workers}
+            idle = {worker.work.kind: worker.wake_if_idle for worker in self.workers}
+            await nursery.start(partial(self.store.listen, wakes, owner="me", idle=idle))
+            for worker in self.workers:
+                run = partial(run_work, owner="me", wake=worker.wake, stop=worker.stop, held=worker.held)
+                await nursery.start(run, self.store, worker.work)
+            task_status.started()
+
+    async def until(self, jobs: int) -> None:
+        """Wait until the callbacks of so many jobs are delivered."""
+        while self._delivered < jobs:
+            await self._ended.wait()
+
+
+@pytest.fixture
+async def alone(store: JobStore) -> AsyncIterator[Alone]:
+    """An instance that has done two jobs."""
+    instance = Alone(store)
+    async with background(instance.run):
+        for jobs in (1, 2):
+            await submitted(store)
+            await instance.until(jobs)
+        yield instance
+
+
+def counts(raw: RawStore) -> Counter[str]:
+    """Calls of commands by name, and how often the server has read from a connection."""
+    stats = raw.command("INFO", "commandstats")
+    calls = Counter({name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()})
+    calls["reads"] = reads(raw)
+    return calls
+
+
+async def test_a_job_that_comes_alone_takes_three_round_trips(
+    alone: Alone, store: JobStore, raw: RawStore
+) -> None:
+    """Submission and lease, result and lease of the callback, result of the callback. Nobody is woken."""
+    before = counts(raw)
+    for jobs in range(3, 13):
+        await submitted(store)
+        await alone.until(jobs)
+    calls = counts(raw) - before
+    assert calls["evalsha"] == 10 * 5
+    assert calls["publish"] == 0
+    assert calls["reads"] == 10 * 3 + 2, "two to ask for the numbers"
+
+
+async def test_jobs_in_a_crowd_share_calls(alone: Alone, store: JobStore, raw: RawStore) -> None:
+    before = counts(raw)
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(submitted, store, f"group {number % 20}")
+    await alone.until(102)
+    calls = counts(raw) - before
+    assert calls["evalsha"] - 100 < 100 / 2, "the API joins the submissions too"
+    assert calls["reads"] < 100 / 2
+    assert sum(calls.values()) < 100 * 110, "commands inside of scripts"

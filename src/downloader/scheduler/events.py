@@ -15,6 +15,13 @@ class Wake:
         self._event = trio.Event()
         self._due = math.inf
         self._waiting = trio.CancelScope()
+        self.is_awaited = False
+        """Whether a task is in `wait_for`."""
+
+    def clear(self) -> None:
+        """Undo `set`, right before the waiter does what it would be woken for."""
+        if self._event.is_set():
+            self._event = trio.Event()
 
     def set(self, delay_s: float = 0) -> None:
         """Wake the waiter, or let the next wait return at once; `wait_for` returns after the delay."""
@@ -32,8 +39,10 @@ class Wake:
     async def wait_for(self, longest_s: float) -> None:
         """Return after one or more `set`, after the delay of one, or after `longest_s` seconds."""
         deadline = min(self._due, trio.current_time() + longest_s)
+        self.is_awaited = True
         with trio.CancelScope(deadline=deadline) as self._waiting:
             await self.wait()
+        self.is_awaited = False
         if trio.current_time() >= self._due:
             self._due = math.inf
 

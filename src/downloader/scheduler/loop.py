@@ -198,6 +198,8 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             await running.wake.wait_for(LOOK_S)
             continue
         await _linger(running, more=look_s == 0)
+        if not running.stop.begun:
+            running.wake.clear()
         answered, look_s = await _take(running, tasks, min(running.free, LEASE_BATCH), room=running.free)
         if not answered:
             await running.wake.wait_for(jittered(backoff_s))

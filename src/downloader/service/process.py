@@ -241,7 +241,8 @@ async def _run_roles(
     if wakes:
         downloads = [worker.held for worker in parts.workers if worker.work.kind is Kind.DOWNLOAD]
         cancelled = partial(_cancelled, downloads)
-        listen = partial(instance.store.listen, wakes, owner=instance.owner, cancelled=cancelled)
+        idle = {worker.work.kind: worker.wake_if_idle for worker in parts.workers}
+        listen = partial(instance.store.listen, wakes, owner=instance.owner, idle=idle, cancelled=cancelled)
         parts.background.append(listen)
     async with trio.open_nursery() as background:
         signals.instance, signals.scope = instance, background.cancel_scope

@@ -45,6 +45,13 @@ class Worker:
     wake: Wake = field(default_factory=Wake)
     held: Held = field(default_factory=dict)
 
+    def wake_if_idle(self) -> bool:
+        """Wake the task that leases, if it waits and nothing is in flight; returns whether it was woken."""
+        if self.held or not self.wake.is_awaited:
+            return False
+        self.wake.set()
+        return True
+
     def report(self) -> Report:
         """The current report of the instance: facts, and counts by series."""
         facts = {**self.facts(), "counters": self.counters.snapshot()}

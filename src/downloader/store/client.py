@@ -147,6 +147,10 @@ class StoreClient:
         answers: Sequence[Any] = await self._call_shard(shard, lambda server: run_scripts(server, calls))
         return answers
 
+    def joins_durable(self, rows: int) -> bool:
+        """Whether a call of a durable transition with so many rows joins others, and keeps its place."""
+        return not self._durable and rows <= FEW_ROWS
+
     async def prepare_durable(self, shard: int) -> None:
         """Load the scripts and set the key that durable calls need. Raises as `run` does."""
         await self.command("SET", self.keys.key(shard, "synced"), 1, "PX", SYNCED_TTL_MS, shard=shard)

@@ -21,7 +21,7 @@ from downloader.ids import JobIds, shard_of
 from downloader.model import BROKERS, JobSpec, Kind, Lease, callback_limit
 from downloader.observe import Event, get_logger
 from downloader.store import codec
-from downloader.store.client import StoreClient, Timed, open_client
+from downloader.store.client import MAX_ROWS, StoreClient, Timed, open_client
 from downloader.store.codec import ms
 from downloader.store.memory import MemoryMark
 from downloader.store.reader import StoreReader
@@ -137,13 +137,23 @@ class JobStore(StoreReader):
         admitted = [
             row for row in rows if self._mark.admits(shard_of(row["id"], self._keys.shards), row["spec"])
         ]
-        entries = await self._client.run_rows("submit", {}, admitted, durable=True)
+        joins = self._own and self._client.joins_durable(len(admitted))
+        call = self._wake_own(Kind.DOWNLOAD) if joins else {}
+        entries = await self._client.run_rows("submit", call, admitted, durable=True)
         results = {
             row["id"]: (Accepted(entry[0]), entry[1])
             for row, entry in zip(admitted, entries, strict=True)
             if entry is not None
         }
         return [results.get(row["id"], (Accepted.UNAVAILABLE, row["id"])) for row in rows]
+
+    def _wake_own(self, kind: Kind) -> Mapping[str, Any]:
+        """Wake the owner of `listen` if it is idle; returns the argument by which the script knows of it.
+
+        Must be called right before a call that joins others, so that the owner's lease call comes behind it.
+        """
+        wake = self._own.get(kind)
+        return {"own": {kind: self._owner}} if wake is not None and wake() else {}
 
     async def watch_memory(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Read how full the servers' memory is while jobs are submitted, until cancelled.
@@ -289,8 +299,10 @@ class JobStore(StoreReader):
             places[codec.script_of(settlement), settlement.lease.kind].append(place)
         results = [Settled.UNKNOWN] * len(settlements)
         for (script, kind), group in places.items():
-            call = {"kind": kind, "owner": owner}
+            call: dict[str, Any] = {"kind": kind, "owner": owner}
             rows = [codec.settle(script, settlements[place], self._seal) for place in group]
+            if script == "finish" and len(rows) <= MAX_ROWS and any(row["callback"] for row in rows):
+                call |= self._wake_own(Kind.CALLBACK)
             for place, result in zip(group, await self._run_on_leases(script, call, rows), strict=True):
                 results[place] = result
         return results

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import trio
@@ -50,6 +51,9 @@ class StoreReader:
     def __init__(self, client: StoreClient, sealer: Sealer | None = None) -> None:
         self._client = client
         self._keys = client.keys
+        self._own: Mapping[Kind, Callable[[], bool]] = {}
+        """The `idle` of `listen`."""
+        self._owner = ""
         self._unseal: codec.Unseal = (lambda _: None) if sealer is None else sealer.unseal
 
     async def jobs(
@@ -237,6 +241,7 @@ class StoreReader:
         wakes: Mapping[Kind, Callable[[float], None]],
         *,
         owner: str = "",
+        idle: Mapping[Kind, Callable[[], bool]] = MappingProxyType({}),
         cancelled: Callable[[str], None] = lambda _: None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -244,6 +249,10 @@ class StoreReader:
 
         The argument is the time until then in seconds. `owner` is the owner of lease calls that have a
         `room`. Without it the functions are called only while no such instance is idle.
+
+        The functions in `idle` wake the owner if it is idle, and return whether they have. They are called
+        where this store is about to make something runnable: the owner's lease call then follows in the same
+        round trip, and nobody is woken through the store.
 
         The functions are also called after each (re)subscription, because messages may have been missed.
         `cancelled` is called with the id of each job that is cancelled while the download runs on any
@@ -259,6 +268,7 @@ class StoreReader:
             for shard in shards
             if owner
         }
+        self._own, self._owner = idle, owner
         started = False
         while True:
             with suppress(StoreUnavailable):

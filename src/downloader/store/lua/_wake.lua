@@ -247,6 +247,16 @@ local function note_idle(kind, types, instance, room, count, due_ms)
   return looks_in
 end
 
+-- Whether the instance of the process that runs this script takes the next task: it has been idle, and its lease call
+-- follows in the same round trip.
+local function is_own_next(kind, able)
+  local own = call.own and call.own[kind]
+  for _, types in ipairs(own and able or {}) do
+    if redis.call('ZREM', key_idle(kind, types), own) == 1 then return true end
+  end
+  return false
+end
+
 local function is_anybody_idle(kind)
   for _, types in ipairs(present_types(kind)) do
     if redis.call('EXISTS', key_idle(kind, types)) == 1 then return true end
@@ -259,7 +269,10 @@ local function place_touched()
   for _, each in ipairs(touched_order) do place(each[1], each[2]) end
   local told = {}
   for kind, groups in pairs(joined) do
-    for _, group in pairs(groups) do told[kind] = wake_one(kind, types_for(kind, group), '+inf') or told[kind] end
+    for _, group in pairs(groups) do
+      local able = types_for(kind, group)
+      told[kind] = is_own_next(kind, able) or wake_one(kind, able, '+inf') or told[kind]
+    end
   end
   for kind, groups in pairs(earlier) do
     for _, timer in pairs(groups) do

@@ -1,7 +1,7 @@
 -- finish: running downloads reach their terminal state, and their callbacks become pending.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {kind, owner}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
+-- ARGV    1 {kind, owner, own: see `is_own_next`, absent: none}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
 --         none, callback: its group or '', limit: of that group, token: of the job, absent:
 --         none, counted: the token if the job counts against its quota, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}

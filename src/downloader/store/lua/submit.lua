@@ -1,8 +1,8 @@
 -- submit: new jobs enter as pending downloads.
 --
 -- KEYS    1 base of the shard
--- ARGV    1 {}, then per job {id, group: its aggregation, limit, rate and delay: absent if
---         it names none, proxy, spec, idempotency: digest or '',
+-- ARGV    1 {own: see `is_own_next`, absent: none}, then per job {id, group: its aggregation, limit, rate and
+--         delay: absent if it names none, proxy, spec, idempotency: digest or '',
 --         values: digest of the job, body: digest of its text, which earlier versions kept,
 --         permitted: the one proxy that it may find its aggregation to have, absent: any, due: not before this
 --         time (ms), priority: absent for 0, token: absent for none,
