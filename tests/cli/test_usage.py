@@ -49,6 +49,49 @@ def test_the_predecessor_s_file_names_the_command_that_converts_it(
     assert complaint(capsys, "config", "-c", str(file)) == expected
 
 
+def test_a_new_configuration_with_a_new_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    assert main(["config", "init", str(file)]) == 0
+    assert file.read_text() == EXAMPLE.read_text()
+    assert complaint(capsys, "config", "init", str(file)) == f"{file}: File exists"
+    assert main(["token", "new", "shop", "--scope", "read", "--scope", "retry"]) == 0
+    with file.open("a") as config:
+        config.write(capsys.readouterr().out)
+    assert main(["config", "check", "-c", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}: ok\n"
+    [token] = load(file).api.tokens
+    assert (token.name, token.scopes, len(token.token.get_secret_value())) == ("shop", ["read", "retry"], 43)
+
+
+@pytest.mark.parametrize(
+    ("toml", "expected"),
+    [
+        ("[redis]\nurI = 1", "unknown key redis.urI; did you mean redis.url?"),
+        ("[backends.amqp]", "backends.amqp: "),
+        (
+            '[[api.tokens]]\nname = "a"\ntoken = "short"\nscopes = ["read"]',
+            "api.tokens[0].token must have at least 16 characters",
+        ),
+    ],
+)
+def test_a_configuration_is_checked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, toml: str, expected: str
+) -> None:
+    (tmp_path / "c.toml").write_text(toml)
+    assert expected in complaint(capsys, "config", "check", "-c", str(tmp_path / "c.toml"))
+
+
+def test_a_token_needs_a_name_for_logs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint(capsys, "token", "new", "a b").startswith("NAME must be 1 to 64 ")
+
+
+def test_completion_knows_the_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert "http_status" in script
+    assert "--error-code" in script
+
+
 def test_p_is_short_for_port(capsys: pytest.CaptureFixture[str]) -> None:
     assert complaint(capsys, "api", "-p", "65536").startswith('Invalid value "65536" for -p.')
 
@@ -99,7 +142,7 @@ def test_each_command_with_output_has_json() -> None:
     without = {each.__name__ for each in commands if "json_" not in inspect.signature(each).parameters}
     serving = {each.__name__ for each in COMMANDS["Serve"]}
     # A configuration is TOML, health has only an exit status, and events are always JSON.
-    without -= {"import_config", "health", "events"}
+    without -= {"import_config", "health", "events", "completion"}
     assert without == serving
 
 

@@ -23,6 +23,7 @@ from downloader.cli.jobs import cancel, failures, job, retry
 from downloader.cli.listing import events, jobs
 from downloader.cli.receive import receive
 from downloader.cli.roles import api, notifier, processor, run
+from downloader.cli.setting_up import completion, config_check, config_init, token_new
 from downloader.cli.submit import submit
 from downloader.cli.top import top
 from downloader.errors import ConfigError, DownloaderError, leaves
@@ -46,7 +47,7 @@ COMMANDS: Mapping[str, Sequence[Callable[..., int | None]]] = {
         top,
         events,
     ),
-    "Inspect": (doctor, health, plugins, config, import_config, version),
+    "Inspect": (doctor, health, plugins, config, import_config, completion, version),
 }
 """The commands under the headings of `downloader --help`. The name of a function is the command's, the
 docstring is the help."""
@@ -61,6 +62,7 @@ For example:
   downloader run
   downloader submit --wait https://example.org/a.png
   downloader COMMAND --help
+  downloader --install-completion
 
 Exit status: 0 done, 1 the work failed, 2 wrong usage or configuration."""
 
@@ -81,6 +83,17 @@ def make_app() -> App:
         group = Group(heading, sort_key=place)
         for number, command in enumerate(commands):
             app.command(command, group=group, sort_key=number, help_epilogue="")
+    app["config"].command(config_init, name="init", help_epilogue="")
+    app["config"].command(config_check, name="check", help_epilogue="")
+    tokens = App(
+        name="token",
+        help="Make tokens of the API.",
+        help_epilogue="",
+        group=app["config"].group,
+        sort_key=len(COMMANDS["Inspect"]),
+    )
+    tokens.command(token_new, name="new", help_epilogue="")
+    app.command(tokens)
     app.register_install_completion_command(show=False)
     app["--help"].show = app["--version"].show = False
     return app

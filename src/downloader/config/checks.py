@@ -20,6 +20,9 @@ EMBEDDED = "embedded"
 ENCRYPTION_KEY_BYTES = 32
 """Length of a key: 16 bytes to encrypt (AES-128) and 16 to authenticate (HMAC-SHA256)."""
 
+MIN_TOKEN_CHARS = 16
+"""Least length of a token, so that guessing is hopeless."""
+
 LONGEST_S = 3600.0
 """Largest lease, grace period and timeout; a larger number is most likely a mistake."""
 
@@ -80,6 +83,8 @@ def _node(node: str) -> str:
 
 def _bearer(token: SecretStr) -> SecretStr:
     text = token.get_secret_value()
+    if len(text) < MIN_TOKEN_CHARS:
+        raise ValueError(f"must have at least {MIN_TOKEN_CHARS} characters")
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("must be printable ASCII characters without blanks: the token is sent in a header")
     return token
@@ -162,6 +167,5 @@ EncryptionKey = Annotated[SecretStr, AfterValidator(_encryption_key)]
 CorsOrigin = Annotated[str, AfterValidator(_cors_origin)]
 DestinationPattern = Annotated[str, AfterValidator(_destination)]
 Folder = Annotated[Path, BeforeValidator(_folder)]
-Bearer = Annotated[SecretStr, Field(min_length=16), AfterValidator(_bearer)]
-"""A token of at least 16 characters, so that guessing is hopeless."""
+Bearer = Annotated[SecretStr, AfterValidator(_bearer)]
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]
