@@ -135,6 +135,7 @@ def s2(
         ) as running,
     ):
         before, calls = usage(running.pid, store.pid), _calls(database)
+        at_start = usage(running.pid).rss_bytes
         places = (running.port, origin or setup.origin_url, setup.sink.port)
         posted = answer_of(by, *places, jobs, aggregations, limit, CONNECTIONS[by])
         if posted.get("status") in _MISSING:
@@ -159,7 +160,7 @@ def s2(
         "mb_per_job": sum(bytes_ * number for bytes_, number in sizes.items()) / jobs / 1e6,
         "rss_mib": memory / 2**20,
         "peak_mib": peak / 2**20,
-        "grown_mib": (peak - before.rss_bytes) / 2**20,
+        "grown_mib": (peak - at_start) / 2**20,
     }
     return Result(name=name, build=build.label, processes=processes, measures=measures, faults=faults)
 
