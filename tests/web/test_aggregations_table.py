@@ -57,7 +57,7 @@ async def test_an_operator_pauses_resumes_and_limits(browse: Browse, page_url: s
         dialog.get_by_label("Starts per second").fill("0.5")
         dialog.get_by_label("Seconds between").fill("-1")
         page.keyboard.press("Enter")
-        expect(dialog.get_by_role("alert")).to_contain_text("delay")  # as the API says it
+        expect(dialog.get_by_role("alert")).to_contain_text("Seconds between two starts, at the least")
         assert stored(store, "a/b").limit == 4
         dialog.get_by_label("Seconds between").fill("")
         page.keyboard.press("Enter")

@@ -168,7 +168,7 @@ async def test_an_unreachable_store_is_shown(browse: Browse, folder: Path, serve
             seen.live()
             expect(seen.page.locator("#nobody")).to_contain_text("No workers")
             server.kill()
-            expect(seen.page.locator("#notes")).to_contain_text("The store does not answer.")
+            expect(seen.page.locator("#notes")).to_contain_text("The store does not answer since ")
             server.start()
             expect(seen.page.locator("#notes")).not_to_contain_text("The store", timeout=20_000)
             seen.check()
@@ -375,5 +375,20 @@ async def test_the_backlog_is_at_the_head(
             counts = {"downloads_succeeded": done}
             meanwhile(partial(store.report, "one", "processor", {}, 60, counts))
         expect(line).to_contain_text("under a minute left at")
+
+    await browse(page_url, look)
+
+
+async def test_the_title_counts_what_failed_and_the_foot_names_the_version(
+    browse: Browse, page_url: str, store: JobStore
+) -> None:
+    await submit(store, "a")
+    await end_all(store, BROKEN, callback=REFUSED)
+    await report(store, "processor", "one")
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        expect(seen.page).to_have_title("(1 failed) downloader")
+        expect(seen.page.locator("#version")).to_have_text(" · version 1.2.3")
 
     await browse(page_url, look)

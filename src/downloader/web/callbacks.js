@@ -20,7 +20,8 @@ const showDestinations = list($("destinations").tBodies[0], () => {
       word.classList.toggle("warn", Boolean(state.warn));
       setText(more, state.more);
       setText(inFlight, plain.format(destination.in_flight));
-      setText(of, ` of ${plain.format(destination.limit)}`);
+      // After a failure the limit is 1, while those that were in flight go on.
+      setText(of, destination.in_flight > destination.limit ? "" : ` of ${plain.format(destination.limit)}`);
       setText(pending, plain.format(destination.pending));
     },
   };

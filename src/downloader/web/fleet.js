@@ -2,7 +2,7 @@
 
 import { downloadsPerSecond } from "./charts.js";
 import { $, list, make, setForeign, setText, setTitle } from "./dom.js";
-import { TROUBLES, bytes, day, duration, plain, plural, short } from "./words.js";
+import { TROUBLES, bytes, day, duration, moment, plain, plural, short } from "./words.js";
 
 // A download that has been due for less is not worth a word.
 const OLD_MS = 60_000;
@@ -50,10 +50,15 @@ const showNotes = list($("notes"), () => {
   };
 });
 
+// When the store answered last, as far as this page has heard.
+let answeredAt = null;
+
 function notes(snapshot) {
   const found = [];
-  if (!snapshot.store) {
-    found.push(["store", { bad: true, title: "The store does not answer.", text: "These are the numbers it gave last." }]);
+  if (snapshot.store) answeredAt = new Date();
+  else {
+    const since = answeredAt ? ` since ${moment(answeredAt)}` : "";
+    found.push(["store", { bad: true, title: `The store does not answer${since}.`, text: "These are the numbers it gave last." }]);
   }
   for (const [name, title] of Object.entries(TROUBLES)) {
     const troubled = new Map(snapshot.instances.filter((row) => row.troubles[name]).map((row) => [row.instance, row]));
@@ -149,6 +154,8 @@ const showInstances = list($("instances").tBodies[0], () => {
   };
 });
 
+const left = (ms) => (ms < 60_000 ? "under a minute" : `about ${duration(ms)}`);
+
 // How much waits, since when, and when it would end at the rate of the last samples of the history.
 function showBacklog(downloads) {
   setText($("pending"), plain.format(downloads?.pending ?? 0));
@@ -156,7 +163,7 @@ function showBacklog(downloads) {
   const rate = downloadsPerSecond();
   const more = [];
   if (oldest >= OLD_MS) more.push(`the oldest has been due for ${duration(oldest)}`);
-  if (downloads?.pending && rate) more.push(`about ${duration((downloads.pending / rate) * 1000)} left at ${short.format(rate)}/s`);
+  if (downloads?.pending && rate) more.push(`${left((downloads.pending / rate) * 1000)} left at ${short.format(rate)}/s`);
   setText($("backlog-more"), more.map((text) => ` · ${text}`).join(""));
 }
 
@@ -169,7 +176,11 @@ export function showFleet(snapshot) {
   const all = Boolean(counters.processor);
   for (const id of ["charts-panel", "callbacks-counted", "instances-panel", "counters-foot", "stored-line"]) $(id).hidden = !all;
   $("downloads-counters").hidden = !all;
+  const failed = snapshot.waiting?.callbacks?.failed;
+  document.title = failed ? `(${short.format(failed)} failed) downloader` : "downloader";
   if (!all) return;
+  const versions = new Set(instances.map(({ version }) => version).filter(Boolean));
+  setForeign($("version"), versions.size ? ` · version ${[...versions].join(", ")}` : "");
   setText($("callbacks-now"), plain.format(snapshot.in_flight.callbacks));
   setText($("stored"), bytes(counters.processor.bytes ?? 0));
   showDownloads(counters.processor);

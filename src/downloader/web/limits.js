@@ -43,7 +43,9 @@ $("limits-form").addEventListener("submit", async (event) => {
     dialog.close();
     say(`The limits of ${changed.aggr_id} hold from now on.`);
   } catch (problem) {
-    setForeign($("limits-error"), problem.message);
+    // The service names the field, people know it by its label.
+    const label = problem.field && document.querySelector(`label[for="limits-${CSS.escape(problem.field)}"]`)?.textContent;
+    setForeign($("limits-error"), label ? problem.message.replace(problem.field, label) : problem.message);
     if (problem.field) input(problem.field)?.focus();
   }
 });
