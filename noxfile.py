@@ -9,8 +9,8 @@ import nox
 nox.needs_version = ">=2026.10"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
-PYTHONS = ["3.11", "3.13"]
-"""The oldest supported, on which a contributor runs the tests, and the newest, which CI adds.
+PYTHONS = ["3.13", "3.11"]
+"""The one to run the service with, on which a contributor runs the tests, and the oldest, which CI adds.
 
 Each gets the newest Quart and Quart-Trio that support it: 0.22 and 0.12 on 3.11, 0.23 and 0.13 on 3.13.
 """
@@ -81,7 +81,7 @@ def chaos(session: nox.Session) -> None:
     session.run("python", "-m", "chaos", *session.posargs, env={"PYTHONPATH": "tests"})
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=PYTHONS[-1])
 def minimums(session: nox.Session) -> None:
     """Every test, with the oldest versions that pyproject.toml allows."""
     install(session, "test", "--resolution", "lowest-direct")
