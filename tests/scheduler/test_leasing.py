@@ -9,7 +9,8 @@ from trio.testing import MockClock
 from downloader.model import Kind, Verdict
 from downloader.scheduler.leases import MARGIN
 from downloader.scheduler.limits import HOLD_S
-from downloader.scheduler.loop import LOOK_S, MAX_BACKOFF_S, SHARE_LOOK_S
+from downloader.scheduler.loop import MAX_BACKOFF_S, SHARE_LOOK_S
+from downloader.store import LOOK_S
 from downloader.store.reader import RESUBSCRIBE_S
 from servers.fake_store import FakeStore, refuse
 from servers.scheduling import LEASE_S, Process, Stuck, scheduling

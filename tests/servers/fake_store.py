@@ -113,6 +113,7 @@ class FakeStore:
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
         room: int = 0,
+        woken: Collection[int | None] = (),
         types: Collection[str] | None = None,
     ) -> LeaseBatch:
         self.asked.append(count)
@@ -137,7 +138,14 @@ class FakeStore:
         due_s = 0 if more else None
         return LeaseBatch(leases=granted, next_due_s=due_s, look_s=due_s)
 
-    async def withdraw(self, kind: Kind, owner: str, types: Collection[str] | None = None) -> None:
+    async def withdraw(
+        self,
+        kind: Kind,
+        owner: str,
+        types: Collection[str] | None = None,
+        *,
+        requests: LeaseRequests | None = None,
+    ) -> None:
         await self._meet(self.before, "withdraw")
 
     def _next_group(self, shares: Shares, granted: Sequence[Lease]) -> str | None:

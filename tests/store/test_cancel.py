@@ -173,7 +173,7 @@ async def test_a_job_without_a_callback_is_kept_for_a_while(raw: RawStore, store
 
 async def test_holders_are_notified_of_a_cancel(store: JobStore, nursery: trio.Nursery) -> None:
     send, receive = trio.open_memory_channel[str](9)
-    wakes = {Kind.DOWNLOAD: lambda _: send.send_nowait("wake")}
+    wakes = {Kind.DOWNLOAD: lambda *_: send.send_nowait("wake")}
     runs = await submitted(store)
     await leased(store)
     waits = await submitted(store)

@@ -115,7 +115,7 @@ def test_a_score_tells_pending_and_running(score: str | float, expected: tuple[i
 
 async def test_a_submission_wakes_the_listeners(store: JobStore, nursery: trio.Nursery) -> None:
     channels = {kind: trio.open_memory_channel[None](9) for kind in (Kind.DOWNLOAD, Kind.CALLBACK)}
-    wakes = {kind: lambda _, send=send: send.send_nowait(None) for kind, (send, _) in channels.items()}
+    wakes = {kind: lambda *_, send=send: send.send_nowait(None) for kind, (send, _) in channels.items()}
     await nursery.start(store.listen, wakes)
     with trio.fail_after(20):
         for _, receive in channels.values():
@@ -133,7 +133,7 @@ async def test_an_earlier_timer_wakes_the_listeners(store: JobStore, nursery: tr
         await submitted(store, aggregation)
     soon, late = (await store.lease(Kind.DOWNLOAD, "me", 2, 10)).leases
     send, receive = trio.open_memory_channel[str](9)
-    await nursery.start(store.listen, {Kind.DOWNLOAD: lambda _: send.send_nowait("wake")})
+    await nursery.start(store.listen, {Kind.DOWNLOAD: lambda *_: send.send_nowait("wake")})
     with trio.fail_after(20):
         await receive.receive()  # of the subscription itself
         await store.settle("me", [tried_again(soon, RETRY, 30)])

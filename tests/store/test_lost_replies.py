@@ -96,7 +96,7 @@ async def test_a_subscription_without_messages_is_kept(redis_settings: RedisSett
     settings = redis_settings.model_copy(update={"timeout": 1.0})
     wakes: list[float] = []
     async with asyncio_loop(), open_store(settings) as store, trio.open_nursery() as nursery:
-        await nursery.start(store.listen, {Kind.DOWNLOAD: lambda _: wakes.append(trio.current_time())})
+        await nursery.start(store.listen, {Kind.DOWNLOAD: lambda *_: wakes.append(trio.current_time())})
         await trio.sleep(4 * settings.timeout)  # several times as long as it takes to be asked
         nursery.cancel_scope.cancel()
     assert len(wakes) == 1

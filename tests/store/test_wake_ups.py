@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,10 +15,20 @@ import trio
 from downloader.config import RedisSettings
 from downloader.model import CallbackOutcome, Kind, Lease, Outcome, Verdict
 from downloader.scheduler import Stop, Wake, Work, run_work
-from downloader.scheduler.loop import LOOK_S
-from downloader.store import CallbackPlan, JobStore, Settlement, Shares, Submission, open_store
+from downloader.store import (
+    CLUSTER_SHARDS,
+    LOOK_S,
+    CallbackPlan,
+    JobStore,
+    Settlement,
+    Shares,
+    Submission,
+    asyncio_loop,
+    open_store,
+)
 from servers.jobs import closed, downloaded, leased, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
+from servers.valkey_groups import open_cluster
 
 DOWNLOAD, CALLBACK = Kind.DOWNLOAD, Kind.CALLBACK
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
@@ -86,6 +96,7 @@ class Fleet:
     settings: RedisSettings
     raw: RawStore
     nursery: trio.Nursery
+    shards: int = 1
     calls: Counter[str] = field(default_factory=Counter)
     """Of the instances, by transition."""
     instances: list[Instance] = field(default_factory=list)
@@ -117,15 +128,13 @@ class Fleet:
     def lease_calls(self) -> int:
         """Without those that each instance makes by itself in that time."""
         looks = math.ceil((trio.current_time() - self._counted_at) / LOOK_S)
-        return self.calls["lease"] - looks * len(self.instances)
+        return self.calls["lease"] - looks * len(self.instances) * self.shards
 
     def idle(self) -> list[str]:
-        """Names of idle instances, those that have looked last at the end."""
-        keys = [
-            self.raw.key("idle", DOWNLOAD, "*"),
-            *self.raw.command("KEYS", self.raw.key("idle", CALLBACK, "*")),
-        ]
-        return [name for key in keys for name in self.raw.command("ZRANGE", key, 0, -1)]
+        """Names of the instances that all shards have noted as idle, the last to have looked at the end."""
+        keys = self.raw.command("KEYS", f"{self.settings.key_prefix}:*:idle:*")
+        noted = Counter(name for key in keys for name in self.raw.command("ZRANGE", key, 0, -1))
+        return [name for name, shards in noted.items() if shards == self.shards]
 
     @property
     def begun(self) -> list[str]:
@@ -152,6 +161,21 @@ async def fleet(redis_settings: RedisSettings, raw: RawStore, store: JobStore) -
         instances.cancel_scope.cancel()
 
 
+@pytest.fixture
+def node() -> Iterator[RedisSettings]:
+    with open_cluster(primaries=1) as [node]:
+        yield RedisSettings(url=f"redis://127.0.0.1:{node.port}", cluster=True)
+
+
+@pytest.fixture
+async def cluster_fleet(node: RedisSettings) -> AsyncIterator[Fleet]:
+    """A fleet without instances on a Cluster of one node."""
+    with closing(RawStore(node)) as raw:
+        async with asyncio_loop(), trio.open_nursery() as instances:
+            yield Fleet(node, raw, instances, CLUSTER_SHARDS)
+            instances.cancel_scope.cancel()
+
+
 async def look(store: JobStore, name: str, *, shares: Shares | None = None) -> None:
     """An instance asks for work, finds none and is idle."""
     batch = await store.lease(DOWNLOAD, name, 1, 30, room=9, shares=shares or Shares())
@@ -173,7 +197,7 @@ class Ears:
             await Fleet.until(lambda: len(self.heard) == subscriptions)  # noqa: B023  # called at once
             self.heard.clear()
 
-    def _note(self, name: str, seconds: float) -> None:
+    def _note(self, name: str, seconds: float, _: int) -> None:
         self.heard.append((name, seconds))
 
     async def woken(self, store: JobStore, count: int = 1) -> list[str]:
@@ -223,6 +247,26 @@ async def test_a_callback_makes_two_lease_calls_at_the_most(fleet: Fleet, store:
     assert longest_s < SOON_S, "no job has waited for a look"
     await trio.sleep(LATE_S)
     assert fleet.lease_calls() <= 1.5 * jobs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 20])
+async def test_a_job_asks_few_shards_of_a_cluster(cluster_fleet: Fleet, count: int) -> None:
+    """With a rate or without. Before, each lease call of each instance asked all shards."""
+    fleet = cluster_fleet
+    await fleet.add(count)
+    alone, paced, longest_s = 20, 12, 0.0
+    fleet.start_counting()
+    async with open_store(fleet.settings) as store:
+        for number in range(alone):
+            await submitted(store, f"g{number}")
+            longest_s = max(longest_s, await fleet.all_begun(number + 1))
+        assert longest_s < SOON_S, "no job has waited for a look"
+        specs = [spec_for(store, aggr_limit=100, aggr_rate=10.0) for _ in range(paced)]
+        await store.submit([Submission(spec=spec) for spec in specs])
+        await fleet.all_begun(alone + paced)
+        await trio.sleep(LATE_S)
+    assert fleet.lease_calls() <= 2 * (alone + paced)
 
 
 async def test_a_burst_spreads_over_the_fleet(fleet: Fleet, store: JobStore) -> None:

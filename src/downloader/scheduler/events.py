@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import trio
 
@@ -13,23 +13,31 @@ class Wake:
 
     def __init__(self) -> None:
         self._event = trio.Event()
-        self._due = math.inf
+        self._woken: set[int | None] = set()
+        self._due: dict[int | None, float] = {}
+        """Trio time of the events that have a delay, by shard of the store; `None` stands for all shards."""
         self._waiting = trio.CancelScope()
         self.is_awaited = False
         """Whether a task is in `wait_for`."""
 
-    def clear(self) -> None:
-        """Undo `set`, right before the waiter does what it would be woken for."""
-        if self._event.is_set():
-            self._event = trio.Event()
-
-    def set(self, delay_s: float = 0) -> None:
+    def set(self, delay_s: float = 0, shard: int | None = None) -> None:
         """Wake the waiter, or let the next wait return at once; `wait_for` returns after the delay."""
         if delay_s > 0:
-            self._due = min(self._due, trio.current_time() + delay_s)
-            self._waiting.deadline = min(self._waiting.deadline, self._due)
+            due = trio.current_time() + delay_s
+            self._due[shard] = min(due, self._due.get(shard, due))
+            self._waiting.deadline = min(self._waiting.deadline, due)
         else:
+            self._woken.add(shard)
             self._event.set()
+
+    def take(self) -> Collection[int | None]:
+        """Reset; returns the shards of the events until now."""
+        now = trio.current_time()
+        shards = self._woken | {shard for shard, due in self._due.items() if due <= now}
+        self._due = {shard: due for shard, due in self._due.items() if due > now}
+        self._woken = set()
+        self._event = trio.Event()
+        return shards
 
     async def wait(self) -> None:
         """Return after one or more `set`, and reset. A cancelled wait does not reset."""
@@ -38,13 +46,11 @@ class Wake:
 
     async def wait_for(self, longest_s: float) -> None:
         """Return after one or more `set`, after the delay of one, or after `longest_s` seconds."""
-        deadline = min(self._due, trio.current_time() + longest_s)
+        deadline = min([trio.current_time() + longest_s, *self._due.values()])
         self.is_awaited = True
         with trio.CancelScope(deadline=deadline) as self._waiting:
             await self.wait()
         self.is_awaited = False
-        if trio.current_time() >= self._due:
-            self._due = math.inf
 
 
 class Stop:

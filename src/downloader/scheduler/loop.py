@@ -23,12 +23,9 @@ from downloader.scheduler.events import Arrivals, Stop, Wake
 from downloader.scheduler.leases import Clock, Held, HeldLease, boottime, keep_leases, sweep_leases
 from downloader.scheduler.limits import Limits
 from downloader.scheduler.work import LeaseEnd, Work
-from downloader.store import JobStore, LeaseRequests, Settled, Settlement, StoreUnavailable
+from downloader.store import LOOK_S, JobStore, LeaseRequests, Settled, Settlement, StoreUnavailable
 
 log = get_logger()
-
-LOOK_S = 5.0
-"""Longest time between two lease calls. A job waits that long only if a wake-up was lost."""
 
 SHARE_LOOK_S = 0.5
 """Time between two checks for waiting groups, while an aggregation has more than the share or is capped at
@@ -195,21 +192,20 @@ async def _lease(running: _Running, tasks: trio.Nursery) -> None:
             continue
         if not work.may_lease():
             await _withdraw(running)
+            running.wake.take()
             await running.wake.wait_for(LOOK_S)
             continue
         await _linger(running, more=look_s == 0)
-        if not running.stop.begun:
-            running.wake.clear()
         answered, look_s = await _take(running, tasks, min(running.free, LEASE_BATCH), room=running.free)
         if not answered:
             await running.wake.wait_for(jittered(backoff_s))
             backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
             continue
         backoff_s = BACKOFF_S
-        if look_s != 0:
-            held_back = running.limits.shares(trio.current_time()).leaves_out
-            longest_s = SHARE_LOOK_S if held_back else LOOK_S
-            await running.wake.wait_for(longest_s if look_s is None else min(look_s, longest_s))
+        if look_s != 0 and not running.stop.begun:
+            if running.limits.shares(trio.current_time()).leaves_out:
+                running.wake.set(SHARE_LOOK_S)
+            await running.wake.wait_for(LOOK_S if look_s is None else min(look_s, LOOK_S))
     if work.leases_at_stop and running.free > 0:
         await _take(running, tasks, min(running.free, LEASE_BATCH))
     await _withdraw(running)
@@ -237,7 +233,9 @@ async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
 async def _withdraw(running: _Running) -> None:
     """Have others woken, as this instance leases nothing for now."""
     try:
-        await running.store.withdraw(running.work.kind, running.owner, running.work.types)
+        await running.store.withdraw(
+            running.work.kind, running.owner, running.work.types, requests=running.requests
+        )
     except StoreUnavailable as error:
         log.warning(Event.STORE_UNAVAILABLE, kind=running.work.kind, reason=str(error))
 
@@ -258,6 +256,7 @@ async def _take(
             shares=shares,
             requests=running.requests,
             room=room,
+            woken=running.wake.take(),
             types=work.types,
         )
     except StoreUnavailable as error:

@@ -8,7 +8,7 @@ from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, em
 from downloader.store.jobs import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS, KEYS, Keys
 from downloader.store.reader import StoreReader
-from downloader.store.repeats import LeaseRequests
+from downloader.store.repeats import LOOK_S, LeaseRequests
 from downloader.store.scripts import Script, load_scripts
 from downloader.store.sealing import open_sealer
 from downloader.store.servers import asyncio_loop
@@ -35,6 +35,7 @@ __all__ = [
     "CLUSTER_SHARDS",
     "KEYS",
     "KILLED_S",
+    "LOOK_S",
     "START_S",
     "STOP_S",
     "Accepted",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import secrets
 from collections import defaultdict
@@ -46,9 +45,6 @@ log = get_logger()
 
 CANCELLED = "cancelled by a client"
 """`error` of a job that was cancelled."""
-
-UNANSWERED_S = 1.0
-"""When an owner asks a shard again that did not answer and may have granted leases."""
 
 
 @asynccontextmanager
@@ -178,6 +174,7 @@ class JobStore(StoreReader):
         shares: Shares = ALL_SHARES,
         requests: LeaseRequests | None = None,
         room: int = 0,
+        woken: Collection[int | None] = (None,),
         types: Collection[str] | None = None,
     ) -> LeaseBatch:
         """Lease up to `count` due tasks to `owner` for `lease_s` seconds, fairly over the groups.
@@ -185,6 +182,10 @@ class JobStore(StoreReader):
         `room` is the number of tasks that the owner could work on in all. An owner that has room left is
         noted as idle and is woken when more can run. Such an owner must `listen`, and must `withdraw` before
         the last call. An owner whose `room` is 0 is not noted.
+
+        An owner with room asks in a Cluster only shards that may have work for it: those that are `woken`,
+        as `listen` has called for them, and those that are due by the former answers to `requests`. If
+        `woken` contains `None`, and every `LOOK_S`, it asks all.
 
         `types` are the types of callbacks that the owner can deliver; `None`: all. Other callbacks are left
         to owners that can deliver them. While there are none, each owner gets them.
@@ -197,6 +198,8 @@ class JobStore(StoreReader):
         """
         requests = requests or LeaseRequests()
         shards = self._shards_in_turn() if count else requests.unanswered
+        if count and room and len(shards) > 1:
+            shards = requests.to_ask(shards, woken)
         common = {
             "kind": kind,
             "owner": owner,
@@ -214,7 +217,7 @@ class JobStore(StoreReader):
         if types is not None:
             common["types"] = codec.types(types)
         leases: list[Lease] = []
-        answered: list[Mapping[str, Any]] = []
+        answered: dict[int, Mapping[str, Any]] = {}
         unproven, failing = shares.unproven, shares.failing
         while shards and (count == 0 or len(leases) < count):
             # At most one shard per free slot at a time, so that no more leases are granted than there are
@@ -229,29 +232,41 @@ class JobStore(StoreReader):
             answers = await self._client.ask(
                 now, partial(self._lease_from, calls, requests), some=bool(answered)
             )
-            for answer in answers.values():
+            answered |= answers
+            for shard, answer in answers.items():
                 granted = [codec.lease(kind, flat, self._unseal) for flat in answer["leases"]]
                 unproven -= sum(not lease.proven for lease in granted)
                 failing -= sum(lease.failing for lease in granted)
                 leases += granted
-                answered.append(answer)
-        if room and len(leases) >= room and self._keys.shards > 1:
+                requests.note(shard, answer["look_ms"], idle=not room or len(granted) < room)
+        if 0 < room <= len(leases) and requests.idle_at:
             # A shard notes an owner that has room after its own answer, not after that of all.
             with suppress(StoreUnavailable):
-                await self.withdraw(kind, owner, types)
-        at_most_ms = 0 if shards else UNANSWERED_S * 1000 if requests.unanswered else math.inf
+                await self.withdraw(kind, owner, types, requests=requests)
+        due_s = [answer["due_ms"] / 1000 for answer in answered.values() if answer["due_ms"] >= 0]
         return LeaseBatch(
             leases=leases,
-            next_due_s=_least_s(answered, "due_ms", 0 if shards else math.inf),
-            look_s=_least_s(answered, "look_ms", at_most_ms),
+            next_due_s=0 if shards else min(due_s, default=None),
+            look_s=requests.look_s(),
         )
 
-    async def withdraw(self, kind: Kind, owner: str, types: Collection[str] | None = None) -> None:
-        """Wake others in place of `owner`, until its next lease call; `types` as for `lease`."""
+    async def withdraw(
+        self,
+        kind: Kind,
+        owner: str,
+        types: Collection[str] | None = None,
+        *,
+        requests: LeaseRequests | None = None,
+    ) -> None:
+        """Wake others in place of `owner`, until its next lease call; `types` as for `lease`.
+
+        With the `requests` of its lease calls, only the shards are asked that have noted it as idle.
+        """
+        shards = range(self._keys.shards) if requests is None else requests.withdraw()
         call = {"kind": kind, "owner": owner}
         if types is not None:
             call["types"] = codec.types(types)
-        await self._client.run_on_all("withdraw", call)
+        await self._client.ask(shards, lambda shard: self._client.run("withdraw", shard, call))
 
     def _shards_in_turn(self) -> list[int]:
         """All shards, rotated by a random number, so that no shard is always the last."""
@@ -458,12 +473,6 @@ class JobStore(StoreReader):
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""
         await self._client.run("leave", 0, {"role": role, "instance": instance})
-
-
-def _least_s(answers: Iterable[Mapping[str, Any]], name: str, at_most_ms: float) -> float | None:
-    """The least of these times in seconds; a negative one stands for none. `None`: no time is finite."""
-    least_ms = min([at_most_ms, *(answer[name] for answer in answers if answer[name] >= 0)])
-    return None if math.isinf(least_ms) else least_ms / 1000
 
 
 def _split(total: int, parts: int) -> Iterable[int]:

@@ -238,7 +238,7 @@ class StoreReader:
 
     async def listen(
         self,
-        wakes: Mapping[Kind, Callable[[float], None]],
+        wakes: Mapping[Kind, Callable[[float, int], None]],
         *,
         owner: str = "",
         idle: Mapping[Kind, Callable[[], bool]] = MappingProxyType({}),
@@ -247,8 +247,8 @@ class StoreReader:
     ) -> None:
         """Call a kind's function when the owner is to look for work. Runs until cancelled.
 
-        The argument is the time until then in seconds. `owner` is the owner of lease calls that have a
-        `room`. Without it the functions are called only while no such instance is idle.
+        The arguments are the time until then in seconds, and the shard. `owner` is the owner of lease calls
+        that have a `room`. Without it the functions are called only while no such instance is idle.
 
         The functions in `idle` wake the owner if it is idle, and return whether they have. They are called
         where this store is about to make something runnable: the owner's lease call then follows in the same
@@ -260,10 +260,12 @@ class StoreReader:
         """
         shards = range(self._keys.shards)
         common = {
-            self._keys.key(shard, "wake", kind): wake for kind, wake in wakes.items() for shard in shards
+            self._keys.key(shard, "wake", kind): (wake, shard)
+            for kind, wake in wakes.items()
+            for shard in shards
         }
         own = {
-            self._keys.key(shard, "wake_one", kind, owner): wake
+            self._keys.key(shard, "wake_one", kind, owner): (wake, shard)
             for kind, wake in wakes.items()
             for shard in shards
             if owner
@@ -282,8 +284,8 @@ class StoreReader:
     async def _dispatch(
         self,
         receive: Callable[[], Awaitable[tuple[str, str | None]]],
-        common: Mapping[str, Callable[[float], None]],
-        own: Mapping[str, Callable[[float], None]],
+        common: Mapping[str, tuple[Callable[[float, int], None], int]],
+        own: Mapping[str, tuple[Callable[[float, int], None], int]],
         cancelled: Callable[[str], None],
     ) -> NoReturn:
         """Receive messages and call the function of each channel, until the connection is lost."""
@@ -291,12 +293,14 @@ class StoreReader:
         while True:
             channel, text = await receive()
             if channel in own:
-                own[channel](float(text or 0) / 1000)
+                wake, shard = own[channel]
+                wake(float(text or 0) / 1000, shard)
                 continue
             if text:
                 cancelled(text)
                 continue
             # Also after a subscription, because messages published before that are lost.
-            common[channel](0)
+            wake, shard = common[channel]
+            wake(0, shard)
             if text is None and channel == first and await check_layout(self._client):
                 log.error(Event.STORE_EMPTY)

@@ -2,27 +2,63 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+import trio
 
 COUNTED_S = 86400.0
 """How long the store keeps the number of an instance's last counts: much longer than counts are repeated."""
 
 
+LOOK_S = 5.0
+"""Longest time between two lease calls to a shard. A job waits that long only if a wake-up was lost."""
+
+UNANSWERED_S = 1.0
+"""When a shard is asked again that did not answer, and may have granted leases."""
+
+_MORE, _NOW = -math.inf, 0.0
+"""Trio times of shards that are to be asked at once. Those that have more are asked first."""
+
+
 class LeaseRequests:
-    """Ids of the lease calls of a caller, which makes one call at a time, always for the same kind.
+    """The lease calls of a caller, which makes one call at a time, always for the same kind.
 
     A failed call may have been applied. The next call to the same shard repeats the id, and the script
     returns the same leases again. Otherwise the leased tasks would wait until the leases end.
+
+    In a Cluster, the former answers say which shards are asked in a call.
     """
 
     def __init__(self) -> None:
         self._ids: dict[int, str] = {}
+        self._look_at: dict[int, float] = {}
+        """Trio time at which a shard is to be asked; infinite: when it wakes the caller."""
+        self._all_at = -math.inf
+        """Trio time at which all shards are to be asked."""
+        self.idle_at: set[int] = set()
+        """Shards that have noted the caller as idle."""
 
     @property
     def unanswered(self) -> list[int]:
         """Shards that have not answered the last call."""
         return list(self._ids)
+
+    def to_ask(self, shards: Sequence[int], woken: Collection[int | None]) -> list[int]:
+        """The shards that are asked now: the woken ones and those that are due. `None` stands for all."""
+        now = trio.current_time()
+        asks_all = None in woken or now >= self._all_at
+        if asks_all:
+            self._all_at = now + LOOK_S
+        asked = []
+        for shard in shards:
+            look_at = self._look_at.get(shard, _NOW)
+            if asks_all or shard in woken or look_at <= now:
+                asked.append(shard)
+                # Until it answers.
+                self._look_at[shard] = min(look_at, _NOW)
+        return sorted(asked, key=self._look_at.__getitem__)
 
     def id_for(self, shard: int) -> str:
         """The id of the next call to a shard."""
@@ -31,6 +67,35 @@ class LeaseRequests:
     def answered(self, shard: int) -> None:
         """Note that a shard has answered, so that the next call gets a new id."""
         del self._ids[shard]
+
+    def note(self, shard: int, look_ms: float, *, idle: bool) -> None:
+        """Note in how many ms a shard is to be asked again (-1: when it wakes the caller).
+
+        `idle`: the shard has left the caller with room, and has noted this if nothing more can run.
+        """
+        self.idle_at.discard(shard)
+        if look_ms == 0:
+            self._look_at[shard] = _MORE
+        elif not idle:
+            self._look_at[shard] = _NOW
+        else:
+            self.idle_at.add(shard)
+            self._look_at[shard] = trio.current_time() + (look_ms / 1000 if look_ms > 0 else math.inf)
+
+    def withdraw(self) -> Collection[int]:
+        """The shards that have noted the caller as idle, and are to forget it; they are asked next time."""
+        shards, self.idle_at = self.idle_at, set()
+        self._look_at |= dict.fromkeys(shards, _NOW)
+        return shards
+
+    def look_s(self) -> float | None:
+        """Seconds until a shard is to be asked; `None`: when one wakes the caller."""
+        now = trio.current_time()
+        for shard in self._ids:
+            self._look_at[shard] = now + UNANSWERED_S
+        # A caller without room asks the shards that are due when it has room.
+        look_at = min((look_at for look_at in self._look_at.values() if look_at != _NOW), default=math.inf)
+        return None if look_at == math.inf else max(0.0, look_at - now)
 
 
 class Uncounted:
