@@ -30,6 +30,7 @@ from downloader.service.work import Callbacks, Downloads, within_age, within_dea
 from downloader.store import Settlement
 
 NONE = cast("Any", None)
+CLUSTER = {"url": "redis://127.0.0.1", "cluster": True}
 
 
 def lease(kind: Kind) -> Lease:
@@ -255,3 +256,21 @@ async def test_the_job_of_a_failed_callback_is_kept_longer() -> None:
     failed = await work.attempt(replace(job, crashes=POISON_CRASHES), lambda: True)
     assert (delivered.verdict, delivered.keep_s) == (Verdict.SUCCEEDED, notifier.deletion_interval)
     assert (failed.verdict, failed.keep_s) == (Verdict.FAILED, notifier.failed_retention)
+
+
+@pytest.mark.parametrize(
+    ("tables", "of_shard"),
+    [
+        ({"notifier": {"per_destination": 16}}, 16),
+        ({"notifier": {"per_destination": 64}, "redis": CLUSTER}, 4),
+        ({"notifier": {"per_destination": 9}, "redis": CLUSTER}, 1),
+    ],
+)
+async def test_a_shard_has_its_part_of_the_callbacks_to_a_destination(
+    tables: dict[str, Any], of_shard: int
+) -> None:
+    work = callbacks()
+    work.settings = Settings.model_validate(tables)
+    settlement = await work.attempt(replace(lease(Kind.CALLBACK), crashes=POISON_CRASHES), lambda: True)
+    assert settlement.callback is not None
+    assert settlement.callback.limit == of_shard

@@ -236,7 +236,7 @@ class NotifierSettings(Section):
     """Callbacks in flight, at most, in each process."""
     per_destination: Count = 16
     """Callbacks in flight to one destination over the fleet; only one to a failing destination. A topic or
-    queue that works has no such bound."""
+    queue that works has no such bound. Each of the 16 shards of a Cluster has an equal part, at least one."""
     deletion_interval: SecondsOrZero = 10800.0
     """Seconds after which the file of a job is deleted, counted from the delivery of the callback."""
     failed_retention: SecondsOrZero = 604800.0

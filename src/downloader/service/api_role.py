@@ -16,7 +16,7 @@ from downloader.plugins import BUCKETS, missing_package
 from downloader.server import tls_context
 from downloader.service.instance import RESERVE, Instance
 from downloader.storage import OWN_BUCKETS
-from downloader.store import JobStore
+from downloader.store import JobStore, limit_of_shard
 from downloader.tasks import background
 
 log = get_logger()
@@ -43,7 +43,7 @@ async def serve_api(
         backends=frozenset(settings.backends),
         buckets=text_globs([] if missing_package(BUCKETS, OWN_BUCKETS) else settings.processor.s3.buckets),
         egress=settings.egress.policy("callbacks"),
-        callback_limit=settings.notifier.per_destination,
+        callback_limit=limit_of_shard(settings.notifier.per_destination, settings.redis),
         keep_s=settings.notifier.failed_retention,
         loopback=loopback,
         ready=lambda: dict(instance.running),

@@ -28,7 +28,7 @@ from downloader.notify import Bulkhead, Deferred, Notifier, send_callback
 from downloader.observe import Counters, Event, SpanKind, Traces, get_logger
 from downloader.scheduler import LeaseEnd, StillOurs, Work, delete_file
 from downloader.service.predecessor import Workers
-from downloader.store import CallbackPlan, Settlement
+from downloader.store import CallbackPlan, Settlement, limit_of_shard
 
 log = get_logger()
 
@@ -104,7 +104,8 @@ class Downloads:
         outcome = await self._outcome(lease, still_ours)
         notifier = self.settings.notifier
         success = outcome.verdict is Verdict.SUCCEEDED
-        plan = CallbackPlan.of(lease.spec, success=success, per_destination=notifier.per_destination)
+        limit = limit_of_shard(notifier.per_destination, self.settings.redis)
+        plan = CallbackPlan.of(lease.spec, success=success, per_destination=limit)
         return Settlement.of(lease, outcome, callback=plan, keep_s=notifier.failed_retention)
 
     async def _outcome(self, lease: Lease, still_ours: StillOurs) -> Outcome:
@@ -210,14 +211,13 @@ class Callbacks:
         """Deliver the callback. The job of a failed one is kept longer."""
         _note_wait(self.counters, lease)
         notifier = self.settings.notifier
+        limit = limit_of_shard(notifier.per_destination, self.settings.redis)
         delivery = within_age(await self._delivery(lease), lease, notifier.max_age)
         success = delivery.verdict is Verdict.SUCCEEDED
         return Settlement.of(
             lease,
             delivery,
-            callback=CallbackPlan(
-                group=lease.group, limit=callback_limit(lease.group, notifier.per_destination)
-            ),
+            callback=CallbackPlan(group=lease.group, limit=callback_limit(lease.group, limit)),
             keep_s=notifier.deletion_interval if success else notifier.failed_retention,
         )
 

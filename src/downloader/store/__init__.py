@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from downloader.errors import StoreError, StoreUnavailable
-from downloader.store.client import StoreClient, open_client, where
+from downloader.store.client import StoreClient, limit_of_shard, open_client, where
 from downloader.store.embedded import KILLED_S, START_S, STOP_S, FolderInUse, embedded_valkey, socket_path
 from downloader.store.jobs import JobStore, open_store
 from downloader.store.keys import CLUSTER_SHARDS, KEYS, Keys
@@ -65,6 +65,7 @@ __all__ = [
     "Waiting",
     "asyncio_loop",
     "embedded_valkey",
+    "limit_of_shard",
     "load_scripts",
     "open_client",
     "open_sealer",

@@ -63,6 +63,17 @@ REVIVE_S = 0.5
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
+
+def shard_count(settings: RedisSettings) -> int:
+    """The number of shards of a store."""
+    return CLUSTER_SHARDS if settings.cluster else 1
+
+
+def limit_of_shard(limit: int, settings: RedisSettings) -> int:
+    """A limit over the fleet as each shard holds it: an equal part, at least 1."""
+    return max(1, limit // shard_count(settings))
+
+
 Timed = Callable[[str, float], None]
 """Called after each transition, failed transitions included, with the name and the duration in seconds."""
 
@@ -304,7 +315,7 @@ async def open_client(
         StoreRefused: the server refuses us, or the layout is of another version or kind.
     """
     servers = servers_for(settings)
-    keys = Keys(prefix=settings.key_prefix, shards=CLUSTER_SHARDS if settings.cluster else 1)
+    keys = Keys(prefix=settings.key_prefix, shards=shard_count(settings))
     scripts = scripts or load_scripts(cluster=settings.cluster)
     client = StoreClient(servers, keys=keys, settings=settings, scripts=scripts, timed=timed)
     try:
