@@ -147,8 +147,9 @@ class JobStore(StoreReader):
         """Wake the owner of `listen` if it is idle; returns the argument by which the script knows of it.
 
         Must be called right before a call that joins others, so that the owner's lease call comes behind it.
+        In a Cluster the owner would ask all shards, so there the script wakes it.
         """
-        wake = self._own.get(kind)
+        wake = self._own.get(kind) if self._keys.shards == 1 else None
         return {"own": {kind: self._owner}} if wake is not None and wake() else {}
 
     async def watch_memory(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
