@@ -109,6 +109,7 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         watched_s=1.0 if small else 10.0,
         rates=[50] if small else options.rates,
         steady_s=1 if small else 10,
+        idle_jobs=options.jobs if small else 200,
         limited=options.jobs if small else 1_000,
         fetched=options.jobs if small else 3_000,
         largest_store=options.jobs if small else 1_000_000,

@@ -13,6 +13,8 @@ _SETTLE_S = 2.0
 """Between the last connection and the watching."""
 _REACHED_S = 20.0
 _POLL_S = 0.1
+_IDLE_PER_S = 20
+"""Jobs a second of S12."""
 
 
 def s8(setup: Setup, build: Build, *, downloads: int, watched_s: float) -> Result:
@@ -50,6 +52,15 @@ def s5(setup: Setup, build: Build, *, aggregations: int, watched_s: float) -> Re
     faults = [] if held["leased"] == aggregations else [f"only {held['leased']} leases"]
     measures = {"aggregations": aggregations, **measures}
     return Result(name="S5", build=build.label, measures=measures, faults=faults)
+
+
+def s12(setup: Setup, build: Build, *, processors: int, jobs: int, rate: int) -> Result:
+    """Idle processors in one process, of this version whatever the build, and 20 jobs a second."""
+    with helper("store", setup.new_folder()) as store:
+        measures = answer_of("idle_fleet", store.first, processors, jobs, _IDLE_PER_S, rate, 0)
+    begun = measures.pop("begun")
+    faults = [] if rate or begun == jobs else [f"{begun} of {jobs} jobs have begun"]
+    return Result(name=f"S12 {processors}-{rate}", build=build.label, measures=measures, faults=faults)
 
 
 def _watch(service_pid: int, *pids: int, watched_s: float) -> dict[str, float]:

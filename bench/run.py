@@ -18,7 +18,23 @@ from bench.result import Result, Setup
 from bench.service import Build
 
 CLIENTS = {"S2": "client", "S2b": "stream"}
-SCENARIOS = ("S1", *CLIENTS, "S2c", "S2d", "S2e", "S3", "S4", "S5", "S6", "S8", "S10", "S11", "S13", "S14")
+SCENARIOS = (
+    "S1",
+    *CLIENTS,
+    "S2c",
+    "S2d",
+    "S2e",
+    "S3",
+    "S4",
+    "S5",
+    "S6",
+    "S8",
+    "S10",
+    "S11",
+    "S12",
+    "S13",
+    "S14",
+)
 """S7 comes with S3: it is the memory of the jobs that S3 has left pending."""
 
 FILES = {
@@ -62,6 +78,8 @@ class Plan:
     """Jobs a second of S11."""
     steady_s: int
     """How long S11 sends."""
+    idle_jobs: int
+    """Jobs of S12."""
     limited: int
     """Jobs of S13."""
     fetched: int
@@ -131,6 +149,10 @@ def _queue(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]
             yield end_to_end.s11(
                 setup, build, rate=rate, seconds=plan.steady_s, aggregations=plan.aggregations
             )
+    if "S12" in plan.scenarios:
+        for processors, rate in ((1, 0), (5, 0), (20, 0), (100, 0), (20, 10)):
+            say(f"S12 {build.label}: {processors} idle processors ...")
+            yield idle.s12(setup, build, processors=processors, jobs=plan.idle_jobs, rate=rate)
     if "S13" in plan.scenarios:
         for limit in (1, 4, 16):
             say(f"S13 {build.label}: one aggregation of limit {limit} ...")
