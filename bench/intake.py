@@ -18,7 +18,10 @@ _MISSING = (404, 405)
 
 
 def s3_s7(setup: Setup, build: Build, *, jobs: int, aggregations: int) -> list[Result]:
-    """How fast one process takes jobs, one by one and streamed, and the memory that a pending job takes."""
+    """How fast one process takes jobs, one by one and streamed, and the memory that jobs take.
+
+    The jobs are ended by this version of the store, not by that of `build`.
+    """
     folder = setup.new_folder()
     with (
         helper("store", folder) as store,
@@ -29,11 +32,17 @@ def s3_s7(setup: Setup, build: Build, *, jobs: int, aggregations: int) -> list[R
         posts, faults = _send(setup, running, store, "client", jobs=jobs, aggregations=aggregations)
         full = database.info("memory")["used_memory"]
         lines, more = _send(setup, running, store, "stream", jobs=jobs * STREAMED, aggregations=aggregations)
+        ended = answer_of("ended", store.first)["jobs"]
+        of_ended = (database.info("memory")["used_memory"] - empty) / max(ended, 1)
     measures = {f"post_{name}": value for name, value in posts.items()}
     measures |= {f"stream_{name}": value for name, value in lines.items()}
     return [
         Result(name="S3", build=build.label, measures=measures, faults=faults + more),
-        Result(name="S7", build=build.label, measures={"bytes_per_job": (full - empty) / jobs}),
+        Result(
+            name="S7",
+            build=build.label,
+            measures={"bytes_per_job": (full - empty) / jobs, "bytes_per_ended_job": of_ended},
+        ),
     ]
 
 

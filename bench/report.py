@@ -35,6 +35,7 @@ TARGETS: dict[tuple[str, int, str], tuple[str, float]] = {
     ("S6-4", 1, "of_curl"): (">=", 1),
     ("S6-4", 1, "grown_mib"): ("<=", 32),
     ("S7", 1, "bytes_per_job"): ("<=", 400),
+    ("S7", 1, "bytes_per_ended_job"): ("<=", 400),
     ("S8", 1, "rss_mib"): ("<=", 350e6 / 2**20),
     ("S8", 1, "percent_of_core"): ("<=", 3),
     ("S10", 1, "deliveries_per_s"): (">=", 5000),

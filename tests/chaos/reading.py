@@ -14,12 +14,15 @@ import trio
 
 from chaos.history import Closed, Delivery, File, History, Record
 from chaos.load import CANCELLED, COOLED, RATE, RATED, RETRY_AFTER_S, Load
+from downloader.store import ended
 from servers.fleet import Fleet
 
 _SHARD = re.compile(r"downloader:1:\{\d+\}:")
 """The prefix of all keys."""
 
-_OWNED = frozenset({"job", "task", "reap", "failed", "failed_downloads", "layout", "totals"})
+_OWNED = frozenset(
+    {"job", "task", "ended", "reap", "reap_ended", "failed", "failed_downloads", "layout", "totals"}
+)
 """Keys without a time to live that may exist when all jobs have ended: records of jobs, layout, counters."""
 
 BACK_S, POLL_S = 20.0, 0.1
@@ -45,12 +48,23 @@ async def look(client: httpx2.AsyncClient, port: int, job_id: str) -> Record | N
     )
 
 
+def _started(server: redis.Redis) -> dict[str, float | None]:
+    """When the download of each job in the store began last, by job id."""
+    texts: dict[str, Any] = {}
+    for key in map(str, server.scan_iter("downloader:*:job:*", count=1000)):
+        texts[key.rpartition(":")[2]] = server.hget(key.replace(":job:", ":download:task:"), "started")
+    for key in server.scan_iter("downloader:*:ended", count=1000):
+        for job_id, record in server.hscan_iter(key):
+            texts[str(job_id)] = ended.parse(str(record)).download["started"]
+    return {job_id: None if text is None else int(text) / 1000 for job_id, text in texts.items()}
+
+
 async def read_records(history: History, server: redis.Redis, port: int) -> None:
     """Ask the API at this port for every job in the store."""
     patient_until = trio.current_time() + BACK_S
     async with httpx2.AsyncClient(timeout=5, trust_env=False) as client:
-        for key in map(str, server.scan_iter("downloader:*:job:*", count=1000)):
-            job_id = key.rpartition(":")[2]
+        started = _started(server)
+        for job_id in started:
             # After an outage of the store, an API may answer 503 to the first requests.
             while (
                 record := await look(client, port, job_id)
@@ -58,10 +72,7 @@ async def read_records(history: History, server: redis.Redis, port: int) -> None
                 await trio.sleep(POLL_S)
                 record = await look(client, port, job_id)
             if record is not None:
-                started: Any = server.hget(key.replace(":job:", ":download:task:"), "started")
-                history.records[job_id] = replace(
-                    record, started_s=None if started is None else int(started) / 1000
-                )
+                history.records[job_id] = replace(record, started_s=started[job_id])
 
 
 def read_keys(history: History, server: redis.Redis) -> None:

@@ -24,6 +24,7 @@ import httpx2
 import redis
 import trio
 
+from downloader.store import ended
 from servers.forked import Forked, start
 from servers.origin import Origin
 from servers.sink import Sink
@@ -411,6 +412,9 @@ class History:
         self.redis.close()
 
     def record(self, job_id: str) -> Record:
+        if record := self.redis.hget(f"{self.prefix}ended", job_id):
+            job = ended.parse(str(record))
+            return Record(download=job.download, callback=job.callback)
         return Record(download=self._hash("download", job_id), callback=self._hash("callback", job_id))
 
     def _hash(self, kind: str, job_id: str) -> dict[str, str]:

@@ -109,6 +109,7 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     other = await submitted(store)
     assert await store.cancel(spec, None, 0) is Changed.DONE
     if removed:
+        await lapse(raw, store, "reap", member=spec.id)
         assert [job.has_file for job in (await store.reap(9, 60)).jobs] == [True], "it may have stored one"
         await store.remove([spec.id])
     assert await store.sweep(sweeper) == []
@@ -169,6 +170,16 @@ async def test_a_job_without_a_callback_is_kept_for_a_while(raw: RawStore, store
     assert (await store.reap(9, 60)).jobs == []
     await lapse(raw, store, "reap", member=spec.id)
     assert [(job.spec.id, job.has_file) for job in (await store.reap(9, 60)).jobs] == [(spec.id, False)]
+
+
+async def test_a_holder_frees_the_slot_of_a_job_that_nobody_keeps(store: JobStore) -> None:
+    spec = await submitted(store)
+    lease = await leased(store)
+    assert await store.cancel(spec, None, 0) is Changed.DONE
+    batch = await store.reap(9, 60)
+    await store.remove([job.spec.id for job in batch.jobs])
+    assert await store.settle("me", [downloaded(lease, OK, None, 0)]) == [Settled.CANCELLED]
+    assert (await store.load(9)).downloads == 0
 
 
 async def test_holders_are_notified_of_a_cancel(store: JobStore, nursery: trio.Nursery) -> None:

@@ -8,17 +8,22 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 import trio
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
 
 from downloader.config import RedisSettings
-from downloader.model import CallbackOutcome, JobSpec, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, FileFacts, JobSpec, Kind, Outcome, Verdict
 from downloader.store import (
     Accepted,
     CallbackPlan,
     Changed,
     JobStore,
+    Listed,
     StoreUnavailable,
     Submission,
     asyncio_loop,
+    ended,
+    open_sealer,
     open_store,
 )
 from servers.jobs import closed, downloaded, spec_for, submitted
@@ -108,3 +113,127 @@ async def test_an_operator_can_act_when_the_memory_is_full(store: JobStore, serv
             assert await store.adjust(name, changes) is not None  # type: ignore[arg-type]  # of one key each
     assert await store.retry(ended.id, download=False, limit=1) is Changed.DONE
     assert await store.cancel(waiting, None, 60) is Changed.DONE
+
+
+async def deliver(store: JobStore) -> None:
+    """End all jobs well, with their callbacks."""
+    outcome = Outcome(
+        verdict=Verdict.SUCCEEDED,
+        response_code=200,
+        file=FileFacts(size=10_240, sha256="7f" * 32, mime_type="image/png"),
+    )
+    delivered = CallbackOutcome(verdict=Verdict.SUCCEEDED)
+    while leases := (await store.lease(Kind.DOWNLOAD, "host-processor-12345-abcd", 100, 60)).leases:
+        await store.settle(
+            "host-processor-12345-abcd", [downloaded(lease, outcome, PLAN, 60) for lease in leases]
+        )
+    while leases := (await store.lease(Kind.CALLBACK, "host-notifier-12345-abcd", 100, 60)).leases:
+        await store.settle(
+            "host-notifier-12345-abcd", [closed(lease, delivered, 60, 1000) for lease in leases]
+        )
+
+
+async def test_a_job_that_has_ended_takes_400_bytes_at_most(store: JobStore, server: redis.Redis) -> None:
+    async def submit(count: int) -> None:
+        specs = [
+            spec_for(
+                store,
+                "a",
+                aggr_limit=1000,
+                url=f"http://127.0.0.1:8000/file/{number:08}.png?".ljust(60, "x"),
+                callback_dst="http://127.0.0.1:8001/callback",
+                request_headers={"Authorization": "Bearer 0123456789"},
+                created_ms=1_764_000_000_000,
+            )
+            for number in range(count)
+        ]
+        await store.submit([Submission(spec=spec) for spec in specs])
+
+    await submit(1)
+    await deliver(store)
+    shared = server.dbsize()
+    await submit(299)
+    await deliver(store)
+    assert server.dbsize() == shared, "no job has a key"
+    keys = [f"downloader:1:{{0}}:{name}" for name in ("ended", "reap_ended")]
+    taken = sum(server.memory_usage(key, samples=0) or 0 for key in keys)
+    assert 200 < taken / 300 <= 400
+
+
+FULL = JobSpec(
+    id="0000000000000a",
+    aggr_id="a b: ü",
+    aggr_limit=3,
+    url="https://h.test/a?b=c",
+    callback_type="http",
+    callback_dst="https://user:secret@c.test/done",
+    callback_error_type="sqs",
+    callback_error_dst="q",
+    extra="one\ntwo",
+    request_headers={"Cookie": "secret"},
+    priority=7,
+    subpath="s",
+    s3_bucket="b",
+    s3_region="r",
+    created_ms=1_764_000_000_000,
+    unknown={"novelty": [1]},
+)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_record_has_what_people_see_and_no_secret(sealed: bool) -> None:  # noqa: FBT001  # drawn
+    sealer = open_sealer([SecretStr(Fernet.generate_key().decode())]) if sealed else None
+    text = ended.record(FULL, FileFacts(sha256="7f" * 32), sealer.seal if sealer else None)
+    assert "secret" not in text
+    job = ended.parse(f"12345678\n{text}\nf2000\ns-20\nF30\nS5\nDlog=1 a\r2 b\nCattempts=3\nR")
+    kept = JobSpec.from_json(FULL.id, job.spec, sealer.unseal if sealer else lambda _: None)
+    for name in (
+        "aggr_id",
+        "extra",
+        "priority",
+        "subpath",
+        "s3_bucket",
+        "s3_region",
+        "created_ms",
+        "unknown",
+    ):
+        assert getattr(kept, name) == getattr(FULL, name)
+    assert (kept.url, kept.callback_dst) == ("https://h.test/a?b=***", "https://c.test/done")
+    assert kept.callback(success=True) == (kept.callback_type, kept.callback_dst)
+    assert job.download == {
+        "state": "succeeded",
+        "attempts": "1",
+        "deliveries": "1",
+        "code": "",
+        "status": "200",
+        "finished": "2000",
+        "started": "1980",
+        "sha256": "7f" * 32,
+        "log": "1 a\n2 b",
+    }
+    assert job.callback == {
+        "state": "succeeded",
+        "attempts": "3",
+        "deliveries": "1",
+        "finished": "2030",
+        "started": "2005",
+    }
+
+
+async def test_lists_have_the_newest_first_whatever_the_end(store: JobStore) -> None:
+    for number in range(7):
+        await submitted(store, str(number))
+        [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 60)).leases
+        outcome = FAILED if number in (1, 2, 5) else Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
+        await store.settle("me", [downloaded(lease, outcome, None, 60 + number // 2)])
+    for count in (1, 2, 3, 9):
+        names: list[str] = []
+        cursor = ""
+        while True:
+            page = await store.jobs(Listed.FINISHED, "", cursor, count)
+            names += [job.aggr_id for job in page.jobs]
+            if not (cursor := page.cursor):
+                break
+            assert len(names) <= 7
+        assert sorted(names) == [str(number) for number in range(7)]
+        assert [int(name) // 2 for name in names] == [3, 2, 2, 1, 1, 0, 0]

@@ -291,6 +291,8 @@ class Model(Expected):
             task.stopping = task.state is State.RUNNING
             task.state = State.CANCELLED
             self.note_over(job)
+            if task.stopping and job.reap_ms is not None:  # the holder needs the record
+                job.reap_ms = max(job.reap_ms, 2 * task.ends_ms - self.now_ms)
             self.done["cancel"] += 1
 
     async def sweep(self, kind: Kind) -> None:

@@ -24,8 +24,10 @@ from downloader.model import (
     ResponseMetadata,
     State,
     Verdict,
+    callback_group,
 )
 from downloader.net import host_of, redact_url
+from downloader.store import ended
 from downloader.store.values import (
     Backlog,
     CallbackPlan,
@@ -103,7 +105,7 @@ def settle(script: str, settlement: Settlement, seal: Seal | None) -> dict[str, 
         case "finish":
             return _finish(settlement, seal)
         case _:
-            return _close_callback(settlement)
+            return _close_callback(settlement, seal)
 
 
 def leased(lease: Lease) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def _finish(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
         **_ended(settlement),
         **callback(settlement.callback),
         **counted(settlement.lease.spec),
+        **_record(settlement, None if settlement.callback else outcome, seal),
         "attempts": "1" if counts else "0",
         "code": outcome.error_code,
         "status": str(outcome.response_code),
@@ -162,9 +165,22 @@ def _more(outcome: Outcome, seal: Seal | None) -> list[str]:
     return [text for name, value in values.items() if value for text in (name, value)]
 
 
-def _close_callback(settlement: Settlement) -> dict[str, Any]:
+def _close_callback(settlement: Settlement, seal: Seal | None) -> dict[str, Any]:
     assert settlement.callback is not None, "a callback that ended has a group"
-    return {**_ended(settlement), "limit": str(settlement.callback.limit), **_slow(settlement)}
+    return {
+        **_ended(settlement),
+        "limit": str(settlement.callback.limit),
+        **_slow(settlement),
+        **_record(settlement, settlement.lease.result, seal),
+    }
+
+
+def _record(settlement: Settlement, outcome: Outcome | None, seal: Seal | None) -> dict[str, str]:
+    """The argument `record` if the job ends with this success; `outcome` is that of the download."""
+    verdicts = {settlement.verdict, outcome.verdict if outcome else None}
+    if verdicts != {Verdict.SUCCEEDED} or outcome is None:
+        return {}
+    return {"record": ended.record(settlement.lease.spec, outcome.file, seal)}
 
 
 def _slow(settlement: Settlement) -> dict[str, bool]:
@@ -270,6 +286,8 @@ def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
 def reapable(flat: Sequence[Any]) -> Reapable:
     """A job from a row of `reap.lua`."""
     row = fields(flat)
+    if "ended" in row:
+        return Reapable(spec=JobSpec.from_json(row["id"], ended.parse(row["ended"]).spec), has_file=True)
     return Reapable(spec=JobSpec.from_json(row["id"], row["spec"]), has_file=row["file"] == "1")
 
 
@@ -283,12 +301,30 @@ def listed_jobs(
     """The jobs from rows of `list.lua` that match; `matches` is asked before the URL is known."""
     for flat in flats:
         row = fields(flat)
+        if "ended" in row:
+            row = _listed_row(row["id"], row["ended"])
         job = _listed_job(row)
         if _TAGS in row["spec"]:
             job = job.model_copy(update={"tags": tuple(json.loads(row["spec"]).get("tags", ()))})
         if matches(job):
             spec = JobSpec.from_json(job.id, row["spec"], unseal)
             yield job.model_copy(update={"url": redact_url(spec.url)})
+
+
+def _listed_row(job_id: str, record: str) -> dict[str, str]:
+    """A row of `list.lua` from the record of an ended job."""
+    job = ended.parse(record)
+    spec = JobSpec.from_json(job_id, job.spec)
+    return {
+        "id": job_id,
+        "group": spec.aggr_id,
+        "state": job.download["state"],
+        "callback": job.callback.get("state", ""),
+        "finished": job.download["finished"],
+        "destination": callback_group(*spec.callback(success=True)) if job.callback else "",
+        "spec": job.spec,
+        **dict.fromkeys(("failed", "error", "code"), ""),
+    }
 
 
 def _listed_job(row: Mapping[str, str]) -> ListedJob:
@@ -322,8 +358,12 @@ def failure_group(kind: Kind, flat: Sequence[Any]) -> FailureGroup:
 def job_view(job_id: str, flat: Sequence[Any], unseal: Unseal) -> JobView:
     """A job from the answer of `get.lua`."""
     row = fields(flat)
-    spec = JobSpec.from_json(job_id, row["spec"], unseal)
-    download, callback = fields(row["download"]), fields(row["callback"])
+    if "ended" in row:
+        job = ended.parse(row["ended"])
+        spec, download, callback = JobSpec.from_json(job_id, job.spec, unseal), job.download, job.callback
+    else:
+        spec = JobSpec.from_json(job_id, row["spec"], unseal)
+        download, callback = fields(row["download"]), fields(row["callback"])
     return JobView(
         spec=spec,
         download=_task(download, due_ms=str(max(spec.created_ms, spec.not_before))),

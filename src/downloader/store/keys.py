@@ -61,6 +61,13 @@ KEYS = (
         holds="state of the job's download or callback; mostly absent for a download that never ran",
     ),
     Key(
+        name="ended",
+        type="hash",
+        owner="a field goes when its job is removed",
+        holds="by job id, in place of `job` and `task`: what is kept of a job whose download, and callback if"
+        " any, has succeeded; see `store/ended.py`",
+    ),
+    Key(
         name="queue",
         parameters=("kind", "group"),
         type="zset",
@@ -284,6 +291,12 @@ KEYS = (
         type="zset",
         owner="a member goes when its job is removed or retried",
         holds="finished jobs by the time (ms) at which file and record go",
+    ),
+    Key(
+        name="reap_ended",
+        type="zset",
+        owner="a member goes when its job is removed",
+        holds="jobs with a record in `ended`, as in `reap`; an earlier version leaves them alone",
     ),
     Key(
         name="failed",

@@ -7,7 +7,10 @@ when the memory is full. So that the server stays below its `maxmemory`, jobs ar
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import trio
 
@@ -19,7 +22,10 @@ log = get_logger()
 
 SHARE = 0.4
 """Part of `maxmemory` up to which jobs are accepted. With a URL of 60 characters, a pending job takes 340
-bytes, and 950 until its callback is delivered."""
+bytes, 770 until its callback is delivered, and more if it fails."""
+
+ENDED_BYTES = 380
+"""Memory of a job that has ended well. Ended jobs take no more memory, so they may fill the server."""
 
 JOB_BYTES = 160
 """Memory of a pending job besides the JSON: the key, and the place in the queue."""
@@ -69,11 +75,22 @@ class MemoryMark:
 
     async def _read(self) -> None:
         with suppress(StoreError):  # the jobs that come then are refused anyway
-            self._left |= await self._client.ask(range(self._client.keys.shards), self._left_on)
+            servers = await self._client.ask(range(self._client.keys.shards), self._memory_of)
+            ended: Counter[str] = Counter()
+            for memory, count in servers.values():
+                ended[memory["run_id"]] += count * ENDED_BYTES
+            self._left |= {
+                shard: _left_on(memory, ended[memory["run_id"]]) for shard, (memory, _) in servers.items()
+            }
 
-    async def _left_on(self, shard: int) -> float:
-        """Bytes below the mark of the server of a shard; infinite if the server has no `maxmemory`."""
-        memory = await self._client.command("INFO", "memory", shard=shard)
-        if not memory["maxmemory"]:
-            return math.inf
-        return float(memory["maxmemory"] * SHARE - memory["used_memory"])
+    async def _memory_of(self, shard: int) -> tuple[Mapping[str, Any], int]:
+        """What the server of a shard says of its memory, and the number of ended jobs in the shard."""
+        memory = await self._client.command("INFO", "server", "memory", shard=shard)
+        return memory, await self._client.command("HLEN", self._client.keys.key(shard, "ended"), shard=shard)
+
+
+def _left_on(memory: Mapping[str, Any], ended: int) -> float:
+    """Bytes below the mark of a server; `ended` of them are records of ended jobs."""
+    if not memory["maxmemory"]:
+        return math.inf
+    return float((memory["maxmemory"] - ended) * SHARE - (memory["used_memory"] - ended))

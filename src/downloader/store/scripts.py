@@ -11,6 +11,9 @@ from importlib import resources
 from downloader.store.keys import lua_key_functions
 
 _LUA = resources.files("downloader.store").joinpath("lua")
+_SHARED = ("_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
+"""Files in front of each transition; each may use what the files before it define."""
+
 _HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
 
 
@@ -34,7 +37,7 @@ def load_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
     Raises:
         ValueError: the header of a file is malformed.
     """
-    parts = [_LUA.joinpath(name).read_text("utf-8") for name in ("_lib.lua", "_hosts.lua", "_wake.lua")]
+    parts = [_LUA.joinpath(name).read_text("utf-8") for name in _SHARED]
     constants = f"local base, in_cluster = KEYS[1], {str(cluster).lower()}\n"
     library = "".join(parts)
     scripts = {}

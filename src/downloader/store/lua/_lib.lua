@@ -1,4 +1,4 @@
--- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua` and
+-- Shared by all transitions; loaded in front of each, behind `base` and the key functions. `_hosts.lua`, `_ended.lua` and
 -- `_wake.lua` follow.
 --
 -- Time is the server's, in ms, the same for the whole script. Numbers from Redis are strings: `tonumber`
@@ -345,6 +345,12 @@ local function settled_by(owner, generation)
   return generation .. ' ' .. owner
 end
 
+-- A short mark of the lease that has settled a task, for the record of a job that has ended.
+local MARK_LENGTH = 4
+local function mark_of(settled)
+  return string.sub(redis.sha1hex(settled), 1, MARK_LENGTH)
+end
+
 -- Whether a task is leased to an owner with a generation (a string): 'held' if so; 'repeated' if this lease has settled
 -- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile; else
 -- 'lost'. Also returns the task's group and, if the task has a place at a host, the host.
@@ -355,6 +361,12 @@ local function claim(kind, id, owner, generation)
   if task[1] == 'cancelled' and owner == task[2] and generation == task[3] then return 'cancelled', group, host end
   -- Earlier versions note the generation alone.
   if task[4] == settled_by(owner, generation) or task[4] == generation then return 'repeated', group, host end
+  if not task[1] then
+    local marks = string.match(redis.call('HGET', key_ended(), id) or '', '^[^\n]*')
+    local from = kind == 'download' and 1 or MARK_LENGTH + 1
+    local mark = string.sub(marks, from, from + MARK_LENGTH - 1)
+    if mark == mark_of(settled_by(owner, generation)) then return 'repeated' end
+  end
   return 'lost', group, host
 end
 
@@ -460,7 +472,7 @@ local function touch(kind, group)
 end
 
 -- After the end of a download: the callback becomes pending in the group `callback`, or ('' for no callback) the job is
--- kept for `keep_ms`.
+-- kept for `keep_ms`. The callback of a success has no record of its own before it is leased.
 local function conclude(id, item, keep_ms)
   local callback = item.callback
   local bytes = item.counted and redis.call('HGET', key_task('download', id), 'counted')
@@ -474,7 +486,9 @@ local function conclude(id, item, keep_ms)
   end
   redis.call('HSETNX', key_group('callback', callback), 'limit', item.limit)
   if item.token then redis.call('HSETNX', key_group('callback', callback), 'token', item.token) end
-  redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
+  if item.state ~= 'succeeded' then
+    redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
+  end
   redis.call('ZADD', key_queue('callback', callback), now, id)
   touch('callback', callback)
 end

@@ -13,8 +13,8 @@
 -- origin may still be sending until then.
 
 local function cancel(item)
-  local id, group = item.id, item.group
-  if redis.call('EXISTS', key_job(id)) == 0 then return 'unknown' end
+  local id, group, keep_ms = item.id, item.group, call.keep_ms
+  if redis.call('EXISTS', key_job(id)) == 0 then return redis.call('HEXISTS', key_ended(), id) == 1 and 'conflict' or 'unknown' end
 
   local task = key_task('download', id)
   local state = redis.call('HGET', task, 'state') or 'pending'
@@ -28,6 +28,8 @@ local function cancel(item)
     local ends = redis.call('ZSCORE', key_leases('download'), id)
     redis.call('ZREM', key_leases('download'), id)
     redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
+    -- The holder needs the record to free the slot and to delete the file.
+    keep_ms = math.max(keep_ms, 2 * (ends - now))
     redis.call('PUBLISH', key_wake('download'), id)
   else
     return 'conflict'
@@ -37,7 +39,7 @@ local function cancel(item)
   redis.call('HDEL', task, 'due')
   remember('download', id, call.error)
   touch('download', group)
-  conclude(id, item, call.keep_ms)
+  conclude(id, item, keep_ms)
   return 'done'
 end
 

@@ -2,7 +2,8 @@
 --
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner}, then per result {id, generation, state, error, keep_ms: how long the job is kept, limit:
---         of the group, slow: whether the destination took long, absent: it did not}
+--         of the group, slow: whether the destination took long, absent: it did not, record: see `end_job`, for a success
+--         of download and callback}
 -- from    callback running, this owner and generation
 -- to      callback succeeded | failed
 -- answer  per result: 'done' | 'lease_lost'
@@ -28,7 +29,11 @@ for item in items() do
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
     end
     note_answer(group, item.state == 'succeeded', item.slow)
-    redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
+    if item.record and redis.call('HGET', key_task('download', item.id), 'state') == 'succeeded' then
+      end_job(item.id, item.record, item.keep_ms)
+    else
+      redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)
+    end
     touch('callback', group)
   end
   answers[#answers + 1] = ANSWERS[holder]

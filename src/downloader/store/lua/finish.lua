@@ -3,8 +3,9 @@
 -- KEYS    1 base of the shard
 -- ARGV    1 {kind, owner, own: see `is_own_next`, absent: none}, then per result {id, generation, state, attempts: '1' if it counts, else '0', error,
 --         code, status, size, sha256, mime, image, more: names and values of further fields, absent if there are
---         none, callback: its group or '', limit: of that group, token: of the job, absent:
---         none, counted: the token if the job counts against its quota, keep_ms: how long a job without a callback is kept, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
+--         none, callback: its group or '', limit: of that group, token: of the job, absent: none, counted: the token
+--         if the job counts against its quota, keep_ms: how long a job without a callback is kept, record: see
+--         `end_job`, for a success without callback, cool_ms, asked, host_too: see `cool_down`, absent: no cooldown}
 -- from    download running, this owner and generation
 -- to      download succeeded | failed, and callback pending where there is one
 -- answer  per result: 'done' | 'lease_lost' | 'cancelled'
@@ -23,11 +24,15 @@ for item in items() do
     redis.call('HINCRBY', task, 'attempts', item.attempts)
     cool_down(id, group, host, item)
     leave_host(id, group, host)
-    redis.call('HDEL', task, 'owner')
+    redis.call('HDEL', task, 'owner', 'due')
     if item.error ~= '' then remember('download', id, item.error) end
     if item.state == 'failed' then redis.call('ZADD', key_failed_downloads(), now, id) end
     touch('download', group)
-    conclude(id, item, item.keep_ms)
+    if item.record and item.callback == '' then
+      end_job(id, item.record, item.keep_ms)
+    else
+      conclude(id, item, item.keep_ms)
+    end
   elseif holder == 'cancelled' then
     free_cancelled(id, group)
   end

@@ -4,15 +4,25 @@
 -- ARGV    1 {id}
 -- from    any
 -- to      the same
--- answer  spec, download and callback: the fields of its tasks, keep_until: ms or '' while nothing ends it;
---         nothing for no such job
+-- answer  spec, download and callback: the fields of its tasks, or ended: the record of an ended job, and keep_until:
+--         ms or '' while nothing ends it; nothing for no such job
 -- repeat  harmless
 
 local spec = redis.call('GET', key_job(call.id))
-if not spec then return {} end
+if not spec then
+  local ended = redis.call('HGET', key_ended(), call.id)
+  if not ended then return {} end
+  return {'ended', ended, 'keep_until', redis.call('ZSCORE', key_reap_ended(), call.id) or ''}
+end
+local download = redis.call('HMGET', key_task('download', call.id), 'state', 'finished')
+local callback = redis.call('HGETALL', key_task('callback', call.id))
+local keep_until = redis.call('ZSCORE', key_reap(), call.id)
+if download[1] == 'succeeded' and not keep_until and not redis.call('HGET', key_task('callback', call.id), 'state') then
+  callback = {'state', 'pending', 'due', download[2]}
+end
 return {
   'spec', spec,
   'download', redis.call('HGETALL', key_task('download', call.id)),
-  'callback', redis.call('HGETALL', key_task('callback', call.id)),
-  'keep_until', redis.call('ZSCORE', key_reap(), call.id) or '',
+  'callback', callback,
+  'keep_until', keep_until or '',
 }

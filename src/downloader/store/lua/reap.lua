@@ -4,7 +4,8 @@
 -- ARGV    1 {count: how many at the most, hold_ms: how long no other call gets them}
 -- from    download terminal, callback terminal or none, kept long enough
 -- to      the same, but no longer to be retried
--- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each
+-- answer  due_ms: ms until the next is due (-1: none), jobs: id, spec, file ('1' if there may be one) of each, or id and
+--         ended: its record
 -- repeat  other jobs; the same ones are given again after the hold
 
 -- Bounded, because a million jobs may have expired at once.
@@ -25,5 +26,19 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT'
     jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file}
   end
 end
-local first = redis.call('ZRANGE', key_reap(), 0, 0, 'WITHSCORES')
-return {'due_ms', first[2] and math.max(0, tonumber(first[2]) - now) or -1, 'jobs', jobs}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap_ended(), '-inf', now, 'LIMIT', 0, call.count - #jobs)) do
+  redis.call('ZREM', key_reap_ended(), id)
+  local ended = redis.call('HGET', key_ended(), id)
+  if ended then
+    redis.call('ZADD', key_reap_ended(), now + call.hold_ms, id)
+    if string.sub(ended, -2) ~= REAPING then redis.call('HSET', key_ended(), id, ended .. REAPING) end
+    jobs[#jobs + 1] = {'id', id, 'ended', ended}
+  end
+end
+local due_ms = -1
+for _, key in ipairs({key_reap(), key_reap_ended()}) do
+  local first = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
+  local wait = first and math.max(0, tonumber(first) - now)
+  if wait and (due_ms < 0 or wait < due_ms) then due_ms = wait end
+end
+return {'due_ms', due_ms, 'jobs', jobs}

@@ -16,6 +16,9 @@ for item in items() do
     redis.call('ZREM', key_failed_downloads(), id)
     removed = redis.call('DEL', key_job(id))
     redis.call('DEL', key_task('download', id), key_task('callback', id))
+  elseif string.sub(redis.call('HGET', key_ended(), id) or '', -2) == REAPING then
+    redis.call('ZREM', key_reap_ended(), id)
+    removed = redis.call('HDEL', key_ended(), id)
   end
   answers[#answers + 1] = removed
 end

@@ -11,7 +11,7 @@ local kind = call.kind
 
 local function retry(id)
   local spec = redis.call('GET', key_job(id))
-  if not spec then return 'unknown' end
+  if not spec then return redis.call('HEXISTS', key_ended(), id) == 1 and 'conflict' or 'unknown' end
 
   local task = key_task(kind, id)
   local job = cjson.decode(spec)

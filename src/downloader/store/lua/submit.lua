@@ -45,7 +45,7 @@ for item in items() do
   local record = key_group('download', group)
   local fields = redis.call('HMGET', record, 'proxy', 'asked_limit', 'asked_rate', 'asked_delay')
   local proxy = fields[1]
-  local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1
+  local known = why ~= 'new' or redis.call('EXISTS', key_job(id)) == 1 or redis.call('HEXISTS', key_ended(), id) == 1
   if not known and item.permitted and (proxy or '') ~= '' and proxy ~= item.permitted then
     why, id = 'proxied', proxy
   elseif not known and item.quota and over_quota(item) then

@@ -1,0 +1,112 @@
+"""The record of a job whose download, and callback if any, has succeeded: one text in place of three keys.
+
+Most jobs in a store have ended, and wait for their deletion. Fields that nobody needs any more are left out.
+The others are a text of lines. The first line has the marks of the leases that ended download and callback,
+see `mark_of` in `_lib.lua`. Each further line has a letter and a value. `D` and `C` stand for any other field
+of the hash of the download or the callback (`name=value`), `J` for the other fields of the job (JSON). `R` is
+for a job that was given to a reaper.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
+
+from downloader.model import FileFacts, JobSpec
+from downloader.net import redact_url
+
+MAX_EXTRA = 1000
+"""Most characters of `extra` that are kept, for `GET /jobs/<id>`."""
+
+_UNNEEDED = (
+    *("aggr_proxy", "aggr_rate", "aggr_delay", "request_headers", "user_agent", "host", "traceparent"),
+    *("max_retries", "download_timeout", "not_before", "deadline", "if_none_match", "if_modified_since"),
+    *("mime_type", "sha256", "size", "max_size", "min_size", "min_width", "min_height", "max_pixels"),
+    "extract_image_size",
+)
+"""Fields of a job that only the download or the callback needs."""
+
+_BLANK: dict[str, Any] = {
+    field.name: field.default if field.default_factory is MISSING else field.default_factory()
+    for field in fields(JobSpec)
+    if field.name in _UNNEEDED
+}
+
+MARK_LENGTH = 4
+"""Characters of the mark of a lease."""
+
+_OF_JOB = {"a": "aggr_id", "u": "url", "t": "callback_type", "d": "callback_dst", "n": "created_ms"}
+_OF_DOWNLOAD = {"f": "finished", "s": "started", "z": "size", "m": "mime"}
+_OF_CALLBACK = {"F": "finished", "S": "started"}
+_SHA256 = "h"
+_RELATIVE = "sFS"
+"""Times that are stored as the difference to the end of the download."""
+
+_DEFAULTS = {"state": "succeeded", "attempts": "1", "deliveries": "1"}
+"""Fields of both hashes that are left out if they have this value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What is known of a job that has ended."""
+
+    spec: str
+    """The job, as `JobSpec.to_json` writes it."""
+    download: dict[str, str]
+    callback: dict[str, str]
+    """Fields as of the hash `task`; empty without a callback."""
+
+
+def record(spec: JobSpec, file: FileFacts, seal: Callable[[str], str] | None) -> str:
+    """The lines that the holder of the lease knows; the script that ends the job adds the others."""
+    kept = replace(
+        spec,
+        url=redact_url(spec.url),
+        callback_dst=redact_url(spec.callback_dst),
+        callback_error_type=spec.callback_type,
+        callback_error_dst=redact_url(spec.callback_dst),
+        extra=spec.extra if len(spec.extra) <= MAX_EXTRA else "",
+        **_BLANK,
+    )
+    job = json.loads(kept.to_json(seal))
+    del job["aggr_limit"]
+    lines = []
+    for letter, name in _OF_JOB.items():
+        text = str(job.get(name, ""))
+        if text and text.isprintable():
+            lines.append(f"{letter}{text}")
+            del job[name]
+    if job:
+        lines.append("J" + json.dumps(job, separators=(",", ":")))
+    if file.sha256:
+        lines.append(_SHA256 + urlsafe_b64encode(bytes.fromhex(file.sha256)).decode().rstrip("="))
+    return "\n".join(lines)
+
+
+def parse(text: str) -> Ended:
+    """The inverse of `record` and of `end_job` in `_lib.lua`."""
+    marks, *lines = text.split("\n")
+    job: dict[str, Any] = {"aggr_limit": 1}
+    download, callback = dict(_DEFAULTS, code=""), dict(_DEFAULTS) if len(marks) > MARK_LENGTH else {}
+    by_letter = {line[0]: line[1:] for line in lines if line[0] not in "DCJ"}
+    for letter in _RELATIVE:
+        if letter in by_letter:
+            by_letter[letter] = str(int(by_letter["f"]) + int(by_letter[letter]))
+    for names, values in ((_OF_JOB, job), (_OF_DOWNLOAD, download), (_OF_CALLBACK, callback)):
+        values |= {name: by_letter[letter] for letter, name in names.items() if letter in by_letter}
+    if "created_ms" in job:
+        job["created_ms"] = int(job["created_ms"])
+    if _SHA256 in by_letter:
+        digest = by_letter[_SHA256]
+        download["sha256"] = urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
+    for line in lines:
+        if line[0] == "J":
+            job |= json.loads(line[1:])
+        elif line[0] in "DC":
+            name, _, value = line[1:].partition("=")
+            (download if line[0] == "D" else callback)[name] = value.replace("\r", "\n")
+    download.setdefault("status", "200")
+    return Ended(spec=json.dumps(job), download=download, callback=callback)
