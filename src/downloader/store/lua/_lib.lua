@@ -346,9 +346,8 @@ local function settled_by(owner, generation)
 end
 
 -- A short mark of the lease that has settled a task, for the record of a job that has ended.
-local MARK_LENGTH = 4
 local function mark_of(settled)
-  return string.sub(redis.sha1hex(settled), 1, MARK_LENGTH)
+  return string.sub(redis.sha1hex(settled), 1, 4)
 end
 
 -- Whether a task is leased to an owner with a generation (a string): 'held' if so; 'repeated' if this lease has settled
@@ -363,8 +362,7 @@ local function claim(kind, id, owner, generation)
   if task[4] == settled_by(owner, generation) or task[4] == generation then return 'repeated', group, host end
   if not task[1] then
     local marks = string.match(redis.call('HGET', key_ended(), id) or '', '^[^\n]*')
-    local from = kind == 'download' and 1 or MARK_LENGTH + 1
-    local mark = string.sub(marks, from, from + MARK_LENGTH - 1)
+    local mark = kind == 'download' and string.sub(marks, 1, 4) or string.sub(marks, 5)
     if mark == mark_of(settled_by(owner, generation)) then return 'repeated' end
   end
   return 'lost', group, host
@@ -469,26 +467,4 @@ local function touch(kind, group)
   if touched[name] then return end
   touched[name] = true
   touched_order[#touched_order + 1] = {kind, group}
-end
-
--- After the end of a download: the callback becomes pending in the group `callback`, or ('' for no callback) the job is
--- kept for `keep_ms`. The callback of a success has no record of its own before it is leased.
-local function conclude(id, item, keep_ms)
-  local callback = item.callback
-  local bytes = item.counted and redis.call('HGET', key_task('download', id), 'counted')
-  if bytes then
-    redis.call('HDEL', key_task('download', id), 'counted')
-    count_usage(item.counted, -1, -tonumber(bytes), 0)
-  end
-  if callback == '' then
-    redis.call('ZADD', key_reap(), now + keep_ms, id)
-    return
-  end
-  redis.call('HSETNX', key_group('callback', callback), 'limit', item.limit)
-  if item.token then redis.call('HSETNX', key_group('callback', callback), 'token', item.token) end
-  if item.state ~= 'succeeded' then
-    redis.call('HSET', key_task('callback', id), 'state', 'pending', 'due', now, 'group', callback)
-  end
-  redis.call('ZADD', key_queue('callback', callback), now, id)
-  touch('callback', callback)
 end

@@ -28,11 +28,7 @@ for item in items() do
     if item.error ~= '' then remember('download', id, item.error) end
     if item.state == 'failed' then redis.call('ZADD', key_failed_downloads(), now, id) end
     touch('download', group)
-    if item.record and item.callback == '' then
-      end_job(id, item.record, item.keep_ms)
-    else
-      conclude(id, item, item.keep_ms)
-    end
+    conclude(id, item, item.keep_ms)
   elseif holder == 'cancelled' then
     free_cancelled(id, group)
   end
