@@ -12,7 +12,8 @@ from downloader.store.keys import lua_key_functions
 
 _LUA = resources.files("downloader.store").joinpath("lua")
 _SHARED = ("_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
-"""Files in front of each transition; each may use what the files before it define."""
+"""Files in front of each transition; each may use what the files before it define. `_ended.lua` is only in front
+of those that use it, because a script has at most 200 local variables."""
 
 _HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
 
@@ -37,15 +38,16 @@ def load_scripts(*, cluster: bool = False) -> Mapping[str, Script]:
     Raises:
         ValueError: the header of a file is malformed.
     """
-    parts = [_LUA.joinpath(name).read_text("utf-8") for name in _SHARED]
+    parts = {name: _LUA.joinpath(name).read_text("utf-8") for name in _SHARED}
     constants = f"local base, in_cluster = KEYS[1], {str(cluster).lower()}\n"
-    library = "".join(parts)
     scripts = {}
     for entry in sorted(_LUA.iterdir(), key=lambda entry: entry.name):
         name, _, ending = entry.name.partition(".")
         if ending != "lua" or name.startswith("_"):
             continue
         source = entry.read_text("utf-8")
+        ends_jobs = re.search(r"\b(conclude|end_job|REAPING)\b", source)
+        library = "".join(text for part, text in parts.items() if part != "_ended.lua" or ends_jobs)
         body = f"{library}\n{source}"
         text = constants + lua_key_functions(body) + body
         summary, header = _parse_header(name, source)
