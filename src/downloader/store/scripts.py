@@ -12,8 +12,8 @@ from downloader.store.keys import lua_key_functions
 
 _LUA = resources.files("downloader.store").joinpath("lua")
 _SHARED = ("_lib.lua", "_hosts.lua", "_ended.lua", "_wake.lua")
-"""Files in front of each transition; each may use what the files before it define. `_ended.lua` is only in front
-of those that use it, because a script has at most 200 local variables."""
+"""Files in front of each transition; each may use what the files before it define. `_ended.lua` is only
+before transitions that use it, because a script has at most 200 local variables."""
 
 _HEADER_FIELDS = ("KEYS", "ARGV", "from", "to", "answer", "repeat")
 
