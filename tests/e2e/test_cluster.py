@@ -64,6 +64,8 @@ async def test_jobs_end_to_end(ports: list[int], folder: Path, sink: Sink, origi
                 slots[shard].add(client.execute_command("CLUSTER", "KEYSLOT", key))
                 if ":job:" in key:
                     shards[shard].add(key.rpartition(":")[2])
+                elif key.endswith(":ended"):
+                    shards[shard] |= set(client.hkeys(key))
     assert sum(map(len, shards.values())) == 66
     assert len(shards) > 1
     assert all(len(found) == 1 for found in slots.values())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from downloader.wire import Callback
 from servers.fleet import Fleet, History, Tables, job_for, open_fleet
 from servers.kafka import Tansu, mock_cluster, wait_for_records
 from servers.origin import Origin
@@ -16,11 +17,6 @@ from servers.sink import Sink
 from servers.valkey import Valkey
 
 pytestmark = [pytest.mark.slow, pytest.mark.plugin]
-
-FIELDS = {
-    *("success", "error", "extra", "resource_url", "download_url", "job_id", "response_code", "delivered"),
-    *("delivery_error", "image_size", "error_code", "size", "sha256", "mime_type", "attempts"),
-}
 
 
 @pytest.fixture(params=["tansu", "librdkafka"])
@@ -69,7 +65,7 @@ async def test_successes_and_failures_go_to_their_topics(
         assert payloads.keys() == set(ids)
         for number, job_id in enumerate(ids):
             payload = payloads[job_id]
-            assert payload.keys() == FIELDS
+            assert payload.keys() == Callback.model_fields.keys()
             assert (payload["job_id"], payload["extra"]) == (job_id, f"x{number}")
             assert payload["success"] == (number != 2)
         assert [json.loads(record.value)["error_code"] for record in failed] == ["http_status"]
