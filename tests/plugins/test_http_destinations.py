@@ -185,6 +185,19 @@ async def test_any_other_response_accepts_the_batch(receiver: Receiver, text: st
         assert await delivered(notifier, receiver.url(), payloads(2)) == [Delivered()] * 2
 
 
+async def test_a_silent_receiver_of_batches_bounds_all_waits(receiver: Receiver) -> None:
+    async def silence(stream: trio.abc.Stream) -> None:
+        await stream.receive_some(1)
+
+    receiver.answer = silence
+    wanted = {"match": receiver.url(""), "batch": 2, "batch_wait": 0.01, "timeout": 0.1}
+    async with opened(section(wanted)) as notifier:
+        results = await delivered(notifier, receiver.url(), payloads(12))
+    reasons = {result.reason for result in results if isinstance(result, RetryLater)}
+    assert reasons == {"no answer within 0.1 s", "no batch was delivered within 0.21 s"}
+    assert len(receiver.requests) <= 3
+
+
 async def test_a_response_that_is_cut_short_accepts_nothing(receiver: Receiver) -> None:
     async def cut(stream: trio.abc.Stream) -> None:
         await stream.send_all(b'HTTP/1.1 207 X\r\nContent-Length: 99\r\n\r\n{"rej')

@@ -136,10 +136,14 @@ class _Http:
         commit = self.commits.get(target)
         if commit is None:
             return await self._send_one(target, route, payload)
+        # One batch may be ahead. A longer wait would look like a fault of the plugin.
+        longest_s = 2 * target.timeout_s + target.batch_wait_s
         try:
-            return await commit.submit((destination, payload))
+            with trio.move_on_after(longest_s):
+                return await commit.submit((destination, payload))
         except CommitAbandoned:
             return RetryLater("the notifier was closed")
+        return RetryLater(f"no batch was delivered within {longest_s:g} s")
 
     async def check(self) -> str:
         """Ask each configured destination for the head; any response will do.
