@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import pytest
 import trio
 
 from downloader.net import (
+    ConnectFailed,
     EgressPolicy,
+    NetError,
     Route,
     TlsFailed,
     Transport,
@@ -25,7 +29,7 @@ from downloader.net.dial import Dialer
 from downloader.net.tls import _MAX_SESSIONS, Handshakes
 from downloader.net.url import Origin as UrlOrigin
 from servers.certs import authority, server_context, write_authority
-from servers.loopback import client_context, serving
+from servers.loopback import client_context, copy, serving
 from servers.origin import Exchange, Origin, open_origin
 from servers.proxies import open_proxy
 
@@ -134,8 +138,10 @@ _ALERT = b"\x15\x03\x03\x00\x02\x02\x28"
 
 def _has_ticket(hello: bytes) -> bool:
     """Whether the last extension is `pre_shared_key` (RFC 8446, 4.2.11)."""
-    at = hello.rfind(b"\x00\x29")
-    return at > 0 and int.from_bytes(hello[at + 2 : at + 4]) == len(hello) - at - 4
+    return any(
+        int.from_bytes(hello[match.end() : match.end() + 2]) == len(hello) - match.end() - 2
+        for match in re.finditer(rb"\x00\x29", hello)
+    )
 
 
 async def test_a_server_that_fails_at_a_session_is_asked_again_without(trusting: ssl.SSLContext) -> None:
@@ -173,6 +179,96 @@ async def test_a_server_that_fails_at_a_session_is_asked_again_without(trusting:
 async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
     async for data in source:
         await sink.send_all(data)
+
+
+@dataclass
+class Front:
+    """A port in front of a TLS server that closes some connections after the client's first message."""
+
+    port: int = 0
+    hellos: list[bool] = field(default_factory=list)
+    """Of each connection, whether the client brought a session."""
+    closes: frozenset[bool] = frozenset()
+    """The kinds of first messages after which the connection is closed."""
+
+
+@asynccontextmanager
+async def front_of(server: int) -> AsyncIterator[Front]:
+    front = Front()
+
+    async def forward(stream: trio.SocketStream) -> None:
+        hello = bytes(await stream.receive_some(65536))
+        front.hellos.append(_has_ticket(hello))
+        if front.hellos[-1] in front.closes:
+            return
+        async with await trio.open_tcp_stream("127.0.0.1", server) as behind, trio.open_nursery() as nursery:
+            await behind.send_all(hello)
+            nursery.start_soon(copy, stream, behind)
+            await copy(behind, stream)
+            nursery.cancel_scope.cancel()
+
+    async with serving(forward) as front.port:
+        yield front
+
+
+async def status_of(transport: Transport, url: str, **route: Any) -> int:
+    """Make one request, on a connection of its own."""
+    request = build_request("GET", Route(url=Url.parse(url), keep=0, **route), [])
+    response = await transport.handle_async_request(request)
+    await response.aread()
+    await response.aclose()
+    return response.status_code
+
+
+@pytest.mark.parametrize("closes", [frozenset({True}), frozenset({True, False})])
+async def test_the_second_try_leaves_a_session_that_came_meanwhile(
+    trusting: ssl.SSLContext, closes: frozenset[bool]
+) -> None:
+    lookups = 0
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        nonlocal lookups
+        lookups += 1
+        if lookups == 4:  # of the second try
+            front.closes = frozenset()
+            assert await status_of(transport, url) == 200  # on another connection, which shares a session
+            assert transport._handshakes._sessions
+            front.closes = closes
+        return ["127.0.0.1"]
+
+    async with (
+        open_origin(server_context()) as origin,
+        front_of(origin.port) as front,
+        open_transport(LOOPBACK, tls=trusting, resolver=resolve) as transport,
+    ):
+        url = f"https://localhost:{front.port}/bytes/100"
+        assert [await status_of(transport, url) for _ in range(2)] == [200, 200]
+        front.closes = closes
+        if False in closes:
+            with pytest.raises(NetError, match="closed during the TLS handshake") as caught:
+                await status_of(transport, url)
+            assert caught.type is ConnectFailed
+        else:
+            assert await status_of(transport, url) == 200
+    assert front.hellos == [False, True, True, False, False]
+
+
+async def test_the_second_try_has_no_session_for_the_origin_after_the_proxy_failed(
+    trusting: ssl.SSLContext,
+) -> None:
+    async with (
+        open_origin(server_context()) as origin,
+        open_proxy("https", server_context()) as proxy,
+        front_of(origin.port) as at_origin,
+        front_of(proxy.port) as at_proxy,
+        opened(trusting) as transport,
+    ):
+        url = f"https://127.0.0.1:{at_origin.port}/bytes/100"
+        via = Url.parse(f"https://127.0.0.1:{at_proxy.port}", "proxy")
+        assert await status_of(transport, url, proxy=via) == 200
+        at_origin.closes = at_proxy.closes = frozenset({True})
+        assert await status_of(transport, url, proxy=via) == 200
+    assert (at_proxy.hellos, at_origin.hellos) == ([False, True, False], [False, False])
 
 
 async def test_a_certificate_that_has_become_invalid_is_refused(trusting: ssl.SSLContext) -> None:

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from downloader.fetch.errors import Treatment
+from downloader.fetch.errors import Treatment, explain
 from downloader.fetch.retry import (
     MAX_BACKOFF_S,
     RELEASE_MAX_S,
     RELEASE_MIN_S,
     decide,
 )
-from downloader.model import Verdict
-from downloader.net import parse_retry_after
+from downloader.model import ErrorCode, Verdict
+from downloader.net import NetError, TlsFailed, parse_retry_after
 from downloader.net.request import MAX_RETRY_AFTER_S
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -144,3 +144,17 @@ _SCRAPS = st.sampled_from(
 def test_retry_after_never_raises(value: bytes) -> None:
     seconds = parse_retry_after(value.decode("latin-1"), NOW)
     assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER_S
+
+
+@pytest.mark.parametrize(
+    ("base", "code", "treatment"),
+    [
+        (TlsFailed, ErrorCode.TLS, Treatment.FINAL),
+        (NetError, ErrorCode.CONNECT, Treatment.RETRY),
+    ],
+)
+def test_an_error_without_a_row_is_treated_as_its_base(
+    base: type[NetError], code: ErrorCode, treatment: Treatment
+) -> None:
+    error = explain(type("Special", (base,), {})("text"))
+    assert (error.code, error.treatment) == (code, treatment)

@@ -45,7 +45,8 @@ class FetchError(DownloaderError):
         """Whether the host of the job's URL failed, and not a proxy or the target of a redirect."""
 
 
-_KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
+_KINDS: dict[type, tuple[ErrorCode, Treatment]] = {
+    net.NetError: (ErrorCode.CONNECT, Treatment.RETRY),
     net.EgressRefused: (ErrorCode.EGRESS, Treatment.FINAL),
     net.NameNotResolved: (ErrorCode.DNS, Treatment.RETRY),
     net.ConnectFailed: (ErrorCode.CONNECT, Treatment.RETRY),
@@ -57,6 +58,7 @@ _KINDS: dict[type[net.NetError], tuple[ErrorCode, Treatment]] = {
     net.BadResponse: (ErrorCode.PROTOCOL, Treatment.FINAL),
     net.BadRequest: (ErrorCode.PROTOCOL, Treatment.FINAL),
 }
+"""A class that is missing here is treated as its nearest base."""
 
 _OWN_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 """Errors of connecting that mean a shortage of descriptors, memory or ports on the local machine."""
@@ -68,7 +70,7 @@ def explain(exc: net.NetError) -> FetchError:
     """The `FetchError` for an exception of `downloader.net`."""
     if isinstance(exc, net.ConnectFailed) and exc.errno in _OWN_SHORTAGES:
         return own_fault(f"our own system: {os.strerror(exc.errno).lower()}")
-    code, treatment = _KINDS[type(exc)]
+    code, treatment = next(_KINDS[kind] for kind in type(exc).__mro__ if kind in _KINDS)
     text = str(exc)
     if code is ErrorCode.TLS:
         text = f"TLS Error Occured: {text}"  # the spelling is the contract

@@ -38,19 +38,19 @@ class Handshakes:
         """By peer; the peer with the newest session is the last one."""
         self._count = 0
 
-    async def start_tls(self, stream: Stream, peer: Peer, *, within_s: float) -> Stream:
+    async def start_tls(self, stream: Stream, peer: Peer, *, within_s: float, resume: bool = True) -> Stream:
         """Make a handshake, with the host of the peer's origin for SNI and verification.
 
-        After any failure the stream is closed.
+        With `resume`, a kept session of the peer is used. After any failure the stream is closed.
 
         Raises:
             TlsFailed: the certificate, the version or an alert; the text is the reason.
-            ResumptionFailed: as `TlsFailed`, but another connection may be tried.
+            ResumptionFailed: the handshake with a kept session failed; only with `resume`.
             ConnectFailed: the connection broke.
             TimedOut: the handshake took longer than `within_s`.
         """
         _, _, origin, context = peer
-        session = self._take(peer)
+        session = self._take(peer) if resume else None
         try:
             try:
                 with trio.fail_after(within_s):

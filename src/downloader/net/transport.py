@@ -159,9 +159,10 @@ class Transport(httpx2.AsyncBaseTransport):
         if route.expect is not None:
             route.expect("", math.inf)
         try:
-            opened = await self._open(route)
+            opened = await self._open(route, resume=True)
         except ResumptionFailed:
-            opened = await self._open(route)
+            # Other connections may have left sessions meanwhile. Without any, the error is the true reason.
+            opened = await self._open(route, resume=False)
         return await self._send(_Use(opened, key, route.keep), request, route)
 
     async def give_back(self, use: _Use) -> None:
@@ -223,26 +224,26 @@ class Transport(httpx2.AsyncBaseTransport):
         body = ResponseBody(self, use, length=head.length, piece_s=piece_s)
         return httpx2.Response(head.status, headers=list(head.fields), stream=body)
 
-    async def _open(self, route: Route) -> Connection:
+    async def _open(self, route: Route, *, resume: bool) -> Connection:
         url, proxy = route.url, route.proxy
         prefix, fields = b"", list[Field]()
         if proxy is None:
             stream = await self.dialer.connect(url.origin.host, url.origin.port)
         else:
             await self.dialer.check_target(url.origin.host)
-            stream = await self._connect_proxy(route, proxy)
+            stream = await self._connect_proxy(route, proxy, resume=resume)
             if url.origin.scheme == "http" and proxy.origin.scheme != "socks5":
                 prefix = b"http://" + url.origin.authority
                 fields = [(b"Proxy-Authorization", proxy.basic)] if proxy.basic else []
         if url.origin.scheme == "https":
-            stream = await self._start_tls(stream, route, url.origin)
+            stream = await self._start_tls(stream, route, url.origin, resume=resume)
         return Connection(stream, prefix=prefix, extra=fields)
 
-    async def _connect_proxy(self, route: Route, proxy: Url) -> Stream:
+    async def _connect_proxy(self, route: Route, proxy: Url, *, resume: bool) -> Stream:
         url = route.url
         stream = await self.dialer.connect(proxy.origin.host, proxy.origin.port)
         if proxy.origin.scheme == "https":
-            stream = await self._start_tls(stream, route, proxy.origin)
+            stream = await self._start_tls(stream, route, proxy.origin, resume=resume)
         try:
             with trio.fail_after(self._limits.connect_s):
                 if proxy.origin.scheme == "socks5":
@@ -256,11 +257,11 @@ class Transport(httpx2.AsyncBaseTransport):
             raise
         return stream
 
-    async def _start_tls(self, stream: Stream, route: Route, origin: Origin) -> Stream:
+    async def _start_tls(self, stream: Stream, route: Route, origin: Origin, *, resume: bool) -> Stream:
         # What goes through a proxy is not to be recognised as that of another aggregation.
         through = (route.aggregation, route.proxy.text) if route.proxy else ("", "")
         peer: Peer = (*through, origin, route.tls or self._tls)
-        return await self._handshakes.start_tls(stream, peer, within_s=self._limits.tls_s)
+        return await self._handshakes.start_tls(stream, peer, within_s=self._limits.tls_s, resume=resume)
 
     async def _take(self, key: _Key) -> Connection | None:
         same_key = self._by_key.get(key)
