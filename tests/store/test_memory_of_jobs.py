@@ -108,6 +108,8 @@ async def test_an_operator_can_act_when_the_memory_is_full(store: JobStore, serv
     server.config_set("maxmemory", 1)
     with pytest.raises(StoreUnavailable, match="maxmemory"):
         await store.submit([Submission(spec=spec_for(store))])
+    for paused in (True, False):
+        await store.pause_all(paused=paused)
     for name in ("a", "never had a job"):
         for changes in ({"paused": True}, {"limit": 7}, {"rate": 1.5}, {"paused": False}, {"cooling": None}):
             assert await store.adjust(name, changes) is not None  # type: ignore[arg-type]  # of one key each

@@ -170,3 +170,35 @@ async def test_one_call_gives_a_token_no_more_than_its_share(store: JobStore) ->
     await call_back(store, "carol", [f"http d{number}" for number in range(5)])
     shares = Shares(token=TokenShare(unproven=2))
     assert await tokens(store, 9, Kind.CALLBACK, shares) == ["carol"] * 2
+
+
+async def test_a_group_that_an_earlier_version_has_added_is_found(raw: RawStore, store: JobStore) -> None:
+    """That version does not note in `turns` what it adds, at the end of the set."""
+    await submit(store, "alice", names(40))
+    await submit(store, "", ["b"])
+    await submit(store, "carol", ["c"])
+    await submit(store, "alice", names(40, "d"))
+    ready = raw.key("ready", "download")
+    raw.command("DEL", raw.key("turns", "download:ready", ""), raw.key("turns", "download:ready", "carol"))
+    raw.command("ZREM", raw.key("tokens"), "carol")
+    # The one is at the end of the set then, the other among its first.
+    raw.command("ZADD", ready, 1000, "b")
+    assert await store.waiting(Kind.DOWNLOAD, token="alice") == 2
+    raw.command("DEL", raw.key("turns", "download:ready", ""), raw.key("turns", "download:ready", "carol"))
+    raw.command("ZREM", raw.key("tokens"), "carol")
+    shares = Shares(tokens={"alice": TokenShare(most=0)})
+    assert sorted(await tokens(store, 9, shares=shares)) == ["", "carol"]
+    await submit(store, "carol", ["e"])
+    assert raw.command("PTTL", raw.key("turns", "download:ready", "carol")) > 0
+
+
+async def test_with_full_memory_tokens_have_their_shares(raw: RawStore, store: JobStore) -> None:
+    """Leasing goes on, so that jobs end and free memory."""
+    await submit(store, "alice", ["a"])
+    await submit(store, "bob", ["b"])
+    raw.command("CONFIG", "SET", "maxmemory", 1)
+    try:
+        assert await store.waiting(Kind.DOWNLOAD, token="alice") == 1
+        assert await tokens(store, 1, shares=Shares(tokens={"alice": LAST})) == ["bob"]
+    finally:
+        raw.command("CONFIG", "SET", "maxmemory", 0)

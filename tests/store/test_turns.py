@@ -9,6 +9,7 @@ import pytest
 from downloader.model import CallbackOutcome, Kind, Outcome, Verdict
 from downloader.store import CallbackPlan, JobStore, Shares
 from servers.jobs import closed, downloaded, leased, submitted, tried_again
+from servers.raw_store import RawStore
 
 OK = Outcome(verdict=Verdict.SUCCEEDED, response_code=200)
 DELIVERED = CallbackOutcome(verdict=Verdict.SUCCEEDED)
@@ -116,3 +117,23 @@ async def test_calls_for_one_callback_get_all_kinds_of_destinations(store: JobSt
     # Which kind is first follows from the time in ms, so it is chance.
     got = [(await groups(store, Kind.CALLBACK, 1, Shares()))[0] for _ in range(27)]
     assert set(got) == {"http proven", "http failing", "http new"}
+
+
+async def test_a_destination_that_fails_has_a_timer_for_earlier_versions(
+    store: JobStore, raw: RawStore
+) -> None:
+    """They do not know `failing`. A timer that is due makes them add the group to what they know."""
+    await ends(store, "http c", GIVEN_UP)
+    timers = raw.key("timers", "callback")
+    for _ in range(2):
+        await calls_back(store, "http c")
+    for name in ("me", "another"):
+        [[_, due]] = raw.command("ZRANGE", timers, 0, -1, "WITHSCORES")
+        now, _ = raw.command("TIME")
+        assert 29 < due / 1000 - float(now) <= 60
+        # The timer is due, and no share is left for the group.
+        raw.command("ZADD", timers, 1, "http c")
+        shares = Shares(unproven=9, failing=0)
+        assert (await store.lease(Kind.CALLBACK, name, 9, 10, shares=shares)).leases == []
+    assert await groups(store, Kind.CALLBACK, 9, Shares()) == ["http c"] * 2
+    assert raw.command("ZRANGE", timers, 0, -1) == []

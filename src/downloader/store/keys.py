@@ -170,7 +170,7 @@ KEYS = (
         name="failing",
         type="zset",
         owner="a member goes when its group is leased from, full, proven or gone",
-        holds="callback groups that can run now and are disproven, by turn",
+        holds="callback groups that can run now and are disproven, by turn; they are in `timers` too",
     ),
     Key(
         name="proven",

@@ -108,6 +108,28 @@ local function group_of_token(set, token, place)
   return nil, seen
 end
 
+-- Sets for which `note_turns` was called.
+local turns_noted = {}
+
+-- Notes 16 groups at each end of a set in `turns`. An earlier version has added some at the end without that, and for the
+-- first ones `turns` may have expired. ZREM changes nothing: with full memory the server allows it as the first write.
+local function note_turns(kind, set)
+  if turns_noted[set] then return end
+  turns_noted[set] = true
+  redis.call('ZREM', key_turns_in(set, ''), '')
+  for _, from in ipairs({0, -16}) do
+    local groups = redis.call('ZRANGE', set, from, from + 15, 'WITHSCORES')
+    for i = 1, #groups, 2 do
+      local token = redis.call('HGET', key_group(kind, groups[i]), 'token') or ''
+      local turns = key_turns_in(set, token)
+      if redis.call('ZADD', turns, groups[i + 1], groups[i]) == 1 then
+        redis.call('PEXPIRE', turns, TURNS_MS)
+        note_token(token)
+      end
+    end
+  end
+end
+
 -- The score with which a group joins a set that has groups up to the score `last`: behind all others, or, if tokens take
 -- turns, behind those of its own token and not before the second place.
 local function turn_of(set, kind, group, last)
@@ -124,9 +146,19 @@ local function turn_of(set, kind, group, last)
   return score
 end
 
+-- Groups in `failing` or `aside` can also be found by their timer, after one to two times as long.
+local ASIDE_MS = 30000
+
+-- Gives a group that can run a timer too: earlier versions do not know `failing`, and those that can deliver to a group
+-- in `aside` may be gone. Many of these timers fall together.
+local function time_again(kind, group)
+  redis.call('ZADD', key_timers(kind), (math.floor(now / ASIDE_MS) + 2) * ASIDE_MS, group)
+end
+
 -- Adds a group at its place in its set; a group that is in the set keeps its place.
 local function join_ready(kind, group)
   local set = ready_set(kind, group)
+  if set == key_failing() then time_again(kind, group) end
   if redis.call('ZSCORE', set, group) then return end
   leave_ready(kind, group, set)
   local last = redis.call('ZRANGE', set, -1, -1, 'WITHSCORES')[2]

@@ -16,10 +16,6 @@ local LOOK_MS = 5000
 local BACKUP_MS = 1500
 -- How long types count as present after a lease call. A full instance makes none until a slot is free.
 local TYPES_MS = 60000
--- Groups that are set aside can run in every instance again after one to two times as long.
-local ASIDE_MS = 30000
--- Most timers that are read to find one with a type.
-local TIMERS_READ = 64
 
 local ALL_TYPES = '*'
 
@@ -161,7 +157,7 @@ local function wait_for_timer(kind, types, due)
   return waiter ~= nil
 end
 
--- The first timer that concerns an instance with these types, or, if there are many others before, the last of these.
+-- The first timer that concerns an instance with these types, or, if there are 63 others before, the 64th.
 local function first_timer(kind, types)
   local last = 0
   while true do
@@ -171,7 +167,7 @@ local function first_timer(kind, types)
     end
     if #timers < 2 * (last + 1) then return nil end
     if last > 0 then return tonumber(timers[#timers]) end
-    last = TIMERS_READ - 1
+    last = 63
   end
 end
 
@@ -187,10 +183,10 @@ end
 local set_aside = {}
 
 -- Leaves a group that can run to the instances that can deliver to it. They find it in `aside`; if they are gone, it
--- can run in every instance some time later. Many of these timers fall together.
+-- can run in every instance some time later.
 local function leave_to_others(kind, group)
   leave_ready(kind, group)
-  redis.call('ZADD', key_timers(kind), (math.floor(now / ASIDE_MS) + 2) * ASIDE_MS, group)
+  time_again(kind, group)
   local type = type_of(kind, group)
   redis.call('ZADD', key_aside(type), 'NX', now, group)
   redis.call('PEXPIRE', key_aside(type), 3 * ASIDE_MS)

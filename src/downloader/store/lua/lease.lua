@@ -161,6 +161,7 @@ end
 
 -- The next group of a set where some tokens come last or get nothing.
 local function first_by_token(set)
+  note_turns(kind, set)
   local tokens, last, of = redis.call('ZRANGE', key_tokens(), 0, MOST_TOKENS - 1), nil, nil
   for _, token in ipairs(tokens) do
     local rule = rule_of(token, set)

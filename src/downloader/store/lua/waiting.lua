@@ -19,6 +19,7 @@ if call.token == '' then
   return count
 end
 
+note_turns(call.kind, ready)
 local count = 0
 for _, token in ipairs(redis.call('ZRANGE', key_tokens(), 0, EXAMINED - 1)) do
   if token ~= call.token and group_of_token(ready, token, 0) then count = count + 1 end
