@@ -97,11 +97,11 @@ local function assign(duty, instance, at, kept_ms)
   redis.call('SET', duty, string.format('%.0f %s', at, instance), 'PX', math.ceil(math.max(kept_ms, 1)))
 end
 
--- Lets one of the idle instances other than `without` look at this time. One that looks no later is enough.
--- Answers which it is; nil if nobody hears it.
+-- Lets one of the idle instances other than `without` look at this time. One that looks no later is enough, unless it
+-- should have looked already: it may not look again. Answers which it is; nil if nobody hears it.
 local function appoint(kind, types, duty, at, kept_ms, without)
   local holder, looks = holder_of(duty)
-  if holder and holder ~= without and looks <= at then return holder end
+  if holder and holder ~= without and looks > now and looks <= at then return holder end
   local idle = key_idle(kind, types)
   -- The last to have looked is the last to be woken. One that leaves work to others is taken if there is no other.
   for _, range in ipairs({{now, now - IDLE_MS}, {'+inf', '(' .. now}}) do
