@@ -54,10 +54,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("server")
 
 
+SERVER_FILES = {"test_cluster.py", "test_fleet.py", "test_run.py", "test_sentinel.py", "test_shared_pace.py"}
+"""The tests of whole services in which the kind of the store's server may matter."""
+
+
 def _depends_on_server(item: pytest.Item) -> bool:
-    if item.path.parent.name in ("store", "e2e"):
+    folder, name = item.path.parent.name, item.path.name
+    if folder == "store" or (folder == "e2e" and name in SERVER_FILES):
         return item.get_closest_marker("fault") is None
-    return item.path.name == "test_store.py"
+    return name == "test_store.py"
 
 
 def _limit_s(item: pytest.Item) -> float:

@@ -19,7 +19,7 @@ from servers.valkey import Valkey
 pytestmark = pytest.mark.slow
 
 PAUSE_S, LIMIT, JOBS = 3, 4, 1000
-RATE, STARTS = 20, 160
+RATE, STARTS = 20, 100
 
 
 async def post(fleet: Fleet, jobs: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -7,6 +7,7 @@ instances can see is compared with what the model expects.
 from __future__ import annotations
 
 import itertools
+import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -59,7 +60,10 @@ SUSPECT_CRASHES = 2
 ANY = Shares(suspects=-99)
 """The model does not know that an instance gets one suspect at a time."""
 
-FRUITFUL = 12
+EXAMPLES = int(os.environ.get("DOWNLOADER_TEST_EXAMPLES", "18"))
+"""How many sequences are tried: few, which CI has time for, unless somebody asks for more."""
+
+FRUITFUL = 4
 """How often at the least each kind of step has to have had something to do, in all examples together."""
 
 
@@ -466,10 +470,10 @@ def test_any_sequence_of_transitions_keeps_the_promises() -> None:
     prefixes = itertools.count()
 
     @settings(
-        max_examples=40,
+        max_examples=EXAMPLES,
         deadline=None,  # a store over a socket; the number of examples bounds it
         suppress_health_check=[HealthCheck.too_slow],
-        derandomize=True,  # the same examples for everybody; a longer search runs in the chaos session
+        derandomize=True,  # the same examples for everybody; `nox -s mutants` tries more
         phases=[Phase.generate],  # to shrink an example takes minutes: each try is a run on the server
     )
     @given(script=st.lists(steps, min_size=20, max_size=50))
