@@ -12,7 +12,7 @@ from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
 from downloader.config import RedisSettings
-from downloader.model import CallbackOutcome, FileFacts, JobSpec, Kind, Outcome, Verdict
+from downloader.model import CallbackOutcome, FileFacts, JobSpec, Kind, Outcome, ResponseMetadata, Verdict
 from downloader.store import (
     Accepted,
     CallbackPlan,
@@ -185,9 +185,16 @@ FULL = JobSpec(
 @pytest.mark.parametrize("sealed", [False, True])
 def test_a_record_has_what_people_see_and_no_secret(sealed: bool) -> None:  # noqa: FBT001  # drawn
     sealer = open_sealer([SecretStr(Fernet.generate_key().decode())]) if sealed else None
-    text = ended.record(FULL, FileFacts(sha256="7f" * 32), sealer.seal if sealer else None)
+    outcome = Outcome(
+        verdict=Verdict.SUCCEEDED,
+        file=FileFacts(sha256="7f" * 32),
+        response=ResponseMetadata(final_url="http://h/x?a=secret"),
+    )
+    text = ended.record(FULL, outcome, sealer.seal if sealer else None)
     assert "secret" not in text
     job = ended.parse(f"12345678\n{text}\nf2000\ns-20\nF30\nS5\nDlog=1 a\r2 b\nCattempts=3\nR")
+    final_url = job.download.pop("final_url")
+    assert (sealer.unseal(final_url) if sealer else final_url) == "http://h/x?a=***"
     kept = JobSpec.from_json(FULL.id, job.spec, sealer.unseal if sealer else lambda _: None)
     for name in (
         "aggr_id",

@@ -23,6 +23,7 @@ from downloader.service.work import Callbacks, Downloads
 from downloader.store import (
     CallbackPlan,
     JobStore,
+    Listed,
     Settled,
     Submission,
     asyncio_loop,
@@ -30,6 +31,7 @@ from downloader.store import (
     open_store,
 )
 from servers.jobs import closed, downloaded, spec_for
+from servers.raw_store import RawStore
 from servers.valkey import Valkey
 
 OLD, NEW = (SecretStr(base64.b64encode(bytes([byte]) * 32).decode()) for byte in b"\xfb\xff")
@@ -64,14 +66,14 @@ async def submitted(store: JobStore) -> JobSpec:
     return spec
 
 
-async def run_to_the_end(store: JobStore) -> None:
+async def run_to_the_end(store: JobStore, verdict: Verdict = Verdict.FAILED) -> None:
     [lease] = (await store.lease(Kind.DOWNLOAD, "me", 1, 10)).leases
     plan = CallbackPlan(group="http 127.0.0.1", limit=4)
     assert await store.settle("me", [downloaded(lease, DONE, plan, 60)]) == [Settled.DONE]
     [callback] = (await store.lease(Kind.CALLBACK, "me", 1, 10)).leases
     assert callback.spec.callback_dst == SECRETS["callback_dst"]
     assert callback.result == DONE
-    end = CallbackOutcome(verdict=Verdict.FAILED, error="gone")
+    end = CallbackOutcome(verdict=verdict, error="gone" if verdict is Verdict.FAILED else "")
     assert await store.settle("me", [closed(callback, end, 60, 4)]) == [Settled.DONE]
 
 
@@ -91,6 +93,26 @@ async def test_neither_snapshot_nor_append_only_file_has_a_secret(keys: list[Sec
             await run_to_the_end(store)
             await submitted(store)
         assert found_in(server) == (set() if keys else set(CANARIES))
+
+
+@pytest.mark.parametrize("keys", [[NEW], []], ids=["encrypted", "in the clear"])
+async def test_the_record_of_an_ended_job_has_no_secret(
+    redis_settings: RedisSettings, raw: RawStore, keys: list[SecretStr]
+) -> None:
+    async with asyncio_loop(), with_keys(redis_settings, *keys) as store:
+        spec = await submitted(store)
+        await run_to_the_end(store, Verdict.SUCCEEDED)
+        record = raw.command("HGET", raw.key("ended"), spec.id)
+        assert [canary for canary in CANARIES if canary.decode() in record] == (
+            [] if keys else [b"in-the-extra"]
+        )
+        view = await store.get(spec.id)
+        assert view is not None
+        assert view.outcome is not None
+        assert view.outcome.response.final_url == "https://cdn.example/file?signature=***"
+        [job] = (await store.jobs(Listed.FINISHED, "", "", 9)).jobs
+        assert job.destination == "http https://127.0.0.1"
+        assert job.url == "https://127.0.0.1/file?signature=***"
 
 
 async def test_a_key_that_was_the_first_still_decrypts(redis_settings: RedisSettings) -> None:

@@ -180,7 +180,7 @@ def _record(settlement: Settlement, outcome: Outcome | None, seal: Seal | None) 
     verdicts = {settlement.verdict, outcome.verdict if outcome else None}
     if verdicts != {Verdict.SUCCEEDED} or outcome is None:
         return {}
-    return {"record": ended.record(settlement.lease.spec, outcome.file, seal)}
+    return {"record": ended.record(settlement.lease.spec, outcome, seal)}
 
 
 def _slow(settlement: Settlement) -> dict[str, bool]:
@@ -302,7 +302,7 @@ def listed_jobs(
     for flat in flats:
         row = fields(flat)
         if "ended" in row:
-            row = _listed_row(row["id"], row["ended"])
+            row = _listed_row(row["id"], row["ended"], unseal)
         job = _listed_job(row)
         if _TAGS in row["spec"]:
             job = job.model_copy(update={"tags": tuple(json.loads(row["spec"]).get("tags", ()))})
@@ -311,10 +311,10 @@ def listed_jobs(
             yield job.model_copy(update={"url": redact_url(spec.url)})
 
 
-def _listed_row(job_id: str, record: str) -> dict[str, str]:
+def _listed_row(job_id: str, record: str, unseal: Unseal) -> dict[str, str]:
     """A row of `list.lua` from the record of an ended job."""
     job = ended.parse(record)
-    spec = JobSpec.from_json(job_id, job.spec)
+    spec = JobSpec.from_json(job_id, job.spec, unseal)
     return {
         "id": job_id,
         "group": spec.aggr_id,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
-from downloader.model import FileFacts, JobSpec
+from downloader.model import JobSpec, Outcome
 from downloader.net import redact_url
 
 MAX_EXTRA = 1000
@@ -60,7 +60,7 @@ class Ended:
     """Fields as of the hash `task`; empty without a callback."""
 
 
-def record(spec: JobSpec, file: FileFacts, seal: Callable[[str], str] | None) -> str:
+def record(spec: JobSpec, outcome: Outcome, seal: Callable[[str], str] | None) -> str:
     """The lines that the holder of the lease knows; the script that ends the job adds the others."""
     kept = replace(
         spec,
@@ -81,8 +81,11 @@ def record(spec: JobSpec, file: FileFacts, seal: Callable[[str], str] | None) ->
             del job[name]
     if job:
         lines.append("J" + json.dumps(job, separators=(",", ":")))
-    if file.sha256:
-        lines.append(_SHA256 + urlsafe_b64encode(bytes.fromhex(file.sha256)).decode().rstrip("="))
+    if outcome.file.sha256:
+        lines.append(_SHA256 + urlsafe_b64encode(bytes.fromhex(outcome.file.sha256)).decode().rstrip("="))
+    if outcome.response.final_url:
+        final_url = redact_url(outcome.response.final_url)
+        lines.append(f"Dfinal_url={seal(final_url) if seal else final_url}")
     return "\n".join(lines)
 
 

@@ -10,9 +10,9 @@ do -- a script may have 200 local names
     download = {finished = 'f', started = 's', size = 'z', mime = 'm'}, callback = {finished = 'F', started = 'S'},
   }
 
-  -- Fields that nobody needs any more.
+  -- Fields that nobody needs any more. `record` has the final URL, without its query values.
   local LEFT_OUT = {
-    due = true, generation = true, group = true, host = true, owner = true, priority = true, proxy = true,
+    due = true, final_url = true, generation = true, group = true, host = true, owner = true, priority = true, proxy = true,
     retried = true, settled = true, sha256 = true, swept = true, throttled = true,
   }
 
