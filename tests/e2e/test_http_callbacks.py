@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from servers.fleet import History, job_for, open_fleet
+from servers.fleet import QUICK, History, job_for, merged, open_fleet
 from servers.origin import Origin
 from servers.sink import Sink
 from servers.valkey import Valkey
@@ -59,7 +59,7 @@ async def test_a_second_result_of_a_job_has_another_id(
 
 @pytest.mark.row("F5")
 async def test_a_stop_hands_a_callback_back(server: Valkey, folder: Path, sink: Sink, origin: Origin) -> None:
-    async with open_fleet(folder, server, {"backends.http": {"timeout": 30.0}}) as fleet:
+    async with open_fleet(folder, server, merged(QUICK, {"backends.http": {"timeout": 30.0}})) as fleet:
         notifier, _, _ = await fleet.start_all("notifier", "processor", "api")
         job_id = await fleet.post(**job_for(origin.url("/bytes/10"), sink.url("/hang")))
         await sink.heard_of(job_id)
