@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import trio
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Playwright, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, Request, expect, sync_playwright
 
 from downloader.config import ApiSettings
 
@@ -36,6 +36,8 @@ ARGUMENTS = [
 
 SEE_MS = 10_000.0
 """To wait for something to show; the machine is shared."""
+
+expect.set_options(timeout=SEE_MS)
 
 _NOTE_VIOLATIONS = """
 window.violations = [];
@@ -126,6 +128,7 @@ def open_chromium() -> Iterator[Browse]:
                 seen = Seen(page, url)
                 seen.watch()
                 look(seen)
+                page.unroute_all(behavior="ignoreErrors")  # a request may still be in a handler
 
         async def browse(url: str, look: Look, **context: Any) -> None:
             token = trio.lowlevel.current_trio_token()

@@ -46,7 +46,7 @@ async def serve_page(store: JobStore, nursery: trio.Nursery) -> AsyncIterator[Se
         sock.bind(("127.0.0.1", 0))
 
         async def run(task_status: trio.TaskStatus[None]) -> None:
-            api = Api(deps, Pace(history_s=0.2))
+            api = Api(deps, Pace(sample_s=0.1, history_s=0.2))
             await serve(api, sockets=[sock], stop=trio.sleep_forever, grace_s=0, task_status=task_status)
 
         await nursery.start(run)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from playwright.sync_api import Route, expect
+from playwright.sync_api import APIResponse, Route, expect
 
 from downloader.model import CallbackOutcome, Cooldown, ErrorCode, JobSpec, Kind, Outcome, State, Verdict
 from downloader.store import JobStore, JobView, Submission
@@ -30,6 +30,10 @@ NOTE_STATES = """
   new MutationObserver(() => states.push(state.textContent)).observe(state, changes);
 }
 """
+
+
+# What the page does with a response it does before it draws.
+DRAWN = "() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 100))"
 
 
 async def given_up(store: JobStore, *names: str) -> list[JobSpec]:
@@ -82,8 +86,10 @@ async def test_a_running_job_can_be_cancelled(browse: Browse, page_url: str, sto
 
     def look(seen: Seen) -> None:
         seen.page.goto(f"{seen.url}#job/{spec.id}")
-        expect(seen.page.locator("#job-state")).to_contain_text("is being downloaded")
-        expect(seen.page.get_by_role("button", name="Cancel the job")).to_be_visible()
+        expect(seen.page.locator("#aggregations tbody tr")).to_have_count(1)
+        dialog = seen.page.get_by_role("dialog", name=f"Job {spec.id}")
+        expect(dialog.locator("#job-state")).to_contain_text("is being downloaded")
+        expect(dialog.get_by_role("button", name="Cancel the job")).to_be_visible()
 
     await browse(page_url, look)
 
@@ -94,7 +100,8 @@ async def test_the_job_of_the_question_is_cancelled(browse: Browse, page_url: st
     def look(seen: Seen) -> None:
         page = seen.page
         page.goto(f"{seen.url}#job/{specs[0].id}")
-        page.get_by_role("button", name="Cancel the job").click()
+        dialog = page.get_by_role("dialog", name=f"Job {specs[0].id}")
+        dialog.get_by_role("button", name="Cancel the job").click()
         expect(page.get_by_role("dialog", name="Cancel this job?")).to_be_visible()
         page.evaluate(f"location.hash = 'job/{specs[1].id}'")
         expect(page.locator("#job-title")).to_have_text(f"Job {specs[1].id}")
@@ -265,6 +272,36 @@ async def test_a_second_click_sends_nothing(browse: Browse, page_url: str, store
     await browse(page_url, look)
 
 
+async def test_a_late_response_does_not_undo_a_pause(browse: Browse, page_url: str, store: JobStore) -> None:
+    await submitted(store)
+
+    def look(seen: Seen) -> None:
+        page = seen.page
+        held: list[tuple[Route, APIResponse]] = []
+
+        def fetch_and_hold(route: Route) -> None:
+            held.append((route, route.fetch()))
+
+        seen.open()
+        pause = page.get_by_role("button", name="Pause a")
+        expect(pause).to_be_visible()
+        page.route("**/aggregations?*", fetch_and_hold, times=1)
+        with page.expect_request("**/aggregations?*"):
+            meanwhile(partial(submitted, store))
+        while not held:
+            page.evaluate("() => new Promise(requestAnimationFrame)")
+        pause.click()
+        expect(page.locator("#said")).to_contain_text("a is paused.")
+        [(route, response)] = held
+        with page.expect_response("**/aggregations?*") as late:
+            route.fulfill(response=response)
+        late.value.finished()
+        page.evaluate(DRAWN)
+        assert page.get_by_role("button", name="Resume a").count() == 1
+
+    await browse(page_url, look)
+
+
 async def test_an_error_stays_until_it_is_closed(browse: Browse, page_url: str, store: JobStore) -> None:
     await submitted(store)
 
@@ -309,8 +346,7 @@ async def test_a_late_response_to_an_old_search_is_dropped(
         with page.expect_response("**/aggregations?*q=old*") as response:
             held[0].continue_()
         response.value.finished()
-        # What the page does with a response it does before it draws.
-        page.evaluate("() => new Promise((done) => setTimeout(() => requestAnimationFrame(done), 100))")
+        page.evaluate(DRAWN)
         assert names.all_text_contents() == ["new"]
 
     await browse(page_url, look)

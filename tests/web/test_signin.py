@@ -79,7 +79,9 @@ async def test_a_tenant_sees_its_own_numbers_and_buttons(
     def look(seen: Seen) -> None:
         page = seen.page
         seen.open()
-        page.keyboard.type("tenant" * 5)
+        token = page.get_by_label("A token of this service")
+        expect(token).to_be_focused()
+        token.fill("tenant" * 5)
         page.keyboard.press("Enter")
         expect(page.locator("#pending")).to_have_text("2")
         expect(page.locator("#aggregations tbody tr")).to_have_count(1)

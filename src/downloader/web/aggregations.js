@@ -49,14 +49,19 @@ function row() {
   const [pause, limits, cancel] = [button("Pause"), button("Limits"), button("Cancel")];
   for (const element of [pause, limits]) element.dataset.scope = "admin";
   cancel.dataset.scope = "submit";
+  // A response to an earlier look would undo what is shown.
+  const change = (changed) => {
+    patch(changed);
+    look();
+  };
   pause.addEventListener("click", () =>
     act(pause, async () => {
       const changed = await call("PATCH", path(shown), { paused: !shown.paused });
-      patch(changed);
+      change(changed);
       return changed.paused ? `${changed.aggr_id} is paused.` : `${changed.aggr_id} goes on.`;
     }),
   );
-  limits.addEventListener("click", () => openLimits(shown, path(shown), patch));
+  limits.addEventListener("click", () => openLimits(shown, path(shown), change));
   cancel.addEventListener("click", () => act(cancel, () => cancelJobs(shown)));
 
   function patch(aggregation) {
