@@ -59,7 +59,7 @@ def tests(session: nox.Session) -> None:
     pytest(session, "-m", "not fault")
 
 
-@nox.session(python=PYTHONS[0])
+@nox.session(python=PYTHONS[-1])
 def faults(session: nox.Session) -> None:
     """The tests that kill, freeze or flood the service, build wheels, or move a gigabyte."""
     install(session, "test")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -55,6 +56,9 @@ MANY_CALLS = 3
 """Calls of durable transitions with many rows that are made at the same time. The store works on one call at
 a time, so with more of them all other calls would only wait longer."""
 
+LATE_S = 0.05
+"""A pipeline that takes longer is late; usual ones take a millisecond."""
+
 JOINED_CALLS = 8
 """Most calls in one round trip."""
 
@@ -103,8 +107,10 @@ class StoreClient:
         self._durable = settings.durability != "memory"
         self._run_durably = partial(run_script_durably, settings=settings)
         self.joined: GroupCommit[ScriptCall, Any] = GroupCommit(
-            self._run_together, max_batch=JOINED_CALLS, lane=lambda call: call.shard
+            self._run_together, max_batch=JOINED_CALLS, lane=self._lane
         )
+        self._lanes: dict[int, tuple[int, float]] = {}
+        """By shard: the number of the lane for new calls, and since when its pipeline runs."""
         self._many = trio.Semaphore(MANY_CALLS)
         self._silent: set[int] = set()
         self._fell_silent = trio.Event()
@@ -150,9 +156,26 @@ class StoreClient:
             return answer
         raise NoAnswer(self._no_reply)
 
+    def _lane(self, call: ScriptCall) -> tuple[int, int]:
+        """The shard's lane, or another one while an answer is late: a lost answer delays no later call."""
+        number, begun_at = self._lanes.get(call.shard, (0, math.inf))
+        if trio.current_time() > begun_at + LATE_S:
+            number += 1
+            self._lanes[call.shard] = number, math.inf
+        return call.shard, number
+
     async def _run_together(self, calls: Sequence[ScriptCall]) -> Sequence[Any]:
         """Run scripts of one shard; returns an answer or an error for each."""
         shard = calls[0].shard
+        number, _ = self._lanes.get(shard, (0, math.inf))
+        self._lanes[shard] = number, trio.current_time()
+        try:
+            return await self._run_pipeline(shard, calls)
+        finally:
+            if self._lanes[shard][0] == number:
+                self._lanes[shard] = number, math.inf
+
+    async def _run_pipeline(self, shard: int, calls: Sequence[ScriptCall]) -> Sequence[Any]:
         if len(calls) == 1:
             return [await self._call_shard(shard, lambda server: run_script(server, calls[0]))]
         answers: Sequence[Any] = await self._call_shard(shard, lambda server: run_scripts(server, calls))
