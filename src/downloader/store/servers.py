@@ -191,6 +191,11 @@ class Servers:
                     return result
         except (exceptions.RedisError, exceptions.RedisClusterException, OSError) as error:
             raise as_store_error(error) from error
+        except TypeError as error:
+            # asyncio of Python 3.13: a transport whose connection is lost calls `None` in `writelines`.
+            if str(error) != "'NoneType' object is not callable":
+                raise
+            raise NoAnswer("the store does not answer: the connection is lost") from error
         raise NoAnswer(f"the store does not answer: no reply within {self._timeout_s:g} s")
 
     # The methods below run in the asyncio loop
