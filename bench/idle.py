@@ -27,8 +27,8 @@ def s8(setup: Setup, build: Build, *, downloads: int, watched_s: float) -> Resul
         service(setup.new_folder(), build, concurrency=downloads) as running,
     ):
         others = _descriptors(origin.pid)  # all that come after are connections
-        ports = (running.port, int(origin.first), setup.sink.port)
-        posted = answer_of("client", *ports, downloads, downloads, 1, 16)
+        places = (running.port, f"http://127.0.0.1:{origin.first}", setup.sink.port)
+        posted = answer_of("client", *places, downloads, downloads, 1, 16)
         faults = [f"{posted['error_count']} jobs not taken: {posted['errors']}"] * bool(posted["error_count"])
         deadline = time.monotonic() + _REACHED_S
         while (reached := _descriptors(origin.pid) - others) < downloads and time.monotonic() < deadline:

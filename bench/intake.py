@@ -50,8 +50,8 @@ def _send(
     setup: Setup, running: Service, store: Helper, by: str, *, jobs: int, aggregations: int
 ) -> tuple[dict[str, float], list[str]]:
     before = usage(running.pid, store.pid)
-    ports = (running.port, setup.origin, setup.sink.port)
-    posted: dict[str, Any] = answer_of(by, *ports, jobs, aggregations, LIMIT, CONNECTIONS[by])
+    places = (running.port, setup.origin_url, setup.sink.port)
+    posted: dict[str, Any] = answer_of(by, *places, jobs, aggregations, LIMIT, CONNECTIONS[by])
     if posted.get("status") in _MISSING:
         return {}, []
     used = usage(running.pid, store.pid).since(before)

@@ -86,8 +86,10 @@ async def test_each_key_has_the_type_of_the_table_and_expires_if_it_is_said_to(
 ) -> None:
     hosts = {"slow.test": HostSettings(limit=1, delay=5)}
     durable = redis_settings.model_copy(update={"durability": "aof"})
-    async with asyncio_loop(), open_store(durable, hosts=hosts) as store:
+    async with asyncio_loop(), open_store(redis_settings, hosts=hosts) as store:
         await use_every_key(store)
+        async with open_store(durable) as waits_for_the_disk:
+            await submitted(waits_for_the_disk, "g")
     patterns = {re.compile(re.sub("<[^>]*>", ".*", key.path)): key for key in KEYS}
     seen: set[str] = set()
     for name in raw.command("KEYS", f"{raw.keys.base(0)}*"):
