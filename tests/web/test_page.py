@@ -305,16 +305,20 @@ async def test_a_hidden_tab_closes_its_event_stream(browse: Browse, page_url: st
 
     def look(seen: Seen) -> None:
         page = seen.page
-        seen.page.clock.install()
+        page.clock.install()
         seen.open()
         seen.live()
         hide = "(hidden) => {{ Object.defineProperty(document, 'hidden', {{value: {}, configurable: true}});"
         hide += " document.dispatchEvent(new Event('visibilitychange')); }}"
-        page.evaluate(hide.format("true"))
-        page.clock.run_for(6_000)
+        with page.expect_event("requestfailed", lambda request: request.url.endswith("/events")):
+            page.evaluate(hide.format("true"))
+            page.clock.run_for(6_000)
+        page.clock.run_for(3_000)  # what the last events had the page ask for
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         meanwhile(partial(submit, store, "unseen"))
-        page.wait_for_timeout(1_000)
-        assert page.locator("#aggregations tbody tr").count() == 0
+        page.clock.run_for(30_000)
+        assert asked == []
         page.evaluate(hide.format("false"))
         expect(page.locator("#aggregations tbody tr")).to_have_count(1)
         seen.check()
