@@ -54,7 +54,7 @@ TOOLS = ("buildah", "podman", "runc", "debootstrap", "docker-compose", "nft")
 USER = 10001
 GRACE_S = 20.0
 STOP_S = 30.0
-"""What docs/operations.md tells people to give a container."""
+"""What docs/deployment.md tells people to give a container."""
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 

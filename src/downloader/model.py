@@ -74,7 +74,7 @@ class State(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """`error_code` of the callback; `docs/api.md` has when a download is tried again."""
+    """`error_code` of the callback; `docs/errors.md` has when a download is tried again."""
 
     NONE = ""
     HTTP_STATUS = "http_status"

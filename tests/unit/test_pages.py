@@ -53,18 +53,23 @@ def test_the_web_page_has_words_for_each_reason_of_a_failure() -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_each_state_is_on_the_api_page(state: str) -> None:
-    assert f"`{state}`" in page("api.md")
+    assert f"`{state}`" in page("api/jobs.md")
 
 
-@pytest.mark.parametrize("name", ["configuration.md", "operations.md", "security.md", "api.md"])
-def test_pages_name_no_key_that_does_not_exist(name: str) -> None:
+def test_pages_name_no_key_that_does_not_exist() -> None:
     known = set(known_keys())
     tables = {key for key in known if any(other.startswith(f"{key}.") for other in known)}
-    named = re.findall(r"`((?:redis|api|processor|notifier|egress|log)(?:\.[a-z_0-9]+)+)`", page(name))
-    free = ("processor.filestorage.",)
-    assert named
-    named = [name for name in named if name not in set(Event)]
-    assert [key for key in named if key not in known | tables and not key.startswith(free)] == []
+    free = ("processor.filestorage.", "processor.autoscaling", "notifier.autoscaling", "redis.conf")
+    named = {
+        (path.name, key)
+        for path in (ROOT / "docs").rglob("*.md")
+        for key in re.findall(
+            r"`((?:redis|api|processor|notifier|egress|log)(?:\.[a-z_0-9]+)+)`", path.read_text("utf-8")
+        )
+    }
+    assert len(named) > 50
+    wrong = {(name, key) for name, key in named if key not in known | tables | set(Event)}
+    assert {one for one in wrong if not one[1].startswith(free)} == set()
 
 
 def test_the_image_imports_modules_that_exist() -> None:

@@ -158,4 +158,4 @@ CODES: Mapping[str, str] = {
     "unknown_aggregation": "There is no aggregation of this name with unfinished downloads.",
     "unknown_job": "There is no job with this id.",
 }
-"""The codes of problem documents with explanations; `docs/api.md` lists the codes by route."""
+"""The codes of problem documents with explanations; `docs/api/` lists the codes by route."""

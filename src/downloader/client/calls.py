@@ -256,7 +256,7 @@ class Calls:
         destination: str | None = None,
         tags: Sequence[str] = (),
     ) -> ManySteps[ListedJob]:
-        """Yield the jobs of a list, page by page; `docs/api.md` says which lists there are.
+        """Yield the jobs of a list, page by page; `docs/api/jobs.md` says which lists there are.
 
         Args:
             state: of their download. `pending` needs `aggr_id`.

@@ -29,7 +29,7 @@ class ApiProblem(ClientError):
         where = f" ({problem.field})" if problem.field and problem.field not in problem.detail else ""
         super().__init__("; ".join(text.rstrip(".") for text in details) + where)
         self.code = problem.code
-        """Stable code for programs, from the list in `docs/api.md`. Empty if it was not the service that
+        """Stable code for programs, from the list in `docs/errors.md`. Empty if it was not the service that
         responded."""
         self.detail = problem.detail
         """One sentence, for people."""

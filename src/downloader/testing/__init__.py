@@ -1,7 +1,7 @@
 """Contract suites: tests of what the service requires of a plugin, for plugins to inherit.
 
 A plugin's test module has a subclass whose name pytest collects, and a *peer*, which tells the suite how to
-open the plugin and how to control its server. `docs/plugins.md` shows both.
+open the plugin and how to control its server. `docs/write-a-plugin.md` shows both.
 
 Each test is a plain method without fixtures. It calls `trio.run` itself, inside the asyncio loop of
 trio-asyncio, as the service does. So any runner that collects `test_` methods can run it, with or without
