@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from downloader.backoff import MAX_RETRY_AFTER_S, parse_retry_after
 from downloader.fetch.errors import Treatment, explain
 from downloader.fetch.retry import (
     MAX_BACKOFF_S,
@@ -17,8 +18,7 @@ from downloader.fetch.retry import (
     decide,
 )
 from downloader.model import ErrorCode, Verdict
-from downloader.net import NetError, TlsFailed, parse_retry_after
-from downloader.net.request import MAX_RETRY_AFTER_S
+from downloader.net import NetError, TlsFailed
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 

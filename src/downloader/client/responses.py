@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
+from downloader.backoff import parse_retry_after
 from downloader.client.bodies import JobFields, Submitted
 from downloader.client.errors import ApiProblem, ClientError, Unreachable
 from downloader.model import describe_status
-from downloader.net import parse_retry_after
 from downloader.wire import AcceptedLine, LineProblem
 
 _AGAIN = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})

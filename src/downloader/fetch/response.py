@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import trio
 
+from downloader.backoff import parse_retry_after
 from downloader.fetch.errors import FetchError, bad_status
 from downloader.fetch.expected import Digest, declared_digests
 from downloader.fetch.headers import (
@@ -21,7 +22,7 @@ from downloader.fetch.headers import (
 )
 from downloader.fetch.partial import PartialFile, Source, source_of
 from downloader.model import ErrorCode, ResponseMetadata
-from downloader.net import BadResponse, CutShort, ResponseBody, Url, UrlError, parse_retry_after
+from downloader.net import BadResponse, CutShort, ResponseBody, Url, UrlError
 from downloader.paths import disposition_name
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})

@@ -23,7 +23,6 @@ from downloader.net.request import (
     is_field_value,
     is_forbidden,
     is_token,
-    parse_retry_after,
 )
 from downloader.net.tls import tls_context
 from downloader.net.transport import (
@@ -80,7 +79,6 @@ __all__ = [
     "local_host",
     "open_transport",
     "parse_endpoint",
-    "parse_retry_after",
     "redact_url",
     "requested_url",
     "tls_context",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 
 import httpx2
 
@@ -30,12 +27,6 @@ _TOKEN = re.compile(FIELD_NAME)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\U0010ffff]*")
 """RFC 9110, 5.5: no control characters; characters that are not ASCII are sent as UTF-8."""
 
-MAX_RETRY_AFTER_S = 86400.0
-"""Longest delay that a peer may ask for: a day."""
-
-_DELTA_DIGITS = 12
-"""Numbers with more digits are not parsed, because that may take long."""
-
 
 def is_token(name: str) -> bool:
     """Whether a text is a valid field name."""
@@ -51,25 +42,6 @@ def is_forbidden(name: str) -> bool:
     """Whether a request field may not be set from outside."""
     lower = name.lower()
     return lower in FORBIDDEN_FIELDS or lower.startswith("proxy-")
-
-
-def parse_retry_after(value: str, now: datetime) -> float | None:
-    """The delay in seconds of a `Retry-After` field: delta-seconds or an HTTP-date (RFC 9110, 10.2.3).
-
-    Never negative, at most a day; `None` for anything else.
-    """
-    text = value.strip()
-    if text.isascii() and text.isdigit():
-        if len(text) > _DELTA_DIGITS:
-            return MAX_RETRY_AFTER_S
-        return min(float(text), MAX_RETRY_AFTER_S)
-    try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):  # the latter for an offset of many digits
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)  # the zone was "-0000", which means UTC here
-    return min(max(math.ceil((moment - now).total_seconds()), 0.0), MAX_RETRY_AFTER_S)
 
 
 ROUTE = "downloader.route"

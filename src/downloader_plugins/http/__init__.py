@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import trio
 
+from downloader.backoff import parse_retry_after
 from downloader.errors import PluginError
 from downloader.net import (
     BadRequest,
@@ -26,7 +27,6 @@ from downloader.net import (
     Url,
     UrlError,
     build_request,
-    parse_retry_after,
 )
 from downloader.notify import (
     CommitAbandoned,
