@@ -444,11 +444,12 @@ class History:
         return states
 
     def check_forgotten(self) -> None:
-        """Every job has been deleted: what is left has a time to live, or is the layout or counters."""
+        """Every job has been deleted: what is left has a time to live, or is of the whole fleet."""
         self._check_commands()
         left = {str(key) for key in self.redis.keys("*") if self.redis.ttl(key) < 0}
-        totals = {f"{self.prefix}totals:{role}" for role in ("api", "processor", "notifier")}
-        assert left - totals == {f"{self.prefix}layout"}
+        kept = {f"{self.prefix}totals:{role}" for role in ("api", "processor", "notifier")}
+        kept.add(f"{self.prefix}history")
+        assert left - kept == {f"{self.prefix}layout"}
         assert self._stored() == {}
 
     def check_origin(self, origin: Origin | Mapping[str, int], limits: Mapping[str, int]) -> None:

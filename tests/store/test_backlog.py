@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
-from downloader.store import Backlog, CallbackPlan, Changed, JobStore, Submission, Waiting
+from downloader.store import POINT_MS, Backlog, CallbackPlan, Changed, JobStore, Submission, Waiting
 from downloader.store.codec import backlog as backlog_of
-from downloader.wire import FailedDestination, WaitingDestination, moment
+from downloader.store.values import POINTS
+from downloader.wire import BacklogPoint, FailedDestination, WaitingDestination, moment
 from servers.jobs import closed, downloaded, spec_for, tried_again
 from servers.raw_store import RawStore
 
@@ -138,3 +139,24 @@ async def test_the_oldest_download_is_one_that_only_waits_for_a_slot(store: JobS
     assert (await store.backlog(9)).oldest_due_ms == 3_000
     await store.adjust("new", {"paused": True})
     assert (await store.backlog(9)).oldest_due_ms is None
+
+
+async def test_the_history_is_of_one_day_with_one_point_for_five_minutes(
+    store: JobStore, raw: RawStore
+) -> None:
+    step = timedelta(milliseconds=POINT_MS)
+    now = datetime.now(UTC)
+
+    async def note(ago: int, downloads: int) -> None:
+        at = now - ago * step
+        await store.note_backlog(BacklogPoint(at=at, downloads=downloads, callbacks=0, succeeded=0, failed=0))
+
+    await note(300, 1)
+    await note(287, 2)
+    for downloads in (3, 4):
+        await note(1, downloads)
+    await note(0, 5)
+    assert [point.downloads for point in await store.history()] == [2, 4, 5]
+    for ago in range(2 * POINTS):
+        await note(ago, 6)
+    assert raw.command("HLEN", raw.key("history")) == POINTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from downloader.store import (
     open_store,
 )
 from downloader.store.keys import LAYOUT_VERSION, lua_key_functions
+from downloader.wire import BacklogPoint
 from servers.jobs import closed, downloaded, spec_for, submitted, tried_again
 from servers.raw_store import RawStore
 
@@ -79,6 +81,9 @@ async def use_every_key(store: JobStore) -> None:
     await store.set_crawl_delay("slow.test", 1, 60)
     await store.report("one", "processor", {}, 60, {"bytes": 1})
     await store.pause_all(paused=True)
+    await store.note_backlog(
+        BacklogPoint(at=datetime.now(UTC), downloads=1, callbacks=1, succeeded=1, failed=1)
+    )
 
 
 async def test_each_key_has_the_type_of_the_table_and_expires_if_it_is_said_to(

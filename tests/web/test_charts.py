@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
 from playwright.sync_api import expect
 
-from downloader.store import JobStore
-from servers.browser import Browse, Seen, meanwhile
+from downloader.config import ApiSettings
+from downloader.store import POINT_MS, JobStore, Submission
+from downloader.wire import BacklogPoint
+from servers.browser import Browse, Seen, ServePage, meanwhile
+from servers.jobs import spec_for
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +51,23 @@ async def test_counters_are_drawn_and_listed(browse: Browse, page_url: str, stor
         seen.check()
 
     await browse(page_url, look)
+
+
+async def test_the_backlog_of_a_day_is_drawn(browse: Browse, serve_page: ServePage, store: JobStore) -> None:
+    await store.submit([Submission(spec=spec_for(store, "a")) for _ in range(3)])
+    await store.report("i", "processor", {}, 60, {"downloads_succeeded": 600_000})
+    for number in (2, 1):
+        at = datetime.now(UTC) - number * timedelta(milliseconds=POINT_MS)
+        await store.note_backlog(BacklogPoint(at=at, downloads=50, callbacks=7, succeeded=0, failed=0))
+
+    def look(seen: Seen) -> None:
+        seen.open()
+        backlog = seen.page.locator("#chart-backlog").get_by_role("img")
+        expect(backlog).to_have_attribute("aria-label", "downloads 3, callbacks 0")
+        ended = seen.page.locator("#chart-ended").get_by_role("img")
+        expect(ended).to_have_attribute("aria-label", re.compile(r"succeeded [12](\.\d+)?K/s, failed 0/s"))
+        for chart in ("backlog", "ended"):
+            assert seen.page.locator(f"#chart-{chart} canvas").evaluate(INKED)
+        seen.check()
+
+    await browse(await serve_page(ApiSettings()), look)

@@ -29,7 +29,7 @@ from downloader.api.snapshot import (
 )
 from downloader.globs import Allows, anything
 from downloader.observe import Event, get_logger
-from downloader.store import StoreError, StoreReader
+from downloader.store import JobStore, StoreError
 
 PATH = "/events"
 
@@ -68,7 +68,7 @@ class Pace:
 class Events:
     """The listeners of one process, and the sampler for the listeners. `run` samples."""
 
-    def __init__(self, store: StoreReader, pace: Pace | None = None) -> None:
+    def __init__(self, store: JobStore, pace: Pace | None = None) -> None:
         self._store = store
         self.pace = pace or Pace()
         self.history = History(store)
@@ -92,6 +92,7 @@ class Events:
         while True:
             try:
                 await self.history.sample()
+                await self.history.keep_backlog()
             except Exception:  # noqa: BLE001  an error of the web page must not stop the API
                 _log.exception(Event.API_FAILED, path=PATH)
             self._notify()

@@ -1,7 +1,7 @@
 """Rates, latencies and failures of the last minutes, for the charts of the web page.
 
-Each API process reads the fleet's totals every few seconds and keeps what has changed between them. The store
-keeps no history, so that of a process begins when the process starts.
+Each API process reads the fleet's totals every few seconds and keeps what has changed between them, so this
+history begins when the process starts. The backlog of the last day is in the store.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from math import isinf
 from typing import Any
 
 import trio
 
 from downloader.observe import BUCKET, SEPARATOR, by_name
-from downloader.store import StoreError, StoreReader
+from downloader.store import POINT_MS, JobStore, StoreError
+from downloader.wire import BacklogPoint
 
 WINDOW = 3
 """Samples that rates and latencies span: between two samples an instance may report twice, or not at all."""
@@ -54,12 +57,14 @@ _DIGITS = 4
 class History:
     """The samples of one process, numbered from 1."""
 
-    def __init__(self, store: StoreReader) -> None:
+    def __init__(self, store: JobStore) -> None:
         self._store = store
         self._read: deque[tuple[float, Totals]] = deque(maxlen=WINDOW + 1)
         self._samples: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
         self.newest = 0
         """Number of the newest sample, 0 while there is none."""
+        self._kept = 0
+        """The five minutes of the last point of the backlog that this process has added."""
 
     async def sample(self) -> None:
         """Read the totals, and add a sample unless this is the first call.
@@ -84,6 +89,27 @@ class History:
                     "step_s": round(now - last, 1),
                 }
             )
+
+    async def keep_backlog(self) -> None:
+        """Add a point to the store's history of the backlog, unless this process has added one just now.
+
+        Every API process adds the point of the same five minutes, and the last one stays.
+        """
+        now = int(time.time() * 1000) // POINT_MS
+        if now == self._kept or not self._read:
+            return
+        with suppress(StoreError):
+            backlog = await self._store.backlog(1)
+            ended = by_name(self._read[-1][1]["processor"])
+            point = BacklogPoint(
+                at=datetime.fromtimestamp(backlog.now_ms / 1000, UTC),
+                downloads=backlog.downloads.pending,
+                callbacks=backlog.callbacks.pending,
+                succeeded=ended.get("downloads_succeeded", 0),
+                failed=ended.get("downloads_failed", 0),
+            )
+            await self._store.note_backlog(point)
+            self._kept = now
 
     def since(self, number: int) -> bytes:
         """The samples after that number, as a line of JSON; empty without such samples."""

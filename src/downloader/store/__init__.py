@@ -13,6 +13,7 @@ from downloader.store.scripts import Script, load_scripts
 from downloader.store.sealing import open_sealer
 from downloader.store.servers import asyncio_loop
 from downloader.store.values import (
+    POINT_MS,
     Accepted,
     Backlog,
     CallbackPlan,
@@ -36,6 +37,7 @@ __all__ = [
     "KEYS",
     "KILLED_S",
     "LOOK_S",
+    "POINT_MS",
     "START_S",
     "STOP_S",
     "Accepted",

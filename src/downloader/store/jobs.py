@@ -29,6 +29,8 @@ from downloader.store.scripts import Script
 from downloader.store.sealing import Sealer, open_sealer
 from downloader.store.values import (
     ALL_SHARES,
+    POINT_MS,
+    POINTS,
     Accepted,
     CallbackPlan,
     Changed,
@@ -39,7 +41,7 @@ from downloader.store.values import (
     Shares,
     Submission,
 )
-from downloader.wire import Aggregation, AggregationChanges
+from downloader.wire import Aggregation, AggregationChanges, BacklogPoint
 
 log = get_logger()
 
@@ -470,6 +472,11 @@ class JobStore(StoreReader):
         rows = [{"series": series, "amount": str(amount)} for series, amount in added.items()]
         await self._client.run("report", 0, call, rows)
         uncounted.confirm()
+
+    async def note_backlog(self, point: BacklogPoint) -> None:
+        """Add a point to the history of the last day. It replaces an earlier one of the same five minutes."""
+        slot = int(point.at.timestamp() * 1000) // POINT_MS % POINTS
+        await self._client.command("HSET", self._keys.key(0, "history"), slot, point.model_dump_json())
 
     async def leave(self, instance: str, role: str) -> None:
         """Delete an instance's report."""

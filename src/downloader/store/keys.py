@@ -339,6 +339,12 @@ KEYS = (
         holds="counters of all instances of a role, also those that have ended, by series",
     ),
     Key(
+        name="history",
+        type="hash",
+        owner="one per store; 288 fields, overwritten in turn",
+        holds="the backlog of the last day: a point every five minutes, JSON",
+    ),
+    Key(
         name="counted",
         parameters=("role", "instance"),
         type="string",

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -21,13 +22,23 @@ from downloader.store.client import StoreClient, check_layout
 from downloader.store.sealing import Sealer
 from downloader.store.values import (
     COUNTED_FAILURES,
+    POINT_MS,
+    POINTS,
     SUMMED_GROUPS,
     Backlog,
     JobView,
     Listed,
     Load,
 )
-from downloader.wire import Aggregation, AggregationLoad, AggregationPage, FailureGroup, JobPage, ListedJob
+from downloader.wire import (
+    Aggregation,
+    AggregationLoad,
+    AggregationPage,
+    BacklogPoint,
+    FailureGroup,
+    JobPage,
+    ListedJob,
+)
 
 log = get_logger()
 
@@ -218,6 +229,13 @@ class StoreReader:
         """
         call = {"groups": SUMMED_GROUPS, "destinations": destinations, "failures": COUNTED_FAILURES}
         return codec.backlog(await self._client.run_on_all("backlog", call), destinations)
+
+    async def history(self) -> Sequence[BacklogPoint]:
+        """The backlog of the last day, the oldest point first."""
+        texts = await self._client.command("HVALS", self._keys.key(0, "history"))
+        points = [BacklogPoint.model_validate_json(text) for text in texts]
+        begin = datetime.now(UTC) - timedelta(milliseconds=POINTS * POINT_MS)
+        return sorted((point for point in points if point.at > begin), key=lambda point: point.at)
 
     async def totals(self, role: str) -> Mapping[str, int]:
         """The sums, by series, of the counts of all instances of a role, ended instances included."""

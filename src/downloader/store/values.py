@@ -225,6 +225,13 @@ SUMMED_GROUPS = 1000
 """Groups that a `Backlog` sums up: a few tenths of a millisecond of the store's time."""
 
 
+POINT_MS = 300_000
+"""Time between two points of the backlog's history."""
+
+POINTS = 288
+"""Points of the backlog's history: a day."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobView:
     """A job as in `GET /jobs/<id>`."""

@@ -1,5 +1,6 @@
-// Charts of the last minutes, drawn by uPlot (`vendor/`). Its legend is our own, as it has words and is read aloud.
+// Charts of the last minutes and of the last day, drawn by uPlot (`vendor/`). Its legend is our own, as it has words and is read aloud.
 
+import { call } from "./api.js";
 import { $, list, make, setText } from "./dom.js";
 import uPlot from "./uPlot.min.js";
 import { REASONS, bytes, plain, seconds } from "./words.js";
@@ -7,6 +8,8 @@ import { REASONS, bytes, plain, seconds } from "./words.js";
 const HEIGHT_PX = 150;
 const SPAN_S = 900;
 const SPAN_MIN_S = 120;
+// The service keeps a point of the backlog every five minutes.
+const POINT_S = 300;
 // How much of the past says when the backlog ends.
 const RATE_S = 60;
 // The time that one bar of failures covers.
@@ -30,7 +33,7 @@ function colour(name) {
 }
 
 const decades = (_plot, ticks) => ticks.map((tick) => (Number.isInteger(Math.log10(tick)) ? tick : null));
-const MINUTES_S = [60, 120, 180, 300];
+const STEPS_S = [60, 120, 180, 300, 1800, 3600, 7200, 10_800, 21_600];
 const POWERS = Array.from({ length: 50 }, (_, exponent) => 2 ** exponent);
 
 let samples = [];
@@ -67,6 +70,7 @@ class Chart {
   show(rows, lines) {
     this.legend(lines.map((line) => [line.label, line]));
     const holder = this.box.querySelector(".plot");
+    this.begin = rows[0][0];
     holder.ariaLabel = lines.map(({ label, text }) => `${label} ${text}`).join(", ") || "nothing";
     const looks = lines.map((line) => line.colour).join();
     if (this.plot && this.looks === looks) {
@@ -96,11 +100,11 @@ class Chart {
       legend: { show: false },
       cursor: { show: false },
       scales: {
-        x: { range: () => [Math.min(at()[0], Date.now() / 1000 - SPAN_MIN_S), Date.now() / 1000] },
+        x: { range: () => [Math.min(this.begin, Date.now() / 1000 - SPAN_MIN_S), Date.now() / 1000] },
         y: this.log ? { distr: 3, range: logRange } : { range },
       },
       axes: [
-        { ...axis, grid: { show: false }, values: (_plot, ticks) => ticks.map((tick) => time.format(tick * 1000)), incrs: MINUTES_S, size: 28, space: 70 },
+        { ...axis, grid: { show: false }, values: (_plot, ticks) => ticks.map((tick) => time.format(tick * 1000)), incrs: STEPS_S, size: 28, space: 70 },
         {
           ...axis,
           values: (_plot, ticks) => ticks.map((tick) => (tick === null ? "" : unit(tick))),
@@ -165,6 +169,38 @@ function showFailures(chart) {
   chart.box.querySelector(".plot").hidden = codes.length === 0;
 }
 
+let points = [];
+let askedAt = -Infinity;
+let backlog = null;
+let ended = null;
+
+async function lookAtDay() {
+  drawDay();
+  if (performance.now() - askedAt < POINT_S * 1000) return;
+  askedAt = performance.now();
+  try {
+    points = await call("GET", "backlog");
+    drawDay();
+  } catch {
+    askedAt = -Infinity; // that the store or the service does not answer is shown elsewhere
+  }
+}
+
+function drawDay() {
+  $("day-panel").hidden = points.length < 2;
+  if (points.length < 2) return;
+  backlog ??= new Chart("chart-backlog", { unit: (value) => narrow.format(value) });
+  ended ??= new Chart("chart-ended", { unit: perSecond });
+  const times = points.map((point) => new Date(point.at) / 1000);
+  const rate = (name) => points.map((point, index) => {
+    const grown = point[name] - points[index - 1]?.[name];
+    return grown >= 0 ? grown / (times[index] - times[index - 1]) : null; // the store may have been emptied
+  });
+  const show = (chart, lines) => chart.show([times, ...lines.map(({ values }) => values)], lines.map((line) => ({ ...line, text: chart.unit(line.values.at(-1) ?? 0) })));
+  show(backlog, [["downloads", "downloads", "accent"], ["callbacks", "callbacks", "blue"]].map(([name, label, colour]) => ({ label, colour, values: points.map((point) => point[name]) })));
+  show(ended, [["succeeded", "succeeded", "accent"], ["failed", "failed", "bad"]].map(([name, label, colour]) => ({ label, colour, values: rate(name) })));
+}
+
 function draw() {
   const empty = samples.length === 0;
   $("charts").hidden = empty;
@@ -180,7 +216,10 @@ function draw() {
       () => showLatencies(latency),
       () => showFailures(failures),
     ];
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+      draw();
+      drawDay();
+    });
   }
   for (const show of charts) show();
 }
@@ -199,6 +238,7 @@ export function addSamples(added) {
   else if (added[0].at_ms > known) samples.push(...added);
   samples = samples.filter(({ at_ms }) => at_ms > Date.now() - SPAN_S * 1000);
   draw();
+  lookAtDay();
 }
 
 draw();

@@ -176,6 +176,7 @@ export function showFleet(snapshot) {
   const all = Boolean(counters.processor);
   for (const id of ["charts-panel", "callbacks-counted", "instances-panel", "counters-foot", "stored-line"]) $(id).hidden = !all;
   $("downloads-counters").hidden = !all;
+  if (!all) $("day-panel").hidden = true; // else shown with its chart
   const failed = snapshot.waiting?.callbacks?.failed;
   document.title = failed ? `(${short.format(failed)} failed) downloader` : "downloader";
   if (!all) return;

@@ -35,6 +35,7 @@ from downloader.wire.job import (
     Task,
 )
 from downloader.wire.service import (
+    BacklogPoint,
     FailedDestination,
     Ready,
     Session,
@@ -59,6 +60,7 @@ __all__ = [
     "AggregationPage",
     "AggregationSize",
     "AllAggregations",
+    "BacklogPoint",
     "Callback",
     "CancelledJobs",
     "DownloadRequest",

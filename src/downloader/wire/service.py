@@ -91,6 +91,20 @@ class WaitingCallbacks(WireModel):
     """The destinations with the most failed callbacks, of the 500 failed callbacks that are kept longest."""
 
 
+class BacklogPoint(WireModel):
+    """What waited over the fleet at a time of the last day."""
+
+    at: Moment
+    downloads: int
+    """Pending downloads."""
+    callbacks: int
+    """Pending callbacks."""
+    succeeded: int
+    """Downloads that had succeeded up to then, since the store was empty."""
+    failed: int
+    """Downloads that had failed for good up to then."""
+
+
 class Waiting(WireModel):
     """What waits, now, over the fleet."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from quart import Response
@@ -16,7 +16,7 @@ from downloader.api.snapshot import COUNTED_ROLES, DESTINATIONS, SAMPLED
 from downloader.api.views import counters, waiting, waiting_of_some
 from downloader.observe import by_name
 from downloader.store import StoreError
-from downloader.wire import Ready, Status, Waiting
+from downloader.wire import BacklogPoint, Ready, Status, Waiting
 
 
 @route(
@@ -93,12 +93,27 @@ async def ready(context: Context) -> tuple[Ready, int]:
     scope="read",
     responses={HTTPStatus.OK: ResponseSpec("Numbers of the whole fleet.", Waiting)},
 )
-async def backlog(context: Context) -> Waiting:
+async def stats_of_all(context: Context) -> Waiting:
     """Show how many downloads and callbacks wait."""
     load, allows = await context.store.load(SAMPLED), visible_aggregations()
     if not sees_all():
         return waiting_of_some([row for row in load.aggregations if allows(row.aggr_id)])
     return waiting(load, await context.store.backlog(DESTINATIONS))
+
+
+@route(
+    "GET",
+    "/backlog",
+    scope="read",
+    responses={HTTPStatus.OK: ResponseSpec("A point every five minutes.", list[BacklogPoint])},
+)
+async def backlog(context: Context) -> Sequence[BacklogPoint]:
+    """The backlog of the last day.
+
+    A token needs all aggregations. There is no point of a time in which no API process ran.
+    """
+    check_sees_all()
+    return await context.store.history()
 
 
 @route(
