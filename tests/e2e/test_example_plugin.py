@@ -19,7 +19,7 @@ from servers.fleet import DEFAULTS, Running, merged, to_toml
 from servers.forked import environment
 from servers.origin import Origin
 from servers.valkey import Valkey
-from servers.wheels import build_wheel, fresh_environment, install, run
+from servers.wheels import build_wheel, install, run, shared_environment
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "downloader-redis-streams"
@@ -32,11 +32,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.plugin, pytest.mark.fault, pytest.ma
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the programs of the fresh environment are."""
-    folder = tmp_path_factory.mktemp("stranger")
     tests = tomllib.loads((EXAMPLE / "pyproject.toml").read_text("utf-8"))["dependency-groups"]["test"]
-    programs = fresh_environment(folder / "venv")
-    install(programs, *(build_wheel(programs, source, folder) for source in (ROOT, EXAMPLE)), *tests)
-    return programs
+
+    def fill(programs: Path, folder: Path) -> None:
+        install(programs, *(build_wheel(programs, source, folder) for source in (ROOT, EXAMPLE)), *tests)
+
+    return shared_environment(tmp_path_factory, "stranger", fill)
 
 
 def test_its_own_tests_pass(programs: Path, tmp_path: Path) -> None:

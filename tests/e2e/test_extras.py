@@ -14,7 +14,7 @@ from servers.fleet import DEFAULTS, Running, job_for, merged, to_toml
 from servers.forked import environment
 from servers.origin import Origin
 from servers.sink import Sink
-from servers.wheels import build_wheel, fresh_environment, install
+from servers.wheels import build_wheel, install, shared_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,10 +39,11 @@ KEYS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the programs of the fresh environment are."""
-    folder = tmp_path_factory.mktemp("bare")
-    programs = fresh_environment(folder / "venv")
-    install(programs, build_wheel(programs, ROOT, folder))
-    return programs
+    return shared_environment(
+        tmp_path_factory,
+        "bare",
+        lambda programs, folder: install(programs, build_wheel(programs, ROOT, folder)),
+    )
 
 
 def config_of(folder: Path, **tables: dict[str, Any]) -> Path:

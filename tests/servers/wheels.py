@@ -5,12 +5,16 @@ With uv where it is to be had, which takes seconds, and with pip otherwise.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 INSTALL_S = 300.0
 """From a package index without a cache."""
@@ -43,6 +47,26 @@ def fresh_environment(folder: Path) -> Path:
     else:
         run(sys.executable, "-m", "venv", folder)
     return folder / "bin"
+
+
+def shared_environment(
+    temporary: pytest.TempPathFactory, name: str, fill: Callable[[Path, Path], None]
+) -> Path:
+    """A virtual environment that all workers of a test run share; returns the folder of the programs.
+
+    The first worker that needs it calls `fill` with the folder of the programs and a folder for wheels.
+    """
+    base = temporary.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    filled, programs = folder / "filled", folder / "venv" / "bin"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not filled.exists():
+            fresh_environment(folder / "venv")
+            fill(programs, folder)
+            filled.touch()
+    return programs
 
 
 def build_wheel(programs: Path, source: Path, out: Path) -> Path:
