@@ -26,7 +26,7 @@ from bench import report
 from bench.check import FILE_BYTES
 from bench.processes import helper, sink
 from bench.result import Result, Setup
-from bench.run import SCENARIOS, Plan, run
+from bench.run import FILES, SCENARIOS, Plan, run
 from bench.service import Build
 
 _TMPFS = Path("/dev/shm")
@@ -35,6 +35,7 @@ _ROOM_BYTES = 2 * 2**30
 _PROBE_FILES = 200
 _SMALL_RUN_JOBS = 1000
 """Below this many jobs the run is a check that the bench works: everything is smaller."""
+_FEW = ("S2c", "S2d-100KB", "S2e-10KiB-new")
 
 
 def main() -> int:
@@ -97,6 +98,7 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
     small = options.jobs < _SMALL_RUN_JOBS
     return Plan(
         scenarios=frozenset(options.scenario),
+        variants=_FEW if small else FILES,
         builds=builds,
         rounds=options.rounds,
         processes=options.processes or ([1] if small else [1, 2]),
@@ -110,7 +112,9 @@ def _plan(options: argparse.Namespace, builds: list[Build]) -> Plan:
         rates=[50] if small else options.rates,
         steady_s=1 if small else 10,
         idle_jobs=options.jobs if small else 200,
+        fleets=[(1, 0), (20, 10)] if small else [(1, 0), (5, 0), (20, 0), (100, 0), (20, 10)],
         limited=options.jobs if small else 1_000,
+        limits=[4] if small else [1, 4, 16],
         fetched=options.jobs if small else 3_000,
         largest_store=options.jobs if small else 1_000_000,
     )

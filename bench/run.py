@@ -6,7 +6,7 @@ result is divided by the mean of the reference's before and after. The medians o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +59,8 @@ class Plan:
     """What to run."""
 
     scenarios: frozenset[str]
+    variants: Collection[str]
+    """Of S2, from `FILES`."""
     builds: Sequence[Build]
     rounds: int
     processes: Sequence[int]
@@ -80,8 +82,12 @@ class Plan:
     """How long S11 sends."""
     idle_jobs: int
     """Jobs of S12."""
+    fleets: Sequence[tuple[int, int]]
+    """The processors of S12, and the rate of the aggregation, 0 for none."""
     limited: int
     """Jobs of S13."""
+    limits: Sequence[int]
+    """The limits of the aggregation of S13."""
     fetched: int
     """Files of S14."""
     largest_store: int
@@ -110,7 +116,7 @@ def run(setup: Setup, plan: Plan, *, say: Say) -> Iterator[Result]:
 
 def _variants(setup: Setup, plan: Plan, say: Say) -> Iterator[Result]:
     for name, files in FILES.items():
-        if name.partition("-")[0] in plan.scenarios:
+        if name in plan.variants and name.partition("-")[0] in plan.scenarios:
             for build in plan.builds:
                 say(f"{name} {build.label}: {max(1, plan.jobs // files.fewer)} jobs ...")
                 yield end_to_end.s2_files(
@@ -150,11 +156,11 @@ def _queue(setup: Setup, plan: Plan, build: Build, say: Say) -> Iterator[Result]
                 setup, build, rate=rate, seconds=plan.steady_s, aggregations=plan.aggregations
             )
     if "S12" in plan.scenarios:
-        for processors, rate in ((1, 0), (5, 0), (20, 0), (100, 0), (20, 10)):
+        for processors, rate in plan.fleets:
             say(f"S12 {build.label}: {processors} idle processors ...")
             yield idle.s12(setup, build, processors=processors, jobs=plan.idle_jobs, rate=rate)
     if "S13" in plan.scenarios:
-        for limit in (1, 4, 16):
+        for limit in plan.limits:
             say(f"S13 {build.label}: one aggregation of limit {limit} ...")
             result = end_to_end.s2(
                 setup, build, name=f"S13 {limit}", by="client", jobs=plan.limited, aggregations=1, limit=limit
