@@ -45,9 +45,9 @@ async def _one(index: int, aggregation: _Aggregation, *, origin: int, sink: int,
         facts = FileFacts(size=len(data), sha256=hashlib.sha256(data).hexdigest(), mime_type="image/png")
         spec = JobSpec(id=new_id(0, 1), aggr_id=aggregation.name, aggr_limit=aggregation.limit, url=url)
         body = Body(size=facts.size, sha256=facts.sha256, mime_type=facts.mime_type, data=data)
-        await storage.put(spec.storage_key, body)
+        await storage.put(spec.storage_key(""), body)
     outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=facts)
-    payload = callback_body(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key}")
+    payload = callback_body(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key('')}")
     answer = await aggregation.callbacks.request(
         "POST",
         f"http://127.0.0.1:{sink}/callback",

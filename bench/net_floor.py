@@ -53,9 +53,11 @@ class _Floor:
             facts = FileFacts(size=len(data), sha256=hashlib.sha256(data).hexdigest(), mime_type="image/png")
             spec = JobSpec(id=new_id(0, 1), aggr_id=name, aggr_limit=self.limit, url=url)
             body = Body(size=facts.size, sha256=facts.sha256, mime_type=facts.mime_type, data=data)
-            await self.storage.put(spec.storage_key, body)
+            await self.storage.put(spec.storage_key(""), body)
         outcome = Outcome(verdict=Verdict.SUCCEEDED, response_code=200, file=facts)
-        payload = callback_body(spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key}")
+        payload = callback_body(
+            spec, outcome, attempts=1, download_url=f"http://files/{spec.storage_key('')}"
+        )
         await _ask(
             self.callbacks,
             "POST",

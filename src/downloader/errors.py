@@ -45,6 +45,10 @@ class StorageRefused(StorageError):
     """The bucket is missing or forbidden; a later try would fail in the same way."""
 
 
+class KeyTaken(StorageRefused):
+    """Another file is stored under the key, and the job does not permit to replace it."""
+
+
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """The errors inside nested exception groups, in order; a plain error alone."""
     if isinstance(error, BaseExceptionGroup):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
 from operator import attrgetter
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
 
@@ -115,6 +115,8 @@ class ErrorCode(StrEnum):
     """The file differs from the job's `sha256` or `size`, or from the origin's digest."""
     NOT_MODIFIED = "not_modified"
     """A 304 to a condition in `request_headers`."""
+    KEY_EXISTS = "key_exists"
+    """Another file is stored under the job's `key`, and the job has `key_exists` `fail`."""
     ROBOTS = "robots"
     """Refused by the origin's robots.txt, or robots.txt could not be read."""
 
@@ -133,8 +135,14 @@ class Verdict(StrEnum):
     cooldown. Downloads only."""
 
 
-SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra")
+SEALED_FIELDS = ("url", "request_headers", "user_agent", "callback_dst", "callback_error_dst", "extra", "key")
 """Fields of a job that may contain secrets; encrypted in the store if a key is configured."""
+
+KeyExists = Literal["replace", "keep", "fail"]
+"""What happens if a file is already stored under the `key` of a job."""
+
+SHA256_FILLING = "{sha256}"
+"""In the `key` of a job, the place of the file's SHA-256, which is known after the download."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +176,14 @@ class JobSpec:
     s3_bucket: str = ""
     s3_region: str = ""
     subpath: str = ""
+    key: str = ""
+    """Path of the file under the storage root, in place of `subpath` and the path by id; may contain
+    `SHA256_FILLING`. The file then belongs to the client: the service does not delete it."""
+    key_exists: KeyExists = "replace"
+    content_type: str = ""
+    """Media type of the stored object; empty: the type that the file's bytes have."""
+    content_disposition: str = ""
+    """`Content-Disposition` of the stored object."""
     sha256: str = ""
     """Required digest of the file, lower case; empty: any."""
     size: int | None = None
@@ -265,9 +281,10 @@ class JobSpec:
         """Seconds from `now` (Unix time in ms) to the deadline; infinite without a deadline."""
         return (self.deadline - now) / 1000 if self.deadline else math.inf
 
-    @property
-    def storage_key(self) -> str:
-        """Path of the file under the storage root; made from the job's id, never from the client's URL."""
+    def storage_key(self, sha256: str) -> str:
+        """Path of the file with this SHA-256 under the storage root."""
+        if self.key:
+            return self.key.replace(SHA256_FILLING, sha256)
         path = f"{self.id[:ID_PREFIX_LENGTH]}/{self.id}"
         return f"{self.subpath}/{path}" if self.subpath else path
 

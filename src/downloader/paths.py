@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from downloader.errors import ConfigError
+from downloader.ids import ID_LENGTH, ID_PREFIX_LENGTH
 
 MAX_FOLDER_BYTES = 512
 """Longest folder that a job may name. An S3 key has at most 1024 bytes, including prefix and file name."""
@@ -57,6 +58,17 @@ def is_safe_path(path: str) -> bool:
     return True
 
 
+_JOB_FILE = re.compile(
+    rf"(?:^|/)(?P<folder>[0-9A-Za-z]{{{ID_PREFIX_LENGTH}}})/(?P=folder)"
+    rf"[0-9A-Za-z]{{{ID_LENGTH - ID_PREFIX_LENGTH}}}(?:/|$)"
+)
+
+
+def has_job_file(path: str) -> bool:
+    """Whether the path has two parts like those of a file that is stored by the id of a job."""
+    return _JOB_FILE.search(path) is not None
+
+
 NAME_BYTES = 200
 """Longest file name, in bytes. File systems allow 255; a suffix such as ` (2)` may be added later."""
 
@@ -89,10 +101,15 @@ def safe_name(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     text = "".join(char for char in text if unicodedata.category(char) not in _INVISIBLE)
     text = _FORBIDDEN.sub("_", text).lstrip(".- ").rstrip(". ")
-    if _RESERVED.fullmatch(text):
+    if is_device_name(text):
         text = f"_{text}"
     stem, extension = split_name(text)
     return stem.encode()[: NAME_BYTES - len(extension.encode())].decode(errors="ignore") + extension
+
+
+def is_device_name(text: str) -> bool:
+    """Whether Windows takes the name for that of a device."""
+    return _RESERVED.fullmatch(text) is not None
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -30,7 +30,7 @@ def deps(store: JobStore) -> ApiDeps:
         egress=EgressPolicy("egress.callbacks"),
         callback_limit=16,
         keep_s=60,
-        download_url=lambda spec: f"https://files.example/{spec.storage_key}",
+        download_url=lambda spec, sha256: f"https://files.example/{spec.storage_key(sha256)}",
         loopback=True,
         ready=lambda: {"api": True, "processor": True},
     )

@@ -57,6 +57,11 @@ LISTS: Sequence[tuple[dict[str, Any], str]] = [
     ({"aggr_proxy": "socks5://proxy.shop.example:3128"}, "aggr_proxy"),
     ({"s3_bucket": "shop-bucket", **BUCKET}, ""),
     ({"s3_bucket": "other-bucket", **BUCKET}, "s3_bucket"),
+    ({"key": "shop/{sha256}"}, ""),
+    ({"key": "{name}/a", "url": "http://h.test/shop"}, ""),
+    ({"key": "{path}", "url": "http://h.test/shop/../a"}, ""),
+    ({"key": "{path}", "url": "http://h.test/other/a"}, "key"),
+    ({"key": "other/shop/a"}, "key"),
     ({"s3_bucket": "shop-bucket", **BUCKET, "aggr_id": "x"}, "aggr_id"),
 ]
 
@@ -220,6 +225,11 @@ async def test_files_of_other_aggregations_are_not_there(serving: Serving, tmp_p
     assert [await status("reader", key) for key in keys.values()] == [200, 200]
     assert [await status("shop", key) for key in keys.values()] == [200, 404]
     assert await status("submitter", keys["shop-1"]) == 403
+    (tmp_path / "shop" / "NSb").mkdir(parents=True)
+    for key in ("shop/a.png", "shop/NSb/NSb4FOAs9fVaQw"):
+        (tmp_path / key).write_bytes(b"abc")
+    assert [await status("shop", key) for key in ("shop/a.png", "shop/NSb/NSb4FOAs9fVaQw")] == [200, 404]
+    assert await status("shop-admin", "shop/a.png") == 404, "its list of keys allows all, and names none"
     assert await status("reader", f"b/{Path(keys['shop-1']).name}") == 200
     assert await status("shop", f"b/{Path(keys['shop-1']).name}") == 404
 

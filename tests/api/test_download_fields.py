@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -86,6 +87,8 @@ def test_every_field_arrives() -> None:
             min_height=3,
             max_pixels=4,
             if_none_match='"33a", W/"b"',
+            content_type="image/png",
+            content_disposition='attachment; filename="a.png"',
             if_modified_since="Fri, 27 Nov 2026 21:00:00 GMT",
             callback_error_type="sqs",
             callback_error_dst="aws.com/sqs/errors",
@@ -107,6 +110,7 @@ def test_every_field_arrives() -> None:
     assert (spec.max_size, spec.min_size) == (9, 1)
     assert (spec.min_width, spec.min_height, spec.max_pixels) == (2, 3, 4)
     assert spec.if_none_match == '"33a", W/"b"'
+    assert (spec.content_type, spec.content_disposition) == ("image/png", 'attachment; filename="a.png"')
     assert spec.if_modified_since == "Fri, 27 Nov 2026 21:00:00 GMT"
     assert spec.callback(success=False) == ("sqs", "aws.com/sqs/errors")
     assert (spec.s3_bucket, spec.s3_region) == ("my-bucket", "eu-west-2")
@@ -117,6 +121,9 @@ ACCEPTED = [
     {"sha256": "", "size": None},
     {"size": 2**63 - 1},
     {"aggr_id": "../x"},
+    {"key": "", "key_exists": None, "content_type": "", "content_disposition": ""},
+    {"key": "a/b c/ü", "key_exists": "", "content_type": "text/html; charset=utf-8"},
+    {"key": "{id}"},
     {"aggr_id": "<img onerror>"},
     {"aggr_id": "*"},
     {"aggr_id": "bücher mit Leerzeichen"},
@@ -360,6 +367,25 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for text in ("yesterday", "2026-11-27T21:00:00Z", "Fri, 32 Nov 2026 21:00:00 GMT")
     ),
     ({"if_modified_since": "a\nb"}, "header_value", "if_modified_since"),
+    *(
+        ({"key": key}, "key", "key")
+        for key in (
+            *("..", "a/../{path}", "/{path}", "a//b", "a\\b", "a%2f", "a\nb", ".tmp/a", "a/", "{path}/", "/"),
+            *("{url}", "{}", "{Host}", "a}", "{{id}}", "x" * 256, "abc", "{name}/NUL.txt", "a/com1"),
+            *("NSb/NSb4FOAs9fVaQw", "a/NSb/NSb4FOAs9fVaQw/{name}"),
+        )
+    ),
+    ({"key": "x/" * 32 + "x"}, "too_long", "key"),
+    ({"key": "x/" * 256 + "x"}, "too_long", "key"),
+    ({"key": "/".join(["{sha256}"] * 8)}, "too_long", "key"),
+    ({"key": 1}, "wrong_type", "key"),
+    ({"key": "a", "subpath": "b"}, "malformed", "subpath"),
+    ({"key_exists": "keep"}, "required", "key"),
+    ({"key": "a", "key_exists": "Keep"}, "malformed", "key_exists"),
+    ({"content_type": "image"}, "malformed", "content_type"),
+    ({"content_type": "a/b\nc"}, "malformed", "content_type"),
+    ({"content_disposition": "a\nb"}, "header_value", "content_disposition"),
+    ({"content_disposition": "ü"}, "header_value", "content_disposition"),
     ({"s3_bucket": "my-bucket"}, "required", "s3_region"),
     ({"s3_region": "eu-west-2"}, "required", "s3_bucket"),
     *(
@@ -560,3 +586,33 @@ json_values = st.recursive(
 def test_anything_is_taken_or_refused(changes: dict[str, Any]) -> None:
     with suppress(Refused):
         parse(body(**changes))
+
+
+@pytest.mark.parametrize(
+    ("key", "url", "filled"),
+    [
+        ("{host}/{path}", "http://Example.org:8080/a%20b/ü.tar.gz?q=1#f", "example.org/a b/ü.tar.gz"),
+        ("{name}-{id}{ext}", "http://h.test/a/b.tar.gz", "b-00000000000000.tar.gz"),
+        ("{host}/{path}", "http://h.test", "h.test/index"),
+        ("{path}", "http://h.test/a/", "a/index"),
+        ("{path}", "http://h.test/%2e%2e/..%2f..%2fetc/./passwd%00", "_.._etc/passwd"),
+        ("{path}", "http://h.test/.git//config", "git/config"),
+        ("{path}", "http://h.test/con/100%25%7bid%7d", "_con/100__id_"),
+        ("{host}/x", "http://[::1]/", "__1/x"),
+        ("{sha256}{ext}", "http://h.test/a.png", "{sha256}.png"),
+        ("{sha256}", "http://h.test/%7Bsha256%7D", "{sha256}"),
+        ("{path}", "http://h.test/%7Bsha256%7D", "_sha256_"),
+    ],
+)
+def test_a_key_is_filled_in(key: str, url: str, filled: str) -> None:
+    assert parse(body(key=key, url=url)).key == filled
+
+
+def test_the_date_of_a_key_is_that_of_acceptance() -> None:
+    spec = parse(body(key="{date}/a"))
+    assert spec.key == f"{datetime.fromtimestamp(spec.created_ms / 1000, UTC):%Y-%m-%d}/a"
+
+
+@pytest.mark.parametrize("url", ["http://h.test/NSb/NSb4FOAs9fVaQw", f"http://h.test/{'a/' * 40}"])
+def test_a_key_is_checked_as_filled_in(url: str) -> None:
+    assert refusal(body(key="{path}", url=url))[2] == "key"

@@ -216,6 +216,15 @@ async def test_the_same_values_are_the_same_job(api: Served, body: bytes) -> Non
     assert again.headers["idempotent-replayed"] == "true"
 
 
+async def test_a_repeated_job_has_the_key_of_the_first(api: Served) -> None:
+    """The id and the date in it are no values of the job."""
+    job = FULL | {"key": "{date}/{id}"}
+    answers = [await api.client.post("/download", json=job, headers={"Idempotency-Key": "1"}) for _ in "ab"]
+    assert answers[0].json()["id"] == answers[1].json()["id"]
+    other = await api.client.post("/download", json=job | {"key": "{id}"}, headers={"Idempotency-Key": "1"})
+    assert other.json()["code"] == "idempotency_conflict"
+
+
 @pytest.mark.parametrize("changes", OTHER, ids=str)
 async def test_other_values_are_another_job(api: Served, changes: dict[str, Any]) -> None:
     headers = {"Idempotency-Key": "one"}

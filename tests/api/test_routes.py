@@ -203,7 +203,7 @@ async def test_a_failed_job_whose_callback_failed(api: Served) -> None:
 
 
 async def test_a_failing_storage_hides_no_job(serving: Serving) -> None:
-    def fail(_: JobSpec) -> str:
+    def fail(_: JobSpec, __: str) -> str:
         raise StorageError("it does not answer")
 
     api = await serving(download_url=fail)

@@ -91,6 +91,25 @@ async def test_a_file_outside_of_the_bounds_is_refused_for_good(
     assert lab.files() == []
 
 
+async def test_another_file_under_the_key_fails_the_job_for_good(lab: Lab, origin: Origin) -> None:
+    for path, content in (("/x", PNG), ("/y", b"other")):
+        origin.on(path, respond(200, content))
+    key: dict[str, Any] = {"key": "a/b", "key_exists": "fail"}
+    for _ in range(2):  # of an attempt that has stored the file, and died before it said so
+        assert (await lab.fetch(origin.url("/x"), **key)).verdict is Verdict.SUCCEEDED
+    outcome = await lab.fetch(origin.url("/y"), **key)
+    assert (outcome.verdict, outcome.error_code) == (Verdict.FAILED, ErrorCode.KEY_EXISTS)
+    assert outcome.error == "file 'a/b': another file has this key"
+    assert lab.files() == [lab.root / "a/b"]
+    assert (lab.root / "a/b").read_bytes() == PNG
+
+
+async def test_equal_files_under_their_digest_are_stored_once(lab: Lab, origin: Origin) -> None:
+    for path in ("/x", "/y"):
+        outcome = await lab.fetch(origin.on(path, respond(200, PNG)), key="{sha256}.png")
+    assert lab.files() == [lab.root / f"{outcome.file.sha256}.png"]
+
+
 async def test_a_file_at_its_bounds_is_stored(lab: Lab, origin: Origin) -> None:
     bounds: dict[str, Any] = {"max_size": len(PNG), "min_size": len(PNG), "min_width": 2, "min_height": 3}
     outcome = await lab.fetch(origin.on("/x", respond(200, PNG)), **bounds, max_pixels=PIXELS)

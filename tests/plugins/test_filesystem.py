@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import trio
 import trio.testing
 
 from downloader.errors import PluginError
-from downloader.storage import Body, Storage, StorageError, StorageRefused
+from downloader.model import KeyExists
+from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageRefused
 from downloader_plugins.filesystem import open_filesystem
 from servers.disk_calls import disk_calls
 from servers.mounts import tiny_disk
@@ -263,6 +265,42 @@ async def test_a_folder_at_the_final_path_is_an_error(storage: Storage, root: Pa
     with pytest.raises(StorageError):
         await storage.delete(KEY)
     assert await storage.local(KEY) is None
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize(("key_exists", "left"), [("replace", b"new"), ("keep", b"old"), ("fail", b"old")])
+async def test_a_file_that_is_there_stays_if_the_job_says_so(
+    storage: Storage, root: Path, tmp_path: Path, key_exists: KeyExists, left: bytes, *, large: bool
+) -> None:
+    def body(data: bytes) -> Body:
+        made = spooled(tmp_path / "spooled", data) if large else small(data)
+        return replace(made, key_exists=key_exists)
+
+    await storage.put("a/b", body(b"old"))
+    await storage.put("a/b", body(b"old"))  # another attempt of the job
+    if key_exists == "fail":
+        with pytest.raises(KeyTaken, match="another file"):
+            await storage.put("a/b", body(b"new"))
+    else:
+        await storage.put("a/b", body(b"new"))
+    assert root.joinpath("a", "b").read_bytes() == left
+    assert names(root / ".tmp") == []
+    assert root.joinpath("a", "b").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("key_exists", ["replace", "keep", "fail"])
+@pytest.mark.parametrize("key", ["a", "a/b/c"])
+async def test_a_key_that_is_both_file_and_folder_is_a_final_failure(
+    storage: Storage, root: Path, tmp_path: Path, key: str, key_exists: KeyExists, *, large: bool
+) -> None:
+    """The client has chosen the key, so that trying again would not help."""
+    await storage.put("a/b", small(b"old"))
+    made = spooled(tmp_path / "spooled", b"new") if large else small(b"new")
+    with pytest.raises(StorageRefused):
+        await storage.put(key, replace(made, key_exists=key_exists))
+    assert root.joinpath("a", "b").read_bytes() == b"old"
+    assert names(root / ".tmp") == []
 
 
 @pytest.mark.parametrize(

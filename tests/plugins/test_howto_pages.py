@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import socket
@@ -11,6 +12,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,7 +38,7 @@ GUIDES = {
     path.stem: re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: PORTS[port[0]], path.read_text("utf-8"))
     for path in (Path(__file__).parents[2] / "docs/howto").glob("*.md")
 }
-WALKED = {"s3", "kafka", "sqs"}
+WALKED = {"keys", "s3", "kafka", "sqs"}
 
 ENVIRON = {
     "REDIS_URL": "rediss://:secret@redis.internal",
@@ -128,6 +130,27 @@ def test_the_s3_guide_ends_with_a_file_in_the_bucket(folder: Path) -> None:
         state, job_id, size, _ = sh(f"DOWNLOADER_API=http://127.0.0.1:{PORT} {submit}", folder).split()
         assert state == "succeeded"
         assert sh(look, folder).splitlines() == [f"{size} files/{job_id[:3]}/{job_id}"]
+
+
+@walk
+def test_the_keys_guide_ends_with_a_file_in_each_place(folder: Path) -> None:
+    run, submit, look = SHELL.findall(GUIDES["keys"])
+    configure(folder, "keys")
+    with ExitStack() as stack:
+        serve(stack, run, folder, PORT)
+        rows = [
+            row.split()
+            for row in sh(f"export DOWNLOADER_API=http://127.0.0.1:{PORT}\n{submit}", folder).splitlines()
+        ]
+        assert [row[0] for row in rows] == ["succeeded"] * 3
+        paths = sh(look, folder).splitlines()
+    digest = hashlib.sha256((folder / "files/127.0.0.1/openapi.json").read_bytes()).hexdigest()
+    today = datetime.now(UTC).date().isoformat()
+    assert paths == [
+        "files/127.0.0.1/openapi.json",
+        f"files/{today}/openapi-{rows[1][1]}.json",
+        f"files/blobs/{digest}.json",
+    ]
 
 
 @walk

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 from downloader.errors import PluginError
-from downloader.storage import Body, Storage, StorageError, StorageRefused
+from downloader.model import KeyExists
+from downloader.storage import Body, KeyTaken, Storage, StorageError, StorageRefused
 from downloader_plugins.s3 import open_buckets, open_s3
 from downloader_plugins.s3.bucket import CHECK_KEY, PART_BYTES, Bucket
 from servers import aws_front, s3
@@ -79,7 +80,7 @@ async def test_an_object_has_its_facts(moto: Moto, bucket: str, large: Body, tmp
     options = {"server_side_encryption": "AES256", "storage_class": "STANDARD_IA", "prefix": "/a/b/"}
     bodies = {
         "one/" + KEY: small(metadata=METADATA),
-        "two/" + KEY: spooled(tmp_path, 100_000, metadata=METADATA),
+        "two/" + KEY: spooled(tmp_path, 100_000, metadata=METADATA, content_disposition="attachment"),
         "three/" + KEY: Body(
             size=large.size, sha256=large.sha256, mime_type="x/y", path=large.path, metadata=METADATA
         ),
@@ -90,10 +91,29 @@ async def test_an_object_has_its_facts(moto: Moto, bucket: str, large: Body, tmp
             found = moto.s3.head_object(Bucket=bucket, Key=f"a/b/{key}")
             assert (found["ContentType"], found["ContentLength"]) == (body.mime_type, body.size)
             assert found["Metadata"] == {"album": "=?utf-8?b?xYHDs2TFug==?=", "track": "07"}
+            assert found.get("ContentDisposition", "") == body.content_disposition
             assert (found["ServerSideEncryption"], found["StorageClass"]) == ("AES256", "STANDARD_IA")
             assert s3.digest(moto, bucket, f"a/b/{key}") == body.sha256
             assert storage.url(key) == f"{moto.url}/{bucket}/a/b/{key}"
             assert await storage.local(key) is None
+    assert s3.uploads(moto, bucket) == []
+
+
+@pytest.mark.parametrize("size", [100, LARGE_BYTES])
+@pytest.mark.parametrize(("key_exists", "left"), [("replace", 1), ("keep", 0), ("fail", 0)])
+async def test_an_object_that_is_there_stays_if_the_job_says_so(
+    moto: Moto, bucket: str, tmp_path: Path, key_exists: KeyExists, left: int, *, size: int
+) -> None:
+    bodies = [spooled(tmp_path, size, key_exists=key_exists, metadata=METADATA) for _ in range(2)]
+    async with opened_storage(open_s3, section(bucket, moto.url)) as storage:
+        await storage.put("a/b", bodies[0])
+        await storage.put("a/b", bodies[0])  # another attempt of the job
+        if key_exists == "fail":
+            with pytest.raises(KeyTaken, match="another object"):
+                await storage.put("a/b", bodies[1])
+        else:
+            await storage.put("a/b", bodies[1])
+    assert s3.digest(moto, bucket, "a/b") == bodies[left].sha256
     assert s3.uploads(moto, bucket) == []
 
 

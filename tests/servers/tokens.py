@@ -24,6 +24,7 @@ TOKENS = {
         "destinations": ["https://*.shop.example/*", "sqs:shop-?", "sqs:aws.com/sqs/shop*"],
         "buckets": ["shop-*"],
         "proxies": ["http://proxy.shop.example:3128"],
+        "keys": ["shop/*"],
     },
     "shop-admin": {"scopes": ["admin"], "aggregations": ["shop-*", "shared"]},
     "nothing": {"scopes": ["admin"], "aggregations": [], "destinations": [], "buckets": [], "proxies": []},

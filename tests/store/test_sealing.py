@@ -149,7 +149,7 @@ async def test_an_instance_without_the_key_hands_the_job_back(
             backends={},
             bulkhead=cast("Bulkhead", None),
             rng=random.Random(),
-            download_url=str,
+            download_url=lambda spec, _: spec.id,
             leases_at_stop=False,
         )
         spec = await submitted(right)
@@ -161,7 +161,7 @@ async def test_an_instance_without_the_key_hands_the_job_back(
         assert view is not None
         assert (view.download.state, view.download.attempts) == (State.PENDING, 0)
         assert "redis.encryption_keys" in view.download.errors[0].error
-        assert job_view(view, lambda _: "").url == ""
+        assert job_view(view, lambda _, __: "").url == ""
 
         # Also what can be done without the key is left to who has it: the callback would have nowhere to go.
         other = await submitted(right)

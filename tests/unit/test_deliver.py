@@ -98,7 +98,7 @@ async def send(
     schedule: Sequence[float] = SCHEDULE,
     health: Breakers | None = None,
     timeout_s: float = 5.0,
-    download_url: Callable[[JobSpec], str] = lambda _: URL,
+    download_url: Callable[[JobSpec, str], str] = lambda _, __: URL,
 ) -> CallbackOutcome:
     backend = Scripted(act) if callable(act) else act
     return await send_callback(
@@ -353,7 +353,7 @@ async def test_a_storage_whose_url_fails(act: Callable[[], Any], what: str) -> N
     plugin: Any = SimpleNamespace(url=lambda _: act())
     storage = CheckedStorage(plugin)
     backend = Scripted(Delivered)
-    delivery = await send(backend, download_url=lambda spec: storage.url(spec.id))
+    delivery = await send(backend, download_url=lambda spec, _: storage.url(spec.id))
     assert (delivery.verdict, delivery.error) == (Verdict.RETRY, f"the storage failed: url() {what}")
     assert delivery.retry_after_s is not None
     assert backend.asked == []

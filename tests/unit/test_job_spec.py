@@ -85,7 +85,7 @@ def test_a_job_with_few_fields_is_stored_in_few_bytes() -> None:
 @pytest.mark.parametrize(("subpath", "key"), [("", "012/0123456789ABCD"), ("a/b", "a/b/012/0123456789ABCD")])
 def test_a_file_is_stored_under_its_id(subpath: str, key: str) -> None:
     spec = JobSpec(id=SPEC.id, aggr_id="a", aggr_limit=1, url="http://h/../../etc/passwd", subpath=subpath)
-    assert spec.storage_key == key
+    assert spec.storage_key("") == key
 
 
 @pytest.mark.parametrize(

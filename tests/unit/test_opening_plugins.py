@@ -4,7 +4,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 import trio
@@ -13,6 +13,7 @@ from pydantic import BaseModel, model_validator
 from structlog.testing import capture_logs
 
 from downloader.errors import PluginError
+from downloader.model import KeyExists
 from downloader.notify import Delivered, Host, Payload, open_notifiers
 from downloader.notify.supervisor import PluginHasEnded
 from downloader.plugins import (
@@ -26,7 +27,8 @@ from downloader.plugins import (
     opening_failed,
     parse_section,
 )
-from downloader.storage import StorageError, open_buckets, open_storage
+from downloader.storage import Body, StorageError, StorageRefused, open_buckets, open_storage
+from downloader.storage.opening import CheckedStorage
 from servers.plugins import bare_host
 
 MODULE = """
@@ -383,6 +385,25 @@ async def test_a_storage_of_another_interface_is_one_line(pigeon: Any) -> None:
     with pytest.raises(PluginError, match=r"^processor\.filestorage: no storage plugin 'nope' is installed"):
         async with open_storage("nope", {}):
             pytest.fail("it was opened")
+
+
+@pytest.mark.parametrize("key_exists", ["replace", "keep", "fail"])
+async def test_a_storage_that_does_not_know_key_exists_only_replaces(key_exists: KeyExists) -> None:
+    class Simple:
+        def __init__(self) -> None:
+            self.keys: list[str] = []
+
+        async def put(self, key: str, body: Body) -> None:  # noqa: ARG002 - the protocol's
+            self.keys.append(key)
+
+    plugin, body = Simple(), Body(size=0, sha256="", mime_type="", data=b"", key_exists=key_exists)
+    put = CheckedStorage(cast("Any", plugin)).put
+    if key_exists == "replace":
+        await put("a", body)
+    else:
+        with pytest.raises(StorageRefused, match=f"the storage does not know key_exists '{key_exists}'"):
+            await put("a", body)
+    assert plugin.keys == (["a"] if key_exists == "replace" else [])
 
 
 def test_check_interface_takes_what_a_subclass_or_wrapper_has() -> None:

@@ -105,7 +105,7 @@ def callback() -> tuple[Callbacks, Receiver, Lease]:
     work, receiver, job = callbacks(), Receiver(), lease(Kind.CALLBACK)
     work.backends = {"http": receiver}
     work.bulkhead = Bulkhead(work.backends, slots=1, rng=random.Random(0))
-    work.download_url = lambda _: "http://files/x"
+    work.download_url = lambda _, __: "http://files/x"
     spec = replace(job.spec, callback_type="http", callback_dst="http://c/")
     return work, receiver, replace(job, spec=spec)
 

@@ -62,6 +62,7 @@ class Caller:
     """Called with a backend's name and a destination."""
     buckets: Allows
     proxies: Allows
+    keys: Allows
     quota: Mapping[str, int] | None = None
     """As in `Submission`."""
 
@@ -82,6 +83,7 @@ def read_tokens(tokens: Iterable[TokenSettings]) -> Callers:
                 destinations=destination_globs(token.destinations),
                 buckets=text_globs(token.buckets),
                 proxies=url_globs(token.proxies, "proxy"),
+                keys=text_globs(token.keys),
                 quota=_quota(token),
             ),
         )
@@ -142,6 +144,12 @@ def visible_aggregations() -> Allows:
     """The aggregations that the caller of Quart's request may see."""
     caller = cast("Caller | None", request.scope.get(CALLER))
     return anything if caller is None else caller.aggregations
+
+
+def named_keys() -> Allows:
+    """The keys that the token of Quart's request names; none for `["*"]`, which is the default."""
+    caller = cast("Caller", request.scope.get(CALLER))
+    return text_globs([]) if caller.keys is anything else caller.keys
 
 
 def sees_all() -> bool:
@@ -224,6 +232,7 @@ def check_job(caller: Caller, spec: JobSpec, *, destination_field: str) -> None:
         (destination_field, callback == _NO_CALLBACK or caller.destinations(*callback)),
         ("callback_error_dst", error_callback == _NO_CALLBACK or caller.destinations(*error_callback)),
         ("s3_bucket", not spec.s3_bucket or caller.buckets(spec.s3_bucket)),
+        ("key", not spec.key or caller.keys(spec.key)),
     )
     if not all(allowed for _, allowed in fields):
         refused = [field for field, allowed in fields if not allowed]

@@ -47,7 +47,7 @@ class ApiDeps:
     counters: Counters = field(default_factory=lambda: Counters(API_COUNTERS))
     """The counters of this process's API."""
     traces: Traces | None = None
-    download_url: Callable[[JobSpec], str]
+    download_url: Callable[[JobSpec, str], str]
     """The URL of a job's file, as in the callback; raises `StorageError` if the storage fails."""
     files: Callable[[str], Awaitable[StoredFile | None]] | None = None
     """`Storage.local` of the file storage; `None` if this process has none."""

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from itertools import pairwise
 from typing import Any
 
 from downloader.content import MimePatterns
-from downloader.ids import ID_LENGTH
-from downloader.model import now_ms
+from downloader.model import FIELD_NAME, now_ms
 from downloader.net import Url, UrlError, Use, is_field_value, is_forbidden, is_token
-from downloader.paths import MAX_FOLDER_BYTES, split_folder
+from downloader.paths import MAX_FOLDER_BYTES, has_job_file, split_folder
 from downloader.storage import is_bucket_name
 from downloader.wire import MAX_HEADERS, unix_ms
 
@@ -32,6 +30,8 @@ MAX_TAG_CHARS = 64
 """Longest tag."""
 
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
+
+_CONTENT_TYPE = re.compile(rf"{FIELD_NAME}/{FIELD_NAME}(?:[ \t]*;[ -~]*)?")
 
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 
@@ -96,9 +96,18 @@ def _request_headers(headers: object) -> dict[str, str]:
 
 def check_subpath(text: str) -> str:
     """Check a folder below the storage's root; returns the path without a slash at the end."""
+    if text:
+        check_path(text, "subpath")
+    return text.removesuffix("/")
+
+
+def check_path(text: str, code: str) -> Sequence[str]:
+    """Check a path below the storage's root, with a slash at the end or not; returns the parts.
+
+    Raises:
+        FieldError: with `code`, or with `too_long`.
+    """
     path = text.removesuffix("/")
-    if not text:
-        return path
     if len(path.encode()) > MAX_FOLDER_BYTES:
         raise FieldError("too_long", "has more than 512 bytes")
     if path.count("/") >= MAX_SEGMENTS:
@@ -106,13 +115,13 @@ def check_subpath(text: str) -> str:
     try:
         parts = split_folder(text)
     except ValueError as error:
-        raise FieldError("subpath", str(error)) from None
+        raise FieldError(code, str(error)) from None
     if any(len(part.encode()) > MAX_SEGMENT_BYTES for part in parts):
-        raise FieldError("subpath", "has a part with more than 255 bytes")
+        raise FieldError(code, "has a part with more than 255 bytes")
     # `abc/abcDEFGHIJKLMN` may be the path of another job's file, where no folder can be made.
-    if any(len(part) == ID_LENGTH and part.startswith(folder) for folder, part in pairwise(parts)):
-        raise FieldError("subpath", "has a part that could be another job's file")
-    return path
+    if has_job_file(text):
+        raise FieldError(code, "has a part that could be another job's file")
+    return parts
 
 
 def _tags(tags: Sequence[str]) -> Sequence[str]:
@@ -155,6 +164,14 @@ def _http_date(text: str) -> str:
     return text
 
 
+def _ascii_value(text: str) -> str:
+    """Check the value of a header in ASCII, the only one that S3 returns unchanged."""
+    value = _header_value(text)
+    if not value.isascii():
+        raise FieldError("header_value", "has characters that are not ASCII")
+    return value
+
+
 _check_sha256 = _form(_SHA256.fullmatch)
 
 
@@ -181,6 +198,9 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "s3_bucket": _form(is_bucket_name),
     "s3_region": _form(_REGION.fullmatch),
     "subpath": check_subpath,
+    "key_exists": lambda text: text or "replace",
+    "content_type": _form(_CONTENT_TYPE.fullmatch),
+    "content_disposition": _ascii_value,
     "tags": _tags,
     "sha256": lambda text: _check_sha256(text).lower(),
     "if_none_match": _header_value,

@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from downloader.api.auth import Caller, check_job
 from downloader.api.fields import CHECKS, FieldError, check_printable, check_subpath, check_url
+from downloader.api.filling import check_key, filled_key
 from downloader.api.json import member_text
 from downloader.api.problems import Refused, fault_in, faulty
 from downloader.globs import Allows
@@ -33,6 +34,7 @@ _CODES = {
     "string_too_long": "too_long",
     "too_long": "too_long",
     "list_type": "wrong_type",
+    "literal_error": "malformed",
     "greater_than": "out_of_range",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
@@ -89,12 +91,15 @@ def parse_job(
     fields, faults = _checked({name: value for name, value in members.items() if value is not None})
     wrong = {fault.field for fault in faults}
     faults = [*earlier, *faults, *_bucket_faults(fields, wrong, buckets), *_deadline_faults(fields)]
+    faults += _key_faults(fields, wrong)
     destination_field = _complete_callbacks(fields, wrong, backends, egress, faults)
     if faults:
         raise Refused(faulty(HTTPStatus.UNPROCESSABLE_ENTITY, _first_of_each_field(faults)))
     if not isinstance(fields.get("extra", ""), str):
         fields["extra"] = member_text(body, "extra")
     spec = JobSpec(id=new_id(fields["aggr_id"]), created_ms=now_ms(), **fields)
+    if spec.key:
+        spec = replace(spec, key=filled_key(spec))
     if caller is None:
         return spec
     check_job(caller, spec, destination_field=destination_field)
@@ -133,6 +138,21 @@ def _deadline_faults(fields: Mapping[str, Any]) -> Iterator[Fault]:
     deadline = fields.get("deadline")
     if deadline and deadline <= fields.get("not_before", 0):
         yield fault_in("deadline", "out_of_range", "must be later than not_before")
+
+
+def _key_faults(fields: Mapping[str, Any], wrong: AbstractSet[str]) -> Iterator[Fault]:
+    key = fields.get("key")
+    if not key:
+        if "key_exists" in fields and "key" not in wrong:
+            yield fault_in("key", "required", "is required with key_exists")
+        return
+    if fields.get("subpath"):
+        yield fault_in("subpath", "malformed", "must be absent if the job has a key")
+    if "url" in fields:
+        try:
+            check_key(key, fields["url"])
+        except FieldError as error:
+            yield fault_in("key", error.code, error.detail)
 
 
 def warnings_for(members: Mapping[str, Any]) -> Sequence[Fault]:

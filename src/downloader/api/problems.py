@@ -128,6 +128,7 @@ CODES: Mapping[str, str] = {
     "header_name": "A header's name is not a token (RFC 9110).",
     "header_value": "Characters that no header can hold.",
     "headers_too_large": "More than 8 KiB of headers.",
+    "key": "A path that is absolute, or has parts that are not allowed, also when filled in.",
     "malformed": "The field's form is wrong.",
     "mime_pattern": "A malformed pattern of MIME types.",
     "out_of_range": "A number below or above its bounds.",

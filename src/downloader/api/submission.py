@@ -119,6 +119,8 @@ def _digest_of_values(spec: JobSpec, members: Mapping[str, Any]) -> str:
     stored = json.loads(spec.to_json())
     for name in ("created_ms", "token", "counted"):
         stored.pop(name, None)
+    if "key" in stored:  # not with the id and the date, which a repetition does not have
+        stored["key"] = members["key"]
     if "extra" in stored:  # of a value that is no string, the text as received
         stored["extra"] = members["extra"]
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()

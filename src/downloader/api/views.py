@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from downloader.errors import StorageError
@@ -26,14 +27,15 @@ from downloader.wire import (
 )
 
 
-def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
+def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
     """The response of `GET /jobs/<id>`: no headers or proxy; no passwords or query values in URLs.
 
-    `download_url` gives the URL of the job's file, and raises `StorageError` if the storage fails.
+    `download_url` gives the URL of the job's file, given the SHA-256; raises `StorageError` if the storage
+    fails.
     """
     spec, outcome = view.spec, view.outcome
     succeeded = view.download.state == State.SUCCEEDED and outcome is not None
-    stored = outcome is not None and outcome.has_file
+    file = outcome.file if outcome is not None and outcome.has_file else None
     return Job(
         id=spec.id,
         aggr_id=spec.aggr_id,
@@ -44,9 +46,9 @@ def job_view(view: JobView, download_url: Callable[[JobSpec], str]) -> Job:
         error=outcome.error if outcome else "",
         error_code=str(outcome.error_code) if outcome else "",
         response_code=outcome.response_code if outcome else 0,
-        file=JobFile(path=spec.storage_key, **asdict(outcome.file)) if stored and outcome else None,
+        file=JobFile(path=spec.storage_key(file.sha256), **asdict(file)) if file else None,
         response=_response(spec, outcome) if succeeded and outcome else None,
-        download_url=_download_url(spec, download_url) if stored else "",
+        download_url=_download_url(partial(download_url, spec, file.sha256)) if file else "",
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates
         tags=spec.tags,
         callback=_callback(view),
@@ -59,9 +61,9 @@ def _response(spec: JobSpec, outcome: Outcome) -> JobResponse:
     return JobResponse(**asdict(outcome.response) | {"final_url": final_url})
 
 
-def _download_url(spec: JobSpec, download_url: Callable[[JobSpec], str]) -> str:
+def _download_url(download_url: Callable[[], str]) -> str:
     try:
-        return download_url(spec)
+        return download_url()
     except StorageError:  # the callback has it, as soon as the storage responds
         return ""
 

@@ -56,6 +56,7 @@ Code = Literal[
     "deadline",
     "digest",
     "not_modified",
+    "key_exists",
     "robots",
 ]
 """The values of `downloader.model.ErrorCode`, for help and completion."""

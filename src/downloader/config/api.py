@@ -41,6 +41,9 @@ class TokenSettings(Section):
     """Glob patterns of `s3_bucket`."""
     proxies: list[str] = Field(default_factory=lambda: ["*"])
     """Glob patterns of `aggr_proxy`."""
+    keys: list[str] = Field(default_factory=lambda: ["*"])
+    """Glob patterns of `key`, such as `shop/*`: where jobs of the token may store, and what the token may
+    read by `GET /files/<key>` beside the files of its aggregations."""
     max_pending: Count | None = None
     """Most jobs of the token whose download is not over; further ones are answered 429."""
     max_pending_bytes: Size | None = None

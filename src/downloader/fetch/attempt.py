@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import trio
 
 from downloader.content import SNIFF_BYTES, MimePatterns, image_size, sniff_mime
-from downloader.errors import StorageError, StorageRefused
+from downloader.errors import KeyTaken, StorageError, StorageRefused
 from downloader.failpoints import failpoint
 from downloader.fetch.errors import FetchError, Treatment, explain, own_fault
 from downloader.fetch.expected import Expected
@@ -316,7 +316,8 @@ class Attempt:
             with trio.move_on_after(self._tools.limits.store_s + body.size / STORE_BYTES_PER_S) as bound:
                 await self._tools.store(self._spec, body, mime, self._still_ours)
         except StorageRefused as exc:
-            raise FetchError(str(exc), ErrorCode.STORAGE) from exc
+            code = ErrorCode.KEY_EXISTS if isinstance(exc, KeyTaken) else ErrorCode.STORAGE
+            raise FetchError(str(exc), code) from exc
         except StorageError as exc:
             raise own_fault(str(exc)) from exc
         if bound.cancelled_caught:

@@ -60,7 +60,7 @@ async def send_callback(
     *,
     backends: Mapping[str, Notifier],
     schedule: Sequence[float],
-    download_url: Callable[[JobSpec], str],
+    download_url: Callable[[JobSpec, str], str],
     timeout_s: float,
     rng: random.Random,
     health: Breakers,
@@ -81,7 +81,7 @@ async def send_callback(
             lease.spec,
             lease.result,
             attempts=lease.result_attempts,
-            download_url=download_url(lease.spec),
+            download_url=download_url(lease.spec, lease.result.file.sha256),
             final_url=_final_url(lease.spec, lease.result),
         )
     except StorageError as exc:

@@ -42,11 +42,13 @@ class Files:
             storage = await self.buckets.bucket(spec.s3_bucket, spec.s3_region)
             metadata = object_metadata(spec.extra)
         await storage.put(
-            spec.storage_key,
+            spec.storage_key(body.sha256),
             Body(
                 size=body.size,
                 sha256=body.sha256,
-                mime_type=mime_type,
+                mime_type=spec.content_type or mime_type,
+                content_disposition=spec.content_disposition,
+                key_exists=spec.key_exists if spec.key else None,
                 data=body.data,
                 path=body.path,
                 metadata=metadata,
@@ -55,21 +57,24 @@ class Files:
         )
 
     async def delete(self, spec: JobSpec) -> None:
-        """Delete a job's file from the service's storage. A file in a bucket that the job names stays.
+        """Delete a job's file from the service's storage.
+
+        A file under the job's `key`, or in a bucket that the job names, stays: it belongs to the client, and
+        may by now be another job's.
 
         Raises:
             StorageError: the file could not be deleted; a later try may succeed.
         """
-        if not spec.s3_bucket:
-            await self.storage.delete(spec.storage_key)
+        if not spec.s3_bucket and not spec.key:
+            await self.storage.delete(spec.storage_key(""))
 
-    def url(self, spec: JobSpec) -> str:
-        """`download_url` of a job's file.
+    def url(self, spec: JobSpec, sha256: str) -> str:
+        """`download_url` of a job's file with this SHA-256.
 
         For a bucket that the job named, the object's URL. Otherwise, in this order: below the configured
         base, the storage's own URL, or below the API's `/files`.
         """
-        key = spec.storage_key
+        key = spec.storage_key(sha256)
         if spec.s3_bucket:
             return self.buckets.url(spec.s3_bucket, spec.s3_region, key)
         base = self.settings.processor.download_url

@@ -187,7 +187,7 @@ class Callbacks:
     backends: Mapping[str, Notifier]
     bulkhead: Bulkhead
     rng: random.Random
-    download_url: Callable[[JobSpec], str]
+    download_url: Callable[[JobSpec, str], str]
     leases_at_stop: bool
     traces: Traces | None = None
     log: FilteringBoundLogger = field(default_factory=log.bind)

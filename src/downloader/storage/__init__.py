@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from downloader.errors import StorageError, StorageRefused
+from downloader.errors import KeyTaken, StorageError, StorageRefused
 from downloader.globs import text_globs
 from downloader.groupcommit import CommitAbandoned, GroupCommit
 from downloader.plugins import parse_section
@@ -29,6 +29,7 @@ __all__ = [
     "Buckets",
     "CommitAbandoned",
     "GroupCommit",
+    "KeyTaken",
     "Storage",
     "StorageError",
     "StorageHost",

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass
 from typing import Any
 
-from downloader.errors import PluginError, StorageError, StorageRefused
+from downloader.errors import KeyTaken, PluginError, StorageError, StorageRefused
 from downloader.lifetimes import Plugin, opened
 from downloader.plugins import (
     BUCKETS,
@@ -31,7 +31,7 @@ def _checked(call: str) -> Iterator[None]:
     try:
         yield
     except StorageError as exc:
-        kind = StorageRefused if isinstance(exc, StorageRefused) else StorageError
+        kind = next((kind for kind in (KeyTaken, StorageRefused) if isinstance(exc, kind)), StorageError)
         raise kind(one_line(str(exc))) from exc
     # A plugin can raise anything, SystemExit too. The text may have a secret, so the message has only the
     # type.
@@ -61,6 +61,9 @@ class CheckedStorage:
 
     async def put(self, key: str, body: Body) -> None:
         """See `Storage.put`."""
+        known = body.key_exists in (None, "replace") or getattr(self.plugin, "knows_key_exists", False)
+        if not known:
+            raise StorageRefused(f"the storage does not know key_exists {body.key_exists!r}")
         with _checked("put"):
             await self.plugin.put(key, body)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from downloader.groupcommit import GroupCommit
+from downloader.model import KeyExists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +31,16 @@ class Body:
     sha256: str
     """Lower-case hexadecimal digest of the bytes."""
     mime_type: str
+    """The type that the bytes have, or the `content_type` of the job."""
     data: bytes | None = None
     path: Path | None = None
     """A closed and fsynced file, which the storage may move or leave. Either `data` or `path` is given."""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    content_disposition: str = ""
+    """For the header of the object; a storage without headers ignores the value."""
+    key_exists: KeyExists | None = None
+    """What to do with a file of another job under a key that the client has chosen. `None`: the key is made
+    from the job's id, so a file under it is of an earlier attempt, and is replaced."""
     still_ours: Callable[[], bool] = lambda: True
     """Returns false after the job was lost to a different instance. A storage calls this, in any thread,
     right before publishing the file; on false, `put` raises `StorageError` and publishes nothing."""
@@ -53,11 +60,16 @@ class Storage(Protocol):
     async def put(self, key: str, body: Body) -> None:
         """Store a file durably under `key`, and replace an older file.
 
+        A storage with the attribute `knows_key_exists = True` also gets bodies with `key_exists` `keep` and
+        `fail`: in one atomic step with the look for an older file, it stores nothing if there is one. `fail`
+        then raises `KeyTaken`, unless the older file has the same bytes: it may be of an earlier attempt.
+
         After an exception or a cancel, `key` has either the old file (or none) or the complete new file.
 
         Raises:
             StorageError: the file could not be stored; a later try may succeed.
             StorageRefused: the destination is at fault; a later try would fail too.
+            KeyTaken: see above.
         """
 
     async def delete(self, key: str) -> None:

@@ -25,7 +25,7 @@ _UNNEEDED = (
     *("aggr_proxy", "aggr_rate", "aggr_delay", "request_headers", "user_agent", "host", "traceparent"),
     *("max_retries", "download_timeout", "not_before", "deadline", "if_none_match", "if_modified_since"),
     *("mime_type", "sha256", "size", "max_size", "min_size", "min_width", "min_height", "max_pixels"),
-    "extract_image_size",
+    *("extract_image_size", "key_exists", "content_type", "content_disposition"),
 )
 """Fields of a job that only the download or the callback needs."""
 

@@ -74,6 +74,7 @@ export const REASONS = {
   egress: "address not allowed",
   http_status: "refused by status",
   image_size: "wrong image size",
+  key_exists: "another file has the key",
   mime_type: "wrong type",
   not_modified: "not modified",
   poison: "its workers died",

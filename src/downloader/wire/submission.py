@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import (
     Annotated,
     Any,
+    Literal,
     Required,  # pydantic needs this one before Python 3.12
 )
 
 from pydantic import ConfigDict, Field, SkipValidation, WithJsonSchema, with_config
 from typing_extensions import TypedDict
 
-from downloader.model import FIELD_NAME, MAX_AGGREGATION_CHARS, MAX_URL_CHARS
+from downloader.model import FIELD_NAME, MAX_AGGREGATION_CHARS, MAX_URL_CHARS, KeyExists
 from downloader.paths import MAX_FOLDER_BYTES
 from downloader.wire.aggregation import MAX_INT, Delay, Limit, Rate
 from downloader.wire.base import Integer
@@ -127,6 +128,16 @@ class DownloadRequest(TypedDict, total=False):
     subpath: Annotated[str, _described(maxLength=MAX_FOLDER_BYTES, examples=["images/2026"])]
     """Folder under the storage root, before `<id[0:3]>/<id>`; at most 32 parts, not beginning with a dot, and
     no part that could be another job's file."""
+    key: Annotated[str, _described(maxLength=MAX_FOLDER_BYTES, examples=["{host}/{path}", "{sha256}{ext}"])]
+    """Path of the file under the storage root, in place of `<subpath>/<id[0:3]>/<id>`. `{host}`, `{path}`,
+    `{name}`, `{ext}`, `{id}`, `{sha256}` and `{date}` are filled in. The service does not delete the file."""
+    key_exists: KeyExists | Literal[""]
+    """What happens if a file is stored under the `key`: `replace` it, which is the default, `keep` it, or
+    `fail` with `error_code` `key_exists` if it differs."""
+    content_type: Annotated[str, Field(max_length=255), _described(examples=["image/png"])]
+    """`Content-Type` of the object in S3; by default the type that the file's first bytes have."""
+    content_disposition: Annotated[str, Field(max_length=1024), _described(examples=["attachment"])]
+    """`Content-Disposition` of the object in S3, in ASCII."""
     tags: Annotated[list[str], Field(max_length=MAX_TAGS), _described(examples=[["import-7", "pictures"]])]
     """Texts of 1 to 64 printable characters without commas, to find and retry jobs by; also in the
     callback."""

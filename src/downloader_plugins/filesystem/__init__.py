@@ -96,6 +96,9 @@ def _parse(section: Mapping[str, Any]) -> FilesystemSettings:
 class _Filesystem:
     """`Storage` in a folder; small files are written in batches."""
 
+    knows_key_exists = True
+    """See `Storage.put`."""
+
     def __init__(self, settings: FilesystemSettings, host: StorageHost, *, mode: int) -> None:
         self._root = settings.rootdir
         self._fsync = settings.fsync
@@ -127,7 +130,8 @@ class _Filesystem:
                 raise error
         elif body.path is not None:
             move = partial(tree.move, body=body, source=body.path, mode=self._mode, fsync=self._fsync)
-            await self._in_thread(key, partial(move, self._root, key, parts))
+            chosen = body.key_exists is not None
+            await self._in_thread(key, partial(move, self._root, key, parts), chosen=chosen)
         else:
             raise ValueError("a Body has either data or a path")
 
@@ -154,8 +158,8 @@ class _Filesystem:
         )
         return [put.error for put in puts]
 
-    async def _in_thread(self, key: str, call: Callable[[], T]) -> T:
+    async def _in_thread(self, key: str, call: Callable[[], T], *, chosen: bool = False) -> T:
         try:
             return await trio.to_thread.run_sync(call, limiter=self._other_threads)
         except OSError as exc:
-            raise tree.storage_error(key, exc) from exc
+            raise tree.storage_error(key, exc, chosen=chosen) from exc

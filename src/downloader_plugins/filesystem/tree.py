@@ -7,6 +7,7 @@ symbolic link in place of a folder is an error.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -20,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from downloader.paths import is_safe_path, split_path
-from downloader.storage import Body, StorageError, StorageRefused, StoredFile
+from downloader.storage import Body, KeyTaken, StorageError, StorageRefused, StoredFile
 
 TMP = ".tmp"
 """Folder under the root for incomplete files; in the same filesystem, so that a rename publishes a file."""
@@ -154,12 +155,17 @@ def split_key(key: str) -> Parts:
     return parts
 
 
-def storage_error(key: str, exc: OSError) -> StorageError:
-    """The `StorageError` for a failed system call; names the key, never the root."""
+def storage_error(key: str, exc: OSError, *, chosen: bool = False) -> StorageError:
+    """The `StorageError` for a failed system call; names the key, never the root.
+
+    `chosen`: the client has chosen the key, so that a folder in place of a file, or a file in place of a
+    folder, is the client's fault.
+    """
     reason = os.strerror(exc.errno) if exc.errno else str(exc)
     if exc.errno in (errno.ENOTDIR, errno.ELOOP):
         reason = "a folder of its path is not a folder"
-    kind = StorageRefused if exc.errno == errno.ENAMETOOLONG else StorageError
+    refused = exc.errno == errno.ENAMETOOLONG or (chosen and exc.errno in (errno.ENOTDIR, errno.EISDIR))
+    kind = StorageRefused if refused else StorageError
     return kind(f"file {key!r}: {reason}")
 
 
@@ -222,7 +228,7 @@ def _try(step: Callable[[Put], None], put: Put) -> None:
     try:
         step(put)
     except OSError as exc:
-        put.error = storage_error(put.key, exc)
+        put.error = storage_error(put.key, exc, chosen=put.body.key_exists is not None)
     except Exception as exc:  # noqa: BLE001 - raised in the file's own task
         put.error = exc
 
@@ -255,7 +261,7 @@ def _close(put: Put, *, fsync: bool) -> None:
 
 def _publish(put: Put, folders: Folders, tmp: int) -> None:
     _check_ours(put.key, put.body)
-    rename_into(folders, put.parts, source=put.tmp, source_dir=tmp)
+    _publish_into(folders, put.parts, put.body, source=put.tmp, source_dir=tmp)
     put.tmp = ""
 
 
@@ -273,12 +279,62 @@ def _check_ours(key: str, body: Body) -> None:
         raise StorageError(f"file {key!r} was not stored: another instance has taken the job")
 
 
-def rename_into(folders: Folders, parts: Parts, *, source: str | Path, source_dir: int | None) -> None:
+def _replaces(body: Body) -> bool:
+    return body.key_exists in (None, "replace")
+
+
+def _publish_into(folders: Folders, parts: Parts, body: Body, *, source: str, source_dir: int) -> None:
+    """Move a temporary file to the final path, unless the file there is to stay."""
+    if _replaces(body):
+        rename_into(folders, parts, source=source, source_dir=source_dir)
+        return
+    try:
+        rename_into(folders, parts, source=source, source_dir=source_dir, replace=False)
+    except FileExistsError:
+        folder = folders.open(parts[:-1], create=False)
+        if not _is_kept(parts[-1], folder, body):
+            raise KeyTaken(f"file {'/'.join(parts)!r}: another file has this key") from None
+    os.unlink(source, dir_fd=source_dir)
+
+
+def _link(source: str | Path, target: str, *, src_dir_fd: int | None, dst_dir_fd: int) -> None:
+    """Like a rename that fails if the target exists; the source stays, too."""
+    os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+
+
+def _is_kept(name: str, folder: int, body: Body) -> bool:
+    """Whether the job agrees with the existing file: to keep it, or since it has the same bytes.
+
+    Raises:
+        OSError: the file cannot be read; `EISDIR` for a folder.
+    """
+    fd = os.open(name, _READ, dir_fd=folder)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if body.key_exists == "keep" or status.st_size != body.size:
+            return body.key_exists == "keep"
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == body.sha256
+    finally:
+        os.close(fd)
+
+
+def rename_into(
+    folders: Folders,
+    parts: Parts,
+    *,
+    source: str | Path,
+    source_dir: int | None,
+    replace: bool = True,
+) -> None:
     """Rename a file to the final path; create folders, again after a concurrent deletion."""
     for tries_left in reversed(range(_RACES)):
         try:
             folder = folders.open(parts[:-1], create=True)
-            os.rename(source, parts[-1], src_dir_fd=source_dir, dst_dir_fd=folder)
+            rename = os.rename if replace else _link
+            rename(source, parts[-1], src_dir_fd=source_dir, dst_dir_fd=folder)
         except FileNotFoundError:
             folders.forget(parts[:-1])
             if not tries_left:
@@ -299,7 +355,9 @@ def move(root: Path, key: str, parts: Parts, *, body: Body, source: Path, mode: 
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size != body.size:
                 raise StorageError(f"file {key!r} was not stored: its spool file has changed")
-            if status.st_dev == os.fstat(folders.open((), create=False)).st_dev:
+            same_device = status.st_dev == os.fstat(folders.open((), create=False)).st_dev
+            # A spool file that had a second name could be written to by the job's next attempt.
+            if same_device and _replaces(body):
                 os.fchmod(fd, mode)
                 _check_ours(key, body)
                 try:
@@ -338,7 +396,7 @@ def _copy(
     try:
         _copy_bytes(source, fd, key=key, size=body.size, mode=mode, fsync=fsync)
         _check_ours(key, body)
-        rename_into(folders, parts, source=name, source_dir=tmp)
+        _publish_into(folders, parts, body, source=name, source_dir=tmp)
     except BaseException:
         with suppress(OSError):  # a later start deletes it
             os.unlink(name, dir_fd=tmp)

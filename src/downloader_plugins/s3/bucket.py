@@ -19,8 +19,8 @@ from botocore.parsers import ResponseParserError
 
 from downloader.backoff import jittered
 from downloader.paths import is_safe_path
-from downloader.storage import Body, StorageError, StorageRefused, StoredFile
-from downloader_plugins.s3.client import Clients, PassingError, error_code, explain
+from downloader.storage import Body, KeyTaken, StorageError, StorageRefused, StoredFile
+from downloader_plugins.s3.client import Clients, ObjectExists, PassingError, error_code, explain
 from downloader_plugins.s3.settings import user_metadata
 from downloader_plugins.s3.threads import Call, Slice, Threads, Uploads, content_md5
 
@@ -58,6 +58,10 @@ _SWEEP_PAGES = 100
 
 CHECK_KEY = ".downloader-check"
 """Key of the upload by which `check` tests whether the bucket is writable."""
+
+_SHA256 = "downloader-sha256"
+"""Metadata of an object that is stored with `key_exists` `fail`, by which a later attempt knows its own
+object: S3's ETag is not always a digest of the bytes."""
 
 _MULTIPART_ETAG = re.compile(r'"?[0-9a-f]{32}-(?P<parts>\d+)"?')
 
@@ -105,6 +109,8 @@ class Bucket:
     """Prefix of every key; empty, or ends with `/`."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Parameters of each new object, such as the storage class."""
+    knows_key_exists: bool = True
+    """See `Storage.put`."""
 
     async def put(self, key: str, body: Body) -> None:
         """Store a file; see `Storage.put`. A file larger than `PART_BYTES` is sent in parts.
@@ -113,10 +119,14 @@ class Bucket:
         carry out a request that was sent completely.
         """
         full = self._full(key)
-        if body.path is None or body.size <= PART_BYTES:
-            await self._tried(partial(self._put_whole, full, body))
-        else:
-            await self._put_parts(full, body, body.path)
+        try:
+            if body.path is None or body.size <= PART_BYTES:
+                await self._tried(partial(self._put_whole, full, body))
+            else:
+                await self._put_parts(full, body, body.path)
+        except ObjectExists as exc:
+            if body.key_exists == "fail" and not await self._tried(lambda _: self._is_stored(full, body)):
+                raise KeyTaken(f"S3 bucket {self.name}: another object has the key {key!r}") from exc
 
     async def delete(self, key: str) -> None:
         """Delete a file, and abort uploads with the same key; see `Storage.delete`."""
@@ -187,13 +197,13 @@ class Bucket:
         async with self.uploads.turn(key):
             # Abort the uploads of earlier attempts. An attempt still running on another instance then fails.
             _check_ours(body)
-            await self._abort_uploads_of(key)
-            requests, upload = await self._begun(key, options)
+            await self._abort_earlier(key, body)
+            requests, upload = await self._begun(key, options, body)
             self.uploads.live.add(upload)
         try:
             if requests > 1:
                 # S3 may have carried out an earlier request although the response was lost.
-                await self._abort_uploads_of(key)
+                await self._abort_earlier(key, body)
             etags = await self._send_parts(key, upload, body.size, path)
             await self._tried(lambda _: self._complete(key, upload, etags, body))
         except BaseException:
@@ -202,14 +212,14 @@ class Bucket:
         finally:
             self.uploads.live.discard(upload)
 
-    async def _begun(self, key: str, options: Mapping[str, Any]) -> tuple[int, str]:
+    async def _begun(self, key: str, options: Mapping[str, Any], body: Body) -> tuple[int, str]:
         """Begin an upload; return the number of requests and the upload's id."""
         requests = count(1)
         try:
             return await self._tried(lambda _: (next(requests), self._begin(key, options)))
         except BaseException:
             # S3 may have created it although its answer was lost.
-            await _clean_up(partial(self._abort_uploads_of, key))
+            await _clean_up(partial(self._abort_earlier, key, body))
             raise
 
     async def _send_parts(self, key: str, upload: str, size: int, path: Path) -> list[str]:
@@ -237,11 +247,13 @@ class Bucket:
             raise problem
         return etags
 
-    async def _abort_uploads_of(self, key: str) -> None:
-        """Abort uploads with exactly the given key, except uploads of the process. Ignores a StorageError.
+    async def _abort_earlier(self, key: str, body: Body) -> None:
+        """Abort the uploads of the job's earlier attempts; none if other jobs may have the same key."""
+        if body.key_exists is None:
+            await self._abort_uploads_of(key)
 
-        A key belongs to one job, so no other job's upload is aborted.
-        """
+    async def _abort_uploads_of(self, key: str) -> None:
+        """Abort uploads with exactly the given key, except uploads of the process. Ignores a StorageError."""
         with suppress(StorageError):
             page = await self._run(partial(self._list_uploads, key, {}))
             for upload in page.get("Uploads", []):
@@ -281,7 +293,13 @@ class Bucket:
         options = self._object_options(body)
         _check_ours(body)
         response = self.clients.quick.put_object(
-            Bucket=self.name, Key=key, Body=source, ContentLength=body.size, ContentMD5=md5, **options
+            Bucket=self.name,
+            Key=key,
+            Body=source,
+            ContentLength=body.size,
+            ContentMD5=md5,
+            **options,
+            **_condition(body),
         )
         self._confirmed(response)
 
@@ -310,7 +328,7 @@ class Bucket:
         ]
         _check_ours(body)
         response = self.clients.patient.complete_multipart_upload(
-            Bucket=self.name, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+            Bucket=self.name, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}, **_condition(body)
         )
         match = _MULTIPART_ETAG.fullmatch(self._confirmed(response))
         if match is not None and int(match["parts"]) != len(parts):
@@ -338,7 +356,23 @@ class Bucket:
                 raise
 
     def _object_options(self, body: Body) -> dict[str, Any]:
-        return {**self.options, "ContentType": body.mime_type, "Metadata": user_metadata(body.metadata)}
+        marks = {_SHA256: body.sha256} if body.key_exists == "fail" else {}
+        return {
+            **self.options,
+            "ContentType": body.mime_type,
+            "Metadata": user_metadata(marks | dict(body.metadata)),
+            **({"ContentDisposition": body.content_disposition} if body.content_disposition else {}),
+        }
+
+    def _is_stored(self, key: str, body: Body) -> bool:
+        """Whether the object with the key has the bytes of the body, as an earlier attempt has stored it."""
+        try:
+            stored = self.clients.quick.head_object(Bucket=self.name, Key=key)
+        except ClientError as exc:
+            if error_code(exc) in ("403", "404"):  # not readable, or deleted meanwhile
+                return False
+            raise
+        return stored["ContentLength"] == body.size and stored["Metadata"].get(_SHA256) == body.sha256
 
     def _confirmed(self, response: Mapping[str, Any]) -> str:
         """The ETag of a response; a response without ETag confirms nothing, even with status 200."""
@@ -346,6 +380,11 @@ class Bucket:
         if not etag:
             raise StorageError(f"S3 bucket {self.name}: its answer has no ETag")
         return etag
+
+
+def _condition(body: Body) -> Mapping[str, Any]:
+    """The condition of a request that may not replace an object."""
+    return {"IfNoneMatch": "*"} if body.key_exists in ("keep", "fail") else {}
 
 
 def _check_ours(body: Body) -> None:

@@ -133,6 +133,10 @@ class PassingError(StorageError):
     """Temporary failure: the request may be repeated within the same call."""
 
 
+class ObjectExists(StorageError):
+    """A request with `If-None-Match: *` for a key that has an object."""
+
+
 def explain(exc: Exception, *, bucket: str, own: bool) -> StorageError:
     """The `StorageError` for a botocore exception, or for an `OSError` of the file to be sent.
 
@@ -165,6 +169,8 @@ def _answered(response: Mapping[str, Any], *, bucket: str, own: bool) -> Storage
     text = f"S3 bucket {bucket}: {code} ({status}){meaning}"
     if code in _PASSING or status in _PASSING_STATUS or status >= _SERVER_ERROR:
         return PassingError(text)
+    if code == "PreconditionFailed":
+        return ObjectExists(text)
     if code in _FILE_REFUSED:
         return StorageRefused(text)
     return StorageError(text) if own or code in _OUR_FAULT else StorageRefused(text)

@@ -11,12 +11,12 @@ from quart import Request, Response, request
 from quart_trio.wrappers.response import TrioFileBody
 from werkzeug.http import parse_range_header
 
-from downloader.api.auth import sees_all
+from downloader.api.auth import named_keys, sees_all
 from downloader.api.deps import Context
 from downloader.api.problems import Problem, Refused, not_found
 from downloader.api.routes.jobs import visible_job
 from downloader.api.routing import ResponseSpec, route
-from downloader.paths import is_safe_path
+from downloader.paths import has_job_file, is_safe_path
 from downloader.storage import StoredFile
 from downloader.store import JobStore
 
@@ -66,9 +66,11 @@ async def show(context: Context, key: str) -> Response:
 
 
 async def _is_visible(store: JobStore, key: str) -> bool:
-    """Whether the stored file belongs to a job that the caller may see."""
+    """Whether the file is of a job that the caller may see, or under a key that the caller's token names."""
+    if not has_job_file(key):
+        return named_keys()(key)
     view = await visible_job(store, key.rpartition("/")[2])
-    return view is not None and view.spec.storage_key == key
+    return view is not None and view.spec.storage_key("") == key
 
 
 async def file_response(stored: StoredFile, incoming: Request) -> Response | None:
