@@ -112,7 +112,7 @@ class ErrorCode(StrEnum):
     DEADLINE = "deadline"
     """The file was not stored by the job's `deadline`."""
     DIGEST = "digest"
-    """The file differs from the job's `sha256` or `size`, or from the origin's digest."""
+    """The file differs from the job's `sha256`, `md5` or `size`, or from the origin's digest."""
     NOT_MODIFIED = "not_modified"
     """A 304 to a condition in `request_headers`."""
     KEY_EXISTS = "key_exists"
@@ -186,6 +186,8 @@ class JobSpec:
     """`Content-Disposition` of the stored object."""
     sha256: str = ""
     """Required digest of the file, lower case; empty: any."""
+    md5: str = ""
+    """As `sha256`; kept with the job's result."""
     size: int | None = None
     """Required size of the file in bytes; `None`: any."""
     max_size: int | None = None

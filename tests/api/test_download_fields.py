@@ -79,6 +79,7 @@ def test_every_field_arrives() -> None:
             user_agent="agent/1.0",
             subpath="pictures/2024",
             sha256="AB" * 32,
+            md5="CD" * 16,
             size=0,
             tags=["b", "a", "b"],
             max_size=9,
@@ -105,7 +106,7 @@ def test_every_field_arrives() -> None:
     assert spec.request_headers == {"Referer": "https://example.org/", "X-Number": "7"}
     assert spec.user_agent == "agent/1.0"
     assert spec.subpath == "pictures/2024"
-    assert (spec.sha256, spec.size) == ("ab" * 32, 0)
+    assert (spec.sha256, spec.md5, spec.size) == ("ab" * 32, "cd" * 16, 0)
     assert spec.tags == ("b", "a")
     assert (spec.max_size, spec.min_size) == (9, 1)
     assert (spec.min_width, spec.min_height, spec.max_pixels) == (2, 3, 4)
@@ -408,6 +409,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"subpath": 1}, "wrong_type", "subpath"),
     *(({"sha256": text}, "malformed", "sha256") for text in ("ab", "g" * 64, "0" * 65, "0" * 64 + "\n")),
     ({"sha256": 1}, "wrong_type", "sha256"),
+    *(({"md5": text}, "malformed", "md5") for text in ("ab" * 15, "g" * 32, "XrY7u+Ae7tCTyyK7j1rNww==")),
     ({"size": -1}, "out_of_range", "size"),
     ({"size": 2**63}, "out_of_range", "size"),
     ({"size": "1"}, "wrong_type", "size"),

@@ -167,7 +167,7 @@ async def test_a_new_job(api: Served) -> None:
 
 
 async def test_a_downloaded_job(api: Served) -> None:
-    job_id = await submit(api, extra="of mine")
+    job_id = await submit(api, extra="of mine", md5="cd" * 16)
     await finish(api.store, SUCCEEDED)
     job = (await api.client.get(f"/jobs/{job_id}")).json()
     assert job["state"] == "succeeded"
@@ -176,6 +176,7 @@ async def test_a_downloaded_job(api: Served) -> None:
         "path": f"{job_id[:3]}/{job_id}",
         "size": 10,
         "sha256": "ab" * 32,
+        "md5": "cd" * 16,
         "mime_type": "image/png",
         "image_size": "1x2",
         "filename": "a.png",
@@ -214,13 +215,13 @@ async def test_a_failing_storage_hides_no_job(serving: Serving) -> None:
 
 
 async def test_callback_type_none_needs_no_destination(api: Served) -> None:
-    job_id = await submit(api, callback_type="none", callback_dst=None)
+    job_id = await submit(api, callback_type="none", callback_dst=None, md5="cd" * 16)
     [lease] = (await api.store.lease(Kind.DOWNLOAD, "worker", 1, 30)).leases
     assert lease.spec.callback(success=True) == lease.spec.callback(success=False) == ("", "")
     await api.store.settle("worker", [downloaded(lease, SUCCEEDED, None, 60.0)])
     job = (await api.client.get(f"/jobs/{job_id}")).json()
     assert (job["state"], job["callback"]) == ("succeeded", None)
-    assert job["kept_until"] is not None
+    assert (job["file"]["md5"], job["kept_until"] is not None) == ("cd" * 16, True)
 
 
 async def test_failures_alone_may_go_nowhere(api: Served) -> None:

@@ -52,6 +52,17 @@ async def test_another_sha256_is_retried_and_not_stored(lab: Lab, origin: Origin
     assert lab.files() == []
 
 
+@pytest.mark.parametrize("size", [11, 3_000_000])
+async def test_the_md5_is_checked(lab: Lab, origin: Origin, size: int) -> None:
+    found, wanted = hashlib.md5(body_of(size)).hexdigest(), hashlib.md5(b"other").hexdigest()
+    outcome = await lab.fetch(origin.url(f"/bytes/{size}"), md5=wanted)
+    assert end(outcome) == DIGEST
+    assert outcome.error == f"Expected md5 to be ({wanted}), found ({found})"
+    assert lab.files() == []
+    outcome = await lab.fetch(origin.url(f"/bytes/{size}"), md5=found)
+    assert end(outcome) == (Verdict.SUCCEEDED, "")
+
+
 @pytest.mark.parametrize(("wanted", "found"), [(10, "11"), (12, "11"), (0, "11")])
 async def test_another_declared_size_is_not_received(
     lab: Lab, origin: Origin, wanted: int, found: str

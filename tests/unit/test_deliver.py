@@ -145,6 +145,7 @@ async def test_the_payload_of_a_success() -> None:
         "error_code": "",
         "size": 10240,
         "sha256": "9f86d0",
+        "md5": "",
         "mime_type": "image/png",
         "attempts": 3,
         "tags": [],

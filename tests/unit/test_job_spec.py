@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -115,10 +116,11 @@ def test_the_payload_always_has_every_field() -> None:
         response=ResponseMetadata(etag='"33a"', last_modified="Fri", content_type="image/x"),
     )
     failed = Outcome(verdict=Verdict.FAILED, error="why", error_code=ErrorCode.DNS)
+    spec = replace(SPEC, md5="cd")
     good = json.loads(
-        callback_body(SPEC, done, attempts=1, download_url="http://d/x", final_url="http://f/x")
+        callback_body(spec, done, attempts=1, download_url="http://d/x", final_url="http://f/x")
     )
-    bad = json.loads(callback_body(SPEC, failed, attempts=3, download_url="http://d/x"))
+    bad = json.loads(callback_body(spec, failed, attempts=3, download_url="http://d/x"))
     assert good == {
         "success": True,
         "error": "",
@@ -133,6 +135,7 @@ def test_the_payload_always_has_every_field() -> None:
         "error_code": "",
         "size": 3,
         "sha256": "ab",
+        "md5": "cd",
         "mime_type": "image/png",
         "attempts": 1,
         "tags": [],
@@ -143,6 +146,7 @@ def test_the_payload_always_has_every_field() -> None:
         "not_modified": False,
     }
     assert list(bad) == list(good)
+    assert bad["md5"] == ""
     assert (bad["success"], bad["error"], bad["error_code"], bad["download_url"], bad["response_code"]) == (
         False,
         "why",

@@ -33,8 +33,6 @@ _REGION = re.compile(r"[a-z0-9-]{1,32}")
 
 _CONTENT_TYPE = re.compile(rf"{FIELD_NAME}/{FIELD_NAME}(?:[ \t]*;[ -~]*)?")
 
-_SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
-
 
 class FieldError(Exception):
     """The value of a field is refused."""
@@ -172,7 +170,9 @@ def _ascii_value(text: str) -> str:
     return value
 
 
-_check_sha256 = _form(_SHA256.fullmatch)
+def _hexadecimal(digits: int) -> Callable[[str], str]:
+    check = _form(re.compile(f"[0-9A-Fa-f]{{{digits}}}").fullmatch)
+    return lambda text: check(text).lower()
 
 
 def _time(text: str) -> int:
@@ -202,7 +202,8 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "content_type": _form(_CONTENT_TYPE.fullmatch),
     "content_disposition": _ascii_value,
     "tags": _tags,
-    "sha256": lambda text: _check_sha256(text).lower(),
+    "sha256": _hexadecimal(64),
+    "md5": _hexadecimal(32),
     "if_none_match": _header_value,
     "if_modified_since": _http_date,
     "not_before": _time,

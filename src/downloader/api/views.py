@@ -46,7 +46,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
         error=outcome.error if outcome else "",
         error_code=str(outcome.error_code) if outcome else "",
         response_code=outcome.response_code if outcome else 0,
-        file=JobFile(path=spec.storage_key(file.sha256), **asdict(file)) if file else None,
+        file=JobFile(path=spec.storage_key(file.sha256), md5=spec.md5, **asdict(file)) if file else None,
         response=_response(spec, outcome) if succeeded and outcome else None,
         download_url=_download_url(partial(download_url, spec, file.sha256)) if file else "",
         extra=spec.extra.encode(errors="replace").decode(),  # UTF-8 has no lone surrogates

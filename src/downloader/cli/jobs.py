@@ -213,4 +213,4 @@ def _file_rows(file: JobFile) -> Iterator[tuple[str, str]]:
     from rich.filesize import decimal
 
     yield "file", f"{file.path}, {decimal(file.size)}, {file.mime_type} {file.image_size}".rstrip()
-    yield from details(file, sha256="sha256")
+    yield from details(file, sha256="sha256", md5="md5")

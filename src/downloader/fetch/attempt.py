@@ -265,7 +265,10 @@ class Attempt:
 
     def _new_sink(self, name: str = "") -> Sink:
         tools = self._tools
-        return Sink(tools.spool, tools.memory, self._lease.group, head_bytes=SNIFF_BYTES, name=name)
+        sink = Sink(tools.spool, tools.memory, self._lease.group, head_bytes=SNIFF_BYTES, name=name)
+        if self._spec.md5:
+            sink.hash_with("md5")
+        return sink
 
     async def _receive(
         self,

@@ -73,7 +73,8 @@ class Expected:
     size: int | None
     """The job's, in bytes; `None`: any."""
     sha256: str
-    """The job's, lower-case hexadecimal; empty: any."""
+    """The job's, lower-case hexadecimal; empty: any, as for `md5`."""
+    md5: str
     min_width: int
     """Least width of the image in pixels; 0: any, as for the next two."""
     min_height: int
@@ -87,6 +88,7 @@ class Expected:
             min_size=spec.min_size,
             size=spec.size,
             sha256=spec.sha256,
+            md5=spec.md5,
             min_width=spec.min_width,
             min_height=spec.min_height,
             max_pixels=spec.max_pixels,
@@ -132,8 +134,9 @@ class Expected:
         self._check_least(size)
         if self.size is not None and size != self.size:
             raise _mismatch("size", self.size, size)
-        if self.sha256 and digest("sha256") != self.sha256:
-            raise _mismatch("sha256", self.sha256, digest("sha256"))
+        for algorithm, expected in (("sha256", self.sha256), ("md5", self.md5)):
+            if expected and digest(algorithm) != expected:
+                raise _mismatch(algorithm, expected, digest(algorithm))
         for row in declared:
             if digest(row.algorithm) != row.hexadecimal:
                 raise _mismatch(f"{row.field} {row.algorithm}", row.hexadecimal, digest(row.algorithm))

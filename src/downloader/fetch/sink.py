@@ -106,7 +106,7 @@ class Sink:
 
     def hash_with(self, algorithm: str) -> None:
         """Compute one more digest, by hashlib's name; before the first `add`."""
-        self._hashes.setdefault(algorithm, hashlib.new(algorithm))
+        self._hashes.setdefault(algorithm, hashlib.new(algorithm, usedforsecurity=False))
 
     def digest(self, algorithm: str) -> str:
         """A digest of the complete file, in hexadecimal."""

@@ -43,6 +43,8 @@ class Callback(BaseModel):
     """Bytes of the file."""
     sha256: str
     """In lower-case hexadecimal digits; empty if there is no file."""
+    md5: str = ""
+    """The job's `md5`, which the file has; empty if the job has none, or if there is no file."""
     mime_type: str
     """Detected in the file's first bytes; empty if there is no file."""
     attempts: int
@@ -82,6 +84,7 @@ def callback_body(
         error_code=str(outcome.error_code),
         size=outcome.file.size,
         sha256=outcome.file.sha256,
+        md5=spec.md5 if outcome.has_file else "",
         mime_type=outcome.file.mime_type,
         attempts=attempts,
         tags=spec.tags,

@@ -73,6 +73,8 @@ class JobFile(WireModel):
     """Bytes."""
     sha256: str
     """In lower-case hexadecimal digits."""
+    md5: str = ""
+    """The job's `md5`, which the file has; empty if the job has none."""
     mime_type: str = ""
     image_size: str = ""
     """`WxH`, or empty."""

@@ -143,6 +143,9 @@ class DownloadRequest(TypedDict, total=False):
     callback."""
     sha256: str
     """The SHA-256 that the file must have, in 64 hexadecimal digits. A file that differs is not stored."""
+    md5: str
+    """The MD5 that the file must have, in 32 hexadecimal digits. It finds damage, not forgery: for lists that
+    have no better digest. A file that differs is not stored."""
     size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
     """The number of bytes that the file must have. A file that differs is not stored."""
     max_size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)]
