@@ -10,9 +10,14 @@ from collections.abc import Callable, Sequence
 import httpx2
 import pytest
 import trio
+from pydantic import SecretStr
+from structlog.testing import capture_logs
 
-from downloader.config import ApiSettings
+from downloader.config import ApiSettings, TokenSettings
+from downloader.model import CallbackOutcome, ErrorCode, Outcome, Verdict
+from downloader.store import JobStore
 from servers.api import JOB, Served, Serving
+from servers.jobs import end_all, submitted
 from servers.tokens import CANARY, bearer, secret, settings
 
 
@@ -197,3 +202,35 @@ async def test_scopes(
             if method != "HEAD":
                 assert answer.json()["code"] == "forbidden"
                 assert "field" not in answer.json()
+
+
+async def test_changes_are_logged_with_the_name_of_the_token(serving: Serving, store: JobStore) -> None:
+    token = "operator-" * 4
+    api = await serving(
+        settings=ApiSettings(tokens=[TokenSettings(name="anna", token=SecretStr(token), scopes=["admin"])])
+    )
+    failed = await submitted(store, "c")
+    no = Outcome(verdict=Verdict.FAILED, error="no", error_code=ErrorCode.DNS)
+    await end_all(store, no, callback=CallbackOutcome(verdict=Verdict.FAILED, error="410"))
+    job, waiting = await submitted(store, "a"), await submitted(store, "b")
+    with capture_logs() as lines:
+        for method, path, body in (
+            ("DELETE", f"/jobs/{job.id}", None),
+            ("POST", f"/retry/{waiting.id}", None),  # a conflict, so nothing changes
+            ("DELETE", "/aggregations/b/jobs", None),
+            ("PATCH", "/aggregations/b", {"limit": 2, "paused": True}),
+            ("PATCH", "/aggregations", {"paused": True}),
+            ("POST", "/retry?download=1&aggr_id=c", None),
+            ("POST", f"/retry/{failed.id}", None),
+        ):
+            headers = {"Authorization": f"Bearer {token}"}
+            await api.client.request(method, path, json=body, headers=headers)
+    assert token not in str(lines)
+    common = {"event": "audit", "log_level": "info", "token": "anna", "client": "127.0.0.1"}
+    assert [line for line in lines if line["event"] == "audit"] == [
+        common | {"action": "cancel", "job_id": job.id, "aggr_id": "a"},
+        common | {"action": "cancel_jobs", "aggr_id": "b", "count": 1},
+        common | {"action": "adjust", "aggr_id": "b", "changes": {"limit": 2, "paused": True}},
+        common | {"action": "pause_all", "paused": True},
+        common | {"action": "retry_jobs", "count": 1, "query": {"download": "1", "aggr_id": "c"}},
+    ]

@@ -21,9 +21,12 @@ _SHARD = re.compile(r"downloader:1:\{\d+\}:")
 """The prefix of all keys."""
 
 _OWNED = frozenset(
-    {"job", "task", "ended", "reap", "reap_ended", "failed", "failed_downloads", "layout", "totals"}
+    {
+        *("job", "task", "ended", "reap", "reap_ended", "failed", "failed_downloads"),
+        *("layout", "totals", "history"),
+    }
 )
-"""Keys without a time to live that may exist when all jobs have ended: records of jobs, layout, counters."""
+"""Keys without a time to live that may exist when all jobs have ended: of jobs, or of the whole store."""
 
 BACK_S, POLL_S = 20.0, 0.1
 """How long an API may take until the first response after an outage of the store."""
@@ -97,7 +100,7 @@ def read_fleet(history: History, fleet: Fleet) -> None:
             history.files[path.name] = File(size=len(data), sha256=hashlib.sha256(data).hexdigest())
     history.spool += [str(path) for path in fleet.spool.rglob("*") if path.is_file()]
     # Each DELETE is logged, and repeated if its answer was lost: so count each job once.
-    history.ends.update({line["job_id"] for line in fleet.all_events("job.cancelled")})
+    history.ends.update({line["job_id"] for line in fleet.all_events("audit", action="cancel")})
     for running in fleet.running:
         for name in ("job.succeeded", "job.failed", "job.poison"):
             history.ends.update(line["job_id"] for line in running.events(name))

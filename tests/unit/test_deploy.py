@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from downloader.api.problems import CODES
+from downloader.api.routes import ROUTES
 from downloader.observe import KINDS, METRICS, TROUBLES
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,7 @@ def rules() -> Iterator[tuple[str, str]]:
         assert {"alert", "expr", "labels", "annotations"} <= rule.keys() <= {*rule, "for"}
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"]["summary"]
+        assert rule["annotations"]["runbook_url"].endswith(f"/howto/alerts.html#{rule['alert'].lower()}")
         yield rule["alert"], rule["expr"]
 
 
@@ -48,7 +50,9 @@ def test_a_query_names_what_is_there(title: str, query: str) -> None:
     assert names, title
     assert set(names) <= {*LABELS, "up"}
     used = {
-        label for matchers in re.findall(r"\{(.*?)\}", query) for label in re.findall(r"(\w+)=", matchers)
+        label
+        for matchers in re.findall(r"\{(.*?)\}", query)
+        for label in re.findall(r"(\w+)(?:=|!~)", matchers)
     }
     used |= {label for grouped in re.findall(r"\bby \((.*?)\)", query) for label in grouped.split(", ")}
     known = LABELS | {"up": {"job"}}
@@ -63,6 +67,8 @@ VALUES = {
     "kind": {*KINDS.values()},
     "outcome": {"succeeded", "delivered", "failed", "retried", "released", "throttled"},
     "role": {"api", *KINDS},
+    "route": {route.rule for route in ROUTES},
+    "status": {"2xx", "4xx", "5xx"},
     "trouble": {*TROUBLES},
 }
 """What the labels that queries compare can be."""
@@ -70,7 +76,7 @@ VALUES = {
 
 @pytest.mark.parametrize(("title", "query"), [*dashboard(), *rules()])
 def test_a_query_compares_labels_with_values_that_come(title: str, query: str) -> None:
-    for label, values in re.findall(r"(\w+)=~?\"(.*?)\"", query):
+    for label, values in re.findall(r"(\w+)(?:=~?|!~)\"(.*?)\"", query):
         assert set(values.split("|")) <= VALUES[label], title
 
 
@@ -103,6 +109,9 @@ def test_panels_do_not_overlap() -> None:
     assert max(x for x, _ in cells) < 24
 
 
-def test_the_page_tells_each_alert() -> None:
-    page = (ROOT / "docs/metrics.md").read_text("utf-8")
-    assert set(re.findall(r"^\| `(Downloader\w+)`", page, re.MULTILINE)) == {name for name, _ in rules()}
+def test_each_alert_has_a_runbook() -> None:
+    page = (ROOT / "docs/howto/alerts.md").read_text("utf-8")
+    _, *parts = re.split(r"^## (Downloader\w+)$", page, flags=re.MULTILINE)
+    assert parts[::2] == [name for name, _ in rules()]
+    for name, text in zip(parts[::2], parts[1::2], strict=True):
+        assert re.search(r"`(downloader [a-z]|redis-cli |df |GET /)", text), f"{name} has no command"

@@ -14,7 +14,7 @@ from downloader.observe.counters import (
     Counters,
     by_name,
 )
-from downloader.observe.logging import Event, configure, get_logger
+from downloader.observe.logging import Event, configure, get_logger, label_lines
 from downloader.observe.metrics import KINDS, METRICS, TROUBLES, Metric
 from downloader.observe.traces import Kind as SpanKind
 from downloader.observe.traces import Traces, open_traces
@@ -39,5 +39,6 @@ __all__ = [
     "by_name",
     "configure",
     "get_logger",
+    "label_lines",
     "open_traces",
 ]

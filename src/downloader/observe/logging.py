@@ -66,14 +66,12 @@ class Event(StrEnum):
     """The origin asked for a pause: the job's aggregation cools down, and the attempt does not count."""
     JOB_POISON = "job.poison"
     """The job's workers died too often; terminal."""
-    JOB_CANCELLED = "job.cancelled"
-    """A client has cancelled the job; terminal."""
-    AGGREGATIONS_PAUSED = "aggregations.paused"
-    """A client has paused all aggregations."""
-    AGGREGATIONS_RESUMED = "aggregations.resumed"
-    """A client has ended the pause of all aggregations."""
-    JOBS_CANCELLED = "jobs.cancelled"
-    """A client has cancelled jobs of an aggregation."""
+    AUDIT = "audit"
+    """A client has changed something: `action` is `cancel` (a job; terminal), `cancel_jobs` (of an
+    aggregation), `retry`, `retry_jobs`, `adjust` (an aggregation) or `pause_all`. `token` is the name of the
+    client's token, `client` its address, and the other fields say what was changed."""
+    WORK_DONE = "work.done"
+    """What a processor or notifier has done in the last minute, by counter; absent if nothing."""
     CALLBACK_DELIVERED = "callback.delivered"
     """The peer has acknowledged the callback."""
     CALLBACK_RETRY = "callback.retry"
@@ -106,7 +104,10 @@ class Event(StrEnum):
     DISK_RESUMED = "disk.resumed"
     """The spool's disk is below the low-water mark again."""
     STORE_UNAVAILABLE = "store.unavailable"
-    """Redis or Valkey cannot be reached or cannot write; the service keeps trying."""
+    """A role could not report to Redis or Valkey, or a shard of a Cluster does not answer; the service keeps
+    trying. One line a minute."""
+    STORE_AVAILABLE = "store.available"
+    """The role has reported again, after so many `seconds`, or the shard answers again."""
     STORE_FULL = "store.full"
     """The memory of a server of the store is almost full; new jobs are refused until jobs have ended."""
     STORE_EVICTS = "store.evicts"
@@ -124,6 +125,11 @@ def get_logger(**fields: Any) -> structlog.typing.FilteringBoundLogger:
     """A logger with fields; usable before and after `configure`."""
     logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**fields)
     return logger
+
+
+def label_lines(**fields: str) -> None:
+    """Add fields to all JSON lines of the present task and of tasks that begin after this call."""
+    structlog.contextvars.bind_contextvars(**fields)
 
 
 def configure(
@@ -185,7 +191,7 @@ class _Lines:
 
 
 def _json() -> list[structlog.typing.Processor]:
-    return [_cut_fields, structlog.processors.JSONRenderer()]
+    return [structlog.contextvars.merge_contextvars, _cut_fields, structlog.processors.JSONRenderer()]
 
 
 def _console(*, colors: bool) -> list[structlog.typing.Processor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -228,11 +229,8 @@ async def sweep_leases(store: JobStore, kind: Kind, lease_s: float, on_sweep: Ca
             # Jitter, so that instances that started together do not sweep together.
             await trio.sleep(jittered(lease_s / SWEEPS_PER_LEASE))
         job_ids = ()
-        try:
+        with suppress(StoreUnavailable):
             job_ids = await store.sweep(kind, SWEEP_BATCH, lease_s)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, kind=kind, reason=str(error))
-            continue
         for job_id in job_ids:
             log.warning(Event.SWEEP_RECOVERED, kind=kind, job_id=job_id)
         on_sweep(len(job_ids))

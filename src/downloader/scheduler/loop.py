@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -232,12 +232,10 @@ async def _take_unanswered(running: _Running, tasks: trio.Nursery) -> None:
 
 async def _withdraw(running: _Running) -> None:
     """Have others woken, as this instance leases nothing for now."""
-    try:
+    with suppress(StoreUnavailable):
         await running.store.withdraw(
             running.work.kind, running.owner, running.work.types, requests=running.requests
         )
-    except StoreUnavailable as error:
-        log.warning(Event.STORE_UNAVAILABLE, kind=running.work.kind, reason=str(error))
 
 
 async def _take(
@@ -259,8 +257,7 @@ async def _take(
             woken=running.wake.take(),
             types=work.types,
         )
-    except StoreUnavailable as error:
-        log.warning(Event.STORE_UNAVAILABLE, kind=work.kind, reason=str(error))
+    except StoreUnavailable:
         return False, None
     if batch.leases:
         running.joined.add(len(batch.leases) - (not running.limits.occupied))
@@ -290,8 +287,7 @@ async def _wait_for_room(running: _Running) -> None:
     what, name = holder
     try:
         others = await running.store.waiting(running.work.kind, **{what: name})
-    except StoreUnavailable as error:
-        log.warning(Event.STORE_UNAVAILABLE, kind=running.work.kind, reason=str(error))
+    except StoreUnavailable:
         return
     if others and not running.stop.begun:
         for held in running.limits.leases_beyond_share(holder, others, running.held, trio.current_time()):

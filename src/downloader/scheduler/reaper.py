@@ -68,8 +68,7 @@ async def _reap(store: JobStore, delete: Callable[[JobSpec], Awaitable[None]]) -
         job_ids = await _delete(batch.jobs, delete)
         if job_ids:
             await store.remove(job_ids)
-    except StoreUnavailable as error:
-        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+    except StoreUnavailable:
         return LOOK_S
     return LOOK_S if batch.next_due_s is None else min(batch.next_due_s, LOOK_S)
 

@@ -27,7 +27,7 @@ from downloader.fetch import FetchSettings, disk_used_percent, open_fetcher
 from downloader.lifetimes import ExitTimer
 from downloader.model import Kind
 from downloader.notify import open_notifiers
-from downloader.observe import COUNTERS, Counters, Event, get_logger, open_traces
+from downloader.observe import COUNTERS, Counters, Event, get_logger, label_lines, open_traces
 from downloader.scheduler import Held, revoke, run_reaper
 from downloader.service.instance import RESERVE, Instance, grace_of, open_files, open_host, running_redis
 from downloader.service.roles import (
@@ -165,6 +165,7 @@ async def _open_instance(
 ) -> Instance:
     """Open the resources that all roles share."""
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    label_lines(instance=owner)
     tracing = open_traces(instance=owner, version=__version__, flush_s=signals.grace_s * RESERVE / 4)
     traces = await stack.enter_async_context(tracing)
     redis = await stack.enter_async_context(running_redis(settings))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -27,6 +29,18 @@ log = get_logger()
 
 Report = tuple[Mapping[str, Any], Mapping[str, int]]
 """Facts of a role, and counts by series."""
+
+OUTAGE_LINE_S = 60.0
+"""Time between two lines in the log about the same outage of the store."""
+
+WORK_LINE_S = 60.0
+"""Time between two lines in the log about the work that was done."""
+
+DONE = (
+    *("downloads_succeeded", "downloads_failed", "downloads_retried", "bytes"),
+    *("callbacks_delivered", "callbacks_failed", "callbacks_retried"),
+)
+"""Counters in a line about the work that was done."""
 
 LATE_S = 5.0
 """How long after the cancel a running delivery is reported as hung."""
@@ -116,7 +130,10 @@ async def run_worker(
     """Run leased work and the reports. The end of the processor begins the stop of callbacks."""
     role = worker.role
     worker.counters.gauge("in_flight", worker.held.__len__)
-    async with reporting_of(instance, role, worker.report):
+    async with (
+        reporting_of(instance, role, worker.report),
+        background(partial(log_work, role, worker.counters)),
+    ):
         instance.running[role] = True
         try:
             await run_work(
@@ -133,6 +150,21 @@ async def run_worker(
             instance.running[role] = False
         if role == "processor":
             _begin_callbacks_stop(instance)
+
+
+async def log_work(
+    role: str, counters: Counters, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Log what was done in each `WORK_LINE_S`, unless nothing was; runs until cancelled."""
+    task_status.started()
+    before = counters.snapshot()
+    while True:
+        await trio.sleep(WORK_LINE_S)
+        now = counters.snapshot()
+        done = {name: now[name] - before[name] for name in DONE if now.get(name, 0) > before.get(name, 0)}
+        if done:
+            log.info(Event.WORK_DONE, role=role, **done)
+        before = now
 
 
 @asynccontextmanager
@@ -164,13 +196,20 @@ async def reporting(
 
     async def keep_reporting(*, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
-        late_s = 0.0
+        late_s, away_since, silent_until = 0.0, math.inf, 0.0
         while True:
+            now = trio.current_time()
             try:
                 await report(late_s)
-            except StoreError as error:
-                # The counts are added with the next report.
-                log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+            except StoreError as error:  # the counts are added with the next report
+                away_since = min(away_since, now)
+                if now >= silent_until:
+                    silent_until = now + OUTAGE_LINE_S
+                    log.warning(Event.STORE_UNAVAILABLE, role=role, reason=str(error))
+            else:
+                if away_since < math.inf:
+                    log.info(Event.STORE_AVAILABLE, role=role, seconds=round(now - away_since, 1))
+                away_since, silent_until = math.inf, 0.0
             due = trio.current_time() + interval_s
             await trio.sleep_until(due)
             late_s = trio.current_time() - due
@@ -182,7 +221,7 @@ async def reporting(
         await store.leave(owner, role)
     except StoreError as error:
         # The last report then expires.
-        log.warning(Event.STORE_UNAVAILABLE, reason=str(error))
+        log.warning(Event.STORE_UNAVAILABLE, role=role, reason=str(error))
 
 
 def reporting_of(

@@ -321,12 +321,16 @@ def _log_end(
         "attempt": lease.attempts + 1,
         "seconds": round(seconds, 3),
     }
-    if event in _ALARMING:
-        bound.warning(event, **fields, error=error, **more)
-    elif error:
-        bound.info(event, **fields, error=error, **more)
-    else:
+    if not error and event not in _ALARMING:
         bound.debug(event, **fields)
+        return
+    if lease.kind is Kind.DOWNLOAD:
+        fields["host"] = _of_url(lease.spec.url)["server.address"]
+    else:
+        fields["destination"] = lease.group
+    if lease.spec.traceparent:
+        fields["trace_id"] = lease.spec.traceparent[3:35]
+    (bound.warning if event in _ALARMING else bound.info)(event, **fields, error=error, **more)
 
 
 async def traced_download(traces: Traces, lease: Lease, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:

@@ -276,8 +276,6 @@ class StoreClient:
                 nursery.start_soon(one, shard)
         if errors and not answers and not some:
             raise next(iter(errors.values()))
-        for shard, error in errors.items():
-            log.warning(Event.STORE_UNAVAILABLE, shard=shard, reason=str(error))
         return answers
 
     def subscribed(
@@ -303,8 +301,10 @@ class StoreClient:
             raise StoreUnavailable(f"the store does not answer: shard {shard} has not answered lately")
         try:
             return await self._servers.run(shard, call)
-        except NoAnswer:
+        except NoAnswer as error:
             if self.keys.shards > 1:
+                if shard not in self._silent:
+                    log.warning(Event.STORE_UNAVAILABLE, shard=shard, reason=str(error))
                 self._silent.add(shard)
                 self._fell_silent.set()
             raise
@@ -319,6 +319,7 @@ class StoreClient:
             with suppress(StoreError):
                 await ask(shard, exists)
                 self._silent.discard(shard)
+                log.info(Event.STORE_AVAILABLE, shard=shard)
                 return
 
 

@@ -18,7 +18,7 @@ from downloader.config import HostSettings, RedisSettings
 from downloader.errors import StoreUnavailable
 from downloader.ids import JobIds, shard_of
 from downloader.model import BROKERS, JobSpec, Kind, Lease, callback_limit
-from downloader.observe import Event, get_logger
+from downloader.observe import get_logger
 from downloader.store import codec
 from downloader.store.client import MAX_ROWS, StoreClient, Timed, open_client
 from downloader.store.codec import ms
@@ -331,8 +331,7 @@ class JobStore(StoreReader):
         """Run a transition on leased tasks; `UNKNOWN` for tasks of shards that did not answer."""
         try:
             entries = await self._client.run_rows(script, call, rows)
-        except StoreUnavailable as error:
-            log.warning(Event.STORE_UNAVAILABLE, call=script, count=len(rows), reason=str(error))
+        except StoreUnavailable:
             return [Settled.UNKNOWN] * len(rows)
         return [Settled.UNKNOWN if entry is None else Settled(entry) for entry in entries]
 

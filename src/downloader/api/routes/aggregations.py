@@ -12,6 +12,7 @@ import trio
 from pydantic import TypeAdapter, ValidationError
 from quart import request
 
+from downloader.api.audit import audit
 from downloader.api.auth import check_sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.json import parse_object
@@ -22,7 +23,6 @@ from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, b
 from downloader.api.search import BUSIEST, PAGE_MAX, SORTS, Aggregations
 from downloader.api.views import blocked, with_state
 from downloader.model import MAX_AGGREGATION_CHARS
-from downloader.observe import Event, get_logger
 from downloader.store import Changed, JobStore
 from downloader.wire import (
     Aggregation,
@@ -42,8 +42,6 @@ CANCELLED_AT_ONCE = 200
 
 CANCEL_S = 5.0
 """Time after which a request to cancel begins no further batch; clients wait longer for a response."""
-
-_log = get_logger()
 
 _CHANGES = TypeAdapter(AggregationChanges)
 
@@ -161,7 +159,7 @@ async def pause_all(context: Context) -> AllAggregations:
         raise refusal(error) from None
     check_sees_all()
     await context.store.pause_all(paused=change.paused)
-    _log.info(Event.AGGREGATIONS_PAUSED if change.paused else Event.AGGREGATIONS_RESUMED)
+    audit("pause_all", paused=change.paused)
     return change
 
 
@@ -185,7 +183,9 @@ async def adjust(context: Context, aggr_id: str) -> Aggregation:
     """
     changes = _changes(await request.data)
     visible = _can_be_named(aggr_id) and visible_aggregations()(aggr_id)
-    return await _known(context, await context.store.adjust(aggr_id, changes) if visible else None)
+    aggregation = await _known(context, await context.store.adjust(aggr_id, changes) if visible else None)
+    audit("adjust", aggr_id=aggr_id, changes=changes)
+    return aggregation
 
 
 @route(
@@ -216,7 +216,7 @@ async def cancel_jobs(context: Context, aggr_id: str) -> CancelledJobs:
             cancelled += results.count(Changed.DONE)
         if not more or trio.current_time() >= ends:
             break
-    _log.info(Event.JOBS_CANCELLED, aggr_id=aggr_id, count=cancelled)
+    audit("cancel_jobs", aggr_id=aggr_id, count=cancelled)
     return CancelledJobs(cancelled=cancelled, complete=not more)
 
 

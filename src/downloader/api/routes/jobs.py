@@ -12,13 +12,13 @@ from http import HTTPStatus
 import trio
 from quart import request
 
+from downloader.api.audit import audit
 from downloader.api.auth import sees_all, visible_aggregations
 from downloader.api.deps import Context
 from downloader.api.problems import UNKNOWN_JOB, Problem, Refused
 from downloader.api.routing import BAD_QUERY, CURSOR, Parameter, ResponseSpec, bad_query, next_page, route
 from downloader.api.views import job_view
 from downloader.model import JobSpec, State
-from downloader.observe import Event, get_logger
 from downloader.store import CallbackPlan, Changed, JobStore, JobView, Listed
 from downloader.wire import (
     Accepted,
@@ -40,8 +40,6 @@ _FINISHED_STATES = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 _CALLBACK_STATES = (State.SUCCEEDED, State.FAILED)
 
 _JOB_ID = re.compile(r"[0-9A-Za-z]{14}")
-
-_log = get_logger()
 
 _LINK = {"Link": "The next page (RFC 8288)."}
 
@@ -120,7 +118,7 @@ async def cancel(context: Context, job_id: str) -> Accepted:
         raise Refused(UNKNOWN_JOB)
     if result is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_CANCELLED)
-    _log.info(Event.JOB_CANCELLED, job_id=job_id, aggr_id=view.spec.aggr_id)
+    audit("cancel", job_id=job_id, aggr_id=view.spec.aggr_id)
     return Accepted(id=job_id)
 
 
@@ -183,6 +181,7 @@ async def retry(context: Context, job_id: str) -> tuple[Accepted, dict[str, str]
         raise Refused(UNKNOWN_JOB)
     if result is Changed.CONFLICT:
         raise Refused(_NOT_TO_BE_RETRIED)
+    audit("retry", job_id=job_id, download=_wants_download())
     return Accepted(id=job_id), {"Location": f"/jobs/{job_id}"}
 
 
@@ -218,6 +217,9 @@ async def retry_all(context: Context) -> Retried:
                 retried = results.count(Changed.DONE)
             if retried:
                 break
+    if retried:
+        query = {name: value for name, value in request.args.items() if value and name != "cursor"}
+        audit("retry_jobs", count=retried, query=query)
     return Retried(retried=retried, cursor=page.cursor)
 
 
