@@ -13,10 +13,11 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from http import HTTPStatus
 from operator import attrgetter
+from types import NoneType
 from typing import Any, Literal, Self
 
 from downloader.ids import ID_PREFIX_LENGTH
@@ -224,6 +225,8 @@ class JobSpec:
     sealed: str = ""
     """The `SEALED_FIELDS`, if encrypted with a key that the instance does not have. The plain fields are then
     empty, and the instance can neither download the job nor deliver the callback."""
+    damage: str = ""
+    """Why the stored job cannot be used, never stored; empty if it can. Fields at fault have the default."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Fields that a newer version has stored; kept unchanged."""
 
@@ -253,25 +256,37 @@ class JobSpec:
     def from_json(
         cls, job_id: str, text: str | bytes, unseal: Callable[[str], str | None] = lambda _: None
     ) -> Self:
-        """Inverse of `to_json`; unknown fields are kept in `unknown`.
+        """Inverse of `to_json`; unknown fields are kept in `unknown`. Never raises, see `damage`.
 
         `unseal` decrypts what `seal` has encrypted; it returns `None` if it does not have the key.
         """
-        body: dict[str, Any] = json.loads(text)
-        if "sealed" in body:
-            secret = unseal(body["sealed"])
-            if secret is None:
-                body["url"] = ""
-            else:
-                del body["sealed"]
-                body |= json.loads(secret)
+        damage = ""
+        try:
+            body = _json_object(text)
+            if "sealed" in body:
+                secret = unseal(body["sealed"])
+                if secret is None:
+                    body["url"] = ""
+                else:
+                    del body["sealed"]
+                    body |= _json_object(secret)
+        except (ValueError, TypeError, RecursionError):
+            body, damage = {}, "the stored job is damaged: no JSON object"
+        unknown = {name: body.pop(name) for name in body.keys() - _SPEC_DEFAULTS.keys()}
+        at_fault = {name for name, value in (_REQUIRED | body).items() if not _fits(name, value)}
+        if at_fault:
+            damage = damage or f"the stored job is damaged: {', '.join(sorted(at_fault))}"
+            if any(name.startswith("callback") for name in at_fault):
+                at_fault |= {name for name in body if name.startswith("callback")}
+            body = {"aggr_id": "", "aggr_limit": 1, "url": ""} | {
+                name: value for name, value in body.items() if name not in at_fault
+            }
         if "tags" in body:
             body["tags"] = tuple(body["tags"])
-        unknown = {name: body.pop(name) for name in body.keys() - _SPEC_DEFAULTS.keys()}
         if "callback_error_type" not in body:
             body["callback_error_type"] = body.get("callback_type", "")
             body["callback_error_dst"] = body.get("callback_dst", "")
-        return cls(id=job_id, unknown=unknown, **body)
+        return cls(id=job_id, unknown=unknown, damage=damage, **body)
 
     def callback(self, *, success: bool) -> tuple[str, str]:
         """`(type, destination)` of the callback for a success or a failure; `("", "")` for no callback."""
@@ -294,10 +309,39 @@ class JobSpec:
 _SPEC_DEFAULTS: dict[str, Any] = {
     f.name: f.default_factory() if callable(f.default_factory) else f.default  # or `MISSING`
     for f in fields(JobSpec)
-    if f.name not in ("id", "unknown")
+    if f.name not in ("id", "unknown", "damage")
 }
+_REQUIRED: dict[str, Any] = {name: None for name, default in _SPEC_DEFAULTS.items() if default is MISSING}
+_JSON_TYPES: Mapping[str, type | tuple[type, ...]] = {
+    "str": str,
+    "KeyExists": str,
+    "bool": bool,
+    "int": int,
+    "int | None": (int, NoneType),
+    "float | None": (int, float, NoneType),
+    "Sequence[str]": list,
+    "Mapping[str, str]": dict,
+}
+"""Types of a field's value in JSON, by the field's annotation."""
+_SPEC_TYPES = {f.name: _JSON_TYPES[str(f.type)] for f in fields(JobSpec) if f.name in _SPEC_DEFAULTS}
 _spec_values = attrgetter(*_SPEC_DEFAULTS)
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def _json_object(text: str | bytes) -> dict[str, Any]:
+    """Raises `ValueError` or `RecursionError` for any other text."""
+    body = json.loads(text)
+    if not isinstance(body, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004  # of the text
+    return body
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a field of a job may have this value from JSON."""
+    if not isinstance(value, _SPEC_TYPES[name]):
+        return False
+    texts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(isinstance(text, str) for text in texts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,22 +213,6 @@ async def test_an_instance_gets_one_suspect_at_a_time(store: JobStore, raw: RawS
     assert len((await store.lease(Kind.DOWNLOAD, "other", 9, 10)).leases) == 1
 
 
-# damaged records
-
-
-async def test_a_lease_whose_task_is_gone_is_dropped_and_the_others_are_swept(
-    raw: RawStore, store: JobStore
-) -> None:
-    damaged, whole = await submitted(store, "a"), await submitted(store, "b")
-    leases = [await leased(store), await leased(store)]
-    raw.command("DEL", raw.key("task", Kind.DOWNLOAD, damaged.id))
-    for lease in leases:
-        await lapse(raw, store, lease)
-    assert await store.sweep(Kind.DOWNLOAD) == [whole.id]
-    assert await store.sweep(Kind.DOWNLOAD) == []
-    assert (await leased(store)).id == whole.id
-
-
 # lease
 
 

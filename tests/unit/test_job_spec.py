@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -77,6 +77,27 @@ def test_an_invalid_id_is_refused(text: str) -> None:
 )
 def test_a_stored_job_is_read_as_it_was(spec: JobSpec) -> None:
     assert JobSpec.from_json(spec.id, spec.to_json()) == spec
+
+
+@pytest.mark.row("F37")
+@pytest.mark.parametrize("name", [f.name for f in fields(JobSpec)[1:] if f.name not in ("unknown", "damage")])
+def test_a_damaged_job_is_read_as_far_as_it_can_be(name: str) -> None:
+    body = json.loads(SPEC.to_json()) | {"callback_type": "http", "callback_dst": "http://c/", "extra": "e"}
+    for value in ({"a": 1}, [1]):
+        spec = JobSpec.from_json(SPEC.id, json.dumps(body | {name: value}))
+        assert (spec.damage, spec.id) == (f"the stored job is damaged: {name}", SPEC.id)
+        assert spec.extra == ("" if name == "extra" else "e")
+        known = ("", "") if name.startswith("callback") else ("http", "http://c/")
+        assert spec.callback(success=True) == spec.callback(success=False) == known
+        json.loads(spec.to_json())
+
+
+@pytest.mark.row("F37")
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", "{}", "[" * 100_000, '{"aggr_id": "a"}'])
+def test_a_job_that_cannot_be_read_is_damaged(text: str) -> None:
+    spec = JobSpec.from_json(SPEC.id, text)
+    assert spec.damage.startswith("the stored job is damaged: ")
+    assert spec.callback(success=False) == ("", "")
 
 
 def test_a_job_with_few_fields_is_stored_in_few_bytes() -> None:

@@ -124,6 +124,30 @@ async def test_a_download_whose_workers_have_died_too_often_fails_without_a_requ
     assert fetcher.attempts == (not poisoned)
 
 
+@pytest.mark.row("F37")
+async def test_a_damaged_job_fails_without_a_request() -> None:
+    work, fetcher, job = downloads(), Fetched(SUCCEEDED), lease(Kind.DOWNLOAD)
+    work.fetcher = cast("Any", fetcher)
+    job = replace(job, spec=JobSpec.from_json(job.id, "{"))
+    settlement = await work.attempt(job, lambda: True)
+    end = settlement.outcome
+    assert end is not None
+    assert (end.verdict, end.error_code, end.error) == (
+        Verdict.FAILED,
+        ErrorCode.STORAGE,
+        "the stored job is damaged: no JSON object",
+    )
+    assert (settlement.callback, fetcher.attempts) == (None, 0)
+    with structlog.testing.capture_logs() as logs:
+        work.note_end(settlement, 0)
+    assert [(entry["event"], entry["log_level"], entry["error"]) for entry in logs] == [
+        ("job.failed", "warning", end.error)
+    ]
+    callback_work, receiver, delivery = callback()
+    ended = await callback_work.attempt(replace(delivery, spec=job.spec), lambda: True)
+    assert (ended.verdict, ended.error, receiver.taken) == (Verdict.FAILED, end.error, [])
+
+
 @pytest.mark.row("F6")
 @pytest.mark.parametrize("crashes", [POISON_CRASHES - 1, POISON_CRASHES])
 async def test_a_callback_whose_workers_have_died_too_often_fails_without_being_sent(crashes: int) -> None:

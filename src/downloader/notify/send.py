@@ -75,7 +75,8 @@ async def send_callback(
     assert lease.result is not None, "a callback's lease carries the download's result"
     name, destination = lease.spec.callback(success=lease.result.verdict is Verdict.SUCCEEDED)
     if not name:
-        return CallbackOutcome(verdict=Verdict.FAILED, error="the job names no callback for this result")
+        error = lease.spec.damage or "the job names no callback for this result"
+        return CallbackOutcome(verdict=Verdict.FAILED, error=error)
     try:
         body = callback_body(
             lease.spec,

@@ -116,6 +116,8 @@ class Downloads:
                 error_code=ErrorCode.STORAGE,
                 retry_after_s=SEALED_DELAY_S,
             )
+        if lease.spec.damage:
+            return Outcome(verdict=Verdict.FAILED, error=lease.spec.damage, error_code=ErrorCode.STORAGE)
         if lease.crashes >= POISON_CRASHES:
             return Outcome(verdict=Verdict.FAILED, error=_poisoned(lease), error_code=ErrorCode.POISON)
         if lease.spec.left_s(now_ms()) <= 0:

@@ -6,7 +6,6 @@ version; they stay plain strings and are passed on.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -261,26 +260,37 @@ def fields(flat: Sequence[Any]) -> dict[str, Any]:
 def lease(kind: Kind, flat: Sequence[Any], unseal: Unseal) -> Lease:
     """A lease from a row of `lease.lua`."""
     row = fields(flat)
-    result = fields(row["result"])
+    result = fields(row["result"]) or (_LOST if kind is Kind.CALLBACK else {})
+    spec = JobSpec.from_json(row["id"], row["spec"], unseal)
+    if spec.damage and kind is Kind.DOWNLOAD:
+        spec = replace(spec, aggr_id=row["group"])
     return Lease(
         kind=kind,
-        spec=JobSpec.from_json(row["id"], row["spec"], unseal),
+        spec=spec,
         group=row["group"],
         generation=int(row["generation"]),
-        attempts=int(row["attempts"]),
-        crashes=int(row["crashes"]),
-        throttled=int(row["throttled"]),
-        limit=int(row["limit"]),
+        attempts=_int(row["attempts"]),
+        crashes=_int(row["crashes"]),
+        throttled=_int(row["throttled"]),
+        limit=_int(row["limit"]) or 1,
         proxy=row["proxy"],
         token=row["token"],
         result=_outcome(result, unseal) if result else None,
-        result_attempts=int(result.get("attempts") or 0),
+        result_attempts=_int(result.get("attempts")),
         result_retry=result.get("retried", ""),
         proven=row["proven"] == "1",
         failing=row["failing"] == "1",
         waited_s=row["waited_ms"] / 1000 if row["waited_ms"] >= 0 else None,
         age_s=row["age_ms"] / 1000,
     )
+
+
+_LOST: Mapping[str, str] = {
+    "state": State.FAILED,
+    "code": ErrorCode.STORAGE,
+    "error": "the result of the download is lost: its record was deleted or overwritten in the store",
+}
+"""Result of a download without a record."""
 
 
 def reapable(flat: Sequence[Any]) -> Reapable:
@@ -305,7 +315,7 @@ def listed_jobs(
             row = _listed_row(row["id"], row["ended"], unseal)
         job = _listed_job(row)
         if _TAGS in row["spec"]:
-            job = job.model_copy(update={"tags": tuple(json.loads(row["spec"]).get("tags", ()))})
+            job = job.model_copy(update={"tags": JobSpec.from_json(job.id, row["spec"], unseal).tags})
         if matches(job):
             spec = JobSpec.from_json(job.id, row["spec"], unseal)
             yield job.model_copy(update={"url": redact_url(spec.url)})
@@ -430,7 +440,7 @@ def _destination(row: Mapping[str, Any]) -> WaitingDestination:
         destination=row["name"],
         pending=row["pending"],
         in_flight=row["running"],
-        limit=int(row["limit"]),
+        limit=_int(row["limit"]) or 1,
         due_at=moment(int(float(row["due"]))),
     )
 
@@ -458,7 +468,7 @@ def _aggregation(row: Mapping[str, str]) -> AggregationLoad:
         aggr_id=row["name"],
         pending=pending,
         in_flight=running,
-        limit=int(row["limit"]),
+        limit=_int(row["limit"]) or 1,
         paused=row["paused"] == "1",
         cooling_until=_moment(row["cooling"]),
     )
@@ -471,7 +481,7 @@ def aggregation(flat: Sequence[Any]) -> Aggregation:
     values, overridden = fields(row["values"]), fields(row["asked"])
     return Aggregation(
         aggr_id=row["name"],
-        limit=int(values["limit"] or 1),
+        limit=_int(values["limit"]) or 1,
         rate=_number(values["rate"]),
         delay=_number(values["delay"]),
         overridden={name: _number(value) for name, value in overridden.items()},
@@ -486,7 +496,10 @@ def aggregation(flat: Sequence[Any]) -> Aggregation:
 
 
 def _moment(ms: str) -> datetime | None:
-    return moment(int(ms)) if ms else None
+    try:
+        return moment(int(ms)) if ms else None
+    except (ValueError, OverflowError):  # damaged in the store
+        return None
 
 
 def _number(text: str) -> float | None:
@@ -494,14 +507,22 @@ def _number(text: str) -> float | None:
     return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
+def _int(text: str | None) -> int:
+    """The number in a text; 0 for a missing one, and for one that was damaged in the store."""
+    try:
+        return int(text or 0)
+    except ValueError:
+        return 0
+
+
 def _outcome(row: Mapping[str, str], unseal: Unseal) -> Outcome:
     return Outcome(
         verdict=_VERDICTS.get(row.get("state", ""), Verdict.FAILED),
         error=row.get("error", ""),
         error_code=_member(ErrorCode, row.get("code", "")),
-        response_code=int(row.get("status") or 0),
+        response_code=_int(row.get("status")),
         file=FileFacts(
-            size=int(row.get("size") or 0),
+            size=_int(row.get("size")),
             sha256=row.get("sha256", ""),
             mime_type=row.get("mime", ""),
             image_size=row.get("image", ""),
@@ -528,9 +549,9 @@ def _task(row: Mapping[str, str], *, due_ms: str) -> Task:
     log = [line.partition(" ") for line in row.get("log", "").splitlines()]
     return Task(
         state=state,
-        attempts=int(row.get("attempts", 0)),
-        deliveries=int(row.get("deliveries", 0)),
-        crashes=int(row.get("crashes", 0)),
+        attempts=_int(row.get("attempts")),
+        deliveries=_int(row.get("deliveries")),
+        crashes=_int(row.get("crashes")),
         due_at=_moment(row.get("due") or due_ms) if state == State.PENDING else None,
         started_at=_moment(row.get("started", "")),
         finished_at=_moment(row.get("finished", "")),

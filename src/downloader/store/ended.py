@@ -90,10 +90,18 @@ def record(spec: JobSpec, outcome: Outcome, seal: Callable[[str], str] | None) -
 
 
 def parse(text: str) -> Ended:
-    """The inverse of `record` and of `end_job` in `_lib.lua`."""
+    """The inverse of `record` and of `end_job` in `_ended.lua`; `spec` is empty for a damaged record."""
+    try:
+        return _parse(text)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return Ended(spec="", download=dict(_DEFAULTS, code="", finished=""), callback={})
+
+
+def _parse(text: str) -> Ended:
     marks, *lines = text.split("\n")
     job: dict[str, Any] = {"aggr_limit": 1}
-    download, callback = dict(_DEFAULTS, code=""), dict(_DEFAULTS) if len(marks) > MARK_LENGTH else {}
+    download = dict(_DEFAULTS, code="", finished="")
+    callback = dict(_DEFAULTS) if len(marks) > MARK_LENGTH else {}
     by_letter = {line[0]: line[1:] for line in lines if line[0] not in "DCJ"}
     for letter in _RELATIVE:
         if letter in by_letter:

@@ -382,6 +382,8 @@ def _node_client(settings: RedisSettings, host: str, port: int) -> Any:
 def _options(settings: RedisSettings) -> dict[str, Any]:
     return {
         "decode_responses": True,
+        # A damaged text is no JSON then; an exception would end the call, and the next one.
+        "encoding_errors": "backslashreplace",
         # `Servers` bounds each call; a timer of the client for each read and write would cost CPU.
         "socket_timeout": None,
         "socket_connect_timeout": settings.timeout,

@@ -24,17 +24,16 @@ do -- a script may have 200 local names
   function end_job(id, record, keep_ms)
     local marks, lines, ended = '', {record}, nil
     for _, kind in ipairs({'download', 'callback'}) do
-      local flat, task = redis.call('HGETALL', key_task(kind, id)), {}
+      local flat, task = redis.pcall('HGETALL', key_task(kind, id)), {}
       for i = 1, #flat, 2 do task[flat[i]] = flat[i + 1] end
       if task.state then marks = marks .. mark_of(task.settled or '') end
-      ended = ended or task.finished
+      ended = ended or tonumber(task.finished)
       for name, value in pairs(task) do
-        local letter = LETTERS[kind][name]
-        if value == '' or LEFT_OUT[name] or value == DEFAULTS[name] then
-          -- Nobody needs it.
+        local letter, is_time = LETTERS[kind][name], name == 'started' or name == 'finished'
+        if value == '' or LEFT_OUT[name] or value == DEFAULTS[name] or is_time and not (tonumber(value) and ended) then
+          -- Nobody needs it, or it was damaged.
         elseif letter then
-          local relative = letter ~= 'f' and (name == 'started' or name == 'finished')
-          lines[#lines + 1] = letter .. (relative and string.format('%d', value - ended) or value)
+          lines[#lines + 1] = letter .. (is_time and letter ~= 'f' and string.format('%d', value - ended) or value)
         else
           lines[#lines + 1] = (kind == 'download' and 'D' or 'C') .. name .. '=' .. string.gsub(value, '\n', '\r')
         end
@@ -53,7 +52,7 @@ local function conclude(id, item, keep_ms)
   local bytes = item.counted and redis.call('HGET', key_task('download', id), 'counted')
   if bytes then
     redis.call('HDEL', key_task('download', id), 'counted')
-    count_usage(item.counted, -1, -tonumber(bytes), 0)
+    count_usage(item.counted, -1, -(tonumber(bytes) or 0), 0)
   end
   if callback == '' then
     if item.record then end_job(id, item.record, keep_ms) else redis.call('ZADD', key_reap(), now + keep_ms, id) end

@@ -96,7 +96,7 @@ end
 local function free_cancelled(id, group)
   redis.call('ZREM', key_stopping(), id .. ' ' .. group)
   redis.call('SREM', key_running('download', group), id)
-  leave_host(id, group, redis.call('HGET', key_task('download', id), 'host'))
+  leave_host(id, group, task_fields('download', id, 'host')[1])
   touch('download', group)
 end
 
@@ -138,7 +138,7 @@ local function enter_host(host, id, group, due, spec)
   -- An estimate of all parked downloads of the host: each aggregation counts as if it had the same number.
   local all = (count + 1) * redis.call('ZCARD', key_waiting(host))
   again = math.max(again, math.min(ASK_AGAIN_STEP_MS * all, ASK_AGAIN_MAX_MS))
-  local priority = tonumber(redis.call('HGET', key_task('download', id), 'priority') or '0')
+  local priority = tonumber(redis.call('HGET', key_task('download', id), 'priority') or nil) or 0
   redis.call('ZADD', parked, 'NX', (MAX_PRIORITY - priority) * LEVEL + due, id)
   -- Only the first download of an aggregation tries again soon, so that hundreds of full hosts cost little.
   if redis.call('ZRANK', parked, id) > 0 then again = ASK_AGAIN_MAX_MS + ASK_AGAIN_STEP_MS * count end

@@ -22,8 +22,37 @@ local function items()
   end
 end
 
--- Number of failed attempts in the log of a task.
-local LOG_LENGTH = 5
+-- The text of a stored job, or false. A key of another type counts as a job that cannot be read.
+local function stored_job(id)
+  local spec = redis.pcall('GET', key_job(id))
+  return type(spec) == 'table' and '' or spec
+end
+
+-- Fields of a stored job, without lists and objects; none of a job that cannot be read.
+local function decoded(spec)
+  local readable, job = pcall(cjson.decode, spec)
+  local fields = {}
+  for name, value in pairs(readable and type(job) == 'table' and job or {}) do
+    if type(value) ~= 'table' and value ~= cjson.null then fields[name] = value end
+  end
+  return fields
+end
+
+-- Fields of a task that is about to be changed. A key of another type is deleted: the task goes on without a record.
+local function task_fields(kind, id, ...)
+  local fields = redis.pcall('HMGET', key_task(kind, id), ...)
+  if not fields.err then return fields end
+  redis.call('DEL', key_task(kind, id))
+  return redis.call('HMGET', key_task(kind, id), ...)
+end
+
+-- Adds to a number in a task's record; a text that is no number counts as 0.
+local function add_to(kind, id, name, amount)
+  local sum = redis.pcall('HINCRBY', key_task(kind, id), name, amount)
+  if type(sum) == 'number' then return sum end
+  redis.call('HSET', key_task(kind, id), name, amount)
+  return amount
+end
 
 -- By kind and type of callback: a group that can run now and could not before, and the earliest new timer. `first`: the
 -- kinds of which a group is the first, or a timer the earliest. `place_touched` tells an instance.
@@ -178,8 +207,8 @@ local GATE = {'cooling', 'rate', 'delay', 'started'}
 
 -- The gap: least ms between two starts, perhaps with a fraction.
 local function gap_of(rate, delay)
-  local gap = rate and rate ~= '' and math.min(1000 / tonumber(rate), MAX_GAP_MS) or 0
-  return math.max(gap, delay and delay ~= '' and tonumber(delay) * 1000 or 0)
+  local per_s = tonumber(rate or nil)
+  return math.max(per_s and math.min(1000 / per_s, MAX_GAP_MS) or 0, (tonumber(delay or nil) or 0) * 1000)
 end
 
 -- The longest cooldown, also after many doublings; `fetch.retry` has the same bound for a cooldown from an origin.
@@ -188,7 +217,7 @@ local MAX_COOLDOWN_MS = 3600 * 1000
 -- The time (ms, perhaps with a fraction) before which a group starts no task, from the values of GATE. A value too far in
 -- the future is ignored: it can only come from a server clock that was set back.
 local function opens(cooling, rate, delay, started)
-  local cools, last = tonumber(cooling or '0'), tonumber(started or nil)
+  local cools, last = tonumber(cooling or nil) or 0, tonumber(started or nil)
   if cools > now + MAX_COOLDOWN_MS then cools = 0 end
   if not last or last > now + CATCH_UP_MS then return cools end
   return math.max(cools, last + gap_of(rate, delay))
@@ -198,7 +227,7 @@ end
 -- time and is at most `CATCH_UP_MS` late, the next gap begins at the planned time, else now. With a `delay`, which is
 -- a minimum, the gap always begins now. A job past its deadline sends no request, so it does not count as a start.
 local function note_start(record, due, spec, cooling, rate, delay, started)
-  if gap_of(rate, delay) == 0 or (cjson.decode(spec).deadline or math.huge) <= now then return end
+  if gap_of(rate, delay) == 0 or (tonumber(decoded(spec).deadline) or math.huge) <= now then return end
   local planned = opens(cooling, rate, delay, started)
   local late = gap_of(nil, delay) == 0 and due <= planned and now - planned <= CATCH_UP_MS
   redis.call('HSET', record, 'started', string.format('%.3f', late and planned or now))
@@ -212,6 +241,7 @@ local MAX_PRIORITY, LEVEL = 9, 3e14
 -- Adds a pending task to its group's queue.
 local function enqueue(kind, id, group, due, priority)
   redis.call('ZADD', key_queue(kind, group), due, id)
+  priority = tonumber(priority or nil)
   if priority then redis.call('ZADD', key_urgent(group), (MAX_PRIORITY - priority) * LEVEL + due, id) end
 end
 
@@ -386,10 +416,12 @@ end
 -- the task already, and the caller missed the answer; 'cancelled' if a client has cancelled the download meanwhile; else
 -- 'lost'. Also returns the task's group and, if the task has a place at a host, the host.
 local function claim(kind, id, owner, generation)
-  local task = redis.call('HMGET', key_task(kind, id), 'state', 'owner', 'generation', 'settled', 'group', 'host')
+  local task = task_fields(kind, id, 'state', 'owner', 'generation', 'settled', 'group', 'host')
   local group, host = task[5], task[6]
-  if task[1] == 'running' and task[2] == owner and task[3] == generation then return 'held', group, host end
-  if task[1] == 'cancelled' and owner == task[2] and generation == task[3] then return 'cancelled', group, host end
+  if group and task[2] == owner and task[3] == generation then
+    if task[1] == 'running' then return 'held', group, host end
+    if task[1] == 'cancelled' then return 'cancelled', group, host end
+  end
   -- Earlier versions note the generation alone.
   if task[4] == settled_by(owner, generation) or task[4] == generation then return 'repeated', group, host end
   if not task[1] then
@@ -423,7 +455,7 @@ local SUSPECT_CRASHES = 2
 -- The due time of a running task, which is its place in the queue if it is handed back. Missing in records of earlier
 -- versions.
 local function place_of(kind, id)
-  return math.min(now, tonumber(redis.call('HGET', key_task(kind, id), 'due') or now))
+  return math.min(now, tonumber(redis.call('HGET', key_task(kind, id), 'due') or nil) or now)
 end
 
 -- How long a host's record is kept: longer than any cooldown and any gap.
@@ -451,13 +483,13 @@ end
 -- to that cooldown and does not count again.
 local function cool_down(id, group, host, item)
   if not item.cool_ms then return end
-  local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or now)
+  local began = tonumber(redis.call('HGET', key_task('download', id), 'started') or nil) or now
   begin_cooldown(key_group('download', group), began, item)
   if host and item.host_too ~= false then
     begin_cooldown(key_host(host), began, item)
     redis.call('PEXPIRE', key_host(host), HOST_TTL_MS)
   end
-  redis.call('HINCRBY', key_task('download', id), 'throttled', 1)
+  add_to('download', id, 'throttled', 1)
 end
 
 -- The next `call.count` members of a sorted set with their scores, behind the last one read before (`call.id` with
@@ -477,7 +509,7 @@ local function read_on(key, rev)
   return redis.call(rev and 'ZREVRANGE' or 'ZRANGE', key, start, start + call.count - 1, 'WITHSCORES')
 end
 
--- Adds a failed attempt to the task's log: lines of `<ms> <error>`, the newest last.
+-- Adds a failed attempt to the task's log of the last five: lines of `<ms> <error>`, the newest last.
 local function remember(kind, id, text)
   local task = key_task(kind, id)
   local log = redis.call('HGET', task, 'log')
@@ -486,7 +518,7 @@ local function remember(kind, id, text)
     for line in string.gmatch(log, '[^\n]+') do lines[#lines + 1] = line end
   end
   lines[#lines + 1] = now .. ' ' .. string.gsub(text, '%c', ' ')
-  while #lines > LOG_LENGTH do table.remove(lines, 1) end
+  while #lines > 5 do table.remove(lines, 1) end
   redis.call('HSET', task, 'log', table.concat(lines, '\n'))
 end
 

@@ -56,8 +56,8 @@ end
 local failed_to, place_of = {}, {}
 local failed = redis.call('ZRANGE', key_failed(), '+inf', now, 'BYSCORE', 'REV', 'LIMIT', 0, call.failures)
 for _, id in ipairs(failed) do
-  local name = redis.call('HGET', key_task('callback', id), 'group')
-  if name then
+  local name = redis.pcall('HGET', key_task('callback', id), 'group')
+  if type(name) == 'string' then
     local place = place_of[name] or #failed_to + 1
     place_of[name] = place
     failed_to[place], failed_to[place + 1] = name, (failed_to[place + 1] or 0) + 1

@@ -17,7 +17,7 @@ local function cancel(item)
   if redis.call('EXISTS', key_job(id)) == 0 then return redis.call('HEXISTS', key_ended(), id) == 1 and 'conflict' or 'unknown' end
 
   local task = key_task('download', id)
-  local state = redis.call('HGET', task, 'state') or 'pending'
+  local state = task_fields('download', id, 'state')[1] or 'pending'
   if state == 'cancelled' then return 'done' end
 
   -- ZREM comes before all other writes, which the server refuses when memory is full.
@@ -25,7 +25,7 @@ local function cancel(item)
     redis.call('ZREM', key_queue('download', group), id)
     redis.call('ZREM', key_urgent(group), id)
   elseif state == 'running' then
-    local ends = redis.call('ZSCORE', key_leases('download'), id)
+    local ends = redis.call('ZSCORE', key_leases('download'), id) or now
     redis.call('ZREM', key_leases('download'), id)
     redis.call('ZADD', key_stopping(), ends, id .. ' ' .. group)
     -- The holder needs the record to free the slot and to delete the file.

@@ -19,7 +19,7 @@ for item in items() do
     local task = key_task('callback', item.id)
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error)
-    redis.call('HINCRBY', task, 'attempts', 1)
+    add_to('callback', item.id, 'attempts', 1)
     redis.call('HDEL', task, 'owner')
     if item.error ~= '' then remember('callback', item.id, item.error) end
     if item.state == 'succeeded' then
@@ -29,7 +29,7 @@ for item in items() do
       redis.call('ZADD', key_failed(), now + item.keep_ms, item.id)
     end
     note_answer(group, item.state == 'succeeded', item.slow)
-    if item.record and redis.call('HGET', key_task('download', item.id), 'state') == 'succeeded' then
+    if item.record and task_fields('download', item.id, 'state')[1] == 'succeeded' then
       end_job(item.id, item.record, item.keep_ms)
     else
       redis.call('ZADD', key_reap(), now + item.keep_ms, item.id)

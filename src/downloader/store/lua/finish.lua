@@ -21,7 +21,7 @@ for item in items() do
     redis.call('HSET', task, 'state', item.state, 'finished', now, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status, 'size', item.size,
       'sha256', item.sha256, 'mime', item.mime, 'image', item.image, unpack(item.more or {}))
-    redis.call('HINCRBY', task, 'attempts', item.attempts)
+    add_to('download', id, 'attempts', item.attempts)
     cool_down(id, group, host, item)
     leave_host(id, group, host)
     redis.call('HDEL', task, 'owner', 'due')

@@ -8,16 +8,17 @@
 --         ms or '' while nothing ends it; nothing for no such job
 -- repeat  harmless
 
-local spec = redis.call('GET', key_job(call.id))
+local spec = stored_job(call.id)
 if not spec then
   local ended = redis.call('HGET', key_ended(), call.id)
   if not ended then return {} end
   return {'ended', ended, 'keep_until', redis.call('ZSCORE', key_reap_ended(), call.id) or ''}
 end
-local download = redis.call('HMGET', key_task('download', call.id), 'state', 'finished')
+local download = task_fields('download', call.id, 'state', 'finished')
+local state = task_fields('callback', call.id, 'state')[1]
 local callback = redis.call('HGETALL', key_task('callback', call.id))
 local keep_until = redis.call('ZSCORE', key_reap(), call.id)
-if download[1] == 'succeeded' and not keep_until and not redis.call('HGET', key_task('callback', call.id), 'state') then
+if download[1] == 'succeeded' and not keep_until and not state then
   callback = {'state', 'pending', 'due', download[2]}
 end
 return {

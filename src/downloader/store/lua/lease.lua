@@ -32,34 +32,37 @@ local types = call.types or ALL_TYPES
 -- Delay of a suspect that this instance may not run because it runs another suspect.
 local SUSPECT_AGAIN_MS = 1000
 
--- What a callback needs of the download's result.
-local RESULT = {
-  'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image', 'retried',
-  'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
-}
+local describe
+do -- a script may have 200 local names
+  -- What a callback needs of the download's result.
+  local RESULT = {
+    'state', 'attempts', 'error', 'code', 'status', 'size', 'sha256', 'mime', 'image', 'retried',
+    'etag', 'last_modified', 'content_type', 'final_url', 'not_modified', 'finished',
+  }
 
--- A lease as it is answered, and the token of its group.
-local function describe(id, group, generation, set, waited, spec)
-  local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
-  local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy', 'token')
-  local result, since = {}, task[4]
-  if kind == 'callback' then
-    local values = redis.call('HMGET', key_task('download', id), unpack(RESULT))
-    for i, value in ipairs(values) do
-      if value then
-        result[#result + 1] = RESULT[i]
-        result[#result + 1] = value
+  -- A lease as it is answered, and the token of its group.
+  function describe(id, group, generation, set, waited, spec)
+    local task = redis.call('HMGET', key_task(kind, id), 'attempts', 'crashes', 'throttled', 'since')
+    local record = redis.call('HMGET', key_group(kind, group), 'limit', 'proxy', 'token')
+    local result, since = {}, task[4]
+    if kind == 'callback' then
+      local values = redis.pcall('HMGET', key_task('download', id), unpack(RESULT))
+      for i, value in ipairs(values) do
+        if value then
+          result[#result + 1] = RESULT[i]
+          result[#result + 1] = value
+        end
       end
+      since = since or values[#RESULT]
     end
-    since = since or values[#RESULT]
+    return {
+      'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
+      'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
+      'token', record[3] or '', 'spec', spec,
+      'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
+      'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
+    }, record[3] or ''
   end
-  return {
-    'id', id, 'group', group, 'generation', generation, 'attempts', task[1] or '0',
-    'crashes', task[2] or '0', 'throttled', task[3] or '0', 'limit', record[1] or '1', 'proxy', record[2] or '',
-    'token', record[3] or '', 'spec', spec,
-    'proven', set == key_ready(kind) and '1' or '', 'failing', set == key_failing() and '1' or '',
-    'waited_ms', waited, 'age_ms', now - (tonumber(since or nil) or now), 'result', result,
-  }, record[3] or ''
 end
 
 local excepted = {}
@@ -75,8 +78,6 @@ for type in string.gmatch(mixed and types or '', '[^,]+') do
   aside[key_aside(type)] = true
 end
 
--- Most groups of `aside` that are read to find one that the call may get.
-local ASIDE_READ = 16
 -- Most groups that a call leaves to others, so that it is short; due_ms 0 makes the caller ask again.
 local MOST_LEFT = 100
 local left_to_others = 0
@@ -113,9 +114,6 @@ local function first_of_groups(at)
   end
   return nil, last
 end
-
--- How many tokens are examined for one with a group that can run.
-local MOST_TOKENS = 100
 
 -- What each token may still get, and whether some come last or get nothing. Jobs without a token have no limit.
 local left, limited = call.tokens or {}, false
@@ -161,6 +159,8 @@ end
 
 -- The next group of a set where some tokens come last or get nothing.
 local function first_by_token(set)
+  -- How many tokens are examined for one with a group that can run.
+  local MOST_TOKENS = 100
   note_turns(kind, set)
   local tokens, last, of = redis.call('ZRANGE', key_tokens(), 0, MOST_TOKENS - 1), nil, nil
   for _, token in ipairs(tokens) do
@@ -185,7 +185,8 @@ end
 -- The next group of a set, if the call may get one.
 local function first_of(set)
   if aside[set] then
-    for _, group in ipairs(redis.call('ZRANGE', set, 0, ASIDE_READ - 1)) do
+    -- Bounded, because the call may get none of them.
+    for _, group in ipairs(redis.call('ZRANGE', set, 0, 15)) do
       if has_share(ready_set(kind, group)) then return group end
     end
     return nil
@@ -234,7 +235,7 @@ if memo and string.match(memo, '^%S+') == call.request then
       redis.call('ZADD', key_leases(kind), now + call.lease_ms, id)
       prolong_visit(host, id)
       leases[#leases + 1] = describe(id, group, generation, ready_set(kind, group), -1,
-        redis.call('GET', key_job(id)))
+        stored_job(id) or '')
     end
   end
   redis.call('PEXPIRE', key_memo(kind, owner), call.lease_ms)
@@ -264,12 +265,12 @@ while #leases < call.count and turns < 2 * call.count + 16 do
   local record = redis.call('HMGET', key_group(kind, group), 'limit', unpack(GATE))
   local id, due, urgent = next_task(kind, group, head)
   local not_before
-  if id and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < tonumber(record[1] or '1') then
-    local spec = redis.call('GET', key_job(id))
-    local host = call.hosts and spec and cjson.decode(spec).host
+  if id and due <= now and opens(unpack(record, 2)) <= now and redis.call('SCARD', running) < (tonumber(record[1] or nil) or 1) then
+    local spec = stored_job(id)
+    local host = call.hosts and spec and decoded(spec).host
     local task = key_task(kind, id)
-    local former = redis.call('HMGET', task, 'generation', 'crashes')
-    local suspect = tonumber(former[2] or '0') >= SUSPECT_CRASHES
+    local former = task_fields(kind, id, 'generation', 'crashes')
+    local suspect = (tonumber(former[2] or nil) or 0) >= SUSPECT_CRASHES
     local starts = not suspect or suspects < 1
     if not starts then
       local priority = kind == 'download' and redis.call('HGET', task, 'priority')
@@ -280,14 +281,16 @@ while #leases < call.count and turns < 2 * call.count + 16 do
     if starts then
       redis.call('ZREM', queue, id)
       if urgent then redis.call('ZREM', key_urgent(group), id) end
+      -- The job was evicted or deleted by hand.
+      if not spec then redis.call('DEL', key_task('download', id), key_task('callback', id)) end
     end
     if starts and spec then
       -- At least the time: a generation does not come twice, also where a failover has lost the last lease.
-      local generation = string.format('%.0f', math.max(tonumber(former[1] or '0') + 1, now))
+      local generation = string.format('%.0f', math.max((tonumber(former[1] or nil) or 0) + 1, now))
       if suspect then suspects = suspects + 1 end
       redis.call('HSET', task, 'state', 'running', 'owner', owner, 'group', group, 'started', now,
         'generation', generation, 'due', due)
-      redis.call('HINCRBY', task, 'deliveries', 1)
+      add_to(kind, id, 'deliveries', 1)
       if host then redis.call('HSET', task, 'host', host) end
       redis.call('SADD', running, id)
       note_start(key_group(kind, group), tonumber(head[2]), spec, unpack(record, 2))

@@ -46,11 +46,11 @@ local jobs, bytes, last = {}, 0, 0
 while last < #rows and bytes < MAX_BYTES do
   local id = rows[last + 1]
   last = last + 2
-  local download = redis.call('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping',
+  local download = redis.pcall('HMGET', key_task('download', id), 'state', 'group', 'finished', 'error', 'reaping',
     'code')
-  local callback = redis.call('HMGET', key_task('callback', id), 'state', 'finished', 'error', 'group')
+  local callback = redis.pcall('HMGET', key_task('callback', id), 'state', 'finished', 'error', 'group')
   local failed = callback[1] == 'failed'
-  local spec = redis.call('GET', key_job(id))
+  local spec = stored_job(id)
   if spec and not download[5] then
     bytes = bytes + #spec
     jobs[#jobs + 1] = {

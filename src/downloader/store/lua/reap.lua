@@ -15,15 +15,19 @@ local jobs = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap(), '-inf', now, 'LIMIT', 0, call.count)) do
   -- ZREM comes before all other writes, which the server refuses when memory is full. Reaping frees memory.
   redis.call('ZREM', key_reap(), id)
-  local spec = redis.call('GET', key_job(id))
+  local spec = stored_job(id)
   if spec then
     redis.call('ZADD', key_reap(), now + call.hold_ms, id)
+    local task = task_fields('download', id, 'state', 'deliveries', 'attempts')
     redis.call('HSET', key_task('download', id), 'reaping', 1)
-    local task = redis.call('HMGET', key_task('download', id), 'state', 'deliveries', 'attempts')
     -- An attempt without a reported end may have stored the file.
-    local unclear = tonumber(task[2] or '0') > tonumber(task[3] or '0')
+    local unclear = (tonumber(task[2] or nil) or 0) > (tonumber(task[3] or nil) or 0)
     local file = (task[1] == 'succeeded' or unclear) and '1' or ''
     jobs[#jobs + 1] = {'id', id, 'spec', spec, 'file', file}
+  else
+    -- The job was evicted or deleted by hand.
+    redis.call('ZREM', key_failed_downloads(), id)
+    redis.call('DEL', key_task('download', id), key_task('callback', id))
   end
 end
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', key_reap_ended(), '-inf', now, 'LIMIT', 0, call.count - #jobs)) do

@@ -23,7 +23,7 @@ for item in items() do
     free_cancelled(item.id, group)
   elseif holder == 'lost' and redis.call('HGET', key_task(kind, item.id), 'swept') == item.generation then
     redis.call('HDEL', key_task(kind, item.id), 'swept')
-    redis.call('HINCRBY', key_task(kind, item.id), 'crashes', -1)
+    add_to(kind, item.id, 'crashes', -1)
   end
   answers[#answers + 1] = ANSWERS[holder]
 end

@@ -10,18 +10,18 @@
 local kind = call.kind
 
 local function retry(id)
-  local spec = redis.call('GET', key_job(id))
+  local spec = stored_job(id)
   if not spec then return redis.call('HEXISTS', key_ended(), id) == 1 and 'conflict' or 'unknown' end
 
   local task = key_task(kind, id)
-  local job = cjson.decode(spec)
-  local state, group, retried = unpack(redis.call('HMGET', task, 'state', 'group', 'retried'))
+  local job = decoded(spec)
+  local state, group, retried = unpack(task_fields(kind, id, 'state', 'group', 'retried'))
   if retried == call.request then return 'done' end
-  if redis.call('HGET', key_task('download', id), 'reaping') then return 'conflict' end
-  if state ~= 'failed' then return 'conflict' end
+  if task_fields('download', id, 'reaping')[1] then return 'conflict' end
+  if state ~= 'failed' or not group or not job.aggr_limit then return 'conflict' end
 
   if kind == 'download' then
-    local callback = redis.call('HGET', key_task('callback', id), 'state')
+    local callback, generation = unpack(task_fields('callback', id, 'state', 'generation'))
     if callback == 'pending' or callback == 'running' then return 'conflict' end
     local record = key_group(kind, group)
     -- Only with the proxy with which the job was accepted, because the client may not be permitted to use another one.
@@ -29,7 +29,6 @@ local function retry(id)
     local other = redis.call('HGET', record, 'proxy')
     if (other or '') ~= '' and other ~= proxy then return 'conflict' end
     -- The next callback continues the generations, so that a late holder of this one cannot settle it.
-    local generation = redis.call('HGET', key_task('callback', id), 'generation')
     redis.call('DEL', key_task('callback', id))
     if generation then redis.call('HSET', key_task('callback', id), 'generation', generation) end
     if redis.call('HSETNX', record, 'limit', job.aggr_limit) == 1 then

@@ -22,7 +22,7 @@ for item in items() do
     local task = key_task(kind, item.id)
     redis.call('HSET', task, 'settled', settled_by(call.owner, item.generation),
       'error', item.error, 'code', item.code, 'status', item.status)
-    redis.call('HINCRBY', task, 'attempts', item.attempts)
+    add_to(kind, item.id, 'attempts', item.attempts)
     cool_down(item.id, group, host, item)
     leave_host(item.id, group, host)
     remember(kind, item.id, item.error)

@@ -13,11 +13,11 @@ local callbacks = call.which == 'failed callbacks'
 local rows = read_on(callbacks and key_failed() or key_failed_downloads(), true)
 local failures, place_of = {}, {}
 for i = 1, #rows, 2 do
-  local download = redis.call('HMGET', key_task('download', rows[i]), 'group', 'code', 'state', 'finished', 'error',
+  local download = redis.pcall('HMGET', key_task('download', rows[i]), 'group', 'code', 'state', 'finished', 'error',
     'reaping')
   local state, finished, reason = download[3], download[4], download[5]
   if callbacks then
-    state, finished, reason = unpack(redis.call('HMGET', key_task('callback', rows[i]), 'state', 'finished', 'error'))
+    state, finished, reason = unpack(redis.pcall('HMGET', key_task('callback', rows[i]), 'state', 'finished', 'error'))
   end
   -- An earlier version leaves a job here that was retried.
   if state == 'failed' and not download[6] then
@@ -32,7 +32,7 @@ for i = 1, #rows, 2 do
     end
     local failure = failures[place]
     failure[8] = failure[8] + 1
-    if tonumber(finished or '0') > tonumber(failure[10]) then failure[10], failure[12] = finished, rows[i] end
+    if (tonumber(finished or nil) or 0) > tonumber(failure[10]) then failure[10], failure[12] = finished, rows[i] end
   end
 end
 local more = #rows == 2 * call.count

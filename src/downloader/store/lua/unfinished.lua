@@ -15,7 +15,7 @@ local more = #ids == call.count
 if not more then
   for _, id in ipairs(redis.call('SMEMBERS', key_running('download', call.group))) do
     -- A cancelled download keeps its slot until its holder has stopped.
-    if redis.call('HGET', key_task('download', id), 'state') == 'running' then ids[#ids + 1] = id end
+    if redis.pcall('HGET', key_task('download', id), 'state') == 'running' then ids[#ids + 1] = id end
   end
 end
 local jobs, bytes = {}, 0
@@ -24,7 +24,7 @@ for _, id in ipairs(ids) do
     more = true
     break
   end
-  local spec = redis.call('GET', key_job(id))
+  local spec = stored_job(id)
   if spec then
     bytes = bytes + #spec
     jobs[#jobs + 1], jobs[#jobs + 2] = id, spec
