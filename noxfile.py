@@ -130,6 +130,13 @@ def readme(session: nox.Session) -> None:
 
 
 @nox.session
+def receivers(session: nox.Session) -> None:
+    """The receivers of docs/howto/receivers.md, typed as they stand; `node` and `go` of the system."""
+    session.install("standardwebhooks")
+    session.run("python", "tools/receivers.py", *session.posargs)
+
+
+@nox.session
 def image(session: nox.Session) -> None:
     """The Containerfile's image and compose.yaml, built and run; as root, with container tools of Debian."""
     session.run("python", "tools/image.py", *session.posargs)

@@ -24,7 +24,6 @@ from downloader.api.problems import CODES
 from downloader.api.routes import ROUTES
 from downloader.cli import COMMANDS, make_app
 from downloader.config.models import Settings
-from downloader.model import ErrorCode
 from downloader.observe import Event
 from downloader.observe.counters import NOTIFIER_COUNTERS, PROCESSOR_COUNTERS
 from downloader.observe.metrics import METRICS
@@ -327,7 +326,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "job-fields": job_fields,
     "commands": commands,
     "problem-codes": lambda: named("code | means", CODES),
-    "error-codes": lambda: enumerated("error_code | means", ErrorCode),
     "events": lambda: enumerated("event | means", Event),
     "processor-counters": lambda: named("processor | counts", PROCESSOR_COUNTERS),
     "notifier-counters": lambda: named("notifier | counts", NOTIFIER_COUNTERS),

@@ -19,7 +19,6 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from downloader.cli import make_app
 from downloader.config import Settings, load_settings
 from downloader.service import diagnose
 from downloader.service.doctor import FindingState
@@ -38,7 +37,6 @@ GUIDES = {
     path.stem: re.sub(rf"\b({'|'.join(PORTS)})\b", lambda port: PORTS[port[0]], path.read_text("utf-8"))
     for path in (Path(__file__).parents[2] / "docs/howto").glob("*.md")
 }
-WALKED = {"keys", "s3", "kafka", "sqs"}
 
 ENVIRON = {
     "REDIS_URL": "rediss://:secret@redis.internal",
@@ -47,6 +45,8 @@ ENVIRON = {
     "PAGE_TOKEN": "page" * 4,
     "PROMETHEUS_TOKEN": "scraper" * 4,
     "WEBHOOK_SECRET": "whsec_c2VjcmV0",
+    "OPERATOR_TOKEN": "operator" * 2,
+    "SHOP_WEBHOOK_SECRET": "whsec_c2VjcmV0",
 }
 """What the guides' configurations refer to."""
 
@@ -186,6 +186,38 @@ def assert_told(job_id: str, message: str) -> None:
     assert (callback["job_id"], callback["success"], callback["extra"]) == (job_id, True, "my-id-17")
 
 
+@walk
+def test_the_tls_guide_ends_with_an_answer_over_tls(folder: Path) -> None:
+    certificate, run, ask = SHELL.findall(GUIDES["tls"])
+    write(folder, GUIDES["tls"])
+    sh(certificate, folder)
+    with ExitStack() as stack:
+        serve(stack, f"{run.strip()} --port {PORT}", folder, PORT)
+        assert json.loads(sh(ask, folder))["status"] == "ok"
+        command = f"SSL_CERT_FILE=cert.pem .venv/bin/downloader jobs --api https://localhost:{PORT}"
+        assert sh(command, folder) == ""
+
+
+@walk
+def test_the_guide_of_backups_ends_with_the_jobs_of_the_backup(folder: Path) -> None:
+    back_up, restore = SHELL.findall(GUIDES["backups"])
+    run = f".venv/bin/downloader run --allow 127.0.0.1 --port {PORT}"
+    api = f"DOWNLOADER_API=http://127.0.0.1:{PORT} .venv/bin/downloader"
+    with ExitStack() as stack:
+        serve(stack, run, folder, PORT)
+        submit = f"{api} submit --wait http://127.0.0.1:{PORT}/openapi.json"
+        _, job_id, *_ = sh(submit, folder).split()
+    sh(back_up, folder)
+    stored = folder / "downloader-data" / "files" / job_id[:3] / job_id
+    content = stored.read_bytes()
+    stored.unlink()
+    sh(restore, folder)
+    with ExitStack() as stack:
+        serve(stack, run, folder, PORT)
+        assert json.loads(sh(f"{api} job {job_id} --json", folder))["state"] == "succeeded"
+        assert stored.read_bytes() == content
+
+
 @pytest.mark.parametrize("name", [name for name in GUIDES if blocks(name, "toml")])
 def test_the_configurations_of_a_guide_are_valid(name: str, tmp_path: Path) -> None:
     for text in blocks(name, "toml"):
@@ -251,13 +283,3 @@ def test_the_doctor_approves_of_a_server_with_the_redis_guides_settings(tmp_path
         given = Settings.model_validate({"data_dir": str(tmp_path), "api": {"port": 0}, "redis": redis})
         [found] = [one for one in diagnose(given, show=lambda _: None) if one.part == "redis"]
         assert found.state is FindingState.OK, found.text
-
-
-@pytest.mark.parametrize("name", [name for name in sorted(GUIDES.keys() - WALKED) if blocks(name, "sh")])
-def test_the_commands_of_a_guide_are_the_command_lines_own(name: str) -> None:
-    app = make_app()
-    for command in blocks(name, "sh"):
-        for line in command.splitlines():
-            program, *words = line.split()
-            assert program == "downloader"
-            app.parse_args(words, exit_on_error=False, print_error=False)

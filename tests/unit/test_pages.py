@@ -51,6 +51,14 @@ def test_the_web_page_has_words_for_each_reason_of_a_failure() -> None:
     assert set(re.findall(r"^ *(\w+):", reasons, re.MULTILINE)) == {*ErrorCode, "callback"} - {""}
 
 
+def test_each_reason_of_a_failed_download_has_a_remedy() -> None:
+    table = page("errors.md").partition("\n## Of a request")[0]
+    rows = [re.split(r" *\| *", line)[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    codes = {code for row in rows for code in re.findall(r"`(\w+)`", row[0])}
+    assert codes == {*ErrorCode, "error_code"} - {""}
+    assert all(len(row) == 5 and all(row) for row in rows)
+
+
 @pytest.mark.parametrize("state", State)
 def test_each_state_is_on_the_api_page(state: str) -> None:
     assert f"`{state}`" in page("api/jobs.md")
