@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
 import httpx2
 import pytest
+import structlog
 import trio
 
 from downloader.api import Api, ApiDeps, serve
 from downloader.api.events import Pace
+from downloader.cli import main
 from downloader.config import ApiSettings
+from downloader.model import Outcome
 from downloader.net import EgressPolicy
 from downloader.server import Limits
 from downloader.store import JobStore
 from servers.api import Served, Serving, check_declared
+from servers.cli import Ran, Run
+from servers.jobs import end_all
 
 
 @pytest.fixture
@@ -92,3 +99,32 @@ async def api(serving: Serving) -> Served:
 def log(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
     """What has been printed since the last call."""
     return lambda: "".join(capfd.readouterr())
+
+
+@pytest.fixture
+def run(api: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a command in a thread, while this one serves."""
+    monkeypatch.setenv("DOWNLOADER_API", f"http://127.0.0.1:{api.port}")
+    monkeypatch.delenv("DOWNLOADER_TOKEN", raising=False)
+
+    async def call(*arguments: str, stdin: str = "") -> Ran:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with structlog.testing.capture_logs():
+            capsys.readouterr()
+            status = await trio.to_thread.run_sync(main, arguments)
+        return Ran(status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+async def ending(api: Served, nursery: trio.Nursery) -> AsyncIterator[Callable[[Outcome], None]]:
+    """Ends all downloads with this outcome from now on."""
+
+    async def end(outcome: Outcome) -> None:
+        while True:
+            await end_all(api.store, outcome)
+            await trio.sleep(0.02)
+
+    yield lambda outcome: nursery.start_soon(end, outcome)
+    nursery.cancel_scope.cancel()

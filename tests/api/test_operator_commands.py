@@ -5,19 +5,17 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import structlog
 import trio
 from pydantic import SecretStr
 
-from downloader.cli import main
 from downloader.config import ApiSettings, TokenSettings
 from downloader.model import CallbackOutcome, ErrorCode, FileFacts, Kind, Lease, Outcome, Verdict
 from servers.api import JOB, Served, Serving
-from servers.cli import Ran
+from servers.cli import Ran, Run
 from servers.jobs import end_all
 
 STORED = Outcome(
@@ -25,37 +23,6 @@ STORED = Outcome(
 )
 GONE = Outcome(verdict=Verdict.FAILED, error="gone", error_code=ErrorCode.HTTP_STATUS, response_code=410)
 HTTP = ("--callback", "https://client.example/done")
-
-Run = Callable[..., Awaitable[Ran]]
-
-
-@pytest.fixture
-def run(api: Served, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a command in a thread, while this one serves."""
-    monkeypatch.setenv("DOWNLOADER_API", f"http://127.0.0.1:{api.port}")
-    monkeypatch.delenv("DOWNLOADER_TOKEN", raising=False)
-
-    async def call(*arguments: str, stdin: str = "") -> Ran:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with structlog.testing.capture_logs():
-            capsys.readouterr()
-            status = await trio.to_thread.run_sync(main, arguments)
-        return Ran(status, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-async def ending(api: Served, nursery: trio.Nursery) -> AsyncIterator[Callable[[Outcome], None]]:
-    """Ends all downloads with this outcome from now on."""
-
-    async def end(outcome: Outcome) -> None:
-        while True:
-            await end_all(api.store, outcome)
-            await trio.sleep(0.02)
-
-    yield lambda outcome: nursery.start_soon(end, outcome)
-    nursery.cancel_scope.cancel()
 
 
 async def test_submit_reports_each_job(run: Run, api: Served) -> None:

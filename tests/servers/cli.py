@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -38,6 +38,10 @@ class Ran:
     def json_lines(self) -> list[dict[str, Any]]:
         """Standard output as NDJSON."""
         return [json.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Awaitable[Ran]]
+"""Runs a command in a thread of this process."""
 
 
 def run_cli(

@@ -131,27 +131,41 @@ def load(config: Path | None, flags: dict[str, Any] | None = None) -> Settings:
     return load_settings(config, environ=os.environ, overrides=flags or {})
 
 
-def read_lines(source: str) -> Iterator[tuple[str, str]]:
-    """Yield the place (`FILE, line NUMBER`) and text of each line, except blank lines and comments.
+def name_of(source: str) -> str:
+    """The name of a file that a flag names, for people."""
+    return "standard input" if source == "-" else source
+
+
+def read_text(source: str) -> Iterator[str]:
+    """Yield the lines of a text, each with its end.
 
     Args:
-        source: a file's name, or `-` for standard input. UTF-8. A # at the start of a line begins
-            a comment; elsewhere it is part of a URL.
+        source: a file's name, or `-` for standard input. UTF-8.
 
     Raises:
         ConfigError: the file cannot be read.
     """
-    name = "standard input" if source == "-" else source
+    name = name_of(source)
     try:
         with contextlib.nullcontext(sys.stdin.buffer) if source == "-" else Path(source).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if text and not text.startswith("#"):
-                    yield f"{name}, line {number}", text
+            for number, line in enumerate(file):
+                yield line.decode("utf-8" if number else "utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"{name}: not a text file in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def read_lines(source: str) -> Iterator[tuple[str, str]]:
+    """Yield the place (`FILE, line NUMBER`) and text of each line, except blank lines and comments.
+
+    A # at the start of a line begins a comment; elsewhere it is part of a URL. Arguments and errors are those
+    of `read_text`.
+    """
+    for number, line in enumerate(read_text(source), 1):
+        text = line.strip()
+        if text and not text.startswith("#"):
+            yield f"{name_of(source)}, line {number}", text
 
 
 @contextlib.contextmanager

@@ -7,12 +7,13 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from downloader.cli.options import HOST_LIMIT, LOCAL, Json, Service, Tags, connect, read_lines
+from downloader.cli.options import HOST_LIMIT, LOCAL, Json, Service, Tags, connect
 from downloader.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,13 +69,15 @@ def submit(
     ] = "",
     flags: JobFlags = NO_FLAGS,
     wait: Annotated[bool, Parameter(name="--wait", show_default=False)] = False,
+    results: Annotated[Path | None, Parameter(name="--results")] = None,
     json_: Json = False,
     service: Service = LOCAL,
 ) -> int:
     """Submit jobs to a running service.
 
     A job is a URL, or in a file also a JSON object with the fields of the API's
-    POST /download, which win over the flags. A host is an aggregation of its own
+    POST /download, which win over the flags. A file may also be a table (CSV, TSV)
+    whose first line names the fields, or a TsvHttpData-1.0 list. A host is an aggregation of its own
     unless --aggr-id names one. A terminal shows the progress and a table, a pipe
     gets a line for each job.
     The exit status is 1 if any job was refused or, with --wait, failed.
@@ -86,10 +89,12 @@ def submit(
 
     Args:
         urls: What to download.
-        from_file: File with a URL or a JSON object on each line, or - for standard input; # begins a comment.
+        from_file: File with a URL or a JSON object on each line, or a table; - for standard input.
         wait: Wait until the downloads have ended.
+        results: Write a row for each job to this file, which must end with .csv, .tsv or .ndjson.
         json_: Write a JSON object for each job: the service's response, with --wait the job at its end.
     """
+    from downloader.cli.lists import open_results
     from downloader.cli.submit_report import open_report
     from downloader.client import RETRIES, Submitted
 
@@ -100,7 +105,11 @@ def submit(
         raise ConfigError("nothing to submit: give URLs, or --from-file")
     with connect(service) as client:
         client.ping()  # if there is no service, fail at once; later it may restart
-    with connect(service, retries=RETRIES) as client, open_report(wait=wait, as_json=json_) as report:
+    with (
+        open_results(results) as write_result,
+        connect(service, retries=RETRIES) as client,
+        open_report(wait=wait, as_json=json_, write_result=write_result) as report,
+    ):
         with contextlib.closing(client.submit_many(itertools.chain(first, jobs))) as submissions:
             for submission in submissions:
                 report.submitted(submission)
@@ -134,22 +143,18 @@ def _jobs(
     flags: JobFlags,
     unreadable: list[tuple[str, ApiProblem]],
 ) -> Iterator[JobFields]:
-    """Yield the jobs while reading; malformed lines of JSON are appended to `unreadable`."""
+    """Yield the jobs while reading; lines that cannot be read are appended to `unreadable`."""
+    from downloader.cli.lists import read_jobs, read_line
     from downloader.client import ApiProblem
     from downloader.net import host_of
     from downloader.wire import LineProblem
 
     fields = flags.fields()
-    arguments = ((repr(url), url) for url in urls)
-    for name, text in itertools.chain(arguments, read_lines(from_file) if from_file else ()):
-        job: dict[str, Any] = {"url": text}
-        if text.startswith("{"):
-            try:
-                job = json.loads(text)
-            except (ValueError, RecursionError):
-                problem = LineProblem(code="bad_json", detail=f"{name}: not a JSON object")
-                unreadable.append((text, ApiProblem(problem)))
-                continue
+    arguments = ((url, read_line(url, repr(url))) for url in urls)
+    for text, job in itertools.chain(arguments, read_jobs(from_file) if from_file else ()):
+        if isinstance(job, LineProblem):
+            unreadable.append((text, ApiProblem(job)))
+            continue
         # For a URL without a host, the service returns the error.
         group = flags.aggr_id or host_of(job.get("url"), with_port=True) or "unknown"
         yield cast("JobFields", {"aggr_id": group, **fields, **job})

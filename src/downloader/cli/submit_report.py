@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from downloader.cli.lists import Result
 from downloader.cli.output import Cell, show_table, write, write_json
 from downloader.client import Job, Submitted
 from downloader.model import ErrorCode
@@ -35,12 +38,15 @@ STYLES = {
 class Report:
     """Receiver of responses and results: counts and shows jobs."""
 
-    def __init__(self, *, wait: bool, as_json: bool, bars: Progress | None) -> None:
+    def __init__(
+        self, *, wait: bool, as_json: bool, bars: Progress | None, write_result: Callable[[Result], object]
+    ) -> None:
         self.urls: dict[str, str] = {}
-        """The accepted jobs, by id."""
+        """The accepted jobs that have not ended, by id."""
         self.failed = 0
         """Number of refused and failed jobs."""
         self._wait, self._json, self._bars = wait, as_json, bars
+        self._write_result = write_result
         self._console = bars.console if bars is not None else Console(stderr=True)
         self._warnings: set[str] = set()
         self._bar = bars.add_task("submitted", total=None) if bars is not None else None
@@ -62,6 +68,9 @@ class Report:
             shown = {"code": problem.code, "detail": problem.detail, "field": problem.field, "url": url}
             line = f"refused {problem.code} {escape(url)} {escape(str(problem))}"
             self._add(shown, line, ("refused", "", url, str(problem)))
+            self._write_result(
+                {"url": url, "state": "refused", "error_code": problem.code, "error": str(problem)}
+            )
             return
         self.urls[submission.id] = url
         if not self._wait:
@@ -70,6 +79,7 @@ class Report:
                 f"accepted {submission.id} {escape(url)}",
                 ("accepted", submission.id, url, ""),
             )
+            self._write_result(_accepted(submission.id, url))
 
     def waiting(self) -> None:
         """Begin to count ended jobs; all jobs are submitted."""
@@ -81,8 +91,10 @@ class Report:
         """Report an ended job."""
         self._advance()
         self._ended += 1
-        url = self.urls[job.id]
+        url = self.urls.pop(job.id)
         document = {**job.model_dump(mode="json"), "url": url}
+        more = [part.model_dump() for part in (job.response, job.file) if part is not None]
+        self._write_result(dict(ChainMap(document, *more)))
         if job.file is not None:
             self._bytes += job.file.size
             line = f"{job.state} {job.id} {job.file.size} {escape(url)}"
@@ -96,8 +108,8 @@ class Report:
         """Write a line on standard error, after Ctrl-C."""
         if self._bars is not None:
             self._bars.stop()  # otherwise a bar would stay above the text
-        unfinished = len(self.urls) - self._ended
-        text = f"downloader: interrupted: {unfinished} of {len(self.urls)} jobs have not ended, and go on"
+        accepted = len(self.urls) + self._ended
+        text = f"downloader: interrupted: {len(self.urls)} of {accepted} jobs have not ended, and go on"
         sys.stderr.write(f"{text} (see downloader jobs)\n")
 
     def summary(self) -> None:
@@ -111,6 +123,11 @@ class Report:
             f"{self._shown} downloaded, {decimal(self._bytes)}" if self._wait else f"{self._shown} accepted"
         )
         write(f"{downloaded}; {self.failed} {'failed' if self._wait else 'refused'}")
+
+    def close(self) -> None:
+        """Write the results of the jobs that were waited for and have not ended."""
+        for job_id, url in self.urls.items() if self._wait else ():
+            self._write_result(_accepted(job_id, url))
 
     def _advance(self) -> None:
         if self._bars is not None and self._bar is not None:
@@ -137,14 +154,20 @@ class Report:
             write(line)
 
 
+def _accepted(job_id: str, url: str) -> Result:
+    return {"url": url, "id": job_id, "state": "accepted"}
+
+
 @contextlib.contextmanager
-def open_report(*, wait: bool, as_json: bool) -> Iterator[Report]:
+def open_report(*, wait: bool, as_json: bool, write_result: Callable[[Result], object]) -> Iterator[Report]:
     """Open a report, with progress bars if standard error is a terminal.
 
     There are no bars if standard output is a terminal that gets JSON lines.
     """
+    report = partial(Report, wait=wait, as_json=as_json, write_result=write_result)
     if not sys.stderr.isatty() or (as_json and sys.stdout.isatty()):
-        yield Report(wait=wait, as_json=as_json, bars=None)
+        with contextlib.closing(report(bars=None)) as opened:
+            yield opened
         return
     columns = [
         TextColumn("{task.description}"),
@@ -152,5 +175,8 @@ def open_report(*, wait: bool, as_json: bool) -> Iterator[Report]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     ]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield Report(wait=wait, as_json=as_json, bars=bars)
+    with (
+        Progress(*columns, console=Console(stderr=True), transient=True) as bars,
+        contextlib.closing(report(bars=bars)) as opened,
+    ):
+        yield opened
