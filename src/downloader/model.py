@@ -74,6 +74,10 @@ class State(StrEnum):
     """Terminal, downloads only: a client cancelled the job."""
 
 
+StateName = Literal["pending", "running", "succeeded", "failed", "cancelled"]
+"""The values of `State`, for type checkers and the command line."""
+
+
 class ErrorCode(StrEnum):
     """`error_code` of the callback; `docs/errors.md` has when a download is tried again."""
 
@@ -120,6 +124,32 @@ class ErrorCode(StrEnum):
     """Another file is stored under the job's `key`, and the job has `key_exists` `fail`."""
     ROBOTS = "robots"
     """Refused by the origin's robots.txt, or robots.txt could not be read."""
+
+
+ErrorName = Literal[
+    "http_status",
+    "tls",
+    "mime_type",
+    "egress",
+    "connect",
+    "dns",
+    "timeout",
+    "truncated",
+    "too_large",
+    "too_small",
+    "image_size",
+    "redirects",
+    "protocol",
+    "storage",
+    "cancelled",
+    "poison",
+    "deadline",
+    "digest",
+    "not_modified",
+    "key_exists",
+    "robots",
+]
+"""The values of `ErrorCode` but for the empty one, for type checkers and the command line."""
 
 
 class Verdict(StrEnum):

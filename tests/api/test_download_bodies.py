@@ -15,7 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from downloader.api.intake import MAX_BATCH, MAX_BYTES, MAX_EXTRA, MAX_WAITING, WAIT_S, Intake
 from downloader.config import ApiSettings, RedisSettings
-from downloader.model import JobSpec, State
+from downloader.model import JobSpec
 from downloader.store import Accepted, JobStore, StoreUnavailable, Submission, open_store
 from servers.api import JOB, Served, Serving
 from servers.hostile_urls import HOSTILE_URLS
@@ -50,7 +50,7 @@ async def test_a_job_is_taken_in(api: Served) -> None:
     view = await api.store.get(job_id)
     assert view is not None
     assert view.spec.url == JOB["url"]
-    assert view.download.state == State.PENDING
+    assert view.download.state == "pending"
 
 
 @pytest.mark.parametrize("field", ["url", "callback_url", "callback_dst", "callback_error_dst", "aggr_proxy"])

@@ -9,10 +9,8 @@ from typing import get_args
 import pytest
 
 from downloader.cli import _failed, command_first, main
-from downloader.cli.listing import JobState
-from downloader.cli.options import Code
 from downloader.errors import ConfigError, PluginError, StoreUnavailable
-from downloader.model import ErrorCode, State
+from downloader.model import ErrorCode, ErrorName, State, StateName
 
 
 @pytest.mark.parametrize(
@@ -61,8 +59,8 @@ def test_flags_in_front_of_the_command(given: list[str], arranged: list[str]) ->
 
 
 def test_the_choices_are_the_codes() -> None:
-    assert {*get_args(Code), ""} == {*ErrorCode}
-    assert {*get_args(JobState)} == {*State}
+    assert {*get_args(ErrorName), ""} == {*ErrorCode}
+    assert {*get_args(StateName)} == {*State}
 
 
 @pytest.mark.parametrize(

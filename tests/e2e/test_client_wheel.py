@@ -46,6 +46,10 @@ except WebhookError as error:
 with Client(API) as client:
     job = client.wait(client.submit(**JOB), timeout_s=60)
 
+# A value that does not exist is an error: otherwise the comments below would be refused as unused.
+assert job.state != "suceeded"  # type: ignore[comparison-overlap]
+assert job.error_code != "http-status"  # type: ignore[comparison-overlap]
+
 print(
     json.dumps(
         {

@@ -80,7 +80,7 @@ async def test_a_running_job_keeps_its_slot_until_its_holder_has_stopped(store: 
         assert answer == [Settled.CANCELLED]
     assert (await leased(store)).id == other.id
     download = (await seen(store, spec.id)).download
-    assert download.state == State.CANCELLED
+    assert download.state == "cancelled"
     assert [failure.error for failure in download.errors] == ["cancelled by a client"]
     callback = await leased(store, Kind.CALLBACK)
     assert callback.result is not None
@@ -118,7 +118,7 @@ async def test_the_slot_of_a_holder_that_died_is_free_at_its_lease_s_end(
     assert await store.sweep(sweeper) == []
     assert (await leased(store)).id == other.id
     view = await store.get(spec.id)
-    assert view is None if removed else view is not None and view.download.state == State.CANCELLED
+    assert view is None if removed else view is not None and view.download.state == "cancelled"
 
 
 async def test_a_job_whose_work_does_not_end_keeps_its_slot(raw: RawStore, store: JobStore) -> None:

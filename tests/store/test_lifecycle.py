@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, ResponseMetadata, State, Verdict
+from downloader.model import CallbackOutcome, FileFacts, Kind, Outcome, ResponseMetadata, Verdict
 from downloader.store import Accepted, CallbackPlan, Changed, JobStore, Settled, Submission
 from servers.jobs import closed, downloaded, spec_for
 
@@ -27,7 +27,7 @@ async def test_a_job_goes_from_submission_to_removal(store: JobStore) -> None:
     [job_id] = await submit(store)
     view = await store.get(job_id)
     assert view is not None
-    assert view.download.state == State.PENDING
+    assert view.download.state == "pending"
     assert view.outcome is None
     assert view.callback is None
 

@@ -75,7 +75,7 @@ async def test_download_again(browse: Browse, page_url: str, store: JobStore) ->
         seen.page.goto(f"{seen.url}#job/{spec.id}")
         seen.page.get_by_role("button", name="Download again").click()
         expect(seen.page.locator("#said")).to_contain_text("downloaded again")
-        assert stored(store, spec).download.state == State.PENDING
+        assert stored(store, spec).download.state == "pending"
 
     await browse(page_url, look)
 

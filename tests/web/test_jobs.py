@@ -9,7 +9,7 @@ import pytest
 import trio
 from playwright.sync_api import expect
 
-from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, State, Verdict
+from downloader.model import CallbackOutcome, ErrorCode, Kind, Outcome, Verdict
 from downloader.store import JobStore, JobView, Submission
 from servers.browser import Browse, Seen, meanwhile
 from servers.jobs import closed, end_all, spec_for
@@ -61,7 +61,7 @@ async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, sto
         expect(page.locator("#said")).to_contain_text("callback sent again")
         found = stored(store, job).callback
         assert found is not None
-        assert found.state == State.PENDING
+        assert found.state == "pending"
         expect(dialog.get_by_role("button", name="Send the callback again")).to_be_hidden()
         assert page.evaluate("document.activeElement.id") == "job-title"
         page.keyboard.press("Escape")
@@ -74,13 +74,13 @@ async def test_failures_are_shown_and_retried(browse: Browse, page_url: str, sto
         page.get_by_role("button", name="Go back").press("Enter")
         found = stored(store, job).callback
         assert found is not None
-        assert found.state == State.FAILED
+        assert found.state == "failed"
         page.get_by_role("button", name="Send failed callbacks again").press("Enter")
         page.get_by_role("button", name="Send 1 callback again").click()
         expect(page.locator("#said")).to_contain_text("1 callback is sent again.")
         found = stored(store, job).callback
         assert found is not None
-        assert found.state == State.PENDING
+        assert found.state == "pending"
         assert page.locator("#live img, dialog img").count() == 0
         seen.check()
 
@@ -108,11 +108,11 @@ async def test_a_job_is_found_by_its_id_and_cancelled(browse: Browse, page_url: 
         dialog.get_by_role("button", name="Cancel the job").press("Enter")
         expect(page.get_by_role("dialog", name="Cancel this job?")).to_be_visible()
         page.keyboard.press("Escape")
-        assert stored(store, spec.id).download.state == State.PENDING
+        assert stored(store, spec.id).download.state == "pending"
         dialog.get_by_role("button", name="Cancel the job").press("Enter")
         page.locator("#confirm-do").press("Enter")
         expect(dialog.locator("#job-state")).to_contain_text("It is cancelled")
-        assert stored(store, spec.id).download.state == State.CANCELLED
+        assert stored(store, spec.id).download.state == "cancelled"
         page.keyboard.press("Escape")
 
         for unknown in ("00000000000000", "%"):

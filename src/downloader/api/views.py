@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from downloader.errors import StorageError
-from downloader.model import JobSpec, Outcome, State
+from downloader.model import ErrorName, JobSpec, Outcome
 from downloader.net import redact_url, requested_url
 from downloader.observe import COUNTERS, TROUBLES, by_name
 from downloader.store import Backlog, JobView, Load
@@ -34,7 +34,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
     fails.
     """
     spec, outcome = view.spec, view.outcome
-    succeeded = view.download.state == State.SUCCEEDED and outcome is not None
+    succeeded = view.download.state == "succeeded" and outcome is not None
     file = outcome.file if outcome is not None and outcome.has_file else None
     return Job(
         id=spec.id,
@@ -44,7 +44,7 @@ def job_view(view: JobView, download_url: Callable[[JobSpec, str], str]) -> Job:
         **dict(view.download),
         priority=spec.priority,
         error=outcome.error if outcome else "",
-        error_code=str(outcome.error_code) if outcome else "",
+        error_code=cast("ErrorName", str(outcome.error_code)) if outcome else "",
         response_code=outcome.response_code if outcome else 0,
         file=JobFile(path=spec.storage_key(file.sha256), md5=spec.md5, **asdict(file)) if file else None,
         response=_response(spec, outcome) if succeeded and outcome else None,
@@ -71,7 +71,7 @@ def _download_url(download_url: Callable[[], str]) -> str:
 def _callback(view: JobView) -> JobCallback | None:
     if view.callback is None:
         return None
-    kind, destination = view.spec.callback(success=view.download.state == State.SUCCEEDED)
+    kind, destination = view.spec.callback(success=view.download.state == "succeeded")
     return JobCallback(type=kind, destination=redact_url(destination), **dict(view.callback))
 
 

@@ -28,11 +28,11 @@ from downloader.cli.options import (
 )
 from downloader.cli.output import Cell, local_time, print_rows, show_table, write, write_json
 from downloader.errors import ConfigError
+from downloader.model import StateName
 
 if TYPE_CHECKING:
     from downloader.client import ListedJob
 
-JobState = Literal["pending", "running", "succeeded", "failed", "cancelled"]
 Count = Annotated[int | None, Parameter(name="-n", validator=Number(gte=1))]
 
 ROWS = 200
@@ -54,7 +54,7 @@ WIDE = 120
 
 def jobs(
     *,
-    state: Annotated[JobState | None, Parameter(name="--state")] = None,
+    state: Annotated[StateName | None, Parameter(name="--state")] = None,
     aggr_id: AggrId = None,
     q: Part = None,
     callback: Annotated[Literal["failed", "succeeded"] | None, Parameter(name="--callback")] = None,

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from downloader.errors import ConfigError
+from downloader.model import ErrorName
 from downloader.printable import escape
 
 if TYPE_CHECKING:
@@ -36,31 +37,7 @@ Tags = Annotated[tuple[str, ...], Parameter(name="--tag", show_default=False)]
 AggrId = Annotated[str | None, Parameter(name=["--aggr-id", "--aggr"])]
 Part = Annotated[str | None, Parameter(name="-q")]
 Destination = Annotated[str | None, Parameter(name="--destination")]
-Code = Literal[
-    "http_status",
-    "tls",
-    "mime_type",
-    "egress",
-    "connect",
-    "dns",
-    "timeout",
-    "truncated",
-    "too_large",
-    "too_small",
-    "image_size",
-    "redirects",
-    "protocol",
-    "storage",
-    "cancelled",
-    "poison",
-    "deadline",
-    "digest",
-    "not_modified",
-    "key_exists",
-    "robots",
-]
-"""The values of `downloader.model.ErrorCode`, for help and completion."""
-FailureCode = Annotated[Code | None, Parameter(name="--error-code")]
+FailureCode = Annotated[ErrorName | None, Parameter(name="--error-code")]
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _AGE = re.compile(r"([0-9]{1,6})([smhdw])")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from typing import Any, Generic, TypeVar, Unpack
+from typing import Any, Generic, Literal, TypeVar, Unpack
 
 import httpx2
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ from downloader import backoff
 from downloader.client import bodies, responses
 from downloader.client.bodies import JobFields, Submitted
 from downloader.client.errors import Unreachable, WaitTimeout
-from downloader.model import State
+from downloader.model import ErrorName, StateName
 from downloader.wire import (
     Accepted,
     Aggregation,
@@ -199,7 +199,7 @@ class Calls:
         q: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
-        error_code: str | None = None,
+        error_code: ErrorName | None = None,
         destination: str | None = None,
         tags: Sequence[str] = (),
     ) -> Steps[int]:
@@ -246,13 +246,13 @@ class Calls:
     def jobs(
         self,
         *,
-        state: str | None = None,
-        callback: str | None = None,
+        state: StateName | None = None,
+        callback: Literal["failed", "succeeded"] | None = None,
         aggr_id: str | None = None,
         q: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
-        error_code: str | None = None,
+        error_code: ErrorName | None = None,
         destination: str | None = None,
         tags: Sequence[str] = (),
     ) -> ManySteps[ListedJob]:
@@ -287,7 +287,7 @@ class Calls:
             page = yield from self._read(JobPage, "GET", "jobs", params=_at(cursor, params))
             yield Items([job for job in page.jobs if job.id not in seen])
             ids = {job.id for job in page.jobs}
-            seen = seen | ids if state == State.RUNNING else ids
+            seen = seen | ids if state == "running" else ids
             cursor = page.cursor
 
     def cancel(self, job_id: str) -> Steps[None]:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from downloader.model import (
     ErrorCode,
+    ErrorName,
     FileFacts,
     JobSpec,
     Kind,
@@ -22,6 +23,7 @@ from downloader.model import (
     Outcome,
     ResponseMetadata,
     State,
+    StateName,
     Verdict,
     callback_group,
 )
@@ -341,12 +343,12 @@ def _listed_job(row: Mapping[str, str]) -> ListedJob:
     return ListedJob(
         id=row["id"],
         aggr_id=row["group"],
-        state=row["state"],
-        callback=row["callback"] or None,
+        state=cast("StateName", row["state"]),
+        callback=cast("StateName", row["callback"]) or None,
         finished_at=_moment(row["finished"]),
         failed_at=_moment(row["failed"]),
         error=row["error"],
-        error_code=row["code"],
+        error_code=cast("ErrorName", row["code"]),
         destination=row["destination"],
     )
 
@@ -548,7 +550,7 @@ def _task(row: Mapping[str, str], *, due_ms: str) -> Task:
     state = row.get("state", State.PENDING)
     log = [line.partition(" ") for line in row.get("log", "").splitlines()]
     return Task(
-        state=state,
+        state=cast("StateName", state),
         attempts=_int(row.get("attempts")),
         deliveries=_int(row.get("deliveries")),
         crashes=_int(row.get("crashes")),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from downloader.wire.base import Cursor, Integer, Moment, WireModel
+from downloader.wire.base import NEWER, Cursor, Integer, Moment, WireModel
 
 MAX_INT = 2**31 - 1
 """Largest limit or timeout: the largest 32-bit integer, which some clients send for "no limit"."""
@@ -18,6 +18,23 @@ MAX_RATE = 1e6
 
 MAX_DELAY_S = 86400
 """A day, which is also the longest time between two starts that a rate can demand."""
+
+AggregationState = Annotated[
+    Literal[
+        "",
+        "paused",
+        "cooling",
+        "at_limit",
+        "at_rate",
+        "running",
+        "scheduled",
+        "disk_full",
+        "no_processor",
+        "ready",
+        "idle",
+    ],
+    NEWER,
+]
 
 Limit = Annotated[Integer, Field(ge=1, le=MAX_INT)]
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE)]
@@ -67,7 +84,7 @@ class AggregationLoad(WireModel):
 class Aggregation(AggregationLoad):
     """An aggregation that has unfinished downloads, or for which an operator has set something."""
 
-    state: str = ""
+    state: AggregationState = ""
     """`paused`, `cooling`, `at_limit`, `at_rate` (the next start waits for `rate` or `delay`), `running`,
     `scheduled` (the next job waits for its time), `disk_full` or `no_processor` (no download can start),
     `ready` (the next job starts with a free slot) or `idle`."""

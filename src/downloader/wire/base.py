@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from operator import not_
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    PlainSerializer,
+    WithJsonSchema,
+)
 
-from downloader.model import status_phrase
+from downloader.model import ErrorName, StateName, status_phrase
 
 LAST_MS = 253402300799999
 """The last millisecond of the year 9999, the last that RFC 3339 and Python can write."""
@@ -62,6 +70,14 @@ Moment = Annotated[
 ]
 """A time, in JSON as RFC 3339 in UTC."""
 
+
+NEWER = GetPydanticSchema(lambda _type, handler: handler(str))
+"""For type checkers a field has known values; when read it may have one that a newer service added."""
+
+KnownState = Annotated[
+    StateName, NEWER, WithJsonSchema({"type": "string", "enum": list(get_args(StateName))})
+]
+KnownError = Annotated[ErrorName | Literal[""], NEWER]
 
 Cursor = Annotated[str, Field(description="Of the next page; empty at the end.")]
 

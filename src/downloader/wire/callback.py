@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from downloader.model import JobSpec, Outcome, Verdict
+from downloader.wire.base import KnownError
 
 
 class Callback(BaseModel):
@@ -37,7 +38,7 @@ class Callback(BaseModel):
     """Always empty."""
     image_size: str
     """`WxH`, if the job asked for the size of an image; otherwise empty."""
-    error_code: str
+    error_code: KnownError
     """The kind of failure, for programs; empty after a success."""
     size: int
     """Bytes of the file."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from downloader.model import State
-from downloader.wire.base import Cursor, Moment, Warnings, WireModel, optional
+from downloader.wire.base import Cursor, KnownError, KnownState, Moment, Warnings, WireModel, optional
 
 _ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 
@@ -44,8 +44,7 @@ class Failure(WireModel):
 class Task(WireModel):
     """A download or a callback. Times are RFC 3339 in UTC."""
 
-    state: str
-    """`pending`, `running`, `succeeded`, `failed` or `cancelled`."""
+    state: KnownState
     attempts: int = 0
     """Attempts that count against the retries."""
     deliveries: int = 0
@@ -114,7 +113,7 @@ class Job(Task):
     priority: int = 0
     error: str = ""
     """For people; empty unless the download failed."""
-    error_code: str = ""
+    error_code: KnownError = ""
     """For programs; empty unless the download failed."""
     response_code: int = 0
     """The status of the last response; 0 if there was none."""
@@ -134,7 +133,7 @@ class Job(Task):
     @property
     def succeeded(self) -> bool:
         """Whether the file is stored, or not modified."""
-        return self.state == State.SUCCEEDED
+        return self.state == "succeeded"
 
 
 class ListedJob(WireModel):
@@ -143,9 +142,9 @@ class ListedJob(WireModel):
     id: JobId
     aggr_id: str
     url: RedactedUrl = ""
-    state: str
+    state: KnownState
     """The state of the download."""
-    callback: str | None = None
+    callback: KnownState | None = None
     """The state of the callback; `null` while there is none."""
     finished_at: Moment | None = None
     """When the download ended."""
@@ -153,7 +152,7 @@ class ListedJob(WireModel):
     """When the callback failed; `null` without a failure."""
     error: str = ""
     """The error of a failed callback, otherwise the download's error."""
-    error_code: str = ""
+    error_code: KnownError = ""
     """Error code of the download; empty unless the download failed or was cancelled."""
     destination: str = ""
     """Backend and host, queue, topic or prefix of the callback; empty without one."""
@@ -180,7 +179,7 @@ class FailureGroup(FailureCount):
 
     kind: Literal["download", "callback"]
     aggr_id: str
-    error_code: str = ""
+    error_code: KnownError = ""
     """Of downloads; empty for callbacks."""
     error: str
     newest: str
